@@ -1,0 +1,9 @@
+"""Block types (byte layout, encode, decode), the mixing recipes and the importance matrix.
+
+Importing this package registers every type.  Look one up with `by_name` or `by_ggml_id`.
+"""
+
+from llmconv.quant import plain as plain  # importing a family registers its types
+from llmconv.quant.block import BlockType, by_ggml_id, by_name, names, types
+
+__all__ = ["BlockType", "by_ggml_id", "by_name", "names", "types"]
