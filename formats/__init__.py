@@ -1,1 +1,74 @@
-"""."""
+"""Containers: GGUF, safetensors, legacy JSON and MessagePack.  Bytes <-> `Checkpoint`, nothing of architectures.
+
+`open(path)` goes by content.  A format is a module with `NAME`, `sniff`, `open` and `save` (see `Format`), listed in
+`_MODULES`: the one place to add one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Extent, Tensor
+
+__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "sniff"]
+
+
+class Format(Protocol):
+    """What a container's module offers."""
+
+    NAME: str
+    """Its name in commands and messages: "gguf"."""
+    SUFFIXES: tuple[str, ...]
+    """File names that ask for it when writing; the first is the default."""
+
+    def sniff(self, path: Path, head: bytes) -> bool:
+        """Whether the file or folder at `path` is of this format; `head` is its first 4096 bytes (b"" for a folder)."""
+
+    def open(self, path: Path) -> Checkpoint:
+        """Read it lazily; `BadFile` when it breaks the format's rules."""
+
+    def save(self, checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
+        """Write it completely or not at all; the files written."""
+
+
+# In the order of asking: the most certain signature first.
+_MODULES = ("gguf_file", "safetensors_file", "msgpack_file", "json_file")
+
+
+def formats() -> list[Format]:
+    """Every format."""
+    return [cast(Format, importlib.import_module(f"llmconv.formats.{name}")) for name in _MODULES]
+
+
+def by_name(name: str) -> Format:
+    for module in formats():
+        if name.lower() == module.NAME:
+            return module
+    raise UsageError(f"unknown format {name!r}; known: {', '.join(f.NAME for f in formats())}")
+
+
+def sniff(path: Path) -> Format:
+    """The format of the file or folder at `path`, by content; `BadFile` when there is none."""
+    from llmconv.formats.files import open_regular
+
+    head = b""
+    if not path.is_dir():
+        with open_regular(path) as file:
+            head = file.read(4096)
+        if not head:
+            raise BadFile(f"{at(path)}: is empty, expected a model file")
+    for module in formats():
+        if module.sniff(path, head):
+            return module
+    what = "holds no model" if path.is_dir() else "is no model file of a known format"
+    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.NAME for f in formats())}")
+
+
+def open(path: str | Path) -> Checkpoint:
+    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder."""
+    path = Path(path)
+    return sniff(path).open(path)

@@ -1,2 +1,39 @@
-"""llmconv."""
+"""llmconv: convert and quantize language models between legacy JSON, safetensors and GGUF.
+
+Everything here is loaded when first used, so that `import llmconv` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Public name -> the module that holds it.  `export as other` where the module's own name for it differs.
+_PUBLIC: dict[str, str] = {
+    "open": "llmconv.api",
+    "save": "llmconv.api",
+    "convert_file": "llmconv.api",
+    "Checkpoint": "llmconv.formats.checkpoint",
+    "Tensor": "llmconv.formats.tensor",
+    "LlmconvError": "llmconv.errors",
+    "BadFile": "llmconv.errors",
+    "Unsupported": "llmconv.errors",
+    "OutputError": "llmconv.errors",
+    "UsageError": "llmconv.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'llmconv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -124,7 +124,9 @@ class BlockType:
         Returns (n, k) float32; for plain types without `out`, a view in the type's own dtype.
         """
         if blocks.ndim != 2 or blocks.dtype != np.uint8:
-            raise UsageError(f"{cls.name}.decode takes uint8 rows of shape (n, bytes), not {blocks.dtype} {blocks.shape}")
+            raise UsageError(
+                f"{cls.name}.decode takes uint8 rows of shape (n, bytes), not {blocks.dtype} {blocks.shape}"
+            )
         n, size = blocks.shape
         if size % cls.layout.itemsize:
             raise UsageError(f"{size} bytes are not whole {cls.name} blocks of {cls.layout.itemsize}")

@@ -1,1 +1,1 @@
-"""."""
+"""torch: the model, loading, perplexity, comparison, generation, training."""

@@ -1,1 +1,1 @@
-"""."""
+"""The architecture tables, one file per family."""

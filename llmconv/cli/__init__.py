@@ -1,1 +1,131 @@
-"""The llmconv command."""
+"""The `llmconv` command: a thin coat on the API.
+
+`COMMANDS` names every command with the module that holds it; a module is imported only when its command runs,
+so that `llmconv --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+import llmconv
+
+# Name -> (module, one-line help).  In a module, the command is the function of that name with "_" for "-".
+COMMANDS: dict[str, tuple[str, str]] = {
+    "convert": ("llmconv.cli.convert", "Convert a model between formats, by content and file name."),
+    "json-to-gguf": ("llmconv.cli.convert", "Legacy JSON (or MessagePack) to GGUF."),
+    "json-to-safetensors": ("llmconv.cli.convert", "Legacy JSON (or MessagePack) to safetensors."),
+    "safetensors-to-gguf": ("llmconv.cli.convert", "A Hugging Face folder or safetensors file to GGUF."),
+    "safetensors-to-json": ("llmconv.cli.convert", "safetensors to legacy JSON."),
+    "gguf-to-json": ("llmconv.cli.convert", "GGUF to legacy JSON."),
+    "gguf-to-safetensors": (
+        "llmconv.cli.convert",
+        "GGUF to a Hugging Face style folder or safetensors file.",
+    ),
+    "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
+}
+
+
+class Group(click.Group):
+    """A click group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, short = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
+        command.short_help = short
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        import difflib
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see llmconv --help"
+            raise click.UsageError(f"no such command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short) for name, (_, short) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: llmconv json-to-gguf model.json",
+)
+@click.version_option(llmconv.__version__, prog_name="llmconv")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Convert and quantize language models between legacy JSON, safetensors and GGUF.
+
+    Nothing is lost on the way, and every output appears complete or not at all.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line: control characters and undecodable bytes escaped."""
+    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return safe.encode("utf-8", "backslashreplace").decode()
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = cli.main(args=argv, prog_name="llmconv", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("llmconv: interrupted", err=True)
+        code = 130
+    except click.ClickException as error:
+        if debug:
+            raise
+        click.echo(f"llmconv: {one_line(error.format_message())}", err=True)
+        code = error.exit_code
+    except llmconv.LlmconvError as error:
+        if debug:
+            raise
+        click.echo(f"llmconv: {one_line(str(error))}", err=True)
+        code = error.exit_code
+    except MemoryError:
+        if debug:
+            raise
+        click.echo("llmconv: out of memory; close other programs or raise the limit (ulimit -v)", err=True)
+        code = 1
+    except OSError as error:
+        if debug:
+            raise
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        click.echo(f"llmconv: {one_line(name + (error.strerror or str(error)))}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

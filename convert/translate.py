@@ -1,0 +1,38 @@
+"""From one ecosystem's names and shapes to another's, always by way of the canonical dialect, GGUF's.
+
+A dialect is a module with two functions, `to_gguf(checkpoint, **options)` and `from_gguf(checkpoint, **options)`, each
+giving a new lazy `Checkpoint`.  `_DIALECTS` is the one place to add one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from llmconv.errors import UsageError
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["translate"]
+
+_DIALECTS = {
+    "hf": "llmconv.convert.hf",
+    "json": "llmconv.convert.legacy",
+    "plain": "llmconv.convert.plain",
+}
+
+
+def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
+    """The same model in the dialect `to` ("gguf", "hf", "json" or "plain"), lazily.
+
+    Options go to the dialect that knows them (`layout` for JSON, `strict` for Hugging Face, ...).
+    """
+    for dialect in (checkpoint.dialect, to):
+        if dialect != "gguf" and dialect not in _DIALECTS:
+            raise UsageError(f"unknown dialect {dialect!r}; known: gguf, {', '.join(_DIALECTS)}")
+    if checkpoint.dialect == to:
+        return checkpoint
+    if checkpoint.dialect != "gguf":
+        checkpoint = importlib.import_module(_DIALECTS[checkpoint.dialect]).to_gguf(checkpoint, **options)
+    if to != "gguf":
+        checkpoint = importlib.import_module(_DIALECTS[to]).from_gguf(checkpoint, **options)
+    return checkpoint

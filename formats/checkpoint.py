@@ -1,0 +1,60 @@
+"""A checkpoint: what every container opens to and saves from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmconv.formats.tensor import Tensor
+
+__all__ = ["Checkpoint"]
+
+
+@dataclass(repr=False)
+class Checkpoint:
+    """Tensors and everything else that a container carried, nothing interpreted away.
+
+    tensors: name -> `Tensor`, in file order; the names are those of `dialect`.
+    metadata: what the container states about the model, in order.
+        GGUF: key -> value; numpy scalars and arrays keep GGUF's exact type (`np.uint32(4)`, int8 arrays),
+        str, bool, and sequences of str for string arrays (possibly lazy).  A Python int is written as uint32
+        when it fits (else int32, uint64, int64), a Python float as float32.
+        safetensors: the `__metadata__` map, str -> str.
+        JSON / MessagePack: {"document": the document with its tensors cut out, ...} (see the JSON format).
+    dialect: whose names the tensors bear: "gguf", "hf", "json", or "plain" (nobody's: a lone safetensors file).
+    files: side files of a model folder, by name (config.json, tokenizer.json, ...): their path, or bytes.
+    format: the container it was read from ("gguf", "safetensors", "json", "msgpack", ...), "" if made in memory.
+    source: the file or folder it was opened from.
+    info: facts about the container for people (version, byte order, alignment, shards, style); never needed to convert.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    dialect: str = "gguf"
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+    format: str = ""
+    source: Path | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, tensor: Tensor) -> None:
+        self.tensors[tensor.name] = tensor
+
+    def file(self, name: str) -> bytes | None:
+        """The bytes of a side file, or None when there is none of that name."""
+        found = self.files.get(name)
+        return found.read_bytes() if isinstance(found, Path) else found
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of all tensors (the parameter count, for a model without integer tensors)."""
+        return sum(t.n_elements for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensor data."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def __repr__(self) -> str:
+        where = f" from {self.source}" if self.source else ""
+        return f"<Checkpoint {self.dialect}, {len(self.tensors)} tensors, {self.n_elements:,} elements{where}>"

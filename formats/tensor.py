@@ -1,0 +1,155 @@
+"""A lazy tensor: a name, a shape, a block type, and a way to read rows of its bytes.
+
+This is the only laziness in the house.  Whatever transforms a tensor (a cast, a permutation, a rename) makes
+a new `Tensor` whose `read` calls the old one's, so that nothing is in memory before somebody asks for rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.errors import UsageError
+from llmconv.quant import plain
+from llmconv.quant.block import BlockType, Bytes
+
+__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "type_of_dtype"]
+
+SLAB_BYTES = 8 << 20
+"""How many bytes of a tensor are worked on at a time, where there is no reason for another number."""
+
+_BY_DTYPE = {cls.dtype: cls for cls in vars(plain).values() if isinstance(cls, type) and getattr(cls, "dtype", None)}
+
+
+def type_of_dtype(dtype: np.dtype[Any]) -> BlockClass:
+    """The plain type that stores this numpy dtype; `UsageError` when there is none."""
+    dtype = np.dtype(dtype)
+    found = _BY_DTYPE.get(dtype.newbyteorder("<") if dtype.itemsize > 1 and dtype.byteorder != "|" else dtype)
+    if found is None:
+        raise UsageError(f"no tensor type stores numpy's {dtype}; cast the array first")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's bytes lie, whole and unchanged, in a file: what the kernel may copy by itself."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array of shape `shape` (row-major: the last dimension is the row), stored as `type`.
+
+    `read(start, stop)` gives the bytes of rows start..stop as a C-contiguous uint8 array of shape
+    (stop - start, row_bytes), possibly a read-only view of a mapped file.  A scalar is one row of one element.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockClass
+    read: Callable[[int, int], Bytes] = dataclasses.field(repr=False)
+    extent: Extent | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def row_len(self) -> int:
+        """Elements in a row: the last dimension."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.type.row_bytes(self.row_len)
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Bytes:
+        """Stored bytes of rows start..stop: (n, row_bytes) uint8."""
+        return self.read(start, self.n_rows if stop is None else stop)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Values of rows start..stop: (n, row_len), in the type's own dtype if plain, else decoded to float32."""
+        return self.type.decode(self.blocks(start, stop))
+
+    def numpy(self) -> NDArray[Any]:
+        """All values, in `shape`."""
+        return self.rows().reshape(self.shape)
+
+    def slabs(self, max_bytes: int = SLAB_BYTES) -> Iterator[tuple[int, int]]:
+        """Row ranges (start, stop) that cover the tensor, each of about `max_bytes` stored bytes."""
+        n = self.n_rows
+        step = max(1, max_bytes // max(1, self.row_bytes))
+        for start in range(0, n, step):
+            yield start, min(n, start + step)
+
+    def renamed(self, name: str) -> Tensor:
+        return dataclasses.replace(self, name=name)
+
+    def reshaped(self, shape: tuple[int, ...]) -> Tensor:
+        """The same bytes under another shape.
+
+        Any shape of as many elements for a plain type; a block type must keep whole blocks in its rows.
+        """
+        if math.prod(shape) != self.n_elements:
+            raise UsageError(f"tensor {self.name!r} of shape {self.shape} can't become {shape}: other element count")
+        old, new_row = self, shape[-1] if shape else 1
+        if new_row == self.row_len:
+            return dataclasses.replace(self, shape=shape)
+        size = self.type.row_bytes(new_row)  # raises when blocks would be cut
+
+        def read(start: int, stop: int) -> Bytes:
+            lo, hi = start * size, stop * size
+            if hi <= lo:
+                return np.empty((0, size), np.uint8)
+            first, last = lo // old.row_bytes, -(-hi // old.row_bytes)
+            flat = old.read(first, last).reshape(-1)
+            return flat[lo - first * old.row_bytes : hi - first * old.row_bytes].reshape(-1, size)
+
+        return dataclasses.replace(self, shape=shape, read=read)
+
+    def map(
+        self,
+        fn: Callable[[NDArray[Any]], NDArray[Any]],
+        to: BlockClass,
+        importance: NDArray[np.float32] | None = None,
+    ) -> Tensor:
+        """`fn` on each slab of values, stored as `to`; same shape.  `fn` must work row by row."""
+        source = self
+
+        def read(start: int, stop: int) -> Bytes:
+            return to.encode(fn(source.rows(start, stop)), importance)
+
+        return dataclasses.replace(self, type=to, read=read, extent=None)
+
+    def astype(self, to: BlockClass, importance: NDArray[np.float32] | None = None) -> Tensor:
+        """This tensor stored as another type (itself when it is that type already)."""
+        return self if to is self.type else self.map(lambda rows: rows, to, importance)
+
+    @staticmethod
+    def from_array(name: str, array: NDArray[Any], type: BlockClass | None = None) -> Tensor:
+        """A tensor over an array in memory, of the type that stores its dtype (or cast to `type`)."""
+        array = np.asarray(array)
+        own = type_of_dtype(array.dtype)
+        shape = array.shape
+        little = np.ascontiguousarray(array, own.dtype)
+        data = little.reshape(math.prod(shape[:-1]), shape[-1] if shape else 1).view(np.uint8)
+        tensor = Tensor(name, shape, own, lambda start, stop: data[start:stop])
+        return tensor if type is None else tensor.astype(type)
