@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,14 @@ __all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "type_of_dtype"]
 SLAB_BYTES = 8 << 20
 """How many bytes of a tensor are worked on at a time, where there is no reason for another number."""
 
-_BY_DTYPE = {cls.dtype: cls for cls in vars(plain).values() if isinstance(cls, type) and getattr(cls, "dtype", None)}
+BlockClass: TypeAlias = type[BlockType]
+"""A block type is a class, never instantiated."""
+
+_BY_DTYPE: dict[Any, BlockClass] = {
+    cls.dtype: cls
+    for cls in vars(plain).values()
+    if isinstance(cls, type) and issubclass(cls, BlockType) and getattr(cls, "dtype", None) is not None
+}
 
 
 def type_of_dtype(dtype: np.dtype[Any]) -> BlockClass:
