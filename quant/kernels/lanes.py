@@ -1,0 +1,70 @@
+"""What the kernels of several families share: fields of a block's bytes, and one block a lane.
+
+`tile` lays sixteen blocks side by side, one a lane, so that a search runs on all of them at once and every lane
+keeps the reference's order of operations.
+"""
+
+import numpy as np
+from numba import types
+
+from llmconv.quant.kernels import inner, out
+from llmconv.quant.kernels.simd import LANES, f16_bits, f16_value, fabs, from_bits, max_, reduce_umax, transpose
+from llmconv.quant.kernels.simd import bits as bits_of
+
+OUT_U8, OUT_F32 = out(types.uint8), out(types.float32)
+LANE = np.arange(LANES, dtype=np.int32)
+
+f4 = np.float32
+i4 = np.int32
+
+
+@inner
+def put_f16(out, at, number):
+    """The float16 nearest to `number` into two bytes."""
+    half = f16_bits(number)
+    out[at] = half & 255
+    out[at + 1] = half >> 8
+
+
+@inner
+def get_u16(blocks, at):
+    return np.uint16(blocks[at] | (np.uint16(blocks[at + 1]) << 8))
+
+
+@inner
+def get_u32(blocks, at):
+    return np.uint32(get_u16(blocks, at)) | (np.uint32(get_u16(blocks, at + 2)) << np.uint32(16))
+
+
+@inner
+def get_f16(blocks, at):
+    return f16_value(get_u16(blocks, at))
+
+
+@inner
+def inverse(d):
+    return f4(1) / d if d != f4(0) else f4(0)
+
+
+@inner
+def largest(a, b):
+    """The largest magnitude in two vectors without NaN."""
+    return from_bits(reduce_umax(max_(bits_of(fabs(a)), bits_of(fabs(b)))))
+
+
+@inner
+def tile(rows, first, step, lanes, size, out):
+    """Weight i of block `first + lane * step` (blocks of `size` weights) to `out[16 * i + lane]`, as float32.
+
+    size: a multiple of 16.  Lanes from `lanes` on, where there is no block, are zeros.
+    """
+    if lanes == LANES:
+        for i in range(0, size, LANES):
+            transpose(rows, first * size + i, step * size, out, LANES * i)
+        return
+    some = np.zeros(LANES * size, rows.dtype)
+    for lane in range(lanes):
+        start = (first + lane * step) * size
+        some[lane * size : (lane + 1) * size] = rows[start : start + size]
+    for i in range(0, size, LANES):
+        transpose(some, i, size, out, LANES * i)
