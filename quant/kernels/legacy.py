@@ -1,59 +1,198 @@
 """Kernels of the legacy types: blocks of 32 weights, one scale (Q4_0, Q5_0, Q8_0) or scale and minimum (Q4_1, Q5_1).
 
-The plain encoders work on one block at a time, its weights across the lanes: maxima don't depend on the order.
-Sources of the layouts and rules: `ggml-common.h` and `ggml-quants.c` of ggml.
+The plain encoders take one block at a time, its weights across the lanes: maxima don't depend on the order.
+With importance, `search` finds the scales and `pack` writes them.  Layouts and rules: ggml's `ggml-common.h` and
+`ggml-quants.c`.
 """
 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import ROWS, inner, kernel, out
+from llmconv.quant.kernels import F32, ROWS, U8, inner, kernel, out
+from llmconv.quant.kernels.pack import get_f16, multiply, put_f16
+from llmconv.quant.kernels.search import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.simd import (
     bits,
-    f16_bits,
-    f16_value,
     from_bits,
     load,
+    load_i32,
+    mask_bits,
     max_,
+    min_,
+    reduce_fmax,
+    reduce_fmin,
     reduce_umax,
     round_,
+    select,
+    splat,
     store,
+    to_float,
     to_int,
     to_u8,
+    trailing_zeros,
 )
 
 f4 = np.float32
 i4 = np.int32
-_OUT_U8, _OUT_F32 = out(types.uint8), out(types.float32)
+_BYTES, _FLOATS = out(types.uint8), out(types.float32)
 _MAGNITUDE = i4(0x7FFFFFFF)
 
 
 @inner
-def put_f16(out, at, number):
-    """The float16 nearest to `number` into two bytes."""
-    half = f16_bits(number)
-    out[at] = half & 255
-    out[at + 1] = half >> 8
-
-
-@inner
-def get_f16(blocks, at):
-    return f16_value(np.uint16(blocks[at] | (np.uint16(blocks[at + 1]) << 8)))
-
-
-@inner
-def inverse(d):
+def reciprocal(d):
     return f4(1) / d if d != f4(0) else f4(0)
 
 
-@kernel(ROWS, _OUT_U8)
+@inner
+def both(low, high):
+    """Two masks of sixteen as one uint32."""
+    return mask_bits(low) | (mask_bits(high) << np.uint32(16))
+
+
+@inner
+def put_quants(out, at, low, high, width):
+    """32 integers of 4 or 5 bits: the fifth bits first (32 of them), then nibbles, weight i beside weight i + 16."""
+    if width == 5:
+        fifth = both((low & i4(16)) != i4(0), (high & i4(16)) != i4(0))
+        for i in range(4):
+            out[at + i] = (fifth >> np.uint32(8 * i)) & np.uint32(255)
+        at += 4
+    store(out, at, to_u8((low & i4(15)) | (high << i4(4))))
+
+
+@inner
+def get_quants(blocks, at, width):
+    """What `put_quants` wrote."""
+    if width == 5:
+        packed = load_i32(blocks, at + 4)
+        fifth = np.uint32(0)
+        for i in range(4):
+            fifth |= np.uint32(blocks[at + i]) << np.uint32(8 * i)
+        lane = lanes()
+        bit = splat(i4(fifth)) >> lane
+        return (packed & i4(15)) | ((bit & i4(1)) << i4(4)), (packed >> i4(4)) | (((bit >> i4(16)) & i4(1)) << i4(4))
+    packed = load_i32(blocks, at)
+    return packed & i4(15), packed >> i4(4)
+
+
+@inner
+def lanes():
+    return load_i32(_LANES, 0)
+
+
+_LANES = np.arange(16, dtype=np.int32)
+
+
+@kernel(ROWS, _BYTES)
 def encode_q8_0(rows, out):
     for block in range(rows.size // 32):
         low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
         largest = from_bits(reduce_umax(max_(bits(low) & _MAGNITUDE, bits(high) & _MAGNITUDE)))
         d = largest / f4(127)
-        scale = inverse(d)
+        inverse = reciprocal(d)
         at = 34 * block
         put_f16(out, at, d)
-        store(out, at + 2, to_u8(to_int(round_(low * scale))))
-        store(out, at + 18, to_u8(to_int(round_(high * scale))))
+        store(out, at + 2, to_u8(to_int(round_(low * inverse))))
+        store(out, at + 18, to_u8(to_int(round_(high * inverse))))
+
+
+@kernel(ROWS, types.int64, _BYTES)
+def encode_signed(rows, width, out):
+    """Q4_0 and Q5_0: the weight of greatest magnitude (the first of equals) becomes the least integer."""
+    half = i4(1) << i4(width - 1)
+    middle, top = f4(half) + f4(0.5), i4(2 * half - 1)
+    size = 18 if width == 4 else 22
+    for block in range(rows.size // 32):
+        low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
+        low_size, high_size = bits(low) & _MAGNITUDE, bits(high) & _MAGNITUDE
+        largest = reduce_umax(max_(low_size, high_size))
+        first = trailing_zeros(both(low_size == largest, high_size == largest))
+        negative = (both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)
+        signed = from_bits(largest)
+        if negative and largest != i4(0):
+            signed = -signed
+        d = signed / f4(-half)
+        inverse = reciprocal(d)
+        at = size * block
+        put_f16(out, at, d)
+        low = min_(to_int(low * inverse + middle), top)
+        high = min_(to_int(high * inverse + middle), top)
+        put_quants(out, at + 2, low, high, width)
+
+
+@kernel(ROWS, types.int64, _BYTES)
+def encode_affine(rows, width, out):
+    """Q4_1 and Q5_1: the least weight becomes 0, the greatest 15 or 31."""
+    top = (i4(1) << i4(width)) - i4(1)
+    size = 20 if width == 4 else 24
+    for block in range(rows.size // 32):
+        low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
+        least, greatest = reduce_fmin(min_(low, high)), reduce_fmax(max_(low, high))
+        if least == f4(0):  # the first of several zeros decides its sign
+            first = trailing_zeros(both(low == f4(0), high == f4(0)))
+            negative = (both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)
+            least = f4(-0.0) if negative else f4(0)
+        d = (greatest - least) / f4(top)
+        inverse = reciprocal(d)
+        at = size * block
+        put_f16(out, at, d)
+        put_f16(out, at + 2, least)
+        low = min_(to_int((low - least) * inverse + f4(0.5)), top)
+        high = min_(to_int((high - least) * inverse + f4(0.5)), top)
+        put_quants(out, at + 4, low, high, width)
+
+
+@kernel(F32, types.int64, types.int64, types.int64, types.boolean, F32, _BYTES)
+def pack(x, k, n_rows, width, affine, found, out):
+    """Blocks of 32 from what a search found, for the first `n_rows` rows of `k`."""
+    half = i4(1) << i4(width - 1)
+    size = 2 + 2 * affine + 4 * width
+    blocks = k // 32
+    for row in range(n_rows):
+        for column in range(blocks):
+            base = ((row // 16) * blocks + column) * SUB + row % 16
+            at = (row * blocks + column) * size
+            x_at = row * k + 32 * column
+            put_f16(out, at, found[base + SCALE])
+            inverse = found[base + INVERSE]
+            if affine:
+                put_f16(out, at + 2, -found[base + MINIMUM])
+                offset = found[base + OFFSET]
+                low = multiply(x, x_at, offset, inverse, 0, 2 * half - 1)
+                high = multiply(x, x_at + 16, offset, inverse, 0, 2 * half - 1)
+                put_quants(out, at + 4, low, high, width)
+            else:
+                # An all-zero block has integers 0, not the middle.
+                middle = half if inverse != f4(0) else i4(0)
+                low = multiply(x, x_at, f4(0), inverse, -half, half - 1) + middle
+                high = multiply(x, x_at + 16, f4(0), inverse, -half, half - 1) + middle
+                put_quants(out, at + 2, low, high, width)
+
+
+@kernel(U8, _FLOATS)
+def decode_q8_0(blocks, out):
+    for block in range(out.size // 32):
+        at = 34 * block
+        d = get_f16(blocks, at)
+        for i in range(0, 32, 16):
+            q = load_i32(blocks, at + 2 + i)
+            store(out, 32 * block + i, to_float((q ^ i4(128)) - i4(128)) * d)
+
+
+@kernel(U8, types.int64, types.boolean, _FLOATS)
+def decode_quants(blocks, width, affine, out):
+    """Q4_0, Q5_0 (integers minus the middle, times d) and Q4_1, Q5_1 (integers times d, plus m)."""
+    size = 2 + 2 * affine + 4 * width
+    half = i4(1) << i4(width - 1)
+    for block in range(out.size // 32):
+        at = size * block
+        d = get_f16(blocks, at)
+        if affine:
+            m = get_f16(blocks, at + 2)
+            low, high = get_quants(blocks, at + 4, width)
+            low_value, high_value = to_float(low) * d + m, to_float(high) * d + m
+        else:
+            low, high = get_quants(blocks, at + 2, width)
+            low_value, high_value = to_float(low - half) * d, to_float(high - half) * d
+        store(out, 32 * block, low_value)
+        store(out, 32 * block + 16, high_value)

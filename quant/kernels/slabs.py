@@ -1,0 +1,60 @@
+"""Rows in groups of sixteen, widened to float32: what the searches work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.quant.block import BlockType
+from llmconv.quant.kernels import flat
+from llmconv.quant.kernels.search import SUB, mean_squares, widen
+
+WEIGHTS = 1 << 18
+"""Weights in a slab, about: small enough for the cache, large enough to make the calls' cost vanish."""
+NONE = np.empty(0, np.float32)
+"""No importance, no means."""
+
+
+def slabs(rows: NDArray[Any], importance: NDArray[np.float32] | None, block: int) -> Iterator[tuple[Any, int, int, int]]:
+    """(float32 weights, row length, first row, rows) for sixteen-row groups; the last is filled up with zeros.
+
+    Without importance nothing depends on the column, so every block counts as a row.
+    """
+    k = block if importance is None else rows.shape[1]
+    weights = flat(rows)
+    n = weights.size // k
+    step = 16 * max(1, WEIGHTS // (16 * k))
+    scratch: NDArray[np.float32] | None = None
+    for start in range(0, n, step):
+        count = min(step, n - start)
+        padded = -(-count // 16) * 16
+        part = weights[start * k : (start + count) * k]
+        if part.dtype != np.float32 or padded != count:
+            if scratch is None or scratch.size < padded * k:
+                scratch = np.empty(padded * k, np.float32)
+            wide = scratch[: padded * k]
+            widen(part, part.size, wide)
+            wide[part.size :] = 0
+            part = wide
+        yield part, k, start, count
+
+
+def room(x: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """An array for what a search finds in `x`, with sub-blocks of `n`."""
+    return np.empty(x.size // (16 * n) * int(SUB), np.float32)
+
+
+def means(x: NDArray[np.float32], k: int, span: int, factor: float) -> NDArray[np.float32]:
+    """factor * mean square of every `span` columns, for sixteen rows abreast."""
+    result = np.empty(x.size // span, np.float32)
+    mean_squares(x, k, span, factor, result)
+    return result
+
+
+def part(out: NDArray[np.uint8], block: type[BlockType], k: int, start: int, count: int) -> NDArray[np.uint8]:
+    """The bytes of rows `start : start + count` of length `k`, flat."""
+    size = block.row_bytes(k)
+    return out.reshape(-1)[start * size : (start + count) * size]
