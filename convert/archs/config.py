@@ -1,0 +1,134 @@
+"""config.json as the tables read it: nested text models flattened, rotary settings of every vintage in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.errors import BadFile, Unsupported
+
+__all__ = ["look_up", "normalized", "put", "rope_config", "rope_keys"]
+
+_TEXT_MODELS = ("text_config", "llm_config", "language_config")
+_THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
+_LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+
+
+def look_up(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of `names` that the config gives a value; dots step into objects; None when there is none."""
+    for name in names:
+        value: Any = config
+        for step in name.split("."):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def put(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value, making the objects that dots step into."""
+    *steps, last = name.split(".")
+    for step in steps:
+        config = config.setdefault(step, {})
+    config[last] = value
+
+
+def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config: the text model's settings over the outer ones; `rope` and `rope_swa` as objects.
+
+    transformers 5 keeps all of a rotary embedding in `rope_parameters`, older releases in `rope_theta` and
+    `rope_scaling`, and models with two kinds of attention have one object for each.
+    """
+    out = dict(config)
+    for name in _TEXT_MODELS:
+        inner = config.get(name)
+        if isinstance(inner, Mapping):
+            outer: dict[str, Any] = {k: out[k] for k in ("architectures", "model_type") if k in out}
+            out = {**out, **inner, **outer}
+            break
+    parameters = out.get("rope_parameters") or out.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise BadFile(f"config.json: rope_parameters is {parameters!r}, expected an object")
+    rope, local = dict(parameters), {}
+    if isinstance(parameters.get("full_attention"), Mapping):
+        rope = dict(parameters["full_attention"])
+        local = dict(parameters.get("sliding_attention") or {})
+    theta, local_theta = look_up(out, _THETAS), look_up(out, _LOCAL_THETAS)
+    if theta is not None:
+        rope.setdefault("rope_theta", theta)
+    if local_theta is not None:
+        local.setdefault("rope_theta", local_theta)
+    if "rope_type" not in rope and "type" in rope:
+        rope["rope_type"] = rope["type"]
+    for name in ("original_max_position_embeddings", "partial_rotary_factor"):
+        if name not in rope and out.get(name) is not None:
+            rope[name] = out[name]
+        if rope.get(name) is not None:
+            out[name] = rope[name]
+    if rope.get("rope_theta") is not None:
+        out["rope_theta"] = rope["rope_theta"]
+    if local.get("rope_theta") is not None:
+        out["rope_local_base_freq"] = local["rope_theta"]
+    out["rope"], out["rope_swa"] = rope, local
+    return out
+
+
+# rope_parameters -> GGUF, for YaRN's fine settings.
+_YARN = (
+    ("extrapolation_factor", "rope.scaling.yarn_ext_factor"),
+    ("attention_factor", "rope.scaling.yarn_attn_factor"),
+    ("attn_factor", "rope.scaling.yarn_attn_factor"),
+    ("beta_fast", "rope.scaling.yarn_beta_fast"),
+    ("beta_slow", "rope.scaling.yarn_beta_slow"),
+)
+
+
+def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str) -> None:
+    """Add the rope.scaling keys to a GGUF's (bare) keys."""
+    rope = config.get("rope") or {}
+    kind = rope.get("rope_type")
+    if kind is not None and not isinstance(kind, str):
+        raise BadFile(f"{source}: rope_type is {kind!r}, expected a text")
+    try:
+        match kind and kind.lower():
+            case None | "default" | "none" | "llama3" | "dynamic" | "proportional" | "mrope":
+                pass  # llama3: its factors are the tensor rope_freqs; dynamic: nothing until the context overflows
+            case "linear":
+                own["rope.scaling.type"] = "linear"
+                own["rope.scaling.factor"] = np.float32(rope["factor"])
+            case "yarn":
+                own["rope.scaling.type"] = "yarn"
+                own["rope.scaling.factor"] = np.float32(rope["factor"])
+                original = rope.get("original_max_position_embeddings") or own.get("context_length", 0)
+                own["rope.scaling.original_context_length"] = np.uint32(original)
+                for name, key in _YARN:
+                    if rope.get(name) is not None:
+                        own.setdefault(key, np.float32(rope[name]))
+            case "su" | "longrope":
+                own["rope.scaling.type"] = "longrope"
+            case _:
+                raise Unsupported(
+                    f"{source}: unknown rope type {kind!r}; known: default, linear, dynamic, yarn, llama3, longrope"
+                )
+    except KeyError as error:
+        raise BadFile(f"{source}: rope type {kind!r} lacks {error.args[0]!r}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadFile(f"{source}: rope settings {rope!r} are not numbers ({error})") from None
+
+
+def rope_config(config: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """The way back: rope_scaling from a GGUF's (bare) keys."""
+    kind = own.get("rope.scaling.type")
+    if kind not in ("linear", "yarn"):
+        return
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": float(own.get("rope.scaling.factor", 1.0))}
+    if kind == "yarn":
+        original = own.get("rope.scaling.original_context_length")
+        if original is not None:
+            scaling["original_max_position_embeddings"] = int(original)
+        for name, key in _YARN:
+            if key in own and name != "attn_factor":
+                scaling[name] = float(own[key])
+    config["rope_scaling"] = scaling
