@@ -51,6 +51,8 @@ class Extent:
     path: Path
     offset: int
     nbytes: int
+    stamp: tuple[int, int, int] | None = None
+    """The file's size, time of change and inode when it was opened; a copier refuses a file that differs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,40 @@
+"""What the readers of binary containers accept at most.
+
+Real models stay far below each number; a file that exceeds one is refused in a sentence, so that a small
+hostile file never costs gigabytes or minutes.  All checks are made in Python integers, which can't wrap.
+"""
+
+from __future__ import annotations
+
+MAX_DIMS = 32
+"""Dimensions of a tensor.  (ggml itself reads 4; numpy 64.)"""
+MAX_ELEMENTS = 1 << 60
+"""Elements of one tensor."""
+MAX_TENSORS = 1 << 20
+"""Tensors of one file."""
+MAX_NAME_BYTES = 65_535
+"""Bytes of a tensor's name or a metadata key (the GGUF specification's own limit for keys)."""
+MAX_SHARDS = 65_535
+"""Parts of a split model (GGUF counts them in 16 bits)."""
+
+SAFETENSORS_HEADER_BYTES = 100_000_000
+"""The JSON header of a safetensors file (the limit of the safetensors library)."""
+INDEX_BYTES = 100_000_000
+"""A `model.safetensors.index.json`."""
+JSON_DEPTH = 64
+"""Nesting of the JSON in a safetensors header or index."""
+SIDE_FILE_BYTES = 128 << 20
+"""A side file of a model folder (tokenizer.json, ...); bigger ones are left out of the checkpoint."""
+
+GGUF_METADATA_BYTES = 256 << 20
+"""Everything in a GGUF before the tensor data: keys, values and tensor descriptions."""
+GGUF_KEYS = 1 << 16
+"""Metadata keys."""
+GGUF_STRINGS = 1 << 22
+"""Strings in the string arrays of one file (the largest vocabularies have half a million with their merges)."""
+GGUF_ARRAY_DEPTH = 8
+"""Arrays within arrays."""
+GGUF_NESTED_ARRAYS = 1 << 20
+"""Arrays inside arrays of one file, all together."""
+GGUF_ALIGNMENT = 1 << 20
+"""`general.alignment`, a power of two; padding is paid once a tensor."""

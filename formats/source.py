@@ -1,0 +1,96 @@
+"""Reading ranges of an input file that somebody else may change.
+
+Bytes come through `pread`, never through a mapping: a mapped file that is cut meanwhile kills the process
+(SIGBUS), a short read is a sentence.  The file is opened for each read, so that a model in a thousand shards
+needs no thousand descriptors, and compared with what it was when its header was read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmconv.errors import BadFile, at
+from llmconv.formats.files import open_regular
+from llmconv.formats.tensor import BlockClass, Extent, Tensor
+from llmconv.quant.block import Bytes
+
+__all__ = ["Source"]
+
+_MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A regular file as it was when it was opened: its size, time of change and identity."""
+
+    path: Path
+    size: int
+    stamp: tuple[int, int, int]
+
+    @staticmethod
+    def of(path: Path) -> Source:
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
+        return Source(path, status.st_size, _stamp(status))
+
+    def check(self, descriptor: int) -> None:
+        """`BadFile` when the file is no longer the one that was opened."""
+        if _stamp(os.fstat(descriptor)) != self.stamp:
+            raise BadFile(f"{at(self.path)}: changed while it was being read; run again when nothing writes to it")
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """Exactly `nbytes` bytes from `offset`, in fresh memory."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise BadFile(
+                f"{at(self.path)}: ends at byte {self.size:,}, expected {nbytes:,} bytes at {offset:,}; "
+                "the file is cut short, fetch it again"
+            )
+        out = np.empty(nbytes, np.uint8)
+        if not nbytes:
+            return out
+        with open_regular(self.path) as file:
+            descriptor = file.fileno()
+            self.check(descriptor)
+            try:
+                read_into(descriptor, memoryview(out), offset)
+            except EOFError:
+                raise BadFile(f"{at(self.path)}: was cut while it was being read; fetch it again") from None
+            except OSError as error:
+                raise BadFile(f"{at(self.path)}: can't be read ({error.strerror})") from None
+            self.check(descriptor)
+        return out
+
+    def tensor(self, name: str, shape: tuple[int, ...], type: BlockClass, offset: int) -> Tensor:
+        """The tensor whose bytes lie at `offset`, read when asked for."""
+        row = type.row_bytes(shape[-1] if shape else 1)
+        tensor = Tensor(name, shape, type, lambda a, b: self.read(offset + a * row, (b - a) * row).reshape(b - a, row))
+        extent = Extent(self.path, offset, tensor.nbytes, self.stamp)
+        return Tensor(name, shape, type, tensor.read, extent)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def read_into(descriptor: int, out: memoryview, offset: int) -> None:
+    """Fill `out` from `offset`; `EOFError` when the file ends first."""
+    if hasattr(os, "preadv"):
+        done = 0
+        while done < len(out):
+            n = os.preadv(descriptor, [out[done : done + _MOST_AT_ONCE]], offset + done)
+            if n == 0:
+                raise EOFError
+            done += n
+    else:  # Windows has no positioned reads; each call has its own descriptor, so that seeking is safe
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        done = 0
+        while done < len(out):
+            piece = os.read(descriptor, min(len(out) - done, 1 << 24))
+            if not piece:
+                raise EOFError
+            out[done : done + len(piece)] = piece
+            done += len(piece)
