@@ -325,7 +325,7 @@ def _groups(checkpoint: Checkpoint, max_size: int, max_tensors: int) -> list[lis
     groups: list[list[Tensor]] = [[]]
     size = 0
     for tensor in checkpoint.tensors.values():
-        full = max_tensors and len(groups[-1]) >= max_tensors or max_size and size + tensor.nbytes > max_size
+        full = (max_tensors and len(groups[-1]) >= max_tensors) or (max_size and size + tensor.nbytes > max_size)
         if groups[-1] and full:
             groups.append([])
             size = 0

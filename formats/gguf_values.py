@@ -2,10 +2,10 @@
 
 | GGUF | Python, read | also written from |
 |---|---|---|
-| UINT8 … INT64, FLOAT32, FLOAT64 | a numpy scalar of that type | int: uint32 when it fits, else int32, uint64, int64; float: float32 |
+| UINT8 … FLOAT64 | a numpy scalar of that type | int: uint32 if it fits, else int32, uint64, int64; float: float32 |
 | BOOL | bool | np.bool_ |
 | STRING | str | |
-| array of numbers or BOOL | a numpy array of that type | a sequence of int (int32 when they fit), float (float32) or bool |
+| array of numbers or BOOL | a numpy array of that type | a sequence of int (int32 if they fit), float (float32), bool |
 | array of STRING | `Strings`: a sequence of str, decoded when asked for | a sequence of str; an empty one |
 | array of arrays | `Arrays`: a tuple of the above | a sequence of sequences |
 
