@@ -1,0 +1,140 @@
+"""Well-known model shapes by name: what `llmconv size` compares and `llmconv train` starts from.
+
+A preset states hyper-parameters under GGUF's key names (without the architecture's prefix), so that the
+architecture tables count and describe it like any checkpoint.  Published parameter counts are held by a test.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmconv.errors import UsageError
+
+__all__ = ["ALIASES", "PRESETS", "Preset", "preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model shape.
+
+    arch: the architecture's GGUF name.
+    keys: hyper-parameters by GGUF key, the architecture's prefix left out; `vocab_size` among them.
+    tied: whether the head is the embedding.
+    note: one line for people.
+    """
+
+    name: str
+    arch: str
+    keys: Mapping[str, Any]
+    tied: bool
+    note: str = ""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The hyper-parameters as a GGUF's metadata."""
+        return {"general.architecture": self.arch} | {f"{self.arch}.{k}": v for k, v in self.keys.items()}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The flags that the architecture tables look up in a config.json."""
+        return {"tie_word_embeddings": self.tied}
+
+
+def _gpt2(
+    name: str, dim: int, layers: int, heads: int, *, ctx: int = 1024, vocab: int = 50257, note: str = ""
+) -> Preset:
+    keys = {
+        "vocab_size": vocab,
+        "context_length": ctx,
+        "embedding_length": dim,
+        "block_count": layers,
+        "feed_forward_length": 4 * dim,
+        "attention.head_count": heads,
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+    return Preset(name, "gpt2", keys, True, note)
+
+
+def _llama(
+    name: str,
+    dim: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    *,
+    kv: int = 0,
+    ctx: int = 4096,
+    vocab: int = 32000,
+    tied: bool = False,
+    base: float = 10000.0,
+    note: str = "",
+) -> Preset:
+    keys = {
+        "vocab_size": vocab,
+        "context_length": ctx,
+        "embedding_length": dim,
+        "block_count": layers,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv or heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": dim // heads,
+        "rope.freq_base": base,
+    }
+    return Preset(name, "llama", keys, tied, note)
+
+
+def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, note: str) -> Preset:
+    keys = {
+        "vocab_size": vocab,
+        "context_length": 512,
+        "embedding_length": dim,
+        "block_count": layers,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.layer_norm_epsilon": 1e-8,
+    }
+    return Preset(name, "simple-llm", keys, False, note)
+
+
+_ALL = (
+    _simple("simple-36k", 400, 32, 2, 1, 32, "the legacy model: 400 words, bidirectional, no output projection"),
+    _simple("simple-1m", 3000, 128, 4, 4, 128, "the legacy shape with four heads"),
+    _simple("simple-3m", 4000, 256, 3, 4, 256, "the legacy shape with four heads"),
+    _simple("mid-50m", 30000, 512, 8, 8, 2048, "the legacy block at a size worth a GPU"),
+    _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, note="simple-36k's width as a causal, pre-norm GPT-2"),
+    _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, note="simple-1m as a causal, pre-norm GPT-2"),
+    _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, note="simple-3m as a causal, pre-norm GPT-2"),
+    _gpt2("small-10m", 384, 6, 6, ctx=256, vocab=256, note="nanoGPT's character-level size"),
+    _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, note="mid-50m as a causal, pre-norm GPT-2"),
+    _gpt2("gpt2-small", 768, 12, 12, note="124M; the paper's 117M is the same model, counted wrongly"),
+    _gpt2("gpt2-medium", 1024, 24, 16, note="355M"),
+    _gpt2("gpt2-large", 1280, 36, 20, note="774M"),
+    _gpt2("gpt2-xl", 1600, 48, 25, note="1.5B"),
+    _gpt2("gpt3-small", 768, 12, 12, ctx=2048, note="GPT-3 Small, 125M"),
+    _gpt2("gpt3-175b", 12288, 96, 96, ctx=2048, note="GPT-3; GPT-3.5's size was never published and is taken as this"),
+    _llama("llama-15m", 288, 6, 6, 768, ctx=256, tied=True, note="TinyStories 15M"),
+    _llama("llama-110m", 768, 12, 12, 2048, ctx=1024, tied=True, note="TinyStories 110M"),
+    _llama("llama-1b", 2048, 22, 32, 5632, kv=4, ctx=2048, note="TinyLlama's shape, 1.1B"),
+    _llama("llama2-7b", 4096, 32, 32, 11008, note="Llama 2 7B"),
+    _llama("llama2-13b", 5120, 40, 40, 13824, note="Llama 2 13B"),
+    _llama("llama3.1-8b", 4096, 32, 32, 14336, kv=8, ctx=131072, vocab=128256, base=500000.0, note="Llama 3.1 8B"),
+    _llama("llama3.1-70b", 8192, 80, 64, 28672, kv=8, ctx=131072, vocab=128256, base=500000.0, note="Llama 3.1 70B"),
+)
+
+PRESETS: dict[str, Preset] = {p.name: p for p in _ALL}
+ALIASES = {"simple-llm": "simple-36k", "gpt2": "gpt2-small", "gpt3": "gpt3-175b", "gpt-3.5": "gpt3-175b"}
+"""Other names people use for a preset."""
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name, whatever its case; `UsageError` names the nearest ones otherwise."""
+    key = name.lower()
+    found = PRESETS.get(ALIASES.get(key, key))
+    if found is None:
+        near = difflib.get_close_matches(key, [*PRESETS, *ALIASES], 3) or list(PRESETS)
+        raise UsageError(f"unknown preset {name!r}; did you mean {', '.join(near)}?")
+    return found

@@ -1,0 +1,100 @@
+"""Certificates: a converted file records what it was made from, and anybody can check it against that source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmconv import __version__
+from llmconv.convert.contenthash import content_hash
+from llmconv.convert.verify import verify_checkpoints
+from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["KEY", "Certificate", "Check", "certify", "check_certificate"]
+
+KEY = "llmconv.provenance"
+"""The metadata key that holds the certificate, a JSON object, in GGUF and in safetensors' `__metadata__`."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: its name, whether it holds, and what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `check_certificate` found; `ok` when every check holds."""
+
+    recorded: dict[str, Any]
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, "recorded": self.recorded, "checks": [asdict(c) for c in self.checks]}
+
+
+def certify(checkpoint: Checkpoint, source: Checkpoint, rounding: str) -> None:
+    """Put a certificate into `checkpoint.metadata`: the source's name, its content hash, the rounding, our version.
+
+    `rounding` is a sentence such as "none" or "weights to Q4_K_M".  Reads the whole source once for its hash.
+    `UsageError` for a JSON checkpoint, whose document has no place for one.
+    """
+    if checkpoint.dialect == "json":
+        raise UsageError("a legacy JSON file has no place for a certificate; convert to GGUF or safetensors for one")
+    record = {
+        "source": source.source.name if source.source else "",
+        "source_format": source.format,
+        "source_content_sha256": content_hash(source).model,
+        "rounding": rounding,
+        "tool": f"llmconv {__version__}",
+    }
+    checkpoint.metadata[KEY] = json.dumps(record, ensure_ascii=False)
+
+
+def check_certificate(
+    checkpoint: Checkpoint, source: Checkpoint, progress: Callable[[str, int], None] | None = None
+) -> Certificate:
+    """Check a converted checkpoint's certificate against the source it names.
+
+    `BadFile` when there is none or it is not a certificate.
+    """
+    where = at(checkpoint.source or "checkpoint", f"metadata {KEY!r}")
+    text = checkpoint.metadata.get(KEY)
+    if not isinstance(text, str):
+        raise BadFile(f"{where}: not there, expected a certificate; convert again with --provenance")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    wanted = ("source", "source_content_sha256", "rounding", "tool")
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
+        raise BadFile(f"{where}: is no certificate, expected a JSON object with {', '.join(wanted)}")
+    found = content_hash(source).model
+    same_source = found == record["source_content_sha256"]
+    verdict = verify_checkpoints(source, checkpoint, progress=progress)
+    counts = ", ".join(f"{n} {status}" for status, n in verdict.counts().items())
+    lossless = all(t.status in ("identical", "equal") for t in verdict.tensors)
+    stated = record["rounding"]
+    honest = all(t.status != "missing" and t.status != "shape" for t in verdict.tensors) and (
+        lossless or stated != "none"
+    )
+    checks = [
+        Check(
+            "source",
+            same_source,
+            f"content {found[:16]}…, recorded {record['source_content_sha256'][:16]}…",
+        ),
+        Check("values", honest, f"{counts}; stated rounding: {stated}"),
+        Check("tool", record["tool"].startswith("llmconv "), record["tool"]),
+    ]
+    return Certificate(record, checks)
