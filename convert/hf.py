@@ -1,0 +1,371 @@
+"""Hugging Face's dialect: a model folder's tensors and config.json <-> GGUF's, by the tables of `convert.archs`.
+
+Both directions are lazy and exact.  What GGUF has no place for goes into keys of our own (see `convert.kept`); a GGUF
+from somebody else has none of them, and its config.json is rebuilt from its keys.  An architecture without a table
+keeps its own names (`convert.plain`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert import archs, kept
+from llmconv.convert.archs.base import Architecture, Slot
+from llmconv.convert.archs.config import normalized
+from llmconv.convert.ops import PackMxfp4, Shift
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import by_name, plain
+
+__all__ = ["from_gguf", "read_config", "to_gguf"]
+
+# general.file_type by the type of most weights (llama.cpp's llama_ftype).
+_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}
+
+
+def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json of a model folder, parsed; {} when there is none."""
+    data = checkpoint.file("config.json")
+    if data is None:
+        return {}
+    try:
+        config = json.loads(data)
+        if isinstance(config, dict):
+            return config
+    except (ValueError, RecursionError):
+        pass
+    raise BadFile(f"{_where(checkpoint)}: config.json is not a JSON object; repair or replace it")
+
+
+def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = None, **options: Any) -> Checkpoint:
+    """A Hugging Face model -> GGUF's names, shapes and keys, lazily.
+
+    strict: refuse tensors that the architecture's table does not know; else they are left out, and a note says so.
+    pre: the name of the pre-tokenizer, where it is not recognised.
+    `BadFile` for a missing tensor or one whose shape contradicts the configuration.  Notes are in `info["notes"]`.
+    """
+    config = read_config(checkpoint)
+    arch = archs.by_hf(config) if config else None
+    if arch is None:
+        from llmconv.convert import plain as own_names
+
+        return own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
+    where, flat = _where(checkpoint), normalized(config)
+    notes: list[str] = []
+    metadata = arch.metadata(flat, f"{where}: config.json")
+    dims = arch.dims_of(metadata)
+    dims["n_vocab"] = dims["n_vocab"] or _number(flat.get("vocab_size"))
+    prefix = _prefix(arch, dims, checkpoint.tensors)
+    forms: dict[str, int] = {}
+    exact: dict[str, Any] = {}
+    used: set[str] = set()
+    out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+    for made in arch.made:
+        values = made.make(flat, arch.layer(dims, 0))
+        if values is not None:
+            out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
+    for slot in arch.slots(dims):
+        found = _find(slot, prefix, checkpoint.tensors)
+        if found is None:
+            if slot.row.optional is False:
+                raise BadFile(
+                    f"{where}: tensor {_first_missing(slot, prefix, checkpoint.tensors)!r} is missing; "
+                    f"a {config.get('model_type') or arch.gguf} model of this config.json needs it"
+                )
+            continue
+        form, names = found
+        if form:
+            forms[slot.row.gguf[0]] = form
+        used.update(names)
+        parts = tuple(checkpoint.tensors[name] for name in names)
+        _check_shapes(where, slot, form, parts)
+        for op in slot.row.forms[form].ops:
+            if isinstance(op, Shift):
+                for name, part in zip(names, parts, strict=True):
+                    values = kept.exact_values(op, part)
+                    if values is not None:
+                        exact[kept.EXACT + name] = values
+            parts = op.apply(parts, slot.dims)
+        for name, part in zip(slot.gguf, parts, strict=True):
+            out.add(part.renamed(name).astype(kept.gguf_type(name, part)))
+    extra = [name for name in checkpoint.tensors if name not in used]
+    notes += _left_out(where, arch, extra, strict)
+    out.metadata = _general(checkpoint, out) | metadata
+    own = {kept.DTYPES: kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})}
+    if prefix != arch.prefixes[0]:
+        own[kept.PREFIX] = prefix
+    if forms:
+        own[kept.FORMS] = json.dumps(forms, separators=(",", ":"))
+    out.metadata |= _vocabulary(checkpoint, config, dims, pre, notes, where)
+    out.metadata |= own | exact
+    notes += [f"{name} is not kept (too big or not text)" for name in kept.keep_files(out.metadata, checkpoint)]
+    out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes]}
+    return out
+
+
+def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) -> Checkpoint:
+    """GGUF -> a Hugging Face model folder's tensors and files, lazily; the inverse of `to_gguf`.
+
+    Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
+    """
+    metadata, where = checkpoint.metadata, _where(checkpoint)
+    name = metadata.get("general.architecture")
+    arch = archs.by_gguf(name) if isinstance(name, str) else None
+    if arch is None or metadata.get("llmconv.layout") == "plain":
+        from llmconv.convert import plain as own_names
+
+        return own_names.from_gguf(checkpoint, strict=strict, **options)
+    dims = arch.dims_of(metadata)
+    embeddings = checkpoint.tensors.get("token_embd.weight")
+    if embeddings is not None and embeddings.shape:
+        dims["n_vocab"] = embeddings.shape[0]
+    dtypes = kept.kept_dtypes(kept.kept_json(metadata, kept.DTYPES, where), where)
+    forms = kept.kept_json(metadata, kept.FORMS, where)
+    prefix = metadata.get(kept.PREFIX, arch.prefixes[0])
+    if prefix not in arch.prefixes:
+        raise BadFile(f"{where}: {kept.PREFIX} is {prefix!r}, expected one of {', '.join(map(repr, arch.prefixes))}")
+    used: set[str] = {made.gguf for made in arch.made}
+    rounded: Counter[tuple[str, str]] = Counter()
+    out = Checkpoint(dialect="hf", source=checkpoint.source, format=checkpoint.format, metadata={"format": "pt"})
+    present: set[str] = set()
+    for slot in arch.slots(dims):
+        missing = [n for n in slot.gguf if n not in checkpoint.tensors]
+        if missing:
+            if slot.row.optional is False or len(missing) < len(slot.gguf):
+                raise BadFile(f"{where}: tensor {missing[0]!r} is missing; a {arch.gguf} model of these keys needs it")
+            continue
+        used.update(slot.gguf)
+        present.update(slot.row.gguf)
+        parts = tuple(checkpoint.tensors[n] for n in slot.gguf)
+        for part, shape in zip(parts, slot.shapes, strict=True):
+            if part.shape != shape:
+                raise BadFile(f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(shape)}")
+        form = _form(slot, forms, where)
+        for tensor in _undone(slot, form, prefix, parts, dtypes, metadata):
+            if not parts[0].type.is_plain() and tensor.type not in (plain.F32, parts[0].type):
+                rounded[parts[0].type.name, tensor.type.name] += 1
+            out.add(tensor)
+    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
+    extra = [n for n in checkpoint.tensors if n not in used]
+    if extra and strict:
+        raise BadFile(
+            f"{where}: tensor {extra[0]!r}{_more(extra)} is none that a {arch.gguf} model has; "
+            "--no-strict leaves such tensors out"
+        )
+    notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
+    out.files = dict(_files(arch, checkpoint, dims, present, out))
+    out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes]}
+    return out
+
+
+def _where(checkpoint: Checkpoint) -> str:
+    return at(checkpoint.source) if checkpoint.source else "model"
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _prefix(arch: Architecture, dims: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The prefix under which most of the first layer's tensors are."""
+
+    def score(prefix: str) -> int:
+        first = arch.slots({**dims, "n_layer": min(1, dims["n_layer"])})
+        return sum(_find(slot, prefix, tensors) is not None for slot in first)
+
+    return max(arch.prefixes, key=score)  # the first of equals
+
+
+def _find(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]] | None:
+    """The first form of the row whose tensors are all there."""
+    for number, form in enumerate(slot.row.forms):
+        if any("{e}" in name for name in form.hf) and slot.dims.get("n_expert", 0) > len(tensors):
+            continue  # a count that the file can't have
+        names = slot.hf(number, prefix)
+        if names and all(name in tensors for name in names):
+            return number, names
+    return None
+
+
+def _first_missing(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> str:
+    if any("{e}" in name for name in slot.row.forms[0].hf) and slot.dims.get("n_expert", 0) > len(tensors):
+        return slot.row.forms[0].hf[0].replace("{p}", prefix).replace("{i}", str(slot.dims["i"]))
+    return next((name for name in slot.hf(0, prefix) if name not in tensors), slot.gguf[0])
+
+
+def _check_shapes(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) -> None:
+    """Whether the tensors have the shapes that undoing the ops on the expected GGUF shapes would give."""
+    ops = slot.row.forms[form].ops
+    kind = by_name("MXFP4") if any(isinstance(op, PackMxfp4) for op in ops) else plain.F32
+    expected = _shadow(slot, kind)
+    try:
+        for op in reversed(ops):
+            expected = op.undo(expected, slot.dims)
+    except LlmconvError as error:
+        raise BadFile(f"{where}: config.json contradicts itself about {parts[0].name!r}: {error}") from None
+    for part, want in zip(parts, expected, strict=True):
+        if part.shape != want.shape:
+            raise BadFile(
+                f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(want.shape)} "
+                "by config.json"
+            )
+
+
+def _shadow(slot: Slot, kind: BlockClass) -> tuple[Tensor, ...]:
+    def read(start: int, stop: int) -> Any:
+        raise AssertionError("a shape has no bytes")
+
+    return tuple(Tensor(name, shape, kind, read) for name, shape in zip(slot.gguf, slot.shapes, strict=True))
+
+
+def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
+    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
+    derived = [n for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.dropped)]
+    unknown = [n for n in extra if n not in set(derived)]
+    if unknown and strict:
+        raise BadFile(
+            f"{where}: tensor {unknown[0]!r}{_more(unknown)} is none that a {arch.gguf} model has; "
+            "--no-strict leaves such tensors out"
+        )
+    notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    if derived:
+        notes.append(f"left out, computed from the configuration: {derived[0]}{_more(derived)}")
+    return notes
+
+
+def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
+    """The general keys: name, type and what most weights are stored in."""
+    sizes: Counter[str] = Counter()
+    for tensor in out.tensors.values():
+        sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
+    main = sizes.most_common(1)[0][0] if sizes else "F32"
+    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
+    if source.source is not None:
+        general["general.name"] = (
+            source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
+        )
+    general["general.file_type"] = np.uint32(_FILE_TYPES.get(main, 0))
+    general["general.quantization_version"] = np.uint32(2)
+    return general
+
+
+def _vocabulary(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    dims: Mapping[str, Any],
+    pre: str | None,
+    notes: list[str],
+    where: str,
+) -> dict[str, Any]:
+    from llmconv.convert import vocab
+
+    flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
+    found = vocab.from_files(checkpoint.files, flat, pre=pre)
+    if found is None:
+        notes.append("no tokenizer files: the GGUF has weights only")
+        return {}
+    keys: dict[str, Any] = found.to_gguf()
+    tokens = keys.get("tokenizer.ggml.tokens")
+    if tokens is not None and dims["n_vocab"] and len(tokens) > dims["n_vocab"]:
+        raise BadFile(
+            f"{where}: the vocabulary has {len(tokens)} tokens, more than the embedding's {dims['n_vocab']} rows"
+        )
+    return keys
+
+
+def _form(slot: Slot, forms: Mapping[str, Any], where: str) -> int:
+    number = forms.get(slot.row.gguf[0], 0)
+    if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):
+        raise BadFile(
+            f"{where}: {kept.FORMS} says {number!r} for {slot.row.gguf[0]!r}; remove the key to use the usual"
+        )
+    return number
+
+
+def _undone(
+    slot: Slot,
+    form: int,
+    prefix: str,
+    parts: tuple[Tensor, ...],
+    dtypes: tuple[BlockClass | None, dict[str, BlockClass]],
+    metadata: Mapping[str, Any],
+) -> Iterator[Tensor]:
+    """One row's GGUF tensors -> its Hugging Face tensors, in the types that they had."""
+    names = slot.hf(form, prefix)
+    ops = slot.row.forms[form].ops
+    if not any(isinstance(op, PackMxfp4) for op in ops):
+        parts = tuple(p if p.type.is_plain() else p.astype(plain.F32) for p in parts)
+    shifted: Tensor | None = None
+    for op in reversed(ops):
+        if isinstance(op, Shift):
+            shifted = parts[0]
+        parts = op.undo(parts, slot.dims)
+    for name, part in zip(names, parts, strict=True):
+        wanted = kept.dtype_of(name, *dtypes)
+        if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
+            part = part.astype(wanted)
+        shift = next((op for op in ops if isinstance(op, Shift)), None)
+        if shift is not None and shifted is not None and kept.EXACT + name in metadata:
+            part = kept.restore_exactly(part, shift, shifted, metadata[kept.EXACT + name])
+        yield part.renamed(name)
+
+
+def _files(
+    arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
+) -> Iterator[tuple[str, bytes]]:
+    """The model folder's files: the vocabulary's, then those that were kept, and a config.json."""
+    from llmconv.convert import vocab
+
+    files = kept.kept_files(checkpoint.metadata)
+    try:
+        found = vocab.from_gguf(checkpoint.metadata)
+    except Unsupported as error:
+        found = None
+        out.info.setdefault("notes", []).append(str(error))
+    if found is not None:
+        yield from found.to_files().items()
+    if "config.json" not in files:
+        files["config.json"] = _rebuilt(arch, checkpoint, dims, present, out)
+    yield from files.items()
+
+
+def _rebuilt(
+    arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
+) -> bytes:
+    """A config.json for a GGUF that was not made from one by us."""
+    config = arch.config(checkpoint.metadata)
+    config["vocab_size"] = dims["n_vocab"]
+    config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
+    for table_row in arch.rows:
+        flag = table_row.optional
+        if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
+            there = table_row.gguf[0] in present
+            config[flag.lstrip("!")] = not there if flag.startswith("!") else there
+    for made in arch.made:
+        if made.gguf in checkpoint.tensors:
+            made.read(checkpoint.tensors[made.gguf].numpy(), config)
+    sizes: Counter[str] = Counter()
+    for tensor in out.tensors.values():
+        sizes[tensor.type.name] += tensor.nbytes
+    torch_names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+    config["torch_dtype"] = torch_names.get(sizes.most_common(1)[0][0] if sizes else "F32", "float32")
+    for key in ("bos", "eos", "unknown", "padding"):
+        value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if value is not None:
+            config[{"unknown": "unk", "padding": "pad"}.get(key, key) + "_token_id"] = int(value)
+    return json.dumps(config, indent=2).encode() + b"\n"
