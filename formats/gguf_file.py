@@ -355,3 +355,9 @@ def _lay_out(metadata: dict[str, Any], tensors: list[Tensor], alignment: int, bi
     raw = b"".join(head)
     start = -(-len(raw) // alignment) * alignment if tensors else len(raw)
     return _Layout(raw, [(t, start + o) for t, o in zip(tensors, offsets, strict=True)], start + offset)
+
+
+def planned_size(checkpoint: Checkpoint) -> int:
+    """Bytes of the file that `save` would write, exactly; no tensor is read."""
+    alignment = _alignment(checkpoint.metadata, Path("checkpoint"))
+    return _lay_out(dict(checkpoint.metadata), list(checkpoint.tensors.values()), alignment, False).size

@@ -461,3 +461,10 @@ def _write(
         os.truncate(out.file.fileno(), size)
         plan = [(t, len(head) + o) for t, o in zip(tensors, offsets, strict=True)]
         write_tensors(out.file.fileno(), plan, jobs=jobs, progress=progress)
+
+
+def planned_size(checkpoint: Checkpoint) -> int:
+    """Bytes of the one weights file that `save` would write into a folder, exactly; no tensor is read."""
+    metadata = {key: value for key, value in checkpoint.metadata.items() if isinstance(value, str)}
+    head, _ = _header(_ordered(list(checkpoint.tensors.values())), metadata)
+    return len(head) + checkpoint.nbytes
