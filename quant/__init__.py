@@ -3,7 +3,8 @@
 Importing this package registers every type.  Look one up with `by_name` or `by_ggml_id`.
 """
 
-from llmconv.quant import iq4 as iq4  # importing a family registers its types
+from llmconv.quant import iq as iq  # importing a family registers its types
+from llmconv.quant import iq4 as iq4
 from llmconv.quant import k as k
 from llmconv.quant import legacy as legacy
 from llmconv.quant import low as low
