@@ -48,8 +48,11 @@ _BYTES, _FLOATS, _INTS = out(types.uint8), out(types.float32), out(types.int32)
 
 
 @inner
-def scales_affine(found, at, n, top, weighted, codes, halves):
-    """Integers for `n` scales and `n` minima (`codes`: scales, then minima), and the float16 they multiply."""
+def scales_affine(found, at, n, top, weighted, limit, codes, halves):
+    """Integers for `n` scales and `n` minima (`codes`: scales, then minima), and the float16 they multiply.
+
+    A negative scale wraps as in the reference's uint8; `limit` is what the bytes are then limited to.
+    """
     if weighted:
         d = best_positive(found, at, SCALE, n, top, codes, 0)
         m = best_positive(found, at, MINIMUM, n, top, codes, 16 * n)
@@ -61,30 +64,34 @@ def scales_affine(found, at, n, top, weighted, codes, halves):
         d, m = d / top, m / top
         for i in range(n):
             for field, per, to in ((SCALE, per_d, i), (MINIMUM, per_m, n + i)):
-                code = nearest_int(per * load(found, at + SUB * i + field)) & i4(255)
-                store(codes, 16 * to, min_(code, i4(top)))
+                store(codes, 16 * to, nearest_int(per * load(found, at + SUB * i + field)) & i4(255))
+    for i in range(0, 32 * n, 16):
+        store(codes, i, min_(load_i32(codes, i), limit))
     store(halves, 0, d)
     store(halves, 16, m)
 
 
 @inner
+def get_scale_6bit(blocks, at, j):
+    """The j-th (scale, minimum) of `put_scales_6bit`."""
+    if j < 4:
+        return blocks[at + j] & 63, blocks[at + 4 + j] & 63
+    low = blocks[at + 4 + j]
+    return (low & 15) | ((blocks[at + j - 4] >> 6) << 4), (low >> 4) | ((blocks[at + j] >> 6) << 4)
+
+
+@inner
 def put_scales_6bit(codes, lane, out, at):
-    """Eight scales and eight minima of 6 bits in twelve bytes (Q4_K, Q5_K)."""
+    """Eight scales and eight minima of 6 bits in twelve bytes (Q4_K, Q5_K); `codes` become what is read back."""
     for j in range(4):
         scale, minimum = codes[16 * j + lane], codes[16 * (8 + j) + lane]
         scale4, minimum4 = codes[16 * (4 + j) + lane], codes[16 * (12 + j) + lane]
         out[at + j] = scale | ((scale4 >> 4) << 6)
         out[at + 4 + j] = minimum | ((minimum4 >> 4) << 6)
         out[at + 8 + j] = (scale4 & 15) | ((minimum4 & 15) << 4)
-
-
-@inner
-def get_scale_6bit(blocks, at, j):
-    """The j-th (scale, minimum) that `put_scales_6bit` wrote."""
-    if j < 4:
-        return blocks[at + j] & 63, blocks[at + 4 + j] & 63
-    low = blocks[at + 4 + j]
-    return (low & 15) | ((blocks[at + j - 4] >> 6) << 4), (low >> 4) | ((blocks[at + j] >> 6) << 4)
+    for j in range(8):
+        scale, minimum = get_scale_6bit(out, at, j)
+        codes[16 * j + lane], codes[16 * (8 + j) + lane] = scale, minimum
 
 
 @inner
@@ -150,14 +157,16 @@ def pack_q2_k(x, k, n_rows, found, weighted, out):
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 16 * SUB
-            scales_affine(found, base, 16, f4(15), weighted, codes, halves)
+            scales_affine(found, base, 16, f4(15), weighted, i4(255), codes, halves)
             for lane in range(min(16, n_rows - 16 * group)):
                 row = 16 * group + lane
                 at = (row * (k // 256) + column) * 84
                 d = put_f16(out, at + 80, halves[lane])
                 m = put_f16(out, at + 82, halves[16 + lane])
                 for j in range(16):
-                    out[at + j] = codes[16 * j + lane] | (codes[16 * (16 + j) + lane] << 4)
+                    byte = codes[16 * j + lane] | (codes[16 * (16 + j) + lane] << 4)
+                    out[at + j] = byte
+                    codes[16 * j + lane], codes[16 * (16 + j) + lane] = byte & 15, (byte & 255) >> 4
                 affine_levels(x, row * k + 256 * column, 16, 3, d, m, codes, lane, found, base + lane, levels)
                 put_crumbs(levels, out, at + 16)
 
@@ -167,10 +176,11 @@ def pack_q45_k(x, k, n_rows, found, weighted, width, out):
     """Q4_K and Q5_K: d, dmin, the twelve bytes of scales, (Q5_K) the fifth bits, the nibbles."""
     codes, halves, levels = np.empty(256, i4), np.empty(32, f4), np.empty(256, i4)
     size, top = (144, 15) if width == 4 else (176, 31)
+    limit = i4(255) if weighted and width == 4 else i4(63)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 8 * SUB
-            scales_affine(found, base, 8, f4(63), weighted, codes, halves)
+            scales_affine(found, base, 8, f4(63), weighted, limit, codes, halves)
             for lane in range(min(16, n_rows - 16 * group)):
                 row = 16 * group + lane
                 at = (row * (k // 256) + column) * size

@@ -132,6 +132,7 @@ def encode_affine(rows, width, out):
             first = trailing_zeros(both(low == f4(0), high == f4(0)))
             negative = (both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)
             least = f4(-0.0) if negative else f4(0)
+            greatest = greatest + f4(0)  # -0 - 0 would be -0
         d = (greatest - least) / f4(top)
         inverse = reciprocal(d)
         at = size * block

@@ -213,14 +213,18 @@ def search_affine(x, k, block, n, mode, importance, means, span, top, first, ste
 
 @inner
 def best_symmetric(tile, at, n, weights, products, top):
-    """x ~ scale * l, -top <= l < top: (scale, the inverse scale that gave the integers, 0 for an all-zero block)."""
-    largest, signed = splat(f4(0)), splat(f4(0))
+    """x ~ scale * l, -top <= l < top: (scale, the inverse scale that gave the integers, 0 for an all-zero block).
+
+    With an infinite x every integer is 0, as a NaN for the inverse scale gives.
+    """
+    largest, signed, nothing = splat(f4(0)), splat(f4(0)), splat(f4(0))
     for i in range(0, 16 * n, 16):
         x = load(tile, at + i)
         size = fabs(x)
         more = size > largest
         largest, signed = select(more, size, largest), select(more, x, signed)
         store(products, i, load(weights, i) * x)
+        nothing = nothing + load(weights, i) * f4(0)
     dead = largest < TINY
     scale, best, best_inverse = splat(f4(0)), splat(f4(0)), splat(f4(0))
     for trial in range(-10, 10):
@@ -242,6 +246,8 @@ def best_symmetric(tile, at, n, weights, products, top):
             scale = select(better, fit, scale)
             best = select(better, fit * sum_xl, best)
             best_inverse = select(better, inverse, best_inverse)
+    endless = largest == f4(np.inf)
+    scale, best_inverse = select(endless, nothing, scale), select(endless, f4(np.nan), best_inverse)
     return select(dead, f4(0), scale), select(dead, f4(0), best_inverse)
 
 
