@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,13 +40,18 @@ class Format(Protocol):
 _MODULES = ("gguf_file", "safetensors_file", "msgpack_file", "json_file")
 
 
+def _each() -> Iterator[Format]:
+    for name in _MODULES:  # imported only as far as somebody asks
+        yield cast(Format, importlib.import_module(f"llmconv.formats.{name}"))
+
+
 def formats() -> list[Format]:
     """Every format."""
-    return [cast(Format, importlib.import_module(f"llmconv.formats.{name}")) for name in _MODULES]
+    return list(_each())
 
 
 def by_name(name: str) -> Format:
-    for module in formats():
+    for module in _each():
         if name.lower() == module.NAME:
             return module
     raise UsageError(f"unknown format {name!r}; known: {', '.join(f.NAME for f in formats())}")
@@ -61,7 +67,7 @@ def sniff(path: Path) -> Format:
             head = file.read(4096)
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
-    for module in formats():
+    for module in _each():
         if module.sniff(path, head):
             return module
     what = "holds no model" if path.is_dir() else "is no model file of a known format"

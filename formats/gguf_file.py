@@ -22,7 +22,7 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output
+from llmconv.formats.files import Outputs
 from llmconv.formats.gguf_types import REMOVED, Carried, ggml_type
 from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.source import Source
@@ -308,16 +308,31 @@ def save(
         match = _SHARD.fullmatch(path.name)
         stem = match["stem"] if match else path.name.removesuffix(".gguf")
         paths = [path.with_name(shard_name(stem, i, len(groups))) for i in range(len(groups))]
-    inputs = (checkpoint.source,) if checkpoint.source else ()
-    for target, layout in zip(paths, layouts, strict=True):
-        with Output(target, force=force, size=layout.size, inputs=inputs) as out:
-            out.file.write(layout.head)
-            out.file.flush()
-            out.file.truncate(layout.size)
-            write_tensors(
-                out.file.fileno(), layout.plan, jobs=jobs, progress=progress, convert=swap_bytes if big else None
-            )
+    sizes = {target: layout.size for target, layout in zip(paths, layouts, strict=True)}
+    with Outputs(sizes, force=force, inputs=_inputs(checkpoint)) as outputs:
+        for target, layout in zip(paths, layouts, strict=True):
+            with outputs.open(target) as out:
+                out.file.write(layout.head)
+                out.reserve(layout.size)
+                swap = swap_bytes if big else None
+                write_tensors(out.file.fileno(), layout.plan, jobs=jobs, progress=progress, convert=swap)
     return paths
+
+
+def _inputs(checkpoint: Checkpoint) -> list[Path]:
+    """Files that the checkpoint may still be read from: its source (all parts of a split one), its tensors' files."""
+    found = {tensor.extent.path for tensor in checkpoint.tensors.values() if tensor.extent is not None}
+    if checkpoint.source is not None:
+        found.add(checkpoint.source)
+        found.update(_parts_beside(checkpoint.source))
+    return sorted(found)
+
+
+def _parts_beside(path: Path) -> list[Path]:
+    """Names of all parts of the split model that `path` is named as a part of."""
+    match = _SHARD.fullmatch(path.name)
+    count = int(match["count"]) if match else 0
+    return [path.with_name(shard_name(match["stem"], i, count)) for i in range(count)] if match else []
 
 
 def _groups(checkpoint: Checkpoint, max_size: int, max_tensors: int) -> list[list[Tensor]]:
@@ -357,7 +372,13 @@ def _lay_out(metadata: dict[str, Any], tensors: list[Tensor], alignment: int, bi
     return _Layout(raw, [(t, start + o) for t, o in zip(tensors, offsets, strict=True)], start + offset)
 
 
+def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
+    """What `save` would write before the data: the bytes, where each tensor would begin, and the size of the file."""
+    alignment = _alignment(checkpoint.metadata, Path("checkpoint"))
+    layout = _lay_out(dict(checkpoint.metadata), list(checkpoint.tensors.values()), alignment, False)
+    return layout.head, [offset for _, offset in layout.plan], layout.size
+
+
 def planned_size(checkpoint: Checkpoint) -> int:
     """Bytes of the file that `save` would write, exactly; no tensor is read."""
-    alignment = _alignment(checkpoint.metadata, Path("checkpoint"))
-    return _lay_out(dict(checkpoint.metadata), list(checkpoint.tensors.values()), alignment, False).size
+    return header(checkpoint)[2]

@@ -463,8 +463,16 @@ def _write(
         write_tensors(out.file.fileno(), plan, jobs=jobs, progress=progress)
 
 
+def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
+    """What `save` would write before the data of one weights file in a folder: the bytes, where each tensor of the
+    checkpoint would begin, and the size of the file."""
+    metadata = {key: value for key, value in checkpoint.metadata.items() if isinstance(value, str)}
+    ordered = _ordered(list(checkpoint.tensors.values()))
+    head, offsets = _header(ordered, metadata)
+    begin = {tensor.name: len(head) + offset for tensor, offset in zip(ordered, offsets, strict=True)}
+    return head, [begin[name] for name in checkpoint.tensors], len(head) + checkpoint.nbytes
+
+
 def planned_size(checkpoint: Checkpoint) -> int:
     """Bytes of the one weights file that `save` would write into a folder, exactly; no tensor is read."""
-    metadata = {key: value for key, value in checkpoint.metadata.items() if isinstance(value, str)}
-    head, _ = _header(_ordered(list(checkpoint.tensors.values())), metadata)
-    return len(head) + checkpoint.nbytes
+    return header(checkpoint)[2]

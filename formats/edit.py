@@ -1,0 +1,166 @@
+"""Changing a file's metadata: in its header alone where that fits, by a safe rewrite where it doesn't.
+
+The data of a GGUF or safetensors file begins behind its header, so a header of the same length can be replaced
+without touching it.  A shorter one is filled up: GGUF with a key of our own (`llmconv.padding`), safetensors
+with spaces.  A longer one means writing a new file, whose tensors the kernel copies.
+
+Replacing a header in place is not atomic, so the old one is first put, flushed, into a journal beside the file; after
+a crash the next edit puts it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmconv.errors import BadFile, Unsupported, UsageError, at
+from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
+
+__all__ = ["PADDING", "TYPES", "parse_value", "recover", "rewrite_metadata"]
+
+PADDING = "llmconv.padding"
+"""The GGUF key that fills a header up to its old length."""
+
+TYPES: dict[str, Any] = {
+    "u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16, "u32": np.uint32, "i32": np.int32,
+    "u64": np.uint64, "i64": np.int64, "f32": np.float32, "f64": np.float64, "bool": bool, "str": str,
+}  # fmt: skip
+"""Value types by the name used in `--set key=type:value`."""
+
+_JOURNAL = struct.Struct("<8sQ32s")  # magic, length of the old header, its SHA-256
+_MAGIC = b"llmcvjr1"
+
+
+def parse_value(text: str) -> Any:
+    """`type:value` -> a metadata value of exactly that type: `u32:4096`, `f32:1e-5`, `bool:true`, `str:any text`,
+    `u32[]:1,2,3`, `str[]:["a","b"]`.  `UsageError` when it is not one.
+    """
+    kind, colon, value = text.partition(":")
+    many = kind.endswith("[]")
+    cast = TYPES.get(kind.removesuffix("[]"))
+    if not colon or cast is None:
+        raise UsageError(f"{text!r} is not TYPE:VALUE; types: {', '.join(TYPES)}, with [] behind one for a list")
+    try:
+        if many:
+            import orjson
+
+            items = orjson.loads(value if value.lstrip().startswith("[") else f"[{value}]")
+            parsed = [_scalar(cast, item if isinstance(item, str) else str(item).lower()) for item in items]
+            return parsed if cast is str else np.array(parsed)
+        return _scalar(cast, value)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{value!r} is no {kind} ({error})") from None
+
+
+def _scalar(cast: Any, value: str) -> Any:
+    if cast is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return value.lower() == "true"
+    if cast is str:
+        return value
+    if issubclass(cast, np.integer):
+        number, info = int(value, 0), np.iinfo(cast)
+        if not info.min <= number <= info.max:
+            raise ValueError(f"expected {info.min} to {info.max}")
+        return cast(number)
+    return cast(float(value))
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f".llmconv-edit-{path.name[:150]}.journal")
+
+
+def recover(path: Path) -> bool:
+    """Put back the header of a file whose edit was cut off; whether there was one to put back."""
+    journal = _journal(path)
+    if not journal.is_file():
+        return False
+    with open_regular(journal) as file:
+        raw = file.read(_JOURNAL.size + SAFETENSORS_HEADER_BYTES + 8)
+    if len(raw) >= _JOURNAL.size:
+        magic, length, digest = _JOURNAL.unpack(raw[: _JOURNAL.size])
+        head = raw[_JOURNAL.size :]
+        if magic == _MAGIC and len(head) == length and hashlib.sha256(head).digest() == digest:
+            with output_errors(path):
+                _overwrite(path, head)
+                journal.unlink()
+            return True
+    raise BadFile(f"{at(journal)}: is no journal of ours; remove it, and check {path.name} before editing it")
+
+
+def _overwrite(path: Path, head: bytes) -> None:
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        done = 0
+        while done < len(head):
+            done += os.pwrite(handle, head[done:], done)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace_header(path: Path, head: bytes) -> None:
+    """Put `head` over the file's first bytes, journaled; it is as long as what it replaces."""
+    with open_regular(path) as file:
+        old = file.read(len(head))
+    record = _JOURNAL.pack(_MAGIC, len(old), hashlib.sha256(old).digest())
+    with Output(_journal(path), force=True, size=len(old)) as out:
+        out.file.write(record + old)
+    with output_errors(path):
+        _overwrite(path, head)
+        _journal(path).unlink()
+
+
+def _fitted(checkpoint: Checkpoint, offsets: list[int]) -> bytes | None:
+    """The new header, as long as the old one, or None when the tensors would not lie where they lie now."""
+    start = min(offsets)
+    if checkpoint.format == "safetensors":
+        head, planned, _ = safetensors_file.header(checkpoint)
+        gap = start - len(head)
+        if gap < 0 or [offset + gap for offset in planned] != offsets:
+            return None
+        raw = head[8:] + b" " * gap
+        return struct.pack("<Q", len(raw)) + raw
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key != PADDING}
+    head, planned, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata))
+    if planned and min(planned) < start:
+        empty, _, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata | {PADDING: ""}))
+        room = start - len(empty)
+        if room < 0:  # less than the padding key itself takes: no header of that length exists
+            return None
+        head, planned, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata | {PADDING: " " * room}))
+    return head.ljust(start, b"\0") if planned == offsets else None
+
+
+def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
+    """Make `path`, from which `checkpoint` was opened and whose metadata was then changed, hold that metadata.
+
+    Returns True when the header was replaced in place, False when the file was written anew.
+    `Unsupported` for a format without a header of its own (JSON) and for a model of several files.
+    """
+    path = Path(path)
+    if checkpoint.format not in ("gguf", "safetensors"):
+        raise Unsupported(
+            f"{at(path)}: {checkpoint.format} has no metadata to edit; edit the text, or convert it first"
+        )
+    if checkpoint.info.get("shards", 1) > 1 or path.is_dir():
+        raise Unsupported(f"{at(path)}: is a model of several files; merge it first (llmconv merge)")
+    offsets = [t.extent.offset for t in checkpoint.tensors.values() if t.extent is not None]
+    current = checkpoint.format == "safetensors" or checkpoint.info.get("version") == 3
+    if offsets and len(offsets) == len(checkpoint.tensors) and current:
+        head = _fitted(checkpoint, offsets)
+        if head is not None:
+            _replace_header(path, head)
+            return True
+    save = gguf_file.save if checkpoint.format == "gguf" else safetensors_file.save
+    save(Checkpoint(**{**vars(checkpoint), "source": None}), path, force=True)
+    return False
