@@ -29,6 +29,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "GGUF to a Hugging Face style folder or safetensors file.",
     ),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
+    "verify": ("llmconv.cli.reports", "Are two files the same model?"),
+    "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
+    "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
+    "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),
+    "split": ("llmconv.cli.edit", "Split a model into shards."),
+    "merge": ("llmconv.cli.edit", "Join the shards of a model."),
 }
 
 

@@ -1,0 +1,154 @@
+"""The command `size`: what models of given shapes take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import llmconv
+from llmconv.cli.reports import table
+
+if TYPE_CHECKING:
+    from llmconv.convert.sizing import SizeReport
+
+__all__ = ["size"]
+
+# Option -> the GGUF key it sets.
+_SHAPE = {
+    "vocab": "vocab_size",
+    "dim": "embedding_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "ffn": "feed_forward_length",
+    "ctx": "context_length",
+}
+
+
+def human(n: float) -> str:
+    """Bytes for people: 1.2 MB, 13.5 GB (powers of 1000, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}" if n < 100 else f"{n:.0f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Titled blocks of rows, each row a label and a cell per model."""
+
+    def rows(of: Any, text: Any) -> list[tuple[str, list[str]]]:
+        maps = [of(r) for r in reports]
+        labels = list(dict.fromkeys(label for m in maps for label in m))
+        return [(label, [text(m[label]) if label in m else "-" for m in maps]) for label in labels]
+
+    def count(n: int) -> str:
+        return f"{n:,}"
+
+    totals: list[tuple[str, list[str]]] = [("total", [count(r.parameters) for r in reports])]
+    if any(r.active != r.parameters for r in reports):
+        totals.append(("active per token", [count(r.active) for r in reports]))
+    totals += rows(lambda r: r.parts, count)
+    totals.append(("head", ["tied" if r.tied else "own" for r in reports]))
+    training = [
+        (what, [human(getattr(r.training, what)) for r in reports])
+        for what in ("weights", "gradients", "optimizer", "activations", "total")
+    ]
+    first = reports[0].training
+    return [
+        ("Parameters", totals),
+        ("One layer", [("layers", [count(r.n_layer) for r in reports]), *rows(lambda r: r.per_layer, count)]),
+        ("Compute", [("FLOPs per token, forward", [f"{r.flops_per_token:.4g}" for r in reports])]),
+        ("Weights in memory", rows(lambda r: r.weights, human)),
+        ("Files", rows(lambda r: r.files, lambda n: f"{n:,}")),
+        (
+            "KV cache (F16)",
+            [
+                ("per token", [human(r.kv_per_token) for r in reports]),
+                ("at context", [f"{human(r.kv_cache)} at {r.context:,}" for r in reports]),
+            ],
+        ),
+        ("Inference, weights and cache", rows(lambda r: r.inference, human)),
+        (f"Training with AdamW, per device of {first.devices}, batch {first.batch}", training),
+    ]
+
+
+def _text(reports: list[SizeReport], markdown: bool) -> str:
+    names = [r.name for r in reports]
+    out = []
+    for title, rows in _sections(reports):
+        if markdown:
+            lines = [f"### {title}", "", "| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+            lines += [f"| {label} | " + " | ".join(cells) + " |" for label, cells in rows]
+            out.append("\n".join(lines))
+        else:
+            body = [[label, *cells] for label, cells in rows]
+            out.append(table(body, [title, *names], right=set(range(1, len(names) + 1))))
+    return "\n\n".join(out)
+
+
+@click.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option("--vocab", type=click.IntRange(min=1), help="Words in the vocabulary of a shape given by hand.")
+@click.option("--dim", type=click.IntRange(min=1), help="Its width.")
+@click.option("--layers", type=click.IntRange(min=0), help="Its layers.")
+@click.option("--heads", type=click.IntRange(min=1), help="Its attention heads.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Its key/value heads (default: as many as heads).")
+@click.option("--ffn", type=click.IntRange(min=1), help="Its feed-forward width (default: 4 x dim).")
+@click.option("--ctx", type=click.IntRange(min=1), default=1024, show_default=True, help="Its longest context.")
+@click.option("--arch", default="gpt2", show_default=True, help="Its architecture: gpt2, llama, simple-llm, …")
+@click.option("--tied/--untied", default=True, help="Whether its head is its embedding.  [default: tied]")
+@click.option("-c", "--context", type=click.IntRange(min=1), help="Context for the KV cache and attention's FLOPs.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch of a training step.")
+@click.option(
+    "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share training."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
+@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+def size(
+    targets: tuple[str, ...],
+    arch: str,
+    tied: bool,
+    context: int | None,
+    batch: int,
+    devices: int,
+    as_json: bool,
+    markdown: bool,
+    **shape: int | None,
+) -> None:
+    """What models take: parameters by part, FLOPs, memory and file size in every type, KV cache, training.
+
+    TARGET is a checkpoint of any format, a config.json, or a preset (gpt2-small, llama2-7b, llama3.1-70b, …);
+    several are compared side by side.  Or give a shape with --vocab, --dim, --layers and --heads.  JSON sizes are
+    estimates at the bytes per number measured on a real file; safetensors and GGUF sizes are exact, for a file without
+    a tokenizer.
+
+    \b
+    Examples:
+      llmconv size model.json
+      llmconv size simple-36k gpt2-small llama2-7b gpt3-175b --markdown
+      llmconv size --vocab 50000 --dim 768 --layers 12 --heads 12 --ffn 3072
+      llmconv size llama2-7b --context 4096 --devices 8 --json
+    """
+    options: dict[str, Any] = {"context": context or 0, "batch": batch, "devices": devices}
+    reports = [llmconv.size(target, **options) for target in targets]
+    wanted = ("vocab", "dim", "layers", "heads")
+    given = [name for name in wanted if shape[name] is not None]
+    if given and len(given) < len(wanted):
+        missing = ", ".join(f"--{name}" for name in wanted if name not in given)
+        raise llmconv.UsageError(f"a shape by hand also needs {missing}")
+    if given:
+        keys = {_SHAPE[name]: value for name, value in shape.items() if value is not None}
+        keys.setdefault("feed_forward_length", 4 * keys["embedding_length"])
+        reports.append(llmconv.shaped(arch, tied=tied, **keys, **options))
+    if not reports:
+        raise llmconv.UsageError(
+            "nothing to size; name a checkpoint, a config.json or a preset, or give --vocab, --dim, …"
+        )
+    if as_json:
+        found = [r.as_dict() for r in reports]
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    else:
+        click.echo(_text(reports, markdown))

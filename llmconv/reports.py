@@ -1,0 +1,118 @@
+"""Public functions behind the reports: they open what they are given and call the rooms that do the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmconv import formats
+from llmconv.errors import BadFile, at
+from llmconv.formats.checkpoint import Checkpoint
+
+if TYPE_CHECKING:  # each is loaded when its function runs
+    from llmconv.convert.contenthash import ContentHash
+    from llmconv.convert.diff import Difference
+    from llmconv.convert.provenance import Certificate
+    from llmconv.convert.sizing import SizeReport
+    from llmconv.convert.verify import Verdict
+
+__all__ = ["content_hash", "diff", "shaped", "size", "verify", "verify_provenance"]
+
+Source = str | Path | Checkpoint
+
+
+def _open(source: Source) -> Checkpoint:
+    return source if isinstance(source, Checkpoint) else formats.open(source)
+
+
+def verify(
+    a: Source,
+    b: Source,
+    *,
+    tolerance: float = 0.0,
+    run: str | Path | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Verdict:
+    """Are `a` and `b` the same model?  Paths or checkpoints of any two formats; see `Verdict`.
+
+    tolerance: relative error up to which a tensor counts as close.
+    run: a text file; both models are run over it and the verdict's `run` holds the comparison (needs torch).
+    """
+    import dataclasses
+
+    from llmconv.convert.verify import verify_checkpoints
+
+    verdict = verify_checkpoints(_open(a), _open(b), tolerance=tolerance, progress=progress)
+    if run is not None:
+        from llmconv.runtime.compare import compare
+
+        verdict = dataclasses.replace(verdict, run=compare(a, b, run))
+    return verdict
+
+
+def verify_provenance(file: Source, source: Source) -> Certificate:
+    """Check the certificate that a converted file carries (`--provenance`) against the source it was made from."""
+    from llmconv.convert.provenance import check_certificate
+
+    return check_certificate(_open(file), _open(source))
+
+
+def diff(a: Source, b: Source) -> list[Difference]:
+    """What differs between two files in their own terms: metadata, tensor lists, side files."""
+    from llmconv.convert.diff import diff_checkpoints
+
+    return diff_checkpoints(_open(a), _open(b))
+
+
+def content_hash(model: Source) -> ContentHash:
+    """A hash per tensor and of the model, independent of container, float width and tensor order."""
+    from llmconv.convert import contenthash
+
+    return contenthash.content_hash(_open(model))
+
+
+def size(target: Source, **options: Any) -> SizeReport:
+    """The size report of a checkpoint, a config.json, or a preset by name.
+
+    options: context, batch, devices (see `llmconv.convert.sizing.size_report`).
+    """
+    from llmconv.convert.presets import preset
+    from llmconv.convert.sizing import shape_of, size_report
+
+    if isinstance(target, Checkpoint):
+        return size_report(shape_of(target), **options)
+    path = Path(target)
+    if not path.exists():
+        if isinstance(target, Path) or path.suffix or len(path.parts) > 1:
+            raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
+        return size_report(shape_of(preset(str(target))), **options)
+    if path.is_file() and path.suffix == ".json" and (config := _config(path)) is not None:
+        return size_report(shape_of(config, path.name), **options)
+    return size_report(shape_of(formats.open(path), path.name), **options)
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    """A Hugging Face config.json's mapping; None for another JSON file, such as a legacy model."""
+    import json
+
+    from llmconv.formats.files import open_regular
+
+    with open_regular(path) as file:
+        raw = file.read(1 << 20)  # a configuration is small, a legacy model may not be
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(found, dict) and ("model_type" in found or "architectures" in found)
+    return found if known else None
+
+
+def shaped(arch: str, **keys: Any) -> SizeReport:
+    """The size report of a shape given by hand; see the command `llmconv size --help`."""
+    from llmconv.convert.presets import Preset
+    from llmconv.convert.sizing import shape_of, size_report
+
+    options = {k: keys.pop(k) for k in ("context", "batch", "devices") if k in keys}
+    tied, name = keys.pop("tied", True), keys.pop("name", "shape")
+    return size_report(shape_of(Preset(name, arch, keys, tied)), **options)

@@ -1,0 +1,134 @@
+"""Public functions that reshape files without changing the model in them: edit, split, merge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv import formats
+from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["EditResult", "edit", "merge", "parse_size", "split"]
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """path: the file that now holds the new metadata; in_place: whether only its header was replaced;
+    recovered: whether an earlier edit had been cut off and was put back first."""
+
+    path: Path
+    in_place: bool
+    recovered: bool = False
+
+
+def parse_size(text: str) -> int:
+    """`4G`, `500M`, `2GB`, `1GiB`, `123456` -> bytes (K, M, G, T are powers of 1000; KiB, … of 1024)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"{text!r} is no size; write it like 4G, 500M or 1GiB")
+    unit = 1024 if match[3] else 1000
+    number = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
+    if number <= 0:
+        raise UsageError(f"{text!r} is no size above zero")
+    return number
+
+
+def edit(
+    path: str | Path,
+    *,
+    set: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+    remove: Iterable[str] = (),
+    output: str | Path | None = None,
+    force: bool = False,
+) -> EditResult:
+    """Change metadata of a GGUF or safetensors file; the tensors' data is neither read nor moved if the header fits.
+
+    set: key -> value, added or replaced (see `formats.edit.parse_value` for text); rename: old key -> new key;
+    remove: keys.  output: write a changed copy there instead (`force` to replace an existing one).
+
+    `BadFile` when a key to rename or remove is not there or a new name is taken.
+    """
+    from llmconv.formats import edit as editing
+
+    path = Path(path)
+    recovered = editing.recover(path)
+    checkpoint = formats.open(path)
+    metadata = dict(checkpoint.metadata)
+    for old, new in (rename or {}).items():
+        if old not in metadata:
+            raise BadFile(f"{at(path)}: has no metadata key {old!r}; llmconv inspect --metadata lists them")
+        if new in metadata:
+            raise BadFile(f"{at(path)}: metadata key {new!r} is there already; remove it first")
+        metadata = {new if key == old else key: value for key, value in metadata.items()}
+    for key in remove:
+        if key not in metadata:
+            raise BadFile(f"{at(path)}: has no metadata key {key!r}; llmconv inspect --metadata lists them")
+        del metadata[key]
+    metadata.update(set or {})
+    checkpoint.metadata = metadata
+    if output is None:
+        return EditResult(path, editing.rewrite_metadata(path, checkpoint), recovered)
+    formats.by_name(checkpoint.format).save(checkpoint, Path(output), force=force)
+    return EditResult(Path(output), False, recovered)
+
+
+def _container(path: Path, wanted: str) -> Checkpoint:
+    checkpoint = formats.open(path)
+    if checkpoint.format not in ("gguf", "safetensors"):
+        raise UsageError(f"{at(path)}: is {checkpoint.format}; only GGUF and safetensors can be {wanted}")
+    return checkpoint
+
+
+def split(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    max_size: int = 0,
+    max_tensors: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Split a model into shards of at most `max_size` bytes or `max_tensors` tensors each; the files written.
+
+    A GGUF becomes `TARGET-00001-of-0000N.gguf` (default: the source's own stem); a safetensors model becomes a
+    folder with an index (default: the source's name with `-split`), by size alone.
+    """
+    source = Path(source)
+    checkpoint = _container(source, "split")
+    if not (max_size or max_tensors):
+        raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
+    if checkpoint.format == "gguf":
+        from llmconv.formats import gguf_file
+
+        path = Path(target) if target else source.with_name(source.name.removesuffix(".gguf") + ".gguf")
+        if target is None and checkpoint.info.get("shards", 1) > 1:
+            raise UsageError(f"{at(source)}: is split already; give a name for the new parts")
+        if checkpoint.nbytes <= (max_size or checkpoint.nbytes) and len(checkpoint.tensors) <= (
+            max_tensors or len(checkpoint.tensors)
+        ):
+            raise UsageError(f"{at(source)}: fits one part of that size; nothing to split")
+        return gguf_file.save(
+            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, progress=progress
+        )
+    from llmconv.formats import safetensors_file
+
+    if max_tensors:
+        raise UsageError("safetensors models are split by size; give --max-size")
+    folder = Path(target) if target else source.with_name(source.name.removesuffix(".safetensors") + "-split")
+    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, progress=progress)
+
+
+def merge(
+    source: str | Path, target: str | Path, *, force: bool = False, progress: Progress | None = None
+) -> list[Path]:
+    """Join the shards of a GGUF or safetensors model (any shard, the index, or the folder) into one file or folder."""
+    source = Path(source)
+    checkpoint = _container(source, "merged")
+    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, progress=progress)
