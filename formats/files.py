@@ -1,27 +1,38 @@
 """Writing files so that they appear complete or not at all, and opening them so that nothing hangs.
 
-`Output` writes to a temporary file beside the target, flushes it to the disk and renames it; on any error,
+`Output` writes to a temporary file beside the target, flushes it to the disk and gives it its name; on any error,
 or when the process is told to stop, the temporary goes and an older file at the target stays as it was.
+`Outputs` does the same for several files that belong together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
+import signal
 import stat
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from types import FrameType, TracebackType
+from typing import BinaryIO, NoReturn
 
 from llmconv.errors import BadFile, OutputError, at
 
-__all__ = ["Output", "check_target", "open_regular", "output_errors", "publish", "regular_size"]
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file can't be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Output", "Outputs", "check_target", "open_regular", "output_errors", "regular_size"]
 
 PREFIX, SUFFIX = ".llmconv-", ".tmp"
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def regular_size(path: Path) -> int:
@@ -57,47 +68,37 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _NO_SPACE:
             raise OutputError(f"{at(path)}: no space left on the disk; free some or write elsewhere (-o)") from None
         raise OutputError(f"{at(path)}: can't be written ({error.strerror or error})") from None
 
 
-def check_target(path: Path, *, force: bool, size: int = 0, inputs: tuple[Path, ...] = ()) -> None:
+def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Path] = ()) -> None:
     """Refuse a target before any work: it exists (without `force`), is an input, or has no room for `size` bytes."""
-    for source in inputs:
-        with contextlib.suppress(OSError):
-            if os.path.samefile(source, path):
-                raise OutputError(f"{at(path)}: is the input itself; choose another output name")
     with output_errors(path):
+        for source in inputs if path.exists() else ():
+            with contextlib.suppress(OSError):
+                if os.path.samefile(source, path):
+                    raise OutputError(f"{at(path)}: is the input itself; choose another output name")
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{at(path)}: is a folder; give a file name")
-        if (path.exists() or path.is_symlink()) and not force:
+        if os.path.lexists(path) and not force:
             raise OutputError(f"{at(path)}: exists already; use --force to replace it, or another name")
-        parent = path.parent
-        if not parent.is_dir():
-            raise OutputError(f"{at(path)}: its folder {parent} does not exist; make it first")
-        free = shutil.disk_usage(parent).free
+        if not path.parent.is_dir():
+            raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+        free = shutil.disk_usage(path.parent).free
         if size > free:
             raise OutputError(f"{at(path)}: needs {size:,} bytes but the disk has {free:,} free; write elsewhere")
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Give a finished, flushed temporary its final name, and flush the folder."""
-    os.replace(temporary, target)
-    with contextlib.suppress(OSError, AttributeError):  # some systems can't open folders
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class Output:
     """A file being written, as a context manager: published on a clean exit, gone on an error.
 
-    `with Output(path, size=…) as out: out.file.write(…)`.  `size`, when known, is reserved up front, so that
-    a full disk is noticed before the work.  The temporary is `.llmconv-NAME-PID-RANDOM.tmp` beside the target; one
-    left by a process that was killed is cleared by the next run that writes the same name.
+    `with Output(path, size=…) as out: out.file.write(…)`.  `size`, when known, is compared with the free space
+    first; `reserve` takes it.  The temporary is `.llmconv-NAME-PID-RANDOM.tmp` beside the target, locked while
+    it is written; one left by a process that was killed is cleared by the next run that writes the same name.
+    Without `force`, a file that appeared at the target meanwhile is left alone.  A link at the target is replaced,
+    not followed.
     """
 
     def __init__(
@@ -106,33 +107,23 @@ class Output:
         *,
         force: bool = False,
         size: int = 0,
-        inputs: tuple[Path, ...] = (),
+        inputs: Sequence[Path] = (),
     ):
         self.path = Path(path)
         self.force = force
-        self.size = size
         check_target(self.path, force=force, size=size, inputs=inputs)
-        self._clear_orphans()
-        token = f"{self.path.name[:100]}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.temporary = self.path.with_name(f"{PREFIX}{token}{SUFFIX}")
+        self._name = _temporary_name(self.path.name)
+        self.temporary = self.path.with_name(f"{PREFIX}{self._name}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        self._stop = _Stoppable()
         self.file: BinaryIO
 
-    def _clear_orphans(self) -> None:
-        """Remove temporaries of this target whose process is gone."""
-        start = f"{PREFIX}{self.path.name[:100]}-"
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self.path.parent):
-                if not (name.startswith(start) and name.endswith(SUFFIX)):
-                    continue
-                pid = name[len(start) :].split("-")[0]
-                if pid.isdigit() and not _alive(int(pid)):
-                    with contextlib.suppress(OSError):
-                        (self.path.parent / name).unlink()
-
     def __enter__(self) -> Output:
-        with output_errors(self.path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-            self.file = os.fdopen(os.open(self.temporary, flags, 0o666), "w+b", buffering=1 << 20)
+        self._stop.enter()
+        try:
+            self.create()
+        except BaseException:
+            self._stop.leave()
+            raise
         return self
 
     def __exit__(
@@ -140,28 +131,258 @@ class Output:
     ) -> None:
         try:
             if kind is None:
+                self.finish()
                 with output_errors(self.path):
-                    self.file.flush()
-                    os.fsync(self.file.fileno())
-                    self.file.close()
-                    if not self.force and self.path.exists():  # another run finished first
-                        raise OutputError(f"{at(self.path)}: appeared while it was being written; it was left alone")
-                    publish(self.temporary, self.path)
+                    self.publish()
+                    _flush_folder(self.path.parent)
             elif isinstance(error, OSError):
                 with output_errors(self.path):
                     raise error
         finally:
-            with contextlib.suppress(OSError):
-                self.file.close()
-            with contextlib.suppress(OSError):
-                self.temporary.unlink()
+            self.discard()
+            self._stop.leave()
+
+    def create(self) -> None:
+        """Clear what a killed run left, and make the temporary."""
+        _clear_orphans(self.path.parent, self._name)
+        with output_errors(self.path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+            self.file = os.fdopen(os.open(self.temporary, flags, 0o666), "w+b", buffering=1 << 20)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # file systems without locks: the process number must do
+                fcntl.flock(self.file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def reserve(self, size: int) -> None:
+        """Make the file `size` bytes long, its space taken on the disk where the file system can do that."""
+        with output_errors(self.path):
+            self.file.flush()
+            try:
+                if size:
+                    os.posix_fallocate(self.file.fileno(), 0, size)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                    raise
+            os.truncate(self.file.fileno(), size)
+
+    def finish(self) -> None:
+        """Flush the temporary to the disk and close it."""
+        with output_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+
+    def publish(self) -> None:
+        """Give the finished temporary its name."""
+        if self.force:
+            os.replace(self.temporary, self.path)
+            return
+        try:
+            os.link(self.temporary, self.path)  # unlike a rename, fails when the name is taken
+        except FileExistsError:
+            raise OutputError(f"{at(self.path)}: appeared while it was being written; it was left alone") from None
+        except (OSError, AttributeError, NotImplementedError):  # no hard links here
+            if os.path.lexists(self.path):
+                raise OutputError(f"{at(self.path)}: appeared while it was being written; it was left alone") from None
+            os.rename(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """Remove the temporary, if it is still there."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink()
 
 
-def _alive(pid: int) -> bool:
+class Outputs:
+    """Several files that belong together: all of them appear, in the order given, or none.
+
+    `with Outputs({path: size, …}) as outputs:`, then for each path `with outputs.open(path) as out: out.file.write(…)`.
+    Sizes are compared with the free space before anything is written; 0 when unknown.
+
+    folder: made when absent, and removed again on an error.
+    stale: files of an older version (shards that the new one does not have), removed at the end, with `force`.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[Path, int],
+        *,
+        force: bool = False,
+        inputs: Sequence[Path] = (),
+        folder: Path | None = None,
+        stale: Sequence[Path] = (),
+    ):
+        self._force, self._stale = force, [p for p in stale if force and p not in sizes]
+        self._done: list[Output] = []
+        self._stop = _Stoppable()
+        self._made: Path | None = None
+        if folder is not None and not folder.is_dir():
+            with output_errors(folder):
+                if os.path.lexists(folder):
+                    raise OutputError(f"{at(folder)}: exists and is no folder; choose another output name")
+                if not folder.parent.is_dir():
+                    raise OutputError(f"{at(folder)}: its folder {folder.parent} does not exist; make it first")
+                folder.mkdir()
+            self._made = folder
+        try:
+            total = sum(sizes.values())
+            for path in sizes:
+                check_target(path, force=force, size=total, inputs=inputs)
+        except BaseException:
+            self._unmake()
+            raise
+
+    def __enter__(self) -> Outputs:
+        self._stop.enter()
+        return self
+
+    @contextlib.contextmanager
+    def open(self, path: Path) -> Iterator[Output]:
+        """Write one of the files: flushed to the disk at the end, but not yet under its name."""
+        out = Output(path, force=self._force)
+        self._done.append(out)
+        with output_errors(path):
+            out.create()
+            yield out
+            out.finish()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        published = False
+        try:
+            if kind is None:
+                self._publish()
+                published = True
+        finally:
+            for out in self._done:
+                out.discard()
+            if not published:
+                self._unmake()
+            self._stop.leave()
+
+    def _publish(self) -> None:
+        """Name all files; when one can't be named, those before it go back to what they were."""
+        named: list[tuple[Path, Path | None]] = []  # and another name of the file that was there
+        kept: list[Path] = []
+        try:
+            for out in self._done:
+                with output_errors(out.path):
+                    old = self._keep(out)
+                    kept += [old] if old else []
+                    new = not os.path.lexists(out.path)
+                    out.publish()
+                    if new or old:
+                        named.append((out.path, old))
+            for folder in {out.path.parent for out in self._done}:
+                _flush_folder(folder)
+        except BaseException:
+            for path, old in reversed(named):
+                with contextlib.suppress(OSError):
+                    if old is None:
+                        path.unlink()
+                    else:
+                        os.replace(old, path)
+            raise
+        finally:
+            for old in kept:
+                with contextlib.suppress(OSError):
+                    old.unlink()
+        for path in self._stale:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _keep(self, out: Output) -> Path | None:
+        """A second name for the file that `out` replaces, in case a later one fails; None without hard links."""
+        if not self._force or not out.path.is_file() or out.path.is_symlink():
+            return None
+        old = out.temporary.with_name(out.temporary.name.removesuffix(SUFFIX) + f"o{SUFFIX}")
+        with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+            os.link(out.path, old)
+            return old
+        return None
+
+    def _unmake(self) -> None:
+        if self._made is not None:
+            with contextlib.suppress(OSError):
+                self._made.rmdir()
+
+
+class _Stoppable:
+    """Turns the signals that end a process at once into an exception while something must be cleaned up."""
+
+    def __init__(self) -> None:
+        self._old: dict[int, object] = {}
+
+    def enter(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._old[number] = signal.signal(number, _stop)
+
+    def leave(self) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)  # type: ignore[arg-type]
+        self._old.clear()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # some systems can't open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _temporary_name(name: str) -> str:
+    """What stands for the target in its temporary's name: short enough for every file system."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 150 else hashlib.sha256(raw).hexdigest()[:32]
+
+
+def _clear_orphans(folder: Path, name: str) -> None:
+    """Remove temporaries of the target `name` whose writer is gone."""
+    with contextlib.suppress(OSError):
+        for found in os.listdir(folder):
+            if not (found.startswith(PREFIX) and found.endswith(SUFFIX)):
+                continue
+            parts = found[len(PREFIX) : -len(SUFFIX)].rsplit("-", 2)
+            if (
+                len(parts) == 3
+                and parts[0] == name
+                and parts[1].isdigit()
+                and _abandoned(folder / found, int(parts[1]))
+            ):
+                with contextlib.suppress(OSError):
+                    (folder / found).unlink()
+
+
+def _abandoned(path: Path, pid: int) -> bool:
+    """Whether nobody writes that temporary any more: its lock is free, and its process gone or the file old."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            if time.time() - path.stat().st_mtime < 60:  # made this moment and not locked yet, perhaps
+                return False
+            if fcntl is None:
+                return False
     except OSError:
+        return False  # somebody else's process
+    if fcntl is None:
         return True
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
     return True

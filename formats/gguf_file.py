@@ -23,12 +23,11 @@ from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
-from llmconv.formats.gguf_types import REMOVED, Carried, ggml_type
+from llmconv.formats.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.source import Source
 from llmconv.formats.stream import Progress, write_tensors
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.quant.block import Bytes
 
 NAME = "gguf"
 SUFFIXES = (".gguf",)
@@ -181,42 +180,6 @@ def _place(
             "was expected; it is damaged or two files in one"
         )
     return tensors
-
-
-def swap_bytes(tensor: Tensor, blocks: Bytes) -> Bytes:
-    """Rows of `tensor` with every number of every block in the other byte order."""
-    layout = tensor.type.layout
-    if layout.itemsize == 1:
-        return blocks
-    if layout.fields is None and (tensor.type.dtype is None or issubclass(tensor.type, Carried)):
-        raise Unsupported(f"tensor {tensor.name!r}: {tensor.type.name} can't change its byte order; keep it as it is")
-    out = np.array(blocks)  # a fresh, contiguous copy
-    if layout.fields is None:
-        _swap(out.reshape(-1).view(f"V{layout.itemsize}"), layout)
-    else:
-        _swap_fields(out.reshape(-1).view(layout), layout)
-    return out
-
-
-def _swap_fields(array: Any, layout: np.dtype[Any]) -> None:
-    for name in layout.names or ():
-        field_type = layout[name].base
-        if field_type.names:
-            _swap_fields(array[name], field_type)
-        elif field_type.itemsize > 1 and field_type.kind != "V":
-            array[name].byteswap(inplace=True)
-
-
-def _swap(array: Any, dtype: np.dtype[Any]) -> None:
-    size = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
-    array.view(f"u{size}").byteswap(inplace=True)
-
-
-def swapped(tensor: Tensor) -> Tensor:
-    """The tensor with its stored bytes in the other byte order."""
-    if tensor.type.layout.itemsize == 1:
-        return tensor
-    return Tensor(tensor.name, tensor.shape, tensor.type, lambda a, b: swap_bytes(tensor, tensor.read(a, b)))
 
 
 def _split_number(part: _Part, key: str, path: Path) -> int | None:

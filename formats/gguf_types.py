@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported
-from llmconv.formats.tensor import BlockClass
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_ggml_id
 from llmconv.quant.block import BlockType, Bytes
 
-__all__ = ["GGML_TYPES", "REMOVED", "Carried", "carried", "ggml_type"]
+__all__ = ["GGML_TYPES", "REMOVED", "Carried", "carried", "ggml_type", "swap_bytes", "swapped"]
 
 GGML_TYPES: dict[int, tuple[str, int, int]] = {
     # number: (name, weights in a block, bytes of a block)
@@ -77,7 +77,7 @@ class Carried(BlockType):
 def carried(name: str, block_size: int, block_bytes: int, number: int | None = None) -> BlockClass:
     """The type `name` for carrying: `block_size` elements in `block_bytes` bytes."""
     fields: dict[str, Any] = {"ggml_id": number, "block_size": block_size, "layout": np.dtype((np.void, block_bytes))}
-    made = type(name, (Carried,), fields)
+    made: BlockClass = type(name, (Carried,), fields)
     made.name = name  # set afterwards: a class body with a name would enter the registry
     return made
 
@@ -88,3 +88,39 @@ def ggml_type(number: int) -> BlockClass | None:
     if found is None and number in GGML_TYPES:
         found = carried(*GGML_TYPES[number], number)
     return found
+
+
+def swap_bytes(tensor: Tensor, blocks: Bytes) -> Bytes:
+    """Rows of `tensor` with every number of every block in the other byte order."""
+    layout = tensor.type.layout
+    if layout.itemsize == 1:
+        return blocks
+    if layout.fields is None and (tensor.type.dtype is None or issubclass(tensor.type, Carried)):
+        raise Unsupported(f"tensor {tensor.name!r}: {tensor.type.name} can't change its byte order; keep it as it is")
+    out = np.array(blocks)  # a fresh, contiguous copy
+    if layout.fields is None:
+        _swap(out.reshape(-1).view(f"V{layout.itemsize}"), layout)
+    else:
+        _swap_fields(out.reshape(-1).view(layout), layout)
+    return out
+
+
+def _swap_fields(array: Any, layout: np.dtype[Any]) -> None:
+    for name in layout.names or ():
+        field_type = layout[name].base
+        if field_type.names:
+            _swap_fields(array[name], field_type)
+        elif field_type.itemsize > 1 and field_type.kind != "V":
+            array[name].byteswap(inplace=True)
+
+
+def _swap(array: Any, dtype: np.dtype[Any]) -> None:
+    size = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    array.view(f"u{size}").byteswap(inplace=True)
+
+
+def swapped(tensor: Tensor) -> Tensor:
+    """The tensor with its stored bytes in the other byte order."""
+    if tensor.type.layout.itemsize == 1:
+        return tensor
+    return Tensor(tensor.name, tensor.shape, tensor.type, lambda a, b: swap_bytes(tensor, tensor.read(a, b)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def bytes(self, index: int) -> bytes:
+    def encoded(self, index: int) -> bytes:
         start = int(self.starts[index])
         return self.raw[start : start + int(self.lengths[index])].tobytes()
 
@@ -60,7 +60,7 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._text(self.bytes(index), index)
+        return self._text(self.encoded(index), index)
 
     def __iter__(self) -> Any:
         raw = self.raw.tobytes()
@@ -100,7 +100,7 @@ class Cursor:
 
     def _load(self, size: int) -> None:
         self.data = self.source.read(0, size)
-        self._view = memoryview(self.data)
+        self._view = self.data.data
 
     def need(self, nbytes: int, what: str) -> int:
         """Make sure that `nbytes` more bytes are there and in memory; the position after them."""
@@ -270,7 +270,10 @@ class Cursor:
 
 
 def encode_string(text: str | bytes, big: bool) -> bytes:
-    raw = text.encode() if isinstance(text, str) else text
+    try:
+        raw = text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise Unsupported(f"{text[:40]!r} is no valid Unicode text, which GGUF needs; change or leave it out") from None
     return struct.pack(">Q" if big else "<Q", len(raw)) + raw
 
 
@@ -289,7 +292,7 @@ def _number(value: Any) -> np.generic | None:
 
 def encode_value(value: Any, what: str, big: bool = False) -> bytes:
     """A metadata value with its type in front.  `Unsupported`, beginning with `what`, when GGUF has no such value."""
-    order = ">" if big else "<"
+    order: Literal["<", ">"] = ">" if big else "<"
     if isinstance(value, str):
         return struct.pack(f"{order}I", STRING) + encode_string(value, big)
     if isinstance(value, bool | np.bool_):
@@ -304,7 +307,7 @@ def encode_value(value: Any, what: str, big: bool = False) -> bytes:
 
 def _encode_items(items: Any, what: str, big: bool) -> bytes:
     """An array: item type, count, items."""
-    order = ">" if big else "<"
+    order: Literal["<", ">"] = ">" if big else "<"
 
     def head(kind: int, count: int) -> bytes:
         return struct.pack(f"{order}IQ", kind, count)

@@ -56,7 +56,7 @@ class Source:
             descriptor = file.fileno()
             self.check(descriptor)
             try:
-                read_into(descriptor, memoryview(out), offset)
+                read_into(descriptor, out.data, offset)
             except EOFError:
                 raise BadFile(f"{at(self.path)}: was cut while it was being read; fetch it again") from None
             except OSError as error:

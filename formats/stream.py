@@ -129,7 +129,7 @@ def _slab_task(
             )
         if convert is not None:
             blocks = convert(tensor, blocks)
-        _write(descriptor, memoryview(np.ascontiguousarray(blocks)).cast("B"), offset + start * row)
+        _write(descriptor, np.ascontiguousarray(blocks).reshape(-1).data, offset + start * row)
         return blocks.nbytes, tensor.name
 
     return run
