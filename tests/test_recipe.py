@@ -127,7 +127,7 @@ SMALL = {"n_embd": 256, "n_ff": 512, "n_head": 4, "n_head_kv": 2, "n_layer": 8}
 LLAMA = Model("llama", 8, 4, 2)
 
 
-def types(file: str, options: Options | None = None, model: Model = LLAMA, **change: Any) -> dict[str, str]:
+def chosen_types(file: str, options: Options | None = None, model: Model = LLAMA, **change: Any) -> dict[str, str]:
     shapes = dense(SMALL, 64, 1000) | change.pop("extra", {})
     for name in change.pop("without", ()):
         del shapes[name]
@@ -138,7 +138,7 @@ def types(file: str, options: Options | None = None, model: Model = LLAMA, **cha
 def test_every_file_type_gives_every_tensor_a_known_type() -> None:
     for name in FILE_TYPES:
         for imatrix in (False, True):
-            chosen = types(name, Options(importance=imatrix))
+            chosen = chosen_types(name, Options(importance=imatrix))
             assert chosen["blk.0.attn_norm.weight"] == chosen["output_norm.weight"] == "F32"
             assert {by_name(t).name for t in chosen.values()} == set(chosen.values())
 
@@ -158,26 +158,26 @@ def test_file_types_by_alias_number_and_wrong_name() -> None:
 
 def test_pure_takes_any_block_type_and_no_rules() -> None:
     for name in ("Q4_K", "MXFP4", "NVFP4", "Q6_K", "F64"):
-        chosen = types(name, Options(pure=True))
+        chosen = chosen_types(name, Options(pure=True))
         assert {v for k, v in chosen.items() if not k.endswith("norm.weight") and k != "rope_freqs.weight"} == {name}
 
 
 def test_tied_embeddings_follow_the_output_rule() -> None:
-    assert types("Q4_K_M")["token_embd.weight"] == "Q4_K"
-    assert types("Q4_K_M", without=["output.weight"])["token_embd.weight"] == "Q6_K"
+    assert chosen_types("Q4_K_M")["token_embd.weight"] == "Q4_K"
+    assert chosen_types("Q4_K_M", without=["output.weight"])["token_embd.weight"] == "Q6_K"
     q8 = by_name("Q8_0")
-    assert types("Q4_K_M", Options(output_type=q8), without=["output.weight"])["token_embd.weight"] == "Q8_0"
-    assert types("Q4_K_M", Options(output_type=q8))["output.weight"] == "Q8_0"
-    assert types("Q4_K_M", Options(embedding_type=q8))["token_embd.weight"] == "Q8_0"
-    assert types("Q4_K_M", Options(leave_output=True))["output.weight"] == "F32"
+    assert chosen_types("Q4_K_M", Options(output_type=q8), without=["output.weight"])["token_embd.weight"] == "Q8_0"
+    assert chosen_types("Q4_K_M", Options(output_type=q8))["output.weight"] == "Q8_0"
+    assert chosen_types("Q4_K_M", Options(embedding_type=q8))["token_embd.weight"] == "Q8_0"
+    assert chosen_types("Q4_K_M", Options(leave_output=True))["output.weight"] == "F32"
 
 
 def test_manual_types_win_and_stop_the_count() -> None:
     rules = tensor_type_rules([r"blk\.0\.attn_v=q8_0", "ATTN_V=f16"])
-    chosen = types("Q4_K_M", Options(tensor_types=rules))
+    chosen = chosen_types("Q4_K_M", Options(tensor_types=rules))
     assert chosen["blk.0.attn_v.weight"] == "Q8_0" and chosen["blk.5.attn_v.weight"] == "F16"
     only = tensor_type_rules([r"blk\.[01]\.attn_v=q8_0"])
-    plain, manual = types("Q4_K_M"), types("Q4_K_M", Options(tensor_types=only))
+    plain, manual = chosen_types("Q4_K_M"), chosen_types("Q4_K_M", Options(tensor_types=only))
     assert plain["blk.2.attn_v.weight"] == "Q4_K" and manual["blk.2.attn_v.weight"] == "Q6_K"
 
 
@@ -221,7 +221,7 @@ def test_what_stays_as_it_is() -> None:
         "blk.0.attn_q.bias": (2, 256),
         "blk.0.row.weight": (1, 256),
     }
-    chosen = types("Q4_0", extra=kept)
+    chosen = chosen_types("Q4_0", extra=kept)
     assert all(chosen[name] == "F32" for name in kept)
     integers = assign([Named("blk.0.ids.weight", (4, 256), by_name("I32"))], LLAMA, file_type("Q4_0"))
     assert integers[0].type.name == "I32"
@@ -229,13 +229,13 @@ def test_what_stays_as_it_is() -> None:
 
 
 def test_mixtral_and_falcon() -> None:
-    eight = types("Q4_K_M", model=Model("llama", 8, 4, 2, 8))
+    eight = chosen_types("Q4_K_M", model=Model("llama", 8, 4, 2, 8))
     assert eight["blk.3.attn_v.weight"] == eight["blk.3.attn_k.weight"] == "Q8_0"
     assert eight["blk.3.attn_output.weight"] == "Q5_K"
-    falcon = types("Q4_K_M", model=Model("falcon", 8, 4, 1))
+    falcon = chosen_types("Q4_K_M", model=Model("falcon", 8, 4, 1))
     assert falcon["output.weight"] == "Q8_0" and falcon["blk.7.ffn_down.weight"] == "Q5_K"
     with pytest.raises(Unsupported, match="its layer is not one of the model's 2"):
-        types("Q4_K_M", model=Model("llama", 2, 4, 2, 8))
+        chosen_types("Q4_K_M", model=Model("llama", 2, 4, 2, 8))
 
 
 def test_what_needs_importance() -> None:
