@@ -6,6 +6,7 @@ preset or a shape given by hand, from the architecture's table.  Nothing is read
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from llmconv.convert import archs
 from llmconv.convert.presets import Preset
 from llmconv.convert.translate import translate
-from llmconv.errors import Unsupported
+from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name, plain, types
@@ -150,7 +151,7 @@ def training_memory(
     """Memory to train a model of this shape, per device.
 
     weight_bytes: of a weight and of its gradient (4: float32 masters under autocast, the usual way).  AdamW keeps two
-    float32 moments.  Activations follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models"
+    float32 moments.  Activations follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformers"
     (2022), with attention that does not keep its matrix: 34 bytes per token, layer and channel in 16-bit, 2 with
     checkpointing, plus the logits in float32 and their gradient.
     """
@@ -248,6 +249,17 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
     return out
 
 
+def _as_safetensors(shape: Shape, kind: type[BlockType]) -> Checkpoint:
+    """The same under Hugging Face's names, where its table has them."""
+    canonical = _as_checkpoint(shape, kind)
+    for tensor in canonical.tensors.values():  # vectors too: safetensors files keep one type
+        canonical.add(dataclasses.replace(tensor, type=kind))
+    try:
+        return translate(canonical, "hf")
+    except LlmconvError:
+        return canonical
+
+
 def size_report(
     shape: Shape, *, context: int = 0, batch: int = 1, devices: int = 1, json_bytes_per_number: float = JSON_BYTES
 ) -> SizeReport:
@@ -271,18 +283,13 @@ def size_report(
     attention = 2 * 2 * shape.dim("n_layer") * shape.dim("n_head") * shape.dim("head_dim") * context
     weights = {t.name: _bytes_at(shape, t) for t in types() if t.is_float and (t.ggml_id is not None)}
     weights["INT8"] = _int8_bytes(shape)
+    weights = dict(sorted(weights.items(), key=lambda item: -item[1]))
     kv = _kv_per_token(shape)
-    full = _as_checkpoint(shape, plain.F32)
-    half = _as_checkpoint(shape, plain.F16)
-    files = {
-        "json": round(json_bytes_per_number * parameters),
-        "safetensors F32": safetensors_file.planned_size(full),
-        "safetensors F16": safetensors_file.planned_size(half),
-        "gguf F32": gguf_file.planned_size(full),
-        "gguf F16": gguf_file.planned_size(half),
-        "gguf Q8_0": gguf_file.planned_size(_as_checkpoint(shape, by_name("Q8_0"))),
-        "gguf Q4_0": gguf_file.planned_size(_as_checkpoint(shape, by_name("Q4_0"))),
-    }
+    files = {"json": round(json_bytes_per_number * parameters)}
+    for kind in ("F32", "F16"):
+        files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, by_name(kind)))
+    for kind in ("F32", "F16", "Q8_0", "Q4_0"):
+        files[f"gguf {kind}"] = gguf_file.planned_size(_as_checkpoint(shape, by_name(kind)))
     if shape.stored and all(t.ggml_id is not None for t in shape.stored.values()):
         files["gguf as stored"] = gguf_file.planned_size(_as_checkpoint(shape, None))
     main = ("F32", "F16", "INT8", "Q8_0", "Q6_K", "Q4_K", "Q4_0")

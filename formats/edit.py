@@ -21,7 +21,7 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.files import Output, open_regular, output_errors, publish
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
 __all__ = ["PADDING", "TYPES", "parse_value", "recover", "rewrite_metadata"]
@@ -162,5 +162,9 @@ def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
             _replace_header(path, head)
             return True
     save = gguf_file.save if checkpoint.format == "gguf" else safetensors_file.save
-    save(Checkpoint(**{**vars(checkpoint), "source": None}), path, force=True)
+    # The tensors are read from `path` while the new file is written, so it takes another name until it is whole.
+    anew = path.with_name(f".llmconv-edit-{path.name[:150]}.{checkpoint.format}")
+    save(checkpoint, anew, force=True)
+    with output_errors(path):
+        publish(anew, path)
     return False

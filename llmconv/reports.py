@@ -84,7 +84,7 @@ def size(target: Source, **options: Any) -> SizeReport:
         return size_report(shape_of(target), **options)
     path = Path(target)
     if not path.exists():
-        if isinstance(target, Path) or path.suffix or len(path.parts) > 1:
+        if isinstance(target, Path) or len(path.parts) > 1 or path.suffix in (".json", ".gguf", ".safetensors"):
             raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
         return size_report(shape_of(preset(str(target))), **options)
     if path.is_file() and path.suffix == ".json" and (config := _config(path)) is not None:

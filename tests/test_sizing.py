@@ -1,0 +1,127 @@
+"""Parameter counts as published, sizes as written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import llmconv
+from llmconv.cli import cli
+from llmconv.convert.presets import PRESETS, preset
+from llmconv.convert.sizing import Shape, shape_of, size_report, training_memory
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
+PUBLISHED = {
+    "simple-36k": 36_496,
+    "gpt2-small": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_published_counts(name: str, count: int) -> None:
+    assert llmconv.size(name).parameters == count
+
+
+@pytest.mark.parametrize(("name", "billions", "slack"), [("gpt3-small", 0.125, 0.01), ("gpt3-175b", 175, 0.01)])
+def test_gpt3_as_its_paper_rounds(name: str, billions: float, slack: float) -> None:
+    assert llmconv.size(name).parameters == pytest.approx(billions * 1e9, rel=slack)
+
+
+def test_a_gpt2_block_counts_both_ffn_matrices() -> None:
+    """The report this project started from forgot one: 4,718,592 instead of 7,077,888 and norms and biases."""
+    block = llmconv.size("gpt2-small").per_layer
+    assert block["total"] == 7_087_872
+    assert block["ffn"] == 2 * 768 * 3072 + 768 + 3072
+    dims, shape = 768, shape_of(preset("gpt2-small"))
+    matrices = sum(int(np.prod(s)) for n, s in shape.tensors.items() if n.startswith("blk.0.") and len(s) == 2)
+    assert matrices == 12 * dims * dims == 7_077_888
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parts_add_up(name: str) -> None:
+    report = size_report(shape_of(preset(name)))
+    assert sum(report.parts.values()) == report.parameters
+    assert sum(n for part, n in report.per_layer.items() if part != "total") == report.per_layer["total"]
+    assert report.weights["F32"] == 4 * report.parameters
+    assert report.active == report.parameters
+
+
+@pytest.mark.parametrize("name", ["simple-36k", "simple-1m-causal"])
+def test_gguf_size_is_exact(name: str, tmp_path: Path) -> None:
+    shape = shape_of(preset(name))
+    checkpoint = Checkpoint(metadata=dict(shape.metadata))
+    for tensor, dims in shape.tensors.items():
+        checkpoint.add(Tensor.from_array(tensor, np.zeros(dims, np.float32)))
+    path = tmp_path / "model.gguf"
+    gguf_file.save(checkpoint, path)
+    report = size_report(shape)
+    assert report.files["gguf F32"] == path.stat().st_size
+    assert llmconv.size(path).files["gguf as stored"] == path.stat().st_size
+
+
+def test_experts_count_by_use() -> None:
+    arch = "llama"
+    keys = {"block_count": 1, "expert_count": 8, "expert_used_count": 2}
+    metadata = {"general.architecture": arch} | {f"{arch}.{k}": v for k, v in keys.items()}
+    shape = Shape("moe", arch, {"blk.0.ffn_up_exps.weight": (8, 16, 4), "output.weight": (10, 4)}, metadata, False, {})
+    report = size_report(shape)
+    assert report.parameters == 8 * 64 + 40
+    assert report.active == 2 * 64 + 40
+
+
+def test_sharding_divides_the_states() -> None:
+    shape = shape_of(preset("llama2-7b"))
+    one, eight = training_memory(shape, context=128), training_memory(shape, context=128, devices=8)
+    assert one.weights == 4 * 6_738_415_616
+    assert one.optimizer == 2 * one.weights
+    assert eight.weights == one.weights // 8
+    assert eight.activations == one.activations
+
+
+def test_command_prints_json_and_tables() -> None:
+    run = CliRunner().invoke(cli, ["size", "gpt2-small", "--json"])
+    assert json.loads(run.stdout)["parameters"] == 124_439_808
+    run = CliRunner().invoke(
+        cli, ["size", "--vocab", "50257", "--dim", "768", "--layers", "12", "--heads", "12", "--ffn", "3072", "--json"]
+    )
+    assert json.loads(run.stdout)["parameters"] == 124_439_808
+    run = CliRunner().invoke(cli, ["size", "simple-36k", "gpt2-small", "--markdown"])
+    assert "| total | 36,496 | 124,439,808 |" in run.stdout
+
+
+def test_config_json(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
+        "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False,
+    }  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert llmconv.size(path).parameters == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gpt2-smal"], "did you mean gpt2-small"),
+        (["nowhere/model.gguf"], "no such file"),
+        (["--vocab", "5"], "also needs --dim"),
+        ([], "nothing to size"),
+    ],
+)
+def test_bad_targets(arguments: list[str], words: str) -> None:
+    run = CliRunner().invoke(cli, ["size", *arguments])
+    assert isinstance(run.exception, llmconv.LlmconvError)
+    assert words in str(run.exception)

@@ -1,0 +1,275 @@
+"""verify, diff, hashes, statistics, certificates: what each finds, and that it finds nothing where there is nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import llmconv
+from llmconv.cli import cli
+from llmconv.convert.contenthash import content_hash
+from llmconv.convert.provenance import certify
+from llmconv.convert.stats import histogram, tensor_stats
+from llmconv.convert.verify import compare_tensors
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name
+
+
+def model(seed: int = 0, **metadata: Any) -> Checkpoint:
+    """Two matrices and a vector of a llama."""
+    rng = np.random.default_rng(seed)
+    out = Checkpoint(
+        metadata={
+            "general.architecture": "llama",
+            "llama.block_count": np.uint32(0),
+            "llama.rope.freq_base": np.float32(10000),
+            **metadata,
+        }
+    )
+    for name, shape in (("token_embd.weight", (48, 64)), ("output.weight", (48, 64)), ("output_norm.weight", (64,))):
+        out.add(Tensor.from_array(name, rng.standard_normal(shape).astype(np.float32)))
+    return out
+
+
+def cast(source: Checkpoint, type: str) -> Checkpoint:
+    tensors = {n: t.astype(by_name(type)) if len(t.shape) > 1 else t for n, t in source.tensors.items()}
+    return Checkpoint(tensors, dict(source.metadata))
+
+
+def test_a_model_is_itself() -> None:
+    verdict = llmconv.verify(model(), model())
+    assert verdict.same
+    assert verdict.counts() == {"identical": 3}
+
+
+@pytest.mark.parametrize(
+    ("type", "status"), [("F64", "equal"), ("BF16", "rounded"), ("F16", "rounded"), ("Q8_0", "rounded")]
+)
+def test_rounding_is_recognised(type: str, status: str) -> None:
+    for a, b in ((model(), cast(model(), type)), (cast(model(), type), model())):
+        verdict = llmconv.verify(a, b)
+        assert verdict.same
+        assert verdict.counts() == {status: 2, "identical": 1}
+
+
+def test_one_changed_weight_is_found_and_measured() -> None:
+    a, b = model(), model()
+    values = b.tensors["output.weight"].numpy().copy()
+    values[3, 5] += 0.5
+    b.add(Tensor.from_array("output.weight", values))
+    found = next(t for t in llmconv.verify(a, b).tensors if t.name == "output.weight")
+    assert found.status == "different"
+    assert found.max_error == pytest.approx(0.5)
+    assert found.rms_error == pytest.approx(0.5 / math.sqrt(48 * 64), rel=1e-6)
+    assert found.cosine == pytest.approx(1, abs=1e-3)
+    assert llmconv.verify(a, b, tolerance=0.1).same
+
+
+def test_missing_extra_and_reshaped_tensors() -> None:
+    a, b = model(), model()
+    b.tensors["more.weight"] = b.tensors.pop("output.weight").renamed("more.weight")
+    b.add(Tensor.from_array("output_norm.weight", np.zeros(32, np.float32)))
+    status = {t.name: t.status for t in llmconv.verify(a, b).tensors}
+    assert status.pop("token_embd.weight") == "identical"
+    assert status == {"output.weight": "missing", "more.weight": "extra", "output_norm.weight": "shape"}
+
+
+def test_hyper_parameters_count_and_file_facts_do_not() -> None:
+    a, b = model(), model(**{"llama.rope.freq_base": np.float32(5000), "general.file_type": np.uint32(7)})
+    verdict = llmconv.verify(a, b)
+    assert not verdict.same
+    assert verdict.hparams == {"llama.rope.freq_base": (10000.0, 5000.0)}
+
+
+def test_vocabularies_are_compared() -> None:
+    words = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.token_type": np.array([1, 1], np.int32),
+    }
+    a = model(**words, **{"tokenizer.ggml.tokens": ["a", "b"]})
+    b = model(**words, **{"tokenizer.ggml.tokens": ["a", "c"]})
+    assert llmconv.verify(a, a).same
+    verdict = llmconv.verify(a, b)
+    assert any("id 1" in line for line in verdict.vocab)
+
+
+def test_nan_equals_nan_only_here() -> None:
+    x = Tensor.from_array("x", np.array([[1, np.nan]], np.float32))
+    y = Tensor.from_array("x", np.array([[1, np.nan]], np.float64))
+    assert compare_tensors(x, y).status == "equal"
+
+
+def test_hash_ignores_container_order_and_width(tmp_path: Path) -> None:
+    a = model()
+    narrow = cast(a, "BF16")
+    wide = cast(narrow, "F32")
+    assert content_hash(narrow) == content_hash(wide) == content_hash(cast(wide, "F64"))
+    assert content_hash(a).model != content_hash(narrow).model
+    path = tmp_path / "m.gguf"
+    gguf_file.save(Checkpoint(dict(reversed(a.tensors.items())), a.metadata), path)
+    assert llmconv.content_hash(path).model == content_hash(a).model
+
+
+def test_statistics_against_numpy() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((3000, 128)) * 3 + 1
+    values[0, :8] = [np.nan, np.inf, -np.inf, 0, 0, 0, 500, -500]
+    found = tensor_stats(Tensor.from_array("x", values))
+    good = values[np.isfinite(values)]
+    assert found.nonfinite == 3
+    assert found.minimum == -500
+    assert found.maximum == 500
+    assert found.mean == pytest.approx(good.mean(), rel=1e-12)
+    assert found.std == pytest.approx(good.std(), rel=1e-12)
+    assert found.zeros == 3 / values.size
+    assert found.outliers == 2
+    bins = histogram(Tensor.from_array("x", values), 10)
+    assert bins.counts.sum() == good.size
+    assert (bins.counts == np.histogram(good, 10)[0]).all()
+
+
+def test_statistics_of_nothing() -> None:
+    found = tensor_stats(Tensor.from_array("x", np.full((2, 2), np.nan, np.float32)))
+    assert found.nonfinite == 4
+    assert found.as_dict()["mean"] is None
+
+
+def test_diff_names_keys_and_layouts() -> None:
+    a, b = model(), cast(model(**{"general.name": "b"}), "F16")
+    found = {(d.kind, d.name): (d.a, d.b) for d in llmconv.diff(a, b)}
+    assert found["metadata", "general.name"] == (None, "str 'b'")
+    assert found["tensor", "output.weight"] == ("F32 [48, 64]", "F16 [48, 64]")
+    assert len(found) == 3
+    assert llmconv.diff(a, model()) == []
+
+
+def test_a_certificate_holds_until_its_source_changes(tmp_path: Path) -> None:
+    source, path = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    gguf_file.save(model(), source)
+    made = cast(llmconv.formats.open(source), "F16")
+    certify(made, llmconv.formats.open(source), "weights to F16")
+    gguf_file.save(made, path)
+    assert llmconv.verify_provenance(path, source).ok
+    gguf_file.save(model(seed=1), source, force=True)
+    found = llmconv.verify_provenance(path, source)
+    assert not found.ok
+    assert [c.name for c in found.checks if not c.ok] == ["source"]
+
+
+def test_a_forged_certificate_is_seen() -> None:
+    source = model()
+    made = cast(source, "Q8_0")
+    certify(made, source, "none")
+    assert [c.name for c in llmconv.verify_provenance(made, source).checks if not c.ok] == ["values"]
+    with pytest.raises(llmconv.BadFile, match="expected a certificate"):
+        llmconv.verify_provenance(source, source)
+    made.metadata["llmconv.provenance"] = "[" * 5000
+    with pytest.raises(llmconv.BadFile, match="no certificate"):
+        llmconv.verify_provenance(made, source)
+
+
+def test_commands_and_exit_codes(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    gguf_file.save(model(), a)
+    gguf_file.save(model(seed=1), b)
+    same = CliRunner().invoke(cli, ["verify", str(a), str(a)])
+    assert same.exit_code == 0
+    assert "the same model" in same.stdout
+    other = CliRunner().invoke(cli, ["verify", str(a), str(b), "--json"])
+    assert other.exit_code == 1
+    assert json.loads(other.stdout)["counts"] == {"different": 3}
+    assert CliRunner().invoke(cli, ["diff", str(a), str(b)]).exit_code == 0
+
+
+def test_edit_in_place_and_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_file.save(model(**{"general.name": "before"}), path)
+    data = {n: t.numpy() for n, t in gguf_file.open(path).tensors.items()}
+    result = llmconv.edit(path, set={"general.name": "after!"}, rename={"llama.rope.freq_base": "llama.base"})
+    assert result.in_place
+    for _ in range(2):
+        found = gguf_file.open(path)
+        assert found.metadata["general.name"] == "after!"
+        assert "llama.base" in found.metadata
+        for name, tensor in found.tensors.items():
+            assert np.array_equal(tensor.numpy(), data[name])
+        result = llmconv.edit(path, set={"general.description": "d" * 300})
+    assert not result.in_place or found.metadata.get("general.description")
+    with pytest.raises(llmconv.BadFile, match="no metadata key 'nope'"):
+        llmconv.edit(path, remove=["nope"])
+
+
+def test_an_edit_cut_off_in_the_middle_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.formats import edit
+
+    path = tmp_path / "a.gguf"
+    gguf_file.save(model(**{"general.name": "before"}), path)
+    before = path.read_bytes()
+
+    def half(target: Path, head: bytes) -> None:
+        with target.open("r+b") as file:
+            file.write(head[: len(head) // 2])
+        raise KeyboardInterrupt
+
+    whole = edit._overwrite
+    monkeypatch.setattr(edit, "_overwrite", half)
+    with pytest.raises(KeyboardInterrupt):
+        llmconv.edit(path, set={"general.name": "after!"})
+    assert path.read_bytes() != before
+    monkeypatch.setattr(edit, "_overwrite", whole)
+    assert edit.recover(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("u32:7", np.uint32(7)),
+        ("bool:true", True),
+        ("str:a:b", "a:b"),
+        ("f32:0.5", np.float32(0.5)),
+        ("i8:-3", np.int8(-3)),
+    ],
+)
+def test_values_have_the_type_asked_for(text: str, value: Any) -> None:
+    from llmconv.formats.edit import parse_value
+
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+    assert (parse_value("u32[]:1,2") == np.array([1, 2], np.uint32)).all()
+    assert parse_value('str[]:["a","b"]') == ["a", "b"]
+    for wrong in ("u32:-1", "u8:256", "x:1", "bool:2", "7", "u32:1.5"):
+        with pytest.raises(llmconv.UsageError):
+            parse_value(wrong)
+
+
+def test_split_and_merge_give_the_model_back(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.gguf", tmp_path / "whole.gguf"
+    gguf_file.save(model(), path)
+    parts = llmconv.split(path, max_tensors=1)
+    assert [p.name for p in parts] == [f"a-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    llmconv.merge(parts[1], whole)
+    assert whole.read_bytes() == path.read_bytes()
+    with pytest.raises(llmconv.UsageError, match="nothing to split"):
+        llmconv.split(path, tmp_path / "x.gguf", max_size=10**9)
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("4G", 4 * 10**9), ("1GiB", 2**30), ("1.5k", 1500), ("7", 7), ("2 MB", 2 * 10**6)]
+)
+def test_sizes(text: str, n: int) -> None:
+    assert llmconv.parse_size(text) == n
+    for wrong in ("", "G", "-1", "0", "1X"):
+        with pytest.raises(llmconv.UsageError):
+            llmconv.parse_size(wrong)
