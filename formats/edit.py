@@ -21,7 +21,7 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, open_regular, output_errors, publish
+from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
 __all__ = ["PADDING", "TYPES", "parse_value", "recover", "rewrite_metadata"]
@@ -166,5 +166,6 @@ def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
     anew = path.with_name(f".llmconv-edit-{path.name[:150]}.{checkpoint.format}")
     save(checkpoint, anew, force=True)
     with output_errors(path):
-        publish(anew, path)
+        anew.replace(path)
+        flush_folder(path.parent)
     return False

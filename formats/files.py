@@ -134,7 +134,7 @@ class Output:
                 self.finish()
                 with output_errors(self.path):
                     self.publish()
-                    _flush_folder(self.path.parent)
+                    flush_folder(self.path.parent)
             elif isinstance(error, OSError):
                 with output_errors(self.path):
                     raise error
@@ -275,7 +275,7 @@ class Outputs:
                     if new or old:
                         named.append((out.path, old))
             for folder in {out.path.parent for out in self._done}:
-                _flush_folder(folder)
+                flush_folder(folder)
         except BaseException:
             for path, old in reversed(named):
                 with contextlib.suppress(OSError):
@@ -332,7 +332,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     with contextlib.suppress(OSError, AttributeError):  # some systems can't open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
