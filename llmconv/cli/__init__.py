@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "llmconv.cli.convert",
         "GGUF to a Hugging Face style folder or safetensors file.",
     ),
+    "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
+    "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),

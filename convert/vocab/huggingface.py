@@ -1,0 +1,216 @@
+"""tokenizer.json (the `tokenizers` library's format) -> `Vocab`, by what its parts do."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmconv.convert.vocab import bpe, pre
+from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.spm import SPACE
+from llmconv.errors import BadFile
+
+if TYPE_CHECKING:
+    from llmconv.convert.vocab.sources import Folder
+
+__all__ = ["like_sentencepiece", "parts", "read"]
+
+
+def parts(entry: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or decoder, those in sequences too."""
+    if isinstance(entry, dict):
+        inner = next((entry[k] for k in ("normalizers", "pretokenizers", "decoders") if k in entry), None)
+        if isinstance(inner, list):
+            for part in inner:
+                yield from parts(part)
+        else:
+            yield entry
+
+
+def _model(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    model = tokenizer.get("model")
+    if not isinstance(model, dict):
+        raise BadFile("tokenizer.json: model: expected an object; it is no tokenizer of the tokenizers library")
+    if "type" in model:
+        return model
+    kind = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+    return {"type": kind, **model}  # files from before 2020 don't say
+
+
+def like_sentencepiece(tokenizer: dict[str, Any]) -> bool:
+    """Whether it splits as sentencepiece does: Unigram, or BPE over text with "▁" for spaces."""
+    model = _model(tokenizer)
+    if model["type"] == "Unigram":
+        return True
+    steps = [*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))]
+    return model["type"] == "BPE" and any(
+        s.get("type") == "Metaspace" or (s.get("type") == "Replace" and s.get("content") == SPACE) for s in steps
+    )
+
+
+def _space_prefix(tokenizer: dict[str, Any]) -> bool:
+    """Whether a space is put before the text."""
+    for step in (*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))):
+        if step.get("type") == "Prepend":
+            return True
+        if step.get("type") == "Metaspace":
+            return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never"
+    return False
+
+
+def read(folder: Folder) -> Vocab:
+    """The vocabulary of a tokenizer.json."""
+    tokenizer = folder.tokenizer
+    model = _model(tokenizer)
+    makers = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram, "WordLevel": _word_level}
+    make = makers.get(model["type"])
+    if make is None:
+        raise BadFile(f"tokenizer.json: model.type is {model['type']!r}, expected one of {', '.join(makers)}")
+    vocab = make(folder, tokenizer, model)
+    if isinstance(unk := model.get("unk_token"), str):
+        id = next((a.id for a in folder.added().values() if a.content == unk), None)
+        if id is None and isinstance(model.get("vocab"), dict):
+            id = model["vocab"].get(unk)
+        if isinstance(id, int) and 0 <= id < len(vocab):
+            vocab.special["unk"] = id
+    if folder.pre:
+        vocab.pre = folder.pre
+    return vocab
+
+
+def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
+    """Tokens by id and their types, the added ones still missing."""
+    from llmconv.convert.vocab.sources import dense
+
+    if not isinstance(model.get("vocab"), dict):
+        raise BadFile("tokenizer.json: model.vocab: expected an object of token -> id")
+    return dense("tokenizer.json: model.vocab", model["vocab"])
+
+
+def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
+    tokens, types = _tokens(folder, model)
+    merges = bpe.join(model.get("merges"))
+    added = folder.added().values()
+    if like_sentencepiece(tokenizer):
+        scores = _scores(tokens, merges)
+        if model.get("byte_fallback"):
+            for b in range(256):
+                if isinstance(id := model["vocab"].get(f"<0x{b:02X}>"), int):
+                    types[id] = TokenType.BYTE
+        tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+        column = np.full(len(tokens), -1000.0, np.float32)
+        column[: len(scores)] = scores
+        if isinstance(unk := model["vocab"].get(model.get("unk_token")), int):
+            types[unk] = TokenType.UNKNOWN
+        vocab = Vocab(SPM, tokens, types, column, pre="default")
+        vocab.flags["space_prefix"] = _space_prefix(tokenizer)
+        return vocab
+    tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+    vocab = Vocab(BPE, tokens, types, merges=merges)
+    known = pre.by_name(folder.pre) if folder.pre else pre.recognise(tokenizer)
+    vocab.pre = folder.pre or (known.names[0] if known else "")
+    if not vocab.pre:
+        vocab.json = folder.files["tokenizer.json"].decode("utf-8")
+        vocab.notes.append(
+            "the BPE pre-tokenizer is none that llama.cpp knows; the whole tokenizer.json is kept in the GGUF, "
+            "but llama.cpp will need the name of a pre-tokenizer that splits alike: give it with --pre NAME"
+        )
+    if known and known.add_bos:
+        vocab.flags["bos"] = False  # stated, because llama.cpp would assume it; the post-processor may say otherwise
+    return vocab
+
+
+def _scores(tokens: list[str], merges: list[str]) -> list[float]:
+    """A score for each token so that merging by score is merging by rank.
+
+    A piece's score is minus the first rank that makes it; sentencepiece's own are of this form.  Pieces that no
+    merge makes never come up in a merge; theirs is below all.
+    """
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", "", 1), i)
+    return [-float(rank.get(token, len(merges))) for token in tokens]
+
+
+def _wordpiece(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
+    from llmconv.convert.vocab import wordpiece
+
+    tokens, types = _tokens(folder, model)
+    prefix = model.get("continuing_subword_prefix", "##")
+    vocab = wordpiece.build(folder, tokens, types, prefix if isinstance(prefix, str) else "##")
+    lowercase, strip_accents = False, None
+    for step in parts(tokenizer.get("normalizer")):
+        match step.get("type"):
+            case "BertNormalizer":
+                lowercase = step.get("lowercase") is not False
+                strip_accents = step.get("strip_accents")
+            case "Lowercase":
+                lowercase = True
+            case "StripAccents":
+                strip_accents = True
+    if not lowercase:
+        vocab.flags["lowercase"] = False
+    if isinstance(strip_accents, bool):
+        vocab.flags["strip_accents"] = strip_accents
+    return vocab
+
+
+def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
+    entries = model.get("vocab")
+    if not isinstance(entries, list):
+        raise BadFile("tokenizer.json: model.vocab: expected an array of [piece, score]")
+    tokens, scores = [], []
+    for i, entry in enumerate(entries):
+        match entry:
+            case [str(piece), int() | float() as score]:
+                tokens.append(piece)
+                scores.append(float(score))
+            case _:
+                raise BadFile(f"tokenizer.json: model.vocab[{i}]: expected [piece, score], found {str(entry)[:60]}")
+    types = np.full(len(tokens), TokenType.NORMAL, np.int32)
+    if model.get("byte_fallback"):
+        wanted = {f"<0x{b:02X}>" for b in range(256)}
+        for i, token in enumerate(tokens):
+            if token in wanted:
+                types[i] = TokenType.BYTE
+    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    column = np.full(len(tokens), -1000.0, np.float32)
+    column[: len(scores)] = np.array(scores, np.float64).astype(np.float32)
+    vocab = Vocab(UNIGRAM, tokens, types, column, pre="default")
+    unk = model.get("unk_id")
+    if isinstance(unk, int) and 0 <= unk < len(tokens):
+        types[unk] = TokenType.UNKNOWN
+        vocab.special["unk"] = unk
+    merged = False
+    for step in parts(tokenizer.get("normalizer")):
+        pattern = step.get("pattern")
+        merged |= step.get("type") == "Replace" and isinstance(pattern, dict) and pattern.get("Regex") == " {2,}"
+        merged |= step.get("type") == "Strip"
+        if step.get("type") == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
+            try:
+                data = base64.b64decode(step["precompiled_charsmap"], validate=True)
+            except binascii.Error:
+                raise BadFile("tokenizer.json: precompiled_charsmap: is not valid base64") from None
+            vocab.extra["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(data, np.uint8)
+    merged |= any(s.get("type") == "WhitespaceSplit" for s in parts(tokenizer.get("pre_tokenizer")))
+    vocab.flags |= {"space_prefix": _space_prefix(tokenizer), "remove_extra_whitespaces": merged}
+    return vocab
+
+
+def _word_level(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
+    tokens, types = _tokens(folder, model)
+    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    lowercase = any(s.get("type") == "Lowercase" for s in parts(tokenizer.get("normalizer")))
+    vocab = Vocab(WORDS, tokens, types, flags={"lowercase": lowercase})
+    if isinstance(unk := model.get("unk_token"), str) and isinstance(id := model["vocab"].get(unk), int):
+        types[id] = TokenType.UNKNOWN
+    from llmconv.convert.vocab.rebuild import splits_as_words
+
+    if not splits_as_words(tokenizer):
+        vocab.json = folder.files["tokenizer.json"].decode("utf-8")
+        vocab.notes.append("words are split by rules that GGUF has no key for; the whole tokenizer.json is kept in it")
+    return vocab

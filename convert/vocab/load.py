@@ -1,0 +1,77 @@
+"""The vocabulary of whatever is given: a checkpoint, a model file, a folder, a tokenizer file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+
+import llmconv.formats
+from llmconv.convert.translate import translate
+from llmconv.convert.vocab.base import Vocab, from_gguf
+from llmconv.convert.vocab.sources import NAMES, from_files
+from llmconv.errors import BadFile, LlmconvError, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["load", "of", "read_texts"]
+
+
+def of(checkpoint: Checkpoint, *, pre: str | None = None) -> Vocab | None:
+    """A checkpoint's vocabulary, in whatever dialect it is; None when it carries none.
+
+    pre: the name of the pre-tokenizer, over what the file says.
+    """
+    match checkpoint.dialect:
+        case "gguf":
+            vocab = from_gguf(checkpoint.metadata)
+        case "hf":
+            try:
+                config = orjson.loads(checkpoint.file("config.json") or b"{}")
+            except orjson.JSONDecodeError as error:
+                raise BadFile(f"config.json: is not valid JSON ({error})") from None
+            return from_files(checkpoint.files, config if isinstance(config, dict) else {}, pre=pre)
+        case "json":
+            vocab = from_gguf(translate(checkpoint, "gguf").metadata)
+        case _:
+            return None
+    if vocab is not None and pre is not None:
+        vocab.pre, vocab.json = pre, None
+    return vocab
+
+
+def load(path: str | Path, *, pre: str | None = None) -> Vocab:
+    """The vocabulary of a model (any format), a folder with tokenizer files, or a lone tokenizer file.
+
+    `UsageError` when there is none in it.
+    """
+    path = Path(path)
+    try:
+        vocab = None
+        if path.is_file() and path.name in NAMES:
+            beside = ("vocab.json", "merges.txt") if path.name in ("vocab.json", "merges.txt") else (path.name,)
+            vocab = from_files({name: f for name in beside if (f := path.parent / name).is_file()}, pre=pre)
+        elif path.is_file() and path.suffix == ".model":
+            vocab = from_files({"tokenizer.model": path}, pre=pre)
+        elif path.is_dir() and not any(path.glob("*.safetensors")):
+            files = {name: file for name in NAMES if (file := path / name).is_file()}
+            vocab = from_files(files, pre=pre)
+        if vocab is None:
+            vocab = of(llmconv.formats.open(path), pre=pre)
+    except LlmconvError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{at(path)}: {error}") from None
+    if vocab is None:
+        raise UsageError(f"{at(path)}: has no tokenizer; give a model that carries one, or a tokenizer file")
+    return vocab
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """A JSON file that is a list of strings."""
+    try:
+        texts = orjson.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise BadFile(f"{at(path)}: is not valid JSON ({error})") from None
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise BadFile(f"{at(path)}: expected a JSON list of strings")
+    return texts

@@ -1,0 +1,168 @@
+"""sentencepiece's `.model` file: a protocol buffer, read and written here in the few fields that matter.
+
+Layout: sentencepiece_model.proto.  ModelProto { repeated SentencePiece pieces = 1; TrainerSpec = 2; NormalizerSpec = 3; }
+SentencePiece { string piece = 1; float score = 2; Type type = 3 = NORMAL; }
+TrainerSpec { ModelType model_type = 3; bool treat_whitespace_as_suffix = 24; bool byte_fallback = 35; int32 unk_id = 40; ... }
+NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4; }
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmconv.errors import BadFile
+
+__all__ = ["Model", "parse", "serialise"]
+
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+UNIGRAM_MODEL, BPE_MODEL = 1, 2
+
+
+@dataclass
+class Model:
+    """What a sentencepiece model holds.  `rest` is everything but the pieces, serialised, in file order."""
+
+    pieces: list[tuple[str, float, int]] = field(default_factory=list)
+    rest: bytes = b""
+    model_type: int = UNIGRAM_MODEL
+    byte_fallback: bool = False
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    pad_id: int = -1
+    treat_whitespace_as_suffix: bool = False
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+    raise BadFile("sentencepiece model: a number is cut off or too long; the file is damaged")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any, int]]:
+    """(field number, value, offset after it) of a message; every length checked against the bytes there."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value, at
+            continue
+        if kind == _LEN:
+            size, at = _varint(data, at)
+        elif kind in (_I32, _I64):
+            size = 4 if kind == _I32 else 8
+        else:
+            raise BadFile(f"sentencepiece model: wire type {kind} in field {number}, expected 0, 1, 2 or 5")
+        if number == 0 or size > len(data) - at:
+            raise BadFile(f"sentencepiece model: field {number} wants {size} bytes, found {len(data) - at}")
+        yield number, data[at : at + size], at + size
+        at += size
+
+
+def _expect(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, memoryview) and what == "score" and len(value) != 4):
+        raise BadFile(f"sentencepiece model: {what} has the wrong wire type; the file is damaged")
+    return value
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def parse(data: bytes) -> Model:
+    """Read a sentencepiece model; `BadFile` when it isn't one."""
+    model, rest, start = Model(), [], 0
+    view = memoryview(data)
+    for number, value, end in _fields(view):
+        if number == 1:
+            text, score, type = "", 0.0, 1
+            for inner, v, _ in _fields(_expect(value, memoryview, "a piece")):
+                if inner == 1:
+                    try:
+                        text = bytes(_expect(v, memoryview, "a piece's text")).decode("utf-8")
+                    except UnicodeDecodeError:
+                        raise BadFile(f"sentencepiece model: piece {len(model.pieces)} is not valid UTF-8") from None
+                elif inner == 2:
+                    score = struct.unpack("<f", _expect(v, memoryview, "score"))[0]
+                elif inner == 3:
+                    type = _expect(v, int, "a piece's type")
+            if not 1 <= type <= 6:
+                raise BadFile(f"sentencepiece model: piece {text!r} has type {type}, expected 1 to 6")
+            model.pieces.append((text, score, type))
+        else:
+            rest.append(data[start:end])
+            if number in (2, 3) and isinstance(value, memoryview):
+                _spec(model, number, value)
+        start = end
+    if not model.pieces:
+        raise BadFile("sentencepiece model: holds no pieces; it is no sentencepiece model or empty")
+    model.rest = b"".join(rest)
+    return model
+
+
+def _spec(model: Model, number: int, data: memoryview) -> None:
+    numbers = {
+        (2, 3): "model_type",
+        (2, 24): "treat_whitespace_as_suffix",
+        (2, 35): "byte_fallback",
+        (2, 40): "unk_id",
+        (2, 41): "bos_id",
+        (2, 42): "eos_id",
+        (2, 43): "pad_id",
+        (3, 3): "add_dummy_prefix",
+        (3, 4): "remove_extra_whitespaces",
+    }
+    for inner, value, _ in _fields(data):
+        name = numbers.get((number, inner))
+        if name:
+            number_value = _signed(_expect(value, int, name))
+            setattr(model, name, bool(number_value) if isinstance(getattr(model, name), bool) else number_value)
+        elif (number, inner) == (3, 2):
+            model.charsmap = bytes(_expect(value, memoryview, "the character map"))
+
+
+def _number(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def _block(number: int, data: bytes) -> bytes:
+    return _number(number << 3 | _LEN) + _number(len(data)) + data
+
+
+def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
+    """A sentencepiece model as its trainer writes it: pieces first (a normal piece's type left out), then the rest."""
+    out = []
+    for text, score, type in pieces:
+        inner = _block(1, text.encode("utf-8")) + b"\x15" + struct.pack("<f", score)
+        out.append(_block(1, inner if type == 1 else inner + b"\x18" + _number(type)))
+    return b"".join(out) + rest
+
+
+def spec(unk: int, bos: int, eos: int, pad: int, byte_fallback: bool, add_dummy_prefix: bool) -> bytes:
+    """A minimal TrainerSpec and NormalizerSpec for a BPE model that is rebuilt from GGUF (identity normalizer)."""
+
+    def number(field: int, value: int) -> bytes:
+        return _number(field << 3 | _VARINT) + _number(value)
+
+    trainer = number(3, BPE_MODEL) + number(35, byte_fallback)
+    trainer += number(40, unk) + number(41, bos) + number(42, eos) + number(43, pad)
+    normalizer = _block(1, b"identity") + number(3, add_dummy_prefix) + number(4, 0) + number(5, 1)
+    return _block(2, trainer) + _block(3, normalizer)

@@ -1,0 +1,302 @@
+"""`Vocab` -> tokenizer.json and its side files, from GGUF's arrays alone.
+
+What comes out loads in the `tokenizers` library and in transformers, and splits text as the GGUF's tokenizer does.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+
+from llmconv.convert.vocab import pre, proto, wordpiece
+from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab, library
+from llmconv.convert.vocab.spm import SPACE
+from llmconv.errors import Unsupported
+
+__all__ = ["splits_as_words", "to_files", "to_json", "to_tokenizers"]
+
+_ADDED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+
+
+def _types(vocab: Vocab) -> list[int]:
+    return [TokenType.NORMAL] * len(vocab) if vocab.types is None else vocab.types.tolist()
+
+
+def _added(vocab: Vocab) -> list[dict[str, Any]]:
+    """Added tokens: the special ones, and the user-defined, which match as they are written."""
+    return [
+        {
+            "id": id,
+            "content": vocab.tokens[id],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": type != TokenType.USER_DEFINED,
+        }
+        for id, type in enumerate(_types(vocab))
+        if type in _ADDED and vocab.tokens[id]
+    ]
+
+
+def _sequence(key: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if not steps:
+        return None
+    return steps[0] if len(steps) == 1 else {"type": "Sequence", key: steps}
+
+
+def _replace(old: str, new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def _around(vocab: Vocab) -> dict[str, Any] | None:
+    """The post-processor: what is put before and after a text."""
+    first = last = None
+    if vocab.model == WORDPIECE:
+        first, last = vocab.special.get("cls", vocab.bos), vocab.special.get("sep")
+    else:
+        first = vocab.bos if vocab.flag("bos") else None
+        last = vocab.eos if vocab.flag("eos") else None
+    if first is None and last is None:
+        return None
+
+    def one(id: int | None, type: int = 0) -> list[dict[str, Any]]:
+        return [] if id is None else [{"SpecialToken": {"id": vocab.tokens[id], "type_id": type}}]
+
+    def text(name: str, type: int = 0) -> list[dict[str, Any]]:
+        return [{"Sequence": {"id": name, "type_id": type}}]
+
+    pair = one(first) + text("A") + one(last)
+    second = text("B", 1) + one(last, 1)
+    named = {vocab.tokens[id]: id for id in (first, last) if id is not None}
+    return {
+        "type": "TemplateProcessing",
+        "single": pair,
+        "pair": pair + (second if vocab.model == WORDPIECE else one(first, 1) + second),
+        "special_tokens": {t: {"id": t, "ids": [id], "tokens": [t]} for t, id in named.items()},
+    }
+
+
+def _bpe(vocab: Vocab) -> dict[str, Any]:
+    row = pre.by_name(vocab.pre or "default")
+    if row is None:
+        raise Unsupported(
+            f"tokenizer.ggml.pre: llmconv doesn't know the pre-tokenizer {vocab.pre!r}, and the GGUF holds no whole "
+            "tokenizer.json; name one that splits alike with --pre"
+        )
+    if vocab.merges is None:
+        raise Unsupported("tokenizer.ggml.merges: is missing, expected the merges of a BPE tokenizer")
+    extra = {id for id, type in enumerate(_types(vocab)) if type != TokenType.NORMAL}
+    return {
+        "normalizer": {"type": "NFC"} if row.nfc else None,
+        "pre_tokenizer": pre.to_json(row),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": row.ignore_merges,
+            "vocab": {token: id for id, token in enumerate(vocab.tokens) if id not in extra},
+            "merges": _whole_merges(vocab),
+        },
+    }
+
+
+def _whole_merges(vocab: Vocab) -> list[list[str]]:
+    """Merges as pairs, without those whose parts or result aren't tokens (the library refuses them)."""
+    known = set(vocab.tokens)
+    pairs = (merge.partition(" ") for merge in vocab.merges or ())
+    return [[a, b] for a, _, b in pairs if a in known and b in known and a + b in known]
+
+
+def score_merges(vocab: Vocab) -> list[list[str]]:
+    """sentencepiece's scores as a list of merges: every way to cut a piece in two pieces, the best pieces first."""
+    types = _types(vocab)
+    ids = {t: i for i, t in enumerate(vocab.tokens) if types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    scores = np.zeros(len(vocab), np.float32) if vocab.scores is None else vocab.scores
+    found = [
+        (-float(scores[id]), id, ids[token[:cut]], ids[token[cut:]], token, cut)
+        for token, id in ids.items()
+        for cut in range(1, min(len(token), 512))
+        if token[:cut] in ids and token[cut:] in ids
+    ]
+    found.sort(key=lambda m: m[:4])
+    return [[token[:cut], token[cut:]] for *_, token, cut in found]
+
+
+def _spm(vocab: Vocab) -> dict[str, Any]:
+    prefix = vocab.flag("space_prefix")
+    steps = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    decode: list[dict[str, Any]] = [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if prefix:
+        decode.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unused = {id for id, type in enumerate(_types(vocab)) if type == TokenType.UNUSED}
+    unk = vocab.special.get("unk")
+    return {
+        "normalizer": _sequence("normalizers", [*steps, _replace(" ", SPACE)]),
+        "pre_tokenizer": None,
+        "decoder": _sequence("decoders", decode),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None if unk is None else vocab.tokens[unk],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": TokenType.BYTE in _types(vocab),
+            "ignore_merges": False,
+            "vocab": {token: id for id, token in enumerate(vocab.tokens) if id not in unused},
+            "merges": score_merges(vocab),
+        },
+    }
+
+
+def _wordpiece(vocab: Vocab) -> dict[str, Any]:
+    lowercase = vocab.flag("lowercase")
+    unk = vocab.special.get("unk")
+    return {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": vocab.flags.get("strip_accents"),
+            "lowercase": lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]" if unk is None else vocab.tokens[unk],
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {token: id for id, token in enumerate(wordpiece.plain(vocab))},
+        },
+    }
+
+
+def _unigram(vocab: Vocab) -> dict[str, Any]:
+    types = _types(vocab)
+    scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
+    charsmap = vocab.extra.get("tokenizer.ggml.precompiled_charsmap")
+    prefix, merge = vocab.flag("space_prefix"), vocab.flag("remove_extra_whitespaces")
+    steps: list[dict[str, Any]] = []
+    if charsmap is not None and len(charsmap):
+        data = np.asarray(charsmap).astype(np.uint8).tobytes()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()})
+    if merge:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    scheme = "always" if prefix else "never"
+    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    return {
+        "normalizer": _sequence("normalizers", steps),
+        "pre_tokenizer": space,
+        "decoder": space,
+        "model": {
+            "type": "Unigram",
+            "unk_id": vocab.special.get("unk"),
+            "vocab": [[t, 0.0 if y == 4 else s] for t, s, y in zip(vocab.tokens, scores, types, strict=True)],
+            "byte_fallback": TokenType.BYTE in types,
+        },
+    }
+
+
+_WORD_SPLIT: dict[str, Any] = {
+    "type": "Split",
+    "pattern": {"Regex": r"[^ ]+"},
+    "behavior": "Removed",
+    "invert": True,
+}
+
+
+def _words(vocab: Vocab) -> dict[str, Any]:
+    unk = vocab.special.get("unk")
+    # Trimming a word, where only spaces separate words, is removing the white space next to a space or an end.
+    trim = {"type": "Replace", "pattern": {"Regex": r"(?:(?<= )|^)\s+|\s+(?= |$)"}, "content": " "}
+    return {
+        "normalizer": _sequence("normalizers", [*([{"type": "Lowercase"}] if vocab.flag("lowercase") else []), trim]),
+        "pre_tokenizer": _WORD_SPLIT,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {token: id for id, token in enumerate(vocab.tokens)},
+            "unk_token": "[UNK]" if unk is None else vocab.tokens[unk],
+        },
+    }
+
+
+def splits_as_words(tokenizer: dict[str, Any]) -> bool:
+    """Whether a WordLevel tokenizer.json splits as `words` does, so that GGUF's keys say all there is to say."""
+    return tokenizer.get("pre_tokenizer") == _WORD_SPLIT
+
+
+_MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS: _words}
+
+
+def to_json(vocab: Vocab) -> dict[str, Any]:
+    """The tokenizer.json document of a vocabulary; `Unsupported` for kinds that the format can't say."""
+    if vocab.json is not None:
+        document: dict[str, Any] = orjson.loads(vocab.json)
+        return document
+    make = _MAKERS.get(vocab.model)
+    if make is None:
+        raise Unsupported(f"tokenizer.ggml.model: no tokenizer.json can say what {vocab.model!r} does")
+    made = make(vocab)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [] if vocab.model == WORDS else _added(vocab),
+        "normalizer": made["normalizer"],
+        "pre_tokenizer": made["pre_tokenizer"],
+        "post_processor": _around(vocab),
+        "decoder": made["decoder"],
+        "model": made["model"],
+    }
+
+
+def to_tokenizers(vocab: Vocab) -> Any:
+    """A `tokenizers.Tokenizer`: the folder's own tokenizer.json if known, else one rebuilt."""
+    tokenizers = library("tokenizers")
+    text = vocab.json or (vocab.files["tokenizer.json"].decode() if "tokenizer.json" in vocab.files else None)
+    try:
+        return tokenizers.Tokenizer.from_str(text or orjson.dumps(to_json(vocab)).decode())
+    except Unsupported:
+        raise
+    except Exception as error:  # the library raises no narrower class
+        raise Unsupported(f"the tokenizers library refuses this vocabulary: {error}") from None
+
+
+def to_files(vocab: Vocab) -> dict[str, bytes]:
+    """tokenizer.json, tokenizer_config.json, and tokenizer.model for sentencepiece's kind."""
+    out: dict[str, bytes] = {}
+    if vocab.model in _MAKERS or vocab.json is not None:
+        out["tokenizer.json"] = (
+            vocab.json.encode() if vocab.json is not None else orjson.dumps(to_json(vocab), option=orjson.OPT_INDENT_2)
+        )
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        if role in vocab.special:
+            settings[f"{role}_token"] = vocab.tokens[vocab.special[role]]
+    for name in ("bos", "eos"):
+        if vocab.model in (SPM, BPE) and name in vocab.special:
+            settings[f"add_{name}_token"] = vocab.flag(name)
+    if vocab.model == WORDPIECE:
+        settings["do_lower_case"] = vocab.flag("lowercase")
+    settings["clean_up_tokenization_spaces"] = False
+    if vocab.chat_template is not None:
+        settings["chat_template"] = vocab.chat_template
+    out["tokenizer_config.json"] = orjson.dumps(settings, option=orjson.OPT_INDENT_2)
+    if vocab.model == SPM:
+        scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
+        ids = [vocab.special.get(role, -1) for role in ("unk", "bos", "eos", "pad")]
+        rest = proto.spec(*ids, TokenType.BYTE in _types(vocab), vocab.flag("space_prefix"))
+        out["tokenizer.model"] = proto.serialise(zip(vocab.tokens, scores, _types(vocab), strict=True), rest)
+    return out

@@ -1,0 +1,235 @@
+"""Text to ids and back.
+
+Special tokens in the text are ordinary text unless `parse_special` is given, so that a text can't smuggle in control
+tokens; user-defined tokens always match.  That is llama.cpp's rule, and the `tokenizers` library's with
+`encode_special_tokens`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from llmconv.convert.vocab import bpe, words
+from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.spm import SPACE, ScoreMerger
+from llmconv.errors import Unsupported, UsageError
+
+__all__ = ["Stream", "Tokenizer", "make"]
+
+_HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
+
+
+class Tokenizer:
+    """Base of the tokenizers: special tokens, decoding, streaming.  A kind defines `_encode` and `_bytes`."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self.vocab = vocab
+        self.bos, self.eos, self.unk = vocab.bos, vocab.eos, vocab.unk
+        self._types: list[int] | None = None if vocab.types is None else vocab.types.tolist()
+        self._tokens = list(vocab.tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        add_special: put BOS, EOS or [CLS] and [SEP] around it where the model wants them.
+        parse_special: special tokens written out in the text ("<s>", "<|im_start|>") become those tokens.
+        """
+        ids = self._encode(text, parse_special)
+        if not add_special:
+            return ids
+        before, after = self._around
+        return before + ids + after
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of ids; control tokens are left out unless `special`.  Broken UTF-8 becomes U+FFFD."""
+        stream = self.stream(special)
+        return "".join([*(stream.push(id) for id in ids), stream.flush()])
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each id's text on its own, for people; bytes that are no whole character show as U+FFFD."""
+        return [self._shown(self._check(id)).decode("utf-8", "replace") for id in ids]
+
+    def stream(self, special: bool = False) -> Stream:
+        """A decoder for ids that come one at a time."""
+        return Stream(self, special)
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        raise NotImplementedError
+
+    def _bytes(self, id: int) -> bytes:
+        """What a normal token stands for."""
+        raise NotImplementedError
+
+    def _type(self, id: int) -> int:
+        return TokenType.NORMAL if self._types is None else self._types[id]
+
+    def _check(self, id: int) -> int:
+        if not 0 <= id < len(self._tokens):
+            raise UsageError(f"token id {id} is not in the vocabulary, expected 0 to {len(self._tokens) - 1}")
+        return id
+
+    def _shown(self, id: int) -> bytes:
+        type = self._type(id)
+        if type == TokenType.BYTE:
+            return _byte(self._tokens[id])
+        if type == TokenType.NORMAL:
+            return self._bytes(id)
+        return self._tokens[id].encode("utf-8", "surrogatepass")
+
+    @property
+    def _around(self) -> tuple[list[int], list[int]]:
+        vocab = self.vocab
+        if vocab.model == WORDPIECE:
+            first, last = vocab.special.get("cls", vocab.bos), vocab.special.get("sep")
+        else:
+            first = self.bos if vocab.flag("bos") else None
+            last = self.eos if vocab.flag("eos") else None
+        return [] if first is None else [first], [] if last is None else [last]
+
+    # What a decoded text starts with too much: the space that was put before it.
+    _strips_space = False
+
+
+class Stream:
+    """Ids to text, one at a time: `push` gives what has become readable, `flush` the rest."""
+
+    def __init__(self, tokenizer: Tokenizer, special: bool) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._start = tokenizer._strips_space
+
+    def push(self, id: int) -> str:
+        tokenizer = self._tokenizer
+        if not self._special and tokenizer._type(tokenizer._check(id)) in _HIDDEN:
+            return ""
+        data = tokenizer._shown(tokenizer._check(id))
+        if self._start and data:
+            data, self._start = data.removeprefix(b" "), False
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", True)
+
+
+def _byte(token: str) -> bytes:
+    try:
+        return bytes([int(token[3:5], 16)]) if token.startswith("<0x") else token.encode("utf-8", "surrogatepass")
+    except ValueError:
+        return token.encode("utf-8", "surrogatepass")
+
+
+class LibraryTokenizer(Tokenizer):
+    """Byte-level BPE, WordPiece, Unigram: the `tokenizers` library does the work."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__(vocab)
+        self._library: Any = vocab.to_tokenizers()
+        self._library.no_truncation()
+        self._library.no_padding()
+        self._strips_space = vocab.model in (WORDPIECE, WORDS) or (
+            vocab.model == UNIGRAM and (vocab.flag("space_prefix") or vocab.flag("remove_extra_whitespaces"))
+        )
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        self._library.encode_special_tokens = not parse_special
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _bytes(self, id: int) -> bytes:
+        token = self._tokens[id]
+        if self.vocab.model == BPE:
+            return bpe.to_bytes(token)
+        if self.vocab.model == WORDS:
+            token = " " + token
+        return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """sentencepiece's BPE by scores, exactly as llama.cpp does it; no library needed."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__(vocab)
+        self._strips_space = vocab.flag("space_prefix")
+        self._merger = ScoreMerger(vocab)
+
+    @cached_property
+    def _special(self) -> list[tuple[str, int, bool]]:
+        """(text, id, only when parsing special tokens), the longest first."""
+        control = (TokenType.CONTROL, TokenType.UNKNOWN)
+        found = [
+            (self._tokens[id], id, type in control)
+            for id, type in enumerate(self._types or ())
+            if type in (*control, TokenType.USER_DEFINED) and self._tokens[id]
+        ]
+        return sorted(found, key=lambda s: -len(s[0].encode("utf-8", "surrogatepass")))
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        fragments: list[str | int] = [text] if text else []
+        for token, id, control in self._special:
+            if token not in text or (control and not parse_special):
+                continue
+            cut: list[str | int] = []
+            for fragment in fragments:
+                if isinstance(fragment, int):
+                    cut.append(fragment)
+                    continue
+                for i, part in enumerate(fragment.split(token)):
+                    cut += [id] if i else []
+                    cut += [part] if part else []
+            fragments = cut
+        out: list[int] = []
+        after_special = True  # the start counts as one
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                out.append(fragment)
+            else:
+                prefix = SPACE if after_special and self._strips_space else ""
+                out += self._merger.encode(prefix + fragment.replace(" ", SPACE))
+            after_special = isinstance(fragment, int)
+        return out
+
+    def _bytes(self, id: int) -> bytes:
+        return self._tokens[id].replace(SPACE, " ").encode("utf-8", "surrogatepass")
+
+
+class WordTokenizer(Tokenizer):
+    """Whole words; an unknown word is the unknown token, or left out where there is none."""
+
+    _strips_space = True
+
+    def __init__(self, vocab: Vocab) -> None:
+        super().__init__(vocab)
+        self._ids = {token: id for id, token in enumerate(self._tokens)}
+        self._lowercase = vocab.flag("lowercase")
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        found = (self._find(word, parse_special) for word in words.split(text, lowercase=False))
+        return [id for id in found if id is not None]
+
+    def _find(self, word: str, parse_special: bool) -> int | None:
+        if parse_special and (id := self._ids.get(word)) is not None and self._type(id) in _HIDDEN:
+            return id
+        return self._ids.get(word.lower() if self._lowercase else word, self.unk)
+
+    def _shown(self, id: int) -> bytes:
+        return self._bytes(id)
+
+    def _bytes(self, id: int) -> bytes:
+        return (" " + self._tokens[id]).encode("utf-8", "surrogatepass")
+
+
+def make(vocab: Vocab) -> Tokenizer:
+    """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here."""
+    if vocab.model == WORDS and vocab.json is None:
+        return WordTokenizer(vocab)
+    if vocab.model == SPM:
+        return SentencePieceTokenizer(vocab)
+    if vocab.model in (BPE, WORDPIECE, UNIGRAM, WORDS) or vocab.json is not None:
+        return LibraryTokenizer(vocab)
+    raise Unsupported(f"tokenizer.ggml.model: llmconv can't tokenize with {vocab.model!r}; it can convert the model")

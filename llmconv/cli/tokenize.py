@@ -1,0 +1,74 @@
+"""`llmconv tokenize` and `llmconv detokenize`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+_MODEL = click.argument("model", type=click.Path(exists=True, path_type=Path))
+_PRE = click.option("--pre", metavar="NAME", help="Name of the BPE pre-tokenizer, over what the file says.")
+
+
+@click.command(
+    epilog="Example: llmconv tokenize model.gguf 'Once upon a time'",
+)
+@_MODEL
+@click.argument("text", required=False)
+@click.option(
+    "--json-texts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A JSON list of strings; prints a JSON list of id lists, nothing added before or after.",
+)
+@click.option("--add-special", is_flag=True, help="Put BOS, EOS, ... around the text as the model wants them.")
+@click.option("--parse-special", is_flag=True, help="Special tokens written in the text become those tokens.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, in one line.")
+@_PRE
+def tokenize(
+    model: Path,
+    text: str | None,
+    json_texts: Path | None,
+    add_special: bool,
+    parse_special: bool,
+    only_ids: bool,
+    pre: str | None,
+) -> None:
+    """Split TEXT (or standard input) into the tokens of MODEL: one line each, id and piece.
+
+    MODEL is a model of any format, a folder with tokenizer files, or a tokenizer file.
+    """
+    import orjson
+
+    from llmconv.convert import vocab
+
+    if (text is not None) and json_texts is not None:
+        raise click.UsageError("give TEXT or --json-texts, not both")
+    tokenizer = vocab.load(model, pre=pre).tokenizer()
+    if json_texts is not None:
+        texts = vocab.read_texts(json_texts)
+        lists = [tokenizer.encode(t, parse_special=parse_special) for t in texts]
+        click.echo(orjson.dumps(lists).decode())
+        return
+    if text is None:
+        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+    if only_ids:
+        click.echo(" ".join(map(str, ids)))
+        return
+    width = len(str(len(tokenizer)))
+    for id, piece in zip(ids, tokenizer.pieces(ids), strict=True):
+        click.echo(f"{id:>{width}}  {piece!r}")
+
+
+@click.command(epilog="Example: llmconv detokenize model.gguf 1 9038 2501 263 931")
+@_MODEL
+@click.argument("ids", nargs=-1, type=int, required=True)
+@click.option("--special", is_flag=True, help="Print control tokens too.")
+@_PRE
+def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None) -> None:
+    """Print the text of the token IDS of MODEL."""
+    from llmconv.convert import vocab
+
+    click.echo(vocab.load(model, pre=pre).tokenizer().decode(ids, special=special))
