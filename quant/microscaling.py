@@ -7,6 +7,23 @@ from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
 
+VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice the number that each 4-bit code stands for; the scales' decoded values are halved in return, as in ggml."""
+
+
+def _log2_rounds_up() -> NDArray[np.int32]:
+    """See LOG2_ROUNDS_UP: log2(1 - n 2^-24) is tiny beside a large exponent, and float32 drops it."""
+    steps = np.arange(1, 129)
+    table = np.empty(277, np.int32)
+    for exponent in range(-149, 128):
+        logs = (np.log2(1 - steps * 2.0**-24) + (exponent + 1)).astype(np.float32)
+        table[exponent + 149] = 0x800000 - np.count_nonzero(logs >= exponent + 1)
+    return table
+
+
+LOG2_ROUNDS_UP = _log2_rounds_up()
+"""At exponent + 149, the mantissa from which the reference's floor(log2f(x)) is one more than the exponent of x."""
+
 
 class MXFP4(BlockType):
     """32 numbers under a power of two (E8M0); byte j of `qs` holds numbers j and j + 16."""

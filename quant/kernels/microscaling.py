@@ -21,26 +21,10 @@ from llmconv.quant.kernels.simd import (
     store,
     to_u8,
 )
+from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
 
-VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 MIDDLES = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
 """Between neighbouring magnitudes; the middle itself belongs to the lower one."""
-
-
-def _log2_rounds_up():
-    """For each power of two, the mantissa from which float32 log2 rounds up to the next whole number.
-
-    Index: exponent + 149; the reference takes floor(log2f(x)), which near the top of a binade is one too many.
-    """
-    steps = np.arange(1, 129)
-    table = np.empty(277, np.int32)
-    for exponent in range(-149, 128):
-        below = np.log2(1 - steps * 2.0**-24) + (exponent + 1)
-        table[exponent + 149] = 0x800000 - np.count_nonzero(below.astype(np.float32) >= exponent + 1)
-    return table
-
-
-_ROUNDS_UP = _log2_rounds_up()
 
 
 @inner
@@ -52,7 +36,7 @@ def _floor_log2(x):
         exponent = i4(-23)
     pattern = bits(x)
     exponent += (pattern >> i4(23)) - i4(127)
-    return exponent + i4((pattern & i4(0x7FFFFF)) >= _ROUNDS_UP[exponent + 149])
+    return exponent + i4((pattern & i4(0x7FFFFF)) >= LOG2_ROUNDS_UP[exponent + 149])
 
 
 @inner
