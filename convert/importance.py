@@ -1,0 +1,32 @@
+"""Reading an importance matrix from a file of either form."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llmconv.errors import BadFile, at
+from llmconv.formats import gguf_file
+from llmconv.formats.files import open_regular, regular_size
+from llmconv.quant.imatrix import Importance, from_dat, from_tensors
+
+__all__ = ["MAX_DAT_BYTES", "read_importance"]
+
+MAX_DAT_BYTES = 4 << 30
+"""A .dat file; the largest models have a few hundred megabytes."""
+
+
+def read_importance(path: str | os.PathLike[str]) -> Importance:
+    """The importance matrix in `path`: GGUF or the older .dat, by content.  `BadFile` when it is neither."""
+    path = Path(path)
+    size = regular_size(path)
+    with open_regular(path) as file:
+        head = file.read(4)
+        if head != gguf_file.MAGIC:
+            if size > MAX_DAT_BYTES:
+                raise BadFile(
+                    f"{at(path)}: is {size:,} bytes, expected an importance matrix of at most {MAX_DAT_BYTES:,}"
+                )
+            return from_dat(head + file.read(size), at(path))
+    checkpoint = gguf_file.open(path)
+    return from_tensors(checkpoint.tensors, checkpoint.metadata, at(path))
