@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, kept
-from llmconv.convert.archs.base import Architecture, Slot
+from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
 from llmconv.convert.archs.config import normalized
 from llmconv.convert.ops import PackMxfp4, Shift
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
@@ -96,15 +96,18 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
         for name, part in zip(slot.gguf, parts, strict=True):
             out.add(part.renamed(name).astype(kept.gguf_type(name, part)))
     extra = [name for name in checkpoint.tensors if name not in used]
+    carried = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
+    extra = [name for name in extra if name not in carried]
     notes += _left_out(where, arch, extra, strict)
     out.metadata = _general(checkpoint, out) | metadata
-    own = {kept.DTYPES: kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})}
+    own: dict[str, Any] = {kept.DTYPES: kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})}
     if prefix != arch.prefixes[0]:
         own[kept.PREFIX] = prefix
     if forms:
         own[kept.FORMS] = json.dumps(forms, separators=(",", ":"))
     out.metadata |= _vocabulary(checkpoint, config, dims, pre, notes, where)
     out.metadata |= own | exact
+    kept.keep_tensors(out.metadata, carried)
     notes += [f"{name} is not kept (too big or not text)" for name in kept.keep_files(out.metadata, checkpoint)]
     out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes]}
     return out
@@ -152,6 +155,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             if not parts[0].type.is_plain() and tensor.type not in (plain.F32, parts[0].type):
                 rounded[parts[0].type.name, tensor.type.name] += 1
             out.add(tensor)
+    for tensor in kept.kept_tensors(metadata, where):
+        out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     extra = [n for n in checkpoint.tensors if n not in used]
     if extra and strict:
@@ -194,7 +199,7 @@ def _prefix(arch: Architecture, dims: Mapping[str, Any], tensors: Mapping[str, T
 def _find(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]] | None:
     """The first form of the row whose tensors are all there."""
     for number, form in enumerate(slot.row.forms):
-        if any("{e}" in name for name in form.hf) and slot.dims.get("n_expert", 0) > len(tensors):
+        if _too_many(slot, form, len(tensors)):
             continue  # a count that the file can't have
         names = slot.hf(number, prefix)
         if names and all(name in tensors for name in names):
@@ -202,8 +207,12 @@ def _find(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> tuple[int, 
     return None
 
 
+def _too_many(slot: Slot, form: Form, count: int) -> bool:
+    return any(series in name and slot.dims.get(n, 0) > count for name in form.hf for series, n in SERIES.items())
+
+
 def _first_missing(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> str:
-    if any("{e}" in name for name in slot.row.forms[0].hf) and slot.dims.get("n_expert", 0) > len(tensors):
+    if _too_many(slot, slot.row.forms[0], len(tensors)):
         return slot.row.forms[0].hf[0].replace("{p}", prefix).replace("{i}", str(slot.dims["i"]))
     return next((name for name in slot.hf(0, prefix) if name not in tensors), slot.gguf[0])
 

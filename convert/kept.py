@@ -2,7 +2,8 @@
 
 `llmconv.hf.config` and `llmconv.hf.file.NAME` hold the folder's small text files; `llmconv.hf.dtypes` the tensors'
 types; `llmconv.hf.forms` and `llmconv.hf.prefix` which of several ways the names were written in;
-`llmconv.hf.exact.TENSOR` the few values that arithmetic in float32 would not give back.
+`llmconv.hf.exact.TENSOR` the few values that arithmetic in float32 would not give back; `llmconv.hf.tensors` and
+`llmconv.hf.tensor.NAME` whole tensors that GGUF has no name for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,14 @@ __all__ = [
     "PREFIX",
     "exact_values",
     "keep_dtypes",
+    "dtype_of",
+    "gguf_type",
     "keep_files",
+    "keep_tensors",
     "kept_dtypes",
     "kept_files",
     "kept_json",
+    "kept_tensors",
     "restore_exactly",
 ]
 
@@ -43,6 +48,8 @@ FORMS = "llmconv.hf.forms"
 PREFIX = "llmconv.hf.prefix"
 EXACT = "llmconv.hf.exact."
 FILE = "llmconv.hf.file."
+TENSORS = "llmconv.hf.tensors"
+TENSOR = "llmconv.hf.tensor."
 
 FILE_BYTES = 1 << 20
 """A text file above this size is not kept (the vocabulary keeps what it needs of a big tokenizer.json itself)."""
@@ -166,6 +173,29 @@ def restore_exactly(tensor: Tensor, shift: Shift, shifted: Tensor, record: Any) 
         return out
 
     return tensor.map(patch, tensor.type)
+
+
+def keep_tensors(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put whole (small) tensors into the metadata: a list of names, types and shapes, and their bytes."""
+    if not tensors:
+        return
+    listing = {name: [t.type.name, list(t.shape)] for name, t in tensors.items()}
+    metadata[TENSORS] = json.dumps(listing, separators=(",", ":"))
+    for name, tensor in tensors.items():
+        metadata[TENSOR + name] = np.ascontiguousarray(tensor.blocks()).reshape(-1)
+
+
+def kept_tensors(metadata: Mapping[str, Any], source: str) -> Iterator[Tensor]:
+    """The way back of `keep_tensors`."""
+    for name, entry in kept_json(metadata, TENSORS, source).items():
+        data = metadata.get(TENSOR + name)
+        try:
+            kind, shape = by_name(entry[0]), tuple(int(n) for n in entry[1])
+            assert kind.dtype is not None and isinstance(data, np.ndarray) and data.dtype == np.uint8
+            array = data.view(kind.dtype).reshape(shape)
+        except (LlmconvError, AssertionError, TypeError, ValueError, IndexError, KeyError):
+            raise BadFile(f"{source}: {TENSORS} does not describe {TENSOR}{name}; remove both keys") from None
+        yield Tensor.from_array(name, array)
 
 
 _F32_SUFFIXES = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")

@@ -27,9 +27,9 @@ from llmconv.quant.block import Bytes
 __all__ = [
     "Concat",
     "Dims",
+    "Only",
     "Op",
     "PackMxfp4",
-    "Repeat",
     "Reshape",
     "Shift",
     "Size",
@@ -206,58 +206,43 @@ def rope_halves(heads: Size, head_dim: Size = "head_dim") -> SwapRows:
 class Split(Op):
     """One tensor -> several along its rows: rows seen as (groups, sum of sizes), each piece (groups * size, ...).
 
-    `shape_groups` keeps the groups as a leading dimension: (groups, size, ...).
+    With `hf_stacked` or `gguf_stacked` the groups (experts, heads) are a leading dimension on that side.
     """
 
     sizes: tuple[Size, ...]
     groups: Size = 1
-    keep_groups: bool = False
-
-    def _numbers(self, dims: Dims) -> tuple[list[int], int]:
-        return [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
+    hf_stacked: bool = False
+    gguf_stacked: bool = False
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         (whole,) = parts
-        sizes, groups = self._numbers(dims)
+        sizes, groups = [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
         rows, total = _rows(whole), sum(sizes)
         if rows.n_rows != groups * total:
             raise UsageError(f"tensor {whole.name!r} has {rows.n_rows} rows, expected {groups} x {total}")
         out, start = [], 0
         for size in sizes:
-            shape = (groups, size, rows.row_len) if self.keep_groups else (groups * size, rows.row_len)
+            shape = (groups, size, rows.row_len) if self.gguf_stacked else (groups * size, rows.row_len)
             if groups == 1:
                 piece = _take(rows, start, size, shape)
             else:
-                piece = _grouped(rows, groups, total, start, size, shape)
-            out.append(piece if self.keep_groups else _like(piece, whole))
+                index = (np.arange(groups)[:, None] * total + np.arange(start, start + size)).reshape(-1)
+                piece = dataclasses.replace(_gathered(rows, index), shape=shape)
+            out.append(piece if self.gguf_stacked else _like(piece, whole))
             start += size
         return tuple(out)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
-        sizes, groups = self._numbers(dims)
-        first = parts[0]
-        rows = tuple(_rows(p) for p in parts)
-        shape = (groups * sum(sizes), rows[0].row_len)
-        if groups == 1:
-            whole = _join(rows, shape)
-        else:
-            joined = _join(rows, shape)  # all groups of the first piece, then of the second, ...
+        sizes, groups = [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
+        rows, total = tuple(_rows(p) for p in parts), sum(sizes)
+        whole = _join(rows, (groups * total, rows[0].row_len))  # all groups of the first piece, then of the second, ...
+        if groups > 1:
             starts = np.cumsum([0, *sizes]).tolist()
-            index = np.concatenate(
-                [
-                    np.arange(g * size, (g + 1) * size) + starts[k] * groups
-                    for g in range(groups)
-                    for k, size in enumerate(sizes)
-                ]
-            )
-            whole = _gathered(joined, index)
-        return (whole if self.keep_groups else _like(whole, first),)
-
-
-def _grouped(rows: Tensor, groups: int, total: int, start: int, size: int, shape: tuple[int, ...]) -> Tensor:
-    """Rows start..start+size of every group of `total` rows."""
-    index = (np.arange(groups)[:, None] * total + np.arange(start, start + size)).reshape(-1)
-    return dataclasses.replace(_gathered(rows, index), shape=shape)
+            runs = [(starts[k] * groups + g * size, size) for g in range(groups) for k, size in enumerate(sizes)]
+            whole = _gathered(whole, np.concatenate([np.arange(first, first + size) for first, size in runs]))
+        if self.hf_stacked:
+            return (whole.reshaped((groups, total, whole.row_len)),)
+        return (_like(whole, parts[0]),)
 
 
 def _gathered(tensor: Tensor, index: NDArray[np.intp]) -> Tensor:
@@ -276,8 +261,7 @@ def _gathered(tensor: Tensor, index: NDArray[np.intp]) -> Tensor:
             out[lo:hi] = source(first, first + hi - lo)
         return out
 
-    shape = (len(index), *tensor.shape[1:]) if len(tensor.shape) == 2 else tensor.shape
-    return dataclasses.replace(tensor, shape=shape, read=read, extent=None)
+    return dataclasses.replace(tensor, shape=(len(index), tensor.row_len), read=read, extent=None)
 
 
 @dataclass(frozen=True)
@@ -295,16 +279,43 @@ class Concat(Op):
 
 @dataclass(frozen=True)
 class Stack(Op):
-    """n tensors of shape (...) -> one of shape (n, ...): experts that Hugging Face keeps apart."""
+    """n tensors of shape (...) -> one of shape (n, ...): experts that Hugging Face keeps apart.
+
+    With `kinds`, the parts are that many equal series (all gates, then all ups), each stacked by itself.
+    """
+
+    kinds: int = 1
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
-        return (_join(tuple(p.reshaped((1, *p.shape)) for p in parts), (len(parts), *parts[0].shape)),)
+        n = len(parts) // self.kinds
+        series = [parts[k * n : (k + 1) * n] for k in range(self.kinds)]
+        return tuple(_join(tuple(p.reshaped((1, *p.shape)) for p in one), (n, *one[0].shape)) for one in series)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
-        (whole,) = parts
-        n, *rest = whole.shape
-        each = math.prod(rest[:-1])
-        return tuple(_take(whole, i * each, each, tuple(rest)) for i in range(n))
+        out = []
+        for whole in parts:
+            n, *rest = whole.shape
+            each = math.prod(rest[:-1])
+            out += [_take(whole, i * each, each, tuple(rest)) for i in range(n)]
+        return tuple(out)
+
+
+@dataclass(frozen=True)
+class Only(Op):
+    """Another op on one of the parts."""
+
+    index: int
+    op: Op
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (
+            *parts[: self.index],
+            *self.op.apply(parts[self.index : self.index + 1], dims),
+            *parts[self.index + 1 :],
+        )
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return (*parts[: self.index], *self.op.undo(parts[self.index : self.index + 1], dims), *parts[self.index + 1 :])
 
 
 @dataclass(frozen=True)
@@ -319,19 +330,6 @@ class Reshape(Op):
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return tuple(p.reshaped(tuple(evaluate(s, dims) for s in self.hf)) for p in parts)
-
-
-@dataclass(frozen=True)
-class Repeat(Op):
-    """One tensor -> `count` equal ones; undone by taking the first."""
-
-    count: int
-
-    def apply(self, parts: Parts, dims: Dims) -> Parts:
-        return parts * self.count
-
-    def undo(self, parts: Parts, dims: Dims) -> Parts:
-        return parts[:1]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,20 @@ from llmconv.convert.archs.base import Architecture
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf"]
 
-_FAMILIES = ("llama",)
+_FAMILIES = (
+    "llama",
+    "qwen",
+    "gemma",
+    "gpt2",
+    "gptneox",
+    "phi",
+    "stablelm",
+    "granite",
+    "internlm2",
+    "deepseek",
+    "gpt_oss",
+    "bert",
+)
 
 
 @functools.cache

@@ -4,8 +4,8 @@ A row says which tensors of a GGUF are which tensors of a Hugging Face model and
 hyper-parameter.  From a row's shape expression come the checks, the parameter count and the sizes; `decoder` names the
 pieces that the runtime builds the model from.  GGUF's names are the canonical ones.
 
-Patterns: `{i}` is the layer, `{e}` the expert, `{p}` what stands before the model's own names ("model.").  Shapes and
-conditions are expressions over the dimensions (see `dims`), in which `i` is the layer.
+Patterns: `{i}` is the layer, `{e}` the expert, `{q}` and `{k}` the head, `{p}` what stands before the model's own
+names ("model.").  Shapes and conditions are expressions over the dimensions (see `DIMS`), in which `i` is the layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ import numpy as np
 from llmconv.convert.ops import Dims, Op, evaluate
 from llmconv.errors import BadFile
 
-__all__ = ["DIMS", "Architecture", "Form", "HfName", "Key", "Made", "Row", "Slot", "dims_of", "keys", "row"]
+__all__ = ["DIMS", "SERIES", "Architecture", "Form", "HfName", "Key", "Made", "Row", "Slot", "dims_of", "keys", "row"]
+
+
+SERIES = {"{e}": "n_expert", "{q}": "n_head", "{k}": "n_head_kv"}
+"""Patterns that stand for several names, and the dimension that says how many."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,15 @@ class Form:
     ops: tuple[Op, ...] = ()
 
     def names(self, dims: Dims, prefix: str) -> tuple[str, ...]:
-        """The tensor names of one layer, experts counted out."""
+        """The tensor names of one layer, experts and heads counted out."""
         out = []
         for pattern in self.hf:
             name = pattern.replace("{p}", prefix).replace("{i}", str(dims.get("i", 0)))
-            if "{e}" in name:
-                out += [name.replace("{e}", str(e)) for e in range(evaluate("n_expert", dims))]
-            elif "{h}" in name:
-                out += [name.replace("{h}", str(h)) for h in range(evaluate("n_head_norms", dims))]
-            else:
+            series = next((s for s in SERIES if s in name), None)
+            if series is None:
                 out.append(name)
+            else:
+                out += [name.replace(series, str(n)) for n in range(dims.get(SERIES[series], 0))]
         return tuple(out)
 
 
@@ -154,6 +157,9 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("kv_lora", "attention.kv_lora_rank", "0"),
     ("window", "attention.sliding_window", "0"),
     ("n_token_types", "token_type_count", "2"),
+    ("n_word", "word_embedding_length", "n_embd"),
+    ("nope", "attention.key_length_mla", "0"),
+    ("v_mla", "attention.value_length_mla", "0"),
 )
 
 
@@ -217,6 +223,7 @@ class Architecture:
     hf: the transformers classes it covers; the first is the one written when nothing says otherwise.
     prefixes: what `{p}` may be, the modern one first.
     dropped: regular expressions of HF tensors that are derived data and are left out (rotary tables, causal masks).
+    kept: regular expressions of HF tensors that GGUF has no place for (a pooler); they travel in the metadata.
     constants: keys that are written whatever the configuration says.
     decoder: named pieces for the runtime, see `convert.decoder`.
     """
@@ -228,6 +235,7 @@ class Architecture:
     made: tuple[Made, ...] = ()
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    kept: tuple[str, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
@@ -250,6 +258,10 @@ class Architecture:
             changes[name] = {**getattr(self, name), **changes.get(name, {})}
         changes["constants"] = {k: v for k, v in changes["constants"].items() if v is not None}
         return dataclasses.replace(self, gguf=gguf, hf=hf, rows=rows, keys=merged_keys, **changes)
+
+    def extended(self, rows: tuple[Row, ...]) -> Architecture:
+        """This table with more rows, which may bear names it has already (under another `when`)."""
+        return dataclasses.replace(self, rows=(*self.rows, *rows))
 
     def dims_of(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Dimensions by name, from a GGUF's metadata."""

@@ -171,7 +171,7 @@ LLAMA = Architecture(
         ),
     ),
     made=(ROPE_FREQS,),
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "pairs"},
+    decoder={"rope": "pairs", "window_pattern": 0},
 )
 
 ARCHITECTURES = (LLAMA,)

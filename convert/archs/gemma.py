@@ -1,0 +1,81 @@
+"""Gemma 1, 2 and 3.  Their norms multiply by 1 + w, and GGUF stores that sum."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, attention, gated_mlp
+from llmconv.convert.archs.qwen import QK_NORMS
+from llmconv.convert.ops import Shift
+
+_at = "{p}layers.{i}."
+
+
+def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The norms' weights among the rows, with a Shift."""
+    return tuple(
+        dataclasses.replace(r, forms=tuple(Form(f.hf, (Shift(),)) for f in r.forms))
+        if r.gguf[0].endswith("_norm.weight")
+        else r
+        for r in rows
+    )
+
+
+_common = tuple(k for k in COMMON if k.gguf != "rope.freq_base")
+
+GEMMA = Architecture(
+    "gemma",
+    (HfName("GemmaForCausalLM", "gemma"),),
+    keys=(
+        *_common,
+        *keys("""
+            attention.key_length              u32   head_dim                    256
+            attention.value_length            u32   head_dim                    256
+        """),
+    ),
+    rows=(*shifted((*EMBEDDINGS, *NORMS)), *attention(), *gated_mlp()),
+    tied=True,
+    decoder={"norm": "rms", "mlp": "geglu", "rope": "halves", "embedding_scale": "sqrt"},
+)
+
+_four_norms = shifted(
+    (
+        row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
+        row("blk.{i}.post_attention_norm.weight", _at + "post_attention_layernorm.weight", "n_embd"),
+        row("blk.{i}.ffn_norm.weight", _at + "pre_feedforward_layernorm.weight", "n_embd"),
+        row("blk.{i}.post_ffw_norm.weight", _at + "post_feedforward_layernorm.weight", "n_embd"),
+    )
+)
+
+GEMMA2 = GEMMA.variant(
+    "gemma2",
+    HfName("Gemma2ForCausalLM", "gemma2"),
+    keys=keys("""
+        attn_logit_softcapping            f32   attn_logit_softcapping      50
+        final_logit_softcapping           f32   final_logit_softcapping     30
+        attention.sliding_window          u32   sliding_window              4096
+    """),
+    rows=_four_norms,
+    decoder={"post_norms": True},
+)
+
+GEMMA3 = GEMMA.variant(
+    "gemma3",
+    HfName("Gemma3ForCausalLM", "gemma3_text"),
+    HfName("Gemma3ForConditionalGeneration", "gemma3"),
+    keys=keys("""
+        context_length                    u32   max_position_embeddings     131072
+        attention.head_count              u32   num_attention_heads         8
+        attention.head_count_kv           u32   num_key_value_heads         4
+        rope.freq_base                    f32   rope_theta                  1000000
+        rope.freq_base_swa                f32   rope_local_base_freq        10000
+        final_logit_softcapping           f32   final_logit_softcapping
+        attention.sliding_window          u32   sliding_window              4096
+    """),
+    rows=(*_four_norms, *shifted(QK_NORMS)),
+    prefixes=("model.", "language_model.model.", "model.language_model.", ""),
+    decoder={"post_norms": True, "qk_norm": "rms"},
+)
+
+ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

@@ -1,0 +1,65 @@
+"""gpt-oss: experts in MXFP4 (or plain), attention sinks, alternating windows."""
+
+from __future__ import annotations
+
+from llmconv.convert.archs.base import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, attention
+from llmconv.convert.ops import PackMxfp4, Reshape, Split, SwapRows, Transpose
+
+_at = "{p}layers.{i}."
+_experts = _at + "mlp.experts."
+_halves = Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True)
+_apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
+
+GPT_OSS = Architecture(
+    "gpt-oss",
+    (HfName("GptOssForCausalLM", "gpt_oss"),),
+    keys=(
+        *COMMON,
+        *EXPERTS,
+        *keys("""
+            attention.key_length            u32   head_dim              64
+            attention.value_length          u32   head_dim              64
+            attention.sliding_window        u32   sliding_window        128
+        """),
+        Key("expert_feed_forward_length", ("intermediate_size",)),
+    ),
+    rows=(
+        *EMBEDDINGS,
+        row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
+        row("blk.{i}.post_attention_norm.weight", _at + "post_attention_layernorm.weight", "n_embd"),
+        *attention(),
+        row("blk.{i}.attn_sinks.weight", _at + "self_attn.sinks", "n_head"),
+        row("blk.{i}.ffn_gate_inp.weight", _at + "mlp.router.weight", "n_expert, n_embd"),
+        row("blk.{i}.ffn_gate_inp.bias", _at + "mlp.router.bias", "n_expert"),
+        row(
+            ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+            (_experts + "gate_up_proj_blocks", _experts + "gate_up_proj_scales"),
+            ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
+            PackMxfp4(),
+            _apart,
+            _halves,
+            alt=(Form((_experts + "gate_up_proj",), (Transpose(), _apart, _halves)),),
+        ),
+        row(
+            "blk.{i}.ffn_down_exps.weight",
+            (_experts + "down_proj_blocks", _experts + "down_proj_scales"),
+            "n_expert, n_embd, n_ff_exp",
+            PackMxfp4(),
+            alt=(Form((_experts + "down_proj",), (Transpose(),)),),
+        ),
+        row(
+            ("blk.{i}.ffn_gate_exps.bias", "blk.{i}.ffn_up_exps.bias"),
+            _experts + "gate_up_proj_bias",
+            ("n_expert, n_ff_exp", "n_expert, n_ff_exp"),
+            Reshape(("n_expert", "2 * n_ff_exp"), ("n_expert * 2 * n_ff_exp", 1)),
+            SwapRows("n_ff_exp", 2, outer="n_expert"),
+            Split(("n_ff_exp", "n_ff_exp"), "n_expert"),
+            Reshape(("n_expert * n_ff_exp", 1), ("n_expert", "n_ff_exp")),
+        ),
+        row("blk.{i}.ffn_down_exps.bias", _experts + "down_proj_bias", "n_expert, n_embd"),
+    ),
+    decoder={"norm": "rms", "mlp": "experts", "rope": "halves", "sinks": True, "window_layers": "1 of 2"},
+)
+
+ARCHITECTURES = (GPT_OSS,)

@@ -1,0 +1,98 @@
+"""Qwen 2 and 3, dense and with experts."""
+
+from __future__ import annotations
+
+from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
+from llmconv.convert.ops import Split, Stack
+
+_at = "{p}layers.{i}."
+
+QK_NORMS = (
+    row("blk.{i}.attn_q_norm.weight", _at + "self_attn.q_norm.weight", "head_dim"),
+    row("blk.{i}.attn_k_norm.weight", _at + "self_attn.k_norm.weight", "head_dim"),
+)
+
+
+def experts(at: str = "mlp.") -> tuple[Row, ...]:
+    """Rows of a router and its experts, which files keep apart and some releases of transformers stack."""
+    one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
+    return (
+        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when="n_expert"),
+        row(
+            ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+            (one + "gate_proj.weight", one + "up_proj.weight"),
+            ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
+            Stack(2),
+            when="n_expert and i >= n_dense",
+            alt=(
+                Form(
+                    (all_of_them + "gate_up_proj",),
+                    (Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True),),
+                ),
+            ),
+        ),
+        row(
+            "blk.{i}.ffn_down_exps.weight",
+            one + "down_proj.weight",
+            "n_expert, n_embd, n_ff_exp",
+            Stack(),
+            when="n_expert and i >= n_dense",
+            alt=(Form((all_of_them + "down_proj",)),),
+        ),
+    )
+
+
+QWEN2 = Architecture(
+    "qwen2",
+    (HfName("Qwen2ForCausalLM", "qwen2"), HfName("Qwen2Model", "qwen2")),
+    keys=COMMON,
+    rows=(*EMBEDDINGS, *NORMS, *attention(bias=True), *gated_mlp()),
+    made=(ROPE_FREQS,),
+    decoder={"norm": "rms", "mlp": "swiglu", "rope": "halves"},
+)
+
+QWEN3 = QWEN2.variant(
+    "qwen3",
+    HfName("Qwen3ForCausalLM", "qwen3"),
+    HfName("Qwen3Model", "qwen3"),
+    keys=HEAD_DIM,
+    rows=(*attention(), *QK_NORMS),
+    decoder={"qk_norm": "rms"},
+)
+
+_EXPERT_KEYS = (
+    *EXPERTS,
+    *keys("""
+        expert_feed_forward_length          u32   moe_intermediate_size
+        expert_shared_feed_forward_length   u32   shared_expert_intermediate_size
+    """),
+)
+_dense = [r.gguf[0] for r in gated_mlp()]
+_shared = _at + "mlp.shared_expert."
+
+QWEN2_MOE = QWEN2.variant(
+    "qwen2moe",
+    HfName("Qwen2MoeForCausalLM", "qwen2_moe"),
+    keys=_EXPERT_KEYS,
+    rows=(
+        *experts(),
+        row("blk.{i}.ffn_gate_inp_shexp.weight", _at + "mlp.shared_expert_gate.weight", "1, n_embd"),
+        row("blk.{i}.ffn_gate_shexp.weight", _shared + "gate_proj.weight", "n_ff_shexp, n_embd"),
+        row("blk.{i}.ffn_up_shexp.weight", _shared + "up_proj.weight", "n_ff_shexp, n_embd"),
+        row("blk.{i}.ffn_down_shexp.weight", _shared + "down_proj.weight", "n_embd, n_ff_shexp"),
+    ),
+    drop=_dense,
+    decoder={"mlp": "experts", "experts": "softmax"},
+)
+
+QWEN3_MOE = QWEN3.variant(
+    "qwen3moe",
+    HfName("Qwen3MoeForCausalLM", "qwen3_moe"),
+    keys=_EXPERT_KEYS,
+    rows=experts(),
+    drop=[*_dense, "expert_shared_feed_forward_length"],
+    decoder={"mlp": "experts", "experts": "softmax"},
+)
+
+ARCHITECTURES = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE)

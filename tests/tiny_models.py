@@ -1,0 +1,223 @@
+"""Tiny random models of every family that transformers has, by its own classes: what the round trips are tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 256, "vocab_size": 96} | {
+    k: SMALL[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")
+}
+_MOE = SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's variant: transformers' model type, configuration, and the GGUF architecture it must become."""
+
+    model_type: str
+    gguf: str
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    task: str = "CausalLM"
+
+
+_llama3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+MODELS: dict[str, Tiny] = {
+    "llama": Tiny("llama", "llama", SMALL | {"num_key_value_heads": 4}),
+    "llama-gqa-tied-bf16": Tiny("llama", "llama", SMALL | {"tie_word_embeddings": True}, "bfloat16"),
+    "llama-bias-f16": Tiny("llama", "llama", SMALL | {"attention_bias": True, "mlp_bias": True}, "float16"),
+    "llama-3.1": Tiny("llama", "llama", SMALL | {"rope_parameters": _llama3}, "bfloat16"),
+    "llama-linear-head-dim": Tiny(
+        "llama",
+        "llama",
+        SMALL | {"head_dim": 24, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    ),
+    "mistral": Tiny("mistral", "llama", SMALL | {"sliding_window": 32}, "bfloat16"),
+    "mixtral": Tiny("mixtral", "llama", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": Tiny("qwen2", "qwen2", SMALL, "bfloat16"),
+    "qwen2-tied-yarn": Tiny(
+        "qwen2",
+        "qwen2",
+        SMALL
+        | {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "rope_theta": 1000000.0,
+            },
+        },
+    ),
+    "qwen3": Tiny("qwen3", "qwen3", SMALL | {"head_dim": 32}, "bfloat16"),
+    "qwen2-moe": Tiny("qwen2_moe", "qwen2moe", _MOE | {"shared_expert_intermediate_size": 48}),
+    "qwen3-moe": Tiny("qwen3_moe", "qwen3moe", _MOE | {"head_dim": 16}, "bfloat16"),
+    "gemma": Tiny("gemma", "gemma", SMALL | {"head_dim": 16, "num_key_value_heads": 1}, "bfloat16"),
+    "gemma-f32": Tiny("gemma", "gemma", SMALL | {"head_dim": 16}),
+    "gemma2": Tiny("gemma2", "gemma2", SMALL | {"head_dim": 32, "sliding_window": 32}, "bfloat16"),
+    "gemma3": Tiny("gemma3_text", "gemma3", SMALL | {"head_dim": 32, "sliding_window": 32}, "float16"),
+    "gpt2": Tiny("gpt2", "gpt2", _GPT),
+    "gpt2-untied-bf16": Tiny("gpt2", "gpt2", _GPT | {"tie_word_embeddings": False}, "bfloat16"),
+    "starcoder": Tiny("gpt_bigcode", "starcoder", _GPT),
+    "starcoder-heads-apart": Tiny("gpt_bigcode", "starcoder", _GPT | {"multi_query": False}),
+    "gptj": Tiny("gptj", "gptj", _GPT | {"rotary_dim": 8}),
+    "opt": Tiny("opt", "opt", SMALL | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "opt-projected": Tiny(
+        "opt", "opt", SMALL | {"ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False}, "float16"
+    ),
+    "gpt-neox": Tiny("gpt_neox", "gptneox", SMALL | {"rotary_pct": 0.25}),
+    "gpt-neox-serial-f16": Tiny(
+        "gpt_neox", "gptneox", SMALL | {"rotary_pct": 1.0, "use_parallel_residual": False}, "float16"
+    ),
+    "bloom": Tiny("bloom", "bloom", {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
+    "mpt": Tiny(
+        "mpt", "mpt", {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "no_bias": True}
+    ),
+    "falcon-7b": Tiny("falcon", "falcon", SMALL | {"multi_query": True, "new_decoder_architecture": False}),
+    "falcon-40b": Tiny("falcon", "falcon", SMALL | {"num_kv_heads": 2, "new_decoder_architecture": True}, "bfloat16"),
+    "falcon-rw": Tiny(
+        "falcon",
+        "falcon",
+        SMALL
+        | {
+            "multi_query": False,
+            "new_decoder_architecture": False,
+            "alibi": True,
+            "parallel_attn": False,
+            "bias": True,
+        },
+    ),
+    "phi2": Tiny("phi", "phi2", SMALL | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "phi3": Tiny("phi3", "phi3", SMALL, "bfloat16"),
+    "phi3-long": Tiny(
+        "phi3",
+        "phi3",
+        SMALL
+        | {
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "long_factor": [1.5 + i for i in range(8)],
+                "short_factor": [1.0 + i / 8 for i in range(8)],
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "stablelm": Tiny("stablelm", "stablelm", SMALL | {"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "stablelm-12b": Tiny(
+        "stablelm",
+        "stablelm",
+        SMALL | {"partial_rotary_factor": 0.5, "qk_layernorm": True, "use_parallel_residual": True},
+        "bfloat16",
+    ),
+    "starcoder2": Tiny("starcoder2", "starcoder2", SMALL | {"sliding_window": 32}, "bfloat16"),
+    "olmo": Tiny("olmo", "olmo", SMALL | {"clip_qkv": 8.0}),
+    "olmo2": Tiny("olmo2", "olmo2", SMALL, "bfloat16"),
+    "olmo3": Tiny("olmo3", "olmo2", SMALL | {"sliding_window": 32}),
+    "olmoe": Tiny("olmoe", "olmoe", SMALL | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "nemotron": Tiny("nemotron", "nemotron", SMALL | {"head_dim": 16}, "bfloat16"),
+    "smollm3": Tiny("smollm3", "smollm3", SMALL, "bfloat16"),
+    "granite": Tiny(
+        "granite", "granite", SMALL | {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}
+    ),
+    "granite-moe": Tiny("granitemoe", "granitemoe", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite-moe-shared": Tiny(
+        "granitemoeshared",
+        "granitemoe",
+        SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
+        "bfloat16",
+    ),
+    "command-r": Tiny("cohere", "command-r", SMALL),
+    "command-r-plus": Tiny("cohere", "command-r", SMALL | {"use_qk_norm": True}, "float16"),
+    "cohere2": Tiny("cohere2", "cohere2", SMALL | {"sliding_window": 32}, "bfloat16"),
+    "deepseek-v2": Tiny(
+        "deepseek_v2",
+        "deepseek2",
+        SMALL
+        | {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 24,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "deepseek-v3": Tiny(
+        "deepseek_v3",
+        "deepseek2",
+        SMALL
+        | {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 48,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 24,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "topk_group": 1,
+        },
+        "bfloat16",
+    ),
+    "gpt-oss": Tiny(
+        "gpt_oss",
+        "gpt-oss",
+        SMALL | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
+        "bfloat16",
+    ),
+    "bert": Tiny("bert", "bert", SMALL | {"type_vocab_size": 2}, task="Model"),
+    "bert-mlm": Tiny("bert", "bert", SMALL | {"type_vocab_size": 2}, task="MaskedLM"),
+}
+
+
+def build(name: str, folder: Path, seed: int = 0) -> Any:
+    """Make the model, with every parameter random (norms and biases too), save it to `folder`, and give it back."""
+    import torch
+    import transformers
+
+    tiny = MODELS[name]
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config)
+    auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
+    model = auto.from_config(config).to(getattr(torch, tiny.dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
+    model.eval()
+    model.save_pretrained(folder)
+    return model
