@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant import iq_tables
-from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.block import BlockType, Bytes, Floats
 
 
 class Codebook(BlockType):
@@ -21,6 +21,14 @@ class Codebook(BlockType):
 
     block_size = 256
     uses_importance = True
+
+    @classmethod
+    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
+        from llmconv.quant.kernels import flat, iq_encode
+
+        kernel = getattr(iq_encode, f"encode_{cls.name.lower()}")
+        given = np.empty(0, np.float32) if importance is None else importance
+        kernel(flat(rows), given, rows.shape[1], *iq_tables.search(cls.name), out.reshape(-1))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

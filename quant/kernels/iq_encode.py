@@ -1,0 +1,462 @@
+"""Encoding IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S.
+
+For 16 or 32 weights, tries 13 to 31 scales; each one rounds every eight (IQ3: four) weights to the nearest codebook
+entry; the scale that explains the weights best wins, and they are rounded once more with it.  Here the tries lie
+in the lanes, and so do an off-grid point's neighbours.  Every number is computed in the reference's order.
+
+Source of the rules: `quantize_row_iq2_xxs_impl`, `…_iq2_xs_impl`, `…_iq2_s_impl`, `…_iq3_xxs_impl`,
+`…_iq3_s_impl`, `make_qp_quants` and the `…_find_best_neighbour` functions of ggml.
+"""
+
+import numpy as np
+from numba import types
+
+from llmconv.quant.kernels import F32, I32, ROWS, U8, inner, kernel
+from llmconv.quant.kernels.lanes import OUT_U8, f4, i4, put_f16
+from llmconv.quant.kernels.simd import (
+    LANES,
+    bits,
+    clamp,
+    from_bits,
+    load,
+    load_i32,
+    mask_bits,
+    nearest_int,
+    reduce_umax,
+    splat,
+    sqrt,
+    store,
+    to_float,
+    trailing_zeros,
+)
+
+_FLOAT_MAX = f4(3.4028235e38)
+
+
+def _targets(middle, tries, step):
+    """What a try makes of the greatest weight: `middle` and `tries` steps each way, then padding to whole vectors."""
+    count = 2 * tries + 1
+    targets = np.full((count + LANES - 1) // LANES * LANES, middle, np.float32)
+    targets[:count] = np.arange(-tries, tries + 1, dtype=np.float32) * np.float32(step) + np.float32(middle)
+    return targets
+
+
+_XXS, _XS, _IQ3_XXS, _IQ3_S = _targets(5, 6, 0.1), _targets(5, 9, 0.1), _targets(15, 15, 0.2), _targets(15, 9, 0.2)
+
+# The scratch of a search, one float32 array: the weights' magnitudes, their importance and its root, ...
+_X, _W, _ROOT = 0, 32, 64
+# ... and for each of up to 32 tries: its scale, the sums it gives, and what it rounds each weight to.
+_SCALE, _QX, _Q2, _Q = 96, 128, 160, 192
+_SCRATCH = _Q + 32 * 32
+
+
+@inner
+def nearest(v):
+    """ggml's `nearest_int` of a number."""
+    return (bits(v + f4(12582912)) & i4(0x007FFFFF)) - i4(0x00400000)
+
+
+@inner
+def level_of(inverse, scale, top):
+    """A block's scale as an integer of 0 … top: levels stand for scales 1/2, 3/2, 5/2, ... (halved)."""
+    return max(i4(0), min(i4(top), nearest(f4(0.5) * (inverse * scale - f4(1)))))
+
+
+@inner
+def near_entry(point, scale, shift, size, x, at, w, wat, tables):
+    """The neighbour of `point` for which scale * (coordinate + shift) is nearest to `x[at:]`, weighted by `w[wat:]`.
+
+    `coordinates` of IQ2 and IQ3 entries are levels that stand for 1, 3, 5, ...: hence 2 * level + 1 + shift.
+    """
+    entry, first, members, coordinates = tables[1], tables[2], tables[3], tables[4]
+    place = -1 - entry[point]
+    start = first[place]
+    best, found = _FLOAT_MAX, members[LANES * start]
+    for chunk in range(start, first[place + 1]):
+        distance = splat(f4(0))
+        for i in range(size):
+            q = to_float(load_i32(coordinates, (chunk * size + i) * LANES)) + shift
+            off = q * scale - x[at + i]
+            distance = distance + off * w[wat + i] * off
+        # Distances are positive: their bit patterns are in the same order, and the least is the greatest inverted.
+        least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
+        if from_bits(least) < best:
+            best = from_bits(least)
+            found = members[LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))]
+    return found
+
+
+@inner
+def _near(point, scale, size, at, s, tables):
+    return near_entry(point, scale * f4(2), f4(0.5), size, s, _X + at, s, _ROOT + at, tables)
+
+
+@inner
+def _widen(rows, start, xs):
+    """One block of weights as float32; the sum of their squares."""
+    for i in range(0, 256, LANES):
+        store(xs, i, load(rows, start + i))
+    total = f4(0)
+    for i in range(256):
+        total += xs[i] * xs[i]
+    return total
+
+
+@inner
+def _weigh(xs, at, count, importance, wat, sigma2, floor, s):
+    """Importance and its root: the one given times sqrt(sigma2 + square), else the square plus `floor`."""
+    for i in range(0, count, LANES):
+        x = load(xs, at + i)
+        w = load(importance, wat + i) * sqrt(x * x + sigma2) if importance.size else x * x + floor
+        store(s, _W + i, w)
+        store(s, _ROOT + i, sqrt(w))
+
+
+@inner
+def _split_signs(xs, at, count, even, s, signs):
+    """Magnitudes to the scratch, a byte of signs for eight; the greatest magnitude.
+
+    even: where an odd number of eight weights is negative, the least costly one keeps the wrong sign (its
+    magnitude turns negative), and the eighth sign is not kept.
+    """
+    for k in range(count // 8):
+        byte = 0
+        flips = 0
+        for i in range(8 * k, 8 * k + 8):
+            x = xs[at + i]
+            if x >= f4(0):
+                s[_X + i] = x
+            else:
+                s[_X + i] = -x
+                byte |= 1 << (i - 8 * k)
+                flips += 1
+        if even:
+            if flips % 2:
+                cheapest = 8 * k
+                least = s[_W + cheapest] * xs[at + cheapest] * xs[at + cheapest]
+                for i in range(8 * k + 1, 8 * k + 8):
+                    cost = s[_W + i] * xs[at + i] * xs[at + i]
+                    if cost < least:
+                        least = cost
+                        cheapest = i
+                s[_X + cheapest] = -s[_X + cheapest]
+                byte ^= 1 << (cheapest - 8 * k)
+            byte &= 127
+        signs[k] = byte
+    peak = s[_X]
+    for i in range(1, count):
+        if not peak > s[_X + i]:
+            peak = s[_X + i]
+    return peak
+
+
+@inner
+def _fit(targets, tries, peak, scale, count, size, step, top, again, s, points, picks, picked, tables):
+    """Try the scales target / peak on `count` weights; their best scale, and the entries in `picked`.
+
+    size, step, top: dimensions, bits and greatest level of the codebook.
+    again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
+        (or when no try succeeded); 2, all.
+    """
+    levels, entry = tables[0], tables[1]
+    parts = count // size
+    for v in range(0, tries, LANES):
+        inverse = load(targets, v) / peak
+        store(s, _SCALE + v, f4(1) / inverse)
+        for part in range(parts):
+            point = splat(i4(0))
+            for i in range(size):
+                x = s[_X + part * size + i]
+                level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
+                store(s, _Q + 32 * (part * size + i) + v, to_float(level + level + i4(1)))
+                point = point | (level << i4(step * i))
+            store(points, 32 * part + v, point)
+    for part in range(parts):
+        for t in range(tries):
+            pick = entry[points[32 * part + t]]
+            if pick < 0:
+                pick = _near(points[32 * part + t], s[_SCALE + t], size, part * size, s, tables)
+                for i in range(size):
+                    s[_Q + 32 * (part * size + i) + t] = f4(2 * levels[pick * size + i] + 1)
+            picks[32 * part + t] = pick
+    for v in range(0, tries, LANES):
+        qx, q2 = splat(f4(0)), splat(f4(0))
+        for i in range(count):
+            w = s[_W + i]
+            q = load(s, _Q + 32 * i + v)
+            qx = qx + q * (w * s[_X + i])
+            q2 = q2 + q * w * q
+        store(s, _QX + v, qx)
+        store(s, _Q2 + v, q2)
+    best, winner = f4(0), -1
+    for t in range(tries):
+        qx, q2 = s[_QX + t], s[_Q2 + t]
+        if q2 > f4(0) and qx * qx > best * q2:
+            scale = qx / q2
+            best = scale * qx
+            winner = t
+    off_grid = again == 2 or (again == 1 and winner < 0)
+    for part in range(parts):
+        picked[part] = picks[32 * part + winner] if winner >= 0 else entry[0]
+        off_grid |= winner >= 0 and entry[points[32 * part + winner]] < 0
+    if off_grid and scale > f4(0):
+        inverse = f4(1) / scale
+        for part in range(parts):
+            if again == 0 and (winner < 0 or entry[points[32 * part + winner]] >= 0):
+                continue
+            point = i4(0)
+            for i in range(size):
+                level = level_of(inverse, s[_X + part * size + i], top)
+                point |= level << i4(step * i)
+            pick = entry[point]
+            picked[part] = pick if pick >= 0 else _near(point, scale, size, part * size, s, tables)
+        qx, q2 = f4(0), f4(0)
+        for i in range(count):
+            w = s[_W + i]
+            q = f4(2 * levels[picked[i // size] * size + i % size] + 1)
+            qx += w * s[_X + i] * q
+            q2 += w * q * q
+        if q2 > f4(0):
+            scale = qx / q2
+    return scale
+
+
+@inner
+def _positive_scale(s, levels):
+    """`make_qp_quants` on 32 magnitudes with greatest level 4: a first scale for IQ2_XXS.
+
+    The reference keeps the levels in bytes, where the ones below zero wrap.
+    """
+    peak = f4(0)
+    for i in range(32):
+        peak = max(peak, s[_X + i])
+    inverse = f4(4) / peak
+    scale = f4(1) / inverse
+    best = f4(0)
+    for i in range(32):
+        off = s[_X + i] - scale * f4(nearest(inverse * s[_X + i]) & i4(255))
+        best += s[_W + i] * off * off
+    for t in range(-4, 5):
+        if t == 0:
+            continue
+        this = (f4(0.1) * f4(t) + f4(4)) / peak
+        scale = f4(1) / this
+        error = f4(0)
+        for i in range(32):
+            off = s[_X + i] - scale * f4(min(i4(4), nearest(this * s[_X + i])))
+            error += s[_W + i] * off * off
+        if error < best:
+            best = error
+            inverse = this
+    lx, l2 = f4(0), f4(0)
+    for i in range(32):
+        level = min(i4(4), nearest(inverse * s[_X + i]))
+        levels[i] = level & i4(255)
+        lx += s[_W + i] * s[_X + i] * f4(level)
+        l2 += s[_W + i] * f4(level) * f4(level)
+    for _ in range(5):
+        changed = False
+        for i in range(32):
+            w, x, level = s[_W + i], s[_X + i], f4(levels[i])
+            lx1, l21 = lx - w * x * level, l2 - w * level * level
+            if lx1 > f4(0) and l21 > f4(0):
+                other = min(i4(4), nearest(x * l21 / lx1))
+                if other != levels[i]:
+                    lx1 += w * x * f4(other)
+                    l21 += w * f4(other) * f4(other)
+                    if lx1 * lx1 * l2 > lx * lx * l21:
+                        levels[i] = other & i4(255)
+                        lx, l2 = lx1, l21
+                        changed = True
+        if not changed:
+            break
+    return lx / l2 if l2 > f4(0) else f4(0)
+
+
+@inner
+def _put_u32(out, at, word):
+    for i in range(4):
+        out[at + i] = (word >> (8 * i)) & 255
+
+
+_TABLES = U8, I32, I32, I32, U8
+"""`llmconv.quant.iq_tables.Search`, field by field."""
+
+
+@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    signs, some = np.empty(4, np.int64), np.empty(32, np.int32)
+    for block in range(rows.size // 256):
+        at = 66 * block
+        out[at : at + 66] = 0
+        sigma2 = _widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(8):
+            scales[part] = 0
+            _weigh(xs, 32 * part, 32, importance, (256 * block) % columns + 32 * part, sigma2, f4(0), s)
+            if _split_signs(xs, 32 * part, 32, True, s, signs) < f4(1e-15):
+                continue
+            scale = _positive_scale(s, some)
+            if scale * f4(3) <= f4(0):
+                continue
+            scale = _fit(_XXS, 13, scale * f4(3), scale, 32, 8, 2, 2, 2, s, points, picks, picked, tables)
+            flip = 127 if scale < f4(0) else 0
+            scale = abs(scale)
+            word = 0
+            for k in range(4):
+                out[at + 2 + 8 * part + k] = picked[k]
+                word |= (signs[k] ^ flip) << (7 * k)
+            _put_u32(out, at + 6 + 8 * part, word)
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if greatest == f4(0):
+            out[at : at + 66] = 0
+            continue
+        put_f16(out, at, greatest / f4(31))
+        for part in range(8):
+            out[at + 9 + 8 * part] |= level_of(f4(1) / (greatest / f4(31)), scales[part], 15) << 4
+
+
+@inner
+def _put_levels(out, at, scales, count, greatest):
+    """Two 4-bit scales a byte."""
+    inverse = f4(1) / (greatest / f4(31))
+    for i in range(0, count, 2):
+        out[at + i // 2] = level_of(inverse, scales[i], 15) | (level_of(inverse, scales[i + 1], 15) << 4)
+
+
+@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    signs = np.empty(4, np.int64)
+    for block in range(rows.size // 256):
+        at = 74 * block
+        out[at : at + 74] = 0
+        sigma2 = _widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(16):
+            scales[part] = 0
+            _weigh(xs, 16 * part, 16, importance, (256 * block) % columns + 16 * part, sigma2, f4(0), s)
+            peak = _split_signs(xs, 16 * part, 16, True, s, signs)
+            if peak < f4(1e-15):
+                continue
+            scale = _fit(_XS, 19, peak, peak / f4(5), 16, 8, 2, 2, 0, s, points, picks, picked, tables)
+            flip = 127 if scale < f4(0) else 0
+            scale = abs(scale)
+            for k in range(2):
+                word = picked[k] | ((signs[k] ^ flip) << 9)
+                out[at + 2 + 4 * part + 2 * k] = word & 255
+                out[at + 3 + 4 * part + 2 * k] = word >> 8
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if greatest == f4(0):
+            out[at : at + 74] = 0
+            continue
+        put_f16(out, at, greatest / f4(31))
+        _put_levels(out, at + 66, scales, 16, greatest)
+
+
+@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    signs = np.empty(4, np.int64)
+    for block in range(rows.size // 256):
+        at = 82 * block
+        out[at : at + 82] = 0
+        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(16):
+            scales[part] = 0
+            wat = (256 * block) % columns + 16 * part
+            _weigh(xs, 16 * part, 16, importance, wat, sigma2, f4(0.25) * sigma2, s)
+            peak = _split_signs(xs, 16 * part, 16, False, s, signs)
+            if peak < f4(1e-8):
+                continue
+            scale = _fit(_XS, 19, peak, peak / f4(5), 16, 8, 2, 2, 0, s, points, picks, picked, tables)
+            flip = 255 if scale < f4(0) else 0
+            scale = abs(scale)
+            for k in range(2):
+                i = 2 * part + k
+                out[at + 2 + i] = picked[k] & 255
+                out[at + 34 + i] = signs[k] ^ flip
+                out[at + 66 + i // 4] |= (picked[k] >> 8) << (2 * (i % 4))
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if greatest > f4(0):
+            put_f16(out, at, greatest / f4(31) * f4(0.9875))
+            _put_levels(out, at + 74, scales, 16, greatest)
+
+
+@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    signs = np.empty(4, np.int64)
+    for block in range(rows.size // 256):
+        at = 98 * block
+        out[at : at + 98] = 0
+        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(8):
+            scales[part] = 0
+            _weigh(xs, 32 * part, 32, importance, (256 * block) % columns + 32 * part, sigma2, f4(0), s)
+            peak = _split_signs(xs, 32 * part, 32, True, s, signs)
+            if peak < f4(1e-8):
+                continue
+            scale = _fit(_IQ3_XXS, 31, peak, peak / f4(15), 32, 4, 3, 7, 0, s, points, picks, picked, tables)
+            flip = 127 if scale < f4(0) else 0
+            scale = abs(scale)
+            word = 0
+            for k in range(8):
+                out[at + 2 + 8 * part + k] = picked[k]
+            for k in range(4):
+                word |= (signs[k] ^ flip) << (7 * k)
+            _put_u32(out, at + 66 + 4 * part, word)
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if greatest == f4(0):
+            out[at : at + 98] = 0
+            continue
+        put_f16(out, at, greatest / f4(31) * f4(1.0125))
+        for part in range(8):
+            out[at + 69 + 4 * part] |= level_of(f4(1) / (greatest / f4(31)), scales[part], 15) << 4
+
+
+@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    signs = np.empty(4, np.int64)
+    for block in range(rows.size // 256):
+        at = 110 * block
+        out[at : at + 110] = 0
+        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(8):
+            scales[part] = 0
+            _weigh(xs, 32 * part, 32, importance, (256 * block) % columns + 32 * part, sigma2, f4(0), s)
+            peak = _split_signs(xs, 32 * part, 32, False, s, signs)
+            if peak == f4(0):
+                continue
+            scale = _fit(_IQ3_S, 19, peak, peak / f4(15), 32, 4, 3, 7, 1, s, points, picks, picked, tables)
+            flip = 255 if scale < f4(0) else 0
+            scale = abs(scale)
+            for k in range(8):
+                out[at + 2 + 8 * part + k] = picked[k] & 255
+                out[at + 66 + part] |= (picked[k] >> 8) << k
+            for k in range(4):
+                out[at + 74 + 4 * part + k] = signs[k] ^ flip
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if greatest > f4(0):
+            put_f16(out, at, greatest / f4(31) * f4(1.033))
+            _put_levels(out, at + 106, scales, 8, greatest)
