@@ -59,10 +59,10 @@ class Q3_K(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 16), importance is not None
             if importance is None:
-                levels = np.empty(x.size, np.uint8)
+                levels = np.empty_like(x)
                 search.search_q3(x, found, levels)
             else:
-                levels = np.empty(0, np.uint8)
+                levels = slabs.NONE
                 means = slabs.means(x, k, 256, 2)
                 search.search_symmetric(x, k, 256, 16, search.BY_BOTH, importance, means, 256, 4, found)
             kquants.pack_q3_k(x, k, count, found, weighted, levels, slabs.part(out, cls, k, start, count))

@@ -22,10 +22,7 @@ from llmconv.quant.kernels.search import (
     best_symmetric,
 )
 from llmconv.quant.kernels.simd import (
-    bits,
     clamp,
-    f16_bits,
-    f16_value,
     fabs,
     load,
     load_i32,
@@ -213,7 +210,7 @@ def symmetric_levels(x, x_at, half, d, code, inverse, levels, to):
         store(levels, to, splat(i4(0)))
 
 
-@kernel(F32, types.int64, types.int64, F32, types.boolean, U8, _BYTES)
+@kernel(F32, types.int64, types.int64, F32, types.boolean, F32, _BYTES)
 def pack_q3_k(x, k, n_rows, found, weighted, chosen, out):
     """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d.  `chosen`: of `search_q3`, or empty."""
     codes, d, levels = np.empty(256, i4), np.empty(16, f4), np.empty(256, i4)
@@ -258,7 +255,7 @@ def pack_q3_k(x, k, n_rows, found, weighted, chosen, out):
                         symmetric_levels(x, x_at, 4, stored, code, inverse_lane, levels, 16 * j)
                     else:
                         for i in range(16 * j, 16 * j + 16):
-                            levels[i] = chosen[(block * 256 + i) * 16 + lane]
+                            levels[i] = i4(chosen[(block * 256 + i) * 16 + lane]) + i4(4)
                 put_bit(levels, 2, out, at)
                 put_crumbs(levels, out, at + 32)
 
@@ -300,8 +297,8 @@ def pack_q6_k(x, k, n_rows, found, out):
                         c, e = load_i32(levels, half + 64 + i), load_i32(levels, half + 96 + i)
                         store(out, to, to_u8((a & i4(15)) | ((c & i4(15)) << i4(4))))
                         store(out, to + 32, to_u8((b & i4(15)) | ((e & i4(15)) << i4(4))))
-                        high = (a >> i4(4)) | ((b >> i4(4)) << i4(2)) | ((c >> i4(4)) << i4(4)) | ((e >> i4(4)) << i4(6))
-                        store(out, at + 128 + half // 4 + i, to_u8(high))
+                        high = ((b >> i4(4)) << i4(2)) | ((c >> i4(4)) << i4(4)) | ((e >> i4(4)) << i4(6))
+                        store(out, at + 128 + half // 4 + i, to_u8((a >> i4(4)) | high))
 
 
 # ---- decoding

@@ -12,20 +12,23 @@ from llmconv.quant.kernels import F32, ROWS, U8, inner, kernel, out
 from llmconv.quant.kernels.pack import get_f16, multiply, put_f16
 from llmconv.quant.kernels.search import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.simd import (
+    any_lane,
     bits,
+    f16_bits,
     from_bits,
     load,
     load_i32,
     mask_bits,
     max_,
     min_,
-    reduce_fmax,
-    reduce_fmin,
-    reduce_umax,
     round_,
+    rows_max,
+    rows_min,
+    rows_umax,
     select,
     splat,
     store,
+    store_u16,
     to_float,
     to_int,
     to_u8,
@@ -39,8 +42,9 @@ _MAGNITUDE = i4(0x7FFFFFFF)
 
 
 @inner
-def reciprocal(d):
-    return f4(1) / d if d != f4(0) else f4(0)
+def umax(x, y):
+    """The greater of two integers without sign."""
+    return select((x ^ i4(-0x80000000)) > (y ^ i4(-0x80000000)), x, y)
 
 
 @inner
@@ -57,7 +61,8 @@ def put_quants(out, at, low, high, width):
         for i in range(4):
             out[at + i] = (fifth >> np.uint32(8 * i)) & np.uint32(255)
         at += 4
-    store(out, at, to_u8((low & i4(15)) | (high << i4(4))))
+        low = low & i4(15)
+    store(out, at, to_u8(low | (high << i4(4))))
 
 
 @inner
@@ -83,64 +88,96 @@ def lanes():
 _LANES = np.arange(16, dtype=np.int32)
 
 
+@inner
+def reciprocals(d):
+    return select(d != f4(0), f4(1) / d, f4(0))
+
+
 @kernel(ROWS, _BYTES)
 def encode_q8_0(rows, out):
-    for block in range(rows.size // 32):
-        low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
-        largest = from_bits(reduce_umax(max_(bits(low) & _MAGNITUDE, bits(high) & _MAGNITUDE)))
-        d = largest / f4(127)
-        inverse = reciprocal(d)
-        at = 34 * block
-        put_f16(out, at, d)
-        store(out, at + 2, to_u8(to_int(round_(low * inverse))))
-        store(out, at + 18, to_u8(to_int(round_(high * inverse))))
+    sizes, inverses, halves = np.zeros(256, i4), np.empty(16, f4), np.empty(16, i4)
+    n = rows.size // 32
+    for start in range(0, n, 16):
+        count = min(16, n - start)
+        for b in range(count):
+            at = 32 * (start + b)
+            size = max_(bits(load(rows, at)) & _MAGNITUDE, bits(load(rows, at + 16)) & _MAGNITUDE)
+            store(sizes, 16 * b, size)
+        d = from_bits(rows_umax(sizes, 0)) / f4(127)
+        store(halves, 0, f16_bits(d))
+        store(inverses, 0, reciprocals(d))
+        for b in range(count):
+            at, to, inverse = 32 * (start + b), 34 * (start + b), inverses[b]
+            store_u16(out, to, halves[b])
+            store(out, to + 2, to_u8(to_int(round_(load(rows, at) * inverse))))
+            store(out, to + 18, to_u8(to_int(round_(load(rows, at + 16) * inverse))))
 
 
 @kernel(ROWS, types.int64, _BYTES)
 def encode_signed(rows, width, out):
     """Q4_0 and Q5_0: the weight of greatest magnitude (the first of equals) becomes the least integer."""
     half = i4(1) << i4(width - 1)
-    middle, top = f4(half) + f4(0.5), i4(2 * half - 1)
-    size = 18 if width == 4 else 22
-    for block in range(rows.size // 32):
-        low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
-        low_size, high_size = bits(low) & _MAGNITUDE, bits(high) & _MAGNITUDE
-        largest = reduce_umax(max_(low_size, high_size))
-        first = trailing_zeros(both(low_size == largest, high_size == largest))
-        negative = (both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)
-        signed = from_bits(largest)
-        if negative and largest != i4(0):
-            signed = -signed
+    middle, top, size = f4(half) + f4(0.5), i4(2 * half - 1), 18 if width == 4 else 22
+    keys, inverses, halves, greatest = np.zeros(256, i4), np.empty(16, f4), np.empty(16, i4), np.empty(16, i4)
+    n = rows.size // 32
+    for start in range(0, n, 16):
+        count = min(16, n - start)
+        for b in range(count):
+            at = 32 * (start + b)
+            low, high = bits(load(rows, at)), bits(load(rows, at + 16))
+            # Magnitude, then sign: of equal magnitudes the negative one wins, for now.
+            store(keys, 16 * b, umax((low << i4(1)) | (low >> i4(31)), (high << i4(1)) | (high >> i4(31))))
+        key = rows_umax(keys, 0)
+        signed = from_bits(select((key >> i4(1)) == i4(0), i4(0), (key >> i4(1)) | (key << i4(31))))
+        store(greatest, 0, bits(signed))
         d = signed / f4(-half)
-        inverse = reciprocal(d)
-        at = size * block
-        put_f16(out, at, d)
-        low = min_(to_int(low * inverse + middle), top)
-        high = min_(to_int(high * inverse + middle), top)
-        put_quants(out, at + 2, low, high, width)
+        store(halves, 0, f16_bits(d))
+        store(inverses, 0, reciprocals(d))
+        for b in range(count):
+            at, to, inverse, half_bits = 32 * (start + b), size * (start + b), inverses[b], halves[b]
+            low, high = load(rows, at), load(rows, at + 16)
+            opposite = greatest[b] ^ i4(-0x80000000)
+            if greatest[b] < i4(0) and any_lane((bits(low) == opposite) | (bits(high) == opposite)):
+                first = trailing_zeros(both(bits(low) == opposite, bits(high) == opposite))
+                if first < trailing_zeros(both(bits(low) == greatest[b], bits(high) == greatest[b])):
+                    inverse, half_bits = -inverse, half_bits ^ i4(0x8000)
+            store_u16(out, to, half_bits)
+            low = min_(to_int(low * inverse + middle), top)
+            high = min_(to_int(high * inverse + middle), top)
+            put_quants(out, to + 2, low, high, width)
 
 
 @kernel(ROWS, types.int64, _BYTES)
 def encode_affine(rows, width, out):
     """Q4_1 and Q5_1: the least weight becomes 0, the greatest 15 or 31."""
-    top = (i4(1) << i4(width)) - i4(1)
-    size = 20 if width == 4 else 24
-    for block in range(rows.size // 32):
-        low, high = load(rows, 32 * block), load(rows, 32 * block + 16)
-        least, greatest = reduce_fmin(min_(low, high)), reduce_fmax(max_(low, high))
-        if least == f4(0):  # the first of several zeros decides its sign
-            first = trailing_zeros(both(low == f4(0), high == f4(0)))
-            negative = (both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)
-            least = f4(-0.0) if negative else f4(0)
-            greatest = greatest + f4(0)  # -0 - 0 would be -0
-        d = (greatest - least) / f4(top)
-        inverse = reciprocal(d)
-        at = size * block
-        put_f16(out, at, d)
-        put_f16(out, at + 2, least)
-        low = min_(to_int((low - least) * inverse + f4(0.5)), top)
-        high = min_(to_int((high - least) * inverse + f4(0.5)), top)
-        put_quants(out, at + 4, low, high, width)
+    top, size = (i4(1) << i4(width)) - i4(1), 20 if width == 4 else 24
+    lows, highs = np.zeros(256, f4), np.zeros(256, f4)
+    inverses, halves = np.empty(16, f4), np.empty(32, i4)
+    n = rows.size // 32
+    for start in range(0, n, 16):
+        count = min(16, n - start)
+        for b in range(count):
+            low, high = load(rows, 32 * (start + b)), load(rows, 32 * (start + b) + 16)
+            store(lows, 16 * b, min_(low, high))
+            store(highs, 16 * b, max_(low, high))
+        least, most = rows_min(lows, 0), rows_max(highs, 0)
+        d = select(least == most, f4(0), most - least) / f4(top)
+        store(halves, 0, f16_bits(d))
+        store(halves, 16, f16_bits(least))
+        store(inverses, 0, reciprocals(d))
+        store(lows, 0, least)
+        for b in range(count):
+            at, to, inverse = 32 * (start + b), size * (start + b), inverses[b]
+            low, high = load(rows, at), load(rows, at + 16)
+            minimum, half_bits = lows[b], halves[16 + b]
+            if minimum == f4(0):  # the first of several zeros gives its sign
+                first = trailing_zeros(both(low == f4(0), high == f4(0)))
+                half_bits = i4(((both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)) << 15)
+            store_u16(out, to, halves[b])
+            store_u16(out, to + 2, half_bits)
+            low = min_(to_int((low - minimum) * inverse + f4(0.5)), top)
+            high = min_(to_int((high - minimum) * inverse + f4(0.5)), top)
+            put_quants(out, to + 4, low, high, width)
 
 
 @kernel(F32, types.int64, types.int64, types.int64, types.boolean, F32, _BYTES)

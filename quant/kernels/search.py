@@ -28,7 +28,6 @@ from llmconv.quant.kernels.simd import (
     sqrt,
     store,
     to_float,
-    to_u8,
     transpose,
 )
 
@@ -154,10 +153,7 @@ def best_affine(tile, at, n, weights, levels, top, first, step, steps, absolute,
         error = splat(f4(0))
         for i in range(0, 16 * n, 16):
             miss = new_scale * load(levels, i) + new_low - load(tile, at + i)
-            if absolute:
-                miss = fabs(miss)
-            else:
-                miss = miss * miss
+            miss = fabs(miss) if absolute else miss * miss
             error = error + load(weights, i) * miss
         if trial < 0:
             best = error
@@ -286,20 +282,33 @@ def search_symmetric(x, k, block, n, mode, importance, means, span, top, found):
                 to += SUB
 
 
-@kernel(F32, out(types.float32), out(types.uint8))
-def search_q3(x, found, levels):
-    """`make_q3_quants` for every 16 weights of blocks of 256: SCALE, and the integers (0..7) column by column.
+ADDS_XL, ADDS_LL, STAYS_ABOVE, STAYS_BELOW = (np.int64(256 * i) for i in range(4))
 
-    Coordinate descent on the integers, so they can't be had again from a scale.
+
+@inner
+def settle(state, i, level, w, wx):
+    """Note what the integer of weight i adds to both sums, and the ratios between which it stays (see search_q3)."""
+    store(state, i + ADDS_XL, wx * level)
+    store(state, i + ADDS_LL, w * level * level)
+    store(state, i + STAYS_ABOVE, select(level == f4(-4), f4(-np.inf), level - f4(0.4999)))
+    store(state, i + STAYS_BELOW, select(level == f4(3), f4(np.inf), level + f4(0.4999)))
+
+
+@kernel(F32, out(types.float32), out(types.float32))
+def search_q3(x, found, levels):
+    """`make_q3_quants` for every 16 weights of blocks of 256: SCALE, and the integers (-4..3) column by column.
+
+    Coordinate descent on the integers, so they can't be had again from a scale.  Most looks at a weight change
+    nothing, which two products show without a division; and sixteen looks without a change end the descent.
     """
-    tile = np.empty(16 * 256, f4)
-    chosen = np.empty(16 * 16, f4)
+    tile, state = np.empty(16 * 256, f4), np.empty(4 * 256, f4)
     to = 0
     for group in range(x.size // (16 * 256)):
         for i in range(0, 256, 16):
             transpose(x, group * 16 * 256 + i, 256, tile, 16 * i)
         for j in range(0, 256, 16):
             at = 16 * j
+            chosen = group * 16 * 256 + at
             largest, signed = splat(f4(0)), splat(f4(0))
             for i in range(0, 256, 16):
                 v = load(tile, at + i)
@@ -310,30 +319,40 @@ def search_q3(x, found, levels):
             sum_xl, sum_ll = splat(f4(0)), splat(f4(0))
             for i in range(0, 256, 16):
                 v = load(tile, at + i)
-                level = clamp(rint(inverse * v), f4(-4), f4(3))
-                store(chosen, i, level)
                 w = v * v
-                sum_xl, sum_ll = sum_xl + w * v * level, sum_ll + w * level * level
-            for _ in range(5):
-                changed = dead & not_(dead)
-                for i in range(0, 256, 16):
-                    v, old = load(tile, at + i), load(chosen, i)
-                    w = v * v
-                    rest_xl, rest_ll = sum_xl - w * v * old, sum_ll - w * old * old
-                    level = to_float(clamp(nearest_int(v * rest_ll / rest_xl), i4(-4), i4(3)))
-                    new_xl, new_ll = rest_xl + w * v * level, rest_ll + w * level * level
+                level = clamp(rint(inverse * v), f4(-4), f4(3))
+                store(levels, chosen + i, level)
+                settle(state, i, level, w, w * v)
+                sum_xl, sum_ll = sum_xl + load(state, i + ADDS_XL), sum_ll + load(state, i + ADDS_LL)
+            quiet = 0
+            for look in range(5 * 16):
+                i = 16 * (look % 16)
+                v = load(tile, at + i)
+                rest_xl, rest_ll = sum_xl - load(state, i + ADDS_XL), sum_ll - load(state, i + ADDS_LL)
+                ratio = v * rest_ll  # over rest_xl
+                stays = (ratio > load(state, i + STAYS_ABOVE) * rest_xl) & (
+                    ratio < load(state, i + STAYS_BELOW) * rest_xl
+                )
+                quiet += 1
+                if any_lane((rest_xl > f4(0)) & not_(stays)):
+                    old, w = load(levels, chosen + i), v * v
+                    wx = w * v
+                    level = to_float(clamp(nearest_int(ratio / rest_xl), i4(-4), i4(3)))
+                    new_xl, new_ll = rest_xl + wx * level, rest_ll + w * level * level
                     better = (rest_xl > f4(0)) & (level != old) & (new_ll > f4(0))
                     better = better & (new_xl * new_xl * sum_ll > sum_xl * sum_xl * new_ll)
-                    store(chosen, i, select(better, level, old))
                     sum_xl, sum_ll = select(better, new_xl, sum_xl), select(better, new_ll, sum_ll)
-                    changed = changed | better
-                if not any_lane(changed & not_(dead)):
+                    level = select(better, level, old)
+                    store(levels, chosen + i, level)
+                    settle(state, i, level, w, wx)
+                    quiet = 0 if any_lane(better) else quiet
+                if quiet == 16:
                     break
             store(found, to + SCALE, select(dead | not_(sum_ll > f4(0)), f4(0), sum_xl / sum_ll))
             to += SUB
-            for i in range(0, 256, 16):
-                level = select(dead, i4(0), nearest_int(load(chosen, i)) + i4(4))
-                store(levels, (group * 256 + j) * 16 + i, to_u8(level))
+            if any_lane(dead):  # the reference's integers are 0 here, before the middle is added
+                for i in range(0, 256, 16):
+                    store(levels, chosen + i, select(dead, f4(-4), load(levels, chosen + i)))
 
 
 @inner

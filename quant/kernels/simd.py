@@ -511,6 +511,13 @@ def gather(typingctx, array, indices):
     return (f32x16 if is_float else i32x16)(array, indices), generate
 
 
+def _swap_picks(distance):
+    """Shuffles that swap, between two vectors, the lanes that differ in bit `distance`: the lower, the upper half."""
+    low = [e if not e & distance else LANES + (e ^ distance) for e in range(LANES)]
+    high = [e | distance if not e & distance else LANES + e for e in range(LANES)]
+    return ir.Constant(_vec(_I32), low), ir.Constant(_vec(_I32), high)
+
+
 @intrinsic
 def transpose(typingctx, source, start, stride, tile, at):
     """Sixteen rows of sixteen weights -> their columns: `tile[at + 16*i + lane] = source[start + lane*stride + i]`.
@@ -527,9 +534,7 @@ def transpose(typingctx, source, start, stride, tile, at):
             index = builder.add(begin, builder.mul(step, ir.Constant(intp, lane)))
             rows.append(_load_f32(context, builder, sig.args[0], array, index))
         for distance in (8, 4, 2, 1):
-            low = [e if not e & distance else LANES + (e ^ distance) for e in range(LANES)]
-            high = [e | distance if not e & distance else LANES + e for e in range(LANES)]
-            low, high = (ir.Constant(_vec(_I32), picks) for picks in (low, high))
+            low, high = _swap_picks(distance)
             for i in range(LANES):
                 if not i & distance:
                     a, b = rows[i], rows[i | distance]
@@ -541,3 +546,64 @@ def transpose(typingctx, source, start, stride, tile, at):
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, tile, types.intp), generate
+
+
+def _reduce_rows(vector, doc, combine):
+    @intrinsic
+    def reduce(typingctx, tile, at):
+        def generate(context, builder, sig, args):
+            element = _ELEMENT[vector.kind]
+            rows = []
+            for lane in range(LANES):
+                index = builder.add(args[1], ir.Constant(args[1].type, LANES * lane))
+                row = builder.load(_pointer(context, builder, sig.args[0], args[0], index, _vec(element)))
+                row.align = 4
+                rows.append(row)
+            for distance in (8, 4, 2, 1):
+                low, high = _swap_picks(distance)
+                rows = [
+                    combine(
+                        builder,
+                        builder.shuffle_vector(a, b, low),
+                        builder.shuffle_vector(a, b, high),
+                    )
+                    for a, b in zip(rows[:distance], rows[distance:], strict=True)
+                ]
+            return rows[0]
+
+        return vector(tile, types.intp), generate
+
+    reduce.__doc__ = doc
+    return reduce
+
+
+def _umax(builder, x, y):
+    return builder.select(builder.icmp_unsigned(">", x, y), x, y)
+
+
+rows_umax = _reduce_rows(
+    i32x16, "Lane i: the greatest, as unsigned, of the int32 `tile[at + 16*i : at + 16*i + 16]`.", _umax
+)
+rows_max = _reduce_rows(
+    f32x16,
+    "Lane i: the greatest of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
+    lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y),
+)
+rows_min = _reduce_rows(
+    f32x16,
+    "Lane i: the least of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
+    lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y),
+)
+
+
+@intrinsic
+def store_u16(typingctx, array, index, value):
+    """The low two bytes of an integer, little-endian, into a uint8 array."""
+
+    def generate(context, builder, sig, args):
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], _I16)
+        done = builder.store(context.cast(builder, args[2], sig.args[2], types.uint16), pointer)
+        done.align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.unliteral(value)), generate

@@ -18,7 +18,9 @@ NONE = np.empty(0, np.float32)
 """No importance, no means."""
 
 
-def slabs(rows: NDArray[Any], importance: NDArray[np.float32] | None, block: int) -> Iterator[tuple[Any, int, int, int]]:
+def slabs(
+    rows: NDArray[Any], importance: NDArray[np.float32] | None, block: int
+) -> Iterator[tuple[NDArray[np.float32], int, int, int]]:
     """(float32 weights, row length, first row, rows) for sixteen-row groups; the last is filled up with zeros.
 
     Without importance nothing depends on the column, so every block counts as a row.

@@ -72,9 +72,7 @@ def traits(ggml_id: int) -> _Traits:
     return found
 
 
-def encode(
-    ggml_id: int, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
-) -> NDArray[np.uint8]:
+def encode(ggml_id: int, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     """(n, k) float32 -> (n, bytes) uint8, one thread."""
     rows = np.ascontiguousarray(rows, np.float32)
     n, k = rows.shape

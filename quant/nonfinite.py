@@ -1,0 +1,45 @@
+"""Finding weights that a conversion must not let through: NaN, infinities, and values too large for float16.
+
+The bit patterns of floats of one sign are ordered as integers, so two integer maxima tell whether a slab holds
+any such weight: no temporary array, several GB/s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["F16_MAX", "first_nonfinite", "first_overflow"]
+
+F16_MAX = 65504.0
+"""The greatest finite float16."""
+
+_CHUNK = 1 << 16  # weights looked at while they are in the cache
+
+
+def first_nonfinite(rows: NDArray[Any]) -> int | None:
+    """The flat index (row by row) of the first NaN or infinity in float64, float32, float16 or bfloat16; or None."""
+    return first_overflow(rows, np.inf)
+
+
+def first_overflow(rows: NDArray[Any], limit: float = F16_MAX) -> int | None:
+    """The flat index of the first weight that is not within -limit .. limit (NaN is not); or None.
+
+    A limit of infinity means the type's own: then only NaN and infinities are beyond it.
+    """
+    signed, unsigned = np.dtype(f"i{rows.dtype.itemsize}"), np.dtype(f"u{rows.dtype.itemsize}")
+    with np.errstate(over="ignore"):
+        largest = np.asarray(limit, np.float64).astype(rows.dtype)
+    bound = int(largest.view(unsigned))
+    if not np.isfinite(np.float64(largest)) or np.float64(largest) > limit:
+        bound -= 1  # the greatest value below
+    sign = 1 << (8 * rows.dtype.itemsize - 1)
+    flat = rows.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        bits = part.view(unsigned)
+        if int(part.view(signed).max()) > bound or int(bits.max()) > sign | bound:
+            return start + int(np.argmax(bits & unsigned.type(sign - 1) > bound))
+    return None
