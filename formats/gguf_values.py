@@ -302,7 +302,8 @@ def encode_value(value: Any, what: str, big: bool = False) -> bytes:
     number = _number(value)
     if number is None:
         raise Unsupported(f"{what}: GGUF can't hold {type(value).__name__} {str(value)[:40]!r}; leave the key out")
-    return struct.pack(f"{order}I", _CODES[number.dtype]) + number.astype(number.dtype.newbyteorder(order)).tobytes()
+    stored: bytes = number.astype(number.dtype.newbyteorder(order)).tobytes()
+    return struct.pack(f"{order}I", _CODES[number.dtype]) + stored
 
 
 def _encode_items(items: Any, what: str, big: bool) -> bytes:

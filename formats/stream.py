@@ -1,13 +1,15 @@
 """Writing tensors into an open file at planned offsets: the last step of every binary container.
 
-Bytes that lie unchanged in an input file are copied by the kernel; the rest flows slab by slab on a bounded
-number of threads (kernels and system calls release the GIL), so that memory is slabs x threads, whatever the
-model's size.
+Bytes that lie unchanged in an input file are copied by the kernel, one piece after another: a disk gains nothing
+from two copies at once.  The rest flows slab by slab on a bounded number of threads (kernels and system calls
+release the GIL), so that memory is slabs x threads, whatever the model's size.  Each written piece is handed to
+the disk at once, so that the final flush has little left to wait for.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,7 +28,7 @@ __all__ = ["Progress", "write_tensors"]
 Progress = Callable[[int, str], None]
 """Called with (bytes just written, tensor name), always from the calling thread."""
 
-_COPY_BYTES = 64 << 20  # what the kernel is asked to copy at a time: progress moves, an interrupt is noticed
+_COPY_BYTES = 16 << 20  # what the kernel copies at a time: progress moves, an interrupt is noticed, the disk begins
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
 
 
@@ -48,22 +50,19 @@ def write_tensors(
     Raises `BadFile` when an input was cut or changed meanwhile, and whatever reading and writing raise.
     """
     jobs = jobs or os.cpu_count() or 1
-    tasks = _tasks(descriptor, plan, convert)
-    if jobs == 1:
-        for task in tasks:
-            _report(task(), progress)
-        return
-    with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:
+    copies, slabs = _copies(descriptor, plan, convert), _slabs(descriptor, plan, convert)
+    with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:  # starts threads as they are needed
         pending: set[Future[tuple[int, str]]] = set()
         try:
-            for task in tasks:
-                if len(pending) >= jobs + 1:  # one waits, so that no thread does
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        _report(future.result(), progress)
-                pending.add(pool.submit(task))
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            while True:
+                for task in itertools.islice(slabs, jobs + 1 - len(pending)):  # one waits, so that no thread does
+                    pending.add(pool.submit(task))
+                copy = next(copies, None)
+                if copy is not None:
+                    _report(copy(), progress)
+                elif not pending:
+                    break
+                done, pending = wait(pending, 0 if copy else None, FIRST_COMPLETED)
                 for future in done:
                     _report(future.result(), progress)
         except BaseException:
@@ -79,15 +78,19 @@ def _report(done: tuple[int, str], progress: Progress | None) -> None:
 Task = Callable[[], tuple[int, str]]
 
 
-def _tasks(
-    descriptor: int, plan: Sequence[tuple[Tensor, int]], convert: Callable[[Tensor, Bytes], Bytes] | None
-) -> Iterator[Task]:
+Convert = Callable[[Tensor, Bytes], Bytes]
+
+
+def _copies(descriptor: int, plan: Sequence[tuple[Tensor, int]], convert: Convert | None) -> Iterator[Task]:
     copies = [(t.extent, offset, t.name) for t, offset in plan if t.extent is not None and convert is None]
     for extent, offset, name in _merged(copies):
         for start in range(0, extent.nbytes, _COPY_BYTES):
             nbytes = min(_COPY_BYTES, extent.nbytes - start)
             piece = Extent(extent.path, extent.offset + start, nbytes, extent.stamp)
             yield _copy_task(descriptor, piece, offset + start, name)
+
+
+def _slabs(descriptor: int, plan: Sequence[tuple[Tensor, int]], convert: Convert | None) -> Iterator[Task]:
     for tensor, offset in plan:
         if tensor.extent is None or convert is not None:
             for start, stop in tensor.slabs(SLAB_BYTES):
@@ -117,7 +120,7 @@ def _slab_task(
     start: int,
     stop: int,
     offset: int,
-    convert: Callable[[Tensor, Bytes], Bytes] | None,
+    convert: Convert | None,
 ) -> Task:
     def run() -> tuple[int, str]:
         blocks = tensor.read(start, stop)
@@ -130,6 +133,7 @@ def _slab_task(
         if convert is not None:
             blocks = convert(tensor, blocks)
         _write(descriptor, np.ascontiguousarray(blocks).reshape(-1).data, offset + start * row)
+        _to_disk(descriptor, offset + start * row, blocks.nbytes)
         return blocks.nbytes, tensor.name
 
     return run
@@ -143,6 +147,7 @@ def _copy_task(descriptor: int, extent: Extent, offset: int, name: str) -> Task:
             if not _kernel_copy(source, descriptor, extent, offset):
                 _plain_copy(source, descriptor, extent, offset)
             _check(source, extent)
+        _to_disk(descriptor, offset, extent.nbytes)
         return extent.nbytes, name
 
     return run
@@ -187,6 +192,12 @@ def _plain_copy(source: int, target: int, extent: Extent, offset: int) -> None:
         except EOFError:
             raise _cut(extent.path) from None
         _write(target, piece, offset + start)
+
+
+def _to_disk(descriptor: int, offset: int, nbytes: int) -> None:
+    """Let the kernel begin to write that range out.  It forgets pages that are clean, and none of these is yet."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
