@@ -38,3 +38,6 @@ GGUF_NESTED_ARRAYS = 1 << 20
 """Arrays inside arrays of one file, all together."""
 GGUF_ALIGNMENT = 1 << 20
 """`general.alignment`, a power of two; padding is paid once a tensor."""
+
+JSON_BYTES = 1 << 32
+"""A JSON or MessagePack document; it is read into memory whole."""

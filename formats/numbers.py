@@ -1,0 +1,60 @@
+"""Numbers as text: the shortest decimal that reads back as the same double, laid out as JavaScript or Python does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+__all__ = ["STYLES", "number", "row"]
+
+STYLES = ("js", "python")
+
+
+def number(value: float, style: str) -> str:
+    """One finite double: as `JSON.stringify` ("js"; but -0 is "-0", which it reads as such) or `repr` ("python")."""
+    return repr(value) if style == "python" else _js(value)
+
+
+def _js(value: float) -> str:
+    """ECMA-262, Number::toString: decimal from 1e-7 up to 1e21, no ".0"."""
+    if value == 0:
+        return "-0" if math.copysign(1, value) < 0 else "0"
+    sign = "-" if value < 0 else ""
+    mantissa, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    n = len(whole) + int(power or 0) - (len(whole + fraction) - len(digits))  # the decimal point is after n digits
+    digits = digits.rstrip("0")
+    k = len(digits)
+    if k <= n <= 21:
+        text = digits + "0" * (n - k)
+    elif 0 < n <= 21:
+        text = f"{digits[:n]}.{digits[n:]}"
+    elif -6 < n <= 0:
+        text = "0." + "0" * -n + digits
+    else:
+        text = digits[0] + ("." + digits[1:] if k > 1 else "") + f"e{'+' if n > 0 else '-'}{abs(n - 1)}"
+    return sign + text
+
+
+def row(values: NDArray[np.float64], style: str, whole: Any = None) -> bytes:
+    """Finite doubles, separated by commas.
+
+    whole: flat bool array, True where a whole number was written without ".0" (Python style), or None.
+    """
+    size = np.abs(values)
+    # Where every writer agrees orjson does the work; the rest (whole, tiny and huge numbers) is laid out one by one.
+    odd = (size < 1e-4) | (size >= 1e15) | (values == np.trunc(values))
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    if not odd.any():
+        return text
+    items = text.split(b",")
+    for i in np.flatnonzero(odd).tolist():
+        value = float(values[i])
+        is_int = whole is not None and whole[i]
+        items[i] = (str(int(value)) if is_int else number(value, style)).encode()
+    return b",".join(items)
