@@ -441,6 +441,8 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
         out[at : at + 110] = 0
         sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
+        # The reference does not step past a part of zeros, so the entries and signs of later parts move up.
+        filled = 0
         for part in range(8):
             scales[part] = 0
             _weigh(xs, 32 * part, 32, importance, (256 * block) % columns + 32 * part, sigma2, f4(0), s)
@@ -451,10 +453,11 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(8):
-                out[at + 2 + 8 * part + k] = picked[k] & 255
+                out[at + 2 + 8 * filled + k] = picked[k] & 255
                 out[at + 66 + part] |= (picked[k] >> 8) << k
             for k in range(4):
-                out[at + 74 + 4 * part + k] = signs[k] ^ flip
+                out[at + 74 + 4 * filled + k] = signs[k] ^ flip
+            filled += 1
             scales[part] = scale
             greatest = max(greatest, scale)
         if greatest > f4(0):
