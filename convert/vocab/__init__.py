@@ -1,8 +1,8 @@
-"""Vocabularies: tokenizer.json, sentencepiece, vocab.json + merges.txt, vocab.txt, word lists <-> GGUF's tokenizer keys.
+"""Vocabularies: tokenizer.json, sentencepiece, vocab.json + merges.txt, vocab.txt, word lists <-> GGUF's keys.
 
-    vocab = vocab.load("model.gguf")           # or of(checkpoint), from_files(...), from_gguf(...), from_words(...)
-    ids = vocab.tokenizer().encode("Hello")
-    vocab.to_gguf(), vocab.to_files()          # into either ecosystem
+vocab = vocab.load("model.gguf")           # or of(checkpoint), from_files(...), from_gguf(...), from_words(...)
+ids = vocab.tokenizer().encode("Hello")
+vocab.to_gguf(), vocab.to_files()          # into either ecosystem
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def add(tokens: list[str], types: Any, added: Iterable[Added], size: int) -> tup
     by_id = {a.id: a for a in added}
     n = max([len(tokens), *(i + 1 for i in by_id)])
     if n > max(size, len(tokens)) + 65536:
-        raise BadFile(f"added token {by_id[n - 1].content!r} has id {n - 1}, expected one near the {len(tokens)} tokens")
+        raise BadFile(
+            f"added token {by_id[n - 1].content!r} has id {n - 1}, expected one near the {len(tokens)} tokens"
+        )
     tokens = tokens + [f"[PAD{i}]" for i in range(len(tokens), n)]
     grown = np.full(n, TokenType.UNUSED, np.int32)
     grown[: len(types)] = types

@@ -62,5 +62,13 @@ def render(
         )
     except UsageError:
         raise
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
         raise BadFile(f"the chat template fails: {type(e).__name__}: {e}") from None

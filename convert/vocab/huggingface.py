@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmconv.convert.vocab import bpe, pre
-from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.spm import SPACE
 from llmconv.errors import BadFile
 
@@ -58,7 +58,8 @@ def _space_prefix(tokenizer: dict[str, Any]) -> bool:
         if step.get("type") == "Prepend":
             return True
         if step.get("type") == "Metaspace":
-            return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never"
+            old = "always" if step.get("add_prefix_space", True) else "never"
+            return str(step.get("prepend_scheme", old)) != "never"
     return False
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from llmconv.convert.vocab import bpe, proto, wordpiece
+from llmconv.convert.vocab import proto, wordpiece
 from llmconv.convert.vocab.base import CUT, HF_JSON, WHOLE, WORDPIECE, TokenType, Vocab
 from llmconv.errors import BadFile
 
@@ -73,7 +73,7 @@ def _merges_txt_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
 
 
 def _merges_txt_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    return (cut["head"] + "\n".join(vocab.merges or ()) + cut["end"]).encode()
+    return "".join([cut["head"], "\n".join(vocab.merges or ()), cut["end"]]).encode()
 
 
 def _vocab_txt_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _vocab_txt_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
 
 
 def _vocab_txt_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    return ("\n".join(_texts(vocab)[: cut["n"]]) + cut["end"]).encode()
+    return "".join(["\n".join(_texts(vocab)[: cut["n"]]), cut["end"]]).encode()
 
 
 def _model_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
@@ -151,7 +151,9 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
     for key, value in metadata.items():
         name = key.removeprefix(CUT).removeprefix(WHOLE)
         if key.startswith(WHOLE):
-            vocab.files[name] = value.encode() if isinstance(value, str) else np.asarray(value).astype(np.uint8).tobytes()
+            vocab.files[name] = (
+                value.encode() if isinstance(value, str) else np.asarray(value).astype(np.uint8).tobytes()
+            )
         elif key.startswith(CUT) and name in _FILES:
             try:
                 vocab.files[name] = _fill(name, vocab, orjson.loads(value))

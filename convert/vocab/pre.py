@@ -47,23 +47,53 @@ _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _SLASH_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = rf"{_LEAD}{_UPPER}*{_LOWER}+{_ANY}?|{_LEAD}{_UPPER}+{_LOWER}*{_ANY}?|\p{{N}}{{1,3}}|{_SLASH_TAIL}"
 TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASH_TAIL}"
-_PUNCT_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
+_PUNCT_WORD = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
+)
 _CJK, _KANA = "[一-龥ࠀ-一가-퟿]+", "[一-龥぀-ゟ゠-ヿ]+"
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
-# fmt: off
+# Written as escapes, because editors that normalise Unicode would merge some of these characters.
 _DEEPSEEK_LETTERS = (
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼ"
-    r"ιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+    r"\s?"
+    "[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
+    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-"
+    "\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec"
+    "\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-"
+    "\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3"
+    "\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17"
+    "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-"
+    "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
 )
-# fmt: on
 _AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
 _SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}"
 _PUNCT = r"[\p{P}$+<=>^~|`]+"
 
+_MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PHRASES = r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+"
+
 TABLE: tuple[Pre, ...] = (
     Pre(
-        ("gpt-2", "phi-2", "jais", "trillion", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de")
-        + ("jina-v1-en", "jina-v2-code", "roberta-bpe", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4"),
+        (
+            "gpt-2",
+            "phi-2",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "jina-v1-en",
+            "jina-v2-code",
+            "roberta-bpe",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "exaone4",
+        ),
         (GPT2,),
     ),
     Pre(("olmo", "mpt"), (GPT2,), nfc=True),
@@ -79,7 +109,7 @@ TABLE: tuple[Pre, ...] = (
     Pre(("stablelm2", "hunyuan", "solar-open", "grok-2"), (QWEN2,)),
     Pre(
         ("qwen35",),
-        (rf"{_ANY}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
+        (rf"{_ANY}|{_MARKS}",),
         nfc=True,
     ),
     Pre(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (O200K,)),
@@ -113,7 +143,7 @@ TABLE: tuple[Pre, ...] = (
     ),
     Pre(
         ("exaone-moe",),
-        (rf"{_ANY}|{_LEAD}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",),
+        (rf"{_ANY}|{_LEAD}{_PHRASES}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",),
     ),
     Pre(("ufakzeka",), (rf"{_WORD}|\p{{N}}|{_TAIL}",)),
     Pre(("minicpm5",), (r"\p{N}{1,3}", rf"{_ANY}|{_WORD}|\p{{N}}+|{_TAIL}"), ignore_merges=True),
@@ -220,10 +250,11 @@ def recognise(tokenizer: dict[str, Any]) -> Pre | None:
 
 # Text on which the rows differ: contractions in both cases, digit runs, scripts, marks, newlines, runs of spaces.
 _PROBE = (
-    "Hello World, it's WE'LL'S y'all I'VE 've 'RE\n\n \r\n  1 12 123 1234 12345 1234567 3.14 x=10;y+=2 <a href='b'>$5^2~`|"
-    " foo/bar//baz/\n/ HTTPServer camelCase ÄÖÜäöü İi ǅ naïve e\u0301te\u0301 नमस्ते दुनिया 안녕하세요 ㄱㄴ ㄅㄆ 你好，世界。我在2024年 ひらがなカタカナ"
-    " ไทย ภาษา ខ្មែរ မြန်မာ العربية، עברית ١٢٣٤ ½ ² 🚀🙂 ---- ==== ...... !!??\t\tif (a) {\n\t\treturn\t1;\n    }\n\n\n"
-    "        deep   \n   \n x  y   z    w . , ! ? … ، । (s) [k] | a|b '' \"q\" ``` #tag @me _u_ don\u2019t \xa0nb\x85 end   "
+    "Hello World, it's WE'LL'S y'all I'VE 've 'RE\n\n \r\n  1 12 123 1234 12345 1234567 3.14 x=10;y+=2 <a href='b'>"
+    "$5^2~`| foo/bar//baz/\n/ HTTPServer camelCase ÄÖÜäöü İi ǅ naïve e\u0301te\u0301 नमस्ते दुनिया 안녕하세요 ㄱㄴ ㄅㄆ "
+    "你好，世界。我在2024年 ひらがなカタカナ ไทย ภาษา ខ្មែរ မြန်မာ العربية، עברית ١٢٣٤ ½ ² 🚀🙂 ---- ==== ...... !!??\t\t"
+    "if (a) {\n\t\treturn\t1;\n    }\n\n\n        deep    \n   \n x  y   z    w . , ! ? … ، । (s) [k] | a|b '' \"q\" "
+    "``` #tag @me _u_ don\u2019t \xa0nb\x85 (\n\r+\n IMGIMGABZ <sentinel:7> end   "
 )
 
 

@@ -1,15 +1,17 @@
 """sentencepiece's `.model` file: a protocol buffer, read and written here in the few fields that matter.
 
-Layout: sentencepiece_model.proto.  ModelProto { repeated SentencePiece pieces = 1; TrainerSpec = 2; NormalizerSpec = 3; }
-SentencePiece { string piece = 1; float score = 2; Type type = 3 = NORMAL; }
-TrainerSpec { ModelType model_type = 3; bool treat_whitespace_as_suffix = 24; bool byte_fallback = 35; int32 unk_id = 40; ... }
+Layout: sentencepiece_model.proto.
+ModelProto { repeated SentencePiece pieces = 1; TrainerSpec trainer_spec = 2; NormalizerSpec normalizer_spec = 3; }
+SentencePiece { string piece = 1; float score = 2; Type type = 3 [default NORMAL]; }
+TrainerSpec { ModelType model_type = 3; bool treat_whitespace_as_suffix = 24; bool byte_fallback = 35;
+  int32 unk_id = 40, bos_id = 41, eos_id = 42, pad_id = 43; }
 NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4; }
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,13 +158,16 @@ def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
     return b"".join(out) + rest
 
 
-def spec(unk: int, bos: int, eos: int, pad: int, byte_fallback: bool, add_dummy_prefix: bool) -> bytes:
-    """A minimal TrainerSpec and NormalizerSpec for a BPE model that is rebuilt from GGUF (identity normalizer)."""
+def spec(ids: Sequence[int], byte_fallback: bool, add_dummy_prefix: bool) -> bytes:
+    """A minimal TrainerSpec and NormalizerSpec for a BPE model that is rebuilt from GGUF (identity normalizer).
+
+    ids: of unk, bos, eos and pad, -1 for none.
+    """
 
     def number(field: int, value: int) -> bytes:
         return _number(field << 3 | _VARINT) + _number(value)
 
     trainer = number(3, BPE_MODEL) + number(35, byte_fallback)
-    trainer += number(40, unk) + number(41, bos) + number(42, eos) + number(43, pad)
+    trainer += b"".join(number(40 + i, id) for i, id in enumerate(ids))
     normalizer = _block(1, b"identity") + number(3, add_dummy_prefix) + number(4, 0) + number(5, 1)
     return _block(2, trainer) + _block(3, normalizer)

@@ -297,6 +297,6 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
     if vocab.model == SPM:
         scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
         ids = [vocab.special.get(role, -1) for role in ("unk", "bos", "eos", "pad")]
-        rest = proto.spec(*ids, TokenType.BYTE in _types(vocab), vocab.flag("space_prefix"))
+        rest = proto.spec(ids, TokenType.BYTE in _types(vocab), vocab.flag("space_prefix"))
         out["tokenizer.model"] = proto.serialise(zip(vocab.tokens, scores, _types(vocab), strict=True), rest)
     return out

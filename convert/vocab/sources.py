@@ -144,7 +144,9 @@ def from_files(
     """
     from llmconv.convert.vocab import bpe, huggingface, spm, wordpiece
 
-    mine = {name: data.read_bytes() if isinstance(data := files[name], Path) else data for name in NAMES if name in files}
+    mine = {
+        name: data.read_bytes() if isinstance(data := files[name], Path) else data for name in NAMES if name in files
+    }
     folder = Folder(mine, config or {}, pre)
     pieces = next((name for name in SENTENCEPIECE if name in mine), None)
     if "tokenizer.json" in mine and not (pieces and huggingface.like_sentencepiece(folder.tokenizer)):

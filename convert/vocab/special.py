@@ -78,8 +78,8 @@ def fill(vocab: Vocab, folder: Folder) -> None:
                         named["eos"] = last
                     flags["eos"] = True
                 ids = processor.get("special_tokens")
-                for token in (t for t in (first, last) if t and t not in added and isinstance(ids, dict)):
-                    entry = ids.get(token)
+                for token in (t for t in (first, last) if t and t not in added):
+                    entry = ids.get(token) if isinstance(ids, dict) else None
                     if isinstance(entry, dict) and isinstance(entry.get("ids"), list) and len(entry["ids"]) == 1:
                         added[token] = entry["ids"][0]
     named["bos"] = named["bos"] or named["cls"]

@@ -30,11 +30,11 @@ def build(folder: Folder, tokens: list[str], types: Any, prefix: str = "##") -> 
         tokens[id], types[id] = token.content, TokenType.CONTROL if control else TokenType.USER_DEFINED
     special = {}
     texts = {t: i for i, t in enumerate(tokens)}
-    for role, token in _SPECIAL.items():
-        if token in texts:
-            special[role] = texts[token]
+    for role, text in _SPECIAL.items():
+        if text in texts:
+            special[role] = texts[text]
             if not added:
-                types[texts[token]] = TokenType.CONTROL
+                types[texts[text]] = TokenType.CONTROL
     normal = (types == TokenType.NORMAL).tolist()
     written = [
         t if not n else t.removeprefix(prefix) if prefix and t.startswith(prefix) else SPACE + t

@@ -14,7 +14,7 @@ from llmconv.errors import BadFile
 
 __all__ = ["SPACES", "from_words", "split"]
 
-SPACES = "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+SPACES = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 """What JavaScript's trim() removes (ECMAScript: WhiteSpace and LineTerminator)."""
 
 
