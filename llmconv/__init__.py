@@ -21,6 +21,7 @@ _PUBLIC: dict[str, str] = {
     "shaped": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
+    "sweep": "llmconv.runtime.sweep",
     "edit": "llmconv.tools",
     "merge": "llmconv.tools",
     "parse_size": "llmconv.tools",

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
+    "sweep": ("llmconv.cli.sweep", "Quantize to several types, evaluate each, report."),
     "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),
     "split": ("llmconv.cli.edit", "Split a model into shards."),
     "merge": ("llmconv.cli.edit", "Join the shards of a model."),

@@ -1,0 +1,85 @@
+"""The command `sweep`: quantize to several types, evaluate each, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+import llmconv
+
+__all__ = ["sweep"]
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("text", type=click.Path(path_type=Path))
+@click.option(
+    "--types",
+    default="Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M",
+    show_default=True,
+    metavar="LIST",
+    help="File types, separated by commas.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the report  [default: MODEL-sweep]")
+@click.option("-c", "--context", type=click.IntRange(min=2), help="Tokens in a chunk, as in perplexity.")
+@click.option("--chunks", type=click.IntRange(min=1), help="Stop after this many chunks.")
+@click.option("--device", default="auto", show_default=True, help="Where to evaluate: auto, cpu, cuda, mps.")
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance weights for quantizing.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads  [default: processors]")
+@click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")
+@click.option("--force", is_flag=True, help="Start over where another sweep's state lies.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+def sweep(
+    model: Path,
+    text: Path,
+    types: str,
+    output: Path | None,
+    context: int | None,
+    chunks: int | None,
+    device: str,
+    imatrix: Path | None,
+    jobs: int | None,
+    keep: bool,
+    plot: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Quantize MODEL to each of several types in one read, measure each against it over TEXT, and write a report.
+
+    The folder gets report.md, report.json, report.html (one file, sortable, no network) and plot.png: perplexity, KL
+    divergence, agreement, size and time of each type, and which types no other beats.  An interrupted sweep goes on
+    where it stopped when the same command is given again.
+
+    \b
+    Examples:
+      llmconv sweep model-f16.gguf wiki.txt
+      llmconv sweep hf-folder/ wiki.txt --types Q8_0,Q4_K_M,IQ4_XS -c 512 --chunks 20 -o report
+    """
+    folder = output or model.with_name(model.name.split(".gguf")[0] + "-sweep")
+    result = llmconv.sweep(
+        model,
+        text,
+        [name.strip() for name in types.split(",") if name.strip()],
+        folder,
+        context=context or 0,
+        chunks=chunks or 0,
+        device=device,
+        keep=keep,
+        plots=plot,
+        force=force,
+        jobs=jobs,
+        progress=None if quiet else lambda line: click.echo(line, err=True),
+        **({"imatrix": imatrix} if imatrix else {}),
+    )
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    elif not quiet:
+        from llmconv.runtime.sweep_report import markdown
+
+        click.echo(markdown(result))
+        click.echo(f"{folder}: report.md, report.json, report.html{', plot.png' if plot else ''}")
