@@ -24,9 +24,10 @@ class Codebook(BlockType):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import flat, iq_encode
+        from llmconv.quant.kernels import flat, iq1_encode, iq_encode
 
-        kernel = getattr(iq_encode, f"encode_{cls.name.lower()}")
+        module = iq1_encode if cls.name.startswith("IQ1") else iq_encode
+        kernel = getattr(module, f"encode_{cls.name.lower()}")
         given = np.empty(0, np.float32) if importance is None else importance
         kernel(flat(rows), given, rows.shape[1], *iq_tables.search(cls.name), out.reshape(-1))
 

@@ -92,7 +92,7 @@ def _near(point, scale, size, at, s, tables):
 
 
 @inner
-def _widen(rows, start, xs):
+def widen(rows, start, xs):
     """One block of weights as float32; the sum of their squares."""
     for i in range(0, 256, LANES):
         store(xs, i, load(rows, start + i))
@@ -279,11 +279,11 @@ def _put_u32(out, at, word):
         out[at + i] = (word >> (8 * i)) & 255
 
 
-_TABLES = U8, I32, I32, I32, U8
+TABLES = U8, I32, I32, I32, U8
 """`llmconv.quant.iq_tables.Search`, field by field."""
 
 
-@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
     tables = levels, entry, first, members, coordinates
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
@@ -292,7 +292,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coo
     for block in range(rows.size // 256):
         at = 66 * block
         out[at : at + 66] = 0
-        sigma2 = _widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(8):
             scales[part] = 0
@@ -328,7 +328,7 @@ def _put_levels(out, at, scales, count, greatest):
         out[at + i // 2] = level_of(inverse, scales[i], 15) | (level_of(inverse, scales[i + 1], 15) << 4)
 
 
-@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, out):
     tables = levels, entry, first, members, coordinates
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
@@ -337,7 +337,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
     for block in range(rows.size // 256):
         at = 74 * block
         out[at : at + 74] = 0
-        sigma2 = _widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(16):
             scales[part] = 0
@@ -361,7 +361,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
         _put_levels(out, at + 66, scales, 16, greatest)
 
 
-@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
     tables = levels, entry, first, members, coordinates
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
@@ -370,7 +370,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
     for block in range(rows.size // 256):
         at = 82 * block
         out[at : at + 82] = 0
-        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(16):
             scales[part] = 0
@@ -394,7 +394,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
             _put_levels(out, at + 74, scales, 16, greatest)
 
 
-@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
     tables = levels, entry, first, members, coordinates
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
@@ -403,7 +403,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
     for block in range(rows.size // 256):
         at = 98 * block
         out[at : at + 98] = 0
-        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(8):
             scales[part] = 0
@@ -430,7 +430,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
             out[at + 69 + 4 * part] |= level_of(f4(1) / (greatest / f4(31)), scales[part], 15) << 4
 
 
-@kernel(ROWS, F32, types.intp, *_TABLES, OUT_U8)
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
     tables = levels, entry, first, members, coordinates
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
@@ -439,7 +439,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
     for block in range(rows.size // 256):
         at = 110 * block
         out[at : at + 110] = 0
-        sigma2 = f4(2) * _widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         # The reference does not step past a part of zeros, so the entries and signs of later parts move up.
         filled = 0

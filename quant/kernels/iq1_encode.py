@@ -1,0 +1,284 @@
+"""Encoding IQ1_S and IQ1_M: -1, 0 or 1, shifted by an eighth, from a codebook for eight weights.
+
+The weights are sorted, and every way of splitting them into low, middle and high ones is weighed, with either shift
+(IQ1_M: either one for each half); the best split is then rounded to codebook entries.  The splits lie in the lanes;
+they are looked at one by one, in the reference's order, only where one beats the best so far.
+
+Source of the rules: `quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl` and `iq1_find_best_neighbour2` of ggml.
+"""
+
+import numpy as np
+from numba import types
+
+from llmconv.quant.kernels import F32, ROWS, inner, kernel
+from llmconv.quant.kernels.iq_encode import TABLES, near_entry, nearest, widen
+from llmconv.quant.kernels.lanes import OUT_U8, f4, i4, put_f16
+from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
+
+PLUS, MINUS = f4(-0.875), f4(-1.125)
+"""What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
+
+
+@inner
+def _weigh(xs, at, count, importance, wat, sigma2, w):
+    """Importance of `count` weights, and their greatest magnitude."""
+    for i in range(0, count, LANES):
+        x = load(xs, at + i)
+        store(w, i, load(importance, wat + i) * sqrt(x * x + sigma2) if importance.size else x * x)
+    peak = f4(0)
+    for i in range(count):
+        peak = max(peak, abs(xs[at + i]))
+    return peak
+
+
+@inner
+def _sort(xs, at, count, order):
+    """The weights' places in ascending order, equal ones as they come."""
+    for i in range(count):
+        x = xs[at + i]
+        j = i
+        while j > 0 and xs[at + order[j - 1]] > x:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = i
+
+
+@inner
+def _levels(order, count, low, middle, flip, level):
+    for j in range(count):
+        one = i4(0) if j < low else i4(1) if j < middle else i4(2)
+        level[order[j]] = i4(2) - one if flip else one
+
+
+@inner
+def _entries(xs, at, parts, scale, shifts, w, level, picked, tables):
+    """Codebook entries for the levels of `parts` eights, and the scale that suits them."""
+    levels, entry = tables[0], tables[1]
+    on_grid = True
+    for k in range(parts):
+        point = i4(0)
+        for i in range(8):
+            point |= level[8 * k + i] << i4(2 * i)
+        picked[k] = entry[point]
+        if entry[point] < 0:
+            on_grid = False
+            picked[k] = near_entry(point, scale, shifts[k], 8, xs, at + 8 * k, w, 8 * k, tables)
+    if on_grid:
+        return scale
+    qx, q2 = f4(0), f4(0)
+    for i in range(8 * parts):
+        q = f4(levels[picked[i // 8] * 8 + i % 8]) + shifts[i // 8]
+        qx += w[i] * q * xs[at + i]
+        q2 += w[i] * q * q
+    return qx / q2 if qx > f4(0) and q2 > f4(0) else scale
+
+
+@inner
+def _sums_s(x, w, low, i, shift):
+    """Sums of IQ1_S for the splits (low, i … i + 15): of weight times value, and of squared values."""
+    a, b, c = shift, shift + f4(1), shift + f4(2)
+    middle, wide = load(x, i), load(w, i)
+    qx = (middle - x[low]) * b + (x[low] - x[0]) * a + (x[32] - middle) * c
+    q2 = (wide - w[low]) * b * b + (w[low] - w[0]) * a * a + (w[32] - wide) * c * c
+    return qx, q2
+
+
+@inner
+def _split_s(xs, at, w, order, sums, found):
+    """The best split of 32 weights: its scale; low, middle and shift (0 or 1) in `found` (low -1: none)."""
+    x, total, qxs, q2s = sums[0], sums[1], sums[2], sums[3]
+    x[0] = total[0] = 0
+    for j in range(32):
+        i = order[j]
+        x[j + 1] = x[j] + w[i] * xs[at + i]
+        total[j + 1] = total[j] + w[i]
+    best, scale = f4(-3.4028235e38), f4(0)
+    found[0] = -1
+    for low in range(33):
+        for start in range(low, 33, LANES):
+            qx, q2 = _sums_s(x, total, low, start, PLUS)
+            qx1, q21 = _sums_s(x, total, low, start, MINUS)
+            better = (q2 > f4(0)) & (qx * qx > q2 * best)
+            better1 = (q21 > f4(0)) & (qx1 * qx1 > q21 * best)
+            if not any_lane(better | better1):
+                continue
+            store(qxs, 0, qx)
+            store(qxs, LANES, qx1)
+            store(q2s, 0, q2)
+            store(q2s, LANES, q21)
+            for lane in range(min(LANES, 33 - start)):
+                for shift in range(2):
+                    a, b = qxs[LANES * shift + lane], q2s[LANES * shift + lane]
+                    if b > f4(0) and a * a > best * b:
+                        scale = a / b
+                        best = scale * a
+                        found[0], found[1], found[2] = low, start + lane, shift
+    return scale
+
+
+@inner
+def _scratch():
+    """x, its importance, places, levels, picks, the split found, shifts, and the sums of the splits."""
+    sums = np.zeros((8, 64), f4)
+    return (
+        np.empty(256, f4),
+        np.empty(32, f4),
+        np.empty(32, np.int64),
+        np.empty(32, np.int32),
+        np.empty(4, np.int32),
+        np.empty(3, np.int64),
+        np.empty(4, f4),
+        sums,
+    )
+
+
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, w, order, level, picked, found, shifts, sums = _scratch()
+    scales, down = np.empty(8, f4), np.empty(8, np.int64)
+    for block in range(rows.size // 256):
+        at = 50 * block
+        out[at : at + 50] = 0
+        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        for part in range(8):
+            scales[part], down[part] = 0, 0
+            peak = _weigh(xs, 32 * part, 32, importance, (256 * block) % columns + 32 * part, sigma2, w)
+            if peak < f4(1e-12):
+                continue
+            _sort(xs, 32 * part, 32, order)
+            scale = _split_s(xs, 32 * part, w, order, sums, found)
+            if found[0] < 0:
+                continue
+            flip = scale < f4(0)
+            _levels(order, 32, found[0], found[1], flip, level)
+            down[part] = found[2] ^ flip
+            shifts[:] = MINUS if down[part] else PLUS
+            scale = _entries(xs, 32 * part, 4, abs(scale), shifts, w, level, picked, tables)
+            high = 0
+            for k in range(4):
+                out[at + 2 + 4 * part + k] = picked[k] & 255
+                high |= (picked[k] >> 8) << (3 * k)
+            out[at + 34 + 2 * part] = high & 255
+            out[at + 35 + 2 * part] = high >> 8
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if not greatest > f4(0):
+            continue
+        d = greatest / f4(15)
+        put_f16(out, at, d * f4(1.125))
+        for part in range(8):
+            step = max(i4(0), min(i4(7), nearest(f4(0.5) * (f4(1) / d * scales[part] - f4(1)))))
+            out[at + 35 + 2 * part] |= (step << 4) | (down[part] << 7)
+
+
+@inner
+def _sums_m(x, w, low, i):
+    """Sums of IQ1_M for one half's part in the splits (low, i … i + 15), with the shift up and down."""
+    sx = load(x, i) + x[low]
+    wide = load(w, i)
+    qx, qx1 = x[16] * f4(1.125) - sx, x[16] * f4(0.875) - sx
+    q2 = wide * f4(-1.25) + (w[16] * f4(1.125) * f4(1.125) + w[low] * f4(0.75))
+    q21 = wide * f4(-0.75) + (w[16] * f4(0.875) * f4(0.875) + w[low] * f4(1.25))
+    return qx, qx1, q2, q21
+
+
+@inner
+def _split_m(xs, at, w, order, sums, found):
+    """The best split of 16 weights: its scale; low, middle and shifts (2 for the first half + 1 for the second)."""
+    qxs, q2s = sums[4:6].reshape(-1), sums[6:8].reshape(-1)
+    sums[:4, 0] = 0
+    for j in range(16):
+        i = order[j]
+        here, there = (0, 1) if i < 8 else (1, 0)
+        sums[here, j + 1] = sums[here, j] + w[i] * xs[at + i]
+        sums[there, j + 1] = sums[there, j]
+        sums[2 + here, j + 1] = sums[2 + here, j] + w[i]
+        sums[2 + there, j + 1] = sums[2 + there, j]
+    best, scale = f4(-3.4028235e38), f4(0)
+    found[0] = -1
+    for low in range(17):
+        for start in range(low, 17, LANES):
+            qx, qx1, q2, q21 = _sums_m(sums[0], sums[2], low, start)
+            rx, rx1, r2, r21 = _sums_m(sums[1], sums[3], low, start)
+            store(qxs, 0, qx + rx)
+            store(qxs, LANES, qx + rx1)
+            store(qxs, 2 * LANES, qx1 + rx)
+            store(qxs, 3 * LANES, qx1 + rx1)
+            store(q2s, 0, q2 + r2)
+            store(q2s, LANES, q2 + r21)
+            store(q2s, 2 * LANES, q21 + r2)
+            store(q2s, 3 * LANES, q21 + r21)
+            better = splat(f4(0)) > f4(0)
+            for k in range(4):
+                a, b = load(qxs, LANES * k), load(q2s, LANES * k)
+                better = better | ((b > f4(0)) & (a * a > b * best))
+            if not any_lane(better):
+                continue
+            for lane in range(min(LANES, 17 - start)):
+                for k in range(4):
+                    one, two = qxs[LANES * k + lane], q2s[LANES * k + lane]
+                    if two > f4(0) and one * one > best * two:
+                        scale = one / two
+                        best = scale * one
+                        found[0], found[1], found[2] = low, start + lane, k
+    return scale
+
+
+@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, out):
+    tables = levels, entry, first, members, coordinates
+    xs, w, order, level, picked, found, shifts, sums = _scratch()
+    scales, kinds, picks = np.empty(16, f4), np.empty(16, np.int64), np.empty(32, np.int32)
+    words = np.empty(4, np.int64)
+    for block in range(rows.size // 256):
+        at = 56 * block
+        out[at : at + 56] = 0
+        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        greatest = f4(0)
+        picks[:] = 0
+        for part in range(16):
+            scales[part], kinds[part] = 0, 0
+            wat = (256 * block) % columns + 16 * part
+            if _weigh(xs, 16 * part, 16, importance, wat, sigma2, w) < f4(1e-7):
+                continue
+            _sort(xs, 16 * part, 16, order)
+            scale = _split_m(xs, 16 * part, w, order, sums, found)
+            if found[0] < 0:
+                continue
+            flip = scale < f4(0)
+            _levels(order, 16, found[0], found[1], flip, level)
+            kinds[part] = 3 - found[2] if flip else found[2]
+            shifts[0] = MINUS if kinds[part] & 2 else PLUS
+            shifts[1] = MINUS if kinds[part] & 1 else PLUS
+            scale = _entries(xs, 16 * part, 2, abs(scale), shifts, w, level, picked, tables)
+            for k in range(2):
+                picks[2 * part + k] = picked[k]
+                out[at + 2 * part + k] = picked[k] & 255
+                out[at + 32 + part] |= (picked[k] >> 8) << (4 * k)
+            scales[part] = scale
+            greatest = max(greatest, scale)
+        if not greatest > f4(0):
+            continue
+        d = greatest / f4(15)
+        inverse = f4(1) / d
+        words[:] = 0
+        qx, q2 = f4(0), f4(0)
+        for part in range(16):
+            step = max(i4(0), min(i4(7), nearest(f4(0.5) * (inverse * scales[part] - f4(1)))))
+            words[part // 4] |= step << (3 * (part % 4))
+            out[at + 32 + part] |= ((kinds[part] & 1) << 7) | ((kinds[part] & 2) << 2)
+            _weigh(xs, 16 * part, 16, importance, (256 * block) % columns + 16 * part, sigma2, w)
+            for i in range(16):
+                shift = MINUS if kinds[part] & (2 >> (i // 8)) else PLUS
+                q = (f4(levels[picks[2 * part + i // 8] * 8 + i % 8]) + shift) * f4(2 * step + 1)
+                qx += w[i] * q * xs[16 * part + i]
+                q2 += w[i] * q * q
+        if q2 > f4(0):
+            d = qx / q2
+        half = np.int64(f16_bits(d * f4(1.1125)))
+        for n in range(4):
+            word = words[n] | (((half >> (4 * n)) & 15) << 12)
+            out[at + 48 + 2 * n] = word & 255
+            out[at + 49 + 2 * n] = word >> 8
