@@ -106,20 +106,22 @@ def _read(path: Path) -> _Part:
         if key in part.metadata:
             raise BadFile(f"{at(path)}: key {key!r} is there twice; the file is damaged")
         part.metadata[key] = cursor.value(f"key {key!r}")
-    part.alignment = _alignment(part.metadata, path)
+    try:
+        part.alignment = _alignment(part.metadata)
+    except ValueError as error:
+        raise BadFile(f"{at(path)}: {error}; the file is damaged") from None
     described = [_describe(cursor, i) for i in range(n_tensors)]
     start = -(-cursor.pos // part.alignment) * part.alignment if described else cursor.pos
     part.tensors = _place(cursor, described, start, part.alignment)
     return part
 
 
-def _alignment(metadata: dict[str, Any], path: Path) -> int:
+def _alignment(metadata: dict[str, Any]) -> int:
+    """The stated alignment; `ValueError` with a sentence's end when it is none."""
     value = metadata.get("general.alignment", np.uint32(ALIGNMENT))
     if not isinstance(value, np.uint32) or not 0 < value <= limits.GGUF_ALIGNMENT or value & (value - 1):
-        raise BadFile(
-            f"{at(path)}: key 'general.alignment' is {value!r}, "
-            f"expected a uint32 power of two up to {limits.GGUF_ALIGNMENT:,}"
-        )
+        most = f"{limits.GGUF_ALIGNMENT:,}"
+        raise ValueError(f"key 'general.alignment' is {value!r}, expected a uint32 power of two up to {most}")
     return int(value)
 
 
@@ -256,7 +258,7 @@ def save(
         raise UsageError(f"byte order {byte_order!r} is not 'little' or 'big'")
     big = byte_order == "big"
     groups = _groups(checkpoint, split_max_size, split_max_tensors)
-    alignment = _alignment(checkpoint.metadata, path)
+    alignment = _wanted_alignment(checkpoint)
     layouts = []
     for i, tensors in enumerate(groups):
         metadata = dict(checkpoint.metadata) if i == 0 else {}
@@ -280,6 +282,13 @@ def save(
                 swap = swap_bytes if big else None
                 write_tensors(out.file.fileno(), layout.plan, jobs=jobs, progress=progress, convert=swap)
     return paths
+
+
+def _wanted_alignment(checkpoint: Checkpoint) -> int:
+    try:
+        return _alignment(checkpoint.metadata)
+    except ValueError as error:
+        raise UsageError(f"{error}; change the metadata") from None
 
 
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
@@ -337,7 +346,7 @@ def _lay_out(metadata: dict[str, Any], tensors: list[Tensor], alignment: int, bi
 
 def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
     """What `save` would write before the data: the bytes, where each tensor would begin, and the size of the file."""
-    alignment = _alignment(checkpoint.metadata, Path("checkpoint"))
+    alignment = _wanted_alignment(checkpoint)
     layout = _lay_out(dict(checkpoint.metadata), list(checkpoint.tensors.values()), alignment, False)
     return layout.head, [offset for _, offset in layout.plan], layout.size
 

@@ -39,12 +39,12 @@ _WINDOW = 1 << 18  # bytes looked at together when strings are skipped: the seco
 class Strings(Sequence[str]):
     """A string array left in the file's bytes; each access decodes what is asked for.
 
-    raw: bytes of the array's elements, each an 8-byte length and its UTF-8 text.
+    raw: bytes of the array's elements, each an 8-byte length and its text, known to be UTF-8.
     starts: (n,) int64, where each text begins in `raw`; lengths: (n,) int64, its bytes.
     """
 
-    def __init__(self, raw: Bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64], big: bool, where: str):
-        self.raw, self.starts, self.lengths, self.big, self._where = raw, starts, lengths, big, where
+    def __init__(self, raw: Bytes, starts: NDArray[np.int64], lengths: NDArray[np.int64], big: bool):
+        self.raw, self.starts, self.lengths, self.big = raw, starts, lengths, big
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -60,18 +60,12 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._text(self.encoded(index), index)
+        return self.encoded(index).decode()
 
     def __iter__(self) -> Any:
         raw = self.raw.tobytes()
-        for i, (start, length) in enumerate(zip(self.starts.tolist(), self.lengths.tolist(), strict=True)):
-            yield self._text(raw[start : start + length], i)
-
-    def _text(self, raw: bytes, index: int) -> str:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise BadFile(f"{self._where}[{index}] is not valid UTF-8 ({raw[:20]!r}); the file is damaged") from None
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            yield raw[start : start + length].decode()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Strings) and self.big == other.big:
@@ -130,7 +124,7 @@ class Cursor:
         self.pos = end
         return value
 
-    def text(self, what: str, limit: int = limits.GGUF_METADATA_BYTES) -> str:
+    def text(self, what: str, limit: int = limits.GGUF_STRING_BYTES) -> str:
         length = self.number("u8", f"{what}'s length")
         if length > limit:
             raise BadFile(f"{at(self.source.path, what)} is {length:,} bytes long, expected at most {limit:,}")
@@ -203,14 +197,35 @@ class Cursor:
         while found < count:
             self.need(8, what)
             at_, length = self._some_strings(count - found, what)
+            self._check_text(at_, length, what, found)
             positions.append(at_)
             lengths.append(length)
             found += len(at_)
         starts = np.concatenate(positions) + (8 - begin) if positions else np.empty(0, np.int64)
         raw = self.data[begin : self.pos]
         raw.flags.writeable = False
-        where = at(self.source.path, what)
-        return Strings(raw, starts, np.concatenate(lengths) if lengths else starts, self.big, where)
+        return Strings(raw, starts, np.concatenate(lengths) if lengths else starts, self.big)
+
+    def _check_text(self, places: NDArray[np.int64], lengths: NDArray[np.int64], what: str, number: int) -> None:
+        """Refuse strings that are not UTF-8: all at once, with zeros for their lengths, which no character spans."""
+        begin = int(places[0])
+        texts = self.data[begin : self.pos].copy()
+        used = -(-int(lengths.max()).bit_length() // 8)  # bytes of a length that aren't zero already
+        for i in range(8 - used, 8) if self.big else range(used):
+            texts[places + (i - begin)] = 0
+        try:
+            str(texts.data, "utf-8")
+            return
+        except UnicodeDecodeError:
+            pass
+        for i, (place, length) in enumerate(zip(places.tolist(), lengths.tolist(), strict=True)):
+            raw = self.data[place + 8 : place + 8 + length].tobytes()
+            try:
+                raw.decode()
+            except UnicodeDecodeError:
+                raise BadFile(
+                    f"{at(self.source.path, what)}[{number + i}] is not valid UTF-8 ({raw[:20]!r}); the file is damaged"
+                ) from None
 
     def _some_strings(self, count: int, what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Positions and lengths of the next strings, at least one and at most `count`; moves past them."""
@@ -302,7 +317,9 @@ def encode_value(value: Any, what: str, big: bool = False) -> bytes:
     number = _number(value)
     if number is None:
         raise Unsupported(f"{what}: GGUF can't hold {type(value).__name__} {str(value)[:40]!r}; leave the key out")
-    stored: bytes = number.astype(number.dtype.newbyteorder(order)).tobytes()
+    stored: bytes = (
+        np.asarray(number).astype(number.dtype.newbyteorder(order)).tobytes()
+    )  # not the scalar: it stays native
     return struct.pack(f"{order}I", _CODES[number.dtype]) + stored
 
 

@@ -32,6 +32,8 @@ GGUF_KEYS = 1 << 16
 """Metadata keys."""
 GGUF_STRINGS = 1 << 22
 """Strings in the string arrays of one file (the largest vocabularies have half a million with their merges)."""
+GGUF_STRING_BYTES = 64 << 20
+"""One string value."""
 GGUF_ARRAY_DEPTH = 8
 """Arrays within arrays."""
 GGUF_NESTED_ARRAYS = 1 << 20

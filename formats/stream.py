@@ -8,6 +8,7 @@ the disk at once, so that the final flush has little left to wait for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -196,7 +197,7 @@ def _plain_copy(source: int, target: int, extent: Extent, offset: int) -> None:
 
 def _to_disk(descriptor: int, offset: int, nbytes: int) -> None:
     """Let the kernel begin to write that range out.  It forgets pages that are clean, and none of these is yet."""
-    if hasattr(os, "posix_fadvise"):
+    with contextlib.suppress(OSError, AttributeError):  # not everywhere
         os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
