@@ -1,0 +1,154 @@
+"""Attention over one layer: multi-head, grouped-query, single-head, latent (MLA), with everything that models add to
+it.
+
+Plain cases go to torch's `scaled_dot_product_attention` (flash kernels where there are); a soft cap, sinks or a softmax
+that starts above zero are computed in the open.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmconv.convert.decoder import Attention
+from llmconv.runtime.cache import Step
+from llmconv.runtime.norms import Norm
+from llmconv.runtime.positions import rotate
+
+if TYPE_CHECKING:
+    from llmconv.runtime.model import Block
+
+__all__ = ["attend", "self_attention"]
+
+
+def self_attention(block: Block, x: Tensor, step: Step) -> Tensor:
+    """x: (B, T, dim), normed -> (B, T, dim)."""
+    spec = block.spec.attention
+    if spec.mla is not None:
+        return _latent(block, x, step)
+    query, key, value = _project(block, spec, x)
+    if not spec.norm_after_rope:
+        query, key = _norm_heads(block.attn_q_norm, query), _norm_heads(block.attn_k_norm, key)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, H, T, D)
+    if spec.rope is not None:
+        cos, sin = step.rope(spec.rope)
+        query, key = (rotate(t, cos, sin, spec.rope.interleaved) for t in (query, key))
+    if spec.norm_after_rope:
+        query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
+        key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
+    if step.cache is not None:
+        key, value = step.cache.extend(block.index, key, value)
+    sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
+    out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
+    if block.attn_sub_norm is not None:
+        out = block.attn_sub_norm(out)
+    result: Tensor = out if block.attn_output is None else block.attn_output(out)
+    return result
+
+
+def _project(block: Block, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, T, H, D), keys and values (B, T, KV heads, D)."""
+    if block.attn_qkv is not None:
+        sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
+        parts = block.attn_qkv(x).split(sizes, -1)
+    else:
+        parts = (block.attn_q(x), block.attn_k(x), block.attn_v(x))
+    if spec.clamp is not None:
+        parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
+    query, key, value = parts
+    return (
+        query.unflatten(-1, (spec.n_head, spec.head_dim)),
+        key.unflatten(-1, (spec.n_head_kv, spec.head_dim)),
+        value.unflatten(-1, (spec.n_head_kv, spec.value_dim)),
+    )
+
+
+def _norm_heads(norm: Norm | None, x: Tensor) -> Tensor:
+    """A q/k norm over (B, T, H, D): of each head, or of all heads together when it has H * D weights."""
+    if norm is None:
+        return x
+    whole = norm.weight is not None and norm.weight.dim() == 1 and norm.weight.shape[0] != x.shape[-1]
+    return norm(x.flatten(2)).view_as(x) if whole else norm(x)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, spec: Attention, step: Step, sinks: Tensor | None = None
+) -> Tensor:
+    """Softmax attention; query (B, H, T, D), key and value (B, KV heads, S, D) -> (B, H, T, value dim)."""
+    grouped = query.shape[1] != key.shape[1]
+    if spec.softcap is None and sinks is None and not spec.softmax_start and spec.alibi is None:
+        if step.plain_causal(spec):
+            mask, implied = None, True
+        else:
+            mask, implied = step.mask(spec.causal, spec.window), False
+        out: Tensor = F.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=implied, scale=spec.scale, enable_gqa=grouped
+        )
+        return out
+    if grouped:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(-1, -2) * spec.scale
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if spec.alibi is not None:
+        scores = scores + step.alibi(spec)
+    mask = step.mask(spec.causal, spec.window)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+def _softmax(scores: Tensor, start: float, sinks: Tensor | None) -> Tensor:
+    """Softmax of (B, H, T, S); `start` begins the sum of exp(x - max), `sinks` (H,) are one more logit each."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    if sinks is not None:
+        sink = sinks.to(wide.dtype)[None, :, None, None].expand(*wide.shape[:3], 1)
+        weights = torch.cat((wide, sink), -1).softmax(-1)[..., :-1]
+    elif start:
+        powers = (wide - wide.amax(-1, keepdim=True)).exp()
+        weights = powers / (start + powers.sum(-1, keepdim=True))
+    else:
+        weights = wide.softmax(-1)
+    return weights.to(scores.dtype)
+
+
+def _latent(block: Block, x: Tensor, step: Step) -> Tensor:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): the cache holds `kv_rank` + `rope_dims` a token.
+
+    The keys' up-projection is moved to the queries, the values' behind the sum, so that all heads read one latent.
+    """
+    spec, mla = block.spec.attention, block.spec.attention.mla
+    assert mla is not None and spec.rope is not None
+    apart = block.attn_q_a is None
+    query = block.attn_q(x) if apart else block.attn_q_b(block.attn_q_a_norm(block.attn_q_a(x)))
+    query = query.unflatten(-1, (spec.n_head, spec.head_dim)).transpose(1, 2)
+    nope, turning = query.split((mla.nope_dims, mla.rope_dims), -1)
+    latent, shared = block.attn_kv_a_mqa(x).split((mla.kv_rank, mla.rope_dims), -1)
+    latent = block.attn_kv_a_norm(latent)[:, None]  # (B, 1, T, kv_rank)
+    cos, sin = step.rope(spec.rope)
+    turning = rotate(turning, cos, sin, spec.rope.interleaved)
+    shared = rotate(shared[:, None], cos, sin, spec.rope.interleaved)
+    up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
+    query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)
+    key = torch.cat((latent, shared), -1)
+    if step.cache is not None:
+        key, latent = step.cache.extend(block.index, key, latent)
+    sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
+    out = attend(query, key, latent, spec, step, sinks)  # (B, H, T, rank)
+    result: Tensor = block.attn_output((out @ up_value.transpose(-1, -2)).transpose(1, 2).flatten(2))
+    return result
+
+
+def _latent_projections(block: Block, spec: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The up-projections per head: (H, nope dims, rank) and (H, value dims, rank)."""
+    mla = spec.mla
+    assert mla is not None
+    if block.attn_k_b is not None:  # stored transposed: (H, rank, nope)
+        return block.attn_k_b.dense(dtype).transpose(-1, -2), block.attn_v_b.dense(dtype)
+    both = block.attn_kv_b.dense(dtype).unflatten(0, (spec.n_head, mla.nope_dims + spec.value_dim))
+    key, value = both.split((mla.nope_dims, spec.value_dim), 1)
+    return key, value

@@ -1,0 +1,151 @@
+"""The key-value cache, and what a step of the model needs to know about where its tokens stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmconv.convert.decoder import Attention, Decoder, Rope
+from llmconv.runtime.positions import alibi_slopes, rope_tables
+
+__all__ = ["Cache", "Step"]
+
+
+class Cache:
+    """Keys and values of the tokens seen so far: two (batch, kv heads, capacity, head dim) a layer.
+
+    `length` tokens are filled; `valid` (batch, length) says which of them are tokens rather than padding.  A cache
+    grows by itself; `capacity` only saves the growing.  MLA layers keep their latent vectors instead: one "head".
+    """
+
+    def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
+        self.batch, self.capacity, self.length = batch, max(1, capacity), 0
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        self.valid: Tensor | None = None
+
+    def extend(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) keys and values of layer `index` after `length`; all of them, old and new."""
+        end = self.length + key.shape[2]
+        stored = self.layers[index]
+        if stored is None or stored[0].shape[2] < end:
+            self.capacity = max(self.capacity, end + end // 4)
+            grown = tuple(new.new_empty(*new.shape[:2], self.capacity, new.shape[3]) for new in (key, value))
+            for old, new in zip(stored or (), grown, strict=False):
+                new[:, :, : self.length] = old[:, :, : self.length]
+            stored = (grown[0], grown[1])
+            self.layers[index] = stored
+        stored[0][:, :, self.length : end] = key
+        stored[1][:, :, self.length : end] = value
+        return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count the tokens that all layers have appended."""
+        self.length += tokens
+
+    def cut(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.length = min(self.length, length)
+        if self.valid is not None:
+            self.valid = self.valid[:, : self.length]
+
+
+class Step:
+    """One call of the model: positions of its tokens and of the keys they may see; masks and tables made once each.
+
+    mask: (B, T) bool, False at padding; None when there is none.
+    divisors: the model's divisors of rotary frequencies, by tensor name.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None,
+        dtype: torch.dtype,
+        divisors: Mapping[str, Tensor],
+    ):
+        self.divisors = divisors
+        batch, count = tokens.shape
+        self.cache, self.dtype, self.device = cache, dtype, tokens.device
+        past = cache.length if cache else 0
+        if mask is not None:
+            mask = mask.to(device=tokens.device, dtype=torch.bool)
+        old = cache.valid if cache else None
+        if mask is not None or old is not None:
+            if old is None:
+                old = torch.ones(batch, past, dtype=torch.bool, device=tokens.device)
+            if mask is None:
+                mask = torch.ones(batch, count, dtype=torch.bool, device=tokens.device)
+            self.valid: Tensor | None = torch.cat((old, mask), 1)
+            self.key_positions = (self.valid.long().cumsum(1) - 1).clamp_(min=0)
+            if cache:
+                cache.valid = self.valid
+        else:
+            self.valid = None
+            self.key_positions = torch.arange(past + count, device=tokens.device)[None]
+        self.positions = self.key_positions[:, past:]  # (B or 1, T)
+        self.past, self.count, self.end = past, count, past + count
+        self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+        self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
+
+    def rope(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """cos and sin of this step's tokens."""
+        if rope not in self._tables:
+            if rope.scaling == "longrope":
+                divisors = self.divisors.get(
+                    "rope_factors_long" if self.end > rope.original_context else "rope_factors_short"
+                )
+            else:
+                divisors = self.divisors.get("rope_freqs")
+            self._tables[rope] = rope_tables(rope, self.positions, self.end, divisors, self.dtype)
+        return self._tables[rope]
+
+    def mask(self, causal: bool, window: int | None) -> Tensor | None:
+        """(B or 1, 1, T, S) bool, True where a token may look; None when it may look everywhere."""
+        if window is not None and self.end <= window and causal:
+            window = None
+        key = (causal, window)
+        if key not in self._masks:
+            mine, keys = self.positions[:, None, :, None], self.key_positions[:, None, None, :]
+            allowed: Tensor | None = None
+            if causal and self.count > 1:
+                allowed = keys <= mine
+            if window is not None:
+                near = keys > mine - window
+                if not causal:
+                    near = near & (keys < mine + window)
+                allowed = near if allowed is None else allowed & near
+            if self.valid is not None:
+                real = self.valid[:, None, None, :]
+                if allowed is not None:
+                    # Padding sees itself, so that its softmax is not empty.
+                    itself = torch.arange(self.end, device=self.device) == torch.arange(
+                        self.past, self.end, device=self.device
+                    ).unsqueeze(1)
+                    allowed = (allowed & real) | itself
+                else:
+                    allowed = real
+            self._masks[key] = allowed
+        return self._masks[key]
+
+    def plain_causal(self, attention: Attention) -> bool:
+        """Whether attention is causal over exactly these tokens, so that no mask need be written out."""
+        window = attention.window
+        return (
+            attention.causal
+            and self.past == 0
+            and self.count > 1
+            and self.valid is None
+            and (window is None or self.end <= window)
+        )
+
+    def alibi(self, attention: Attention) -> Tensor:
+        """(B or 1, H, T, S): what ALiBi adds to the scores."""
+        assert attention.alibi is not None
+        slopes = alibi_slopes(attention.n_head, attention.alibi, self.device)[None, :, None, None]
+        distance = self.key_positions[:, None, None, :] - self.positions[:, None, :, None]
+        if not attention.causal:
+            distance = -distance.abs()
+        return (slopes * distance).to(self.dtype)

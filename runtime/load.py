@@ -1,0 +1,208 @@
+"""From a file to a model on a device: `load(path)`.
+
+A tensor goes from the file to where it will live in slabs, with no second copy in host memory: straight into its
+storage on the CPU, through one pinned slab to a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmconv import formats as _formats
+from llmconv.convert.decoder import describe
+from llmconv.convert.translate import translate
+from llmconv.errors import LlmconvError, UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import SLAB_BYTES, Tensor
+from llmconv.quant.block import BlockType
+from llmconv.runtime import decoding
+from llmconv.runtime.model import Model
+
+__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype"]
+
+DTYPES = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+}
+_PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device to run on; "auto": CUDA, else MPS, else the CPU.  `UsageError` when it is not there."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:N or mps") from None
+    counts = {
+        "cpu": 1,
+        "meta": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (found.index or 0) >= counts.get(found.type, 0):
+        here = ", ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in counts.items() if n and kind != "meta")
+        raise UsageError(f"there is no device {str(found)!r} on this machine; here: {here}")
+    return found
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device, checkpoint: Checkpoint) -> torch.dtype | None:
+    """What to compute in; None stands for "auto" on the CPU: float32 over weights that stay as they are stored."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
+        if dtype == "f64" and device.type == "mps":
+            raise UsageError("MPS devices have no float64; use --device cpu")
+        return DTYPES[dtype]
+    if device.type in ("cpu", "meta"):
+        return None
+    wide = {t.type.name for t in checkpoint.tensors.values() if len(t.shape) > 1}
+    if wide <= {"F32", "F64"}:
+        return torch.float32
+    if "F16" in wide and "BF16" not in wide:
+        return torch.float16
+    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load(
+    path: str | os.PathLike[str] | Checkpoint,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> Model:
+    """A model from any file or folder that llmconv opens, ready to run; in `eval()` mode.
+
+    path: legacy JSON, MessagePack, safetensors (file or folder), GGUF, or an opened `Checkpoint`.
+    device: "auto", "cpu", "cuda", "cuda:1", "mps".
+    dtype: what it computes in: "f64", "f32", "bf16", "f16"; float weights are converted to it.  "auto": float32 on the
+        CPU over weights as stored, their own kind on a GPU.  Quantized weights stay quantized whatever it is.
+
+    Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here,
+    `UsageError` for a device that is not there or has no room.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else _formats.open(Path(path))
+    checkpoint = translate(checkpoint, "gguf")
+    where = pick_device(device)
+    model = build(checkpoint, where, pick_dtype(dtype, where, checkpoint))
+    return model.eval()
+
+
+def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Model:
+    """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None."""
+    decoder = describe(checkpoint)
+    types = _storage(checkpoint, device, dtype)
+    needed = sum(_nbytes(t, types[name]) for name, t in checkpoint.tensors.items())
+    try:
+        with torch.device("meta"):
+            model = Model(decoder, types, dtype or torch.float32)
+        _fill(model, checkpoint, device)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise _no_room(device, needed) from None
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise _no_room(device, needed) from None
+    model.metadata = dict(checkpoint.metadata)
+    model.tokenizer = _tokenizer(checkpoint)
+    return model
+
+
+def _no_room(device: torch.device, needed: int) -> LlmconvError:
+    free = f" and has {torch.cuda.mem_get_info(device)[0]:,} free" if device.type == "cuda" else ""
+    return UsageError(
+        f"device {str(device)!r} is out of memory: the weights need {needed:,} bytes{free}; quantize the model or use "
+        "another device"
+    )
+
+
+def _storage(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None
+) -> dict[str, type[BlockType] | torch.dtype]:
+    """How each tensor will be kept: its blocks, or numbers of a dtype.  Says which types are decoded at load."""
+    out: dict[str, type[BlockType] | torch.dtype] = {}
+    decoded = set()
+    for name, tensor in checkpoint.tensors.items():
+        own = _PLAIN.get(tensor.type.name)
+        if len(tensor.shape) < 2:  # norms and biases: their few numbers stay exact
+            out[name] = torch.float64 if dtype == torch.float64 else torch.float32
+        elif own is not None or tensor.type.is_plain():
+            out[name] = dtype or (torch.float32 if own in (None, torch.float64) else own)
+        elif device.type in ("cpu", "meta") or tensor.type.name in decoding.DECODERS:
+            out[name] = tensor.type
+        else:
+            decoded.add(tensor.type.name)
+            out[name] = dtype or torch.bfloat16
+    if decoded:
+        names = ", ".join(sorted(decoded))
+        warnings.warn(f"{names} weights are decoded at load: {device.type} has no kernel for them", stacklevel=4)
+    return out
+
+
+def _nbytes(tensor: Tensor, stored: type[BlockType] | torch.dtype) -> int:
+    return tensor.n_elements * stored.itemsize if isinstance(stored, torch.dtype) else tensor.nbytes
+
+
+def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Give every parameter and buffer its storage on `device` and its values."""
+    slots: dict[str, tuple[torch.nn.Module, str]] = {}
+    for prefix, module in model.named_modules():
+        for part in (*module._parameters, *module._buffers):
+            slots[f"{prefix}.{part}" if prefix else part] = (module, part)
+    for name, (module, part) in slots.items():
+        old = getattr(module, part)
+        if old is None:
+            continue
+        tensor = checkpoint.tensors.get(name) or checkpoint.tensors[f"{name}.weight"]
+        values = read_tensor(tensor, old.shape, old.dtype, device)
+        if part in module._parameters:
+            module._parameters[part] = torch.nn.Parameter(values, requires_grad=values.is_floating_point())
+        else:
+            module._buffers[part] = values
+
+
+def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    if device.type == "meta" or not out.numel():
+        return out
+    rows = out.view(tensor.n_rows, -1)
+    raw = dtype == torch.uint8 or _PLAIN.get(tensor.type.name) == dtype
+    flat = rows.view(torch.uint8) if raw else rows
+    for start, stop in tensor.slabs(4 * SLAB_BYTES):
+        source = tensor.blocks(start, stop) if raw else _numbers(tensor, start, stop)
+        flat[start:stop].copy_(_from_numpy(source))
+    return out
+
+
+def _numbers(tensor: Tensor, start: int, stop: int) -> Any:
+    """Values of some rows in a dtype that torch knows."""
+    values = tensor.rows(start, stop)
+    if tensor.type.name not in _PLAIN or tensor.type.name == "BF16":
+        values = values.astype(np.float32)
+    return values
+
+
+def _from_numpy(array: Any) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a mapped file is read-only; it is only read
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer, or None when it has none."""
+    from llmconv.convert import vocab
+
+    found = vocab.of(checkpoint)
+    return None if found is None else found.tokenizer()

@@ -1,0 +1,138 @@
+"""The feed-forward half of a block: plain, gated, or a mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmconv.convert.decoder import Experts, Mlp
+from llmconv.errors import Unsupported
+
+if TYPE_CHECKING:
+    from llmconv.runtime.linear import ExpertLinear
+    from llmconv.runtime.model import Block
+
+__all__ = ["ACTIVATIONS", "activation", "feed_forward"]
+
+
+def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss: gate clamped from above, up on both sides, and the up branch shifted by one."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+"""Activation by name; "swiglu_oai" joins gate and up in its own way."""
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation called `name`; `Unsupported` names the known ones."""
+    found = ACTIVATIONS.get(name)
+    if found is None:
+        known = ", ".join((*ACTIVATIONS, "swiglu_oai"))
+        raise Unsupported(f"the activation {name!r} is not known to the runtime; known: {known}")
+    return found
+
+
+def _join(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+    """What goes into the down projection."""
+    if name == "swiglu_oai" and gate is not None:
+        return _swiglu_oai(gate, up)
+    return activation(name)(up) if gate is None else activation(name)(gate) * up
+
+
+def feed_forward(block: Block, x: Tensor) -> Tensor:
+    """x: (B, T, dim), normed -> (B, T, dim)."""
+    spec = block.spec.mlp
+    if spec.experts is not None:
+        return _mixture(block, spec, spec.experts, x)
+    gate, up = None, block.ffn_up(x)
+    if spec.gate == "fused":
+        gate, up = up.chunk(2, -1)
+    elif spec.gate == "apart":
+        gate = block.ffn_gate(x)
+    inner = _join(spec.activation, gate, up)
+    if block.ffn_sub_norm is not None:
+        inner = block.ffn_sub_norm(inner)
+    out: Tensor = block.ffn_down(inner)
+    return out
+
+
+def _route(block: Block, experts: Experts, x: Tensor) -> tuple[Tensor, Tensor]:
+    """For tokens (N, dim): weights (N, used), in float32 or better, and which experts (N, used)."""
+    logits = block.ffn_gate_inp(x)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if experts.gating == "sigmoid":
+        scores = logits.sigmoid()
+    elif experts.gating == "softmax":
+        scores = logits.softmax(-1)
+    else:
+        scores = logits
+    choice = scores
+    if block.exp_probs_b is not None:
+        choice = choice + block.exp_probs_b.bias.to(choice.dtype)
+    if experts.groups > 1:
+        grouped = choice.unflatten(-1, (experts.groups, -1))
+        # A group is as good as its best expert (DeepSeek-V2) or its two best together (V3, which has sigmoid scores).
+        best = grouped.topk(2, -1).values.sum(-1) if experts.gating == "sigmoid" else grouped.amax(-1)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(experts.groups_used, -1).indices, True)
+        choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+    chosen = choice.topk(experts.used, -1).indices
+    weights = scores.gather(-1, chosen)
+    if experts.gating == "softmax_weight":
+        weights = weights.softmax(-1)
+    if experts.normalize:
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+    return weights * experts.scale, chosen
+
+
+def _mixture(block: Block, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
+    flat = x.flatten(0, -2)  # (N, dim)
+    weights, chosen = _route(block, experts, flat)
+    out = torch.zeros_like(flat)
+    order = chosen.flatten().argsort(stable=True)
+    counts = torch.bincount(chosen.flatten(), minlength=experts.count).tolist()
+    start = 0
+    for expert, count in enumerate(counts):
+        if not count:
+            continue
+        slots = order[start : start + count]  # flat positions in (N, used)
+        start += count
+        tokens = slots // experts.used
+        inner = _expert(block, spec, expert, flat[tokens])
+        out.index_add_(0, tokens, inner * weights.flatten()[slots, None].to(inner.dtype))
+    out = out.view_as(x)
+    return out + _shared_expert(block, spec, x) if block.ffn_up_shexp is not None else out
+
+
+def _expert(block: Block, spec: Mlp, expert: int, x: Tensor) -> Tensor:
+    gate: Tensor | None = None
+    gate_exps: ExpertLinear | None = block.ffn_gate_exps
+    if spec.gate == "fused":
+        gate, up = block.ffn_gate_up_exps(x, expert).chunk(2, -1)
+    else:
+        up = block.ffn_up_exps(x, expert)
+        gate = None if gate_exps is None else gate_exps(x, expert)
+    out: Tensor = block.ffn_down_exps(_join(spec.activation, gate, up), expert)
+    return out
+
+
+def _shared_expert(block: Block, spec: Mlp, x: Tensor) -> Tensor:
+    gate = None if block.ffn_gate_shexp is None else block.ffn_gate_shexp(x)
+    out: Tensor = block.ffn_down_shexp(_join(spec.activation, gate, block.ffn_up_shexp(x)))
+    if block.ffn_gate_inp_shexp is not None:
+        out = out * torch.sigmoid(block.ffn_gate_inp_shexp(x))
+    return out

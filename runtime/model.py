@@ -1,0 +1,229 @@
+"""The decoder: one module, assembled from the pieces that `convert.decoder.Decoder` names.
+
+Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a canonical checkpoint:
+`blk.0.attn_q.weight`. A `Block` holds the union of all pieces, None where a model lacks one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmconv.convert.decoder import Decoder
+from llmconv.errors import Unsupported, UsageError
+from llmconv.quant.block import BlockType
+from llmconv.runtime.attention import self_attention
+from llmconv.runtime.cache import Cache, Step
+from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
+from llmconv.runtime.mlp import activation, feed_forward
+from llmconv.runtime.norms import Norm
+
+__all__ = ["Block", "Model", "Types"]
+
+Types = Mapping[str, type[BlockType] | torch.dtype]
+"""How each tensor is stored: blocks of a type, or plain numbers; absent: float32."""
+
+_LINEAR = (
+    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
+    *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
+)
+_EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
+_NORMS = (
+    *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
+    *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
+    *("attn_sub_norm", "ffn_sub_norm"),
+)
+_VECTORS = ("attn_sinks", "exp_probs_b")
+_DERIVED = re.compile(
+    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
+)
+
+
+class _Vector(nn.Module):
+    """A lone tensor under its own name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+class Block(nn.Module):
+    """One layer.  Every piece is an attribute, None when the layer has no such tensor."""
+
+    # What __getattr__ finds; the type checker cannot see registered modules otherwise.
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    def __init__(self, decoder: Decoder, index: int, types: Types):
+        super().__init__()
+        self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
+        shapes = _group(decoder.shapes, f"blk.{index}.")
+        for name in (*_LINEAR, *_EXPERTS, *_NORMS, *_VECTORS):
+            self.register_module(name, None)
+        for name, parts in shapes.items():
+            self.add_module(name, _piece(name, parts, decoder, types, f"blk.{index}.{name}"))
+        if decoder.weightless:
+            for name in ("attn_norm", "ffn_norm"):
+                if name not in shapes and not (name == "ffn_norm" and self.spec.parallel):
+                    self.add_module(name, Norm(decoder.norm))
+        if self.spec.mlp.activation != "swiglu_oai":
+            activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x: (B, T, dim) -> (B, T, dim)."""
+        normed = x if self.attn_norm is None else self.attn_norm(x)
+        # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
+        attended = self_attention(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        if self.post_attention_norm is not None:
+            attended = self.post_attention_norm(attended)
+        if self.spec.parallel:
+            inner = feed_forward(self, normed if self.ffn_norm is None else self.ffn_norm(x))
+            return x + (attended + inner) * self.residual_scale
+        x = x + (attended * self.residual_scale if self.residual_scale != 1 else attended)
+        if self.attn_output_norm is not None:
+            x = self.attn_output_norm(x)
+        inner = feed_forward(self, x if self.ffn_norm is None else self.ffn_norm(x))
+        if self.post_ffw_norm is not None:
+            inner = self.post_ffw_norm(inner)
+        x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
+        return x if self.layer_output_norm is None else self.layer_output_norm(x)
+
+
+class Model(nn.Module):
+    """A decoder: token ids in, logits out.
+
+    decoder: what it is made of.  types: how its tensors are stored (see `Types`).
+    `tokenizer` and `metadata` come with a loaded model; `dtype` is what it computes in.
+    """
+
+    def __init__(self, decoder: Decoder, types: Types | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        types = types or {}
+        self.decoder, self.dtype = decoder, dtype
+        self.metadata: dict[str, Any] = {}
+        self.tokenizer: Any = None
+        for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output"):
+            self.register_module(name, None)
+        for name, parts in _group(decoder.shapes, "").items():
+            self.add_module(name, _piece(name, parts, decoder, types, name))
+        if decoder.weightless and "output_norm" not in _group(decoder.shapes, ""):
+            self.add_module("output_norm", Norm(decoder.norm))
+        self.blk = nn.ModuleList(Block(decoder, i, types) for i in range(len(decoder.layers)))
+        for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
+            shape = decoder.shapes.get(f"{name}.weight")
+            if shape is not None:
+                self.register_buffer(name, torch.ones(shape))
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    @property
+    def device(self) -> torch.device:
+        weight: Tensor = self.token_embd.weight
+        return weight.device
+
+    @property
+    def context_length(self) -> int:
+        return self.decoder.context_length
+
+    def cache(self, batch: int = 1, capacity: int = 256) -> Cache:
+        """A key-value cache for this model; `UsageError` for one that looks ahead."""
+        if not self.decoder.causal:
+            raise UsageError(f"a {self.decoder.arch} model sees all tokens at once, so it can't use a cache")
+        return Cache(self.decoder, batch, capacity)
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """The last layer's output, normed: (B, T, dim).  Arguments as `forward`."""
+        divisors = {name: t for name, t in self._buffers.items() if t is not None}
+        step = Step(tokens, mask, cache, self.dtype, divisors)
+        x = self._embed(tokens, step)
+        for block in self.blk:
+            x = block(x, step)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return x if self.output_norm is None else self.output_norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocab) of hidden states (..., dim)."""
+        logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
+        spec = self.decoder
+        if spec.logit_scale != 1:
+            logits = logits * spec.logit_scale
+        if spec.final_softcap is not None:
+            logits = spec.final_softcap * torch.tanh(logits / spec.final_softcap)
+        return logits
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits of every position.
+
+        tokens: (B, T) int64 token ids.
+        mask: (B, T) bool, False at padding (either side); None when all are tokens.
+        cache: what was seen before; extended by these tokens.
+
+        Returns (B, T, vocab) in `dtype`.
+        """
+        return self.head(self.hidden(tokens, mask, cache))
+
+    def _embed(self, tokens: Tensor, step: Step) -> Tensor:
+        spec = self.decoder
+        x: Tensor = self.token_embd(tokens, self.dtype)
+        if spec.embed_scale != 1:
+            x = x * torch.tensor(spec.embed_scale, dtype=x.dtype, device=x.device)
+        if spec.positions == "learned":
+            rows = self.position_embd.shape[0] - spec.position_offset
+            if step.end > rows:
+                raise UsageError(f"{step.end} tokens are more than the {rows} positions that this model has learned")
+            x = x + self.position_embd(step.positions + spec.position_offset, self.dtype)
+        elif spec.positions == "sinusoidal":
+            from llmconv.runtime.positions import sinusoidal
+
+            x = x + sinusoidal(step.positions, spec.dim, self.dtype)
+        if self.token_types is not None:
+            x = x + self.token_types.weight[0].to(self.dtype)
+        return x if self.token_embd_norm is None else self.token_embd_norm(x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.decoder.arch}, {len(self.blk)} layers, dim {self.decoder.dim}, vocabulary {self.decoder.vocab_size}"
+        )
+
+
+def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Piece name -> {"weight": shape, "bias": shape} for the tensors that start with `prefix` (no deeper ones)."""
+    out: dict[str, dict[str, tuple[int, ...]]] = {}
+    for full, shape in shapes.items():
+        if full.startswith(prefix) and not _DERIVED.fullmatch(full):
+            name, _, part = full[len(prefix) :].rpartition(".")
+            if "." not in name:
+                out.setdefault(name, {})[part] = shape
+    return out
+
+
+def _piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, types: Types, full: str) -> nn.Module:
+    """The module for one tensor or a weight with its bias."""
+    shape, bias = parts.get("weight"), parts.get("bias")
+    stored = types.get(f"{full}.weight", torch.float32)
+    kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
+    if name in _VECTORS:
+        return _Vector(parts)
+    if shape is not None and set(parts) <= {"weight", "bias"}:
+        if name in ("token_embd", "position_embd", "token_types"):
+            return Embedding(shape, kind, None, dtype)
+        if name in _NORMS or name in ("token_embd_norm", "output_norm"):
+            return Norm(decoder.norm, shape, bias is not None)
+        if (name in _LINEAR or name == "output") and len(shape) == 2:
+            return Linear(shape, kind, bias, dtype)
+        if name == "ffn_gate_inp_shexp":  # one row, stored as a vector
+            return Linear((1, *shape), kind, bias, dtype)
+        if name in _EXPERTS and len(shape) == 3:
+            return ExpertLinear(shape, kind, bias, dtype)
+    raise Unsupported(
+        f"tensor '{full}' of shape {list(shape or bias or ())} has no place in the {decoder.arch} decoder known here, "
+        "so running the model without it would be wrong; it can be converted all the same"
+    )

@@ -1,0 +1,138 @@
+"""Matrix products with weights as they are stored: float tensors, or blocks that are decoded as they are used.
+
+A *stored weight* is a torch tensor and the `BlockType` of its bytes, or None when the tensor holds plain numbers:
+(out, in) floats, or (out, row bytes) uint8.  On the CPU a quantized or narrower weight is decoded by rows into one
+scratch tile that every product reuses, so that a model needs no more memory than its blocks; on CUDA see
+`triton_kernels`.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmconv.quant.block import BlockType
+from llmconv.runtime import decoding
+
+__all__ = ["TILE_BYTES", "dense", "embed", "matmul"]
+
+TILE_BYTES = 2 << 20
+"""Size of the scratch tile: with a prompt's activations it should stay in the last cache that a core owns."""
+
+_local = threading.local()
+_pool: ThreadPoolExecutor | None = None
+
+
+def _scratch(numbers: int) -> Tensor:
+    """This thread's float32 scratch, of at least that many numbers."""
+    found: Tensor | None = getattr(_local, "scratch", None)
+    if found is None or found.numel() < numbers:
+        found = _local.scratch = torch.empty(numbers)
+    return found
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(torch.get_num_threads(), "llmconv-decode")
+    return _pool
+
+
+def _decode_rows(weight: Tensor, type: type[BlockType] | None, start: int, stop: int, out: Tensor) -> None:
+    """Rows start..stop of a stored weight on the CPU into `out`, (stop - start, in) float32."""
+    if type is None:
+        out.copy_(weight[start:stop])
+        return
+    blocks, values = weight[start:stop].numpy(), out.numpy()
+    threads = torch.get_num_threads()
+    if threads == 1 or values.size < 1 << 16:
+        type.decode(blocks, values)
+        return
+    step = -(-len(blocks) // threads)  # the kernels release the interpreter's lock
+    parts = [(blocks[a : a + step], values[a : a + step]) for a in range(0, len(blocks), step)]
+    jobs = [_workers().submit(type.decode, *part) for part in parts[1:]]
+    type.decode(*parts[0])
+    for job in jobs:
+        job.result()
+
+
+def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
+    """x (N, in) @ weight.T, weight on the CPU, through the scratch tile."""
+    n_out, n_in = weight.shape[0], x.shape[1]
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = x.to(exact)
+    rows = max(1, min(n_out, TILE_BYTES // (4 * n_in)))
+    tile = _scratch(rows * n_in)
+    out = torch.empty(n_out, x.shape[0], dtype=exact)  # transposed, so that a tile's results lie together
+    across = wide.t()
+    for start in range(0, n_out, rows):
+        stop = min(n_out, start + rows)
+        part = tile[: (stop - start) * n_in].view(stop - start, n_in)
+        _decode_rows(weight, type, start, stop, part)
+        torch.mm(part.to(exact), across, out=out[start:stop])
+    return out.t().to(x.dtype)
+
+
+def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:
+    """The whole weight as numbers: (..., in) of `dtype`, on its device."""
+    if type is None:
+        return weight.to(dtype)
+    flat = weight.reshape(-1, weight.shape[-1])
+    if weight.device.type != "cpu":
+        values = decoding.decode(flat, type, dtype)
+    else:
+        n_in = weight.shape[-1] // type.layout.itemsize * type.block_size
+        values = torch.empty(flat.shape[0], n_in)
+        _decode_rows(flat, type, 0, flat.shape[0], values)
+        values = values.to(dtype)
+    return values.view(*weight.shape[:-1], -1)
+
+
+def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None) -> Tensor:
+    """x (..., in) times a stored weight (out, in), transposed: (..., out), in x's dtype.
+
+    Gradients flow to x always, and to the weight when it holds plain numbers.
+    """
+    if type is None:
+        if weight.dtype == x.dtype:
+            return F.linear(x, weight)
+        if weight.device.type != "cpu" or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)):
+            return F.linear(x, weight.to(x.dtype))
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Product.apply(x, weight, type)  # type: ignore[no-any-return,no-untyped-call]
+    return _matmul(x.reshape(-1, x.shape[-1]), weight, type).view(*x.shape[:-1], weight.shape[0])
+
+
+def _matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
+    if weight.device.type == "cpu":
+        return _tiled(x, weight, type)
+    assert type is not None
+    return decoding.matmul(x, weight, type)
+
+
+class _Product(torch.autograd.Function):
+    """A product with blocks: no gradient for them, but one for what they multiply."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.type = type
+        return _matmul(x.reshape(-1, x.shape[-1]), weight, type).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return grads[0] @ dense(weight, ctx.type, grads[0].dtype), None, None
+
+
+def embed(ids: Tensor, weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:
+    """Rows `ids` of a stored weight: (*ids.shape, in) of `dtype`."""
+    if type is None:
+        return F.embedding(ids, weight).to(dtype)
+    rows = weight.index_select(0, ids.flatten())
+    return dense(rows, type, dtype).view(*ids.shape, -1)
