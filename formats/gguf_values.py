@@ -187,12 +187,13 @@ class Cursor:
         return raw.view(np.bool_)
 
     def _strings(self, count: int, what: str) -> Strings:
-        self.need(8 * count, what)  # what that many empty strings take
         self._n_strings += count
-        if self._n_strings > limits.GGUF_STRINGS:
+        if self._n_strings > limits.GGUF_STRINGS and 8 * count <= self.source.size:
             raise BadFile(
-                f"{at(self.source.path, what)} is one string too many, expected {limits.GGUF_STRINGS:,} in all"
+                f"{at(self.source.path, what)} holds {count:,} strings, expected at most {limits.GGUF_STRINGS:,} "
+                "in all arrays together; it is damaged or no model"
             )
+        self.need(8 * count, what)  # what that many empty strings take
         begin, positions, lengths, found = self.pos, [], [], 0
         while found < count:
             self.need(8, what)
