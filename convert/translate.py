@@ -20,6 +20,9 @@ _DIALECTS = {
     "plain": "llmconv.convert.plain",
 }
 
+_KEPT = "llmconv.json."
+"""Keys that hold what a JSON document says besides its weights; every dialect carries them along."""
+
 
 def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
     """The same model in the dialect `to` ("gguf", "hf", "json" or "plain"), lazily.
@@ -31,8 +34,12 @@ def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
             raise UsageError(f"unknown dialect {dialect!r}; known: gguf, {', '.join(_DIALECTS)}")
     if checkpoint.dialect == to:
         return checkpoint
+    kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT) and isinstance(v, str)}
     if checkpoint.dialect != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[checkpoint.dialect]).to_gguf(checkpoint, **options)
+        kept |= {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT)}
     if to != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[to]).from_gguf(checkpoint, **options)
+    if to != "json":
+        checkpoint.metadata |= kept
     return checkpoint

@@ -14,7 +14,6 @@ filling the slots gives the document back.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -29,7 +28,21 @@ from llmconv.errors import BadFile, at
 from llmconv.formats.numbers import number
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["DEPTH", "Ext", "Fault", "Numbers", "Slot", "cut", "dumps", "join", "loads", "slots"]
+__all__ = [
+    "DEPTH",
+    "Ext",
+    "Fault",
+    "Numbers",
+    "Ref",
+    "Slot",
+    "cut",
+    "dumps",
+    "inline",
+    "join",
+    "loads",
+    "replace_slots",
+    "slots",
+]
 
 DEPTH = 64
 """How deep a document may nest."""
@@ -60,6 +73,13 @@ class Ext:
 
     code: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """In a document's text (`dumps`): what stands here is kept elsewhere, under this name."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,13 +299,15 @@ def _plain(node: Any) -> Any:
         return [_plain(v) for v in node]
     if isinstance(node, bytes):
         return {"$bytes": base64.b64encode(node).decode()}
+    if isinstance(node, Ref):
+        return {"$ref": node.name}
     if isinstance(node, Ext):
         return {"$ext": node.code, "data": base64.b64encode(node.data).decode()}
     return node
 
 
-def loads(text: str, source: str | Path, special: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The way back of `dumps`.  `special` reads objects of one's own that begin with a "$" key.
+def loads(text: str, source: str | Path, resolve: Callable[[str], Any] | None = None) -> Any:
+    """The way back of `dumps`.  `resolve` gives what a `Ref` of that name stands for.
 
     `BadFile` when the text is not what `dumps` writes.
     """
@@ -309,9 +331,9 @@ def loads(text: str, source: str | Path, special: Callable[[dict[str, Any]], Any
         if first == "$ext":
             return Ext(int(node[first]), base64.b64decode(node["data"], validate=True))
         if first.startswith("$") and not first.startswith("$$"):
-            if special is None:
+            if first != "$ref" or resolve is None:
                 raise ValueError(f"unknown {first}")
-            return special(node)
+            return resolve(node[first])
         return {(k[1:] if k.startswith("$$") else k): read(v, depth + 1) for k, v in node.items()}
 
     try:
@@ -352,7 +374,3 @@ def inline(slot: Slot, tensor: Tensor) -> Any:
         return [nest(shape[1:], start + i * step, step) for i in range(shape[0])]
 
     return nest(slot.shape, 0, values.size)
-
-
-def with_shape(slot: Slot, **changes: Any) -> Slot:
-    return dataclasses.replace(slot, **changes)

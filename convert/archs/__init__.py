@@ -24,6 +24,7 @@ _FAMILIES = (
     "deepseek",
     "gpt_oss",
     "bert",
+    "simple_llm",
 )
 
 

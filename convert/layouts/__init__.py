@@ -1,0 +1,68 @@
+"""Layouts of JSON models: one table per family.  `_FAMILIES` is the one place to add a file."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from llmconv.convert.layouts.base import Layout
+from llmconv.errors import UsageError
+from llmconv.formats.tensor import Tensor
+
+__all__ = ["NAMED", "PLAIN", "Layout", "all", "by_name", "for_arch", "names", "nearest", "recognise"]
+
+_FAMILIES = ("simple_llm", "small")
+
+PLAIN, NAMED = "plain", "named"
+"""Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""
+
+
+@functools.cache
+def _tables() -> dict[str, Layout]:
+    out: dict[str, Layout] = {}
+    for family in _FAMILIES:
+        for table in importlib.import_module(f"llmconv.convert.layouts.{family}").LAYOUTS:
+            out[table.name] = table
+    return out
+
+
+def all() -> list[Layout]:
+    """Every layout table."""
+    return list(_tables().values())
+
+
+def names() -> list[str]:
+    """What `--layout` takes."""
+    return [*_tables(), NAMED, PLAIN]
+
+
+def by_name(name: str) -> Layout:
+    found = _tables().get(name)
+    if found is None:
+        raise UsageError(f"unknown layout {name!r}; known: {', '.join(names())}")
+    return found
+
+
+def recognise(document: Any, tensors: Mapping[str, Tensor]) -> Layout | None:
+    """The first layout all of whose marks the document has."""
+    return next((table for table in all() if not table.missing(document, tensors)), None)
+
+
+def nearest(document: Any, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[str]]:
+    """The layout of which the document has the greatest part, and what is missing from it."""
+    missing = {table.name: table.missing(document, tensors) for table in all()}
+    best = min(all(), key=lambda table: len(missing[table.name]) / len(table.marks))
+    return best, missing[best.name]
+
+
+def for_arch(arch: str, has: Mapping[str, Any]) -> Layout | None:
+    """A layout in which a model of this architecture can be written anew; `has` are its tensors."""
+    fitting = [table for table in all() if table.arch == arch and table.build is not None]
+    for table in fitting:
+        needed = {row.gguf[0].replace("{i}", "0") for row in table.weights if not row.optional and not row.when}
+        there = {name for name in has if name.startswith("blk.0.") or not name.startswith("blk.")}
+        if needed == there:
+            return table
+    return None

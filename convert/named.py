@@ -1,0 +1,209 @@
+"""Maps of named tensors: name -> {shape, data} (or {rows, cols, data}), the JSON that needs no table.
+
+Read: the document's names are the tensors' (a state dict); with a `config` that Hugging Face's tables know it is that
+model.  Written: any model at all, its keys with their exact types beside its tensors, so that it comes back whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.tensor import Tensor
+from llmconv.quant.block import by_name
+
+__all__ = ["choose", "decode_keys", "describe", "encode_keys", "from_gguf", "to_gguf"]
+
+OURS = "llmconv"
+"""The `format` of documents that `describe` makes."""
+_ROOTS = ("", "weights", "tensors", "params", "parameters", "state_dict", "model")
+
+
+def choose(document: Any) -> str | None:
+    """ "named" when the document holds its tensors in a map by name, else None."""
+    return "named" if _map(document) is not None else None
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("data"), Slot) and ("shape" in node or "rows" in node)
+
+
+def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
+    """(root, map) of the named tensors."""
+    if not isinstance(document, dict):
+        return None
+    for root in _ROOTS:
+        node = document.get(root) if root else document
+        if not isinstance(node, dict):
+            continue
+        own = {k: v for k, v in node.items() if _is_tensor(v)}
+        inside = {id(s) for v in own.values() for s in slots(v)}
+        if own and all(id(s) in inside for s in slots(document)):
+            return root, own
+    return None
+
+
+def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_key: str) -> Checkpoint:
+    """A document of named tensors -> GGUF: as Hugging Face's model when `config` names a known one, else as it is."""
+    document = checkpoint.metadata["document"]
+    found = _map(document)
+    if found is None:
+        raise BadFile(f"{where}: is no map of named tensors {{name: {{shape, data}}}}, which the layout named needs")
+    _, maps = found
+    names = {slot.name: name for name, node in maps.items() for slot in slots(node)}
+    tensors = {names[n]: t.renamed(names[n]) for n, t in checkpoint.tensors.items() if n in names}
+    renamed = replace_slots(document, lambda s: Slot(names[s.name], s.shape, s.form, s.ints, s.kind))
+    if document.get("format") == OURS:
+        return _ours(checkpoint, document, tensors, maps, where)
+    out = _hugging_face(checkpoint, document, tensors)
+    if out is None:
+        out = Checkpoint(tensors, dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+        out.metadata = {"general.architecture": "plain", "llmconv.layout": "plain"} | _vocabulary(document)
+    out.metadata |= keys | {document_key: dumps(renamed)}
+    return out
+
+
+def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor]) -> Checkpoint | None:
+    from llmconv.convert import archs, hf
+
+    config = document.get("config")
+    if not isinstance(config, dict) or archs.by_hf(config) is None:
+        return None
+    files: dict[str, Any] = {"config.json": json.dumps(config).encode()}
+    source = Checkpoint(tensors, {}, "hf", files, checkpoint.format, checkpoint.source, dict(checkpoint.info))
+    return hf.to_gguf(source)
+
+
+def _vocabulary(document: Any) -> dict[str, Any]:
+    """Standard keys for a word list, where the document has one of as many words as it says."""
+    from llmconv.convert import vocab
+    from llmconv.convert.layouts.base import look
+
+    for path in ("tokenizer.vocab", "vocab", "tokenizer.tokens", "config.vocab"):
+        words = look(document, path)
+        listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
+        if listed and len(set(words)) == len(words):
+            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            return keys
+    return {}
+
+
+def from_gguf(checkpoint: Checkpoint, document: Any) -> Mapping[str, Tensor]:
+    """The tensors of a document of named tensors, by the names that its slots have."""
+    names = {slot.name for slot in slots(document)}
+    if names <= set(checkpoint.tensors):
+        return checkpoint.tensors
+    from llmconv.convert import hf
+
+    return hf.from_gguf(checkpoint).tensors
+
+
+# Any model, whole
+
+
+def describe(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A GGUF's keys and tensors as a document: {"format", "metadata": {key: [type, value]}, "tensors": {name: …}}.
+
+    Quantized tensors are decoded to the float32 values that they stand for.
+    """
+    tensors = {
+        name: {"type": t.type.name, "shape": list(t.shape), "data": Slot(name, (t.n_elements,))}
+        for name, t in checkpoint.tensors.items()
+    }
+    for name, tensor in checkpoint.tensors.items():
+        if not tensor.n_elements or not tensor.shape:
+            raise Unsupported(f"tensor {name!r} of shape {list(tensor.shape)} has no place in JSON; leave it out")
+        if tensor.type.dtype is not None and tensor.type.dtype.kind not in "fiubV":
+            raise Unsupported(f"tensor {name!r} is {tensor.type.name}, which JSON has no numbers for")
+    document = {"format": OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
+    return document, dict(checkpoint.tensors)
+
+
+def _ours(
+    checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor], maps: dict[str, Any], where: str
+) -> Checkpoint:
+    """The way back of `describe`."""
+    out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format, info=dict(checkpoint.info))
+    out.metadata = decode_keys(document.get("metadata"), where)
+    for name, tensor in tensors.items():
+        stated = maps[name].get("type")
+        kind = by_name(stated) if isinstance(stated, str) else tensor.type
+        out.add(tensor.astype(kind) if kind.is_plain() else tensor.astype(by_name("F32")))
+    return out
+
+
+_SCALARS: dict[str, Any] = {
+    "u8": np.uint8,
+    "i8": np.int8,
+    "u16": np.uint16,
+    "i16": np.int16,
+    "u32": np.uint32,
+    "i32": np.int32,
+    "u64": np.uint64,
+    "i64": np.int64,
+    "f32": np.float32,
+    "f64": np.float64,
+    "bool": np.bool_,
+}
+_NAMES = {np.dtype(t): name for name, t in _SCALARS.items()}
+
+
+def encode_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """GGUF keys as JSON: key -> [type, value]; arrays of numbers as [type, base64 of the little-endian bytes]."""
+    return {key: _encode(value) for key, value in metadata.items()}
+
+
+def _encode(value: Any) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        raw = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
+        return ["array " + _NAMES[value.dtype.newbyteorder("=")], base64.b64encode(raw).decode()]
+    if isinstance(value, np.generic):
+        if isinstance(value, np.floating) and not np.isfinite(value):
+            return [_NAMES[value.dtype], str(value)]
+        return [_NAMES[value.dtype], value.item()]
+    if isinstance(value, str):
+        return ["str", value]
+    if isinstance(value, bool):
+        return ["bool", value]
+    if isinstance(value, int | float):
+        return ["int" if isinstance(value, int) else "float", value]
+    items = list(value)
+    if all(isinstance(v, str) for v in items):
+        return ["strs", items]
+    return ["list", [_encode(v) for v in items]]
+
+
+def decode_keys(found: Any, where: str) -> dict[str, Any]:
+    """The way back of `encode_keys`; `BadFile` for anything else."""
+    if not isinstance(found, dict):
+        raise BadFile(f"{where}: metadata is no object; expected key -> [type, value]")
+    out = {}
+    for key, entry in found.items():
+        try:
+            out[key] = _decode(*entry)
+        except (TypeError, ValueError, KeyError, OverflowError):
+            raise BadFile(f"{where}: metadata.{key} is not [type, value] as this program writes it") from None
+    return out
+
+
+def _decode(kind: str, value: Any) -> Any:
+    if kind.startswith("array "):
+        dtype = np.dtype(_SCALARS[kind.removeprefix("array ")])
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype.newbyteorder("<")).astype(dtype)
+    if kind == "list":
+        return [_decode(*entry) for entry in value]
+    wanted = {"str": str, "strs": list, "int": int, "float": float, "bool": bool}.get(kind)
+    if wanted is not None:
+        if not isinstance(value, wanted) or (kind == "strs" and not all(isinstance(v, str) for v in value)):
+            raise ValueError
+        return value
+    if kind[0] in "ui" and (type(value) is not int):
+        raise ValueError
+    return _SCALARS[kind](value)
