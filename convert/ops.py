@@ -78,12 +78,12 @@ def _value(node: ast.expr, dims: Dims, text: str) -> int:
             return value
         case ast.Name(id=name):
             return dims.get(name, 0)
-        case ast.BinOp(left=left, op=op, right=right):
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _value(left, dims, text), _value(right, dims, text)
             if isinstance(op, ast.FloorDiv | ast.Mod) and b == 0:
                 return 0
             return int(_OPERATORS[type(op)](a, b))
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
             return int(_OPERATORS[type(op)](_value(left, dims, text), _value(right, dims, text)))
         case ast.BoolOp(op=ast.And(), values=values):
             return int(all(_value(v, dims, text) for v in values))

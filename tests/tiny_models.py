@@ -21,6 +21,8 @@ SMALL = {
 _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 256, "vocab_size": 96} | {
     k: SMALL[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")
 }
+_FALCON = SMALL | {"max_position_embeddings": 2048}
+_NO_GROUPS = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 _MOE = SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
@@ -93,14 +95,16 @@ MODELS: dict[str, Tiny] = {
     ),
     "bloom": Tiny("bloom", "bloom", {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
     "mpt": Tiny(
-        "mpt", "mpt", {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "no_bias": True}
+        "mpt",
+        "mpt",
+        {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "no_bias": True},
     ),
-    "falcon-7b": Tiny("falcon", "falcon", SMALL | {"multi_query": True, "new_decoder_architecture": False}),
-    "falcon-40b": Tiny("falcon", "falcon", SMALL | {"num_kv_heads": 2, "new_decoder_architecture": True}, "bfloat16"),
+    "falcon-7b": Tiny("falcon", "falcon", _FALCON | {"multi_query": True, "new_decoder_architecture": False}),
+    "falcon-40b": Tiny("falcon", "falcon", _FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True}, "bfloat16"),
     "falcon-rw": Tiny(
         "falcon",
         "falcon",
-        SMALL
+        _FALCON
         | {
             "multi_query": False,
             "new_decoder_architecture": False,
@@ -109,7 +113,9 @@ MODELS: dict[str, Tiny] = {
             "bias": True,
         },
     ),
-    "phi2": Tiny("phi", "phi2", SMALL | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "phi2": Tiny(
+        "phi", "phi2", SMALL | {"num_key_value_heads": 4, "intermediate_size": 256, "partial_rotary_factor": 0.5}
+    ),
     "phi3": Tiny("phi3", "phi3", SMALL, "bfloat16"),
     "phi3-long": Tiny(
         "phi3",
@@ -200,8 +206,8 @@ MODELS: dict[str, Tiny] = {
         SMALL | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
         "bfloat16",
     ),
-    "bert": Tiny("bert", "bert", SMALL | {"type_vocab_size": 2}, task="Model"),
-    "bert-mlm": Tiny("bert", "bert", SMALL | {"type_vocab_size": 2}, task="MaskedLM"),
+    "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
+    "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
 }
 
 

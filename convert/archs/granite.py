@@ -14,11 +14,13 @@ from llmconv.convert.ops import Dims, Split
 _at = "{p}layers.{i}."
 _dense = [r.gguf[0] for r in gated_mlp()]
 _of_experts = ["expert_count", "expert_used_count", "attention.sliding_window"]
+_head_dim = [k.gguf for k in HEAD_DIM]
+_expert_rows = [r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]]
 
 SMOLLM3 = LLAMA.variant(
     "smollm3",
     HfName("SmolLM3ForCausalLM", "smollm3"),
-    drop=[*_of_experts, *[r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]]],
+    drop=[*_of_experts, *_head_dim, *_expert_rows],
     keys=keys("rope.freq_base  f32  rope_theta  2000000"),
     tied=True,
     decoder={"rope": "pairs", "rope_layers": "3 of 4"},
@@ -27,7 +29,7 @@ SMOLLM3 = LLAMA.variant(
 GRANITE = LLAMA.variant(
     "granite",
     HfName("GraniteForCausalLM", "granite"),
-    drop=[*_of_experts, *[k.gguf for k in HEAD_DIM], *[r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0]]],
+    drop=[*_of_experts, *_head_dim, *_expert_rows],
     keys=keys("""
         attention.scale     f32   attention_multiplier
         embedding_scale     f32   embedding_multiplier

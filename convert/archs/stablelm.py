@@ -16,8 +16,7 @@ from llmconv.convert.archs.qwen import experts
 from llmconv.convert.ops import Dims, Stack
 
 _at = "{p}layers.{i}."
-_layer_eps = "attention.layer_norm_rms_epsilon"
-_common = tuple(k for k in COMMON if k.gguf != _layer_eps)
+_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
 _head = EMBEDDINGS[2]
 _layer_norms = (
     EMBEDDINGS[0],
@@ -121,7 +120,7 @@ def _olmo2_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -
 OLMO2 = Architecture(
     "olmo2",
     (HfName("Olmo2ForCausalLM", "olmo2"), HfName("Olmo3ForCausalLM", "olmo3")),
-    keys=COMMON,
+    keys=(*COMMON, *keys("rope.freq_base_swa  f32  rope_local_base_freq")),
     rows=(
         *EMBEDDINGS,
         *attention(),
@@ -166,6 +165,7 @@ NEMOTRON = Architecture(
         *_common,
         *keys("""
             attention.layer_norm_epsilon    f32   norm_eps|layer_norm_eps   1e-5
+            attention.layer_norm_rms_epsilon  f32   norm_eps|rms_norm_eps     1e-5
             vocab_size                      u32   vocab_size
             attention.key_length            u32   head_dim
             attention.value_length          u32   head_dim

@@ -1,0 +1,152 @@
+"""Our GGUF against the one that llama.cpp's own converter makes of the same tiny model: tensors and keys.
+
+llama.cpp's Python files come from the folder that LLMCONV_LLAMA_CPP names (a checkout, or `vendor/llama.cpp` of the
+llama-cpp-python source distribution).  Its converter runs in a process of its own, without vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from llmconv import formats
+from llmconv.convert import hf
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.peer
+
+# What the reference has no converter for.
+OURS_ALONE = {"gptj", "opt", "opt-projected"}
+# What the reference refuses or gets wrong, and how: "error" or "bytes".
+REFUSED = {
+    "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
+    "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
+    "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
+    "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
+}
+# What published config.json files say and transformers 5 no longer writes; the reference reads nothing else.
+PATCHES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_ctx": 128},
+    "gpt2-untied-bf16": {"n_ctx": 128},
+    "gpt-neox": {"rotary_pct": 0.25},
+    "gpt-neox-serial-f16": {"rotary_pct": 1.0},
+    "cohere2": {"rotary_pct": 1.0},
+    "mpt": {"architectures": ["MPTForCausalLM"]},
+    "falcon-7b": {"num_kv_heads": 1},
+}
+
+# Keys that only we write, by architecture; docs/architectures.md says why.
+EXTRA_KEYS: dict[str, set[str]] = {
+    "llama": {"attention.sliding_window", "attention.key_length", "attention.value_length"},
+    "gptneox": {"rope.freq_base"},
+    "falcon": {"rope.freq_base"},
+    "phi2": {"rope.freq_base"},
+    "stablelm": {"rope.freq_base"},
+    "starcoder2": {"attention.sliding_window"},
+    "bert": {"token_type_count"},
+}
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+import torch
+import conversion
+from conversion import ModelBase, TextModel, get_model_architecture, get_model_class, ModelType, load_all_models
+import gguf
+load_all_models()
+def every(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from every(sub)
+for cls in [TextModel, *every(TextModel)]:
+    if "set_vocab" in cls.__dict__:
+        cls.set_vocab = lambda self: None
+kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
+         "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
+result = {}
+load = ModelBase.load_hparams
+for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
+    try:
+        with torch.inference_mode():
+            ModelBase.load_hparams = staticmethod(lambda *args, **more: load(*args, **more) | patch)
+            hparams = ModelBase.load_hparams(Path(folder), False)
+            cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+            cls(Path(folder), kinds[dtype], Path(out)).write()
+        result[name] = None
+    except Exception as error:
+        result[name] = f"{type(error).__name__}: {error}"
+print("RESULT " + json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every tiny model, converted by the reference: name -> (folder, GGUF, error)."""
+    home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
+    if not (home / "conversion" / "base.py").is_file():
+        pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's conversion/")
+    root = tmp_path_factory.mktemp("peer")
+    jobs = []
+    for name, tiny in tiny_models.MODELS.items():
+        if name in OURS_ALONE:
+            continue
+        tiny_models.build(name, root / name)
+        if tiny.gguf == "gemma3":  # the reference cuts the embedding to this vocabulary
+            words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
+            (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
+        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
+    path = os.pathsep.join([str(home / "gguf-py"), str(home)])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=600,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stderr[-3000:]
+    errors = json.loads(lines[-1].removeprefix("RESULT "))
+    return {name: (Path(folder), Path(out), errors[name]) for name, folder, out, *_ in jobs}
+
+
+@pytest.mark.parametrize("name", [n for n in tiny_models.MODELS if n not in OURS_ALONE])
+def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
+    folder, gguf, error = reference[name]
+    kind, _why = REFUSED.get(name, ("", ""))
+    assert bool(error) == (kind == "error"), error
+    if error:
+        return
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    ours, theirs = hf.to_gguf(formats.open(folder)), formats.open(gguf)
+    assert sorted(ours.tensors) == sorted(theirs.tensors)
+    for key, their in theirs.tensors.items():
+        our = ours.tensors[key]
+        assert (our.shape, our.type.name) == (their.shape, their.type.name), key
+    different = [
+        k for k, their in theirs.tensors.items() if not np.array_equal(ours.tensors[k].blocks(), their.blocks())
+    ]
+    assert bool(different) == (kind == "bytes"), different
+    if name == "starcoder-heads-apart":
+        return  # nor are the keys of its mistake ours
+    arch = ours.metadata["general.architecture"]
+    assert arch == theirs.metadata["general.architecture"]
+    mine = {k.removeprefix(arch + "."): v for k, v in ours.metadata.items() if k.startswith(arch + ".")}
+    peer = {k.removeprefix(arch + "."): v for k, v in theirs.metadata.items() if k.startswith(arch + ".")}
+    extra = EXTRA_KEYS.get(arch, set())
+    assert set(mine) ^ set(peer) <= extra, set(mine) ^ set(peer)
+    for key, value in peer.items():
+        assert type(mine[key]) is type(value), key
+        assert np.array_equal(np.asarray(mine[key]), np.asarray(value)), (key, mine[key], value)
+    assert ours.metadata["general.file_type"] == theirs.metadata.get(
+        "general.file_type", ours.metadata["general.file_type"]
+    )
