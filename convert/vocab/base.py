@@ -68,6 +68,7 @@ _MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _TOKENS, _SCORES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
 _MERGES, _CHAT = "tokenizer.ggml.merges", "tokenizer.chat_template"
 HF_JSON = "tokenizer.huggingface.json"
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 WHOLE, CUT = "llmconv.hf.file.", "llmconv.hf.cut."
 """Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
 

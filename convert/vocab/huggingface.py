@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmconv.convert.vocab import bpe, pre
-from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.base import BPE, CHARSMAP, SPM, UNIGRAM, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.spm import SPACE
 from llmconv.errors import BadFile
 
@@ -196,7 +196,14 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
                 data = base64.b64decode(step["precompiled_charsmap"], validate=True)
             except binascii.Error:
                 raise BadFile("tokenizer.json: precompiled_charsmap: is not valid base64") from None
-            vocab.extra["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(data, np.uint8)
+            vocab.extra[CHARSMAP] = np.frombuffer(data, np.uint8)
+    plain = {"Precompiled", "Replace", "Strip", "Prepend"}
+    if other := [t for s in parts(tokenizer.get("normalizer")) if (t := s.get("type")) not in plain]:
+        vocab.json = folder.files["tokenizer.json"].decode("utf-8")
+        vocab.notes.append(
+            f"the text is normalised by {', '.join(map(str, other))}, which GGUF has no key for: llama.cpp will split "
+            "unusual characters otherwise; the whole tokenizer.json is kept in the GGUF"
+        )
     merged |= any(s.get("type") == "WhitespaceSplit" for s in parts(tokenizer.get("pre_tokenizer")))
     vocab.flags |= {"space_prefix": _space_prefix(tokenizer), "remove_extra_whitespaces": merged}
     return vocab

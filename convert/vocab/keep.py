@@ -8,6 +8,7 @@ A whole tokenizer.json goes where the specification wants it: `tokenizer.hugging
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,14 +87,14 @@ def _vocab_txt_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
 
 def _model_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
     model = proto.parse(data)
-    return {"n": len(model.pieces), "rest": model.rest.hex()}
+    return {"n": len(model.pieces), "rest": base64.b64encode(model.rest).decode()}
 
 
 def _model_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
     n = cut["n"]
     scores = [] if vocab.scores is None else vocab.scores[:n].tolist()
     types = [TokenType.NORMAL] * n if vocab.types is None else vocab.types[:n].tolist()
-    return proto.serialise(zip(vocab.tokens[:n], scores, types, strict=True), bytes.fromhex(cut["rest"]))
+    return proto.serialise(zip(vocab.tokens[:n], scores, types, strict=True), base64.b64decode(cut["rest"]))
 
 
 # File -> (what is left of it, the file again: bytes, or a value to be printed as JSON).
@@ -109,6 +110,8 @@ _FILES: dict[str, tuple[Callable[[Vocab, bytes], dict[str, Any]], Callable[[Voca
 
 
 def _fill(name: str, vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
+    if cut.get("whole") and vocab.json is not None:
+        return vocab.json.encode()
     made = _FILES[name][1](vocab, cut)
     return made if isinstance(made, bytes) else _STYLES[cut["style"]](made) + cut["end"].encode()
 
@@ -133,6 +136,9 @@ def keep(vocab: Vocab) -> dict[str, Any]:
     """GGUF keys that hold the folder's own tokenizer files."""
     out: dict[str, Any] = {}
     for name, data in vocab.files.items():
+        if name == "tokenizer.json" and vocab.json is not None:
+            out[CUT + name] = '{"whole":true}'  # it is in the GGUF anyway
+            continue
         left = _cut(name, vocab, data) if name in _FILES else None
         if left is not None:
             out[CUT + name] = orjson.dumps(left).decode()
@@ -159,5 +165,3 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
                 vocab.files[name] = _fill(name, vocab, orjson.loads(value))
             except (LookupError, TypeError, ValueError, AttributeError, MemoryError):
                 raise BadFile(f"{key}: is damaged: the file that it stands for can't be rebuilt") from None
-    if vocab.json is not None and vocab.files:
-        vocab.files["tokenizer.json"] = vocab.json.encode()

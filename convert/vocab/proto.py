@@ -158,10 +158,12 @@ def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
     return b"".join(out) + rest
 
 
-def spec(ids: Sequence[int], byte_fallback: bool, add_dummy_prefix: bool) -> bytes:
-    """A minimal TrainerSpec and NormalizerSpec for a BPE model that is rebuilt from GGUF (identity normalizer).
+def spec(
+    ids: Sequence[int], *, byte_fallback: bool, add_dummy_prefix: bool, remove_extra_whitespaces: bool, charsmap: bytes
+) -> bytes:
+    """TrainerSpec and NormalizerSpec of a BPE model that is rebuilt from GGUF.
 
-    ids: of unk, bos, eos and pad, -1 for none.
+    ids: of unk, bos, eos and pad, -1 for none.   charsmap: sentencepiece's compiled map of characters, b"" for none.
     """
 
     def number(field: int, value: int) -> bytes:
@@ -169,5 +171,6 @@ def spec(ids: Sequence[int], byte_fallback: bool, add_dummy_prefix: bool) -> byt
 
     trainer = number(3, BPE_MODEL) + number(35, byte_fallback)
     trainer += b"".join(number(40 + i, id) for i, id in enumerate(ids))
-    normalizer = _block(1, b"identity") + number(3, add_dummy_prefix) + number(4, 0) + number(5, 1)
+    normalizer = _block(1, b"nmt_nfkc" if charsmap else b"identity") + (_block(2, charsmap) if charsmap else b"")
+    normalizer += number(3, add_dummy_prefix) + number(4, remove_extra_whitespaces) + number(5, 1)
     return _block(2, trainer) + _block(3, normalizer)

@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 
 from llmconv.convert.vocab import pre, proto, wordpiece
-from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab, library
+from llmconv.convert.vocab.base import BPE, CHARSMAP, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab, library
 from llmconv.convert.vocab.spm import SPACE
-from llmconv.errors import Unsupported
+from llmconv.errors import BadFile, Unsupported
 
 __all__ = ["splits_as_words", "to_files", "to_json", "to_tokenizers"]
 
@@ -40,6 +40,20 @@ def _added(vocab: Vocab) -> list[dict[str, Any]]:
         for id, type in enumerate(_types(vocab))
         if type in _ADDED and vocab.tokens[id]
     ]
+
+
+def _n_core(vocab: Vocab) -> int:
+    """How many ids, from 0 up, the model itself must have; the added tokens behind them follow without a gap.
+
+    The library numbers added tokens that its model doesn't have by itself, one after another.
+    """
+    types = _types(vocab)
+    n = len(types)
+    while n and types[n - 1] == TokenType.UNUSED:
+        n -= 1
+    while n and types[n - 1] in _ADDED:
+        n -= 1
+    return n
 
 
 def _sequence(key: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -89,7 +103,6 @@ def _bpe(vocab: Vocab) -> dict[str, Any]:
         )
     if vocab.merges is None:
         raise Unsupported("tokenizer.ggml.merges: is missing, expected the merges of a BPE tokenizer")
-    extra = {id for id, type in enumerate(_types(vocab)) if type != TokenType.NORMAL}
     return {
         "normalizer": {"type": "NFC"} if row.nfc else None,
         "pre_tokenizer": pre.to_json(row),
@@ -103,7 +116,7 @@ def _bpe(vocab: Vocab) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": row.ignore_merges,
-            "vocab": {token: id for id, token in enumerate(vocab.tokens) if id not in extra},
+            "vocab": {token: id for id, token in enumerate(vocab.tokens[: _n_core(vocab)])},
             "merges": _whole_merges(vocab),
         },
     }
@@ -131,13 +144,28 @@ def score_merges(vocab: Vocab) -> list[list[str]]:
     return [[token[:cut], token[cut:]] for *_, token, cut in found]
 
 
+def _charsmap(vocab: Vocab) -> bytes:
+    array = vocab.extra.get(CHARSMAP)
+    return b"" if array is None else np.asarray(array).astype(np.uint8).tobytes()
+
+
+def normalizers(vocab: Vocab) -> list[dict[str, Any]]:
+    """sentencepiece's normalisation: its map of characters, then superfluous spaces away."""
+    steps: list[dict[str, Any]] = []
+    if charsmap := _charsmap(vocab):
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    if vocab.flag("remove_extra_whitespaces"):
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    return steps
+
+
 def _spm(vocab: Vocab) -> dict[str, Any]:
     prefix = vocab.flag("space_prefix")
-    steps = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    steps = normalizers(vocab) + ([{"type": "Prepend", "prepend": SPACE}] if prefix else [])
     decode: list[dict[str, Any]] = [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if prefix:
         decode.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unused = {id for id, type in enumerate(_types(vocab)) if type == TokenType.UNUSED}
     unk = vocab.special.get("unk")
     return {
         "normalizer": _sequence("normalizers", [*steps, _replace(" ", SPACE)]),
@@ -152,7 +180,7 @@ def _spm(vocab: Vocab) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": TokenType.BYTE in _types(vocab),
             "ignore_merges": False,
-            "vocab": {token: id for id, token in enumerate(vocab.tokens) if id not in unused},
+            "vocab": {token: id for id, token in enumerate(vocab.tokens[: _n_core(vocab)])},
             "merges": score_merges(vocab),
         },
     }
@@ -176,7 +204,7 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
             "unk_token": "[UNK]" if unk is None else vocab.tokens[unk],
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
-            "vocab": {token: id for id, token in enumerate(wordpiece.plain(vocab))},
+            "vocab": {token: id for id, token in enumerate(wordpiece.plain(vocab)[: _n_core(vocab)])},
         },
     }
 
@@ -184,19 +212,11 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
 def _unigram(vocab: Vocab) -> dict[str, Any]:
     types = _types(vocab)
     scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
-    charsmap = vocab.extra.get("tokenizer.ggml.precompiled_charsmap")
-    prefix, merge = vocab.flag("space_prefix"), vocab.flag("remove_extra_whitespaces")
-    steps: list[dict[str, Any]] = []
-    if charsmap is not None and len(charsmap):
-        data = np.asarray(charsmap).astype(np.uint8).tobytes()
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()})
-    if merge:
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
-        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    prefix = vocab.flag("space_prefix")
     scheme = "always" if prefix else "never"
     space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
     return {
-        "normalizer": _sequence("normalizers", steps),
+        "normalizer": _sequence("normalizers", normalizers(vocab)),
         "pre_tokenizer": space,
         "decoder": space,
         "model": {
@@ -241,10 +261,19 @@ _MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS
 
 
 def to_json(vocab: Vocab) -> dict[str, Any]:
-    """The tokenizer.json document of a vocabulary; `Unsupported` for kinds that the format can't say."""
-    if vocab.json is not None:
-        document: dict[str, Any] = orjson.loads(vocab.json)
-        return document
+    """The tokenizer.json document of a vocabulary, its folder's own if known.
+
+    `Unsupported` for kinds that the format can't say.
+    """
+    own = vocab.json.encode() if vocab.json is not None else vocab.files.get("tokenizer.json")
+    if own is not None:
+        try:
+            document = orjson.loads(own)
+        except orjson.JSONDecodeError as error:
+            raise BadFile(f"tokenizer.json: is not valid JSON ({error})") from None
+        if isinstance(document, dict):
+            return document
+        raise BadFile("tokenizer.json: expected an object")
     make = _MAKERS.get(vocab.model)
     if make is None:
         raise Unsupported(f"tokenizer.ggml.model: no tokenizer.json can say what {vocab.model!r} does")
@@ -262,16 +291,31 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
     }
 
 
-def to_tokenizers(vocab: Vocab) -> Any:
-    """A `tokenizers.Tokenizer`: the folder's own tokenizer.json if known, else one rebuilt."""
+def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
+    """A `tokenizers.Tokenizer`: of `document`, else the folder's own tokenizer.json if known, else one rebuilt."""
     tokenizers = library("tokenizers")
-    text = vocab.json or (vocab.files["tokenizer.json"].decode() if "tokenizer.json" in vocab.files else None)
+    text = orjson.dumps(to_json(vocab) if document is None else document)
     try:
-        return tokenizers.Tokenizer.from_str(text or orjson.dumps(to_json(vocab)).decode())
-    except Unsupported:
-        raise
+        return tokenizers.Tokenizer.from_str(text.decode())
     except Exception as error:  # the library raises no narrower class
         raise Unsupported(f"the tokenizers library refuses this vocabulary: {error}") from None
+
+
+def without_special_pieces(vocab: Vocab) -> dict[str, Any]:
+    """A Unigram's document in which no text can become a control token.
+
+    The library's Unigram matches every piece of its list, "</s>" too; here those begin with a character that its
+    added tokens would have to contain, so that nothing matches them.
+    """
+    document = to_json(vocab)
+    model = dict(document["model"])
+    types = _types(vocab)
+    model["vocab"] = [
+        ["\0" + piece if types[id] in (TokenType.CONTROL, TokenType.UNKNOWN) else piece, score]
+        for id, (piece, score) in enumerate(model["vocab"])
+    ]
+    added = [a for a in document.get("added_tokens") or [] if not a.get("special")]
+    return {**document, "model": model, "added_tokens": added, "post_processor": None}
 
 
 def to_files(vocab: Vocab) -> dict[str, bytes]:
@@ -297,6 +341,12 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
     if vocab.model == SPM:
         scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
         ids = [vocab.special.get(role, -1) for role in ("unk", "bos", "eos", "pad")]
-        rest = proto.spec(ids, TokenType.BYTE in _types(vocab), vocab.flag("space_prefix"))
+        rest = proto.spec(
+            ids,
+            byte_fallback=TokenType.BYTE in _types(vocab),
+            add_dummy_prefix=vocab.flag("space_prefix"),
+            remove_extra_whitespaces=vocab.flag("remove_extra_whitespaces"),
+            charsmap=_charsmap(vocab),
+        )
         out["tokenizer.model"] = proto.serialise(zip(vocab.tokens, scores, _types(vocab), strict=True), rest)
     return out

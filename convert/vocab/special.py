@@ -88,10 +88,10 @@ def fill(vocab: Vocab, folder: Folder) -> None:
         if isinstance(stated := settings.get(f"add_{name}_token"), bool):
             flags.setdefault(name, stated)
     if isinstance(prefix := settings.get("add_prefix_space"), bool) and vocab.model != BPE:
-        flags.setdefault("space_prefix", prefix)
+        vocab.flags.setdefault("space_prefix", prefix)
     if vocab.model == WORDPIECE:
         flags = {k: v for k, v in flags.items() if k not in ("bos", "eos", "sep")}  # always [CLS] text [SEP]
-    vocab.flags = {**flags, **vocab.flags}
+    vocab.flags |= flags
 
     n = folder.size(len(vocab))
     texts: dict[str, int] | None = None

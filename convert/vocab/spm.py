@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmconv.convert.vocab import proto
-from llmconv.convert.vocab.base import SPM, UNIGRAM, TokenType, Vocab
+from llmconv.convert.vocab.base import CHARSMAP, SPM, UNIGRAM, TokenType, Vocab
 
 if TYPE_CHECKING:
     from llmconv.convert.vocab.sources import Folder
@@ -32,6 +32,12 @@ def read(folder: Folder, name: str) -> Vocab:
 
     model = proto.parse(folder.files[name])
     texts, scores, types = (list(column) for column in zip(*model.pieces, strict=True))
+    for id, (text, type) in enumerate(zip(texts, types, strict=True)):
+        if type == TokenType.USER_DEFINED and SPACE in text:
+            # Such a symbol is matched in the text itself, before a space becomes "▁"; and where a space is put before
+            # what follows a matched token, matching it would change the rest, but merging to it doesn't.
+            texts[id] = text if model.add_dummy_prefix else text.replace(SPACE, " ")
+            types[id] = TokenType.NORMAL if model.add_dummy_prefix else type
     added = folder.added(tokenizer_json=False)
     for id, token in folder.added().items():
         # tokenizer.json repeats <unk>, <s> and </s>: what the model says of them is enough.
@@ -46,19 +52,17 @@ def read(folder: Folder, name: str) -> Vocab:
         if 0 <= id < len(tokens):
             vocab.special[role] = id
     if vocab.model == UNIGRAM:
-        vocab.flags |= {
-            "space_prefix": model.add_dummy_prefix,
-            "remove_extra_whitespaces": model.remove_extra_whitespaces,
-        }
-        if model.charsmap:
-            vocab.extra["tokenizer.ggml.precompiled_charsmap"] = np.frombuffer(model.charsmap, np.uint8)
-    else:
-        if not model.add_dummy_prefix:
-            vocab.flags["space_prefix"] = False
-        if model.charsmap:
+        vocab.flags["space_prefix"] = model.add_dummy_prefix
+    elif not model.add_dummy_prefix:
+        vocab.flags["space_prefix"] = False
+    if vocab.model == UNIGRAM or model.remove_extra_whitespaces:
+        vocab.flags["remove_extra_whitespaces"] = model.remove_extra_whitespaces
+    if model.charsmap:
+        vocab.extra[CHARSMAP] = np.frombuffer(model.charsmap, np.uint8)
+        if vocab.model == SPM:
             vocab.notes.append(
-                f"{name} normalises characters before splitting, which GGUF's 'llama' tokenizer doesn't: "
-                "texts with unusual characters may get other ids there"
+                f"{name} normalises characters before splitting, which llama.cpp doesn't do for its kind: texts with "
+                "unusual characters may get other ids there"
             )
     if folder.pre:
         vocab.pre = folder.pre

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmconv.convert.vocab import bpe, words
 from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.rebuild import normalizers, to_tokenizers, without_special_pieces
 from llmconv.convert.vocab.spm import SPACE, ScoreMerger
 from llmconv.errors import Unsupported, UsageError
 
@@ -130,15 +131,20 @@ class LibraryTokenizer(Tokenizer):
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
         self._library: Any = vocab.to_tokenizers()
-        self._library.no_truncation()
-        self._library.no_padding()
+        self._plain = self._library
+        if vocab.model == UNIGRAM:
+            self._plain = to_tokenizers(vocab, without_special_pieces(vocab))
+        for library in (self._library, self._plain):
+            library.no_truncation()
+            library.no_padding()
         self._strips_space = vocab.model in (WORDPIECE, WORDS) or (
             vocab.model == UNIGRAM and (vocab.flag("space_prefix") or vocab.flag("remove_extra_whitespaces"))
         )
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        self._library.encode_special_tokens = not parse_special
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        library = self._library if parse_special else self._plain
+        library.encode_special_tokens = not parse_special
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
     def _bytes(self, id: int) -> bytes:
@@ -150,13 +156,24 @@ class LibraryTokenizer(Tokenizer):
         return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
 
 
+def _only_normalizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """A tokenizer.json that does nothing but normalise."""
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    return {"version": "1.0", "normalizer": {"type": "Sequence", "normalizers": steps}, "model": model}
+
+
 class SentencePieceTokenizer(Tokenizer):
-    """sentencepiece's BPE by scores, exactly as llama.cpp does it; no library needed."""
+    """sentencepiece's BPE by scores, exactly as llama.cpp does it; no library needed (but to normalise text)."""
+
+    _normalizer: Any = None
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
         self._strips_space = vocab.flag("space_prefix")
         self._merger = ScoreMerger(vocab)
+        steps = normalizers(vocab)
+        if steps:  # llama.cpp doesn't; sentencepiece and the model's training do
+            self._normalizer = to_tokenizers(vocab, _only_normalizing(steps)).normalizer
 
     @cached_property
     def _special(self) -> list[tuple[str, int, bool]]:
@@ -170,6 +187,8 @@ class SentencePieceTokenizer(Tokenizer):
         return sorted(found, key=lambda s: -len(s[0].encode("utf-8", "surrogatepass")))
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
+        if self._normalizer is not None and text:
+            text = self._normalizer.normalize_str(text)
         fragments: list[str | int] = [text] if text else []
         for token, id, control in self._special:
             if token not in text or (control and not parse_special):

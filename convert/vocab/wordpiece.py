@@ -20,14 +20,10 @@ _SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mas
 
 def build(folder: Folder, tokens: list[str], types: Any, prefix: str = "##") -> Vocab:
     """A WordPiece vocabulary from BERT's own spelling of the tokens."""
-    from llmconv.convert.vocab.sources import special_looking
+    from llmconv.convert.vocab.bpe import add
 
     added = folder.added()
-    for id, token in added.items():
-        if id >= len(tokens):
-            raise BadFile(f"added token {token.content!r} has id {id}, expected one of the {len(tokens)} tokens")
-        control = token.special or special_looking(token.content)
-        tokens[id], types[id] = token.content, TokenType.CONTROL if control else TokenType.USER_DEFINED
+    tokens, types = add(tokens, types, added.values(), folder.size(len(tokens)))
     special = {}
     texts = {t: i for i, t in enumerate(tokens)}
     for role, text in _SPECIAL.items():
