@@ -198,6 +198,8 @@ def save(
         names = [WEIGHTS] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
         parts = [_Part(path / name, group, metadata) for name, group in zip(names, groups, strict=True)]
         index = _index(checkpoint, parts) if len(parts) > 1 else b""
+        for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:
+            raise UsageError(f"side file {clash.name!r} is a name of the weights; leave it out or rename it")
     lone = path.name.endswith(".safetensors")
     sizes = {file: len(raw) for file, raw in files.items()} | {part.path: part.size for part in parts}
     if index:

@@ -64,7 +64,12 @@ def read_json(raw: bytes, path: Path) -> dict[str, Any]:
         raise BadFile(f"{at(path)}: nests too deep or holds an endless number; the file is damaged") from None
     if not isinstance(found, dict):
         raise BadFile(f"{at(path)}: is a JSON {type(found).__name__}, expected an object; the file is damaged")
-    return found
+    level: list[Any] = [found]
+    for _ in range(limits.JSON_DEPTH):
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x) if isinstance(v, dict | list)]
+        if not level:
+            return found
+    raise BadFile(f"{at(path)}: nests too deep, expected at most {limits.JSON_DEPTH} levels; the file is damaged")
 
 
 def read_tensors(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
