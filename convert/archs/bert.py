@@ -48,7 +48,7 @@ BERT = Architecture(
     kept=(r"(bert\.)?pooler\.dense\.(weight|bias)", r"cls\..*", r"classifier\.(weight|bias)"),
     tied=True,
     finish=_finish,
-    decoder={"norm": "layer", "mlp": "gelu", "positions": "learned", "causal": False},
+    decoder={"positions": "learned", "causal": False, "activation": "gelu"},
 )
 
 ARCHITECTURES = (BERT,)

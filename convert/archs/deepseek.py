@@ -132,7 +132,7 @@ DEEPSEEK2 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"norm": "rms", "mlp": "experts", "rope": "pairs", "attention": "latent"},
+    decoder={"rope": "pairs"},
 )
 
 ARCHITECTURES = (DEEPSEEK2,)

@@ -36,7 +36,7 @@ GEMMA = Architecture(
     ),
     rows=(*shifted((*EMBEDDINGS, *NORMS)), *attention(), *gated_mlp()),
     tied=True,
-    decoder={"norm": "rms", "mlp": "geglu", "rope": "halves", "embedding_scale": "sqrt"},
+    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_fixed": True},
 )
 
 _four_norms = shifted(
@@ -57,7 +57,7 @@ GEMMA2 = GEMMA.variant(
         attention.sliding_window          u32   sliding_window              4096
     """),
     rows=_four_norms,
-    decoder={"post_norms": True},
+    decoder={"window_pattern": 2, "scale_by_model": 46},
 )
 
 GEMMA3 = GEMMA.variant(
@@ -75,7 +75,7 @@ GEMMA3 = GEMMA.variant(
     """),
     rows=(*_four_norms, *shifted(QK_NORMS)),
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
-    decoder={"post_norms": True, "qk_norm": "rms"},
+    decoder={"window_pattern": 6, "window_rope_base": 10000.0, "window_rope_scaled": False, "scale_by_model": 62},
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

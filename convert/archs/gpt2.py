@@ -60,7 +60,7 @@ GPT2 = Architecture(
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
-    decoder={"norm": "layer", "mlp": "gelu", "positions": "learned"},
+    decoder={"positions": "learned", "activation": "gelu_tanh"},
 )
 
 
@@ -118,7 +118,7 @@ GPTJ = Architecture(
     ),
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias", r".*\.attn\.embed_positions"),
-    decoder={"norm": "layer", "mlp": "gelu", "rope": "pairs", "parallel": True},
+    decoder={"rope": "pairs", "parallel": True, "activation": "gelu_tanh"},
 )
 
 _opt = "{p}layers.{i}."
@@ -171,7 +171,7 @@ OPT = Architecture(
     tied=True,
     finish=_opt_finish,
     rebuild=_opt_rebuild,
-    decoder={"norm": "layer", "mlp": "relu", "positions": "learned"},
+    decoder={"positions": "learned", "position_offset": 2, "activation": "relu"},
 )
 
 ARCHITECTURES = (GPT2, STARCODER, GPTJ, OPT)

@@ -59,7 +59,7 @@ GPT_OSS = Architecture(
         ),
         row("blk.{i}.ffn_down_exps.bias", _experts + "down_proj_bias", "n_expert, n_embd"),
     ),
-    decoder={"norm": "rms", "mlp": "experts", "rope": "halves", "sinks": True, "window_layers": "1 of 2"},
+    decoder={"window_pattern": 2, "activation": "swiglu_oai", "gating": "softmax_weight", "yarn_truncate": False},
 )
 
 ARCHITECTURES = (GPT_OSS,)

@@ -23,7 +23,7 @@ SMOLLM3 = LLAMA.variant(
     drop=[*_of_experts, *_head_dim, *_expert_rows],
     keys=keys("rope.freq_base  f32  rope_theta  2000000"),
     tied=True,
-    decoder={"rope": "pairs", "rope_layers": "3 of 4"},
+    decoder={"no_rope_every": 4},
 )
 
 GRANITE = LLAMA.variant(
@@ -36,7 +36,7 @@ GRANITE = LLAMA.variant(
         residual_scale      f32   residual_multiplier
         logit_scale         f32   logits_scaling
     """),
-    decoder={"multipliers": True},
+    decoder={"logit_scale_divides": True},
 )
 
 _experts = _at + "block_sparse_moe."
@@ -71,7 +71,7 @@ GRANITE_MOE = GRANITE.variant(
         ),
     ),
     drop=_dense,
-    decoder={"mlp": "experts", "experts": "softmax"},
+    decoder={"normalize_experts": True},
 )
 
 
@@ -105,7 +105,7 @@ COMMAND_R = Architecture(
     ),
     tied=True,
     finish=_no_scaling,
-    decoder={"norm": "layer", "mlp": "swiglu", "rope": "pairs", "parallel": True},
+    decoder={"rope": "pairs", "parallel": True},
 )
 
 
@@ -124,7 +124,7 @@ COHERE2 = COMMAND_R.variant(
     """),
     drop=["blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight"],
     finish=_cohere2_finish,
-    decoder={"window_layers": "3 of 4"},
+    decoder={"window_pattern": 4, "rope_layers": "windowed"},
 )
 
 ARCHITECTURES = (SMOLLM3, GRANITE, GRANITE_MOE, COMMAND_R, COHERE2)

@@ -50,7 +50,7 @@ INTERNLM2 = Architecture(
         row("blk.{i}.ffn_up.weight", _at + "feed_forward.w3.weight", "n_ff, n_embd"),
         row("blk.{i}.ffn_down.weight", _at + "feed_forward.w2.weight", "n_embd, n_ff"),
     ),
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "pairs"},
+    decoder={"rope": "pairs"},
 )
 
 BAICHUAN = Architecture(
@@ -74,7 +74,7 @@ BAICHUAN = Architecture(
         *gated_mlp(),
     ),
     constants={"tensor_data_layout": "Meta AI original pth"},
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "pairs"},
+    decoder={"rope": "pairs", "alibi_at": 40},
 )
 
 ARCHITECTURES = (INTERNLM2, BAICHUAN)

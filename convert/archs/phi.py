@@ -45,7 +45,7 @@ PHI2 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"norm": "layer", "mlp": "gelu", "rope": "halves", "parallel": True},
+    decoder={"parallel": True, "activation": "gelu_tanh"},
 )
 
 
@@ -117,7 +117,7 @@ PHI3 = Architecture(
     made=(_factors("long"), _factors("short")),
     finish=_phi3_finish,
     rebuild=_phi3_rebuild,
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "halves"},
+    decoder={"window_pattern": 0},
 )
 
 ARCHITECTURES = (PHI2, PHI3)

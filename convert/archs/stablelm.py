@@ -59,7 +59,6 @@ STABLELM = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"norm": "layer", "mlp": "swiglu", "rope": "halves", "parallel": "use_parallel_residual"},
 )
 
 STARCODER2 = Architecture(
@@ -80,7 +79,7 @@ STARCODER2 = Architecture(
         *linear("blk.{i}.ffn_down", _at + "mlp.c_proj", "n_embd", "n_ff", bias="use_bias"),
     ),
     tied=True,
-    decoder={"norm": "layer", "mlp": "gelu", "rope": "halves"},
+    decoder={"activation": "gelu_tanh", "window_pattern": 0},
 )
 
 OLMO = Architecture(
@@ -94,7 +93,7 @@ OLMO = Architecture(
         """),
     ),
     rows=(EMBEDDINGS[0], _head, *attention(permuted=True), *gated_mlp()),
-    decoder={"norm": "layer-plain", "mlp": "swiglu", "rope": "pairs"},
+    decoder={"rope": "pairs", "weightless": True},
 )
 
 
@@ -132,7 +131,7 @@ OLMO2 = Architecture(
     ),
     finish=_olmo2_finish,
     rebuild=_olmo2_rebuild,
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "halves", "pre_norms": False, "post_norms": True},
+    decoder={"window_pattern": 4, "window_rope_scaled": False},
 )
 
 OLMOE = Architecture(
@@ -147,7 +146,6 @@ OLMOE = Architecture(
         row("blk.{i}.attn_k_norm.weight", _at + "self_attn.k_norm.weight", "n_head_kv * head_dim"),
         *experts(),
     ),
-    decoder={"norm": "rms", "mlp": "experts", "experts": "softmax", "rope": "halves", "qk_norm": "rms"},
 )
 
 _nemotron_finish, _nemotron_rebuild = partial_rotary("partial_rotary_factor|rope_percent", 0.5)
@@ -180,7 +178,7 @@ NEMOTRON = Architecture(
     made=(ROPE_FREQS,),
     finish=_no_scaling,
     rebuild=_nemotron_rebuild,
-    decoder={"norm": "layer", "mlp": "relu2", "rope": "halves"},
+    decoder={"norm": "layer", "activation": "relu2"},
 )
 
 ARCHITECTURES = (STABLELM, STARCODER2, OLMO, OLMO2, OLMOE, NEMOTRON)
