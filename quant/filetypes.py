@@ -46,7 +46,7 @@ _TABLE = [
     FileType("Q3_K_S", 11, "Q3_K", "3.44 bits"),
     FileType("IQ3_M", 27, "IQ3_S", "3.44 bits, some tensors at 4"),
     FileType("IQ3_S", 26, "IQ3_S", "3.44 bits"),
-    FileType("IQ3_XS", 22, "IQ3_S", "3.3 bits"),
+    FileType("IQ3_XS", 22, "IQ3_S", "3.3 bits; needs an importance matrix"),
     FileType("IQ3_XXS", 23, "IQ3_XXS", "3.06 bits; needs an importance matrix"),
     FileType("Q2_K", 10, "Q2_K", "2.63 bits, many tensors at 3 or 4"),
     FileType("Q2_K_S", 21, "Q2_K", "2.63 bits; needs an importance matrix"),

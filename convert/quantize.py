@@ -1,0 +1,331 @@
+"""Quantize a model: any source straight to quantized GGUFs, in one read, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv import formats
+from llmconv.convert import encode, journal, quantplan
+from llmconv.convert.importance import read_importance
+from llmconv.convert.quantplan import FilePlan, Plan, PlannedTensor, Wishes
+from llmconv.convert.translate import translate
+from llmconv.errors import UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import Output, Outputs
+from llmconv.formats.stream import Progress
+from llmconv.quant import by_name
+from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
+from llmconv.quant.recipe import Options, tensor_type_rules
+
+__all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor of an output: its types before and after, and its bytes before and after.
+
+    fallback_from: the type that its rows were no whole blocks of, or "".
+    importance: whether importance weights were used.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    source_nbytes: int
+    nbytes: int
+    fallback_from: str
+    importance: bool
+
+
+@dataclass(frozen=True)
+class QuantizedFile:
+    """One output.
+
+    type: the file type's name.  paths: its files.  size: their exact bytes, header and padding included.
+    bits_per_weight: of the tensors' data.  warnings: sentences.
+    """
+
+    type: str
+    paths: tuple[Path, ...]
+    size: int
+    tensors: tuple[QuantizedTensor, ...]
+    bits_per_weight: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` did, or with `dry_run` would do.  seconds: of the whole run.  source_nbytes: of all tensors."""
+
+    source: Path
+    outputs: tuple[QuantizedFile, ...]
+    source_nbytes: int
+    seconds: float
+    written: bool
+
+    @property
+    def output(self) -> QuantizedFile:
+        """The first (or only) output."""
+        return self.outputs[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        result = asdict(self) | {"source": str(self.source)}
+        for output in result["outputs"]:
+            output["paths"] = [str(path) for path in output["paths"]]
+        return result
+
+
+def quantize(
+    src: StrPath,
+    dst: StrPath | None = None,
+    type: str | Sequence[str] = "Q4_K_M",
+    *,
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    leave_output_tensor: bool = False,
+    allow_requantize: bool = False,
+    imatrix: StrPath | None = None,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    override_kv: Sequence[str] = (),
+    prune_layers: Sequence[int] = (),
+    keep_split: bool = False,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    allow_nonfinite: bool = False,
+    resumable: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    planned: Callable[[Quantized], None] | None = None,
+) -> Quantized:
+    """Quantize a model of any format to GGUF, as llama-quantize would, byte for byte on the same GGUF.
+
+    src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file.
+    dst: the output; a folder, or a name with `{type}` in it, when there are several types.  By default
+        `NAME-TYPE.gguf` beside the source.
+    type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source.
+    pure: no mixing; any block type may then be named as `type`.
+    tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type.
+    output_tensor_type, token_embedding_type: block types for `output.weight` and `token_embd.weight`.
+    leave_output_tensor: `output.weight` stays as it is.
+    allow_requantize: tensors that are quantized already may become another type.
+    imatrix: a file of importance weights; include_weights, exclude_weights: parts of names that limit it.
+    override_kv: `KEY=TYPE:VALUE`, metadata to set.
+    prune_layers: layers to leave out; the others move up.
+    keep_split: as many files as the source has.
+    dry_run: only plan; nothing is read or written.
+    jobs: threads (default: processors).
+    allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
+    resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor.
+    force: existing outputs are replaced.
+    progress: called with (bytes of the source just done, tensor name).
+    planned: called once with the plan, before anything is written.
+
+    Raises `UsageError`, `BadFile`, `Unsupported` or `OutputError`; nothing is left behind then.
+    """
+    started = time.monotonic()
+    src = Path(src)
+    types = [type] if isinstance(type, str) else list(type)
+    if not types:
+        raise UsageError("no type to quantize to; give one, such as Q4_K_M")
+    chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
+    if (include_weights or exclude_weights) and imatrix is None:
+        raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
+    importance = None
+    if imatrix is not None:
+        importance = read_importance(imatrix).filtered(include_weights, exclude_weights)
+        importance.check_finite(at(imatrix))
+    wishes = Wishes(
+        Options(
+            pure,
+            tensor_type_rules(tensor_types),
+            by_name(output_tensor_type) if output_tensor_type else None,
+            by_name(token_embedding_type) if token_embedding_type else None,
+            leave_output_tensor,
+        ),
+        importance,
+        os.fsdecode(imatrix) if imatrix is not None else "",
+        [quantplan.parse_override(text) for text in override_kv],
+        tuple(prune_layers),
+        keep_split,
+        allow_requantize,
+    )
+    opened = formats.open(src)
+    checkpoint = translate(opened, "gguf")
+    plans = [
+        quantplan.make_plan(checkpoint, kind, path, wishes)
+        for kind, path in zip(chosen, _targets(src, dst, chosen), strict=True)
+    ]
+    if not dry_run:
+        _require_importance(plans)
+    result = _result(src, checkpoint, plans, started, written=False)
+    if planned is not None:
+        planned(result)
+    if dry_run:
+        return result
+    inputs = _inputs(opened, checkpoint)
+    if resumable:
+        files = [f for plan in plans for f in plan.files]
+        identity = {"input": [journal.fingerprint(p) for p in inputs if p.is_file()], "importance matrix": None}
+        if imatrix is not None:
+            identity["importance matrix"] = journal.fingerprint(Path(imatrix))  # type: ignore[assignment]
+        outputs = [
+            journal.Partial(
+                f.path, identity | {"options": _digest(f, allow_nonfinite)}, force=force, inputs=inputs, size=f.size
+            )
+            for f in files
+        ]
+        with journal.partials(outputs) as opened_files:
+            _run(src, plans, opened_files, jobs, allow_nonfinite, progress)
+    else:
+        sizes = {f.path: f.size for plan in plans for f in plan.files}
+        with Outputs(sizes, force=force, inputs=inputs) as together, contextlib.ExitStack() as stack:
+            _run(src, plans, [stack.enter_context(together.open(p)) for p in sizes], jobs, allow_nonfinite, progress)
+    return _result(src, checkpoint, plans, started, written=True)
+
+
+def _require_importance(plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        if plan.needs_importance:
+            raise UsageError(
+                f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
+                "matrix that has them (--imatrix), or choose a larger type"
+            )
+
+
+# Names of outputs.
+
+_TYPE_SUFFIX = re.compile(rf"[-._](?:{'|'.join(map(re.escape, [*FILE_TYPES, 'FP16', 'FP32']))})$", re.IGNORECASE)
+_SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def _targets(src: Path, dst: StrPath | None, types: Sequence[FileType]) -> list[Path]:
+    """The file for each type."""
+    if dst is not None:
+        path = Path(dst)
+        if "{type}" in path.name:
+            return [path.with_name(path.name.replace("{type}", t.name)) for t in types]
+        if not path.is_dir():
+            if len(types) > 1:
+                raise UsageError(
+                    f"{at(path)}: is one name for {len(types)} outputs; give a folder or a name with {{type}}"
+                )
+            return [path]
+        folder = path
+    else:
+        folder = src.resolve().parent if src.is_dir() else src.parent
+    stem = src.resolve().name if src.is_dir() else src.name.removesuffix(src.suffix)
+    stem = _TYPE_SUFFIX.sub("", _SHARD_SUFFIX.sub("", stem))
+    return [folder / f"{stem}-{t.name}.gguf" for t in types]
+
+
+def _inputs(*checkpoints: Checkpoint) -> list[Path]:
+    """Every file that weights may be read from, the source first."""
+    found = {c.source: None for c in checkpoints if c.source is not None}
+    for checkpoint in checkpoints:
+        found |= {t.extent.path: None for t in checkpoint.tensors.values() if t.extent is not None}
+    return list(found)
+
+
+def _digest(file: FilePlan, allow_nonfinite: bool) -> str:
+    """A hash of everything that decides the file's bytes, besides the weights: header, types, importance."""
+    import hashlib
+
+    digest = hashlib.sha256(file.head + bytes([allow_nonfinite]))
+    for tensor in file.tensors:
+        if tensor.importance is not None:
+            digest.update(tensor.importance.tobytes())
+    return digest.hexdigest()
+
+
+# Running.
+
+
+def _run(
+    src: Path,
+    plans: Sequence[Plan],
+    outputs: Sequence[Output],
+    jobs: int | None,
+    allow_nonfinite: bool,
+    progress: Progress | None,
+) -> None:
+    """Write the header of every file, then all tensors, each read once."""
+    files = [f for plan in plans for f in plan.files]
+    wanted: dict[str, list[tuple[Output, encode.Target]]] = {}
+    tensors: dict[str, PlannedTensor] = {}
+    skipped = 0
+    for file, out in zip(files, outputs, strict=True):
+        done = out.done if isinstance(out, journal.Partial) else set()
+        if not done:
+            out.reserve(file.size)
+            os.pwrite(out.file.fileno(), file.head, 0)
+        sink = encode.Sink(file.path, out.file.fileno())
+        for tensor in file.tensors:
+            tensors.setdefault(tensor.source.name, tensor)
+            pairs = wanted.setdefault(tensor.source.name, [])
+            if tensor.name not in done:
+                pairs.append((out, encode.Target(sink, tensor.choice.type, tensor.offset, tensor.importance)))
+    items = []
+    owners: dict[int, list[tuple[Output, str]]] = {}
+    for name, pairs in wanted.items():
+        source = tensors[name].source
+        if not pairs:
+            skipped += source.nbytes
+            continue
+        items.append(encode.Item(source, [target for _, target in pairs], at(src)))
+        owners[id(items[-1])] = [(out, tensors[name].name) for out, _ in pairs]
+    if progress is not None and skipped:
+        progress(skipped, "already done")
+
+    def finished(item: encode.Item) -> None:
+        for out, name in owners[id(item)]:
+            if isinstance(out, journal.Partial):
+                out.complete(name)
+
+    encode.stream(items, jobs=jobs, allow_nonfinite=allow_nonfinite, progress=progress, finished=finished)
+
+
+def _result(src: Path, checkpoint: Checkpoint, plans: Sequence[Plan], started: float, written: bool) -> Quantized:
+    outputs = tuple(_output(plan) for plan in plans)
+    return Quantized(src, outputs, checkpoint.nbytes, time.monotonic() - started, written)
+
+
+def _output(plan: Plan) -> QuantizedFile:
+    tensors = tuple(_rows(plan))
+    weights = sum(t.source.n_elements for t in plan.tensors)
+    bits = 8 * sum(t.nbytes for t in tensors) / weights if weights else 0.0
+    warnings = list(plan.warnings)
+    if plan.needs_importance:
+        warnings.append(f"{plan.needs_importance} will need an importance matrix (--imatrix)")
+    return QuantizedFile(
+        plan.file_type.name, tuple(f.path for f in plan.files), plan.size, tensors, bits, tuple(warnings)
+    )
+
+
+def _rows(plan: Plan) -> Iterator[QuantizedTensor]:
+    for tensor in plan.tensors:
+        source, choice = tensor.source, tensor.choice
+        fallback = choice.wanted.name if choice.wanted is not choice.type else ""
+        yield QuantizedTensor(
+            tensor.name,
+            tensor.shape,
+            source.type.name,
+            choice.type.name,
+            source.nbytes,
+            tensor.nbytes,
+            fallback,
+            tensor.importance is not None,
+        )
