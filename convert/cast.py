@@ -1,0 +1,157 @@
+"""`--outtype`: the same model in another plain float type, lazily, with what that rounds measured as it streams.
+
+Vectors (norms, biases) stay F32 in a GGUF that is asked for in 16 bits, as the ecosystem has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.errors import Unsupported, UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import plain
+
+__all__ = ["OUTTYPES", "Rounding", "cast"]
+
+OUTTYPES = ("auto", "f64", "f32", "f16", "bf16")
+
+_BY_NAME: dict[str, BlockClass] = {"f64": plain.F64, "f32": plain.F32, "f16": plain.F16, "bf16": plain.BF16}
+# General file types of llama.cpp (llama_ftype) that are plain.
+_FILE_TYPES = {plain.F32: 0, plain.F16: 1, plain.BF16: 32}
+_F32_IN_GGUF = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
+# Narrow -> wide pairs that round nothing.
+_F8 = (plain.F8_E4M3, plain.F8_E5M2, plain.F8_E8M0, plain.F8_E4M3FNUZ, plain.F8_E5M2FNUZ)
+_EXACT = {(a, b) for a in (*_F8, plain.F16, plain.BF16) for b in (plain.F32, plain.F64)} | {(plain.F32, plain.F64)}
+_EXACT |= {(a, plain.BF16) for a in _F8}
+_BLOCK = 1 << 16  # values measured at a time, so that they stay in the cache
+
+
+class Rounding:
+    """The largest relative error, |rounded - value| / |value|, of all values cast so far, and where it is."""
+
+    def __init__(self, allow_overflow: bool = False):
+        self.allow_overflow = allow_overflow
+        self.largest = 0.0
+        self.tensor = ""
+        self.overflows = 0
+        """Values that became infinite."""
+        self.underflows = 0
+        """Values that became zero (their relative error is 1, and not counted in `largest`)."""
+        self._lock = threading.Lock()
+
+    def cast(self, tensor: Tensor, to: BlockClass) -> Tensor:
+        """The tensor as `to`, measured whenever it is read."""
+        if tensor.type is to:
+            return tensor
+        if (tensor.type, to) in _EXACT:
+            return tensor.astype(to)
+        assert to.dtype is not None
+        dtype, source = to.dtype, tensor
+
+        def read(start: int, stop: int) -> NDArray[np.uint8]:
+            values = source.rows(start, stop)
+            with np.errstate(over="ignore", under="ignore"):
+                rounded = np.ascontiguousarray(values.astype(dtype))
+            self._measure(source, start, values.reshape(-1), rounded.reshape(-1), to)
+            return rounded.view(np.uint8).reshape(stop - start, -1)
+
+        return dataclasses.replace(tensor, type=to, read=read, extent=None)
+
+    def _measure(self, tensor: Tensor, start: int, values: Any, rounded: Any, to: BlockClass) -> None:
+        largest, over, under = 0.0, 0, 0
+        for lo in range(0, values.size, _BLOCK):
+            before = values[lo : lo + _BLOCK]
+            wide = np.float64 if before.dtype.itemsize == 8 else np.float32
+            before = before.astype(wide, copy=False)
+            after = rounded[lo : lo + _BLOCK].astype(wide)
+            with np.errstate(all="ignore"):
+                error = np.abs(after - before) / np.abs(before)
+            worst = float(error.max(initial=0.0))
+            if not worst < 1:  # an infinity, a NaN or a zero among them
+                lost = np.isfinite(before) & np.isinf(after)
+                if lost.any() and not self.allow_overflow:
+                    raise self._overflow(tensor, start * tensor.row_len + lo + int(np.flatnonzero(lost)[0]), to)
+                gone = (after == 0) & (before != 0)
+                over, under = over + int(lost.sum()), under + int(gone.sum())
+                worst = float(error[np.isfinite(error) & ~gone].max(initial=0.0))
+            largest = max(largest, worst)
+        with self._lock:
+            self.overflows += over
+            self.underflows += under
+            if largest > self.largest:
+                self.largest, self.tensor = largest, tensor.name
+
+    @staticmethod
+    def _overflow(tensor: Tensor, flat: int, to: BlockClass) -> Unsupported:
+        index = [int(i) for i in np.unravel_index(flat, tensor.shape)] if tensor.shape else []
+        row, column = divmod(flat, tensor.row_len)
+        value = float(tensor.rows(row, row + 1)[0, column])
+        limit = {"F16": "65504", "BF16": "3.39e38", "F32": "3.4e38"}.get(to.name, "its range")
+        way = "--outtype f64" if abs(value) > 3.4e38 else "--outtype bf16"
+        return Unsupported(
+            f"tensor {tensor.name!r} is {value:g} at {index}, beyond {limit}, which {to.name.lower()} can't hold; "
+            f"use {way}, or --allow-overflow to let it become infinite"
+        )
+
+
+def cast(
+    checkpoint: Checkpoint, outtype: str, rounding: Rounding, *, to: str, from_document: bool = False
+) -> Checkpoint:
+    """The checkpoint in `outtype`: "auto", "f64", "f32", "f16" or "bf16".
+
+    to: the container it is meant for ("gguf", "safetensors", "json", "msgpack").
+    from_document: whether it comes from JSON or MessagePack; then "auto" means f32.
+    """
+    if outtype not in OUTTYPES:
+        raise UsageError(f"unknown output type {outtype!r}; known: {', '.join(OUTTYPES)}")
+    documents = ("json", "msgpack")
+    if outtype == "auto":
+        if not from_document or to in documents:
+            return _described(checkpoint, to)
+        outtype = "f32"
+    target = _BY_NAME[outtype]
+    out = dataclasses.replace(checkpoint, tensors={}, metadata=dict(checkpoint.metadata))
+    for name, tensor in checkpoint.tensors.items():
+        kind = target
+        if to == "gguf" and target in (plain.F16, plain.BF16) and is_vector(tensor):
+            kind = plain.F32
+        out.tensors[name] = rounding.cast(tensor, kind) if tensor.type.is_float else tensor
+    return _described(out, to)
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Whether GGUFs keep this tensor in F32: one row, or a kind of weight that is never rounded."""
+    return sum(n > 1 for n in tensor.shape) <= 1 or tensor.name.endswith(_F32_IN_GGUF)
+
+
+def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
+    """With a `general.file_type` that fits the types of the weights, where they are all plain."""
+    if to != "gguf":
+        return checkpoint
+    sizes: Counter[BlockClass] = Counter()
+    for tensor in checkpoint.tensors.values():
+        if not tensor.type.is_plain():
+            return checkpoint
+        if not is_vector(tensor):
+            sizes[tensor.type] += tensor.n_elements
+    main = sizes.most_common(1)[0][0] if sizes else plain.F32
+    key = "general.file_type"
+    if key not in checkpoint.metadata and checkpoint.format == "gguf":
+        return checkpoint  # somebody's file stays as it is
+    metadata = {k: v for k, v in checkpoint.metadata.items() if k != key}
+    if main in _FILE_TYPES:
+        place = "general.name" if "general.name" in metadata else "general.architecture"
+        ordered: dict[str, Any] = {}
+        for k, v in metadata.items():
+            ordered[k] = v
+            if k == place:
+                ordered[key] = np.uint32(_FILE_TYPES[main])
+        metadata = ordered
+    return dataclasses.replace(checkpoint, metadata=metadata)

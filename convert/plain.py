@@ -1,0 +1,136 @@
+"""Nobody's dialect: a lone safetensors file, or a model whose architecture has no table.  Names stay as they are.
+
+A GGUF made so has `llmconv.layout` "plain" and everything else the model carried in keys of our own; a safetensors
+made from somebody's GGUF has all of its keys, with their exact types, in its metadata.  Both come back whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from llmconv.convert import kept
+from llmconv.convert.named import decode_keys, encode_keys
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import plain
+
+__all__ = ["from_gguf", "to_gguf"]
+
+LAYOUT, METADATA, SHAPES, KEYS = (
+    "llmconv.layout",
+    "llmconv.safetensors.metadata",
+    "llmconv.plain.shapes",
+    "llmconv.gguf.metadata",
+)
+
+# Types that GGUF does not have -> the narrowest of its types that holds all their values.
+_HELD_BY: dict[BlockClass, BlockClass] = {
+    plain.BOOL: plain.I8,
+    plain.U8: plain.I16,
+    plain.U16: plain.I32,
+    plain.U32: plain.I64,
+    plain.F8_E4M3: plain.BF16,
+    plain.F8_E5M2: plain.BF16,
+    plain.F8_E8M0: plain.BF16,
+    plain.F8_E4M3FNUZ: plain.BF16,
+    plain.F8_E5M2FNUZ: plain.BF16,
+}
+
+
+def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    """Any tensors -> GGUF under their own names."""
+    where = at(checkpoint.source) if checkpoint.source else "model"
+    out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format, info=dict(checkpoint.info))
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if not tensor.shape:
+            shapes[name] = []
+            tensor = tensor.reshaped((1,))
+        out.add(_held(tensor, where))
+    text = checkpoint.metadata.get(KEYS)
+    if text is not None:
+        out.metadata = decode_keys(kept.kept_json({KEYS: text}, KEYS, where), where)
+        return out
+    out.metadata = {"general.architecture": _architecture(checkpoint), "general.type": "model"}
+    if checkpoint.source is not None:
+        out.metadata["general.name"] = checkpoint.source.stem or checkpoint.source.name
+    out.metadata |= {LAYOUT: "plain"} | _vocabulary(checkpoint)
+    out.metadata[kept.DTYPES] = kept.keep_dtypes(checkpoint.tensors)
+    if shapes:
+        out.metadata[SHAPES] = json.dumps(shapes)
+    out.metadata[METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
+    left = kept.keep_files(out.metadata, checkpoint)
+    if left:
+        notes = [f"{name} is not kept (too big or not text)" for name in left]
+        out.info["notes"] = [*checkpoint.info.get("notes", []), *notes]
+    return out
+
+
+def _held(tensor: Tensor, where: str) -> Tensor:
+    if tensor.type.ggml_id is not None:
+        return tensor
+    kind = _HELD_BY.get(tensor.type)
+    if kind is None:
+        raise Unsupported(f"{where}: tensor {tensor.name!r} is {tensor.type.name}, which GGUF can't hold; leave it out")
+    return tensor.astype(kind)
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    from llmconv.convert.hf import read_config
+
+    kind = read_config(checkpoint).get("model_type")
+    return kind if isinstance(kind, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", kind) else "plain"
+
+
+def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    from llmconv.convert import vocab
+    from llmconv.convert.hf import read_config
+
+    if not checkpoint.files:
+        return {}
+    try:
+        found = vocab.from_files(checkpoint.files, read_config(checkpoint))
+    except LlmconvError:
+        return {}  # its files are kept whole all the same
+    return found.to_gguf() if found is not None else {}
+
+
+def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    """The way back; a GGUF that `to_gguf` did not make keeps its keys in the metadata."""
+    metadata, where = checkpoint.metadata, at(checkpoint.source) if checkpoint.source else "model"
+    out = Checkpoint(dialect="plain", source=checkpoint.source, format=checkpoint.format, info=dict(checkpoint.info))
+    if METADATA not in metadata:
+        out.tensors = dict(checkpoint.tensors)
+        out.metadata = {"format": "pt", KEYS: json.dumps(encode_keys(metadata), ensure_ascii=False)}
+        return out
+    texts = kept.kept_json(metadata, METADATA, where)
+    if not all(isinstance(v, str) for v in texts.values()):
+        raise BadFile(f"{where}: {METADATA} is no map of texts; remove the key")
+    out.metadata = texts
+    default, exceptions = kept.kept_dtypes(kept.kept_json(metadata, kept.DTYPES, where), where)
+    shapes = kept.kept_json(metadata, SHAPES, where)
+    for name, tensor in checkpoint.tensors.items():
+        wanted = kept.dtype_of(name, default, exceptions)
+        if wanted is not None and _HELD_BY.get(wanted) is tensor.type:
+            tensor = tensor.astype(wanted)
+        if name in shapes and tensor.n_elements == 1:
+            tensor = tensor.reshaped(())
+        out.add(tensor)
+    out.files = dict(kept.kept_files(metadata)) | _tokenizer(checkpoint)
+    if "config.json" in out.files:
+        out.dialect = "hf"
+    return out
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer files that the vocabulary gives back (what was kept as a file stays as it was)."""
+    from llmconv.convert import vocab
+
+    try:
+        found = vocab.from_gguf(checkpoint.metadata)
+        return {} if found is None else found.to_files()
+    except LlmconvError:
+        return {}

@@ -1,0 +1,227 @@
+"""The public functions: open any model file, save it in any format, convert one file to another."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llmconv.formats as containers
+from llmconv.convert.cast import OUTTYPES, Rounding, cast
+from llmconv.convert.translate import translate
+from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import check_target
+
+__all__ = ["OUTTYPES", "Result", "convert_file", "open", "save"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes written so far, bytes in all, tensor name)."""
+
+_DOCUMENTS = ("json", "msgpack")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written.
+
+    paths: the files, in the order of writing.   target: the file or folder asked for.   format: its container.
+    size: bytes written.   n_tensors, n_elements: tensors and their elements.   types: type name -> tensors.
+    seconds: time it took.   source, source_size: the input and its bytes on disk, for `convert_file`.
+    rounding: the largest relative error that a cast made, 0 when nothing was rounded;   rounding_tensor: where.
+    overflows, underflows: values that became infinite (only when allowed) and that became zero.
+    notes: sentences a user should read.
+    """
+
+    target: Path
+    paths: list[Path]
+    format: str
+    size: int
+    n_tensors: int
+    n_elements: int
+    types: dict[str, int]
+    seconds: float
+    rounding: float = 0.0
+    rounding_tensor: str = ""
+    overflows: int = 0
+    underflows: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    source: Path | None = None
+    source_size: int = 0
+
+
+def open(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a model of any format, by content, lazily: no weight is read before it is asked for.
+
+    path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
+    (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
+    """
+    return containers.open(Path(path))
+
+
+def save(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    outtype: str = "auto",
+    layout: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    vocab: str | os.PathLike[str] | None = None,
+    strict: bool = True,
+    allow_overflow: bool = False,
+    force: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Write a checkpoint, translated to the names and shapes of the format's ecosystem; complete or not at all.
+
+    format: "gguf", "safetensors", "json" or "msgpack"; by the file name when None (a name without one of their endings
+        is a Hugging Face style folder).
+    outtype: "f64", "f32", "f16", "bf16", or "auto": f32 for what comes from JSON, else the stored types.
+    layout: the JSON layout to read or write (see `llmconv.convert.layouts`), where its keys do not tell.
+    config, vocab: files that hold what a JSON model lacks; found beside it when None.
+    strict: refuse tensors that the architecture's table does not know, instead of leaving them out.
+    allow_overflow: let values that `outtype` can't hold become infinite.   force: replace an existing file.
+    jobs: threads.   options: of the format: `max_shard_size` (safetensors), `split_max_size`, `split_max_tensors`,
+        `byte_order` (GGUF).
+
+    Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
+    when the format can't hold it.
+    """
+    started = time.monotonic()
+    target = Path(path)
+    kind = format or format_of(target)
+    module = containers.by_name(kind)
+    if kind == "safetensors" and target.suffix != ".safetensors":
+        _check_folder(target, force)
+    else:
+        check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
+    from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS
+    checkpoint = _in_dialect_of(kind, checkpoint, layout=layout, config=config, vocab=vocab, strict=strict)
+    rounding = Rounding(allow_overflow)
+    checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
+    paths = module.save(
+        checkpoint, target, force=force, jobs=jobs, progress=_counted(progress, checkpoint.nbytes), **options
+    )
+    return Result(
+        target=target,
+        paths=list(paths),
+        format=kind,
+        size=sum(p.stat().st_size for p in paths),
+        n_tensors=len(checkpoint.tensors),
+        n_elements=checkpoint.n_elements,
+        types=dict(Counter(t.type.name for t in checkpoint.tensors.values())),
+        seconds=time.monotonic() - started,
+        rounding=rounding.largest,
+        rounding_tensor=rounding.tensor,
+        overflows=rounding.overflows,
+        underflows=rounding.underflows,
+        notes=list(checkpoint.info.get("notes", [])),
+    )
+
+
+def convert_file(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None = None,
+    *,
+    to: str | None = None,
+    source_format: str | None = None,
+    **options: Any,
+) -> Result:
+    """Convert one model file or folder to another: `open`, then `save`.
+
+    dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
+    source_format: refuse an input of another format.   options: those of `save`.
+    """
+    started = time.monotonic()
+    source = Path(src)
+    if dst is None and to is None:
+        raise UsageError("convert_file needs a target or a format; give dst or to")
+    module = containers.sniff(source)
+    if source_format is not None and not _same_family(module.NAME, source_format):
+        raise UsageError(f"{at(source)}: is {module.NAME}, not {source_format}; use llmconv convert, which takes any")
+    target = default_target(source, to or "gguf") if dst is None else Path(dst)
+    size = _size(source)
+    if (to or format_of(target)) != "safetensors" or target.suffix == ".safetensors":
+        check_target(target, force=bool(options.get("force")), inputs=(source,))
+    result = save(module.open(source), target, format=to, **options)
+    return dataclasses.replace(result, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def format_of(path: Path) -> str:
+    """The format that a file name asks for; a name without a known ending is a safetensors folder."""
+    for module in containers.formats():
+        if path.suffix.lower() in module.SUFFIXES:
+            return module.NAME
+    if path.suffix and not path.is_dir() and path.suffix.lower() in (".bin", ".pt", ".pth", ".txt", ".ggml", ".onnx"):
+        endings = ", ".join(s for module in containers.formats() for s in module.SUFFIXES[:1])
+        raise UsageError(
+            f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"
+        )
+    return "safetensors"
+
+
+def default_target(source: Path, to: str) -> Path:
+    """Beside the input, with the ending of the format."""
+    source = source.resolve() if source.name in ("", ".", "..") else source
+    stem = source.name if source.is_dir() or not source.suffix else source.name[: -len(source.suffix)]
+    return source.with_name(stem + containers.by_name(to).SUFFIXES[0])
+
+
+def _same_family(name: str, wanted: str) -> bool:
+    return name == wanted or (name in _DOCUMENTS and wanted in _DOCUMENTS)
+
+
+def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpoint:
+    if kind == "gguf":
+        return translate(checkpoint, "gguf", **options)
+    if kind in _DOCUMENTS:
+        return translate(checkpoint, "json", **options)
+    if checkpoint.dialect in ("hf", "plain"):
+        return checkpoint
+    from llmconv.convert import archs
+
+    checkpoint = translate(checkpoint, "gguf", **options)
+    known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
+    plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
+    return translate(checkpoint, "plain" if plain else "hf", **options)
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int, str], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def count(nbytes: int, name: str) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total, name)
+
+    return count
+
+
+def _check_folder(path: Path, force: bool) -> None:
+    """A model folder may be written where there is none, or an empty one."""
+    if path.is_file():
+        raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
+    if path.is_dir() and not force and any(path.iterdir()):
+        raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+
+
+def _size(path: Path) -> int:
+    """Bytes on disk of a file, of all parts of a split one, or of a folder's files."""
+    try:
+        if path.is_dir():
+            return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
+        return path.stat().st_size
+    except OSError as error:
+        raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
