@@ -37,7 +37,8 @@ def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
     kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT) and isinstance(v, str)}
     if checkpoint.dialect != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[checkpoint.dialect]).to_gguf(checkpoint, **options)
-        kept |= {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT)}
+        checkpoint.metadata |= kept
+        kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT)}
     if to != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[to]).from_gguf(checkpoint, **options)
     if to != "json":
