@@ -1,0 +1,227 @@
+"""Block types at the edges: other input dtypes, odd numbers of rows, hostile values, threads, bare CPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmconv.errors import UsageError
+from llmconv.quant import by_name, types
+
+ENCODED = [t.name for t in types() if not t.is_plain() and t.can_encode()]
+BLOCKS = [t.name for t in types() if not t.is_plain()]
+WEIGHTED = [name for name in ENCODED if by_name(name).uses_importance]
+
+
+def rows_for(block, n, blocks, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_t(4, (n, block.block_size * blocks)).astype(np.float32) * np.float32(0.02)
+    return rows, rng.random(rows.shape[1]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_dtypes_are_widened_or_rounded_first(name, dtype):
+    block = by_name(name)
+    rows, importance = rows_for(block, 3, 5)
+    rows = rows.astype(dtype)
+    np.testing.assert_array_equal(block.encode(rows, importance), block.encode(rows.astype(np.float32), importance))
+    if not block.needs_importance:
+        np.testing.assert_array_equal(block.encode(rows), block.encode(rows.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_float16_extremes_are_widened_exactly(name):
+    block = by_name(name)
+    rows = np.arange(0x10000, dtype=np.uint16).view(np.float16)
+    rows = np.where(np.isfinite(rows), rows, np.float16(0)).reshape(256, 256)
+    importance = np.ones(256, np.float32) if block.needs_importance else None
+    np.testing.assert_array_equal(block.encode(rows, importance), block.encode(rows.astype(np.float32), importance))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 37])
+def test_every_row_is_encoded_on_its_own(name, n):
+    block = by_name(name)
+    rows, importance = rows_for(block, n, 3, seed=n)
+    for weights in ([None] if not block.needs_importance else []) + [importance]:
+        alone = np.concatenate([block.encode(row[None], weights) for row in rows])
+        np.testing.assert_array_equal(block.encode(rows, weights), alone)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_read_only_unaligned_and_strided_rows(name):
+    block = by_name(name)
+    rows, importance = rows_for(block, 4, 2)
+    expected = block.encode(rows, importance)
+    buffer = np.zeros(rows.nbytes + 1, np.uint8)
+    odd = buffer[1:].view(np.float32).reshape(rows.shape)
+    odd[...] = rows
+    odd.flags.writeable = False
+    np.testing.assert_array_equal(block.encode(odd, importance), expected)
+    np.testing.assert_array_equal(block.encode(np.asfortranarray(rows), importance), expected)
+    blocks = np.zeros(expected.nbytes + 1, np.uint8)[1:].reshape(expected.shape)
+    blocks[...] = expected
+    blocks.flags.writeable = False
+    np.testing.assert_array_equal(block.decode(blocks), block.decode(expected))
+
+
+HOSTILE = {
+    "zeros": 0.0,
+    "negative zeros": -0.0,
+    "subnormal": 1e-45,
+    "tiny": 1e-38,
+    "huge": 3e38,
+    "infinite": np.inf,
+    "negative infinite": -np.inf,
+    "not a number": np.nan,
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_hostile_values_spoil_their_own_row_only(name, what):
+    block = by_name(name)
+    rows, importance = rows_for(block, 20, 2)
+    for weights in ([None] if not block.needs_importance else []) + [importance]:
+        expected = block.encode(rows, weights)
+        hostile = rows.copy()
+        hostile[7] = HOSTILE[what]
+        hostile[9, ::3] = HOSTILE[what]
+        got = block.encode(hostile, weights)
+        rest = [i for i in range(len(rows)) if i not in (7, 9)]
+        np.testing.assert_array_equal(got[rest], expected[rest])
+        if what in ("zeros", "negative zeros") and name not in ("Q1_0",):
+            assert not block.decode(got)[7].any()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_bytes_decode(name, data):
+    block = by_name(name)
+    n, blocks = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    raw = np.frombuffer(
+        data.draw(st.binary(min_size=(size := n * block.row_bytes(blocks * block.block_size)), max_size=size)), np.uint8
+    )
+    with np.errstate(all="ignore"):
+        values = block.decode(raw.reshape(n, -1))
+    assert values.shape == (n, blocks * block.block_size)
+    assert values.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_decoded_values_stay_in_range(name, data):
+    """No weight moves by much more than its row's greatest magnitude, whatever the values' scale and sparsity."""
+    block = by_name(name)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    scale = 10.0 ** data.draw(st.integers(-3, 2))
+    rows = (rng.standard_normal((2, block.block_size * 2)) * scale).astype(np.float32)
+    rows[rng.random(rows.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.95]))] = 0
+    importance = np.ones(rows.shape[1], np.float32) if block.needs_importance else None
+    decoded = block.decode(block.encode(rows, importance))
+    assert np.isfinite(decoded).all()
+    assert (np.abs(decoded - rows).max(1) <= 1.25 * np.abs(rows).max(1) + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_importance_lowers_the_weighted_error(name):
+    block = by_name(name)
+    rows, _ = rows_for(block, 16, 4, seed=3)
+    importance = np.where(np.arange(rows.shape[1]) % 4 == 0, 100, 0.01).astype(np.float32)
+    plain = np.ones_like(importance) if block.needs_importance else None
+
+    def error(weights):
+        miss = block.decode(block.encode(rows, weights)) - rows
+        return float((miss * miss * importance).sum())
+
+    assert error(importance) < error(plain)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_threads_agree(name):
+    block = by_name(name)
+    rows, importance = rows_for(block, 64, 2)
+    expected = block.encode(rows, importance)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: block.encode(rows, importance), range(8)):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_wrong_shapes_are_refused_in_a_sentence():
+    block = by_name("Q4_K")
+    with pytest.raises(UsageError, match="not a multiple"):
+        block.encode(np.zeros((1, 100), np.float32))
+    with pytest.raises(UsageError, match="one weight per column"):
+        block.encode(np.zeros((1, 256), np.float32), np.ones(255, np.float32))
+    with pytest.raises(UsageError, match="whole"):
+        block.decode(np.zeros((1, 143), np.uint8))
+
+
+CHECK = """
+import numpy as np, sys
+from llmconv.quant import by_name
+golden = np.load(sys.argv[1])
+x, w = golden["inputs"][:20], golden["importance"]
+for name in sys.argv[2:]:
+    block = by_name(name)
+    assert np.array_equal(block.encode(x), golden[name][:20]), name
+    assert np.array_equal(block.encode(x.astype(np.float16)), block.encode(x.astype(np.float16).astype(np.float32)))
+    if name + ".imatrix" in golden:
+        assert np.array_equal(block.encode(x, w), golden[name + ".imatrix"][:20]), name
+    every = np.zeros((0x10000, block.layout.itemsize), np.uint8)
+    every.view(block.layout)["d"][:, 0] = np.arange(0x10000, dtype=np.uint16).view(np.float16)
+    d = block.decode(every).view(np.uint32)
+    print(name, int((d.ravel().astype(np.uint64) * np.arange(1, d.size + 1, dtype=np.uint64)).sum()))
+"""
+
+
+def run_check(root, names, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHECK, str(root / "tests" / "golden" / "ggml.npz"), *names],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["generic", "nocona", "x86-64-v2"])
+def test_a_bare_cpu_gives_the_same_bytes(root, tmp_path, cpu):
+    """Without AVX and F16C, as NUMBA_CPU_NAME and NUMBA_CPU_FEATURES can pretend."""
+    names = ["Q8_0", "Q4_0", "Q5_1", "Q3_K", "Q4_K", "Q6_K"]
+    bare = run_check(root, names, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="", LLMCONV_CACHE_DIR=str(tmp_path))
+    assert bare == run_check(root, names)
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/cache", ""])
+def test_kernels_work_without_a_cache_folder(root, folder):
+    environment = {"LLMCONV_CACHE_DIR": folder} if folder else {"HOME": "/dev/null", "XDG_CACHE_HOME": ""}
+    assert run_check(root, ["Q8_0"], **environment)
+
+
+def test_kernels_are_kept_under_a_name_of_their_sources(root, tmp_path):
+    first = run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path))
+    (folder,) = (tmp_path / "llmconv").iterdir()
+    kept = sorted(p for p in folder.rglob("*.nbc"))
+    assert kept
+    stamps = [p.stat().st_mtime_ns for p in kept]
+    assert run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path)) == first
+    assert [p.stat().st_mtime_ns for p in kept] == stamps
+    for path in kept:  # a damaged cache means compiling again, not failing
+        path.write_bytes(b"damaged")
+    assert run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path)) == first
