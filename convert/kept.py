@@ -63,8 +63,8 @@ def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     """Put the folder's small text files into the metadata; the names of those that were left out."""
     left: list[str] = []
     for name in checkpoint.files:
-        if name in _NOT_KEPT:
-            continue
+        if name in _NOT_KEPT or FILE + name in metadata or f"llmconv.hf.cut.{name}" in metadata:
+            continue  # the vocabulary keeps its own
         data = checkpoint.file(name) or b""
         try:
             if len(data) > FILE_BYTES:

@@ -20,10 +20,10 @@ from llmconv.errors import BadFile, Unsupported
 if TYPE_CHECKING:
     from llmconv.convert.vocab.tokenizer import Tokenizer
 
-__all__ = ["BPE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab", "from_gguf"]
+__all__ = ["BPE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "CHARACTERS", "TokenType", "Vocab", "from_gguf"]
 
-# `tokenizer.ggml.model`: the kinds of tokenizer.  The last is ours; llama.cpp knows the others.
-BPE, SPM, WORDPIECE, UNIGRAM, WORDS = "gpt2", "llama", "bert", "t5", "words"
+# `tokenizer.ggml.model`: the kinds of tokenizer.  The last two are ours; llama.cpp knows the others.
+BPE, SPM, WORDPIECE, UNIGRAM, WORDS, CHARACTERS = "gpt2", "llama", "bert", "t5", "words", "characters"
 
 
 class TokenType(IntEnum):
@@ -86,7 +86,7 @@ class Vocab:
     """Tokens and the tokenizer that makes them.
 
     model: `tokenizer.ggml.model`: "gpt2" (byte-level BPE), "llama" (sentencepiece's BPE, by scores), "bert"
-        (WordPiece), "t5" (Unigram), "words" (ours: whole words), or another name, kept but not runnable here.
+        (WordPiece), "t5" (Unigram), "words" and "characters" (ours), or another name, kept but not runnable here.
     tokens: the text of each id.  GGUF's conventions: byte-level BPE in GPT-2's byte alphabet, "▁" for a space in the
         others, a WordPiece as "▁word" or "continuation".
     types: (n,) int32 `TokenType`, or None: all normal.   scores: (n,) float32, or None.

@@ -68,7 +68,7 @@ def read(folder: Folder) -> Vocab:
     tokenizer = folder.tokenizer
     model = _model(tokenizer)
     makers = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram, "WordLevel": _word_level}
-    make = makers.get(model["type"])
+    make = makers.get(str(model["type"]))
     if make is None:
         raise BadFile(f"tokenizer.json: model.type is {model['type']!r}, expected one of {', '.join(makers)}")
     vocab = make(folder, tokenizer, model)
@@ -105,8 +105,9 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
         tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
         column = np.full(len(tokens), -1000.0, np.float32)
         column[: len(scores)] = scores
-        if isinstance(unk := model["vocab"].get(model.get("unk_token")), int):
-            types[unk] = TokenType.UNKNOWN
+        unk = model.get("unk_token")
+        if isinstance(unk, str) and isinstance(id := model["vocab"].get(unk), int):
+            types[id] = TokenType.UNKNOWN
         vocab = Vocab(SPM, tokens, types, column, pre="default")
         vocab.flags["space_prefix"] = _space_prefix(tokenizer)
         return vocab

@@ -18,6 +18,7 @@ import orjson
 
 from llmconv.convert.vocab import proto, wordpiece
 from llmconv.convert.vocab.base import CUT, HF_JSON, WHOLE, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.sources import NAMES
 from llmconv.errors import BadFile
 
 __all__ = ["keep", "restore"]
@@ -156,6 +157,8 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
     """Put the kept files back into `vocab.files`; a damaged one is refused."""
     for key, value in metadata.items():
         name = key.removeprefix(CUT).removeprefix(WHOLE)
+        if name not in NAMES:
+            continue  # another file of the folder, or a name that would lead out of it
         if key.startswith(WHOLE):
             vocab.files[name] = (
                 value.encode() if isinstance(value, str) else np.asarray(value).astype(np.uint8).tobytes()

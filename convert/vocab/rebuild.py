@@ -12,7 +12,18 @@ import numpy as np
 import orjson
 
 from llmconv.convert.vocab import pre, proto, wordpiece
-from llmconv.convert.vocab.base import BPE, CHARSMAP, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab, library
+from llmconv.convert.vocab.base import (
+    BPE,
+    CHARACTERS,
+    CHARSMAP,
+    SPM,
+    UNIGRAM,
+    WORDPIECE,
+    WORDS,
+    TokenType,
+    Vocab,
+    library,
+)
 from llmconv.convert.vocab.spm import SPACE
 from llmconv.errors import BadFile, Unsupported
 
@@ -252,12 +263,18 @@ def _words(vocab: Vocab) -> dict[str, Any]:
     }
 
 
+def _characters(vocab: Vocab) -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": "(?s:.)"}, "behavior": "Isolated", "invert": False}
+    lower = {"type": "Lowercase"} if vocab.flag("lowercase") else None
+    return {**_words(vocab), "normalizer": lower, "pre_tokenizer": split, "decoder": {"type": "Fuse"}}
+
+
 def splits_as_words(tokenizer: dict[str, Any]) -> bool:
     """Whether a WordLevel tokenizer.json splits as `words` does, so that GGUF's keys say all there is to say."""
     return tokenizer.get("pre_tokenizer") == _WORD_SPLIT
 
 
-_MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS: _words}
+_MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS: _words, CHARACTERS: _characters}
 
 
 def to_json(vocab: Vocab) -> dict[str, Any]:
@@ -282,7 +299,7 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [] if vocab.model == WORDS else _added(vocab),
+        "added_tokens": [] if vocab.model in (WORDS, CHARACTERS) else _added(vocab),
         "normalizer": made["normalizer"],
         "pre_tokenizer": made["pre_tokenizer"],
         "post_processor": _around(vocab),

@@ -142,12 +142,19 @@ def from_files(
     embedding (`vocab_size`) and ids of special tokens.   pre: the pre-tokenizer's name, when it isn't recognised.
     `BadFile` when the files are broken, contradict each other, or hold more tokens than `vocab_size`.
     """
-    from llmconv.convert.vocab import bpe, huggingface, spm, wordpiece
-
     mine = {
         name: data.read_bytes() if isinstance(data := files[name], Path) else data for name in NAMES if name in files
     }
-    folder = Folder(mine, config or {}, pre)
+    try:
+        return _read(Folder(mine, config or {}, pre))
+    except RecursionError:
+        raise BadFile("tokenizer.json: is nested too deep") from None
+
+
+def _read(folder: Folder) -> Vocab | None:
+    from llmconv.convert.vocab import bpe, huggingface, spm, wordpiece
+
+    mine = folder.files
     pieces = next((name for name in SENTENCEPIECE if name in mine), None)
     if "tokenizer.json" in mine and not (pieces and huggingface.like_sentencepiece(folder.tokenizer)):
         vocab = huggingface.read(folder)

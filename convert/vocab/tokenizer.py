@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from llmconv.convert.vocab import bpe, words
-from llmconv.convert.vocab.base import BPE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.base import BPE, CHARACTERS, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.rebuild import normalizers, to_tokenizers, without_special_pieces
 from llmconv.convert.vocab.spm import SPACE, ScoreMerger
 from llmconv.errors import Unsupported, UsageError
@@ -243,10 +243,25 @@ class WordTokenizer(Tokenizer):
         return (" " + self._tokens[id]).encode("utf-8", "surrogatepass")
 
 
+class CharacterTokenizer(WordTokenizer):
+    """One token a character."""
+
+    _strips_space = False
+
+    def _encode(self, text: str, parse_special: bool) -> list[int]:
+        found = (self._find(character, parse_special=False) for character in text)
+        return [id for id in found if id is not None]
+
+    def _bytes(self, id: int) -> bytes:
+        return self._tokens[id].encode("utf-8", "surrogatepass")
+
+
 def make(vocab: Vocab) -> Tokenizer:
     """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here."""
     if vocab.model == WORDS and vocab.json is None:
         return WordTokenizer(vocab)
+    if vocab.model == CHARACTERS:
+        return CharacterTokenizer(vocab)
     if vocab.model == SPM:
         return SentencePieceTokenizer(vocab)
     if vocab.model in (BPE, WORDPIECE, UNIGRAM, WORDS) or vocab.json is not None:

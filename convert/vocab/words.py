@@ -1,6 +1,8 @@
-"""Vocabularies of whole words: lower-case the text, split it at single spaces, trim, drop the empty, look up.
+"""Vocabularies of whole words, and of characters.
 
-That is what simple-llm does (`text.toLowerCase().split(' ')`, then `trim()`); a newline inside a word stays in it.
+Words: lower-case the text, split it at single spaces, trim, drop the empty, look up.  That is what simple-llm does
+(`text.toLowerCase().split(' ')`, then `trim()`); a newline inside a word stays in it.
+Characters: each is a token; those that aren't in the list are the unknown token, or left out where there is none.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmconv.convert.vocab.base import WORDS, TokenType, Vocab
+from llmconv.convert.vocab.base import CHARACTERS, WORDS, TokenType, Vocab
 from llmconv.errors import BadFile
 
 __all__ = ["SPACES", "from_words", "split"]
@@ -18,8 +20,10 @@ SPACES = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(m
 """What JavaScript's trim() removes (ECMAScript: WhiteSpace and LineTerminator)."""
 
 
-def from_words(words: Sequence[str], unk: str | None = "[UNK]", lowercase: bool = True) -> Vocab:
-    """A vocabulary of words; id = position.
+def from_words(
+    words: Sequence[str], unk: str | None = "[UNK]", lowercase: bool = True, characters: bool = False
+) -> Vocab:
+    """A vocabulary of words, or of `characters`; id = position.
 
     unk: the word for all others, if it is in the list.   `BadFile` for a word given twice or not a string.
     """
@@ -31,7 +35,7 @@ def from_words(words: Sequence[str], unk: str | None = "[UNK]", lowercase: bool 
             raise BadFile(f"vocabulary: entries {seen[word]} and {i} are both {word!r}, expected each word once")
         seen[word] = i
     types = np.full(len(words), TokenType.NORMAL, np.int32)
-    vocab = Vocab(WORDS, list(words), types, flags={"lowercase": lowercase})
+    vocab = Vocab(CHARACTERS if characters else WORDS, list(words), types, flags={"lowercase": lowercase})
     for role, token in (("unk", unk), ("pad", "[PAD]"), ("bos", "[BOS]"), ("eos", "[EOS]")):
         if token is not None and token in seen:
             vocab.special[role] = seen[token]
