@@ -31,18 +31,21 @@ class Pieces(TypedDict, total=False):
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
     alibi_bias: float  # steepest slope's exponent (8), where the file states none
-    alibi_dtype: str  # "bfloat16" where the original rounds slopes
+    alibi_at: int  # a model of this many layers has ALiBi instead of rope (Baichuan 13B)
+    alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
     position_offset: int  # rows of the position table before position 0 (OPT: 2)
     causal: bool  # default True
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
+    mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: bool  # norms without weights stand before each sublayer and the head
     qk_norm_after_rope: bool
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
-    activation: str  # of the MLP: "silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
+    activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
+    activation_fixed: bool  # whatever a config.json says
     softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
-    attention_scale_dim: Mapping[int, str]  # block count -> "model": scale by dim / n_head instead of head_dim
+    scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
@@ -103,7 +106,7 @@ class Attention:
     clamp: float | None = None
     rope: Rope | None = None
     alibi: float | None = None
-    alibi_dtype: str = "float32"
+    alibi_quirk: bool = False
     softmax_start: float = 0.0
     norm_after_rope: bool = False
     mla: Mla | None = None
@@ -136,6 +139,10 @@ class Layer:
     attention: Attention
     mlp: Mlp
     parallel: bool
+    mlp_norm: str = "ffn_norm"
+    """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
+    norm_after: bool = False
+    """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +182,17 @@ class _Reader:
         self.metadata, self.arch = checkpoint.metadata, arch
         self.where = checkpoint.source or "this model"
         self.shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        self.config = self._config()
+
+    def _config(self) -> dict[str, Any]:
+        """The config.json that the model came with: it says what GGUF's keys can't, when it is there."""
+        from llmconv.convert.archs.config import normalized
+
         try:
-            self.config = json.loads(self.metadata.get("llmconv.hf.config", "{}"))
+            found = json.loads(self.metadata.get("llmconv.hf.config", "{}"))
         except (ValueError, TypeError):
-            self.config = {}
-        if not isinstance(self.config, dict):
-            self.config = {}
+            return {}
+        return normalized(found) if isinstance(found, dict) else {}
 
     def bad(self, item: str, message: str) -> BadFile:
         return BadFile(f"{at(self.where, item)} {message}")
@@ -250,17 +262,19 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None =
         pieces = _pieces(arch, str(where))
     read = _Reader(checkpoint, arch)
     n_layers = read.count("block_count", least=1)
-    vocab_size, dim = read.shape("token_embd.weight", 2)
+    vocab_size, width = read.shape("token_embd.weight", 2)
+    # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
+    dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
     if read.count("embedding_length", dim) != dim:
         stated = read.count("embedding_length")
         raise read.bad("tensor 'token_embd.weight'", f"has rows of {dim}, but '{arch}.embedding_length' is {stated}")
-    if "output.weight" in read.shapes and read.shape("output.weight", 2)[1] != dim:
-        raise read.bad("tensor 'output.weight'", f"has rows of {read.shapes['output.weight'][1]}, expected {dim}")
+    if "output.weight" in read.shapes and read.shape("output.weight", 2)[1] != width:
+        raise read.bad("tensor 'output.weight'", f"has rows of {read.shapes['output.weight'][1]}, expected {width}")
     norm = _norm(read, pieces)
     kinds = _Layers(read, pieces, n_layers, dim)
     embed_scale = read.optional("embedding_scale") or pieces.get("embed_scale", 1.0)
     logit_scale = read.optional("logit_scale") or 1.0
-    positions = pieces.get("positions", "rope")
+    positions = _positions(read, pieces, n_layers)
     if positions == "learned":
         read.shape("position_embd.weight", 2)
     return Decoder(
@@ -294,10 +308,23 @@ def _pieces(arch: str, where: str) -> Mapping[str, Any]:
     return table.decoder
 
 
+def _positions(read: _Reader, pieces: Mapping[str, Any], n_layers: int) -> str:
+    """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides."""
+    stated = str(pieces.get("positions", "rope"))
+    bias = read.optional("attention.max_alibi_bias")
+    if bias or pieces.get("alibi_at") == n_layers:
+        return "alibi"
+    if stated == "alibi" and read.get("attention.max_alibi_bias") is not None:
+        return "learned" if "position_embd.weight" in read.shapes else "none"
+    return stated
+
+
 def _norm(read: _Reader, pieces: Mapping[str, Any]) -> Norm:
-    for kind, key in (("rms", "attention.layer_norm_rms_epsilon"), ("layer", "attention.layer_norm_epsilon")):
-        if read.get(key) is not None:
-            return Norm(pieces.get("norm", kind), read.number(key))
+    kinds = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+    wanted = pieces.get("norm")
+    for kind, key in kinds.items():
+        if read.get(key) is not None and wanted in (None, kind):
+            return Norm(kind, read.number(key))
     return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
 
 
@@ -316,6 +343,7 @@ class _Layers:
 
     def __init__(self, read: _Reader, pieces: Mapping[str, Any], n_layers: int, dim: int):
         self.read, self.pieces, self.n, self.dim = read, pieces, n_layers, dim
+        self.positions = _positions(read, pieces, n_layers)
         self.heads = read.per_layer("attention.head_count", n_layers, 1)
         self.heads_kv = [
             kv or h for kv, h in zip(read.per_layer("attention.head_count_kv", n_layers, 0), self.heads, strict=True)
@@ -331,6 +359,9 @@ class _Layers:
         pattern = self.read.get("attention.sliding_window_pattern", self.pieces.get("window_pattern"))
         if not self.window or pattern is None:
             return [False] * self.n
+        kinds = self.read.config.get("layer_types")
+        if isinstance(kinds, list) and len(kinds) >= self.n:
+            return [kind == "sliding_attention" for kind in kinds[: self.n]]
         if isinstance(pattern, np.ndarray | list | tuple):
             if len(pattern) < self.n:
                 raise self.read.bad("key 'attention.sliding_window_pattern'", f"has no entry for all {self.n} layers")
@@ -338,15 +369,19 @@ class _Layers:
         return [not pattern or i % int(pattern) < int(pattern) - 1 for i in range(self.n)]
 
     def _activation(self) -> str:
-        stated = self.read.get("hidden_activation")
-        if stated is None and not self.pieces.get("activation", "").startswith("swiglu"):
-            for key in ("hidden_activation", "hidden_act", "activation_function"):
-                stated = stated or self.read.config.get(key)
+        own = self.pieces.get("activation", "silu")
+        stated = self.read.get("hidden_activation", self.read.get("activation"))
+        if self.pieces.get("activation_fixed") or own == "swiglu_oai":
+            return str(own)
+        for key in ("hidden_activation", "hidden_act", "activation_function"):
+            stated = stated or self.read.config.get(key)
         found = str(stated or self.pieces.get("activation", "silu"))
         return _ACTIVATIONS.get(found, found)
 
     def layer(self, i: int) -> Layer:
-        return Layer(self._attention(i), self._mlp(i), self.parallel)
+        mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
+        after = self.read.get("norm_before") is False
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces
@@ -369,7 +404,7 @@ class _Layers:
         else:
             self._check_projections(i, n_head, n_kv, head_dim, value_dim)
         scale, rope = 1 / math.sqrt(head_dim), self._rope(i, head_dim)
-        if pieces.get("attention_scale_dim", {}).get(self.n) == "model":
+        if pieces.get("scale_by_model") == self.n:
             scale = 1 / math.sqrt(self.dim / n_head)
         if read.config.get("query_pre_attn_scalar"):
             scale = float(read.config["query_pre_attn_scalar"]) ** -0.5
@@ -377,7 +412,7 @@ class _Layers:
         if mla and rope and rope.scaling == "yarn" and log_multiplier:
             scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
         alibi = None
-        if pieces.get("positions") == "alibi":
+        if self.positions == "alibi":
             alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
         return Attention(
             n_head=n_head,
@@ -391,7 +426,7 @@ class _Layers:
             clamp=read.optional("attention.clamp_kqv"),
             rope=rope,
             alibi=alibi,
-            alibi_dtype=pieces.get("alibi_dtype", "float32"),
+            alibi_quirk=bool(pieces.get("alibi_quirk", False)),
             softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
             mla=mla,
@@ -411,7 +446,7 @@ class _Layers:
         read, pieces = self.read, self.pieces
         windowed, every = self.windowed[i], pieces.get("no_rope_every", 0)
         listed = read.config.get("no_rope_layers")
-        if pieces.get("positions", "rope") != "rope":
+        if self.positions != "rope":
             return None
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
@@ -437,6 +472,11 @@ class _Layers:
 
         read = self.read
         kind = str(read.get("rope.scaling.type", "linear"))
+        if "rope_factors_long.weight" in read.shapes:
+            kind = "longrope"
+        settings = read.config.get("rope") or {}
+        if settings.get("rope_type") == "dynamic" and read.get("rope.scaling.type") is None:
+            kind = "dynamic"  # GGUF has no word for it
         factor = read.number("rope.scaling.factor", read.number("rope.scale_linear", 1.0)) or 1.0
         if factor < 0:
             raise read.bad(f"key '{read.arch}.rope.scaling.factor'", f"is {factor:g}, expected a positive number")
@@ -451,6 +491,8 @@ class _Layers:
                 attn *= (1 + 0.1 * math.log(factor)) / (1 + multiplier * math.log(factor))
         if kind == "linear" and factor == 1:
             kind = "none"
+        if kind == "dynamic":
+            factor = float(settings.get("factor", factor))
         return dataclasses.replace(
             rope,
             scaling=kind,
@@ -486,6 +528,8 @@ class _Layers:
             raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
         number = read.get("expert_gating_func")
         gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
+        if not number and f"blk.{i}.exp_probs_b.bias" in read.shapes:
+            gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
         if gating is None:
             raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
         normalize = read.get("expert_weights_norm")

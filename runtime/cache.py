@@ -17,11 +17,12 @@ class Cache:
     """Keys and values of the tokens seen so far: two (batch, kv heads, capacity, head dim) a layer.
 
     `length` tokens are filled; `valid` (batch, length) says which of them are tokens rather than padding.  A cache
-    grows by itself; `capacity` only saves the growing.  MLA layers keep their latent vectors instead: one "head".
+    grows by itself; `capacity` saves the growing, and says how long the text is planned to be.  MLA layers keep their
+    latent vectors instead: one "head".
     """
 
     def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
-        self.batch, self.capacity, self.length = batch, max(1, capacity), 0
+        self.batch, self.capacity, self.planned, self.length = batch, max(1, capacity), capacity, 0
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
         self.valid: Tensor | None = None
 
@@ -87,6 +88,8 @@ class Step:
             self.key_positions = torch.arange(past + count, device=tokens.device)[None]
         self.positions = self.key_positions[:, past:]  # (B or 1, T)
         self.past, self.count, self.end = past, count, past + count
+        # Rotated keys can't be turned back, so a cache that will pass the original context starts with long factors.
+        self.planned = max(self.end, cache.planned if cache else 0)
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
 
@@ -95,7 +98,7 @@ class Step:
         if rope not in self._tables:
             if rope.scaling == "longrope":
                 divisors = self.divisors.get(
-                    "rope_factors_long" if self.end > rope.original_context else "rope_factors_short"
+                    "rope_factors_long" if self.planned > rope.original_context else "rope_factors_short"
                 )
             else:
                 divisors = self.divisors.get("rope_freqs")
@@ -145,6 +148,9 @@ class Step:
         """(B or 1, H, T, S): what ALiBi adds to the scores."""
         assert attention.alibi is not None
         slopes = alibi_slopes(attention.n_head, attention.alibi, self.device)[None, :, None, None]
+        if attention.alibi_quirk:
+            bias = slopes.bfloat16() * self.key_positions[:, None, None, :]
+            return bias.to(self.dtype) * attention.scale
         distance = self.key_positions[:, None, None, :] - self.positions[:, None, :, None]
         if not attention.causal:
             distance = -distance.abs()

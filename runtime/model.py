@@ -33,6 +33,7 @@ _LINEAR = (
     *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
 )
 _EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
+_ENDS = ("token_embd_in", "output_in")
 _NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
@@ -77,18 +78,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: (B, T, dim) -> (B, T, dim)."""
+        if self.spec.norm_after:
+            x = self.attn_norm(x + self_attention(self, x, step))
+            return self.ffn_norm(x + feed_forward(self, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self_attention(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
-        if self.post_attention_norm is not None:
+        mlp_norm = getattr(self, self.spec.mlp_norm)
+        if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         if self.spec.parallel:
-            inner = feed_forward(self, normed if self.ffn_norm is None else self.ffn_norm(x))
+            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
             return x + (attended + inner) * self.residual_scale
         x = x + (attended * self.residual_scale if self.residual_scale != 1 else attended)
         if self.attn_output_norm is not None:
             x = self.attn_output_norm(x)
-        inner = feed_forward(self, x if self.ffn_norm is None else self.ffn_norm(x))
+        inner = feed_forward(self, x if mlp_norm is None else mlp_norm(x))
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
@@ -108,7 +113,7 @@ class Model(nn.Module):
         self.decoder, self.dtype = decoder, dtype
         self.metadata: dict[str, Any] = {}
         self.tokenizer: Any = None
-        for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output"):
+        for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *_ENDS):
             self.register_module(name, None)
         for name, parts in _group(decoder.shapes, "").items():
             self.add_module(name, _piece(name, parts, decoder, types, name))
@@ -151,6 +156,8 @@ class Model(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim)."""
+        if self.output_in is not None:
+            hidden = self.output_in(hidden)
         logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
         spec = self.decoder
         if spec.logit_scale != 1:
@@ -173,6 +180,8 @@ class Model(nn.Module):
     def _embed(self, tokens: Tensor, step: Step) -> Tensor:
         spec = self.decoder
         x: Tensor = self.token_embd(tokens, self.dtype)
+        if self.token_embd_in is not None:
+            x = self.token_embd_in(x)
         if spec.embed_scale != 1:
             x = x * torch.tensor(spec.embed_scale, dtype=x.dtype, device=x.device)
         if spec.positions == "learned":
@@ -217,7 +226,7 @@ def _piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, ty
             return Embedding(shape, kind, None, dtype)
         if name in _NORMS or name in ("token_embd_norm", "output_norm"):
             return Norm(decoder.norm, shape, bias is not None)
-        if (name in _LINEAR or name == "output") and len(shape) == 2:
+        if (name in _LINEAR or name == "output" or name in _ENDS) and len(shape) == 2:
             return Linear(shape, kind, bias, dtype)
         if name == "ffn_gate_inp_shexp":  # one row, stored as a vector
             return Linear((1, *shape), kind, bias, dtype)

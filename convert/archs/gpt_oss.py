@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.base import Architecture, Form, HfName, Key, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, attention
-from llmconv.convert.ops import PackMxfp4, Reshape, Split, SwapRows, Transpose
+from llmconv.convert.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
 
 _at = "{p}layers.{i}."
 _experts = _at + "mlp.experts."
 _halves = Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True)
 _apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
+
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    if "rope_scaling" in config:
+        config["rope_scaling"]["truncate"] = False  # as in every published gpt-oss
+
 
 GPT_OSS = Architecture(
     "gpt-oss",
@@ -59,7 +69,14 @@ GPT_OSS = Architecture(
         ),
         row("blk.{i}.ffn_down_exps.bias", _experts + "down_proj_bias", "n_expert, n_embd"),
     ),
-    decoder={"window_pattern": 2, "activation": "swiglu_oai", "gating": "softmax_weight", "yarn_truncate": False},
+    rebuild=_rebuild,
+    decoder={
+        "window_pattern": 2,
+        "activation": "swiglu_oai",
+        "gating": "softmax_weight",
+        "mlp_norm": "post_attention_norm",
+        "yarn_truncate": False,
+    },
 )
 
 ARCHITECTURES = (GPT_OSS,)
