@@ -18,7 +18,7 @@ from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
 
-__all__ = ["OUTTYPES", "Result", "convert_file", "open", "save"]
+__all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes written so far, bytes in all, tensor name)."""
@@ -110,6 +110,8 @@ def save(
     paths = module.save(
         checkpoint, target, force=force, jobs=jobs, progress=_counted(progress, checkpoint.nbytes), **options
     )
+    if target.is_dir():
+        _clear_stale(target, paths)
     return Result(
         target=target,
         paths=list(paths),
@@ -153,6 +155,15 @@ def convert_file(
         check_target(target, force=bool(options.get("force")), inputs=(source,))
     result = save(module.open(source), target, format=to, **options)
     return dataclasses.replace(result, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a model file holds, as plain data: see `llmconv.convert.report.describe`."""
+    from llmconv.convert.report import describe
+
+    report = describe(open(path))
+    report["size"] = _size(Path(path))
+    return report
 
 
 def format_of(path: Path) -> str:
@@ -215,6 +226,29 @@ def _check_folder(path: Path, force: bool) -> None:
         raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
     if not path.parent.is_dir():
         raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+
+
+_OF_A_MODEL = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.j*",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def _clear_stale(folder: Path, written: list[Path]) -> None:
+    """Remove what an older model left in a folder that was written over (`force`): it would be read as part of it."""
+    for pattern in _OF_A_MODEL:
+        for path in folder.glob(pattern):
+            if path not in written and path.is_file():
+                path.unlink()
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,235 @@
+"""The commands `convert` and the six NAME-to-NAME."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import llmconv
+from llmconv.cli.options import PATH, Progress, command_options, megabytes, notes, say, target
+
+__all__ = [
+    "convert",
+    "gguf_to_json",
+    "gguf_to_safetensors",
+    "json_to_gguf",
+    "json_to_safetensors",
+    "safetensors_to_gguf",
+    "safetensors_to_json",
+]
+
+_OUTTYPES = click.Choice(["auto", "f64", "f32", "f16", "bf16"])
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    """A size: 4000000, 500M, 2G (powers of 1000, as Hugging Face and llama.cpp count)."""
+    if value is None:
+        return 0
+    text = value.strip().upper().removesuffix("B")
+    scale = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}.get(text[-1:], 1)
+    digits = text if scale == 1 else text[:-1]
+    if not digits.isdecimal() or not int(digits):
+        raise click.BadParameter(f"{value!r} is no size; write 500M or 2G")
+    return int(digits) * scale
+
+
+_WEIGHTS = (
+    click.option(
+        "--outtype",
+        type=_OUTTYPES,
+        default="auto",
+        show_default=True,
+        help="Type of the weights. auto: f32 from JSON, else as stored. Vectors stay f32 in a GGUF of 16 bits.",
+    ),
+    click.option(
+        "--allow-overflow", is_flag=True, help="Let weights that the type can't hold become infinite, not an error."
+    ),
+    click.option("--no-strict", is_flag=True, help="Leave tensors out that the architecture does not have."),
+)
+_READ_JSON = (
+    click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
+    click.option("--config", type=PATH, help="File with the configuration that the JSON lacks."),
+    click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
+)
+_WRITE_JSON = (click.option("--layout", metavar="NAME", help="JSON layout to write; by default the one it came in."),)
+_WRITE_GGUF = (
+    click.option("--split-max-size", callback=_bytes, metavar="SIZE", help="Split the GGUF: 2G a file, say."),
+    click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
+)
+_WRITE_SAFETENSORS = (
+    click.option("--max-shard-size", callback=_bytes, metavar="SIZE", help="Shard a model folder: 5G a file, say."),
+)
+
+
+def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, **options: Any) -> None:
+    """What every command here does: parse, convert, print."""
+    quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
+    dst = target(dst, options.pop("output"))
+    options["strict"] = not options.pop("no_strict")
+    options = {k: v for k, v in options.items() if v is not None}
+    if dst is None and to is None:
+        to = "gguf"
+    with Progress(quiet or as_json, src.name) as progress:
+        result = llmconv.convert_file(src, dst, to=to, source_format=source_format, progress=progress, **options)
+    if as_json:
+        if not quiet:
+            click.echo(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+        return
+    notes(result.notes, quiet)
+    if verbose:
+        for path in result.paths:
+            say(f"{path}  {megabytes(path.stat().st_size)}", quiet)
+        say("types: " + ", ".join(f"{count} {name}" for name, count in result.types.items()), quiet)
+    say(summary(result), quiet)
+
+
+def summary(result: Any) -> str:
+    """One line: what was written, how much smaller it is, what was rounded, and the time."""
+    parts = [f"{result.target}: {result.n_tensors} tensors, {result.n_elements:,} weights"]
+    before, after = result.source_size, result.size
+    parts.append(f"{megabytes(before)} -> {megabytes(after)}" if before else megabytes(after))
+    if result.rounding:
+        parts.append(f"largest relative rounding {result.rounding:.2g}")
+    else:
+        parts.append("no rounding")
+    if result.overflows:
+        parts.append(f"{result.overflows:,} weights became infinite")
+    if result.underflows:
+        parts.append(f"{result.underflows:,} weights became zero")
+    return ", ".join(parts) + f", {result.seconds:.2f} s"
+
+
+def _command(
+    name: str, source: str | None, to: str | None, text: str, options: tuple[Callable[[Any], Any], ...]
+) -> click.Command:
+    def body(src: Path, dst: Path | None, **rest: Any) -> None:
+        run(src, dst, to, source, **rest)
+
+    body.__doc__ = text
+    fn = command_options(body)
+    for decorator in reversed((*_WEIGHTS, *options)):
+        fn = decorator(fn)
+    fn = click.argument("dst", type=PATH, required=False)(fn)
+    fn = click.argument("src", type=PATH)(fn)
+    return click.command(name)(fn)
+
+
+convert = _command(
+    "convert",
+    None,
+    None,
+    """Convert a model between formats: SRC by its content, DST by its name.
+
+    SRC is a GGUF, safetensors, JSON or MessagePack file, or a Hugging Face style folder.  DST ends in .gguf,
+    .safetensors, .json or .msgpack; a name without an ending is a model folder.  Without DST, a GGUF beside SRC.
+
+    \b
+    Examples:
+      llmconv convert model.json model.gguf
+      llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
+      llmconv convert model.gguf ./model-folder --max-shard-size 5G
+    """,
+    (*_READ_JSON, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+)
+
+json_to_gguf = _command(
+    "json-to-gguf",
+    "json",
+    "gguf",
+    """Convert legacy JSON (or MessagePack) to GGUF.
+
+    The layout is recognised by the document's keys.  At --outtype f64 nothing is rounded, and gguf-to-json gives the
+    file back byte for byte; at f32, the default, the summary says what the rounding was.
+
+    \b
+    Examples:
+      llmconv json-to-gguf model.json
+      llmconv json-to-gguf model.json exact.gguf --outtype f64
+      llmconv json-to-gguf weights.json --layout plain
+    """,
+    (*_READ_JSON, *_WRITE_GGUF),
+)
+
+json_to_safetensors = _command(
+    "json-to-safetensors",
+    "json",
+    "safetensors",
+    """Convert legacy JSON (or MessagePack) to safetensors.
+
+    A DST that ends in .safetensors becomes a lone file with configuration and vocabulary in its metadata, any other a
+    model folder.
+
+    \b
+    Examples:
+      llmconv json-to-safetensors model.json
+      llmconv json-to-safetensors model.json ./model-folder --outtype f64
+    """,
+    (*_READ_JSON, *_WRITE_SAFETENSORS),
+)
+
+safetensors_to_gguf = _command(
+    "safetensors-to-gguf",
+    "safetensors",
+    "gguf",
+    """Convert a Hugging Face style folder, or a safetensors file, to GGUF.
+
+    \b
+    Examples:
+      llmconv safetensors-to-gguf ./TinyLlama
+      llmconv safetensors-to-gguf ./TinyLlama tinyllama-f16.gguf --outtype f16
+      llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
+    """,
+    _WRITE_GGUF,
+)
+
+safetensors_to_json = _command(
+    "safetensors-to-json",
+    "safetensors",
+    "json",
+    """Convert safetensors to legacy JSON.
+
+    A model that was JSON comes back in its layout; any other becomes a map of named tensors.
+
+    \b
+    Examples:
+      llmconv safetensors-to-json model.safetensors
+      llmconv safetensors-to-json ./model-folder model.json
+    """,
+    _WRITE_JSON,
+)
+
+gguf_to_json = _command(
+    "gguf-to-json",
+    "gguf",
+    "json",
+    """Convert GGUF to legacy JSON.
+
+    A model that was JSON comes back in its layout, with numbers, key order and spaces as they were; any other becomes
+    a map of named tensors.  Quantized weights are decoded.
+
+    \b
+    Examples:
+      llmconv gguf-to-json model.gguf
+      llmconv gguf-to-json model.gguf copy.json --layout named
+    """,
+    _WRITE_JSON,
+)
+
+gguf_to_safetensors = _command(
+    "gguf-to-safetensors",
+    "gguf",
+    "safetensors",
+    """Convert GGUF to safetensors: a lone file if DST ends in .safetensors, else a Hugging Face style folder.
+
+    \b
+    Examples:
+      llmconv gguf-to-safetensors model.gguf
+      llmconv gguf-to-safetensors model.gguf ./model-folder --outtype bf16 --max-shard-size 5G
+    """,
+    _WRITE_SAFETENSORS,
+)

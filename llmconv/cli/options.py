@@ -1,0 +1,106 @@
+"""Options and output that commands share: targets, verbosity, the progress bar, sizes for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["PATH", "Progress", "command_options", "json_option", "jobs_option", "megabytes", "notes", "say"]
+
+PATH = click.Path(path_type=Path)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chain(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    def apply(fn: F) -> F:
+        for decorator in reversed(decorators):
+            fn = decorator(fn)
+        return fn
+
+    return apply
+
+
+quiet_options = _chain(
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more: files, types, notes."),
+)
+jobs_option = click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+output_option = click.option("-o", "--output", "output", type=PATH, metavar="DST", help="Same as DST.")
+
+
+def command_options(fn: F) -> F:
+    """Options of every command that writes a model: -o, --force, -j, --json, -q, -v."""
+    return _chain(output_option, force_option, jobs_option, json_option, quiet_options)(fn)
+
+
+def target(dst: Path | None, output: Path | None) -> Path | None:
+    """DST, given in one of its two ways."""
+    if dst is not None and output is not None:
+        raise click.UsageError("give the target once, as DST or with -o")
+    return dst if output is None else output
+
+
+class Progress:
+    """A progress bar on a terminal, for work that lasts more than a second; nothing otherwise.
+
+    As a context manager it gives what the API calls with (bytes done, bytes in all, tensor name).
+    """
+
+    def __init__(self, quiet: bool = False, label: str = ""):
+        self.enabled = not quiet and sys.stderr.isatty()
+        self.label = label
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int, str], None] | None:
+        return self.update if self.enabled else None
+
+    def update(self, done: int, total: int, name: str) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=total, unit="B", unit_scale=True, unit_divisor=1000, delay=1, leave=False, desc=self.label,
+                file=sys.stderr, dynamic_ncols=True,
+            )  # fmt: skip
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def megabytes(size: int) -> str:
+    """A size for people: 512 B, 1.2 MB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A line for people, on stdout, made printable."""
+    from llmconv.cli import one_line
+
+    if not quiet:
+        click.echo(one_line(text))
+
+
+def notes(lines: list[str], quiet: bool = False) -> None:
+    """What a user should know about a result, on stderr."""
+    from llmconv.cli import one_line
+
+    for line in [] if quiet else lines:
+        click.echo(f"note: {one_line(line)}", err=True)
