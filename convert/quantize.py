@@ -16,9 +16,10 @@ from llmconv.convert import encode, journal, quantplan
 from llmconv.convert.importance import read_importance
 from llmconv.convert.quantplan import FilePlan, Plan, PlannedTensor, Wishes
 from llmconv.convert.translate import translate
-from llmconv.errors import UsageError, at
+from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, Outputs
+from llmconv.formats.files import Output, Outputs, check_target, open_regular
 from llmconv.formats.stream import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
@@ -27,6 +28,8 @@ from llmconv.quant.recipe import Options, tensor_type_rules
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
 StrPath = str | os.PathLike[str]
+INT8 = "INT8"
+_MOST_RULES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def quantize(
     *,
     pure: bool = False,
     tensor_types: Sequence[str] = (),
+    tensor_type_file: StrPath | None = None,
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
     leave_output_tensor: bool = False,
@@ -116,9 +120,11 @@ def quantize(
     src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file.
     dst: the output; a folder, or a name with `{type}` in it, when there are several types.  By default
         `NAME-TYPE.gguf` beside the source.
-    type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source.
+    type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
+        or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it (`convert.int8`).
     pure: no mixing; any block type may then be named as `type`.
-    tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type.
+    tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
+        of more of them, separated by spaces or lines.
     output_tensor_type, token_embedding_type: block types for `output.weight` and `token_embd.weight`.
     leave_output_tensor: `output.weight` stays as it is.
     allow_requantize: tensors that are quantized already may become another type.
@@ -141,6 +147,10 @@ def quantize(
     types = [type] if isinstance(type, str) else list(type)
     if not types:
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
+    if any(name.upper() == INT8 for name in types):
+        if len(types) > 1:
+            raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
+        return _int8(src, dst, dry_run, jobs, allow_nonfinite, force, progress, planned, started)
     chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
     if (include_weights or exclude_weights) and imatrix is None:
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
@@ -151,7 +161,7 @@ def quantize(
     wishes = Wishes(
         Options(
             pure,
-            tensor_type_rules(tensor_types),
+            tensor_type_rules([*tensor_types, *_listed(tensor_type_file)]),
             by_name(output_tensor_type) if output_tensor_type else None,
             by_name(token_embedding_type) if token_embedding_type else None,
             leave_output_tensor,
@@ -197,6 +207,20 @@ def quantize(
     return _result(src, checkpoint, plans, started, written=True)
 
 
+def _listed(path: StrPath | None) -> list[str]:
+    """The rules in a file, separated by white space."""
+    if path is None:
+        return []
+    with open_regular(Path(path)) as file:
+        raw = file.read(_MOST_RULES + 1)
+    if len(raw) > _MOST_RULES:
+        raise BadFile(f"{at(path)}: is larger than {_MOST_RULES:,} bytes, expected REGEX=TYPE rules")
+    try:
+        return raw.decode().split()
+    except UnicodeDecodeError:
+        raise BadFile(f"{at(path)}: is not UTF-8 text, expected REGEX=TYPE rules") from None
+
+
 def _require_importance(plans: Sequence[Plan]) -> None:
     for plan in plans:
         if plan.needs_importance:
@@ -204,6 +228,44 @@ def _require_importance(plans: Sequence[Plan]) -> None:
                 f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
                 "matrix that has them (--imatrix), or choose a larger type"
             )
+
+
+def _int8(
+    src: Path,
+    dst: StrPath | None,
+    dry_run: bool,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    force: bool,
+    progress: Progress | None,
+    planned: Callable[[Quantized], None] | None,
+    started: float,
+) -> Quantized:
+    """The safetensors output: a model folder, or one file where its name says so."""
+    from llmconv.convert.int8 import to_int8
+
+    opened = formats.open(src)
+    model = to_int8(opened, allow_nonfinite=allow_nonfinite)
+    path = Path(dst) if dst is not None else _targets(src, None, [FileType(INT8, -1, "")])[0].with_suffix("")
+    rows = tuple(
+        QuantizedTensor(t.name, t.shape, t.type.name, t.type.name, t.nbytes, t.nbytes, "", False)
+        for t in model.tensors.values()
+    )
+    weights = max(1, opened.n_elements)
+
+    def result(paths: Sequence[Path], written: bool) -> Quantized:
+        size = sum(p.stat().st_size for p in paths) if written else model.nbytes
+        output = QuantizedFile(INT8, tuple(paths), size, rows, 8 * model.nbytes / weights, ())
+        return Quantized(src, (output,), opened.nbytes, time.monotonic() - started, written)
+
+    plan = result([path], False)
+    if path.suffix == ".safetensors":
+        check_target(path, force=force, size=model.nbytes, inputs=_inputs(opened))
+    if planned is not None:
+        planned(plan)
+    if dry_run:
+        return plan
+    return result(safetensors_file.save(model, path, force=force, jobs=jobs, progress=progress), True)
 
 
 # Names of outputs.
