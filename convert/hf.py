@@ -150,7 +150,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         for part, shape in zip(parts, slot.shapes, strict=True):
             if part.shape != shape:
                 raise BadFile(f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(shape)}")
-        form = _form(slot, forms, where)
+        form = _form(slot, forms, checkpoint.tensors, where)
         for tensor in _undone(slot, form, prefix, parts, dtypes, metadata):
             if not parts[0].type.is_plain() and tensor.type not in (plain.F32, parts[0].type):
                 rounded[parts[0].type.name, tensor.type.name] += 1
@@ -297,8 +297,16 @@ def _vocabulary(
     return keys
 
 
-def _form(slot: Slot, forms: Mapping[str, Any], where: str) -> int:
-    number = forms.get(slot.row.gguf[0], 0)
+def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
+    """The form in which a row is written: the one on record, else the first that the GGUF fits."""
+    packed = tensors[slot.gguf[0]].type.name == "MXFP4"
+    number = 0
+    for i, form in enumerate(slot.row.forms):
+        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
+            number = i
+        elif number == i and not packed and any(isinstance(op, PackMxfp4) for op in form.ops):
+            number = min(i + 1, len(slot.row.forms) - 1)
+    number = forms.get(slot.row.gguf[0], number)
     if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):
         raise BadFile(
             f"{where}: {kept.FORMS} says {number!r} for {slot.row.gguf[0]!r}; remove the key to use the usual"
@@ -364,7 +372,7 @@ def _rebuilt(
         flag = table_row.optional
         if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
             there = table_row.gguf[0] in present
-            config[flag.lstrip("!")] = not there if flag.startswith("!") else there
+            config[flag.lstrip("!").partition("=")[0]] = not there if flag.startswith("!") else there
     for made in arch.made:
         if made.gguf in checkpoint.tensors:
             made.read(checkpoint.tensors[made.gguf].numpy(), config)
@@ -373,8 +381,7 @@ def _rebuilt(
         sizes[tensor.type.name] += tensor.nbytes
     torch_names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     config["torch_dtype"] = torch_names.get(sizes.most_common(1)[0][0] if sizes else "F32", "float32")
-    for key in ("bos", "eos", "unknown", "padding"):
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if value is not None:
-            config[{"unknown": "unk", "padding": "pad"}.get(key, key) + "_token_id"] = int(value)
+        config[f"{name}_token_id"] = None if value is None else int(value)
     return json.dumps(config, indent=2).encode() + b"\n"

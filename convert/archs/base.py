@@ -33,6 +33,8 @@ class Form:
 
     hf: tuple[str, ...]
     ops: tuple[Op, ...] = ()
+    beside: str = ""
+    """A GGUF tensor that is there only in models of this form: how to tell it from a GGUF alone."""
 
     def names(self, dims: Dims, prefix: str) -> tuple[str, ...]:
         """The tensor names of one layer, experts and heads counted out."""
@@ -55,7 +57,7 @@ class Row:
     shapes: one shape per name, "n_head * head_dim, n_embd".
     when: an expression; the row exists only where it holds.
     optional: False: must be there; True: may be missing; the name of a configuration flag (or "!flag"): may be missing,
-        and counts as there when the flag is set.
+        and counts as there when the flag is set.  "flag=true": set in a config that does not say.
     """
 
     gguf: tuple[str, ...]
@@ -330,6 +332,7 @@ class Architecture:
         name = next((n for n in self.hf if n.when and evaluate(n.when, dims)), self.hf[0])
         out: dict[str, Any] = {"architectures": [name.cls], "model_type": name.model_type}
         own = {k.removeprefix(self.gguf + "."): v for k, v in metadata.items() if k.startswith(self.gguf + ".")}
+        own = {"rope.freq_base": np.float32(10000.0)} | own  # what its absence means in llama.cpp
         for key in self.keys:
             if not key.hf or (value := own.get(key.gguf)) is None:
                 continue
@@ -360,8 +363,9 @@ class Architecture:
         flag = table_row.optional
         if isinstance(flag, bool):
             return not flag
-        default = self.tied if flag.endswith("tie_word_embeddings") else False
-        found = config.get(flag.lstrip("!"))
+        name, _, given = flag.lstrip("!").partition("=")
+        default = self.tied if name == "tie_word_embeddings" else given == "true"
+        found = config.get(name)
         value = bool(default if found is None else found)
         return not value if flag.startswith("!") else value
 

@@ -15,7 +15,6 @@ _halves = Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stac
 _apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
 
 
-
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     if "rope_scaling" in config:
         config["rope_scaling"]["truncate"] = False  # as in every published gpt-oss

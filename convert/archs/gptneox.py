@@ -14,6 +14,7 @@ from llmconv.convert.ops import Concat, Dims, Split, SwapRows
 
 _heads = SwapRows("n_head", 3, inner="head_dim")  # (head, q k v, ...) -> (q k v, head, ...)
 _at = "{p}layers.{i}."
+_bias = "attention_bias=true"
 _neox_finish, _neox_rebuild = partial_rotary("rotary_pct|partial_rotary_factor", 0.25)
 
 GPTNEOX = Architecture(
@@ -34,8 +35,8 @@ GPTNEOX = Architecture(
         *norm("output_norm", "{p}final_layer_norm"),
         row("output.weight", "embed_out.weight", "n_vocab, n_embd", optional="!tie_word_embeddings"),
         *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
-        *linear("blk.{i}.attn_qkv", _at + "attention.query_key_value", "3 * n_embd", "n_embd", _heads, bias=True),
-        *linear("blk.{i}.attn_output", _at + "attention.dense", "n_embd", "n_embd", bias=True),
+        *linear("blk.{i}.attn_qkv", _at + "attention.query_key_value", "3 * n_embd", "n_embd", _heads, bias=_bias),
+        *linear("blk.{i}.attn_output", _at + "attention.dense", "n_embd", "n_embd", bias=_bias),
         *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm"),
         *linear("blk.{i}.ffn_up", _at + "mlp.dense_h_to_4h", "n_ff", "n_embd"),
         *linear("blk.{i}.ffn_down", _at + "mlp.dense_4h_to_h", "n_embd", "n_ff"),
@@ -44,7 +45,7 @@ GPTNEOX = Architecture(
     dropped=(r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq"),
     finish=_neox_finish,
     rebuild=_neox_rebuild,
-    decoder={"norm": "layer", "mlp": "gelu", "rope": "halves", "parallel": "use_parallel_residual"},
+    decoder={"activation": "gelu"},
 )
 
 _h = "{p}h.{i}."
@@ -76,7 +77,7 @@ BLOOM = Architecture(
     prefixes=("transformer.", ""),
     dropped=(),
     tied=True,
-    decoder={"norm": "layer", "mlp": "gelu", "positions": "alibi"},
+    decoder={"positions": "alibi", "activation": "gelu_tanh", "activation_fixed": True},
 )
 
 _b = "{p}blocks.{i}."
@@ -135,7 +136,7 @@ MPT = Architecture(
     tied=True,
     finish=_mpt_finish,
     rebuild=_mpt_rebuild,
-    decoder={"norm": "layer", "mlp": "gelu", "positions": "alibi"},
+    decoder={"positions": "alibi", "activation": "gelu"},
 )
 
 
@@ -145,6 +146,10 @@ def _falcon_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -
     if not grouped:
         heads = config.get("n_head_kv") or (1 if config.get("multi_query", True) else dims["n_head"])
     own["attention.head_count_kv"] = np.uint32(heads)
+    if config.get("alibi"):
+        own["attention.max_alibi_bias"] = np.float32(8.0)
+    if not config.get("parallel_attn", True):
+        own["use_parallel_residual"] = False
 
 
 def _falcon_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -152,6 +157,8 @@ def _falcon_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) 
     config["new_decoder_architecture"] = heads not in (1, dims["n_head"])
     config["multi_query"] = heads == 1
     config["num_kv_heads"] = heads
+    config["alibi"] = bool(own.get("attention.max_alibi_bias", 0.0))
+    config["parallel_attn"] = bool(own.get("use_parallel_residual", True))
 
 
 # Each group of heads keeps its queries, its key and its value together; GGUF has all q, all k, all v.
@@ -182,7 +189,7 @@ FALCON = Architecture(
             ("blk.{i}.attn_norm.weight", "blk.{i}.attn_norm.bias"),
             (_h + "input_layernorm.weight", _h + "input_layernorm.bias"),
             ("n_embd", "n_embd"),
-            alt=(Form((_h + "ln_mlp.weight", _h + "ln_mlp.bias")),),
+            alt=(Form((_h + "ln_mlp.weight", _h + "ln_mlp.bias"), beside="blk.{i}.attn_norm_2.weight"),),
         ),
         *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=True),
         *linear("blk.{i}.attn_qkv", _h + "self_attention.query_key_value", _qkv, "n_embd", *_groups, bias="bias"),
@@ -196,7 +203,7 @@ FALCON = Architecture(
     constants={"tensor_data_layout": "jploski"},
     finish=_falcon_finish,
     rebuild=_falcon_rebuild,
-    decoder={"norm": "layer", "mlp": "gelu", "rope": "halves", "parallel": True},
+    decoder={"parallel": True, "activation": "gelu", "alibi_quirk": True},
 )
 
 ARCHITECTURES = (GPTNEOX, BLOOM, MPT, FALCON)

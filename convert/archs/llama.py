@@ -109,13 +109,19 @@ def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
 
 
 def _read_rope_freqs(values: Any, config: dict[str, Any]) -> None:
-    """The factor is the largest divisor; the rest is what every published model has."""
+    """The factor is the largest divisor; the original context is the one that gives these values, else 8192."""
+    values = np.asarray(values, np.float32).reshape(-1)
+    factor, base = float(values.max()), float(config.get("rope_theta", 10000.0))
+
+    def fits(original: int) -> bool:
+        return bool(np.allclose(_llama3(factor, 1.0, 4.0, original, base, 2 * values.size), values, rtol=1e-5))
+
     config["rope_scaling"] = {
         "rope_type": "llama3",
-        "factor": float(np.max(values)),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": next((n for n in (8192, *(1 << k for k in range(5, 21))) if fits(n)), 8192),
     }
 
 
@@ -171,7 +177,7 @@ LLAMA = Architecture(
         ),
     ),
     made=(ROPE_FREQS,),
-    decoder={"rope": "pairs", "window_pattern": 0},
+    decoder={"rope": "pairs", "window_pattern": 0, "normalize_experts": True},
 )
 
 ARCHITECTURES = (LLAMA,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
+from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
 from llmconv.convert.ops import Split, Stack
 
 _at = "{p}layers.{i}."
@@ -47,9 +47,8 @@ QWEN2 = Architecture(
     "qwen2",
     (HfName("Qwen2ForCausalLM", "qwen2"), HfName("Qwen2Model", "qwen2")),
     keys=COMMON,
-    rows=(*EMBEDDINGS, *NORMS, *attention(bias=True), *gated_mlp()),
+    rows=(*EMBEDDINGS, *NORMS, *attention(bias="attention_bias=true", out_bias=True), *gated_mlp()),
     made=(ROPE_FREQS,),
-    decoder={"norm": "rms", "mlp": "swiglu", "rope": "halves"},
 )
 
 QWEN3 = QWEN2.variant(
@@ -58,12 +57,12 @@ QWEN3 = QWEN2.variant(
     HfName("Qwen3Model", "qwen3"),
     keys=HEAD_DIM,
     rows=(*attention(), *QK_NORMS),
-    decoder={"qk_norm": "rms"},
 )
 
 _EXPERT_KEYS = (
-    *EXPERTS,
     *keys("""
+        expert_count                        u32   num_experts|num_local_experts
+        expert_used_count                   u32   num_experts_per_tok
         expert_feed_forward_length          u32   moe_intermediate_size
         expert_shared_feed_forward_length   u32   shared_expert_intermediate_size
     """),
@@ -83,7 +82,6 @@ QWEN2_MOE = QWEN2.variant(
         row("blk.{i}.ffn_down_shexp.weight", _shared + "down_proj.weight", "n_embd, n_ff_shexp"),
     ),
     drop=_dense,
-    decoder={"mlp": "experts", "experts": "softmax"},
 )
 
 QWEN3_MOE = QWEN3.variant(
@@ -92,7 +90,7 @@ QWEN3_MOE = QWEN3.variant(
     keys=_EXPERT_KEYS,
     rows=experts(),
     drop=[*_dense, "expert_shared_feed_forward_length"],
-    decoder={"mlp": "experts", "experts": "softmax"},
+    decoder={"normalize_experts": True},
 )
 
 ARCHITECTURES = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE)
