@@ -1,0 +1,5 @@
+"""`python -m llmconv.cli`, for torchrun."""
+
+from llmconv.cli import main
+
+main()

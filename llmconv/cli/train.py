@@ -1,0 +1,127 @@
+"""The command `train`.  Its flags are the fields of `TrainConfig`, one for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+
+import llmconv
+from llmconv.cli.size import human
+from llmconv.runtime.training.config import TrainConfig, read_config
+
+__all__ = ["train"]
+
+_SHORT = {"output": ["-o"], "context": ["-c"]}
+_NAMES = {"from_checkpoint": "--from"}
+
+
+def _options(command: Any) -> Any:
+    """A click option for each setting; absent ones are None, so that a configuration file can fill them."""
+    hints = get_type_hints(TrainConfig)
+    for setting in reversed(dataclasses.fields(TrainConfig)):
+        if setting.name == "data":
+            continue
+        hint, default = hints[setting.name], setting.default
+        flag = _NAMES.get(setting.name, "--" + setting.name.replace("_", "-"))
+        kind: Any = click.Choice(get_args(hint)) if get_args(hint) else hint
+        if hint is bool:
+            flag, kind = f"{flag}/--no-{flag[2:]}", None
+        shown = (
+            "" if default in ("", 0, -1, -1.0) else f"  [default: {str(default).lower() if hint is bool else default}]"
+        )
+        option = click.option(
+            *_SHORT.get(setting.name, []),
+            flag,
+            setting.name,
+            type=kind,
+            default=None,
+            help=setting.metadata["help"] + shown,
+        )
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@_options
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="settings from a TOML or JSON file; flags win"
+)
+@click.option("--resume", is_flag=True, help="go on from the newest checkpoint in the output folder")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+def train(
+    data: Path | None, config_file: Path | None, resume: bool, as_json: bool, quiet: bool, **settings: Any
+) -> None:
+    """Train a model on DATA: text files or a folder of them, JSON lines, or a JSON list of {input, target} pairs.
+
+    A fresh model takes its shape from --preset; --from goes on from a checkpoint of any format.  The output folder
+    gets checkpoints (kill it at any moment, then --resume), log.csv, TensorBoard events, loss.png, summary.md and the
+    model in every format that --export names.  Several devices: the same command under torchrun.
+
+    \b
+    Examples:
+      llmconv train pairs.json -o run --preset simple-36k --export json,gguf
+      llmconv train book.txt -o run --preset small-10m --tokenizer char --steps 5000 --dropout 0.2
+      llmconv train corpus/ -o run --from model.gguf --lr 1e-4 --export-type Q8_0
+      torchrun --nproc-per-node 8 -m llmconv.cli train corpus/ -o run --preset gpt2-small --dtype bf16
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if data is not None:
+        given["data"] = str(data)
+    merged = {**(read_config(config_file) if config_file else {}), **given}
+    config = TrainConfig(**merged)
+    with _Watch(config, quiet or as_json) as watch:
+        result = llmconv.train(config, resume=resume, report=watch)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    elif not quiet:
+        for note in result.notes:
+            click.echo(note, err=True)
+        click.echo(
+            f"{result.steps:,} steps, validation loss {result.val_loss:.4f} (perplexity {result.val_perplexity:.4f}), "
+            f"{result.tokens_per_second:,.0f} tokens/s; wrote {', '.join(map(str, result.exports)) or config.output}"
+        )
+
+
+class _Watch:
+    """The plan in a line, then a bar with loss, learning rate and speed, where a person is looking."""
+
+    def __init__(self, config: TrainConfig, quiet: bool):
+        self.config, self.quiet, self.bar = config, quiet, None
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, kind: str, facts: dict[str, Any]) -> None:
+        if self.quiet:
+            return
+        if kind == "plan":
+            memory = facts["memory"]
+            parts = ("weights", "gradients", "optimizer", "activations")
+            listed = ", ".join(f"{part} {human(getattr(memory, part))}" for part in parts)
+            click.echo(
+                f"{facts['parameters']:,} parameters on {facts['processes']} x {facts['device']}; "
+                f"memory per device about {human(memory.total)}: {listed}",
+                err=True,
+            )
+        elif kind == "step":
+            if self.bar is None:
+                from tqdm import tqdm
+
+                self.bar: Any = tqdm(total=self.config.steps, initial=facts["step"] - 1, unit="step", disable=None)
+            self.bar.update(1)
+            if "loss" in facts:
+                self.bar.set_postfix(
+                    loss=f"{facts['loss']:.4f}", lr=f"{facts['lr']:.2e}", tokens_s=f"{facts['tokens_per_second']:,.0f}"
+                )
+        elif kind == "validate" and self.bar is not None:
+            self.bar.write(f"step {facts['step']:,}: validation loss {facts['val_loss']:.4f}")

@@ -1,0 +1,165 @@
+"""Everything that can be set, in one dataclass: `train`'s argument, the command's flags, the config file's keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from llmconv.errors import BadFile, UsageError, at
+
+__all__ = ["TrainConfig", "read_config"]
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.  Every field is a flag of `llmconv train` (`batch_size`: `--batch-size`) and a config key."""
+
+    data: str = _setting("", "text files or a folder of them, JSON lines, or a JSON list of input/target pairs")
+    output: str = _setting("", "folder for checkpoints, logs and exports")
+    preset: str = _setting("", "the model's shape: simple-36k, small-10m, gpt2-small, llama-15m, …")
+    from_checkpoint: str = _setting("", "continue from a checkpoint of any format instead of a fresh model")
+    # The model, where it is not the preset's.
+    vocab_size: int = _setting(0, "most tokens in a vocabulary made here (0: the preset's)")
+    dim: int = _setting(0, "width (0: the preset's)")
+    layers: int = _setting(0, "layers (0: the preset's)")
+    heads: int = _setting(0, "attention heads (0: the preset's)")
+    ffn: int = _setting(0, "feed-forward width (0: the preset's)")
+    tokenizer: str = _setting("auto", "word, char, bpe, wordpiece, or a model or tokenizer file to take it from")
+    dropout: float = _setting(0.0, "dropout on embeddings and on what attention and MLP add")
+    # Data.
+    context: int = _setting(0, "tokens in a training sequence (0: the model's own context, at most 1024)")
+    val_fraction: float = _setting(-1.0, "share kept for validation (-1: 0.1 of a text, none of pairs)")
+    # Optimisation.
+    steps: int = _setting(1000, "optimizer steps")
+    batch_size: int = _setting(16, "sequences in a step, over all devices and accumulation")
+    accumulation: int = _setting(1, "parts a step's batch is computed in, to save memory")
+    optimizer: Literal["adamw", "sgd"] = _setting("adamw", "optimizer")
+    lr: float = _setting(1e-3, "highest learning rate")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = _setting("cosine", "course of the learning rate")
+    warmup: int = _setting(-1, "steps of linear warm-up (-1: 2 % of the steps)")
+    min_lr_ratio: float = _setting(0.1, "last learning rate / highest")
+    decay_share: float = _setting(0.2, "last share of the steps in which wsd decays")
+    beta1: float = _setting(0.9, "AdamW's first decay, or SGD's momentum")
+    beta2: float = _setting(0.95, "AdamW's second decay")
+    eps: float = _setting(1e-8, "AdamW's epsilon")
+    weight_decay: float = _setting(0.1, "weight decay, on matrices only")
+    clip: float = _setting(1.0, "largest gradient norm (0: no clipping)")
+    # Running.
+    device: str = _setting("auto", "auto, cpu, cuda, mps")
+    dtype: Literal["f32", "bf16", "f16"] = _setting("f32", "what to compute in; weights stay float32")
+    activation_checkpointing: bool = _setting(False, "recompute activations instead of keeping them")
+    compile: bool = _setting(False, "compile the model with torch.compile")
+    parallel: Literal["ddp", "fsdp"] = _setting("ddp", "how several processes under torchrun share the work")
+    seed: int = _setting(0, "seed of weights, data order and dropout")
+    # Validation, logs, checkpoints.
+    eval_every: int = _setting(0, "steps between validations (0: a tenth of the steps)")
+    eval_batches: int = _setting(20, "batches of a validation (0: all of it)")
+    patience: int = _setting(0, "stop after this many validations without a better one (0: never)")
+    log_every: int = _setting(10, "steps between lines of the log")
+    save_every: int = _setting(0, "steps between checkpoints (0: as eval_every)")
+    keep: int = _setting(2, "checkpoints to keep")
+    tensorboard: bool = _setting(True, "write TensorBoard events, where tensorboard is installed")
+    plot: bool = _setting(True, "draw the loss curve at the end, where matplotlib is installed")
+    # Exports.
+    export: str = _setting("gguf", "formats to write at the end: gguf, safetensors, json, separated by commas")
+    export_type: str = _setting("f32", "their type: f32, f16, bf16, f64, or for gguf a quantized type such as Q8_0")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(TrainConfig)
+        for setting in dataclasses.fields(self):
+            object.__setattr__(
+                self, setting.name, _checked(setting.name, getattr(self, setting.name), hints[setting.name])
+            )
+        positive = ("steps", "batch_size", "accumulation", "keep", "log_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("vocab_size", "dim", "layers", "heads", "ffn", "context", "eval_every", "save_every", "patience"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name, low, high in (
+            ("dropout", 0, 1),
+            ("min_lr_ratio", 0, 1),
+            ("decay_share", 0, 1),
+            ("beta1", 0, 1),
+            ("beta2", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
+        if self.val_fraction >= 1:
+            raise UsageError(
+                f"val_fraction is {self.val_fraction}, expected less than 1: something must be left to train on"
+            )
+        if not self.lr > 0:
+            raise UsageError(f"lr is {self.lr}, expected more than 0")
+        if self.batch_size % self.accumulation:
+            raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
+        if bool(self.preset) == bool(self.from_checkpoint):
+            raise UsageError(
+                "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        return self.warmup if self.warmup >= 0 else max(1, self.steps // 50)
+
+    @property
+    def eval_interval(self) -> int:
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def save_interval(self) -> int:
+        return self.save_every or self.eval_interval
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one it goes on from."""
+        free = {"output", "device", "keep", "tensorboard", "plot", "export", "export_type", "log_every", "compile"}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type, or `UsageError`."""
+    choices = get_args(hint)
+    if choices:
+        if value not in choices:
+            raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    if type(value) is not hint:
+        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
+        raise UsageError(f"{name} is {value!r}, expected {wanted}")
+    return value
+
+
+def read_config(path: str | Path) -> Mapping[str, Any]:
+    """Settings from a TOML or JSON file; `BadFile` for one that is neither, or has a key that is no setting."""
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{at(path)}: is no {'JSON' if path.suffix == '.json' else 'TOML'} ({error})") from None
+    if not isinstance(found, dict):
+        raise BadFile(f"{at(path)}: expected settings by name")
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    for name in found:
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            raise BadFile(f"{at(path)}: {name!r} is no setting{f'; did you mean {near[0]!r}?' if near else ''}")
+    return found

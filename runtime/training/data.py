@@ -1,0 +1,292 @@
+"""Training data: text, JSON lines or input/target pairs, tokenized once into mapped files, read back by step number.
+
+A batch is a function of (seed, step) alone, so a resumed run needs no position but its step, and every process of a
+distributed run can make the whole batch and take its share of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmconv.convert.vocab import Vocab
+from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats.files import Output, open_regular
+
+__all__ = ["Batch", "Pairs", "Stream", "documents", "load_data", "read_pairs"]
+
+PIECE = 1 << 20
+"""Characters tokenized at a time."""
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs, targets: (B, T) int64, -100 where there is no target; mask: (B, T) bool, False at padding, or None."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    mask: torch.Tensor | None
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
+    if not found:
+        raise BadFile(f"{at(path)}: holds no {', '.join(TEXT_SUFFIXES)} or .jsonl file to train on")
+    return found
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """A text file in pieces of about `PIECE` characters that end with a line, or at a space where lines are long."""
+    with open_regular(path) as raw:
+        rest = ""
+        import codecs
+
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        while True:
+            chunk = raw.read(PIECE)
+            try:
+                rest += decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                raise BadFile(
+                    f"{at(path)}: is no UTF-8 text ({error.reason} at byte {raw.tell() - len(chunk) + error.start})"
+                ) from None
+            if not chunk:
+                break
+            cut = rest.rfind("\n") + 1 or (rest.rfind(" ") + 1 if len(rest) > 4 * PIECE else 0)
+            if cut:
+                yield rest[:cut]
+                rest = rest[cut:]
+        if rest:
+            yield rest
+
+
+def documents(path: Path) -> Iterator[Iterator[str]]:
+    """The documents of a file or folder, each as pieces of text: a text file, or the "text" of a line of JSON lines."""
+    for file in _files(path):
+        if file.suffix != ".jsonl":
+            yield _pieces(file)
+            continue
+        with open_regular(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    found = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise BadFile(f"{at(file, f'line {number}')}: is no JSON ({error})") from None
+                text = found.get("text") if isinstance(found, dict) else found
+                if not isinstance(text, str):
+                    raise BadFile(f"{at(file, f'line {number}')}: expected a text, or an object with one under 'text'")
+                yield iter((text,))
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]] | None:
+    """The (input, target) texts of a JSON list of them; None when the file is something else."""
+    if path.is_dir() or path.suffix != ".json":
+        return None
+    with open_regular(path) as file:
+        raw = file.read()
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{at(path)}: is no JSON ({error})") from None
+    if not isinstance(found, list):
+        raise BadFile(f"{at(path)}: expected a JSON list of objects with 'input' and 'target'")
+    pairs = []
+    for i, item in enumerate(found):
+        if not (isinstance(item, dict) and isinstance(item.get("input"), str) and isinstance(item.get("target"), str)):
+            raise BadFile(f"{at(path, f'entry {i}')}: expected an object with texts 'input' and 'target'")
+        pairs.append((item["input"], item["target"]))
+    if not pairs:
+        raise BadFile(f"{at(path)}: is an empty list; there is nothing to train on")
+    return pairs
+
+
+def texts(path: Path) -> Iterator[str]:
+    """All text of the data, for making a vocabulary."""
+    pairs = read_pairs(path)
+    if pairs is not None:
+        # A pair's target is its input moved by a word, so the input and the target's end say everything once, in order.
+        for left, right in pairs:
+            yield left
+            yield right
+        return
+    for document in documents(path):
+        yield from document
+
+
+class Stream:
+    """Token ids of a text in a mapped file; batches are windows at random places."""
+
+    def __init__(self, tokens: NDArray[Any], context: int, seed: int):
+        self.tokens, self.context, self.seed = tokens, context, seed
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, step: int, size: int) -> Batch:
+        """`size` windows of step `step`: the next token of each position is its target."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        starts = rng.integers(0, len(self.tokens) - self.context, size)
+        return self._windows(starts)
+
+    def all(self, size: int, limit: int) -> Iterator[Batch]:
+        """All of it in windows that follow each other, `size` at a time, at most `limit` batches (0: all)."""
+        starts = np.arange(0, len(self.tokens) - self.context, self.context)
+        for i, first in enumerate(range(0, len(starts), size)):
+            if limit and i >= limit:
+                return
+            yield self._windows(starts[first : first + size])
+
+    def _windows(self, starts: NDArray[Any]) -> Batch:
+        windows = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
+        both = torch.from_numpy(windows)
+        return Batch(both[:, :-1], both[:, 1:], None)
+
+
+class Pairs:
+    """Input/target sequences; every epoch is its own order of all of them."""
+
+    def __init__(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], seed: int):
+        self.inputs, self.targets, self.seed = inputs, targets, seed
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, step: int, size: int) -> Batch:
+        """`size` pairs of step `step`, going round and round."""
+        first = step * size
+        chosen: list[int] = []
+        while len(chosen) < size:
+            epoch, place = divmod(first + len(chosen), len(self))
+            order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self))
+            chosen += order[place : place + size - len(chosen)].tolist()
+        return self._pick(chosen)
+
+    def all(self, size: int, limit: int) -> Iterator[Batch]:
+        """All pairs in order, `size` at a time, at most `limit` batches (0: all)."""
+        for i, first in enumerate(range(0, len(self), size)):
+            if limit and i >= limit:
+                return
+            yield self._pick(range(first, min(len(self), first + size)))
+
+    def _pick(self, chosen: Sequence[int]) -> Batch:
+        longest = max(len(self.inputs[i]) for i in chosen)
+        inputs = torch.zeros(len(chosen), longest, dtype=torch.int64)
+        targets = torch.full((len(chosen), longest), -100, dtype=torch.int64)
+        mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
+        for row, i in enumerate(chosen):
+            n = len(self.inputs[i])
+            inputs[row, :n] = torch.tensor(self.inputs[i])
+            targets[row, :n] = torch.tensor(self.targets[i])
+            mask[row, :n] = True
+        return Batch(inputs, targets, None if bool(mask.all()) else mask)
+
+
+def load_data(
+    path: Path,
+    vocab: Vocab,
+    folder: Path,
+    *,
+    context: int,
+    val_fraction: float,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Stream | Pairs, Stream | Pairs]:
+    """Training and validation data; for pairs without a validation share, the training pairs themselves are measured.
+
+    A text is tokenized once into `folder` (tokens.bin: uint16 or uint32, little-endian) and mapped; the next run
+    on the same data and vocabulary finds it there.  `progress` is called with the characters done.
+    """
+    pairs = read_pairs(path)
+    if pairs is not None:
+        return _load_pairs(path, pairs, vocab, max(0.0, val_fraction), seed)
+    share = 0.1 if val_fraction < 0 else val_fraction
+    dtype = np.dtype("<u2" if len(vocab) <= 1 << 16 else "<u4")
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _key(path, vocab)
+    record = folder / "data.json"
+    if not (record.is_file() and _recorded(record) == key and (folder / "tokens.bin").is_file()):
+        _tokenize(path, vocab, folder / "tokens.bin", dtype, progress)
+        with Output(record, force=True) as out:
+            out.file.write(json.dumps({"key": key, "dtype": dtype.str}).encode())
+    size = (folder / "tokens.bin").stat().st_size // dtype.itemsize
+    if size == 0:
+        raise BadFile(f"{at(path)}: is empty; there is nothing to train on")
+    tokens = np.memmap(folder / "tokens.bin", dtype, "r", shape=(size,))
+    cut = size - int(size * share) if share else size
+    train, val = tokens[:cut], tokens[cut:] if share else tokens
+    if len(train) <= context:
+        raise BadFile(
+            f"{at(path)}: gives {len(train):,} tokens to train on, expected more than a context of {context}; "
+            "give more text or a smaller --context"
+        )
+    if len(val) <= context:
+        val = tokens[-(context + 1) :]  # too little was kept: the last window serves
+    return Stream(train, context, seed), Stream(val, context, seed)
+
+
+def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, share: float, seed: int) -> tuple[Pairs, Pairs]:
+    tokenizer = vocab.tokenizer()
+    inputs, targets = [], []
+    for i, (left, right) in enumerate(pairs):
+        a, b = tokenizer.encode(left), tokenizer.encode(right)
+        if len(a) != len(b) or not a:
+            raise BadFile(
+                f"{at(path, f'entry {i}')}: has {len(a)} input and {len(b)} target tokens, expected as many, and some"
+            )
+        inputs.append(a)
+        targets.append(b)
+    order = np.random.Generator(np.random.Philox(key=[seed, 1 << 40])).permutation(len(pairs))
+    n_val = int(len(pairs) * share)
+    if n_val >= len(pairs):
+        raise UsageError("nothing is left to train on; give a smaller --val-fraction")
+    kept, held = sorted(order[n_val:].tolist()), sorted(order[:n_val].tolist())
+    train = Pairs([inputs[i] for i in kept], [targets[i] for i in kept], seed)
+    if not held:
+        return train, train
+    return train, Pairs([inputs[i] for i in held], [targets[i] for i in held], seed)
+
+
+def _key(path: Path, vocab: Vocab) -> str:
+    """What a tokenized file belongs to: its sources by name, size and time, and the vocabulary."""
+    facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path)]
+    words = hashlib.sha256("\0".join(vocab.tokens).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(json.dumps([facts, vocab.model, vocab.pre, words]).encode()).hexdigest()
+
+
+def _recorded(record: Path) -> str | None:
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found.get("key") if isinstance(found, dict) else None
+
+
+def _tokenize(
+    path: Path, vocab: Vocab, target: Path, dtype: np.dtype[Any], progress: Callable[[int], None] | None
+) -> None:
+    """Every document's ids, one end-of-text token between documents where the vocabulary has one."""
+    tokenizer = vocab.tokenizer()
+    with Output(target, force=True) as out:
+        first = True
+        for document in documents(path):
+            if not first and vocab.eos is not None:
+                out.file.write(np.array([vocab.eos], dtype).tobytes())
+            first = False
+            for piece in document:
+                text = " ".join(piece.split()) if vocab.model == "words" else piece
+                out.file.write(np.array(tokenizer.encode(text), dtype).tobytes())
+                if progress:
+                    progress(len(piece))

@@ -1,0 +1,77 @@
+"""What comes out of a run: the trained model in any format and type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from llmconv import formats
+from llmconv.convert.quantize import quantize
+from llmconv.convert.translate import translate
+from llmconv.errors import UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name
+from llmconv.runtime.save import checkpoint_of
+from llmconv.runtime.training.parallel import Team
+
+__all__ = ["KINDS", "check_exports", "export", "gathered"]
+
+KINDS = {"gguf": ("gguf", ".gguf"), "safetensors": ("hf", ""), "json": ("json", ".json")}
+"""Format -> the dialect it is written in and what its name ends with (nothing: a folder)."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def check_exports(formats_text: str, type_name: str) -> tuple[list[str], str]:
+    """The formats and the type asked for; `UsageError` when one is unknown or they don't go together."""
+    kinds = [kind.strip() for kind in formats_text.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"unknown export {kind!r}; known: {', '.join(KINDS)}")
+    name = type_name.upper()
+    if name not in FLOATS:
+        from llmconv.quant.filetypes import file_type
+
+        name = file_type(name).name
+        if kinds != ["gguf"]:
+            raise UsageError(f"only GGUF holds {name}; export gguf alone, or choose {', '.join(FLOATS).lower()}")
+    return kinds, name
+
+
+def gathered(model: nn.Module, team: Team, metadata: dict[str, object]) -> Checkpoint | None:
+    """The model as a checkpoint in GGUF's dialect; None in all but the first process of a sharded run."""
+    if not team.sharded:
+        return checkpoint_of(model, metadata)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if team.rank:
+        return None
+    out = Checkpoint(metadata=metadata, dialect="gguf")
+    for key, value in whole.items():
+        name = key if "." in key else f"{key}.weight"
+        out.add(Tensor.from_array(name, value.numpy()))
+    return out
+
+
+def export(checkpoint: Checkpoint, folder: Path, name: str, kinds: Sequence[str], type_name: str) -> list[Path]:
+    """Write the checkpoint as each of `kinds` into `folder`, replacing what an earlier run left; the paths.
+
+    Vectors stay float32 in GGUF, as the ecosystem has them.
+    """
+    paths = []
+    for kind in kinds:
+        dialect, suffix = KINDS[kind]
+        path = folder / f"{name}{suffix}"
+        if type_name not in FLOATS:
+            quantize(checkpoint, path, type_name, force=True)
+        else:
+            cast = by_name(type_name)
+            keep = by_name("F32") if kind == "gguf" and type_name != "F64" else cast
+            tensors = {n: t.astype(cast if len(t.shape) > 1 else keep) for n, t in checkpoint.tensors.items()}
+            made = translate(Checkpoint(tensors, dict(checkpoint.metadata)), dialect)
+            formats.by_name(kind).save(made, path, force=True)
+        paths.append(path)
+    return paths

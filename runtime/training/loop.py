@@ -1,0 +1,405 @@
+"""The training loop, from the configuration to the exports, in the order in which things happen."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llmconv import formats
+from llmconv.convert import vocab as vocabulary
+from llmconv.convert.presets import preset
+from llmconv.convert.sizing import TrainingMemory, shape_of, training_memory
+from llmconv.convert.translate import translate
+from llmconv.convert.vocab import Vocab
+from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import Output, output_errors
+from llmconv.runtime.load import DTYPES, build
+from llmconv.runtime.training import data as data_files
+from llmconv.runtime.training import state
+from llmconv.runtime.training.config import TrainConfig
+from llmconv.runtime.training.data import Batch, Pairs, Stream, load_data
+from llmconv.runtime.training.export import check_exports, export, gathered
+from llmconv.runtime.training.initial import fresh_checkpoint
+from llmconv.runtime.training.log import Log, draw_losses, write_summary
+from llmconv.runtime.training.optim import learning_rate, make_optimizer
+from llmconv.runtime.training.parallel import Team, assemble, wrap
+from llmconv.runtime.training.vocabulary import make_vocab
+
+__all__ = ["Trained", "train"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` did.
+
+    steps, tokens: done in all; loss, val_loss: the last ones, nats per token; val_perplexity: exp(val_loss);
+    best_val_loss: the lowest; seconds, tokens_per_second: of this call; stopped_early: whether patience ran out;
+    checkpoint: the last one; exports: the files and folders written; parameters: of the model.
+    """
+
+    steps: int
+    tokens: int
+    loss: float
+    val_loss: float
+    val_perplexity: float
+    best_val_loss: float
+    seconds: float
+    tokens_per_second: float
+    stopped_early: bool
+    parameters: int
+    checkpoint: Path | None
+    exports: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = dataclasses.asdict(self)
+        found["checkpoint"] = str(self.checkpoint) if self.checkpoint else None
+        found["exports"] = [str(path) for path in self.exports]
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+
+
+Reporter = Callable[[str, dict[str, Any]], None]
+"""Called with ("plan", ...), ("tokenize", ...), ("step", ...), ("validate", ...) and what there is to show."""
+
+
+def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None = None) -> Trained:
+    """Train a model as `config` says; see `TrainConfig`.
+
+    resume: go on from the newest checkpoint in `config.output`; on a CPU the losses continue bit for bit.
+    report: called as the run goes, for progress bars.
+
+    Under torchrun every process calls this.  Raises `UsageError`, `BadFile` or `OutputError`, one sentence each.
+    """
+    if not config.data or not config.output:
+        raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
+    kinds, export_type = check_exports(config.export, config.export_type)
+    folder = Path(config.output)
+    team = assemble(config.device, config.parallel)
+    try:
+        return _train(config, resume, report or (lambda kind, facts: None), folder, team, kinds, export_type)
+    finally:
+        team.close()
+
+
+def _train(
+    config: TrainConfig, resume: bool, report: Reporter, folder: Path, team: Team, kinds: list[str], export_type: str
+) -> Trained:
+    newest = _prepare(folder, config, resume, team)
+    start, vocab = _starting_point(config, folder, resume, team)
+    context = _context(config, start)
+    if team.rank == 0:
+        load = functools.partial(load_data, progress=lambda n: report("tokenize", {"characters": n}))
+    else:
+        team.barrier()  # the first process tokenizes, the others find it done
+        load = functools.partial(load_data)
+    training, validation = load(
+        Path(config.data), vocab, folder / "data", context=context, val_fraction=config.val_fraction, seed=config.seed
+    )
+    if team.rank == 0:
+        team.barrier()
+
+    shape = shape_of(start)
+    n_parameters = start.n_elements
+    share = max(1, config.batch_size // config.accumulation // team.size)
+    plan = training_memory(
+        shape,
+        batch=share,
+        context=context,
+        devices=team.size if team.sharded else 1,
+        checkpointing=config.activation_checkpointing,
+    )
+    report("plan", {"memory": plan, "parameters": n_parameters, "device": str(team.device), "processes": team.size})
+
+    torch.manual_seed(config.seed + team.rank)
+    model = build(start, team.device, torch.float32).train()
+    metadata = dict(model.metadata)
+    _add_dropout(model, config.dropout)
+    if config.activation_checkpointing:
+        _recompute_blocks(model)
+    wrapped = wrap(model, team)
+    optimizer = make_optimizer(wrapped, config)
+    progress = state.Progress()
+    if newest is not None:
+        progress = state.restore(newest, model, optimizer, team.device, team)
+    forward: Any = torch.compile(wrapped) if config.compile else wrapped
+    scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
+
+    log = Log(folder, progress.step, config.tensorboard) if team.rank == 0 else None
+    loss = val_loss = grad_norm = math.nan
+    began, seen, stopped = time.perf_counter(), 0, False
+    mark, mark_tokens = began, 0
+    checkpoint: Path | None = newest
+    while progress.step < config.steps:
+        rate = learning_rate(config, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = training.batch(progress.step, config.batch_size)
+        loss, count = _step(config, forward, wrapped, batch, team, scaler)
+        if not math.isfinite(loss):
+            raise BadFile(
+                f"{at(config.data)}: the loss is {loss} at step {progress.step}; lower --lr, raise --warmup, or use f32"
+            )
+        scaler.unscale_(optimizer)
+        if config.clip:
+            norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip)
+            grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.tokens += count
+        seen += count
+
+        last = progress.step == config.steps
+        if log is not None and (progress.step % config.log_every == 0 or last):
+            now = time.perf_counter()
+            speed = (seen - mark_tokens) / max(1e-9, now - mark)
+            mark, mark_tokens = now, seen
+            log.write(progress.step, progress.tokens, loss=loss, lr=rate, grad_norm=grad_norm, tokens_per_second=speed)
+            report("step", {"step": progress.step, "loss": loss, "lr": rate, "tokens_per_second": speed})
+        else:
+            report("step", {"step": progress.step})
+        if progress.step % config.eval_interval == 0 or last:
+            val_loss = _validate(config, wrapped, validation, team)
+            if val_loss < progress.best:
+                progress.best, progress.stale = val_loss, 0
+            else:
+                progress.stale += 1
+            if log is not None:
+                log.write(
+                    progress.step, progress.tokens, val_loss=val_loss, val_perplexity=math.exp(min(val_loss, 700))
+                )
+            report("validate", {"step": progress.step, "val_loss": val_loss})
+            stopped = bool(config.patience) and progress.stale >= config.patience
+            mark, mark_tokens = time.perf_counter(), seen
+        if progress.step % config.save_interval == 0 or last or stopped:
+            checkpoint = state.save(folder, model, optimizer, progress, config.keep, team)
+        if stopped:
+            break
+    seconds = time.perf_counter() - began
+    if math.isnan(val_loss):  # a finished run was resumed: there was nothing left to do
+        val_loss = _validate(config, wrapped, validation, team)
+
+    exports: list[Path] = []
+    notes = [log.note] if log is not None and log.note else []
+    trained = gathered(model, team, metadata)
+    if log is not None and trained is not None:
+        log.close()
+        exports = export(trained, folder, "model", kinds, export_type)
+        picture = draw_losses(folder) if config.plot else None
+        if config.plot and picture is None:
+            notes.append("no loss curve: matplotlib is not installed")
+    result = Trained(
+        steps=progress.step,
+        tokens=progress.tokens,
+        loss=loss,
+        val_loss=val_loss,
+        val_perplexity=math.exp(min(val_loss, 700)),
+        best_val_loss=min(progress.best, val_loss),
+        seconds=seconds,
+        tokens_per_second=seen / max(1e-9, seconds),
+        stopped_early=stopped,
+        parameters=n_parameters,
+        checkpoint=checkpoint,
+        exports=exports,
+        notes=notes,
+    )
+    if log is not None:
+        _summarise(folder, config, result, training, plan, picture)
+    team.barrier()
+    return result
+
+
+def _prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Path | None:
+    """The run's folder with its `config.json`; the checkpoint to go on from, or None."""
+    record = folder / "config.json"
+    newest = state.latest(folder)
+    if resume:
+        if newest is None or not record.is_file():
+            raise BadFile(f"{at(folder)}: holds no checkpoint to resume from; start without --resume")
+        try:
+            before = json.loads(record.read_bytes())
+        except ValueError:
+            before = None
+        mine = json.loads(json.dumps(config.identity()))
+        if not isinstance(before, dict) or before != mine:
+            names = sorted(k for k in mine if not isinstance(before, dict) or before.get(k) != mine[k])
+            raise UsageError(
+                f"{at(folder)}: was trained with another configuration ({', '.join(names) or 'unreadable'}); "
+                "give the same settings to resume, or another output folder"
+            )
+        return newest
+    if newest is not None:
+        raise OutputError(f"{at(folder)}: holds a run already; give --resume to go on, or another output folder (-o)")
+    team.barrier()
+    if team.rank == 0:
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with Output(record, force=True) as out:
+            out.file.write(json.dumps(config.identity(), indent=2).encode() + b"\n")
+    team.barrier()
+    return None
+
+
+def _starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team) -> tuple[Checkpoint, Vocab]:
+    """The model that the run starts from, in GGUF's dialect with plain weights, and its vocabulary."""
+    if config.from_checkpoint:
+        start = translate(formats.open(Path(config.from_checkpoint)), "gguf")
+        vocab = vocabulary.of(start)
+        if config.tokenizer != "auto":
+            vocab = vocabulary.load(Path(config.tokenizer))
+        if vocab is None:
+            raise BadFile(f"{at(config.from_checkpoint)}: has no tokenizer; name one with --tokenizer")
+        plain = {n: t if t.type.is_plain() else t.astype(_f32()) for n, t in start.tensors.items()}
+        return Checkpoint(plain, start.metadata, source=start.source), vocab
+    base = preset(config.preset)
+    size = config.vocab_size or int(base.keys["vocab_size"])
+    kind = config.tokenizer
+    if kind == "auto":
+        kind = "word" if base.arch == "simple-llm" or "simple" in base.name else "char" if size <= 256 else "bpe"
+    # Made once: a resumed run, and the other processes, must have the very same one.
+    kept = folder / "vocab.gguf"
+    if team.rank == 0 and not (resume and kept.is_file()):
+        source = Path(config.data)
+        if not source.exists():
+            raise BadFile(f"{at(source)}: no such file or folder; check the path")
+        made = make_vocab(kind, size, data_files.texts(source))
+        if not len(made):
+            raise BadFile(f"{at(source)}: is empty; there is nothing to train on")
+        formats.by_name("gguf").save(
+            Checkpoint(metadata={"general.architecture": "vocab"} | made.to_gguf()), kept, force=True
+        )
+    team.barrier()
+    vocab = vocabulary.load(kept)
+    return fresh_checkpoint(config, vocab), vocab
+
+
+def _f32() -> Any:
+    from llmconv.quant import by_name
+
+    return by_name("F32")
+
+
+def _context(config: TrainConfig, start: Checkpoint) -> int:
+    arch = start.metadata["general.architecture"]
+    limit = int(start.metadata.get(f"{arch}.context_length", 0))
+    context = config.context or min(limit or 256, 1024)
+    if limit and context > limit:
+        raise UsageError(f"a context of {context} is more than the model's {limit}; give a smaller --context")
+    return context
+
+
+def _step(
+    config: TrainConfig, forward: Any, wrapped: nn.Module, batch: Batch, team: Team, scaler: torch.amp.GradScaler
+) -> tuple[float, int]:
+    """Forward and backward of one optimizer step; its loss, nats per target of all processes, and how many targets.
+
+    Every part's loss is its sum over targets divided by the targets of the whole step, so neither the number of
+    processes nor that of parts changes what is computed, whatever the padding.
+    """
+    count = int((batch.targets != -100).sum())
+    rows = batch.inputs.shape[0]
+    share = -(-rows // (team.size * config.accumulation))
+    total = torch.zeros((), device=team.device)
+    for part in range(config.accumulation):
+        first = (part * team.size + team.rank) * share
+        inputs, targets = (t[first : first + share].to(team.device) for t in (batch.inputs, batch.targets))
+        mask = None if batch.mask is None else batch.mask[first : first + share].to(team.device)
+        last = part == config.accumulation - 1
+        sync = contextlib.nullcontext()
+        if not last and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            sync = wrapped.no_sync()
+        with sync:
+            with _autocast(config, team):
+                logits = forward(inputs, mask)
+                summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+            # DDP and FSDP average gradients over processes: undo it.
+            scaler.scale(summed / count * team.size).backward()
+        total += summed.detach()
+    return float(team.total(total)) / count, count
+
+
+def _autocast(config: TrainConfig, team: Team) -> Any:
+    if config.dtype == "f32":
+        return contextlib.nullcontext()
+    return torch.autocast(team.device.type, DTYPES[config.dtype])
+
+
+@torch.no_grad()
+def _validate(config: TrainConfig, wrapped: nn.Module, validation: Stream | Pairs, team: Team) -> float:
+    """Mean loss over the validation data, nats per token; each process takes its share."""
+    wrapped.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu" if team.device.type == "mps" else team.device)
+    size = max(1, config.batch_size // config.accumulation)
+    for i, batch in enumerate(validation.all(size, config.eval_batches)):
+        if not team.sharded and i % team.size != team.rank:
+            continue  # with sharded weights all processes must take part in every forward
+        mask = None if batch.mask is None else batch.mask.to(team.device)
+        inner = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
+        with _autocast(config, team):
+            logits = inner(batch.inputs.to(team.device), mask)
+        targets = batch.targets.to(team.device)
+        sums[0] += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        sums[1] += (targets != -100).sum()
+    wrapped.train()
+    if not team.sharded:
+        team.total(sums)
+    return float(sums[0] / sums[1])
+
+
+def _add_dropout(model: nn.Module, p: float) -> None:
+    """Dropout on the embeddings and on what attention and MLP add to the residual, where GPT-2 has it."""
+    if not p:
+        return
+
+    def drop(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, p, module.training)
+
+    for name, module in model.named_modules():
+        if name == "token_embd" or name.endswith((".attn_output", ".ffn_down")):
+            module.register_forward_hook(drop)
+
+
+def _recompute_blocks(model: Any) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    for block in model.blk:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _summarise(
+    folder: Path,
+    config: TrainConfig,
+    result: Trained,
+    training: Stream | Pairs,
+    plan: TrainingMemory,
+    picture: Path | None,
+) -> None:
+    what = config.preset or config.from_checkpoint
+    unit = "pairs" if isinstance(training, Pairs) else "tokens"
+    facts = {
+        "model": f"{what}, {result.parameters:,} parameters",
+        "data": f"{Path(config.data).name}, {len(training):,} {unit} to train on",
+        "steps": f"{result.steps:,} of {config.batch_size} sequences, {result.tokens:,} tokens seen",
+        "training loss": f"{result.loss:.4f}",
+        "validation loss": f"{result.val_loss:.4f} (best {result.best_val_loss:.4f})",
+        "validation perplexity": f"{result.val_perplexity:.4f}",
+        "time": f"{result.seconds:.1f} s, {result.tokens_per_second:,.0f} tokens/s",
+        "memory planned": f"{plan.total:,} bytes per device",
+        "exports": ", ".join(path.name for path in result.exports) or "none",
+    }
+    write_summary(folder, f"Training {what}", facts, picture)
