@@ -46,6 +46,8 @@ class Search(NamedTuple):
     """The neighbours, sixteen a chunk."""
     coordinates: NDArray[np.uint8]
     """Their levels: for each chunk and dimension, sixteen."""
+    count: NDArray[np.int32]
+    """How many neighbours a point has; the last chunk repeats its last one."""
 
 
 def search(name: str) -> Search:
@@ -58,19 +60,20 @@ def search(name: str) -> Search:
 def _search(name: str) -> Search:
     from llmconv.quant.kernels.iq_neighbours import neighbours
 
-    size, bits, count = (4, 3, 8) if name.startswith("IQ3") else (8, 2, 3)
+    size, bits, kinds = (4, 3, 8) if name.startswith("IQ3") else (8, 2, 3)
     grid = values(name)
     levels = np.searchsorted(np.unique(grid), grid).astype(np.uint8)
     weights = 1 << bits * np.arange(size)
     entry = np.full(1 << bits * size, -1, np.int32)
     entry[levels.reshape(-1, size) @ weights] = np.arange(len(levels) // size)
-    every = np.array(list(itertools.product(range(count), repeat=size)), np.int32) @ weights
+    every = np.array(list(itertools.product(range(kinds), repeat=size)), np.int32) @ weights
     points = every[entry[every] < 0].astype(np.int32)
     entry[points] = -1 - np.arange(len(points))
     first = np.empty(len(points) + 1, np.int32)
-    arguments = levels, size, bits, points, _SHELLS[name], first
+    count = np.empty(len(points), np.int32)
+    arguments = levels, size, bits, points, _SHELLS[name], first, count
     neighbours(*arguments, np.empty(0, np.int32), np.empty(0, np.uint8))
     members = np.empty(first[-1] * 16, np.int32)
     coordinates = np.empty(first[-1] * 16 * size, np.uint8)
     neighbours(*arguments, members, coordinates)
-    return Search(levels, entry, first, members, coordinates)
+    return Search(levels, entry, first, members, coordinates, count)

@@ -11,10 +11,11 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels import F32, ROWS, inner, kernel
-from llmconv.quant.kernels.iq_encode import TABLES, near_entry, nearest, widen
+from llmconv.quant.kernels.iq_encode import TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.lanes import OUT_U8, f4, i4, put_f16
 from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
 
+_near_entry = nearest_entry(8)
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
 
@@ -62,7 +63,7 @@ def _entries(xs, at, parts, scale, shifts, w, level, picked, tables):
         picked[k] = entry[point]
         if entry[point] < 0:
             on_grid = False
-            picked[k] = near_entry(point, scale, shifts[k], 8, xs, at + 8 * k, w, 8 * k, tables)
+            picked[k] = _near_entry(point, scale, shifts[k], xs, at + 8 * k, w, 8 * k, tables)
     if on_grid:
         return scale
     qx, q2 = f4(0), f4(0)
@@ -133,8 +134,8 @@ def _scratch():
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, w, order, level, picked, found, shifts, sums = _scratch()
     scales, down = np.empty(8, f4), np.empty(8, np.int64)
     for block in range(rows.size // 256):
@@ -227,8 +228,8 @@ def _split_m(xs, at, w, order, sums, found):
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, w, order, level, picked, found, shifts, sums = _scratch()
     scales, kinds, picks = np.empty(16, f4), np.empty(16, np.int64), np.empty(32, np.int32)
     words = np.empty(4, np.int64)

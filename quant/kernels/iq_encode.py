@@ -23,6 +23,7 @@ from llmconv.quant.kernels.simd import (
     mask_bits,
     nearest_int,
     reduce_umax,
+    select,
     splat,
     sqrt,
     store,
@@ -40,8 +41,6 @@ def _targets(middle, tries, step):
     targets[:count] = np.arange(-tries, tries + 1, dtype=np.float32) * np.float32(step) + np.float32(middle)
     return targets
 
-
-_XXS, _XS, _IQ3_XXS, _IQ3_S = _targets(5, 6, 0.1), _targets(5, 9, 0.1), _targets(15, 15, 0.2), _targets(15, 9, 0.2)
 
 # The scratch of a search, one float32 array: the weights' magnitudes, their importance and its root, ...
 _X, _W, _ROOT = 0, 32, 64
@@ -62,33 +61,30 @@ def level_of(inverse, scale, top):
     return max(i4(0), min(i4(top), nearest(f4(0.5) * (inverse * scale - f4(1)))))
 
 
-@inner
-def near_entry(point, scale, shift, size, x, at, w, wat, tables):
-    """The neighbour of `point` for which scale * (coordinate + shift) is nearest to `x[at:]`, weighted by `w[wat:]`.
+def nearest_entry(size):
+    """The search among the neighbours of one point, sixteen at a time, in `size` dimensions."""
 
-    `coordinates` of IQ2 and IQ3 entries are levels that stand for 1, 3, 5, ...: hence 2 * level + 1 + shift.
-    """
-    entry, first, members, coordinates = tables[1], tables[2], tables[3], tables[4]
-    place = -1 - entry[point]
-    start = first[place]
-    best, found = _FLOAT_MAX, members[LANES * start]
-    for chunk in range(start, first[place + 1]):
-        distance = splat(f4(0))
-        for i in range(size):
-            q = to_float(load_i32(coordinates, (chunk * size + i) * LANES)) + shift
-            off = q * scale - x[at + i]
-            distance = distance + off * w[wat + i] * off
-        # Distances are positive: their bit patterns are in the same order, and the least is the greatest inverted.
-        least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
-        if from_bits(least) < best:
-            best = from_bits(least)
-            found = members[LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))]
-    return found
+    @inner
+    def near_entry(point, scale, shift, x, at, w, wat, tables):
+        """The neighbour of `point` for which scale * (level + shift) is nearest to `x[at:]`, weighted by `w[wat:]`."""
+        entry, first, members, coordinates = tables[1], tables[2], tables[3], tables[4]
+        place = -1 - entry[point]
+        start = first[place]
+        best, found = _FLOAT_MAX, members[LANES * start]
+        for chunk in range(start, first[place + 1]):
+            distance = splat(f4(0))
+            for i in range(size):
+                q = to_float(load_i32(coordinates, (chunk * size + i) * LANES)) + shift
+                off = q * scale - x[at + i]
+                distance = distance + off * w[wat + i] * off
+            # Distances are positive: their bit patterns are in their order, and the least is the greatest inverted.
+            least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
+            if from_bits(least) < best:
+                best = from_bits(least)
+                found = members[LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))]
+        return found
 
-
-@inner
-def _near(point, scale, size, at, s, tables):
-    return near_entry(point, scale * f4(2), f4(0.5), size, s, _X + at, s, _ROOT + at, tables)
+    return near_entry
 
 
 @inner
@@ -150,75 +146,142 @@ def _split_signs(xs, at, count, even, s, signs):
     return peak
 
 
-@inner
-def _fit(targets, tries, peak, scale, count, size, step, top, again, s, points, picks, picked, tables):
-    """Try the scales target / peak on `count` weights; their best scale, and the entries in `picked`.
+def _fitter(targets, tries, count, size, step, top, again):
+    """A function that rounds `count` weights to a codebook of `size` dimensions, levels 0 … `top` in `step` bits.
 
-    size, step, top: dimensions, bits and greatest level of the codebook.
+    targets, tries: the scales to try are targets / peak, the first `tries` of them.
     again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
         (or when no try succeeded); 2, all.
     """
-    levels, entry = tables[0], tables[1]
-    parts = count // size
-    for v in range(0, tries, LANES):
-        inverse = load(targets, v) / peak
-        store(s, _SCALE + v, f4(1) / inverse)
-        for part in range(parts):
-            point = splat(i4(0))
+    parts, kinds = count // size, top + 1
+
+    @inner
+    def tabulate(part, s, costs):
+        """`costs[32 * (kinds * i + level) + try]`: what dimension i of a part adds to the distance at that level."""
+        for v in range(0, tries, LANES):
+            scale = load(s, _SCALE + v)
             for i in range(size):
-                x = s[_X + part * size + i]
-                level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
-                store(s, _Q + 32 * (part * size + i) + v, to_float(level + level + i4(1)))
-                point = point | (level << i4(step * i))
-            store(points, 32 * part + v, point)
-    for part in range(parts):
-        for t in range(tries):
-            pick = entry[points[32 * part + t]]
-            if pick < 0:
-                pick = _near(points[32 * part + t], s[_SCALE + t], size, part * size, s, tables)
+                x, w = s[_X + part * size + i], s[_ROOT + part * size + i]
+                for level in range(kinds):
+                    off = scale * f4(2 * level + 1) - x
+                    store(costs, 32 * (kinds * i + level) + v, off * w * off)
+
+    @inner
+    def nearest_of(point, v, costs, tables):
+        """For sixteen tries, the neighbour of `point` with the least distance, the first of equals."""
+        levels, entry, first, members = tables[0], tables[1], tables[2], tables[3]
+        place = -1 - entry[point]
+        start = LANES * first[place]
+        least, found = splat(_FLOAT_MAX), splat(members[start])
+        for n in range(start, start + tables[5][place]):
+            member = members[n]
+            at = np.uint64(member) * np.uint64(size)
+            distance = load(costs, 32 * np.int64(levels[at]) + v)
+            for i in range(1, size):
+                distance = distance + load(costs, 32 * (kinds * i + np.int64(levels[at + np.uint64(i)])) + v)
+            closer = distance < least
+            least = select(closer, distance, least)
+            found = select(closer, splat(member), found)
+        return found
+
+    @inner
+    def round_part(part, s, costs, points, picks, tables):
+        """Entries for one part under every try; what they stand for, to the scratch."""
+        levels, entry = tables[0], tables[1]
+        tabulated = False
+        t = 0
+        while t < tries:
+            point = points[32 * part + t]
+            end = t + 1
+            while end < tries and points[32 * part + end] == point:
+                end += 1  # greater scales never lower a level, so equal points are neighbours
+            if entry[point] >= 0:
+                picks[32 * part + t : 32 * part + end] = entry[point]
+            else:
+                if not tabulated:
+                    tabulate(part, s, costs)
+                    tabulated = True
+                for v in range(t // LANES * LANES, end, LANES):
+                    found = nearest_of(point, v, costs, tables)
+                    store(picks, 32 * parts, found)
+                    for j in range(max(t, v), min(end, v + LANES)):
+                        pick = picks[32 * parts + j - v]
+                        picks[32 * part + j] = pick
+                        for i in range(size):
+                            s[_Q + 32 * (part * size + i) + j] = f4(2 * levels[pick * size + i] + 1)
+            t = end
+
+    @inner
+    def fit(peak, scale, s, costs, points, picks, picked, tables):
+        """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
+        levels, entry = tables[0], tables[1]
+        for v in range(0, tries, LANES):
+            inverse = load(targets, v) / peak
+            store(s, _SCALE + v, f4(1) / inverse)
+            for part in range(parts):
+                point = splat(i4(0))
                 for i in range(size):
-                    s[_Q + 32 * (part * size + i) + t] = f4(2 * levels[pick * size + i] + 1)
-            picks[32 * part + t] = pick
-    for v in range(0, tries, LANES):
-        qx, q2 = splat(f4(0)), splat(f4(0))
-        for i in range(count):
-            w = s[_W + i]
-            q = load(s, _Q + 32 * i + v)
-            qx = qx + q * (w * s[_X + i])
-            q2 = q2 + q * w * q
-        store(s, _QX + v, qx)
-        store(s, _Q2 + v, q2)
-    best, winner = f4(0), -1
-    for t in range(tries):
-        qx, q2 = s[_QX + t], s[_Q2 + t]
-        if q2 > f4(0) and qx * qx > best * q2:
-            scale = qx / q2
-            best = scale * qx
-            winner = t
-    off_grid = again == 2 or (again == 1 and winner < 0)
-    for part in range(parts):
-        picked[part] = picks[32 * part + winner] if winner >= 0 else entry[0]
-        off_grid |= winner >= 0 and entry[points[32 * part + winner]] < 0
-    if off_grid and scale > f4(0):
-        inverse = f4(1) / scale
+                    x = s[_X + part * size + i]
+                    level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
+                    store(s, _Q + 32 * (part * size + i) + v, to_float(level + level + i4(1)))
+                    point = point | (level << i4(step * i))
+                store(points, 32 * part + v, point)
         for part in range(parts):
-            if again == 0 and (winner < 0 or entry[points[32 * part + winner]] >= 0):
-                continue
-            point = i4(0)
-            for i in range(size):
-                level = level_of(inverse, s[_X + part * size + i], top)
-                point |= level << i4(step * i)
-            pick = entry[point]
-            picked[part] = pick if pick >= 0 else _near(point, scale, size, part * size, s, tables)
-        qx, q2 = f4(0), f4(0)
-        for i in range(count):
-            w = s[_W + i]
-            q = f4(2 * levels[picked[i // size] * size + i % size] + 1)
-            qx += w * s[_X + i] * q
-            q2 += w * q * q
-        if q2 > f4(0):
-            scale = qx / q2
-    return scale
+            round_part(part, s, costs, points, picks, tables)
+        for v in range(0, tries, LANES):
+            qx, q2 = splat(f4(0)), splat(f4(0))
+            for i in range(count):
+                w = s[_W + i]
+                q = load(s, _Q + 32 * i + v)
+                qx = qx + q * (w * s[_X + i])
+                q2 = q2 + q * w * q
+            store(s, _QX + v, qx)
+            store(s, _Q2 + v, q2)
+        best, winner = f4(0), -1
+        for t in range(tries):
+            qx, q2 = s[_QX + t], s[_Q2 + t]
+            if q2 > f4(0) and qx * qx > best * q2:
+                scale = qx / q2
+                best = scale * qx
+                winner = t
+        off_grid = again == 2 or (again == 1 and winner < 0)
+        for part in range(parts):
+            picked[part] = picks[32 * part + winner] if winner >= 0 else entry[0]
+            off_grid |= winner >= 0 and entry[points[32 * part + winner]] < 0
+        if off_grid and scale > f4(0):
+            inverse = f4(1) / scale
+            for part in range(parts):
+                if again == 0 and (winner < 0 or entry[points[32 * part + winner]] >= 0):
+                    continue
+                point = i4(0)
+                for i in range(size):
+                    level = level_of(inverse, s[_X + part * size + i], top)
+                    point |= level << i4(step * i)
+                pick = entry[point]
+                picked[part] = pick if pick >= 0 else near(point, scale, part * size, s, tables)
+            qx, q2 = f4(0), f4(0)
+            for i in range(count):
+                w = s[_W + i]
+                q = f4(2 * levels[picked[i // size] * size + i % size] + 1)
+                qx += w * s[_X + i] * q
+                q2 += w * q * q
+            if q2 > f4(0):
+                scale = qx / q2
+        return scale
+
+    near_entry = nearest_entry(size)
+
+    @inner
+    def near(point, scale, at, s, tables):
+        return near_entry(point, scale * f4(2), f4(0.5), s, _X + at, s, _ROOT + at, tables)
+
+    return fit
+
+
+_fit_xxs = _fitter(_targets(5, 6, 0.1), 13, 32, 8, 2, 2, 2)
+_fit_xs = _fitter(_targets(5, 9, 0.1), 19, 16, 8, 2, 2, 0)
+_fit_iq3_xxs = _fitter(_targets(15, 15, 0.2), 31, 32, 4, 3, 7, 0)
+_fit_iq3_s = _fitter(_targets(15, 9, 0.2), 19, 32, 4, 3, 7, 1)
 
 
 @inner
@@ -279,15 +342,16 @@ def _put_u32(out, at, word):
         out[at + i] = (word >> (8 * i)) & 255
 
 
-TABLES = U8, I32, I32, I32, U8
+TABLES = U8, I32, I32, I32, U8, I32
 """`llmconv.quant.iq_tables.Search`, field by field."""
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
+    costs = np.empty(32 * 32, f4)
     signs, some = np.empty(4, np.int64), np.empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
@@ -302,7 +366,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coo
             scale = _positive_scale(s, some)
             if scale * f4(3) <= f4(0):
                 continue
-            scale = _fit(_XXS, 13, scale * f4(3), scale, 32, 8, 2, 2, 2, s, points, picks, picked, tables)
+            scale = _fit_xxs(scale * f4(3), scale, s, costs, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -329,10 +393,11 @@ def _put_levels(out, at, scales, count, greatest):
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
+    costs = np.empty(32 * 32, f4)
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
@@ -345,7 +410,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
             peak = _split_signs(xs, 16 * part, 16, True, s, signs)
             if peak < f4(1e-15):
                 continue
-            scale = _fit(_XS, 19, peak, peak / f4(5), 16, 8, 2, 2, 0, s, points, picks, picked, tables)
+            scale = _fit_xs(peak, peak / f4(5), s, costs, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -362,10 +427,11 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(16, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
+    costs = np.empty(32 * 32, f4)
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
@@ -379,7 +445,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
             peak = _split_signs(xs, 16 * part, 16, False, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = _fit(_XS, 19, peak, peak / f4(5), 16, 8, 2, 2, 0, s, points, picks, picked, tables)
+            scale = _fit_xs(peak, peak / f4(5), s, costs, points, picks, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -395,10 +461,11 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
+    costs = np.empty(32 * 32, f4)
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
@@ -411,7 +478,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
             peak = _split_signs(xs, 32 * part, 32, True, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = _fit(_IQ3_XXS, 31, peak, peak / f4(15), 32, 4, 3, 7, 0, s, points, picks, picked, tables)
+            scale = _fit_iq3_xxs(peak, peak / f4(15), s, costs, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -431,10 +498,11 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
 
 
 @kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, out):
-    tables = levels, entry, first, members, coordinates
+def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
+    tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(_SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256, np.int32), np.empty(8, np.int32)
+    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
+    costs = np.empty(32 * 32, f4)
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
@@ -449,7 +517,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
             peak = _split_signs(xs, 32 * part, 32, False, s, signs)
             if peak == f4(0):
                 continue
-            scale = _fit(_IQ3_S, 19, peak, peak / f4(15), 32, 4, 3, 7, 1, s, points, picks, picked, tables)
+            scale = _fit_iq3_s(peak, peak / f4(15), s, costs, points, picks, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(8):

@@ -26,10 +26,11 @@ def _distances(levels, entries, size, u, bits, found):
     return least
 
 
-@kernel(U8, types.intp, types.intp, I32, types.intp, out(types.int32), out(types.int32), OUT_U8)
-def neighbours(levels, size, bits, points, shells, first, members, coordinates):
+@kernel(U8, types.intp, types.intp, I32, types.intp, out(types.int32), out(types.int32), out(types.int32), OUT_U8)
+def neighbours(levels, size, bits, points, shells, first, counts, members, coordinates):
     """Lay out the neighbours of `points`: all entries at the `shells` smallest distances that occur.
 
+    counts: how many there are of each point.
     first: chunk where a point's neighbours start, one more than there are points.
     members, coordinates: the chunks' entries (16 each) and levels (`size` times 16 each); may be empty: then only
         `first` is filled.  A last chunk is filled up with its last member.
@@ -51,6 +52,7 @@ def neighbours(levels, size, bits, points, shells, first, members, coordinates):
                 elif found[entry] > shell:
                     following = min(following, found[entry])
             shell = following
+        counts[p] = count
         width = (count + LANES - 1) // LANES
         if members.size:
             for i in range(LANES * chunk + count, LANES * (chunk + width)):
