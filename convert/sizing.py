@@ -92,11 +92,11 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
         return Shape(name, arch, shapes, canonical.metadata, tied, stored)
     if isinstance(source, Preset):
         return _from_metadata(source.name, source.metadata, source.config)
-    arch = archs.by_hf(source)
-    if arch is None:
+    table = archs.by_hf(source)
+    if table is None:
         kind = source.get("model_type") or source.get("architectures")
         raise Unsupported(f"{name}: no table for the architecture {kind!r}; give the checkpoint itself instead")
-    return _from_metadata(name, arch.metadata(source, name), source)
+    return _from_metadata(name, table.metadata(source, name), source)
 
 
 def _bytes_at(shape: Shape, kind: type[BlockType]) -> int:

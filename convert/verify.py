@@ -118,7 +118,7 @@ def compare_tensors(
     a: Tensor, b: Tensor, tolerance: float = 0.0, progress: Callable[[int], None] | None = None
 ) -> TensorVerdict:
     """Compare two tensors slab by slab; `progress` is called with the elements of each slab done."""
-    types = {"type_a": a.type.name, "type_b": b.type.name}
+    types: dict[str, Any] = {"type_a": a.type.name, "type_b": b.type.name}
     if a.shape != b.shape:
         return TensorVerdict(a.name, "shape", **types, detail=f"{list(a.shape)} against {list(b.shape)}")
     step = max(1, (1 << 20) // max(1, a.row_len))
@@ -144,7 +144,7 @@ def compare_tensors(
     if equal:
         return TensorVerdict(a.name, "equal", **types, max_error=0.0, rms_error=0.0, relative=0.0, cosine=1.0)
     rms = math.sqrt(square / a.n_elements)
-    errors = {
+    errors: dict[str, Any] = {
         "max_error": top,
         "rms_error": rms,
         "relative": math.sqrt(square / norm_a) if norm_a else math.inf,

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from llmconv.runtime.compare import compare
-
 from llmconv import formats
 from llmconv.convert.quantize import quantize
 from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime import sweep_report
+from llmconv.runtime.compare import compare
+from llmconv.runtime.load import load
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -165,13 +165,16 @@ def sweep(
         share = (time.perf_counter() - started) / len(missing)
         seconds.update(dict.fromkeys(missing, share))
         save()
+    original = None
     for name in names:
         if name in rows:
             continue
+        if original is None:
+            original = load(model, device)
         say(f"evaluating {name}")
         started = time.perf_counter()
-        options = {k: v for k, v in {"context": context, "chunks": chunks}.items() if v}
-        found = compare(model, files[name], text, device=device, **options)
+        options: dict[str, Any] = {k: v for k, v in {"context": context, "chunks": chunks}.items() if v}
+        found = compare(original, files[name], text, device=device, **options)
         quantized = formats.open(files[name])
         base.update(ppl=found.ppl_a, ppl_stderr=found.ppl_a_stderr, context=found.context, tokens=found.tokens)
         row = SweepRow(

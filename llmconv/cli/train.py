@@ -92,7 +92,8 @@ class _Watch:
     """The plan in a line, then a bar with loss, learning rate and speed, where a person is looking."""
 
     def __init__(self, config: TrainConfig, quiet: bool):
-        self.config, self.quiet, self.bar = config, quiet, None
+        self.config, self.quiet = config, quiet
+        self.bar: Any = None
 
     def __enter__(self) -> _Watch:
         return self
@@ -117,7 +118,7 @@ class _Watch:
             if self.bar is None:
                 from tqdm import tqdm
 
-                self.bar: Any = tqdm(total=self.config.steps, initial=facts["step"] - 1, unit="step", disable=None)
+                self.bar = tqdm(total=self.config.steps, initial=facts["step"] - 1, unit="step", disable=None)
             self.bar.update(1)
             if "loss" in facts:
                 self.bar.set_postfix(

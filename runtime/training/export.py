@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -40,13 +41,15 @@ def check_exports(formats_text: str, type_name: str) -> tuple[list[str], str]:
     return kinds, name
 
 
-def gathered(model: nn.Module, team: Team, metadata: dict[str, object]) -> Checkpoint | None:
+def gathered(model: nn.Module, team: Team, metadata: dict[str, Any]) -> Checkpoint | None:
     """The model as a checkpoint in GGUF's dialect; None in all but the first process of a sharded run."""
     if not team.sharded:
         return checkpoint_of(model, metadata)
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if team.rank:
         return None
     out = Checkpoint(metadata=metadata, dialect="gguf")
@@ -66,7 +69,12 @@ def export(checkpoint: Checkpoint, folder: Path, name: str, kinds: Sequence[str]
         dialect, suffix = KINDS[kind]
         path = folder / f"{name}{suffix}"
         if type_name not in FLOATS:
-            quantize(checkpoint, path, type_name, force=True)
+            between = folder / f".llmconv-{name}-f32.gguf"  # `quantize` reads files
+            try:
+                formats.by_name("gguf").save(checkpoint, between, force=True)
+                quantize(between, path, type_name, force=True)
+            finally:
+                between.unlink(missing_ok=True)
         else:
             cast = by_name(type_name)
             keep = by_name("F32") if kind == "gguf" and type_name != "F64" else cast

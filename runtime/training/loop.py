@@ -320,7 +320,7 @@ def _step(
         inputs, targets = (t[first : first + share].to(team.device) for t in (batch.inputs, batch.targets))
         mask = None if batch.mask is None else batch.mask[first : first + share].to(team.device)
         last = part == config.accumulation - 1
-        sync = contextlib.nullcontext()
+        sync: Any = contextlib.nullcontext()
         if not last and isinstance(wrapped, nn.parallel.DistributedDataParallel):
             sync = wrapped.no_sync()
         with sync:
@@ -328,7 +328,7 @@ def _step(
                 logits = forward(inputs, mask)
                 summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
             # DDP and FSDP average gradients over processes: undo it.
-            scaler.scale(summed / count * team.size).backward()
+            scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
         total += summed.detach()
     return float(team.total(total)) / count, count
 

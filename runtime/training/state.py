@@ -70,11 +70,11 @@ def save(
     team.barrier()
     with output_errors(temporary):
         if team.sharded:
-            from torch.distributed import checkpoint as dcp
             from torch.distributed.checkpoint.state_dict import get_state_dict
+            from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
             weights, states = get_state_dict(model, optimizer)
-            dcp.save({"model": weights, "optimizer": states}, checkpoint_id=temporary)
+            save_parts({"model": weights, "optimizer": states}, checkpoint_id=temporary)
             torch.save(_random_state(), temporary / f"random-{team.rank}.pt")
         elif team.rank == 0:
             from safetensors.torch import save_file
@@ -125,11 +125,11 @@ def restore(
 
 
 def _restore_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any]:
-    from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
     weights, states = get_state_dict(model, optimizer)
-    dcp.load({"model": weights, "optimizer": states}, checkpoint_id=path)
+    load_parts({"model": weights, "optimizer": states}, checkpoint_id=path)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
     own = path / f"random-{team.rank}.pt"
     if not own.is_file():

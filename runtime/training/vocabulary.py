@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from llmconv.convert import vocab
 from llmconv.convert.vocab import Vocab
@@ -43,7 +44,9 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
         made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         made.decoder = tokenizers.decoders.WordPiece()
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+        trainer: Any = tokenizers.trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=special, show_progress=False
+        )
     else:
         made = tokenizers.Tokenizer(tokenizers.models.BPE())
         made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
