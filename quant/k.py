@@ -59,7 +59,7 @@ class Q3_K(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 16), importance is not None
             if importance is None:
-                levels = np.empty_like(x)
+                levels = slabs.scratch("levels", x.size)
                 search.search_q3(x, found, levels)
             else:
                 levels = slabs.NONE

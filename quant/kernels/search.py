@@ -126,8 +126,9 @@ def best_affine(tile, at, n, weights, levels, top, first, step, steps, absolute,
     best = splat(f4(0))
     for trial in range(-1, steps + 1):
         # The first round only measures the plain fit; the others solve for the scale and the minimum.
+        shift = first + step * f4(trial)
         if trial >= 0:
-            inverse = splat(first + step * f4(trial) + top) / (high - low)
+            inverse = splat(shift + top) / (high - low)
         # Where the reference's rounding trick would overflow, follow it bit by bit.
         tame = (fabs(inverse * (high - low)) < EXACT) & (fabs(inverse * (lowest - low)) < EXACT)
         sum_l, sum_ll, sum_xl = splat(f4(0)), splat(f4(0)), splat(f4(0))
@@ -135,6 +136,9 @@ def best_affine(tile, at, n, weights, levels, top, first, step, steps, absolute,
             for i in range(0, 16 * n, 16):
                 level = to_float(clamp(nearest_int(inverse * (load(tile, at + i) - low)), i4(0), i4(top)))
                 store(levels, i, level)
+        elif shift < f4(0.49):  # no quotient reaches top + 0.5
+            for i in range(0, 16 * n, 16):
+                store(levels, i, max_(rint(inverse * (load(tile, at + i) - low)), f4(0)))
         else:
             for i in range(0, 16 * n, 16):
                 store(levels, i, clamp(rint(inverse * (load(tile, at + i) - low)), f4(0), top))
@@ -229,10 +233,16 @@ def best_symmetric(tile, at, n, weights, products, top):
         shift = f4(0) if trial == -10 else f4(0.1) * f4(trial)  # the first round has none
         inverse = splat(-(top + shift)) / signed
         sum_xl, sum_ll = splat(f4(0)), splat(f4(0))
-        for i in range(0, 16 * n, 16):
-            level = clamp(rint(inverse * load(tile, at + i)), -top, top - f4(1))
-            sum_xl = sum_xl + load(products, i) * level
-            sum_ll = sum_ll + load(weights, i) * level * level
+        if trial < 5:  # no quotient is below -top - 0.5
+            for i in range(0, 16 * n, 16):
+                level = min_(rint(inverse * load(tile, at + i)), top - f4(1))
+                sum_xl = sum_xl + load(products, i) * level
+                sum_ll = sum_ll + load(weights, i) * level * level
+        else:
+            for i in range(0, 16 * n, 16):
+                level = clamp(rint(inverse * load(tile, at + i)), -top, top - f4(1))
+                sum_xl = sum_xl + load(products, i) * level
+                sum_ll = sum_ll + load(weights, i) * level * level
         fit = sum_xl / sum_ll
         if trial == -10:
             scale = select(sum_ll == f4(0), f4(0), fit)

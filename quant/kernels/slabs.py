@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,21 @@ from llmconv.quant.block import BlockType
 from llmconv.quant.kernels import flat
 from llmconv.quant.kernels.search import SUB, mean_squares, widen
 
-WEIGHTS = 1 << 18
+WEIGHTS = 1 << 17
 """Weights in a slab, about: small enough for the cache, large enough to make the calls' cost vanish."""
 NONE = np.empty(0, np.float32)
 """No importance, no means."""
+
+_KEPT = threading.local()
+
+
+def scratch(use: str, size: int) -> NDArray[np.float32]:
+    """`size` float32 of working memory, one array a thread and use: fresh pages would cost as much as the search."""
+    kept: NDArray[np.float32] | None = getattr(_KEPT, use, None)
+    if kept is None or kept.size < size:
+        kept = np.empty(size, np.float32)
+        setattr(_KEPT, use, kept)
+    return kept[:size]
 
 
 def slabs(
@@ -29,15 +41,12 @@ def slabs(
     weights = flat(rows)
     n = weights.size // k
     step = 16 * max(1, WEIGHTS // (16 * k))
-    scratch: NDArray[np.float32] | None = None
     for start in range(0, n, step):
         count = min(step, n - start)
         padded = -(-count // 16) * 16
         part = weights[start * k : (start + count) * k]
         if part.dtype != np.float32 or padded != count:
-            if scratch is None or scratch.size < padded * k:
-                scratch = np.empty(padded * k, np.float32)
-            wide = scratch[: padded * k]
+            wide = scratch("weights", padded * k)
             widen(part, part.size, wide)
             wide[part.size :] = 0
             part = wide
@@ -46,12 +55,12 @@ def slabs(
 
 def room(x: NDArray[np.float32], n: int) -> NDArray[np.float32]:
     """An array for what a search finds in `x`, with sub-blocks of `n`."""
-    return np.empty(x.size // (16 * n) * int(SUB), np.float32)
+    return scratch("found", x.size // (16 * n) * int(SUB))
 
 
 def means(x: NDArray[np.float32], k: int, span: int, factor: float) -> NDArray[np.float32]:
     """factor * mean square of every `span` columns, for sixteen rows abreast."""
-    result = np.empty(x.size // span, np.float32)
+    result = scratch("means", x.size // span)
     mean_squares(x, k, span, factor, result)
     return result
 
