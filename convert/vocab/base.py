@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, Unsupported
@@ -273,6 +274,21 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocab | None:
     vocab.extra = {k: v for k, v in metadata.items() if k.startswith("tokenizer.") and k not in used}
     restore(vocab, metadata)
     return vocab
+
+
+def json_object(name: str, data: bytes) -> dict[str, Any]:
+    """A JSON file that is an object, nested no deeper than can be written again; `BadFile` for any other."""
+    try:
+        value = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise BadFile(f"{name}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise BadFile(f"{name}: expected a JSON object, found {type(value).__name__}")
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        raise BadFile(f"{name}: is nested deeper than 250 levels, expected a tokenizer's few") from None
+    return value
 
 
 def library(name: str) -> Any:

@@ -137,10 +137,8 @@ def keep(vocab: Vocab) -> dict[str, Any]:
     """GGUF keys that hold the folder's own tokenizer files."""
     out: dict[str, Any] = {}
     for name, data in vocab.files.items():
-        if name == "tokenizer.json" and vocab.json is not None:
-            out[CUT + name] = '{"whole":true}'  # it is in the GGUF anyway
-            continue
-        left = _cut(name, vocab, data) if name in _FILES else None
+        whole = name == "tokenizer.json" and vocab.json is not None  # in the GGUF anyway
+        left = _cut(name, vocab, data) if name in _FILES and not whole else None
         if left is not None:
             out[CUT + name] = orjson.dumps(left).decode()
             continue
@@ -149,7 +147,10 @@ def keep(vocab: Vocab) -> dict[str, Any]:
         except UnicodeDecodeError:
             out[WHOLE + name] = np.frombuffer(data, np.uint8)
         else:
-            out[HF_JSON if name == "tokenizer.json" else WHOLE + name] = text
+            if name == "tokenizer.json":
+                out |= {HF_JSON: text, CUT + name: '{"whole":true}'}
+            else:
+                out[WHOLE + name] = text
     return out
 
 

@@ -254,7 +254,7 @@ _PROBE = (
     "$5^2~`| foo/bar//baz/\n/ HTTPServer camelCase ÄÖÜäöü İi ǅ naïve e\u0301te\u0301 नमस्ते दुनिया 안녕하세요 ㄱㄴ ㄅㄆ "
     "你好，世界。我在2024年 ひらがなカタカナ ไทย ภาษา ខ្មែរ မြန်မာ العربية، עברית ١٢٣٤ ½ ² 🚀🙂 ---- ==== ...... !!??\t\t"
     "if (a) {\n\t\treturn\t1;\n    }\n\n\n        deep    \n   \n x  y   z    w . , ! ? … ، । (s) [k] | a|b '' \"q\" "
-    "``` #tag @me _u_ don\u2019t \xa0nb\x85 (\n\r+\n IMGIMGABZ <sentinel:7> end   "
+    "``` #tag @me _u_ don\u2019t \xa0nb\x85 (\n\r+\n IMGIMGABZ <sentinel:7> 'twas don'tcha end   "
 )
 
 

@@ -6,6 +6,8 @@ What comes out loads in the `tokenizers` library and in transformers, and splits
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from llmconv.convert.vocab.base import (
     library,
 )
 from llmconv.convert.vocab.spm import SPACE
-from llmconv.errors import BadFile, Unsupported
+from llmconv.errors import Unsupported
 
 __all__ = ["splits_as_words", "to_files", "to_json", "to_tokenizers"]
 
@@ -264,7 +266,7 @@ def _words(vocab: Vocab) -> dict[str, Any]:
 
 
 def _characters(vocab: Vocab) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": "(?s:.)"}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     lower = {"type": "Lowercase"} if vocab.flag("lowercase") else None
     return {**_words(vocab), "normalizer": lower, "pre_tokenizer": split, "decoder": {"type": "Fuse"}}
 
@@ -284,13 +286,7 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
     """
     own = vocab.json.encode() if vocab.json is not None else vocab.files.get("tokenizer.json")
     if own is not None:
-        try:
-            document = orjson.loads(own)
-        except orjson.JSONDecodeError as error:
-            raise BadFile(f"tokenizer.json: is not valid JSON ({error})") from None
-        if isinstance(document, dict):
-            return document
-        raise BadFile("tokenizer.json: expected an object")
+        return json_object("tokenizer.json", own)
     make = _MAKERS.get(vocab.model)
     if make is None:
         raise Unsupported(f"tokenizer.ggml.model: no tokenizer.json can say what {vocab.model!r} does")
@@ -312,10 +308,19 @@ def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
     """A `tokenizers.Tokenizer`: of `document`, else the folder's own tokenizer.json if known, else one rebuilt."""
     tokenizers = library("tokenizers")
     text = orjson.dumps(to_json(vocab) if document is None else document)
-    try:
+    with refusing("this vocabulary"):
         return tokenizers.Tokenizer.from_str(text.decode())
-    except Exception as error:  # the library raises no narrower class
-        raise Unsupported(f"the tokenizers library refuses this vocabulary: {error}") from None
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """What the library can't do as one sentence: it raises plain Exception, or a panic that isn't even that."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise Unsupported(f"the tokenizers library refuses {what}: {error}") from None
+        raise
 
 
 def without_special_pieces(vocab: Vocab) -> dict[str, Any]:
@@ -365,5 +370,10 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
             remove_extra_whitespaces=vocab.flag("remove_extra_whitespaces"),
             charsmap=_charsmap(vocab),
         )
-        out["tokenizer.model"] = proto.serialise(zip(vocab.tokens, scores, _types(vocab), strict=True), rest)
+        types = _types(vocab)
+        pieces = [  # user-defined tokens are written with plain spaces in GGUF
+            t.replace(" ", SPACE) if type == TokenType.USER_DEFINED else t
+            for t, type in zip(vocab.tokens, types, strict=True)
+        ]
+        out["tokenizer.model"] = proto.serialise(zip(pieces, scores, types, strict=True), rest)
     return out

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
-from llmconv.convert.vocab.base import Vocab
+from llmconv.convert.vocab.base import Vocab, json_object
 from llmconv.errors import BadFile
 
 __all__ = ["Folder", "from_files", "special_looking"]
@@ -60,15 +59,7 @@ class Folder:
     def json(self, name: str) -> Any:
         """A JSON file's value, {} when there is none."""
         data = self.files.get(name)
-        if data is None:
-            return {}
-        try:
-            value = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
-        except orjson.JSONDecodeError as error:
-            raise BadFile(f"{name}: is not valid JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise BadFile(f"{name}: expected a JSON object, found {type(value).__name__}")
-        return value
+        return {} if data is None else json_object(name, data)
 
     @property
     def tokenizer(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmconv.convert.vocab import bpe, words
 from llmconv.convert.vocab.base import BPE, CHARACTERS, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
-from llmconv.convert.vocab.rebuild import normalizers, to_tokenizers, without_special_pieces
+from llmconv.convert.vocab.rebuild import normalizers, refusing, to_tokenizers, without_special_pieces
 from llmconv.convert.vocab.spm import SPACE, ScoreMerger
 from llmconv.errors import Unsupported, UsageError
 
@@ -143,8 +143,9 @@ class LibraryTokenizer(Tokenizer):
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         library = self._library if parse_special else self._plain
-        library.encode_special_tokens = not parse_special
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        with refusing("this text"):
+            library.encode_special_tokens = not parse_special
+            ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
     def _bytes(self, id: int) -> bytes:
