@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.tensor import Extent, Tensor
+from llmconv.formats.tensor import Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
@@ -118,7 +118,7 @@ def _take(tensor: Tensor, start: int, count: int, shape: tuple[int, ...]) -> Ten
     """`count` consecutive rows from `start`, as `shape`.  Still an extent if it was one."""
     read, extent, row_bytes = tensor.read, tensor.extent, tensor.row_bytes
     if extent is not None:
-        extent = Extent(extent.path, extent.offset + start * row_bytes, count * row_bytes)
+        extent = dataclasses.replace(extent, offset=extent.offset + start * row_bytes, nbytes=count * row_bytes)
     return dataclasses.replace(tensor, shape=shape, read=lambda a, b: read(start + a, start + b), extent=extent)
 
 
