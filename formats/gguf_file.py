@@ -33,7 +33,7 @@ NAME = "gguf"
 SUFFIXES = (".gguf",)
 MAGIC = b"GGUF"
 ALIGNMENT = 32
-SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = SPLIT = "split.no", "split.count", "split.tensors.count"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -63,11 +63,13 @@ def open(path: Path) -> Checkpoint:
     parts = [part] if count is None or count <= 1 else _read_split(path, part, count)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="gguf", metadata=parts[0].metadata)
     for part in parts:
+        for key, value in part.metadata.items():
+            checkpoint.metadata.setdefault(key, value)
         for tensor in part.tensors:
             if tensor.name in checkpoint.tensors:
                 raise BadFile(f"{at(path)}: two tensors are called {tensor.name!r}; the file is damaged")
             checkpoint.add(tensor)
-    for key in (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS):
+    for key in SPLIT:
         checkpoint.metadata.pop(key, None)
     first = parts[0]
     checkpoint.info = {
@@ -243,7 +245,7 @@ def save(
     byte_order: str = "little",
     jobs: int | None = None,
     progress: Progress | None = None,
-    **_: Any,
+    **unknown: Any,
 ) -> list[Path]:
     """Write GGUF version 3, byte for byte as llama.cpp's own writer lays the same content out.
 
@@ -254,6 +256,10 @@ def save(
     Returns the files written.  Raises `Unsupported` for a tensor type or metadata value that GGUF does not have.
     """
     path = Path(path)
+    if any(unknown.values()):
+        raise UsageError(
+            f"GGUF has no option {', '.join(unknown)}; it has split_max_size, split_max_tensors, byte_order"
+        )
     if byte_order not in ("little", "big"):
         raise UsageError(f"byte order {byte_order!r} is not 'little' or 'big'")
     big = byte_order == "big"
@@ -261,7 +267,7 @@ def save(
     alignment = _wanted_alignment(checkpoint)
     layouts = []
     for i, tensors in enumerate(groups):
-        metadata = dict(checkpoint.metadata) if i == 0 else {}
+        metadata = _keys(checkpoint) if i == 0 else {}
         if i and alignment != ALIGNMENT:
             metadata["general.alignment"] = np.uint32(alignment)  # each part is read by itself
         if len(groups) > 1:
@@ -282,6 +288,11 @@ def save(
                 swap = swap_bytes if big else None
                 write_tensors(out.file.fileno(), layout.plan, jobs=jobs, progress=progress, convert=swap)
     return paths
+
+
+def _keys(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The metadata without what belongs to the files it came from."""
+    return {key: value for key, value in checkpoint.metadata.items() if key not in SPLIT}
 
 
 def _wanted_alignment(checkpoint: Checkpoint) -> int:
@@ -345,7 +356,7 @@ def _lay_out(metadata: dict[str, Any], tensors: list[Tensor], alignment: int, bi
 
 
 def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
-    """What `save` would write before the data: the bytes, where each tensor would begin, and the size of the file."""
+    """A file of exactly these keys: the bytes before the data, where each tensor would begin, and the file's size."""
     alignment = _wanted_alignment(checkpoint)
     layout = _lay_out(dict(checkpoint.metadata), list(checkpoint.tensors.values()), alignment, False)
     return layout.head, [offset for _, offset in layout.plan], layout.size
@@ -353,4 +364,4 @@ def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
 
 def planned_size(checkpoint: Checkpoint) -> int:
     """Bytes of the file that `save` would write, exactly; no tensor is read."""
-    return header(checkpoint)[2]
+    return header(Checkpoint(checkpoint.tensors, _keys(checkpoint)))[2]

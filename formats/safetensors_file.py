@@ -165,7 +165,7 @@ def save(
     max_shard_size: int = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
-    **_: Any,
+    **unknown: Any,
 ) -> list[Path]:
     """Write a lone file when `path` ends in `.safetensors`, else a model folder.
 
@@ -179,6 +179,8 @@ def save(
     Returns the files written.
     """
     path = Path(path)
+    if any(unknown.values()):
+        raise UsageError(f"safetensors has no option {', '.join(unknown)}; it has max_shard_size")
     metadata = {}
     for key, value in checkpoint.metadata.items():
         if not isinstance(value, str):

@@ -57,7 +57,10 @@ def write_tensors(
         try:
             while True:
                 for task in itertools.islice(slabs, jobs + 1 - len(pending)):  # one waits, so that no thread does
-                    pending.add(pool.submit(task))
+                    try:
+                        pending.add(pool.submit(task))
+                    except RuntimeError:  # no more threads to be had: work without
+                        _report(task(), progress)
                 copy = next(copies, None)
                 if copy is not None:
                     _report(copy(), progress)

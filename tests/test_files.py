@@ -487,3 +487,12 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     streamed(tmp_path, [(Tensor("t", (100, 10), F32, read), 0)], jobs=3)
     assert 1 < most <= 3
+
+
+def test_where_no_thread_is_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    tensor = one_mapped(tmp_path).map(lambda x: x, F32)
+    assert streamed(tmp_path, [(tensor, 0)]) == tensor.blocks().tobytes()

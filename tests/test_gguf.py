@@ -22,6 +22,13 @@ from llmconv.formats.gguf_values import Arrays, Strings
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import types
 
+
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing to the disk is tested elsewhere, and slow on a busy one."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 DTYPES = [np.float64, np.float32, np.float16, np.int8, np.int16, np.int32, np.int64]
 EVERY_VALUE: dict[str, Any] = {
     "general.architecture": "llama",
@@ -240,6 +247,13 @@ def test_parts_of_a_split_model_keep_their_alignment(tmp_path: Path) -> None:
     assert_same(made, gguf_file.open(paths[1]))
 
 
+def test_split_keys_do_not_outlive_the_split(tmp_path: Path) -> None:
+    made = model([1.0], [2.0], **{"split.count": np.uint16(7), "split.no": np.uint16(3)})
+    gguf_file.save(made, tmp_path / "m.gguf")
+    assert list(gguf_file.open(tmp_path / "m.gguf").metadata) == ["general.architecture"]
+    assert gguf_file.planned_size(made) == (tmp_path / "m.gguf").stat().st_size
+
+
 def test_resplitting_a_part_names_the_whole(tmp_path: Path) -> None:
     paths = gguf_file.save(model([1.0], [2.0], [3.0]), tmp_path / "m.gguf", split_max_tensors=1)
     again = gguf_file.save(gguf_file.open(paths[0]), tmp_path / paths[0].name.replace("m-", "n-"), split_max_tensors=2)
@@ -379,6 +393,8 @@ def test_type_gguf_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="byte order"):
         gguf_file.save(model(), tmp_path / "m.gguf", byte_order="middle")
+    with pytest.raises(UsageError, match="GGUF has no option max_shard_size"):
+        gguf_file.save(model(), tmp_path / "m.gguf", max_shard_size=1)
     for bad in (np.uint32(12), np.uint32(0), "32", np.uint32(2 * limits.GGUF_ALIGNMENT)):
         with pytest.raises(UsageError, match=r"general\.alignment"):
             gguf_file.save(model(**{"general.alignment": bad}), tmp_path / "m.gguf")

@@ -20,6 +20,12 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
 
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing to the disk is tested elsewhere, and slow on a busy one."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def entry(begin: int = 0, end: int = 16, dtype: Any = "F32", shape: Any = (4,), **more: Any) -> dict[str, Any]:
     return {
         "dtype": dtype,

@@ -21,6 +21,13 @@ from llmconv.formats.gguf_types import ggml_type
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
+
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing to the disk is tested elsewhere, and slow on a busy one."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.uint64, np.int32, np.uint32, np.int16, np.uint16]
 NUMPY += [np.int8, np.uint8, np.bool_, np.complex64]
 
