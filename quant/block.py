@@ -140,6 +140,8 @@ class BlockType:
             return out
         if out is None:
             out = np.empty((n, k), np.float32)
+        elif out.shape != (n, k) or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise UsageError(f"{cls.name}.decode needs an `out` of shape {(n, k)}, float32, contiguous")
         if n and k:
             cls._decode(blocks, out)
         return out

@@ -167,6 +167,8 @@ def test_wrong_shapes_are_refused_in_a_sentence():
         block.encode(np.zeros((1, 256), np.float32), np.ones(255, np.float32))
     with pytest.raises(UsageError, match="whole"):
         block.decode(np.zeros((1, 143), np.uint8))
+    with pytest.raises(UsageError, match="contiguous"):
+        block.decode(np.zeros((2, 144), np.uint8), np.zeros((256, 2), np.float32).T)
 
 
 CHECK = """

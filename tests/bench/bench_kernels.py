@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -76,6 +77,28 @@ def decode_cells(block: BlockType, blocks: np.ndarray) -> list[str]:
     return [f"{speed['ours'] * 4 / 1e9:.1f}", ratio]
 
 
+WARM = """
+import time
+start = time.process_time()
+import numpy as np
+from llmconv.quant import by_name
+rows = np.zeros((16, 256), np.float32)
+before = time.process_time()
+by_name("Q4_K").encode(rows)
+first = time.process_time()
+by_name("Q6_K").encode(rows)
+print(f"{first - before:.2f} s for the first type (most of it numba's import), "
+      f"{time.process_time() - first:.2f} s for the second")
+"""
+
+
+def warm_start() -> str:
+    """CPU time that cached kernels add to a fresh process."""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", WARM], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def main(names: list[str]) -> None:
     blocks = [by_name(n) for n in names] or [t for t in types() if not t.is_plain() and t.ggml_id is not None]
     peer = ggml.find() is not None
@@ -99,6 +122,8 @@ def main(names: list[str]) -> None:
         with np.errstate(all="ignore"):
             cells += decode_cells(block, data)
         print("|", " | ".join(cells), "|", flush=True)
+    print()
+    print(f"Warm start, kernels cached: {warm_start()}.")
 
 
 if __name__ == "__main__":
