@@ -88,15 +88,21 @@ def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None 
         raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
     kinds, export_type = check_exports(config.export, config.export_type)
     folder = Path(config.output)
-    team = assemble(config.device, config.parallel)
-    try:
-        return _train(config, resume, report or (lambda kind, facts: None), folder, team, kinds, export_type)
-    finally:
-        team.close()
+    with contextlib.ExitStack() as stack:
+        team = assemble(config.device, config.parallel)
+        stack.callback(team.close)
+        return _train(config, resume, report or (lambda kind, facts: None), folder, team, kinds, export_type, stack)
 
 
 def _train(
-    config: TrainConfig, resume: bool, report: Reporter, folder: Path, team: Team, kinds: list[str], export_type: str
+    config: TrainConfig,
+    resume: bool,
+    report: Reporter,
+    folder: Path,
+    team: Team,
+    kinds: list[str],
+    export_type: str,
+    stack: contextlib.ExitStack,
 ) -> Trained:
     newest = _prepare(folder, config, resume, team)
     start, vocab = _starting_point(config, folder, resume, team)
@@ -139,6 +145,8 @@ def _train(
     scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
 
     log = Log(folder, progress.step, config.tensorboard) if team.rank == 0 else None
+    if log is not None:
+        stack.callback(log.close)
     loss = val_loss = grad_norm = math.nan
     began, seen, stopped = time.perf_counter(), 0, False
     mark, mark_tokens = began, 0

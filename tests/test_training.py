@@ -1,0 +1,289 @@
+"""Training at the smallest sizes: it learns, resumes bit for bit, shares work exactly, and refuses bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+import llmconv
+from llmconv.runtime.training import data as data_files
+from llmconv.runtime.training.config import TrainConfig, read_config
+from llmconv.runtime.training.initial import fresh_checkpoint
+from llmconv.runtime.training.log import read_log
+from llmconv.runtime.training.loop import train
+from llmconv.runtime.training.optim import learning_rate, make_optimizer
+from llmconv.runtime.training.vocabulary import make_vocab
+
+SENTENCE = "the old man went to the sea and the young man went to the hill while she sat by a tree and sang"
+WORDS = SENTENCE.split(" ")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Tiny models lose to thread switching, and one thread adds in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Eighteen (input, target) pairs of four words, the target a word ahead."""
+    path = tmp_path / "pairs.json"
+    items = [
+        {"input": " ".join(WORDS[i : i + 4]), "target": " ".join(WORDS[i + 1 : i + 5])} for i in range(len(WORDS) - 4)
+    ]
+    path.write_text(json.dumps(items))
+    return path
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("\n".join(" ".join(WORDS) for _ in range(60)))
+    return path
+
+
+def settings(data: Path, output: Path, **changes: Any) -> TrainConfig:
+    base: dict[str, Any] = {
+        "data": str(data), "output": str(output), "preset": "simple-36k", "steps": 12, "batch_size": 4, "lr": 1e-2,
+        "vocab_size": 40, "dim": 16, "layers": 1, "tensorboard": False, "plot": False, "device": "cpu", "export": "",
+    }  # fmt: skip
+    return TrainConfig(**{**base, **changes})
+
+
+def losses(folder: Path) -> list[str]:
+    return [row["loss"] for row in read_log(folder / "log.csv") if row["loss"]]
+
+
+def test_it_learns_and_exports_what_the_old_program_loads(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train(settings(pairs, out, steps=150, batch_size=18, weight_decay=0.0, export="json,gguf,safetensors"))
+    assert result.val_perplexity < 1.5 < 20
+    document = json.loads((out / "model.json").read_text())
+    assert document["version"] == "1.0"
+    assert list(document["config"]) == ["vocabSize", "embeddingDim", "numLayers", "vocab"]
+    layer = document["weights"]["transformers"][0]
+    assert list(layer) == ["wq", "wk", "wv", "w1", "w2", "layerNorm1", "layerNorm2"]
+    assert np.shape(document["weights"]["embedding"]) == (document["config"]["vocabSize"], 16)
+    measured = llmconv.perplexity(out / "model.gguf", pairs, dtype="f64", device="cpu")
+    assert measured.perplexity == pytest.approx(result.val_perplexity, rel=1e-3)
+    assert llmconv.verify(out / "model.json", out / "model.gguf").same
+    assert llmconv.verify(out / "model", out / "model.gguf").same
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: float) -> None:
+    common = {
+        "preset": "simple-1m-causal",
+        "context": 8,
+        "heads": 2,
+        "log_every": 1,
+        "save_every": 4,
+        "dropout": dropout,
+    }
+    whole = settings(book, tmp_path / "whole", **common)
+    train(whole)
+    cut = settings(book, tmp_path / "cut", **common)
+
+    class Killed(Exception):
+        pass
+
+    def kill(kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(cut, report=kill)
+    again = train(cut, resume=True)
+    assert again.steps == 12
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    ours, theirs = (
+        torch.load(tmp_path / run / "checkpoints/step-00000012/optimizer.pt", weights_only=True)
+        for run in ("cut", "whole")
+    )
+    for key, state in ours["optimizer"]["state"].items():
+        assert torch.equal(state["exp_avg_sq"], theirs["optimizer"]["state"][key]["exp_avg_sq"])
+    assert len(list((tmp_path / "cut/checkpoints").iterdir())) == 2
+
+
+def test_parts_of_a_batch_add_up(pairs: Path, tmp_path: Path) -> None:
+    """Accumulating over parts, with padding of different lengths, is the same step."""
+    items = json.loads(pairs.read_text())
+    for item in items[::3]:
+        item["input"], item["target"] = (" ".join(item[k].split()[:2]) for k in ("input", "target"))
+    pairs.write_text(json.dumps(items))
+    common = {"batch_size": 6, "log_every": 1, "steps": 4, "seed": 3}
+    train(settings(pairs, tmp_path / "one", **common))
+    train(settings(pairs, tmp_path / "three", accumulation=3, **common))
+    one, three = (np.array(losses(tmp_path / run), float) for run in ("one", "three"))
+    assert np.allclose(one, three, rtol=1e-5)
+
+
+def test_checkpointed_activations_change_nothing(book: Path, tmp_path: Path) -> None:
+    common = {"preset": "simple-1m-causal", "context": 8, "heads": 2, "log_every": 1, "steps": 3}
+    train(settings(book, tmp_path / "a", **common))
+    train(settings(book, tmp_path / "b", activation_checkpointing=True, **common))
+    assert np.allclose(np.array(losses(tmp_path / "a"), float), np.array(losses(tmp_path / "b"), float), rtol=1e-6)
+
+
+def test_fine_tuning_a_quantized_checkpoint(book: Path, tmp_path: Path) -> None:
+    common = {"context": 8, "steps": 2, "export": "gguf"}
+    first = train(
+        settings(book, tmp_path / "a", preset="simple-1m-causal", dim=32, heads=2, export_type="Q8_0", **common)
+    )
+    shape = {"vocab_size": 0, "dim": 0, "layers": 0}
+    start = {"preset": "", "from_checkpoint": str(first.exports[0])}
+    second = train(settings(book, tmp_path / "b", **start, **shape, **common))
+    assert second.parameters == first.parameters
+    assert math.isfinite(second.val_loss)
+
+
+def test_early_stopping(book: Path, tmp_path: Path) -> None:
+    config = settings(book, tmp_path / "a", steps=40, eval_every=2, patience=2, lr=1e-9, warmup=0, min_lr_ratio=1.0)
+    result = train(config)
+    assert result.steps <= 40
+    stopped = train(
+        settings(book, tmp_path / "b", steps=40, eval_every=2, patience=2, lr=10.0, clip=0.0, weight_decay=0.0)
+    )
+    assert stopped.stopped_early
+    assert stopped.steps < 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_one(pairs: Path, tmp_path: Path, parallel: str) -> None:
+    common = ["--preset", "simple-36k", "--vocab-size", "40", "--dim", "16", "--layers", "1", "--steps", "6",
+              "--batch-size", "6", "--lr", "0.01", "--log-every", "1", "--save-every", "3", "--device", "cpu",
+              "--no-tensorboard", "--no-plot", "--parallel", parallel, "-q"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+           "--rdzv-endpoint", "localhost:0", "-m", "llmconv.cli", "train", str(pairs)]  # fmt: skip
+    subprocess.run([*run, "-o", str(tmp_path / "two"), *common], check=True, env=environment, timeout=300)
+    alone = [sys.executable, "-m", "llmconv.cli", "train", str(pairs), "-o", str(tmp_path / "one"), *common]
+    subprocess.run(alone, check=True, env=environment, timeout=300)
+    one, two = (np.array(losses(tmp_path / name), float) for name in ("one", "two"))
+    assert len(one) == 6
+    assert np.allclose(one, two, rtol=1e-4)
+    verdict = llmconv.verify(tmp_path / "one/model.gguf", tmp_path / "two/model.gguf", tolerance=1e-3)
+    assert verdict.same
+
+
+def test_schedules(tmp_path: Path) -> None:
+    def course(**changes: Any) -> list[float]:
+        config = settings(tmp_path, tmp_path, steps=100, lr=1.0, warmup=10, **changes)
+        return [learning_rate(config, step) for step in range(101)]
+
+    for schedule in ("cosine", "linear", "constant", "wsd"):
+        rates = course(schedule=schedule)
+        assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+        assert rates[100] == pytest.approx(1.0 if schedule == "constant" else 0.1)
+        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert course(schedule="wsd")[79] == 1.0
+    assert course(schedule="cosine")[55] == pytest.approx(0.55)
+
+
+def test_only_matrices_decay(pairs: Path, tmp_path: Path) -> None:
+    config = settings(pairs, tmp_path)
+    vocab = make_vocab("word", 40, data_files.texts(pairs))
+    from llmconv.runtime.load import build
+
+    model = build(fresh_checkpoint(config, vocab), torch.device("cpu"), torch.float32)
+    decayed, kept = make_optimizer(model, config).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in kept["params"])
+
+
+def test_fresh_weights_are_the_same_however_they_are_read(pairs: Path, tmp_path: Path) -> None:
+    vocab = make_vocab("word", 40, data_files.texts(pairs))
+    checkpoint = fresh_checkpoint(settings(pairs, tmp_path, preset="gpt2-small", dim=32, heads=4), vocab)
+    tensor = checkpoint.tensors["position_embd.weight"]
+    whole = tensor.numpy()
+    assert np.array_equal(whole[250:270], tensor.rows(250, 270))
+    assert whole.std() == pytest.approx(0.02, rel=0.02)
+    assert abs(checkpoint.tensors["blk.0.ffn_down.weight"].numpy().std() / (0.02 / math.sqrt(2)) - 1) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe", "wordpiece"])
+def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
+    vocab = make_vocab(kind, 120, data_files.texts(book))
+    text = " ".join(WORDS[:9])
+    ids = vocab.tokenizer().encode(text)
+    assert vocab.tokenizer().decode(ids).strip() == text
+    assert len(vocab) <= 120
+
+
+def test_data_kinds(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one two\nthree")
+    (folder / "b.jsonl").write_text('{"text": "four"}\n\n"five"\n')
+    found = ["".join(document) for document in data_files.documents(folder)]
+    assert found == ["one two\nthree", "four", "five"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "simple-37k"}, "did you mean simple-36k"),
+        ({"preset": ""}, "say what to train"),
+        ({"steps": 0}, "at least 1"),
+        ({"schedule": "zigzag"}, "expected cosine, linear"),
+        ({"lr": "fast"}, "expected a number"),
+        ({"export": "onnx"}, "unknown export 'onnx'"),
+        ({"export": "json", "export_type": "Q4_0"}, "only GGUF holds Q4_0"),
+        ({"heads": 3}, "no multiple of 3 heads"),
+        ({"tokenizer": "morse"}, "neither one of"),
+    ],
+)
+def test_bad_settings(pairs: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(llmconv.LlmconvError, match=words):
+        train(settings(pairs, tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "nothing to train on"), ("a b c", "expected more than a context"), ("\udcff", "no UTF-8 text")],
+)
+def test_bad_texts(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(llmconv.LlmconvError, match=words):
+        train(settings(path, tmp_path / "run", preset="simple-1m-causal", heads=2, context=16))
+
+
+def test_a_run_is_not_overwritten_and_resumes_only_as_itself(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(llmconv.BadFile, match="no checkpoint to resume"):
+        train(settings(pairs, out), resume=True)
+    train(settings(pairs, out, steps=2))
+    with pytest.raises(llmconv.OutputError, match="holds a run already"):
+        train(settings(pairs, out, steps=2))
+    with pytest.raises(llmconv.UsageError, match=r"another configuration \(lr, steps\)"):
+        train(settings(pairs, out, steps=3, lr=1e-3), resume=True)
+
+
+def test_configuration_files(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "gpt2-small"\nlr = 1e-4\n')
+    assert read_config(path) == {"preset": "gpt2-small", "lr": 1e-4}
+    path.write_text("learning_rate = 1\n")
+    with pytest.raises(llmconv.BadFile, match="is no setting"):
+        read_config(path)
+    path.write_text("= 3")
+    with pytest.raises(llmconv.BadFile, match="no TOML"):
+        read_config(path)
