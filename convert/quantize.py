@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import time
@@ -23,6 +24,7 @@ from llmconv.formats.files import Output, Outputs, check_target, open_regular
 from llmconv.formats.stream import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
+from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import Options, tensor_type_rules
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
@@ -174,7 +176,7 @@ def quantize(
         allow_requantize,
     )
     opened = formats.open(src)
-    checkpoint = translate(opened, "gguf")
+    checkpoint = _runnable(translate(opened, "gguf"), opened)
     plans = [
         quantplan.make_plan(checkpoint, kind, path, wishes)
         for kind, path in zip(chosen, _targets(src, dst, chosen), strict=True)
@@ -205,6 +207,14 @@ def quantize(
         with Outputs(sizes, force=force, inputs=inputs) as together, contextlib.ExitStack() as stack:
             _run(src, plans, [stack.enter_context(together.open(p)) for p in sizes], jobs, allow_nonfinite, progress)
     return _result(src, checkpoint, plans, started, written=True)
+
+
+def _runnable(checkpoint: Checkpoint, opened: Checkpoint) -> Checkpoint:
+    """A translated model with its float64 tensors in float32, the widest that runtimes take; a GGUF as it is."""
+    if opened.dialect == "gguf":
+        return checkpoint
+    tensors = {n: t.astype(F32) if t.type is F64 else t for n, t in checkpoint.tensors.items()}
+    return dataclasses.replace(checkpoint, tensors=tensors)
 
 
 def _listed(path: StrPath | None) -> list[str]:
