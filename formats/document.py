@@ -181,7 +181,7 @@ class _Cutter:
             raise self.bad(join(path, i), f"is {_number(node[i])}, expected a finite number")
         ints = [i for i, x in enumerate(node) if type(x) is int]
         if any(
-            abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(values[i], "js")) for i in ints
+            abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(float(values[i]), "js")) for i in ints
         ):
             return node  # whole numbers that no double holds stay as they are
         return Numbers(values, ints="all" if len(ints) == len(node) else tuple(ints))

@@ -103,7 +103,7 @@ def save(
         _check_folder(target, force)
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
-    from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS
+    from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
     checkpoint = _in_dialect_of(kind, checkpoint, layout=layout, config=config, vocab=vocab, strict=strict)
     rounding = Rounding(allow_overflow)
     checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
@@ -188,6 +188,14 @@ def default_target(source: Path, to: str) -> Path:
 
 def _same_family(name: str, wanted: str) -> bool:
     return name == wanted or (name in _DOCUMENTS and wanted in _DOCUMENTS)
+
+
+def _states_types(checkpoint: Checkpoint) -> bool:
+    """Whether a document says of each tensor what type it is stored in elsewhere."""
+    from llmconv.convert.named import OURS
+
+    document = checkpoint.metadata.get("document")
+    return isinstance(document, dict) and document.get("format") == OURS
 
 
 def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpoint:
