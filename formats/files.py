@@ -367,22 +367,26 @@ def _clear_orphans(folder: Path, name: str) -> None:
 def _abandoned(path: Path, pid: int) -> bool:
     """Whether nobody writes that temporary any more: its lock is free, and its process gone or the file old."""
     try:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 0)
-            if time.time() - path.stat().st_mtime < 60:  # made this moment and not locked yet, perhaps
-                return False
-            if fcntl is None:
-                return False
+        os.kill(pid, 0)
+        gone = False
+    except ProcessLookupError:
+        gone = True
     except OSError:
         return False  # somebody else's process
-    if fcntl is None:
-        return True
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            os.close(descriptor)
+        if not gone and time.time() - path.stat().st_mtime < 60:
+            return False  # made this moment and not locked yet, perhaps
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return False
-    return True
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks on this file system: the process number must do
+    finally:
+        os.close(descriptor)
+    return gone

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -270,6 +273,16 @@ def test_gguf_package_reads_ours(tmp_path: Path) -> None:
     for theirs, ours in zip(reader.tensors, made.tensors.values(), strict=True):
         assert (theirs.name, tuple(theirs.shape[::-1])) == (ours.name, ours.shape)
         assert theirs.tensor_type == ours.type.ggml_id and theirs.data.tobytes() == ours.blocks().tobytes()
+
+
+def test_gguf_dump_reads_ours(tmp_path: Path) -> None:
+    gguf_file.save(rich_model(), tmp_path / "m.gguf")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_dump", "--json", str(tmp_path / "m.gguf")]
+    dumped = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert list(dumped["tensors"]) == list(rich_model().tensors)
+    assert (
+        dumped["metadata"]["u64"]["value"] == 2**64 - 1 and dumped["metadata"]["text"]["value"] == EVERY_VALUE["text"]
+    )
 
 
 @pytest.mark.parametrize("number", list(GGML_TYPES))
