@@ -425,3 +425,16 @@ def test_parts_are_not_their_own_output(tmp_path: Path) -> None:
 def test_planned_size_is_the_size(tmp_path: Path) -> None:
     gguf_file.save(rich_model(), tmp_path / "m.gguf")
     assert gguf_file.planned_size(rich_model()) == (tmp_path / "m.gguf").stat().st_size
+
+
+def test_big_endian_blocks_are_those_of_gguf_convert_endian(tmp_path: Path) -> None:
+    made = model(np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(5, dtype=np.float16), words=["a", "bb"])
+    for number in (2, 8, 12, 14, 39):  # the block types that its converter knows
+        made.add(random_blocks(number, 3, 2, seed=number))
+    gguf_file.save(made, tmp_path / "ours.gguf", byte_order="big")
+    gguf_file.save(made, tmp_path / "theirs.gguf")
+    command = [sys.executable, "-m", "gguf.scripts.gguf_convert_endian", str(tmp_path / "theirs.gguf"), "big"]
+    subprocess.run(command, check=True, capture_output=True, text=True, input="YES\n")
+    assert gguf_file.open(tmp_path / "theirs.gguf").info["byte_order"] == "big"
+    assert (tmp_path / "theirs.gguf").read_bytes() == (tmp_path / "ours.gguf").read_bytes()
+    assert_same(made, gguf_file.open(tmp_path / "theirs.gguf"))
