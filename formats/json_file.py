@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ __all__ = ["NAME", "SUFFIXES", "Style", "is_exact", "open", "parse", "render", "
 NAME = "json"
 SUFFIXES = (".json",)
 BOM = b"\xef\xbb\xbf"
+Raw: TypeAlias = mmap.mmap | bytearray
 LONG = 2048
 """Bytes without a quote that are worth the quick way."""
 PIECE = 2 << 20
@@ -79,13 +81,18 @@ def open(path: Path) -> Checkpoint:
     return Checkpoint(tensors, {"document": document, "style": style}, "json", {}, NAME, path, info)
 
 
-def _load(path: Path) -> bytearray:
+def _load(path: Path) -> Raw:
+    """The file in memory of our own, taken as it fills: a mapping of the file would die with it."""
     size = regular_size(path)
+    if not size:
+        raise BadFile(f"{at(path)}: is empty, expected a model file")
     if size > limits.JSON_BYTES:
         raise BadFile(f"{at(path)}: is {size:,} bytes, expected at most {limits.JSON_BYTES:,} of JSON")
-    raw = bytearray(size)
-    done, view = 0, memoryview(raw)
-    with open_regular(path) as file:
+    raw = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        raw.madvise(mmap.MADV_HUGEPAGE)
+    done = 0
+    with open_regular(path) as file, memoryview(raw) as view:
         while done < size:
             n = file.readinto(view[done : done + (1 << 20)])  # type: ignore[attr-defined]
             if not n:
@@ -102,15 +109,15 @@ def _load(path: Path) -> bytearray:
 # Reading
 
 
-def parse(raw: bytearray, source: Path) -> tuple[Any, Style]:
+def parse(raw: Raw, source: Path) -> tuple[Any, Style]:
     """A JSON text -> its tree, in which long numeric arrays are `Numbers` already, and its style.
 
     raw: borrowed; single bytes are changed and put back.
     """
     clue = _Clue()
-    start = len(BOM) if raw.startswith(BOM) else 0
+    start = len(BOM) if raw[: len(BOM)] == BOM else 0
     nonce = secrets.token_hex(16)  # no text can hold what was drawn after it was written
-    parts: list[bytes | bytearray] = []
+    parts: list[Any] = []
     cuts: list[tuple[int, int]] = []  # where the skeleton lacks bytes: position in it, how many
     found: dict[str, Numbers] = {}
     last = skeleton_size = 0
@@ -133,7 +140,7 @@ def parse(raw: bytearray, source: Path) -> tuple[Any, Style]:
     return (_put_back(tree, nonce, found) if found else tree), style
 
 
-def _runs(raw: bytes | bytearray) -> Iterator[tuple[int, int]]:
+def _runs(raw: Raw) -> Iterator[tuple[int, int]]:
     """Stretches between strings of at least LONG bytes."""
     data = np.frombuffer(raw, np.uint8)
     step = 1 << 20
@@ -152,7 +159,7 @@ def _runs(raw: bytes | bytearray) -> Iterator[tuple[int, int]]:
         yield int(starts[i]), int(ends[i])
 
 
-def _escaped(raw: bytes | bytearray, quote: int) -> bool:
+def _escaped(raw: Raw, quote: int) -> bool:
     start = quote
     while start and raw[start - 1] == 92:
         start -= 1
@@ -162,7 +169,7 @@ def _escaped(raw: bytes | bytearray, quote: int) -> bool:
 _OPEN = re.compile(rb"\[[\[ \t\r\n]*")
 
 
-def _array(raw: bytes | bytearray, begin: int, end: int) -> tuple[int, int, int] | None:
+def _array(raw: Raw, begin: int, end: int) -> tuple[int, int, int] | None:
     """(start, end, depth) of the array in a stretch without strings, as its first and last brackets suggest."""
     start = raw.find(b"[", begin, end)
     if start < 0:
@@ -193,7 +200,7 @@ class _Clue:
                 self.style = "js"
 
 
-def _numbers(raw: bytearray, start: int, end: int, depth: int, clue: _Clue) -> Numbers | None:
+def _numbers(raw: Raw, start: int, end: int, depth: int, clue: _Clue) -> Numbers | None:
     """The array of numbers at raw[start:end]; None when it is not one rectangular array of numbers."""
     import simdjson
 
@@ -238,7 +245,7 @@ def _numbers(raw: bytearray, start: int, end: int, depth: int, clue: _Clue) -> N
     return Numbers(values.reshape(count, *shape), "nested", written)
 
 
-def _pieces(raw: bytes | bytearray, start: int, end: int, depth: int) -> Iterator[tuple[int, int]]:
+def _pieces(raw: Raw, start: int, end: int, depth: int) -> Iterator[tuple[int, int]]:
     """The inside of an array in stretches of whole elements, about PIECE bytes each."""
     comma = re.compile(rb"\]\s*" * (depth - 1) + rb",")
     lo = start

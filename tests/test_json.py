@@ -1,0 +1,221 @@
+"""Legacy JSON: strict and quick to read, written back byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llmconv
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats import json_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.document import Slot, dumps, loads
+from llmconv.formats.numbers import number, row
+from llmconv.formats.tensor import Tensor
+
+
+def opened(tmp_path: Path, text: str | bytes) -> Checkpoint:
+    path = tmp_path / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return json_file.open(path)
+
+
+def big(rows: int = 300, columns: int = 40) -> list[list[float]]:
+    """A matrix long enough for the quick way."""
+    return np.random.default_rng(1).standard_normal((rows, columns)).tolist()
+
+
+def test_arrays_become_tensors_named_by_their_path(tmp_path: Path) -> None:
+    c = opened(tmp_path, '{"a": {"b": [[1, 2.5], [3, 4]], "c": [{"d": [5]}]}, "x.y": [6], "s": "text", "n": 1}')
+    assert {n: t.shape for n, t in c.tensors.items()} == {"a.b": (2, 2), "a.c[0].d": (1,), "x.y": (1,)}
+    assert c.tensors["a.b"].numpy().tolist() == [[1, 2.5], [3, 4]]
+    assert c.tensors["a.b"].type.name == "F64"
+    document = c.metadata["document"]
+    assert document["s"] == "text" and document["n"] == 1 and document["a"]["b"] == Slot("a.b", (2, 2), ints=(0, 2, 3))
+
+
+def test_typed_arrays_that_became_objects(tmp_path: Path) -> None:
+    text = '{"w":{"0":1.5,"1":2},"rows":[{"0":1,"1":2},{"0":3,"1":4}],"not":{"0":1,"2":2}}'
+    c = opened(tmp_path, text)
+    assert c.tensors["w"].numpy().tolist() == [1.5, 2] and c.tensors["rows"].shape == (2, 2)
+    assert c.metadata["document"]["not"] == {"0": 1, "2": 2}
+    assert json_file.is_exact(c)
+
+
+def test_flat_numbers_beside_their_shape(tmp_path: Path) -> None:
+    text = '{"a":{"shape":[2,3],"data":[1,2,3,4,5,6.5]},"b":{"rows":1,"cols":2,"data":[1,2]}}'
+    c = opened(tmp_path, text)
+    assert {n: t.shape for n, t in c.tensors.items()} == {"a": (2, 3), "b": (1, 2)}
+    assert json_file.is_exact(c)
+
+
+LAYOUTS = {
+    "JSON.stringify": {"separators": (",", ":")},
+    "json.dumps": {},
+    "indent 2": {"indent": 2},
+    "indent 4": {"indent": 4},
+    "tabs": {"indent": "\t"},
+    "escaped": {"ensure_ascii": True},
+}
+DOCUMENT = {
+    "name": 'é ☃ \n\x1f\\"',
+    "w": big(),
+    "t": [1e-5, 1e-7, 1.5, 2e20, 3e22],
+    "n": None,
+    "e": [],
+    "o": {},
+    "k": 7,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_python_documents_come_back_byte_for_byte(tmp_path: Path, layout: str) -> None:
+    options = {"ensure_ascii": False, **LAYOUTS[layout]}
+    c = opened(tmp_path, json.dumps(DOCUMENT, **options) + "\n")
+    assert json_file.is_exact(c) and len(c.tensors) == 2
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_javascript_prints_numbers_as_we_do(tmp_path: Path) -> None:
+    values = [0.1, 1e21, 1e-7, 1e-6, 123456789012345680000, 5e-324, 1.7976931348623157e308, 1e15, 1e16, -1.5e-9, 100, 0]
+    rng = np.random.default_rng(0)
+    values += np.frombuffer(rng.bytes(8 * 3000), np.float64)[:3000].tolist()
+    values += (rng.standard_normal(2000) * 10.0 ** rng.integers(-12, 25, 2000)).tolist()
+    values = [float(v) for v in values if np.isfinite(float(v))]
+    script = "process.stdout.write(JSON.stringify(JSON.parse(require('fs').readFileSync(0))))"
+    out = subprocess.run(["node", "-e", script], input=json.dumps(values), capture_output=True, text=True, check=True)
+    assert row(np.array(values), "js").decode() == out.stdout[1:-1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_reads_back_as_itself(value: float) -> None:
+    for style in ("js", "python"):
+        text = number(value, style)
+        assert np.float64(json.loads(text)).tobytes() == np.float64(value).tobytes() or text == "-0"
+        assert row(np.array([value]), style).decode() == text
+    assert number(value, "python") == json.dumps(value)
+
+
+def test_negative_zero_is_kept(tmp_path: Path) -> None:
+    for text in ("[1.5,-0.0]", "[1.5,-0]", "[" + "1.5," * 3000 + "-0]"):
+        values = opened(tmp_path, f'{{"w":{text}}}').tensors["w"].numpy()
+        assert values[-1] == 0 and np.signbit(values[-1])
+    assert json_file.is_exact(opened(tmp_path, '{"w":[1.5,-0]}'))
+
+
+def test_whole_numbers_that_no_double_holds_stay_as_they_are(tmp_path: Path) -> None:
+    text = '{"ids":[9007199254740993,2],"huge":123456789012345678901234567890}'
+    c = opened(tmp_path, text)
+    assert not c.tensors and c.metadata["document"]["ids"] == [9007199254740993, 2]
+    assert json_file.is_exact(c)
+
+
+def test_the_quick_way_is_the_slow_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = np.random.default_rng(2).standard_normal((5, 40, 30)).tolist()
+    text = json.dumps({"a": big(), "s": 'x"' + "y[1,2]" * 900, "d": deep, "l": big(1, 4000)[0], "i": [3] * 3000})
+    monkeypatch.setattr(json_file, "PIECE", 5000)
+    quick = opened(tmp_path, text)
+    monkeypatch.setattr(json_file, "LONG", 1 << 40)
+    slow = opened(tmp_path, text)
+    assert quick.metadata == slow.metadata and list(quick.tensors) == list(slow.tensors) == ["a", "d", "l", "i"]
+    for name, tensor in quick.tensors.items():
+        assert tensor.shape == slow.tensors[name].shape
+        assert np.array_equal(tensor.numpy(), slow.tensors[name].numpy())
+    assert json_file.is_exact(quick)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+        max_leaves=20,
+    )
+)
+def test_any_document_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps([tree, "x"]), "utf-8")
+    try:
+        c = json_file.open(path)
+    except BadFile as error:
+        assert "ragged" in str(error) or "null among numbers" in str(error) or "twice" in str(error)
+        return
+    pieces: list[bytes] = []
+    json_file.render(c, pieces.append)
+    assert json.loads(b"".join(pieces)) == [tree, "x"]
+    assert loads(dumps(c.metadata["document"]), "x") == c.metadata["document"]
+
+
+LONG_ROWS = ",".join("[" + ",".join(["0.5"] * 50) + "]" for _ in range(40))
+BAD = {
+    "ragged": ('{"weights":{"wq":[[1,2],[3]]}}', "weights.wq is ragged: row 1 has 1 numbers, expected 2"),
+    "ragged, long": (f'{{"w":{{"q":[{LONG_ROWS},[0.5]]}}}}', "w.q is ragged: row 40 has 1 numbers, expected 50"),
+    "ragged, deep": ('{"w":[[[1,2]],[[1,2],[3,4]]]}', "w is ragged: row 1 has 2x2"),
+    "null": ('{"w":[[1,2],[null,4]]}', "w[1][0] is null among numbers"),
+    "NaN": ('{"w":[1,NaN]}', "w[1] is NaN, which is no JSON number"),
+    "NaN, long": (f'{{"w":[{LONG_ROWS},[{"NaN," * 49}NaN]]}}', "w[40][0] is NaN"),
+    "Infinity": ('{"a":{"w":-Infinity}}', "a.w is -Infinity"),
+    "too large": ('{"w":[1,1e999]}', "w[1] is too large for a 64-bit float"),
+    "key twice": ('{"a":{"b":1,"b":2}}', "a has the key 'b' twice"),
+    "cut": ('{"a":[1,2', "ends too early, it is cut short at byte 9"),
+    "cut, long": (f'{{"w":[{LONG_ROWS}', "ends too early"),
+    "trailing comma": ('{"a":[1,2,]}', "is not valid JSON"),
+    "text after it": ('{"a":[1,2]} x', "is not valid JSON: Extra data at byte 12"),
+    "after a long array": (f'{{"w":[{LONG_ROWS}],"a":tru}}', f"at byte {len(LONG_ROWS) + 12:,}"),
+    "not UTF-8": (b'{"a":"\xff"}', "is not valid UTF-8 at byte 6"),
+    "too deep": ("[" * 100 + "]" * 100, "nests deeper than 64 levels"),
+    "far too deep": ("[" * 200_000, "nests too deep"),
+    "zero byte": (b'{"a":\0}', "has a zero byte at 5"),
+    "huge integer": ('{"a":' + "9" * 5000 + "}", "an integer of thousands of digits"),
+    "wrong size": ('{"a":{"shape":[2,3],"data":[1,2]}}', "a has 2 numbers in data, expected 2x3"),
+    "bad shape": ('{"a":{"shape":[0,3],"data":[1,2]}}', "a states the shape [0, 3], expected positive sizes"),
+    "row in a vector": ('{"a":[1,[2]]}', "a[1] is an array among numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_documents_are_named_in_a_sentence(tmp_path: Path, case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(BadFile) as error:
+        opened(tmp_path, text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "x.json"))
+
+
+def test_good_controls(tmp_path: Path) -> None:
+    for text in ("[1,2]", '\ufeff{"a":[1,2]}', ' \r\n{"a" : [ 1 , 2 ] } \n', '{"a":[]}', "[[[1]]]", '{"":[1]}'):
+        opened(tmp_path, text)
+    c = opened(tmp_path, '\ufeff{\r\n  "a": 1\r\n}\r\n')
+    assert c.metadata["style"].bom and json_file.is_exact(c)
+
+
+def test_a_sparse_file_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.json"
+    with path.open("wb") as file:
+        file.write(b"[")
+        os.truncate(file.fileno(), 3 << 30)
+    with pytest.raises(BadFile, match="zero byte"):
+        json_file.open(path)
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    c = Checkpoint(
+        {"w": Tensor.from_array("w", np.array([[1.0, 2.0], [np.inf, 4.0]]))}, {"document": Slot("w", (2, 2))}
+    )
+    with pytest.raises(Unsupported, match=r"'w' is inf at \[1, 0\], which JSON can't hold"):
+        json_file.save(c, tmp_path / "out.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_opened_by_content(tmp_path: Path) -> None:
+    (tmp_path / "weights.dat").write_text('{"w": [1, 2]}')
+    assert llmconv.open(tmp_path / "weights.dat").format == "json"
