@@ -32,6 +32,7 @@ BOOL, STRING, ARRAY = 7, 8, 9
 NUMBERS: dict[int, str] = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 10: "u8", 11: "i8", 12: "f8"}
 """GGUF's value type -> numpy's code."""
 _CODES = {np.dtype(code): number for number, code in NUMBERS.items()} | {np.dtype(np.bool_): BOOL}
+_FIRST_READ = 1 << 18  # enough for a part of a split model, which holds no vocabulary; then eight times more
 _FEW = 512  # strings: fewer than this in a window, and stepping is as fast
 _WINDOW = 1 << 18  # bytes looked at together when strings are skipped: the second-level cache
 
@@ -90,7 +91,7 @@ class Cursor:
         self._nested = self._n_strings = 0
         self._stepping = False
         self._limit = min(source.size, limits.GGUF_METADATA_BYTES)
-        self._load(min(self._limit, 8 << 20))
+        self._load(min(self._limit, _FIRST_READ))
 
     def _load(self, size: int) -> None:
         self.data = self.source.read(0, size)
@@ -102,7 +103,7 @@ class Cursor:
         if end > len(self.data):
             if end > self._limit:
                 self._refuse(nbytes, what)
-            self._load(min(self._limit, max(end, 4 * len(self.data))))
+            self._load(min(self._limit, max(end, 8 * len(self.data))))
         return end
 
     def _refuse(self, nbytes: int, what: str) -> None:
@@ -241,7 +242,7 @@ class Cursor:
                 return fast
         positions, lengths, unpack = [], [], struct.Struct(">Q" if self.big else "<Q").unpack_from
         view, pos, loaded = self._view, self.pos, len(self.data)
-        for _ in range(min(count, 16 * _FEW)):
+        for _ in range(min(count, 2 * _FEW)):
             if pos + 8 > loaded:
                 break
             (length,) = unpack(view, pos)

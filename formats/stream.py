@@ -24,7 +24,7 @@ from llmconv.formats.source import read_into
 from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Progress", "write_tensors"]
+__all__ = ["Progress", "processors", "write_tensors"]
 
 Progress = Callable[[int, str], None]
 """Called with (bytes just written, tensor name), always from the calling thread."""
@@ -44,13 +44,13 @@ def write_tensors(
     """Write each tensor of `plan` at its offset.
 
     descriptor: an open file, long enough or growing; its position is not used.
-    jobs: threads; the number of processors by default.
+    jobs: threads; as many as this process may use processors by default.
     convert: applied to each slab's bytes before they are written (another byte order); nothing is then copied
         by the kernel.
 
     Raises `BadFile` when an input was cut or changed meanwhile, and whatever reading and writing raise.
     """
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or processors()
     copies, slabs = _copies(descriptor, plan, convert), _slabs(descriptor, plan, convert)
     with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:  # starts threads as they are needed
         pending: set[Future[tuple[int, str]]] = set()
@@ -72,6 +72,13 @@ def write_tensors(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def processors() -> int:
+    """How many this process may use, which in a container is fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _report(done: tuple[int, str], progress: Progress | None) -> None:
@@ -136,8 +143,8 @@ def _slab_task(
             )
         if convert is not None:
             blocks = convert(tensor, blocks)
-        _write(descriptor, np.ascontiguousarray(blocks).reshape(-1).data, offset + start * row)
-        _to_disk(descriptor, offset + start * row, blocks.nbytes)
+        write_at(descriptor, np.ascontiguousarray(blocks).reshape(-1).data, offset + start * row)
+        to_disk(descriptor, offset + start * row, blocks.nbytes)
         return blocks.nbytes, tensor.name
 
     return run
@@ -147,17 +154,18 @@ def _copy_task(descriptor: int, extent: Extent, offset: int, name: str) -> Task:
     def run() -> tuple[int, str]:
         with open_regular(extent.path) as file:
             source = file.fileno()
-            _check(source, extent)
+            check_unchanged(source, extent)
             if not _kernel_copy(source, descriptor, extent, offset):
                 _plain_copy(source, descriptor, extent, offset)
-            _check(source, extent)
-        _to_disk(descriptor, offset, extent.nbytes)
+            check_unchanged(source, extent)
+        to_disk(descriptor, offset, extent.nbytes)
         return extent.nbytes, name
 
     return run
 
 
-def _check(source: int, extent: Extent) -> None:
+def check_unchanged(source: int, extent: Extent) -> None:
+    """`BadFile` when the open file `source` is no longer what it was when the extent was made."""
     status = os.fstat(source)
     if extent.stamp is not None and (status.st_size, status.st_mtime_ns, status.st_ino) != extent.stamp:
         raise BadFile(f"{at(extent.path)}: changed while it was being read; run again when nothing writes to it")
@@ -195,16 +203,17 @@ def _plain_copy(source: int, target: int, extent: Extent, offset: int) -> None:
             read_into(source, piece, extent.offset + start)
         except EOFError:
             raise _cut(extent.path) from None
-        _write(target, piece, offset + start)
+        write_at(target, piece, offset + start)
 
 
-def _to_disk(descriptor: int, offset: int, nbytes: int) -> None:
+def to_disk(descriptor: int, offset: int, nbytes: int) -> None:
     """Let the kernel begin to write that range out.  It forgets pages that are clean, and none of these is yet."""
     with contextlib.suppress(OSError, AttributeError):  # not everywhere
         os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done : done + (1 << 30)], offset + done)
