@@ -241,9 +241,14 @@ def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] |
                     if not isinstance(word, str):
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
                 return [*found, *table.words.extra], (k, path)
-        if k and isinstance(document, dict) and document and all(type(v) is int for v in document.values()):
+        if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
             return [*_from_map(document, where), *table.words.extra], (k, "")
     return None, (0, "")
+
+
+def _numbers_all(values: list[Any]) -> bool:
+    """Whether the values are the numbers from 0 on, each once."""
+    return all(type(v) is int for v in values) and set(values) == set(range(len(values)))
 
 
 def _from_map(found: dict[str, Any], where: str) -> list[Any] | None:
@@ -353,6 +358,9 @@ def _kept(metadata: Mapping[str, Any], where: str) -> Any:
 def _fill(checkpoint: Checkpoint, table: Layout, document: Any, where: str) -> Checkpoint:
     """The tensors of a table's document from those of the GGUF."""
     dims = table.dims(checkpoint.metadata)
+    embedding = checkpoint.tensors.get("token_embd.weight")
+    if embedding is not None and not dims["n_vocab"]:  # a key that not every ecosystem carries
+        dims["n_vocab"] = embedding.shape[0]
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
     for place in table.places(dims):
