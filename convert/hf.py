@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, kept
+from llmconv.convert import archs, kept, vocab
 from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
 from llmconv.convert.archs.config import normalized
 from llmconv.convert.ops import PackMxfp4, Shift
@@ -281,8 +281,6 @@ def _vocabulary(
     notes: list[str],
     where: str,
 ) -> dict[str, Any]:
-    from llmconv.convert import vocab
-
     flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
     found = vocab.from_files(checkpoint.files, flat, pre=pre)
     if found is None:
@@ -346,8 +344,6 @@ def _files(
     arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
 ) -> Iterator[tuple[str, bytes]]:
     """The model folder's files: the vocabulary's, then those that were kept, and a config.json."""
-    from llmconv.convert import vocab
-
     files = kept.kept_files(checkpoint.metadata)
     try:
         found = vocab.from_gguf(checkpoint.metadata)

@@ -51,19 +51,21 @@ FILE = "llmconv.hf.file."
 TENSORS = "llmconv.hf.tensors"
 TENSOR = "llmconv.hf.tensor."
 
-FILE_BYTES = 1 << 20
-"""A text file above this size is not kept (the vocabulary keeps what it needs of a big tokenizer.json itself)."""
+FILE_BYTES = 32 << 20
+"""A text file above this size is not kept (a vocabulary keeps its own files)."""
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _NAMES = {"config.json": CONFIG, "generation_config.json": "llmconv.hf.generation_config"}
-_NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "tokenizer.json")
+_NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabulary may have put it
 
 
 def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     """Put the folder's small text files into the metadata; the names of those that were left out."""
     left: list[str] = []
     for name in checkpoint.files:
-        if name in _NOT_KEPT or FILE + name in metadata or f"llmconv.hf.cut.{name}" in metadata:
+        keys = (FILE + name, f"llmconv.hf.cut.{name}", _WHOLE.get(name))
+        if name in _NOT_KEPT or any(key in metadata for key in keys):
             continue  # the vocabulary keeps its own
         data = checkpoint.file(name) or b""
         try:

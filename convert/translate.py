@@ -18,6 +18,7 @@ _DIALECTS = {
     "hf": "llmconv.convert.hf",
     "json": "llmconv.convert.legacy",
     "plain": "llmconv.convert.plain",
+    "llama2c": "llmconv.convert.llama2c",
 }
 
 _KEPT = "llmconv.json."

@@ -37,7 +37,7 @@ class Format(Protocol):
 
 
 # In the order of asking: the most certain signature first.
-_MODULES = ("gguf_file", "safetensors_file", "msgpack_file", "json_file")
+_MODULES = ("gguf_file", "safetensors_file", "torch_file", "msgpack_file", "json_file", "llama2c_file")
 
 
 def _each() -> Iterator[Format]:
