@@ -14,7 +14,7 @@ VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.
 def _log2_rounds_up() -> NDArray[np.int32]:
     """See LOG2_ROUNDS_UP: log2(1 - n 2^-24) is tiny beside a large exponent, and float32 drops it."""
     steps = np.arange(1, 129)
-    table = np.empty(277, np.int32)
+    table = np.full(278, 0x800000, np.int32)  # the last one is for infinity and NaN
     for exponent in range(-149, 128):
         logs = (np.log2(1 - steps * 2.0**-24) + (exponent + 1)).astype(np.float32)
         table[exponent + 149] = 0x800000 - np.count_nonzero(logs >= exponent + 1)
