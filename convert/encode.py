@@ -6,7 +6,6 @@ anything else, and system calls and kernels release the GIL.  Memory is slabs x 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.files import open_regular, output_errors
 from llmconv.formats.source import read_into
-from llmconv.formats.stream import Progress
-from llmconv.formats.tensor import BlockClass, Extent, Tensor
+from llmconv.formats.stream import Progress, check_unchanged, processors, to_disk, write_at
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant.block import Bytes
 from llmconv.quant.nonfinite import first_nonfinite
 
@@ -80,7 +79,7 @@ def stream(
 ) -> None:
     """Read, encode and write every item.
 
-    jobs: threads; the number of processors by default.
+    jobs: threads; as many as this process may use processors by default.
     allow_nonfinite: let NaN and infinity through, instead of refusing them by tensor and index.
     progress: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
         called from this thread.
@@ -88,7 +87,7 @@ def stream(
     Raises `Unsupported` for a weight that is not finite or overflows its type, `BadFile` for a source that was cut or
     changed meanwhile, `OutputError` for a full disk.
     """
-    jobs = max(1, jobs or os.cpu_count() or 1)
+    jobs = max(1, jobs or processors())
     slab = max(1 << 16, min(SLAB_WEIGHTS, _MOST_WEIGHTS // jobs))
     left: dict[int, int] = {}
     tasks = _tasks(items, slab, left)
@@ -198,8 +197,10 @@ class _Worker:
                 made[key] = self._encoded(item, target, blocks, values, start, len(made))
             data = made[key]
             if data.size:
+                descriptor, offset = target.sink.descriptor, target.offset + start * data.shape[1]
                 with output_errors(target.sink.path):
-                    _write(target.sink.descriptor, data.data.cast("B"), target.offset + start * data.shape[1])
+                    write_at(descriptor, data.reshape(-1).data, offset)
+                    to_disk(descriptor, offset, data.nbytes)
         return blocks.nbytes
 
     def _encoded(
@@ -236,14 +237,14 @@ class _Worker:
         out = self._buffer("in", (stop - start) * row)
         if len(out):
             file = self._source(extent.path)
-            _check_unchanged(file, extent)
+            check_unchanged(file.fileno(), extent)
             try:
                 read_into(file.fileno(), out.data, extent.offset + start * row)
             except EOFError:
                 raise BadFile(f"{at(extent.path)}: was cut while it was being read; fetch it again") from None
             except OSError as error:
                 raise BadFile(f"{at(extent.path)}: can't be read ({error.strerror})") from None
-            _check_unchanged(file, extent)
+            check_unchanged(file.fileno(), extent)
         return out.reshape(stop - start, row)
 
     def _source(self, path: Path) -> BinaryIO:
@@ -289,15 +290,3 @@ def _overflowed_row(kind: BlockClass, out: Bytes) -> int | None:
             if len(bits) and bits.max() == 0x7C00:
                 return int(np.argmax(bits)) // (len(blocks) // len(out))
     return None
-
-
-def _check_unchanged(file: BinaryIO, extent: Extent) -> None:
-    status = os.fstat(file.fileno())
-    if extent.stamp is not None and (status.st_size, status.st_mtime_ns, status.st_ino) != extent.stamp:
-        raise BadFile(f"{at(extent.path)}: changed while it was being read; run again when nothing writes to it")
-
-
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done : done + (1 << 30)], offset + done)

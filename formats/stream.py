@@ -24,7 +24,7 @@ from llmconv.formats.source import read_into
 from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Progress", "processors", "write_tensors"]
+__all__ = ["Progress", "check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
 
 Progress = Callable[[int, str], None]
 """Called with (bytes just written, tensor name), always from the calling thread."""
