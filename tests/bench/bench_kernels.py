@@ -66,11 +66,11 @@ def decode_cells(block: BlockType, blocks: np.ndarray) -> list[str]:
 
     out = np.empty((ROWS, COLUMNS), np.float32)
     contestants = {"ours": (out.size, lambda: block.decode(blocks, out))}
-    kind = gguf.GGMLQuantizationType(block.ggml_id)
     try:
+        kind = gguf.GGMLQuantizationType(block.ggml_id)
         gguf.dequantize(blocks[:1], kind)
         contestants["gguf"] = (64 * COLUMNS, lambda: gguf.dequantize(blocks[:64], kind))
-    except NotImplementedError:
+    except (NotImplementedError, ValueError):  # a type that the package can't decode, or doesn't know yet
         pass
     speed = medians(contestants)
     ratio = f"{speed['ours'] / speed['gguf']:.1f}x" if "gguf" in speed else ""
