@@ -73,6 +73,7 @@ def save(
     layout: str | None = None,
     config: str | os.PathLike[str] | None = None,
     vocab: str | os.PathLike[str] | None = None,
+    pre: str | None = None,
     strict: bool = True,
     allow_overflow: bool = False,
     force: bool = False,
@@ -87,6 +88,7 @@ def save(
     outtype: "f64", "f32", "f16", "bf16", or "auto": f32 for what comes from JSON, else the stored types.
     layout: the JSON layout to read or write (see `llmconv.convert.layouts`), where its keys do not tell.
     config, vocab: files that hold what a JSON model lacks; found beside it when None.
+    pre: the name that llama.cpp gives the pre-tokenizer of a Hugging Face model, where it is not recognised.
     strict: refuse tensors that the architecture's table does not know, instead of leaving them out.
     allow_overflow: let values that `outtype` can't hold become infinite.   force: replace an existing file.
     jobs: threads.   options: of the format: `max_shard_size` (safetensors), `split_max_size`, `split_max_tensors`,
@@ -104,7 +106,7 @@ def save(
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
     from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
-    checkpoint = _in_dialect_of(kind, checkpoint, layout=layout, config=config, vocab=vocab, strict=strict)
+    checkpoint = _in_dialect_of(kind, checkpoint, layout=layout, config=config, vocab=vocab, pre=pre, strict=strict)
     rounding = Rounding(allow_overflow)
     checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
     paths = module.save(
@@ -135,12 +137,14 @@ def convert_file(
     *,
     to: str | None = None,
     source_format: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
-    source_format: refuse an input of another format.   options: those of `save`.
+    source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    options: those of `save`.
     """
     started = time.monotonic()
     source = Path(src)
@@ -153,7 +157,12 @@ def convert_file(
     size = _size(source)
     if (to or format_of(target)) != "safetensors" or target.suffix == ".safetensors":
         check_target(target, force=bool(options.get("force")), inputs=(source,))
-    result = save(module.open(source), target, format=to, **options)
+    checkpoint = module.open(source)
+    if lora is not None:
+        from llmconv.convert.lora import merge
+
+        checkpoint = merge(translate(checkpoint, "hf"), Path(lora))
+    result = save(checkpoint, target, format=to, **options)
     return dataclasses.replace(result, source=source, source_size=size, seconds=time.monotonic() - started)
 
 

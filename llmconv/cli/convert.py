@@ -49,7 +49,12 @@ _WEIGHTS = (
     click.option(
         "--allow-overflow", is_flag=True, help="Let weights that the type can't hold become infinite, not an error."
     ),
-    click.option("--no-strict", is_flag=True, help="Leave tensors out that the architecture does not have."),
+    click.option(
+        "--strict/--no-strict",
+        default=True,
+        show_default=True,
+        help="Refuse tensors that the architecture does not have, or leave them out.",
+    ),
 )
 _READ_JSON = (
     click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
@@ -57,6 +62,10 @@ _READ_JSON = (
     click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
 )
 _WRITE_JSON = (click.option("--layout", metavar="NAME", help="JSON layout to write; by default the one it came in."),)
+_READ_HF = (
+    click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
+    click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+)
 _WRITE_GGUF = (
     click.option("--split-max-size", callback=_bytes, metavar="SIZE", help="Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
@@ -70,7 +79,6 @@ def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, 
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = target(dst, options.pop("output"))
-    options["strict"] = not options.pop("no_strict")
     options = {k: v for k, v in options.items() if v is not None}
     if dst is None and to is None:
         to = "gguf"
@@ -134,7 +142,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (*_READ_JSON, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (*_READ_JSON, *_READ_HF, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
 )
 
 json_to_gguf = _command(
@@ -183,8 +191,9 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf ./TinyLlama
       llmconv safetensors-to-gguf ./TinyLlama tinyllama-f16.gguf --outtype f16
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
+      llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    _WRITE_GGUF,
+    (*_READ_HF, *_WRITE_GGUF),
 )
 
 safetensors_to_json = _command(
