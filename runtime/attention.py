@@ -84,10 +84,9 @@ def attend(
             mask, implied = None, True
         else:
             mask, implied = step.mask(spec.causal, spec.window), False
-        out: Tensor = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=implied, scale=spec.scale, enable_gqa=grouped
         )
-        return out
     if grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)

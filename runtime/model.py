@@ -48,10 +48,10 @@ _DERIVED = re.compile(
 class _Vector(nn.Module):
     """A lone tensor under its own name."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype):
         super().__init__()
         for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
 
 
 class Block(nn.Module):
@@ -220,12 +220,12 @@ def _piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, ty
     stored = types.get(f"{full}.weight", torch.float32)
     kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
     if name in _VECTORS:
-        return _Vector(parts)
+        return _Vector(parts, dtype if shape is not None else torch.float32)
     if shape is not None and set(parts) <= {"weight", "bias"}:
         if name in ("token_embd", "position_embd", "token_types"):
             return Embedding(shape, kind, None, dtype)
         if name in _NORMS or name in ("token_embd_norm", "output_norm"):
-            return Norm(decoder.norm, shape, bias is not None)
+            return Norm(decoder.norm, shape, bias is not None, dtype)
         if (name in _LINEAR or name == "output" or name in _ENDS) and len(shape) == 2:
             return Linear(shape, kind, bias, dtype)
         if name == "ffn_gate_inp_shexp":  # one row, stored as a vector

@@ -21,11 +21,17 @@ class Norm(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
-    def __init__(self, spec: NormSpec, shape: tuple[int, ...] | None = None, bias: bool = False):
+    def __init__(
+        self,
+        spec: NormSpec,
+        shape: tuple[int, ...] | None = None,
+        bias: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
         self.kind, self.eps = spec.kind, spec.eps
-        self.weight = None if shape is None else nn.Parameter(torch.ones(shape))
-        self.bias = nn.Parameter(torch.zeros(shape)) if bias and shape is not None else None
+        self.weight = None if shape is None else nn.Parameter(torch.ones(shape, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(shape, dtype=dtype)) if bias and shape is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> the same shape and dtype."""

@@ -65,7 +65,7 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
     """x (N, in) @ weight.T, weight on the CPU, through the scratch tile."""
     n_out, n_in = weight.shape[0], x.shape[1]
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide = x.to(exact)
+    wide = _rounded(x, weight).to(exact)
     rows = max(1, min(n_out, TILE_BYTES // (4 * n_in)))
     tile = _scratch(rows * n_in)
     out = torch.empty(n_out, x.shape[0], dtype=exact)  # transposed, so that a tile's results lie together
@@ -76,6 +76,14 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
         _decode_rows(weight, type, start, stop, part)
         torch.mm(part.to(exact), across, out=out[start:stop])
     return out.t().to(x.dtype)
+
+
+def _rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """Inputs as ggml and tensor cores give them to a float16 or bfloat16 weight: in its kind, summed in float32."""
+    if x.dtype != torch.float32 or weight.dtype not in (torch.float16, torch.bfloat16):
+        return x
+    most = 65504.0  # beyond it float16 is infinite
+    return (x.clamp(-most, most) if weight.dtype == torch.float16 else x).to(weight.dtype)
 
 
 def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,77 @@
+"""`llmconv generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+import llmconv
+from llmconv.cli.measuring import json_text, run_options
+
+__all__ = ["generate"]
+
+
+@click.command(epilog='Example: llmconv generate model.gguf -p "Once upon a time" --temperature 0')
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", metavar="TEXT", help="What to continue.  [default: standard input]")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Only the K likeliest; 0: all."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The fewest that sum to P.")
+@click.option(
+    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="At least P of the likeliest."
+)
+@click.option(
+    "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="1: none."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
+@run_options
+def generate(
+    model: Path,
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    chat: bool,
+    as_json: bool,
+    device: str,
+    dtype: str,
+    quiet: bool,
+) -> None:
+    """Continue a text with MODEL, of any format; the text appears as it is made."""
+    from llmconv.runtime.generate import Sampling
+
+    if prompt is None:
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not (as_json or chat):
+        click.echo(prompt, nl=False)
+    found = llmconv.generate(
+        model,
+        prompt,
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        seed=seed,
+        stop=stop,
+        chat=chat,
+        on_text=None if as_json else lambda text: click.echo(text, nl=False),
+        device=device,
+        dtype=dtype,
+    )
+    if as_json:
+        click.echo(json_text(found.as_dict()))
+        return
+    click.echo()
+    if not quiet and sys.stderr.isatty():
+        click.echo(f"{len(found.tokens)} tokens, {found.tokens_per_second:.1f} tokens/s ({found.finish})", err=True)

@@ -1,0 +1,76 @@
+"""Options and output shared by the commands that run a model: device, dtype, a progress bar with the running value."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["Bar", "context_option", "json_text", "run_options", "with_error"]
+
+
+def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """--device, --dtype, -q."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="No progress bar, no remarks."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "f64", "f32", "bf16", "f16"]),
+            default="auto",
+            show_default=True,
+            help="What to compute in; quantized weights stay quantized.",
+        ),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."
+        ),
+    ):
+        fn = option(fn)
+    return fn
+
+
+context_option = click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens in a chunk.  [default: 512, or the model's]",
+)
+chunks_option = click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks.")
+
+
+class Bar:
+    """A progress bar over chunks with the running value beside it; nothing where there is no terminal."""
+
+    def __init__(self, name: str, quiet: bool):
+        self.name, self.enabled, self.bar = name, not quiet and sys.stderr.isatty(), None
+
+    def __enter__(self) -> Callable[[int, int, float], None] | None:
+        return self.update if self.enabled else None
+
+    def update(self, done: int, total: int, value: float) -> None:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, unit="chunk", delay=1, leave=False, file=sys.stderr, dynamic_ncols=True)
+        bar: Any = self.bar
+        bar.set_postfix_str(f"{self.name} {value:.4f}", refresh=False)
+        bar.update(done - bar.n)
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def json_text(values: dict[str, Any]) -> str:
+    """JSON for programs; a number that JSON has no word for becomes null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(clean, indent=2, ensure_ascii=False)
+
+
+def with_error(value: float, error: float | None = None, digits: int = 4) -> str:
+    """`6.0255 ± 0.0710`."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

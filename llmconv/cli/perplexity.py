@@ -1,0 +1,53 @@
+"""`llmconv perplexity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import llmconv
+from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text, run_options, with_error
+
+__all__ = ["perplexity"]
+
+
+@click.command(epilog="Example: llmconv perplexity model.gguf wiki.txt -c 512")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("text", type=click.Path(path_type=Path))
+@context_option
+@chunks_option
+@click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@run_options
+def perplexity(
+    model: Path,
+    text: Path,
+    context: int | None,
+    chunks: int | None,
+    stride: int | None,
+    as_json: bool,
+    device: str,
+    dtype: str,
+    quiet: bool,
+) -> None:
+    """How well MODEL (of any format) predicts TEXT: exp of the mean loss per token, ± its standard error.
+
+    The text is cut into chunks as llama.cpp's perplexity tool does, so that figures compare; --stride gives the sliding
+    window of papers.  A JSON list of {"input": …, "target": …} pairs is scored position by position.
+    """
+    with Bar("PPL", quiet) as progress:
+        found = llmconv.perplexity(
+            model, text, context=context, chunks=chunks, stride=stride, device=device, dtype=dtype, progress=progress
+        )
+    if as_json:
+        click.echo(json_text(found.as_dict()))
+        return
+    click.echo(f"perplexity  {with_error(found.perplexity, found.stderr)}")
+    if found.last_position_perplexity is not None:
+        click.echo(f"last position  {found.last_position_perplexity:.4f}")
+    if not quiet:
+        kind = "pairs" if found.last_position_perplexity is not None else f"chunks of {found.context}"
+        click.echo(
+            f"{found.tokens:,} tokens scored in {found.chunks:,} {kind}, {found.tokens_per_second:,.0f} tokens/s"
+        )

@@ -1,0 +1,166 @@
+"""perplexity, compare, generate as commands; sampling; and what is said of bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import llmconv
+from llmconv import formats
+from llmconv.cli import cli
+from llmconv.formats import gguf_file
+
+torch = pytest.importorskip("torch")
+
+from llmconv.runtime.generate import Sampling, _Stops
+from llmconv.runtime.sampling import choose
+
+
+@pytest.fixture
+def model(shared: Path) -> Path:
+    return shared / "stories260K" / "stories260K-f32.gguf"
+
+
+@pytest.fixture
+def text(shared: Path) -> Path:
+    return shared / "text" / "tinystories-sample.txt"
+
+
+def run(*args: object) -> tuple[int, str]:
+    """Exit code and output of the command; errors as it would print them."""
+    result = CliRunner().invoke(cli, [str(a) for a in args], standalone_mode=True)
+    if isinstance(result.exception, llmconv.LlmconvError):
+        return result.exception.exit_code, str(result.exception)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_perplexity_json(model: Path, text: Path) -> None:
+    code, out = run("perplexity", model, text, "-c", 128, "--chunks", 2, "--json", "--device", "cpu")
+    found = json.loads(out)
+    assert code == 0 and found["tokens"] == 126 and found["stderr"] > 0
+    assert found["perplexity"] == pytest.approx(
+        llmconv.perplexity(model, text, context=128, chunks=2, device="cpu").perplexity
+    )
+
+
+def test_pairs_json(shared: Path) -> None:
+    folder = shared / "simple-llm"
+    code, out = run(
+        "perplexity", folder / "default-400.v1.json", folder / "training-data.json", "--dtype", "f64", "--json",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert found["perplexity"] == pytest.approx(5.519523409785105, abs=1e-9)
+    assert found["last_position_perplexity"] == pytest.approx(6.882110221948889, abs=1e-9)
+
+
+def test_compare_gates(model: Path, text: Path) -> None:
+    common = ("compare", model, model, text, "-c", 64, "--chunks", 2, "--device", "cpu")
+    code, out = run(*common, "--max-kld", 0.1, "--max-ppl-ratio", 1.01, "--json")
+    assert code == 0
+    for name in ("ppl_a", "ppl_b", "ppl_ratio", "mean_kld", "median_kld", "max_kld", "top1_agreement"):
+        assert math.isfinite(json.loads(out)[name])
+    code, out = run(*common, "--max-ppl-ratio", 0.5)
+    assert code == 1 and "PPL ratio 1 exceeds 0.5" in out
+
+
+def test_generate_command(model: Path) -> None:
+    arguments = ("generate", model, "-p", "Once upon a time", "-n", 12, "--device", "cpu")
+    code, out = run(*arguments, "--temperature", 0)
+    assert code == 0 and out.startswith("Once upon a time, there was a little girl")
+    first, second = (run(*arguments, "--seed", 7, "--json")[1] for _ in range(2))
+    assert json.loads(first)["tokens"] == json.loads(second)["tokens"]
+    code, out = run(*arguments, "--temperature", 0, "--stop", "girl", "--json")
+    assert json.loads(out)["text"] == ", there was a little " and json.loads(out)["finish"] == "stop"
+    code, out = run(*arguments, "--chat")
+    assert code != 0 and "chat template" in out
+
+
+def test_stops_hold_back_only_what_may_be_a_stop() -> None:
+    watch = _Stops(["END", "\n\n"])
+    assert watch.push("ab\n") == ("ab", False)
+    assert watch.push("cE") == ("\nc", False)
+    assert watch.push("N") == ("", False)
+    assert watch.push("DX") == ("", True)
+    assert _Stops(["END"]).push("xEN", last=True) == ("xEN", False)
+
+
+def test_sampling_narrows() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(banned: list[int] | None = None, **options: float) -> set[int]:
+        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
+        how = Sampling(**plain)  # type: ignore[arg-type]
+        not_these = None if banned is None else torch.tensor(banned)
+        return {choose(logits.clone(), [0], how, not_these, generator) for _ in range(200)}
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0, 1}
+    assert drawn(min_p=0.25) == {0, 1, 2}
+    assert drawn(temperature=0.0) == {0}
+    assert drawn(temperature=0.0, repetition_penalty=2.0) == {1}
+    assert drawn(banned=[0, 1]) == {2, 3}
+    with pytest.raises(llmconv.UsageError, match=r"top_p is 1\.5"):
+        Sampling(top_p=1.5)
+
+
+def test_sentences(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    code, said = run("perplexity", model, tmp_path / "short.txt", "-c", 128)
+    assert code == 2 and "has 5 tokens, fewer than one chunk of 128" in said
+    code, said = run("perplexity", model, tmp_path / "none.txt")
+    assert code == 1 and "no such file" in said
+    code, said = run("perplexity", model, text, "--device", "cuda:99")
+    assert code == 2 and "there is no device 'cuda:99'" in said
+    code, said = run("perplexity", model, text, "--device", "gpu")
+    assert code == 2 and "unknown device 'gpu'" in said
+    checkpoint = formats.open(model)
+    for key in [k for k in checkpoint.metadata if k.startswith("tokenizer.")]:
+        del checkpoint.metadata[key]
+    gguf_file.save(checkpoint, tmp_path / "bare.gguf")
+    code, said = run("generate", tmp_path / "bare.gguf", "-p", "x", "--device", "cpu")
+    assert code == 1 and "bare.gguf: holds no tokenizer" in said
+
+
+def test_contradictions_are_named(model: Path, tmp_path: Path) -> None:
+    def broken(**changes: object) -> str:
+        checkpoint = formats.open(model)
+        checkpoint.metadata.update({k.replace("__", "."): v for k, v in changes.items()})
+        with pytest.raises(llmconv.LlmconvError) as caught:
+            llmconv.load(checkpoint, "cpu")
+        return str(caught.value)
+
+    assert "'blk.0.attn_q.weight' has shape [64, 64]" in broken(
+        llama__attention__head_count=4, llama__attention__key_length=8
+    )
+    assert "7 heads in 64 dimensions" in broken(llama__attention__head_count=7, llama__attention__head_count_kv=7)
+    assert "'blk.5.attn_q.weight' is missing" in broken(llama__block_count=6)
+    assert "architecture 'nonesuch' has no decoder here" in broken(general__architecture="nonesuch")
+    checkpoint = formats.open(model)
+    checkpoint.tensors["blk.0.surprise.weight"] = checkpoint.tensors["blk.0.attn_q.weight"].renamed(
+        "blk.0.surprise.weight"
+    )
+    with pytest.raises(llmconv.Unsupported, match=r"'blk\.0\.surprise' .* has no place"):
+        llmconv.load(checkpoint, "cpu")
+
+
+def test_without_torch_there_is_a_sentence(model: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from llmconv.cli import main\n"
+        f"main(['perplexity', {str(model)!r}, {str(model)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "pip install 'llmconv[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
