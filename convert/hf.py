@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, kept, vocab
+from llmconv.convert import archs, kept, packed, vocab
 from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
 from llmconv.convert.archs.config import normalized
 from llmconv.convert.ops import PackMxfp4, Shift
@@ -51,6 +51,7 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
     pre: the name of the pre-tokenizer, where it is not recognised.
     `BadFile` for a missing tensor or one whose shape contradicts the configuration.  Notes are in `info["notes"]`.
     """
+    checkpoint = packed.unpack(checkpoint)
     config = read_config(checkpoint)
     arch = archs.by_hf(config) if config else None
     if arch is None:
@@ -297,12 +298,12 @@ def _vocabulary(
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
-    packed = tensors[slot.gguf[0]].type.name == "MXFP4"
+    repacked = tensors[slot.gguf[0]].type.name == "MXFP4"
     number = 0
     for i, form in enumerate(slot.row.forms):
         if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
             number = i
-        elif number == i and not packed and any(isinstance(op, PackMxfp4) for op in form.ops):
+        elif number == i and not repacked and any(isinstance(op, PackMxfp4) for op in form.ops):
             number = min(i + 1, len(slot.row.forms) - 1)
     number = forms.get(slot.row.gguf[0], number)
     if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):
