@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels import F32, ROWS, inner, kernel
-from llmconv.quant.kernels.iq_encode import TABLES, nearest, nearest_entry, widen
+from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.lanes import OUT_U8, f4, i4, put_f16
 from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
 

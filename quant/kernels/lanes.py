@@ -5,10 +5,13 @@ keeps the reference's order of operations.
 """
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from llmconv.quant.kernels import inner, out
-from llmconv.quant.kernels.simd import LANES, f16_bits, f16_value, fabs, from_bits, max_, reduce_umax, transpose
+from llmconv.quant.kernels.simd import LANES, f16_bits, f16_value, fabs, from_bits, i32x16, max_, reduce_umax, transpose
+from llmconv.quant.kernels.simd import _pointer as pointer
 from llmconv.quant.kernels.simd import bits as bits_of
 
 OUT_U8, OUT_F32 = out(types.uint8), out(types.float32)
@@ -68,3 +71,17 @@ def tile(rows, first, step, lanes, size, out):
         some[lane * size : (lane + 1) * size] = rows[start : start + size]
     for i in range(0, size, LANES):
         transpose(some, i, size, out, LANES * i)
+
+
+@intrinsic
+def load_twice(typingctx, array, index):
+    """`array[index : index + 8]` of a uint8 array, and the same again in the upper eight lanes -> i32x16."""
+
+    def generate(context, builder, sig, args):
+        byte, i32 = ir.IntType(8), ir.IntType(32)
+        value = builder.load(pointer(context, builder, sig.args[0], args[0], args[1], ir.VectorType(byte, 8)))
+        value.align = 1
+        picks = ir.Constant(ir.VectorType(i32, LANES), [i % 8 for i in range(LANES)])
+        return builder.zext(builder.shuffle_vector(value, value, picks), ir.VectorType(i32, LANES))
+
+    return i32x16(array, types.intp), generate

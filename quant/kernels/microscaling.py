@@ -7,7 +7,7 @@ As in ggml, the numbers are stored doubled (`VALUES`) and the scales halved.  So
 import numpy as np
 
 from llmconv.quant.kernels import ROWS, U8, inner, kernel
-from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, i4, largest
+from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice
 from llmconv.quant.kernels.simd import (
     LANES,
     bits,
@@ -25,6 +25,9 @@ from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
 
 MIDDLES = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
 """Between neighbouring magnitudes; the middle itself belongs to the lower one."""
+
+
+_NIBBLE = np.repeat(np.array([0, 4], np.int32), 8)
 
 
 @inner
@@ -137,12 +140,10 @@ def encode_nvfp4(rows, out):
 
 @kernel(U8, OUT_F32)
 def decode_nvfp4(blocks, out):
-    place = np.empty(LANES, np.uint8)
+    nibble = load_i32(_NIBBLE, 0)
     for block in range(blocks.size // 36):
         at = 36 * block
         for part in range(4):
             d = _half_ue4m3(i4(blocks[at + part]))
-            for j in range(8):
-                place[j] = blocks[at + 4 + 8 * part + j] & 15
-                place[j + 8] = blocks[at + 4 + 8 * part + j] >> 4
-            store(out, 64 * block + 16 * part, gather(VALUES, load_i32(place, 0)) * d)
+            q = (load_twice(blocks, at + 4 + 8 * part) >> nibble) & i4(15)
+            store(out, 64 * block + 16 * part, gather(VALUES, q) * d)
