@@ -109,3 +109,28 @@ def write_importance(path: Path, seed: int = 1, **sizes: Any) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_exact(path: Path) -> Path:
+    """A small Llama in F16 whose every byte is given here, by integers alone: what recorded hashes are of."""
+    from llmconv.formats import gguf_file
+    from llmconv.formats.checkpoint import Checkpoint
+    from llmconv.formats.tensor import Tensor
+
+    sizes = {"n_layer": 8, "n_vocab": 32, "n_ff": 288}
+    arch = {"context_length": 64, "embedding_length": 256, "block_count": 8, "feed_forward_length": 288}
+    arch |= {"attention.head_count": 4, "attention.head_count_kv": 2}
+    metadata: dict[str, Any] = {"general.architecture": "llama", "general.file_type": np.uint32(1)}
+    metadata |= {f"llama.{key}": np.uint32(value) for key, value in arch.items()}
+    metadata["llama.attention.layer_norm_rms_epsilon"] = np.float32(2**-17)
+    metadata["tokenizer.ggml.tokens"] = [f"t{i}" for i in range(32)]
+    checkpoint = Checkpoint(metadata=metadata)
+    for number, (name, shape) in enumerate(shapes(**sizes).items()):
+        counter = np.arange(np.prod(shape), dtype=np.uint32) + np.uint32(number << 20)
+        mixed = counter * np.uint32(2654435761)
+        mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(2246822519)
+        signed = (mixed >> np.uint32(8)).astype(np.float32) / np.float32(2**23) - 1
+        values = (signed * signed * signed / 8).reshape(shape)  # few large, many small
+        checkpoint.add(Tensor.from_array(name, values.astype(np.float16 if len(shape) > 1 else np.float32)))
+    gguf_file.save(checkpoint, path)
+    return path

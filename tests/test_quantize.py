@@ -95,6 +95,44 @@ def test_legacy_json_goes_straight_to_quantized(shared: Path, tmp_path: Path) ->
     assert {t.type for t in made.output.tensors} == {"F32", "Q8_0"}
 
 
+# SHA-256 (its first half) of what llama-quantize (llama.cpp as in llama-cpp-python 0.3.36) makes of
+# `synthetic.write_exact`'s model.
+REFERENCE = {
+    "F32": "8885a8faba54d51f991dcea0185872ff",
+    "F16": "c9e258f1bc130d520b730acdd0809512",
+    "BF16": "d374d4ebf609dc15d3b6ce7fb9c55922",
+    "Q8_0": "2e9b769f2b00aed3e8180aaf12106779",
+    "Q6_K": "9eeb4cd4d1735ab9b96e5f270bf59ca8",
+    "Q5_K_M": "f0deb47bd9bffcd8edf6b8dded00aed1",
+    "Q5_K_S": "68006ac494d0bbd023657e826dac92e1",
+    "Q5_1": "f7a1cb72a65c709dd3ac819c4615f814",
+    "Q5_0": "f8e6228c2235dc5e35af1ff101ff22c3",
+    "Q4_K_M": "98fe98fd66ddb91cf0300a441b2acf5d",
+    "Q4_K_S": "b2b8f8d639b7d4d7235c29581b19fd72",
+    "Q4_1": "82ae3e718cd04dd4a8139d2eed7a1513",
+    "Q4_0": "3c2fe8fb3f5e89f01cf0747ffc407c89",
+    "IQ4_NL": "14e57303b01f61c93b3e552abab9c94c",
+    "IQ4_XS": "4a720dd64e229ab368af6bdf2c31a361",
+    "MXFP4_MOE": "40a027794ae820d5dcb38f437fb8b293",
+    "Q3_K_L": "c911f1075d7626e33c6cdfe4adb6d60a",
+    "Q3_K_M": "08cc7ba541caae5d8870b8b595321bf2",
+    "Q3_K_S": "b5b38bc801de8b780cd5407487cc214e",
+    "IQ3_M": "9d5ada441f211a64a604b76bb47ac24c",
+    "IQ3_S": "6b02b7da190fa44a735b3bb87b513fc7",
+    "Q2_K": "73392229b00a8d72d2da915c9f0cfaae",
+    "TQ2_0": "93d3cdbf7009c75ff34fd1c2661c0af8",
+    "TQ1_0": "c03ea8ac041d0ce3775a84e511ba0244",
+    "Q2_0": "0e3ef7f3332b156186189f2a328059c8",
+}
+
+
+def test_whole_files_are_the_references(tmp_path: Path) -> None:
+    source = synthetic.write_exact(tmp_path / "exact.gguf")
+    assert digest(source).startswith("690c161307d241ce4544401aa3edbec2")
+    made = quantize(source, tmp_path, list(REFERENCE))
+    assert {o.type: digest(o.paths[0])[:32] for o in made.outputs} == REFERENCE
+
+
 # Refusals leave nothing.
 
 

@@ -99,14 +99,19 @@ def quantize(
     if overrides:
         params.kv_overrides = _overrides(lc, overrides)
     if tensor_types:
-        rules = (lc.llama_model_tensor_override * (len(tensor_types) + 1))()
-        for rule, text in zip(rules, tensor_types, strict=False):
-            pattern, name = text.split("=")
-            rule.pattern, rule.type = pattern.lower().encode(), _ggml_number(name)
-        params.tt_overrides = rules
+        params.tt_overrides = tensor_rules(tensor_types)
     if prune_layers:
         params.prune_layers = (ctypes.c_int32 * (len(prune_layers) + 1))(*sorted(prune_layers), -1)
     return int(lc.llama_model_quantize(str(src).encode(), str(dst).encode(), ctypes.byref(params))) == 0
+
+
+def tensor_rules(texts: Sequence[str]) -> Any:
+    """`REGEX=TYPE` rules as the reference's array, ended by an empty one."""
+    rules = (library().llama_model_tensor_override * (len(texts) + 1))()
+    for rule, text in zip(rules, texts, strict=False):
+        pattern, name = text.split("=")
+        rule.pattern, rule.type = pattern.lower().encode(), _ggml_number(name)
+    return rules
 
 
 def _overrides(lc: Any, pairs: Sequence[tuple[str, Any]]) -> Any:
