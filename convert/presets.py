@@ -40,7 +40,8 @@ class Preset:
     @property
     def config(self) -> dict[str, Any]:
         """The flags that the architecture tables look up in a config.json."""
-        return {"tie_word_embeddings": self.tied}
+        # Of the legacy models, only those of several heads project what attention gives.
+        return {"tie_word_embeddings": self.tied, "output_projection": self.keys["attention.head_count"] > 1}
 
 
 def _gpt2(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,18 @@ class Checkpoint:
     def __repr__(self) -> str:
         where = f" from {self.source}" if self.source else ""
         return f"<Checkpoint {self.dialect}, {len(self.tensors)} tensors, {self.n_elements:,} elements{where}>"
+
+    def _repr_html_(self, most: int = 60) -> str:
+        """The tensors as a table, for notebooks; at most `most` of them."""
+        head = "".join(f"<th>{name}</th>" for name in ("tensor", "type", "shape", "bytes"))
+        rows = [
+            f"<tr><td><code>{html.escape(t.name)}</code></td><td>{t.type.name}</td>"
+            f"<td>{' × '.join(map(str, t.shape)) or 'scalar'}</td><td style='text-align:right'>{t.nbytes:,}</td></tr>"
+            for t in itertools.islice(self.tensors.values(), most)
+        ]
+        if len(self.tensors) > most:
+            rows.append(f"<tr><td colspan='4'>… {len(self.tensors) - most} more</td></tr>")
+        return (
+            f"<p>{html.escape(repr(self)[1:-1])}</p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>"
+        )

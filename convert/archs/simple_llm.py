@@ -60,7 +60,12 @@ SIMPLE_LLM = Architecture(
             row(f"blk.{{i}}.attn_{x}.weight", f"{{p}}layers.{{i}}.self_attn.{x}_proj.weight", "n_embd, n_embd")
             for x in "qkv"
         ),
-        row("blk.{i}.attn_output.weight", "{p}layers.{i}.self_attn.o_proj.weight", "n_embd, n_embd", optional=True),
+        row(
+            "blk.{i}.attn_output.weight",
+            "{p}layers.{i}.self_attn.o_proj.weight",
+            "n_embd, n_embd",
+            optional="output_projection",
+        ),
         *_norm("attn_output_norm", "self_attn_layer_norm"),
         row("blk.{i}.ffn_up.weight", "{p}layers.{i}.mlp.up_proj.weight", "n_ff, n_embd"),
         row("blk.{i}.ffn_down.weight", "{p}layers.{i}.mlp.down_proj.weight", "n_embd, n_ff"),
