@@ -46,7 +46,7 @@ class Search(NamedTuple):
     """The neighbours, sixteen a chunk."""
     coordinates: NDArray[np.uint8]
     """Their levels: for each chunk and dimension, sixteen."""
-    count: NDArray[np.int32]
+    counts: NDArray[np.int32]
     """How many neighbours a point has; the last chunk repeats its last one."""
 
 
@@ -70,10 +70,10 @@ def _search(name: str) -> Search:
     points = every[entry[every] < 0].astype(np.int32)
     entry[points] = -1 - np.arange(len(points))
     first = np.empty(len(points) + 1, np.int32)
-    count = np.empty(len(points), np.int32)
-    arguments = levels, size, bits, points, _SHELLS[name], first, count
+    counts = np.empty(len(points), np.int32)
+    arguments = levels, size, bits, points, _SHELLS[name], first, counts
     neighbours(*arguments, np.empty(0, np.int32), np.empty(0, np.uint8))
     members = np.empty(first[-1] * 16, np.int32)
     coordinates = np.empty(first[-1] * 16 * size, np.uint8)
     neighbours(*arguments, members, coordinates)
-    return Search(levels, entry, first, members, coordinates, count)
+    return Search(levels, entry, first, members, coordinates, counts)
