@@ -21,7 +21,7 @@ from llmconv.convert.layouts.base import Layout, Place, look
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
-from llmconv.formats.json_file import Style, parse
+from llmconv.formats.json_scan import Style, Text, parse
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["DOCUMENT", "KEPT", "LAYOUT", "from_gguf", "to_gguf"]
@@ -206,7 +206,7 @@ def _beside(
     out = []
     for path in dict.fromkeys(paths):
         text = _text(path)
-        tree, _ = parse(bytearray(text.encode()), path)
+        tree, _ = parse(Text.of(text.encode()), path)
         document, tensors = cut(tree, path)
         out.append((path, replace_slots(document, lambda s, t=tensors: inline(s, t[s.name])), text))  # type: ignore[misc]
     return out

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import llmconv
 from llmconv.errors import BadFile, Unsupported
-from llmconv.formats import json_file
+from llmconv.formats import json_file, json_scan
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Slot, dumps, loads
 from llmconv.formats.numbers import number, row
@@ -122,9 +122,9 @@ def test_whole_numbers_that_no_double_holds_stay_as_they_are(tmp_path: Path) -> 
 def test_the_quick_way_is_the_slow_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = np.random.default_rng(2).standard_normal((5, 40, 30)).tolist()
     text = json.dumps({"a": big(), "s": 'x"' + "y[1,2]" * 900, "d": deep, "l": big(1, 4000)[0], "i": [3] * 3000})
-    monkeypatch.setattr(json_file, "PIECE", 5000)
+    monkeypatch.setattr(json_scan, "PIECE", 5000)
     quick = opened(tmp_path, text)
-    monkeypatch.setattr(json_file, "LONG", 1 << 40)
+    monkeypatch.setattr(json_scan, "LONG", 1 << 40)
     slow = opened(tmp_path, text)
     assert quick.metadata == slow.metadata and list(quick.tensors) == list(slow.tensors) == ["a", "d", "l", "i"]
     for name, tensor in quick.tensors.items():
