@@ -24,6 +24,7 @@ from llmconv.convert.vocab.base import (
     WORDS,
     TokenType,
     Vocab,
+    json_object,
     library,
 )
 from llmconv.convert.vocab.spm import SPACE
