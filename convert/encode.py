@@ -27,8 +27,9 @@ from llmconv.quant.nonfinite import first_nonfinite
 __all__ = ["Item", "Sink", "Target", "stream"]
 
 SLAB_WEIGHTS = 1 << 20
-"""Weights worked on at a time by a thread; fewer when there are many threads (see `_MOST_WEIGHTS`)."""
-_MOST_WEIGHTS = 12 << 20  # in all threads together: at most 12 bytes each, source and result
+"""Weights worked on at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
+_MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
+_FEWEST = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,8 @@ def stream(
     changed meanwhile, `OutputError` for a full disk.
     """
     jobs = max(1, jobs or processors())
-    slab = max(1 << 16, min(SLAB_WEIGHTS, _MOST_WEIGHTS // jobs))
     left: dict[int, int] = {}
-    tasks = _tasks(items, slab, left)
+    tasks = _tasks(items, jobs, left)
 
     def report(item: Item, nbytes: int) -> None:
         if progress is not None:
@@ -110,12 +110,16 @@ def stream(
         _threaded(tasks, jobs, allow_nonfinite, report)
 
 
-def _tasks(items: Sequence[Item], slab: int, left: dict[int, int]) -> Iterator[tuple[Item, int, int]]:
+def _tasks(items: Sequence[Item], jobs: int, left: dict[int, int]) -> Iterator[tuple[Item, int, int]]:
     """(item, first row, last row) of every slab; `left` counts an item's slabs before the first is given out."""
     for item in items:
-        rows = item.tensor.n_rows
+        rows, row_len = item.tensor.n_rows, max(1, item.tensor.row_len)
         whole = item.stacked_rows
-        step = max(1, slab // max(1, item.tensor.row_len))
+        row_bytes = item.tensor.row_bytes + sum(t.type.row_bytes(item.tensor.row_len) for t in item.targets)
+        if not item.tensor.type.is_plain():
+            row_bytes += 4 * row_len  # decoded
+        fitting = _MOST_BYTES // jobs // max(1, row_bytes)
+        step = max(1, _FEWEST // row_len, min(SLAB_WEIGHTS // row_len, fitting))
         starts = [s for matrix in range(0, rows, max(1, whole)) for s in range(matrix, min(rows, matrix + whole), step)]
         bounds = [(s, min(s + step, rows, (s // whole + 1) * whole)) for s in starts]
         left[id(item)] = max(1, len(bounds))
