@@ -28,7 +28,10 @@ _FILE_TYPES = {plain.F32: 0, plain.F16: 1, plain.BF16: 32}
 _F32_IN_GGUF = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
 # Narrow -> wide pairs that round nothing.
 _F8 = (plain.F8_E4M3, plain.F8_E5M2, plain.F8_E8M0, plain.F8_E4M3FNUZ, plain.F8_E5M2FNUZ)
-_EXACT = {(a, b) for a in (*_F8, plain.F16, plain.BF16) for b in (plain.F32, plain.F64)} | {(plain.F32, plain.F64)}
+_EXACT: set[tuple[BlockClass, BlockClass]] = {
+    (a, b) for a in (*_F8, plain.F16, plain.BF16) for b in (plain.F32, plain.F64)
+}
+_EXACT |= {(plain.F32, plain.F64)}
 _EXACT |= {(a, plain.BF16) for a in _F8}
 _BLOCK = 1 << 16  # values measured at a time, so that they stay in the cache
 

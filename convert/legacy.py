@@ -242,7 +242,7 @@ def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] |
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
                 return [*found, *table.words.extra], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*_from_map(document, where), *table.words.extra], (k, "")
+            return [*(_from_map(document, where) or ()), *table.words.extra], (k, "")
     return None, (0, "")
 
 

@@ -199,7 +199,7 @@ def _decode(kind: str, value: Any) -> Any:
         return np.frombuffer(base64.b64decode(value, validate=True), dtype.newbyteorder("<")).astype(dtype)
     if kind == "list":
         return [_decode(*entry) for entry in value]
-    wanted = {"str": str, "strs": list, "int": int, "float": float, "bool": bool}.get(kind)
+    wanted: Any = {"str": str, "strs": list, "int": int, "float": float, "bool": bool}.get(kind)
     if wanted is not None:
         if not isinstance(value, wanted) or (kind == "strs" and not all(isinstance(v, str) for v in value)):
             raise ValueError

@@ -119,7 +119,7 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         if name in shapes and tensor.n_elements == 1:
             tensor = tensor.reshaped(())
         out.add(tensor)
-    out.files = dict(kept.kept_files(metadata)) | _tokenizer(checkpoint)
+    out.files = {**kept.kept_files(metadata), **_tokenizer(checkpoint)}
     if "config.json" in out.files:
         out.dialect = "hf"
     return out

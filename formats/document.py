@@ -135,16 +135,16 @@ class _Cutter:
         if depth > DEPTH:
             raise self.bad(path[:80], f"nests deeper than {DEPTH} levels, which no model file does")
         if isinstance(node, list):
-            return self.list(node, path, depth)
+            return self.array(node, path, depth)
         if isinstance(node, dict):
-            return self.map(node, path, depth)
+            return self.object(node, path, depth)
         if isinstance(node, Fault):
             raise self.bad(path, node.message)
         if isinstance(node, float) and not math.isfinite(node):
             raise self.bad(path, f"is {_number(node)}, expected a finite number")
         return node
 
-    def list(self, node: list[Any], path: str, depth: int) -> Any:
+    def array(self, node: list[Any], path: str, depth: int) -> Any:
         if not node:
             return node
         if all(type(x) is float or type(x) is int for x in node):
@@ -181,12 +181,13 @@ class _Cutter:
             raise self.bad(join(path, i), f"is {_number(node[i])}, expected a finite number")
         ints = [i for i, x in enumerate(node) if type(x) is int]
         if any(
-            abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(float(values[i]), "js")) for i in ints
+            abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(float(values[i]), "js"))
+            for i in ints
         ):
             return node  # whole numbers that no double holds stay as they are
         return Numbers(values, ints="all" if len(ints) == len(node) else tuple(ints))
 
-    def map(self, node: dict[str, Any], path: str, depth: int) -> Any:
+    def object(self, node: dict[str, Any], path: str, depth: int) -> Any:
         n = len(node)
         numeric = "0" in node and all(type(x) in (int, float) for x in node.values())
         if numeric and list(node) == [str(i) for i in range(n)]:
@@ -363,7 +364,7 @@ def inline(slot: Slot, tensor: Tensor) -> Any:
     if slot.ints == "all":
         whole[:] = True
     elif slot.ints:
-        whole[list(slot.ints)] = True  # type: ignore[arg-type]
+        whole[np.asarray(slot.ints, np.intp)] = True
     flat = [int(x) if w else x for x, w in zip(values.reshape(-1).tolist(), whole.tolist(), strict=True)]
 
     def nest(shape: tuple[int, ...], start: int, step: int) -> Any:

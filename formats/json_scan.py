@@ -27,7 +27,7 @@ __all__ = ["BOM", "Style", "Text", "parse"]
 BOM = b"\xef\xbb\xbf"
 LONG = 2048
 """Bytes without a quote that are worth the quick way."""
-PIECE = 2 << 20
+PIECE = 1 << 20
 """Bytes of numbers that simdjson gets at a time: its tape stays in the cache."""
 _STEP = 1 << 20
 
@@ -194,7 +194,7 @@ def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue) -> Numbe
     ints: list[NDArray[np.intp]] = []
     for piece in _pieces(text, start + 1, end - 1, depth):
         try:
-            array = parser.parse(piece)
+            array: Any = parser.parse(piece)
             n, inner = _measure(array, depth)
             values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
         except (ValueError, TypeError, RuntimeError):
@@ -251,7 +251,7 @@ def _measure(array: Any, depth: int) -> tuple[int, tuple[int, ...] | None]:
     """Elements of an array, and the shape that all of them have; None when they differ."""
     if depth == 1:
         return len(array), ()
-    shapes = set()
+    shapes: set[tuple[int, ...] | None] = set()
     n = 0
     for item in array:
         if depth == 2:

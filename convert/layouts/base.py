@@ -76,8 +76,11 @@ def weight(
     optional: bool = False,
 ) -> Weight:
     """A row of the table; see `Weight`."""
-    one = lambda x: (x,) if isinstance(x, str) else x  # noqa: E731
-    return Weight(one(gguf), one(paths), one(shape), ops, when, optional)
+    return Weight(_several(gguf), _several(paths), _several(shape), ops, when, optional)
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,10 @@ class Layout:
 
     def missing(self, document: Any, tensors: Mapping[str, Tensor]) -> list[str]:
         """The marks that a document lacks, and (as "no PATH") those that it should not have."""
-        has = lambda path: path in tensors or look(document, path) is not None  # noqa: E731
+
+        def has(path: str) -> bool:
+            return path in tensors or look(document, path) is not None
+
         lacks = [m for m in self.marks if not has(m)]
         return lacks + [f"no {path}" for path in self.absent if has(path)]
 
@@ -222,8 +228,8 @@ class Layout:
             return
         layer = str(dims["i"])
         shapes = tuple(tuple(evaluate(s, dims) for s in shape.split(",")) for shape in row.shapes)
-        filled = lambda names: tuple(n.replace("{i}", layer) for n in names)  # noqa: E731
-        yield Place(row, filled(row.gguf), filled(row.paths), shapes, dims)
+        gguf, paths = (tuple(n.replace("{i}", layer) for n in names) for names in (row.gguf, row.paths))
+        yield Place(row, gguf, paths, shapes, dims)
 
 
 def _typed(value: Any, item: Field, where: str) -> Any:
