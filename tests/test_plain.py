@@ -1,0 +1,115 @@
+"""Models without a table keep their own names, and come back whole; kept keys of ours are not trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from simple_model import document
+
+import llmconv
+from llmconv.convert.translate import translate
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
+ARRAYS = {
+    "encoder.w": np.arange(12, dtype=np.float16).reshape(3, 4),
+    "b": np.array([1.5, -0.0], ml_dtypes.bfloat16),
+    "mask": np.array([[True, False]]),
+    "bytes": np.array([0, 255], np.uint8),
+    "count": np.array(7, np.int64),
+    "eighth": np.array([[0.5, 448.0]], ml_dtypes.float8_e4m3fn),
+    "five": np.ones((1, 2, 1, 2, 3), np.float32),
+}
+
+
+def saved(path: Path, config: dict[str, object] | None) -> Checkpoint:
+    c = Checkpoint(dialect="plain", metadata={"format": "pt", "note": "é"})
+    for name, array in ARRAYS.items():
+        c.add(Tensor.from_array(name, array))
+    if config is not None:
+        c.files = {"config.json": json.dumps(config).encode(), "README.md": b"about it\n"}
+    llmconv.save(c, path)
+    return c
+
+
+@pytest.mark.parametrize("way", [["m.gguf"], ["m.gguf", "n.safetensors", "o.gguf"]])
+@pytest.mark.parametrize("config", [None, {"model_type": "unheard-of", "hidden_size": 4}])
+def test_an_unknown_model_comes_back_whole(tmp_path: Path, way: list[str], config: dict[str, object] | None) -> None:
+    here = tmp_path / ("folder" if config else "lone.safetensors")
+    original = saved(here, config)
+    for name in way:
+        llmconv.convert_file(here, tmp_path / name)
+        here = tmp_path / name
+        if name.endswith(".gguf"):
+            wanted = "unheard-of" if config else "plain"
+            assert llmconv.open(here).metadata["general.architecture"] == wanted
+    llmconv.convert_file(here, tmp_path / "back.safetensors")
+    back = llmconv.open(tmp_path / "back.safetensors")
+    assert back.metadata == original.metadata
+    assert {n: back.file(n) for n in back.files} == {n: original.file(n) for n in original.files}
+    for name, tensor in original.tensors.items():
+        assert (back.tensors[name].type, back.tensors[name].shape) == (tensor.type, tensor.shape), name
+        assert np.array_equal(back.tensors[name].blocks(), tensor.blocks()), name
+
+
+def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
+    keys = {
+        "general.architecture": "unheard-of",
+        "unheard-of.block_count": np.uint32(3),
+        "unheard-of.scale": np.float32(0.1),
+        "a.big": np.uint64(2**64 - 1),
+        "a.flag": True,
+        "a.bytes": np.array([1, 2, 255], np.uint8),
+        "a.nan": np.float64("nan"),
+        "a.strings": ["x", "é", ""],
+    }
+    c = Checkpoint({"w": Tensor.from_array("w", np.ones((2, 32), np.float32))}, keys)
+    llmconv.save(c, tmp_path / "a.gguf")
+    for middle in ("b.safetensors", "b.json", "b.msgpack"):
+        llmconv.convert_file(tmp_path / "a.gguf", tmp_path / middle)
+        llmconv.convert_file(tmp_path / middle, tmp_path / "c.gguf", force=True)
+        assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes(), middle
+
+
+def test_what_gguf_can_not_hold_is_refused(tmp_path: Path) -> None:
+    c = Checkpoint({"w": Tensor.from_array("w", np.ones(2, np.complex64))}, dialect="plain")
+    with pytest.raises(Unsupported, match="tensor 'w' is C64, which GGUF can't hold"):
+        llmconv.save(c, tmp_path / "x.gguf")
+
+
+TAMPERED = {
+    "no JSON": ({"llmconv.json.document": "{"}, "its kept document can't be read"),
+    "too deep": ({"llmconv.json.document": "[" * 5000 + "]" * 5000}, "its kept document can't be read"),
+    "unknown mark": ({"llmconv.json.document": '{"a":{"$run":"x"}}'}, "its kept document can't be read"),
+    "no such key": ({"llmconv.json.document": '{"a":{"$ref":"x"}}'}, "its kept document can't be read"),
+    "no such tensor": (
+        {"llmconv.json.document": '{"a":{"$tensor":"x","shape":[2]}}'},
+        "no tensor fits the place of 'x'",
+    ),
+    "another shape": (
+        {"llmconv.json.document": '{"a":{"$tensor":"weights.embedding","shape":[2]}}'},
+        "no tensor fits the place of 'weights.embedding'",
+    ),
+    "bad shape": ({"llmconv.json.document": '{"a":{"$tensor":"x","shape":[-2]}}'}, "its kept document can't be read"),
+    "bad style": ({"llmconv.json.style": '{"indent": "boo"}'}, "llmconv.json.style is not what this program writes"),
+    "no document": ({"llmconv.json.document": None}, "has the key llmconv.json.layout but not llmconv.json.document"),
+    "wrong size": ({"simple-llm.embedding_length": np.uint32(8)}, "has shape [7, 4], expected [7, 8] by its keys"),
+    "no layers": ({"simple-llm.block_count": np.uint32(2**31)}, "tensor 'blk.2.attn_q.weight' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_kept_keys_are_not_trusted(tmp_path: Path, case: str) -> None:
+    changes, message = TAMPERED[case]
+    (tmp_path / "m.json").write_text(json.dumps(document()))
+    model = translate(llmconv.open(tmp_path / "m.json"), "gguf")
+    model.metadata |= changes
+    model.metadata = {k: v for k, v in model.metadata.items() if v is not None}
+    with pytest.raises(BadFile) as error:
+        llmconv.save(model, tmp_path / "out.json")
+    assert message in str(error.value) and not (tmp_path / "out.json").exists()
