@@ -102,7 +102,7 @@ def save(
     kind = format or format_of(target)
     module = containers.by_name(kind)
     if kind == "safetensors" and target.suffix != ".safetensors":
-        _check_folder(target, force)
+        _check_folder(target, force, checkpoint.source)
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
     from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
@@ -163,7 +163,8 @@ def convert_file(
 
         checkpoint = merge(translate(checkpoint, "hf"), Path(lora))
     result = save(checkpoint, target, format=to, **options)
-    return dataclasses.replace(result, source=source, source_size=size, seconds=time.monotonic() - started)
+    notes = [*result.notes, *_inexact(checkpoint, result, str(options.get("outtype", "auto")))]
+    return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
 
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -173,6 +174,19 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     report = describe(open(path))
     report["size"] = _size(Path(path))
     return report
+
+
+def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
+    """A note where somebody who asked for no rounding would not get a document's bytes back, only its values."""
+    if checkpoint.format not in _DOCUMENTS or outtype != "f64" or result.format in _DOCUMENTS:
+        return []
+    module: Any = containers.by_name(checkpoint.format)
+    if module.is_exact(checkpoint):
+        return []
+    return [
+        f"{checkpoint.source} is laid out as neither JSON.stringify nor json.dumps would: it comes back with the same "
+        "values, not the same bytes"
+    ]
 
 
 def format_of(path: Path) -> str:
@@ -235,8 +249,11 @@ def _counted(progress: Progress | None, total: int) -> Callable[[int, str], None
     return count
 
 
-def _check_folder(path: Path, force: bool) -> None:
-    """A model folder may be written where there is none, or an empty one."""
+def _check_folder(path: Path, force: bool, source: Path | None) -> None:
+    """A model folder may be written where there is none, or an empty one; never over the input."""
+    own = source if source is None or source.is_dir() else source.parent
+    if own is not None and own.exists() and path.is_dir() and path.samefile(own):
+        raise OutputError(f"{at(path)}: holds the input itself; choose another output folder")
     if path.is_file():
         raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
     if path.is_dir() and not force and any(path.iterdir()):

@@ -108,6 +108,23 @@ def test_a_folder_written_over_keeps_nothing_of_the_old_model(run: Any, model: P
     assert run("convert", "folder", "back.json").code == 0
 
 
+def test_the_input_is_never_written_over(run: Any, model: Path) -> None:
+    assert run("convert", "model.json", "folder").code == 0
+    before = {p.name: p.read_bytes() for p in Path("folder").iterdir()}
+    for source in ("folder", "folder/model.safetensors"):
+        result = run("convert", source, "folder", "--force")
+        assert result.code == 1 and "holds the input itself" in result.err
+    assert {p.name: p.read_bytes() for p in Path("folder").iterdir()} == before
+
+
+def test_a_note_where_only_values_come_back(run: Any, model: Path) -> None:
+    assert run("json-to-gguf", "model.json", "a.gguf", "--outtype", "f64").err == ""
+    model.write_text(model.read_text().replace("[", "[ ", 1))
+    result = run("json-to-gguf", "model.json", "b.gguf", "--outtype", "f64")
+    assert result.code == 0 and "comes back with the same values, not the same bytes" in result.err
+    assert run("json-to-gguf", "model.json", "c.gguf").err == ""
+
+
 def test_quiet_verbose_and_json(run: Any, model: Path) -> None:
     quiet = run("json-to-gguf", "model.json", "a.gguf", "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
