@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,14 +132,14 @@ class _Bar:
     """Progress on stderr, by bytes of the source, when it is a terminal."""
 
     def __init__(self, quiet: bool):
-        self._quiet, self._bar = quiet, None
+        self._quiet = quiet
+        self._bar: Any = None
 
     def start(self, plan: Quantized) -> None:
-        from tqdm import tqdm
+        if not self._quiet and sys.stderr.isatty():
+            from tqdm import tqdm
 
-        self._bar = tqdm(
-            total=plan.source_nbytes, unit="B", unit_scale=True, dynamic_ncols=True, disable=self._quiet or None
-        )
+            self._bar = tqdm(total=plan.source_nbytes, unit="B", unit_scale=True, dynamic_ncols=True)
 
     def advance(self, nbytes: int, name: str) -> None:
         if self._bar is not None:

@@ -23,6 +23,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peer")]
 
@@ -85,7 +86,7 @@ def run(words: list[str]) -> tuple[float, float, float, str]:
     """Seconds, processor seconds, peak memory in MB, standard output."""
     with tempfile.TemporaryFile() as file:
         started = time.perf_counter()
-        process = subprocess.Popen(words, stdout=file)
+        process = subprocess.Popen(words, stdout=file, env=ENVIRONMENT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
