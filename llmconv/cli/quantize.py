@@ -156,7 +156,7 @@ class _Bar:
 def warmup(quiet: bool) -> None:
     """Compile all kernels for this processor now, so that the first run of each type needn't.
 
-    They are kept in the user's cache folder (LLMCONV_CACHE names another) until the program or the processor changes.
+    They are kept in the user's cache folder (LLMCONV_CACHE_DIR names another) until the program or the processor changes.
     """
     import time
 
