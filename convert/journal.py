@@ -42,6 +42,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 class Partial(Output):
     """An `Output` whose temporary has a name of its own and stays when the run is interrupted.
 
+    size: the finished file's.
     identity: JSON values that say what the run is; a partial file of another identity is refused, or begun again
         with `force`.
     done: after `create`, the names of tensors that an earlier run completed.
@@ -57,6 +58,7 @@ class Partial(Output):
         size: int = 0,
     ):
         temporary = path.with_name(path.name + ".partial")
+        self._size = size
         with contextlib.suppress(OSError):
             size -= temporary.stat().st_blocks * 512
         super().__init__(path, force=force, inputs=inputs, size=max(0, size))
@@ -79,6 +81,8 @@ class Partial(Output):
                     self.file.close()
                     raise OutputError(f"{at(self.temporary)}: another run is writing it; wait for it") from None
         self.done = self._read_journal()
+        if os.fstat(self.file.fileno()).st_size != self._size:  # not what the journal is about
+            self.done = set()
         if not self.done:
             with output_errors(self.journal):
                 os.truncate(self.file.fileno(), 0)

@@ -319,6 +319,15 @@ def test_a_partial_run_of_something_else_is_refused(model: Path, tmp_path: Path)
     assert only(tmp_path) == ["m.gguf", "q.gguf", "whole.gguf"]
 
 
+def test_a_partial_file_that_was_cut_is_begun_again(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        quantize(model, tmp_path / "q.gguf", "Q8_0", resumable=True, progress=stopping_after(6)[0])
+    os.truncate(tmp_path / "q.gguf.partial", 1000)
+    quantize(model, tmp_path / "q.gguf", "Q8_0", resumable=True)
+    quantize(model, tmp_path / "whole.gguf", "Q8_0")
+    assert digest(tmp_path / "q.gguf") == digest(tmp_path / "whole.gguf")
+
+
 def test_without_the_flag_nothing_is_left(model: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         quantize(model, tmp_path / "q.gguf", "Q8_0", progress=stopping_after(6)[0])
