@@ -38,7 +38,7 @@ from llmconv.runtime.training.optim import learning_rate, make_optimizer
 from llmconv.runtime.training.parallel import Team, assemble, wrap
 from llmconv.runtime.training.vocabulary import make_vocab
 
-__all__ = ["Trained", "train"]
+__all__ = ["Trained", "train", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,11 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = training.batch(progress.step, config.batch_size)
-        loss, count = _step(config, forward, wrapped, batch, team, scaler)
+        loss, count, grad_norm = train_step(config, forward, wrapped, optimizer, batch, team, scaler)
         if not math.isfinite(loss):
             raise BadFile(
                 f"{at(config.data)}: the loss is {loss} at step {progress.step}; lower --lr, raise --warmup, or use f32"
             )
-        scaler.unscale_(optimizer)
-        if config.clip:
-            norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip)
-            grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.tokens += count
         seen += count
@@ -311,25 +304,30 @@ def _context(config: TrainConfig, start: Checkpoint) -> int:
     return context
 
 
-def _step(
-    config: TrainConfig, forward: Any, wrapped: nn.Module, batch: Batch, team: Team, scaler: torch.amp.GradScaler
-) -> tuple[float, int]:
-    """Forward and backward of one optimizer step; its loss, nats per target of all processes, and how many targets.
+def train_step(
+    config: TrainConfig,
+    forward: Any,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    team: Team,
+    scaler: torch.amp.GradScaler,
+) -> tuple[float, int, float]:
+    """One optimizer step: its loss (nats per target, over all processes), how many targets, and the gradients' norm.
 
     Every part's loss is its sum over targets divided by the targets of the whole step, so neither the number of
-    processes nor that of parts changes what is computed, whatever the padding.
+    processes nor that of parts changes what is computed, whatever the padding.  The weights stay when the loss is
+    not finite.
     """
     count = int((batch.targets != -100).sum())
-    rows = batch.inputs.shape[0]
-    share = -(-rows // (team.size * config.accumulation))
+    share = -(-batch.inputs.shape[0] // (team.size * config.accumulation))
     total = torch.zeros((), device=team.device)
     for part in range(config.accumulation):
         first = (part * team.size + team.rank) * share
         inputs, targets = (t[first : first + share].to(team.device) for t in (batch.inputs, batch.targets))
         mask = None if batch.mask is None else batch.mask[first : first + share].to(team.device)
-        last = part == config.accumulation - 1
         sync: Any = contextlib.nullcontext()
-        if not last and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        if part < config.accumulation - 1 and isinstance(wrapped, nn.parallel.DistributedDataParallel):
             sync = wrapped.no_sync()
         with sync:
             with _autocast(config, team):
@@ -338,7 +336,17 @@ def _step(
             # DDP and FSDP average gradients over processes: undo it.
             scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
         total += summed.detach()
-    return float(team.total(total)) / count, count
+    loss = float(team.total(total)) / count
+    grad_norm = math.nan
+    if math.isfinite(loss):
+        scaler.unscale_(optimizer)
+        if config.clip:
+            norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip)
+            grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, count, grad_norm
 
 
 def _autocast(config: TrainConfig, team: Team) -> Any:
