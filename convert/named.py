@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, Unsupported
+from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Slot, dumps, replace_slots, slots
 from llmconv.formats.tensor import Tensor
@@ -122,6 +122,10 @@ def describe(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
             raise Unsupported(f"tensor {name!r} of shape {list(tensor.shape)} has no place in JSON; leave it out")
         if tensor.type.dtype is not None and tensor.type.dtype.kind not in "fiubV":
             raise Unsupported(f"tensor {name!r} is {tensor.type.name}, which JSON has no numbers for")
+        if tensor.type.name in ("I64", "U64") and _beyond_doubles(tensor):
+            raise Unsupported(
+                f"tensor {name!r} holds whole numbers beyond 2^53, which JSON's readers round; use another format"
+            )
     document = {"format": OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
     return document, dict(checkpoint.tensors)
 
@@ -134,9 +138,34 @@ def _ours(
     out.metadata = decode_keys(document.get("metadata"), where)
     for name, tensor in tensors.items():
         stated = maps[name].get("type")
-        kind = by_name(stated) if isinstance(stated, str) else tensor.type
-        out.add(tensor.astype(kind) if kind.is_plain() else tensor.astype(by_name("F32")))
+        out.add(_stored(tensor, stated, where) if isinstance(stated, str) else tensor)
     return out
+
+
+def _stored(tensor: Tensor, stated: str, where: str) -> Tensor:
+    """A tensor of a document in the type that it says; F32 where that is a block type."""
+    try:
+        kind = by_name(stated)
+    except UsageError as error:
+        raise BadFile(f"{where}: {tensor.name}: {error}") from None
+    if not kind.is_plain():
+        return tensor.astype(by_name("F32"))
+    if not kind.is_float:
+        values = tensor.numpy()
+        with np.errstate(invalid="ignore"):
+            exact = np.array_equal(values.astype(kind.dtype), values)
+        if not exact:
+            raise BadFile(f"{where}: {tensor.name} is not all numbers of type {stated}, as it says; correct its type")
+    return tensor.astype(kind)
+
+
+def _beyond_doubles(tensor: Tensor) -> bool:
+    limit = 1 << 53
+    for start, stop in tensor.slabs():
+        rows = tensor.rows(start, stop)
+        if rows.size and (int(rows.max()) > limit or int(rows.min()) < -limit):
+            return True
+    return False
 
 
 _SCALARS: dict[str, Any] = {

@@ -70,7 +70,8 @@ def save(
     """
     path = Path(path)
     inputs = (checkpoint.source,) if checkpoint.source else ()
-    with Output(path, force=force, inputs=inputs) as out:
+    least = 2 * checkpoint.n_elements
+    with Output(path, force=force, size=least, inputs=inputs) as out:
         render(checkpoint, out.file.write, progress)
     return [path]
 

@@ -143,7 +143,8 @@ def save(
     """Write the document with its tensors in place; doubles unless a slot says otherwise."""
     path = Path(path)
     inputs = (checkpoint.source,) if checkpoint.source else ()
-    with Output(path, force=force, inputs=inputs) as out:
+    least = 2 * checkpoint.n_elements
+    with Output(path, force=force, size=least, inputs=inputs) as out:
         render(checkpoint, out.file.write, progress)
     return [path]
 

@@ -82,6 +82,33 @@ def test_what_gguf_can_not_hold_is_refused(tmp_path: Path) -> None:
         llmconv.save(c, tmp_path / "x.gguf")
 
 
+def test_whole_numbers_that_json_would_round_are_refused(tmp_path: Path) -> None:
+    for value in (2**53 + 2, -(2**53) - 2):
+        c = Checkpoint({"w": Tensor.from_array("w", np.array([1, value]))}, dialect="plain")
+        with pytest.raises(Unsupported, match="'w' holds whole numbers beyond 2\\^53"):
+            llmconv.save(c, tmp_path / "x.json")
+    c = Checkpoint({"w": Tensor.from_array("w", np.array([1, 2**53, -(2**53)]))}, dialect="plain")
+    llmconv.save(c, tmp_path / "x.json")
+    llmconv.convert_file(tmp_path / "x.json", tmp_path / "x.safetensors")
+    assert llmconv.open(tmp_path / "x.safetensors").tensors["w"].numpy().tolist() == [1, 2**53, -(2**53)]
+
+
+def test_a_document_that_contradicts_its_types(tmp_path: Path) -> None:
+    c = Checkpoint({"w": Tensor.from_array("w", np.array([1, 2], np.int8))}, dialect="plain")
+    llmconv.save(c, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    for old, new, message in (
+        ("[1,2]", "[1,300]", "w is not all numbers of type I8, as it says"),
+        ("[1,2]", "[1,2.5]", "w is not all numbers of type I8, as it says"),
+        ('"I8"', '"I7"', "unknown type 'I7'"),
+        ('["str","plain"]', '["str",5]', "is not \\[type, value\\] as this program writes it"),
+    ):
+        assert old in text
+        (tmp_path / "y.json").write_text(text.replace(old, new))
+        with pytest.raises(BadFile, match=message):
+            llmconv.convert_file(tmp_path / "y.json", tmp_path / "y.gguf")
+
+
 TAMPERED = {
     "no JSON": ({"llmconv.json.document": "{"}, "its kept document can't be read"),
     "too deep": ({"llmconv.json.document": "[" * 5000 + "]" * 5000}, "its kept document can't be read"),

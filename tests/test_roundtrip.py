@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -101,6 +103,11 @@ def test_other_readers_accept_our_files(shared: Path, tmp_path: Path) -> None:
     assert [t.name for t in reader.tensors] == list(ours.tensors)
     for theirs in reader.tensors:
         assert np.array_equal(theirs.data, ours.tensors[theirs.name].numpy())
+    dump = subprocess.run(
+        [sys.executable, "-c", "from gguf.scripts.gguf_dump import main; main()", str(tmp_path / "m.gguf")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "simple-llm.attention.head_count = 4" in dump.stdout and "blk.1.layer_output_norm.bias" in dump.stdout
     with safetensors.safe_open(tmp_path / "m.safetensors", "np") as file:
         wq = file.get_tensor("model.layers.1.self_attn.q_proj.weight")
     assert np.array_equal(wq, ours.tensors["blk.1.attn_q.weight"].numpy())
