@@ -24,6 +24,21 @@ _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 
 _FALCON = SMALL | {"max_position_embeddings": 2048}
 _NO_GROUPS = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 _MOE = SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LATENT = SMALL | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,15 @@ MODELS: dict[str, Tiny] = {
     ),
     "qwen3": Tiny("qwen3", "qwen3", SMALL | {"head_dim": 32}, "bfloat16"),
     "qwen2-moe": Tiny("qwen2_moe", "qwen2moe", _MOE | {"shared_expert_intermediate_size": 48}),
-    "qwen3-moe": Tiny("qwen3_moe", "qwen3moe", _MOE | {"head_dim": 16}, "bfloat16"),
+    "qwen3-moe": Tiny("qwen3_moe", "qwen3moe", _MOE | {"head_dim": 16, "norm_topk_prob": True}, "bfloat16"),
     "gemma": Tiny("gemma", "gemma", SMALL | {"head_dim": 16, "num_key_value_heads": 1}, "bfloat16"),
     "gemma-f32": Tiny("gemma", "gemma", SMALL | {"head_dim": 16}),
-    "gemma2": Tiny("gemma2", "gemma2", SMALL | {"head_dim": 32, "sliding_window": 32}, "bfloat16"),
-    "gemma3": Tiny("gemma3_text", "gemma3", SMALL | {"head_dim": 32, "sliding_window": 32}, "float16"),
+    "gemma2": Tiny(
+        "gemma2", "gemma2", SMALL | {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32}, "bfloat16"
+    ),
+    "gemma3": Tiny(
+        "gemma3_text", "gemma3", SMALL | {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32}, "float16"
+    ),
     "gpt2": Tiny("gpt2", "gpt2", _GPT),
     "gpt2-untied-bf16": Tiny("gpt2", "gpt2", _GPT | {"tie_word_embeddings": False}, "bfloat16"),
     "starcoder": Tiny("gpt_bigcode", "starcoder", _GPT),
@@ -122,13 +141,14 @@ MODELS: dict[str, Tiny] = {
         "phi3",
         SMALL
         | {
-            "original_max_position_embeddings": 32,
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 256,
             "rope_parameters": {
                 "rope_type": "longrope",
                 "rope_theta": 10000.0,
                 "long_factor": [1.5 + i for i in range(8)],
                 "short_factor": [1.0 + i / 8 for i in range(8)],
-                "original_max_position_embeddings": 32,
+                "original_max_position_embeddings": 256,
             },
         },
     ),
@@ -143,7 +163,7 @@ MODELS: dict[str, Tiny] = {
     "olmo": Tiny("olmo", "olmo", SMALL | {"clip_qkv": 8.0}),
     "olmo2": Tiny("olmo2", "olmo2", SMALL, "bfloat16"),
     "olmo3": Tiny("olmo3", "olmo2", SMALL | {"sliding_window": 32}),
-    "olmoe": Tiny("olmoe", "olmoe", SMALL | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": Tiny("olmoe", "olmoe", SMALL | {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}),
     "nemotron": Tiny("nemotron", "nemotron", SMALL | {"head_dim": 16}, "bfloat16"),
     "smollm3": Tiny("smollm3", "smollm3", SMALL, "bfloat16"),
     "granite": Tiny(
@@ -159,47 +179,10 @@ MODELS: dict[str, Tiny] = {
     "command-r": Tiny("cohere", "command-r", SMALL),
     "command-r-plus": Tiny("cohere", "command-r", SMALL | {"use_qk_norm": True}, "float16"),
     "cohere2": Tiny("cohere2", "cohere2", SMALL | {"sliding_window": 32}, "bfloat16"),
-    "deepseek-v2": Tiny(
-        "deepseek_v2",
-        "deepseek2",
-        SMALL
-        | {
-            "num_key_value_heads": 4,
-            "kv_lora_rank": 32,
-            "q_lora_rank": None,
-            "qk_nope_head_dim": 16,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 24,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_shared_experts": 1,
-            "moe_intermediate_size": 32,
-            "first_k_dense_replace": 1,
-            "n_group": 1,
-            "topk_group": 1,
-        },
-    ),
-    "deepseek-v3": Tiny(
-        "deepseek_v3",
-        "deepseek2",
-        SMALL
-        | {
-            "num_key_value_heads": 4,
-            "kv_lora_rank": 32,
-            "q_lora_rank": 48,
-            "qk_nope_head_dim": 16,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 24,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_shared_experts": 1,
-            "moe_intermediate_size": 32,
-            "first_k_dense_replace": 1,
-            "n_group": 2,
-            "topk_group": 1,
-        },
-        "bfloat16",
-    ),
+    "deepseek-v2": Tiny("deepseek_v2", "deepseek2", _LATENT | {"q_lora_rank": None}),
+    "deepseek-v2-latent-query": Tiny("deepseek_v2", "deepseek2", _LATENT),
+    "deepseek-v3": Tiny("deepseek_v3", "deepseek2", _LATENT | {"n_group": 2}),
+    "deepseek-v3-bf16": Tiny("deepseek_v3", "deepseek2", _LATENT, "bfloat16"),
     "gpt-oss": Tiny(
         "gpt_oss",
         "gpt-oss",

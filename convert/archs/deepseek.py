@@ -29,7 +29,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["attention.key_length_mla"] = np.uint32(nope + rope)
     own["attention.value_length_mla"] = np.uint32(value)
     own["rope.dimension_count"] = np.uint32(rope)
-    if not config.get("norm_topk_prob"):
+    third = config.get("model_type") == "deepseek_v3"  # whose configs may leave out what V2's code does otherwise
+    if third:
+        own.setdefault("expert_gating_func", np.uint32(2))
+    if not config.get("norm_topk_prob", third):
         own.pop("expert_weights_norm", None)
     dense = config.get("first_k_dense_replace")
     if dense is None:

@@ -52,6 +52,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "phi2": {"rope.freq_base"},
     "stablelm": {"rope.freq_base"},
     "starcoder2": {"attention.sliding_window"},
+    "deepseek2": {"expert_gating_func"},
     "bert": {"token_type_count"},
 }
 
