@@ -118,9 +118,8 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
     count = arguments.batch * arguments.context
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{arguments.preset}, batch {arguments.batch} x {arguments.context}, {arguments.dtype}, {where}, torch {torch.__version__}\n"
-    )
+    what = f"{arguments.preset}, batch {arguments.batch} x {arguments.context}, {arguments.dtype}"
+    print(f"{what}, {where}, torch {torch.__version__}\n")
     print("| | tokens/s | ratio |\n|---|---:|---:|")
     rates = {name: count / statistics.median(values) for name, values in seconds.items()}
     for name, rate in rates.items():
@@ -129,9 +128,8 @@ def main() -> None:
     if device.type == "cuda":
         layers, dim = shape["block_count"], shape["embedding_length"]
         flops = 6 * start.n_elements + 12 * layers * dim * arguments.context
-        print(
-            f"\nmodel FLOPs utilisation: {rates['llmconv'] * flops / matmul_peak(device):.1%} of the measured matmul peak"
-        )
+        share = rates["llmconv"] * flops / matmul_peak(device)
+        print(f"\nmodel FLOPs utilisation: {share:.1%} of the measured matmul peak")
 
 
 if __name__ == "__main__":
