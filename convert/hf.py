@@ -287,6 +287,7 @@ def _vocabulary(
     if found is None:
         notes.append("no tokenizer files: the GGUF has weights only")
         return {}
+    notes += found.notes
     keys: dict[str, Any] = found.to_gguf()
     tokens = keys.get("tokenizer.ggml.tokens")
     if tokens is not None and dims["n_vocab"] and len(tokens) > dims["n_vocab"]:
