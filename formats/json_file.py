@@ -90,18 +90,32 @@ def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], progress: Prog
     write(style.end.encode())
 
 
-def is_exact(checkpoint: Checkpoint) -> bool:
-    """Whether rendering gives the file that it was opened from, byte for byte.  Reads the file again."""
+class _Enough(Exception):
+    """Ends a comparison."""
+
+
+def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
+    """Whether rendering gives the file that it was opened from, byte for byte (its `first` bytes, None: all).
+
+    Reads the file again.
+    """
     assert checkpoint.source is not None
-    same = True
+    done = 0
     with open_regular(checkpoint.source) as file:
 
         def compare(piece: bytes) -> None:
-            nonlocal same
-            same = same and file.read(len(piece)) == piece
+            nonlocal done
+            if file.read(len(piece)) != piece:
+                raise _Enough
+            done += len(piece)
+            if first is not None and done >= first:
+                raise _Enough
 
-        render(checkpoint, compare)
-        return same and not file.read(1)
+        try:
+            render(checkpoint, compare)
+        except _Enough:
+            return first is not None and done >= first
+        return not file.read(1)
 
 
 class _Writer:

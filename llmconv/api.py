@@ -176,12 +176,16 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     return report
 
 
+_COMPARED = 16 << 20
+"""Bytes of a document that show how it was laid out; writing all of a big one again would take as long as reading it."""
+
+
 def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
     """A note where somebody who asked for no rounding would not get a document's bytes back, only its values."""
     if checkpoint.format not in _DOCUMENTS or outtype != "f64" or result.format in _DOCUMENTS:
         return []
     module: Any = containers.by_name(checkpoint.format)
-    if module.is_exact(checkpoint):
+    if module.is_exact(checkpoint, first=_COMPARED):
         return []
     return [
         f"{checkpoint.source} is laid out as neither JSON.stringify nor json.dumps would: it comes back with the same "

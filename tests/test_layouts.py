@@ -126,6 +126,26 @@ def test_orientation_is_the_tables(write: Any) -> None:
     assert np.array_equal(model.tensors["blk.0.attn_q.weight"].numpy().reshape(-1), values[start : start + D * D])
 
 
+def as_typed_arrays(node: Any) -> Any:
+    """The document as JavaScript serialises it when its rows are Float64Arrays."""
+    if isinstance(node, list) and all(isinstance(x, float) for x in node):
+        return {str(i): x for i, x in enumerate(node)}
+    if isinstance(node, list):
+        return [as_typed_arrays(x) for x in node]
+    return {k: as_typed_arrays(v) for k, v in node.items()} if isinstance(node, dict) else node
+
+
+def test_typed_arrays_are_the_same_model(write: Any, tmp_path: Path) -> None:
+    plain, typed = document(heads=2), as_typed_arrays(document(heads=2))
+    assert typed["weights"]["embedding"][0]["0"] == plain["weights"]["embedding"][0][0]
+    source = write("typed.json", typed)
+    llmconv.convert_file(source, tmp_path / "typed.gguf", outtype="f64")
+    model, wanted = llmconv.open(tmp_path / "typed.gguf"), translate(llmconv.open(write("m.json", plain)), "gguf")
+    assert all(np.array_equal(model.tensors[n].numpy(), t.numpy()) for n, t in wanted.tensors.items())
+    llmconv.convert_file(tmp_path / "typed.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
 def test_a_second_file_gives_what_the_first_lacks(write: Any, tmp_path: Path) -> None:
     source = write("model.json", blocks())
     model = translate(llmconv.open(source), "gguf")
