@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, attention, gated_mlp
+from llmconv.convert.archs.partial import Finish
 from llmconv.convert.archs.qwen import QK_NORMS
-from llmconv.convert.ops import Shift
+from llmconv.convert.ops import Dims, Shift
+from llmconv.errors import BadFile
 
 _at = "{p}layers.{i}."
 
@@ -48,6 +54,35 @@ _four_norms = shifted(
     )
 )
 
+_LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose queries are scaled by another width
+
+
+def _usual_scalar(arch: str, dims: Dims) -> int:
+    """What llama.cpp divides the queries by (the square of it), as no key says."""
+    return (
+        dims["n_embd"] // dims["n_head"] if dims["n_layer"] == _LARGEST[arch] and dims["n_head"] else dims["head_dim"]
+    )
+
+
+def _scale(arch: str) -> tuple[Finish, Finish]:
+    def finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+        scalar = config.get("query_pre_attn_scalar", 256)
+        if not isinstance(scalar, int | float) or scalar <= 0:
+            raise BadFile(f"config.json: query_pre_attn_scalar is {scalar!r}, expected a number above 0")
+        if scalar != _usual_scalar(arch, dims):
+            own["attention.scale"] = np.float32(scalar**-0.5)
+
+    def rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+        scale = float(own.get("attention.scale", 0.0))
+        scalar = round(scale**-2, 3) if scale else _usual_scalar(arch, dims)
+        config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+
+    return finish, rebuild
+
+
+_finish2, _rebuild2 = _scale("gemma2")
+_finish3, _rebuild3 = _scale("gemma3")
+
 GEMMA2 = GEMMA.variant(
     "gemma2",
     HfName("Gemma2ForCausalLM", "gemma2"),
@@ -57,6 +92,8 @@ GEMMA2 = GEMMA.variant(
         attention.sliding_window          u32   sliding_window              4096
     """),
     rows=_four_norms,
+    finish=_finish2,
+    rebuild=_rebuild2,
     decoder={"window_pattern": 2, "scale_by_model": 46},
 )
 
@@ -74,6 +111,8 @@ GEMMA3 = GEMMA.variant(
         attention.sliding_window          u32   sliding_window              4096
     """),
     rows=(*_four_norms, *shifted(QK_NORMS)),
+    finish=_finish3,
+    rebuild=_rebuild3,
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     decoder={"window_pattern": 6, "window_rope_base": 10000.0, "window_rope_scaled": False, "scale_by_model": 62},
 )

@@ -11,9 +11,10 @@ from llmconv.convert.archs.config import look_up
 from llmconv.convert.ops import Dims
 from llmconv.errors import BadFile
 
-__all__ = ["partial_rotary"]
+__all__ = ["Finish", "partial_rotary"]
 
 Finish = Callable[[dict[str, Any], Mapping[str, Any], Dims], None]
+"""What `Architecture.finish` and `rebuild` are."""
 
 
 def partial_rotary(names: str, default: float) -> tuple[Finish, Finish]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
-from llmconv.convert.ops import Split, Stack
+from llmconv.convert.ops import Dims, Split, Stack
 
 _at = "{p}layers.{i}."
 
@@ -84,12 +87,25 @@ QWEN2_MOE = QWEN2.variant(
     drop=_dense,
 )
 
+
+def _normed(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """llama.cpp always makes the weights of Qwen 3's chosen experts sum to one; only the other case needs a key."""
+    if not config.get("norm_topk_prob", False):
+        own["expert_weights_norm"] = False
+
+
+def _renormed(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["norm_topk_prob"] = bool(own.get("expert_weights_norm", True))
+
+
 QWEN3_MOE = QWEN3.variant(
     "qwen3moe",
     HfName("Qwen3MoeForCausalLM", "qwen3_moe"),
     keys=_EXPERT_KEYS,
     rows=experts(),
     drop=[*_dense, "expert_shared_feed_forward_length"],
+    finish=_normed,
+    rebuild=_renormed,
     decoder={"normalize_experts": True},
 )
 
