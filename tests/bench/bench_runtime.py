@@ -1,0 +1,264 @@
+"""Running a Llama of the 1.1B shape: prompts against transformers and llama.cpp, loading against transformers.
+
+    python tests/bench/bench_runtime.py [--layers 22] [--rounds 3] [--threads 1] [--only prompt,load]
+
+The default has 4 of the 22 layers, so that it fits a small machine; the ratios hardly depend on it.  llama.cpp is
+measured where llama-cpp-python is installed, transformers where it is.  All in CPU seconds, the sides interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import gc
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DIM, FF, HEADS, KV, VOCAB, TOKENS = 2048, 5632, 32, 4, 32000, 512
+
+
+def make(path: Path, layers: int, kind: str) -> Path:
+    """A GGUF of that shape with random weights, tensors stored as `kind`."""
+    from llmconv.formats import gguf_file
+    from llmconv.formats.checkpoint import Checkpoint
+    from llmconv.formats.tensor import Tensor
+    from llmconv.quant.block import by_name
+
+    rng = np.random.default_rng(0)
+    stored = by_name(kind)
+    head = DIM // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, DIM)}
+    for i in range(layers):
+        at = f"blk.{i}."
+        shapes |= {at + "attn_norm.weight": (DIM,), at + "ffn_norm.weight": (DIM,)}
+        shapes |= {at + "attn_q.weight": (DIM, DIM), at + "attn_output.weight": (DIM, DIM)}
+        shapes |= {at + "attn_k.weight": (KV * head, DIM), at + "attn_v.weight": (KV * head, DIM)}
+        shapes |= {
+            at + "ffn_gate.weight": (FF, DIM),
+            at + "ffn_up.weight": (FF, DIM),
+            at + "ffn_down.weight": (DIM, FF),
+        }
+    shapes |= {"output_norm.weight": (DIM,), "output.weight": (VOCAB, DIM)}
+    base = rng.standard_normal((FF, FF), np.float32) * np.float32(0.02)
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return Tensor.from_array(name, np.ones(shape, np.float32))
+        kind_here = stored if stored.is_plain() or name != "output.weight" else by_name("Q6_K")
+
+        def read(start: int, stop: int) -> Any:
+            rows = np.arange(start, stop) % FF
+            return kind_here.encode(np.ascontiguousarray(base[rows, : shape[1]]))
+
+        return Tensor(name, shape, kind_here, read)
+
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": layers,
+        "llama.context_length": 2048,
+        "llama.embedding_length": DIM,
+        "llama.feed_forward_length": FF,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": head,
+        "llama.vocab_size": VOCAB,
+        "general.file_type": 1,
+        # transformers' reader insists on a tokenizer
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB))],
+        "tokenizer.ggml.scores": np.zeros(VOCAB, np.float32),
+        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * (VOCAB - 3), np.int32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    tensors = {name: tensor(name, shape) for name, shape in shapes.items()}
+    gguf_file.save(Checkpoint(tensors, metadata), path, force=True)
+    return path
+
+
+def cpu(fn: Callable[[], Any]) -> float:
+    """CPU seconds of a call, all threads."""
+    started = time.process_time()
+    fn()
+    return time.process_time() - started
+
+
+def ours(path: Path) -> Callable[[], Any]:
+    import torch
+
+    from llmconv.runtime.load import load
+
+    model = load(path, "cpu")
+    tokens = torch.arange(3, 3 + TOKENS)[None]
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(tokens)
+
+    return call
+
+
+def theirs(path: Path) -> Callable[[], Any]:
+    """transformers in bfloat16, as it loads the file."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    tokens = torch.arange(3, 3 + TOKENS)[None]
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(tokens).logits
+
+    return call
+
+
+@functools.cache
+def _quiet() -> Any:
+    """A log callback that says nothing, kept alive."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+
+
+def peer(path: Path, threads: int) -> Callable[[], Any]:
+    """llama.cpp through llama-cpp-python's C binding: one batch of 512 tokens, logits of all."""
+    from llama_cpp import llama_cpp as lib
+
+    lib.llama_log_set(_quiet(), None)
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    options = lib.llama_context_default_params()
+    options.n_ctx = options.n_batch = options.n_ubatch = TOKENS
+    options.n_threads = options.n_threads_batch = threads
+    context = lib.llama_init_from_model(model, options)
+    batch = lib.llama_batch_init(TOKENS, 0, 1)
+    batch.n_tokens = TOKENS
+    for i in range(TOKENS):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 3 + i, i, 1, 0, 1
+
+    def call() -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        if lib.llama_decode(context, batch):
+            raise RuntimeError("llama_decode failed")
+
+    return call
+
+
+def prompts(folder: Path, layers: int, rounds: int, threads: int) -> None:
+    print(f"\nPrompts of {TOKENS} tokens, {layers} layers, {threads} thread(s); tokens per CPU second\n")
+    print("| weights | llmconv | reference | | ratio | asked |\n|---|---|---|---|---|---|")
+    for kind, asked in (("BF16", 1.2), ("Q4_0", 1.3), ("Q4_K", 1.3), ("Q8_0", 0.0)):
+        path = make(folder / f"{kind}.gguf", layers, kind)
+        sides: dict[str, Callable[[], Any]] = {"llmconv": ours(path)}
+        for name, maker in (
+            ("llama.cpp", functools.partial(peer, path, threads)),
+            ("transformers", functools.partial(theirs, path)),
+        ):
+            if name == "transformers" and kind != "BF16":
+                continue
+            try:
+                sides[name] = maker()
+            except ImportError:
+                print(f"{name} is not installed", file=sys.stderr)
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for call in sides.values():
+            call()
+        for _ in range(rounds):
+            for name, call in sides.items():
+                times[name].append(cpu(call))
+        mine = TOKENS / statistics.median(times["llmconv"])
+        for name in list(sides)[1:]:
+            rate = TOKENS / statistics.median(times[name])
+            wanted = 1.0 if name == "transformers" else asked
+            goal = f"≥ {wanted}x" if wanted else ""
+            print(f"| {kind} | {mine:.1f} | {name} | {rate:.1f} | {mine / rate:.2f}x | {goal} |")
+        sys.stdout.flush()
+        del sides, call
+        gc.collect()
+        path.unlink()
+
+
+_LOAD = """
+import os, re, sys, time
+side, path = sys.argv[1:]
+import torch
+
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+if side == "llmconv":
+    import llmconv.convert.vocab
+    from llmconv.runtime.load import load
+    load_it = lambda: load(path, "cpu")
+else:
+    import gguf, transformers
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder, name = os.path.split(path)
+    load_it = lambda: AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16)
+before, start = memory("VmRSS"), time.process_time()
+model = load_it()
+print(time.process_time() - start, memory("VmHWM") - before)
+"""
+
+
+def loading(folder: Path, layers: int, rounds: int) -> None:
+    path = make(folder / "F16.gguf", layers, "F16")
+    size = path.stat().st_size
+    path.read_bytes()  # into the page cache
+    found: dict[str, list[tuple[float, float]]] = {"llmconv": [], "transformers": []}
+    for _ in range(rounds):
+        for side in found:
+            done = subprocess.run([sys.executable, "-c", _LOAD, side, str(path)], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{side}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                continue
+            seconds, grown = map(float, done.stdout.split())
+            found[side].append((seconds, grown))
+    print(f"\nLoading an F16 GGUF of {size / 1e9:.2f} GB; CPU seconds and growth of the process, median of {rounds}\n")
+    print("| | llmconv | transformers | ratio | asked |\n|---|---|---|---|---|")
+    if not found["transformers"]:
+        found["transformers"] = [(float("nan"), float("nan"))]
+    time_ours, time_theirs = (statistics.median(t for t, _ in found[s]) for s in ("llmconv", "transformers"))
+    size_ours, size_theirs = (statistics.median(g for _, g in found[s]) / size for s in ("llmconv", "transformers"))
+    print(f"| CPU time | {time_ours:.2f} s | {time_theirs:.2f} s | {time_ours / time_theirs:.3f} | ≤ 0.333 |")
+    print(f"| memory / file size | {size_ours:.2f} | {size_theirs:.2f} | | < 1.2 |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4, help="22 is the whole model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="prompt,load")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    with tempfile.TemporaryDirectory() as folder:
+        if "load" in options.only:
+            loading(Path(folder), options.layers, options.rounds)
+        if "prompt" in options.only:
+            prompts(Path(folder), options.layers, options.rounds, options.threads)
+    print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
