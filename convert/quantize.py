@@ -70,13 +70,17 @@ class QuantizedFile:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` did, or with `dry_run` would do.  seconds: of the whole run.  source_nbytes: of all tensors."""
+    """What `quantize` did, or with `dry_run` would do.
+
+    source_nbytes: of all tensors.  seconds: of the whole run.  notes: sentences about reading the source.
+    """
 
     source: Path
     outputs: tuple[QuantizedFile, ...]
     source_nbytes: int
     seconds: float
     written: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def output(self) -> QuantizedFile:
@@ -266,7 +270,8 @@ def _int8(
     def result(paths: Sequence[Path], written: bool) -> Quantized:
         size = sum(p.stat().st_size for p in paths) if written else model.nbytes
         output = QuantizedFile(INT8, tuple(paths), size, rows, 8 * model.nbytes / weights, ())
-        return Quantized(src, (output,), opened.nbytes, time.monotonic() - started, written)
+        notes = tuple(model.info.get("notes", ()))
+        return Quantized(src, (output,), opened.nbytes, time.monotonic() - started, written, notes)
 
     plan = result([path], False)
     if path.suffix == ".safetensors":
@@ -372,7 +377,8 @@ def _run(
 
 def _result(src: Path, checkpoint: Checkpoint, plans: Sequence[Plan], started: float, written: bool) -> Quantized:
     outputs = tuple(_output(plan) for plan in plans)
-    return Quantized(src, outputs, checkpoint.nbytes, time.monotonic() - started, written)
+    notes = tuple(checkpoint.info.get("notes", ()))
+    return Quantized(src, outputs, checkpoint.nbytes, time.monotonic() - started, written, notes)
 
 
 def _output(plan: Plan) -> QuantizedFile:

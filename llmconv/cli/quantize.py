@@ -97,6 +97,8 @@ def quantize(
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     elif not quiet:
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
         for made in result.outputs:
             _report(result, made)
 
