@@ -177,7 +177,7 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 _COMPARED = 16 << 20
-"""Bytes of a document that show how it was laid out; writing all of a big one again would take as long as reading it."""
+"""Bytes that show how a document was laid out; writing all of a big one again would take longer than reading it."""
 
 
 def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
