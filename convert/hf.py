@@ -283,7 +283,10 @@ def _vocabulary(
     where: str,
 ) -> dict[str, Any]:
     flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
-    found = vocab.from_files(checkpoint.files, flat, pre=pre)
+    try:
+        found = vocab.from_files(checkpoint.files, flat, pre=pre)
+    except BadFile as error:
+        raise BadFile(f"{where}: {error}") from None
     if found is None:
         notes.append("no tokenizer files: the GGUF has weights only")
         return {}
