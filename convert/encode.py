@@ -6,6 +6,7 @@ anything else, and system calls and kernels release the GIL.  Memory is slabs x 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,17 @@ def _threaded(
                 report(*message)
     finally:
         halt.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        _join(threads)
     if failure is not None:
         raise failure
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Wait for all of them, whatever the user presses: they write to files that are closed next."""
+    for thread in threads:
+        while thread.ident is not None and thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join()
 
 
 class _Worker:
