@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmconv import formats
-from llmconv.errors import BadFile, at
+from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:  # each is loaded when its function runs
@@ -15,9 +15,20 @@ if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.diff import Difference
     from llmconv.convert.provenance import Certificate
     from llmconv.convert.sizing import SizeReport
+    from llmconv.convert.stats import Histogram, TensorStats
     from llmconv.convert.verify import Verdict
 
-__all__ = ["content_hash", "diff", "shaped", "size", "verify", "verify_provenance"]
+__all__ = [
+    "content_hash",
+    "diff",
+    "histogram",
+    "shaped",
+    "size",
+    "statistics",
+    "verify",
+    "verify_provenance",
+    "vocabulary",
+]
 
 Source = str | Path | Checkpoint
 
@@ -70,6 +81,51 @@ def content_hash(model: Source) -> ContentHash:
     from llmconv.convert import contenthash
 
     return contenthash.content_hash(_open(model))
+
+
+def statistics(model: Source) -> list[TensorStats]:
+    """Extremes, mean, deviation, zeros, non-finite values and outliers of every tensor, streaming."""
+    from llmconv.convert.stats import tensor_stats
+
+    return [tensor_stats(tensor) for tensor in _open(model).tensors.values()]
+
+
+def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
+    """How the values of one tensor are spread; `BadFile` when there is none of that name."""
+    from llmconv.convert import stats
+
+    checkpoint = _open(model)
+    found = checkpoint.tensors.get(tensor)
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(tensor, checkpoint.tensors, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "llmconv inspect --tensors lists them"
+        raise BadFile(f"{at(checkpoint.source or 'model')}: has no tensor {tensor!r}; {hint}")
+    return stats.histogram(found, bins)
+
+
+def vocabulary(model: Source) -> list[dict[str, Any]]:
+    """The tokens of a model: id, token, kind (normal, control, ...) and score (None where there is none).
+
+    `UsageError` when the model carries no vocabulary.
+    """
+    from llmconv.convert import vocab
+
+    checkpoint = _open(model)
+    found = vocab.of(checkpoint)
+    if found is None:
+        raise UsageError(f"{at(checkpoint.source or 'model')}: carries no vocabulary")
+    scores = None if found.scores is None else found.scores.tolist()
+    return [
+        {
+            "id": i,
+            "token": token,
+            "kind": vocab.TokenType(found.type_of(i)).name.lower(),
+            "score": None if scores is None else scores[i],
+        }
+        for i, token in enumerate(found.tokens)
+    ]
 
 
 def size(target: Source, **options: Any) -> SizeReport:

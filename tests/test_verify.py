@@ -273,3 +273,26 @@ def test_sizes(text: str, n: int) -> None:
     for wrong in ("", "G", "-1", "0", "1X"):
         with pytest.raises(llmconv.UsageError):
             llmconv.parse_size(wrong)
+
+
+def test_inspect_shows_what_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    words = {"tokenizer.ggml.model": "words", "tokenizer.ggml.tokens": ["a", "b"]}
+    gguf_file.save(model(**words), path)
+
+    def shown(*options: str) -> Any:
+        run = CliRunner().invoke(cli, ["inspect", str(path), *options, "--json"])
+        assert run.exit_code == 0, run.output
+        return json.loads(run.stdout)
+
+    assert shown("--hash")["hash"]["model"] == llmconv.content_hash(path).model
+    stats = {row["name"]: row for row in shown("--stats")["stats"]}
+    assert stats["output.weight"]["maximum"] == pytest.approx(float(model().tensors["output.weight"].numpy().max()))
+    assert sum(shown("--histogram", "output.weight")["histogram"]["counts"]) == 48 * 64
+    assert [row["token"] for row in shown("--vocab")["vocab"]] == ["a", "b"]
+    assert [t["name"] for t in shown("--tensors")["tensors"]] == list(model().tensors)
+    assert "general.architecture" in json.dumps(shown("--metadata")["metadata"]) or shown("--metadata")["metadata"]
+    for option in ("--hash", "--stats", "--vocab", "--tensors", "--metadata"):
+        assert CliRunner().invoke(cli, ["inspect", str(path), option]).exit_code == 0
+    wrong = CliRunner().invoke(cli, ["inspect", str(path), "--histogram", "output.weigh"])
+    assert "did you mean 'output.weight'" in str(wrong.exception)
