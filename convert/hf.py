@@ -264,14 +264,29 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
     main = sizes.most_common(1)[0][0] if sizes else "F32"
+    total = out.n_elements
+    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
+    count = experts[0].shape[0] if experts else 0
+    if count:  # "8x7B": as large as the model with one of its experts
+        total -= sum(t.n_elements for t in experts) * (count - 1) // count
     general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
     if source.source is not None:
         general["general.name"] = (
             source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
         )
+    general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
     general["general.file_type"] = np.uint32(_FILE_TYPES.get(main, 0))
     general["general.quantization_version"] = np.uint32(2)
     return general
+
+
+def _rounded(count: int) -> str:
+    """A parameter count of at least two digits, as names of models give it: 1.1B, 8.0B, 70B, 260K."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= scale or letter == "K":
+            value = count / scale
+            return f"{value:.{max(2 - len(str(round(value)).lstrip('0')), 0)}f}{letter}"
+    raise AssertionError
 
 
 def _vocabulary(

@@ -133,6 +133,11 @@ def gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
     return sizes | {"model_type": "gpt2"}
 
 
+def test_the_page_lists_every_architecture(root: Path) -> None:
+    page = (root / "docs" / "architectures.md").read_text()
+    assert [a.gguf for a in archs.all() if f"`{a.gguf}`" not in page] == []
+
+
 # Parameters as published, or as the sizes of the released checkpoints say.
 COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     "gpt2": (gpt2(768, 12, 12), 124_439_808),
@@ -184,6 +189,7 @@ GPT_OSS = LLAMA | {
     "num_experts_per_tok": 2,
     "sliding_window": 16,
     "attention_bias": True,
+    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
 }
 QWEN3_MOE = LLAMA | {
     "architectures": ["Qwen3MoeForCausalLM"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """Name -> (class, folder) of a tiny model, made once."""
+    root, done = tmp_path_factory.mktemp("tiny"), dict[str, tuple[Any, Path]]()
+
+    def make(name: str) -> tuple[Any, Path]:
+        if name not in done:
+            done[name] = type(tiny_models.build(name, root / name)), root / name
+        return done[name]
+
+    return make
 
 
 def through_gguf(folder: Path, tmp_path: Path) -> tuple[Checkpoint, Checkpoint]:
@@ -44,30 +58,31 @@ def logits(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", tiny_models.MODELS)
-def test_round_trip(name: str, tmp_path: Path) -> None:
-    model = tiny_models.build(name, tmp_path / "hf")
-    gguf, back = through_gguf(tmp_path / "hf", tmp_path)
+def test_round_trip(name: str, built: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+    model, folder = built(name)
+    gguf, back = through_gguf(folder, tmp_path)
     assert gguf.metadata["general.architecture"] == tiny_models.MODELS[name].gguf
-    assert_same(formats.open(tmp_path / "hf"), back)
-    assert back.file("config.json") == (tmp_path / "hf" / "config.json").read_bytes()
+    assert_same(formats.open(folder), back)
+    assert back.file("config.json") == (folder / "config.json").read_bytes()
     safetensors_file.save(back, tmp_path / "back")
-    original = type(model).from_pretrained(tmp_path / "hf", dtype="auto").eval()
-    loaded, info = type(model).from_pretrained(tmp_path / "back", output_loading_info=True, dtype="auto")
+    original = model.from_pretrained(folder, dtype="auto").eval()
+    loaded, info = model.from_pretrained(tmp_path / "back", output_loading_info=True, dtype="auto")
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert torch.equal(logits(original), logits(loaded.eval()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in tiny_models.MODELS if n != "bert-mlm"])  # GGUF has no place for its head
-def test_config_is_rebuilt_from_the_keys(name: str, tmp_path: Path) -> None:
+def test_config_is_rebuilt_from_the_keys(name: str, built: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
     """A GGUF of somebody else's has none of our keys; from its own alone, transformers computes the same."""
-    model = tiny_models.build(name, tmp_path / "hf")
-    original = type(model).from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
-    gguf = hf.to_gguf(formats.open(tmp_path / "hf"))
+    model, folder = built(name)
+    original = model.from_pretrained(folder, dtype=torch.float32).eval()
+    gguf = hf.to_gguf(formats.open(folder))
     gguf.metadata = {k: v for k, v in gguf.metadata.items() if not k.startswith("llmconv.")}
     back = hf.from_gguf(gguf)
     safetensors_file.save(back, tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
-    loaded = type(model).from_pretrained(tmp_path / "back", dtype=torch.float32).eval()
+    loaded = model.from_pretrained(tmp_path / "back", dtype=torch.float32).eval()
     assert config["vocab_size"] == 96
     expected, found = logits(original), logits(loaded)
     assert torch.allclose(expected, found, atol=1e-4, rtol=1e-4), (expected - found).abs().max()

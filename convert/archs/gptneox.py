@@ -88,6 +88,7 @@ def _mpt_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> N
     attention = config.get("attn_config") or {}
     alibi = attention.get("alibi", True)
     own["attention.max_alibi_bias"] = np.float32(attention.get("alibi_bias_max", 8) if alibi else 0.0)
+    own["feed_forward_length"] = np.uint32(int(config.get("expansion_ratio", 4) * dims["n_embd"]))
 
 
 def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:

@@ -148,6 +148,7 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     for key, value in peer.items():
         assert type(mine[key]) is type(value), key
         assert np.array_equal(np.asarray(mine[key]), np.asarray(value)), (key, mine[key], value)
+    assert ours.metadata["general.size_label"] == theirs.metadata["general.size_label"]
     assert ours.metadata["general.file_type"] == theirs.metadata.get(
         "general.file_type", ours.metadata["general.file_type"]
     )
