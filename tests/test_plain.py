@@ -125,7 +125,7 @@ TAMPERED = {
     "bad shape": ({"llmconv.json.document": '{"a":{"$tensor":"x","shape":[-2]}}'}, "its kept document can't be read"),
     "bad style": ({"llmconv.json.style": '{"indent": "boo"}'}, "llmconv.json.style is not what this program writes"),
     "no document": ({"llmconv.json.document": None}, "has the key llmconv.json.layout but not llmconv.json.document"),
-    "wrong size": ({"simple-llm.embedding_length": np.uint32(8)}, "has shape [7, 4], expected [7, 8] by its keys"),
+    "wrong size": ({"simple-llm.embedding_length": np.uint32(8)}, "has shape [7, 4], expected [7, 8] by"),
     "no layers": ({"simple-llm.block_count": np.uint32(2**31)}, "tensor 'blk.2.attn_q.weight' is missing"),
 }
 
