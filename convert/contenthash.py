@@ -17,13 +17,14 @@ import numpy as np
 
 from llmconv.convert.translate import translate
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["ContentHash", "content_hash", "tensor_hash"]
 
 
 @dataclass(frozen=True)
-class ContentHash:
+class ContentHash(Shown):
     """model: hex SHA-256 of the whole; tensors: canonical name -> hex SHA-256."""
 
     model: str

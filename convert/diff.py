@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Difference", "diff_checkpoints"]
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Shown):
     """One line of a diff.
 
     kind: "metadata", "tensor" or "file"; name: the key, tensor or side file;

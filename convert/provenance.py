@@ -12,6 +12,7 @@ from llmconv.convert.contenthash import content_hash
 from llmconv.convert.verify import verify_checkpoints
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 
 __all__ = ["KEY", "Certificate", "Check", "certify", "check_certificate"]
 
@@ -20,7 +21,7 @@ KEY = "llmconv.provenance"
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Shown):
     """One thing that was checked: its name, whether it holds, and what was found."""
 
     name: str
@@ -29,7 +30,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Shown):
     """What `check_certificate` found; `ok` when every check holds."""
 
     recorded: dict[str, Any]

@@ -15,12 +15,14 @@ from typing import Any
 from llmconv import formats
 from llmconv.convert import encode, journal, quantplan
 from llmconv.convert.importance import read_importance
+from llmconv.convert.meaning import check_gguf
 from llmconv.convert.quantplan import FilePlan, Plan, PlannedTensor, Wishes
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, open_regular
+from llmconv.formats.show import Shown
 from llmconv.formats.stream import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
@@ -35,7 +37,7 @@ _MOST_RULES = 16 << 20
 
 
 @dataclass(frozen=True)
-class QuantizedTensor:
+class QuantizedTensor(Shown):
     """One tensor of an output: its types before and after, and its bytes before and after.
 
     fallback_from: the type that its rows were no whole blocks of, or "".
@@ -53,7 +55,7 @@ class QuantizedTensor:
 
 
 @dataclass(frozen=True)
-class QuantizedFile:
+class QuantizedFile(Shown):
     """One output.
 
     type: the file type's name.  paths: its files.  size: their exact bytes, header and padding included.
@@ -69,7 +71,7 @@ class QuantizedFile:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Quantized(Shown):
     """What `quantize` did, or with `dry_run` would do.
 
     source_nbytes: of all tensors.  seconds: of the whole run.  notes: sentences about reading the source.
@@ -180,6 +182,8 @@ def quantize(
         allow_requantize,
     )
     opened = formats.open(src)
+    if opened.dialect == "gguf":
+        check_gguf(opened)
     checkpoint = _runnable(translate(opened, "gguf"), opened)
     plans = [
         quantplan.make_plan(checkpoint, kind, path, wishes)

@@ -18,6 +18,7 @@ from llmconv.convert.presets import Preset
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name, plain, types
 from llmconv.quant.block import BlockType, Bytes
@@ -120,7 +121,7 @@ def _int8_bytes(shape: Shape) -> int:
 
 
 @dataclass(frozen=True)
-class TrainingMemory:
+class TrainingMemory(Shown):
     """Bytes per device to train with AdamW: weights, gradients, optimizer states, activations, their total.
 
     devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
@@ -165,7 +166,7 @@ def training_memory(
 
 
 @dataclass(frozen=True)
-class SizeReport:
+class SizeReport(Shown):
     """What `llmconv size` says of one model; bytes and counts, all whole numbers.
 
     parameters: the total; a tied head counts once.  parts: by part, see `PARTS`; "other" for the rest.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.formats.show import Shown
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Histogram", "TensorStats", "histogram", "tensor_stats"]
@@ -19,7 +20,7 @@ OUTLIER_SIGMAS = 6.0
 
 
 @dataclass(frozen=True)
-class TensorStats:
+class TensorStats(Shown):
     """n: elements; minimum, maximum, mean, std: over the finite ones (nan when there are none);
     zeros: share of exact zeros, 0..1; nonfinite: how many infinities and NaNs; outliers: how many finite
     values lie more than `OUTLIER_SIGMAS` standard deviations from the mean.

@@ -14,6 +14,7 @@ from llmconv.convert import vocab as vocabulary
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 
 __all__ = ["TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
@@ -28,7 +29,7 @@ _FILE_PREFIXES = ("split.", "llmconv.", "quantize.", "tokenizer.", "general.")
 
 
 @dataclass(frozen=True)
-class TensorVerdict:
+class TensorVerdict(Shown):
     """How tensor `name` of B stands to A's.
 
     status: "identical" (same type, same bytes), "equal" (every value equal, stored differently), "rounded" (what
@@ -54,7 +55,7 @@ class TensorVerdict:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """What `verify` found.  `same` is true when every tensor is ok and neither `hparams` nor `vocab` has a line.
 
     hparams: key -> (value in A, value in B), None where absent; vocab: differences, a sentence each.

@@ -13,10 +13,12 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.cast import OUTTYPES, Rounding, cast
+from llmconv.convert.meaning import check_gguf
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
+from llmconv.formats.show import Shown
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -27,7 +29,7 @@ _DOCUMENTS = ("json", "msgpack")
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Shown):
     """What was written.
 
     paths: the files, in the order of writing.   target: the file or folder asked for.   format: its container.
@@ -226,6 +228,8 @@ def _states_types(checkpoint: Checkpoint) -> bool:
 
 
 def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpoint:
+    if checkpoint.dialect == "gguf":
+        check_gguf(checkpoint)
     if kind == "gguf":
         return translate(checkpoint, "gguf", **options)
     if kind in _DOCUMENTS:

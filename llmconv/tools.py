@@ -11,6 +11,7 @@ from typing import Any
 from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
 
 __all__ = ["EditResult", "edit", "merge", "parse_size", "split"]
 
@@ -18,7 +19,7 @@ Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
-class EditResult:
+class EditResult(Shown):
     """path: the file that now holds the new metadata; in_place: whether only its header was replaced;
     recovered: whether an earlier edit had been cut off and was put back first."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import UsageError
+from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import (
     Clock,
     Progress,
@@ -32,7 +33,7 @@ __all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """What B lost against A on `tokens` scored tokens.
 
     ppl_ratio is ppl_b / ppl_a; its error takes into account that both saw the same text.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llmconv.errors import UsageError
+from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import Source, as_model, check_finite, device_errors, tokenizer_of
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose
@@ -20,7 +21,7 @@ _TOKEN_NORMAL, _TOKEN_UNKNOWN, _TOKEN_CONTROL, _TOKEN_UNUSED = 1, 2, 3, 5
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(Shown):
     """What was generated.
 
     text: the new text, without the prompt.  tokens: its ids.  finish: "eos", "stop" (a stop string), "length" (as many

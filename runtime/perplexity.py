@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, UsageError, at
+from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import (
     Clock,
     Progress,
@@ -31,7 +32,7 @@ __all__ = ["Perplexity", "mean_and_error", "pairs_of", "perplexity"]
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Shown):
     """exp of the mean negative log-likelihood of `tokens` scored tokens, and its standard error.
 
     last_position_perplexity: over the last position of each pair only; None for a text.

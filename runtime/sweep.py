@@ -16,6 +16,7 @@ from llmconv import formats
 from llmconv.convert.quantize import quantize
 from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular
+from llmconv.formats.show import Shown
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime import sweep_report
 from llmconv.runtime.compare import compare
@@ -27,7 +28,7 @@ STATE = "sweep.json"
 
 
 @dataclass(frozen=True)
-class SweepRow:
+class SweepRow(Shown):
     """One type: its file's size and bits per weight, and what `compare` says of it against the original."""
 
     type: str
@@ -45,7 +46,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Shown):
     """model, text: file names; size, ppl: the original's; tokens: positions scored; rows: as asked for."""
 
     model: str

@@ -26,6 +26,7 @@ from llmconv.convert.vocab import Vocab
 from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, output_errors
+from llmconv.formats.show import Shown
 from llmconv.runtime.load import DTYPES, build
 from llmconv.runtime.training import data as data_files
 from llmconv.runtime.training import state
@@ -42,7 +43,7 @@ __all__ = ["Trained", "train", "train_step"]
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Shown):
     """What `train` did.
 
     steps, tokens: done in all; loss, val_loss: the last ones, nats per token; val_perplexity: exp(val_loss);

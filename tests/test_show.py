@@ -1,0 +1,53 @@
+"""Results look like tables in a notebook, and nothing in them is taken for markup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import llmconv
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.show import Shown
+from llmconv.formats.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Row(Shown):
+    name: str
+    n: int = 1234567
+    share: float = 0.25
+
+
+@dataclass(frozen=True)
+class Report(Shown):
+    rows: list[Row] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+def test_a_report_is_nested_tables() -> None:
+    page = Report([Row("<b>"), Row("c")], {"x": 3})._repr_html_()
+    assert page.count("<table>") == 3
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    assert "1,234,567" in page
+
+
+def test_long_lists_are_cut() -> None:
+    page = Report([Row(str(i)) for i in range(100)])._repr_html_()
+    assert "… 40 more" in page
+
+
+def test_a_checkpoint_lists_its_tensors() -> None:
+    checkpoint = Checkpoint()
+    for i in range(70):
+        checkpoint.add(Tensor.from_array(f"<t{i}>", np.zeros((2, 3), np.float32)))
+    page = checkpoint._repr_html_()
+    assert "&lt;t0&gt;" in page and "<t0>" not in page
+    assert "2 × 3" in page and "… 10 more" in page
+    assert "70 tensors" in repr(checkpoint)
+
+
+def test_real_results_show() -> None:
+    assert "124,439,808" in llmconv.size("gpt2-small")._repr_html_()
+    model = Checkpoint({"x": Tensor.from_array("x", np.ones(3, np.float32))}, {"general.architecture": "none"})
+    assert "identical" in llmconv.verify(model, model)._repr_html_()
