@@ -36,12 +36,23 @@ def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if data is None:
         return {}
     try:
-        config = json.loads(data)
+        config = json.loads(data, object_pairs_hook=_once)
         if isinstance(config, dict):
             return config
+    except KeyError as error:
+        raise BadFile(f"{_where(checkpoint)}: config.json has the key {error.args[0]!r} twice; remove one") from None
     except (ValueError, RecursionError):
         pass
     raise BadFile(f"{_where(checkpoint)}: config.json is not a JSON object; repair or replace it")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as an object; `KeyError` for a key that is there twice, of which one would be believed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise KeyError(next(k for k, _ in pairs if k in seen or seen.add(k)))
+    return found
 
 
 def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = None, **options: Any) -> Checkpoint:
@@ -263,7 +274,7 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
-    main = sizes.most_common(1)[0][0] if sizes else "F32"
+    main = "MXFP4" if "MXFP4" in sizes else sizes.most_common(1)[0][0] if sizes else "F32"
     total = out.n_elements
     experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
     count = experts[0].shape[0] if experts else 0

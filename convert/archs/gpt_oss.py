@@ -24,9 +24,10 @@ GPT_OSS = Architecture(
     "gpt-oss",
     (HfName("GptOssForCausalLM", "gpt_oss"),),
     keys=(
-        *COMMON,
+        *(k for k in COMMON if k.gguf != "rope.freq_base"),
         *EXPERTS,
         *keys("""
+            rope.freq_base                  f32   rope_theta            150000
             attention.key_length            u32   head_dim              64
             attention.value_length          u32   head_dim              64
             attention.sliding_window        u32   sliding_window        128

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmconv.convert.archs.base import Architecture, HfName, keys, row
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, gated_mlp
+from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, gated_mlp
 from llmconv.convert.ops import Only, Split, rope_halves
 
 _at = "{p}layers.{i}."
@@ -16,13 +16,7 @@ _grouped = Split(("n_head // n_head_kv * head_dim", "head_dim", "head_dim"), "n_
 INTERNLM2 = Architecture(
     "internlm2",
     (HfName("InternLM2ForCausalLM", "internlm2"),),
-    keys=(
-        *COMMON,
-        *keys("""
-            vocab_size              u32   vocab_size
-            rope.dimension_count    u32   head_dim      = n_embd // n_head
-        """),
-    ),
+    keys=COMMON,
     rows=(
         row("token_embd.weight", "{p}tok_embeddings.weight", "n_vocab, n_embd"),
         row("output_norm.weight", "{p}norm.weight", "n_embd"),
@@ -78,5 +72,3 @@ BAICHUAN = Architecture(
 )
 
 ARCHITECTURES = (INTERNLM2, BAICHUAN)
-
-__all__ = ["ARCHITECTURES", "BAICHUAN", "HEAD_DIM", "INTERNLM2"]

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_archs
 import tiny_models
 
 from llmconv import formats
 from llmconv.convert import hf
+from llmconv.formats import safetensors_file
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -26,8 +28,20 @@ pytestmark = pytest.mark.peer
 
 # What the reference has no converter for.
 OURS_ALONE = {"gptj", "opt", "opt-projected"}
+# Models made by hand: transformers does not have them, or not so.
+BY_HAND = {
+    "internlm2": test_archs.INTERNLM2 | {"rope_theta": 1000000.0},
+    "baichuan": test_archs.BAICHUAN,
+    "gpt-oss-mxfp4": test_archs.GPT_OSS
+    | {
+        "rope_theta": 150000.0,
+        "rope_scaling": {"rope_type": "default"},
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
+}
 # What the reference refuses or gets wrong, and how: "error" or "bytes".
 REFUSED = {
+    "baichuan": ("error", "it calls itself without end"),
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
     "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
@@ -105,6 +119,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
+    for name, config in BY_HAND.items():
+        safetensors_file.save(test_archs.model(config), root / name)
+        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", {}))
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
@@ -120,7 +137,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: (Path(folder), Path(out), errors[name]) for name, folder, out, *_ in jobs}
 
 
-@pytest.mark.parametrize("name", [n for n in tiny_models.MODELS if n not in OURS_ALONE])
+@pytest.mark.parametrize("name", [*(n for n in tiny_models.MODELS if n not in OURS_ALONE), *BY_HAND])
 def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     folder, gguf, error = reference[name]
     kind, _why = REFUSED.get(name, ("", ""))
