@@ -1,64 +1,54 @@
-"""Write `simple-36k.json`: an untrained model of simple-llm's shape (36,496 parameters), from a seeded generator.
+"""Train `simple-36k.json`, the sample model, on `corpus.txt`: 36,496 parameters in the legacy program's own format.
 
-    python examples/make_sample.py [TARGET]
+    python examples/make_sample.py [FOLDER]
 
-It stands in for a trained one: real in size, layout and numbers, so that a fresh clone can run the main job at once.
+Also writes `pairs.json`, the (input, target) pairs that it is trained on: five words, and the same a word later.
+Takes less than a minute on two CPU cores; needs torch.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-from itertools import product
+import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import llmconv
-from llmconv.formats.document import cut
-from llmconv.formats.json_file import Style
 
-VOCAB, DIM, LAYERS, SEED = 400, 32, 2, 36_496
-
-
-def words() -> list[str]:
-    """Words that can be told apart and pronounced."""
-    starts = ["b", "br", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w"]
-    made = [a + b + c for a, b, c in product(starts, "aeiou", ["n", "l", "r", "st", "ck"])]
-    return ["[PAD]", "[UNK]", "[EOS]", *made[: VOCAB - 3]]
+WINDOW = 5
+HERE = Path(__file__).parent
 
 
-def document() -> dict[str, Any]:
-    rng = np.random.default_rng(SEED)
-
-    def matrix(n_in: int, n_out: int) -> list[list[float]]:
-        limit = float(np.sqrt(6 / (n_in + n_out)))
-        values: list[list[float]] = rng.uniform(-limit, limit, (n_in, n_out)).tolist()
-        return values
-
-    def near(value: float, n: int) -> list[float]:
-        values: list[float] = (value + 0.01 * rng.standard_normal(n)).tolist()
-        return values
-
-    def layer() -> dict[str, Any]:
-        norms = {f"layerNorm{i}": {"gamma": near(1, DIM), "beta": near(0, DIM)} for i in (1, 2)}
-        return {**{name: matrix(DIM, DIM) for name in ("wq", "wk", "wv", "w1", "w2")}, **norms}
-
-    weights = {
-        "embedding": matrix(VOCAB, DIM),
-        "transformers": [layer() for _ in range(LAYERS)],
-        "output": {"weights": matrix(DIM, VOCAB), "bias": near(0, VOCAB)},
-    }
-    config = {"vocabSize": VOCAB, "embeddingDim": DIM, "numLayers": LAYERS, "vocab": words()}
-    metadata = {"name": "simple-36k", "seed": SEED, "trainingSamples": 0, "source": "examples/make_sample.py"}
-    return {"version": "1.0", "config": config, "weights": weights, "metadata": metadata}
+def pairs(text: str) -> list[dict[str, str]]:
+    """Every window of the text and its successor."""
+    words = text.lower().split()
+    windows = [" ".join(words[i : i + WINDOW]) for i in range(len(words) - WINDOW + 1)]
+    return [{"input": a, "target": b} for a, b in zip(windows, windows[1:], strict=False)]
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("simple-36k.json")
-    tree, tensors = cut(document(), target)
-    checkpoint = llmconv.Checkpoint(tensors, {"document": tree, "style": Style()}, "json")
-    print(llmconv.save(checkpoint, target, force=True).target)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+    data = folder / "pairs.json"
+    data.write_text(json.dumps(pairs((HERE / "corpus.txt").read_text("utf-8")), indent=1, ensure_ascii=False) + "\n")
+    with tempfile.TemporaryDirectory() as work:
+        config = llmconv.TrainConfig(
+            data=str(data),
+            output=work,
+            preset="simple-36k",
+            steps=300,
+            batch_size=64,
+            lr=0.01,
+            weight_decay=0.0,
+            export="json",
+            export_type="f64",
+            device="cpu",
+            tensorboard=False,
+            plot=False,
+        )
+        result = llmconv.train(config)
+        shutil.copyfile(result.exports[0], folder / "simple-36k.json")
+    print(f"pair perplexity {result.val_perplexity:.4f} after {result.seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -52,10 +52,23 @@ def test_the_first_command_is_the_main_job(root: Path, folder: Path, capsys: pyt
     assert llmconv.open("examples/simple-36k.gguf").n_elements == 36_496
 
 
-def test_the_sample_is_what_its_script_writes(root: Path, tmp_path: Path) -> None:
-    script = root / "examples" / "make_sample.py"
-    subprocess.run([sys.executable, str(script), str(tmp_path / "x.json")], check=True, capture_output=True, timeout=60)
-    assert (tmp_path / "x.json").read_bytes() == (root / "examples" / "simple-36k.json").read_bytes()
+def test_the_sample_knows_its_pairs(root: Path) -> None:
+    pytest.importorskip("torch", reason="perplexity is measured with torch")
+    examples = root / "examples"
+    measured = llmconv.perplexity(examples / "simple-36k.json", examples / "pairs.json", device="cpu")
+    assert measured.perplexity < 1.2
+
+
+@pytest.mark.slow
+def test_the_script_trains_such_a_sample(root: Path, tmp_path: Path) -> None:
+    """Not byte for byte: processors add in different orders.  The pairs are the same, and so is the model's kind."""
+    pytest.importorskip("torch", reason="the sample is trained with torch")
+    subprocess.run([sys.executable, str(root / "examples" / "make_sample.py"), str(tmp_path)], check=True, timeout=500)
+    assert (tmp_path / "pairs.json").read_bytes() == (root / "examples" / "pairs.json").read_bytes()
+    made, shipped = (llmconv.open(folder / "simple-36k.json") for folder in (tmp_path, root / "examples"))
+    assert made.metadata["document"] == shipped.metadata["document"]
+    assert {t.name: t.shape for t in made.tensors.values()} == {t.name: t.shape for t in shipped.tensors.values()}
+    assert llmconv.perplexity(tmp_path / "simple-36k.json", tmp_path / "pairs.json", device="cpu").perplexity < 1.5
 
 
 def test_every_layout_is_listed(root: Path) -> None:
