@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import math
 import os
 import statistics
 import subprocess
@@ -53,7 +54,7 @@ def make_model(path: Path, millions: int) -> Path:
     writer.add_head_count(32)
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
-    shapes = {"token_embd": (vocab, embd), "output": (vocab, embd)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocab, embd), "output": (vocab, embd), "output_norm": (embd,)}
     for i in range(layers):
         shapes |= {
             f"blk.{i}.{name}": shape
@@ -65,16 +66,22 @@ def make_model(path: Path, millions: int) -> Path:
                 "ffn_gate": (ff, embd),
                 "ffn_up": (ff, embd),
                 "ffn_down": (embd, ff),
+                "attn_norm": (embd,),
+                "ffn_norm": (embd,),
             }.items()
         }
     for name, shape in shapes.items():
-        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float16), 2 * shape[0] * shape[1])
+        dtype = np.dtype(np.float16 if len(shape) > 1 else np.float32)
+        writer.add_tensor_info(f"{name}.weight", shape, dtype, math.prod(shape) * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     out = writer.fout[0]
     writer.write_padding(out, out.tell())
     for shape in shapes.values():
+        if len(shape) == 1:
+            out.write(np.ones(shape, np.float32).tobytes())
+            continue
         for start in range(0, shape[0], 512):
             rows = rng.standard_normal((min(512, shape[0] - start), shape[1]), np.float32) * np.float32(0.02)
             out.write(rows.astype(np.float16).tobytes())
