@@ -53,6 +53,14 @@ with torch.inference_mode():
 
 COPY = "import shutil, sys\nfor f in sys.argv[2:]: shutil.copy(f, sys.argv[1])\n"
 
+# Our outputs are on the disk when they get their names; a copy that promises as much flushes too.
+FLUSHED = """
+import os, shutil, sys
+for f in sys.argv[2:]:
+    with open(shutil.copy(f, sys.argv[1]), "rb+") as copy:
+        os.fsync(copy.fileno())
+"""
+
 # What a process that does nothing but import costs, so that the reader can take it off.
 MEASURE = """
 import json, os, resource, subprocess, sys, time
@@ -146,6 +154,7 @@ def main() -> None:
             (work / "copy").mkdir()
             for name, code, arguments, where in (
                 ("copying the shards", COPY, (work / "copy", *shards), ""),
+                ("copying the shards, flushed to the disk", FLUSHED, (work / "copy", *shards), ""),
                 ("llmconv, HF → GGUF", OURS, (work / "hf", work / "ours.gguf", "gguf"), ""),
                 ("llama.cpp's converter, HF → GGUF", REFERENCE, (work / "hf", work / "theirs.gguf"), path),
                 ("llmconv, GGUF → HF, 4 shards", OURS, (work / "ours.gguf", work / "back", "hf", shard_size), ""),
@@ -158,10 +167,12 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in runs.items()}
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in info if "model name" in line), platform.machine())
+    copy, reference = (
+        medians["copying the shards, flushed to the disk"],
+        medians.get("llama.cpp's converter, HF → GGUF"),
     )
-    copy, reference = medians["copying the shards"], medians.get("llama.cpp's converter, HF → GGUF")
     print(f"A bf16 Llama of {count / 1e6:.0f}M parameters in 2 shards; {cpu}, {os.cpu_count()} cores; median of "
           f"{options.rounds} interleaved runs, each a process of its own.\n")  # fmt: skip
     print("| | seconds | against copying | CPU seconds | CPU against llama.cpp's | peak memory |")
