@@ -47,7 +47,9 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
     where = at(checkpoint.source) if checkpoint.source else "checkpoint"
     config = _config(checkpoint)
     settings = config.get("quantization_config")
-    settings = settings if isinstance(settings, Mapping) else {}
+    if settings is not None and not isinstance(settings, Mapping):
+        raise BadFile(f"{where}: config.json: quantization_config is {settings!r:.60}, expected an object")
+    settings = settings or {}
     method = settings.get("quant_method")
     if method is not None and method not in _KNOWN:
         raise Unsupported(

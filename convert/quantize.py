@@ -18,7 +18,7 @@ from llmconv.convert.importance import read_importance
 from llmconv.convert.meaning import check_gguf
 from llmconv.convert.quantplan import FilePlan, Plan, PlannedTensor, Wishes
 from llmconv.convert.translate import translate
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, open_regular
@@ -185,10 +185,11 @@ def quantize(
     if opened.dialect == "gguf":
         check_gguf(opened)
     checkpoint = _runnable(translate(opened, "gguf"), opened)
-    plans = [
-        quantplan.make_plan(checkpoint, kind, path, wishes)
-        for kind, path in zip(chosen, _targets(src, dst, chosen), strict=True)
-    ]
+    with about(src):
+        plans = [
+            quantplan.make_plan(checkpoint, kind, path, wishes)
+            for kind, path in zip(chosen, _targets(src, dst, chosen), strict=True)
+        ]
     if not dry_run:
         _require_importance(plans)
     result = _result(src, checkpoint, plans, started, written=False)

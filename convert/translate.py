@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from llmconv.errors import UsageError
+from llmconv.errors import UsageError, about
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["translate"]
@@ -35,6 +35,11 @@ def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
             raise UsageError(f"unknown dialect {dialect!r}; known: gguf, {', '.join(_DIALECTS)}")
     if checkpoint.dialect == to:
         return checkpoint
+    with about(checkpoint.source):
+        return _translated(checkpoint, to, options)
+
+
+def _translated(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Checkpoint:
     kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT) and isinstance(v, str)}
     if checkpoint.dialect != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[checkpoint.dialect]).to_gguf(checkpoint, **options)

@@ -259,6 +259,8 @@ def _lazy(source: Source, name: str, array: _Array, entry: zipfile.ZipInfo) -> T
     last = array.offset + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
     if not empty and last >= array.storage.count:
         raise BadFile(f"{at(source.path)}: tensor {name!r} reaches beyond its storage; fetch it again")
+    if not empty and math.prod(array.shape) > array.storage.count:
+        raise BadFile(f"{at(source.path)}: tensor {name!r} has more elements than its storage; save it contiguous")
     header = source.read(entry.header_offset, 30)
     skip = 30 + int.from_bytes(header[26:28].tobytes(), "little") + int.from_bytes(header[28:30].tobytes(), "little")
     start = entry.header_offset + skip

@@ -6,9 +6,11 @@ after a semicolon, the way out.  The command prints it on stderr and exits with 
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
-__all__ = ["BadFile", "LlmconvError", "OutputError", "Unsupported", "UsageError", "at"]
+__all__ = ["BadFile", "LlmconvError", "OutputError", "Unsupported", "UsageError", "about", "at"]
 
 
 class LlmconvError(Exception):
@@ -39,3 +41,14 @@ def at(path: str | os.PathLike[str], item: str | None = None) -> str:
     """The start of a message: `model.gguf` or `model.gguf: tensor 'x'`."""
     name = os.fsdecode(path)
     return f"{name}: {item}" if item else name
+
+
+@contextlib.contextmanager
+def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Put the file's name before what is said of an input here, where the message does not name it already."""
+    try:
+        yield
+    except (BadFile, Unsupported) as error:
+        if path is None or os.fsdecode(path) in str(error):
+            raise
+        raise type(error)(f"{at(path)}: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:  # each is loaded when its function runs
@@ -144,8 +144,10 @@ def size(target: Source, **options: Any) -> SizeReport:
             raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
         return size_report(shape_of(preset(str(target))), **options)
     if path.is_file() and path.suffix == ".json" and (config := _config(path)) is not None:
-        return size_report(shape_of(config, path.name), **options)
-    return size_report(shape_of(formats.open(path), path.name), **options)
+        with about(path):
+            return size_report(shape_of(config, path.name), **options)
+    with about(path):
+        return size_report(shape_of(formats.open(path), path.name), **options)
 
 
 def _config(path: Path) -> dict[str, Any] | None:

@@ -108,15 +108,44 @@ class Key:
     values: Mapping[Any, Any] | None = None
 
 
+def whole(value: Any) -> int:
+    """A whole number as it stands in JSON or GGUF; `TypeError` for anything that would have to be bent into one."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError("not a whole number")
+    return int(value)
+
+
+def _single(value: Any) -> np.float32:
+    """A number that single precision holds as a finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError("not a number")
+    with np.errstate(over="ignore"):
+        number = np.float32(value)
+    if not np.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def _of(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"not a {kind.__name__}")
+        return value
+
+    return check
+
+
 _KINDS: dict[str, Callable[[Any], Any]] = {
-    "u32": np.uint32,
-    "i32": np.int32,
-    "f32": np.float32,
-    "bool": bool,
-    "str": str,
-    "u32s": lambda v: np.asarray(v, np.uint32),
-    "i32s": lambda v: np.asarray(v, np.int32),
-    "f32s": lambda v: np.asarray(v, np.float32),
+    "u32": lambda v: np.uint32(whole(v)),
+    "i32": lambda v: np.int32(whole(v)),
+    "f32": _single,
+    "bool": _of(bool),
+    "str": _of(str),
+    "u32s": lambda v: np.array([whole(n) for n in v], np.uint32),
+    "i32s": lambda v: np.array([whole(n) for n in v], np.int32),
+    "f32s": lambda v: np.array([_single(n) for n in v], np.float32),
 }
 
 
@@ -165,6 +194,9 @@ DIMS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
+
+
 def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The dimensions that a GGUF's metadata states; per-layer arrays stay arrays (see `Architecture.layer`)."""
     out: dict[str, Any] = {}
@@ -172,10 +204,12 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
         value = metadata.get(f"{arch}.{key}")
         if value is None:
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
-        elif isinstance(value, np.ndarray | list | tuple):
-            out[name] = [int(v) for v in value]
-        else:
-            out[name] = int(value)
+            continue
+        try:
+            many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
+            out[name] = [whole(v) for v in value] if many else whole(value)
+        except TypeError:
+            raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
     for name, expression in (extra or {}).items():
         out[name] = evaluate(expression, {k: v for k, v in out.items() if isinstance(v, int)})
     return out
@@ -314,6 +348,8 @@ class Architecture:
                 value = key.values[value]
             try:
                 found[f"{self.gguf}.{key.gguf}"] = _KINDS[key.kind](value)
+                if key.gguf.endswith("epsilon") and not found[f"{self.gguf}.{key.gguf}"] >= 0:
+                    raise ValueError("negative")
             except (TypeError, ValueError, OverflowError):
                 raise BadFile(f"{source}: {key.hf[0]} is {value!r}, expected {_WORDS[key.kind]}") from None
         own = {k.removeprefix(self.gguf + "."): v for k, v in found.items()}
@@ -323,6 +359,18 @@ class Architecture:
             dims = self.layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
         return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+
+    def check_keys(self, metadata: Mapping[str, Any]) -> None:
+        """`BadFile` when a GGUF's key that this table knows holds a value of another kind."""
+        for key in self.keys:
+            name = f"{self.gguf}.{key.gguf}"
+            value = metadata.get(name)
+            if value is None or key.values is not None or isinstance(value, np.ndarray | list | tuple):
+                continue
+            try:
+                _KINDS[key.kind.removesuffix("s") if key.kind.endswith("2s") else key.kind](value)
+            except (TypeError, ValueError, OverflowError):
+                raise BadFile(f"key {name!r} is {value!r:.60}, expected {_WORDS[key.kind]}") from None
 
     def config(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """GGUF keys -> a config.json for transformers, as far as the keys go."""
@@ -373,7 +421,7 @@ class Architecture:
 _WORDS = {
     "u32": "a whole number from 0 to 4294967295",
     "i32": "a whole number",
-    "f32": "a number",
+    "f32": "a number (finite, and not below 0 for an epsilon)",
     "bool": "true or false",
     "str": "a text",
     "u32s": "a list of whole numbers",

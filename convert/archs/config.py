@@ -85,6 +85,13 @@ _YARN = (
 )
 
 
+def _factor(value: Any) -> np.float32:
+    """How much further a model looks: a positive number; it is divided by."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise ValueError("factor is no positive number")
+    return np.float32(value)
+
+
 def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str) -> None:
     """Add the rope.scaling keys to a GGUF's (bare) keys."""
     rope = config.get("rope") or {}
@@ -97,10 +104,10 @@ def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str) -> No
                 pass  # llama3: its factors are the tensor rope_freqs; dynamic: nothing until the context overflows
             case "linear":
                 own["rope.scaling.type"] = "linear"
-                own["rope.scaling.factor"] = np.float32(rope["factor"])
+                own["rope.scaling.factor"] = _factor(rope["factor"])
             case "yarn":
                 own["rope.scaling.type"] = "yarn"
-                own["rope.scaling.factor"] = np.float32(rope["factor"])
+                own["rope.scaling.factor"] = _factor(rope["factor"])
                 original = rope.get("original_max_position_embeddings") or own.get("context_length", 0)
                 own["rope.scaling.original_context_length"] = np.uint32(original)
                 for name, key in _YARN:

@@ -10,8 +10,9 @@ import llmconv.formats
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab.base import Vocab, from_gguf
 from llmconv.convert.vocab.sources import NAMES, from_files
-from llmconv.errors import BadFile, LlmconvError, UsageError, at
+from llmconv.errors import BadFile, LlmconvError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import open_regular
 
 __all__ = ["load", "of", "read_texts"]
 
@@ -21,6 +22,11 @@ def of(checkpoint: Checkpoint, *, pre: str | None = None) -> Vocab | None:
 
     pre: the name of the pre-tokenizer, over what the file says.
     """
+    with about(checkpoint.source):
+        return _of(checkpoint, pre)
+
+
+def _of(checkpoint: Checkpoint, pre: str | None) -> Vocab | None:
     match checkpoint.dialect:
         case "gguf":
             vocab = from_gguf(checkpoint.metadata)
@@ -68,8 +74,10 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
 
 def read_texts(path: str | Path) -> list[str]:
     """A JSON file that is a list of strings."""
+    with open_regular(Path(path)) as file:
+        raw = file.read()
     try:
-        texts = orjson.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        texts = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         raise BadFile(f"{at(path)}: is not valid JSON ({error})") from None
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):

@@ -6,6 +6,7 @@ so that `llmconv --help` stays quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -101,8 +102,26 @@ def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
 
 
+def _drop_output() -> None:
+    """Let nothing more be written to standard output, so that the interpreter's last flush doesn't fail again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell closed (`>&-`): else a model file would get the number of stdout, and messages inside."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
+    _open_closed_streams()
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -113,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         code = cli.main(args=argv, prog_name="llmconv", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 0
     except (KeyboardInterrupt, click.Abort):
         click.echo("llmconv: interrupted", err=True)
@@ -137,7 +156,16 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _drop_output()  # it may be the output that can't be written: a full disk behind a redirection
         click.echo(f"llmconv: {one_line(name + (error.strerror or str(error)))}", err=True)
+        code = 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"llmconv: {one_line(f'{type(error).__name__}: {error}')}; this is a bug in llmconv, --debug shows where",
+            err=True,
+        )
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from llmconv.errors import about
+
 _MODEL = click.argument("model", type=click.Path(exists=True, path_type=Path))
 _PRE = click.option("--pre", metavar="NAME", help="Name of the BPE pre-tokenizer, over what the file says.")
 
@@ -45,7 +47,8 @@ def tokenize(
 
     if (text is not None) and json_texts is not None:
         raise click.UsageError("give TEXT or --json-texts, not both")
-    tokenizer = vocab.load(model, pre=pre).tokenizer()
+    with about(model):
+        tokenizer = vocab.load(model, pre=pre).tokenizer()
     if json_texts is not None:
         texts = vocab.read_texts(json_texts)
         lists = [tokenizer.encode(t, parse_special=parse_special) for t in texts]
@@ -71,4 +74,6 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
     """Print the text of the token IDS of MODEL."""
     from llmconv.convert import vocab
 
-    click.echo(vocab.load(model, pre=pre).tokenizer().decode(ids, special=special))
+    with about(model):
+        tokenizer = vocab.load(model, pre=pre).tokenizer()
+    click.echo(tokenizer.decode(ids, special=special))
