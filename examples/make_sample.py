@@ -8,6 +8,7 @@ Takes less than a minute on two CPU cores; needs torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -24,7 +25,7 @@ def pairs(text: str) -> list[dict[str, str]]:
     """Every window of the text and its successor."""
     words = text.lower().split()
     windows = [" ".join(words[i : i + WINDOW]) for i in range(len(words) - WINDOW + 1)]
-    return [{"input": a, "target": b} for a, b in zip(windows, windows[1:], strict=False)]
+    return [{"input": a, "target": b} for a, b in itertools.pairwise(windows)]
 
 
 def main() -> None:
