@@ -50,8 +50,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs as an object; `KeyError` for a key that is there twice, of which one would be believed."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        raise KeyError(next(k for k, _ in pairs if k in seen or seen.add(k)))
+        raise KeyError(Counter(k for k, _ in pairs).most_common(1)[0][0])
     return found
 
 
@@ -68,7 +67,16 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
     if arch is None:
         from llmconv.convert import plain as own_names
 
-        return own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
+        out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
+        if config:
+            classes = config.get("architectures")
+            kind = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
+            note = (
+                f"{kind or 'the model'} is no architecture known here: its tensors keep their own names; it can be "
+                "quantized and converted back, but not run here or in llama.cpp"
+            )
+            out.info = {**out.info, "notes": [*out.info.get("notes", []), note]}
+        return out
     where, flat = _where(checkpoint), normalized(config)
     notes: list[str] = []
     metadata = arch.metadata(flat, f"{where}: config.json")

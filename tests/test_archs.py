@@ -440,6 +440,16 @@ def test_unknown_rope_type() -> None:
         hf.to_gguf(checkpoint)
 
 
+def test_unknown_architectures_keep_their_names() -> None:
+    checkpoint = Checkpoint(dialect="hf", files={"config.json": b'{"architectures": ["MysteryForCausalLM"]}'})
+    checkpoint.add(Tensor.from_array("a.b", np.arange(12, dtype=np.float16).reshape(3, 4)))
+    gguf = hf.to_gguf(checkpoint)
+    assert list(gguf.tensors) == ["a.b"] and gguf.metadata["llmconv.layout"] == "plain"
+    assert any("MysteryForCausalLM is no architecture known here" in note for note in gguf.info["notes"])
+    back = hf.from_gguf(gguf)
+    assert back.tensors["a.b"].blocks().tobytes() == checkpoint.tensors["a.b"].blocks().tobytes()
+
+
 def test_not_strict_leaves_extra_tensors_out() -> None:
     checkpoint = model(LLAMA)
     with_extra(checkpoint)
