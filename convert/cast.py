@@ -18,7 +18,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
-__all__ = ["OUTTYPES", "Rounding", "cast"]
+__all__ = ["OUTTYPES", "Rounding", "cast", "stated_rounding"]
 
 OUTTYPES = ("auto", "f64", "f32", "f16", "bf16")
 
@@ -158,3 +158,10 @@ def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
                 ordered[key] = np.uint32(_FILE_TYPES[main])
         metadata = ordered
     return dataclasses.replace(checkpoint, metadata=metadata)
+
+
+def stated_rounding(before: Checkpoint, after: Checkpoint) -> str:
+    """What a cast rounds, in words: "F64 to F32", or "none"."""
+    pairs = {(t.type, after.tensors[name].type) for name, t in before.tensors.items() if name in after.tensors}
+    lossy = sorted(f"{a.name} to {b.name}" for a, b in pairs if a is not b and (a, b) not in _EXACT)
+    return ", ".join(lossy) or "none"

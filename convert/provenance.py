@@ -44,10 +44,11 @@ class Certificate(Shown):
         return {"ok": self.ok, "recorded": self.recorded, "checks": [asdict(c) for c in self.checks]}
 
 
-def certify(checkpoint: Checkpoint, source: Checkpoint, rounding: str) -> None:
+def certify(checkpoint: Checkpoint, canonical: Checkpoint, source: Checkpoint, rounding: str) -> None:
     """Put a certificate into `checkpoint.metadata`: the source's name, its content hash, the rounding, our version.
 
-    `rounding` is a sentence such as "none" or "weights to Q4_K_M".  Reads the whole source once for its hash.
+    checkpoint: what will be written.  canonical: the source in GGUF's dialect, read once, whole, for its hash.
+    rounding: a sentence such as "none" or "F64 to F32".
     `UsageError` for a JSON checkpoint, whose document has no place for one.
     """
     if checkpoint.dialect == "json":
@@ -55,7 +56,7 @@ def certify(checkpoint: Checkpoint, source: Checkpoint, rounding: str) -> None:
     record = {
         "source": source.source.name if source.source else "",
         "source_format": source.format,
-        "source_content_sha256": content_hash(source).model,
+        "source_content_sha256": content_hash(canonical).model,
         "rounding": rounding,
         "tool": f"llmconv {__version__}",
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.cast import OUTTYPES, Rounding, cast
+from llmconv.convert.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.meaning import check_gguf
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, OutputError, UsageError, at
@@ -78,6 +78,7 @@ def save(
     pre: str | None = None,
     strict: bool = True,
     allow_overflow: bool = False,
+    provenance: bool = False,
     force: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -93,6 +94,8 @@ def save(
     pre: the name that llama.cpp gives the pre-tokenizer of a Hugging Face model, where it is not recognised.
     strict: refuse tensors that the architecture's table does not know, instead of leaving them out.
     allow_overflow: let values that `outtype` can't hold become infinite.   force: replace an existing file.
+    provenance: record the source, its content hash, the rounding and our version in the metadata (a certificate that
+        `verify_provenance` checks); the source is read once more for it.
     jobs: threads.   options: of the format: `max_shard_size` (safetensors), `split_max_size`, `split_max_tensors`,
         `byte_order` (GGUF).
 
@@ -108,9 +111,15 @@ def save(
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
     from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
-    checkpoint = _in_dialect_of(kind, checkpoint, layout=layout, config=config, vocab=vocab, pre=pre, strict=strict)
+    source = checkpoint
+    named = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
+    checkpoint = translated = _in_dialect_of(kind, source, **named)
     rounding = Rounding(allow_overflow)
     checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
+    if provenance:
+        from llmconv.convert.provenance import certify
+
+        certify(checkpoint, translate(source, "gguf", **named), source, stated_rounding(translated, checkpoint))
     paths = module.save(
         checkpoint, target, force=force, jobs=jobs, progress=_counted(progress, checkpoint.nbytes), **options
     )

@@ -156,7 +156,7 @@ def test_a_certificate_holds_until_its_source_changes(tmp_path: Path) -> None:
     source, path = tmp_path / "a.gguf", tmp_path / "b.gguf"
     gguf_file.save(model(), source)
     made = cast(llmconv.formats.open(source), "F16")
-    certify(made, llmconv.formats.open(source), "weights to F16")
+    certify(made, llmconv.formats.open(source), llmconv.formats.open(source), "weights to F16")
     gguf_file.save(made, path)
     assert llmconv.verify_provenance(path, source).ok
     gguf_file.save(model(seed=1), source, force=True)
@@ -168,7 +168,7 @@ def test_a_certificate_holds_until_its_source_changes(tmp_path: Path) -> None:
 def test_a_forged_certificate_is_seen() -> None:
     source = model()
     made = cast(source, "Q8_0")
-    certify(made, source, "none")
+    certify(made, source, source, "none")
     assert [c.name for c in llmconv.verify_provenance(made, source).checks if not c.ok] == ["values"]
     with pytest.raises(llmconv.BadFile, match="expected a certificate"):
         llmconv.verify_provenance(source, source)
@@ -296,3 +296,23 @@ def test_inspect_shows_what_is_asked_for(tmp_path: Path) -> None:
         assert CliRunner().invoke(cli, ["inspect", str(path), option]).exit_code == 0
     wrong = CliRunner().invoke(cli, ["inspect", str(path), "--histogram", "output.weigh"])
     assert "did you mean 'output.weight'" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "outtype"), [("m.gguf", "f32"), ("m.gguf", "f64"), ("m.safetensors", "bf16"), ("folder", "f64")]
+)
+def test_conversions_record_where_they_come_from(root: Path, tmp_path: Path, name: str, outtype: str) -> None:
+    source = root / "examples" / "simple-36k.json"
+    made = tmp_path / name
+    run = CliRunner().invoke(cli, ["convert", str(source), str(made), "--outtype", outtype, "--provenance"])
+    assert run.exit_code == 0, run.output
+    found = llmconv.verify_provenance(made, source)
+    assert found.ok
+    assert (found.recorded["rounding"] == "none") == (outtype == "f64")
+    assert CliRunner().invoke(cli, ["verify", "--provenance", str(made), str(source)]).exit_code == 0
+    again = tmp_path / "again.json"
+    llmconv.convert_file(made, again)
+    if outtype == "f64":
+        assert again.read_bytes() == source.read_bytes()
+    with pytest.raises(llmconv.UsageError, match="no place for a certificate"):
+        llmconv.convert_file(made, tmp_path / "c.json", provenance=True)

@@ -55,6 +55,9 @@ _WEIGHTS = (
         show_default=True,
         help="Refuse tensors that the architecture does not have, or leave them out.",
     ),
+    click.option(
+        "--provenance", is_flag=True, help="Record the source's content hash and the rounding; see verify --provenance."
+    ),
 )
 _READ_JSON = (
     click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
