@@ -84,12 +84,14 @@ def attend(
             mask, implied = None, True
         else:
             mask, implied = step.mask(spec.causal, spec.window), False
+        if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
+            key, value = _ungrouped(query, key), _ungrouped(query, value)
+            grouped = False
         return F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=implied, scale=spec.scale, enable_gqa=grouped
         )
     if grouped:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        key, value = _ungrouped(query, key), _ungrouped(query, value)
     scores = query @ key.transpose(-1, -2) * spec.scale
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
@@ -99,6 +101,11 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+def _ungrouped(query: Tensor, x: Tensor) -> Tensor:
+    """Keys or values (B, KV heads, S, D), one for each of the query's heads."""
+    return x.repeat_interleave(query.shape[1] // x.shape[1], 1)
 
 
 def _softmax(scores: Tensor, start: float, sinks: Tensor | None) -> Tensor:
