@@ -71,7 +71,8 @@ def _norm_heads(norm: Norm | None, x: Tensor) -> Tensor:
     if norm is None:
         return x
     whole = norm.weight is not None and norm.weight.dim() == 1 and norm.weight.shape[0] != x.shape[-1]
-    return norm(x.flatten(2)).view_as(x) if whole else norm(x)
+    out: Tensor = norm(x.flatten(2)).view_as(x) if whole else norm(x)
+    return out
 
 
 def attend(

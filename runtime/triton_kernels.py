@@ -5,6 +5,9 @@ plane takes one of each byte, so that neighbouring lanes read neighbouring bytes
 type. Layouts: see the types in `quant/`.  `TRITON_INTERPRET=1` runs them on the CPU.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+# Triton code: its values are vectors of the GPU, not Python objects.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
