@@ -24,12 +24,14 @@ class Codebook(BlockType):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import flat, iq1_encode, iq_encode
+        from llmconv.quant.kernels import iq1_encode, iq_encode, slabs
 
         module = iq1_encode if cls.name.startswith("IQ1") else iq_encode
         kernel = getattr(module, f"encode_{cls.name.lower()}")
-        given = np.empty(0, np.float32) if importance is None else importance
-        kernel(flat(rows), given, rows.shape[1], *iq_tables.search(cls.name), out.reshape(-1))
+        given = slabs.NONE if importance is None else importance
+        for x, k, start, count in slabs.slabs(rows, importance, 256):
+            part = slabs.part(out, cls, k, start, count)
+            kernel(x[: count * k], given, k, *iq_tables.search(cls.name), part)
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

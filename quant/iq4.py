@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
 
-_NONE = np.empty(0, np.float32)
-
 
 class IQ4_NL(BlockType):
     """32 weights under a float16 scale."""
@@ -22,10 +20,11 @@ class IQ4_NL(BlockType):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import flat, iq4
+        from llmconv.quant.kernels import iq4, slabs
 
-        given = _NONE if importance is None else importance
-        iq4.encode_iq4_nl(flat(rows), given, rows.shape[1], out.reshape(-1))
+        given = slabs.NONE if importance is None else importance
+        for x, k, start, count in slabs.slabs(rows, importance, 32):
+            iq4.encode_iq4_nl(x, given, k, count, slabs.part(out, cls, k, start, count))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
@@ -46,10 +45,11 @@ class IQ4_XS(BlockType):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import flat, iq4
+        from llmconv.quant.kernels import iq4, slabs
 
-        given = _NONE if importance is None else importance
-        iq4.encode_iq4_xs(flat(rows), given, rows.shape[1], out.reshape(-1))
+        given = slabs.NONE if importance is None else importance
+        for x, k, start, count in slabs.slabs(rows, importance, 256):
+            iq4.encode_iq4_xs(x, given, k, count, slabs.part(out, cls, k, start, count))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

@@ -59,13 +59,11 @@ class Q3_K(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 16), importance is not None
             if importance is None:
-                levels = slabs.scratch("levels", x.size)
-                search.search_q3(x, found, levels)
+                search.search_q3(x, found)
             else:
-                levels = slabs.NONE
                 means = slabs.means(x, k, 256, 2)
                 search.search_symmetric(x, k, 256, 16, search.BY_BOTH, importance, means, 256, 4, found)
-            kquants.pack_q3_k(x, k, count, found, weighted, levels, slabs.part(out, cls, k, start, count))
+            kquants.pack_q3_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

@@ -16,9 +16,10 @@ class Q1_0(BlockType):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import flat, low
+        from llmconv.quant.kernels import low, slabs
 
-        low.encode_q1_0(flat(rows), out.reshape(-1))
+        for x, k, start, count in slabs.slabs(rows, None, 128):
+            low.encode_q1_0(x, count, slabs.part(out, cls, k, start, count))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

@@ -10,9 +10,9 @@ Source of the rules: `quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl` and `i
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, inner, kernel
+from llmconv.quant.kernels import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
-from llmconv.quant.kernels.lanes import OUT_U8, f4, i4, put_f16
+from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, i4, put_f16
 from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
 
 _near_entry = nearest_entry(8)
@@ -133,14 +133,14 @@ def _scratch():
     )
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, w, order, level, picked, found, shifts, sums = _scratch()
     scales, down = np.empty(8, f4), np.empty(8, np.int64)
     for block in range(rows.size // 256):
         at = 50 * block
-        out[at : at + 50] = 0
+        fill(out, at, at + 50, 0)
         sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(8):
@@ -155,7 +155,7 @@ def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coord
             flip = scale < f4(0)
             _levels(order, 32, found[0], found[1], flip, level)
             down[part] = found[2] ^ flip
-            shifts[:] = MINUS if down[part] else PLUS
+            fill(shifts, 0, 4, MINUS if down[part] else PLUS)
             scale = _entries(xs, 32 * part, 4, abs(scale), shifts, w, level, picked, tables)
             high = 0
             for k in range(4):
@@ -227,7 +227,7 @@ def _split_m(xs, at, w, order, sums, found):
     return scale
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, w, order, level, picked, found, shifts, sums = _scratch()
@@ -235,10 +235,10 @@ def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coord
     words = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 56 * block
-        out[at : at + 56] = 0
+        fill(out, at, at + 56, 0)
         sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
-        picks[:] = 0
+        fill(picks, 0, 32, 0)
         for part in range(16):
             scales[part], kinds[part] = 0, 0
             wat = (256 * block) % columns + 16 * part
@@ -264,7 +264,7 @@ def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coord
             continue
         d = greatest / f4(15)
         inverse = f4(1) / d
-        words[:] = 0
+        fill(words, 0, 4, 0)
         qx, q2 = f4(0), f4(0)
         for part in range(16):
             step = max(i4(0), min(i4(7), nearest(f4(0.5) * (inverse * scales[part] - f4(1)))))

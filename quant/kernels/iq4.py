@@ -8,7 +8,7 @@ scale that explains the (weighted) weights best wins.  Source of the layouts and
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, U8, inner, kernel
+from llmconv.quant.kernels import F32, U8, inner, kernel
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
 from llmconv.quant.kernels.simd import (
     LANES,
@@ -154,16 +154,15 @@ def _put(rows, start, inverse_scale, out, at):
     store(out, at, to_u8(low | (high << i4(4))))
 
 
-@kernel(ROWS, F32, types.intp, OUT_U8)
-def encode_iq4_nl(rows, importance, columns, out):
+@kernel(F32, F32, types.intp, types.intp, OUT_U8)
+def encode_iq4_nl(rows, importance, columns, height, out):
     column, s, scales = np.empty(32 * LANES, f4), np.empty(_SCRATCH, f4), np.empty(LANES, f4)
-    step = columns // 32 if importance.size else 1  # blocks with the same importance are a row apart
-    height = rows.size // (32 * step)
+    step = columns // 32  # blocks with the same importance are a row apart
     for top in range(0, height, LANES):
         lanes = min(LANES, height - top)
         for c in range(step):
             first = top * step + c
-            tile(rows, first, step, lanes, 32, column)
+            tile(rows, first, step, 32, column)
             sigma2 = splat(f4(0))
             if importance.size:
                 for i in range(32):
@@ -178,18 +177,17 @@ def encode_iq4_nl(rows, importance, columns, out):
                 _put(rows, 32 * block, inverse(scales[lane]), out, 18 * block + 2)
 
 
-@kernel(ROWS, F32, types.intp, OUT_U8)
-def encode_iq4_xs(rows, importance, columns, out):
+@kernel(F32, F32, types.intp, types.intp, OUT_U8)
+def encode_iq4_xs(rows, importance, columns, height, out):
     column, s = np.empty(256 * LANES, f4), np.empty(_SCRATCH, f4)
     d, levels, inverses = np.empty(LANES, f4), np.empty(8 * LANES, np.int32), np.empty(8 * LANES, f4)
     scales = np.empty(8 * LANES, f4)
-    step = columns // 256 if importance.size else 1
-    height = rows.size // (256 * step)
+    step = columns // 256
     for top in range(0, height, LANES):
         lanes = min(LANES, height - top)
         for c in range(step):
             first = top * step + c
-            tile(rows, first, step, lanes, 256, column)
+            tile(rows, first, step, 256, column)
             sigma2 = splat(f4(0))
             if importance.size:
                 for i in range(256):

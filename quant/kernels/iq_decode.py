@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels import U8, inner, kernel
-from llmconv.quant.kernels.lanes import LANE, OUT_F32, f4, get_f16, get_u16, get_u32, i4
+from llmconv.quant.kernels.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4
 from llmconv.quant.kernels.simd import LANES, f16_value, from_bits, i32x16, load, load_i32, splat, store, to_float
 from llmconv.quant.kernels.simd import _pointer as pointer
 
@@ -174,7 +174,7 @@ def decode_iq1_m(blocks, grid, out):
             high = np.uint32(blocks[start + 32 + part])
             a = blocks[start + 2 * part] | ((high & 7) << 8)
             b = blocks[start + 2 * part + 1] | ((high & 0x70) << 4)
-            deltas[:8] = f4(-0.125) if high & 8 else f4(0.125)
-            deltas[8:] = f4(-0.125) if high & 0x80 else f4(0.125)
+            fill(deltas, 0, 8, f4(-0.125) if high & 8 else f4(0.125))
+            fill(deltas, 8, 16, f4(-0.125) if high & 0x80 else f4(0.125))
             values = _ternary(grid, a, b) + load(deltas, 0)
             store(out, 256 * block + 16 * part, values * (d * f4(2 * level + 1)))

@@ -7,7 +7,7 @@ Source of the layouts and rules: `quantize_row_iq2_xxs_impl`, `…_iq2_xs_impl`,
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, inner, kernel
+from llmconv.quant.kernels import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import (
     SCRATCH,
     TABLES,
@@ -21,7 +21,7 @@ from llmconv.quant.kernels.iq_search import (
     weigh,
     widen,
 )
-from llmconv.quant.kernels.lanes import OUT_U8, f4, put_f16
+from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, put_f16
 from llmconv.quant.kernels.simd import LANES
 
 
@@ -31,7 +31,7 @@ def _put_u32(out, at, word):
         out[at + i] = (word >> (8 * i)) & 255
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
@@ -40,7 +40,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coo
     signs, some = np.empty(4, np.int64), np.empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
-        out[at : at + 66] = 0
+        fill(out, at, at + 66, 0)
         sigma2 = widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(8):
@@ -62,7 +62,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coo
             scales[part] = scale
             greatest = max(greatest, scale)
         if greatest == f4(0):
-            out[at : at + 66] = 0
+            fill(out, at, at + 66, 0)
             continue
         put_f16(out, at, greatest / f4(31))
         for part in range(8):
@@ -77,7 +77,7 @@ def _put_levels(out, at, scales, count, greatest):
         out[at + i // 2] = level_of(inverse, scales[i], 15) | (level_of(inverse, scales[i + 1], 15) << 4)
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(16, f4)
@@ -86,7 +86,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
-        out[at : at + 74] = 0
+        fill(out, at, at + 74, 0)
         sigma2 = widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(16):
@@ -105,13 +105,13 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
             scales[part] = scale
             greatest = max(greatest, scale)
         if greatest == f4(0):
-            out[at : at + 74] = 0
+            fill(out, at, at + 74, 0)
             continue
         put_f16(out, at, greatest / f4(31))
         _put_levels(out, at + 66, scales, 16, greatest)
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(16, f4)
@@ -120,7 +120,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
-        out[at : at + 82] = 0
+        fill(out, at, at + 82, 0)
         sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(16):
@@ -145,7 +145,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
             _put_levels(out, at + 74, scales, 16, greatest)
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
@@ -154,7 +154,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
-        out[at : at + 98] = 0
+        fill(out, at, at + 98, 0)
         sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         for part in range(8):
@@ -175,14 +175,14 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
             scales[part] = scale
             greatest = max(greatest, scale)
         if greatest == f4(0):
-            out[at : at + 98] = 0
+            fill(out, at, at + 98, 0)
             continue
         put_f16(out, at, greatest / f4(31) * f4(1.0125))
         for part in range(8):
             out[at + 69 + 4 * part] |= level_of(f4(1) / (greatest / f4(31)), scales[part], 15) << 4
 
 
-@kernel(ROWS, F32, types.intp, *TABLES, OUT_U8)
+@kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
     xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
@@ -191,7 +191,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
     signs = np.empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
-        out[at : at + 110] = 0
+        fill(out, at, at + 110, 0)
         sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
         greatest = f4(0)
         # The reference does not step past a part of zeros, so the entries and signs of later parts move up.

@@ -11,7 +11,7 @@ functions of ggml.
 import numpy as np
 
 from llmconv.quant.kernels import I32, U8, inner
-from llmconv.quant.kernels.lanes import f4, i4
+from llmconv.quant.kernels.lanes import f4, fill, i4
 from llmconv.quant.kernels.simd import (
     LANES,
     bits,
@@ -91,7 +91,7 @@ def nearest_entry(size):
 
 @inner
 def widen(rows, start, xs):
-    """One block of weights as float32; the sum of their squares."""
+    """A copy of one block of weights; the sum of their squares."""
     for i in range(0, 256, LANES):
         store(xs, i, load(rows, start + i))
     total = f4(0)
@@ -198,7 +198,7 @@ def _fitter(targets, tries, count, size, step, top, again):
             while end < tries and points[32 * part + end] == point:
                 end += 1  # greater scales never lower a level, so equal points are neighbours
             if entry[point] >= 0:
-                picks[32 * part + t : 32 * part + end] = entry[point]
+                fill(picks, 32 * part + t, 32 * part + end, entry[point])
             else:
                 if not tabulated:
                     tabulate(part, s, costs)

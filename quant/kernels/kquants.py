@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels import F32, U8, inner, kernel, out
-from llmconv.quant.kernels.pack import divide, get_f16, multiply, put_f16
+from llmconv.quant.kernels.lanes import divide, get_f16, multiply, put_f16
 from llmconv.quant.kernels.search import (
     INVERSE,
     MINIMUM,
@@ -20,6 +20,7 @@ from llmconv.quant.kernels.search import (
     WEIGHT,
     best_positive,
     best_symmetric,
+    levels_q3,
 )
 from llmconv.quant.kernels.simd import (
     clamp,
@@ -210,15 +211,15 @@ def symmetric_levels(x, x_at, half, d, code, inverse, levels, to):
         store(levels, to, splat(i4(0)))
 
 
-@kernel(F32, types.int64, types.int64, F32, types.boolean, F32, _BYTES)
-def pack_q3_k(x, k, n_rows, found, weighted, chosen, out):
-    """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d.  `chosen`: of `search_q3`, or empty."""
+@kernel(F32, types.int64, types.int64, F32, types.boolean, _BYTES)
+def pack_q3_k(x, k, n_rows, found, weighted, out):
+    """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d."""
     codes, d, levels = np.empty(256, i4), np.empty(16, f4), np.empty(256, i4)
     tile, weights, products = np.empty(256, f4), np.empty(256, f4), np.empty(256, f4)
+    other, chosen = np.empty(512, f4), np.empty(512, f4)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
-            block = group * (k // 256) + column
-            base = block * 16 * SUB
+            base = (group * (k // 256) + column) * 16 * SUB
             if weighted:
                 for j in range(0, 256, 16):
                     store(tile, j, load(found, base + SUB * (j // 16) + SCALE))
@@ -247,6 +248,7 @@ def pack_q3_k(x, k, n_rows, found, weighted, chosen, out):
                 at = (row * (k // 256) + column) * 110
                 put_scales_3bit(codes, lane, out, at + 96)
                 stored = put_f16(out, at + 108, d[lane])
+                descended = False
                 for j in range(16):
                     code = codes[16 * j + lane] - 32
                     if weighted or stored * f4(code) != f4(0):
@@ -254,8 +256,11 @@ def pack_q3_k(x, k, n_rows, found, weighted, chosen, out):
                         x_at = row * k + 256 * column + 16 * j
                         symmetric_levels(x, x_at, 4, stored, code, inverse_lane, levels, 16 * j)
                     else:
-                        for i in range(16 * j, 16 * j + 16):
-                            levels[i] = i4(chosen[(block * 256 + i) * 16 + lane]) + i4(4)
+                        if not descended:
+                            levels_q3(x, row * k + 256 * column, other, chosen)
+                            descended = True
+                        for i in range(16):
+                            levels[16 * j + i] = i4(chosen[16 * i + j]) + i4(4)
                 put_bit(levels, 2, out, at)
                 put_crumbs(levels, out, at + 32)
 

@@ -1,4 +1,4 @@
-"""What the kernels of several families share: fields of a block's bytes, and one block a lane.
+"""What the kernels of several families share: fields of a block's bytes, rounding, and one block a lane.
 
 `tile` lays sixteen blocks side by side, one a lane, so that a search runs on all of them at once and every lane
 keeps the reference's order of operations.
@@ -10,7 +10,21 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels import inner, out
-from llmconv.quant.kernels.simd import LANES, f16_bits, f16_value, fabs, from_bits, i32x16, max_, reduce_umax, transpose
+from llmconv.quant.kernels.simd import (
+    LANES,
+    clamp,
+    f16_bits,
+    f16_value,
+    fabs,
+    from_bits,
+    i32x16,
+    load,
+    max_,
+    nearest_int,
+    reduce_umax,
+    splat,
+    transpose,
+)
 from llmconv.quant.kernels.simd import _pointer as pointer
 from llmconv.quant.kernels.simd import bits as bits_of
 
@@ -22,11 +36,19 @@ i4 = np.int32
 
 
 @inner
+def fill(array, start, stop, value):
+    """`array[start:stop] = value`, which takes numba a second to compile."""
+    for i in range(start, stop):
+        array[i] = value
+
+
+@inner
 def put_f16(out, at, number):
-    """The float16 nearest to `number` into two bytes."""
+    """The float16 nearest to `number`, into two bytes; returns its value."""
     half = f16_bits(number)
     out[at] = half & 255
     out[at + 1] = half >> 8
+    return f16_value(half)
 
 
 @inner
@@ -41,6 +63,7 @@ def get_u32(blocks, at):
 
 @inner
 def get_f16(blocks, at):
+    """The float16 in two bytes, as float32."""
     return f16_value(get_u16(blocks, at))
 
 
@@ -56,21 +79,22 @@ def largest(a, b):
 
 
 @inner
-def tile(rows, first, step, lanes, size, out):
-    """Weight i of block `first + lane * step` (blocks of `size` weights) to `out[16 * i + lane]`, as float32.
+def divide(x, at, offset, d, low, high):
+    """nearest_int((x + offset) / d) of sixteen weights, clamped: the integers that a scale already stored gives."""
+    return clamp(nearest_int((load(x, at) + offset) / d), i4(low), i4(high))
 
-    size: a multiple of 16.  Lanes from `lanes` on, where there is no block, are zeros.
-    """
-    if lanes == LANES:
-        for i in range(0, size, LANES):
-            transpose(rows, first * size + i, step * size, out, LANES * i)
-        return
-    some = np.zeros(LANES * size, rows.dtype)
-    for lane in range(lanes):
-        start = (first + lane * step) * size
-        some[lane * size : (lane + 1) * size] = rows[start : start + size]
+
+@inner
+def multiply(x, at, offset, inverse, low, high):
+    """nearest_int((x - offset) * inverse) of sixteen weights, clamped: the integers that a search settled on."""
+    return clamp(nearest_int(splat(inverse) * (load(x, at) - offset)), i4(low), i4(high))
+
+
+@inner
+def tile(x, first, step, size, out):
+    """Weight i of block `first + lane * step` (blocks of `size` weights, a multiple of 16) to `out[16 * i + lane]`."""
     for i in range(0, size, LANES):
-        transpose(some, i, size, out, LANES * i)
+        transpose(x, first * size + i, step * size, out, LANES * i)
 
 
 @intrinsic

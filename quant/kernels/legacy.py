@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels import F32, ROWS, U8, inner, kernel, out
-from llmconv.quant.kernels.pack import get_f16, multiply, put_f16
+from llmconv.quant.kernels.lanes import LANE, get_f16, multiply, put_f16
 from llmconv.quant.kernels.search import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.simd import (
     any_lane,
@@ -73,19 +73,10 @@ def get_quants(blocks, at, width):
         fifth = np.uint32(0)
         for i in range(4):
             fifth |= np.uint32(blocks[at + i]) << np.uint32(8 * i)
-        lane = lanes()
-        bit = splat(i4(fifth)) >> lane
+        bit = splat(i4(fifth)) >> load_i32(LANE, 0)
         return (packed & i4(15)) | ((bit & i4(1)) << i4(4)), (packed >> i4(4)) | (((bit >> i4(16)) & i4(1)) << i4(4))
     packed = load_i32(blocks, at)
     return packed & i4(15), packed >> i4(4)
-
-
-@inner
-def lanes():
-    return load_i32(_LANES, 0)
-
-
-_LANES = np.arange(16, dtype=np.int32)
 
 
 @inner

@@ -4,8 +4,9 @@ Source of the layouts and rules: `block_q1_0`, `block_q2_0` and their quantizers
 """
 
 import numpy as np
+from numba import types
 
-from llmconv.quant.kernels import ROWS, U8, kernel
+from llmconv.quant.kernels import F32, ROWS, U8, kernel
 from llmconv.quant.kernels.lanes import (
     LANE,
     OUT_F32,
@@ -36,14 +37,14 @@ from llmconv.quant.kernels.simd import (
 )
 
 
-@kernel(ROWS, OUT_U8)
-def encode_q1_0(rows, out):
-    blocks = rows.size // 128
+@kernel(F32, types.intp, OUT_U8)
+def encode_q1_0(rows, blocks, out):
+    """The first `blocks` blocks of `rows`, a multiple of sixteen."""
     column = np.empty(128 * LANES, f4)
     sums = np.empty(LANES, f4)
     for first in range(0, blocks, LANES):
         lanes = min(LANES, blocks - first)
-        tile(rows, first, 1, lanes, 128, column)
+        tile(rows, first, 1, 128, column)
         total = splat(f4(0))
         for i in range(128):
             total = total + fabs(load(column, LANES * i))
