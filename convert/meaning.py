@@ -56,7 +56,7 @@ def _check(checkpoint: Checkpoint) -> None:
                 missing = missing or (part if slot.row.optional is False else None)
             elif tensor.shape != shape:
                 raise BadFile(
-                    f"{where}: tensor {part!r} has shape {list(tensor.shape)}, expected {list(shape)} by the file's keys"
+                    f"{where}: tensor {part!r} has shape {list(tensor.shape)}, expected {list(shape)} by its keys"
                 )
         if missing and slot.row.per_layer:
             break
@@ -92,5 +92,5 @@ def _check_vocabulary(metadata: dict[str, Any], where: str) -> None:
             raise BadFile(
                 f"{where}: key {key!r} has {len(array):,} entries, expected {len(tokens):,}, one for each token"
             )
-        if kind is np.integer and array.size and not (0 <= int(array.min()) and int(array.max()) < _TYPES):
+        if kind is np.integer and array.size and not (int(array.min()) >= 0 and int(array.max()) < _TYPES):
             raise BadFile(f"{where}: key {key!r} has an entry outside 0 to {_TYPES - 1}; the file is damaged")

@@ -64,7 +64,10 @@ def sniff(path: Path) -> Format:
     head = b""
     if not path.is_dir():
         with open_regular(path) as file:
-            head = file.read(4096)
+            try:
+                head = file.read(4096)
+            except OSError as error:
+                raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
     for module in _each():

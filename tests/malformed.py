@@ -3,6 +3,7 @@
 The containers' own one-fault tables live beside their tests (test_malformed_*.py, test_json.py, ...); here they are
 gathered, and joined by models that are whole as containers and wrong in meaning.
 """
+# ruff: noqa: E501 (tables of one line a fault)
 
 from __future__ import annotations
 
@@ -531,7 +532,10 @@ def cases() -> list[Case]:
         )
         for n, c in GGUF_MEANING.items()
     ]  # type: ignore[misc]
-    found += [Case("document", n, _file("bad.json", raw), readable=True) for n, raw in JSON_MEANING.items()]
+    found += [
+        Case("document", n, _file("bad.json", raw), readable=True, says="may pass" if n == "vocab of numbers" else "")
+        for n, raw in JSON_MEANING.items()
+    ]
     return found
 
 

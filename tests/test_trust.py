@@ -136,8 +136,8 @@ def test_models_that_would_be_run(tmp_path: Path, good: Path, text: Path, case: 
         ["compare", bad, good, text, *cpu],
         ["compare", good, bad, text, *cpu],
         ["generate", bad, "-p", "the", *cpu],
-        ["train", text, "-o", tmp_path / "out" / "run", "--from", bad, "--steps", "1", *cpu],
-        ["sweep", bad, text, "-o", tmp_path / "out" / "sweep", "--types", "Q8_0", *cpu],
+        ["train", text, "-o", tmp_path / "out" / "run", "--from", bad, "--steps", "1", "-q", *cpu],
+        ["sweep", bad, text, "-o", tmp_path / "out" / "sweep", "--types", "Q8_0", "-q", *cpu],
     ):
         result = run(*args)
         assert fault_of(result, names_of(bad)) == "", args
@@ -169,7 +169,9 @@ def test_bad_importance_matrices(tmp_path: Path, good: Path, name: str) -> None:
           tmp_path / "out", may_pass=name in ("other size",))  # fmt: skip
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x00", b"\x0a\xff\xff\xff\xff\x0f", b"hello", bytes(5000), b"\x0a\x05\x0a\x01a\x15"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x00", b"\x0a\xff\xff\xff\xff\x0f", b"hello", bytes(5000), b"\x0a\x05\x0a\x01a\x15"]
+)
 def test_bad_sentencepiece_models(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(raw)
     assert fault_of(run("tokenize", tmp_path / "tokenizer.model", "x"), ("tokenizer.model",)) == ""
@@ -232,7 +234,9 @@ for line in open(sys.argv[1]):
 
 def guarded(tmp_path: Path, lines: list[list[object]]) -> list[int]:
     """Exit codes of commands in a process that dies when one connects, starts a program, or unpickles a class."""
-    (tmp_path / "guard.py").write_text(GUARD.format(allowed={"torch", "collections", "numpy", "_codecs"}))
+    (tmp_path / "guard.py").write_text(
+        GUARD.format(allowed={"torch", "collections", "numpy", "_codecs", "numba", "llvmlite"})
+    )
     (tmp_path / "lines").write_text("".join("\t".join(map(str, args)) + "\n" for args in lines))
     done = subprocess.run(
         [sys.executable, tmp_path / "guard.py", tmp_path / "lines"], capture_output=True, text=True, cwd=tmp_path
@@ -358,7 +362,16 @@ def test_inputs_that_are_no_files(tmp_path: Path, args: list[str]) -> None:
     (tmp_path / "loop.gguf").symlink_to("loop.gguf")
     (tmp_path / "empty").mkdir()
     start = time.monotonic()
-    for name in ("pipe.gguf", "socket.gguf", "loop.gguf", "empty", "/dev/zero", "/dev/tty", "none.gguf", "/proc/self/mem"):
+    for name in (
+        "pipe.gguf",
+        "socket.gguf",
+        "loop.gguf",
+        "empty",
+        "/dev/zero",
+        "/dev/tty",
+        "none.gguf",
+        "/proc/self/mem",
+    ):
         result = run(*args, name)
         assert fault_of(result, (name,)) == "", (name, result)
     assert time.monotonic() - start < 5
@@ -379,7 +392,11 @@ def test_a_pipe_in_the_place_of_a_side_file(tmp_path: Path) -> None:
 def test_names_that_are_not_utf_8(tmp_path: Path, good: Path) -> None:
     name = os.fsdecode(b"\xff\xfe m.gguf")
     shutil.copy(good, tmp_path / name)
-    for args in (["inspect", name], ["convert", name, os.fsdecode(b"\xfd.safetensors")], ["edit", name, "--set", "a=u8:1"]):
+    for args in (
+        ["inspect", name],
+        ["convert", name, os.fsdecode(b"\xfd.safetensors")],
+        ["edit", name, "--set", "a=u8:1"],
+    ):
         done = command(*args, cwd=tmp_path, env={**os.environ, "LC_ALL": "C"})
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     (tmp_path / name).write_bytes(b"GGUF")
@@ -397,7 +414,10 @@ def test_closed_and_full_streams(tmp_path: Path, good: Path) -> None:
         (f"{base} inspect {tmp_path}/none 2>&-", (1,)),
     ):
         done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
-        assert done.returncode in codes and "Traceback" not in done.stderr and "ignored" not in done.stderr, (line, done)
+        assert done.returncode in codes and "Traceback" not in done.stderr and "ignored" not in done.stderr, (
+            line,
+            done,
+        )
     assert llmconv.verify(tmp_path / "a.gguf", good).same
 
 
@@ -441,9 +461,7 @@ def test_many_shards_under_few_descriptors(tmp_path: Path) -> None:
         made.add(Tensor.from_array(f"t{i}", np.full(8, i, np.float32)))
     first = gguf_file.save(made, tmp_path / "m.gguf", split_max_tensors=1)[0]
     for args in (["merge", first, "one.gguf"], ["convert", first, "again.gguf", "--split-max-tensors", "1"]):
-        done = command(
-            *args, cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
-        )
+        done = command(*args, cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)))
         assert done.returncode == 0, (args, done.stderr)
 
 

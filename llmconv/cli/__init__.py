@@ -48,6 +48,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own."""
+
+
 class Group(click.Group):
     """A click group whose commands are imported when they are asked for."""
 
@@ -61,6 +65,12 @@ class Group(click.Group):
         command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         command.short_help = short
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         import difflib
@@ -134,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output left
         _drop_output()
         code = 0
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, _Interrupted, click.Abort):
         click.echo("llmconv: interrupted", err=True)
         code = 130
     except click.ClickException as error:
