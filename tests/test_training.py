@@ -220,11 +220,11 @@ def test_fresh_weights_are_the_same_however_they_are_read(pairs: Path, tmp_path:
 
 @pytest.mark.parametrize("kind", ["word", "char", "bpe", "wordpiece"])
 def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
-    vocab = make_vocab(kind, 120, data_files.texts(book))
+    vocab = make_vocab(kind, 300, data_files.texts(book))  # byte-level BPE has all 256 bytes
     text = " ".join(WORDS[:9])
     ids = vocab.tokenizer().encode(text)
     assert vocab.tokenizer().decode(ids).strip() == text
-    assert len(vocab) <= 120
+    assert len(vocab) <= 300
 
 
 def test_data_kinds(tmp_path: Path) -> None:
