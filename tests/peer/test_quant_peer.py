@@ -54,6 +54,8 @@ def ggml() -> ModuleType:
 def test_same_bytes(ggml, block, scale, weights):
     if not block.can_encode():
         pytest.skip(f"{block.name} is read only")
+    if scale == "every scale" and block.name.startswith(("IQ1", "IQ2", "IQ3")):
+        pytest.skip(f"the reference's {block.name} ends the process on rows of some of these scales")
     seed = secrets.randbits(32)
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(1, 34)), 256 * int(rng.integers(1, 5))
