@@ -152,7 +152,8 @@ def partials(outputs: Sequence[Partial]) -> Iterator[Sequence[Partial]]:
     try:
         for out in outputs:
             out.create()
-        yield outputs
+        with output_errors(outputs[0].path if outputs else Path()):
+            yield outputs
         for out in outputs:
             out.finish()
         for out in outputs:

@@ -26,7 +26,7 @@ def _no_files_left() -> Iterator[None]:
 
 
 def mutated(rng: random.Random, raw: bytes, other: bytes) -> bytes:
-    """One to four changes of the kinds that find faults: bits, whole numbers of 1 to 8 bytes, cuts, splices, repeats."""
+    """One to four changes of the kinds that find faults: bits, numbers of 1 to 8 bytes, cuts, splices, repeats."""
     data = bytearray(raw)
     for _ in range(rng.randint(1, 4)):
         i = rng.randrange(len(data) + 1)

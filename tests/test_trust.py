@@ -220,7 +220,7 @@ def guard(event, args):
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
     if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "os.spawn"):
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
-    if event == "pickle.find_class" and str(args[0]).split(".")[0] not in allowed:
+    if allowed and event == "pickle.find_class" and str(args[0]).split(".")[0] not in allowed:
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
 sys.addaudithook(guard)
 from llmconv.cli import main
@@ -232,10 +232,13 @@ for line in open(sys.argv[1]):
 """
 
 
-def guarded(tmp_path: Path, lines: list[list[object]]) -> list[int]:
-    """Exit codes of commands in a process that dies when one connects, starts a program, or unpickles a class."""
+def guarded(tmp_path: Path, lines: list[list[object]], allowed: set[str]) -> list[int]:
+    """Exit codes of commands in a process that dies when one connects, starts a program, or unpickles a class.
+
+    allowed: modules whose classes may be unpickled; none named: any (numba's cache of kernels is pickled).
+    """
     (tmp_path / "guard.py").write_text(
-        GUARD.format(allowed={"torch", "collections", "numpy", "_codecs", "numba", "llvmlite"})
+        GUARD.format(allowed=allowed)
     )
     (tmp_path / "lines").write_text("".join("\t".join(map(str, args)) + "\n" for args in lines))
     done = subprocess.run(
@@ -266,7 +269,7 @@ def test_no_command_goes_to_the_network(tmp_path: Path, good: Path, text: Path) 
             ["perplexity", good, text, "-c", "16", "--chunks", "1", "--device", "cpu", "-q"],
             ["generate", good, "-p", "the", "-n", "2", "--device", "cpu", "-q"],
         ]
-    codes = guarded(tmp_path, lines)
+    codes = guarded(tmp_path, lines, set())
     assert codes == [0] * len(lines)
 
 
@@ -276,7 +279,7 @@ def test_nothing_in_a_model_is_run(tmp_path: Path, good: Path) -> None:
     for i, case in enumerate(c for c in CASES if c.kind == "torch" and (HAS_TORCH or "old" not in c.name)):
         path = case.make(tmp_path / "in")
         lines += [["convert", path.rename(path.with_name(f"{i}.pt")), "o.gguf"]]
-    codes = guarded(tmp_path, lines)
+    codes = guarded(tmp_path, lines, {"torch", "collections", "numpy", "_codecs"})
     assert codes == [1] * len(lines)
     assert not list(tmp_path.rglob("PWNED*"))
 
@@ -489,8 +492,15 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("args", [["convert", "m.gguf", "o.gguf"], ["convert", "m.gguf", "o.json"],
-                                  ["quantize", "m.gguf", "-t", "Q8_0", "-q", "-o", "o.gguf"]], ids=lambda a: a[0] + a[-1])  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "m.gguf", "o.gguf"],
+        ["convert", "m.gguf", "o.json"],
+        ["quantize", "m.gguf", "-t", "Q8_0", "-q", "-o", "o.gguf"],
+    ],
+    ids=lambda a: a[0] + a[-1],
+)
 def test_a_signal_leaves_the_old_file(tmp_path: Path, good: Path, args: list[str], number: signal.Signals) -> None:
     shutil.copy(good, tmp_path / "m.gguf")
     target = tmp_path / args[-1]
@@ -579,7 +589,7 @@ def test_an_edit_that_is_cut_off_is_undone(
         llmconv.edit(path, set={"c": "d"})
         found = llmconv.open(path)
         assert found.metadata["c"] == "d" and found.metadata.get("a", "b") == "b"
-        assert llmconv.verify(path, good).same
+        assert all(t.status == "identical" for t in llmconv.verify(path, good).tensors)
         assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -591,8 +601,9 @@ def test_a_small_disk(tmp_path: Path, good: Path) -> None:
         pytest.skip("needs the right to mount a tmpfs")
     try:
         for args in (
-            ["convert", good, disk / "o.gguf"], ["convert", good, disk / "o.json"], ["convert", good, disk / "o.msgpack"],
-            ["convert", good, disk / "folder"], ["quantize", good, "-t", "F16", "-q", "-o", disk / "q.gguf"],
+            ["convert", good, disk / "o.gguf"], ["convert", good, disk / "o.json"],
+            ["convert", good, disk / "o.msgpack"],
+            ["convert", good, disk / "folder"], ["quantize", good, "-t", "F32", "-q", "-o", disk / "q.gguf"],
         ):  # fmt: skip
             result = run(*args)
             assert result.code == 1 and result.err.count("\n") == 1 and ("space" in result.err or "free" in result.err)

@@ -52,6 +52,10 @@ class _Interrupted(BaseException):
     """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own."""
 
 
+class _ReaderLeft(BaseException):
+    """Whoever read our output closed it: `llmconv inspect model.gguf | head`."""
+
+
 class Group(click.Group):
     """A click group whose commands are imported when they are asked for."""
 
@@ -71,6 +75,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Interrupted from None
+        except BrokenPipeError:  # which click would answer with an exit code of 1
+            raise _ReaderLeft from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         import difflib
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = cli.main(args=argv, prog_name="llmconv", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output left
+    except (BrokenPipeError, _ReaderLeft):
         _drop_output()
         code = 0
     except (KeyboardInterrupt, _Interrupted, click.Abort):
