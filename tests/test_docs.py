@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -46,6 +47,25 @@ def test_commands_that_are_shown_exist() -> None:
         for block in re.findall(r"```(?:console|text|sh)\n(.*?)```", page.read_text(), re.DOTALL):
             for name in re.findall(r"^\s*(?:\S*/)?llmconv ([a-z][a-z-]*)", block, re.MULTILINE):
                 assert name in COMMANDS, f"{page.name} shows llmconv {name}"
+
+
+def test_the_api_reference_covers_every_public_name() -> None:
+    """The page lists members a module at a time; each must be there, and each public name among them."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+\.[A-Z]\w*)$", page, re.MULTILINE)}
+    for module, members in re.findall(r"^::: (\S+)\n    options: \{members: \[([^]]*)\]", page, re.MULTILINE):
+        source = importlib.util.find_spec(module)
+        assert source is not None and source.origin is not None
+        for name in members.split(", "):
+            assert re.search(rf"^(?:def|class) {name}\b", Path(source.origin).read_text(), re.MULTILINE), name
+            listed.add(name)
+    assert not {*llmconv.__all__} - {"__version__"} - listed
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"\S+\.md", nav)) == pages
 
 
 def test_every_public_name_is_there() -> None:
