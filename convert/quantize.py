@@ -21,7 +21,7 @@ from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, Outputs, check_target, open_regular
+from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.show import Shown
 from llmconv.formats.stream import Progress
 from llmconv.quant import by_name
@@ -119,6 +119,12 @@ def quantize(
     jobs: int | None = None,
     allow_nonfinite: bool = False,
     resumable: bool = False,
+    lora: StrPath | None = None,
+    layout: str | None = None,
+    config: StrPath | None = None,
+    vocab: StrPath | None = None,
+    pre: str | None = None,
+    strict: bool = True,
     force: bool = False,
     progress: Progress | None = None,
     planned: Callable[[Quantized], None] | None = None,
@@ -126,8 +132,8 @@ def quantize(
     """Quantize a model of any format to GGUF, as llama-quantize would, byte for byte on the same GGUF.
 
     src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file.
-    dst: the output; a folder, or a name with `{type}` in it, when there are several types.  By default
-        `NAME-TYPE.gguf` beside the source.
+    dst: the output; when there are several types a folder (made if its parent is there) or a name with `{type}` in
+        it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it (`convert.int8`).
     pure: no mixing; any block type may then be named as `type`.
@@ -144,6 +150,7 @@ def quantize(
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
     resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor.
+    lora, layout, config, vocab, pre, strict: how the source is read, as in `convert_file`.
     force: existing outputs are replaced.
     progress: called with (bytes of the source just done, tensor name).
     planned: called once with the plan, before anything is written.
@@ -158,7 +165,7 @@ def quantize(
     if any(name.upper() == INT8 for name in types):
         if len(types) > 1:
             raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
-        return _int8(src, dst, dry_run, jobs, allow_nonfinite, force, progress, planned, started)
+        return _int8(src, lora, dst, dry_run, jobs, allow_nonfinite, force, progress, planned, started)
     chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
     if (include_weights or exclude_weights) and imatrix is None:
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
@@ -181,10 +188,11 @@ def quantize(
         keep_split,
         allow_requantize,
     )
-    opened = formats.open(src)
+    opened = _opened(src, lora)
     if opened.dialect == "gguf":
         check_gguf(opened)
-    checkpoint = _runnable(translate(opened, "gguf"), opened)
+    reading = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
+    checkpoint = _runnable(translate(opened, "gguf", **reading), opened)
     with about(src):
         plans = [
             quantplan.make_plan(checkpoint, kind, path, wishes)
@@ -198,6 +206,25 @@ def quantize(
     if dry_run:
         return result
     inputs = _inputs(opened, checkpoint)
+    if lora is not None:
+        inputs += sorted(p for p in Path(lora).iterdir() if p.is_file())
+    with new_folder(plans[0].files[0].path.parent) if len(chosen) > 1 else contextlib.nullcontext():
+        _write(src, plans, inputs, imatrix, resumable, force, jobs, allow_nonfinite, progress)
+    return _result(src, checkpoint, plans, started, written=True)
+
+
+def _write(
+    src: Path,
+    plans: Sequence[Plan],
+    inputs: Sequence[Path],
+    imatrix: StrPath | None,
+    resumable: bool,
+    force: bool,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    progress: Progress | None,
+) -> None:
+    """Make the files of the plans, together or not at all; with `resumable` what is done stays."""
     if resumable:
         files = [f for plan in plans for f in plan.files]
         identity = {"input": [journal.fingerprint(p) for p in inputs if p.is_file()], "importance matrix": None}
@@ -215,7 +242,16 @@ def quantize(
         sizes = {f.path: f.size for plan in plans for f in plan.files}
         with Outputs(sizes, force=force, inputs=inputs) as together, contextlib.ExitStack() as stack:
             _run(src, plans, [stack.enter_context(together.open(p)) for p in sizes], jobs, allow_nonfinite, progress)
-    return _result(src, checkpoint, plans, started, written=True)
+
+
+def _opened(src: Path, lora: StrPath | None) -> Checkpoint:
+    """The source, with the adapter merged in where there is one."""
+    opened = formats.open(src)
+    if lora is None:
+        return opened
+    from llmconv.convert.lora import merge
+
+    return merge(translate(opened, "hf"), Path(lora))
 
 
 def _runnable(checkpoint: Checkpoint, opened: Checkpoint) -> Checkpoint:
@@ -251,6 +287,7 @@ def _require_importance(plans: Sequence[Plan]) -> None:
 
 def _int8(
     src: Path,
+    lora: StrPath | None,
     dst: StrPath | None,
     dry_run: bool,
     jobs: int | None,
@@ -263,7 +300,7 @@ def _int8(
     """The safetensors output: a model folder, or one file where its name says so."""
     from llmconv.convert.int8 import to_int8
 
-    opened = formats.open(src)
+    opened = _opened(src, lora)
     model = to_int8(opened, allow_nonfinite=allow_nonfinite)
     path = Path(dst) if dst is not None else _targets(src, None, [FileType(INT8, -1, "")])[0].with_suffix("")
     rows = tuple(
@@ -301,14 +338,17 @@ def _targets(src: Path, dst: StrPath | None, types: Sequence[FileType]) -> list[
         if "{type}" in path.name:
             return [path.with_name(path.name.replace("{type}", t.name)) for t in types]
         if not path.is_dir():
-            if len(types) > 1:
+            if len(types) == 1:
+                return [path]
+            if path.suffix == ".gguf" or path.exists():
                 raise UsageError(
                     f"{at(path)}: is one name for {len(types)} outputs; give a folder or a name with {{type}}"
                 )
-            return [path]
         folder = path
+    elif src.is_dir() and src.name in ("", ".", ".."):
+        folder = src.resolve().parent
     else:
-        folder = src.resolve().parent if src.is_dir() else src.parent
+        folder = src.parent
     stem = src.resolve().name if src.is_dir() else src.name.removesuffix(src.suffix)
     stem = _TYPE_SUFFIX.sub("", _SHARD_SUFFIX.sub("", stem))
     return [folder / f"{stem}-{t.name}.gguf" for t in types]

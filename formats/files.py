@@ -91,6 +91,22 @@ def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Pat
             raise OutputError(f"{at(path)}: needs {size:,} bytes but the disk has {free:,} free; write elsewhere")
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """A folder for outputs, made if it is not there; gone again after an error that left it empty."""
+    with output_errors(path):
+        made = not path.exists()
+        if made:
+            path.mkdir()
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
 class Output:
     """A file being written, as a context manager: published on a clean exit, gone on an error.
 

@@ -165,10 +165,12 @@ def convert_file(
     if source_format is not None and not _same_family(module.NAME, source_format):
         raise UsageError(f"{at(source)}: is {module.NAME}, not {source_format}; use llmconv convert, which takes any")
     target = default_target(source, to or "gguf") if dst is None else Path(dst)
-    size = _size(source)
+    if dst is not None and to is not None:
+        to = _named_format(target, to)
     if (to or format_of(target)) != "safetensors" or target.suffix == ".safetensors":
         check_target(target, force=bool(options.get("force")), inputs=(source,))
     checkpoint = module.open(source)
+    size = _size(source, checkpoint)
     if lora is not None:
         from llmconv.convert.lora import merge
 
@@ -182,8 +184,9 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a model file holds, as plain data: see `llmconv.convert.report.describe`."""
     from llmconv.convert.report import describe
 
-    report = describe(open(path))
-    report["size"] = _size(Path(path))
+    checkpoint = open(path)
+    report = describe(checkpoint)
+    report["size"] = _size(Path(path), checkpoint)
     return report
 
 
@@ -215,6 +218,16 @@ def format_of(path: Path) -> str:
             f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"
         )
     return "safetensors"
+
+
+def _named_format(path: Path, to: str) -> str:
+    """`to`, or the other document format where the name asks for it; a name of yet another format is a mistake."""
+    named = format_of(path)
+    if _same_family(named, to):
+        return named
+    if named == "safetensors" and path.suffix.lower() != ".safetensors":
+        return to  # a name without a known ending
+    raise UsageError(f"{at(path)}: is a name for {named}, not for {to}; choose another, or use llmconv convert")
 
 
 def default_target(source: Path, to: str) -> Path:
@@ -302,11 +315,12 @@ def _clear_stale(folder: Path, written: list[Path]) -> None:
                 path.unlink()
 
 
-def _size(path: Path) -> int:
-    """Bytes on disk of a file, of all parts of a split one, or of a folder's files."""
+def _size(path: Path, checkpoint: Checkpoint) -> int:
+    """Bytes on disk of a file and of all others that hold tensors of it, or of a folder's files."""
     try:
         if path.is_dir():
             return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
-        return path.stat().st_size
+        parts = {t.extent.path.resolve() for t in checkpoint.tensors.values() if t.extent is not None}
+        return sum(p.stat().st_size for p in parts | {path.resolve()})
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

@@ -92,7 +92,8 @@ def file_type(name: str, pure: bool = False) -> FileType:
         import difflib
 
         known = [*FILE_TYPES, *ALIASES]
-        near = difflib.get_close_matches(key, known, 4) or [t.name for t in _TABLE]
+        near = difflib.get_close_matches(key, known, 4)
+        way_out = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(FILE_TYPES)}"
         hint = f"--pure takes the block type {key}; " if key in block.names() and not pure else ""
-        raise UsageError(f"unknown file type {name!r}; {hint}did you mean {', '.join(near)}?")
+        raise UsageError(f"unknown file type {name!r}; {hint}{way_out}")
     return found

@@ -33,6 +33,8 @@ class Model:
     n_head: int = 0
     n_head_kv: int = 0
     n_expert: int = 0
+    plain: bool = False
+    """Of no architecture known here: tensors bear names of their own, which need not end in "weight"."""
 
     @property
     def n_gqa(self) -> int:
@@ -69,6 +71,7 @@ class Model:
             n_head,
             number("attention.head_count_kv", n_head),
             number("expert_count", 0),
+            metadata.get("llmconv.layout") == "plain",
         )
 
 

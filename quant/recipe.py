@@ -118,16 +118,16 @@ def tensor_type_rules(texts: Iterable[str]) -> tuple[tuple[re.Pattern[str], Bloc
     return tuple(rules)
 
 
-def _may_quantize(weight: Weight, arch: str, options: Options) -> bool:
+def _may_quantize(weight: Weight, model: Model, options: Options) -> bool:
     name = weight.name
     return (
         weight.type.is_float
         and any(n > 1 for n in weight.shape[:-1])  # at least a matrix; leading ones don't count
-        and name.endswith("weight")
+        and (name.endswith("weight") or model.plain)
         and name not in KEPT_NAMES
         and not (options.leave_output and name == "output.weight")
         and not any(part in name for part in KEPT)
-        and not any(part in name for part in KEPT_OF_ARCH.get(arch, ()))
+        and not any(part in name for part in KEPT_OF_ARCH.get(model.arch, ()))
     )
 
 
@@ -157,7 +157,7 @@ def assign(weights: Sequence[Weight], model: Model, file: FileType, options: Opt
 
 def _choose(weight: Weight, model: Model, file: FileType, options: Options, counts: _Counts, tied: bool) -> Choice:
     name, role = weight.name, role_of(weight.name)
-    if file is COPY or not _may_quantize(weight, model.arch, options):
+    if file is COPY or not _may_quantize(weight, model, options):
         return Choice(name, weight.type, weight.type, False, False)
     default = block.by_name(file.default)
     manual = next((kind for pattern, kind in options.tensor_types if pattern.search(name)), None)

@@ -11,7 +11,19 @@ from typing import Any
 import click
 
 import llmconv
-from llmconv.cli.options import PATH, Progress, command_options, megabytes, notes, say, target
+from llmconv.cli.options import (
+    PATH,
+    Progress,
+    command_options,
+    megabytes,
+    notes,
+    read_hf_options,
+    read_json_options,
+    say,
+    size_option,
+    strict_option,
+    target,
+)
 
 __all__ = [
     "convert",
@@ -26,18 +38,6 @@ __all__ = [
 _OUTTYPES = click.Choice(["auto", "f64", "f32", "f16", "bf16"])
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
-    """A size: 4000000, 500M, 2G (powers of 1000, as Hugging Face and llama.cpp count)."""
-    if value is None:
-        return 0
-    text = value.strip().upper().removesuffix("B")
-    scale = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}.get(text[-1:], 1)
-    digits = text if scale == 1 else text[:-1]
-    if not digits.isdecimal() or not int(digits):
-        raise click.BadParameter(f"{value!r} is no size; write 500M or 2G")
-    return int(digits) * scale
-
-
 _WEIGHTS = (
     click.option(
         "--outtype",
@@ -49,33 +49,17 @@ _WEIGHTS = (
     click.option(
         "--allow-overflow", is_flag=True, help="Let weights that the type can't hold become infinite, not an error."
     ),
-    click.option(
-        "--strict/--no-strict",
-        default=True,
-        show_default=True,
-        help="Refuse tensors that the architecture does not have, or leave them out.",
-    ),
+    strict_option,
     click.option(
         "--provenance", is_flag=True, help="Record the source's content hash and the rounding; see verify --provenance."
     ),
 )
-_READ_JSON = (
-    click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
-    click.option("--config", type=PATH, help="File with the configuration that the JSON lacks."),
-    click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
-)
 _WRITE_JSON = (click.option("--layout", metavar="NAME", help="JSON layout to write; by default the one it came in."),)
-_READ_HF = (
-    click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
-    click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
-)
 _WRITE_GGUF = (
-    click.option("--split-max-size", callback=_bytes, metavar="SIZE", help="Split the GGUF: 2G a file, say."),
+    size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
 )
-_WRITE_SAFETENSORS = (
-    click.option("--max-shard-size", callback=_bytes, metavar="SIZE", help="Shard a model folder: 5G a file, say."),
-)
+_WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G a file, say."),)
 
 
 def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, **options: Any) -> None:
@@ -145,7 +129,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (*_READ_JSON, *_READ_HF, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (read_json_options, read_hf_options, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
 )
 
 json_to_gguf = _command(
@@ -163,7 +147,7 @@ json_to_gguf = _command(
       llmconv json-to-gguf model.json exact.gguf --outtype f64
       llmconv json-to-gguf weights.json --layout plain
     """,
-    (*_READ_JSON, *_WRITE_GGUF),
+    (read_json_options, *_WRITE_GGUF),
 )
 
 json_to_safetensors = _command(
@@ -180,7 +164,7 @@ json_to_safetensors = _command(
       llmconv json-to-safetensors model.json
       llmconv json-to-safetensors model.json ./model-folder --outtype f64
     """,
-    (*_READ_JSON, *_WRITE_SAFETENSORS),
+    (read_json_options, *_WRITE_SAFETENSORS),
 )
 
 safetensors_to_gguf = _command(
@@ -196,7 +180,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (*_READ_HF, *_WRITE_GGUF),
+    (read_hf_options, *_WRITE_GGUF),
 )
 
 safetensors_to_json = _command(

@@ -10,7 +10,23 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["PATH", "Progress", "command_options", "json_option", "jobs_option", "megabytes", "notes", "say"]
+__all__ = [
+    "PATH",
+    "Progress",
+    "command_options",
+    "force_option",
+    "jobs_option",
+    "json_option",
+    "megabytes",
+    "notes",
+    "quiet_options",
+    "read_hf_options",
+    "read_json_options",
+    "say",
+    "size_option",
+    "strict_option",
+    "target",
+]
 
 PATH = click.Path(path_type=Path)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,7 +50,33 @@ jobs_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
+strict_option = click.option(
+    "--strict/--no-strict",
+    default=True,
+    show_default=True,
+    help="Refuse tensors that the architecture does not have, or leave them out.",
+)
+read_json_options = _chain(
+    click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
+    click.option("--config", type=PATH, help="File with the configuration that the JSON lacks."),
+    click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
+)
+read_hf_options = _chain(
+    click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
+    click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+)
 output_option = click.option("-o", "--output", "output", type=PATH, metavar="DST", help="Same as DST.")
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    import llmconv
+
+    return llmconv.parse_size(value) if value is not None else 0
+
+
+def size_option(name: str, text: str) -> Callable[[Any], Any]:
+    """An option that takes a size: 4000000, 500M, 2G, 1GiB; 0 when it is not given."""
+    return click.option(name, callback=_bytes, metavar="SIZE", help=text)
 
 
 def command_options(fn: F) -> F:
@@ -59,6 +101,7 @@ class Progress:
         self.enabled = not quiet and sys.stderr.isatty()
         self.label = label
         self.bar: Any = None
+        self.done = self.total = 0
 
     def __enter__(self) -> Callable[[int, int, str], None] | None:
         return self.update if self.enabled else None
@@ -71,7 +114,14 @@ class Progress:
                 total=total, unit="B", unit_scale=True, unit_divisor=1000, delay=1, leave=False, desc=self.label,
                 file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
+        self.bar.set_postfix_str(name, refresh=False)
         self.bar.update(done - self.bar.n)
+
+    def advance(self, nbytes: int, name: str) -> None:
+        """The same for an API that reports (bytes just done, tensor name), once `total` is set."""
+        self.done += nbytes
+        if self.enabled:
+            self.update(self.done, self.total, name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

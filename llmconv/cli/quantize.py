@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
+from llmconv.cli.options import (
+    PATH,
+    Progress,
+    force_option,
+    jobs_option,
+    json_option,
+    notes,
+    quiet_options,
+    read_hf_options,
+    read_json_options,
+    say,
+    strict_option,
+)
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
     from llmconv.convert.quantize import Quantized, QuantizedFile
 
 __all__ = ["quantize", "warmup"]
-
-MODEL = click.Path(path_type=Path)
 
 
 class _WithTypes(click.Command):
@@ -40,10 +50,10 @@ class _WithTypes(click.Command):
 
 
 @click.command(cls=_WithTypes)
-@click.argument("model", type=MODEL)
+@click.argument("model", type=PATH)
 @click.option("-t", "--type", "types", multiple=True, required=True, metavar="TYPE", help="File type; repeatable.")
-@click.option("-o", "--output", type=MODEL, help="Output; for several types a folder, or a name with {type} in it.")
-@click.option("--imatrix", type=MODEL, metavar="FILE", help="Importance matrix, GGUF or .dat.")
+@click.option("-o", "--output", type=PATH, help="Output; for several types a folder, or a name with {type} in it.")
+@click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix, GGUF or .dat.")
 @click.option(
     "--include-weights", multiple=True, metavar="NAME", help="Use the matrix only for names with NAME in them."
 )
@@ -54,7 +64,7 @@ class _WithTypes(click.Command):
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Block type of tensors that match."
 )
-@click.option("--tensor-type-file", type=MODEL, metavar="FILE", help="A file of REGEX=TYPE, by spaces or lines.")
+@click.option("--tensor-type-file", type=PATH, metavar="FILE", help="A file of REGEX=TYPE, by spaces or lines.")
 @click.option("--output-tensor-type", metavar="TYPE", help="Block type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="Block type of token_embd.weight.")
 @click.option("--leave-output-tensor", is_flag=True, help="Leave output.weight as it is.")
@@ -63,12 +73,15 @@ class _WithTypes(click.Command):
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata: int, float, bool, str.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads.  [default: processors]")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")
-@click.option("--force", is_flag=True, help="Replace existing outputs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
+@strict_option
+@read_json_options
+@read_hf_options
+@force_option
+@jobs_option
+@json_option
+@quiet_options
 def quantize(
     model: Path,
     types: tuple[str, ...],
@@ -76,6 +89,7 @@ def quantize(
     prune_layers: str | None,
     as_json: bool,
     quiet: bool,
+    verbose: bool,
     **options: Any,
 ) -> None:
     """Quantize MODEL (GGUF, safetensors file or folder, legacy JSON) to GGUF, in one read, byte for byte as llama.cpp.
@@ -86,21 +100,25 @@ def quantize(
       llmconv quantize hf-folder/ -t Q8_0 -t Q4_K_M -t Q6_K -o out/
       llmconv quantize model.gguf -t IQ4_XS --imatrix imatrix.gguf --dry-run
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
+      llmconv quantize weights.json -t Q8_0 --layout plain
     """
-    bar = _Bar(quiet or as_json)
-    try:
+    bar = Progress(quiet or as_json, model.name)
+
+    def planned(plan: Quantized) -> None:
+        bar.total = plan.source_nbytes
+
+    with bar:
         result = llmconv.quantize(
-            model, output, types, prune_layers=_layers(prune_layers), progress=bar.advance, planned=bar.start, **options
+            model, output, types, prune_layers=_layers(prune_layers), progress=bar.advance, planned=planned, **options
         )
-    finally:
-        bar.close()
+    if quiet:
+        return
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
-    elif not quiet:
-        for note in result.notes:
-            click.echo(f"note: {note}", err=True)
-        for made in result.outputs:
-            _report(result, made)
+        return
+    notes(list(result.notes))
+    for made in result.outputs:
+        _report(result, made, verbose)
 
 
 def _layers(text: str | None) -> list[int]:
@@ -110,8 +128,8 @@ def _layers(text: str | None) -> list[int]:
     return [int(part) for part in numbers]
 
 
-def _report(result: Quantized, made: QuantizedFile) -> None:
-    if not result.written:
+def _report(result: Quantized, made: QuantizedFile, verbose: bool) -> None:
+    if verbose or not result.written:
         rows = [
             [t.name, "x".join(map(str, t.shape)), t.source_type, t.type, f"{t.source_nbytes:,}", f"{t.nbytes:,}"]
             for t in made.tensors
@@ -119,10 +137,10 @@ def _report(result: Quantized, made: QuantizedFile) -> None:
         click.echo(table(rows, ["tensor", "shape", "from", "to", "bytes", "bytes after"], {4, 5}))
     for sentence, count in Counter(_kind_of(w) for w in made.warnings).items():
         example = next(w for w in made.warnings if _kind_of(w) == sentence)
-        click.echo(f"note: {example}" + (f" (and {count - 1} more)" if count > 1 else ""), err=True)
+        notes([example + (f" (and {count - 1} more)" if count > 1 else "")])
     names = ", ".join(str(path) for path in made.paths)
     end = f"{result.seconds:.1f} s" if result.written else "nothing was written"
-    click.echo(f"{names}: {made.type}, {made.size:,} bytes, {made.bits_per_weight:.2f} bits a weight, {end}")
+    say(f"{names}: {made.type}, {made.size:,} bytes, {made.bits_per_weight:.2f} bits a weight, {end}")
 
 
 def _kind_of(warning: str) -> str:
@@ -130,35 +148,17 @@ def _kind_of(warning: str) -> str:
     return warning.split("' ", 1)[-1]
 
 
-class _Bar:
-    """Progress on stderr, by bytes of the source, when it is a terminal."""
-
-    def __init__(self, quiet: bool):
-        self._quiet = quiet
-        self._bar: Any = None
-
-    def start(self, plan: Quantized) -> None:
-        if not self._quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=plan.source_nbytes, unit="B", unit_scale=True, dynamic_ncols=True)
-
-    def advance(self, nbytes: int, name: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description_str(name, refresh=False)
-            self._bar.update(nbytes)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
 @click.command()
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 def warmup(quiet: bool) -> None:
     """Compile all kernels for this processor now, so that the first run of each type needn't.
 
-    They are kept in the user's cache folder (LLMCONV_CACHE_DIR names another) until the program or the processor changes.
+    They are kept in the user's cache folder (LLMCONV_CACHE_DIR names another) until the program or the processor
+    changes.
+
+    \b
+    Example:
+      llmconv warmup
     """
     import time
 
