@@ -63,9 +63,15 @@ def tensor_hash(tensor: Tensor, progress: Callable[[int], None] | None = None) -
     return (narrow if exact else wide).hexdigest()
 
 
-def content_hash(checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> ContentHash:
-    """The content hash of a checkpoint of any dialect, over its canonical form; streaming."""
+def content_hash(checkpoint: Checkpoint, progress: Callable[[int, str], None] | None = None) -> ContentHash:
+    """The content hash of a checkpoint of any dialect, over its canonical form; streaming.
+
+    `progress` is called with (bytes just done, tensor name).
+    """
     canonical = translate(checkpoint, "gguf")
-    tensors = {name: tensor_hash(tensor, progress) for name, tensor in sorted(canonical.tensors.items())}
+    tensors = {}
+    for name, tensor in sorted(canonical.tensors.items()):
+        step = (lambda n, name=name: progress(n, name)) if progress else None
+        tensors[name] = tensor_hash(tensor, step)
     model = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in tensors.items()).encode())
     return ContentHash(model.hexdigest(), tensors)

@@ -64,7 +64,7 @@ def certify(checkpoint: Checkpoint, canonical: Checkpoint, source: Checkpoint, r
 
 
 def check_certificate(
-    checkpoint: Checkpoint, source: Checkpoint, progress: Callable[[str, int], None] | None = None
+    checkpoint: Checkpoint, source: Checkpoint, progress: Callable[[int, str], None] | None = None
 ) -> Certificate:
     """Check a converted checkpoint's certificate against the source it names.
 
@@ -81,7 +81,7 @@ def check_certificate(
     wanted = ("source", "source_content_sha256", "rounding", "tool")
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
         raise BadFile(f"{where}: is no certificate, expected a JSON object with {', '.join(wanted)}")
-    found = content_hash(source).model
+    found = content_hash(source, progress).model
     same_source = found == record["source_content_sha256"]
     verdict = verify_checkpoints(source, checkpoint, progress=progress)
     counts = ", ".join(f"{n} {status}" for status, n in verdict.counts().items())

@@ -253,12 +253,13 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
 def _as_safetensors(shape: Shape, kind: type[BlockType]) -> Checkpoint:
     """The same under Hugging Face's names, where its table has them."""
     canonical = _as_checkpoint(shape, kind)
-    for tensor in canonical.tensors.values():  # vectors too: safetensors files keep one type
-        canonical.add(dataclasses.replace(tensor, type=kind))
     try:
-        return translate(canonical, "hf")
+        made = translate(canonical, "hf")
     except LlmconvError:
-        return canonical
+        made = canonical
+    for tensor in list(made.tensors.values()):  # vectors too: safetensors files keep one type
+        made.add(dataclasses.replace(tensor, type=kind))
+    return made
 
 
 def size_report(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert import archs
 from llmconv.convert import vocab as vocabulary
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
@@ -118,7 +119,7 @@ def _rounds_to(a: Tensor, b: Tensor) -> bool:
 def compare_tensors(
     a: Tensor, b: Tensor, tolerance: float = 0.0, progress: Callable[[int], None] | None = None
 ) -> TensorVerdict:
-    """Compare two tensors slab by slab; `progress` is called with the elements of each slab done."""
+    """Compare two tensors slab by slab; `progress` is called with the bytes of A that each slab held."""
     types: dict[str, Any] = {"type_a": a.type.name, "type_b": b.type.name}
     if a.shape != b.shape:
         return TensorVerdict(a.name, "shape", **types, detail=f"{list(a.shape)} against {list(b.shape)}")
@@ -126,7 +127,7 @@ def compare_tensors(
     slabs = [(start, min(a.n_rows, start + step)) for start in range(0, a.n_rows, step)]
     if a.type is b.type and all(np.array_equal(a.blocks(*slab), b.blocks(*slab)) for slab in slabs):
         if progress:
-            progress(a.n_elements)
+            progress(a.nbytes)
         return TensorVerdict(a.name, "identical", **types)
     equal, top, square, norm_a, norm_b, dot = True, 0.0, 0.0, 0.0, 0.0, 0.0
     for slab in slabs:
@@ -141,7 +142,7 @@ def compare_tensors(
             norm_b += float(np.square(np.abs(y)).sum())
             dot += float((x * y.conj()).real.sum())
         if progress:
-            progress((slab[1] - slab[0]) * a.row_len)
+            progress((slab[1] - slab[0]) * a.row_bytes)
     if equal:
         return TensorVerdict(a.name, "equal", **types, max_error=0.0, rms_error=0.0, relative=0.0, cosine=1.0)
     rms = math.sqrt(square / a.n_elements)
@@ -183,12 +184,17 @@ def _close(x: Any, y: Any) -> bool:
 
 
 def _hparams(metadata: dict[str, Any]) -> dict[str, Any]:
-    kept = {
+    """What the metadata says of the model, completed by what its architecture's table makes of keys left out."""
+    table = archs.by_gguf(str(metadata.get("general.architecture", "")))
+    try:
+        implied = table.metadata(table.config(metadata)) if table else {}
+    except LlmconvError:  # too little is there to describe it
+        implied = {}
+    return {
         key: _plain(value)
-        for key, value in metadata.items()
+        for key, value in {**implied, **metadata}.items()
         if not key.startswith(_FILE_PREFIXES) or key == "general.architecture"
     }
-    return kept
 
 
 def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
@@ -219,12 +225,12 @@ def verify_checkpoints(
     b: Checkpoint,
     *,
     tolerance: float = 0.0,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[int, str], None] | None = None,
 ) -> Verdict:
     """Compare two checkpoints of any format or dialect.
 
     tolerance: the relative error (rms of the difference / rms of A) up to which a tensor counts as close.
-    progress: called with a tensor's name and the elements done.  Memory is a few slabs, whatever the models' size.
+    progress: called with (bytes of A just done, tensor name).  Memory is a few slabs, whatever the models' size.
     """
     a, b = translate(a, "gguf"), translate(b, "gguf")
     rows: list[TensorVerdict] = []
@@ -233,7 +239,7 @@ def verify_checkpoints(
         if other is None:
             rows.append(TensorVerdict(name, "missing", type_a=tensor.type.name))
             continue
-        step = (lambda n, name=name: progress(name, n)) if progress else None
+        step = (lambda n, name=name: progress(n, name)) if progress else None
         rows.append(compare_tensors(tensor, other, tolerance, step))
     rows += [
         TensorVerdict(name, "extra", type_b=tensor.type.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,25 @@ __all__ = [
 ]
 
 Source = str | Path | Checkpoint
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes read so far, bytes in all, tensor name)."""
 
 
 def _open(source: Source) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else formats.open(source)
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int, str], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def count(nbytes: int, name: str) -> None:
+        nonlocal done
+        done += nbytes
+        progress(min(done, total), total, name)
+
+    return count
 
 
 def verify(
@@ -43,7 +59,7 @@ def verify(
     *,
     tolerance: float = 0.0,
     run: str | Path | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Are `a` and `b` the same model?  Paths or checkpoints of any two formats; see `Verdict`.
 
@@ -54,7 +70,8 @@ def verify(
 
     from llmconv.convert.verify import verify_checkpoints
 
-    verdict = verify_checkpoints(_open(a), _open(b), tolerance=tolerance, progress=progress)
+    left, right = _open(a), _open(b)
+    verdict = verify_checkpoints(left, right, tolerance=tolerance, progress=_counted(progress, left.nbytes))
     if run is not None:
         from llmconv.runtime.compare import compare
 
@@ -62,11 +79,12 @@ def verify(
     return verdict
 
 
-def verify_provenance(file: Source, source: Source) -> Certificate:
+def verify_provenance(file: Source, source: Source, *, progress: Progress | None = None) -> Certificate:
     """Check the certificate that a converted file carries (`--provenance`) against the source it was made from."""
     from llmconv.convert.provenance import check_certificate
 
-    return check_certificate(_open(file), _open(source))
+    original = _open(source)
+    return check_certificate(_open(file), original, _counted(progress, 2 * original.nbytes))
 
 
 def diff(a: Source, b: Source) -> list[Difference]:
@@ -76,18 +94,28 @@ def diff(a: Source, b: Source) -> list[Difference]:
     return diff_checkpoints(_open(a), _open(b))
 
 
-def content_hash(model: Source) -> ContentHash:
+def content_hash(model: Source, *, progress: Progress | None = None) -> ContentHash:
     """A hash per tensor and of the model, independent of container, float width and tensor order."""
     from llmconv.convert import contenthash
 
-    return contenthash.content_hash(_open(model))
+    checkpoint = _open(model)
+    return contenthash.content_hash(checkpoint, _counted(progress, checkpoint.nbytes))
 
 
-def statistics(model: Source) -> list[TensorStats]:
+def statistics(model: Source, *, progress: Progress | None = None) -> list[TensorStats]:
     """Extremes, mean, deviation, zeros, non-finite values and outliers of every tensor, streaming."""
     from llmconv.convert.stats import tensor_stats
 
-    return [tensor_stats(tensor) for tensor in _open(model).tensors.values()]
+    checkpoint = _open(model)
+    count = _counted(progress, checkpoint.nbytes)
+    found = []
+    for name, tensor in checkpoint.tensors.items():
+        found.append(tensor_stats(tensor, functools.partial(_named, count, name) if count else None))
+    return found
+
+
+def _named(count: Callable[[int, str], None], name: str, nbytes: int) -> None:
+    count(nbytes, name)
 
 
 def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from llmconv.runtime.chunks import (
     text_chunks,
 )
 from llmconv.runtime.model import Model
-from llmconv.runtime.perplexity import mean_and_error
+from llmconv.runtime.perplexity import mean_and_error, pair_batches, pairs_of
 
 __all__ = ["Comparison", "compare"]
 
@@ -83,23 +84,39 @@ def compare(
 ) -> Comparison:
     """Run models `a` (the reference) and `b` over a text file and compare their predictions, token by token.
 
-    Arguments as `perplexity`'s.  `UsageError` when the two don't share a vocabulary.
+    Arguments as `perplexity`'s; of pairs, every position is compared.
+    `UsageError` when the two don't share a vocabulary.
     """
     left, right = as_model(a, device, dtype), as_model(b, device, dtype)
     with torch.inference_mode(), device_errors(left.device):
-        cut = text_chunks(left, a, text, context, chunks, None)
-        _check_same_words(left, right)
+        work = _work(left, a, text, context, chunks)
         found: list[Tensor] = []
-        clock, width = Clock(), cut.tokens.shape[1]
-        for rows, tokens in batches(cut, left.device):
-            first = cut.first
-            hidden = [m.hidden(tokens.to(m.device))[:, first:-1].flatten(0, 1) for m in (left, right)]
-            found.append(_token_figures(left, right, hidden[0], hidden[1], tokens[:, first + 1 :].reshape(-1)))
-            running = found[-1][2].mean().item()
-            check_finite(running, b)
+        clock, width, seen, total = Clock(), 0, 0, 0
+        for done, total, inputs, scored, targets in work:
+            if not found:
+                _check_same_words(left, right)
+            hidden = [m.hidden(inputs.to(m.device))[:, scored].flatten(0, 1) for m in (left, right)]
+            found.append(_token_figures(left, right, hidden[0], hidden[1], targets.reshape(-1)))
+            width, seen = max(width, inputs.shape[1]), seen + inputs.numel()
+            check_finite(found[-1][2].mean().item(), b)
             if progress:
-                progress(rows[-1] + 1, len(cut), torch.cat([part[2] for part in found]).mean().item())
-    return _summary(torch.cat(found, 1), width, len(cut), clock)
+                progress(done, total, torch.cat([part[2] for part in found]).mean().item())
+    return _summary(torch.cat(found, 1), width, total, seen, clock)
+
+
+def _work(
+    model: Model, source: Source, text: str | os.PathLike[str], context: int | None, chunks: int | None
+) -> Iterator[tuple[int, int, Tensor, slice, Tensor]]:
+    """What to run and score: (chunks done after it, in all, inputs (B, T), scored positions, their targets)."""
+    pairs = pairs_of(text)
+    if pairs is not None:
+        pairs = pairs[:chunks]
+        for done, inputs, targets in pair_batches(model, source, text, pairs):
+            yield done, len(pairs), inputs, slice(None), targets
+        return
+    cut = text_chunks(model, source, text, context, chunks, None)
+    for rows, tokens in batches(cut, model.device):
+        yield rows[-1] + 1, len(cut), tokens, slice(cut.first, -1), tokens[:, cut.first + 1 :]
 
 
 def _check_same_words(left: Model, right: Model) -> None:
@@ -137,7 +154,7 @@ def _token_figures(left: Model, right: Model, ours: Tensor, theirs: Tensor, targ
     return torch.cat(out, 1)
 
 
-def _summary(figures: Tensor, context: int, chunks: int, clock: Clock) -> Comparison:
+def _summary(figures: Tensor, context: int, chunks: int, seen: int, clock: Clock) -> Comparison:
     loss_a, loss_b, kld, same, change = figures
     n = loss_a.numel()
     (mean_a, error_a), (mean_b, error_b) = mean_and_error(loss_a), mean_and_error(loss_b)
@@ -178,5 +195,5 @@ def _summary(figures: Tensor, context: int, chunks: int, clock: Clock) -> Compar
         context=context,
         chunks=chunks,
         seconds=clock.seconds,
-        tokens_per_second=chunks * context / clock.seconds,
+        tokens_per_second=seen / clock.seconds,
     )

@@ -186,6 +186,37 @@ def _of_pairs(
     progress: Progress | None,
 ) -> Perplexity:
     """Every position of every pair: the input's token i should give the target's token i."""
+    every: list[Tensor] = []
+    last: list[Tensor] = []
+    clock, total, count, longest = Clock(), 0.0, 0, 0
+    for done, given, wanted in pair_batches(model, source, text, pairs):
+        hidden = model.hidden(given)
+        losses = _pair_losses(model, hidden.flatten(0, 1), wanted.flatten()).view(given.shape)
+        every.append(losses.flatten())
+        last.append(losses[:, -1])
+        total, count, longest = total + losses.sum().item(), count + losses.numel(), max(longest, given.shape[1])
+        check_finite(total, source)
+        if progress:
+            progress(done, len(pairs), math.exp(min(total / count, 700)))
+    mean, error = mean_and_error(torch.cat(every))
+    value = math.exp(min(mean, 700))
+    return Perplexity(
+        perplexity=value,
+        stderr=error * value,
+        tokens=count,
+        context=longest,
+        chunks=len(pairs),
+        stride=None,
+        last_position_perplexity=math.exp(min(torch.cat(last).mean().item(), 700)),
+        seconds=clock.seconds,
+        tokens_per_second=count / clock.seconds,
+    )
+
+
+def pair_batches(
+    model: Model, source: Source, text: str | os.PathLike[str], pairs: list[tuple[str, str]]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The pairs as token ids, those of one length together: (pairs done after it, inputs, targets), both (B, T)."""
     tokenizer = tokenizer_of(model, source)
     encoded = [(tokenizer.encode(a), tokenizer.encode(b)) for a, b in pairs]
     for i, (given, wanted) in enumerate(encoded):
@@ -194,32 +225,9 @@ def _of_pairs(
                 f"{at(text)}: pair {i} has {len(given)} tokens of input and {len(wanted)} of target, expected as many"
             )
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-    every: list[Tensor] = []
-    last: list[Tensor] = []
-    clock, total, count, longest = Clock(), 0.0, 0, 0
     for done, batch in _equal_lengths(order, encoded):
-        given, wanted = (torch.tensor([encoded[i][part] for i in batch], device=model.device) for part in (0, 1))
-        hidden = model.hidden(given)
-        losses = _pair_losses(model, hidden.flatten(0, 1), wanted.flatten()).view(given.shape)
-        every.append(losses.flatten())
-        last.append(losses[:, -1])
-        total, count, longest = total + losses.sum().item(), count + losses.numel(), max(longest, given.shape[1])
-        check_finite(total, source)
-        if progress:
-            progress(done, len(encoded), math.exp(min(total / count, 700)))
-    mean, error = mean_and_error(torch.cat(every))
-    value = math.exp(min(mean, 700))
-    return Perplexity(
-        perplexity=value,
-        stderr=error * value,
-        tokens=count,
-        context=longest,
-        chunks=len(encoded),
-        stride=None,
-        last_position_perplexity=math.exp(min(torch.cat(last).mean().item(), 700)),
-        seconds=clock.seconds,
-        tokens_per_second=count / clock.seconds,
-    )
+        inputs, targets = (torch.tensor([encoded[i][part] for i in batch], device=model.device) for part in (0, 1))
+        yield done, inputs, targets
 
 
 def _equal_lengths(order: list[int], encoded: list[tuple[list[int], list[int]]]) -> Iterator[tuple[int, list[int]]]:

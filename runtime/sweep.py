@@ -118,7 +118,7 @@ def sweep(
     plots: bool = True,
     force: bool = False,
     jobs: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     **quantize_options: Any,
 ) -> Sweep:
     """Quantize `model` to each of `types`, measure each against it over `text`, and write a report into `output`.
@@ -126,13 +126,13 @@ def sweep(
     types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
     keep: leave the quantized files in the folder; else each is removed once measured.
     plots: draw the PNG (needs matplotlib).  force: start over where another sweep's state lies.
-    progress: called with a line when a step begins.
+    progress: called with (step, done, of how many) when a step begins, 0 of 0, and as it goes: bytes, then chunks.
 
     Writes report.md, report.json, report.html and plot.png, and `sweep.json` after every step: the same call again goes
     on where an interrupted one stopped.
     """
     model, text, output = Path(model), Path(text), Path(output)
-    say = progress or (lambda line: None)
+    say = progress or (lambda step, done, total: None)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
@@ -160,9 +160,19 @@ def sweep(
     files = {name: output / f"{stem}-{name}.gguf" for name in names}
     missing = [name for name in names if name not in rows and not (name in seconds and files[name].exists())]
     if missing:
-        say(f"quantizing to {', '.join(missing)}")
+        step = f"quantizing to {', '.join(missing)}"
+        say(step, 0, 0)
+        whole, read = formats.open(model).nbytes, 0
+
+        def count(nbytes: int, name: str) -> None:
+            nonlocal read
+            read += nbytes
+            say(step, read, whole)
+
         started = time.perf_counter()
-        quantize(model, output / f"{stem}-{{type}}.gguf", missing, force=True, jobs=jobs, **quantize_options)
+        quantize(
+            model, output / f"{stem}-{{type}}.gguf", missing, force=True, jobs=jobs, progress=count, **quantize_options
+        )
         share = (time.perf_counter() - started) / len(missing)
         seconds.update(dict.fromkeys(missing, share))
         save()
@@ -172,9 +182,11 @@ def sweep(
             continue
         if original is None:
             original = load(model, device)
-        say(f"evaluating {name}")
+        step = f"evaluating {name}"
+        say(step, 0, 0)
         started = time.perf_counter()
         options: dict[str, Any] = {k: v for k, v in {"context": context, "chunks": chunks}.items() if v}
+        options["progress"] = lambda done, total, value, step=step: say(step, done, total)
         found = compare(original, files[name], text, device=device, **options)
         quantized = formats.open(files[name])
         base.update(ppl=found.ppl_a, ppl_stderr=found.ppl_a_stderr, context=found.context, tokens=found.tokens)

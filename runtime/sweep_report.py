@@ -92,7 +92,8 @@ def plot(sweep: Sweep, out: BinaryIO) -> None:
             axis.plot(row.size / unit, y, "o", color=color)
             axis.annotate(row.type, (row.size / unit, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     right.axhline(sweep.ppl, linestyle="--", color="gray", linewidth=1)
-    right.annotate("original", (0.02, sweep.ppl), xycoords=("axes fraction", "data"), fontsize=8, color="gray")
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    right.annotate("original", (0.02, sweep.ppl), xytext=(0, 3), fontsize=8, color="gray", **place)
     left.set(
         yscale="log", xlabel=f"size, {name}", ylabel="mean KL divergence, nats", title="Divergence (red: frontier)"
     )
@@ -106,9 +107,9 @@ def plot(sweep: Sweep, out: BinaryIO) -> None:
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884}
-body{font:15px/1.5 system-ui,sans-serif;max-width:92rem;margin:2rem auto;padding:0 1rem}
+body{font:14px/1.5 system-ui,sans-serif;max-width:92rem;margin:2rem auto;padding:0 1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th,td{padding:.35rem .45rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible{outline:2px solid}th[aria-sort=ascending] button::after{content:" ▲"}
 th[aria-sort=descending] button::after{content:" ▼"}tr.best td:first-child{font-weight:700}

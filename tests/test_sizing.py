@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 import llmconv
+from llmconv import formats
 from llmconv.cli import cli
 from llmconv.convert.presets import PRESETS, preset
 from llmconv.convert.sizing import Shape, shape_of, size_report, training_memory
+from llmconv.convert.translate import translate
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name
 
 PUBLISHED = {
     "simple-36k": 36_496,
@@ -70,6 +74,32 @@ def test_gguf_size_is_exact(name: str, tmp_path: Path) -> None:
     report = size_report(shape)
     assert report.files["gguf F32"] == path.stat().st_size
     assert llmconv.size(path).files["gguf as stored"] == path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("name", ["gpt2-small", "llama-15m", "llama2-7b", "simple-1m"])
+def test_safetensors_size_is_exact(name: str, kind: str, tmp_path: Path) -> None:
+    """As a folder that is really written, under Hugging Face's names; the sizes are a tiny model's of each family."""
+    base = preset(name)
+    small = {"embedding_length": 32, "block_count": 2, "feed_forward_length": 48, "attention.head_count": 4}
+    small |= {"attention.head_count_kv": 4, "rope.dimension_count": 8, "vocab_size": 50, "context_length": 64}
+    keys = {**base.keys, **{k: v for k, v in small.items() if k in base.keys}}
+    shape = shape_of(dataclasses.replace(base, keys=keys))
+    checkpoint = Checkpoint(metadata=dict(shape.metadata), dialect="gguf")
+    for tensor, dims in shape.tensors.items():
+        checkpoint.add(Tensor.from_array(tensor, np.zeros(dims, np.float32)).astype(by_name(kind)))
+    made = translate(checkpoint, "hf")
+    folder = tmp_path / "folder"
+    formats.by_name("safetensors").save(made, folder)
+    written = (folder / "model.safetensors").stat().st_size
+    assert size_report(shape).files[f"safetensors {kind}"] == written
+    # Of the folder itself, whatever type it was stored in.
+    assert llmconv.size(folder).files[f"safetensors {kind}"] == written
+
+
+def test_json_is_estimated_as_measured(root: Path) -> None:
+    path = root / "examples" / "simple-36k.json"
+    assert llmconv.size(path).files["json"] == pytest.approx(path.stat().st_size, rel=0.02)
 
 
 def test_experts_count_by_use() -> None:

@@ -148,3 +148,26 @@ def test_bad_input(model: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(llmconv.BadFile, match="no state of a sweep"):
         run(model, text, tmp_path, "Q8_0")
+
+
+def test_a_json_model_is_measured_over_pairs(root: Path, tmp_path: Path) -> None:
+    """A model that looks both ways has no text to be scored on, only input/target pairs; A's figure is perplexity's."""
+    source, pairs = root / "examples" / "simple-36k.json", root / "examples" / "pairs.json"
+    found = llmconv.sweep(source, pairs, ["Q8_0"], tmp_path, chunks=40, device="cpu", plots=False)
+    alone = llmconv.perplexity(source, pairs, chunks=40, device="cpu")
+    assert found.ppl == pytest.approx(alone.perplexity, rel=1e-6)
+    assert found.tokens == alone.tokens
+    assert 0 < found.rows[0].mean_kld < 0.05
+    verdict = llmconv.verify(source, tmp_path / "simple-36k-Q8_0.gguf", run=pairs)
+    assert verdict.same
+    assert verdict.run.ppl_a != verdict.run.ppl_b
+
+
+def test_steps_report_how_far_they_are(model: Path, text: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    run(model, text, tmp_path, "Q8_0", "Q4_0", progress=lambda *step: seen.append(step))
+    steps = [step for step, _, total in seen if not total]
+    assert steps == ["quantizing to Q8_0, Q4_0", "evaluating Q8_0", "evaluating Q4_0"]
+    for step in steps:
+        _, done, total = [s for s in seen if s[0] == step][-1]
+        assert done == total > 0

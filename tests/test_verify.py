@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -87,6 +88,57 @@ def test_hyper_parameters_count_and_file_facts_do_not() -> None:
     verdict = llmconv.verify(a, b)
     assert not verdict.same
     assert verdict.hparams == {"llama.rope.freq_base": (10000.0, 5000.0)}
+
+
+def test_keys_left_out_count_as_what_the_architecture_makes_of_them() -> None:
+    full = {
+        "llama.embedding_length": np.uint32(64),
+        "llama.block_count": np.uint32(0),
+        "llama.feed_forward_length": np.uint32(128),
+        "llama.attention.head_count": np.uint32(8),
+        "llama.attention.layer_norm_rms_epsilon": np.float32(1e-5),
+        "llama.context_length": np.uint32(128),
+    }
+    a = model(**full)
+    assert llmconv.verify(a, model(**full, **{"llama.attention.key_length": np.uint32(8)})).same
+    del a.metadata["llama.rope.freq_base"]  # 10000 where nothing is said
+    assert llmconv.verify(a, model(**full)).same
+    other = model(**full, **{"llama.rope.freq_base": np.float32(500000)})
+    assert llmconv.verify(a, other).hparams == {"llama.rope.freq_base": (10000.0, 500000.0)}
+
+
+def test_the_same_model_in_every_format(root: Path, tmp_path: Path) -> None:
+    """One model written in each format, F32: every pair verifies, in both directions, by values and by hash."""
+    source = root / "examples" / "simple-36k.json"
+    files = [tmp_path / name for name in ("m.gguf", "folder", "m.safetensors", "m.msgpack", "m.json")]
+    for previous, path in itertools.pairwise([source, *files]):
+        llmconv.convert_file(previous, path, outtype="f32")
+    for a, b in itertools.permutations(files, 2):
+        verdict = llmconv.verify(a, b)
+        assert verdict.same, (a.name, b.name, verdict.hparams, verdict.vocab, verdict.counts())
+    assert len({llmconv.content_hash(path).model for path in files}) == 1
+    llmconv.quantize(files[0], tmp_path / "q.gguf", "Q8_0", force=True)
+    verdict = llmconv.verify(source, tmp_path / "q.gguf")
+    assert verdict.same  # every matrix is what rounding gives, byte for byte
+    assert "rounded" in verdict.counts()
+    broken = llmconv.open(tmp_path / "m.msgpack")
+    name = "weights.embedding"
+    broken.add(broken.tensors[name].map(lambda x: x + 1e-3, broken.tensors[name].type))
+    assert not llmconv.verify(source, broken, tolerance=1e-6).same
+
+
+def test_reading_reports_how_far_it_is() -> None:
+    a, b = model(), cast(model(), "F16")
+    for read, passes in (
+        (lambda report: llmconv.verify(a, b, progress=report), 1),
+        (lambda report: llmconv.content_hash(a, progress=report), 1),
+        (lambda report: llmconv.statistics(a, progress=report), 1),
+    ):
+        seen: list[tuple[int, int, str]] = []
+        read(lambda *step, seen=seen: seen.append(step))
+        assert [total for _, total, _ in seen] == [passes * a.nbytes] * len(seen)
+        assert seen[-1][0] == passes * a.nbytes
+        assert {name for _, _, name in seen} == set(a.tensors)
 
 
 def test_vocabularies_are_compared() -> None:

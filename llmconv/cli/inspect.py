@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import one_line
-from llmconv.cli.options import PATH, json_option, megabytes
+from llmconv.cli.options import PATH, Progress, json_option, megabytes
 from llmconv.cli.reports import number, table
 
 if TYPE_CHECKING:
@@ -69,14 +69,16 @@ def inspect(
         rows = llmconv.vocabulary(file)
         chosen.append(("vocab", rows, vocab_lines(rows)))
     if stats:
-        found = llmconv.statistics(file)
+        with Progress(as_json) as progress:
+            found = llmconv.statistics(file, progress=progress)
         chosen.append(("stats", [s.as_dict() for s in found], stats_lines(found)))
     if histogram:
         bins = llmconv.histogram(file, histogram)
         value = {"edges": bins.edges.tolist(), "counts": bins.counts.tolist(), "nonfinite": bins.nonfinite}
         chosen.append(("histogram", value, histogram_lines(bins)))
     if hashes:
-        content = llmconv.content_hash(file)
+        with Progress(as_json) as progress:
+            content = llmconv.content_hash(file, progress=progress)
         text = [f"{digest}  {name}" for name, digest in content.tensors.items()]
         chosen.append(
             ("hash", {"model": content.model, "tensors": content.tensors}, [*text, f"{content.model}  model"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 import llmconv
+from llmconv.cli.options import Progress, json_option
 
 __all__ = ["diff", "verify"]
 
@@ -49,7 +50,7 @@ def number(value: float) -> str:
     "--provenance", is_flag=True, help="A is a converted file, B its source: check A's certificate against B."
 )
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, not only those that are not identical.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
 def verify(
     a: Path, b: Path, tolerance: float, text: Path | None, provenance: bool, show_all: bool, as_json: bool, quiet: bool
@@ -67,14 +68,16 @@ def verify(
       llmconv verify --provenance model.gguf model.json
     """
     if provenance:
-        certificate = llmconv.verify_provenance(a, b)
+        with Progress(quiet or as_json) as progress:
+            certificate = llmconv.verify_provenance(a, b, progress=progress)
         if as_json:
             click.echo(json.dumps(certificate.as_dict(), indent=2))
         elif not quiet:
             for check in certificate.checks:
                 click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
         raise SystemExit(0 if certificate.ok else 1)
-    verdict = llmconv.verify(a, b, tolerance=tolerance, run=text)
+    with Progress(quiet or as_json) as progress:
+        verdict = llmconv.verify(a, b, tolerance=tolerance, run=text, progress=progress)
     if as_json:
         click.echo(json.dumps(verdict.as_dict(), indent=2))
     elif not quiet:
@@ -108,8 +111,9 @@ def verify(
 @click.command()
 @click.argument("a", type=MODEL)
 @click.argument("b", type=MODEL)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diff(a: Path, b: Path, as_json: bool) -> None:
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
+def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     """What differs between two files in their own terms: metadata, tensor lists, side files.
 
     Values of tensors are not read (see verify).  Exit code 0 when nothing differs, 1 otherwise.
@@ -121,7 +125,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     found = llmconv.diff(a, b)
     if as_json:
         click.echo(json.dumps([vars(d) | {} for d in found], indent=2))
-    else:
+    elif not quiet:
         for d in found:
             if d.a is not None:
                 click.echo(f"- {d.kind} {d.name}: {d.a}")

@@ -41,7 +41,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
 
     def rows(of: Any, text: Any) -> list[tuple[str, list[str]]]:
         maps = [of(r) for r in reports]
-        labels = list(dict.fromkeys(label for m in maps for label in m))
+        labels = list(dict.fromkeys(label for m in sorted(maps, key=len, reverse=True) for label in m))
         return [(label, [text(m[label]) if label in m else "-" for m in maps]) for label in labels]
 
     def count(n: int) -> str:
@@ -51,7 +51,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
     if any(r.active != r.parameters for r in reports):
         totals.append(("active per token", [count(r.active) for r in reports]))
     totals += rows(lambda r: r.parts, count)
-    totals.append(("head", ["tied" if r.tied else "own" for r in reports]))
+    totals.append(("head tied to embedding", ["yes" if r.tied else "no" for r in reports]))
     training = [
         (what, [human(getattr(r.training, what)) for r in reports])
         for what in ("weights", "gradients", "optimizer", "activations", "total")

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 import llmconv
 
 __all__ = ["sweep"]
+
+
+class _Watch:
+    """A line for each step, and a bar below it while it lasts, where there is a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if not total:
+            self.close()
+            click.echo(step, err=True)
+        elif sys.stderr.isatty():
+            if self.bar is None:
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=total, unit_scale=True, delay=1, leave=False, file=sys.stderr, dynamic_ncols=True)
+            self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
 
 @click.command()
@@ -61,21 +86,25 @@ def sweep(
       llmconv sweep hf-folder/ wiki.txt --types Q8_0,Q4_K_M,IQ4_XS -c 512 --chunks 20 -o report
     """
     folder = output or model.with_name(model.name.split(".gguf")[0] + "-sweep")
-    result = llmconv.sweep(
-        model,
-        text,
-        [name.strip() for name in types.split(",") if name.strip()],
-        folder,
-        context=context or 0,
-        chunks=chunks or 0,
-        device=device,
-        keep=keep,
-        plots=plot,
-        force=force,
-        jobs=jobs,
-        progress=None if quiet else lambda line: click.echo(line, err=True),
-        **({"imatrix": imatrix} if imatrix else {}),
-    )
+    watch = _Watch()
+    try:
+        result = llmconv.sweep(
+            model,
+            text,
+            [name.strip() for name in types.split(",") if name.strip()],
+            folder,
+            context=context or 0,
+            chunks=chunks or 0,
+            device=device,
+            keep=keep,
+            plots=plot,
+            force=force,
+            jobs=jobs,
+            progress=None if quiet else watch,
+            **({"imatrix": imatrix} if imatrix else {}),
+        )
+    finally:
+        watch.close()
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     elif not quiet:

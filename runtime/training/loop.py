@@ -379,15 +379,20 @@ def _validate(config: TrainConfig, wrapped: nn.Module, validation: Stream | Pair
 
 
 def _add_dropout(model: nn.Module, p: float) -> None:
-    """Dropout on the embeddings and on what attention and MLP add to the residual, where GPT-2 has it."""
+    """Dropout on the embeddings and on what attention and MLP add to the residual, where GPT-2 has it.
+
+    Attention without an output projection has it on its values, of which its output is a mean.
+    """
     if not p:
         return
 
     def drop(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         return F.dropout(output, p, module.training)
 
+    names = {name for name, _ in model.named_modules()}
     for name, module in model.named_modules():
-        if name == "token_embd" or name.endswith((".attn_output", ".ffn_down")):
+        bare = name.endswith(".attn_v") and name.replace("attn_v", "attn_output") not in names
+        if bare or name == "token_embd" or name.endswith((".attn_output", ".ffn_down")):
             module.register_forward_hook(drop)
 
 
