@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from llmconv.convert import kept
@@ -112,13 +113,21 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     out.metadata = texts
     default, exceptions = kept.kept_dtypes(kept.kept_json(metadata, kept.DTYPES, where), where)
     shapes = kept.kept_json(metadata, SHAPES, where)
+    rounded: Counter[tuple[str, str]] = Counter()
     for name, tensor in checkpoint.tensors.items():
         wanted = kept.dtype_of(name, default, exceptions)
-        if wanted is not None and _HELD_BY.get(wanted) is tensor.type:
+        if wanted is not None and wanted.is_float and wanted.is_plain() and not tensor.type.is_plain():
+            if wanted not in (plain.F32, plain.F64):
+                rounded[tensor.type.name, wanted.name] += 1
+            tensor = tensor.astype(wanted)  # quantized since: what reads such a model knows no block types
+        elif wanted is not None and _HELD_BY.get(wanted) is tensor.type:
             tensor = tensor.astype(wanted)
         if name in shapes and tensor.n_elements == 1:
             tensor = tensor.reshaped(())
         out.add(tensor)
+    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
+    if notes:
+        out.info["notes"] = [*checkpoint.info.get("notes", []), *notes]
     out.files = {**kept.kept_files(metadata), **_tokenizer(checkpoint)}
     if "config.json" in out.files:
         out.dialect = "hf"

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
 from llmconv.formats.show import Shown
+from llmconv.progress import Progress, counted
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
-
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes written so far, bytes in all, tensor name)."""
 
 _DOCUMENTS = ("json", "msgpack")
 
@@ -121,7 +118,7 @@ def save(
 
         certify(checkpoint, translate(source, "gguf", **named), source, stated_rounding(translated, checkpoint))
     paths = module.save(
-        checkpoint, target, force=force, jobs=jobs, progress=_counted(progress, checkpoint.nbytes), **options
+        checkpoint, target, force=force, jobs=jobs, progress=counted(progress, checkpoint.nbytes), **options
     )
     if target.is_dir():
         _clear_stale(target, paths)
@@ -264,19 +261,6 @@ def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpo
     known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
     plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
     return translate(checkpoint, "plain" if plain else "hf", **options)
-
-
-def _counted(progress: Progress | None, total: int) -> Callable[[int, str], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def count(nbytes: int, name: str) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total, name)
-
-    return count
 
 
 def _check_folder(path: Path, force: bool, source: Path | None) -> None:

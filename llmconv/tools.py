@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.show import Shown
+from llmconv.progress import Progress, counted
 
 __all__ = ["EditResult", "edit", "merge", "parse_size", "split"]
-
-Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def split(
     checkpoint = _container(source, "split")
     if not (max_size or max_tensors):
         raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
+    count = counted(progress, checkpoint.nbytes)
     if checkpoint.format == "gguf":
         from llmconv.formats import gguf_file
 
@@ -116,14 +116,14 @@ def split(
         ):
             raise UsageError(f"{at(source)}: fits one part of that size; nothing to split")
         return gguf_file.save(
-            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, progress=progress
+            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, progress=count
         )
     from llmconv.formats import safetensors_file
 
     if max_tensors:
         raise UsageError("safetensors models are split by size; give --max-size")
     folder = Path(target) if target else source.with_name(source.name.removesuffix(".safetensors") + "-split")
-    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, progress=progress)
+    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, progress=count)
 
 
 def merge(
@@ -132,4 +132,5 @@ def merge(
     """Join the shards of a GGUF or safetensors model (any shard, the index, or the folder) into one file or folder."""
     source = Path(source)
     checkpoint = _container(source, "merged")
-    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, progress=progress)
+    count = counted(progress, checkpoint.nbytes)
+    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, progress=count)

@@ -87,6 +87,22 @@ def test_the_target_may_be_given_with_o(run: Any, model: Path) -> None:
     assert run("json-to-gguf", "model.json", "y.gguf", "-o", "x.gguf").code == 2
 
 
+def test_a_name_says_the_format(run: Any, model: Path) -> None:
+    assert run("json-to-gguf", "model.json", "-o", "x.gguf", "--outtype", "f64").code == 0
+    assert run("gguf-to-json", "x.gguf", "x.msgpack").code == 0 and llmconv.open("x.msgpack").format == "msgpack"
+    assert run("convert", "x.msgpack", "again.json").code == 0
+    assert json.loads(Path("again.json").read_text()) == json.loads(model.read_text())
+    for command, source, name, found in (
+        ("json-to-gguf", "model.json", "y.json", "json, not for gguf"),
+        ("json-to-gguf", "model.json", "y.safetensors", "safetensors, not for gguf"),
+        ("json-to-safetensors", "model.json", "y.gguf", "gguf, not for safetensors"),
+        ("gguf-to-json", "x.gguf", "y.gguf", "gguf, not for json"),
+    ):
+        result = run(command, source, name)
+        assert result.code == 2 and f"{name}: is a name for {found}; " in result.err and not Path(name).exists()
+    assert run("json-to-gguf", "model.json", "no-ending").code == 0 and llmconv.open("no-ending").format == "gguf"
+
+
 def test_existing_files_need_force(run: Any, model: Path) -> None:
     Path("model.gguf").write_text("precious")
     result = run("json-to-gguf", "model.json")
@@ -140,6 +156,9 @@ def test_split_and_sharded(run: Any, model: Path) -> None:
     assert len(list(Path().glob("s-0000?-of-00003.gguf"))) == 3
     assert run("convert", "s-00001-of-00003.gguf", "folder", "--max-shard-size", "400B").code == 0
     assert Path("folder/model.safetensors.index.json").exists()
+    parts = sum(p.stat().st_size for p in Path().glob("s-0000?-of-00003.gguf"))
+    assert llmconv.inspect_file("s-00002-of-00003.gguf")["size"] == parts
+    assert llmconv.convert_file("s-00003-of-00003.gguf", "one.gguf").source_size == parts
     assert run("json-to-gguf", "model.json", "t.gguf", "--split-max-size", "big").code == 2
 
 

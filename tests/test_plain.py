@@ -57,6 +57,26 @@ def test_an_unknown_model_comes_back_whole(tmp_path: Path, way: list[str], confi
         assert np.array_equal(back.tensors[name].blocks(), tensor.blocks()), name
 
 
+@pytest.mark.parametrize("config", [None, {"model_type": "weird"}])
+def test_a_quantized_unknown_model_comes_back_in_its_types(tmp_path: Path, config: dict[str, object] | None) -> None:
+    c = Checkpoint(dialect="plain", metadata={"format": "pt"})
+    rng = np.random.default_rng(3)
+    c.add(Tensor.from_array("layer.w", rng.standard_normal((8, 64)).astype(np.float32)))
+    c.add(Tensor.from_array("layer.h", rng.standard_normal((8, 64)).astype(ml_dtypes.bfloat16)))
+    c.add(Tensor.from_array("layer.b", np.ones(64, np.float32)))
+    if config is not None:
+        c.files = {"config.json": json.dumps(config).encode()}
+    source = tmp_path / ("folder" if config else "lone.safetensors")
+    llmconv.save(c, source)
+    made = llmconv.quantize(source, tmp_path / "q.gguf", "Q8_0").output
+    assert {t.name: t.type for t in made.tensors} == {"layer.w": "Q8_0", "layer.h": "Q8_0", "layer.b": "F32"}
+    result = llmconv.convert_file(tmp_path / "q.gguf", tmp_path / ("back" if config else "back.safetensors"))
+    assert "1 tensors decoded from Q8_0 are rounded to BF16" in result.notes
+    again = llmconv.open(result.target).tensors
+    assert {n: t.type for n, t in again.items()} == {n: t.type for n, t in c.tensors.items()}
+    assert np.abs(again["layer.w"].numpy() - c.tensors["layer.w"].numpy()).max() < 0.02
+
+
 def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
     keys = {
         "general.architecture": "unheard-of",

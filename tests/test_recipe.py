@@ -144,6 +144,8 @@ def test_every_file_type_gives_every_tensor_a_known_type() -> None:
 
 
 def test_file_types_by_alias_number_and_wrong_name() -> None:
+    with pytest.raises(UsageError, match="unknown file type 'nonsense'; known: F32, "):
+        file_type("nonsense")
     assert file_type("q4_k") is FILE_TYPES["Q4_K_M"] and file_type("15") is FILE_TYPES["Q4_K_M"]
     assert all(ALIASES[a] in FILE_TYPES for a in ALIASES)
     numbers = [t.number for t in FILE_TYPES.values()]
@@ -226,6 +228,14 @@ def test_what_stays_as_it_is() -> None:
     integers = assign([Named("blk.0.ids.weight", (4, 256), by_name("I32"))], LLAMA, file_type("Q4_0"))
     assert integers[0].type.name == "I32"
     assert not any(c.quantizable for c in assign(weights(dense(SMALL, 64, 10)), LLAMA, COPY))
+
+
+def test_a_model_of_no_known_architecture_is_quantized_whatever_its_names() -> None:
+    own = [Named("layers[0].w", (4, 256), by_name("F32")), Named("layers[0].b", (256,), by_name("F32"))]
+    metadata = {"general.architecture": "weird", "llmconv.layout": "plain"}
+    assert [c.type.name for c in assign(own, Model.of(metadata), file_type("Q4_K_M"))] == ["Q4_K", "F32"]
+    del metadata["llmconv.layout"]  # anybody's GGUF: the reference's rule
+    assert [c.type.name for c in assign(own, Model.of(metadata), file_type("Q4_K_M"))] == ["F32", "F32"]
 
 
 def test_mixtral_and_falcon() -> None:

@@ -17,12 +17,12 @@ from llmconv.cli.options import (
     command_options,
     megabytes,
     notes,
+    one_target,
     read_hf_options,
     read_json_options,
     say,
     size_option,
     strict_option,
-    target,
 )
 
 __all__ = [
@@ -65,7 +65,7 @@ _WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G 
 def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, **options: Any) -> None:
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
-    dst = target(dst, options.pop("output"))
+    dst = one_target(dst, options.pop("output"))
     options = {k: v for k, v in options.items() if v is not None}
     if dst is None and to is None:
         to = "gguf"

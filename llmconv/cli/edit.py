@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import click
 
 import llmconv
+from llmconv.cli.options import (
+    PATH,
+    Progress,
+    force_option,
+    json_option,
+    megabytes,
+    one_target,
+    output_option,
+    quiet_option,
+    say,
+    size_option,
+)
 
 __all__ = ["edit", "merge", "split"]
-
-MODEL = click.Path(path_type=Path)
 
 
 def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
@@ -24,13 +36,14 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("file", type=MODEL)
+@click.argument("file", type=PATH)
 @click.option("--set", "sets", multiple=True, metavar="KEY=TYPE:VALUE", help="Add or replace a key; repeatable.")
 @click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a key; repeatable.")
 @click.option("--remove", multiple=True, metavar="KEY", help="Remove a key; repeatable.")
-@click.option("-o", "--output", type=MODEL, help="Write a changed copy there; FILE stays as it is.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@click.option("-o", "--output", type=PATH, help="Write a changed copy there; FILE stays as it is.")
+@force_option
+@json_option
+@quiet_option
 def edit(
     file: Path,
     sets: tuple[str, ...],
@@ -38,6 +51,7 @@ def edit(
     remove: tuple[str, ...],
     output: Path | None,
     force: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Change the metadata of a GGUF or safetensors file, without touching tensor data when the header still fits.
@@ -58,27 +72,44 @@ def edit(
     result = llmconv.edit(
         file, set=values, rename=_pairs(rename, "--rename"), remove=remove, output=output, force=force
     )
-    if not quiet:
-        if result.recovered:
-            click.echo(f"{file}: an edit that had been cut off was undone first", err=True)
-        click.echo(f"{result.path}: {'header replaced in place' if result.in_place else 'written anew'}")
+    if quiet:
+        return
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+        return
+    if result.recovered:
+        click.echo(f"note: {file}: an edit that had been cut off was undone first", err=True)
+    say(f"{result.path}: {'header replaced in place' if result.in_place else 'written anew'}")
 
 
-def _report(paths: list[Path], quiet: bool) -> None:
-    if not quiet:
-        for path in paths:
-            click.echo(f"{path}: {path.stat().st_size:,} bytes")
+def _report(paths: list[Path], quiet: bool, as_json: bool) -> None:
+    sizes = [path.stat().st_size for path in paths]
+    if as_json and not quiet:
+        rows = [{"path": str(path), "size": size} for path, size in zip(paths, sizes, strict=True)]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for path, size in zip(paths, sizes, strict=True):
+        say(f"{path}: {megabytes(size)}", quiet)
 
 
 @click.command()
-@click.argument("source", type=MODEL)
-@click.argument("target", type=MODEL, required=False)
-@click.option("--max-size", metavar="SIZE", help="Largest size of a part: 4G, 500M, 1GiB.")
-@click.option("--max-tensors", type=click.IntRange(min=1), default=None, help="Most tensors in a part (GGUF only).")
-@click.option("--force", is_flag=True, help="Replace existing files.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH, required=False)
+@size_option("--max-size", "Largest size of a part: 4G, 500M, 1GiB.")
+@click.option("--max-tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a part (GGUF only).")
+@output_option
+@force_option
+@json_option
+@quiet_option
 def split(
-    source: Path, target: Path | None, max_size: str | None, max_tensors: int | None, force: bool, quiet: bool
+    source: Path,
+    target: Path | None,
+    max_size: int,
+    max_tensors: int | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Split a GGUF or safetensors model into shards.
 
@@ -87,16 +118,26 @@ def split(
       llmconv split model.gguf --max-size 4G
       llmconv split hf-folder/ sharded/ --max-size 5GB
     """
-    size = llmconv.parse_size(max_size) if max_size else 0
-    _report(llmconv.split(source, target, max_size=size, max_tensors=max_tensors or 0, force=force), quiet)
+    with Progress(quiet or as_json, source.name) as progress:
+        paths = llmconv.split(
+            source,
+            one_target(target, output),
+            max_size=max_size,
+            max_tensors=max_tensors or 0,
+            force=force,
+            progress=progress,
+        )
+    _report(paths, quiet, as_json)
 
 
 @click.command()
-@click.argument("source", type=MODEL)
-@click.argument("target", type=MODEL)
-@click.option("--force", is_flag=True, help="Replace existing files.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
-def merge(source: Path, target: Path, force: bool, quiet: bool) -> None:
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH, required=False)
+@output_option
+@force_option
+@json_option
+@quiet_option
+def merge(source: Path, target: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool) -> None:
     """Join the shards of a GGUF or safetensors model into one.
 
     \b
@@ -104,4 +145,9 @@ def merge(source: Path, target: Path, force: bool, quiet: bool) -> None:
       llmconv merge model-00001-of-00003.gguf model.gguf
       llmconv merge sharded/ one-file.safetensors
     """
-    _report(llmconv.merge(source, target, force=force), quiet)
+    path = one_target(target, output)
+    if path is None:
+        raise click.UsageError("Missing argument 'TARGET'.")
+    with Progress(quiet or as_json, source.name) as progress:
+        paths = llmconv.merge(source, path, force=force, progress=progress)
+    _report(paths, quiet, as_json)

@@ -19,13 +19,15 @@ __all__ = [
     "json_option",
     "megabytes",
     "notes",
+    "one_target",
+    "output_option",
+    "quiet_option",
     "quiet_options",
     "read_hf_options",
     "read_json_options",
     "say",
     "size_option",
     "strict_option",
-    "target",
 ]
 
 PATH = click.Path(path_type=Path)
@@ -41,8 +43,9 @@ def _chain(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return apply
 
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 quiet_options = _chain(
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    quiet_option,
     click.option("-v", "--verbose", is_flag=True, help="Say more: files, types, notes."),
 )
 jobs_option = click.option(
@@ -65,7 +68,7 @@ read_hf_options = _chain(
     click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
     click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
 )
-output_option = click.option("-o", "--output", "output", type=PATH, metavar="DST", help="Same as DST.")
+output_option = click.option("-o", "--output", type=PATH, metavar="PATH", help="The target, as an option.")
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
@@ -84,7 +87,7 @@ def command_options(fn: F) -> F:
     return _chain(output_option, force_option, jobs_option, json_option, quiet_options)(fn)
 
 
-def target(dst: Path | None, output: Path | None) -> Path | None:
+def one_target(dst: Path | None, output: Path | None) -> Path | None:
     """DST, given in one of its two ways."""
     if dst is not None and output is not None:
         raise click.UsageError("give the target once, as DST or with -o")

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import click
 
+from llmconv.cli.options import PATH, json_option
 from llmconv.errors import about
 
-_MODEL = click.argument("model", type=click.Path(exists=True, path_type=Path))
+_MODEL = click.argument("model", type=PATH)
 _PRE = click.option("--pre", metavar="NAME", help="Name of the BPE pre-tokenizer, over what the file says.")
 
 
-@click.command(
-    epilog="Example: llmconv tokenize model.gguf 'Once upon a time'",
-)
+@click.command()
 @_MODEL
 @click.argument("text", required=False)
 @click.option(
     "--json-texts",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="A JSON list of strings; prints a JSON list of id lists, nothing added before or after.",
 )
 @click.option("--add-special", is_flag=True, help="Put BOS, EOS, ... around the text as the model wants them.")
 @click.option("--parse-special", is_flag=True, help="Special tokens written in the text become those tokens.")
 @click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, in one line.")
+@json_option
 @_PRE
 def tokenize(
     model: Path,
@@ -35,11 +35,17 @@ def tokenize(
     add_special: bool,
     parse_special: bool,
     only_ids: bool,
+    as_json: bool,
     pre: str | None,
 ) -> None:
     """Split TEXT (or standard input) into the tokens of MODEL: one line each, id and piece.
 
     MODEL is a model of any format, a folder with tokenizer files, or a tokenizer file.
+
+    \b
+    Examples:
+      llmconv tokenize model.gguf 'Once upon a time'
+      llmconv tokenize model.gguf --json-texts texts.json
     """
     import orjson
 
@@ -59,6 +65,9 @@ def tokenize(
     ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
     if only_ids:
         click.echo(" ".join(map(str, ids)))
+        return
+    if as_json:
+        click.echo(orjson.dumps({"ids": ids, "pieces": list(tokenizer.pieces(ids))}).decode())
         return
     width = len(str(len(tokenizer)))
     for id, piece in zip(ids, tokenizer.pieces(ids), strict=True):
