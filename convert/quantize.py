@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import time
@@ -25,7 +26,7 @@ from llmconv.formats.files import Output, Outputs, check_target, new_folder, ope
 from llmconv.formats.show import Shown
 from llmconv.formats.stream import Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
+from llmconv.quant.filetypes import COPY, FILE_TYPES, FileType, file_type
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import Options, tensor_type_rules
 
@@ -74,10 +75,11 @@ class QuantizedFile(Shown):
 class Quantized(Shown):
     """What `quantize` did, or with `dry_run` would do.
 
-    source_nbytes: of all tensors.  seconds: of the whole run.  notes: sentences about reading the source.
+    source: the file or folder; None for a model made in memory.  source_nbytes: of all tensors.  seconds: of the whole
+    run.  notes: sentences about reading the source.
     """
 
-    source: Path
+    source: Path | None
     outputs: tuple[QuantizedFile, ...]
     source_nbytes: int
     seconds: float
@@ -91,14 +93,14 @@ class Quantized(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        result = asdict(self) | {"source": str(self.source)}
+        result = asdict(self) | {"source": str(self.source) if self.source else None}
         for output in result["outputs"]:
             output["paths"] = [str(path) for path in output["paths"]]
         return result
 
 
 def quantize(
-    src: StrPath,
+    src: StrPath | Checkpoint,
     dst: StrPath | None = None,
     type: str | Sequence[str] = "Q4_K_M",
     *,
@@ -115,6 +117,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
+    provenance: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
     allow_nonfinite: bool = False,
@@ -131,7 +134,8 @@ def quantize(
 ) -> Quantized:
     """Quantize a model of any format to GGUF, as llama-quantize would, byte for byte on the same GGUF.
 
-    src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file.
+    src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file; or a model that
+        `llmconv.open` gave or that was made in memory.
     dst: the output; when there are several types a folder (made if its parent is there) or a name with `{type}` in
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
@@ -146,6 +150,8 @@ def quantize(
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
     keep_split: as many files as the source has.
+    provenance: record the source, its content hash, the type and our version in the metadata (a certificate that
+        `verify_provenance` checks); the source is read once more for it.
     dry_run: only plan; nothing is read or written.
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
@@ -158,17 +164,25 @@ def quantize(
     Raises `UsageError`, `BadFile`, `Unsupported` or `OutputError`; nothing is left behind then.
     """
     started = time.monotonic()
-    src = Path(src)
+    source = src.source if isinstance(src, Checkpoint) else Path(src)
     types = [type] if isinstance(type, str) else list(type)
     if not types:
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
     if any(name.upper() == INT8 for name in types):
         if len(types) > 1:
             raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
-        return _int8(src, lora, dst, dry_run, jobs, allow_nonfinite, force, progress, planned, started)
+        if provenance:
+            raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
+        return _int8(_opened(src, lora), source, dst, dry_run, jobs, allow_nonfinite, force, progress, planned, started)
     chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
     if (include_weights or exclude_weights) and imatrix is None:
         raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
+    if provenance and (prune_layers or lora is not None):
+        raise UsageError(
+            "--provenance certifies the same model in other types; leave it out, or --prune-layers and --lora"
+        )
+    if resumable and isinstance(src, Checkpoint):
+        raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
     importance = None
     if imatrix is not None:
         importance = read_importance(imatrix).filtered(include_weights, exclude_weights)
@@ -192,15 +206,22 @@ def quantize(
     if opened.dialect == "gguf":
         check_gguf(opened)
     reading = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
-    checkpoint = _runnable(translate(opened, "gguf", **reading), opened)
-    with about(src):
+    canonical = translate(opened, "gguf", **reading)
+    checkpoint = _runnable(canonical, opened)
+    targets = _targets(source, dst, chosen)
+    records = (
+        _certificates(Checkpoint() if dry_run else canonical, opened, chosen) if provenance else [{}] * len(chosen)
+    )
+    with about(source):
         plans = [
-            quantplan.make_plan(checkpoint, kind, path, wishes)
-            for kind, path in zip(chosen, _targets(src, dst, chosen), strict=True)
+            quantplan.make_plan(
+                dataclasses.replace(checkpoint, metadata=checkpoint.metadata | record), kind, path, wishes
+            )
+            for kind, path, record in zip(chosen, targets, records, strict=True)
         ]
     if not dry_run:
         _require_importance(plans)
-    result = _result(src, checkpoint, plans, started, written=False)
+    result = _result(source, checkpoint, plans, started, written=False)
     if planned is not None:
         planned(result)
     if dry_run:
@@ -209,12 +230,12 @@ def quantize(
     if lora is not None:
         inputs += sorted(p for p in Path(lora).iterdir() if p.is_file())
     with new_folder(plans[0].files[0].path.parent) if len(chosen) > 1 else contextlib.nullcontext():
-        _write(src, plans, inputs, imatrix, resumable, force, jobs, allow_nonfinite, progress)
-    return _result(src, checkpoint, plans, started, written=True)
+        _write(source, plans, inputs, imatrix, resumable, force, jobs, allow_nonfinite, progress)
+    return _result(source, checkpoint, plans, started, written=True)
 
 
 def _write(
-    src: Path,
+    source: Path | None,
     plans: Sequence[Plan],
     inputs: Sequence[Path],
     imatrix: StrPath | None,
@@ -237,21 +258,33 @@ def _write(
             for f in files
         ]
         with journal.partials(outputs) as opened_files:
-            _run(src, plans, opened_files, jobs, allow_nonfinite, progress)
+            _run(source, plans, opened_files, jobs, allow_nonfinite, progress)
     else:
         sizes = {f.path: f.size for plan in plans for f in plan.files}
         with Outputs(sizes, force=force, inputs=inputs) as together, contextlib.ExitStack() as stack:
-            _run(src, plans, [stack.enter_context(together.open(p)) for p in sizes], jobs, allow_nonfinite, progress)
+            _run(source, plans, [stack.enter_context(together.open(p)) for p in sizes], jobs, allow_nonfinite, progress)
 
 
-def _opened(src: Path, lora: StrPath | None) -> Checkpoint:
+def _opened(src: StrPath | Checkpoint, lora: StrPath | None) -> Checkpoint:
     """The source, with the adapter merged in where there is one."""
-    opened = formats.open(src)
+    opened = src if isinstance(src, Checkpoint) else formats.open(Path(src))
     if lora is None:
         return opened
     from llmconv.convert.lora import merge
 
     return merge(translate(opened, "hf"), Path(lora))
+
+
+def _certificates(canonical: Checkpoint, opened: Checkpoint, types: Sequence[FileType]) -> list[dict[str, str]]:
+    """The metadata of each output that says what it was made from; `canonical` is read once for all of them."""
+    from llmconv.convert.provenance import KEY, certify
+
+    certified = Checkpoint()
+    certify(certified, canonical, opened, "none")
+    record = json.loads(certified.metadata[KEY])
+    exact = opened.dialect == "gguf"  # then a copy rounds nothing
+    roundings = ["none" if exact and kind is COPY else f"to {kind.name}" for kind in types]
+    return [{KEY: json.dumps(record | {"rounding": rounding}, ensure_ascii=False)} for rounding in roundings]
 
 
 def _runnable(checkpoint: Checkpoint, opened: Checkpoint) -> Checkpoint:
@@ -286,8 +319,8 @@ def _require_importance(plans: Sequence[Plan]) -> None:
 
 
 def _int8(
-    src: Path,
-    lora: StrPath | None,
+    opened: Checkpoint,
+    source: Path | None,
     dst: StrPath | None,
     dry_run: bool,
     jobs: int | None,
@@ -300,9 +333,8 @@ def _int8(
     """The safetensors output: a model folder, or one file where its name says so."""
     from llmconv.convert.int8 import to_int8
 
-    opened = _opened(src, lora)
     model = to_int8(opened, allow_nonfinite=allow_nonfinite)
-    path = Path(dst) if dst is not None else _targets(src, None, [FileType(INT8, -1, "")])[0].with_suffix("")
+    path = Path(dst) if dst is not None else _targets(source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
     rows = tuple(
         QuantizedTensor(t.name, t.shape, t.type.name, t.type.name, t.nbytes, t.nbytes, "", False)
         for t in model.tensors.values()
@@ -313,7 +345,7 @@ def _int8(
         size = sum(p.stat().st_size for p in paths) if written else model.nbytes
         output = QuantizedFile(INT8, tuple(paths), size, rows, 8 * model.nbytes / weights, ())
         notes = tuple(model.info.get("notes", ()))
-        return Quantized(src, (output,), opened.nbytes, time.monotonic() - started, written, notes)
+        return Quantized(source, (output,), opened.nbytes, time.monotonic() - started, written, notes)
 
     plan = result([path], False)
     if path.suffix == ".safetensors":
@@ -331,8 +363,11 @@ _TYPE_SUFFIX = re.compile(rf"[-._](?:{'|'.join(map(re.escape, [*FILE_TYPES, 'FP1
 _SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 
 
-def _targets(src: Path, dst: StrPath | None, types: Sequence[FileType]) -> list[Path]:
+def _targets(src: Path | None, dst: StrPath | None, types: Sequence[FileType]) -> list[Path]:
     """The file for each type."""
+    if dst is None and src is None:
+        raise UsageError("a model made in memory has no name to call its output by; name the output")
+    src = src or Path("model")
     if dst is not None:
         path = Path(dst)
         if "{type}" in path.name:
@@ -377,7 +412,7 @@ def _digest(file: FilePlan, allow_nonfinite: bool) -> str:
 
 
 def _run(
-    src: Path,
+    where: Path | None,
     plans: Sequence[Plan],
     outputs: Sequence[Output],
     jobs: int | None,
@@ -407,7 +442,7 @@ def _run(
         if not pairs:
             skipped += source.nbytes
             continue
-        items.append(encode.Item(source, [target for _, target in pairs], at(src)))
+        items.append(encode.Item(source, [target for _, target in pairs], at(where) if where else ""))
         owners[id(items[-1])] = [(out, tensors[name].name) for out, _ in pairs]
     if progress is not None and skipped:
         progress(skipped, "already done")
@@ -420,10 +455,12 @@ def _run(
     encode.stream(items, jobs=jobs, allow_nonfinite=allow_nonfinite, progress=progress, finished=finished)
 
 
-def _result(src: Path, checkpoint: Checkpoint, plans: Sequence[Plan], started: float, written: bool) -> Quantized:
+def _result(
+    source: Path | None, checkpoint: Checkpoint, plans: Sequence[Plan], started: float, written: bool
+) -> Quantized:
     outputs = tuple(_output(plan) for plan in plans)
     notes = tuple(checkpoint.info.get("notes", ()))
-    return Quantized(src, outputs, checkpoint.nbytes, time.monotonic() - started, written, notes)
+    return Quantized(source, outputs, checkpoint.nbytes, time.monotonic() - started, written, notes)
 
 
 def _output(plan: Plan) -> QuantizedFile:

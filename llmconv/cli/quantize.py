@@ -72,6 +72,9 @@ class _WithTypes(click.Command):
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave out layers; the others move up.")
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata: int, float, bool, str.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
+@click.option(
+    "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
+)
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")

@@ -69,12 +69,8 @@ def export(checkpoint: Checkpoint, folder: Path, name: str, kinds: Sequence[str]
         dialect, suffix = KINDS[kind]
         path = folder / f"{name}{suffix}"
         if type_name not in FLOATS:
-            between = folder / f".llmconv-{name}-f32.gguf"  # `quantize` reads files
-            try:
-                formats.by_name("gguf").save(checkpoint, between, force=True)
-                quantize(between, path, type_name, force=True)
-            finally:
-                between.unlink(missing_ok=True)
+            tensors = {n: t if len(t.shape) > 1 else t.astype(by_name("F32")) for n, t in checkpoint.tensors.items()}
+            quantize(Checkpoint(tensors, dict(checkpoint.metadata)), path, type_name, force=True)
         else:
             cast = by_name(type_name)
             keep = by_name("F32") if kind == "gguf" and type_name != "F64" else cast
