@@ -7,7 +7,7 @@ from collections.abc import Callable
 __all__ = ["Progress", "counted"]
 
 Progress = Callable[[int, int, str], None]
-"""Called with (bytes done so far, bytes in all, tensor name)."""
+"""Called with (bytes read or written so far, bytes in all, tensor name)."""
 
 
 def counted(progress: Progress | None, total: int) -> Callable[[int, str], None] | None:

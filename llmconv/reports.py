@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmconv import formats
 from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.progress import Progress, counted
 
 if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.contenthash import ContentHash
@@ -32,25 +33,10 @@ __all__ = [
 ]
 
 Source = str | Path | Checkpoint
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes read so far, bytes in all, tensor name)."""
 
 
 def _open(source: Source) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else formats.open(source)
-
-
-def _counted(progress: Progress | None, total: int) -> Callable[[int, str], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def count(nbytes: int, name: str) -> None:
-        nonlocal done
-        done += nbytes
-        progress(min(done, total), total, name)
-
-    return count
 
 
 def verify(
@@ -71,7 +57,7 @@ def verify(
     from llmconv.convert.verify import verify_checkpoints
 
     left, right = _open(a), _open(b)
-    verdict = verify_checkpoints(left, right, tolerance=tolerance, progress=_counted(progress, left.nbytes))
+    verdict = verify_checkpoints(left, right, tolerance=tolerance, progress=counted(progress, left.nbytes))
     if run is not None:
         from llmconv.runtime.compare import compare
 
@@ -84,7 +70,7 @@ def verify_provenance(file: Source, source: Source, *, progress: Progress | None
     from llmconv.convert.provenance import check_certificate
 
     original = _open(source)
-    return check_certificate(_open(file), original, _counted(progress, 2 * original.nbytes))
+    return check_certificate(_open(file), original, counted(progress, 2 * original.nbytes))
 
 
 def diff(a: Source, b: Source) -> list[Difference]:
@@ -99,7 +85,7 @@ def content_hash(model: Source, *, progress: Progress | None = None) -> ContentH
     from llmconv.convert import contenthash
 
     checkpoint = _open(model)
-    return contenthash.content_hash(checkpoint, _counted(progress, checkpoint.nbytes))
+    return contenthash.content_hash(checkpoint, counted(progress, checkpoint.nbytes))
 
 
 def statistics(model: Source, *, progress: Progress | None = None) -> list[TensorStats]:
@@ -107,7 +93,7 @@ def statistics(model: Source, *, progress: Progress | None = None) -> list[Tenso
     from llmconv.convert.stats import tensor_stats
 
     checkpoint = _open(model)
-    count = _counted(progress, checkpoint.nbytes)
+    count = counted(progress, checkpoint.nbytes)
     found = []
     for name, tensor in checkpoint.tensors.items():
         found.append(tensor_stats(tensor, functools.partial(_named, count, name) if count else None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from simple_model import document
@@ -236,12 +238,21 @@ def test_a_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert progress is None
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, (module, _) in cli.COMMANDS.items() if module.endswith((".convert", ".inspect"))]
-)
-def test_help_has_examples(name: str) -> None:
+SHORT = {"--output": "-o", "--force": "-f", "--jobs": "-j", "--quiet": "-q", "--verbose": "-v", "--help": "-h"}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_has_examples_and_options_have_the_same_names(name: str) -> None:
     text = CliRunner().invoke(cli.cli, [name, "--help"]).output
-    assert "Examples:" in text and f"llmconv {name} " in text
+    assert re.search(rf"Examples?:\s+llmconv {name}\b", text)
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None and command.get_short_help_str(100) == cli.COMMANDS[name][1]
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert param.help and (SHORT.get(param.opts[-1]) in (None, param.opts[0]))
+    options = {o for p in command.params for o in p.opts}
+    assert "--quiet" in options or name in ("tokenize", "detokenize", "inspect", "size")
+    assert "--json" in options or name in ("detokenize", "warmup")
 
 
 def test_version_and_completion() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_import_llmconv_is_light() -> None:
     code = "import sys, llmconv; print(sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "numba", "click", "transformers", "numpy"} & set(ast.literal_eval(out))
+
+
+def test_every_package_is_installed() -> None:
+    """setuptools is told each package by name: one that is missing there works here and not where it is installed."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {p.parent.relative_to(ROOT).parts for room in ("llmconv", *LOWER) for p in (ROOT / room).rglob("*.py")}
+    named = {".".join(parts if parts[0] == "llmconv" else ("llmconv", *parts)) for parts in there}
+    links = {f"llmconv.{room}" for room in LOWER}
+    assert set(told["packages"]) == named | links
+    assert told["package-dir"] == {f"llmconv.{room}": room for room in LOWER}
+    assert all((ROOT / "llmconv" / room).resolve() == ROOT / room for room in LOWER)

@@ -55,8 +55,11 @@ def generate(
 
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
-    if not (as_json or chat):
-        click.echo(prompt, nl=False)
+    before = iter(() if chat else (prompt,))  # shown when the first text comes, not before an error
+
+    def show(text: str) -> None:
+        click.echo(next(before, "") + text, nl=False)
+
     found = llmconv.generate(
         model,
         prompt,
@@ -65,7 +68,7 @@ def generate(
         seed=seed,
         stop=stop,
         chat=chat,
-        on_text=None if as_json else lambda text: click.echo(text, nl=False),
+        on_text=None if as_json else show,
         device=device,
         dtype=dtype,
     )

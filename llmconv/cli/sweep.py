@@ -55,7 +55,7 @@ class _Watch:
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads  [default: processors]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")
-@click.option("--force", is_flag=True, help="Start over where another sweep's state lies.")
+@click.option("-f", "--force", is_flag=True, help="Start over where another sweep's state lies.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
 def sweep(
