@@ -14,7 +14,7 @@ import llmconv.formats as containers
 from llmconv.convert.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.meaning import check_gguf
 from llmconv.convert.translate import translate
-from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.errors import BadFile, OutputError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
 from llmconv.formats.show import Shown
@@ -117,9 +117,10 @@ def save(
         from llmconv.convert.provenance import certify
 
         certify(checkpoint, translate(source, "gguf", **named), source, stated_rounding(translated, checkpoint))
-    paths = module.save(
-        checkpoint, target, force=force, jobs=jobs, progress=counted(progress, checkpoint.nbytes), **options
-    )
+    with about(source.source):
+        paths = module.save(
+            checkpoint, target, force=force, jobs=jobs, progress=counted(progress, checkpoint.nbytes), **options
+        )
     if target.is_dir():
         _clear_stale(target, paths)
     return Result(

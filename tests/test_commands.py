@@ -234,8 +234,23 @@ def test_a_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: p
         time.sleep(1.1)
         progress(50, 100, "b")
         assert "50%" in capsys.readouterr().err
+    bar = Progress(label="model")
+    with bar:
+        bar.total = 100
+        bar.advance(10, "a")
+        time.sleep(1.1)
+        bar.advance(65, "blk.0")
+        shown = capsys.readouterr().err
+        assert "75%" in shown and "blk.0" in shown
     with Progress(quiet=True) as progress:
         assert progress is None
+
+
+def test_a_weight_that_overflows_is_named_with_its_file(run: Any) -> None:
+    Path("w.json").write_text("[[70000.0, 1], [2, 3]]")
+    result = run("json-to-gguf", "w.json", "--layout", "plain", "--outtype", "f16")
+    assert result.code == 1 and result.err.startswith("llmconv: w.json: tensor ") and "70000 at [0, 0]" in result.err
+    assert not Path("w.gguf").exists()
 
 
 SHORT = {"--output": "-o", "--force": "-f", "--jobs": "-j", "--quiet": "-q", "--verbose": "-v", "--help": "-h"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import llmconv
 from llmconv.convert import lora
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -53,6 +54,15 @@ def test_plain(tmp_path: Path, kind: str) -> None:
     assert np.all(np.abs(out.numpy().astype(np.float64) - exact) <= np.abs(exact) * step * 1.1 + 1e-6)
     whole = out.blocks()
     assert all(out.blocks(i, i + 5).tobytes() == whole[i : i + 5].tobytes() for i in range(0, 12, 5))
+
+
+def test_quantized_on_the_way(tmp_path: Path) -> None:
+    folder = adapter(tmp_path)
+    llmconv.quantize(base(), tmp_path / "a.gguf", "BF16", lora=folder)
+    llmconv.quantize(lora.merge(base(), folder), tmp_path / "b.gguf", "BF16")
+    llmconv.quantize(base(), tmp_path / "c.gguf", "BF16")
+    a, b, c = ((tmp_path / f"{n}.gguf").read_bytes() for n in "abc")
+    assert a == b != c
 
 
 def test_scales(tmp_path: Path) -> None:
