@@ -218,6 +218,40 @@ def test_inspect(run: Any, model: Path) -> None:
     assert result.code == 0 and "note: " in result.out and "values" in result.out
 
 
+def test_tokenize_and_detokenize(run: Any, model: Path) -> None:
+    words = json.loads(model.read_text())["config"]["vocab"]
+    assert run("json-to-gguf", "model.json").code == 0
+    text = f"{words[4]} {words[5]} nonsense"
+    for name in ("model.json", "model.gguf"):
+        found = json.loads(run("tokenize", name, text, "--json").out)
+        assert found["ids"][:2] == [4, 5] and len(found["pieces"]) == 3
+        assert run("tokenize", name, text, "--ids").out.split() == [str(i) for i in found["ids"]]
+        assert len(run("tokenize", name, text).out.splitlines()) == 3
+        assert run("detokenize", name, "4", "5").out.split() == [words[4], words[5]]
+    Path("texts.json").write_text(json.dumps([text, "", words[4]]))
+    lists = run("tokenize", "model.gguf", "--json-texts", "texts.json")
+    assert json.loads(lists.out) == [found["ids"], [], [4]] and lists.out.startswith("[[")
+    Path("texts.json").write_text('{"a": 1}')
+    for args, code, message in (
+        (["--json-texts", "texts.json"], 1, "texts.json: expected a JSON list of strings"),
+        (["--json-texts", "none.json"], 1, "none.json: no such file"),
+        (["x", "--json-texts", "texts.json"], 2, "not both"),
+    ):
+        refused = run("tokenize", "model.gguf", *args)
+        assert (refused.code, refused.out) == (code, "") and message in refused.err
+    assert "is not in the vocabulary" in run("detokenize", "model.gguf", "99").err
+
+
+def test_the_gguf_packages_dump_reads_our_files(run: Any, model: Path) -> None:
+    assert run("json-to-gguf", "model.json").code == 0
+    script = shutil.which("gguf-dump", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("gguf-dump is not beside this Python")
+    done = subprocess.run([script, "--json", "model.gguf"], capture_output=True, text=True, check=True)
+    dump = json.loads(done.stdout)
+    assert dump["metadata"]["general.architecture"]["value"] == "simple-llm" and len(dump["tensors"]) == 23
+
+
 def test_no_progress_bar_without_a_terminal(run: Any, model: Path) -> None:
     assert run("json-to-gguf", "model.json").err == ""
 
