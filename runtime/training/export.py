@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,18 @@ def gathered(model: nn.Module, team: Team, metadata: dict[str, Any]) -> Checkpoi
     return out
 
 
-def export(checkpoint: Checkpoint, folder: Path, name: str, kinds: Sequence[str], type_name: str) -> list[Path]:
+def export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str,
+    kinds: Sequence[str],
+    type_name: str,
+    history: Mapping[str, Any] | None = None,
+) -> list[Path]:
     """Write the checkpoint as each of `kinds` into `folder`, replacing what an earlier run left; the paths.
 
     Vectors stay float32 in GGUF, as the ecosystem has them.
+    history: what a version "1.0" JSON says of its training, under `metadata`.
     """
     paths = []
     for kind in kinds:
@@ -76,6 +84,9 @@ def export(checkpoint: Checkpoint, folder: Path, name: str, kinds: Sequence[str]
             keep = by_name("F32") if kind == "gguf" and type_name != "F64" else cast
             tensors = {n: t.astype(cast if len(t.shape) > 1 else keep) for n, t in checkpoint.tensors.items()}
             made = translate(Checkpoint(tensors, dict(checkpoint.metadata)), dialect)
+            document = made.metadata.get("document")
+            if history and isinstance(document, dict) and document.get("version") == "1.0":
+                made.metadata["document"] = {**document, "metadata": dict(history)}
             formats.by_name(kind).save(made, path, force=True)
         paths.append(path)
     return paths

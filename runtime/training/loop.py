@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ from llmconv.runtime.training.parallel import Team, assemble, wrap
 from llmconv.runtime.training.vocabulary import make_vocab
 
 __all__ = ["Trained", "train", "train_step"]
+
+ONE_THREAD = 1_000_000
+"""Parameters below which a CPU trains on one thread: handing out such small products costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,9 @@ def _train(
     )
     report("plan", {"memory": plan, "parameters": n_parameters, "device": str(team.device), "processes": team.size})
 
+    if team.device.type == "cpu" and n_parameters < ONE_THREAD and "OMP_NUM_THREADS" not in os.environ:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
     torch.manual_seed(config.seed + team.rank)
     model = build(start, team.device, torch.float32).train()
     metadata = dict(model.metadata)
@@ -201,7 +209,8 @@ def _train(
     trained = gathered(model, team, metadata)
     if log is not None and trained is not None:
         log.close()
-        exports = export(trained, folder, "model", kinds, export_type)
+        history = _history(config, start, training, progress.step, seconds)
+        exports = export(trained, folder, "model", kinds, export_type, history)
         picture = draw_losses(folder) if config.plot else None
         if config.plot and picture is None:
             notes.append("no loss curve: matplotlib is not installed")
@@ -401,6 +410,24 @@ def _recompute_blocks(model: Any) -> None:
 
     for block in model.blk:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _history(
+    config: TrainConfig, start: Checkpoint, training: Stream | Pairs, steps: int, seconds: float
+) -> dict[str, Any]:
+    """What the legacy program writes of a model's training, under its names; SOURCE_DATE_EPOCH fixes the date."""
+    made = datetime.fromtimestamp(float(os.environ.get("SOURCE_DATE_EPOCH") or time.time()), UTC)
+    shape = shape_of(start)
+    return {
+        "name": config.preset or Path(config.from_checkpoint).stem,
+        "createdAt": made.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "trainingTime": round(seconds, 3),
+        "trainingSamples": len(training),
+        "epochs": -(-steps * config.batch_size // len(training)),
+        "embeddingDim": shape.dim("n_embd"),
+        "numLayers": shape.dim("n_layer"),
+        "source": "local",
+    }
 
 
 def _summarise(
