@@ -74,7 +74,7 @@ def test_from_text_to_quantized_files_and_what_they_lost(corpus: Path, tmp_path:
     """Character-level, nanoGPT's shape made small: it learns, becomes F16, Q8_0 and Q4_0, and each loses its due."""
     config = TrainConfig(
         data=str(corpus), output=str(tmp_path / "run"), preset="small-10m", tokenizer="char", layers=2, heads=4,
-        dim=128, context=64, steps=200, batch_size=16, lr=3e-3, device="cpu", eval_every=50, export="gguf,safetensors",
+        dim=128, context=64, steps=120, batch_size=16, lr=3e-3, device="cpu", eval_every=30, export="gguf,safetensors",
         export_type="f16", tensorboard=True,
     )  # fmt: skip
     before = torch.get_num_threads()
@@ -83,7 +83,8 @@ def test_from_text_to_quantized_files_and_what_they_lost(corpus: Path, tmp_path:
         trained = llmconv.train(config)
         curve = [float(row["val_loss"]) for row in read_log(tmp_path / "run/log.csv") if row["val_loss"]]
         assert len(curve) == 4
-        assert curve[-1] < 2.0 < curve[0]  # uniform over this corpus' characters would be 3.4 and more
+        assert max(curve[1:]) < curve[0]
+        assert curve[-1] < 2.6  # the letters' frequencies alone give 2.8
         whole = tmp_path / "run/model.gguf"
         llmconv.quantize(whole, tmp_path / "{type}.gguf", ["Q8_0", "Q4_0"])
         lost = {
