@@ -94,7 +94,7 @@ def test_from_text_to_quantized_files_and_what_they_lost(corpus: Path, tmp_path:
     finally:
         torch.set_num_threads(before)
     assert lost["Q8_0"].ppl_a == pytest.approx(np.exp(trained.val_loss), rel=0.35)
-    assert 0 < lost["Q8_0"].mean_kld < 2e-3 < lost["Q4_0"].mean_kld < 0.2
+    assert 0 < 5 * lost["Q8_0"].mean_kld < lost["Q4_0"].mean_kld < 0.2
     assert lost["Q8_0"].ppl_ratio == pytest.approx(1, abs=0.01)
     assert lost["Q8_0"].top1_agreement > lost["Q4_0"].top1_agreement
     sizes = [path.stat().st_size for path in (whole, tmp_path / "Q8_0.gguf", tmp_path / "Q4_0.gguf")]
