@@ -17,6 +17,8 @@ from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.show import Shown
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
+from llmconv.quant import plain
+from llmconv.quant.block import BlockType
 
 __all__ = ["TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
 
@@ -116,6 +118,18 @@ def _rounds_to(a: Tensor, b: Tensor) -> bool:
     return True
 
 
+def _rounds_through(a: Tensor, b: Tensor, kind: type[BlockType]) -> bool:
+    """Whether B holds A's values rounded to `kind` and widened again, as GGUF has the vectors of a 16-bit model."""
+    if not (a.type.is_plain() and b.type.is_plain() and a.type.is_float and b.type.is_float):
+        return False
+    for start, stop in a.slabs(SLAB_BYTES // 4):
+        with np.errstate(over="ignore"):
+            rounded = kind.decode(kind.encode(a.rows(start, stop)))
+        if not np.array_equal(rounded, b.rows(start, stop), equal_nan=True):
+            return False
+    return True
+
+
 def compare_tensors(
     a: Tensor, b: Tensor, tolerance: float = 0.0, progress: Callable[[int], None] | None = None
 ) -> TensorVerdict:
@@ -156,6 +170,11 @@ def compare_tensors(
         return TensorVerdict(a.name, "rounded", **types, detail=f"to {b.type.name}", **errors)
     if _rounds_to(b, a):
         return TensorVerdict(a.name, "rounded", **types, detail=f"from {a.type.name}", **errors)
+    for kind in (plain.F16, plain.BF16):
+        if _rounds_through(a, b, kind):
+            return TensorVerdict(a.name, "rounded", **types, detail=f"to {kind.name}, widened", **errors)
+        if _rounds_through(b, a, kind):
+            return TensorVerdict(a.name, "rounded", **types, detail=f"from {kind.name}, widened", **errors)
     status = "close" if errors["relative"] <= tolerance else "different"
     return TensorVerdict(a.name, status, **types, **errors)
 

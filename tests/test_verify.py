@@ -61,6 +61,18 @@ def test_rounding_is_recognised(type: str, status: str) -> None:
         assert verdict.counts() == {status: 2, "identical": 1}
 
 
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+def test_rounding_that_was_widened_again_is_recognised(type: str) -> None:
+    """The vectors of a 16-bit model are F32 in GGUF."""
+    a = model()
+    b = cast(cast(a, type), "F32")
+    for one, other, word in ((a, b, "to"), (b, a, "from")):
+        verdict = llmconv.verify(one, other)
+        assert verdict.counts() == {"rounded": 2, "identical": 1}
+        assert verdict.tensors[0].detail == f"{word} {type}, widened"
+        assert verdict.same
+
+
 def test_one_changed_weight_is_found_and_measured() -> None:
     a, b = model(), model()
     values = b.tensors["output.weight"].numpy().copy()
