@@ -442,6 +442,8 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
 def test_ctrl_c(tmp_path: Path, resumable: bool) -> None:
     source, out = sparse(tmp_path / "big.gguf", 2.0), tmp_path / "out"
     out.mkdir()
+    small = sparse(tmp_path / "small.gguf", 0.01)
+    command("quantize", small, "-t", "Q6_K", "-o", tmp_path / "q.gguf", "-j", 1).communicate(timeout=60)  # compiles
     words: Sequence[Any] = ["quantize", source, "-t", "Q6_K", "-o", out / "q.gguf", "-j", 1]
     process = command(*words, *(["--resumable"] if resumable else []))
     while process.poll() is None and not any(p.stat().st_blocks for p in out.iterdir()):
