@@ -25,7 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import Output
 from llmconv.formats.numbers import number
+from llmconv.formats.stream import Progress
 from llmconv.formats.tensor import Tensor
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "loads",
     "replace_slots",
     "slots",
+    "write_document",
 ]
 
 DEPTH = 64
@@ -375,3 +379,14 @@ def inline(slot: Slot, tensor: Tensor) -> Any:
         return [nest(shape[1:], start + i * step, step) for i in range(shape[0])]
 
     return nest(slot.shape, 0, values.size)
+
+
+def write_document(
+    checkpoint: Checkpoint, path: Path, render: Callable[..., None], *, force: bool, progress: Progress | None
+) -> list[Path]:
+    """Write what `render(checkpoint, write, progress)` gives, complete or not at all; the file."""
+    inputs = (checkpoint.source,) if checkpoint.source else ()
+    least = 2 * checkpoint.n_elements
+    with Output(path, force=force, size=least, inputs=inputs) as out:
+        render(checkpoint, out.file.write, progress)
+    return [path]

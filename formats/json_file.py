@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Slot, cut
-from llmconv.formats.files import Output, open_regular
+from llmconv.formats.document import Slot, cut, write_document
+from llmconv.formats.files import open_regular
 from llmconv.formats.json_scan import BOM, Style, Text, parse
 from llmconv.formats.numbers import number, row
 from llmconv.formats.source import Source, read_into
@@ -68,12 +68,7 @@ def save(
 
     `Unsupported` for a number that is not finite, which JSON can't hold, naming tensor and index.
     """
-    path = Path(path)
-    inputs = (checkpoint.source,) if checkpoint.source else ()
-    least = 2 * checkpoint.n_elements
-    with Output(path, force=force, size=least, inputs=inputs) as out:
-        render(checkpoint, out.file.write, progress)
-    return [path]
+    return write_document(checkpoint, Path(path), render, force=force, progress=progress)
 
 
 def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], progress: Progress | None = None) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, cut, join
-from llmconv.formats.files import Output, regular_size
+from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, cut, join, write_document
+from llmconv.formats.files import regular_size
 from llmconv.formats.source import Source
 from llmconv.formats.stream import Progress
 from llmconv.formats.tensor import Tensor
@@ -141,12 +141,7 @@ def save(
     checkpoint: Checkpoint, path: Path, *, force: bool = False, progress: Progress | None = None, **_: Any
 ) -> list[Path]:
     """Write the document with its tensors in place; doubles unless a slot says otherwise."""
-    path = Path(path)
-    inputs = (checkpoint.source,) if checkpoint.source else ()
-    least = 2 * checkpoint.n_elements
-    with Output(path, force=force, size=least, inputs=inputs) as out:
-        render(checkpoint, out.file.write, progress)
-    return [path]
+    return write_document(checkpoint, Path(path), render, force=force, progress=progress)
 
 
 def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], progress: Progress | None = None) -> None:

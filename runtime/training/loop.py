@@ -29,6 +29,7 @@ from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, output_errors
 from llmconv.formats.show import Shown
+from llmconv.quant import plain
 from llmconv.runtime.load import DTYPES, build
 from llmconv.runtime.training import data as data_files
 from llmconv.runtime.training import state
@@ -275,8 +276,8 @@ def _starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team)
             vocab = vocabulary.load(Path(config.tokenizer))
         if vocab is None:
             raise BadFile(f"{at(config.from_checkpoint)}: has no tokenizer; name one with --tokenizer")
-        plain = {n: t if t.type.is_plain() else t.astype(_f32()) for n, t in start.tensors.items()}
-        return Checkpoint(plain, start.metadata, source=start.source), vocab
+        decoded = {n: t if t.type.is_plain() else t.astype(plain.F32) for n, t in start.tensors.items()}
+        return Checkpoint(decoded, start.metadata, source=start.source), vocab
     base = preset(config.preset)
     size = config.vocab_size or int(base.keys["vocab_size"])
     kind = config.tokenizer
@@ -297,12 +298,6 @@ def _starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team)
     team.barrier()
     vocab = vocabulary.load(kept)
     return fresh_checkpoint(config, vocab), vocab
-
-
-def _f32() -> Any:
-    from llmconv.quant import by_name
-
-    return by_name("F32")
 
 
 def _context(config: TrainConfig, start: Checkpoint) -> int:
