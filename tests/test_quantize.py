@@ -421,18 +421,18 @@ def sparse(path: Path, gigabytes: float) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs resource usage of a child")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of its own memory as Linux tells it")
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     source, small = sparse(tmp_path / "big.gguf", 2.0), sparse(tmp_path / "small.gguf", 0.01)
     script = (
-        "import resource, sys; from llmconv.convert.quantize import quantize; "
+        "import sys; from llmconv.convert.quantize import quantize; "
         "quantize(sys.argv[1], sys.argv[2], ['Q4_K_M', 'Q8_0'], jobs=4); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    )
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )  # not ru_maxrss: a child begins with its parent's, and the tests' own process has loaded torch
     words = [sys.executable, "-c", script, str(source), str(tmp_path / "{type}.gguf")]
     once = [*words[:3], str(small), str(tmp_path / "small-{type}.gguf")]
     subprocess.run(once, check=True, capture_output=True)  # compiling kernels takes memory of its own, the first time
-    megabytes = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    megabytes = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) // 1024
     assert megabytes < 400
 
 
