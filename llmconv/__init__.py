@@ -36,6 +36,7 @@ _PUBLIC: dict[str, str] = {
     "perplexity": "llmconv.runtime.perplexity",
     "compare": "llmconv.runtime.compare",
     "generate": "llmconv.runtime.generate",
+    "Sampling": "llmconv.runtime.sampling",
     "quantize": "llmconv.convert.quantize",
     "warmup": "llmconv.quant.warm",
     "Checkpoint": "llmconv.formats.checkpoint",
@@ -53,7 +54,14 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'llmconv' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    try:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from llmconv.errors import UsageError
+
+        raise UsageError("running a model needs torch; install it with: pip install 'llmconv[torch]'") from None
     globals()[name] = value
     return value
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
@@ -59,9 +60,7 @@ def verify(
     left, right = _open(a), _open(b)
     verdict = verify_checkpoints(left, right, tolerance=tolerance, progress=counted(progress, left.nbytes))
     if run is not None:
-        from llmconv.runtime.compare import compare
-
-        verdict = dataclasses.replace(verdict, run=compare(a, b, run))
+        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run))
     return verdict
 
 

@@ -203,6 +203,17 @@ def test_usage_errors_exit_with_2(run: Any, model: Path) -> None:
     assert run("convert", "none.json", "x.gguf").code == 1
 
 
+def test_no_arguments_show_the_help(run: Any) -> None:
+    result = run()
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("Usage: llmconv [OPTIONS]") and "\n  json-to-gguf" in result.err
+
+
+def test_usage_errors_say_where_to_look(run: Any) -> None:
+    assert run("inspect").err == "llmconv: Missing argument 'FILE'; see llmconv inspect --help\n"
+    assert run("--nope").err.endswith("; see llmconv --help\n")
+
+
 def test_inspect(run: Any, model: Path) -> None:
     for name in ("model.json", "m.gguf", "m.safetensors", "folder"):
         if name != "model.json":

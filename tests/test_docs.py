@@ -30,7 +30,7 @@ def test_tutorials_run(page: Path, tmp_path: Path) -> None:
             runs = [[sys.executable, "-c", block]]
         else:
             lines = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
-            runs = [[sys.executable, "-m", "llmconv.cli", *w[1:]] if w[0] == "llmconv" else w for w in lines]
+            runs = [[sys.executable, "-m", "llmconv", *w[1:]] if w[0] == "llmconv" else w for w in lines]
         for run in runs:
             done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=280)
             assert done.returncode == 0, f"{shlex.join(run)}\n{done.stderr}"

@@ -391,7 +391,7 @@ def test_the_commands_help_lists_every_type() -> None:
 
 
 def command(*args: Any, **options: Any) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "llmconv.cli", *map(str, args)]
+    words = [sys.executable, "-m", "llmconv", *map(str, args)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

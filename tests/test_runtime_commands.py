@@ -156,11 +156,21 @@ def test_contradictions_are_named(model: Path, tmp_path: Path) -> None:
 
 
 def test_without_torch_there_is_a_sentence(model: Path) -> None:
+    start = "import sys; sys.modules['torch'] = None\nfrom llmconv.cli import main\n"
+    path = str(model)
+    for args in (["perplexity", path, path], ["generate", path, "-p", "x"], ["verify", path, path, "--run", path]):
+        done = subprocess.run([sys.executable, "-c", f"{start}main({args!r})"], capture_output=True, text=True)
+        assert done.returncode == 2 and "pip install 'llmconv[torch]'" in done.stderr, args
+        assert done.stderr.count("\n") == 1, args
+
+
+def test_help_needs_no_torch() -> None:
+    from llmconv.cli import COMMANDS
+
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from llmconv.cli import main\n"
-        f"main(['perplexity', {str(model)!r}, {str(model)!r}])"
+        "from llmconv.cli import cli\n"
+        f"for name in {list(COMMANDS)!r}: cli.main([name, '--help'], standalone_mode=False)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0 and "pip install 'llmconv[torch]'" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 and "--preset" in done.stdout, done.stderr

@@ -29,7 +29,7 @@ SMALL = ["--device", "cpu", "--no-tensorboard", "--no-plot", "--export", "", "--
 
 
 def command(data: Path, output: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "llmconv.cli", "train", str(data), "-o", str(output), *options]
+    return [sys.executable, "-m", "llmconv", "train", str(data), "-o", str(output), *options]
 
 
 def losses(folder: Path) -> list[tuple[str, str]]:

@@ -33,12 +33,13 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 @pytest.fixture(autouse=True)
 def _no_flush(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Flushing to the disk is tested elsewhere; the command's handler of SIGTERM goes with each test."""
+    """Flushing to the disk is tested elsewhere; the command's handlers of signals go with each test."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def test_code_in_a_folder_is_not_imported(tmp_path: Path) -> None:
 
 def command(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "llmconv.cli", *map(str, args)],
+        [sys.executable, "-P", "-m", "llmconv", *map(str, args)],
         **{"capture_output": True, "text": True, "timeout": 120, **options},
     )
 
@@ -406,7 +407,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path, good: Path) -> None:
 
 
 def test_closed_and_full_streams(tmp_path: Path, good: Path) -> None:
-    base = f"{sys.executable} -m llmconv.cli"
+    base = f"{sys.executable} -m llmconv"
     for line, codes in (
         (f"{base} inspect {good} | true", (0,)),
         (f"{base} inspect {good} >&-", (0,)),
@@ -512,6 +513,29 @@ def test_a_signal_leaves_the_old_file(tmp_path: Path, good: Path, args: list[str
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "llmconv: interrupted\n", err
     assert target.read_bytes() == b"old" and sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", target.name]
+
+
+EARLY = """
+import builtins, sys, time
+plain = builtins.__import__
+def slow(name, *args):
+    if name == "click":
+        print("ready", flush=True); time.sleep(20)
+    return plain(name, *args)
+builtins.__import__ = slow
+sys.argv = ["llmconv", "--help"]
+from llmconv.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_while_the_command_is_being_imported(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", EARLY], text=True, stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "llmconv: interrupted\n", err
 
 
 def _save_json(source: Path, folder: Path) -> None:

@@ -70,6 +70,12 @@ class Group(click.Group):
         command.short_help = short
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -83,7 +89,7 @@ class Group(click.Group):
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; see llmconv --help"
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise click.UsageError(f"no such command {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -114,6 +120,13 @@ def one_line(text: str) -> str:
     return safe.encode("utf-8", "backslashreplace").decode()
 
 
+def _with_way_out(error: click.ClickException) -> str:
+    """click's message, ending as ours do: with where to look."""
+    text = error.format_message().removesuffix(".")
+    ctx = getattr(error, "ctx", None)
+    return text if ctx is None or "--help" in text else f"{text}; see {ctx.command_path} --help"
+
+
 def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt  # so that SIGTERM cleans up as Ctrl-C does
 
@@ -138,14 +151,16 @@ def _open_closed_streams() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
     _open_closed_streams()
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    args = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in args
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, _stop)
     try:
-        code = cli.main(args=argv, prog_name="llmconv", standalone_mode=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
+                signal.signal(number, _stop)
+        code = cli.main(args=args, prog_name="llmconv", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()
@@ -156,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         if debug:
             raise
-        click.echo(f"llmconv: {one_line(error.format_message())}", err=True)
+        click.echo(f"llmconv: {one_line(_with_way_out(error))}", err=True)
         code = error.exit_code
     except llmconv.LlmconvError as error:
         if debug:

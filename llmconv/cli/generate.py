@@ -51,8 +51,6 @@ def generate(
     quiet: bool,
 ) -> None:
     """Continue a text with MODEL, of any format; the text appears as it is made."""
-    from llmconv.runtime.generate import Sampling
-
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     before = iter(() if chat else (prompt,))  # shown when the first text comes, not before an error
@@ -64,7 +62,7 @@ def generate(
         model,
         prompt,
         max_tokens=max_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        sampling=llmconv.Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         seed=seed,
         stop=stop,
         chat=chat,

@@ -105,7 +105,7 @@ def main() -> None:
         print(f"| write it again (CPU) | | {writing:.2f} s | {size / 1e6 / writing:.0f} MB/s | |")
     finally:
         shutil.rmtree(folder)
-    commands = {"empty": ["-c", "pass"], "import": ["-c", "import llmconv"], "help": ["-m", "llmconv.cli", "--help"]}
+    commands = {"empty": ["-c", "pass"], "import": ["-c", "import llmconv"], "help": ["-m", "llmconv", "--help"]}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(4 * rounds):
         for name, command in commands.items():

@@ -157,7 +157,7 @@ def main() -> None:
 
 def ours(source: Path, folder: Path, kind: str, jobs: int) -> tuple[float, float, float]:
     out = folder / f"{kind}.gguf"
-    words = [sys.executable, "-m", "llmconv.cli", "quantize", str(source), "-t", kind, "-o", str(out)]
+    words = [sys.executable, "-m", "llmconv", "quantize", str(source), "-t", kind, "-o", str(out)]
     return run([*words, "-j", str(jobs), "--force", "-q"])[:3]
 
 

@@ -1,0 +1,27 @@
+"""`llmconv`, `python -m llmconv`: the entry point.  Ctrl-C is answered before the command's libraries are imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Nothing has been read or written yet; raising would be swallowed by, or break, a half-done import."""
+    os.write(2, b"llmconv: interrupted\n")
+    os._exit(130)
+
+
+def main() -> None:
+    """Run the command; see `llmconv.cli.main`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # of a shell's background job
+            signal.signal(number, _stop)
+    from llmconv.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

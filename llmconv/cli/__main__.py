@@ -1,5 +1,0 @@
-"""`python -m llmconv.cli`, for torchrun."""
-
-from llmconv.cli import main
-
-main()
