@@ -58,7 +58,7 @@ def search(name: str) -> Search:
 
 @functools.cache
 def _search(name: str) -> Search:
-    from llmconv.quant.kernels.iq_neighbours import neighbours
+    from llmconv.quant.kernels import iq_neighbours
 
     size, bits, kinds = (4, 3, 8) if name.startswith("IQ3") else (8, 2, 3)
     grid = values(name)
@@ -72,8 +72,8 @@ def _search(name: str) -> Search:
     first = np.empty(len(points) + 1, np.int32)
     counts = np.empty(len(points), np.int32)
     arguments = levels, size, bits, points, _SHELLS[name], first, counts
-    neighbours(*arguments, np.empty(0, np.int32), np.empty(0, np.uint8))
+    iq_neighbours.neighbours(*arguments, np.empty(0, np.int32), np.empty(0, np.uint8))
     members = np.empty(first[-1] * 16, np.int32)
     coordinates = np.empty(first[-1] * 16 * size, np.uint8)
-    neighbours(*arguments, members, coordinates)
+    iq_neighbours.neighbours(*arguments, members, coordinates)
     return Search(levels, entry, first, members, coordinates, counts)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
+from llmconv.quant.kernels.fields import BY_BOTH, BY_IMPORTANCE, BY_RMS, BY_SIZE, BY_SQUARE
 
 _F2 = "<f2"
 
@@ -31,9 +32,9 @@ class Q2_K(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 16), importance is not None
             if importance is None:
-                mode, means, trials = (search.BY_SIZE, slabs.NONE, (-0.5, 0.1, 15, True))
+                mode, means, trials = (BY_SIZE, slabs.NONE, (-0.5, 0.1, 15, True))
             else:
-                mode, means, trials = (search.BY_BOTH, slabs.means(x, k, 256, 1), (-0.9, 0.05, 36, False))
+                mode, means, trials = (BY_BOTH, slabs.means(x, k, 256, 1), (-0.9, 0.05, 36, False))
             search.search_affine(
                 x, k, 256, 16, mode, slabs.NONE if importance is None else importance, means, 256, 3, *trials, found
             )
@@ -62,7 +63,7 @@ class Q3_K(_K):
                 search.search_q3(x, found)
             else:
                 means = slabs.means(x, k, 256, 2)
-                search.search_symmetric(x, k, 256, 16, search.BY_BOTH, importance, means, 256, 4, found)
+                search.search_symmetric(x, k, 256, 16, BY_BOTH, importance, means, 256, 4, found)
             kquants.pack_q3_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
 
     @classmethod
@@ -84,11 +85,11 @@ class _Q45(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 32), importance is not None
             if importance is not None:
-                mode, means, trials = search.BY_BOTH, slabs.means(x, k, 256, 2), (-0.9, 0.05, 36)
+                mode, means, trials = BY_BOTH, slabs.means(x, k, 256, 2), (-0.9, 0.05, 36)
             elif cls.width == 4:
-                mode, means, trials = search.BY_RMS, slabs.NONE, (-1.0, 0.1, 20)
+                mode, means, trials = BY_RMS, slabs.NONE, (-1.0, 0.1, 20)
             else:
-                mode, means, trials = search.BY_RMS, slabs.NONE, (-0.5, 0.1, 15)
+                mode, means, trials = BY_RMS, slabs.NONE, (-0.5, 0.1, 15)
             weights = slabs.NONE if importance is None else importance
             top = 2**cls.width - 1
             search.search_affine(x, k, 256, 32, mode, weights, means, 256, top, *trials, False, found)
@@ -124,9 +125,9 @@ class Q6_K(_K):
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found = slabs.room(x, 16)
             if importance is None:
-                search.search_symmetric(x, k, 256, 16, search.BY_SQUARE, slabs.NONE, slabs.NONE, 256, 32, found)
+                search.search_symmetric(x, k, 256, 16, BY_SQUARE, slabs.NONE, slabs.NONE, 256, 32, found)
             else:
-                search.search_symmetric(x, k, 256, 16, search.BY_IMPORTANCE, importance, slabs.NONE, 256, 32, found)
+                search.search_symmetric(x, k, 256, 16, BY_IMPORTANCE, importance, slabs.NONE, 256, 32, found)
             kquants.pack_q6_k(x, k, count, found, slabs.part(out, cls, k, start, count))
 
     @classmethod

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
+from llmconv.quant.kernels.fields import BY_BOTH
 
 
 class _Quants(BlockType):
@@ -36,11 +37,11 @@ class _Quants(BlockType):
             found, means = slabs.room(x, 32), slabs.means(x, k, k, 1)
             if cls.affine:
                 search.search_affine(
-                    x, k, 32, 32, search.BY_BOTH, importance, means, k, 2**cls.width - 1, -0.9, 0.05, 36, False, found
+                    x, k, 32, 32, BY_BOTH, importance, means, k, 2**cls.width - 1, -0.9, 0.05, 36, False, found
                 )
             else:
                 top = 2 ** (cls.width - 1)
-                search.search_symmetric(x, k, 32, 32, search.BY_BOTH, importance, means, k, top, found)
+                search.search_symmetric(x, k, 32, 32, BY_BOTH, importance, means, k, top, found)
             legacy.pack(x, k, count, cls.width, cls.affine, found, slabs.part(out, cls, k, start, count))
 
     @classmethod

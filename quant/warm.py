@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
 __all__ = ["warmup"]
@@ -14,12 +12,12 @@ def warmup(progress: Callable[[int, str], None] | None = None) -> int:
 
     progress: called after each kernel with (kernels done, its name).
     """
-    from llmconv.quant import kernels
+    from llmconv.quant.kernels import build, cache
 
-    for module in pkgutil.iter_modules(kernels.__path__):
-        importlib.import_module(f"{kernels.__name__}.{module.name}")
     done = 0
-    for done, kernel in enumerate(kernels.warmup(), 1):
+    for done, entry in enumerate(cache.entries(), 1):
+        for dtype in build.dtypes(entry):
+            entry.load(dtype)
         if progress is not None:
-            progress(done, getattr(kernel, "__name__", "kernel"))
+            progress(done, entry.name)
     return done

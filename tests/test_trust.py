@@ -221,7 +221,7 @@ def guard(event, args):
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
     if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork", "os.spawn"):
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
-    if allowed and event == "pickle.find_class" and str(args[0]).split(".")[0] not in allowed:
+    if event == "pickle.find_class" and str(args[0]).split(".")[0] not in allowed:
         print("FORBIDDEN", event, args, file=sys.stderr, flush=True); import os; os._exit(99)
 sys.addaudithook(guard)
 from llmconv.cli import main
@@ -236,7 +236,7 @@ for line in open(sys.argv[1]):
 def guarded(tmp_path: Path, lines: list[list[object]], allowed: set[str]) -> list[int]:
     """Exit codes of commands in a process that dies when one connects, starts a program, or unpickles a class.
 
-    allowed: modules whose classes may be unpickled; none named: any (numba's cache of kernels is pickled).
+    allowed: modules whose classes may be unpickled.
     """
     (tmp_path / "guard.py").write_text(GUARD.format(allowed=allowed))
     (tmp_path / "lines").write_text("".join("\t".join(map(str, args)) + "\n" for args in lines))

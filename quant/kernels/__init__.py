@@ -1,9 +1,37 @@
-"""Compiled inner loops, one module a family.  Only these modules import numba, and only when first used.
+"""Compiled inner loops, one module a family.  Only these modules import numba, and only to compile.
 
 `@inner` marks a function that kernels call; `@kernel(...)` marks an entry point, compiled when first called, for
-the arguments' declared types, and kept in the user's cache folder (see `cache_folder`).  Kernels release the GIL.
+the arguments' declared types, and kept in the user's cache folder (see `cache`).  Kernels release the GIL.
+
+    from llmconv.quant.kernels import legacy
+    legacy.encode_q8_0(...)
+
+calls the code that is kept there: `legacy` is a `Family`, and its module is imported when something must be compiled.
 """
 
-from llmconv.quant.kernels.build import F32, I32, ROWS, U8, Kernel, cache_folder, flat, inner, kernel, out, warmup
+from typing import Any
 
-__all__ = ["F32", "I32", "ROWS", "U8", "Kernel", "cache_folder", "flat", "inner", "kernel", "out", "warmup"]
+from llmconv.quant.kernels.cache import Family, cache_folder, flat
+
+__all__ = ["FAMILIES", "Family", "cache_folder", "flat"]
+
+FAMILIES = {
+    "iq1_encode",
+    "iq4",
+    "iq_decode",
+    "iq_encode",
+    "iq_neighbours",
+    "kquants",
+    "legacy",
+    "low",
+    "microscaling",
+    "search",
+    "ternary",
+}
+"""The modules with entry points."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in FAMILIES:
+        return Family(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,23 +1,22 @@
-"""Compiling kernels: numba's options, when a kernel is compiled, and where the result is kept."""
+"""Compiling kernels: numba's options, what an entry point may take, and how its machine code is made."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import shutil
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import types
-from numba.core.caching import FunctionCache
+from numba.core import compiler
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from llmconv.quant.kernels.cache import Entry, entry
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck": False}
 """IEEE division; no fastmath anywhere: the order and rounding of every operation is the reference's."""
@@ -41,67 +40,113 @@ ROWS = "rows"
 F32, I32, U8 = (_given(t) for t in (types.float32, types.int32, types.uint8))
 """Parameter types: flat arrays that the kernel only reads."""
 
-_ROW_TYPES = {
-    np.dtype(np.float32): F32,
-    np.dtype(np.int16): _given(types.int16),
-    np.dtype(np.uint16): _given(types.uint16),
-}
-_LOCK = threading.RLock()
-_KERNELS: list[Kernel] = []
+_ROWS = types.float32, types.int16, types.uint16  # float16 and bfloat16 as `flat` hands them in
+DECLARED: dict[Entry, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+"""The function and the parameters' types of every entry point whose module is imported."""
 
 
-def flat(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Contiguous rows as a kernel takes them: one axis; float16 as int16 and bfloat16 as uint16 bit patterns."""
-    rows = rows.reshape(-1)
-    if rows.dtype == np.float32:
-        return rows
-    return rows.view(np.int16 if rows.dtype == np.float16 else np.uint16)
+def kernel(*parameters: Any) -> Callable[[Callable[..., Any]], Entry]:
+    """Decorator of an entry point, given its parameters' types: ROWS, F32, I32, U8, `out(...)` or numba scalars.
 
-
-class Kernel:
-    """A compiled entry point: call it with arrays (see `flat`) and numbers.
-
-    Compiled, or read from the cache folder, when first called, once for each kind of rows it is called with.
+    The first one is an array.  An entry point returns nothing, raises nothing and takes its working memory from
+    `simd.empty`, so that its code needs nothing but itself.
     """
 
-    def __init__(self, function: Callable[..., Any], parameters: tuple[Any, ...]):
-        functools.update_wrapper(self, function)
-        self._function = function
-        self._parameters = parameters
-        self._by_rows = bool(parameters) and parameters[0] is ROWS
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-        _KERNELS.append(self)
+    def declare(function: Callable[..., Any]) -> Entry:
+        found = entry(function.__module__.rpartition(".")[2], function.__name__)
+        functools.update_wrapper(found, function)
+        DECLARED[found] = function, parameters
+        return found
 
-    def __call__(self, *args: Any) -> Any:
-        kind = args[0].dtype if self._by_rows else None
-        compiled = self._compiled.get(kind)
-        if compiled is None:
-            compiled = self._compile(kind)
-        return compiled(*args)
+    return declare
 
-    def _compile(self, kind: np.dtype[Any] | None) -> Callable[..., Any]:
-        with _LOCK:
-            if kind not in self._compiled:
-                parameters = self._parameters if kind is None else (_ROW_TYPES[kind], *self._parameters[1:])
-                dispatcher = numba.njit(**OPTIONS, no_cfunc_wrapper=True)(self._function)
-                folder = cache_folder()
-                if folder is not None:
-                    dispatcher._cache = _Cache.at(folder, self._function)
-                _undisturbed(functools.partial(dispatcher.compile, parameters))
-                dispatcher.disable_compile()
-                self._compiled[kind] = dispatcher
-            return self._compiled[kind]
 
-    def warm(self) -> None:
-        """Compile for every kind of rows."""
-        for kind in _ROW_TYPES if self._by_rows else (None,):
-            self._compile(kind)
+def dtypes(one: Entry) -> list[np.dtype[Any]]:
+    """What the first argument of an entry point can be."""
+    first = DECLARED[one][1][0]
+    return [np.dtype(str(t)) for t in (_ROWS if first is ROWS else (first.dtype,))]
+
+
+def compiled(one: Entry, dtype: np.dtype[Any]) -> tuple[str, list[tuple[Any, ...]], bytes]:
+    """An entry point's machine code for rows of `dtype`: its symbol, its parameters for `cache`, an object file."""
+    function, parameters = DECLARED[one]
+    if dtype not in dtypes(one):
+        raise TypeError(f"{one.name} takes {', '.join(map(str, dtypes(one)))}, not {dtype}")
+    if parameters[0] is ROWS:
+        parameters = (_given(numba.from_dtype(dtype)), *parameters[1:])
+    outer, words = _outer(function, parameters)
+    result: list[tuple[str, bytes]] = []
+    _undisturbed(lambda: result.append(_image(outer, words)))
+    ((symbol, image),) = result
+    return symbol, [_described(p) for p in parameters], image
+
+
+def _described(parameter: types.Type) -> tuple[Any, ...]:
+    if isinstance(parameter, types.Array):
+        return "array", str(parameter.dtype), parameter.mutable
+    return ("float32",) if parameter is types.float32 else ("integer",)
+
+
+def _outer(function: Callable[..., Any], parameters: tuple[Any, ...]) -> tuple[Callable[..., Any], list[types.Type]]:
+    """The function with addresses and lengths in place of arrays, and its parameters' types."""
+    scope: dict[str, Any] = {"function": numba.njit(**OPTIONS)(function)}
+    names: list[str] = []
+    given: list[str] = []
+    words: list[types.Type] = []
+    for i, parameter in enumerate(parameters):
+        names.append(f"a{i}")
+        if isinstance(parameter, types.Array):
+            names.append(f"n{i}")
+            scope[f"array{i}"] = _array_at(parameter)
+            given.append(f"array{i}(a{i}, n{i})")
+            words += [types.voidptr, types.int64]
+        elif parameter is types.float32:
+            given.append(f"a{i}")
+            words.append(types.float32)
+        else:
+            scope[f"type{i}"] = bool if parameter is types.boolean else np.dtype(str(parameter)).type
+            given.append(f"type{i}(a{i})")
+            words.append(types.int64)
+    exec(f"def outer({', '.join(names)}):\n    function({', '.join(given)})", scope)
+    return scope["outer"], words
+
+
+def _array_at(array_type: types.Array) -> Any:
+    """A function of an address and a length that gives the array there."""
+
+    @intrinsic
+    def array_at(typingctx: Any, address: types.Type, size: types.Type) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            data = builder.bitcast(args[0], context.get_data_type(array_type.dtype).as_pointer())
+            width = context.get_constant(types.intp, array_type.dtype.bitwidth // 8)
+            array = context.make_array(array_type)(context, builder)
+            populate_array(array, data=data, shape=[args[1]], strides=[width], itemsize=width, meminfo=None)
+            return array._getvalue()
+
+        return array_type(address, size), generate
+
+    return array_at
+
+
+def _image(function: Callable[..., Any], parameters: list[types.Type]) -> tuple[str, bytes]:
+    flags = compiler.Flags()
+    flags.error_model = OPTIONS["error_model"]
+    flags.nrt = False  # nothing is counted or allocated: the code refers to nothing of numba's
+    flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    context = cpu_target.target_context
+    made = compiler.compile_extra(cpu_target.typing_context, context, function, parameters, types.none, flags, {})
+    triple, cpu, features = context.codegen().magic_tuple()
+    machine = llvm.Target.from_triple(triple).create_target_machine(
+        cpu=cpu, features=features, opt=numba.config.OPT, reloc="pic", codemodel="small"
+    )
+    image: bytes = machine.emit_object(llvm.parse_assembly(made.library.get_llvm_str()))
+    return made.fndesc.llvm_func_name, image
 
 
 def _undisturbed(work: Callable[[], Any]) -> None:
     """Run `work` to its end in a thread of its own, and only then pass on an interrupt (Ctrl-C) that came meanwhile.
 
-    LLVM calls back into Python while it compiles and loads; an exception raised there has killed the process.
+    LLVM calls back into Python while it compiles; an exception raised there has killed the process.
     """
     failed: list[BaseException] = []
 
@@ -120,93 +165,3 @@ def _undisturbed(work: Callable[[], Any]) -> None:
             interrupt = error
     if interrupt or failed:
         raise interrupt or failed[0]
-
-
-def kernel(*parameters: Any) -> Callable[[Callable[..., Any]], Kernel]:
-    """Decorator of an entry point, given its parameters' types: ROWS, F32, I32, U8, `out(...)` or numba scalars."""
-    return lambda function: Kernel(function, parameters)
-
-
-def warmup() -> Iterator[Kernel]:
-    """Compile every kernel of the modules imported so far, one a step, so that the first use needn't."""
-    for one in list(_KERNELS):
-        one.warm()
-        yield one
-
-
-class _Cache(FunctionCache):
-    """Numba's disk cache in a folder of ours; a damaged, full or vanished folder means compiling, not failing."""
-
-    @classmethod
-    def at(cls, folder: Path, function: Callable[..., Any]) -> _Cache:
-        kept = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(folder)
-        try:
-            return cls(function)
-        finally:
-            numba.config.CACHE_DIR = kept
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except Exception:
-            self.disable()
-
-
-@functools.cache
-def cache_folder() -> Path | None:
-    """Where compiled kernels are kept: a folder named by the kernels' sources, the versions and the CPU.
-
-    NUMBA_CACHE_DIR, else LLMCONV_CACHE_DIR, else the user's cache folder ($XDG_CACHE_HOME or ~/.cache; ~/Library/Caches
-    on macOS; %LOCALAPPDATA% on Windows).  None when no such folder can be written: kernels are then compiled anew
-    in every process.  Numba notices an edited module but not an edited helper of it, hence the hash.
-    """
-    root = _cache_root()
-    if root is None:
-        return None
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    codegen = numba.core.registry.cpu_target.target_context.codegen()
-    digest.update(repr((numba.__version__, sys.version_info[:2], codegen.magic_tuple())).encode())
-    folder = root / f"kernels-{digest.hexdigest()[:16]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        os.utime(folder)
-    except OSError:
-        return None
-    _forget_unused(root)
-    return folder
-
-
-def _cache_root() -> Path | None:
-    for variable in ("NUMBA_CACHE_DIR", "LLMCONV_CACHE_DIR"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]) / "llmconv"
-    try:
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home folder
-        return None
-    return base / "llmconv"
-
-
-def _forget_unused(root: Path, days: int = 30) -> None:
-    """Remove the folders of other versions that nothing has used for a while."""
-    for folder in root.glob("kernels-*"):
-        try:
-            if time.time() - folder.stat().st_mtime > days * 86400:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue

@@ -10,12 +10,14 @@ Source of the rules: `quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl` and `i
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, inner, kernel
+from llmconv.quant.kernels.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, i4, put_f16
 from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
+from llmconv.quant.kernels.stack import empty, zeros
 
 _near_entry = nearest_entry(8)
+_ROW = 64  # sums in a row
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
 
@@ -87,7 +89,8 @@ def _sums_s(x, w, low, i, shift):
 @inner
 def _split_s(xs, at, w, order, sums, found):
     """The best split of 32 weights: its scale; low, middle and shift (0 or 1) in `found` (low -1: none)."""
-    x, total, qxs, q2s = sums[0], sums[1], sums[2], sums[3]
+    x, total = sums[:_ROW], sums[_ROW : 2 * _ROW]
+    qxs, q2s = sums[2 * _ROW : 3 * _ROW], sums[3 * _ROW : 4 * _ROW]
     x[0] = total[0] = 0
     for j in range(32):
         i = order[j]
@@ -117,27 +120,12 @@ def _split_s(xs, at, w, order, sums, found):
     return scale
 
 
-@inner
-def _scratch():
-    """x, its importance, places, levels, picks, the split found, shifts, and the sums of the splits."""
-    sums = np.zeros((8, 64), f4)
-    return (
-        np.empty(256, f4),
-        np.empty(32, f4),
-        np.empty(32, np.int64),
-        np.empty(32, np.int32),
-        np.empty(4, np.int32),
-        np.empty(3, np.int64),
-        np.empty(4, f4),
-        sums,
-    )
-
-
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, w, order, level, picked, found, shifts, sums = _scratch()
-    scales, down = np.empty(8, f4), np.empty(8, np.int64)
+    xs, w, shifts, sums = empty(256, f4), empty(32, f4), empty(4, f4), zeros(8 * _ROW, f4)
+    order, level, picked, found = empty(32, np.int64), empty(32, np.int32), empty(4, np.int32), empty(3, np.int64)
+    scales, down = empty(8, f4), empty(8, np.int64)
     for block in range(rows.size // 256):
         at = 50 * block
         fill(out, at, at + 50, 0)
@@ -188,21 +176,24 @@ def _sums_m(x, w, low, i):
 @inner
 def _split_m(xs, at, w, order, sums, found):
     """The best split of 16 weights: its scale; low, middle and shifts (2 for the first half + 1 for the second)."""
-    qxs, q2s = sums[4:6].reshape(-1), sums[6:8].reshape(-1)
-    sums[:4, 0] = 0
+    x0, x1, w0, w1 = sums[:_ROW], sums[_ROW : 2 * _ROW], sums[2 * _ROW : 3 * _ROW], sums[3 * _ROW : 4 * _ROW]
+    qxs, q2s = sums[4 * _ROW : 6 * _ROW], sums[6 * _ROW : 8 * _ROW]
+    for row in range(4):
+        sums[row * _ROW] = 0
     for j in range(16):
         i = order[j]
-        here, there = (0, 1) if i < 8 else (1, 0)
-        sums[here, j + 1] = sums[here, j] + w[i] * xs[at + i]
-        sums[there, j + 1] = sums[there, j]
-        sums[2 + here, j + 1] = sums[2 + here, j] + w[i]
-        sums[2 + there, j + 1] = sums[2 + there, j]
+        here, there = (0, _ROW) if i < 8 else (_ROW, 0)
+        sums[here + j + 1] = sums[here + j] + w[i] * xs[at + i]
+        sums[there + j + 1] = sums[there + j]
+        here, there = here + 2 * _ROW, there + 2 * _ROW
+        sums[here + j + 1] = sums[here + j] + w[i]
+        sums[there + j + 1] = sums[there + j]
     best, scale = f4(-3.4028235e38), f4(0)
     found[0] = -1
     for low in range(17):
         for start in range(low, 17, LANES):
-            qx, qx1, q2, q21 = _sums_m(sums[0], sums[2], low, start)
-            rx, rx1, r2, r21 = _sums_m(sums[1], sums[3], low, start)
+            qx, qx1, q2, q21 = _sums_m(x0, w0, low, start)
+            rx, rx1, r2, r21 = _sums_m(x1, w1, low, start)
             store(qxs, 0, qx + rx)
             store(qxs, LANES, qx + rx1)
             store(qxs, 2 * LANES, qx1 + rx)
@@ -230,9 +221,10 @@ def _split_m(xs, at, w, order, sums, found):
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, w, order, level, picked, found, shifts, sums = _scratch()
-    scales, kinds, picks = np.empty(16, f4), np.empty(16, np.int64), np.empty(32, np.int32)
-    words = np.empty(4, np.int64)
+    xs, w, shifts, sums = empty(256, f4), empty(32, f4), empty(4, f4), zeros(8 * _ROW, f4)
+    order, level, picked, found = empty(32, np.int64), empty(32, np.int32), empty(4, np.int32), empty(3, np.int64)
+    scales, kinds, picks = empty(16, f4), empty(16, np.int64), empty(32, np.int32)
+    words = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 56 * block
         fill(out, at, at + 56, 0)

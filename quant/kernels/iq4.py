@@ -8,7 +8,7 @@ scale that explains the (weighted) weights best wins.  Source of the layouts and
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, U8, inner, kernel
+from llmconv.quant.kernels.build import F32, U8, inner, kernel
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
 from llmconv.quant.kernels.simd import (
     LANES,
@@ -28,6 +28,7 @@ from llmconv.quant.kernels.simd import (
     to_float,
     to_u8,
 )
+from llmconv.quant.kernels.stack import empty
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 MIDDLES = (VALUES[:-1] + VALUES[1:]) / 2
@@ -156,7 +157,7 @@ def _put(rows, start, inverse_scale, out, at):
 
 @kernel(F32, F32, types.intp, types.intp, OUT_U8)
 def encode_iq4_nl(rows, importance, columns, height, out):
-    column, s, scales = np.empty(32 * LANES, f4), np.empty(_SCRATCH, f4), np.empty(LANES, f4)
+    column, s, scales = empty(32 * LANES, f4), empty(_SCRATCH, f4), empty(LANES, f4)
     step = columns // 32  # blocks with the same importance are a row apart
     for top in range(0, height, LANES):
         lanes = min(LANES, height - top)
@@ -179,9 +180,9 @@ def encode_iq4_nl(rows, importance, columns, height, out):
 
 @kernel(F32, F32, types.intp, types.intp, OUT_U8)
 def encode_iq4_xs(rows, importance, columns, height, out):
-    column, s = np.empty(256 * LANES, f4), np.empty(_SCRATCH, f4)
-    d, levels, inverses = np.empty(LANES, f4), np.empty(8 * LANES, np.int32), np.empty(8 * LANES, f4)
-    scales = np.empty(8 * LANES, f4)
+    column, s = empty(256 * LANES, f4), empty(_SCRATCH, f4)
+    d, levels, inverses = empty(LANES, f4), empty(8 * LANES, np.int32), empty(8 * LANES, f4)
+    scales = empty(8 * LANES, f4)
     step = columns // 256
     for top in range(0, height, LANES):
         lanes = min(LANES, height - top)

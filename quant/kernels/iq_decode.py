@@ -9,10 +9,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels import U8, inner, kernel
+from llmconv.quant.kernels.build import U8, inner, kernel
 from llmconv.quant.kernels.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4
 from llmconv.quant.kernels.simd import LANES, f16_value, from_bits, i32x16, load, load_i32, splat, store, to_float
 from llmconv.quant.kernels.simd import _pointer as pointer
+from llmconv.quant.kernels.stack import empty
 
 FULL_SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
 """Seven stored signs to eight: an even number of weights is negative."""
@@ -162,7 +163,7 @@ def decode_iq1_s(blocks, grid, out):
 
 @kernel(U8, U8, OUT_F32)
 def decode_iq1_m(blocks, grid, out):
-    deltas = np.empty(LANES, f4)
+    deltas = empty(LANES, f4)
     for block in range(blocks.size // 56):
         start = 56 * block
         half = np.uint16(0)

@@ -7,7 +7,7 @@ Source of the layouts and rules: `quantize_row_iq2_xxs_impl`, `…_iq2_xs_impl`,
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, inner, kernel
+from llmconv.quant.kernels.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import (
     SCRATCH,
     TABLES,
@@ -23,6 +23,7 @@ from llmconv.quant.kernels.iq_search import (
 )
 from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, put_f16
 from llmconv.quant.kernels.simd import LANES
+from llmconv.quant.kernels.stack import empty
 
 
 @inner
@@ -34,10 +35,10 @@ def _put_u32(out, at, word):
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
-    costs = np.empty(32 * 32, f4)
-    signs, some = np.empty(4, np.int64), np.empty(32, np.int32)
+    xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
+    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
+    costs = empty(32 * 32, f4)
+    signs, some = empty(4, np.int64), empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
         fill(out, at, at + 66, 0)
@@ -80,10 +81,10 @@ def _put_levels(out, at, scales, count, greatest):
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(16, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
-    costs = np.empty(32 * 32, f4)
-    signs = np.empty(4, np.int64)
+    xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
+    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
+    costs = empty(32 * 32, f4)
+    signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
         fill(out, at, at + 74, 0)
@@ -114,10 +115,10 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(16, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
-    costs = np.empty(32 * 32, f4)
-    signs = np.empty(4, np.int64)
+    xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
+    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
+    costs = empty(32 * 32, f4)
+    signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
         fill(out, at, at + 82, 0)
@@ -148,10 +149,10 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
-    costs = np.empty(32 * 32, f4)
-    signs = np.empty(4, np.int64)
+    xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
+    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
+    costs = empty(32 * 32, f4)
+    signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
         fill(out, at, at + 98, 0)
@@ -185,10 +186,10 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
 def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
     tables = levels, entry, first, members, coordinates, counts
-    xs, s, scales = np.empty(256, f4), np.empty(SCRATCH, f4), np.empty(8, f4)
-    points, picks, picked = np.empty(256, np.int32), np.empty(256 + LANES, np.int32), np.empty(8, np.int32)
-    costs = np.empty(32 * 32, f4)
-    signs = np.empty(4, np.int64)
+    xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
+    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
+    costs = empty(32 * 32, f4)
+    signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
         fill(out, at, at + 110, 0)

@@ -7,9 +7,10 @@ ordered by distance and then by number; here they are laid out sixteen at a time
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import I32, U8, inner, kernel, out
+from llmconv.quant.kernels.build import I32, U8, inner, kernel, out
 from llmconv.quant.kernels.lanes import OUT_U8, i4
 from llmconv.quant.kernels.simd import LANES, f32x16  # noqa: F401  (registers the vector types)
+from llmconv.quant.kernels.stack import empty
 
 
 @inner
@@ -36,7 +37,7 @@ def neighbours(levels, size, bits, points, shells, first, counts, members, coord
         `first` is filled.  A last chunk is filled up with its last member.
     """
     entries = levels.size // size
-    found = np.empty(entries, np.int32)
+    found = empty(entries, np.int32)
     chunk = 0
     for p in range(points.size):
         first[p] = chunk

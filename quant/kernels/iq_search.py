@@ -10,7 +10,7 @@ functions of ggml.
 
 import numpy as np
 
-from llmconv.quant.kernels import I32, U8, inner
+from llmconv.quant.kernels.build import I32, U8, inner
 from llmconv.quant.kernels.lanes import f4, fill, i4
 from llmconv.quant.kernels.simd import (
     LANES,

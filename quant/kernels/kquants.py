@@ -8,20 +8,10 @@ scales as stored; a sub-block whose stored scale is zero keeps those of the sear
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, U8, inner, kernel, out
+from llmconv.quant.kernels.build import F32, U8, inner, kernel, out
+from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB, WEIGHT
 from llmconv.quant.kernels.lanes import divide, get_f16, multiply, put_f16
-from llmconv.quant.kernels.search import (
-    INVERSE,
-    MINIMUM,
-    OFFSET,
-    SCALE,
-    SUB,
-    TINY,
-    WEIGHT,
-    best_positive,
-    best_symmetric,
-    levels_q3,
-)
+from llmconv.quant.kernels.search import TINY, best_positive, best_symmetric, levels_q3
 from llmconv.quant.kernels.simd import (
     clamp,
     fabs,
@@ -36,6 +26,7 @@ from llmconv.quant.kernels.simd import (
     to_float,
     to_u8,
 )
+from llmconv.quant.kernels.stack import empty
 
 f4 = np.float32
 i4 = np.int32
@@ -151,7 +142,7 @@ def put_bit(levels, bit, out, at):
 
 @kernel(F32, types.int64, types.int64, F32, types.boolean, _BYTES)
 def pack_q2_k(x, k, n_rows, found, weighted, out):
-    codes, halves, levels = np.empty(512, i4), np.empty(32, f4), np.empty(256, i4)
+    codes, halves, levels = empty(512, i4), empty(32, f4), empty(256, i4)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 16 * SUB
@@ -172,7 +163,7 @@ def pack_q2_k(x, k, n_rows, found, weighted, out):
 @kernel(F32, types.int64, types.int64, F32, types.boolean, types.int64, _BYTES)
 def pack_q45_k(x, k, n_rows, found, weighted, width, out):
     """Q4_K and Q5_K: d, dmin, the twelve bytes of scales, (Q5_K) the fifth bits, the nibbles."""
-    codes, halves, levels = np.empty(256, i4), np.empty(32, f4), np.empty(256, i4)
+    codes, halves, levels = empty(256, i4), empty(32, f4), empty(256, i4)
     size, top = (144, 15) if width == 4 else (176, 31)
     limit = i4(255) if weighted and width == 4 else i4(63)
     for group in range((n_rows + 15) // 16):
@@ -214,9 +205,9 @@ def symmetric_levels(x, x_at, half, d, code, inverse, levels, to):
 @kernel(F32, types.int64, types.int64, F32, types.boolean, _BYTES)
 def pack_q3_k(x, k, n_rows, found, weighted, out):
     """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d."""
-    codes, d, levels = np.empty(256, i4), np.empty(16, f4), np.empty(256, i4)
-    tile, weights, products = np.empty(256, f4), np.empty(256, f4), np.empty(256, f4)
-    other, chosen = np.empty(512, f4), np.empty(512, f4)
+    codes, d, levels = empty(256, i4), empty(16, f4), empty(256, i4)
+    tile, weights, products = empty(256, f4), empty(256, f4), empty(256, f4)
+    other, chosen = empty(512, f4), empty(512, f4)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 16 * SUB
@@ -268,7 +259,7 @@ def pack_q3_k(x, k, n_rows, found, weighted, out):
 @kernel(F32, types.int64, types.int64, F32, _BYTES)
 def pack_q6_k(x, k, n_rows, found, out):
     """Q6_K: low nibbles, high two bits, sixteen signed scales, d."""
-    codes, d, levels = np.empty(256, i4), np.empty(32, f4), np.empty(256, i4)
+    codes, d, levels = empty(256, i4), empty(32, f4), empty(256, i4)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 16 * SUB

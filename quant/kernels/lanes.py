@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels import inner, out
+from llmconv.quant.kernels.build import inner, out
 from llmconv.quant.kernels.simd import (
     LANES,
     clamp,

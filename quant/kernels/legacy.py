@@ -8,9 +8,9 @@ With importance, `search` finds the scales and `pack` writes them.  Layouts and 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, U8, inner, kernel, out
+from llmconv.quant.kernels.build import F32, ROWS, U8, inner, kernel, out
+from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.lanes import LANE, get_f16, multiply, put_f16
-from llmconv.quant.kernels.search import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.simd import (
     any_lane,
     bits,
@@ -34,6 +34,7 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
+from llmconv.quant.kernels.stack import empty, zeros
 
 f4 = np.float32
 i4 = np.int32
@@ -86,7 +87,7 @@ def reciprocals(d):
 
 @kernel(ROWS, _BYTES)
 def encode_q8_0(rows, out):
-    sizes, inverses, halves = np.zeros(256, i4), np.empty(16, f4), np.empty(16, i4)
+    sizes, inverses, halves = zeros(256, i4), empty(16, f4), empty(16, i4)
     n = rows.size // 32
     for start in range(0, n, 16):
         count = min(16, n - start)
@@ -109,7 +110,7 @@ def encode_signed(rows, width, out):
     """Q4_0 and Q5_0: the weight of greatest magnitude (the first of equals) becomes the least integer."""
     half = i4(1) << i4(width - 1)
     middle, top, size = f4(half) + f4(0.5), i4(2 * half - 1), 18 if width == 4 else 22
-    keys, inverses, halves, greatest = np.zeros(256, i4), np.empty(16, f4), np.empty(16, i4), np.empty(16, i4)
+    keys, inverses, halves, greatest = zeros(256, i4), empty(16, f4), empty(16, i4), empty(16, i4)
     n = rows.size // 32
     for start in range(0, n, 16):
         count = min(16, n - start)
@@ -142,8 +143,8 @@ def encode_signed(rows, width, out):
 def encode_affine(rows, width, out):
     """Q4_1 and Q5_1: the least weight becomes 0, the greatest 15 or 31."""
     top, size = (i4(1) << i4(width)) - i4(1), 20 if width == 4 else 24
-    lows, highs = np.zeros(256, f4), np.zeros(256, f4)
-    inverses, halves = np.empty(16, f4), np.empty(32, i4)
+    lows, highs = zeros(256, f4), zeros(256, f4)
+    inverses, halves = empty(16, f4), empty(32, i4)
     n = rows.size // 32
     for start in range(0, n, 16):
         count = min(16, n - start)

@@ -6,7 +6,7 @@ Source of the layouts and rules: `block_q1_0`, `block_q2_0` and their quantizers
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, U8, kernel
+from llmconv.quant.kernels.build import F32, ROWS, U8, kernel
 from llmconv.quant.kernels.lanes import (
     LANE,
     OUT_F32,
@@ -35,13 +35,14 @@ from llmconv.quant.kernels.simd import (
     to_float,
     to_int,
 )
+from llmconv.quant.kernels.stack import empty
 
 
 @kernel(F32, types.intp, OUT_U8)
 def encode_q1_0(rows, blocks, out):
     """The first `blocks` blocks of `rows`, a multiple of sixteen."""
-    column = np.empty(128 * LANES, f4)
-    sums = np.empty(LANES, f4)
+    column = empty(128 * LANES, f4)
+    sums = empty(LANES, f4)
     for first in range(0, blocks, LANES):
         lanes = min(LANES, blocks - first)
         tile(rows, first, 1, 128, column)
@@ -71,7 +72,7 @@ def decode_q1_0(blocks, out):
 
 @kernel(ROWS, OUT_U8)
 def encode_q2_0(rows, out):
-    place = np.empty(LANES, np.int32)
+    place = empty(LANES, np.int32)
     for block in range(rows.size // 64):
         x0, x1, x2, x3 = (
             load(rows, 64 * block),

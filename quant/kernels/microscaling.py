@@ -6,7 +6,7 @@ As in ggml, the numbers are stored doubled (`VALUES`) and the scales halved.  So
 
 import numpy as np
 
-from llmconv.quant.kernels import ROWS, U8, inner, kernel
+from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice
 from llmconv.quant.kernels.simd import (
     LANES,
@@ -21,6 +21,7 @@ from llmconv.quant.kernels.simd import (
     store,
     to_u8,
 )
+from llmconv.quant.kernels.stack import empty
 from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
 
 MIDDLES = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
@@ -124,7 +125,7 @@ def _half_ue4m3(code):
 
 @kernel(ROWS, OUT_U8)
 def encode_nvfp4(rows, out):
-    place = np.empty(LANES, np.int32)
+    place = empty(LANES, np.int32)
     for block in range(rows.size // 64):
         at = 36 * block
         for part in range(4):

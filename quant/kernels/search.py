@@ -10,7 +10,20 @@ ggml's `ggml-quants.c`, of which these are rewrites: every lane does the same fl
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, ROWS, inner, kernel, out
+from llmconv.quant.kernels.build import F32, ROWS, inner, kernel, out
+from llmconv.quant.kernels.fields import (
+    BY_BOTH,
+    BY_IMPORTANCE,
+    BY_RMS,
+    BY_SIZE,
+    BY_SQUARE,
+    INVERSE,
+    MINIMUM,
+    OFFSET,
+    SCALE,
+    SUB,
+    WEIGHT,
+)
 from llmconv.quant.kernels.simd import (
     any_lane,
     clamp,
@@ -32,20 +45,10 @@ from llmconv.quant.kernels.simd import (
     trailing_zeros,
     transpose,
 )
+from llmconv.quant.kernels.stack import empty, zeros
 
 f4 = np.float32
 i4 = np.int32
-
-FIELDS = 5
-"""Vectors that `found` holds for each sub-block: the scale, the minimum as stored (positive), the reciprocal scale
-and the (negative) minimum that gave the best integers, and the sum of the weights."""
-SCALE, MINIMUM, INVERSE, OFFSET, WEIGHT = (np.int64(16 * i) for i in range(FIELDS))
-SUB = np.int64(16 * FIELDS)
-"""Floats in `found` for each sub-block."""
-
-BY_RMS, BY_SIZE, BY_SQUARE, BY_IMPORTANCE, BY_BOTH = range(5)
-"""How a weight counts in the error: root mean square of the sub-block + |x|; |x|; x²; its importance; or its
-importance times sqrt(mean square + x²)."""
 
 TINY = f4(1e-15)  # GROUP_MAX_EPS: blocks below it are stored as zeros
 EXACT = f4(4194303.0)  # rint and nearest_int agree up to here
@@ -58,8 +61,8 @@ def widen(rows, count, out):
     for i in range(0, whole, 16):
         store(out, i, load(rows, i))
     if whole < count:
-        tail = np.zeros(16, rows.dtype)
-        wide = np.empty(16, f4)
+        tail = zeros(16, rows.dtype)
+        wide = empty(16, f4)
         for i in range(whole, count):
             tail[i - whole] = rows[i]
         store(wide, 0, load(tail, 0))
@@ -70,7 +73,7 @@ def widen(rows, count, out):
 @kernel(F32, types.int64, types.int64, types.float32, out(types.float32))
 def mean_squares(x, k, span, factor, means):
     """factor * sum(x²) / span for every `span` columns of rows of `k`, sixteen rows abreast, added in order."""
-    tile = np.empty(256, f4)
+    tile = empty(256, f4)
     at = 0
     for group in range(x.size // (16 * k)):
         for start in range(0, k, span):
@@ -198,7 +201,7 @@ def search_affine(x, k, block, n, mode, importance, means, span, top, first, ste
 
     block: weights in a block (256 or 32); importance: (k,) or empty; means: of `mean_squares` over `span`, or empty.
     """
-    tile, weights, levels = np.empty(16 * block, f4), np.empty(16 * n, f4), np.empty(16 * n, f4)
+    tile, weights, levels = empty(16 * block, f4), empty(16 * n, f4), empty(16 * n, f4)
     to = 0
     for group in range(x.size // (16 * k)):
         for start in range(0, k, block):
@@ -273,7 +276,7 @@ def best_symmetric(tile, at, n, weights, products, top):
 )
 def search_symmetric(x, k, block, n, mode, importance, means, span, top, found):
     """`best_symmetric` for every sub-block of `n` weights; arguments as of `search_affine`."""
-    tile, weights, products = np.empty(16 * block, f4), np.empty(16 * n, f4), np.empty(16 * n, f4)
+    tile, weights, products = empty(16 * block, f4), empty(16 * n, f4), empty(16 * n, f4)
     to = 0
     for group in range(x.size // (16 * k)):
         for start in range(0, k, block):
@@ -379,8 +382,8 @@ def search_q3(x, found):
     For most of them plain rounding is what the descent ends with, for most others its first round.  So those that
     go on are gathered anew for either: sixteen abreast take as long as the slowest.
     """
-    tile, levels, scales = np.empty(16 * 256, f4), np.empty(512, f4), np.empty(32, f4)
-    waiting, count = np.empty(x.size // 16, np.int64), 0  # where in x
+    tile, levels, scales = empty(16 * 256, f4), empty(512, f4), empty(32, f4)
+    waiting, count = empty(x.size // 16, np.int64), 0  # where in x
     to = 0
     for start in range(0, x.size, 16 * 256):
         for i in range(0, 256, 16):
@@ -394,7 +397,7 @@ def search_q3(x, found):
                 count += 1
                 left &= left - np.uint32(1)
             to += SUB
-    gathered = np.zeros(512, f4)
+    gathered = zeros(512, f4)
     for rounds in (1, 5):
         n, count = count, 0
         for first in range(0, n, 32):
@@ -420,7 +423,7 @@ def levels_q3(x, at, tile, levels):
     """
     transpose(x, at, 16, tile, 0)
     transpose(x, at, 16, tile, 256)
-    scales = np.empty(32, f4)
+    scales = empty(32, f4)
     descend_q3(tile, levels, 5, scales)
     largest = splat(f4(0))
     for i in range(0, 256, 16):

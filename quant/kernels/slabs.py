@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType
-from llmconv.quant.kernels import flat
-from llmconv.quant.kernels.search import SUB, mean_squares, widen
+from llmconv.quant.kernels import flat, search
+from llmconv.quant.kernels.fields import SUB
 
 WEIGHTS = 1 << 17
 """Weights in a slab, about: small enough for the cache, large enough to make the calls' cost vanish."""
@@ -47,7 +47,7 @@ def slabs(
         part = weights[start * k : (start + count) * k]
         if part.dtype != np.float32 or padded != count:
             wide = scratch("weights", padded * k)
-            widen(part, part.size, wide)
+            search.widen(part, part.size, wide)
             wide[part.size :] = 0
             part = wide
         yield part, k, start, count
@@ -61,7 +61,7 @@ def room(x: NDArray[np.float32], n: int) -> NDArray[np.float32]:
 def means(x: NDArray[np.float32], k: int, span: int, factor: float) -> NDArray[np.float32]:
     """factor * mean square of every `span` columns, for sixteen rows abreast."""
     result = scratch("means", x.size // span)
-    mean_squares(x, k, span, factor, result)
+    search.mean_squares(x, k, span, factor, result)
     return result
 
 

@@ -5,9 +5,10 @@ Source of the layouts and rules: `block_tq1_0`, `block_tq2_0` and their quantize
 
 import numpy as np
 
-from llmconv.quant.kernels import ROWS, U8, inner, kernel
+from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, i4, inverse, largest, put_f16
 from llmconv.quant.kernels.simd import LANES, load, load_i32, round_, splat, store, to_float, to_int, to_u8
+from llmconv.quant.kernels.stack import empty
 
 
 @inner
@@ -42,7 +43,7 @@ def _digits(rows, start, stride, count, scale):
 
 @kernel(ROWS, OUT_U8)
 def encode_tq1_0(rows, out):
-    place = np.empty(LANES, np.int32)
+    place = empty(LANES, np.int32)
     for block in range(rows.size // 256):
         start, at = 256 * block, 54 * block
         d, scale = _scale(rows, start)
