@@ -11,7 +11,7 @@ import ctypes
 import functools
 import hashlib
 import importlib
-import importlib.metadata
+import importlib.util
 import itertools
 import json
 import operator
@@ -229,6 +229,7 @@ def cache_folder() -> Path | None:
 
 def _fingerprint() -> str:
     """A digest of all that the code depends on."""
+    import llvmlite
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
@@ -236,9 +237,15 @@ def _fingerprint() -> str:
         digest.update(source.read_bytes())
     cpu = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     options = [os.environ.get(f"NUMBA_{name}") for name in _CODE_OPTIONS]  # that numba goes by
-    versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
-    digest.update(repr((cpu, options, versions, sys.version_info[:2])).encode())
+    digest.update(repr((cpu, options, _numba_version(), llvmlite.__version__, sys.version_info[:2])).encode())
     return digest.hexdigest()
+
+
+def _numba_version() -> bytes:
+    """What tells one numba from another, without importing it."""
+    found = importlib.util.find_spec("numba")
+    assert found is not None and found.origin is not None  # llmconv depends on it
+    return Path(found.origin).with_name("_version.py").read_bytes()
 
 
 def _cache_root() -> Path | None:

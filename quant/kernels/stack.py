@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 _ALIGNMENT = 64  # a vector never crosses a cache line
+_APART = 320  # bytes between arrays: at the same places of two pages, one's loads would wait for the other's stores
 
 
 def _element(dtype):
@@ -21,7 +22,7 @@ def _element(dtype):
 def _make(context, builder, array_type, size, zero):
     element = context.get_data_type(array_type.dtype)
     width = array_type.dtype.bitwidth // 8
-    data = builder.alloca(element, size=size)
+    data = builder.alloca(element, size=builder.add(size, ir.Constant(size.type, _APART // width)))
     data.align = _ALIGNMENT
     intp = size.type
     if zero:
