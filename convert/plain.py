@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 from llmconv.convert import kept
+from llmconv.convert.foreign import KEYS
 from llmconv.convert.named import decode_keys, encode_keys
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
@@ -20,12 +21,7 @@ from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
 
-LAYOUT, METADATA, SHAPES, KEYS = (
-    "llmconv.layout",
-    "llmconv.safetensors.metadata",
-    "llmconv.plain.shapes",
-    "llmconv.gguf.metadata",
-)
+LAYOUT, METADATA, SHAPES = "llmconv.layout", "llmconv.safetensors.metadata", "llmconv.plain.shapes"
 
 # Types that GGUF does not have -> the narrowest of its types that holds all their values.
 _HELD_BY: dict[BlockClass, BlockClass] = {

@@ -58,9 +58,15 @@ def open(path: Path) -> Checkpoint:
             return _open_folder(folder)
         if _SHARD.fullmatch(path.name) and (folder / INDEX).is_file():
             return _open_index(folder / INDEX, folder)
+    checkpoint = open_alone(path)
+    _unpack_files(checkpoint, path)
+    return checkpoint
+
+
+def open_alone(path: Path) -> Checkpoint:
+    """One file as it is: whatever lies beside it, and whatever its metadata carries."""
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1})
     checkpoint.metadata = dict(read_tensors(checkpoint, path))
-    _unpack_files(checkpoint, path)
     return checkpoint
 
 
