@@ -28,6 +28,7 @@ from llmconv.quant.kernels.simd import (
     min_,
     nearest_int,
     neg,
+    prefetch,
     rint,
     select,
     splat,
@@ -140,6 +141,8 @@ def search_q3(x, found):
             for i in range(0, 256, 16):
                 transpose(x, start + i, 256, tile, 16 * i)
             for j in range(0, 256, 16):
+                for i in range(0, 256, 16):
+                    prefetch(x, start + 4096 + 16 * j + i)
                 dead = round_q3(tile, 16 * j, sums) < TINY
                 sum_xl, sum_ll = load(sums, 0), load(sums, 16)
                 scale = select(sum_ll > f4(0), select(dead, f4(0), sum_xl / sum_ll), f4(0))

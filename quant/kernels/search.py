@@ -22,6 +22,7 @@ from llmconv.quant.kernels.simd import (
     nearest_int,
     neg,
     not_,
+    prefetch,
     rint,
     select,
     splat,
@@ -104,6 +105,16 @@ def weigh(mode, tile, at, n, importance, column, mean, weights):
         else:
             w = sqrt(mean + v * v) * importance[column + i]
         store(weights, 16 * i, w)
+
+
+@inner
+def fetch_next(x, k, block, group, start, j, n):
+    """Ask for a part of the next sixteen blocks: the processor can't foresee what is a row apart."""
+    at = group * 16 * k + start + block if start + block < k else (group + 1) * 16 * k
+    rows = 16 * n // block
+    for lane in range(j // n * rows, j // n * rows + rows):
+        for i in range(0, block, 16):
+            prefetch(x, at + lane * k + i)
 
 
 @inner
@@ -206,6 +217,7 @@ def search_affine(x, k, block, n, mode, importance, means, span, top, first, ste
             if mode == BY_BOTH:
                 mean = load(means, (group * (k // span) + start // span) * 16)
             for j in range(0, block, n):
+                fetch_next(x, k, block, group, start, j, n)
                 weigh(mode, tile, 16 * j, n, importance, start + j, mean, weights)
                 best_affine(tile, 16 * j, n, weights, levels, top, first, step, steps, absolute, found, to)
                 to += SUB
@@ -281,6 +293,7 @@ def search_symmetric(x, k, block, n, mode, importance, means, span, top, found):
             if mode == BY_BOTH:
                 mean = load(means, (group * (k // span) + start // span) * 16)
             for j in range(0, block, n):
+                fetch_next(x, k, block, group, start, j, n)
                 weigh(mode, tile, 16 * j, n, importance, start + j, mean, weights)
                 total = splat(f4(0))
                 for i in range(0, 16 * n, 16):

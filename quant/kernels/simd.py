@@ -493,6 +493,20 @@ def store(typingctx, array, index, value):
 
 
 @intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of `array[index]`, which may be past the end, ahead of its use."""
+
+    def generate(context, builder, sig, args):
+        place = _pointer(context, builder, sig.args[0], args[0], args[1], _I8)
+        function_type = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], function_type)
+        builder.call(function, [place, _index(0), _index(3), _index(1)])  # to read, into every cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
 def load_words(typingctx, array, index):
     """64 bytes of a uint8 array as i32x16, in the machine's byte order."""
 
