@@ -207,18 +207,20 @@ def place_q3(j):
 
 @inner
 def quick_levels(x, at, inverses, lane, levels):
-    """The integers of a block, 0 .. 7, by multiplying: whether they are surely those that dividing gives."""
-    worst, most = splat(i4(0)), splat(i4(0))
+    """The integers of a block, 0 .. 7, by multiplying: whether they are surely those that dividing gives.
+
+    The two quotients differ by less than 1e-6.  Both are far below 2^22, where the reference's rounding wraps: without
+    importance, a sub-block's scale is at least a 128th of its largest weight, and stored as at least a third of that,
+    or as zero, whose inverse is given as NaN.
+    """
+    worst = splat(i4(0))
     for j in range(16):
-        ratio = load(x, at + 16 * j) * inverses[16 * j + lane]
-        near = max_(f4(-4), min_(f4(3), ratio))
-        level = near + f4(12582916)  # 1.5 * 2^23 + 4: its last bits are the integer
+        near = max_(f4(-4), min_(f4(3), load(x, at + 16 * j) * inverses[16 * j + lane]))
+        level = near + f4(12582916)  # 1.5 * 2^23 + 4: its last byte is the integer
         # Compared as integers, where a NaN is the greatest.
         worst = max_(bits(fabs(near - (level - f4(12582916)))), worst)
-        most = max_(bits(fabs(ratio)), most)
-        store(levels, place_q3(j), to_u8(bits(level) & i4(7)))
-    # The two quotients differ by less than 1e-6, and the reference's rounding wraps beyond 2^22.
-    return not any_lane((worst > bits(f4(0.499998))) | (most > bits(f4(4e6))))
+        store(levels, place_q3(j), to_u8(bits(level)))
+    return not any_lane(worst > bits(f4(0.499998)))
 
 
 @inner
@@ -294,12 +296,12 @@ def pack_q3_k(x, k, n_rows, found, weighted, out):
             for j in range(0, 256, 16):
                 scale = stored * to_float(load_i32(codes, j) - i4(32))
                 store(scales, j, scale)
-                store(inverses, j, f4(1) / scale)
+                store(inverses, j, select(scale == f4(0), f4(np.nan), f4(1) / scale))
             scale_bytes(codes, packed)
             for lane in range(min(16, n_rows - 16 * group)):
                 row = 16 * group + lane
                 at, x_at = (row * (k // 256) + column) * 110, row * k + 256 * column
-                if not quick_levels(x, x_at, inverses, lane, levels):
+                if weighted or not quick_levels(x, x_at, inverses, lane, levels):
                     for j in range(16):
                         first, scale = x_at + 16 * j, scales[16 * j + lane]
                         inverse = found[base + SUB * j + INVERSE + lane]
