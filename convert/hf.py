@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, kept, packed, vocab
+from llmconv.convert import archs, foreign, kept, packed, vocab
 from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
 from llmconv.convert.archs.config import normalized
 from llmconv.convert.ops import PackMxfp4, Shift
@@ -106,6 +106,7 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
         used.update(names)
         parts = tuple(checkpoint.tensors[name] for name in names)
         _check_shapes(where, slot, form, parts)
+        _check_types(where, slot, form, parts)
         for op in slot.row.forms[form].ops:
             if isinstance(op, Shift):
                 for name, part in zip(names, parts, strict=True):
@@ -127,6 +128,9 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
         own[kept.FORMS] = json.dumps(forms, separators=(",", ":"))
     out.metadata |= _vocabulary(checkpoint, config, dims, pre, notes, where)
     out.metadata |= own | exact
+    foreign.put_back(out.metadata, checkpoint.metadata.get(foreign.KEYS), where)
+    _check_vocabulary(out.metadata, dims, notes, where)
+    kept.keep_metadata(out.metadata, checkpoint.metadata)
     kept.keep_tensors(out.metadata, carried)
     notes += [f"{name} is not kept (too big or not text)" for name in kept.keep_files(out.metadata, checkpoint)]
     out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes]}
@@ -156,7 +160,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         raise BadFile(f"{where}: {kept.PREFIX} is {prefix!r}, expected one of {', '.join(map(repr, arch.prefixes))}")
     used: set[str] = {made.gguf for made in arch.made}
     rounded: Counter[tuple[str, str]] = Counter()
-    out = Checkpoint(dialect="hf", source=checkpoint.source, format=checkpoint.format, metadata={"format": "pt"})
+    out = Checkpoint(dialect="hf", source=checkpoint.source, format=checkpoint.format)
+    out.metadata = kept.kept_metadata(metadata, where)
     present: set[str] = set()
     for slot in arch.slots(dims):
         missing = [n for n in slot.gguf if n not in checkpoint.tensors]
@@ -185,9 +190,22 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             "--no-strict leaves such tensors out"
         )
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
-    out.files = dict(_files(arch, checkpoint, dims, present, out))
-    out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes]}
+    out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
+    lost, said = foreign.keep(metadata, _again(arch, out), arch.gguf)
+    out.metadata |= lost
+    out.info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), *notes, *said]}
     return out
+
+
+def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
+    """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
+    config = read_config(folder)
+    try:
+        keys = arch.metadata(normalized(config), "")
+        found = vocab.from_files(folder.files, config)
+        return keys if found is None else keys | found.keys()
+    except LlmconvError:
+        return {}  # then all that the GGUF says is kept
 
 
 def _where(checkpoint: Checkpoint) -> str:
@@ -252,6 +270,18 @@ def _check_shapes(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) 
             raise BadFile(
                 f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(want.shape)} "
                 "by config.json"
+            )
+
+
+def _check_types(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) -> None:
+    """Whether the weights are floats: whole numbers mean nothing without scales, which `packed` has looked for."""
+    if any(isinstance(op, PackMxfp4) for op in slot.row.forms[form].ops):
+        return
+    for part in parts:
+        if part.type.is_plain() and not part.type.is_float:
+            raise BadFile(
+                f"{where}: tensor {part.name!r} is {part.type.name}, expected floats: nothing says what its numbers "
+                "stand for; give the original model"
             )
 
 
@@ -322,16 +352,20 @@ def _vocabulary(
     except BadFile as error:
         raise BadFile(f"{where}: {error}") from None
     if found is None:
-        notes.append("no tokenizer files: the GGUF has weights only")
         return {}
-    notes += found.notes
+    notes += [*found.notes, *found.twice()]
     keys: dict[str, Any] = found.to_gguf()
-    tokens = keys.get("tokenizer.ggml.tokens")
-    if tokens is not None and dims["n_vocab"] and len(tokens) > dims["n_vocab"]:
+    return keys
+
+
+def _check_vocabulary(metadata: Mapping[str, Any], dims: Mapping[str, Any], notes: list[str], where: str) -> None:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        notes.append("no tokenizer files: the GGUF has weights only")
+    elif dims["n_vocab"] and len(tokens) > dims["n_vocab"]:
         raise BadFile(
             f"{where}: the vocabulary has {len(tokens)} tokens, more than the embedding's {dims['n_vocab']} rows"
         )
-    return keys
 
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
@@ -380,17 +414,22 @@ def _undone(
 
 
 def _files(
-    arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
+    arch: Architecture,
+    checkpoint: Checkpoint,
+    dims: Mapping[str, Any],
+    present: set[str],
+    out: Checkpoint,
+    notes: list[str],
 ) -> Iterator[tuple[str, bytes]]:
     """The model folder's files: the vocabulary's, then those that were kept, and a config.json."""
     files = kept.kept_files(checkpoint.metadata)
-    try:
-        found = vocab.from_gguf(checkpoint.metadata)
-    except Unsupported as error:
-        found = None
-        out.info.setdefault("notes", []).append(str(error))
+    found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
-        yield from found.to_files().items()
+        try:
+            yield from found.to_files().items()
+            notes += found.twice()
+        except Unsupported as error:
+            notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:
         files["config.json"] = _rebuilt(arch, checkpoint, dims, present, out)
     yield from files.items()

@@ -1,9 +1,9 @@
 """What GGUF has no place for, kept in keys of our own, so that a Hugging Face model comes back as it was.
 
-`llmconv.hf.config` and `llmconv.hf.file.NAME` hold the folder's small text files; `llmconv.hf.dtypes` the tensors'
-types; `llmconv.hf.forms` and `llmconv.hf.prefix` which of several ways the names were written in;
-`llmconv.hf.exact.TENSOR` the few values that arithmetic in float32 would not give back; `llmconv.hf.tensors` and
-`llmconv.hf.tensor.NAME` whole tensors that GGUF has no name for.
+`llmconv.hf.config` and `llmconv.hf.file.NAME` hold the folder's small text files; `llmconv.hf.metadata` the weights'
+own metadata; `llmconv.hf.dtypes` the tensors' types; `llmconv.hf.forms` and `llmconv.hf.prefix` which of several ways
+the names were written in; `llmconv.hf.exact.TENSOR` the few values that arithmetic in float32 would not give back;
+`llmconv.hf.tensors` and `llmconv.hf.tensor.NAME` whole tensors that GGUF has no name for.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ __all__ = [
     "dtype_of",
     "gguf_type",
     "keep_files",
+    "keep_metadata",
     "keep_tensors",
     "kept_dtypes",
     "kept_files",
     "kept_json",
+    "kept_metadata",
     "kept_tensors",
     "restore_exactly",
 ]
@@ -48,6 +50,7 @@ FORMS = "llmconv.hf.forms"
 PREFIX = "llmconv.hf.prefix"
 EXACT = "llmconv.hf.exact."
 FILE = "llmconv.hf.file."
+METADATA = "llmconv.hf.metadata"
 TENSORS = "llmconv.hf.tensors"
 TENSOR = "llmconv.hf.tensor."
 
@@ -175,6 +178,25 @@ def restore_exactly(tensor: Tensor, shift: Shift, shifted: Tensor, record: Any) 
         return out
 
     return tensor.map(patch, tensor.type)
+
+
+_USUAL = {"format": "pt"}
+"""What transformers writes into the metadata of its weights."""
+
+
+def keep_metadata(metadata: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Put the safetensors metadata of the folder into the GGUF's, where it says more than usual."""
+    texts = {k: v for k, v in own.items() if isinstance(v, str) and not k.startswith("llmconv.")}
+    if texts and texts != _USUAL:
+        metadata[METADATA] = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+
+
+def kept_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The way back of `keep_metadata`."""
+    texts = kept_json(metadata, METADATA, source)
+    if not all(isinstance(v, str) for v in texts.values()):
+        raise BadFile(f"{source}: {METADATA} is no map of texts; remove the key")
+    return texts or dict(_USUAL)
 
 
 def keep_tensors(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:

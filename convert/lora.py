@@ -28,7 +28,9 @@ from llmconv.formats.tensor import Tensor
 __all__ = ["merge"]
 
 _PREFIX = "base_model.model."
-_PART = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_A|embedding_B|A|B|magnitude_vector)(\.\w+)?(\.weight)?")
+_PART = re.compile(
+    r"(?P<module>.+)\.lora_(?P<kind>embedding_A|embedding_B|A|B|magnitude_vector)(\.(?!bias$)\w+)??(\.weight)?(?P<bias>\.bias)?"
+)
 
 
 def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -42,9 +44,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     config = _config(folder)
     parts, whole = _adapter(folder)
     out = dataclasses.replace(checkpoint, tensors=dict(checkpoint.tensors), info=dict(checkpoint.info))
-    for module, found in parts.items():
-        name = _target(module, out.tensors, folder)
-        out.tensors[name] = _merged(out.tensors[name], module, found, config, folder)
+    # First what was trained or saved whole: PEFT keeps the base's embeddings beside an adapter of them.
     for name, tensor in whole.items():
         target = _whole_target(name, out.tensors, folder)
         base = out.tensors[target]
@@ -53,10 +53,22 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
                 f"{at(folder)}: tensor {name!r} has shape {tensor.shape}, expected {base.shape} as in the base"
             )
         out.tensors[target] = tensor.astype(base.type).renamed(target)
+    for module, found in parts.items():
+        name = _target(module, out.tensors, folder)
+        out.tensors[name] = _merged(out.tensors[name], module, found, config, folder)
+        if "B.bias" in found:
+            name = name.removesuffix("weight") + "bias"
+            if name not in out.tensors:
+                raise BadFile(f"{at(folder)}: has a bias for {module!r}, which has none in the base model")
+            out.tensors[name] = _biased(out.tensors[name], found["B.bias"], _scale(config, module, folder)[1], folder)
     kind = "DoRA" if config.get("use_dora") else "LoRA"
     note = f"{kind} adapter {folder.name} merged into {len(parts)} tensors"
     note += f"; {len(whole)} replaced" if whole else ""
-    out.info["notes"] = [*out.info.get("notes", []), note]
+    notes = [note]
+    start = str(config.get("init_lora_weights", ""))
+    if start.lower().startswith(("pissa", "olora", "loftq", "corda")):
+        notes.append(f"it was initialised by {start}, which changes the base: the base must be the one saved with it")
+    out.info["notes"] = [*out.info.get("notes", []), *notes]
     return out
 
 
@@ -70,6 +82,11 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ValueError
     except (ValueError, RecursionError):
         raise BadFile(f"{at(path)}: is not a JSON object; fetch it again") from None
+    for setting in ("layer_replication", "trainable_token_indices"):
+        if config.get(setting):
+            raise Unsupported(
+                f"{at(path)}: {setting} is set, which can't be merged; merge the adapter with PEFT itself"
+            )
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise Unsupported(f"{at(path)}: peft_type is {config['peft_type']!r}; only LORA adapters are merged")
     return config
@@ -91,7 +108,7 @@ def _adapter(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tens
         bare = name.removeprefix(_PREFIX)
         match = _PART.fullmatch(bare)
         if match:
-            parts.setdefault(match["module"], {})[match["kind"]] = tensor
+            parts.setdefault(match["module"], {})[match["kind"] + (match["bias"] or "")] = tensor
         else:
             whole[bare] = tensor
     return parts, whole
@@ -125,7 +142,7 @@ def _whole_target(name: str, tensors: Mapping[str, Tensor], folder: Path) -> str
     )
 
 
-def _pattern(patterns: Any, module: str) -> Any:
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
     """PEFT's rank_pattern and alpha_pattern: a key is the end of a module's name, or a regular expression for it."""
     for key, value in patterns.items() if isinstance(patterns, dict) else ():
         try:
@@ -133,7 +150,25 @@ def _pattern(patterns: Any, module: str) -> Any:
                 return value
         except re.error:
             continue
-    return None
+    return default
+
+
+def _scale(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int, np.float32]:
+    """A module's rank r, and what its B A is multiplied by.  PEFT's defaults where the file leaves them out."""
+    rank = _pattern(config.get("rank_pattern"), module, config.get("r", 8))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (rank, alpha))
+    if not numbers or not isinstance(rank, int) or rank < 1:
+        raise BadFile(f"{at(folder)}: adapter_config.json gives r {rank!r} and lora_alpha {alpha!r}, expected numbers")
+    return rank, np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _biased(base: Tensor, change: Tensor, scale: np.float32, folder: Path) -> Tensor:
+    """A bias plus what the adapter adds to it."""
+    if base.shape != change.shape or not change.type.is_float:
+        raise BadFile(f"{at(folder)}: tensor {change.name!r} has shape {change.shape}, expected {base.shape}")
+    values = base.numpy().astype(np.float32) + scale * change.numpy().astype(np.float32)
+    return Tensor.from_array(base.name, values, base.type)
 
 
 def _matrix(tensor: Tensor, rank: int, axis: int, folder: Path) -> NDArray[np.float32]:
@@ -151,11 +186,7 @@ def _merged(base: Tensor, module: str, found: Mapping[str, Tensor], config: Mapp
     a, b = (found.get("embedding_A"), found.get("embedding_B")) if embedding else (found.get("A"), found.get("B"))
     if a is None or b is None:
         raise BadFile(f"{at(folder)}: module {module!r} lacks lora_A or lora_B; fetch the adapter again")
-    rank = _pattern(config.get("rank_pattern"), module) or config.get("r") or a.shape[0]
-    alpha = _pattern(config.get("alpha_pattern"), module) or config.get("lora_alpha") or rank
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise BadFile(f"{at(folder)}: adapter_config.json gives r {rank!r} and lora_alpha {alpha!r}, expected numbers")
-    scale = np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    rank, scale = _scale(config, module, folder)
     down, up = _matrix(a, rank, 0, folder), _matrix(b, rank, 1, folder)  # (r, in), (out, r)
     left, right = up, down  # the change is left @ right, row by row
     if embedding or config.get("fan_in_fan_out"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import by_name
 
@@ -39,6 +41,8 @@ def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
     """(root, map) of the named tensors."""
     if not isinstance(document, dict):
         return None
+    if document.get("format") == OURS and isinstance(ours := document.get("tensors"), dict):
+        return "tensors", {k: v for k, v in ours.items() if _is_tensor(v)}
     for root in _ROOTS:
         node = document.get(root) if root else document
         if not isinstance(node, dict):
@@ -58,6 +62,11 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
         raise BadFile(f"{where}: is no map of named tensors {{name: {{shape, data}}}}, which the layout named needs")
     _, maps = found
     names = {slot.name: name for name, node in maps.items() for slot in slots(node)}
+    stray = next((slot.name for slot in slots(document) if slot.name not in names), None)
+    if stray is not None:
+        raise BadFile(
+            f"{where}: {stray} is not part of a tensor {{type, shape, data}} with as many numbers as its shape"
+        )
     tensors = {names[n]: t.renamed(names[n]) for n, t in checkpoint.tensors.items() if n in names}
     renamed = replace_slots(document, lambda s: Slot(names[s.name], s.shape, s.form, s.ints, s.kind))
     if document.get("format") == OURS:
@@ -114,20 +123,24 @@ def describe(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
     Quantized tensors are decoded to the float32 values that they stand for.
     """
     tensors = {
-        name: {"type": t.type.name, "shape": list(t.shape), "data": Slot(name, (t.n_elements,))}
+        name: {
+            "type": t.type.name,
+            # An array of numbers would itself be read as a tensor where no data goes with it.
+            "shape": list(t.shape) if t.n_elements else "x".join(map(str, t.shape)),
+            "data": Slot(name, (t.n_elements,)) if t.n_elements else [],
+        }
         for name, t in checkpoint.tensors.items()
     }
     for name, tensor in checkpoint.tensors.items():
-        if not tensor.n_elements or not tensor.shape:
-            raise Unsupported(f"tensor {name!r} of shape {list(tensor.shape)} has no place in JSON; leave it out")
         if tensor.type.dtype is not None and tensor.type.dtype.kind not in "fiubV":
-            raise Unsupported(f"tensor {name!r} is {tensor.type.name}, which JSON has no numbers for")
+            raise Unsupported(f"tensor {name!r} is {tensor.type.name}, which JSON has no numbers for; --exclude it")
         if tensor.type.name in ("I64", "U64") and _beyond_doubles(tensor):
             raise Unsupported(
-                f"tensor {name!r} holds whole numbers beyond 2^53, which JSON's readers round; use another format"
+                f"tensor {name!r} holds whole numbers beyond 2^53, which JSON's readers round; use another format, or "
+                "--exclude it"
             )
     document = {"format": OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
-    return document, dict(checkpoint.tensors)
+    return document, {n: t for n, t in checkpoint.tensors.items() if t.n_elements}
 
 
 def _ours(
@@ -136,10 +149,23 @@ def _ours(
     """The way back of `describe`."""
     out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format, info=dict(checkpoint.info))
     out.metadata = decode_keys(document.get("metadata"), where)
-    for name, tensor in tensors.items():
-        stated = maps[name].get("type")
+    for name, node in document["tensors"].items():
+        tensor = tensors[name] if name in maps else _empty(name, node, where)
+        stated = node.get("type")
         out.add(_stored(tensor, stated, where) if isinstance(stated, str) else tensor)
     return out
+
+
+def _empty(name: str, node: Any, where: str) -> Tensor:
+    """A tensor without elements: its data is `[]`, its shape a text such as "0x64"."""
+    text = node.get("shape") if isinstance(node, dict) and node.get("data") == [] else None
+    if isinstance(text, str) and re.fullmatch(r"\d{1,15}(x\d{1,15}){0,7}", text):
+        shape = tuple(map(int, text.split("x")))
+        if 0 in shape and not too_large(shape):
+            return Tensor(
+                name, shape, by_name("F64"), lambda start, stop: np.empty((stop - start, 8 * shape[-1]), "u1")
+            )
+    raise BadFile(f"{where}: tensors.{name} is not part of a document of tensors {{type, shape, data}}")
 
 
 def _stored(tensor: Tensor, stated: str, where: str) -> Tensor:

@@ -6,26 +6,26 @@ made from somebody's GGUF has all of its keys, with their exact types, in its me
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
 from typing import Any
 
 from llmconv.convert import kept
+from llmconv.convert.foreign import KEYS
 from llmconv.convert.named import decode_keys, encode_keys
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.errors import BadFile, LlmconvError, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
 
-LAYOUT, METADATA, SHAPES, KEYS = (
-    "llmconv.layout",
-    "llmconv.safetensors.metadata",
-    "llmconv.plain.shapes",
-    "llmconv.gguf.metadata",
-)
+LAYOUT, METADATA, SHAPES = "llmconv.layout", "llmconv.safetensors.metadata", "llmconv.plain.shapes"
+BITS = "llmconv.plain.bits"
+"""Tensors whose values no type of GGUF holds, stored as whole numbers of the same bits: name -> [type, shape]."""
 
 # Types that GGUF does not have -> the narrowest of its types that holds all their values.
 _HELD_BY: dict[BlockClass, BlockClass] = {
@@ -46,11 +46,18 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     where = at(checkpoint.source) if checkpoint.source else "model"
     out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format, info=dict(checkpoint.info))
     shapes: dict[str, list[int]] = {}
+    bits: dict[str, list[Any]] = {}
     for name, tensor in checkpoint.tensors.items():
         if not tensor.shape:
             shapes[name] = []
             tensor = tensor.reshaped((1,))
-        out.add(_held(tensor, where))
+        if tensor.type.ggml_id is not None:
+            out.add(tensor)
+        elif tensor.type in _HELD_BY:
+            out.add(tensor.astype(_HELD_BY[tensor.type]))
+        else:
+            bits[name] = [tensor.type.name, list(tensor.shape)]
+            out.add(_as_bits(tensor))
     text = checkpoint.metadata.get(KEYS)
     if text is not None:
         out.metadata = decode_keys(kept.kept_json({KEYS: text}, KEYS, where), where)
@@ -59,24 +66,41 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if checkpoint.source is not None:
         out.metadata["general.name"] = checkpoint.source.stem or checkpoint.source.name
     out.metadata |= {LAYOUT: "plain"} | _vocabulary(checkpoint)
-    out.metadata[kept.DTYPES] = kept.keep_dtypes(checkpoint.tensors)
-    if shapes:
-        out.metadata[SHAPES] = json.dumps(shapes)
+    out.metadata[kept.DTYPES] = kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n not in bits})
+    for key, record in ((SHAPES, shapes), (BITS, bits)):
+        if record:
+            out.metadata[key] = json.dumps(record)
     out.metadata[METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
-    left = kept.keep_files(out.metadata, checkpoint)
-    if left:
-        notes = [f"{name} is not kept (too big or not text)" for name in left]
+    notes = [f"{name} is not kept (too big or not text)" for name in kept.keep_files(out.metadata, checkpoint)]
+    if "adapter_config.json" in checkpoint.files:
+        notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
+    elif "config.json" not in checkpoint.files and checkpoint.format in ("safetensors", "torch"):
+        notes.append(
+            "there is no config.json: the tensors keep their own names; they can be quantized and converted back, but "
+            "not run here or in llama.cpp"
+        )
+    if notes:
         out.info["notes"] = [*checkpoint.info.get("notes", []), *notes]
     return out
 
 
-def _held(tensor: Tensor, where: str) -> Tensor:
-    if tensor.type.ggml_id is not None:
-        return tensor
-    kind = _HELD_BY.get(tensor.type)
-    if kind is None:
-        raise Unsupported(f"{where}: tensor {tensor.name!r} is {tensor.type.name}, which GGUF can't hold; leave it out")
-    return tensor.astype(kind)
+def _as_bits(tensor: Tensor) -> Tensor:
+    """The same bytes as whole numbers (U64 and C64 as I64, the types of less than a byte as I8)."""
+    kind: BlockClass = plain.I64 if tensor.type.layout.itemsize == 8 else plain.I8
+    shape = (*tensor.shape[:-1], tensor.row_bytes // kind.layout.itemsize)
+    return dataclasses.replace(tensor, type=kind, shape=shape)
+
+
+def _from_bits(tensor: Tensor, record: Any, where: str) -> Tensor:
+    """The way back of `_as_bits`."""
+    try:
+        kind, shape = DTYPES[record[0]], tuple(record[1])
+        made = dataclasses.replace(tensor, type=kind, shape=shape)
+        if _as_bits(made).shape == tensor.shape and tensor.type is _as_bits(made).type:
+            return made
+    except (LlmconvError, LookupError, TypeError, ValueError):
+        pass
+    raise BadFile(f"{where}: {BITS} does not describe tensor {tensor.name!r}; remove the key to keep its numbers")
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
@@ -112,10 +136,12 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         raise BadFile(f"{where}: {METADATA} is no map of texts; remove the key")
     out.metadata = texts
     default, exceptions = kept.kept_dtypes(kept.kept_json(metadata, kept.DTYPES, where), where)
-    shapes = kept.kept_json(metadata, SHAPES, where)
+    shapes, bits = (kept.kept_json(metadata, key, where) for key in (SHAPES, BITS))
     rounded: Counter[tuple[str, str]] = Counter()
     for name, tensor in checkpoint.tensors.items():
-        wanted = kept.dtype_of(name, default, exceptions)
+        if name in bits:
+            tensor = _from_bits(tensor, bits[name], where)
+        wanted = None if name in bits else kept.dtype_of(name, default, exceptions)
         if wanted is not None and wanted.is_float and wanted.is_plain() and not tensor.type.is_plain():
             if wanted not in (plain.F32, plain.F64):
                 rounded[tensor.type.name, wanted.name] += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmconv.errors import UsageError
 
-__all__ = ["ALIASES", "PRESETS", "Preset", "preset"]
+__all__ = ["ALIASES", "PRESETS", "Preset", "check_heads", "preset"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,14 @@ _ALL = (
 PRESETS: dict[str, Preset] = {p.name: p for p in _ALL}
 ALIASES = {"simple-llm": "simple-36k", "gpt2": "gpt2-small", "gpt3": "gpt3-175b", "gpt-3.5": "gpt3-175b"}
 """Other names people use for a preset."""
+
+
+def check_heads(dim: int, heads: int, kv_heads: int) -> None:
+    """`UsageError` unless a width can be cut into that many heads, and those shared by that many of keys and values."""
+    if dim % heads:
+        raise UsageError(f"width {dim} is no multiple of {heads} heads; change --dim or --heads")
+    if heads % kv_heads:
+        raise UsageError(f"{heads} heads are no multiple of {kv_heads} key/value heads; change one of them")
 
 
 def preset(name: str) -> Preset:

@@ -9,15 +9,21 @@ from typing import Any
 
 from llmconv import __version__
 from llmconv.convert.contenthash import content_hash
-from llmconv.convert.verify import verify_checkpoints
+from llmconv.convert.verify import TensorVerdict, verify_checkpoints
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.show import Shown
+from llmconv.quant import by_name, names
 
 __all__ = ["KEY", "Certificate", "Check", "certify", "check_certificate"]
 
 KEY = "llmconv.provenance"
 """The metadata key that holds the certificate, a JSON object, in GGUF and in safetensors' `__metadata__`."""
+IMPORTANCE = "quantize.imatrix.entries_count"
+"""A key of files that were quantized with importance weights."""
+NEAR = 0.7
+"""Cosine of the angle between a tensor and its quantized self that even one bit a weight keeps (1 bit of normally
+distributed weights: sqrt(2 / pi) = 0.80)."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +88,33 @@ def check_certificate(
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
         raise BadFile(f"{where}: is no certificate, expected a JSON object with {', '.join(wanted)}")
     found = content_hash(source, progress).model
-    same_source = found == record["source_content_sha256"]
     verdict = verify_checkpoints(source, checkpoint, progress=progress)
     counts = ", ".join(f"{n} {status}" for status, n in verdict.counts().items())
-    lossless = all(t.status in ("identical", "equal") for t in verdict.tensors)
-    stated = record["rounding"]
-    honest = all(t.status != "missing" and t.status != "shape" for t in verdict.tensors) and (
-        lossless or stated != "none"
-    )
+    weighted = IMPORTANCE in checkpoint.metadata
+    allowed = all(_allowed(tensor, record["rounding"], weighted) for tensor in verdict.tensors)
+    weights = ", with importance weights" if weighted else ""
+    changed = [f"hyper-parameter {key}" for key in verdict.hparams] + verdict.vocab
     checks = [
         Check(
             "source",
-            same_source,
+            found == record["source_content_sha256"],
             f"content {found[:16]}…, recorded {record['source_content_sha256'][:16]}…",
         ),
-        Check("values", honest, f"{counts}; stated rounding: {stated}"),
+        Check("values", allowed, f"{counts}; stated rounding: {record['rounding']}{weights}"),
+        Check("model", not changed, "; ".join(changed[:3]) or "hyper-parameters and vocabulary are the source's"),
         Check("tool", record["tool"].startswith("llmconv "), record["tool"]),
     ]
     return Certificate(record, checks)
+
+
+def _allowed(tensor: TensorVerdict, rounding: str, weighted: bool) -> bool:
+    """Whether a tensor is what its source is under the stated rounding.
+
+    Blocks chosen with importance weights can't be recomputed without those: they must only be near.
+    """
+    if tensor.status in ("identical", "equal"):
+        return True
+    if rounding == "none":
+        return False
+    blocks = tensor.type_b in names() and not by_name(tensor.type_b).is_plain()
+    return tensor.status == "rounded" or (weighted and blocks and tensor.cosine > NEAR)

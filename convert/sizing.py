@@ -6,15 +6,18 @@ preset or a shape given by hand, from the architecture's table.  Nothing is read
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from llmconv.convert import archs
+from llmconv.convert.cast import Rounding, cast
 from llmconv.convert.presets import Preset
+from llmconv.convert.quantplan import Wishes, make_plan
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -22,6 +25,8 @@ from llmconv.formats.show import Shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name, plain, types
 from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.filetypes import file_type
+from llmconv.quant.mixes import FALLBACK
 
 __all__ = ["PARTS", "Shape", "SizeReport", "TrainingMemory", "shape_of", "size_report", "training_memory"]
 
@@ -36,6 +41,8 @@ PARTS: dict[str, str] = {
 }
 JSON_BYTES = 1_167_516 / 36_496
 """Bytes per number of legacy JSON, as measured on a model saved with an indent of 2 (20.7 without the indentation)."""
+QUANTIZED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+"""File types whose files a report foretells."""
 
 _PARTS = {part: re.compile(pattern) for part, pattern in PARTS.items()}
 
@@ -45,6 +52,7 @@ class Shape:
     """A model without its weights: canonical tensor names and shapes, and the metadata that describes it.
 
     stored: type of each tensor where it exists, for a checkpoint; empty otherwise.
+    source: the checkpoint, as it was opened; None for a shape alone.
     """
 
     name: str
@@ -53,6 +61,7 @@ class Shape:
     metadata: Mapping[str, Any]
     tied: bool
     stored: dict[str, type[BlockType]]
+    source: Checkpoint | None = None
 
     def dim(self, name: str) -> int:
         """A dimension by name (n_layer, n_head_kv, …), the largest over layers; 0 when unknown."""
@@ -76,6 +85,11 @@ def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, A
     for slot in arch.slots(arch.dims_of(metadata)):
         if arch.expected(slot.row, flags):
             tensors |= dict(zip(slot.gguf, slot.shapes, strict=True))
+    empty = next((f"{tensor} {list(dims)}" for tensor, dims in tensors.items() if min(dims, default=1) < 1), None)
+    if empty:
+        raise Unsupported(
+            f"{name}: {arch.gguf} models need more sizes, without which {empty} is empty; give a config.json"
+        )
     return Shape(name, arch.gguf, tensors, metadata, "output.weight" not in tensors, {})
 
 
@@ -90,7 +104,7 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
         stored = {n: t.type for n, t in canonical.tensors.items()}
         arch = str(canonical.metadata.get("general.architecture", ""))
         tied = "token_embd.weight" in shapes and "output.weight" not in shapes
-        return Shape(name, arch, shapes, canonical.metadata, tied, stored)
+        return Shape(name, arch, shapes, canonical.metadata, tied, stored, source)
     if isinstance(source, Preset):
         return _from_metadata(source.name, source.metadata, source.config)
     table = archs.by_hf(source)
@@ -101,15 +115,21 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
 
 
 def _bytes_at(shape: Shape, kind: type[BlockType]) -> int:
-    """Bytes of all weights with matrices stored as `kind`; vectors stay F32, and rows that are not whole blocks F16."""
+    """Bytes of all weights with matrices stored as `kind`; vectors stay F32, rows that are not whole blocks take the
+    type that stands in for it when quantizing."""
     total = 0
     for dims in shape.tensors.values():
         row = dims[-1] if dims else 1
-        own: type[BlockType] = kind if len(dims) > 1 else plain.F32
-        if row % own.block_size:
-            own = plain.F16
+        own = _that_fits(kind, row) if len(dims) > 1 else plain.F32
         total += math.prod(dims[:-1]) * own.row_bytes(row)
     return total
+
+
+def _that_fits(kind: type[BlockType], row: int) -> type[BlockType]:
+    for name in (kind.name, FALLBACK.get(kind.name, kind.name)):
+        if row % by_name(name).block_size == 0:
+            return by_name(name)
+    return plain.F16
 
 
 def _int8_bytes(shape: Shape) -> int:
@@ -173,7 +193,8 @@ class SizeReport(Shown):
     per_layer: parameters of the first block, by part and in total.
     flops_per_token: multiply-adds counted as two, forward, over the matrices only; with attention over `context`.
     active: parameters used for one token (less than the total with experts).
-    weights: bytes of all weights by type name.  files: exact or estimated file sizes by format.
+    weights: bytes of all weights by type name, every matrix in that type or what stands in for it.
+    files: file sizes by format and type: JSON estimated, safetensors (model.safetensors of a folder) and GGUF exact.
     kv_per_token, kv_cache: bytes of the KV cache in F16, for a token and at `context`.
     inference: bytes to run at each type with the cache at `context`.
     """
@@ -239,27 +260,46 @@ def _unread(start: int, stop: int) -> Bytes:
 def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
     """The model as a checkpoint whose tensors have sizes but no data: what a writer needs to plan a file.
 
-    kind: the type of its matrices; None: as they are stored.
+    kind: the type of its tensors; None: as they are stored.
     """
-    out = Checkpoint(metadata=dict(shape.metadata), dialect="gguf")
+    out = Checkpoint(metadata=dict(shape.metadata), dialect="gguf", format=shape.source.format if shape.source else "")
     for name, dims in shape.tensors.items():
-        own = shape.stored[name] if kind is None else kind if len(dims) > 1 else plain.F32
-        if (dims[-1] if dims else 1) % own.block_size:
-            own = plain.F16
-        out.add(Tensor(name, dims, own, _unread))
+        out.add(Tensor(name, dims, kind or shape.stored[name], _unread))
     return out
 
 
-def _as_safetensors(shape: Shape, kind: type[BlockType]) -> Checkpoint:
-    """The same under Hugging Face's names, where its table has them."""
-    canonical = _as_checkpoint(shape, kind)
-    try:
-        made = translate(canonical, "hf")
-    except LlmconvError:
-        made = canonical
-    for tensor in list(made.tensors.values()):  # vectors too: safetensors files keep one type
-        made.add(dataclasses.replace(tensor, type=kind))
-    return made
+def _gguf_sizes(shape: Shape) -> dict[str, int]:
+    """Exact sizes of GGUFs by type: cast as `convert --outtype` does, quantized as `quantize` plans it."""
+    from llmconv.formats import gguf_file
+
+    wide = _as_checkpoint(shape, plain.F32)
+    floats = {kind: cast(wide, kind.lower(), Rounding(), to="gguf") for kind in ("F32", "F16")}
+    found = {f"gguf {kind}": gguf_file.planned_size(made) for kind, made in floats.items()}
+    source = floats["F16"]
+    if shape.stored:
+        source = _as_checkpoint(shape, None)
+        for tensor in list(source.tensors.values()):
+            if tensor.type is plain.F64 and source.format != "gguf":  # as quantizing reads it
+                source.add(tensor.astype(plain.F32))
+    for name in QUANTIZED:
+        try:
+            plan = make_plan(source, file_type(name), Path("model.gguf"), Wishes(allow_requantize=True))
+        except LlmconvError:  # nothing stands in for that type in this model
+            continue
+        found[f"gguf {name}"] = plan.size
+    if shape.stored and all(t.ggml_id is not None for t in shape.stored.values()):
+        found["gguf as stored"] = gguf_file.planned_size(_as_checkpoint(shape, None))
+    return found
+
+
+def _as_safetensors(shape: Shape, kind: str) -> Checkpoint:
+    """The same under Hugging Face's names, where its table has them, or its own."""
+    made = shape.source
+    if made is None or made.dialect not in ("hf", "plain"):
+        made = _as_checkpoint(shape, plain.F32)
+        with contextlib.suppress(LlmconvError):
+            made = translate(made, "hf")
+    return cast(made, kind.lower(), Rounding(), to="safetensors")
 
 
 def size_report(
@@ -271,7 +311,7 @@ def size_report(
     batch, devices: for the training figures.
     json_bytes_per_number: for the estimate of a JSON file.
     """
-    from llmconv.formats import gguf_file, safetensors_file
+    from llmconv.formats import safetensors_file
 
     parameters = _elements(shape.tensors.values())
     active = _active(shape)
@@ -283,17 +323,15 @@ def size_report(
     looked_up = _by_part(shape.tensors)["embedding"]
     matmul = active - looked_up + (embedding if shape.tied else 0)
     attention = 2 * 2 * shape.dim("n_layer") * shape.dim("n_head") * shape.dim("head_dim") * context
-    weights = {t.name: _bytes_at(shape, t) for t in types() if t.is_float and (t.ggml_id is not None)}
-    weights["INT8"] = _int8_bytes(shape)
-    weights = dict(sorted(weights.items(), key=lambda item: -item[1]))
+    kinds = [t for t in types() if t.is_float and t.ggml_id is not None]
+    bits = {t.name: 8 * t.row_bytes(t.block_size) / t.block_size for t in kinds} | {"INT8": 8.0}
+    weights = {t.name: _bytes_at(shape, t) for t in kinds} | {"INT8": _int8_bytes(shape)}
+    weights = dict(sorted(weights.items(), key=lambda item: -bits[item[0]]))
     kv = _kv_per_token(shape)
     files = {"json": round(json_bytes_per_number * parameters)}
     for kind in ("F32", "F16"):
-        files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, by_name(kind)))
-    for kind in ("F32", "F16", "Q8_0", "Q4_0"):
-        files[f"gguf {kind}"] = gguf_file.planned_size(_as_checkpoint(shape, by_name(kind)))
-    if shape.stored and all(t.ggml_id is not None for t in shape.stored.values()):
-        files["gguf as stored"] = gguf_file.planned_size(_as_checkpoint(shape, None))
+        files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, kind))
+    files |= _gguf_sizes(shape)
     main = ("F32", "F16", "INT8", "Q8_0", "Q6_K", "Q4_K", "Q4_0")
     return SizeReport(
         name=shape.name,

@@ -119,7 +119,7 @@ def _rounds_to(a: Tensor, b: Tensor) -> bool:
 
 
 def _rounds_through(a: Tensor, b: Tensor, kind: type[BlockType]) -> bool:
-    """Whether B holds A's values rounded to `kind` and widened again, as GGUF has the vectors of a 16-bit model."""
+    """Whether B holds A's values rounded to `kind` and widened again: the vectors of a 16-bit GGUF, numbers in JSON."""
     if not (a.type.is_plain() and b.type.is_plain() and a.type.is_float and b.type.is_float):
         return False
     for start, stop in a.slabs(SLAB_BYTES // 4):
@@ -170,7 +170,7 @@ def compare_tensors(
         return TensorVerdict(a.name, "rounded", **types, detail=f"to {b.type.name}", **errors)
     if _rounds_to(b, a):
         return TensorVerdict(a.name, "rounded", **types, detail=f"from {a.type.name}", **errors)
-    for kind in (plain.F16, plain.BF16):
+    for kind in (plain.F32, plain.F16, plain.BF16):
         if _rounds_through(a, b, kind):
             return TensorVerdict(a.name, "rounded", **types, detail=f"to {kind.name}, widened", **errors)
         if _rounds_through(b, a, kind):

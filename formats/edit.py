@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from llmconv import formats
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
-__all__ = ["PADDING", "TYPES", "parse_value", "recover", "rewrite_metadata"]
+__all__ = ["PADDING", "TYPES", "open_alone", "parse_value", "recover", "rewrite_metadata"]
 
 PADDING = "llmconv.padding"
 """The GGUF key that fills a header up to its old length."""
@@ -141,6 +142,16 @@ def _fitted(checkpoint: Checkpoint, offsets: list[int]) -> bytes | None:
     return head.ljust(start, b"\0") if planned == offsets else None
 
 
+def open_alone(path: Path) -> Checkpoint:
+    """The file whose header is to be changed, without what lies beside it; `Unsupported` for a folder."""
+    module = formats.sniff(path)
+    if path.is_dir():
+        raise Unsupported(f"{at(path)}: is a folder; name the file in it whose metadata is to change")
+    if module.NAME == "safetensors" and not path.name.endswith(".index.json"):
+        return safetensors_file.open_alone(path)
+    return module.open(path)
+
+
 def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
     """Make `path`, from which `checkpoint` was opened and whose metadata was then changed, hold that metadata.
 
@@ -152,7 +163,7 @@ def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
         raise Unsupported(
             f"{at(path)}: {checkpoint.format} has no metadata to edit; edit the text, or convert it first"
         )
-    if checkpoint.info.get("shards", 1) > 1 or path.is_dir():
+    if checkpoint.info.get("shards", 1) > 1:
         raise Unsupported(f"{at(path)}: is a model of several files; merge it first (llmconv merge)")
     offsets = [t.extent.offset for t in checkpoint.tensors.values() if t.extent is not None]
     current = checkpoint.format == "safetensors" or checkpoint.info.get("version") == 3

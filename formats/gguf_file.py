@@ -137,7 +137,7 @@ def _describe(cursor: Cursor, i: int) -> tuple[str, tuple[int, ...], BlockClass,
         raise BadFile(f"{at(path, what)} has {n_dims} dimensions, expected at most {limits.MAX_DIMS}")
     shape = tuple(cursor.number("u8", what) for _ in range(n_dims))[::-1]
     number, offset = cursor.number("u4", what), cursor.number("u8", what)
-    if math.prod(n or 1 for n in shape) > limits.MAX_ELEMENTS:
+    if limits.too_large(shape):
         raise BadFile(f"{at(path, what)} has shape {shape}, more elements than any file holds; the file is damaged")
     type = ggml_type(number)
     if type is None and number in REMOVED:

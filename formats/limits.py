@@ -6,10 +6,15 @@ hostile file never costs gigabytes or minutes.  All checks are made in Python in
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 MAX_DIMS = 32
 """Dimensions of a tensor.  (ggml itself reads 4; numpy 64.)"""
 MAX_ELEMENTS = 1 << 60
 """Elements of one tensor."""
+MAX_EMPTY_ROWS = 1 << 24
+"""Product of the other dimensions of a tensor without elements, whose rows cost time though no bytes."""
 MAX_TENSORS = 1 << 20
 """Tensors of one file."""
 MAX_NAME_BYTES = 65_535
@@ -43,3 +48,8 @@ GGUF_ALIGNMENT = 1 << 20
 
 JSON_BYTES = 1 << 32
 """A JSON or MessagePack document; it is read into memory whole."""
+
+
+def too_large(shape: Sequence[int]) -> bool:
+    """Whether a tensor has more elements, or if empty more rows, than any file of use holds."""
+    return math.prod(n or 1 for n in shape) > (MAX_EMPTY_ROWS if 0 in shape else MAX_ELEMENTS)

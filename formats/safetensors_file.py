@@ -31,15 +31,20 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
 _NOT_SIDE_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".npz"}
-_SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}\.safetensors", re.DOTALL)
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.safetensors", re.DOTALL)
 
 
 def sniff(path: Path, head: bytes) -> bool:
     if path.is_dir():
-        return (path / INDEX).is_file() or any(path.glob("*.safetensors"))
+        return (path / INDEX).is_file() or any(map(_is_weights, path.iterdir()))
     if path.name.endswith(".safetensors.index.json"):
         return head[:1] == b"{"
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= limits.SAFETENSORS_HEADER_BYTES
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file's name is that of a lone file of weights."""
+    return path.suffix.lower() == ".safetensors"
 
 
 # Reading
@@ -58,9 +63,15 @@ def open(path: Path) -> Checkpoint:
             return _open_folder(folder)
         if _SHARD.fullmatch(path.name) and (folder / INDEX).is_file():
             return _open_index(folder / INDEX, folder)
+    checkpoint = open_alone(path)
+    _unpack_files(checkpoint, path)
+    return checkpoint
+
+
+def open_alone(path: Path) -> Checkpoint:
+    """One file as it is: whatever lies beside it, and whatever its metadata carries."""
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1})
     checkpoint.metadata = dict(read_tensors(checkpoint, path))
-    _unpack_files(checkpoint, path)
     return checkpoint
 
 
@@ -69,7 +80,15 @@ def _open_folder(folder: Path) -> Checkpoint:
         return _open_files(folder, [folder / WEIGHTS])
     if (folder / INDEX).is_file():
         return _open_index(folder / INDEX, folder)
-    found = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
+    found = sorted(p for p in folder.iterdir() if _is_weights(p) and p.is_file())
+    shards = [m for p in found if (m := _SHARD.fullmatch(p.name))]
+    if shards and len(shards) == len(found) and len({(m["stem"], m["count"]) for m in shards}) == 1:
+        # Their names say how many there are, which is what an index would be needed for.
+        stem, count = shards[0]["stem"], shards[0]["count"]
+        missing = next((n for n in range(1, int(count) + 1) if all(int(m["no"]) != n for m in shards)), None)
+        if missing is not None:
+            raise BadFile(f"{at(folder)}: its file {stem}-{missing:05d}-of-{count}.safetensors is missing; fetch it")
+        return _open_files(folder, found)
     if len(found) != 1:
         raise BadFile(
             f"{at(folder)}: holds {len(found)} safetensors files and no {INDEX}, expected {WEIGHTS} or an index; "
@@ -116,7 +135,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
         for key, value in read_tensors(checkpoint, file).items():
             checkpoint.metadata.setdefault(key, value)
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
-        weights = entry.suffix in _NOT_SIDE_FILES or entry.name.endswith(".index.json")
+        weights = entry.suffix.lower() in _NOT_SIDE_FILES or entry.name.endswith(".index.json")
         if entry.name.startswith(".") or weights or not entry.is_file():
             continue
         if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
@@ -187,7 +206,8 @@ def save(
             raise Unsupported(f"metadata {key!r} is no text, which safetensors can't hold; translate the model first")
         metadata[key] = value
     tensors = ordered(list(checkpoint.tensors.values()))
-    if path.name.endswith(".safetensors"):
+    lone = _is_weights(path)
+    if lone:
         if max_shard_size and checkpoint.nbytes > max_shard_size:
             raise UsageError(f"{at(path)}: one file can't be split; give a folder for several shards")
         metadata |= _packed_files(checkpoint, path)
@@ -202,7 +222,6 @@ def save(
         index = _index(checkpoint, parts) if len(parts) > 1 else b""
         for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:
             raise UsageError(f"side file {clash.name!r} is a name of the weights; leave it out or rename it")
-    lone = path.name.endswith(".safetensors")
     sizes = {file: len(raw) for file, raw in files.items()} | {part.path: part.size for part in parts}
     if index:
         sizes[path / INDEX] = len(index)

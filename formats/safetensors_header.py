@@ -154,7 +154,7 @@ def _entry(name: str, info: Any, path: Path) -> _Entry:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise BadFile(f"{at(path, what)} has bad data_offsets, expected two whole numbers; it is damaged")
     begin, end = offsets
-    if math.prod(n or 1 for n in shape) > limits.MAX_ELEMENTS:
+    if limits.too_large(shape):
         raise BadFile(f"{at(path, what)} has shape {shape}, more elements than any file holds; it is damaged")
     row = shape[-1] if shape else 1
     if row % type.block_size:

@@ -148,7 +148,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Ar
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > limits.MAX_DIMS:
         raise pickle.UnpicklingError("a tensor without a storage or with other dimensions than strides")
-    if not all(isinstance(n, int) and 0 <= n < limits.MAX_ELEMENTS for n in numbers):
+    if not all(isinstance(n, int) and 0 <= n < limits.MAX_ELEMENTS for n in numbers) or limits.too_large(shape):
         raise pickle.UnpicklingError(f"a tensor of shape {shape!r} with strides {strides!r}")
     return _Array(storage, offset, tuple(shape), tuple(strides))
 
@@ -305,6 +305,8 @@ def _legacy(path: Path) -> Iterator[tuple[str, Tensor]]:
             kind = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
             if kind is None:
                 raise Unsupported(f"{at(path)}: tensor {name!r} is {tensor.dtype}, which no tensor type stores")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise BadFile(f"{at(path)}: tensor {name!r} has more elements than its storage; save it contiguous")
             raw = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
             assert kind.dtype is not None
             yield name, Tensor.from_array(name, raw.view(kind.dtype).reshape(tuple(tensor.shape)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,7 @@ def save(
     vocab: str | os.PathLike[str] | None = None,
     pre: str | None = None,
     strict: bool = True,
+    exclude: Sequence[str] = (),
     allow_overflow: bool = False,
     provenance: bool = False,
     force: bool = False,
@@ -90,6 +93,7 @@ def save(
     config, vocab: files that hold what a JSON model lacks; found beside it when None.
     pre: the name that llama.cpp gives the pre-tokenizer of a Hugging Face model, where it is not recognised.
     strict: refuse tensors that the architecture's table does not know, instead of leaving them out.
+    exclude: patterns of names (`*`, `?`, `[abc]`) of the checkpoint's tensors to leave out.
     allow_overflow: let values that `outtype` can't hold become infinite.   force: replace an existing file.
     provenance: record the source, its content hash, the rounding and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
@@ -103,11 +107,15 @@ def save(
     target = Path(path)
     kind = format or format_of(target)
     module = containers.by_name(kind)
-    if kind == "safetensors" and target.suffix != ".safetensors":
+    if kind == "safetensors" and target.suffix.lower() != ".safetensors":
         _check_folder(target, force, checkpoint.source)
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
     from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
+    if exclude:
+        if provenance:
+            raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
+        checkpoint = _without(checkpoint, exclude)
     source = checkpoint
     named = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
     checkpoint = translated = _in_dialect_of(kind, source, **named)
@@ -165,7 +173,7 @@ def convert_file(
     target = default_target(source, to or "gguf") if dst is None else Path(dst)
     if dst is not None and to is not None:
         to = _named_format(target, to)
-    if (to or format_of(target)) != "safetensors" or target.suffix == ".safetensors":
+    if (to or format_of(target)) != "safetensors" or target.suffix.lower() == ".safetensors":
         check_target(target, force=bool(options.get("force")), inputs=(source,))
     checkpoint = module.open(source)
     size = _size(source, checkpoint)
@@ -203,6 +211,23 @@ def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
         f"{checkpoint.source} is laid out as neither JSON.stringify nor json.dumps would: it comes back with the same "
         "values, not the same bytes"
     ]
+
+
+def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
+    """The checkpoint without the tensors whose names match."""
+    where = at(checkpoint.source) if checkpoint.source else "model"
+    if checkpoint.dialect == "json":
+        raise UsageError(f"{where}: a document needs all of its tensors; convert it first, then --exclude")
+    gone: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(checkpoint.tensors, pattern)
+        if not found:
+            raise UsageError(f"{where}: --exclude {pattern!r} fits no tensor; llmconv inspect --tensors lists them")
+        gone.update(found)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone}
+    note = f"{len(gone)} tensors left out, as asked"
+    info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), note]}
+    return dataclasses.replace(checkpoint, tensors=tensors, info=info)
 
 
 def format_of(path: Path) -> str:

@@ -180,10 +180,26 @@ def _config(path: Path) -> dict[str, Any] | None:
 
 
 def shaped(arch: str, **keys: Any) -> SizeReport:
-    """The size report of a shape given by hand; see the command `llmconv size --help`."""
-    from llmconv.convert.presets import Preset
+    """The size report of a shape given by hand.
+
+    arch: the architecture's GGUF name; keys: its hyper-parameters under GGUF's key names without that name in front
+    (`embedding_length`, with "." as in `attention.head_count`), `tied`, `name`, and the options of `size`.
+    `UsageError` for an unknown architecture or sizes that don't go together.
+    """
+    from llmconv.convert import archs
+    from llmconv.convert.presets import Preset, check_heads
     from llmconv.convert.sizing import shape_of, size_report
 
+    if archs.by_gguf(arch) is None:
+        import difflib
+
+        names = [table.gguf for table in archs.all()]
+        near = difflib.get_close_matches(arch, names, 3)
+        raise UsageError(
+            f"unknown architecture {arch!r}; {'did you mean' if near else 'known:'} {', '.join(near or names)}"
+        )
+    heads = keys.get("attention.head_count", 1)
+    check_heads(keys.get("embedding_length", heads), heads, keys.get("attention.head_count_kv", heads))
     options = {k: keys.pop(k) for k in ("context", "batch", "devices") if k in keys}
     tied, name = keys.pop("tied", True), keys.pop("name", "shape")
     return size_report(shape_of(Preset(name, arch, keys, tied)), **options)

@@ -59,7 +59,7 @@ def edit(
 
     path = Path(path)
     recovered = editing.recover(path)
-    checkpoint = formats.open(path)
+    checkpoint = editing.open_alone(path)
     metadata = dict(checkpoint.metadata)
     for old, new in (rename or {}).items():
         if old not in metadata:

@@ -55,16 +55,16 @@ class Q3_K(_K):
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import kquants, search, slabs
+        from llmconv.quant.kernels import q3, search, slabs
 
         for x, k, start, count in slabs.slabs(rows, importance, 256):
             found, weighted = slabs.room(x, 16), importance is not None
             if importance is None:
-                search.search_q3(x, found)
+                q3.search_q3(x, found)
             else:
                 means = slabs.means(x, k, 256, 2)
                 search.search_symmetric(x, k, 256, 16, BY_BOTH, importance, means, 256, 4, found)
-            kquants.pack_q3_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
+            q3.pack_q3_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

@@ -74,8 +74,9 @@ class Sweep(Shown):
 def _identity(model: Path, text: Path, options: dict[str, Any]) -> str:
     """What must be the same for a sweep to go on: the input files by name, size and time, and the options."""
     names = sorted(p for p in model.iterdir() if p.is_file()) if model.is_dir() else [model]
-    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in [*names, text]]
-    return hashlib.sha256(json.dumps([facts, options], sort_keys=True).encode()).hexdigest()
+    inputs = [*names, text, *(value for value in options.values() if isinstance(value, Path))]
+    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
+    return hashlib.sha256(json.dumps([facts, options], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read_state(path: Path, identity: str) -> dict[str, Any]:
@@ -136,9 +137,15 @@ def sweep(
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
-    formats.open(model)  # this and the text: refused before any work when they can't be read
-    with open_regular(text):
-        pass
+    formats.open(model)  # this and the others: refused before any work when they can't be read
+    given = quantize_options.get("imatrix")
+    if given is not None:
+        quantize_options["imatrix"] = Path(given)
+    for path in (text, *([Path(given)] if given is not None else [])):
+        with open_regular(path):
+            pass
+    if plots:
+        sweep_report.need_matplotlib()
     if output.exists() and not output.is_dir():
         raise OutputError(f"{at(output)}: is a file, expected a folder; choose another (-o)")
     try:

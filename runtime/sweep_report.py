@@ -13,7 +13,7 @@ from llmconv.errors import UsageError
 if TYPE_CHECKING:
     from llmconv.runtime.sweep import Sweep, SweepRow
 
-__all__ = ["frontier", "html_page", "markdown", "plot"]
+__all__ = ["frontier", "html_page", "markdown", "need_matplotlib", "plot"]
 
 # Heading, the row's attribute, how it is printed.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -72,13 +72,20 @@ def markdown(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def plot(sweep: Sweep, out: BinaryIO) -> None:
-    """KLD and perplexity against size, the frontier marked, as a PNG into `out`.  `UsageError` without matplotlib."""
+def need_matplotlib() -> None:
+    """`UsageError` where a plot could not be drawn."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise UsageError("plots need matplotlib; pip install 'llmconv[plot]', or give --no-plot") from None
+
+
+def plot(sweep: Sweep, out: BinaryIO) -> None:
+    """KLD and perplexity against size, the frontier marked, as a PNG into `out`.  `UsageError` without matplotlib."""
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     best = frontier(sweep.rows)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)  # headless

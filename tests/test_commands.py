@@ -19,7 +19,7 @@ from simple_model import document
 
 import llmconv
 from llmconv import cli
-from llmconv.cli.options import megabytes
+from llmconv.cli.options import human
 
 DIRECTIONS = [
     name for name in cli.COMMANDS if "-to-" in name and name.split("-to-")[0] in ("json", "gguf", "safetensors")
@@ -343,6 +343,6 @@ def test_the_front_door_is_quick() -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [megabytes(n) for n in (0, 999, 1000, 1_167_516, 10**9, 10**13)] == [
+    assert [human(n) for n in (0, 999, 1000, 1_167_516, 10**9, 10**13)] == [
         "0 B", "999 B", "1.0 kB", "1.2 MB", "1.0 GB", "10.00 TB"
     ]  # fmt: skip

@@ -89,6 +89,35 @@ def test_embeddings(tmp_path: Path) -> None:
     assert np.allclose(merged(adapter(tmp_path, tensors)).numpy(), W + 2 * B @ A, atol=1e-5)
 
 
+def test_an_embedding_saved_beside_its_adapter(tmp_path: Path) -> None:
+    """PEFT saves the base's embedding too (save_embedding_layers): the change goes on top of it."""
+    tensors = {
+        f"{AT}.lora_embedding_A": np.ascontiguousarray(B.T),
+        f"{AT}.lora_embedding_B": np.ascontiguousarray(A.T),
+        f"{AT}.base_layer.weight": W + 1,
+    }
+    assert np.allclose(merged(adapter(tmp_path, tensors)).numpy(), W + 1 + 2 * B @ A, atol=1e-5)
+
+
+def test_an_alpha_of_zero_changes_nothing(tmp_path: Path) -> None:
+    assert np.array_equal(merged(adapter(tmp_path, lora_alpha=0)).numpy(), W)
+
+
+def test_biases_of_the_adapter(tmp_path: Path) -> None:
+    own, change = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
+    tensors = {f"{AT}.lora_A.weight": A, f"{AT}.lora_B.weight": B, f"{AT}.lora_B.bias": change}
+    out = lora.merge(base(**{f"{NAME}.bias": own}), adapter(tmp_path, tensors)).tensors
+    assert np.array_equal(out[f"{NAME}.bias"].numpy(), own + 2 * change)
+    assert np.allclose(out[f"{NAME}.weight"].numpy(), W + 2 * B @ A, atol=1e-5)
+    with pytest.raises(BadFile, match="which has none in the base model"):
+        merged(tmp_path)
+
+
+def test_a_base_that_was_changed_at_the_start_is_named(tmp_path: Path) -> None:
+    out = lora.merge(base(), adapter(tmp_path, init_lora_weights="pissa_niter_4"))
+    assert "the base must be the one saved with it" in out.info["notes"][-1]
+
+
 def test_dora(tmp_path: Path) -> None:
     lengths = RNG.uniform(1, 2, 12).astype(np.float32)
     tensors = {f"{AT}.lora_A.weight": A, f"{AT}.lora_B.weight": B, f"{AT}.lora_magnitude_vector": lengths}
@@ -142,6 +171,8 @@ def test_misfits(tmp_path: Path, tensors: Any, config: dict[str, Any], message: 
 def test_other_kinds_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="peft_type is 'LOHA'; only LORA adapters are merged"):
         merged(adapter(tmp_path, peft_type="LOHA"))
+    with pytest.raises(Unsupported, match="layer_replication is set"):
+        merged(adapter(tmp_path, layer_replication=[[0, 1], [0, 1]]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadFile, match=r"has no adapter_config.json"):
         merged(tmp_path / "empty")

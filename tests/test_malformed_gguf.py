@@ -133,6 +133,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "2^32 dimensions": (file(tensors=[text("t") + U32(2**32 - 1)]), "has 4294967295 dimensions"),
     "shape that wraps to the right size": (file(tensors=[tensor(dims=(2**32, 2**32, 2**32, 32))]), "more elements"),
     "zero hides a huge shape": (file(tensors=[tensor(dims=(0, 2**63, 2**63))]), "more elements"),
+    "rows without end, all empty": (file(tensors=[tensor(dims=(0, 2**40))]), "more elements"),
     "shape beyond the file": (file(tensors=[tensor(dims=(2**40,))]), "takes 4,398,046,511,104 bytes"),
     "unknown type": (file(tensors=[tensor(kind=1000)]), "is of ggml type 1000, unknown here"),
     "removed type": (file(tensors=[tensor(kind=4)]), "is of type Q4_2, which ggml dropped"),

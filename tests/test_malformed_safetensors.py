@@ -105,6 +105,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "too many dimensions": (file({"t": entry(0, 4, shape=(1,) * 33)}, 4), "tensor 't' has a bad shape"),
     "shape that wraps to the right size": (file({"t": entry(shape=(2**62, 2**62, 4))}), "more elements"),
     "zero hides a huge shape": (file({"t": entry(0, 0, shape=(0, 2**62, 2**62))}, 0), "more elements"),
+    "rows without end, all empty": (file({"t": entry(0, 0, shape=(2**40, 0))}, 0), "more elements"),
     "size too small for the shape": (file({"t": entry(shape=(5,))}), "takes 16 bytes, expected 20 for F32 [5]"),
     "size too big for the shape": (file({"t": entry(shape=(3,))}), "takes 16 bytes, expected 12"),
     "half a byte": (file({"t": entry(0, 1, "F4", (3,))}, 1), "rows of 3 F4 elements, which are not whole bytes"),
@@ -239,6 +240,7 @@ def test_index_faults(tmp_path: Path, name: str) -> None:
 def test_folder_faults(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors.index.json").unlink()
+    (tmp_path / "m" / "model-00001-of-00002.safetensors").rename(tmp_path / "m" / "model-00001-of-00003.safetensors")
     with pytest.raises(BadFile, match=r"holds 2 safetensors files and no model\.safetensors\.index\.json"):
         safetensors_file.open(tmp_path / "m")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +13,9 @@ from simple_model import document
 
 import llmconv
 from llmconv.convert.translate import translate
-from llmconv.errors import BadFile, Unsupported
+from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
 ARRAYS = {
@@ -24,13 +26,21 @@ ARRAYS = {
     "count": np.array(7, np.int64),
     "eighth": np.array([[0.5, 448.0]], ml_dtypes.float8_e4m3fn),
     "five": np.ones((1, 2, 1, 2, 3), np.float32),
+    "empty": np.ones((0, 4), np.float16),
+    "complex": np.array([[1 + 2j, 3 - 4j]], np.complex64),
+    "large": np.array([2**64 - 1, 5], np.uint64),
 }
+BELOW_A_BYTE = {"F4": (3, 4), "F6_E2M3": (2, 8), "F6_E3M2": (4,)}
 
 
 def saved(path: Path, config: dict[str, object] | None) -> Checkpoint:
     c = Checkpoint(dialect="plain", metadata={"format": "pt", "note": "é"})
     for name, array in ARRAYS.items():
         c.add(Tensor.from_array(name, array))
+    for name, shape in BELOW_A_BYTE.items():
+        raw = np.arange(DTYPES[name].row_bytes(shape[-1]) * math.prod(shape[:-1]), dtype=np.uint8)
+        raw = raw.reshape(math.prod(shape[:-1]), -1)
+        c.add(Tensor(name, shape, DTYPES[name], lambda start, stop, raw=raw: raw[start:stop]))
     if config is not None:
         c.files = {"config.json": json.dumps(config).encode(), "README.md": b"about it\n"}
     llmconv.save(c, path)
@@ -96,10 +106,55 @@ def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
         assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes(), middle
 
 
-def test_what_gguf_can_not_hold_is_refused(tmp_path: Path) -> None:
-    c = Checkpoint({"w": Tensor.from_array("w", np.ones(2, np.complex64))}, dialect="plain")
-    with pytest.raises(Unsupported, match="tensor 'w' is C64, which GGUF can't hold"):
-        llmconv.save(c, tmp_path / "x.gguf")
+@pytest.mark.parametrize("record", ['{"c": ["U64", [2, 2]]}', '{"c": ["C64"]}', '{"c": 1}', '{"c": ["F4", [-1, 2]]}'])
+def test_kept_bits_are_checked(tmp_path: Path, record: str) -> None:
+    c = Checkpoint({"c": Tensor.from_array("c", ARRAYS["complex"])}, dialect="plain")
+    llmconv.save(c, tmp_path / "m.gguf")
+    llmconv.edit(tmp_path / "m.gguf", set={"llmconv.plain.bits": record})
+    with pytest.raises(BadFile, match="does not describe tensor 'c'"):
+        llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.safetensors")
+
+
+def test_tensors_are_left_out_when_asked(tmp_path: Path) -> None:
+    saved(tmp_path / "m.safetensors", None)
+    result = llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "m.json", exclude=["comp*", "large"])
+    assert "2 tensors left out, as asked" in result.notes
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "back.safetensors")
+    back = llmconv.open(tmp_path / "back.safetensors").tensors
+    assert set(back) == {*ARRAYS, *BELOW_A_BYTE} - {"complex", "large"} and back["empty"].shape == (0, 4)
+    with pytest.raises(UsageError, match="'nosuch' fits no tensor"):
+        llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "n.gguf", exclude=["nosuch"])
+    (tmp_path / "d.json").write_text(json.dumps(document()))
+    with pytest.raises(UsageError, match="needs all of its tensors"):
+        llmconv.convert_file(tmp_path / "d.json", tmp_path / "n.gguf", exclude=["weights*"])
+
+
+def test_a_document_without_tensors(tmp_path: Path) -> None:
+    llmconv.save(Checkpoint(dialect="plain", metadata={"a": "b"}), tmp_path / "m.json")
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.safetensors")
+    back = llmconv.open(tmp_path / "m.safetensors")
+    assert back.metadata == {"a": "b"} and not back.tensors
+
+
+@pytest.mark.parametrize("shape", ["0x-4", "4", "x", "", "0x100000000000", [0, 4], None])
+def test_empty_tensors_of_a_document_are_checked(tmp_path: Path, shape: object) -> None:
+    llmconv.save(Checkpoint({"e": Tensor.from_array("e", ARRAYS["empty"])}, dialect="plain"), tmp_path / "m.json")
+    made = json.loads((tmp_path / "m.json").read_text())
+    made["tensors"]["e"]["shape"] = shape
+    (tmp_path / "m.json").write_text(json.dumps(made))
+    with pytest.raises(BadFile, match=r"tensors\.e(\.shape)? is not part of"):
+        llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+
+
+def test_a_folder_without_config_says_what_it_can_not_do(tmp_path: Path) -> None:
+    saved(tmp_path / "m.safetensors", None)
+    result = llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "m.gguf")
+    assert any("there is no config.json" in n and "not run here" in n for n in result.notes)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "m.safetensors").rename(tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    result = llmconv.convert_file(tmp_path / "adapter", tmp_path / "a.gguf")
+    assert any("PEFT adapter" in n and "--lora" in n for n in result.notes)
 
 
 def test_whole_numbers_that_json_would_round_are_refused(tmp_path: Path) -> None:

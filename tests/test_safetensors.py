@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import llmconv
 from llmconv.errors import BadFile, OutputError, Unsupported, UsageError
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
@@ -283,3 +284,25 @@ def test_planned_size_is_the_size(tmp_path: Path) -> None:
     made = checkpoint_of(arrays(), files={"config.json": b"{}"})
     safetensors_file.save(made, tmp_path / "m")
     assert safetensors_file.planned_size(made) == (tmp_path / "m" / "model.safetensors").stat().st_size
+
+
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    """Their names say how many there are: all of them are a model, fewer are not."""
+    made = Checkpoint(
+        {f"t{i}": Tensor.from_array(f"t{i}", np.full(4, i, np.float32)) for i in range(3)}, dialect="plain"
+    )
+    safetensors_file.save(made, tmp_path / "m", max_shard_size=16)
+    (tmp_path / "m" / safetensors_file.INDEX).unlink()
+    assert set(safetensors_file.open(tmp_path / "m").tensors) == {"t0", "t1", "t2"}
+    (tmp_path / "m" / safetensors_file.shard_name(1, 3)).unlink()
+    with pytest.raises(BadFile, match=r"its file model-00002-of-00003\.safetensors is missing"):
+        safetensors_file.open(tmp_path / "m")
+
+
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    made = Checkpoint({"t": Tensor.from_array("t", np.ones(4, np.float32))}, dialect="plain")
+    llmconv.save(made, tmp_path / "M.SAFETENSORS")
+    assert (tmp_path / "M.SAFETENSORS").is_file()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "M.SAFETENSORS").rename(tmp_path / "m" / "MODEL.SAFETENSORS")
+    assert set(llmconv.open(tmp_path / "m").tensors) == {"t"} and not llmconv.open(tmp_path / "m").files

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 import llmconv
 from llmconv import formats
 from llmconv.cli import cli
+from llmconv.convert.cast import Rounding, cast
 from llmconv.convert.presets import PRESETS, preset
-from llmconv.convert.sizing import Shape, shape_of, size_report, training_memory
+from llmconv.convert.sizing import QUANTIZED, Shape, shape_of, size_report, training_memory
 from llmconv.convert.translate import translate
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
@@ -63,17 +64,56 @@ def test_parts_add_up(name: str) -> None:
     assert report.active == report.parameters
 
 
-@pytest.mark.parametrize("name", ["simple-36k", "simple-1m-causal"])
-def test_gguf_size_is_exact(name: str, tmp_path: Path) -> None:
-    shape = shape_of(preset(name))
+@pytest.fixture(scope="module")
+def shapes(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A legacy JSON model with its words, and a GGUF whose rows are no whole blocks of the K types."""
+    shape = shape_of(preset("simple-1m-causal"))
     checkpoint = Checkpoint(metadata=dict(shape.metadata))
     for tensor, dims in shape.tensors.items():
         checkpoint.add(Tensor.from_array(tensor, np.zeros(dims, np.float32)))
-    path = tmp_path / "model.gguf"
+    path = tmp_path_factory.mktemp("shapes") / "causal.gguf"
     gguf_file.save(checkpoint, path)
-    report = size_report(shape)
-    assert report.files["gguf F32"] == path.stat().st_size
-    assert llmconv.size(path).files["gguf as stored"] == path.stat().st_size
+    return {"json": root / "examples" / "simple-36k.json", "gguf": path}
+
+
+@pytest.mark.parametrize("source", ["json", "gguf"])
+def test_sizes_of_a_checkpoint_are_those_of_its_conversions(
+    source: str, shapes: dict[str, Path], tmp_path: Path
+) -> None:
+    files = llmconv.size(shapes[source]).files
+    if source == "gguf":
+        assert files["gguf as stored"] == shapes[source].stat().st_size
+    for kind in ("F32", "F16"):
+        target = tmp_path / f"{kind}.gguf"
+        llmconv.convert_file(shapes[source], target, outtype=kind.lower())
+        assert files[f"gguf {kind}"] == target.stat().st_size, kind
+        llmconv.convert_file(shapes[source], tmp_path / kind, outtype=kind.lower())
+        written = (tmp_path / kind / "model.safetensors").stat().st_size
+        assert files[f"safetensors {kind}"] == written
+        assert llmconv.size(tmp_path / kind).files[f"safetensors {kind}"] == written
+    for made in llmconv.quantize(shapes[source], tmp_path, QUANTIZED, dry_run=True).outputs:
+        assert files[f"gguf {made.type}"] == made.size, made.type
+
+
+def test_sizes_of_a_preset_are_those_of_its_float16_file(tmp_path: Path) -> None:
+    shape = shape_of(preset("simple-1m-causal"))
+    checkpoint = Checkpoint(metadata=dict(shape.metadata))
+    for tensor, dims in shape.tensors.items():
+        checkpoint.add(Tensor.from_array(tensor, np.zeros(dims, np.float32)))
+    path = tmp_path / "m.gguf"
+    gguf_file.save(cast(checkpoint, "f16", Rounding(), to="gguf"), path)
+    files = size_report(shape).files
+    assert files["gguf F16"] == path.stat().st_size
+    for made in llmconv.quantize(path, tmp_path, QUANTIZED, dry_run=True).outputs:
+        assert files[f"gguf {made.type}"] == made.size, made.type
+
+
+def test_rows_that_are_no_whole_blocks_take_what_stands_in() -> None:
+    """1600 columns are no multiple of 256: Q5_0 for Q4_K, Q8_0 for Q6_K, not sixteen bits."""
+    weights = llmconv.size("gpt2-xl").weights
+    assert weights["Q4_K"] < 1.03 * weights["Q5_0"]
+    assert weights["Q6_K"] <= weights["Q8_0"]
+    assert list(weights)[:3] == ["F64", "F32", "F16"]
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
@@ -148,6 +188,9 @@ def test_config_json(tmp_path: Path) -> None:
         (["gpt2-smal"], "did you mean gpt2-small"),
         (["nowhere/model.gguf"], "no such file"),
         (["--vocab", "5"], "also needs --dim"),
+        (["--vocab", "5", "--dim", "10", "--layers", "1", "--heads", "3"], "width 10 is no multiple of 3 heads"),
+        (["--arch", "lama", "--vocab", "5", "--dim", "8", "--layers", "1", "--heads", "2"], "did you mean llama"),
+        (["--arch", "deepseek2", "--vocab", "5", "--dim", "8", "--layers", "1", "--heads", "2"], "need more sizes"),
         ([], "nothing to size"),
     ],
 )

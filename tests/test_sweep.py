@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -171,3 +173,35 @@ def test_steps_report_how_far_they_are(model: Path, text: Path, tmp_path: Path) 
     for step in steps:
         _, done, total = [s for s in seen if s[0] == step][-1]
         assert done == total > 0
+
+
+def test_an_importance_matrix_is_used_and_recognised(model: Path, text: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {n: rng.random(t.shape[-1]) for n, t in llmconv.open(model).tensors.items() if len(t.shape) == 2}
+    weights = tmp_path / "weights.dat"
+
+    def write(scale: float) -> None:
+        out = struct.pack("<i", len(rows))
+        for name, values in rows.items():
+            out += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, len(values))
+            out += (values * scale).astype("<f4").tobytes()
+        weights.write_bytes(out)
+
+    write(1.0)
+    found = run(model, text, tmp_path / "out", "Q4_0", imatrix=str(weights))
+    assert llmconv.open(tmp_path / "out" / "m-Q4_0.gguf").metadata["quantize.imatrix.entries_count"] == len(rows)
+    assert run(model, text, tmp_path / "out", "Q4_0", imatrix=weights).rows == found.rows  # nothing is measured again
+    write(2.0)
+    with pytest.raises(llmconv.OutputError, match="another model, text or options"):
+        run(model, text, tmp_path / "out", "Q4_0", imatrix=weights)
+    with pytest.raises(llmconv.BadFile, match="no such file"):
+        run(model, text, tmp_path / "out", "Q4_0", imatrix=tmp_path / "nothing.dat")
+
+
+def test_a_missing_matplotlib_is_named_before_any_work(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(llmconv.UsageError, match="plots need matplotlib"):
+        llmconv.sweep(model, text, ["Q8_0"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -84,8 +84,8 @@ def test_it_learns_and_exports_what_the_old_program_loads(pairs: Path, tmp_path:
     assert llmconv.verify(out / "model", out / "model.gguf").same
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "dtype"), [(0.0, "f32"), (0.2, "f32"), (0.0, "f16")])
+def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: float, dtype: str) -> None:
     common = {
         "preset": "simple-1m-causal",
         "context": 8,
@@ -93,6 +93,7 @@ def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: flo
         "log_every": 1,
         "save_every": 4,
         "dropout": dropout,
+        "dtype": dtype,
     }
     whole = settings(book, tmp_path / "whole", **common)
     train(whole)
@@ -116,7 +117,39 @@ def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: flo
     )
     for key, state in ours["optimizer"]["state"].items():
         assert torch.equal(state["exp_avg_sq"], theirs["optimizer"]["state"][key]["exp_avg_sq"])
+    assert ours["random"].get("scaler") == theirs["random"].get("scaler")
+    assert ("scaler" in ours["random"]) == (dtype == "f16")
     assert len(list((tmp_path / "cut/checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_disk_that_fills_up_costs_one_checkpoint(file: str, book: Path, tmp_path: Path) -> None:
+    """Writes that really fail, by a limit on file sizes: a sentence, the earlier checkpoint, and the run goes on."""
+    resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
+    common: dict[str, Any] = {
+        "preset": "simple-1m-causal",
+        "context": 8,
+        "heads": 2,
+        "log_every": 1,
+        "save_every": 4,
+    }
+    train(settings(book, tmp_path / "whole", **common))
+    size = (tmp_path / "whole/checkpoints/step-00000012" / file).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(kind: str, facts: dict[str, Any]) -> None:
+        if kind == "step" and facts["step"] == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+
+    cut = settings(book, tmp_path / "cut", **common)
+    try:
+        with pytest.raises(llmconv.OutputError, match=r"step-00000008.*can't be written.*--resume"):
+            train(cut, report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step-00000004"]
+    train(cut, resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_parts_of_a_batch_add_up(pairs: Path, tmp_path: Path) -> None:

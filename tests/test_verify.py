@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -61,11 +62,14 @@ def test_rounding_is_recognised(type: str, status: str) -> None:
         assert verdict.counts() == {status: 2, "identical": 1}
 
 
-@pytest.mark.parametrize("type", ["F16", "BF16"])
+@pytest.mark.parametrize("type", ["F32", "F16", "BF16"])
 def test_rounding_that_was_widened_again_is_recognised(type: str) -> None:
-    """The vectors of a 16-bit model are F32 in GGUF."""
+    """The vectors of a 16-bit model are F32 in GGUF, and all numbers double in JSON."""
     a = model()
-    b = cast(cast(a, type), "F32")
+    if type == "F32":  # thirds, which float32 can't hold
+        for name in ("token_embd.weight", "output.weight"):
+            a.add(Tensor.from_array(name, a.tensors[name].rows(0, 48).astype(np.float64) / 3))
+    b = cast(cast(a, type), "F32" if type != "F32" else "F64")
     for one, other, word in ((a, b, "to"), (b, a, "from")):
         verdict = llmconv.verify(one, other)
         assert verdict.counts() == {"rounded": 2, "identical": 1}
@@ -226,7 +230,7 @@ def test_a_certificate_holds_until_its_source_changes(tmp_path: Path) -> None:
     gguf_file.save(model(seed=1), source, force=True)
     found = llmconv.verify_provenance(path, source)
     assert not found.ok
-    assert [c.name for c in found.checks if not c.ok] == ["source"]
+    assert [c.name for c in found.checks if not c.ok] == ["source", "values"]
 
 
 def test_a_forged_certificate_is_seen() -> None:
@@ -234,6 +238,17 @@ def test_a_forged_certificate_is_seen() -> None:
     made = cast(source, "Q8_0")
     certify(made, source, source, "none")
     assert [c.name for c in llmconv.verify_provenance(made, source).checks if not c.ok] == ["values"]
+    made = cast(source, "Q8_0")  # the rounding is stated, but one weight is not what it gives
+    certify(made, source, source, "to Q8_0")
+    assert llmconv.verify_provenance(made, source).ok
+    name = next(iter(made.tensors))
+    blocks = made.tensors[name].blocks(0, made.tensors[name].n_rows).copy()
+    blocks[0, 5] ^= 1
+    changed = dataclasses.replace(made.tensors[name], read=lambda start, stop: blocks[start:stop], extent=None)
+    forged = dataclasses.replace(made, tensors=made.tensors | {name: changed})
+    assert [c.name for c in llmconv.verify_provenance(forged, source).checks if not c.ok] == ["values"]
+    edited = dataclasses.replace(made, metadata=made.metadata | {"llama.context_length": np.uint32(77)})
+    assert [c.name for c in llmconv.verify_provenance(edited, source).checks if not c.ok] == ["model"]
     with pytest.raises(llmconv.BadFile, match="expected a certificate"):
         llmconv.verify_provenance(source, source)
     made.metadata["llmconv.provenance"] = "[" * 5000

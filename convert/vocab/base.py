@@ -140,6 +140,19 @@ class Vocab:
             return known.add_bos
         return _DEFAULT_FLAGS.get(self.model, {}).get(name, False)
 
+    def twice(self) -> list[str]:
+        """A note where a token's text has several ids, which llama.cpp and most tokenizer files have no place for."""
+        ids: dict[str, int] = {}
+        again = [(token, ids[token], id) for id, token in enumerate(self.tokens) if ids.setdefault(token, id) != id]
+        if not again:
+            return []
+        token, first, id = again[0]
+        more = f" (and {len(again) - 1} more such)" if len(again) > 1 else ""
+        return [
+            f"token {token!r} has two ids, {first} and {id}{more}: llama.cpp refuses such a vocabulary, and a "
+            "tokenizer.json has room for one of them"
+        ]
+
     def type_of(self, id: int) -> int:
         return TokenType.NORMAL if self.types is None else int(self.types[id])
 
@@ -166,9 +179,13 @@ class Vocab:
         return dataclasses.replace(self, tokens=tokens, types=types, scores=scores)
 
     def to_gguf(self) -> dict[str, Any]:
-        """GGUF keys and values, in the order in which they are usually written."""
+        """GGUF keys and values, in the order in which they are usually written, and the folder's files in our own."""
         from llmconv.convert.vocab.keep import keep
 
+        return self.keys() | keep(self)
+
+    def keys(self) -> dict[str, Any]:
+        """The keys and values that GGUF has for a vocabulary."""
         out: dict[str, Any] = {_MODEL: self.model}
         if self.pre:
             out[_PRE] = self.pre
@@ -185,7 +202,7 @@ class Vocab:
         out |= self.extra
         if self.json is not None:
             out[HF_JSON] = self.json
-        return out | keep(self)
+        return out
 
     def to_files(self) -> dict[str, bytes]:
         """The tokenizer files of a Hugging Face folder: its own, byte for byte, where they are known, else rebuilt."""

@@ -43,14 +43,16 @@ def join(merges: Any) -> list[str]:
     if not isinstance(merges, list):
         raise BadFile(f"tokenizer.json: model.merges: expected an array, found {type(merges).__name__}")
     out = []
-    for i, merge in enumerate(merges):
-        match merge:
-            case str():
-                out.append(merge)
-            case [str(left), str(right)]:
-                out.append(f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}")
-            case _:
-                raise BadFile(f"tokenizer.json: model.merges[{i}]: expected 'left right' or [left, right]")
+    for merge in merges:  # hundreds of thousands: no pattern matching here
+        if type(merge) is list and len(merge) == 2 and type(merge[0]) is type(merge[1]) is str:
+            joined = " ".join(merge)
+            if joined.count(" ") > 1:
+                joined = " ".join(part.replace(" ", "Ġ") for part in merge)
+            out.append(joined)
+        elif type(merge) is str:
+            out.append(merge)
+        else:
+            raise BadFile(f"tokenizer.json: model.merges[{len(out)}]: expected 'left right' or [left, right]")
     return out
 
 

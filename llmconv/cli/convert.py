@@ -15,7 +15,7 @@ from llmconv.cli.options import (
     PATH,
     Progress,
     command_options,
-    megabytes,
+    human,
     notes,
     one_target,
     read_hf_options,
@@ -54,6 +54,11 @@ _WEIGHTS = (
         "--provenance", is_flag=True, help="Record the source's content hash and the rounding; see verify --provenance."
     ),
 )
+_EXCLUDE = (
+    click.option(
+        "--exclude", multiple=True, metavar="PATTERN", help="Leave tensors out by name (* for any); repeatable."
+    ),
+)
 _WRITE_JSON = (click.option("--layout", metavar="NAME", help="JSON layout to write; by default the one it came in."),)
 _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
@@ -78,7 +83,7 @@ def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, 
     notes(result.notes, quiet)
     if verbose:
         for path in result.paths:
-            say(f"{path}  {megabytes(path.stat().st_size)}", quiet)
+            say(f"{path}  {human(path.stat().st_size)}", quiet)
         say("types: " + ", ".join(f"{count} {name}" for name, count in result.types.items()), quiet)
     say(summary(result), quiet)
 
@@ -87,7 +92,7 @@ def summary(result: Any) -> str:
     """One line: what was written, how much smaller it is, what was rounded, and the time."""
     parts = [f"{result.target}: {result.n_tensors} tensors, {result.n_elements:,} weights"]
     before, after = result.source_size, result.size
-    parts.append(f"{megabytes(before)} -> {megabytes(after)}" if before else megabytes(after))
+    parts.append(f"{human(before)} -> {human(after)}" if before else human(after))
     if result.rounding:
         parts.append(f"largest relative rounding {result.rounding:.2g}")
     else:
@@ -129,7 +134,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (read_json_options, read_hf_options, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
 )
 
 json_to_gguf = _command(
@@ -180,7 +185,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (read_hf_options, *_WRITE_GGUF),
+    (read_hf_options, *_EXCLUDE, *_WRITE_GGUF),
 )
 
 safetensors_to_json = _command(
@@ -196,7 +201,7 @@ safetensors_to_json = _command(
       llmconv safetensors-to-json model.safetensors
       llmconv safetensors-to-json ./model-folder model.json
     """,
-    _WRITE_JSON,
+    (*_EXCLUDE, *_WRITE_JSON),
 )
 
 gguf_to_json = _command(
@@ -213,7 +218,7 @@ gguf_to_json = _command(
       llmconv gguf-to-json model.gguf
       llmconv gguf-to-json model.gguf copy.json --layout named
     """,
-    _WRITE_JSON,
+    (*_EXCLUDE, *_WRITE_JSON),
 )
 
 gguf_to_safetensors = _command(
@@ -227,5 +232,5 @@ gguf_to_safetensors = _command(
       llmconv gguf-to-safetensors model.gguf
       llmconv gguf-to-safetensors model.gguf ./model-folder --outtype bf16 --max-shard-size 5G
     """,
-    _WRITE_SAFETENSORS,
+    (*_EXCLUDE, *_WRITE_SAFETENSORS),
 )

@@ -13,8 +13,8 @@ from llmconv.cli.options import (
     PATH,
     Progress,
     force_option,
+    human,
     json_option,
-    megabytes,
     one_target,
     output_option,
     quiet_option,
@@ -89,7 +89,7 @@ def _report(paths: list[Path], quiet: bool, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for path, size in zip(paths, sizes, strict=True):
-        say(f"{path}: {megabytes(size)}", quiet)
+        say(f"{path}: {human(size)}", quiet)
 
 
 @click.command()

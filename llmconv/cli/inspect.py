@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import one_line
-from llmconv.cli.options import PATH, Progress, json_option, megabytes
+from llmconv.cli.options import PATH, Progress, human, json_option
 from llmconv.cli.reports import number, table
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def histogram_lines(bins: Histogram) -> list[str]:
 def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
     """The report for people."""
     out = [
-        f"file          {report['file']} ({megabytes(report['size'])})",
+        f"file          {report['file']} ({human(report['size'])})",
         f"format        {report['format']}"
         + "".join(f", {k.replace('_', ' ')} {v}" for k, v in report["info"].items()),
         f"architecture  {report['architecture'] or 'unknown'}",
@@ -160,7 +160,7 @@ def tensor_lines(tensors: list[dict[str, Any]], show_all: bool) -> list[str]:
         if i == 40 and len(shown) < len(tensors):
             out.append(f"  ... {len(tensors) - 50} more (--all)")
         shape = "x".join(map(str, t["shape"])) or "scalar"
-        out.append(f"  {t['name']:<{width}}  {t['type']:<8} {shape:<18} {megabytes(t['bytes']):>10}")
+        out.append(f"  {t['name']:<{width}}  {t['type']:<8} {shape:<18} {human(t['bytes']):>10}")
     return out
 
 

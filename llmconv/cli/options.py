@@ -15,9 +15,9 @@ __all__ = [
     "Progress",
     "command_options",
     "force_option",
+    "human",
     "jobs_option",
     "json_option",
-    "megabytes",
     "notes",
     "one_target",
     "output_option",
@@ -133,8 +133,8 @@ class Progress:
             self.bar.close()
 
 
-def megabytes(size: int) -> str:
-    """A size for people: 512 B, 1.2 MB."""
+def human(size: float) -> str:
+    """Bytes for people: 512 B, 1.2 MB (powers of 1000, as disks are sold)."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
+from llmconv.cli.options import human
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ _SHAPE = {
     "ffn": "feed_forward_length",
     "ctx": "context_length",
 }
-
-
-def human(n: float) -> str:
-    """Bytes for people: 1.2 MB, 13.5 GB (powers of 1000, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}" if n < 100 else f"{n:.0f} {unit}"
-        n /= 1000
-    raise AssertionError
 
 
 def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list[str]]]]]:

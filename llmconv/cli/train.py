@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 import llmconv
-from llmconv.cli.size import human
+from llmconv.cli.options import human
 from llmconv.runtime.training.config import TrainConfig, read_config
 
 __all__ = ["train"]

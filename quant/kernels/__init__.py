@@ -25,6 +25,7 @@ FAMILIES = {
     "legacy",
     "low",
     "microscaling",
+    "q3",
     "search",
     "ternary",
 }
@@ -34,4 +35,8 @@ FAMILIES = {
 def __getattr__(name: str) -> Any:
     if name in FAMILIES:
         return Family(name)
+    if name in {"F32", "I32", "U8", "ROWS", "inner", "kernel", "out"}:  # TEMPORARY
+        from llmconv.quant.kernels import build
+
+        return getattr(build, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

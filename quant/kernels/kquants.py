@@ -9,11 +9,10 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, U8, inner, kernel, out
-from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB, WEIGHT
+from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.lanes import divide, get_f16, multiply, put_f16
-from llmconv.quant.kernels.search import TINY, best_positive, best_symmetric, levels_q3
+from llmconv.quant.kernels.search import TINY, best_positive
 from llmconv.quant.kernels.simd import (
-    clamp,
     fabs,
     load,
     load_i32,
@@ -81,18 +80,6 @@ def put_scales_6bit(codes, lane, out, at):
     for j in range(8):
         scale, minimum = get_scale_6bit(out, at, j)
         codes[16 * j + lane], codes[16 * (8 + j) + lane] = scale, minimum
-
-
-@inner
-def put_scales_3bit(codes, lane, out, at):
-    """Sixteen scales of 6 bits in twelve bytes (Q3_K)."""
-    for j in range(8):
-        out[at + j] = (codes[16 * j + lane] & 15) | ((codes[16 * (8 + j) + lane] & 15) << 4)
-    for j in range(4):
-        high = 0
-        for i in range(4):
-            high |= (codes[16 * (j + 4 * i) + lane] >> 4) << (2 * i)
-        out[at + 8 + j] = high
 
 
 @inner
@@ -200,60 +187,6 @@ def symmetric_levels(x, x_at, half, d, code, inverse, levels, to):
         store(levels, to, multiply(x, x_at, f4(0), inverse, -half, half - 1) + i4(half))
     else:
         store(levels, to, splat(i4(0)))
-
-
-@kernel(F32, types.int64, types.int64, F32, types.boolean, _BYTES)
-def pack_q3_k(x, k, n_rows, found, weighted, out):
-    """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d."""
-    codes, d, levels = empty(256, i4), empty(16, f4), empty(256, i4)
-    tile, weights, products = empty(256, f4), empty(256, f4), empty(256, f4)
-    other, chosen = empty(512, f4), empty(512, f4)
-    for group in range((n_rows + 15) // 16):
-        for column in range(k // 256):
-            base = (group * (k // 256) + column) * 16 * SUB
-            if weighted:
-                for j in range(0, 256, 16):
-                    store(tile, j, load(found, base + SUB * (j // 16) + SCALE))
-                    store(weights, j, load(found, base + SUB * (j // 16) + WEIGHT))
-                scale, inverse = best_symmetric(tile, 0, 16, weights, products, f4(32))
-                store(d, 0, scale)
-                for j in range(0, 256, 16):
-                    code = clamp(nearest_int(inverse * load(tile, j)), i4(-32), i4(31)) + i4(32)
-                    store(codes, j, select(inverse == f4(0), i4(0), code))
-            else:
-                largest, signed = splat(f4(0)), splat(f4(0))
-                for j in range(16):
-                    scale = load(found, base + SUB * j + SCALE)
-                    more = fabs(scale) > largest
-                    largest, signed = select(more, fabs(scale), largest), select(more, scale, signed)
-                inverse = f4(-32) / signed
-                none = signed == f4(0)
-                store(d, 0, select(none, f4(0), f4(1) / inverse))
-                for j in range(16):
-                    # The reference keeps the rounded scale in a signed byte before it clamps.
-                    code = nearest_int(inverse * load(found, base + SUB * j + SCALE))
-                    code = clamp(((code & i4(255)) ^ i4(128)) - i4(128), i4(-32), i4(31)) + i4(32)
-                    store(codes, 16 * j, select(none, i4(0), code))
-            for lane in range(min(16, n_rows - 16 * group)):
-                row = 16 * group + lane
-                at = (row * (k // 256) + column) * 110
-                put_scales_3bit(codes, lane, out, at + 96)
-                stored = put_f16(out, at + 108, d[lane])
-                descended = False
-                for j in range(16):
-                    code = codes[16 * j + lane] - 32
-                    if weighted or stored * f4(code) != f4(0):
-                        inverse_lane = found[base + SUB * j + INVERSE + lane] if weighted else f4(0)
-                        x_at = row * k + 256 * column + 16 * j
-                        symmetric_levels(x, x_at, 4, stored, code, inverse_lane, levels, 16 * j)
-                    else:
-                        if not descended:
-                            levels_q3(x, row * k + 256 * column, other, chosen)
-                            descended = True
-                        for i in range(16):
-                            levels[16 * j + i] = i4(chosen[16 * i + j]) + i4(4)
-                put_bit(levels, 2, out, at)
-                put_crumbs(levels, out, at + 32)
 
 
 @kernel(F32, types.int64, types.int64, F32, _BYTES)

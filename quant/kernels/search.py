@@ -3,8 +3,8 @@
 Tiles are column by column: `tile[16 * i + lane]` is weight i of that lane's block.  What a search finds is kept in
 `found`, FIELDS vectors for each sub-block (SCALE, MINIMUM, ...), and turned into bytes by the family's own kernels.
 
-Follows `make_qkx2_quants`, `make_qkx3_quants`, `make_qx_quants`, `make_q3_quants` and `make_qp_quants` of
-ggml's `ggml-quants.c`, of which these are rewrites: every lane does the same float32 operations in the same order.
+Follows `make_qkx2_quants`, `make_qkx3_quants`, `make_qx_quants` and `make_qp_quants` of ggml's `ggml-quants.c`,
+of which these are rewrites: every lane does the same float32 operations in the same order.
 """
 
 import numpy as np
@@ -30,19 +30,18 @@ from llmconv.quant.kernels.simd import (
     fabs,
     load,
     load_i32,
-    mask_bits,
     max_,
     min_,
     nearest_int,
     neg,
     not_,
+    prefetch,
     rint,
     select,
     splat,
     sqrt,
     store,
     to_float,
-    trailing_zeros,
     transpose,
 )
 from llmconv.quant.kernels.stack import empty, zeros
@@ -109,6 +108,16 @@ def weigh(mode, tile, at, n, importance, column, mean, weights):
         else:
             w = sqrt(mean + v * v) * importance[column + i]
         store(weights, 16 * i, w)
+
+
+@inner
+def fetch_next(x, k, block, group, start, j, n):
+    """Ask for a part of the next sixteen blocks: the processor can't foresee what is a row apart."""
+    at = group * 16 * k + start + block if start + block < k else (group + 1) * 16 * k
+    rows = 16 * n // block
+    for lane in range(j // n * rows, j // n * rows + rows):
+        for i in range(0, block, 16):
+            prefetch(x, at + lane * k + i)
 
 
 @inner
@@ -211,6 +220,7 @@ def search_affine(x, k, block, n, mode, importance, means, span, top, first, ste
             if mode == BY_BOTH:
                 mean = load(means, (group * (k // span) + start // span) * 16)
             for j in range(0, block, n):
+                fetch_next(x, k, block, group, start, j, n)
                 weigh(mode, tile, 16 * j, n, importance, start + j, mean, weights)
                 best_affine(tile, 16 * j, n, weights, levels, top, first, step, steps, absolute, found, to)
                 to += SUB
@@ -286,6 +296,7 @@ def search_symmetric(x, k, block, n, mode, importance, means, span, top, found):
             if mode == BY_BOTH:
                 mean = load(means, (group * (k // span) + start // span) * 16)
             for j in range(0, block, n):
+                fetch_next(x, k, block, group, start, j, n)
                 weigh(mode, tile, 16 * j, n, importance, start + j, mean, weights)
                 total = splat(f4(0))
                 for i in range(0, 16 * n, 16):
@@ -295,141 +306,6 @@ def search_symmetric(x, k, block, n, mode, importance, means, span, top, found):
                 store(found, to + INVERSE, inverse)
                 store(found, to + WEIGHT, total)
                 to += SUB
-
-
-@inner
-def round_q3(tile, at, levels, to):
-    """Plain rounding of 16 weights to -4 .. 3: (whether all are zeros, the sums of w x l and of w l²), w being x²."""
-    largest, signed = splat(f4(0)), splat(f4(0))
-    for i in range(0, 256, 16):
-        v = load(tile, at + i)
-        more = fabs(v) > largest
-        largest, signed = select(more, fabs(v), largest), select(more, v, signed)
-    inverse = splat(f4(-4)) / signed
-    sum_xl, sum_ll = splat(f4(0)), splat(f4(0))
-    for i in range(0, 256, 16):
-        v = load(tile, at + i)
-        level = clamp(rint(inverse * v), f4(-4), f4(3))
-        store(levels, to + i, level)
-        sum_xl, sum_ll = sum_xl + v * v * v * level, sum_ll + v * v * level * level
-    return largest < TINY, sum_xl, sum_ll
-
-
-@inner
-def restless(tile, at, levels, to, sum_xl, sum_ll):
-    """The lanes where the descent might change a first integer; the others are left by it as they are.
-
-    Without divisions, so with a margin: a ratio that is almost halfway, or beyond what `rint` rounds, is left to it.
-    """
-    moves = fabs(sum_xl) < f4(0)
-    for i in range(0, 256, 16):
-        v, level = load(tile, at + i), load(levels, to + i)
-        rest_xl, rest_ll = sum_xl - v * v * v * level, sum_ll - v * v * level * level
-        ratio = v * rest_ll  # over rest_xl
-        above = select(level == f4(-4), -EXACT, level - f4(0.4999)) * rest_xl
-        below = select(level == f4(3), EXACT, level + f4(0.4999)) * rest_xl
-        moves = moves | ((rest_xl > f4(0)) & not_((ratio > above) & (ratio < below)))
-    return moves
-
-
-@inner
-def look_q3(tile, levels, i, sum_xl, sum_ll):
-    """One step of the descent, at `tile[i:]`: (the lanes whose integer it changes, the sums)."""
-    v, old = load(tile, i), load(levels, i)
-    w = v * v
-    wx = w * v
-    rest_xl, rest_ll = sum_xl - wx * old, sum_ll - w * old * old
-    level = to_float(clamp(nearest_int(v * rest_ll / rest_xl), i4(-4), i4(3)))
-    new_xl, new_ll = rest_xl + wx * level, rest_ll + w * level * level
-    better = (rest_xl > f4(0)) & (level != old) & (new_ll > f4(0))
-    better = better & (new_xl * new_xl * sum_ll > sum_xl * sum_xl * new_ll)
-    store(levels, i, select(better, level, old))
-    return better, select(better, new_xl, sum_xl), select(better, new_ll, sum_ll)
-
-
-@inner
-def descend_q3(tile, levels, rounds, scales):
-    """`make_q3_quants` for two times 16 weights, or its first `rounds` rounds: the lanes that may not be done.
-
-    Coordinate descent on the integers, -4 .. 3, so they can't be had again from a scale; a round without a change
-    ends it.  The two are abreast because one step waits for the other.
-    """
-    dead0, xl0, ll0 = round_q3(tile, 0, levels, 0)
-    dead1, xl1, ll1 = round_q3(tile, 256, levels, 256)
-    for _ in range(rounds):
-        changed = dead0 & not_(dead0)
-        for i in range(0, 256, 16):
-            better0, xl0, ll0 = look_q3(tile, levels, i, xl0, ll0)
-            better1, xl1, ll1 = look_q3(tile, levels, 256 + i, xl1, ll1)
-            changed = changed | better0 | better1
-        if not any_lane(changed):
-            break
-    store(scales, 0, scale_q3(dead0, xl0, ll0))
-    store(scales, 16, scale_q3(dead1, xl1, ll1))
-    left = mask_bits(restless(tile, 0, levels, 0, xl0, ll0))
-    return left | (mask_bits(restless(tile, 256, levels, 256, xl1, ll1)) << np.uint32(16))
-
-
-@inner
-def scale_q3(dead, sum_xl, sum_ll):
-    return select(dead | not_(sum_ll > f4(0)), f4(0), sum_xl / sum_ll)
-
-
-@kernel(F32, out(types.float32))
-def search_q3(x, found):
-    """SCALE of `make_q3_quants` for every 16 weights of blocks of 256.
-
-    For most of them plain rounding is what the descent ends with, for most others its first round.  So those that
-    go on are gathered anew for either: sixteen abreast take as long as the slowest.
-    """
-    tile, levels, scales = empty(16 * 256, f4), empty(512, f4), empty(32, f4)
-    waiting, count = empty(x.size // 16, np.int64), 0  # where in x
-    to = 0
-    for start in range(0, x.size, 16 * 256):
-        for i in range(0, 256, 16):
-            transpose(x, start + i, 256, tile, 16 * i)
-        for j in range(0, 256, 16):
-            dead, sum_xl, sum_ll = round_q3(tile, 16 * j, levels, 0)
-            store(found, to + SCALE, scale_q3(dead, sum_xl, sum_ll))
-            left = mask_bits(restless(tile, 16 * j, levels, 0, sum_xl, sum_ll) & not_(dead))
-            while left:
-                waiting[count] = start + 256 * np.int64(trailing_zeros(left)) + j
-                count += 1
-                left &= left - np.uint32(1)
-            to += SUB
-    gathered = zeros(512, f4)
-    for rounds in (1, 5):
-        n, count = count, 0
-        for first in range(0, n, 32):
-            some = min(32, n - first)
-            for lane in range(some):
-                store(gathered, 16 * lane, load(x, waiting[first + lane]))
-            transpose(gathered, 0, 16, tile, 0)
-            transpose(gathered, 256, 16, tile, 256)
-            left = descend_q3(tile, levels, rounds, scales)
-            for lane in range(some):
-                at = waiting[first + lane]
-                found[((at // 4096 * 16) + at // 16 % 16) * SUB + SCALE + at // 256 % 16] = scales[lane]
-                if (left >> np.uint32(lane)) & np.uint32(1):
-                    waiting[count] = at
-                    count += 1
-
-
-@inner
-def levels_q3(x, at, tile, levels):
-    """The integers (-4 .. 3) of `make_q3_quants` for a block of 256: of weight i of sub-block j, `levels[16 * i + j]`.
-
-    tile, levels: room for 512.
-    """
-    transpose(x, at, 16, tile, 0)
-    transpose(x, at, 16, tile, 256)
-    scales = empty(32, f4)
-    descend_q3(tile, levels, 5, scales)
-    largest = splat(f4(0))
-    for i in range(0, 256, 16):
-        largest = max_(fabs(load(tile, i)), largest)
-    for i in range(0, 256, 16):  # the reference's integers are 0 here, before the middle is added
-        store(levels, i, select(largest < TINY, f4(-4), load(levels, i)))
 
 
 @inner

@@ -341,6 +341,7 @@ def _reduction(name, vector, scalar, doc):
 
 
 reduce_umax = _reduction("umax", i32x16, types.int32, "The greatest lane of an i32x16, compared as unsigned.")
+reduce_add = _reduction("add", i32x16, types.int32, "The sum of the lanes of an i32x16.")
 reduce_fmax = _reduction("fmax", f32x16, types.float32, "The greatest lane of an f32x16 without NaN.")
 reduce_fmin = _reduction("fmin", f32x16, types.float32, "The least lane of an f32x16 without NaN.")
 
@@ -492,6 +493,41 @@ def store(typingctx, array, index, value):
 
 
 @intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of `array[index]`, which may be past the end, ahead of its use."""
+
+    def generate(context, builder, sig, args):
+        place = _pointer(context, builder, sig.args[0], args[0], args[1], _I8)
+        function_type = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], function_type)
+        builder.call(function, [place, _index(0), _index(3), _index(1)])  # to read, into every cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def load_words(typingctx, array, index):
+    """64 bytes of a uint8 array as i32x16, in the machine's byte order."""
+
+    def generate(context, builder, sig, args):
+        return builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], _vec(_I32)), align=1)
+
+    return i32x16(array, types.intp), generate
+
+
+@intrinsic
+def store_words(typingctx, array, index, value):
+    """An i32x16 as 64 bytes of a uint8 array, in the machine's byte order."""
+
+    def generate(context, builder, sig, args):
+        builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1], _vec(_I32)), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic
 def gather(typingctx, array, indices):
     """`array[indices]`, lane by lane: float32 arrays -> f32x16, integer arrays -> i32x16."""
     is_float = array.dtype == types.float32
@@ -518,31 +554,55 @@ def _swap_picks(distance):
     return ir.Constant(_vec(_I32), low), ir.Constant(_vec(_I32), high)
 
 
+def _picks(*numbers):
+    return ir.Constant(ir.VectorType(_I32, len(numbers)), list(numbers))
+
+
+_JOIN = _picks(*range(8))
+_EVEN_LOW, _EVEN_HIGH = _picks(0, 8, 1, 9, 4, 12, 5, 13), _picks(2, 10, 3, 11, 6, 14, 7, 15)
+_PAIR_LOW, _PAIR_HIGH = _picks(0, 1, 8, 9, 4, 5, 12, 13), _picks(2, 3, 10, 11, 6, 7, 14, 15)
+
+
 @intrinsic
 def transpose(typingctx, source, start, stride, tile, at):
     """Sixteen rows of sixteen weights -> their columns: `tile[at + 16*i + lane] = source[start + lane*stride + i]`.
 
-    `source` as for `load`; `tile` float32.  Done in registers, in four rounds of swaps.
+    `source` as for `load`; `tile` float32.  Eight rows and four columns at a time, which sixteen registers can hold:
+    row i beside row i + 4, so that what is left are four transposed squares in each half.
     """
     _check_rows(source)
 
     def generate(context, builder, sig, args):
         array, begin, step, tile_array, tile_at = args
-        intp = begin.type
-        rows = []
-        for lane in range(LANES):
-            index = builder.add(begin, builder.mul(step, ir.Constant(intp, lane)))
-            rows.append(_load_f32(context, builder, sig.args[0], array, index))
-        for distance in (8, 4, 2, 1):
-            low, high = _swap_picks(distance)
-            for i in range(LANES):
-                if not i & distance:
-                    a, b = rows[i], rows[i | distance]
-                    rows[i], rows[i | distance] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
-        for i, row in enumerate(rows):
-            index = builder.add(tile_at, ir.Constant(intp, LANES * i))
-            done = builder.store(row, _pointer(context, builder, sig.args[3], tile_array, index, row.type))
-            done.align = 4
+        array_type, intp = sig.args[0], begin.type
+        indices = [builder.add(begin, builder.mul(step, ir.Constant(intp, lane))) for lane in range(LANES)]
+        if array_type.dtype != types.float32:
+            rows = [_load_f32(context, builder, array_type, array, index) for index in indices]
+
+        def beside(lane, column):
+            """Columns column .. column + 3 of rows `lane` and `lane + 4`."""
+            if array_type.dtype != types.float32:
+                first = range(column, column + 4)
+                return builder.shuffle_vector(rows[lane], rows[lane + 4], _picks(*first, *(16 + i for i in first)))
+            halves = []
+            for index in (indices[lane], indices[lane + 4]):
+                place = builder.add(index, ir.Constant(intp, column))
+                four = _pointer(context, builder, array_type, array, place, ir.VectorType(_FLOAT, 4))
+                halves.append(builder.load(four, align=1))
+            return builder.shuffle_vector(*halves, _JOIN)
+
+        for column in range(0, LANES, 4):
+            for lane in (0, 8):
+                a, b, c, d = (beside(lane + i, column) for i in range(4))
+                low, high = (
+                    [builder.shuffle_vector(x, y, m) for m in (_EVEN_LOW, _EVEN_HIGH)] for x, y in ((a, b), (c, d))
+                )
+                done = [builder.shuffle_vector(low[i], high[i], m) for i in (0, 1) for m in (_PAIR_LOW, _PAIR_HIGH)]
+                for i, eight in enumerate(done):
+                    place = builder.add(tile_at, ir.Constant(intp, LANES * (column + i) + lane))
+                    builder.store(
+                        eight, _pointer(context, builder, sig.args[3], tile_array, place, eight.type), align=4
+                    )
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, tile, types.intp), generate

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.presets import Preset, preset
+from llmconv.convert.presets import Preset, check_heads, preset
 from llmconv.convert.sizing import shape_of
 from llmconv.convert.vocab import Vocab
-from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -45,10 +44,7 @@ def resized(base: Preset, config: TrainConfig, n_vocab: int) -> Preset:
             base.keys["feed_forward_length"] / base.keys["embedding_length"] * config.dim
         )
     dim, heads = keys["embedding_length"], keys["attention.head_count"]
-    if dim % heads:
-        raise UsageError(f"width {dim} is no multiple of {heads} heads; change --dim or --heads")
-    if heads % keys.get("attention.head_count_kv", heads):
-        raise UsageError(f"{heads} heads are no multiple of {keys['attention.head_count_kv']} key/value heads")
+    check_heads(dim, heads, keys.get("attention.head_count_kv", heads))
     if "rope.dimension_count" in keys:
         keys["rope.dimension_count"] = dim // heads
     if config.context > keys["context_length"]:

@@ -148,11 +148,11 @@ def _train(
         _recompute_blocks(model)
     wrapped = wrap(model, team)
     optimizer = make_optimizer(wrapped, config)
+    scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
     progress = state.Progress()
     if newest is not None:
-        progress = state.restore(newest, model, optimizer, team.device, team)
+        progress = state.restore(newest, model, optimizer, team.device, team, scaler)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
-    scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
 
     log = Log(folder, progress.step, config.tensorboard) if team.rank == 0 else None
     if log is not None:
@@ -198,7 +198,7 @@ def _train(
             stopped = bool(config.patience) and progress.stale >= config.patience
             mark, mark_tokens = time.perf_counter(), seen
         if progress.step % config.save_interval == 0 or last or stopped:
-            checkpoint = state.save(folder, model, optimizer, progress, config.keep, team)
+            checkpoint = state.save(folder, model, optimizer, progress, config.keep, team, scaler)
         if stopped:
             break
     seconds = time.perf_counter() - began

@@ -8,10 +8,12 @@ A folder is written under a temporary name, flushed, and renamed; kill -9 at any
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass
 class Progress:
-    """Where a run is: steps done, tokens seen, the best validation loss, validations since, the data's seed."""
+    """Where a run is: steps done, tokens seen, the best validation loss, validations since it was reached."""
 
     step: int = 0
     tokens: int = 0
@@ -47,17 +49,54 @@ def latest(folder: Path) -> Path | None:
     return steps[-1] if steps else None
 
 
-def _random_state() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
+def _running_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
+    """What a step depends on besides weights and moments: random generators, the scale of float16 losses."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
+    if scaler is not None and scaler.is_enabled():
+        states["scaler"] = scaler.state_dict()
     return states
 
 
+def _run_on(states: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "scaler" in states and scaler is not None:
+        scaler.load_state_dict(states["scaler"])
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Whatever torch, safetensors or the system say when a file can't be written, as a sentence about `path`."""
+    from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with output_errors(path):
+            yield
+    except (RuntimeError, SafetensorError, CheckpointException) as error:
+        lines = str(error).strip().splitlines()
+        raise OutputError(
+            f"{at(path)}: can't be written ({lines[0] if lines else type(error).__name__}); make room on the disk, "
+            "then go on with --resume"
+        ) from None
+
+
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int, team: Team
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    team: Team,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
-    """Write a checkpoint of step `progress.step` and remove all but the last `keep`.  Every process calls this."""
+    """Write a checkpoint of step `progress.step` and remove all but the last `keep`.  Every process calls this.
+
+    `OutputError` when it can't be written; then the earlier checkpoints stay, and no part of this one.
+    """
     root = folder / "checkpoints"
     final = root / f"step-{progress.step:08d}"
     temporary = root / f".llmconv-{final.name}.tmp"
@@ -68,28 +107,21 @@ def save(
                 shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir()
     team.barrier()
-    with output_errors(temporary):
-        if team.sharded:
-            from torch.distributed.checkpoint.state_dict import get_state_dict
-            from torch.distributed.checkpoint.state_dict_saver import save as save_parts
-
-            weights, states = get_state_dict(model, optimizer)
-            save_parts({"model": weights, "optimizer": states}, checkpoint_id=temporary)
-            torch.save(_random_state(), temporary / f"random-{team.rank}.pt")
-        elif team.rank == 0:
-            from safetensors.torch import save_file
-
-            save_file(
-                {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()},
-                temporary / "model.safetensors",
-            )
-            torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, temporary / "optimizer.pt")
+    try:
+        _write(temporary, final, model, optimizer, team, _running_state(scaler))
         team.barrier()
         if team.rank == 0:
-            (temporary / "state.json").write_text(json.dumps(asdict(progress)))
-            for path in temporary.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+            with output_errors(temporary):
+                (temporary / "state.json").write_text(json.dumps(asdict(progress)))
+                for path in temporary.iterdir():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+    except BaseException:
+        if team.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if team.rank == 0:
+        with output_errors(final):
             if final.exists():  # a run that stopped right after it, resumed with the same step
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -99,25 +131,54 @@ def save(
     return final
 
 
+def _write(
+    folder: Path,
+    final: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    team: Team,
+    running: dict[str, Any],
+) -> None:
+    """The large files of checkpoint `final` into `folder`: by the first process, or by each its part."""
+    if team.sharded:
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+        from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+        weights, states = get_state_dict(model, optimizer)
+        with _writing(final):
+            save_parts({"model": weights, "optimizer": states}, checkpoint_id=folder)
+            torch.save(running, folder / f"random-{team.rank}.pt")
+    elif team.rank == 0:
+        from safetensors.torch import save_file
+
+        parts = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+        with _writing(final):
+            save_file(parts, folder / "model.safetensors")
+            torch.save({"optimizer": optimizer.state_dict(), "random": running}, folder / "optimizer.pt")
+
+
 def restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, team: Team
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    team: Team,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
     """Put a checkpoint into the model and the optimizer; where the run was.  `BadFile` when it doesn't fit them."""
     try:
         with open_regular(path / "state.json") as file:
             progress = Progress(**json.loads(file.read(1 << 16)))
         if team.sharded:
-            random = _restore_sharded(path, model, optimizer, team)
+            running = _restore_sharded(path, model, optimizer, team)
         else:
             from safetensors.torch import load_file
 
             model.load_state_dict(load_file(path / "model.safetensors", device=str(device)))
             found: dict[str, Any] = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
             optimizer.load_state_dict(found["optimizer"])
-            random = found["random"]
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
+            running = found["random"]
+        _run_on(running, scaler)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadFile(f"{at(path)}: can't go on from it ({reason}); remove it to use an older one") from None
