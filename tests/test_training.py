@@ -320,8 +320,8 @@ def test_learning_rates_fit_what_is_trained(pairs: Path) -> None:
 
 def test_the_legacy_model_learns_with_settings_left_alone(shared: Path, tmp_path: Path) -> None:
     data = shared / "simple-llm" / "training-data.json"
-    plain = TrainConfig(data=str(data), output=str(tmp_path), preset="simple-36k", steps=300, eval_batches=0, eval_every=300,
-                        export="", tensorboard=False, plot=False, device="cpu")  # fmt: skip
+    plain = TrainConfig(data=str(data), output=str(tmp_path), preset="simple-36k", steps=300, eval_batches=0,
+                        eval_every=300, export="", tensorboard=False, plot=False, device="cpu")  # fmt: skip
     assert train(plain).val_perplexity < 5.52 / 2  # the original's, of 44 seconds
 
 
