@@ -52,6 +52,7 @@ class Pieces(TypedDict, total=False):
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen)
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
     logit_scale_divides: bool  # Granite divides the logits by its scale
+    head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ class Decoder:
     logit_scale: float = 1.0
     final_softcap: float | None = None
     softmax_start: float = 0.0
+    head_norm: bool = False
+    """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
 
     @property
     def causal(self) -> bool:
@@ -293,6 +296,8 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None =
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
         final_softcap=read.optional("final_logit_softcapping"),
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
+        head_norm="head_norm_vocab" in pieces
+        and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in read.config),
     )
 
 

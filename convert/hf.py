@@ -119,7 +119,7 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
     extra = [name for name in checkpoint.tensors if name not in used]
     carried = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in carried]
-    notes += _left_out(where, arch, extra, strict)
+    notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {kept.DTYPES: kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})}
     if prefix != arch.prefixes[0]:
@@ -271,6 +271,17 @@ def _check_shapes(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) 
                 f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(want.shape)} "
                 "by config.json"
             )
+
+
+def _beyond_gguf(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
+    """What a model does that GGUF has no key for, so that only this program, which keeps config.json, will do it."""
+    notes = []
+    if (config.get("rope") or {}).get("rope_type") == "dynamic":
+        notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
+    vocab_size = arch.decoder.get("head_norm_vocab")
+    if vocab_size is not None and (config.get("vocab_size") == vocab_size or "z_loss_weight" in config):
+        notes.append("Baichuan 2 scales the rows of its head to length 1, which llama.cpp will not do")
+    return notes
 
 
 def _check_types(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) -> None:

@@ -24,6 +24,9 @@ class Preset:
     keys: hyper-parameters by GGUF key, the architecture's prefix left out; `vocab_size` among them.
     tied: whether the head is the embedding.
     note: one line for people.
+    lr: the highest learning rate to train it with, by AdamW: GPT-3's paper has those of the GPT-2 and GPT-3 shapes
+        (Brown et al. 2020, table 2.1), Llama's papers and TinyLlama's code those of theirs; the small ones come from
+        short runs.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Preset:
     keys: Mapping[str, Any]
     tied: bool
     note: str = ""
+    lr: float = 1e-3
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -45,7 +49,15 @@ class Preset:
 
 
 def _gpt2(
-    name: str, dim: int, layers: int, heads: int, *, ctx: int = 1024, vocab: int = 50257, note: str = ""
+    name: str,
+    dim: int,
+    layers: int,
+    heads: int,
+    *,
+    ctx: int = 1024,
+    vocab: int = 50257,
+    lr: float = 1e-3,
+    note: str = "",
 ) -> Preset:
     keys = {
         "vocab_size": vocab,
@@ -56,7 +68,7 @@ def _gpt2(
         "attention.head_count": heads,
         "attention.layer_norm_epsilon": 1e-5,
     }
-    return Preset(name, "gpt2", keys, True, note)
+    return Preset(name, "gpt2", keys, True, note, lr)
 
 
 def _llama(
@@ -71,6 +83,7 @@ def _llama(
     vocab: int = 32000,
     tied: bool = False,
     base: float = 10000.0,
+    lr: float = 3e-4,
     note: str = "",
 ) -> Preset:
     keys = {
@@ -85,10 +98,10 @@ def _llama(
         "rope.dimension_count": dim // heads,
         "rope.freq_base": base,
     }
-    return Preset(name, "llama", keys, tied, note)
+    return Preset(name, "llama", keys, tied, note, lr)
 
 
-def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, note: str) -> Preset:
+def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, *, lr: float, note: str) -> Preset:
     keys = {
         "vocab_size": vocab,
         "context_length": 512,
@@ -98,32 +111,32 @@ def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, 
         "attention.head_count": heads,
         "attention.layer_norm_epsilon": 1e-8,
     }
-    return Preset(name, "simple-llm", keys, False, note)
+    return Preset(name, "simple-llm", keys, False, note, lr)
 
 
 _ALL = (
-    _simple("simple-36k", 400, 32, 2, 1, 32, "the legacy model: 400 words, bidirectional, no output projection"),
-    _simple("simple-1m", 3000, 128, 4, 4, 128, "the legacy shape with four heads"),
-    _simple("simple-3m", 4000, 256, 3, 4, 256, "the legacy shape with four heads"),
-    _simple("mid-50m", 30000, 512, 8, 8, 2048, "the legacy block at a size worth a GPU"),
-    _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, note="simple-36k's width as a causal, pre-norm GPT-2"),
-    _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, note="simple-1m as a causal, pre-norm GPT-2"),
-    _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, note="simple-3m as a causal, pre-norm GPT-2"),
+    _simple("simple-36k", 400, 32, 2, 1, 32, lr=1e-2, note="the legacy model: 400 words, no output projection"),
+    _simple("simple-1m", 3000, 128, 4, 4, 128, lr=3e-3, note="the legacy shape with four heads"),
+    _simple("simple-3m", 4000, 256, 3, 4, 256, lr=2e-3, note="the legacy shape with four heads"),
+    _simple("mid-50m", 30000, 512, 8, 8, 2048, lr=6e-4, note="the legacy block at a size worth a GPU"),
+    _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, lr=1e-2, note="simple-36k as a causal, pre-norm GPT-2"),
+    _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, lr=3e-3, note="simple-1m as a causal, pre-norm GPT-2"),
+    _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, lr=2e-3, note="simple-3m as a causal, pre-norm GPT-2"),
     _gpt2("small-10m", 384, 6, 6, ctx=256, vocab=256, note="nanoGPT's character-level size"),
-    _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, note="mid-50m as a causal, pre-norm GPT-2"),
-    _gpt2("gpt2-small", 768, 12, 12, note="124M; the paper's 117M is the same model, counted wrongly"),
-    _gpt2("gpt2-medium", 1024, 24, 16, note="355M"),
-    _gpt2("gpt2-large", 1280, 36, 20, note="774M"),
-    _gpt2("gpt2-xl", 1600, 48, 25, note="1.5B"),
-    _gpt2("gpt3-small", 768, 12, 12, ctx=2048, note="GPT-3 Small, 125M"),
-    _gpt2("gpt3-175b", 12288, 96, 96, ctx=2048, note="GPT-3; GPT-3.5's size was never published and is taken as this"),
-    _llama("llama-15m", 288, 6, 6, 768, ctx=256, tied=True, note="TinyStories 15M"),
-    _llama("llama-110m", 768, 12, 12, 2048, ctx=1024, tied=True, note="TinyStories 110M"),
-    _llama("llama-1b", 2048, 22, 32, 5632, kv=4, ctx=2048, note="TinyLlama's shape, 1.1B"),
-    _llama("llama2-7b", 4096, 32, 32, 11008, note="Llama 2 7B"),
-    _llama("llama2-13b", 5120, 40, 40, 13824, note="Llama 2 13B"),
-    _llama("llama3.1-8b", 4096, 32, 32, 14336, kv=8, ctx=131072, vocab=128256, base=500000.0, note="Llama 3.1 8B"),
-    _llama("llama3.1-70b", 8192, 80, 64, 28672, kv=8, ctx=131072, vocab=128256, base=500000.0, note="Llama 3.1 70B"),
+    _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, lr=6e-4, note="mid-50m as a causal, pre-norm GPT-2"),
+    _gpt2("gpt2-small", 768, 12, 12, lr=6e-4, note="124M; the paper's 117M is the same model, counted wrongly"),
+    _gpt2("gpt2-medium", 1024, 24, 16, lr=3e-4, note="355M"),
+    _gpt2("gpt2-large", 1280, 36, 20, lr=2.5e-4, note="774M"),
+    _gpt2("gpt2-xl", 1600, 48, 25, lr=2e-4, note="1.5B"),
+    _gpt2("gpt3-small", 768, 12, 12, ctx=2048, lr=6e-4, note="GPT-3 Small, 125M"),
+    _gpt2("gpt3-175b", 12288, 96, 96, ctx=2048, lr=6e-5, note="GPT-3; GPT-3.5, never published, is taken as this"),
+    _llama("llama-15m", 288, 6, 6, 768, ctx=256, tied=True, lr=5e-4, note="TinyStories 15M"),
+    _llama("llama-110m", 768, 12, 12, 2048, ctx=1024, tied=True, lr=5e-4, note="TinyStories 110M"),
+    _llama("llama-1b", 2048, 22, 32, 5632, kv=4, ctx=2048, lr=4e-4, note="TinyLlama's shape, 1.1B"),
+    _llama("llama2-7b", 4096, 32, 32, 11008, lr=3e-4, note="Llama 2 7B"),
+    _llama("llama2-13b", 5120, 40, 40, 13824, lr=3e-4, note="Llama 2 13B"),
+    _llama("llama3.1-8b", 4096, 32, 32, 14336, kv=8, ctx=131072, vocab=128256, base=5e5, note="Llama 3.1 8B"),
+    _llama("llama3.1-70b", 8192, 80, 64, 28672, kv=8, ctx=131072, vocab=128256, base=5e5, lr=1.5e-4, note="70B"),
 )
 
 PRESETS: dict[str, Preset] = {p.name: p for p in _ALL}

@@ -27,9 +27,9 @@ Progress = Callable[[int, int, float], None]
 """Called with (chunks done, chunks in all, the running value)."""
 
 
-def as_model(source: Source, device: str | torch.device, dtype: str | torch.dtype) -> Model:
+def as_model(source: Source, device: str | torch.device, dtype: str | torch.dtype, activations: str) -> Model:
     """The model itself, or loaded."""
-    return source if isinstance(source, Model) else load(source, device, dtype)
+    return source if isinstance(source, Model) else load(source, device, dtype, activations)
 
 
 def tokenizer_of(model: Model, source: Source) -> Any:

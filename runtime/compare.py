@@ -80,6 +80,7 @@ def compare(
     chunks: int | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    activations: str = "float",
     progress: Progress | None = None,
 ) -> Comparison:
     """Run models `a` (the reference) and `b` over a text file and compare their predictions, token by token.
@@ -87,7 +88,7 @@ def compare(
     Arguments as `perplexity`'s; of pairs, every position is compared.
     `UsageError` when the two don't share a vocabulary.
     """
-    left, right = as_model(a, device, dtype), as_model(b, device, dtype)
+    left, right = (as_model(source, device, dtype, activations) for source in (a, b))
     with torch.inference_mode(), device_errors(left.device):
         work = _work(left, a, text, context, chunks)
         found: list[Tensor] = []

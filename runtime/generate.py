@@ -52,6 +52,7 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    activations: str = "float",
 ) -> Generation:
     """Continue `prompt`.
 
@@ -60,7 +61,7 @@ def generate(
     the same text on the same device; None draws one. stop: the text ends before the first of these.  on_text: called
     with each piece of text as soon as it is certain.
     """
-    running = as_model(model, device, dtype)
+    running = as_model(model, device, dtype, activations)
     how = sampling or Sampling()
     if temperature is not None:
         how = Sampling(**{**asdict(how), "temperature": temperature})

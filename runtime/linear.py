@@ -23,6 +23,8 @@ class Stored(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    activations = "float"
+    """How inputs meet blocks: see `products.matmul`."""
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Linear(Stored):
     """(..., in) -> (..., out)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = products.matmul(x, self.weight, self.block_type)
+        y = products.matmul(x, self.weight, self.block_type, self.activations)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -61,7 +63,7 @@ class ExpertLinear(Stored):
     """The matrices of all experts, (experts, out, in); a call uses one of them."""
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
-        y = products.matmul(x, self.weight[expert], self.block_type)
+        y = products.matmul(x, self.weight[expert], self.block_type, self.activations)
         return y if self.bias is None else y + self.bias[expert].to(y.dtype)
 
 
@@ -72,4 +74,4 @@ class Embedding(Stored):
         return products.embed(ids, self.weight, self.block_type, dtype)
 
     def project(self, x: Tensor) -> Tensor:
-        return products.matmul(x, self.weight, self.block_type)
+        return products.matmul(x, self.weight, self.block_type, self.activations)

@@ -22,7 +22,9 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
+from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
+from llmconv.runtime.products import ACTIVATIONS
 
 __all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype"]
 
@@ -81,6 +83,7 @@ def load(
     path: str | os.PathLike[str] | Checkpoint,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    activations: str = "float",
 ) -> Model:
     """A model from any file or folder that llmconv opens, ready to run; in `eval()` mode.
 
@@ -88,6 +91,9 @@ def load(
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     dtype: what it computes in: "f64", "f32", "bf16", "f16"; float weights are converted to it.  "auto": float32 on the
         CPU over weights as stored, their own kind on a GPU.  Quantized weights stay quantized whatever it is.
+    activations: what quantized weights are multiplied with.  "float": the numbers themselves.  "int8": rounded to bytes
+        as llama.cpp does on a CPU, which is faster and brings figures closer to its own; on the CPU only, for the types
+        in `llmconv.quant.integer.TYPES` (others, and float weights, are multiplied with floats).
 
     Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here,
     `UsageError` for a device that is not there or has no room.
@@ -95,8 +101,22 @@ def load(
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(Path(path))
     checkpoint = translate(checkpoint, "gguf")
     where = pick_device(device)
-    model = build(checkpoint, where, pick_dtype(dtype, where, checkpoint))
+    kind = pick_dtype(dtype, where, checkpoint)
+    _check_activations(activations, where, kind)
+    model = build(checkpoint, where, kind)
+    for module in model.modules():
+        if isinstance(module, Stored):
+            module.activations = activations
     return model.eval()
+
+
+def _check_activations(activations: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    if activations not in ACTIVATIONS:
+        raise UsageError(f"unknown activations {activations!r}; give {' or '.join(ACTIVATIONS)}")
+    if activations == "int8" and device.type not in ("cpu", "meta"):
+        raise UsageError(f"int8 activations are for the CPU, not {str(device)!r}; use --device cpu, or float")
+    if activations == "int8" and dtype == torch.float64:
+        raise UsageError("int8 activations are rounded from float32, not f64; leave one of the two out")
 
 
 def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Model:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmconv.convert.decoder import Decoder
 from llmconv.errors import Unsupported, UsageError
 from llmconv.quant.block import BlockType
+from llmconv.runtime import products
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
@@ -113,6 +114,7 @@ class Model(nn.Module):
         self.decoder, self.dtype = decoder, dtype
         self.metadata: dict[str, Any] = {}
         self.tokenizer: Any = None
+        self._head_lengths: Tensor | None = None
         for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *_ENDS):
             self.register_module(name, None)
         for name, parts in _group(decoder.shapes, "").items():
@@ -160,11 +162,23 @@ class Model(nn.Module):
             hidden = self.output_in(hidden)
         logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
         spec = self.decoder
+        if spec.head_norm:
+            logits = logits / self._lengths_of_head().to(logits.dtype)
         if spec.logit_scale != 1:
             logits = logits * spec.logit_scale
         if spec.final_softcap is not None:
             logits = spec.final_softcap * torch.tanh(logits / spec.final_softcap)
         return logits
+
+    def _lengths_of_head(self) -> Tensor:
+        """The length of each row of the head, (vocab,) float32; kept while nothing trains it."""
+        if self._head_lengths is None or self.training:
+            head = self.token_embd if self.output is None else self.output
+            slabs = (products.dense(rows, head.block_type, torch.float32) for rows in head.weight.split(4096))
+            lengths = torch.cat([slab.norm(dim=1) for slab in slabs]).clamp_min(1e-12)
+            self._head_lengths = None if self.training else lengths.detach()
+            return lengths
+        return self._head_lengths
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits of every position.

@@ -62,6 +62,7 @@ def perplexity(
     stride: int | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    activations: str = "float",
     progress: Progress | None = None,
 ) -> Perplexity:
     """How well `model` predicts the text file `text`.
@@ -71,8 +72,9 @@ def perplexity(
         recognised by its content.
     context: tokens in a chunk; default 512, or what the model takes.  chunks: stop after so many.
     stride: slide a window by so many tokens instead of cutting chunks; see `text_chunks`.
+    device, dtype, activations: as `load` takes them; a model that is loaded already stays as it is.
     """
-    running = as_model(model, device, dtype)
+    running = as_model(model, device, dtype, activations)
     pairs = pairs_of(text)
     with torch.inference_mode(), device_errors(running.device):
         if pairs is not None:

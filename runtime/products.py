@@ -9,6 +9,7 @@ scratch tile that every product reuses, so that a model needs no more memory tha
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmconv.quant import integer
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
 
-__all__ = ["TILE_BYTES", "dense", "embed", "matmul"]
+__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul"]
+
+ACTIVATIONS = ("float", "int8")
+"""What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer`)."""
 
 TILE_BYTES = 1 << 20
 """Size of the scratch tile for a few tokens: it should stay in a core's own cache."""
@@ -51,14 +56,25 @@ def _decode_rows(weight: Tensor, type: type[BlockType] | None, start: int, stop:
         out.copy_(weight[start:stop])
         return
     blocks, values = weight[start:stop].numpy(), out.numpy()
+
+    def decode(first: int, last: int) -> None:
+        type.decode(blocks[first:last], values[first:last])
+
+    _split(decode, len(blocks), values.size)
+
+
+def _split(work: Callable[[int, int], None], rows: int, size: int) -> None:
+    """`work` on all rows, by ranges of them in as many threads as torch has; kernels release the interpreter's lock.
+
+    size: about how many numbers are read or written; few are not worth a second thread.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or values.size < 1 << 16:
-        type.decode(blocks, values)
+    if threads == 1 or size < 1 << 16:
+        work(0, rows)
         return
-    step = -(-len(blocks) // threads)  # the kernels release the interpreter's lock
-    parts = [(blocks[a : a + step], values[a : a + step]) for a in range(0, len(blocks), step)]
-    jobs = [_workers().submit(type.decode, *part) for part in parts[1:]]
-    type.decode(*parts[0])
+    step = -(-rows // (16 * threads)) * 16
+    jobs = [_workers().submit(work, a, min(a + step, rows)) for a in range(step, rows, step)]
+    work(0, min(step, rows))
     for job in jobs:
         job.result()
 
@@ -79,6 +95,15 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
         _decode_rows(weight, type, start, stop, part)
         torch.mm(part.to(exact), across, out=out[start:stop])
     return out.t().to(x.dtype)
+
+
+def _in_integers(x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
+    """x (N, in), rounded to bytes, @ weight.T on the CPU."""
+    rounded = integer.round_inputs(x.float().numpy(), type.block_size)
+    out = torch.empty(x.shape[0], weight.shape[0])
+    blocks, values = weight.numpy(), out.numpy()
+    _split(lambda a, b: integer.multiply(rounded, type, blocks, values, a, b), len(blocks), weight.numel())
+    return out.to(x.dtype)
 
 
 def _rounded(x: Tensor, weight: Tensor) -> Tensor:
@@ -104,9 +129,10 @@ def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> T
     return values.view(*weight.shape[:-1], -1)
 
 
-def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None) -> Tensor:
+def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None, activations: str = "float") -> Tensor:
     """x (..., in) times a stored weight (out, in), transposed: (..., out), in x's dtype.
 
+    activations: "int8" rounds x for the types in `quant.integer.TYPES`, on the CPU and where x needs no gradient.
     Gradients flow to x always, and to the weight when it holds plain numbers.
     """
     if type is None:
@@ -116,7 +142,10 @@ def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None) -> Te
             return F.linear(x, weight.to(x.dtype))
     if torch.is_grad_enabled() and x.requires_grad:
         return _Product.apply(x, weight, type)  # type: ignore[no-any-return,no-untyped-call]
-    return _matmul(x.reshape(-1, x.shape[-1]), weight, type).view(*x.shape[:-1], weight.shape[0])
+    flat = x.reshape(-1, x.shape[-1])
+    if activations == "int8" and type is not None and type.name in integer.TYPES and weight.device.type == "cpu":
+        return _in_integers(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
+    return _matmul(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
 
 
 def _matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:

@@ -54,6 +54,19 @@ def test_logits_and_cache(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(padded[1, 9:], ours(tokens[1:, 9:])[0], atol=1e-4, rtol=0)
 
 
+def test_dynamic_scaling_beyond_the_context(tmp_path: Path) -> None:
+    """GGUF has no word for it; what config.json said of it is kept, and used once a text is longer than the context."""
+    folder, config = tmp_path / "hf", tiny_models.MODELS["llama-dynamic"].config | {"max_position_embeddings": 32}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    model.save_pretrained(folder)
+    llmconv.convert_file(folder, tmp_path / "m.gguf")
+    ours = llmconv.load(tmp_path / "m.gguf", "cpu", "f32")
+    for length in (20, LENGTH):
+        tokens = torch.randint(3, 96, (1, length), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
+
+
 def test_an_encoder_gives_hidden_states(tmp_path: Path) -> None:
     theirs = tiny_models.build("bert", tmp_path)
     tokens = torch.randint(3, 96, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -65,8 +78,7 @@ def test_an_encoder_gives_hidden_states(tmp_path: Path) -> None:
 def test_every_family_is_tried() -> None:
     tried = {tiny_models.MODELS[name].gguf for name in DECODERS} | {"bert", "simple-llm"}
     missing = {table.gguf for table in archs.all()} - tried
-    # No class of transformers: their pieces are Llama's, with fused projections (InternLM2) or ALiBi (Baichuan).
-    assert missing <= {"internlm2", "baichuan"}
+    assert missing <= {"internlm2", "baichuan"}  # not in transformers: tests/test_runtime_references.py
 
 
 @pytest.mark.parametrize("table", archs.all(), ids=lambda table: table.gguf)

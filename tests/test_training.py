@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 import llmconv
 from llmconv.runtime.training import data as data_files
+from llmconv.runtime.training import loop
 from llmconv.runtime.training.config import TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import read_log
@@ -281,11 +282,47 @@ def test_data_kinds(tmp_path: Path) -> None:
         ({"export": "json", "export_type": "Q4_0"}, "only GGUF holds Q4_0"),
         ({"heads": 3}, "no multiple of 3 heads"),
         ({"tokenizer": "morse"}, "neither one of"),
+        ({"data": "nowhere.txt"}, "nowhere.txt: no such file"),
+        ({"preset": "", "from_checkpoint": "nowhere.gguf"}, "nowhere.gguf: no such file"),
     ],
 )
 def test_bad_settings(pairs: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(llmconv.LlmconvError, match=words):
-        train(settings(pairs, tmp_path / "run", **changes))
+        train(TrainConfig(**{**vars(settings(pairs, tmp_path / "run")), **changes}))
+    if {"data", "preset", "from_checkpoint"} & set(changes):
+        assert not (tmp_path / "run").exists()  # what was misspelt left no folder behind
+
+
+def test_running_out_of_memory_is_a_sentence(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA says it, and as the CPU does, which really is asked for a terabyte."""
+    config = settings(book, tmp_path / "a", preset="simple-1m-causal", heads=2, context=8)
+
+    def refuse(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less.")
+
+    monkeypatch.setattr(loop, "train_step", refuse)
+    with pytest.raises(llmconv.UsageError, match=r"out of memory \(it was asked for 2\.00 GiB more\); give a smaller"):
+        train(config)
+    monkeypatch.setattr(loop, "train_step", lambda *arguments: torch.empty(1 << 50, dtype=torch.uint8))
+    with pytest.raises(llmconv.UsageError, match=r"'cpu' is out of memory \(it was asked for 1125899906842624 bytes"):
+        train(settings(book, tmp_path / "b", preset="simple-1m-causal", heads=2, context=8))
+
+
+def test_learning_rates_fit_what_is_trained(pairs: Path) -> None:
+    def rate(**changes: Any) -> float:
+        return learning_rate(TrainConfig(**{"warmup": 0, "preset": "gpt2-small", **changes}), 0)
+
+    assert rate() == pytest.approx(6e-4)  # Brown et al. 2020, table 2.1
+    assert rate(preset="llama2-7b") == pytest.approx(3e-4)
+    assert rate(preset="", from_checkpoint=str(pairs)) == pytest.approx(1e-4)
+    assert rate(lr=1.0) == 1.0
+
+
+def test_the_legacy_model_learns_with_settings_left_alone(shared: Path, tmp_path: Path) -> None:
+    data = shared / "simple-llm" / "training-data.json"
+    plain = TrainConfig(data=str(data), output=str(tmp_path), preset="simple-36k", steps=300, eval_batches=0,
+                        eval_every=300, export="", tensorboard=False, plot=False, device="cpu")  # fmt: skip
+    assert train(plain).val_perplexity < 5.52 / 2  # the original's, of 44 seconds
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ MODELS: dict[str, Tiny] = {
         "llama",
         SMALL | {"head_dim": 24, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
     ),
+    "llama-dynamic": Tiny(
+        "llama",
+        "llama",
+        SMALL | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+    ),
     "mistral": Tiny("mistral", "llama", SMALL | {"sliding_window": 32}, "bfloat16"),
     "mixtral": Tiny("mixtral", "llama", SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": Tiny("qwen2", "qwen2", SMALL, "bfloat16"),

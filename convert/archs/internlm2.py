@@ -51,8 +51,11 @@ BAICHUAN = Architecture(
     "baichuan",
     (HfName("BaichuanForCausalLM", "baichuan"), HfName("BaiChuanForCausalLM", "baichuan")),
     keys=(
-        *COMMON,
-        *keys("rope.dimension_count  u32  head_dim  = n_embd // n_head"),
+        *(key for key in COMMON if key.gguf != "context_length"),
+        *keys("""
+            context_length          u32   max_position_embeddings|model_max_length   # 13B has the second alone
+            rope.dimension_count    u32   head_dim    = n_embd // n_head
+        """),
     ),
     rows=(
         *EMBEDDINGS,
@@ -68,7 +71,7 @@ BAICHUAN = Architecture(
         *gated_mlp(),
     ),
     constants={"tensor_data_layout": "Meta AI original pth"},
-    decoder={"rope": "pairs", "alibi_at": 40},
+    decoder={"rope": "pairs", "alibi_at": 40, "head_norm_vocab": 125_696},
 )
 
 ARCHITECTURES = (INTERNLM2, BAICHUAN)

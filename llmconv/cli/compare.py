@@ -35,6 +35,7 @@ def compare(
     as_json: bool,
     device: str,
     dtype: str,
+    activations: str,
     quiet: bool,
 ) -> None:
     """What model B lost against model A on TEXT: perplexities, KL divergence, agreement on the likeliest token.
@@ -43,7 +44,15 @@ def compare(
     """
     with Bar("KLD", quiet) as progress:
         found = llmconv.compare(
-            a, b, text, context=context, chunks=chunks, device=device, dtype=dtype, progress=progress
+            a,
+            b,
+            text,
+            context=context,
+            chunks=chunks,
+            device=device,
+            dtype=dtype,
+            activations=activations,
+            progress=progress,
         )
     over = [
         f"{name} {value:.6g} exceeds {limit:g}"

@@ -48,6 +48,7 @@ def generate(
     as_json: bool,
     device: str,
     dtype: str,
+    activations: str,
     quiet: bool,
 ) -> None:
     """Continue a text with MODEL, of any format; the text appears as it is made."""
@@ -69,6 +70,7 @@ def generate(
         on_text=None if as_json else show,
         device=device,
         dtype=dtype,
+        activations=activations,
     )
     if as_json:
         click.echo(json_text(found.as_dict()))

@@ -14,9 +14,16 @@ __all__ = ["Bar", "context_option", "json_text", "run_options", "with_error"]
 
 
 def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --dtype, -q."""
+    """--device, --dtype, --activations, -q."""
     for option in (
         click.option("-q", "--quiet", is_flag=True, help="No progress bar, no remarks."),
+        click.option(
+            "--activations",
+            type=click.Choice(["float", "int8"]),
+            default="float",
+            show_default=True,
+            help="int8: round what quantized weights are multiplied with, as llama.cpp does; faster, CPU only.",
+        ),
         click.option(
             "--dtype",
             type=click.Choice(["auto", "f64", "f32", "bf16", "f16"]),

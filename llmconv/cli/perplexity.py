@@ -29,6 +29,7 @@ def perplexity(
     as_json: bool,
     device: str,
     dtype: str,
+    activations: str,
     quiet: bool,
 ) -> None:
     """How well MODEL (of any format) predicts TEXT: exp of the mean loss per token, ± its standard error.
@@ -38,7 +39,15 @@ def perplexity(
     """
     with Bar("PPL", quiet) as progress:
         found = llmconv.perplexity(
-            model, text, context=context, chunks=chunks, stride=stride, device=device, dtype=dtype, progress=progress
+            model,
+            text,
+            context=context,
+            chunks=chunks,
+            stride=stride,
+            device=device,
+            dtype=dtype,
+            activations=activations,
+            progress=progress,
         )
     if as_json:
         click.echo(json_text(found.as_dict()))

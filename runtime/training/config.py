@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from llmconv.convert.presets import preset
 from llmconv.errors import BadFile, UsageError, at
 
 __all__ = ["TrainConfig", "read_config"]
+
+FINE_TUNING_LR = 1e-4
+"""For a model that has learned already: what it knows should not be washed out."""
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -43,7 +47,7 @@ class TrainConfig:
     batch_size: int = _setting(16, "sequences in a step, over all devices and accumulation")
     accumulation: int = _setting(1, "parts a step's batch is computed in, to save memory")
     optimizer: Literal["adamw", "sgd"] = _setting("adamw", "optimizer")
-    lr: float = _setting(1e-3, "highest learning rate")
+    lr: float = _setting(0.0, "highest learning rate (0: the preset's, 1e-4 for a checkpoint)")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = _setting("cosine", "course of the learning rate")
     warmup: int = _setting(-1, "steps of linear warm-up (-1: 2 % of the steps)")
     min_lr_ratio: float = _setting(0.1, "last learning rate / highest")
@@ -99,14 +103,19 @@ class TrainConfig:
             raise UsageError(
                 f"val_fraction is {self.val_fraction}, expected less than 1: something must be left to train on"
             )
-        if not self.lr > 0:
-            raise UsageError(f"lr is {self.lr}, expected more than 0")
+        if not self.lr >= 0:
+            raise UsageError(f"lr is {self.lr}, expected 0 or more")
         if self.batch_size % self.accumulation:
             raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
         if bool(self.preset) == bool(self.from_checkpoint):
             raise UsageError(
                 "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
             )
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate, whoever says it.  `UsageError` for an unknown preset."""
+        return self.lr or (preset(self.preset).lr if self.preset else FINE_TUNING_LR)
 
     @property
     def warmup_steps(self) -> int:

@@ -8,8 +8,9 @@ import functools
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,10 +95,16 @@ def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None 
     if not config.data or not config.output:
         raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
     kinds, export_type = check_exports(config.export, config.export_type)
+    for given in (config.data, config.from_checkpoint):  # what is misspelt is named before a folder is made
+        if given and not Path(given).exists():
+            raise BadFile(f"{at(given)}: no such file or folder; check the path")
+    if config.preset:
+        preset(config.preset)
     folder = Path(config.output)
     with contextlib.ExitStack() as stack:
         team = assemble(config.device, config.parallel)
         stack.callback(team.close)
+        stack.enter_context(_memory_errors(team.device))
         return _train(config, resume, report or (lambda kind, facts: None), folder, team, kinds, export_type, stack)
 
 
@@ -236,6 +243,23 @@ def _train(
     return result
 
 
+@contextlib.contextmanager
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    """Running out of memory becomes a sentence with the ways out; on a CPU torch says it in a plain `RuntimeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        wanted = re.search(r"(?:allocate|tried to allocate) ([\d.]+ \w+)", text)
+        raise UsageError(
+            f"device {str(device)!r} is out of memory{f' (it was asked for {wanted[1]} more)' if wanted else ''}; give "
+            "a smaller --batch-size or --context, more --accumulation, --activation-checkpointing, --dtype bf16, or "
+            "several devices with --parallel fsdp"
+        ) from None
+
+
 def _prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Path | None:
     """The run's folder with its `config.json`; the checkpoint to go on from, or None."""
     record = folder / "config.json"
@@ -287,8 +311,6 @@ def _starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team)
     kept = folder / "vocab.gguf"
     if team.rank == 0 and not (resume and kept.is_file()):
         source = Path(config.data)
-        if not source.exists():
-            raise BadFile(f"{at(source)}: no such file or folder; check the path")
         made = make_vocab(kind, size, data_files.texts(source))
         if not len(made):
             raise BadFile(f"{at(source)}: is empty; there is nothing to train on")

@@ -13,24 +13,24 @@ __all__ = ["learning_rate", "make_optimizer"]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then the schedule down to `lr * min_lr_ratio`.
+    """The rate of step `step` (from 0): linear warm-up, then the schedule down to `peak_lr * min_lr_ratio`.
 
-    "wsd" (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at `lr` until its last `decay_share`.
+    "wsd" (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at `peak_lr` until its last `decay_share`.
     """
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return config.peak_lr * (step + 1) / config.warmup_steps
     begin = config.warmup_steps
     if config.schedule == "wsd":
         begin = max(begin, round(config.steps * (1 - config.decay_share)))
     done = min(1.0, max(0.0, (step - begin) / max(1, config.steps - begin)))
-    low = config.lr * config.min_lr_ratio
+    low = config.peak_lr * config.min_lr_ratio
     match config.schedule:
         case "cosine":
-            return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * done))
+            return low + (config.peak_lr - low) * 0.5 * (1 + math.cos(math.pi * done))
         case "linear" | "wsd":
-            return config.lr + (low - config.lr) * done
+            return config.peak_lr + (low - config.peak_lr) * done
         case _:
-            return config.lr
+            return config.peak_lr
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -42,5 +42,5 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1, nesterov=config.beta1 > 0)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+        return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.beta1, nesterov=config.beta1 > 0)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)

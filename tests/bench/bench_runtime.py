@@ -96,12 +96,12 @@ def cpu(fn: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def ours(path: Path) -> Callable[[], Any]:
+def ours(path: Path, activations: str = "float") -> Callable[[], Any]:
     import torch
 
     from llmconv.runtime.load import load
 
-    model = load(path, "cpu")
+    model = load(path, "cpu", activations=activations)
     tokens = torch.arange(3, 3 + TOKENS)[None]
 
     def call() -> Any:
@@ -160,10 +160,11 @@ def peer(path: Path, threads: int) -> Callable[[], Any]:
 
 def prompts(folder: Path, layers: int, rounds: int, threads: int) -> None:
     print(f"\nPrompts of {TOKENS} tokens, {layers} layers, {threads} thread(s); tokens per CPU second\n")
-    print("| weights | llmconv | reference | | ratio | asked |\n|---|---|---|---|---|---|")
+    print("| weights | inputs | llmconv | reference | | ratio | asked |\n|---|---|---|---|---|---|---|")
     for kind, asked in (("BF16", 1.2), ("Q4_0", 1.3), ("Q4_K", 1.3), ("Q8_0", 0.0)):
         path = make(folder / f"{kind}.gguf", layers, kind)
-        sides: dict[str, Callable[[], Any]] = {"llmconv": ours(path)}
+        inputs = ("float",) if kind == "BF16" else ("float", "int8")
+        sides: dict[str, Callable[[], Any]] = {name: ours(path, name) for name in inputs}
         for name, maker in (
             ("llama.cpp", functools.partial(peer, path, threads)),
             ("transformers", functools.partial(theirs, path)),
@@ -180,12 +181,13 @@ def prompts(folder: Path, layers: int, rounds: int, threads: int) -> None:
         for _ in range(rounds):
             for name, call in sides.items():
                 times[name].append(cpu(call))
-        mine = TOKENS / statistics.median(times["llmconv"])
-        for name in list(sides)[1:]:
-            rate = TOKENS / statistics.median(times[name])
+        rates = {name: TOKENS / statistics.median(seconds) for name, seconds in times.items()}
+        for name in list(sides)[len(inputs) :]:
             wanted = 1.0 if name == "transformers" else asked
             goal = f"≥ {wanted}x" if wanted else ""
-            print(f"| {kind} | {mine:.1f} | {name} | {rate:.1f} | {mine / rate:.2f}x | {goal} |")
+            for mine in inputs:
+                ratio = rates[mine] / rates[name]
+                print(f"| {kind} | {mine} | {rates[mine]:.1f} | {name} | {rates[name]:.1f} | {ratio:.2f}x | {goal} |")
         sys.stdout.flush()
         del sides, call
         gc.collect()
