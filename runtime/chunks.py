@@ -91,7 +91,7 @@ def text_chunks(
     Without `stride`, as llama.cpp's perplexity tool does it: the ids of the whole text (BOS before them where the model
     wants one) in consecutive chunks of `context`, each chunk's first id replaced by BOS, the second half scored, the
     tail dropped.  With `stride`, a window of `context` moves by `stride` over the text and scores what it newly covers,
-    the first window everything: the figure that papers give.
+    the first window everything, so every token but the first is scored once: the figure that papers give.
     """
     if not model.decoder.causal:
         raise UsageError(
@@ -131,9 +131,14 @@ def text_chunks(
 def _sliding(ids: Sequence[int], context: int, stride: int, chunks: int | None) -> Chunks:
     if not 0 < stride < context:
         raise UsageError(f"a stride of {stride} is not possible; give 1 to {context - 1}, less than the context")
-    starts = list(range(0, len(ids) - context + 1, stride))[:chunks]
-    rows = torch.tensor([ids[s : s + context] for s in starts])
-    return Chunks(rows, context - 1 - stride, [0, *[context - 1 - stride] * (len(starts) - 1)])
+    starts = list(range(0, len(ids) - context + 1, stride))
+    firsts = [0, *[context - 1 - stride] * (len(starts) - 1)]
+    rest = len(ids) - context - starts[-1]
+    if rest:  # a last window, at the text's end, scores what is left
+        starts.append(len(ids) - context)
+        firsts.append(context - 1 - rest)
+    rows = torch.tensor([ids[s : s + context] for s in starts[:chunks]])
+    return Chunks(rows, context - 1 - stride, firsts[:chunks])
 
 
 def batches(chunks: Chunks, device: torch.device, tokens: int | None = None) -> Iterator[tuple[list[int], Tensor]]:

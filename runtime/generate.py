@@ -24,7 +24,8 @@ _TOKEN_NORMAL, _TOKEN_UNKNOWN, _TOKEN_CONTROL, _TOKEN_UNUSED = 1, 2, 3, 5
 class Generation(Shown):
     """What was generated.
 
-    text: the new text, without the prompt.  tokens: its ids.  finish: "eos", "stop" (a stop string), "length" (as many
+    text: the new text, without the prompt; after a text prompt it begins with the space between them, if the model put
+    one there.  tokens: its ids.  finish: "eos", "stop" (a stop string), "length" (as many
     as asked for) or "context" (no room for more).
     """
 
@@ -73,7 +74,7 @@ def generate(
         raise UsageError("the prompt is empty, and this model has no token to begin with; give a prompt (-p)")
     text, new, finish, started = "", [], "length", time.perf_counter()
     watch = _Stops(stop)
-    stream = tokenizer.stream()
+    stream = tokenizer.stream(start=chat or not isinstance(prompt, str) or not prompt)
     with torch.inference_mode(), device_errors(running.device):
         for token in _tokens(running, ids, max_tokens, how, seed):
             if token is None:

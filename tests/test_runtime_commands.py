@@ -85,6 +85,22 @@ def test_generate_command(model: Path) -> None:
     assert code != 0 and "chat template" in out
 
 
+def test_a_continuation_keeps_the_space_between(model: Path, root: Path) -> None:
+    """Both kinds of vocabulary that mark words by a space before them; at a text's beginning it is dropped."""
+    code, out = run("generate", model, "-p", "Once upon a time,", "-n", 4, "--temperature", 0, "--device", "cpu")
+    assert code == 0 and out.startswith("Once upon a time, there was")
+    sample = root / "examples" / "simple-36k.json"
+    code, out = run("generate", sample, "-p", "the", "-n", 2, "--temperature", 0, "--device", "cpu")
+    assert code == 0 and len(out.split()) == 3
+    assert not llmconv.generate(model, "", max_tokens=3, seed=1, device="cpu").text.startswith(" ")
+
+
+def test_pairs_are_called_pairs(root: Path) -> None:
+    sample, pairs = root / "examples" / "simple-36k.json", root / "examples" / "pairs.json"
+    code, out = run("compare", sample, sample, pairs, "--chunks", 20, "--device", "cpu")
+    assert code == 0 and "tokens scored in 20 pairs" in out
+
+
 def test_stops_hold_back_only_what_may_be_a_stop() -> None:
     watch = _Stops(["END", "\n\n"])
     assert watch.push("ab\n") == ("ab", False)

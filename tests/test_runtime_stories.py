@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,14 @@ def test_sliding_window_scores_every_token_once(stories: Path, tmp_path: Path) -
     model = llmconv.load(stories / "stories260K-f32.gguf", "cpu")
     found = llmconv.perplexity(model, tmp_path / "text.txt", context=64, stride=16)
     ids = model.tokenizer.encode((tmp_path / "text.txt").read_text(), add_special=True)
-    windows = (len(ids) - 64) // 16 + 1
-    assert found.tokens == 63 + 16 * (windows - 1)
+    assert found.tokens == len(ids) - 1
+    total = 0.0
+    for i in range(1, len(ids)):  # token by token: from the first window that holds it
+        start = min(max(0, -(-(i - 63) // 16)) * 16, len(ids) - 64)
+        seen = torch.tensor([ids[start:i]])
+        total -= float(model(seen).detach()[0, -1].log_softmax(-1)[ids[i]])
+    assert (len(ids) - 64) % 16  # so that the last window is one of its own
+    assert found.perplexity == pytest.approx(math.exp(total / (len(ids) - 1)), rel=1e-4)
     logits = model(torch.tensor([ids[:64]])).detach()[0, :-1].log_softmax(-1)
     first = -logits[range(63), ids[1:64]].double().mean()
     one = llmconv.perplexity(model, tmp_path / "text.txt", context=64, stride=16, chunks=1)

@@ -56,9 +56,13 @@ class Tokenizer:
         """Each id's text on its own, for people; bytes that are no whole character show as U+FFFD."""
         return [self._shown(self._check(id)).decode("utf-8", "replace") for id in ids]
 
-    def stream(self, special: bool = False) -> Stream:
-        """A decoder for ids that come one at a time."""
-        return Stream(self, special)
+    def stream(self, special: bool = False, start: bool = True) -> Stream:
+        """A decoder for ids that come one at a time.
+
+        start: they begin a text, so a space that only marks the first word's beginning is dropped; False for the
+        continuation of another.
+        """
+        return Stream(self, special, start)
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         raise NotImplementedError
@@ -100,10 +104,10 @@ class Tokenizer:
 class Stream:
     """Ids to text, one at a time: `push` gives what has become readable, `flush` the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: bool, start: bool = True) -> None:
         self._tokenizer, self._special = tokenizer, special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._start = tokenizer._strips_space
+        self._start = start and tokenizer._strips_space
 
     def push(self, id: int) -> str:
         tokenizer = self._tokenizer

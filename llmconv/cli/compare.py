@@ -41,7 +41,10 @@ def compare(
     """What model B lost against model A on TEXT: perplexities, KL divergence, agreement on the likeliest token.
 
     A and B are of any formats and types; they must share a vocabulary.  Definitions as in llama.cpp's --kl-divergence.
+    A JSON list of {"input": …, "target": …} pairs is compared position by position.
     """
+    from llmconv.runtime.perplexity import pairs_of
+
     with Bar("KLD", quiet) as progress:
         found = llmconv.compare(
             a,
@@ -78,7 +81,8 @@ def compare(
             click.echo(f"{name:<17} {value}")
         if not quiet:
             speed = f"{found.tokens_per_second:,.0f} tokens/s"
-            click.echo(f"{found.tokens:,} tokens scored in {found.chunks:,} chunks of {found.context}, {speed}")
+            kind = "pairs" if pairs_of(text) is not None else f"chunks of {found.context}"
+            click.echo(f"{found.tokens:,} tokens scored in {found.chunks:,} {kind}, {speed}")
     if over:
         click.echo(f"llmconv: {b}: {' and '.join(over)}", err=True)
         ctx.exit(1)
