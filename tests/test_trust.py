@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -339,10 +340,64 @@ def test_bad_targets(tmp_path: Path, good: Path, ending: str) -> None:
     assert not (tmp_path / "elsewhere").exists() and len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(tmp_path: Path, good: Path) -> None:
-    (tmp_path / "ro").mkdir(mode=0o555)
-    assert fault_of(run("convert", good, tmp_path / "ro" / "m.gguf"), ("m.gguf",)) == ""
+def as_anybody() -> None:
+    """In a child that runs as root: without the right to pass over permissions (CAP_DAC_OVERRIDE and READ_SEARCH)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2) if os.geteuid() == 0 else ():
+        if libc.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP, which counts from the next exec on
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops root's rights as Linux does")
+@pytest.mark.parametrize("kind", ["convert", "folder", "quantize", "edit", "in place", "json", "split"])
+def test_a_folder_that_may_not_be_written(tmp_path: Path, good: Path, kind: str) -> None:
+    closed = tmp_path / "ro"
+    closed.mkdir()
+    shutil.copy(good, closed / "m.gguf")
+    (closed / "m.gguf").chmod(0o444)
+    closed.chmod(0o555)
+    args: dict[str, list[object]] = {
+        "convert": ["convert", "m.gguf", "o.gguf"],
+        "folder": ["convert", "m.gguf", "folder"],
+        "quantize": ["quantize", "m.gguf", "-t", "Q8_0", "-q", "-o", "o.gguf"],
+        "edit": ["edit", "m.gguf", "--set", "a=str:b", "-o", "o.gguf"],
+        "in place": ["edit", "m.gguf", "--set", "general.name=str:b"],
+        "json": ["convert", "m.gguf", "o.json"],
+        "split": ["split", "m.gguf", "s", "--max-size", "20K"],
+    }
+    before = (closed / "m.gguf").read_bytes()
+    try:
+        done = command(*args[kind], cwd=closed, preexec_fn=as_anybody)
+    except subprocess.SubprocessError:
+        pytest.skip("needs the right to give up rights")
+    finally:
+        closed.chmod(0o755)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    assert "ermission" in done.stderr or "writ" in done.stderr, done.stderr
+    assert [p.name for p in closed.iterdir()] == ["m.gguf"] and (closed / "m.gguf").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops root's rights as Linux does")
+@pytest.mark.parametrize("what", ["file", "folder", "side file"])
+def test_an_input_that_may_not_be_read(tmp_path: Path, good: Path, what: str) -> None:
+    hf = write_hf(tmp_path / "hf")
+    shutil.copy(good, tmp_path / "m.gguf")
+    closed = {"file": tmp_path / "m.gguf", "folder": hf, "side file": hf / "config.json"}[what]
+    closed.chmod(0)
+    try:
+        for args in (["inspect"], ["convert"], ["size"], ["tokenize"]):
+            rest = {"convert": ["o.gguf"], "tokenize": ["the"]}.get(args[0], [])
+            source = "m.gguf" if what == "file" else "hf"
+            done = command(*args, source, *rest, cwd=tmp_path, preexec_fn=as_anybody)
+            if what == "side file" and args[0] == "tokenize" and done.returncode == 0:
+                continue
+            assert done.returncode == 1 and done.stderr.count("\n") == 1, (args, done)
+            assert done.stderr.startswith("llmconv: ") and "bug" not in done.stderr, done.stderr
+    except subprocess.SubprocessError:
+        pytest.skip("needs the right to give up rights")
+    finally:
+        closed.chmod(0o755)
+    assert not (tmp_path / "o.gguf").exists()
 
 
 def test_places_where_nothing_can_be_written(tmp_path: Path, good: Path) -> None:

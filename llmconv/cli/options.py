@@ -30,7 +30,7 @@ __all__ = [
     "strict_option",
 ]
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what can't be read is a bad file, not a wrong call
 F = TypeVar("F", bound=Callable[..., Any])
 
 

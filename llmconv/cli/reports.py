@@ -9,11 +9,9 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.options import Progress, json_option
+from llmconv.cli.options import PATH, Progress, json_option
 
 __all__ = ["diff", "verify"]
-
-MODEL = click.Path(path_type=Path)
 
 
 def table(rows: list[list[str]], head: list[str], right: set[int] | None = None) -> str:
@@ -34,8 +32,8 @@ def number(value: float) -> str:
 
 
 @click.command()
-@click.argument("a", type=MODEL)
-@click.argument("b", type=MODEL)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -44,7 +42,7 @@ def number(value: float) -> str:
     help="Relative error (rms of the difference / rms of A) up to which a tensor counts as close.",
 )
 @click.option(
-    "--run", "text", type=MODEL, help="Also run both over this text: perplexity and KL divergence (needs torch)."
+    "--run", "text", type=PATH, help="Also run both over this text: perplexity and KL divergence (needs torch)."
 )
 @click.option(
     "--provenance", is_flag=True, help="A is a converted file, B its source: check A's certificate against B."
@@ -109,8 +107,8 @@ def verify(
 
 
 @click.command()
-@click.argument("a", type=MODEL)
-@click.argument("b", type=MODEL)
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
 def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import llmconv
+from llmconv.cli.options import PATH
 
 __all__ = ["sweep"]
 
@@ -38,8 +39,8 @@ class _Watch:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("text", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
+@click.argument("text", type=PATH)
 @click.option(
     "--types",
     default="Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M",
@@ -47,11 +48,11 @@ class _Watch:
     metavar="LIST",
     help="File types, separated by commas.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the report  [default: MODEL-sweep]")
+@click.option("-o", "--output", type=PATH, help="Folder of the report  [default: MODEL-sweep]")
 @click.option("-c", "--context", type=click.IntRange(min=2), help="Tokens in a chunk, as in perplexity.")
 @click.option("--chunks", type=click.IntRange(min=1), help="Stop after this many chunks.")
 @click.option("--device", default="auto", show_default=True, help="Where to evaluate: auto, cpu, cuda, mps.")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance weights for quantizing.")
+@click.option("--imatrix", type=PATH, help="Importance weights for quantizing.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads  [default: processors]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")

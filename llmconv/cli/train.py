@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 import llmconv
-from llmconv.cli.options import human
+from llmconv.cli.options import PATH, human
 from llmconv.runtime.training.config import TrainConfig, read_config
 
 __all__ = ["train"]
@@ -46,11 +46,9 @@ def _options(command: Any) -> Any:
 
 
 @click.command()
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=PATH)
 @_options
-@click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="settings from a TOML or JSON file; flags win"
-)
+@click.option("--config", "config_file", type=PATH, help="settings from a TOML or JSON file; flags win")
 @click.option("--resume", is_flag=True, help="go on from the newest checkpoint in the output folder")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
