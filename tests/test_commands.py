@@ -72,6 +72,14 @@ def test_every_direction(run: Any, model: Path, name: str) -> None:
     assert opened.format == target and len(opened.tensors) == 23
 
 
+def test_the_summary_names_what_was_written(run: Any, model: Path) -> None:
+    assert run("convert", "model.json", "m.gguf", "--split-max-tensors", "12").out.startswith(
+        "m-00001-of-00002.gguf and 1 more: 23 tensors, "
+    )
+    Path("one.json").write_text("[[0.5, 1], [2, 3]]")
+    assert run("json-to-gguf", "one.json", "--layout", "plain").out.startswith("one.gguf: 1 tensor, 4 weights, ")
+
+
 def test_default_names_are_beside_the_input(run: Any, model: Path) -> None:
     (model.parent / "sub").mkdir()
     model.rename("sub/m.v1.json")

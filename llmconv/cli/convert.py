@@ -90,7 +90,11 @@ def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, 
 
 def summary(result: Any) -> str:
     """One line: what was written, how much smaller it is, what was rounded, and the time."""
-    parts = [f"{result.target}: {result.n_tensors} tensors, {result.n_elements:,} weights"]
+    written = str(result.target)
+    if len(result.paths) > 1 and not result.target.exists():  # a split GGUF, whose parts have names of their own
+        written = f"{result.paths[0]} and {len(result.paths) - 1} more"
+    plural = "" if result.n_tensors == 1 else "s"
+    parts = [f"{written}: {result.n_tensors:,} tensor{plural}, {result.n_elements:,} weights"]
     before, after = result.source_size, result.size
     parts.append(f"{human(before)} -> {human(after)}" if before else human(after))
     if result.rounding:

@@ -128,8 +128,8 @@ def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
         f"format        {report['format']}"
         + "".join(f", {k.replace('_', ' ')} {v}" for k, v in report["info"].items()),
         f"architecture  {report['architecture'] or 'unknown'}",
-        f"parameters    {report['parameters']:,} in {len(report['tensors'])} tensors, "
-        + ", ".join(f"{count} {name}" for name, count in report["types"].items()),
+        f"parameters    {report['parameters']:,} in {len(report['tensors'])} tensors"
+        + "".join(f", {count} {name}" for name, count in report["types"].items()),
     ]
     vocabulary = report["vocabulary"]
     if vocabulary:
