@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -35,10 +35,14 @@ _FEWEST = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A file being written: its final path, for messages, and its descriptor."""
+    """A file being written: its final path, for messages, and its descriptor.
+
+    lock: held while writing; the kernel lets one thread at a time write to a file, and makes the others spin.
+    """
 
     path: Path
     descriptor: int
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ class _Worker:
             data = made[key]
             if data.size:
                 descriptor, offset = target.sink.descriptor, target.offset + start * data.shape[1]
-                with output_errors(target.sink.path):
+                with output_errors(target.sink.path), target.sink.lock:
                     write_at(descriptor, data.reshape(-1).data, offset)
                     to_disk(descriptor, offset, data.nbytes)
         return blocks.nbytes

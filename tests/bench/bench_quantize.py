@@ -141,6 +141,7 @@ def main() -> None:
                 out = folder / f"{kind}.gguf"
                 measured: dict[str, float] = {}
                 if peer:
+                    (folder / "theirs.gguf").unlink(missing_ok=True)
                     words = [sys.executable, "-c", REFERENCE, str(HERE.parent / "peer"), str(source)]
                     *_, memory, text = run([*words, str(folder / "theirs.gguf"), kind, str(args.jobs)])
                     seconds, used = map(float, text.split())
@@ -158,7 +159,7 @@ def main() -> None:
 def ours(source: Path, folder: Path, kind: str, jobs: int) -> tuple[float, float, float]:
     out = folder / f"{kind}.gguf"
     words = [sys.executable, "-m", "llmconv", "quantize", str(source), "-t", kind, "-o", str(out)]
-    return run([*words, "-j", str(jobs), "--force", "-q"])[:3]
+    return run([*words, "-j", str(jobs), "-q"])[:3]
 
 
 def report(rows: dict[str, dict[str, list[float]]], size: int, args: argparse.Namespace) -> None:
