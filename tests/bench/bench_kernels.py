@@ -87,7 +87,7 @@ before = time.process_time()
 by_name("Q4_K").encode(rows)
 first = time.process_time()
 by_name("Q6_K").encode(rows)
-print(f"{first - before:.2f} s for the first type (most of it numba's import), "
+print(f"{first - before:.2f} s for the first type (most of it LLVM's import), "
       f"{time.process_time() - first:.2f} s for the second")
 """
 
