@@ -99,7 +99,7 @@ def parse(text: Text, source: Path) -> tuple[Any, Style]:
     parts.append(text.read(last, text.size))
     skeleton = b"".join(parts)
     tree = _skeleton(skeleton, cuts, start, source)
-    style = _style(skeleton, clue, bom=bool(start))
+    style = _style(skeleton, text.read(start, min(text.size, start + _EDGE)), clue, bom=bool(start))
     return (_put_back(tree, nonce, found) if found else tree), style
 
 
@@ -325,21 +325,21 @@ def _put_back(tree: Any, nonce: str, found: dict[str, Numbers]) -> Any:
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[,:][ \t\r\n]*')
 
 
-def _style(skeleton: bytes, clue: _Clue, bom: bool) -> Style:
-    """The layout, as the beginning and the end of the skeleton show it."""
-    head = skeleton[:65536]
-    body = skeleton.strip(b" \t\r\n")
+def _style(skeleton: bytes, begin: bytes, clue: _Clue, bom: bool) -> Style:
+    """The layout, as the beginning and the end of the skeleton show it, and the text's own beginning where the skeleton
+    has nothing but arrays that were taken out."""
     end = skeleton[len(skeleton.rstrip(b" \t\r\n")) :].decode()
     indent, newline, comma, colon = None, "\n", ",", ":"
-    opening = re.match(rb"[\[{](\r?\n)([ \t]*)", body[:256])
+    opening = re.match(rb"[\[{](\r?\n)([ \t]*)", begin.lstrip(b" \t\r\n")[:256])
     if opening:
         newline, indent = opening[1].decode(), opening[2].decode()
     separators: dict[bytes, str] = {}
-    for token in _TOKEN.finditer(head):
-        if token[0][:1] in b",:":
-            separators.setdefault(token[0][:1], token[0].decode())
-        if len(separators) == 2:
-            break
+    for part in (skeleton[:65536], begin):
+        for token in _TOKEN.finditer(part):
+            if token[0][:1] in b",:":
+                separators.setdefault(token[0][:1], token[0].decode())
+            if len(separators) == 2:
+                break
     colon = separators.get(b":", ": " if indent is not None else ":")
     if indent is None:
         comma = separators.get(b",", ",")

@@ -83,6 +83,17 @@ def test_python_documents_come_back_byte_for_byte(tmp_path: Path, layout: str) -
     assert json_file.is_exact(c) and len(c.tensors) == 2
 
 
+ONLY_ARRAYS = {"root": big(), "flat root": big(1, 900)[0], "one key": {"w": big()}, "deep": {"a": [{"w": big()}]}}
+
+
+@pytest.mark.parametrize("what", ONLY_ARRAYS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layout_of_a_document_that_is_all_array(tmp_path: Path, layout: str, what: str) -> None:
+    """Where every separator stands among the numbers."""
+    text = json.dumps(ONLY_ARRAYS[what], **LAYOUTS[layout])
+    assert json_file.is_exact(opened(tmp_path, text))
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_javascript_prints_numbers_as_we_do(tmp_path: Path) -> None:
     values = [0.1, 1e21, 1e-7, 1e-6, 123456789012345680000, 5e-324, 1.7976931348623157e308, 1e15, 1e16, -1.5e-9, 100, 0]
