@@ -19,6 +19,8 @@ __all__ = ["TYPES", "Rounded", "multiply", "round_inputs"]
 
 CHUNK = 256
 """Columns that lie together in rounded inputs; the greatest block."""
+ROWS_ABREAST, OUTPUTS_ABREAST = 4, 16
+"""Rows of inputs and of weights that are multiplied together."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def round_inputs(x: Floats, block: int) -> Rounded:
     n, k = x.shape
     if block not in (32, CHUNK) or k % block:
         raise UsageError(f"inputs are rounded in blocks of 32 or {CHUNK}, and {k} columns are not blocks of {block}")
-    chunks, rows = -(-k // CHUNK), -(-n // kernels.ROWS_ABREAST) * kernels.ROWS_ABREAST
+    chunks, rows = -(-k // CHUNK), -(-n // ROWS_ABREAST) * ROWS_ABREAST
     levels = np.empty((chunks, rows, CHUNK // 4), np.int32)
     scales = np.empty((chunks, rows, CHUNK // block), np.float32)
     sums = np.empty((chunks, rows, CHUNK // 32), np.int32)
@@ -96,7 +98,6 @@ def multiply(
     out: (n, n_out) float32, C-contiguous.   first: a multiple of 16.   stop: another, or n_out (None).
     """
     from llmconv.quant.kernels import integer_products as kernels
-    from llmconv.quant.kernels import strips
 
     (n, k), n_out, form = x.shape, len(blocks), TYPES[type.name]
     if x.block != type.block_size or blocks.shape[1] != type.row_bytes(k) or out.shape != (n, n_out):
@@ -104,16 +105,17 @@ def multiply(
             f"{n} x {k} inputs in blocks of {x.block}, {blocks.shape} bytes of {type.name} and results of {out.shape} "
             "don't fit together"
         )
-    if n_out < kernels.OUTPUTS_ABREAST:
-        filled = np.zeros((kernels.OUTPUTS_ABREAST, blocks.shape[1]), np.uint8)
+    if n_out < OUTPUTS_ABREAST:
+        filled = np.zeros((OUTPUTS_ABREAST, blocks.shape[1]), np.uint8)
         filled[:n_out] = blocks
         wide = np.empty((n, len(filled)), np.float32)
         multiply(x, type, filled, wide)
         out[...] = wide[:, :n_out]
         return
+    rows = x.levels.shape[1]
     kernels.multiply(
-        *(getattr(strips, type.name), x.block, type.layout.itemsize, form.run, form.digits, form.offset, form.affine),
-        *(blocks.reshape(-1), blocks.shape[1], first, n_out if stop is None else stop, n_out, k),
-        *(x.levels.reshape(-1), x.scales.reshape(-1), x.sums.reshape(-1), n, x.levels.shape[1]),
-        *(np.empty(strips.SIZE, np.int32), np.empty(16 * x.levels.shape[1], np.float32), out.reshape(-1)),
+        *(blocks.reshape(-1), n_out, blocks.shape[1], first, n_out if stop is None else stop),
+        *(list(TYPES).index(type.name), x.block, type.layout.itemsize, form.run, form.digits, form.offset, form.affine),
+        *(x.levels.reshape(-1), x.scales.reshape(-1), x.sums.reshape(-1), n, rows, k),
+        *(np.empty(16 * rows, np.float32), out.reshape(-1)),
     )

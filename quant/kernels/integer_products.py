@@ -9,7 +9,8 @@ Rounded inputs lie in chunks of 256 columns, of all rows one after another: 64 w
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels import F32, I32, U8, inner, kernel, out
+from llmconv.quant.integer import ROWS_ABREAST
+from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
 from llmconv.quant.kernels.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
 from llmconv.quant.kernels.lanes import OUT_F32, f4, i4
 from llmconv.quant.kernels.simd import (
@@ -33,12 +34,9 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, D, M, unpack
+from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
 
-ROWS_ABREAST = 4
-"""Rows that are multiplied together; rounded inputs have room for a multiple of that many."""
-OUTPUTS_ABREAST = 16
-"""Rows of weights that are multiplied together; there must be as many."""
 _INFINITE = i4(0x7F800000)
 _OUT_I32 = out(types.int32)
 
@@ -169,12 +167,17 @@ _runs_of_2, _runs_of_4, _runs_of_8 = (_block_product(run) for run in (2, 4, 8))
 
 
 @kernel(
+    *(U8, types.int64, types.int64, types.int64, types.int64),
     *(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.boolean),
-    *(U8, types.int64, types.int64, types.int64, types.int64, types.int64),
-    *(I32, F32, I32, types.int64, types.int64),
-    *(_OUT_I32, OUT_F32, OUT_F32),
+    *(I32, F32, I32, types.int64, types.int64, types.int64),
+    *(OUT_F32, OUT_F32),
 )
 def multiply(
+    blocks,
+    n_out,
+    row_bytes,
+    first,
+    stop,
     kind,
     block,
     size,
@@ -182,28 +185,23 @@ def multiply(
     digits,
     offset,
     affine,
-    blocks,
-    row_bytes,
-    first,
-    stop,
-    n_out,
-    k,
     rounded,
     scales,
     sums,
     n,
     padded,
-    strip,
+    k,
     results,
     y,
 ):
-    """Rows first to stop of a stored weight times n rounded inputs.
+    """Rows first to stop of a stored weight of n_out (at least 16) rows times n rounded inputs of k numbers.
 
     kind: of `strips`.   block, size: weights and bytes of a block.   run: words of levels under a scale.
     digits: of a level.   offset: the one of all weights, 0 where the strips hold them.   affine: whether offsets have
-    their own scale.   blocks: of n_out >= 16 rows of k weights.   rounded, scales, sums, padded: see `round_inputs`.
-    strip: int32[SIZE] and results: float32[16 * padded], to work in.   y: (n, n_out).
+    their own scale.   rounded, scales, sums, padded: see `round_inputs`.   results: float32[16 * padded], to work in.
+    y: (n, n_out).
     """
+    strip = empty(SIZE, np.int32)
     fixed = (i4(offset) & i4(0xFFFF)) | (i4(offset) << i4(16))
     for at in range(first, stop, 16):
         at = min(at, n_out - 16)  # the last strip reaches back: the same results once more

@@ -7,15 +7,16 @@ a lane; `run` words of levels share a scale, an integer, twice in a lane as two 
 
 with float32 d and m for a block and an integer offset for 16 weights (two neighbouring ones in a lane); m is d where
 the type has no scale for its offsets.  Types with blocks of 32 have one offset for all weights, which is not stored.
-Bytes of more than six bits are two digits, to multiply with the same inputs
-under two scales.  A run is as long as its sums, with inputs of up to 127, fit an int16.
+Bytes of more than six bits are two digits, to multiply with the same inputs under two scales.  A run is as long as its
+sums, with inputs of up to 127, fit an int16.
 
 Sources of the layouts: ggml's `ggml-common.h`.
 """
 
 import numpy as np
 
-from llmconv.quant.kernels import inner
+from llmconv.quant.integer import TYPES
+from llmconv.quant.kernels.build import inner
 from llmconv.quant.kernels.byte_lanes import load_words, look_up
 from llmconv.quant.kernels.lanes import i4
 from llmconv.quant.kernels.simd import LANES, bits, f16_value, select, splat, store
@@ -23,7 +24,8 @@ from llmconv.quant.kernels.simd import LANES, bits, f16_value, select, splat, st
 LEVELS, SCALES, OFFSETS, D, M, SIZE = (LANES * i for i in (0, 128, 160, 168, 176, 184))
 """Where the parts of a strip begin, in int32, and how many it has."""
 
-Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS = range(13)
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 = range(len(TYPES))
+"""A type's place in TYPES, which names a type to `unpack`."""
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]).astype(np.uint8) ^ 128
 _E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]).astype(np.uint8) + np.uint8(12)
@@ -272,12 +274,12 @@ def _iq4_xs(blocks, at, stride, strip):
 def unpack(kind, blocks, at, stride, b, strip):
     """One block of each of sixteen rows into its place in a strip.
 
-    kind: one of the constants above.   blocks: uint8, the first row's block at `at`, the others `stride` bytes apart.
+    kind: the type's place in TYPES.   blocks: uint8, the first row's block at `at`, the others `stride` bytes apart.
     b: the block's number in the strip, 0 for those of 256 weights.   strip: int32[SIZE].
     """
-    if kind <= Q5_1:
+    if kind in (Q4_0, Q4_1, Q5_0, Q5_1):
         _legacy(kind, blocks, at, stride, b, strip)
-    elif kind <= IQ4_NL:
+    elif kind in (Q8_0, IQ4_NL):
         _bytes(kind, blocks, at, stride, b, strip)
     elif kind == MXFP4:
         _mxfp4(blocks, at, stride, b, strip)
@@ -285,7 +287,7 @@ def unpack(kind, blocks, at, stride, b, strip):
         _q2_k(blocks, at, stride, strip)
     elif kind == Q3_K:
         _q3_k(blocks, at, stride, strip)
-    elif kind <= Q5_K:
+    elif kind in (Q4_K, Q5_K):
         _q45_k(kind, blocks, at, stride, strip)
     elif kind == Q6_K:
         _q6_k(blocks, at, stride, strip)
