@@ -116,12 +116,12 @@ def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, 
 
 _ALL = (
     _simple("simple-36k", 400, 32, 2, 1, 32, lr=1e-2, note="the legacy model: 400 words, no output projection"),
-    _simple("simple-1m", 3000, 128, 4, 4, 128, lr=3e-3, note="the legacy shape with four heads"),
-    _simple("simple-3m", 4000, 256, 3, 4, 256, lr=2e-3, note="the legacy shape with four heads"),
-    _simple("mid-50m", 30000, 512, 8, 8, 2048, lr=6e-4, note="the legacy block at a size worth a GPU"),
+    _simple("simple-1m", 3000, 128, 4, 4, 128, lr=1e-3, note="the legacy shape with four heads"),
+    _simple("simple-3m", 4000, 256, 3, 4, 256, lr=5e-4, note="the legacy shape with four heads"),
+    _simple("mid-50m", 30000, 512, 8, 8, 2048, lr=3e-4, note="the legacy block at a size worth a GPU"),
     _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, lr=1e-2, note="simple-36k as a causal, pre-norm GPT-2"),
-    _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, lr=3e-3, note="simple-1m as a causal, pre-norm GPT-2"),
-    _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, lr=2e-3, note="simple-3m as a causal, pre-norm GPT-2"),
+    _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, lr=1e-3, note="simple-1m as a causal, pre-norm GPT-2"),
+    _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, lr=1e-3, note="simple-3m as a causal, pre-norm GPT-2"),
     _gpt2("small-10m", 384, 6, 6, ctx=256, vocab=256, note="nanoGPT's character-level size"),
     _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, lr=6e-4, note="mid-50m as a causal, pre-norm GPT-2"),
     _gpt2("gpt2-small", 768, 12, 12, lr=6e-4, note="124M; the paper's 117M is the same model, counted wrongly"),
@@ -157,6 +157,7 @@ def preset(name: str) -> Preset:
     key = name.lower()
     found = PRESETS.get(ALIASES.get(key, key))
     if found is None:
-        near = difflib.get_close_matches(key, [*PRESETS, *ALIASES], 3) or list(PRESETS)
-        raise UsageError(f"unknown preset {name!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(key, [*PRESETS, *ALIASES], 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(PRESETS)}"
+        raise UsageError(f"unknown preset {name!r}; {hint}")
     return found

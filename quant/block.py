@@ -172,8 +172,9 @@ def by_name(name: str) -> type[BlockType]:
     if found is None:
         import difflib
 
-        near = difflib.get_close_matches(name.upper(), _BY_NAME, 3) or list(_BY_NAME)
-        raise UsageError(f"unknown type {name!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name.upper(), _BY_NAME, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_BY_NAME)}"
+        raise UsageError(f"unknown type {name!r}; {hint}")
     return found
 
 

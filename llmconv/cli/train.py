@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -73,6 +74,8 @@ def train(
         given["data"] = str(data)
     merged = {**(read_config(config_file) if config_file else {}), **given}
     config = TrainConfig(**merged)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        quiet, as_json = True, False
     with _Watch(config, quiet or as_json) as watch:
         result = llmconv.train(config, resume=resume, report=watch)
     if as_json:

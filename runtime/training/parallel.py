@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def assemble(device: str, parallel: str) -> Team:
     if where.type == "cuda":
         where = pick_device(f"cuda:{local}")
         torch.cuda.set_device(where)
-    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    # The others wait while the first tokenizes the data and writes the exports, which torch's own ten minutes cut off.
+    distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     return Team(rank, size, where, sharded=parallel == "fsdp")
 
 
