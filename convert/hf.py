@@ -54,26 +54,30 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = None, **options: Any) -> Checkpoint:
+def to_gguf(
+    checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = None, layout: str | None = None, **options: Any
+) -> Checkpoint:
     """A Hugging Face model -> GGUF's names, shapes and keys, lazily.
 
     strict: refuse tensors that the architecture's table does not know; else they are left out, and a note says so.
     pre: the name of the pre-tokenizer, where it is not recognised.
+    layout: "plain" keeps the tensors' own names, as for an architecture without a table.
     `BadFile` for a missing tensor or one whose shape contradicts the configuration.  Notes are in `info["notes"]`.
     """
     checkpoint = packed.unpack(checkpoint)
     config = read_config(checkpoint)
     arch = archs.by_hf(config) if config else None
-    if arch is None:
+    if arch is None or layout == "plain":
         from llmconv.convert import plain as own_names
 
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
         if config:
             classes = config.get("architectures")
             kind = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
+            why = "as asked" if arch else f"{kind or 'the model'} is no architecture known here"
             note = (
-                f"{kind or 'the model'} is no architecture known here: its tensors keep their own names; it can be "
-                "quantized and converted back, but not run here or in llama.cpp"
+                f"{why}: the tensors keep their own names; the model can be quantized and converted back, but not run "
+                "here or in llama.cpp"
             )
             out.info = {**out.info, "notes": [*out.info.get("notes", []), note]}
         return out
@@ -97,7 +101,8 @@ def to_gguf(checkpoint: Checkpoint, *, strict: bool = True, pre: str | None = No
             if slot.row.optional is False:
                 raise BadFile(
                     f"{where}: tensor {_first_missing(slot, prefix, checkpoint.tensors)!r} is missing; "
-                    f"a {config.get('model_type') or arch.gguf} model of this config.json needs it"
+                    f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
+                    "--layout plain converts any tensors under their own names"
                 )
             continue
         form, names = found

@@ -89,7 +89,8 @@ def save(
     format: "gguf", "safetensors", "json" or "msgpack"; by the file name when None (a name without one of their endings
         is a Hugging Face style folder).
     outtype: "f64", "f32", "f16", "bf16", or "auto": f32 for what comes from JSON, else the stored types.
-    layout: the JSON layout to read or write (see `llmconv.convert.layouts`), where its keys do not tell.
+    layout: the JSON layout to read or write (see `llmconv.convert.layouts`), where its keys do not tell; "plain" for a
+        model folder too, whose tensors then keep their own names.
     config, vocab: files that hold what a JSON model lacks; found beside it when None.
     pre: the name that llama.cpp gives the pre-tokenizer of a Hugging Face model, where it is not recognised.
     strict: refuse tensors that the architecture's table does not know, instead of leaving them out.

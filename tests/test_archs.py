@@ -367,11 +367,13 @@ def with_extra(checkpoint: Checkpoint) -> None:
 BAD: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     "missing tensor": (
         without("model.layers.1.mlp.up_proj.weight"),
-        "model: tensor 'model.layers.1.mlp.up_proj.weight' is missing; a llama model of this config.json needs it",
+        "model: tensor 'model.layers.1.mlp.up_proj.weight' is missing; a llama model of this config.json needs it; "
+        "--layout plain converts any tensors under their own names",
     ),
     "half of the layers": (
         config_with(num_hidden_layers=4),
-        "model: tensor 'model.layers.2.input_layernorm.weight' is missing; a llama model of this config.json needs it",
+        "model: tensor 'model.layers.2.input_layernorm.weight' is missing; a llama model of this config.json needs it; "
+        "--layout plain converts any tensors under their own names",
     ),
     "billions of layers": (
         config_with(num_hidden_layers=4_000_000_000),

@@ -106,6 +106,18 @@ def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
         assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes(), middle
 
 
+def test_a_known_architecture_under_its_own_names(tmp_path: Path) -> None:
+    """Somebody's variant, whose table says otherwise, is no dead end."""
+    original = saved(tmp_path / "hf", {"model_type": "llama", "num_hidden_layers": 1})
+    with pytest.raises(BadFile, match=r"is missing.* --layout plain converts any tensors"):
+        llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    result = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf", layout="plain")
+    assert any(n.startswith("as asked: ") for n in result.notes)
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    back = llmconv.open(tmp_path / "back")
+    assert back.file("config.json") == original.file("config.json") and set(back.tensors) == set(original.tensors)
+
+
 @pytest.mark.parametrize("record", ['{"c": ["U64", [2, 2]]}', '{"c": ["C64"]}', '{"c": 1}', '{"c": ["F4", [-1, 2]]}'])
 def test_kept_bits_are_checked(tmp_path: Path, record: str) -> None:
     c = Checkpoint({"c": Tensor.from_array("c", ARRAYS["complex"])}, dialect="plain")

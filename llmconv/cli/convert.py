@@ -16,6 +16,7 @@ from llmconv.cli.options import (
     Progress,
     command_options,
     human,
+    layout_option,
     notes,
     one_target,
     read_hf_options,
@@ -189,7 +190,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (read_hf_options, *_EXCLUDE, *_WRITE_GGUF),
+    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF),
 )
 
 safetensors_to_json = _command(

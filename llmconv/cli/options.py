@@ -17,6 +17,7 @@ __all__ = [
     "force_option",
     "human",
     "jobs_option",
+    "layout_option",
     "json_option",
     "notes",
     "one_target",
@@ -59,8 +60,13 @@ strict_option = click.option(
     show_default=True,
     help="Refuse tensors that the architecture does not have, or leave them out.",
 )
+layout_option = click.option(
+    "--layout",
+    metavar="NAME",
+    help="JSON layout, where the keys do not tell; plain takes any file or folder, tensors under their own names.",
+)
 read_json_options = _chain(
-    click.option("--layout", metavar="NAME", help="JSON layout, where the keys do not tell; plain takes any file."),
+    layout_option,
     click.option("--config", type=PATH, help="File with the configuration that the JSON lacks."),
     click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
 )
