@@ -35,7 +35,8 @@ FAMILIES = {
 
 def __getattr__(name: str) -> Any:
     if name in FAMILIES:
-        return Family(name)
+        found = globals()[name] = Family(name)  # until its module is imported
+        return found
     if name in {"F32", "I32", "U8", "ROWS", "inner", "kernel", "out"}:  # TEMPORARY
         from llmconv.quant.kernels import build
 
