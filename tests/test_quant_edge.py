@@ -231,3 +231,29 @@ def test_kernels_are_kept_under_a_name_of_their_sources(root, tmp_path):
     for path in kept:  # a damaged cache means compiling again, not failing
         path.write_bytes(b"damaged")
     assert run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path)) == first
+
+
+def test_kept_kernels_need_no_numba(root, tmp_path):
+    code = "import numpy as np, sys; from llmconv.quant import by_name; "
+    code += "by_name('Q8_0').encode(np.ones((1, 32), np.float32)); print('numba' in sys.modules)"
+    environment = os.environ | {"LLMCONV_CACHE_DIR": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    found = [subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout for _ in "12"]
+    assert found == ["True\n", "False\n"]
+
+
+@pytest.mark.parametrize("rows", [np.zeros(32, np.int64), np.zeros((2, 32), np.float32), np.zeros(64, np.float32)[::2]])
+def test_a_kernel_takes_no_other_arrays(rows):
+    from llmconv.quant.kernels import legacy
+
+    with pytest.raises(TypeError, match=r"takes|flat array"):
+        legacy.encode_q8_0(rows, np.zeros(34, np.uint8))
+
+
+def test_a_kernel_writes_to_nothing_that_is_read_only():
+    from llmconv.quant.kernels import legacy
+
+    out = np.zeros(34, np.uint8)
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="read-only"):
+        legacy.encode_q8_0(np.zeros(32, np.float32), out)
