@@ -85,6 +85,7 @@ def attend(
             mask, implied = None, True
         else:
             mask, implied = step.mask(spec.causal, spec.window), False
+        query, key, value = (_by_heads(t) for t in (query, key, value))
         if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
             key, value = _ungrouped(query, key), _ungrouped(query, value)
             grouped = False
@@ -102,6 +103,11 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+def _by_heads(x: Tensor) -> Tensor:
+    """(B, H, S, D) with the numbers of a head together: flash is slow where a product on the CPU left them apart."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _ungrouped(query: Tensor, x: Tensor) -> Tensor:
