@@ -17,7 +17,7 @@ import numpy as np
 
 from llmconv.convert import archs, foreign, kept, packed, vocab
 from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
-from llmconv.convert.archs.config import normalized
+from llmconv.convert.archs.config import normalized, usable
 from llmconv.convert.ops import PackMxfp4, Shift
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
@@ -92,7 +92,8 @@ def to_gguf(
     used: set[str] = set()
     out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format)
     for made in arch.made:
-        values = made.make(flat, arch.layer(dims, 0))
+        with usable(flat, f"{where}: config.json"):
+            values = made.make(flat, arch.layer(dims, 0))
         if values is not None:
             out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
     for slot in arch.slots(dims):
@@ -465,7 +466,8 @@ def _rebuilt(
             config[flag.lstrip("!").partition("=")[0]] = not there if flag.startswith("!") else there
     for made in arch.made:
         if made.gguf in checkpoint.tensors:
-            made.read(checkpoint.tensors[made.gguf].numpy(), config)
+            with usable(config, f"{_where(checkpoint)}: tensor {made.gguf!r}"):
+                made.read(checkpoint.tensors[made.gguf].numpy(), config)
     sizes: Counter[str] = Counter()
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes

@@ -364,6 +364,35 @@ def with_extra(checkpoint: Checkpoint) -> None:
     checkpoint.add(Tensor.from_array("model.layers.0.extra.weight", np.zeros((2, 2), np.float32)))
 
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (LLAMA | {"rope_scaling": _LLAMA3 | {"low_freq_factor": 0}}, "rope.low_freq_factor is 0"),
+        (LLAMA | {"rope_scaling": _LLAMA3 | {"factor": "x"}}, "rope.factor is 'x'"),
+        (LLAMA | {"rope_scaling": _LLAMA3 | {"original_max_position_embeddings": None}}, "embeddings is None"),
+        (LLAMA | {"rope_parameters": {"full_attention": {}, "sliding_attention": 5}}, "sliding_attention is 5"),
+        (GPT2 | {"model_type": "mpt", "architectures": ["MPTForCausalLM"], "attn_config": 5}, "attn_config is 5"),
+        (GPT2 | {"model_type": "mpt", "architectures": ["MPTForCausalLM"], "expansion_ratio": []}, "_ratio is []"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_of_no_use_is_named(config: dict[str, Any], named: str) -> None:
+    arch = archs.by_hf(config)
+    assert arch is not None
+    checkpoint = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
+    with pytest.raises(BadFile, match=re.escape(named)):
+        hf.to_gguf(checkpoint)
+
+
 BAD: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     "missing tensor": (
         without("model.layers.1.mlp.up_proj.weight"),

@@ -330,6 +330,12 @@ class Architecture:
 
     def metadata(self, config: Mapping[str, Any], source: str = "config.json") -> dict[str, Any]:
         """config.json (see `normalized`) -> GGUF keys, `general.architecture` first."""
+        from llmconv.convert.archs.config import usable
+
+        with usable(config, source):
+            return self._metadata(config, source)
+
+    def _metadata(self, config: Mapping[str, Any], source: str) -> dict[str, Any]:
         from llmconv.convert.archs.config import look_up, rope_keys
 
         found: dict[str, Any] = {}
@@ -374,13 +380,13 @@ class Architecture:
 
     def config(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """GGUF keys -> a config.json for transformers, as far as the keys go."""
-        from llmconv.convert.archs.config import put, rope_config
+        from llmconv.convert.archs.config import Settings, put, rope_config, usable
 
         dims = self.layer(self.dims_of(metadata), 0)
         name = next((n for n in self.hf if n.when and evaluate(n.when, dims)), self.hf[0])
         out: dict[str, Any] = {"architectures": [name.cls], "model_type": name.model_type}
-        own = {k.removeprefix(self.gguf + "."): v for k, v in metadata.items() if k.startswith(self.gguf + ".")}
-        own = {"rope.freq_base": np.float32(10000.0)} | own  # what its absence means in llama.cpp
+        own = Settings({"rope.freq_base": np.float32(10000.0)})  # what its absence means in llama.cpp
+        own |= {k.removeprefix(self.gguf + "."): v for k, v in metadata.items() if k.startswith(self.gguf + ".")}
         for key in self.keys:
             if not key.hf or (value := own.get(key.gguf)) is None:
                 continue
@@ -393,9 +399,10 @@ class Architecture:
             elif isinstance(value, float) and key.kind == "f32":
                 value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
             put(out, key.hf[0], value)
-        rope_config(out, own)
-        if self.rebuild is not None:
-            self.rebuild(out, own, dims)
+        with usable(own, f"the keys of {self.gguf}"):
+            rope_config(out, own)
+            if self.rebuild is not None:
+                self.rebuild(out, own, dims)
         return out
 
     def count_parameters(self, metadata: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> int:

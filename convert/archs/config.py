@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.errors import BadFile, Unsupported
 
-__all__ = ["look_up", "normalized", "put", "rope_config", "rope_keys"]
+__all__ = ["Settings", "look_up", "normalized", "put", "rope_config", "rope_keys", "usable"]
 
 _TEXT_MODELS = ("text_config", "llm_config", "language_config")
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
 _LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+
+
+class Settings(dict[str, Any]):
+    """Settings that remember which of them was asked for last, so that one that is of no use can be named."""
+
+    def __init__(self, values: Mapping[str, Any], path: str = "", asked: list[str] | None = None):
+        super().__init__(values)
+        self.path, self.asked = path, [""] if asked is None else asked
+
+    def __getitem__(self, key: str) -> Any:
+        return self._found(key, super().__getitem__(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._found(key, super().get(key, default))
+
+    def _found(self, key: str, value: Any) -> Any:
+        self.asked[0] = f"{self.path}{key} is {value!r:.60}"
+        return Settings(value, f"{self.path}{key}.", self.asked) if isinstance(value, dict) else value
+
+
+@contextlib.contextmanager
+def usable(settings: Mapping[str, Any], source: str) -> Iterator[None]:
+    """`BadFile`, naming the setting that was read last, where one has a value that nothing can be computed with."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        last = f": {settings.asked[0]}, which" if isinstance(settings, Settings) else ""
+        raise BadFile(f"{source}{last} is of no use here ({error}); correct it") from None
 
 
 def look_up(config: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -49,12 +78,13 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
             out = {**out, **inner, **outer}
             break
     parameters = out.get("rope_parameters") or out.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise BadFile(f"config.json: rope_parameters is {parameters!r}, expected an object")
+    local = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
+    for name, value in (("rope_parameters", parameters), ("rope_parameters.sliding_attention", local or {})):
+        if not isinstance(value, Mapping):
+            raise BadFile(f"config.json: {name} is {value!r:.60}, expected an object")
     rope, local = dict(parameters), {}
     if isinstance(parameters.get("full_attention"), Mapping):
-        rope = dict(parameters["full_attention"])
-        local = dict(parameters.get("sliding_attention") or {})
+        rope, local = dict(parameters["full_attention"]), dict(parameters.get("sliding_attention") or {})
     theta, local_theta = look_up(out, _THETAS), look_up(out, _LOCAL_THETAS)
     if theta is not None:
         rope.setdefault("rope_theta", theta)
@@ -72,7 +102,7 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     if local.get("rope_theta") is not None:
         out["rope_local_base_freq"] = local["rope_theta"]
     out["rope"], out["rope_swa"] = rope, local
-    return out
+    return Settings(out)
 
 
 # rope_parameters -> GGUF, for YaRN's fine settings.

@@ -98,10 +98,16 @@ def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
     rope = config.get("rope") or {}
     if str(rope.get("rope_type", "")).lower() != "llama3":
         return None
+    factors = []
+    for name, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0)):
+        factors.append(float(rope.get(name, default)))
+        if not factors[-1] > 0:
+            raise ValueError("expected a number above 0")
+    factor, low, high = factors
     return _llama3(
-        float(rope.get("factor", 8.0)),
-        float(rope.get("low_freq_factor", 1.0)),
-        float(rope.get("high_freq_factor", 4.0)),
+        factor,
+        low,
+        high,
         int(rope.get("original_max_position_embeddings", 8192)),
         float(rope.get("rope_theta", 10000.0)),
         dims["head_dim"],
