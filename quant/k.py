@@ -58,13 +58,13 @@ class Q3_K(_K):
         from llmconv.quant.kernels import q3, search, slabs
 
         for x, k, start, count in slabs.slabs(rows, importance, 256):
-            found, weighted = slabs.room(x, 16), importance is not None
+            blocks = slabs.part(out, cls, k, start, count)
             if importance is None:
-                q3.search_q3(x, found)
+                q3.encode_q3_k(x, count, blocks)
             else:
-                means = slabs.means(x, k, 256, 2)
+                found, means = slabs.room(x, 16), slabs.means(x, k, 256, 2)
                 search.search_symmetric(x, k, 256, 16, BY_BOTH, importance, means, 256, 4, found)
-            q3.pack_q3_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
+                q3.pack_q3_k(x, k, count, found, blocks)
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:

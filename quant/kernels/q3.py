@@ -12,7 +12,7 @@ from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel, out
 from llmconv.quant.kernels.fields import INVERSE, SCALE, SUB, WEIGHT
-from llmconv.quant.kernels.lanes import LANE, divide, multiply
+from llmconv.quant.kernels.lanes import divide, multiply
 from llmconv.quant.kernels.search import TINY, best_symmetric
 from llmconv.quant.kernels.simd import (
     any_lane,
@@ -48,8 +48,8 @@ f4, i4, u4 = np.float32, np.int32, np.uint32
 u8 = np.uint64  # an index that numba need not look at for a minus sign
 
 KEPT = 24
-"""Floats kept of a sub-block that may not rest: its sixteen integers, the two sums, and room to keep them aligned."""
-SUM_XL, SUM_LL = u8(16), u8(17)
+"""Floats kept of a sub-block that may move: its integers, one that stands for none, the sums, and room to align."""
+SUM_XL, SUM_LL = u8(17), u8(18)
 LOOKS = u8(80)  # sixteen weights, five rounds
 GROUPS = 2
 """Sixteen blocks each; their descents go together, so that one needn't wait for another's outcome."""
@@ -59,11 +59,11 @@ GROUPS = 2
 
 
 @inner
-def round_q3(tile, at, sums):
-    """Plain rounding of 16 weights to -4 .. 3; returns the largest magnitude.
+def round_q3(tile, at, levels, parts, sums):
+    """Plain rounding of 16 weights to -4 .. 3; returns the lanes, as bits, where one of them may move.
 
-    Into `sums`, four vectors: the sums of w x l and of w l² (w being x²), the inverse scale, and how far `rests_q3`
-    must doubt its own arithmetic.
+    Into `sums`, four vectors: the sums of w x l and of w l² (w being x²), the inverse scale, and the scale.
+    levels, parts: room for 256.
     """
     high, low = splat(f4(0)), splat(f4(0))
     for i in range(0, 256, 16):
@@ -83,32 +83,34 @@ def round_q3(tile, at, sums):
         v = load(tile, at + i)
         level = min_(rint(inverse * v), f4(3))
         w = v * v
-        sum_xl, sum_ll = sum_xl + w * v * level, sum_ll + w * level * level
+        part = w * v * level
+        store(levels, i, level)
+        store(parts, i, part)
+        sum_xl, sum_ll = sum_xl + part, sum_ll + w * level * level
+    dead = largest < TINY
     store(sums, 0, sum_xl)
     store(sums, 16, sum_ll)
     store(sums, 32, inverse)
-    # Where products are subnormal their errors have no bound in proportion.
-    store(sums, 48, select(sum_xl > f4(1e-30), f4(1e-5) * largest, f4(np.inf)))
-    return largest
-
-
-@inner
-def rests_q3(v, level, sum_xl, sum_ll, doubt):
-    """Whether certainly none of sixteen weights moves: |x L / X - l| < 1/2, L and X being the sums of the others.
-
-    That is |x sum_ll - l sum_xl| < X / 2, where the weight's own part cancels; 3 also stands for what is above it.
-    The rounding errors on either side are below 2e-6 times the largest weight times sum_ll.
-    """
-    away = fabs(min_(v * sum_ll, f4(3) * sum_xl) - level * sum_xl)
-    near = f4(0.4999) * sum_xl - doubt * sum_ll - v * v * v * (level * f4(0.5))
-    return mask_bits(away < near) == u4(0xFFFF)
+    store(sums, 48, select(sum_ll > f4(0), select(dead, f4(0), sum_xl / sum_ll), f4(0)))
+    # A weight stays if |x L / X - l| < 1/2, L and X being the sums without it: if |x sum_ll - l sum_xl| < X / 2, as its
+    # own part cancels.  (3 also stands for what is above it.)  Both sides twice; their rounding errors are below
+    # 4e-6 times the largest weight times sum_ll, unless something is subnormal.
+    twice_xl, twice_ll, top = sum_xl + sum_xl, sum_ll + sum_ll, f4(6) * sum_xl
+    most = splat(f4(0))
+    for i in range(0, 256, 16):
+        away = fabs(min_(load(tile, at + i) * twice_ll, top) - load(levels, i) * twice_xl)
+        most = max_(away + load(parts, i), most)
+    stays = most < f4(0.9998) * sum_xl - f4(2e-5) * largest * sum_ll
+    # After a positive largest weight, integers have the other sign: nothing in sum_xl is positive, and nothing moves.
+    may_move = select(dead, f4(0), select(stays & (sum_xl > f4(1e-30)), f4(0), sum_xl))
+    return mask_bits(may_move > f4(0))
 
 
 @inner
 def move_q3(x, at, kept, to, step, trial):
     """Let the first of sixteen weights that wants another integer, from `step` on, have it.
 
-    kept: the state at `to` (see KEPT); trial: room for 32.  Returns the next step, and whether there was such a weight.
+    kept: the state at `to` (see KEPT); trial: room for 96.  Returns the next step, and whether there was such a weight.
     """
     v, old = load(x, np.int64(at)), load(kept, np.int64(to))
     sum_xl, sum_ll = kept[to + SUM_XL], kept[to + SUM_LL]
@@ -121,59 +123,52 @@ def move_q3(x, at, kept, to, step, trial):
     # All of them positive: the least is.  (A NaN in any makes `gain` one, and the last.)
     wants = mask_bits(min_(min_(min_(fabs(level - old), rest_xl), new_ll), gain) > f4(0))
     store(trial, 0, new_xl)
-    store(trial, 16, new_ll)
+    store(trial, 32, new_ll)
+    store(trial, 64, level)
+    trial[16], trial[48] = sum_xl, sum_ll
     step += u8(trailing_zeros((wants | (wants << u4(16))) >> u4(step & u8(15))))
-    moves = (wants != u4(0)) & (step < LOOKS)
-    first = step & u8(15)
-    kept[to + SUM_XL] = trial[first] if moves else sum_xl
-    kept[to + SUM_LL] = trial[u8(16) + first] if moves else sum_ll
-    store(kept, np.int64(to), select(load_i32(LANE, 0) == (i4(first) if moves else i4(-1)), level, old))
-    return step + u8(1), moves
+    # No branch: it can't be foreseen.
+    rests = u8((wants == u4(0)) | (step >= LOOKS))
+    first = (step & u8(15)) * (u8(1) - rests) + u8(16) * rests
+    kept[to + SUM_XL], kept[to + SUM_LL] = trial[first], trial[u8(32) + first]
+    kept[to + first] = trial[u8(64) + first]
+    return step + u8(1), rests == u8(0)
 
 
-@kernel(F32, out(types.float32))
-def search_q3(x, found):
-    """SCALE of `make_q3_quants` for every 16 weights of blocks of 256."""
-    most = 256 * GROUPS + 1  # one is written before it is known to be needed
-    tile, trial, sums = empty(16 * 256, f4), empty(32, f4), empty(64, f4)
-    kept, places, states = empty(most * KEPT, f4), empty(most, np.int64), empty(most, np.uint64)
-    for chunk in range(0, x.size, 4096 * GROUPS):
-        n = 0
-        for start in range(chunk, min(chunk + 4096 * GROUPS, x.size), 4096):
+@inner
+def search_q3(x, start, stop, found, room):
+    """SCALE of `make_q3_quants` for every 16 weights of the blocks of 256 in x[start:stop], GROUPS times 16 at most."""
+    tile, levels, parts, sums, kept, trial, places, states = room
+    n, to = 0, 0
+    for group in range(start, stop, 4096):
+        for i in range(0, 256, 16):
+            transpose(x, group + i, 256, tile, 16 * i)
+        for j in range(0, 256, 16):
             for i in range(0, 256, 16):
-                transpose(x, start + i, 256, tile, 16 * i)
-            for j in range(0, 256, 16):
-                for i in range(0, 256, 16):
-                    prefetch(x, start + 4096 + 16 * j + i)
-                dead = round_q3(tile, 16 * j, sums) < TINY
-                sum_xl, sum_ll = load(sums, 0), load(sums, 16)
-                scale = select(sum_ll > f4(0), select(dead, f4(0), sum_xl / sum_ll), f4(0))
-                store(found, (start // 16 + j) // 16 * SUB + SCALE, scale)
-                # After a positive largest weight, integers have the other sign: nothing in sum_xl is positive.
-                left = mask_bits(select(dead, f4(0), sum_xl) > f4(0))
-                while left:
-                    lane = np.int64(trailing_zeros(left))
-                    left &= left - u4(1)
-                    at, to = start + 256 * lane + j, n * KEPT
-                    places[n], states[n] = at, at << 21 | to << 7
-                    v, xl, ll = load(x, at), sums[lane], sums[16 + lane]
-                    level = min_(rint(sums[32 + lane] * v), f4(3))
-                    store(kept, to, level)
-                    kept[to + 16], kept[to + 17] = xl, ll
-                    n += not rests_q3(v, level, xl, ll, sums[48 + lane])
-        count = n
-        while count:
-            some, count = count, 0
-            for i in range(some):
-                state = states[i]
-                at, to, step = state >> u8(21), (state >> u8(7)) & u8(0x3FFF), state & u8(0x7F)
-                step, moved = move_q3(x, at, kept, to, step, trial)
-                states[count] = (state ^ (state & u8(0x7F))) | step
-                count += moved
-        for i in range(n):
-            at, xl, ll = places[i], kept[KEPT * i + 16], kept[KEPT * i + 17]
-            to = (at // 4096 * 16 + at // 16 % 16) * SUB + SCALE + at // 256 % 16
-            found[to] = xl / ll if ll > f4(0) else f4(0)
+                prefetch(x, group + 4096 + 16 * j + i)
+            left = round_q3(tile, 16 * j, levels, parts, sums)
+            store(found, to + SCALE, load(sums, 48))
+            while left:
+                lane = np.int64(trailing_zeros(left))
+                left &= left - u4(1)
+                at, own = group + 256 * lane + j, n * KEPT
+                places[n], states[n] = to + SCALE + lane, at << 21 | own << 7
+                store(kept, own, min_(rint(sums[32 + lane] * load(x, at)), f4(3)))
+                kept[own + 17], kept[own + 18] = sums[lane], sums[16 + lane]
+                n += 1
+            to += SUB
+    count = n
+    while count:
+        some, count = count, 0
+        for i in range(some):
+            state = states[i]
+            at, own, step = state >> u8(21), (state >> u8(7)) & u8(0x3FFF), state & u8(0x7F)
+            step, moved = move_q3(x, at, kept, own, step, trial)
+            states[count] = (state ^ (state & u8(0x7F))) | step
+            count += moved
+    for i in range(n):
+        xl, ll = kept[KEPT * i + 17], kept[KEPT * i + 18]
+        found[places[i]] = xl / ll if ll > f4(0) else f4(0)
 
 
 # ---- the bytes
@@ -240,31 +235,34 @@ def put_levels(levels, out, at):
 
 
 @inner
-def scales_q3(found, at, weighted, tile, weights, products, codes, d):
-    """The sixteen scales of each lane's block as integers 0 .. 63, into `codes`, and the scale of those into `d`."""
-    if weighted:
-        for j in range(0, 256, 16):
-            store(tile, j, load(found, at + SUB * (j // 16) + SCALE))
-            store(weights, j, load(found, at + SUB * (j // 16) + WEIGHT))
-        scale, inverse = best_symmetric(tile, 0, 16, weights, products, f4(32))
-        store(d, 0, scale)
-        for j in range(0, 256, 16):
-            code = clamp(nearest_int(inverse * load(tile, j)), i4(-32), i4(31)) + i4(32)
-            store(codes, j, select(inverse == f4(0), i4(0), code))
-    else:
-        largest, signed = splat(f4(0)), splat(f4(0))
-        for j in range(16):
-            scale = load(found, at + SUB * j + SCALE)
-            more = fabs(scale) > largest
-            largest, signed = select(more, fabs(scale), largest), select(more, scale, signed)
-        inverse = f4(-32) / signed
-        none = signed == f4(0)
-        store(d, 0, select(none, f4(0), f4(1) / inverse))
-        for j in range(16):
-            # The reference keeps the rounded scale in a signed byte before it clamps.
-            code = nearest_int(inverse * load(found, at + SUB * j + SCALE))
-            code = clamp(((code & i4(255)) ^ i4(128)) - i4(128), i4(-32), i4(31)) + i4(32)
-            store(codes, 16 * j, select(none, i4(0), code))
+def scales_q3(found, at, codes):
+    """The sixteen scales of each lane's block as integers 0 .. 63, into `codes`; returns the scale of those."""
+    largest, signed = splat(f4(0)), splat(f4(0))
+    for j in range(16):
+        scale = load(found, at + SUB * j + SCALE)
+        more = fabs(scale) > largest
+        largest, signed = select(more, fabs(scale), largest), select(more, scale, signed)
+    inverse = f4(-32) / signed
+    none = signed == f4(0)
+    for j in range(16):
+        # The reference keeps the rounded scale in a signed byte before it clamps.
+        code = nearest_int(inverse * load(found, at + SUB * j + SCALE))
+        code = clamp(((code & i4(255)) ^ i4(128)) - i4(128), i4(-32), i4(31)) + i4(32)
+        store(codes, 16 * j, select(none, i4(0), code))
+    return select(none, f4(0), f4(1) / inverse)
+
+
+@inner
+def weighted_scales_q3(found, at, tile, weights, products, codes):
+    """`scales_q3` with importance, which counts in the error of the scales too."""
+    for j in range(0, 256, 16):
+        store(tile, j, load(found, at + SUB * (j // 16) + SCALE))
+        store(weights, j, load(found, at + SUB * (j // 16) + WEIGHT))
+    scale, inverse = best_symmetric(tile, 0, 16, weights, products, f4(32))
+    for j in range(0, 256, 16):
+        code = clamp(nearest_int(inverse * load(tile, j)), i4(-32), i4(31)) + i4(32)
+        store(codes, j, select(inverse == f4(0), i4(0), code))
+    return scale
 
 
 @inner
@@ -280,43 +278,76 @@ def scale_bytes(codes, packed):
         store(packed, 16 * (8 + j), to_u8(byte))
 
 
-@kernel(F32, types.int64, types.int64, F32, types.boolean, out(types.uint8))
-def pack_q3_k(x, k, n_rows, found, weighted, out):
-    """Q3_K: the high bits, the low two bits, the twelve bytes of scales, d."""
-    codes, halves, d = empty(256, i4), empty(16, i4), empty(16, f4)
-    tile, weights, products = empty(256, f4), empty(256, f4), empty(256, f4)
-    scales, inverses = empty(256, f4), empty(256, f4)
+@inner
+def scales_as_stored(codes, d, halves, scales, inverses, packed):
+    """Of the scales' integers: their bytes, the float16 they multiply, the scales then read back, and 1 over those."""
+    scale_bytes(codes, packed)
+    half = f16_bits(d)
+    store(halves, 0, half)
+    stored = f16_value(half)
+    for j in range(0, 256, 16):
+        scale = stored * to_float(load_i32(codes, j) - i4(32))
+        store(scales, j, scale)
+        store(inverses, j, select(scale == f4(0), f4(np.nan), f4(1) / scale))
+
+
+@inner
+def put_block_q3(levels, packed, halves, lane, out, at):
+    """The high bits, the low two bits, the twelve bytes of scales, d."""
+    put_levels(levels, out, at)
+    for j in range(12):
+        out[at + 96 + j] = packed[16 * j + lane]
+    store_u16(out, at + 108, halves[lane])
+
+
+@kernel(F32, types.int64, out(types.uint8))
+def encode_q3_k(x, n_blocks, out):
+    """Blocks without importance, a multiple of 16 of them in `x`, of which `n_blocks` are wanted."""
+    most = 256 * GROUPS
+    tile, kept, trial = empty(16 * 256, f4), empty(most * KEPT, f4), empty(96, f4)
+    parts, sums = empty(256, f4), empty(64, f4)
+    places, states = empty(most, np.int64), empty(most, np.uint64)
+    found, rounded = empty(16 * GROUPS * SUB, f4), empty(256, f4)
+    codes, halves, scales, inverses = empty(256, i4), empty(16, i4), empty(256, f4), empty(256, f4)
     packed, levels = empty(192, np.uint8), empty(352, np.uint8)
-    kept, trial = empty(KEPT, f4), empty(32, f4)
+    for chunk in range(0, x.size, 4096 * GROUPS):
+        stop = min(chunk + 4096 * GROUPS, x.size)
+        search_q3(x, chunk, stop, found, (tile, rounded, parts, sums, kept, trial, places, states))
+        for group in range(chunk, stop, 4096):
+            d = scales_q3(found, (group - chunk) // 256 * SUB, codes)
+            scales_as_stored(codes, d, halves, scales, inverses, packed)
+            for lane in range(min(16, n_blocks - group // 256)):
+                first = group + 256 * lane
+                if not quick_levels(x, first, inverses, lane, levels):
+                    for j in range(16):
+                        if scales[16 * j + lane] != f4(0):
+                            level = divide(x, first + 16 * j, f4(0), scales[16 * j + lane], -4, 3) + i4(4)
+                        else:
+                            level = settle_q3(x, first + 16 * j, kept, trial)
+                        store(levels, place_q3(j), to_u8(level))
+                put_block_q3(levels, packed, halves, lane, out, first // 256 * 110)
+
+
+@kernel(F32, types.int64, types.int64, F32, out(types.uint8))
+def pack_q3_k(x, k, n_rows, found, out):
+    """Blocks with importance, whose scales `search_symmetric` has found."""
+    tile, weights, products = empty(256, f4), empty(256, f4), empty(256, f4)
+    codes, halves, scales, inverses = empty(256, i4), empty(16, i4), empty(256, f4), empty(256, f4)
+    packed, levels = empty(192, np.uint8), empty(352, np.uint8)
     for group in range((n_rows + 15) // 16):
         for column in range(k // 256):
             base = (group * (k // 256) + column) * 16 * SUB
-            scales_q3(found, base, weighted, tile, weights, products, codes, d)
-            half = f16_bits(load(d, 0))
-            store(halves, 0, half)
-            stored = f16_value(half)
-            for j in range(0, 256, 16):
-                scale = stored * to_float(load_i32(codes, j) - i4(32))
-                store(scales, j, scale)
-                store(inverses, j, select(scale == f4(0), f4(np.nan), f4(1) / scale))
-            scale_bytes(codes, packed)
+            d = weighted_scales_q3(found, base, tile, weights, products, codes)
+            scales_as_stored(codes, d, halves, scales, inverses, packed)
             for lane in range(min(16, n_rows - 16 * group)):
                 row = 16 * group + lane
-                at, x_at = (row * (k // 256) + column) * 110, row * k + 256 * column
-                if weighted or not quick_levels(x, x_at, inverses, lane, levels):
-                    for j in range(16):
-                        first, scale = x_at + 16 * j, scales[16 * j + lane]
-                        inverse = found[base + SUB * j + INVERSE + lane]
-                        if scale != f4(0):
-                            level = divide(x, first, f4(0), scale, -4, 3) + i4(4)
-                        elif not weighted:
-                            level = settle_q3(x, first, kept, trial)
-                        elif inverse != f4(0):
-                            level = multiply(x, first, f4(0), inverse, -4, 3) + i4(4)
-                        else:
-                            level = splat(i4(0))
-                        store(levels, place_q3(j), to_u8(level))
-                put_levels(levels, out, at)
-                for j in range(12):
-                    out[at + 96 + j] = packed[16 * j + lane]
-                store_u16(out, at + 108, halves[lane])
+                for j in range(16):
+                    at, inverse = row * k + 256 * column + 16 * j, found[base + SUB * j + INVERSE + lane]
+                    if scales[16 * j + lane] != f4(0):
+                        level = divide(x, at, f4(0), scales[16 * j + lane], -4, 3) + i4(4)
+                    elif inverse != f4(0):
+                        level = multiply(x, at, f4(0), inverse, -4, 3) + i4(4)
+                    else:
+                        level = splat(i4(0))
+                    store(levels, place_q3(j), to_u8(level))
+                put_block_q3(levels, packed, halves, lane, out, (row * (k // 256) + column) * 110)
