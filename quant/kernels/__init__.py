@@ -37,8 +37,4 @@ def __getattr__(name: str) -> Any:
     if name in FAMILIES:
         found = globals()[name] = Family(name)  # until its module is imported
         return found
-    if name in {"F32", "I32", "U8", "ROWS", "inner", "kernel", "out"}:  # TEMPORARY
-        from llmconv.quant.kernels import build
-
-        return getattr(build, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
