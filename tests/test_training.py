@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -348,6 +349,31 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(pairs: Path, tmp_pa
         train(settings(pairs, out, steps=2))
     with pytest.raises(llmconv.UsageError, match=r"another configuration \(lr, steps\)"):
         train(settings(pairs, out, steps=3, lr=1e-3), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model.safetensors", b"short", "SafetensorError"),
+        ("optimizer.pt", b"", "EOFError"),
+        ("optimizer.pt", b"hello\n", "optimizer.pt: can't be read"),
+        ("state.json", b"{", "JSONDecodeError"),
+        ("state.json", b'{"step": "2", "tokens": 1, "best": 1.0, "stale": 0}', "expected an object of step"),
+        ("state.json", b"[1]", "expected an object of step"),
+        (".metadata", b"", "--parallel fsdp; resume with as many"),
+        ("../../config.json", b"{}", "not the record of a run's settings"),
+    ],
+)
+def test_broken_checkpoints_are_sentences(pairs: Path, tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    config = settings(pairs, tmp_path / "run", steps=4, save_every=2)
+    train(config)
+    (tmp_path / "run/checkpoints/step-00000004" / file).write_bytes(content)
+    with pytest.raises(llmconv.LlmconvError, match=words) as found:
+        train(config, resume=True)
+    assert "\n" not in str(found.value)
+    if "can't be read" in str(found.value):  # and what it advises works
+        shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+        assert train(config, resume=True).steps == 4
 
 
 def test_configuration_files(tmp_path: Path) -> None:

@@ -265,18 +265,23 @@ def _prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Pat
     record = folder / "config.json"
     newest = state.latest(folder)
     if resume:
-        if newest is None or not record.is_file():
+        if newest is None:
             raise BadFile(f"{at(folder)}: holds no checkpoint to resume from; start without --resume")
         try:
             before = json.loads(record.read_bytes())
-        except ValueError:
+        except (OSError, ValueError):
             before = None
         mine = json.loads(json.dumps(config.identity()))
-        if not isinstance(before, dict) or before != mine:
-            names = sorted(k for k in mine if not isinstance(before, dict) or before.get(k) != mine[k])
+        if not isinstance(before, dict) or set(before) != set(mine):
+            raise BadFile(
+                f"{at(record)}: is not the record of a run's settings by this version; take its last checkpoint's "
+                "weights with --from, into another output folder"
+            )
+        names = sorted(k for k in mine if before[k] != mine[k])
+        if names:
             raise UsageError(
-                f"{at(folder)}: was trained with another configuration ({', '.join(names) or 'unreadable'}); "
-                "give the same settings to resume, or another output folder"
+                f"{at(folder)}: was trained with another configuration ({', '.join(names)}); give the same settings to "
+                "resume, or another output folder"
             )
         return newest
     if newest is not None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmconv.errors import BadFile, OutputError, at
+from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular, output_errors
 from llmconv.runtime.training.parallel import Team
 
@@ -166,23 +166,41 @@ def restore(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
     """Put a checkpoint into the model and the optimizer; where the run was.  `BadFile` when it doesn't fit them."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if not team.sharded and (path / ".metadata").is_file():
+        raise UsageError(f"{at(path)}: was written by several processes with --parallel fsdp; resume with as many")
+    file = "state.json"
     try:
-        with open_regular(path / "state.json") as file:
-            progress = Progress(**json.loads(file.read(1 << 16)))
+        with open_regular(path / file) as opened:
+            progress = _progress(json.loads(opened.read(1 << 16)))
         if team.sharded:
+            file = ""
             running = _restore_sharded(path, model, optimizer, team)
         else:
             from safetensors.torch import load_file
 
-            model.load_state_dict(load_file(path / "model.safetensors", device=str(device)))
-            found: dict[str, Any] = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+            file = "model.safetensors"
+            model.load_state_dict(load_file(path / file, device=str(device)))
+            file = "optimizer.pt"
+            found: dict[str, Any] = torch.load(path / file, map_location="cpu", weights_only=True)
             optimizer.load_state_dict(found["optimizer"])
             running = found["random"]
         _run_on(running, scaler)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadFile(f"{at(path)}: can't go on from it ({reason}); remove it to use an older one") from None
+    except (LlmconvError, torch.OutOfMemoryError):
+        raise
+    except (Exception, CheckpointException) as error:  # torch and safetensors have a kind for each way to be broken
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
+        raise BadFile(f"{at(path / file)}: can't be read ({reason}); remove {path.name} to use an older one") from None
     return progress
+
+
+def _progress(found: Any) -> Progress:
+    """The record in `state.json`; `ValueError` for anything else."""
+    wanted = {"step": int, "tokens": int, "best": float, "stale": int}
+    if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != wanted:
+        raise ValueError(f"expected an object of {', '.join(wanted)}")
+    return Progress(**found)
 
 
 def _restore_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any]:
