@@ -124,7 +124,7 @@ def test_resuming_continues_bit_for_bit(book: Path, tmp_path: Path, dropout: flo
     assert len(list((tmp_path / "cut/checkpoints").iterdir())) == 2
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("file", ["model.gguf", "optimizer.pt"])
 def test_a_disk_that_fills_up_costs_one_checkpoint(file: str, book: Path, tmp_path: Path) -> None:
     """Writes that really fail, by a limit on file sizes: a sentence, the earlier checkpoint, and the run goes on."""
     resource = pytest.importorskip("resource", reason="only Unix limits the size of files")
@@ -351,10 +351,20 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(pairs: Path, tmp_pa
         train(settings(pairs, out, steps=3, lr=1e-3), resume=True)
 
 
+def test_any_checkpoint_of_a_run_is_a_model(pairs: Path, tmp_path: Path) -> None:
+    train(settings(pairs, tmp_path / "run", steps=4, save_every=2, eval_every=2))
+    half = tmp_path / "run/checkpoints/step-00000002/model.gguf"
+    seen = {row["step"]: row["val_perplexity"] for row in read_log(tmp_path / "run/log.csv") if row["val_perplexity"]}
+    found = llmconv.perplexity(half, pairs, device="cpu")
+    assert found.perplexity == pytest.approx(float(seen["2"]), rel=1e-3)
+    again = settings(pairs, tmp_path / "more", preset="", from_checkpoint=str(half), steps=1)
+    assert train(again).val_perplexity < found.perplexity
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("model.safetensors", b"short", "SafetensorError"),
+        ("model.gguf", b"short", "model.gguf: "),
         ("optimizer.pt", b"", "EOFError"),
         ("optimizer.pt", b"hello\n", "optimizer.pt: can't be read"),
         ("state.json", b"{", "JSONDecodeError"),
@@ -371,7 +381,7 @@ def test_broken_checkpoints_are_sentences(pairs: Path, tmp_path: Path, file: str
     with pytest.raises(llmconv.LlmconvError, match=words) as found:
         train(config, resume=True)
     assert "\n" not in str(found.value)
-    if "can't be read" in str(found.value):  # and what it advises works
+    if file in ("model.gguf", "optimizer.pt", "state.json"):  # and what it advises works
         shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
         assert train(config, resume=True).steps == 4
 

@@ -64,7 +64,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_losses(corpus: Path, tmp_pa
     assert killed >= 2
     assert losses(cut) == losses(tmp_path / "whole")
     assert len(losses(cut)) == 120
-    ends = [tmp_path / name / "checkpoints/step-00000120/model.safetensors" for name in ("whole", "cut")]
+    ends = [tmp_path / name / "checkpoints/step-00000120/model.gguf" for name in ("whole", "cut")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     assert not list(cut.glob("checkpoints/.llmconv-*"))
 

@@ -158,7 +158,7 @@ def _train(
     scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
     progress = state.Progress()
     if newest is not None:
-        progress = state.restore(newest, model, optimizer, team.device, team, scaler)
+        progress = state.restore(newest, model, optimizer, team, scaler)
     forward: Any = torch.compile(wrapped) if config.compile else wrapped
 
     log = Log(folder, progress.step, config.tensorboard) if team.rank == 0 else None
@@ -274,8 +274,8 @@ def _prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Pat
         mine = json.loads(json.dumps(config.identity()))
         if not isinstance(before, dict) or set(before) != set(mine):
             raise BadFile(
-                f"{at(record)}: is not the record of a run's settings by this version; take its last checkpoint's "
-                "weights with --from, into another output folder"
+                f"{at(record)}: is not the record of a run's settings by this version; train on from the last "
+                "checkpoint's model.gguf with --from, into another output folder"
             )
         names = sorted(k for k in mine if before[k] != mine[k])
         if names:

@@ -1,9 +1,10 @@
 """Durable checkpoints of a run: model, optimizer, step, random states; a folder each, complete or not there.
 
-    OUT/checkpoints/step-00000500/{model.safetensors, optimizer.pt, state.json}       one process, or DDP
-    OUT/checkpoints/step-00000500/{.metadata, *.distcp, state.json}             FSDP: torch's distributed checkpoint
+    OUT/checkpoints/step-00000500/{model.gguf, optimizer.pt, state.json}       one process, or DDP
+    OUT/checkpoints/step-00000500/{.metadata, *.distcp, state.json}            FSDP: torch's distributed checkpoint
 
-A folder is written under a temporary name, flushed, and renamed; kill -9 at any moment leaves the last complete one.
+The GGUF holds float32 weights and the vocabulary: any checkpoint can be run, converted or trained on from.  A folder
+is written under a temporary name, flushed, and renamed; kill -9 at any moment leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ import torch
 from torch import nn
 
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, output_errors
+from llmconv.runtime.load import read_tensor
+from llmconv.runtime.save import checkpoint_of
 from llmconv.runtime.training.parallel import Team
 
 __all__ = ["Progress", "latest", "restore", "save"]
@@ -69,18 +74,18 @@ def _run_on(states: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Whatever torch, safetensors or the system say when a file can't be written, as a sentence about `path`."""
-    from safetensors import SafetensorError
+    """Whatever torch or the system say when a file can't be written, as a sentence about `path`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         with output_errors(path):
             yield
-    except (RuntimeError, SafetensorError, CheckpointException) as error:
-        lines = str(error).strip().splitlines()
+    except (OutputError, RuntimeError, CheckpointException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, OutputError):  # which names a file that is no more
+            reason = reason.rpartition(": ")[2].removeprefix("can't be written (").removesuffix(")")
         raise OutputError(
-            f"{at(path)}: can't be written ({lines[0] if lines else type(error).__name__}); make room on the disk, "
-            "then go on with --resume"
+            f"{at(path)}: can't be written ({reason}); make room on the disk, then go on with --resume"
         ) from None
 
 
@@ -149,11 +154,8 @@ def _write(
             save_parts({"model": weights, "optimizer": states}, checkpoint_id=folder)
             torch.save(running, folder / f"random-{team.rank}.pt")
     elif team.rank == 0:
-        from safetensors.torch import save_file
-
-        parts = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
         with _writing(final):
-            save_file(parts, folder / "model.safetensors")
+            gguf_file.save(checkpoint_of(model), folder / "model.gguf")
             torch.save({"optimizer": optimizer.state_dict(), "random": running}, folder / "optimizer.pt")
 
 
@@ -161,7 +163,6 @@ def restore(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
     team: Team,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Progress:
@@ -178,10 +179,8 @@ def restore(
             file = ""
             running = _restore_sharded(path, model, optimizer, team)
         else:
-            from safetensors.torch import load_file
-
-            file = "model.safetensors"
-            model.load_state_dict(load_file(path / file, device=str(device)))
+            file = "model.gguf"
+            _fill(model, gguf_file.open(path / file))
             file = "optimizer.pt"
             found: dict[str, Any] = torch.load(path / file, map_location="cpu", weights_only=True)
             optimizer.load_state_dict(found["optimizer"])
@@ -189,10 +188,20 @@ def restore(
         _run_on(running, scaler)
     except (LlmconvError, torch.OutOfMemoryError):
         raise
-    except (Exception, CheckpointException) as error:  # torch and safetensors have a kind for each way to be broken
+    except (Exception, CheckpointException) as error:  # torch has a kind for each way to be broken
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
         raise BadFile(f"{at(path / file)}: can't be read ({reason}); remove {path.name} to use an older one") from None
     return progress
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, found: Checkpoint) -> None:
+    """Put a checkpoint's weights into the model, slab by slab; `ValueError` when they are not its own."""
+    own = {key if "." in key else f"{key}.weight": value for key, value in model.state_dict().items()}
+    if {n: t.n_elements for n, t in found.tensors.items()} != {n: v.numel() for n, v in own.items()}:
+        raise ValueError("it holds another model's tensors")
+    for name, value in own.items():
+        value.copy_(read_tensor(found.tensors[name], value.shape, value.dtype, value.device))
 
 
 def _progress(found: Any) -> Progress:
