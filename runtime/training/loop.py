@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import re
@@ -20,30 +19,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmconv import formats
-from llmconv.convert import vocab as vocabulary
 from llmconv.convert.presets import preset
 from llmconv.convert.sizing import TrainingMemory, shape_of, training_memory
-from llmconv.convert.translate import translate
-from llmconv.convert.vocab import Vocab
-from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, output_errors
 from llmconv.formats.show import Shown
-from llmconv.quant import plain
-from llmconv.runtime.load import DTYPES, build
-from llmconv.runtime.training import data as data_files
+from llmconv.runtime.load import build
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.data import Batch, Pairs, Stream, load_data
+from llmconv.runtime.training.data import Pairs, Stream, load_data
 from llmconv.runtime.training.export import check_exports, export, gathered
-from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import Log, draw_losses, write_summary
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
 from llmconv.runtime.training.parallel import Team, assemble, wrap
-from llmconv.runtime.training.vocabulary import make_vocab
+from llmconv.runtime.training.start import context_of, prepare, starting_point
+from llmconv.runtime.training.step import train_step, validate
 
-__all__ = ["Trained", "train", "train_step"]
+__all__ = ["Trained", "train"]
 
 ONE_THREAD = 1_000_000
 """Parameters below which a CPU trains on one thread: handing out such small products costs more than it saves."""
@@ -118,9 +110,9 @@ def _train(
     export_type: str,
     stack: contextlib.ExitStack,
 ) -> Trained:
-    newest = _prepare(folder, config, resume, team)
-    start, vocab = _starting_point(config, folder, resume, team)
-    context = _context(config, start)
+    newest = prepare(folder, config, resume, team)
+    start, vocab = starting_point(config, folder, resume, team)
+    context = context_of(config, start)
     if team.rank == 0:
         load = functools.partial(load_data, progress=lambda n: report("tokenize", {"characters": n}))
     else:
@@ -192,7 +184,7 @@ def _train(
         else:
             report("step", {"step": progress.step})
         if progress.step % config.eval_interval == 0 or last:
-            val_loss = _validate(config, wrapped, validation, team)
+            val_loss = validate(config, wrapped, validation, team)
             if val_loss < progress.best:
                 progress.best, progress.stale = val_loss, 0
             else:
@@ -210,7 +202,7 @@ def _train(
             break
     seconds = time.perf_counter() - began
     if math.isnan(val_loss):  # a finished run was resumed: there was nothing left to do
-        val_loss = _validate(config, wrapped, validation, team)
+        val_loss = validate(config, wrapped, validation, team)
 
     exports: list[Path] = []
     notes = [log.note] if log is not None and log.note else []
@@ -258,155 +250,6 @@ def _memory_errors(device: torch.device) -> Iterator[None]:
             "a smaller --batch-size or --context, more --accumulation, --activation-checkpointing, --dtype bf16, or "
             "several devices with --parallel fsdp"
         ) from None
-
-
-def _prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Path | None:
-    """The run's folder with its `config.json`; the checkpoint to go on from, or None."""
-    record = folder / "config.json"
-    newest = state.latest(folder)
-    if resume:
-        if newest is None:
-            raise BadFile(f"{at(folder)}: holds no checkpoint to resume from; start without --resume")
-        try:
-            before = json.loads(record.read_bytes())
-        except (OSError, ValueError):
-            before = None
-        mine = json.loads(json.dumps(config.identity()))
-        if not isinstance(before, dict) or set(before) != set(mine):
-            raise BadFile(
-                f"{at(record)}: is not the record of a run's settings by this version; train on from the last "
-                "checkpoint's model.gguf with --from, into another output folder"
-            )
-        names = sorted(k for k in mine if before[k] != mine[k])
-        if names:
-            raise UsageError(
-                f"{at(folder)}: was trained with another configuration ({', '.join(names)}); give the same settings to "
-                "resume, or another output folder"
-            )
-        return newest
-    if newest is not None:
-        raise OutputError(f"{at(folder)}: holds a run already; give --resume to go on, or another output folder (-o)")
-    team.barrier()
-    if team.rank == 0:
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with Output(record, force=True) as out:
-            out.file.write(json.dumps(config.identity(), indent=2).encode() + b"\n")
-    team.barrier()
-    return None
-
-
-def _starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team) -> tuple[Checkpoint, Vocab]:
-    """The model that the run starts from, in GGUF's dialect with plain weights, and its vocabulary."""
-    if config.from_checkpoint:
-        start = translate(formats.open(Path(config.from_checkpoint)), "gguf")
-        vocab = vocabulary.of(start)
-        if config.tokenizer != "auto":
-            vocab = vocabulary.load(Path(config.tokenizer))
-        if vocab is None:
-            raise BadFile(f"{at(config.from_checkpoint)}: has no tokenizer; name one with --tokenizer")
-        decoded = {n: t if t.type.is_plain() else t.astype(plain.F32) for n, t in start.tensors.items()}
-        return Checkpoint(decoded, start.metadata, source=start.source), vocab
-    base = preset(config.preset)
-    size = config.vocab_size or int(base.keys["vocab_size"])
-    kind = config.tokenizer
-    if kind == "auto":
-        kind = "word" if base.arch == "simple-llm" or "simple" in base.name else "char" if size <= 256 else "bpe"
-    # Made once: a resumed run, and the other processes, must have the very same one.
-    kept = folder / "vocab.gguf"
-    if team.rank == 0 and not (resume and kept.is_file()):
-        source = Path(config.data)
-        made = make_vocab(kind, size, data_files.texts(source))
-        if not len(made):
-            raise BadFile(f"{at(source)}: is empty; there is nothing to train on")
-        formats.by_name("gguf").save(
-            Checkpoint(metadata={"general.architecture": "vocab"} | made.to_gguf()), kept, force=True
-        )
-    team.barrier()
-    vocab = vocabulary.load(kept)
-    return fresh_checkpoint(config, vocab), vocab
-
-
-def _context(config: TrainConfig, start: Checkpoint) -> int:
-    arch = start.metadata["general.architecture"]
-    limit = int(start.metadata.get(f"{arch}.context_length", 0))
-    context = config.context or min(limit or 256, 1024)
-    if limit and context > limit:
-        raise UsageError(f"a context of {context} is more than the model's {limit}; give a smaller --context")
-    return context
-
-
-def train_step(
-    config: TrainConfig,
-    forward: Any,
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    team: Team,
-    scaler: torch.amp.GradScaler,
-) -> tuple[float, int, float]:
-    """One optimizer step: its loss (nats per target, over all processes), how many targets, and the gradients' norm.
-
-    Every part's loss is its sum over targets divided by the targets of the whole step, so neither the number of
-    processes nor that of parts changes what is computed, whatever the padding.  The weights stay when the loss is
-    not finite.
-    """
-    count = int((batch.targets != -100).sum())
-    share = -(-batch.inputs.shape[0] // (team.size * config.accumulation))
-    total = torch.zeros((), device=team.device)
-    for part in range(config.accumulation):
-        first = (part * team.size + team.rank) * share
-        inputs, targets = (t[first : first + share].to(team.device) for t in (batch.inputs, batch.targets))
-        mask = None if batch.mask is None else batch.mask[first : first + share].to(team.device)
-        sync: Any = contextlib.nullcontext()
-        if part < config.accumulation - 1 and isinstance(wrapped, nn.parallel.DistributedDataParallel):
-            sync = wrapped.no_sync()
-        with sync:
-            with _autocast(config, team):
-                logits = forward(inputs, mask)
-                summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-            # DDP and FSDP average gradients over processes: undo it.
-            scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
-        total += summed.detach()
-    loss = float(team.total(total)) / count
-    grad_norm = math.nan
-    if math.isfinite(loss):
-        scaler.unscale_(optimizer)
-        if config.clip:
-            norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip)
-            grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, count, grad_norm
-
-
-def _autocast(config: TrainConfig, team: Team) -> Any:
-    if config.dtype == "f32":
-        return contextlib.nullcontext()
-    return torch.autocast(team.device.type, DTYPES[config.dtype])
-
-
-@torch.no_grad()
-def _validate(config: TrainConfig, wrapped: nn.Module, validation: Stream | Pairs, team: Team) -> float:
-    """Mean loss over the validation data, nats per token; each process takes its share."""
-    wrapped.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device="cpu" if team.device.type == "mps" else team.device)
-    size = max(1, config.batch_size // config.accumulation)
-    for i, batch in enumerate(validation.all(size, config.eval_batches)):
-        if not team.sharded and i % team.size != team.rank:
-            continue  # with sharded weights all processes must take part in every forward
-        mask = None if batch.mask is None else batch.mask.to(team.device)
-        inner = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
-        with _autocast(config, team):
-            logits = inner(batch.inputs.to(team.device), mask)
-        targets = batch.targets.to(team.device)
-        sums[0] += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        sums[1] += (targets != -100).sum()
-    wrapped.train()
-    if not team.sharded:
-        team.total(sums)
-    return float(sums[0] / sums[1])
 
 
 def _add_dropout(model: nn.Module, p: float) -> None:

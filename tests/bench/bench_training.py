@@ -23,9 +23,9 @@ from llmconv.runtime.load import build
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch
 from llmconv.runtime.training.initial import fresh_checkpoint
-from llmconv.runtime.training.loop import train_step
 from llmconv.runtime.training.optim import make_optimizer
 from llmconv.runtime.training.parallel import Team
+from llmconv.runtime.training.step import train_step
 
 
 def peer(shape: Any, device: torch.device) -> Any:
