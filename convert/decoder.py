@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from llmconv.convert.archs.base import whole
+from llmconv.convert.archs.config import Settings, normalized, usable
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -182,15 +184,13 @@ class _Reader:
     """Typed access to a checkpoint's keys, with errors that name the file and the key."""
 
     def __init__(self, checkpoint: Checkpoint, arch: str):
-        self.metadata, self.arch = checkpoint.metadata, arch
+        self.metadata, self.arch = Settings(checkpoint.metadata), arch
         self.where = checkpoint.source or "this model"
         self.shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         self.config = self._config()
 
     def _config(self) -> dict[str, Any]:
         """The config.json that the model came with: it says what GGUF's keys can't, when it is there."""
-        from llmconv.convert.archs.config import normalized
-
         try:
             found = json.loads(self.metadata.get("llmconv.hf.config", "{}"))
         except (ValueError, TypeError):
@@ -225,7 +225,10 @@ class _Reader:
         """A number for all layers, or an array of one each."""
         value = self.get(key, default)
         if isinstance(value, np.ndarray | list | tuple):
-            values = [int(v) for v in value]
+            try:
+                values = [whole(v) for v in value]
+            except TypeError:
+                raise self.bad(f"key '{self.arch}.{key}'", f"is {_short(value)}, expected whole numbers") from None
             if len(values) < n:
                 raise self.bad(f"key '{self.arch}.{key}'", f"has {len(values)} entries for {n} layers")
             return values[:n]
@@ -264,6 +267,12 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None =
     if pieces is None:
         pieces = _pieces(arch, str(where))
     read = _Reader(checkpoint, arch)
+    with usable(read.metadata, at(where)):
+        return _described(read, pieces)
+
+
+def _described(read: _Reader, pieces: Mapping[str, Any]) -> Decoder:
+    arch = read.arch
     n_layers = read.count("block_count", least=1)
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.

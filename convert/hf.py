@@ -162,8 +162,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     dtypes = kept.kept_dtypes(kept.kept_json(metadata, kept.DTYPES, where), where)
     forms = kept.kept_json(metadata, kept.FORMS, where)
     prefix = metadata.get(kept.PREFIX, arch.prefixes[0])
-    if prefix not in arch.prefixes:
-        raise BadFile(f"{where}: {kept.PREFIX} is {prefix!r}, expected one of {', '.join(map(repr, arch.prefixes))}")
+    if not isinstance(prefix, str) or prefix not in arch.prefixes:
+        raise BadFile(
+            f"{where}: {kept.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
+        )
     used: set[str] = {made.gguf for made in arch.made}
     rounded: Counter[tuple[str, str]] = Counter()
     out = Checkpoint(dialect="hf", source=checkpoint.source, format=checkpoint.format)

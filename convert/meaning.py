@@ -36,6 +36,8 @@ def _check(checkpoint: Checkpoint) -> None:
     if name is not None and not isinstance(name, str):
         raise BadFile(f"{where}: key 'general.architecture' is {name!r}, expected a text")
     kind = metadata.get("general.type", "model")
+    if not isinstance(kind, str):
+        raise BadFile(f"{where}: key 'general.type' is {kind!r:.60}, expected a text")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or kind != "model" or not checkpoint.tensors or metadata.get("llmconv.layout") == "plain":
         return

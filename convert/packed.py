@@ -51,7 +51,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
         raise BadFile(f"{where}: config.json: quantization_config is {settings!r:.60}, expected an object")
     settings = settings or {}
     method = settings.get("quant_method")
-    if method is not None and method not in _KNOWN:
+    if method is not None and (not isinstance(method, str) or method not in _KNOWN):
         raise Unsupported(
             f"{where}: is quantized with {method!r}, which can't be read; give the original model, or one in fp8, int8 "
             "or MXFP4"

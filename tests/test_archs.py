@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from llmconv import formats
 from llmconv.convert import archs, hf, kept
 from llmconv.convert.archs.base import Architecture
 from llmconv.convert.archs.config import normalized
-from llmconv.errors import BadFile, Unsupported
+from llmconv.convert.decoder import describe
+from llmconv.convert.meaning import check_gguf
+from llmconv.errors import BadFile, LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -391,6 +394,53 @@ def test_a_setting_of_no_use_is_named(config: dict[str, Any], named: str) -> Non
     checkpoint = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
     with pytest.raises(BadFile, match=re.escape(named)):
         hf.to_gguf(checkpoint)
+
+
+ODD: tuple[Any, ...] = (None, "x", -1, 0, 1.5, 2**40, [], [1], ["a"], {"a": 1}, True, float("nan"))
+MUTATED = {"llama": LLAMA | {"rope_scaling": _LLAMA3}, "gpt-oss": GPT_OSS, "qwen3-moe": QWEN3_MOE, "gpt2": GPT2}
+MUTATED |= {"baichuan": BAICHUAN, "gemma3": GEMMA3}
+
+
+_INSIDE = {"prefix": "language_model.model."}
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_no_setting_breaks_the_reader(name: str) -> None:
+    """Every value of a config.json replaced by odd ones: a sentence, or a conversion."""
+    good = model(MUTATED[name], **(_INSIDE if name == "gemma3" else {}))
+
+    def attempt(config: dict[str, Any]) -> None:
+        try:
+            hf.to_gguf(dataclasses.replace(good, files={"config.json": json.dumps(config).encode()}))
+        except LlmconvError as error:
+            assert "\n" not in str(error)
+
+    for key, value in MUTATED[name].items():
+        for odd in ODD:
+            attempt(MUTATED[name] | {key: odd})
+            for inner in value if isinstance(value, dict) else ():
+                attempt(MUTATED[name] | {key: value | {inner: odd}})
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_no_key_breaks_the_reader(name: str) -> None:
+    """The same with the keys of a GGUF, ours among them, for everything that reads them."""
+    good = hf.to_gguf(
+        model(MUTATED[name], prefix="language_model.model.") if name == "gemma3" else model(MUTATED[name])
+    )
+    bare = {k: v for k, v in good.metadata.items() if not k.startswith("llmconv.")}
+    arrays = (np.array([1, 2], np.int32), np.array([], np.float32), np.float32("nan"), "{}", "[]")
+    for metadata in (good.metadata, bare):
+        for key in metadata:
+            for odd in (*ODD, *arrays):
+                changed = metadata | {key: odd}
+                if odd is None:
+                    del changed[key]
+                for read in (check_gguf, hf.from_gguf, describe):
+                    try:
+                        read(dataclasses.replace(good, metadata=changed, tensors=dict(good.tensors)))
+                    except LlmconvError as error:
+                        assert "\n" not in str(error)
 
 
 BAD: dict[str, tuple[Callable[[Checkpoint], None], str]] = {

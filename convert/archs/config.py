@@ -31,7 +31,7 @@ class Settings(dict[str, Any]):
         return self._found(key, super().get(key, default))
 
     def _found(self, key: str, value: Any) -> Any:
-        self.asked[0] = f"{self.path}{key} is {value!r:.60}"
+        self.asked[0] = f"{self.path}{key} is {' '.join(repr(value).split()):.60}"
         return Settings(value, f"{self.path}{key}.", self.asked) if isinstance(value, dict) else value
 
 

@@ -79,6 +79,8 @@ def gated_mlp(when: str = "") -> Any:
 
 def _llama3(factor: float, low: float, high: float, original: int, base: float, dim: int) -> Any:
     """Llama 3.1's divisors of each rotary frequency (Meta's `apply_scaling`), in float32 as the reference computes."""
+    if not base > 0:
+        raise ValueError(f"a rope base of {base:g}")
     freqs = np.float32(1) / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     long_wave, short_wave = original / low, original / high
     out = []
