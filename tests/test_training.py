@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
 import llmconv
+from llmconv.cli import cli
 from llmconv.runtime.training import data as data_files
 from llmconv.runtime.training import loop
-from llmconv.runtime.training.config import TrainConfig, read_config
+from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import read_log
 from llmconv.runtime.training.loop import train
@@ -384,6 +387,18 @@ def test_broken_checkpoints_are_sentences(pairs: Path, tmp_path: Path, file: str
     if file in ("model.gguf", "optimizer.pt", "state.json"):  # and what it advises works
         shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
         assert train(config, resume=True).steps == 4
+
+
+def test_the_help_has_every_setting_under_its_heading() -> None:
+    out = CliRunner().invoke(cli, ["train", "--help"]).output
+    for heading, first in SECTIONS.items():
+        assert f"\n{heading}:\n" in out
+        assert first in {f.name for f in dataclasses.fields(TrainConfig)}
+    flags = {"from_checkpoint": "from"}
+    for setting in dataclasses.fields(TrainConfig):
+        name = flags.get(setting.name, setting.name.replace("_", "-"))
+        assert setting.name == "data" or f"--{name}" in out, name
+    assert out.index("--lr") > out.index("Optimisation:") > out.index("--val-fraction")
 
 
 def test_configuration_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text,
 __all__ = ["compare"]
 
 
-@click.command(epilog="Example: llmconv compare model-f16.gguf model-Q4_K_M.gguf wiki.txt --max-kld 0.05")
+@click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.argument("text", type=click.Path(path_type=Path))
@@ -42,6 +42,11 @@ def compare(
 
     A and B are of any formats and types; they must share a vocabulary.  Definitions as in llama.cpp's --kl-divergence.
     A JSON list of {"input": …, "target": …} pairs is compared position by position.
+
+    \b
+    Examples:
+      llmconv compare model-f16.gguf model-Q4_K_M.gguf wiki.txt
+      llmconv compare hf-folder/ model-Q8_0.gguf wiki.txt -c 512 --max-kld 0.05   # exit code 1 when it is more
     """
     from llmconv.runtime.perplexity import pairs_of
 

@@ -13,7 +13,7 @@ from llmconv.cli.measuring import json_text, run_options
 __all__ = ["generate"]
 
 
-@click.command(epilog='Example: llmconv generate model.gguf -p "Once upon a time" --temperature 0')
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", metavar="TEXT", help="What to continue.  [default: standard input]")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many.")
@@ -51,7 +51,13 @@ def generate(
     activations: str,
     quiet: bool,
 ) -> None:
-    """Continue a text with MODEL, of any format; the text appears as it is made."""
+    """Continue a text with MODEL, of any format; the text appears as it is made.
+
+    \b
+    Examples:
+      llmconv generate model.gguf -p "Once upon a time" --temperature 0
+      llmconv generate hf-folder/ --chat -p "Why is the sky blue?" --seed 1
+    """
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     before = iter(() if chat else (prompt,))  # shown when the first text comes, not before an error

@@ -12,7 +12,7 @@ from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text,
 __all__ = ["perplexity"]
 
 
-@click.command(epilog="Example: llmconv perplexity model.gguf wiki.txt -c 512")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("text", type=click.Path(path_type=Path))
 @context_option
@@ -36,6 +36,12 @@ def perplexity(
 
     The text is cut into chunks as llama.cpp's perplexity tool does, so that figures compare; --stride gives the sliding
     window of papers.  A JSON list of {"input": …, "target": …} pairs is scored position by position.
+
+    \b
+    Examples:
+      llmconv perplexity model.gguf wiki.txt -c 512 --chunks 50
+      llmconv perplexity hf-folder/ wiki.txt -c 1024 --stride 512
+      llmconv perplexity model.json training-data.json --dtype f64 --json
     """
     with Bar("PPL", quiet) as progress:
         found = llmconv.perplexity(

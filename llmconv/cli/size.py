@@ -114,8 +114,8 @@ def size(
 
     TARGET is a checkpoint of any format, a config.json, or a preset (gpt2-small, llama2-7b, llama3.1-70b, …);
     several are compared side by side.  Or give a shape with --vocab, --dim, --layers and --heads.  JSON sizes are
-    estimates at the bytes per number measured on a real file; safetensors and GGUF sizes are exact, for a file without
-    a tokenizer.
+    estimates at the bytes per number measured on a real file.  safetensors (model.safetensors of a folder) and GGUF
+    sizes are exactly those that convert and quantize would write; a shape alone is taken without a tokenizer.
 
     \b
     Examples:

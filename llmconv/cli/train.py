@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -12,12 +13,44 @@ import click
 
 import llmconv
 from llmconv.cli.options import PATH, human
-from llmconv.runtime.training.config import TrainConfig, read_config
+from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 
 __all__ = ["train"]
 
 _SHORT = {"output": ["-o"], "context": ["-c"]}
 _NAMES = {"from_checkpoint": "--from"}
+_METAVARS = {
+    "output": "FOLDER",
+    "preset": "NAME",
+    "from_checkpoint": "MODEL",
+    "tokenizer": "KIND|FILE",
+    "device": "NAME",
+    "export": "LIST",
+    "export_type": "TYPE",
+}
+_NUMBERS = {int: "N", float: "X"}
+
+
+class _InSections(click.Command):
+    """A command whose help has the settings under the headings of `SECTIONS`, and its other options first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings = {first: heading for heading, first in SECTIONS.items()}
+        heading, sections = "", {"Options": []}  # type: tuple[str, dict[str, list[tuple[str, str]]]]
+        settings = {f.name for f in dataclasses.fields(TrainConfig)}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is None:
+                continue
+            heading = headings.get(param.name or "", heading)
+            sections.setdefault(heading if param.name in settings else "Options", []).append(record)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _options(command: Any) -> Any:
@@ -40,19 +73,20 @@ def _options(command: Any) -> Any:
             setting.name,
             type=kind,
             default=None,
-            help=setting.metadata["help"] + shown,
+            metavar=_METAVARS.get(setting.name) or _NUMBERS.get(hint),
+            help=_sentence(setting.metadata["help"]) + shown,
         )
         command = option(command)
     return command
 
 
-@click.command()
+@click.command(cls=_InSections)
 @click.argument("data", required=False, type=PATH)
 @_options
-@click.option("--config", "config_file", type=PATH, help="settings from a TOML or JSON file; flags win")
-@click.option("--resume", is_flag=True, help="go on from the newest checkpoint in the output folder")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+@click.option("--config", "config_file", type=PATH, help="Settings from a TOML or JSON file; flags win.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the output folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, for programs.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def train(
     data: Path | None, config_file: Path | None, resume: bool, as_json: bool, quiet: bool, **settings: Any
 ) -> None:
@@ -126,4 +160,4 @@ class _Watch:
                     loss=f"{facts['loss']:.4f}", lr=f"{facts['lr']:.2e}", tokens_s=f"{facts['tokens_per_second']:,.0f}"
                 )
         elif kind == "validate" and self.bar is not None:
-            self.bar.write(f"step {facts['step']:,}: validation loss {facts['val_loss']:.4f}")
+            self.bar.write(f"step {facts['step']:,}: validation loss {facts['val_loss']:.4f}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from llmconv.convert.presets import preset
 from llmconv.errors import BadFile, UsageError, at
 
-__all__ = ["TrainConfig", "read_config"]
+__all__ = ["SECTIONS", "TrainConfig", "read_config"]
 
 FINE_TUNING_LR = 1e-4
 """For a model that has learned already: what it knows should not be washed out."""
@@ -29,7 +29,9 @@ class TrainConfig:
 
     data: str = _setting("", "text files or a folder of them, JSON lines, or a JSON list of input/target pairs")
     output: str = _setting("", "folder for checkpoints, logs and exports")
-    preset: str = _setting("", "the model's shape: simple-36k, small-10m, gpt2-small, llama-15m, …")
+    preset: str = _setting(
+        "", "the model's shape: simple-36k, small-10m, gpt2-small, llama-15m and others (see llmconv size)"
+    )
     from_checkpoint: str = _setting("", "continue from a checkpoint of any format instead of a fresh model")
     # The model, where it is not the preset's.
     vocab_size: int = _setting(0, "most tokens in a vocabulary made here (0: the preset's)")
@@ -37,7 +39,9 @@ class TrainConfig:
     layers: int = _setting(0, "layers (0: the preset's)")
     heads: int = _setting(0, "attention heads (0: the preset's)")
     ffn: int = _setting(0, "feed-forward width (0: the preset's)")
-    tokenizer: str = _setting("auto", "word, char, bpe, wordpiece, or a model or tokenizer file to take it from")
+    tokenizer: str = _setting(
+        "auto", "vocabulary to make (word, char, bpe, wordpiece), or a model or tokenizer file to take it from"
+    )
     dropout: float = _setting(0.0, "dropout on embeddings and on what attention and MLP add")
     # Data.
     context: int = _setting(0, "tokens in a training sequence (0: the model's own context, at most 1024)")
@@ -46,7 +50,7 @@ class TrainConfig:
     steps: int = _setting(1000, "optimizer steps")
     batch_size: int = _setting(16, "sequences in a step, over all devices and accumulation")
     accumulation: int = _setting(1, "parts a step's batch is computed in, to save memory")
-    optimizer: Literal["adamw", "sgd"] = _setting("adamw", "optimizer")
+    optimizer: Literal["adamw", "sgd"] = _setting("adamw", "what turns gradients into steps")
     lr: float = _setting(0.0, "highest learning rate (0: the preset's, 1e-4 for a checkpoint)")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = _setting("cosine", "course of the learning rate")
     warmup: int = _setting(-1, "steps of linear warm-up (-1: 2 % of the steps)")
@@ -58,7 +62,7 @@ class TrainConfig:
     weight_decay: float = _setting(0.1, "weight decay, on matrices only")
     clip: float = _setting(1.0, "largest gradient norm (0: no clipping)")
     # Running.
-    device: str = _setting("auto", "auto, cpu, cuda, mps")
+    device: str = _setting("auto", "where to train: auto, cpu, cuda, mps")
     dtype: Literal["f32", "bf16", "f16"] = _setting("f32", "what to compute in; weights stay float32")
     activation_checkpointing: bool = _setting(False, "recompute activations instead of keeping them")
     compile: bool = _setting(False, "compile the model with torch.compile")
@@ -69,7 +73,7 @@ class TrainConfig:
     eval_batches: int = _setting(20, "batches of a validation (0: all of it)")
     patience: int = _setting(0, "stop after this many validations without a better one (0: never)")
     log_every: int = _setting(10, "steps between lines of the log")
-    save_every: int = _setting(0, "steps between checkpoints (0: as eval_every)")
+    save_every: int = _setting(0, "steps between checkpoints (0: as between validations)")
     keep: int = _setting(2, "checkpoints to keep")
     tensorboard: bool = _setting(True, "write TensorBoard events, where tensorboard is installed")
     plot: bool = _setting(True, "draw the loss curve at the end, where matplotlib is installed")
@@ -133,6 +137,18 @@ class TrainConfig:
         """What a resumed run must have in common with the one it goes on from."""
         free = {"output", "device", "keep", "tensorboard", "plot", "export", "export_type", "log_every", "compile"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+
+
+SECTIONS = {
+    "What to train": "output",
+    "The model, where it is not the preset's": "vocab_size",
+    "Data": "context",
+    "Optimisation": "steps",
+    "Running": "device",
+    "Validation, logs, checkpoints": "eval_every",
+    "Exports": "export",
+}
+"""Heading -> the first setting under it, for the command's help."""
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
