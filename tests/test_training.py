@@ -398,7 +398,7 @@ def test_the_help_has_every_setting_under_its_heading() -> None:
     for setting in dataclasses.fields(TrainConfig):
         name = flags.get(setting.name, setting.name.replace("_", "-"))
         assert setting.name == "data" or f"--{name}" in out, name
-    assert out.index("--lr") > out.index("Optimisation:") > out.index("--val-fraction")
+    assert out.rindex("--lr") > out.index("Optimisation:") > out.index("--val-fraction")
 
 
 def test_configuration_files(tmp_path: Path) -> None:
