@@ -99,7 +99,7 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
 
 def _in_integers(x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
     """x (N, in), rounded to bytes, @ weight.T on the CPU."""
-    rounded = integer.round_inputs(x.float().numpy(), type.block_size)
+    rounded = integer.round_inputs(x.detach().float().numpy(), type.block_size)
     out = torch.empty(x.shape[0], weight.shape[0])
     blocks, values = weight.numpy(), out.numpy()
     _split(lambda a, b: integer.multiply(rounded, type, blocks, values, a, b), len(blocks), weight.numel())

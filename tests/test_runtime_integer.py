@@ -215,6 +215,14 @@ def test_gradients_are_those_of_floats() -> None:
     torch.testing.assert_close(gradient, torch.from_numpy(kind.decode(stored.numpy())).sum(0).expand(3, -1))
 
 
+def test_inputs_with_gradients_switched_off() -> None:
+    kind = by_name("Q4_0")
+    stored = torch.from_numpy(kind.encode(np.random.default_rng(0).standard_normal((20, 64), np.float32)))
+    x = torch.randn(3, 64, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(products.matmul(x, stored, kind, "int8"), products.matmul(x.detach(), stored, kind, "int8"))
+
+
 def test_other_types_stay_floats() -> None:
     assert "TQ1_0" not in integer.TYPES
     kind = by_name("TQ1_0")
