@@ -290,6 +290,7 @@ def test_data_kinds(tmp_path: Path) -> None:
         ({"heads": 3}, "no multiple of 3 heads"),
         ({"tokenizer": "morse"}, "neither one of"),
         ({"data": "nowhere.txt"}, "nowhere.txt: no such file"),
+        ({"output": __file__}, "is a file, expected a folder"),
         ({"preset": "", "from_checkpoint": "nowhere.gguf"}, "nowhere.gguf: no such file"),
     ],
 )

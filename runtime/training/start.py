@@ -26,6 +26,8 @@ __all__ = ["context_of", "prepare", "starting_point"]
 
 def prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Path | None:
     """The run's folder with its `config.json`; the checkpoint to go on from, or None."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{at(folder)}: is a file, expected a folder; choose another (-o)")
     record = folder / "config.json"
     newest = state.latest(folder)
     if resume:
