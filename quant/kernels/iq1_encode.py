@@ -13,13 +13,14 @@ from numba import types
 from llmconv.quant.kernels.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, i4, put_f16
-from llmconv.quant.kernels.simd import LANES, any_lane, f16_bits, load, splat, sqrt, store
+from llmconv.quant.kernels.simd import LANES, any_lane, count_ones, f16_bits, load, mask_bits, splat, sqrt, store
 from llmconv.quant.kernels.stack import empty, zeros
 
 _near_entry = nearest_entry(8)
 _ROW = 64  # sums in a row
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
+u4 = np.uint32
 
 
 @inner
@@ -36,14 +37,16 @@ def _weigh(xs, at, count, importance, wat, sigma2, w):
 
 @inner
 def _sort(xs, at, count, order):
-    """The weights' places in ascending order, equal ones as they come."""
+    """The weights' places in ascending order, equal ones as they come: each goes after those that are before it."""
     for i in range(count):
-        x = xs[at + i]
-        j = i
-        while j > 0 and xs[at + order[j - 1]] > x:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = i
+        order[i] = i  # a NaN is before and after none
+    for i in range(count):
+        before = u4(0)
+        for j in range(0, count, LANES):
+            others = load(xs, at + j)
+            equal = mask_bits(others == xs[at + i]) & ~(u4(0xFFFFFFFF) << u4(max(0, i - j)))
+            before += count_ones(mask_bits(others < xs[at + i]) | equal)
+        order[before] = i
 
 
 @inner

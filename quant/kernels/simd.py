@@ -328,6 +328,12 @@ def trailing_zeros(typingctx, number):
     return types.uint32(types.uint32), lambda context, builder, sig, args: builder.cttz(args[0], ir.Constant(_I1, 0))
 
 
+@intrinsic
+def count_ones(typingctx, number):
+    """How many bits of a uint32 are set."""
+    return types.uint32(types.uint32), lambda context, builder, sig, args: builder.ctpop(args[0])
+
+
 def _reduction(name, vector, scalar, doc):
     @intrinsic
     def reduce(typingctx, x):
