@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,10 +165,7 @@ def _summary(figures: Tensor, context: int, chunks: int, seen: int, clock: Clock
     ratio = math.exp(max(min(mean_b - mean_a, 700), -700))
     ratio_error = math.sqrt(max(error_a**2 + error_b**2 - 2 * covariance, 0.0)) * ratio
     mean_kld, kld_error = mean_and_error(kld)
-    quantiles = torch.quantile(kld, torch.tensor([0.5, 0.9, 0.99, 0.999], dtype=kld.dtype)) if n < 1 << 24 else None
-    if quantiles is None:  # torch.quantile has a limit
-        ordered = kld.sort().values
-        quantiles = torch.stack([ordered[round(q * (n - 1))] for q in (0.5, 0.9, 0.99, 0.999)])
+    median, kld_90, kld_99, kld_999 = np.quantile(kld.numpy(), (0.5, 0.9, 0.99, 0.999)).tolist()
     agreement = same.mean().item()
     mean_dp, dp_error = mean_and_error(change)
     square, square_error = mean_and_error(change.square())
@@ -181,10 +179,10 @@ def _summary(figures: Tensor, context: int, chunks: int, seen: int, clock: Clock
         ppl_ratio_stderr=ratio_error,
         mean_kld=mean_kld,
         mean_kld_stderr=kld_error,
-        median_kld=quantiles[0].item(),
-        kld_90=quantiles[1].item(),
-        kld_99=quantiles[2].item(),
-        kld_999=quantiles[3].item(),
+        median_kld=median,
+        kld_90=kld_90,
+        kld_99=kld_99,
+        kld_999=kld_999,
         max_kld=kld.max().item(),
         top1_agreement=agreement,
         top1_agreement_stderr=math.sqrt(agreement * (1 - agreement) / (n - 1)) if n > 1 else 0.0,
