@@ -306,6 +306,7 @@ TOKENIZERS: dict[str, Any] = {
     "merge of one": _words(merges=["th"]),
     "merge of a number": _words(merges=[5]),
     "merge of unknown tokens": _words(merges=["q q"]),
+    "merges without their prefix": _words(continuing_subword_prefix="####"),
     "added tokens a map": changed(tokenizer(), added_tokens={}),
     "added token id negative": changed(tokenizer(), added_tokens=[{"id": -1, "content": "x", "special": True}]),
     "added token id huge": changed(tokenizer(), added_tokens=[{"id": 2**60, "content": "x", "special": True}]),
@@ -317,6 +318,7 @@ TOKENIZERS: dict[str, Any] = {
     "half a character": json.dumps(_words(vocab=changed(_V, **{"\ud800": 258}))).encode(),
 }  # fmt: skip
 TOKENIZERS_PASSED = {
+    "merges without their prefix",
     "added tokens a map", "merge of unknown tokens", "pattern that never ends", "nested pre_tokenizer", "vocab empty",
     "added token over another", "pre_tokenizer unknown", "pre_tokenizer a list", "merge of three", "merge of one",
 }  # fmt: skip

@@ -699,3 +699,16 @@ def test_commands(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, out, err = run("tokenize", str(tmp_path / "empty"), "x")
     assert code != 0 and out == "" and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("prefix", ["##", "\u2581\u2581\u2581", "a" * 5000])
+def test_what_the_library_would_not_survive(prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It cuts that prefix off every merge unseen: past the end, a panic; within a character, an abort."""
+    from malformed import _words
+
+    words = _words(continuing_subword_prefix=prefix)
+    found = vocab.from_files({"tokenizer.json": json.dumps(words).encode()})
+    assert found is not None
+    with pytest.raises(BadFile, match=r"merges\[0\]: its second part does not begin with"):
+        found.tokenizer().encode("the")
+    assert capfd.readouterr().err == ""

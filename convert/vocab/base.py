@@ -257,7 +257,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocab | None:
         return None
     model = metadata.get(_MODEL)
     if not isinstance(model, str):
-        raise BadFile(f"{_MODEL}: expected the name of a tokenizer, found {model!r}")
+        raise BadFile(f"{_MODEL}: expected the name of a tokenizer, found {type(model).__name__}")
     tokens = _strings(_TOKENS, metadata[_TOKENS])
     vocab = Vocab(model, tokens)
     n, used = len(tokens), {_MODEL, _TOKENS}

@@ -28,7 +28,7 @@ from llmconv.convert.vocab.base import (
     library,
 )
 from llmconv.convert.vocab.spm import SPACE
-from llmconv.errors import Unsupported
+from llmconv.errors import BadFile, Unsupported
 
 __all__ = ["splits_as_words", "to_files", "to_json", "to_tokenizers"]
 
@@ -308,9 +308,27 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
 def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
     """A `tokenizers.Tokenizer`: of `document`, else the folder's own tokenizer.json if known, else one rebuilt."""
     tokenizers = library("tokenizers")
-    text = orjson.dumps(to_json(vocab) if document is None else document)
+    document = to_json(vocab) if document is None else document
+    _check_for_library(document)
+    text = orjson.dumps(document)
     with refusing("this vocabulary"):
         return tokenizers.Tokenizer.from_str(text.decode())
+
+
+def _check_for_library(document: dict[str, Any]) -> None:
+    """Refuse what the library would not survive: it cuts a prefix off merges without looking whether it is there."""
+    model = document.get("model")
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    merges = model.get("merges") if isinstance(model, dict) else None
+    if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
+        return
+    for i, merge in enumerate(merges):
+        right = merge.partition(" ")[2] if isinstance(merge, str) else merge[-1] if isinstance(merge, list) else None
+        if not isinstance(right, str) or not right.startswith(prefix):
+            raise BadFile(
+                f"tokenizer.json: model.merges[{i}]: its second part does not begin with {prefix[:40]!r}, the "
+                "continuing_subword_prefix; the file is damaged"
+            )
 
 
 @contextlib.contextmanager
