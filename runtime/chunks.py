@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -154,16 +155,19 @@ def batches(chunks: Chunks, device: torch.device, tokens: int | None = None) -> 
 
 
 @contextmanager
-def device_errors(device: torch.device) -> Iterator[None]:
-    """Running out of a device's memory becomes a sentence."""
+def device_errors(
+    device: torch.device, advice: str = "use a smaller context (-c) or batch, or another device"
+) -> Iterator[None]:
+    """Running out of a device's memory becomes a sentence with the way out; a CPU says it in a plain `RuntimeError`."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        wanted = str(error).partition("Tried to allocate ")[2].partition(".  ")[0].split(". ")[0]
-        raise UsageError(
-            f"device {str(device)!r} is out of memory{f' (it was asked for {wanted} more)' if wanted else ''}; use a "
-            "smaller context (-c) or batch, or another device"
-        ) from None
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in text:
+            raise
+        wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+        asked = f" (it was asked for {wanted[1]} more)" if wanted else ""
+        raise UsageError(f"device {str(device)!r} is out of memory{asked}; {advice}") from None
 
 
 class Clock:

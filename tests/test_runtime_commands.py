@@ -149,6 +149,21 @@ def test_sentences(model: Path, text: Path, tmp_path: Path) -> None:
     assert code == 1 and "bare.gguf: holds no tokenizer" in said
 
 
+def test_no_room_for_a_run_is_a_sentence(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU says it, really asked for a petabyte; CUDA has an error of its own for it."""
+    loaded = llmconv.load(model, "cpu")
+    monkeypatch.setattr(loaded, "hidden", lambda *arguments, **options: torch.empty(1 << 50, dtype=torch.uint8))
+    for measure in (
+        lambda: llmconv.perplexity(loaded, text, context=64),
+        lambda: llmconv.compare(loaded, loaded, text, context=64),
+        lambda: llmconv.generate(loaded, "Once"),
+    ):
+        with pytest.raises(
+            llmconv.UsageError, match=r"'cpu' is out of memory \(it was asked for 1125899906842624 bytes"
+        ):
+            measure()
+
+
 def test_contradictions_are_named(model: Path, tmp_path: Path) -> None:
     def broken(**changes: object) -> str:
         checkpoint = formats.open(model)

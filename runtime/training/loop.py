@@ -7,9 +7,8 @@ import dataclasses
 import functools
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from llmconv.convert.sizing import TrainingMemory, shape_of, training_memory
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.show import Shown
+from llmconv.runtime.chunks import device_errors
 from llmconv.runtime.load import build
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
@@ -72,6 +72,10 @@ class Trained(Shown):
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
+_WITHOUT_ROOM = (
+    "give a smaller --batch-size or --context, more --accumulation, --activation-checkpointing, --dtype bf16, or "
+    "several devices with --parallel fsdp"
+)
 Reporter = Callable[[str, dict[str, Any]], None]
 """Called with ("plan", ...), ("tokenize", ...), ("step", ...), ("validate", ...) and what there is to show."""
 
@@ -96,7 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None 
     with contextlib.ExitStack() as stack:
         team = assemble(config.device, config.parallel)
         stack.callback(team.close)
-        stack.enter_context(_memory_errors(team.device))
+        stack.enter_context(device_errors(team.device, _WITHOUT_ROOM))
         return _train(config, resume, report or (lambda kind, facts: None), folder, team, kinds, export_type, stack)
 
 
@@ -233,23 +237,6 @@ def _train(
         _summarise(folder, config, result, training, plan, picture)
     team.barrier()
     return result
-
-
-@contextlib.contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
-    """Running out of memory becomes a sentence with the ways out; on a CPU torch says it in a plain `RuntimeError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
-            raise
-        wanted = re.search(r"(?:allocate|tried to allocate) ([\d.]+ \w+)", text)
-        raise UsageError(
-            f"device {str(device)!r} is out of memory{f' (it was asked for {wanted[1]} more)' if wanted else ''}; give "
-            "a smaller --batch-size or --context, more --accumulation, --activation-checkpointing, --dtype bf16, or "
-            "several devices with --parallel fsdp"
-        ) from None
 
 
 def _add_dropout(model: nn.Module, p: float) -> None:
