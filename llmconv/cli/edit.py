@@ -56,13 +56,15 @@ def edit(
 ) -> None:
     """Change the metadata of a GGUF or safetensors file, without touching tensor data when the header still fits.
 
-    Types: u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool str, with [] behind for a list.
+    Types: u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool str, with [] behind for a list: u32[]:1,2,3 or, for texts,
+    JSON.
 
     \b
     Examples:
       llmconv edit model.gguf --set general.name=str:tiny --set llama.context_length=u32:4096
       llmconv edit model.gguf --rename general.url=general.source.url --remove general.author
-      llmconv edit model.gguf --set 'tokenizer.ggml.add_bos_token=bool:false' -o fixed.gguf
+      llmconv edit model.gguf --set tokenizer.ggml.add_bos_token=bool:false -o fixed.gguf
+      llmconv edit model.gguf --set 'general.tags=str[]:["tiny", "stories"]'
     """
     from llmconv.formats.edit import parse_value
 
