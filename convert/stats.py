@@ -42,7 +42,7 @@ class TensorStats(Shown):
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Histogram(Shown):
     """edges: (bins + 1,) float64; counts: (bins,) int64; nonfinite: values that fell in no bin."""
 
     edges: NDArray[np.float64]

@@ -76,6 +76,9 @@ class Verdict(Shown):
     def same(self) -> bool:
         return all(t.ok for t in self.tensors) and not self.hparams and not self.vocab
 
+    def __repr__(self) -> str:
+        return f"Verdict(same={self.same}, tensors={self.counts()}, hparams={self.hparams}, vocab={self.vocab})"
+
     def counts(self) -> dict[str, int]:
         """status -> number of tensors."""
         found: dict[str, int] = {}

@@ -1,16 +1,21 @@
-"""How results look in a notebook: a base for the result dataclasses."""
+"""How results look at a prompt and in a notebook: a base for the result dataclasses."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 __all__ = ["Shown", "html_table"]
 
 MOST = 60
-"""Rows of a list that are shown."""
+"""Rows of a list that a notebook shows."""
+FEW = 8
+"""Items of a list or mapping that a repr shows in full; of a longer one, half as many."""
 
 
 def html_table(head: list[str], rows: list[list[str]]) -> str:
@@ -39,6 +44,8 @@ def _cell(value: Any) -> str:
             more = f"<p>… {len(value) - MOST} more</p>" if len(value) > MOST else ""
             return html_table(names, rows) + more
         return ", ".join(_cell(v) for v in value[:MOST])
+    if isinstance(value, np.ndarray):
+        return _cell(value.reshape(-1)[:MOST].tolist())
     return html.escape(str(value))
 
 
@@ -46,8 +53,35 @@ def _fields(value: Any) -> str:
     return html_table([], [[html.escape(f.name), _cell(getattr(value, f.name))] for f in dataclasses.fields(value)])
 
 
+def _few(value: Any) -> str:
+    """A value's repr, cut where it has many items."""
+    if isinstance(value, Mapping):
+        texts = [f"{k!r}: {_few(v)}" for k, v in itertools.islice(value.items(), FEW + 1)]
+        ends = "{}"
+    elif isinstance(value, list | tuple):
+        if len(value) > 1 and all(dataclasses.is_dataclass(v) for v in value):
+            return f"[{len(value)} x {type(value[0]).__name__}]"
+        texts = [_few(v) for v in value[: FEW + 1]]
+        ends = "[]" if isinstance(value, list) else "()"
+    else:
+        return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
+    if len(texts) > FEW:
+        texts = [*texts[: FEW // 2], f"… {len(value) - FEW // 2} more"]
+    return f"{ends[0]}{', '.join(texts)}{',' if ends == '()' and len(texts) == 1 else ''}{ends[1]}"
+
+
+def _line(value: Any) -> str:
+    fields = ", ".join(f"{f.name}={_few(getattr(value, f.name))}" for f in dataclasses.fields(value))
+    return f"{type(value).__name__}({fields})"
+
+
 class Shown:
-    """A dataclass that a notebook shows as a table of its fields."""
+    """A dataclass whose repr is a line however much it holds, and that a notebook shows as a table of its fields."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in cls.__dict__:  # before `dataclass` makes one that prints everything
+            cls.__repr__ = _line  # type: ignore[method-assign]
 
     def _repr_html_(self) -> str:
         return f"<p>{type(self).__name__}</p>{_fields(self)}"

@@ -51,3 +51,16 @@ def test_real_results_show() -> None:
     assert "124,439,808" in llmconv.size("gpt2-small")._repr_html_()
     model = Checkpoint({"x": Tensor.from_array("x", np.ones(3, np.float32))}, {"general.architecture": "none"})
     assert "identical" in llmconv.verify(model, model)._repr_html_()
+
+
+def test_a_repr_is_a_line_however_much_it_holds() -> None:
+    assert repr(Row("a")) == "Row(name='a', n=1234567, share=0.25)"
+    assert repr(Report([Row("a")], {"x": 1})) == "Report(rows=[Row(name='a', n=1234567, share=0.25)], parts={'x': 1})"
+    many = Report([Row(str(i)) for i in range(100)], {f"k{i}": i for i in range(30)})
+    assert repr(many) == "Report(rows=[100 x Row], parts={'k0': 0, 'k1': 1, 'k2': 2, 'k3': 3, … 26 more})"
+    model = Checkpoint({"x": Tensor.from_array("x", np.ones(3, np.float32))}, {"general.architecture": "none"})
+    assert repr(llmconv.verify(model, model)) == "Verdict(same=True, tensors={'identical': 1}, hparams={}, vocab=[])"
+    assert repr(llmconv.histogram(model, "x", 10)) == "Histogram(edges=float64[11], counts=int64[10], nonfinite=0)"
+    assert "0.5" in llmconv.histogram(model, "x", 10)._repr_html_()
+    assert len(repr(llmconv.size("llama2-7b"))) < 1500
+    assert eval(repr(Row("a"))) == Row("a")
