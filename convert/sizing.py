@@ -142,7 +142,7 @@ def _int8_bytes(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class TrainingMemory(Shown):
-    """Bytes per device to train with AdamW: weights, gradients, optimizer states, activations, their total.
+    """Bytes per device to train: weights, gradients, optimizer states, activations, their total.
 
     devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
     """
@@ -167,22 +167,26 @@ def training_memory(
     context: int = 0,
     devices: int = 1,
     weight_bytes: int = 4,
+    optimizer_bytes: int = 8,
+    activation_bytes: int = 2,
     checkpointing: bool = False,
 ) -> TrainingMemory:
     """Memory to train a model of this shape, per device.
 
-    weight_bytes: of a weight and of its gradient (4: float32 masters under autocast, the usual way).  AdamW keeps two
-    float32 moments.  Activations follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformers"
-    (2022), with attention that does not keep its matrix: 34 bytes per token, layer and channel in 16-bit, 2 with
-    checkpointing, plus the logits in float32 and their gradient.
+    weight_bytes: of a weight and of its gradient (4: float32 masters under autocast, the usual way).  optimizer_bytes:
+    of what the optimizer keeps of a weight (8: AdamW's two float32 moments).  activation_bytes: of a number that the
+    model computes (2: bfloat16 or float16).  Activations follow Korthikanti et al., "Reducing Activation Recomputation
+    in Large Transformers" (2022), with attention that does not keep its matrix: 34 bytes per token, layer and channel
+    in 16-bit, 2 with checkpointing, plus the logits in float32 and their gradient.
     """
     n = _elements(shape.tensors.values())
     context = context or min(shape.dim("n_ctx") or 1024, 4096)
     tokens = batch * context
-    per_channel = 2 if checkpointing else 34
+    per_channel = activation_bytes * (1 if checkpointing else 17)
     activations = tokens * shape.dim("n_embd") * shape.dim("n_layer") * per_channel + 8 * tokens * shape.dim("n_vocab")
     share = -(-n // devices)
-    return TrainingMemory(devices, batch, context, weight_bytes * share, weight_bytes * share, 8 * share, activations)
+    states = weight_bytes * share, weight_bytes * share, optimizer_bytes * share
+    return TrainingMemory(devices, batch, context, *states, activations)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,15 @@ def test_sharding_divides_the_states() -> None:
     assert eight.activations == one.activations
 
 
+def test_activations_are_as_wide_as_what_is_computed_in() -> None:
+    shape = shape_of(preset("gpt2-small"))
+    logits = 8 * 128 * 50257
+    two, four = (training_memory(shape, context=128, activation_bytes=n).activations - logits for n in (2, 4))
+    assert four == 2 * two == 2 * 34 * 128 * 768 * 12
+    assert training_memory(shape, context=128, checkpointing=True).activations == two // 17 + logits
+    assert training_memory(shape, optimizer_bytes=4).optimizer == 4 * 124_439_808
+
+
 def test_command_prints_json_and_tables() -> None:
     run = CliRunner().invoke(cli, ["size", "gpt2-small", "--json"])
     assert json.loads(run.stdout)["parameters"] == 124_439_808

@@ -21,6 +21,9 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 import llmconv
 from llmconv.cli import cli
+from llmconv.convert.sizing import shape_of, training_memory
+from llmconv.convert.vocab import from_words
+from llmconv.runtime.load import build
 from llmconv.runtime.training import data as data_files
 from llmconv.runtime.training import loop
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
@@ -257,6 +260,25 @@ def test_fresh_weights_are_the_same_however_they_are_read(pairs: Path, tmp_path:
     assert np.array_equal(whole[250:270], tensor.rows(250, 270))
     assert whole.std() == pytest.approx(0.02, rel=0.02)
     assert abs(checkpoint.tensors["blk.0.ffn_down.weight"].numpy().std() / (0.02 / math.sqrt(2)) - 1) < 0.1
+
+
+def test_the_plan_is_what_torch_keeps() -> None:
+    """Activations of a GPT-2 as autograd saves them for the backward pass, against the formula."""
+    config = TrainConfig(data="-", output="-", preset="gpt2-small", layers=4, dim=256, heads=4, context=256)
+    start = fresh_checkpoint(config, from_words(["[PAD]", "[UNK]", "[EOS]", *map(str, range(300))]))
+    model = build(start, torch.device("cpu"), torch.float32).train()
+    kept = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+
+    def keep(value: Any) -> Any:
+        kept.setdefault(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())
+        return value
+
+    tokens = torch.randint(0, 300, (2, 256))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    plan = training_memory(shape_of(start), batch=2, context=256, activation_bytes=4)
+    assert loss.item() > 0
+    assert sum(kept.values()) == pytest.approx(plan.activations, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["word", "char", "bpe", "wordpiece"])

@@ -136,6 +136,8 @@ def _train(
         batch=share,
         context=context,
         devices=team.size if team.sharded else 1,
+        optimizer_bytes=8 if config.optimizer == "adamw" else 4,  # two moments, or SGD's momentum
+        activation_bytes=4 if config.dtype == "f32" else 2,
         checkpointing=config.activation_checkpointing,
     )
     report("plan", {"memory": plan, "parameters": n_parameters, "device": str(team.device), "processes": team.size})
