@@ -19,8 +19,10 @@ from llmconv.formats.files import Output, open_regular
 from llmconv.formats.show import Shown
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime import sweep_report
+from llmconv.runtime.chunks import text_chunks
 from llmconv.runtime.compare import compare
 from llmconv.runtime.load import load
+from llmconv.runtime.perplexity import pair_batches, pairs_of
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -100,6 +102,16 @@ def _read_state(path: Path, identity: str) -> dict[str, Any]:
     return dict(state)
 
 
+def _check_text(model: Path, text: Path, context: int) -> None:
+    """Refuse a text that the model can't be measured on, before any work: the model without its weights cuts it."""
+    weightless = load(model, "meta")
+    pairs = pairs_of(text)
+    if pairs is None:
+        text_chunks(weightless, model, text, context or None, 1, None)
+    else:
+        next(pair_batches(weightless, model, text, pairs[:1]))
+
+
 def _write(path: Path, text: str) -> None:
     data = text.encode()
     with Output(path, force=True, size=len(data)) as out:
@@ -167,6 +179,7 @@ def sweep(
     files = {name: output / f"{stem}-{name}.gguf" for name in names}
     missing = [name for name in names if name not in rows and not (name in seconds and files[name].exists())]
     if missing:
+        _check_text(model, text, context)
         step = f"quantizing to {', '.join(missing)}"
         say(step, 0, 0)
         whole, read = formats.open(model).nbytes, 0

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch", reason="a sweep evaluates with torch")
 
 import llmconv
+from llmconv.cli import cli
 from llmconv.convert.vocab import from_words
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
@@ -150,6 +152,28 @@ def test_bad_input(model: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(llmconv.BadFile, match="no state of a sweep"):
         run(model, text, tmp_path, "Q8_0")
+
+
+def test_a_text_that_can_not_be_scored_is_refused_before_quantizing(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    with pytest.raises(llmconv.UsageError, match="fewer than one chunk of 16"):
+        run(model, tmp_path / "short.txt", tmp_path / "out", "Q8_0")
+    wordless = llmconv.open(model)
+    keys = {k: v for k, v in wordless.metadata.items() if not k.startswith("tokenizer.")}
+    gguf_file.save(replace(wordless, metadata=keys), tmp_path / "wordless.gguf")
+    with pytest.raises(llmconv.BadFile, match=r"wordless.gguf: holds no tokenizer"):
+        run(tmp_path / "wordless.gguf", tmp_path / "short.txt", tmp_path / "out", "Q8_0")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_quantized_model_is_swept_on_request(model: Path, text: Path, tmp_path: Path) -> None:
+    llmconv.quantize(model, tmp_path / "q8.gguf", "Q8_0")
+    arguments = ["sweep", tmp_path / "q8.gguf", text, "--types", "Q4_0", "-c", 16, "--chunks", 4, "--no-plot", "-q"]
+    arguments = [str(a) for a in [*arguments, "-o", tmp_path / "out", "--device", "cpu"]]
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, llmconv.Unsupported) and "--allow-requantize" in str(refused.exception)
+    assert CliRunner().invoke(cli, [*arguments, "--allow-requantize"]).exit_code == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["mean_kld"] > 0
 
 
 def test_a_json_model_is_measured_over_pairs(root: Path, tmp_path: Path) -> None:

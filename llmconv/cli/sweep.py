@@ -53,6 +53,7 @@ class _Watch:
 @click.option("--chunks", type=click.IntRange(min=1), help="Stop after this many chunks.")
 @click.option("--device", default="auto", show_default=True, help="Where to evaluate: auto, cpu, cuda, mps.")
 @click.option("--imatrix", type=PATH, help="Importance weights for quantizing.")
+@click.option("--allow-requantize", is_flag=True, help="MODEL may be quantized already; its types then lose twice.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads  [default: processors]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")
@@ -68,6 +69,7 @@ def sweep(
     chunks: int | None,
     device: str,
     imatrix: Path | None,
+    allow_requantize: bool,
     jobs: int | None,
     keep: bool,
     plot: bool,
@@ -103,6 +105,7 @@ def sweep(
             jobs=jobs,
             progress=None if quiet else watch,
             **({"imatrix": imatrix} if imatrix else {}),
+            **({"allow_requantize": True} if allow_requantize else {}),
         )
     finally:
         watch.close()
