@@ -9,6 +9,7 @@ stays in the skeleton, where the error gets its path.
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -203,6 +204,9 @@ def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue) -> Numbe
             array = None  # the parser refuses to go on while something points into its last document
         if inner is None or (shape is not None and inner != shape) or values.size != n * int(np.prod(inner)):
             return None
+        whole_buffer: Any = piece.obj  # whose method counts without a copy
+        if whole_buffer.count(b"[", 0, len(piece)) != _brackets(n, inner):
+            return None  # a number in brackets of its own, which the buffer does not show
         whole = values == np.trunc(values)
         if whole.any():
             literal = _integers(bytes(piece), whole)
@@ -222,6 +226,11 @@ def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue) -> Numbe
     where = np.concatenate(ints) if ints else np.empty(0, np.intp)
     written: str | tuple[int, ...] = "all" if where.size == total else tuple(where.tolist())
     return Numbers(values.reshape(count, *shape), "nested", written)
+
+
+def _brackets(n: int, inner: tuple[int, ...]) -> int:
+    """How many arrays n arrays (or numbers) of the shape `inner` and the one around them are."""
+    return 1 + n * sum(math.prod(inner[:k]) for k in range(len(inner)))
 
 
 def _pieces(text: Text, start: int, end: int, depth: int) -> Iterator[memoryview]:

@@ -94,6 +94,16 @@ def test_the_layout_of_a_document_that_is_all_array(tmp_path: Path, layout: str,
     assert json_file.is_exact(opened(tmp_path, text))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_number_in_brackets_of_its_own_is_ragged(tmp_path: Path, rank: int) -> None:
+    """However long the array: simdjson's buffer shows no difference."""
+    values: list[object] = [0.5] * 3000
+    values[1234] = [0.5]
+    text = json.dumps([[values]] if rank == 3 else [values] if rank == 2 else values)
+    with pytest.raises(BadFile):
+        opened(tmp_path, text).tensors["values"].numpy()
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_javascript_prints_numbers_as_we_do(tmp_path: Path) -> None:
     values = [0.1, 1e21, 1e-7, 1e-6, 123456789012345680000, 5e-324, 1.7976931348623157e308, 1e15, 1e16, -1.5e-9, 100, 0]
