@@ -290,6 +290,16 @@ def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
     assert len(vocab) <= 300
 
 
+def test_tokenizing_reports_how_far_it_is(book: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    config = settings(book, tmp_path / "run", preset="simple-1m-causal", heads=2, context=8, steps=1)
+    train(config, report=lambda kind, facts: seen.append((kind, facts)))
+    kinds = [kind for kind, _ in seen]
+    assert kinds == ["tokenize"] * kinds.count("tokenize") + ["plan", "step", "validate"]
+    assert sum(facts["bytes"] for kind, facts in seen if kind == "tokenize") == book.stat().st_size
+    assert seen[0][1]["total"] == book.stat().st_size
+
+
 def test_data_kinds(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()

@@ -124,7 +124,7 @@ def train(
 
 
 class _Watch:
-    """The plan in a line, then a bar with loss, learning rate and speed, where a person is looking."""
+    """A bar while tokenizing, the plan in a line, then a bar with loss, rate and speed, where a person is looking."""
 
     def __init__(self, config: TrainConfig, quiet: bool):
         self.config, self.quiet = config, quiet
@@ -136,11 +136,24 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
+
+    def _need_bar(self, **options: Any) -> Any:
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(disable=None, file=sys.stderr, dynamic_ncols=True, **options)
+        return self.bar
 
     def __call__(self, kind: str, facts: dict[str, Any]) -> None:
         if self.quiet:
             return
-        if kind == "plan":
+        if kind == "tokenize":
+            scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+            bar = self._need_bar(total=facts["total"], desc="tokenizing", delay=1, leave=False, **scale)
+            bar.update(facts["bytes"])
+        elif kind == "plan":
+            self.__exit__()
             memory = facts["memory"]
             parts = ("weights", "gradients", "optimizer", "activations")
             listed = ", ".join(f"{part} {human(getattr(memory, part))}" for part in parts)
@@ -150,13 +163,10 @@ class _Watch:
                 err=True,
             )
         elif kind == "step":
-            if self.bar is None:
-                from tqdm import tqdm
-
-                self.bar = tqdm(total=self.config.steps, initial=facts["step"] - 1, unit="step", disable=None)
-            self.bar.update(1)
+            bar = self._need_bar(total=self.config.steps, initial=facts["step"] - 1, unit="step")
+            bar.update(1)
             if "loss" in facts:
-                self.bar.set_postfix(
+                bar.set_postfix(
                     loss=f"{facts['loss']:.4f}", lr=f"{facts['lr']:.2e}", tokens_s=f"{facts['tokens_per_second']:,.0f}"
                 )
         elif kind == "validate" and self.bar is not None:

@@ -21,7 +21,7 @@ from llmconv.convert.vocab import Vocab
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
 
-__all__ = ["Batch", "Pairs", "Stream", "documents", "load_data", "read_pairs"]
+__all__ = ["Batch", "Pairs", "Stream", "documents", "load_data", "read_pairs", "text_bytes"]
 
 PIECE = 1 << 20
 """Characters tokenized at a time."""
@@ -44,6 +44,11 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise BadFile(f"{at(path)}: holds no {', '.join(TEXT_SUFFIXES)} or .jsonl file to train on")
     return found
+
+
+def text_bytes(path: Path) -> int:
+    """The size of the data's files; of JSON lines a little more than their texts'."""
+    return sum(file.stat().st_size for file in _files(path))
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -207,7 +212,8 @@ def load_data(
     """Training and validation data; for pairs without a validation share, the training pairs themselves are measured.
 
     A text is tokenized once into `folder` (tokens.bin: uint16 or uint32, little-endian) and mapped; the next run
-    on the same data and vocabulary finds it there.  `progress` is called with the characters done.
+    on the same data and vocabulary finds it there.  `progress` is called with the bytes of text just done, of
+    `text_bytes(path)` or so.
     """
     pairs = read_pairs(path)
     if pairs is not None:
@@ -289,4 +295,4 @@ def _tokenize(
                 text = " ".join(piece.split()) if vocab.model == "words" else piece
                 out.file.write(np.array(tokenizer.encode(text), dtype).tobytes())
                 if progress:
-                    progress(len(piece))
+                    progress(len(piece.encode("utf-8", "surrogatepass")))

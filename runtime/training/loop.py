@@ -27,7 +27,7 @@ from llmconv.runtime.chunks import device_errors
 from llmconv.runtime.load import build
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.data import Pairs, Stream, load_data
+from llmconv.runtime.training.data import Pairs, Stream, load_data, text_bytes
 from llmconv.runtime.training.export import check_exports, export, gathered
 from llmconv.runtime.training.log import Log, draw_losses, write_summary
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
@@ -77,7 +77,7 @@ _WITHOUT_ROOM = (
     "several devices with --parallel fsdp"
 )
 Reporter = Callable[[str, dict[str, Any]], None]
-"""Called with ("plan", ...), ("tokenize", ...), ("step", ...), ("validate", ...) and what there is to show."""
+"""Called with "tokenize", "plan", "step" or "validate" and what there is to show, by name."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None = None) -> Trained:
@@ -118,7 +118,8 @@ def _train(
     start, vocab = starting_point(config, folder, resume, team)
     context = context_of(config, start)
     if team.rank == 0:
-        load = functools.partial(load_data, progress=lambda n: report("tokenize", {"characters": n}))
+        total = text_bytes(Path(config.data))
+        load = functools.partial(load_data, progress=lambda n: report("tokenize", {"bytes": n, "total": total}))
     else:
         team.barrier()  # the first process tokenizes, the others find it done
         load = functools.partial(load_data)
