@@ -8,14 +8,15 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text, run_options, with_error
+from llmconv.cli.options import PATH
 
 __all__ = ["compare"]
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.argument("text", type=click.Path(path_type=Path))
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.argument("text", type=PATH)
 @context_option
 @chunks_option
 @click.option("--max-kld", type=click.FloatRange(min=0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")

@@ -9,12 +9,13 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import json_text, run_options
+from llmconv.cli.options import PATH
 
 __all__ = ["generate"]
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to continue.  [default: standard input]")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: the likeliest.")

@@ -8,13 +8,14 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text, run_options, with_error
+from llmconv.cli.options import PATH
 
 __all__ = ["perplexity"]
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("text", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
+@click.argument("text", type=PATH)
 @context_option
 @chunks_option
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
