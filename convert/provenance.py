@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from llmconv import __version__
@@ -47,7 +47,8 @@ class Certificate(Shown):
         return all(check.ok for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "recorded": self.recorded, "checks": [asdict(c) for c in self.checks]}
+        """For JSON, with the answer."""
+        return {"ok": self.ok, **super().as_dict()}
 
 
 def certify(checkpoint: Checkpoint, canonical: Checkpoint, source: Checkpoint, rounding: str) -> None:

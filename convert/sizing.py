@@ -10,7 +10,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,8 @@ class SizeReport(Shown):
     training: TrainingMemory
 
     def as_dict(self) -> dict[str, Any]:
-        out = asdict(self)
+        """For JSON, with the total of the training memory."""
+        out = super().as_dict()
         out["training"]["total"] = self.training.total
         return out
 

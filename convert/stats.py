@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +34,6 @@ class TensorStats(Shown):
     zeros: float
     nonfinite: int
     outliers: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: None in its place."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

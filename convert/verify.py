@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,21 +87,8 @@ class Verdict(Shown):
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: NaN as None."""
-        rows = [
-            {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(t).items()}
-            for t in self.tensors
-        ]
-        return {
-            "same": self.same,
-            "tolerance": self.tolerance,
-            "counts": self.counts(),
-            "tensors": rows,
-            "hparams": {key: list(pair) for key, pair in self.hparams.items()},
-            "vocab": self.vocab,
-            "notes": self.notes,
-            "run": asdict(self.run) if self.run is not None else None,
-        }
+        """For JSON, with the answer and the counts."""
+        return {"same": self.same, "counts": self.counts(), **super().as_dict()}
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+import math
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Shown", "html_table"]
+__all__ = ["Shown", "for_json", "html_table"]
 
 MOST = 60
 """Rows of a list that a notebook shows."""
@@ -75,8 +77,27 @@ def _line(value: Any) -> str:
     return f"{type(value).__name__}({fields})"
 
 
+def for_json(value: Any) -> Any:
+    """A value as JSON has it: dataclasses as objects, paths as text, arrays as lists, no NaN or infinity but null."""
+    if isinstance(value, Mapping):
+        return {str(k): for_json(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: for_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [for_json(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return for_json(value.tolist())
+    if isinstance(value, PurePath):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Shown:
     """A dataclass whose repr is a line however much it holds, and that a notebook shows as a table of its fields."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields for JSON: see `for_json`."""
+        return dict(for_json(self))
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -67,9 +66,6 @@ class Comparison(Shown):
     chunks: int
     seconds: float
     tokens_per_second: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare(

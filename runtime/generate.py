@@ -36,9 +36,6 @@ class Generation(Shown):
     seconds: float
     tokens_per_second: float
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def generate(
     model: Source,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +47,6 @@ class Perplexity(Shown):
     last_position_perplexity: float | None
     seconds: float
     tokens_per_second: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def perplexity(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -51,6 +53,28 @@ def test_real_results_show() -> None:
     assert "124,439,808" in llmconv.size("gpt2-small")._repr_html_()
     model = Checkpoint({"x": Tensor.from_array("x", np.ones(3, np.float32))}, {"general.architecture": "none"})
     assert "identical" in llmconv.verify(model, model)._repr_html_()
+
+
+def test_results_are_json() -> None:
+    @dataclass(frozen=True)
+    class Odd(Shown):
+        path: Path
+        pairs: tuple[tuple[str, float], ...]
+        counts: object
+        row: Row
+
+    odd = Odd(Path("a/b"), (("x", float("inf")), ("y", 1.0)), np.array([1, 2]), Row("c", share=float("nan")))
+    assert odd.as_dict() == {
+        "path": str(Path("a/b")), "pairs": [["x", None], ["y", 1.0]], "counts": [1, 2],
+        "row": {"name": "c", "n": 1234567, "share": None},
+    }  # fmt: skip
+    zero, one = (
+        Checkpoint({"x": Tensor.from_array("x", fill((2, 4), np.float32))}, {"general.architecture": "none"})
+        for fill in (np.zeros, np.ones)
+    )
+    found = llmconv.verify(zero, one).as_dict()  # an infinite relative error, no angle
+    assert json.loads(json.dumps(found, allow_nan=False))["tensors"][0]["relative"] is None
+    assert (found["same"], found["counts"]) == (False, {"different": 1})
 
 
 def test_a_repr_is_a_line_however_much_it_holds() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def edit(
     if quiet:
         return
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+        click.echo(json.dumps(result.as_dict(), indent=2))
         return
     if result.recovered:
         click.echo(f"note: {file}: an edit that had been cut off was undone first", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -73,9 +72,8 @@ class Bar:
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """JSON for programs; a number that JSON has no word for becomes null."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return json.dumps(clean, indent=2, ensure_ascii=False)
+    """JSON for programs."""
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def with_error(value: float, error: float | None = None, digits: int = 4) -> str:

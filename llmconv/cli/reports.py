@@ -122,7 +122,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     """
     found = llmconv.diff(a, b)
     if as_json:
-        click.echo(json.dumps([vars(d) | {} for d in found], indent=2))
+        click.echo(json.dumps([d.as_dict() for d in found], indent=2))
     elif not quiet:
         for d in found:
             if d.a is not None:

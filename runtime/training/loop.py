@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -63,13 +62,6 @@ class Trained(Shown):
     checkpoint: Path | None
     exports: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = dataclasses.asdict(self)
-        found["checkpoint"] = str(self.checkpoint) if self.checkpoint else None
-        found["exports"] = [str(path) for path in self.exports]
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
 _WITHOUT_ROOM = (
