@@ -28,6 +28,8 @@ SCALES = {
     ),
     "steps": lambda rng, shape: np.repeat(rng.standard_normal((shape[0], shape[1] // 16)), 16, 1),
 }
+FOURTH_POWERS = {"IQ2_S", "IQ3_XXS", "IQ3_S"}
+"""Without importance their errors are of the order of x^4; where that is infinite the reference ends the process."""
 WEIGHTS = {
     "none": lambda rng, k: None,
     "even": lambda rng, k: rng.random(k),
@@ -54,8 +56,6 @@ def ggml() -> ModuleType:
 def test_same_bytes(ggml, block, scale, weights):
     if not block.can_encode():
         pytest.skip(f"{block.name} is read only")
-    if scale == "every scale" and block.name.startswith(("IQ1", "IQ2", "IQ3")):
-        pytest.skip(f"the reference's {block.name} ends the process on rows of some of these scales")
     seed = secrets.randbits(32)
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(1, 34)), 256 * int(rng.integers(1, 5))
@@ -65,6 +65,8 @@ def test_same_bytes(ggml, block, scale, weights):
         importance = importance.astype(np.float32)
     elif block.needs_importance:
         pytest.skip(f"{block.name} needs importance")
+    elif block.name in FOURTH_POWERS:
+        rows = np.where(np.abs(rows).max(1, keepdims=True) > 1e8, rows * np.float32(1e-20), rows)
     got, expected = block.encode(rows, importance), ggml.encode(block.ggml_id, rows, importance)
     assert np.array_equal(got, expected), f"seed {seed}: {np.count_nonzero((got != expected).any(1))} of {n} rows"
 
