@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, foreign, kept, packed, vocab
-from llmconv.convert.archs.base import SERIES, Architecture, Form, Slot
+from llmconv.convert.archs.base import Architecture, Slot
 from llmconv.convert.archs.config import normalized, usable
+from llmconv.convert.matching import (
+    check_shapes,
+    check_types,
+    find,
+    first_missing,
+    left_out,
+    more,
+    prefix_of,
+    shown,
+)
 from llmconv.convert.ops import PackMxfp4, Shift
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.quant import by_name, plain
+from llmconv.quant import plain
 
 __all__ = ["from_gguf", "read_config", "to_gguf"]
 
@@ -86,7 +96,7 @@ def to_gguf(
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
     dims["n_vocab"] = dims["n_vocab"] or _number(flat.get("vocab_size"))
-    prefix = _prefix(arch, dims, checkpoint.tensors)
+    prefix = prefix_of(arch, dims, checkpoint.tensors)
     forms: dict[str, int] = {}
     exact: dict[str, Any] = {}
     used: set[str] = set()
@@ -97,11 +107,11 @@ def to_gguf(
         if values is not None:
             out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
     for slot in arch.slots(dims):
-        found = _find(slot, prefix, checkpoint.tensors)
+        found = find(slot, prefix, checkpoint.tensors)
         if found is None:
             if slot.row.optional is False:
                 raise BadFile(
-                    f"{where}: tensor {_first_missing(slot, prefix, checkpoint.tensors)!r} is missing; "
+                    f"{where}: tensor {first_missing(slot, prefix, checkpoint.tensors)!r} is missing; "
                     f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
                     "--layout plain converts any tensors under their own names"
                 )
@@ -111,8 +121,8 @@ def to_gguf(
             forms[slot.row.gguf[0]] = form
         used.update(names)
         parts = tuple(checkpoint.tensors[name] for name in names)
-        _check_shapes(where, slot, form, parts)
-        _check_types(where, slot, form, parts)
+        check_shapes(where, slot, form, parts)
+        check_types(where, slot, form, parts)
         for op in slot.row.forms[form].ops:
             if isinstance(op, Shift):
                 for name, part in zip(names, parts, strict=True):
@@ -125,7 +135,7 @@ def to_gguf(
     extra = [name for name in checkpoint.tensors if name not in used]
     carried = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in carried]
-    notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
+    notes += [*left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {kept.DTYPES: kept.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})}
     if prefix != arch.prefixes[0]:
@@ -182,7 +192,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         parts = tuple(checkpoint.tensors[n] for n in slot.gguf)
         for part, shape in zip(parts, slot.shapes, strict=True):
             if part.shape != shape:
-                raise BadFile(f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(shape)}")
+                raise BadFile(f"{where}: tensor {part.name!r} has shape {shown(part.shape)}, expected {shown(shape)}")
         form = _form(slot, forms, checkpoint.tensors, where)
         for tensor in _undone(slot, form, prefix, parts, dtypes, metadata):
             if not parts[0].type.is_plain() and tensor.type not in (plain.F32, parts[0].type):
@@ -194,7 +204,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     extra = [n for n in checkpoint.tensors if n not in used]
     if extra and strict:
         raise BadFile(
-            f"{where}: tensor {extra[0]!r}{_more(extra)} is none that a {arch.gguf} model has; "
+            f"{where}: tensor {extra[0]!r}{more(extra)} is none that a {arch.gguf} model has; "
             "--no-strict leaves such tensors out"
         )
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
@@ -220,65 +230,8 @@ def _where(checkpoint: Checkpoint) -> str:
     return at(checkpoint.source) if checkpoint.source else "model"
 
 
-def _dims(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def _prefix(arch: Architecture, dims: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The prefix under which most of the first layer's tensors are."""
-
-    def score(prefix: str) -> int:
-        first = arch.slots({**dims, "n_layer": min(1, dims["n_layer"])})
-        return sum(_find(slot, prefix, tensors) is not None for slot in first)
-
-    return max(arch.prefixes, key=score)  # the first of equals
-
-
-def _find(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]] | None:
-    """The first form of the row whose tensors are all there."""
-    for number, form in enumerate(slot.row.forms):
-        if _too_many(slot, form, len(tensors)):
-            continue  # a count that the file can't have
-        names = slot.hf(number, prefix)
-        if names and all(name in tensors for name in names):
-            return number, names
-    return None
-
-
-def _too_many(slot: Slot, form: Form, count: int) -> bool:
-    return any(series in name and slot.dims.get(n, 0) > count for name in form.hf for series, n in SERIES.items())
-
-
-def _first_missing(slot: Slot, prefix: str, tensors: Mapping[str, Tensor]) -> str:
-    if _too_many(slot, slot.row.forms[0], len(tensors)):
-        return slot.row.forms[0].hf[0].replace("{p}", prefix).replace("{i}", str(slot.dims["i"]))
-    return next((name for name in slot.hf(0, prefix) if name not in tensors), slot.gguf[0])
-
-
-def _check_shapes(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) -> None:
-    """Whether the tensors have the shapes that undoing the ops on the expected GGUF shapes would give."""
-    ops = slot.row.forms[form].ops
-    kind = by_name("MXFP4") if any(isinstance(op, PackMxfp4) for op in ops) else plain.F32
-    expected = _shadow(slot, kind)
-    try:
-        for op in reversed(ops):
-            expected = op.undo(expected, slot.dims)
-    except LlmconvError as error:
-        raise BadFile(f"{where}: config.json contradicts itself about {parts[0].name!r}: {error}") from None
-    for part, want in zip(parts, expected, strict=True):
-        if part.shape != want.shape:
-            raise BadFile(
-                f"{where}: tensor {part.name!r} has shape {_dims(part.shape)}, expected {_dims(want.shape)} "
-                "by config.json"
-            )
 
 
 def _beyond_gguf(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
@@ -289,40 +242,6 @@ def _beyond_gguf(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     vocab_size = arch.decoder.get("head_norm_vocab")
     if vocab_size is not None and (config.get("vocab_size") == vocab_size or "z_loss_weight" in config):
         notes.append("Baichuan 2 scales the rows of its head to length 1, which llama.cpp will not do")
-    return notes
-
-
-def _check_types(where: str, slot: Slot, form: int, parts: tuple[Tensor, ...]) -> None:
-    """Whether the weights are floats: whole numbers mean nothing without scales, which `packed` has looked for."""
-    if any(isinstance(op, PackMxfp4) for op in slot.row.forms[form].ops):
-        return
-    for part in parts:
-        if part.type.is_plain() and not part.type.is_float:
-            raise BadFile(
-                f"{where}: tensor {part.name!r} is {part.type.name}, expected floats: nothing says what its numbers "
-                "stand for; give the original model"
-            )
-
-
-def _shadow(slot: Slot, kind: BlockClass) -> tuple[Tensor, ...]:
-    def read(start: int, stop: int) -> Any:
-        raise AssertionError("a shape has no bytes")
-
-    return tuple(Tensor(name, shape, kind, read) for name, shape in zip(slot.gguf, slot.shapes, strict=True))
-
-
-def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
-    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
-    derived = [n for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.dropped)]
-    unknown = [n for n in extra if n not in set(derived)]
-    if unknown and strict:
-        raise BadFile(
-            f"{where}: tensor {unknown[0]!r}{_more(unknown)} is none that a {arch.gguf} model has; "
-            "--no-strict leaves such tensors out"
-        )
-    notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
-    if derived:
-        notes.append(f"left out, computed from the configuration: {derived[0]}{_more(derived)}")
     return notes
 
 
