@@ -113,6 +113,7 @@ def save(
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
     from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
+    exclude = [exclude] if isinstance(exclude, str) else exclude
     if exclude:
         if provenance:
             raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
@@ -303,9 +304,10 @@ def _check_folder(path: Path, force: bool, source: Path | None) -> None:
         raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
 
 
-_OF_A_MODEL = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+_OF_A_MODEL = (  # names that a reader of the folder would take for parts of the new model; nothing else is touched
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
     "tokenizer*.json",

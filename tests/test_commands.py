@@ -72,6 +72,18 @@ def test_every_direction(run: Any, model: Path, name: str) -> None:
     assert opened.format == target and len(opened.tensors) == 23
 
 
+def test_writing_over_a_folder_removes_the_old_model_and_nothing_else(run: Any, model: Path) -> None:
+    Path("folder").mkdir()
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.txt", "generation_config.json")
+    others = ("notes.txt", "other.safetensors", "adapter_model.safetensors", "data.json")
+    for name in (*old, *others):
+        (Path("folder") / name).write_text("x")
+    assert run("convert", "model.json", "folder").code == 1
+    assert run("convert", "model.json", "folder", "--force").code == 0
+    there = {p.name for p in Path("folder").iterdir()}
+    assert not there & set(old) and set(others) <= there and "model.safetensors" in there
+
+
 def test_the_summary_names_what_was_written(run: Any, model: Path) -> None:
     assert run("convert", "model.json", "m.gguf", "--split-max-tensors", "12").out.startswith(
         "m-00001-of-00002.gguf and 1 more: 23 tensors, "

@@ -135,7 +135,7 @@ def test_tensors_are_left_out_when_asked(tmp_path: Path) -> None:
     back = llmconv.open(tmp_path / "back.safetensors").tensors
     assert set(back) == {*ARRAYS, *BELOW_A_BYTE} - {"complex", "large"} and back["empty"].shape == (0, 4)
     with pytest.raises(UsageError, match="'nosuch' fits no tensor"):
-        llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "n.gguf", exclude=["nosuch"])
+        llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "n.gguf", exclude="nosuch")
     (tmp_path / "d.json").write_text(json.dumps(document()))
     with pytest.raises(UsageError, match="needs all of its tensors"):
         llmconv.convert_file(tmp_path / "d.json", tmp_path / "n.gguf", exclude=["weights*"])
