@@ -23,9 +23,10 @@ import llmconv
 from llmconv.cli import cli
 from llmconv.convert.sizing import shape_of, training_memory
 from llmconv.convert.vocab import from_words
-from llmconv.runtime.load import build
+from llmconv.formats.tensor import Tensor
+from llmconv.runtime.load import build, read_tensor
 from llmconv.runtime.training import data as data_files
-from llmconv.runtime.training import loop
+from llmconv.runtime.training import loop, parallel
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import read_log
@@ -225,6 +226,35 @@ def test_two_processes_are_one(pairs: Path, tmp_path: Path, parallel: str) -> No
     assert verdict.same
 
 
+@pytest.mark.parametrize("shape", [(7, 4), (7,), (5, 2, 4), (1, 3)])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_a_process_reads_its_own_rows(shape: tuple[int, ...], size: int) -> None:
+    whole = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    tensor = Tensor.from_array("x", whole.numpy())
+    step = -(-shape[0] // size)
+    for rank, expected in enumerate(whole.chunk(size)):  # as FSDP2 cuts
+        part = parallel._part(tensor, rank * step, tuple(expected.shape))
+        assert torch.equal(read_tensor(part, expected.shape, torch.float32, torch.device("cpu")), expected)
+
+
+def test_a_sharded_model_is_cut_before_it_has_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def spy(start: Any, device: Any, dtype: Any) -> Any:
+        devices.append(device.type)
+        return build(start, device, dtype)
+
+    monkeypatch.setattr(parallel, "build", spy)
+    monkeypatch.setattr(parallel, "wrap", lambda model, team: model)
+    config = TrainConfig(data="-", output="-", preset="llama-15m", dim=16, layers=1, heads=2, ffn=24)
+    start = fresh_checkpoint(config, from_words(["[PAD]", "[UNK]", "[EOS]", "a"]))
+    cut, _ = parallel.build_model(start, parallel.Team(0, 2, torch.device("cpu"), sharded=True), lambda model: None)
+    whole, _ = parallel.build_model(start, parallel.Team(0, 2, torch.device("cpu")), lambda model: None)
+    assert devices == ["meta", "cpu"]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(cut.state_dict()[name], value), name
+
+
 def test_schedules(tmp_path: Path) -> None:
     def course(**changes: Any) -> list[float]:
         config = settings(tmp_path, tmp_path, steps=100, lr=1.0, warmup=10, **changes)
@@ -242,8 +272,6 @@ def test_schedules(tmp_path: Path) -> None:
 def test_only_matrices_decay(pairs: Path, tmp_path: Path) -> None:
     config = settings(pairs, tmp_path)
     vocab = make_vocab("word", 40, data_files.texts(pairs))
-    from llmconv.runtime.load import build
-
     model = build(fresh_checkpoint(config, vocab), torch.device("cpu"), torch.float32)
     decayed, kept = make_optimizer(model, config).param_groups
     assert decayed["weight_decay"] == 0.1

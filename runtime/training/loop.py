@@ -23,14 +23,14 @@ from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import device_errors
-from llmconv.runtime.load import build
+from llmconv.runtime.model import Model
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Pairs, Stream, load_data, text_bytes
 from llmconv.runtime.training.export import check_exports, export, gathered
 from llmconv.runtime.training.log import Log, draw_losses, write_summary
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
-from llmconv.runtime.training.parallel import Team, assemble, wrap
+from llmconv.runtime.training.parallel import Team, assemble, build_model
 from llmconv.runtime.training.start import context_of, prepare, starting_point
 from llmconv.runtime.training.step import train_step, validate
 
@@ -139,12 +139,8 @@ def _train(
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
     torch.manual_seed(config.seed + team.rank)
-    model = build(start, team.device, torch.float32).train()
+    model, wrapped = build_model(start, team, functools.partial(_prepare_model, config))
     metadata = dict(model.metadata)
-    _add_dropout(model, config.dropout)
-    if config.activation_checkpointing:
-        _recompute_blocks(model)
-    wrapped = wrap(model, team)
     optimizer = make_optimizer(wrapped, config)
     scaler = torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16")
     progress = state.Progress()
@@ -232,6 +228,12 @@ def _train(
         _summarise(folder, config, result, training, plan, picture)
     team.barrier()
     return result
+
+
+def _prepare_model(config: TrainConfig, model: Model) -> None:
+    _add_dropout(model, config.dropout)
+    if config.activation_checkpointing:
+        _recompute_blocks(model)
 
 
 def _add_dropout(model: nn.Module, p: float) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,9 +14,12 @@ import torch
 from torch import distributed, nn
 
 from llmconv.errors import UsageError
-from llmconv.runtime.load import pick_device
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+from llmconv.runtime.load import build, pick_device, read_tensor
+from llmconv.runtime.model import Model
 
-__all__ = ["Team", "assemble", "wrap"]
+__all__ = ["Team", "assemble", "build_model", "wrap"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,45 @@ def assemble(device: str, parallel: str) -> Team:
     # The others wait while the first tokenizes the data and writes the exports, which torch's own ten minutes cut off.
     distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     return Team(rank, size, where, sharded=parallel == "fsdp")
+
+
+def build_model(start: Checkpoint, team: Team, prepare: Callable[[Model], None]) -> tuple[Model, nn.Module]:
+    """The model with float32 weights, and the same as the team trains it (see `wrap`).
+
+    prepare: called with the model before it is wrapped.
+
+    A sharded model is cut while it has no weights, and each process then reads only its own rows: no device ever holds
+    the whole.
+    """
+    model = build(start, torch.device("meta") if team.sharded else team.device, torch.float32).train()
+    prepare(model)
+    wrapped = wrap(model, team)
+    if team.sharded:
+        _fill_shards(model, start, team)
+    return model, wrapped
+
+
+@torch.no_grad()
+def _fill_shards(model: Model, start: Checkpoint, team: Team) -> None:
+    from torch.distributed.tensor import DTensor
+
+    model.to_empty(device=team.device)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        tensor = start.tensors.get(name) or start.tensors[f"{name}.weight"]
+        local, first = value, 0
+        if isinstance(value, DTensor):  # FSDP2 cuts the first dimension as `chunk` does
+            local = value.to_local()
+            first = min(value.shape[0], team.rank * -(-value.shape[0] // team.size))
+        if local.numel():
+            local.copy_(read_tensor(_part(tensor, first, tuple(local.shape)), local.shape, local.dtype, local.device))
+
+
+def _part(tensor: Tensor, first: int, shape: tuple[int, ...]) -> Tensor:
+    """A tensor's elements from `first` of its first dimension on, lazily."""
+    if len(shape) < 2:
+        return Tensor.from_array(tensor.name, tensor.rows(0, 1).reshape(-1)[first : first + shape[0]])
+    row = first * math.prod(shape[1:-1])
+    return dataclasses.replace(tensor, shape=shape, read=lambda a, b: tensor.blocks(row + a, row + b), extent=None)
 
 
 def wrap(model: Any, team: Team) -> nn.Module:
