@@ -84,6 +84,14 @@ def test_writing_over_a_folder_removes_the_old_model_and_nothing_else(run: Any, 
     assert not there & set(old) and set(others) <= there and "model.safetensors" in there
 
 
+def test_diff_keeps_to_a_terminal_s_lines(run: Any, model: Path) -> None:
+    assert run("json-to-gguf", "model.json").code == 0
+    assert run("edit", "model.gguf", "--set", f"a=str:{'x' * 5000}", "-o", "b.gguf").code == 0
+    result = run("diff", "model.gguf", "b.gguf")
+    assert result.code == 1 and max(map(len, result.out.splitlines())) < 300 and "characters)" in result.out
+    assert "x" * 5000 in run("diff", "model.gguf", "b.gguf", "--json").out
+
+
 def test_the_summary_names_what_was_written(run: Any, model: Path) -> None:
     assert run("convert", "model.json", "m.gguf", "--split-max-tensors", "12").out.startswith(
         "m-00001-of-00002.gguf and 1 more: 23 tensors, "

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 import llmconv
+from llmconv.cli import one_line
 from llmconv.cli.options import PATH, Progress, json_option
 
 __all__ = ["diff", "verify"]
@@ -24,6 +25,11 @@ def table(rows: list[list[str]], head: list[str], right: set[int] | None = None)
         return "  ".join(cells).rstrip()
 
     return "\n".join(line(row) for row in [head, ["-" * w for w in widths], *rows])
+
+
+def cut(text: str, most: int = 200) -> str:
+    """A value on one line of a terminal; --json has the whole of it."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def number(value: float) -> str:
@@ -95,7 +101,7 @@ def verify(
             head = ["tensor", "status", "A", "B", "max", "rms", "relative", "cosine", ""]
             click.echo(table(rows, head, right={4, 5, 6, 7}))
         for key, (x, y) in verdict.hparams.items():
-            click.echo(f"hyper-parameter {key}: {x!r} against {y!r}")
+            click.echo(one_line(f"hyper-parameter {key}: {cut(repr(x))} against {cut(repr(y))}"))
         for line in verdict.vocab:
             click.echo(f"vocabulary: {line}")
         if verdict.run is not None:
@@ -126,7 +132,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     elif not quiet:
         for d in found:
             if d.a is not None:
-                click.echo(f"- {d.kind} {d.name}: {d.a}")
+                click.echo(one_line(f"- {d.kind} {d.name}: {cut(d.a)}"))
             if d.b is not None:
-                click.echo(f"+ {d.kind} {d.name}: {d.b}")
+                click.echo(one_line(f"+ {d.kind} {d.name}: {cut(d.b)}"))
     raise SystemExit(1 if found else 0)
