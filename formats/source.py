@@ -18,7 +18,7 @@ from llmconv.formats.files import open_regular
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Source"]
+__all__ = ["Source", "read_extent"]
 
 _MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
 
@@ -44,25 +44,33 @@ class Source:
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """Exactly `nbytes` bytes from `offset`, in fresh memory."""
+        self._check_range(offset, nbytes)
+        out = np.empty(nbytes, np.uint8)
+        self.fill(offset, out.data)
+        return out
+
+    def _check_range(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadFile(
                 f"{at(self.path)}: ends at byte {self.size:,}, expected {nbytes:,} bytes at {offset:,}; "
                 "the file is cut short, fetch it again"
             )
-        out = np.empty(nbytes, np.uint8)
-        if not nbytes:
-            return out
+
+    def fill(self, offset: int, out: memoryview) -> None:
+        """As many bytes from `offset` as `out` has (a flat one, of bytes)."""
+        self._check_range(offset, len(out))
+        if not len(out):
+            return
         with open_regular(self.path) as file:
             descriptor = file.fileno()
             self.check(descriptor)
             try:
-                read_into(descriptor, out.data, offset)
+                read_into(descriptor, out, offset)
             except EOFError:
                 raise BadFile(f"{at(self.path)}: was cut while it was being read; fetch it again") from None
             except OSError as error:
                 raise BadFile(f"{at(self.path)}: can't be read ({error.strerror})") from None
             self.check(descriptor)
-        return out
 
     def tensor(self, name: str, shape: tuple[int, ...], type: BlockClass, offset: int) -> Tensor:
         """The tensor whose bytes lie at `offset`, read when asked for."""
@@ -70,6 +78,15 @@ class Source:
         tensor = Tensor(name, shape, type, lambda a, b: self.read(offset + a * row, (b - a) * row).reshape(b - a, row))
         extent = Extent(self.path, offset, tensor.nbytes, self.stamp)
         return Tensor(name, shape, type, tensor.read, extent)
+
+
+def read_extent(extent: Extent, out: memoryview) -> None:
+    """A tensor's bytes from their file straight into `out`, a flat view of as many bytes.
+
+    `BadFile` when the file is no longer the one that was opened.
+    """
+    source = Source.of(extent.path) if extent.stamp is None else Source(extent.path, extent.stamp[0], extent.stamp)
+    source.fill(extent.offset, out)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from llmconv.convert.decoder import describe
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
@@ -193,13 +194,16 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
 
 
 def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab."""
+    """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab, or at once where they will live."""
     out = torch.empty(shape, dtype=dtype, device=device)
     if device.type == "meta" or not out.numel():
         return out
     rows = out.view(tensor.n_rows, -1)
     raw = dtype == torch.uint8 or _PLAIN.get(tensor.type.name) == dtype
     flat = rows.view(torch.uint8) if raw else rows
+    if raw and tensor.extent is not None and device.type == "cpu":
+        read_extent(tensor.extent, flat.view(-1).numpy().data)
+        return out
     for start, stop in tensor.slabs(4 * SLAB_BYTES):
         source = tensor.blocks(start, stop) if raw else _numbers(tensor, start, stop)
         flat[start:stop].copy_(_from_numpy(source))

@@ -51,6 +51,22 @@ def test_a_loaded_model_saves_the_same_bytes(kind: str, stories: Path, tmp_path:
         assert torch.equal(model(tokens), again(tokens))
 
 
+def test_a_file_that_changed_since_it_was_opened(stories: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(stories.read_bytes())
+    checkpoint = formats.open(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 64)
+    with pytest.raises(llmconv.BadFile, match="changed while it was being read"):
+        llmconv.load(checkpoint, "cpu")
+
+
+def test_a_big_endian_file_is_turned_round(stories: Path, tmp_path: Path) -> None:
+    gguf_file.save(formats.open(stories), tmp_path / "big.gguf", byte_order="big")
+    big, little = (llmconv.load(path, "cpu").state_dict() for path in (tmp_path / "big.gguf", stories))
+    assert all(torch.equal(big[name], little[name]) for name in little)
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("f64", torch.float64), ("bf16", torch.bfloat16), ("f16", torch.float16)]
 )
