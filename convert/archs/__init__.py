@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert.archs.base import Architecture
+from llmconv.convert.registry import gather
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf"]
 
@@ -30,11 +30,7 @@ _FAMILIES = (
 
 @functools.cache
 def _tables() -> dict[str, Architecture]:
-    out: dict[str, Architecture] = {}
-    for family in _FAMILIES:
-        for table in importlib.import_module(f"llmconv.convert.archs.{family}").ARCHITECTURES:
-            out[table.gguf] = table
-    return out
+    return gather(__name__, _FAMILIES, "ARCHITECTURES", "gguf")
 
 
 def all() -> list[Architecture]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert.layouts.base import Layout
+from llmconv.convert.registry import gather
 from llmconv.errors import UsageError
 from llmconv.formats.tensor import Tensor
 
@@ -21,11 +21,7 @@ PLAIN, NAMED = "plain", "named"
 
 @functools.cache
 def _tables() -> dict[str, Layout]:
-    out: dict[str, Layout] = {}
-    for family in _FAMILIES:
-        for table in importlib.import_module(f"llmconv.convert.layouts.{family}").LAYOUTS:
-            out[table.name] = table
-    return out
+    return gather(__name__, _FAMILIES, "LAYOUTS", "name")
 
 
 def all() -> list[Layout]:
