@@ -351,7 +351,10 @@ def test_data_kinds(tmp_path: Path) -> None:
         ({"tokenizer": "morse"}, "neither one of"),
         ({"data": "nowhere.txt"}, "nowhere.txt: no such file"),
         ({"output": __file__}, "is a file, expected a folder"),
-        ({"preset": "", "from_checkpoint": "nowhere.gguf"}, "nowhere.gguf: no such file"),
+        ({"preset": "", "from_checkpoint": __file__}, "a checkpoint has its own vocab_size"),
+        ({"clip": -1.0}, "clip is -1.0, expected 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or more"),
+        ({"preset": "", "from_checkpoint": "nowhere.gguf", "vocab_size": 0, "dim": 0, "layers": 0}, "no such file"),
     ],
 )
 def test_bad_settings(pairs: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -421,7 +424,8 @@ def test_any_checkpoint_of_a_run_is_a_model(pairs: Path, tmp_path: Path) -> None
     seen = {row["step"]: row["val_perplexity"] for row in read_log(tmp_path / "run/log.csv") if row["val_perplexity"]}
     found = llmconv.perplexity(half, pairs, device="cpu")
     assert found.perplexity == pytest.approx(float(seen["2"]), rel=1e-3)
-    again = settings(pairs, tmp_path / "more", preset="", from_checkpoint=str(half), steps=1)
+    sizes = dict.fromkeys(("vocab_size", "dim", "layers"), 0)
+    again = settings(pairs, tmp_path / "more", preset="", from_checkpoint=str(half), steps=1, **sizes)
     assert train(again).val_perplexity < found.perplexity
 
 

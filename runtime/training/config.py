@@ -91,8 +91,10 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("vocab_size", "dim", "layers", "heads", "ffn", "context", "eval_every", "save_every", "patience"):
-            if getattr(self, name) < 0:
+        sizes = ("vocab_size", "dim", "layers", "heads", "ffn")
+        counts = ("context", "eval_every", "eval_batches", "save_every", "patience", "seed")
+        for name in (*sizes, *counts, "lr", "weight_decay", "clip", "eps"):
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name, low, high in (
             ("dropout", 0, 1),
@@ -107,14 +109,16 @@ class TrainConfig:
             raise UsageError(
                 f"val_fraction is {self.val_fraction}, expected less than 1: something must be left to train on"
             )
-        if not self.lr >= 0:
-            raise UsageError(f"lr is {self.lr}, expected 0 or more")
         if self.batch_size % self.accumulation:
             raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
         if bool(self.preset) == bool(self.from_checkpoint):
             raise UsageError(
                 "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
             )
+
+        fixed = [name for name in sizes if getattr(self, name)]
+        if self.from_checkpoint and fixed:
+            raise UsageError(f"a checkpoint has its own {fixed[0]}; leave it out, or start a fresh model with --preset")
 
     @property
     def peak_lr(self) -> float:

@@ -293,6 +293,8 @@ def _summarise(
         "model": f"{what}, {result.parameters:,} parameters",
         "data": f"{Path(config.data).name}, {len(training):,} {unit} to train on",
         "steps": f"{result.steps:,} of {config.batch_size} sequences, {result.tokens:,} tokens seen",
+        "optimiser": f"{config.optimizer}, learning rate {config.peak_lr:g}, {config.schedule} after "
+        f"{config.warmup_steps} steps of warm-up",
         "training loss": f"{result.loss:.4f}",
         "validation loss": f"{result.val_loss:.4f} (best {result.best_val_loss:.4f})",
         "validation perplexity": f"{result.val_perplexity:.4f}",
