@@ -21,6 +21,7 @@ from llmconv.quant.kernels.simd import (
     mask_bits,
     max_,
     min_,
+    prefetch,
     round_,
     rows_max,
     rows_min,
@@ -85,6 +86,13 @@ def reciprocals(d):
     return select(d != f4(0), f4(1) / d, f4(0))
 
 
+@inner
+def fetch(rows, at):
+    """Ask for the 32 weights that come 64 blocks later: so little is done with each that memory would be waited for."""
+    prefetch(rows, at + 2048)
+    prefetch(rows, at + 2048 + 16)
+
+
 @kernel(ROWS, _BYTES)
 def encode_q8_0(rows, out):
     sizes, inverses, halves = zeros(256, i4), empty(16, f4), empty(16, i4)
@@ -93,6 +101,7 @@ def encode_q8_0(rows, out):
         count = min(16, n - start)
         for b in range(count):
             at = 32 * (start + b)
+            fetch(rows, at)
             size = max_(bits(load(rows, at)) & _MAGNITUDE, bits(load(rows, at + 16)) & _MAGNITUDE)
             store(sizes, 16 * b, size)
         d = from_bits(rows_umax(sizes, 0)) / f4(127)
@@ -116,6 +125,7 @@ def encode_signed(rows, width, out):
         count = min(16, n - start)
         for b in range(count):
             at = 32 * (start + b)
+            fetch(rows, at)
             low, high = bits(load(rows, at)), bits(load(rows, at + 16))
             # Magnitude, then sign: of equal magnitudes the negative one wins, for now.
             store(keys, 16 * b, umax((low << i4(1)) | (low >> i4(31)), (high << i4(1)) | (high >> i4(31))))
@@ -149,7 +159,9 @@ def encode_affine(rows, width, out):
     for start in range(0, n, 16):
         count = min(16, n - start)
         for b in range(count):
-            low, high = load(rows, 32 * (start + b)), load(rows, 32 * (start + b) + 16)
+            at = 32 * (start + b)
+            fetch(rows, at)
+            low, high = load(rows, at), load(rows, at + 16)
             store(lows, 16 * b, min_(low, high))
             store(highs, 16 * b, max_(low, high))
         least, most = rows_min(lows, 0), rows_max(highs, 0)
