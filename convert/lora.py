@@ -210,11 +210,20 @@ def _merged(base: Tensor, module: str, found: Mapping[str, Tensor], config: Mapp
             )
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
-        rows = base.rows(start, stop).astype(np.float32)
-        rows += scale * (left[start:stop] @ right)
-        if lengths is not None:
-            norms = np.linalg.norm(rows, axis=1)
-            rows *= (lengths[start:stop] / np.where(norms == 0, np.float32(1), norms))[:, None]
-        return base.type.encode(rows)
+        before = base.rows(start, stop).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = before + scale * (left[start:stop] @ right)
+            if lengths is not None:
+                norms = np.linalg.norm(rows, axis=1)
+                rows *= (lengths[start:stop] / np.where(norms == 0, np.float32(1), norms))[:, None]
+        stored = base.type.encode(rows)
+        lost = ~np.isfinite(base.type.decode(stored).astype(np.float32)) & np.isfinite(before)
+        if lost.any():
+            row, column = (int(n) for n in np.argwhere(lost)[0])
+            raise Unsupported(
+                f"{at(folder)}: merged, {base.name!r} is {rows[row, column]:g} at {[start + row, column]}, which "
+                f"{base.type.name} can't hold; convert the base model to f32 first"
+            )
+        return stored
 
     return dataclasses.replace(base, read=read, extent=None)

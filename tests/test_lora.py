@@ -103,6 +103,12 @@ def test_an_alpha_of_zero_changes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(merged(adapter(tmp_path, lora_alpha=0)).numpy(), W)
 
 
+def test_a_sum_that_the_type_can_not_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"merged, .*q_proj.weight' is .* at \[0, \d\], which F16 can't hold"):
+        merged(adapter(tmp_path, lora_alpha=1_000_000), base("F16")).numpy()
+    assert np.isfinite(merged(adapter(tmp_path, lora_alpha=1_000_000)).numpy()).all()
+
+
 def test_biases_of_the_adapter(tmp_path: Path) -> None:
     own, change = np.ones(12, np.float32), np.arange(12, dtype=np.float32)
     tensors = {f"{AT}.lora_A.weight": A, f"{AT}.lora_B.weight": B, f"{AT}.lora_B.bias": change}
