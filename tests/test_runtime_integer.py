@@ -18,6 +18,7 @@ from llmconv.quant.block import by_name
 torch = pytest.importorskip("torch")
 
 from llmconv.runtime import products
+from llmconv.runtime.load import _check_activations
 
 
 def rounded(x: Any, block: int) -> tuple[Any, Any]:
@@ -296,9 +297,8 @@ def test_what_can_not_be_had(stories: Any) -> None:
         llmconv.load(stories("Q4_0"), "cpu", activations="int4")
     with pytest.raises(UsageError, match="f64"):
         llmconv.load(stories("Q4_0"), "cpu", "f64", activations="int8")
-    if torch.cuda.is_available():
-        with pytest.raises(UsageError, match="for the CPU"):
-            llmconv.load(stories("Q4_0"), "cuda", activations="int8")
+    with pytest.raises(UsageError, match="for the CPU, not 'cuda'"):  # asked before anything goes there
+        _check_activations("int8", torch.device("cuda"), None)
 
 
 def test_commands_take_it(stories: Any) -> None:
