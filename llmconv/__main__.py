@@ -10,7 +10,7 @@ from typing import Any
 def _stop(number: int, frame: Any) -> None:
     """Nothing has been read or written yet; raising would be swallowed by, or break, a half-done import."""
     os.write(2, b"llmconv: interrupted\n")
-    os._exit(128 + number)
+    os._exit(130)  # for SIGTERM too, as in the rest of a run (`llmconv.cli.main`)
 
 
 def main() -> None:
