@@ -7,11 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.simd import LANES, f32x16, i32x16
-from llmconv.quant.kernels.simd import _broadcast as broadcast
-from llmconv.quant.kernels.simd import _call as call
-from llmconv.quant.kernels.simd import _pointer as pointer
-from llmconv.quant.kernels.simd import _vec as vec
+from llmconv.quant.kernels.codegen import LANES, broadcast, call, f32x16, i32x16, pointer, vec
 
 _I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
 _WORDS, _SHORTS, _BYTES = vec(_I32), ir.VectorType(_I16, 2 * LANES), ir.VectorType(_I8, 4 * LANES)

@@ -13,13 +13,12 @@ from llmconv.quant.integer import ROWS_ABREAST
 from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
 from llmconv.quant.kernels.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
 from llmconv.quant.kernels.lanes import OUT_F32, f4, i4
+from llmconv.quant.kernels.memory import load, load_i32, store
 from llmconv.quant.kernels.simd import (
     bits,
     f16_bits,
     f16_value,
     from_bits,
-    load,
-    load_i32,
     mask_bits,
     min_,
     nearest_int,
@@ -28,7 +27,6 @@ from llmconv.quant.kernels.simd import (
     rint,
     select,
     splat,
-    store,
     to_float,
     to_int,
     to_u8,

@@ -9,25 +9,10 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, U8, inner, kernel
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
-from llmconv.quant.kernels.simd import (
-    LANES,
-    clamp,
-    fabs,
-    gather,
-    load,
-    load_i32,
-    max_,
-    nearest_int,
-    neg,
-    not_,
-    select,
-    splat,
-    sqrt,
-    store,
-    to_float,
-    to_u8,
-)
+from llmconv.quant.kernels.memory import gather, load, load_i32, store
+from llmconv.quant.kernels.simd import clamp, fabs, max_, nearest_int, neg, not_, select, splat, sqrt, to_float, to_u8
 from llmconv.quant.kernels.stack import empty
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)

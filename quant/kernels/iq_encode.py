@@ -8,6 +8,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.iq_search import (
     SCRATCH,
     TABLES,
@@ -22,7 +23,6 @@ from llmconv.quant.kernels.iq_search import (
     widen,
 )
 from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, put_f16
-from llmconv.quant.kernels.simd import LANES
 from llmconv.quant.kernels.stack import empty
 
 

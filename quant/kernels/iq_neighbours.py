@@ -8,8 +8,8 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import I32, U8, inner, kernel, out
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import OUT_U8, i4
-from llmconv.quant.kernels.simd import LANES, f32x16  # noqa: F401  (registers the vector types)
 from llmconv.quant.kernels.stack import empty
 
 

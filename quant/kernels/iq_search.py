@@ -11,21 +11,19 @@ functions of ggml.
 import numpy as np
 
 from llmconv.quant.kernels.build import I32, U8, inner
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import f4, fill, i4
+from llmconv.quant.kernels.memory import load, load_i32, store
 from llmconv.quant.kernels.simd import (
-    LANES,
     bits,
     clamp,
     from_bits,
-    load,
-    load_i32,
     mask_bits,
     nearest_int,
     reduce_umax,
     select,
     splat,
     sqrt,
-    store,
     to_float,
     trailing_zeros,
 )

@@ -10,23 +10,20 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels.build import inner, out
+from llmconv.quant.kernels.codegen import LANES, i32x16, pointer
+from llmconv.quant.kernels.memory import load, transpose
+from llmconv.quant.kernels.simd import bits as bits_of
 from llmconv.quant.kernels.simd import (
-    LANES,
     clamp,
     f16_bits,
     f16_value,
     fabs,
     from_bits,
-    i32x16,
-    load,
     max_,
     nearest_int,
     reduce_umax,
     splat,
-    transpose,
 )
-from llmconv.quant.kernels.simd import _pointer as pointer
-from llmconv.quant.kernels.simd import bits as bits_of
 
 OUT_U8, OUT_F32 = out(types.uint8), out(types.float32)
 LANE = np.arange(LANES, dtype=np.int32)

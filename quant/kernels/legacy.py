@@ -11,25 +11,18 @@ from numba import types
 from llmconv.quant.kernels.build import F32, ROWS, U8, inner, kernel, out
 from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.lanes import LANE, get_f16, multiply, put_f16
+from llmconv.quant.kernels.memory import load, load_i32, prefetch, rows_max, rows_min, rows_umax, store, store_u16
 from llmconv.quant.kernels.simd import (
     any_lane,
     bits,
     f16_bits,
     from_bits,
-    load,
-    load_i32,
     mask_bits,
     max_,
     min_,
-    prefetch,
     round_,
-    rows_max,
-    rows_min,
-    rows_umax,
     select,
     splat,
-    store,
-    store_u16,
     to_float,
     to_int,
     to_u8,

@@ -7,6 +7,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, ROWS, U8, kernel
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import (
     LANE,
     OUT_F32,
@@ -21,20 +22,8 @@ from llmconv.quant.kernels.lanes import (
     put_f16,
     tile,
 )
-from llmconv.quant.kernels.simd import (
-    LANES,
-    clamp,
-    fabs,
-    load,
-    load_i32,
-    mask_bits,
-    round_,
-    select,
-    splat,
-    store,
-    to_float,
-    to_int,
-)
+from llmconv.quant.kernels.memory import load, load_i32, store
+from llmconv.quant.kernels.simd import clamp, fabs, mask_bits, round_, select, splat, to_float, to_int
 from llmconv.quant.kernels.stack import empty
 
 

@@ -7,20 +7,10 @@ As in ggml, the numbers are stored doubled (`VALUES`) and the scales halved.  So
 import numpy as np
 
 from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice
-from llmconv.quant.kernels.simd import (
-    LANES,
-    bits,
-    fabs,
-    from_bits,
-    gather,
-    load,
-    load_i32,
-    select,
-    splat,
-    store,
-    to_u8,
-)
+from llmconv.quant.kernels.memory import gather, load, load_i32, store
+from llmconv.quant.kernels.simd import bits, fabs, from_bits, select, splat, to_u8
 from llmconv.quant.kernels.stack import empty
 from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
 

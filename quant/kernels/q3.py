@@ -13,6 +13,7 @@ from numba import types
 from llmconv.quant.kernels.build import F32, inner, kernel, out
 from llmconv.quant.kernels.fields import INVERSE, SCALE, SUB, WEIGHT
 from llmconv.quant.kernels.lanes import divide, multiply
+from llmconv.quant.kernels.memory import load, load_bytes, load_i32, prefetch, store, store_bytes, store_u16, transpose
 from llmconv.quant.kernels.search import TINY, best_symmetric
 from llmconv.quant.kernels.simd import (
     any_lane,
@@ -21,26 +22,18 @@ from llmconv.quant.kernels.simd import (
     f16_bits,
     f16_value,
     fabs,
-    load,
-    load_i32,
-    load_words,
     mask_bits,
     max_,
     min_,
     nearest_int,
     neg,
-    prefetch,
     rint,
     select,
     splat,
-    store,
-    store_u16,
-    store_words,
     to_float,
     to_int,
     to_u8,
     trailing_zeros,
-    transpose,
 )
 from llmconv.quant.kernels.stack import empty
 
@@ -223,15 +216,15 @@ def quick_levels(x, at, inverses, lane, levels):
 @inner
 def put_levels(levels, out, at):
     """The high bits (bit j of byte i is that of weight 32 * j + i), and the low two as in `put_crumbs`."""
-    a, b = load_words(levels, 0), load_words(levels, 64)
-    c, d = load_words(levels, 128), load_words(levels, 192)
+    a, b = load_bytes(levels, 0), load_bytes(levels, 64)
+    c, d = load_bytes(levels, 128), load_bytes(levels, 192)
     one, three = i4(0x01010101), i4(0x03030303)
     high = ((a >> i4(2)) & one) | (((b >> i4(2)) & one) << i4(1))
     high = high | (((c >> i4(2)) & one) << i4(2)) | (((d >> i4(2)) & one) << i4(3))
-    store_words(levels, 256, high)
-    store_words(out, at, load_words(levels, 256) | (load_words(levels, 288) << i4(4)))  # 32 bytes of it count
+    store_bytes(levels, 256, high)
+    store_bytes(out, at, load_bytes(levels, 256) | (load_bytes(levels, 288) << i4(4)))  # 32 bytes of it count
     low = (a & three) | ((b & three) << i4(2)) | ((c & three) << i4(4)) | ((d & three) << i4(6))
-    store_words(out, at + 32, low)
+    store_bytes(out, at + 32, low)
 
 
 @inner

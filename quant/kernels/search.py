@@ -24,25 +24,21 @@ from llmconv.quant.kernels.fields import (
     SUB,
     WEIGHT,
 )
+from llmconv.quant.kernels.memory import load, load_i32, prefetch, store, transpose
 from llmconv.quant.kernels.simd import (
     any_lane,
     clamp,
     fabs,
-    load,
-    load_i32,
     max_,
     min_,
     nearest_int,
     neg,
     not_,
-    prefetch,
     rint,
     select,
     splat,
     sqrt,
-    store,
     to_float,
-    transpose,
 )
 from llmconv.quant.kernels.stack import empty, zeros
 

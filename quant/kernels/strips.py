@@ -18,8 +18,10 @@ import numpy as np
 from llmconv.quant.integer import TYPES
 from llmconv.quant.kernels.build import inner
 from llmconv.quant.kernels.byte_lanes import load_words, look_up
+from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.lanes import i4
-from llmconv.quant.kernels.simd import LANES, bits, f16_value, select, splat, store
+from llmconv.quant.kernels.memory import store
+from llmconv.quant.kernels.simd import bits, f16_value, select, splat
 
 LEVELS, SCALES, OFFSETS, D, M, SIZE = (LANES * i for i in (0, 128, 160, 168, 176, 184))
 """Where the parts of a strip begin, in int32, and how many it has."""
