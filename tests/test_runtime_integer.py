@@ -155,7 +155,7 @@ def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.Monkey
     import numba
 
     from llmconv.quant.kernels import byte_lanes
-    from llmconv.quant.kernels.simd import load_i32, store
+    from llmconv.quant.kernels.memory import load_i32, store
 
     has = byte_lanes._has_avx2
     monkeypatch.setattr(byte_lanes, "_has_avx2", lambda context: avx2 and has(context))
