@@ -75,6 +75,9 @@ def _norm_heads(norm: Norm | None, x: Tensor) -> Tensor:
     return out
 
 
+_MANY = 1 << 12  # numbers of a head
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, spec: Attention, step: Step, sinks: Tensor | None = None
 ) -> Tensor:
@@ -106,8 +109,11 @@ def attend(
 
 
 def _by_heads(x: Tensor) -> Tensor:
-    """(B, H, S, D) with the numbers of a head together: flash is slow where a product on the CPU left them apart."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """(B, H, S, D) with the numbers of a head together: flash is slow where a product on the CPU left them apart.
+
+    A few are left where they are: a copy gains nothing there.
+    """
+    return x if x.stride(-1) == 1 or x.shape[2] * x.shape[3] < _MANY else x.contiguous()
 
 
 def _ungrouped(query: Tensor, x: Tensor) -> Tensor:
