@@ -348,7 +348,7 @@ def _int8(
         return Quantized(source, (output,), opened.nbytes, time.monotonic() - started, written, notes)
 
     plan = result([path], False)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         check_target(path, force=force, size=model.nbytes, inputs=_inputs(opened))
     if planned is not None:
         planned(plan)
