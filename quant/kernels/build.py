@@ -14,9 +14,9 @@ from numba import types
 from numba.core import compiler
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from llmconv.quant.kernels.cache import Entry, entry
+from llmconv.quant.kernels.codegen import flat_array
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck": False}
 """IEEE division; no fastmath anywhere: the order and rounding of every operation is the reference's."""
@@ -118,10 +118,7 @@ def _array_at(array_type: types.Array) -> Any:
     def array_at(typingctx: Any, address: types.Type, size: types.Type) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             data = builder.bitcast(args[0], context.get_data_type(array_type.dtype).as_pointer())
-            width = context.get_constant(types.intp, array_type.dtype.bitwidth // 8)
-            array = context.make_array(array_type)(context, builder)
-            populate_array(array, data=data, shape=[args[1]], strides=[width], itemsize=width, meminfo=None)
-            return array._getvalue()
+            return flat_array(context, builder, array_type, data, args[1])
 
         return array_type(address, size), generate
 

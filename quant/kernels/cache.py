@@ -234,8 +234,7 @@ def cache_folder() -> Path | None:
     folder = root / f"kernels-{_fingerprint()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        os.utime(folder)
+        os.utime(folder)  # it is in use; fails where it can't be written
     except OSError:
         return None
     _forget_unused(root)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import models, register_model
+from numba.np.arrayobj import populate_array
 
 LANES = 16
 I1, I8, I16, I32 = (ir.IntType(n) for n in (1, 8, 16, 32))
@@ -71,6 +74,14 @@ def pointer(context, builder, array_type, array, index, pointee):
     return builder.bitcast(builder.gep(data, [index]), pointee.as_pointer())
 
 
+def flat_array(context, builder, array_type, data, size):
+    """Numba's value for the flat array of `size` numbers at `data`, which nobody counts references to."""
+    width = context.get_constant(types.intp, array_type.dtype.bitwidth // 8)
+    array = context.make_array(array_type)(context, builder)
+    populate_array(array, data=data, shape=[size], strides=[width], itemsize=width, meminfo=None)
+    return array._getvalue()
+
+
 # ---- float16, in hardware where the target CPU has it and in integer arithmetic where not
 
 
@@ -92,9 +103,7 @@ def widen_half(context, builder, half):
     if converts_half(context):
         return builder.fpext(builder.bitcast(half, f16), f32)
 
-    def c(number):
-        return const(i32, number) if vector else ir.Constant(i32, number)
-
+    c = functools.partial(const if vector else ir.Constant, i32)
     w = builder.zext(half, i32)
     sign = builder.shl(builder.and_(w, c(0x8000)), c(16))
     magnitude = builder.and_(w, c(0x7FFF))
@@ -113,9 +122,7 @@ def narrow_half(context, builder, value):
     if converts_half(context):
         return builder.bitcast(builder.fptrunc(value, f16), i16)
 
-    def c(number):
-        return const(i32, number) if vector else ir.Constant(i32, number)
-
+    c = functools.partial(const if vector else ir.Constant, i32)
     w = builder.bitcast(value, i32)
     sign = builder.and_(builder.lshr(w, c(16)), c(0x8000))
     magnitude = builder.and_(w, c(0x7FFFFFFF))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
+
+from llmconv.quant.kernels.codegen import flat_array
 
 _ALIGNMENT = 64  # a vector never crosses a cache line
 _APART = 320  # bytes between arrays: at the same places of two pages, one's loads would wait for the other's stores
@@ -19,39 +20,26 @@ def _element(dtype):
     return dtype.instance_type if isinstance(dtype, types.NumberClass) else dtype.dtype
 
 
-def _make(context, builder, array_type, size, zero):
-    element = context.get_data_type(array_type.dtype)
-    width = array_type.dtype.bitwidth // 8
-    data = builder.alloca(element, size=builder.add(size, ir.Constant(size.type, _APART // width)))
-    data.align = _ALIGNMENT
-    intp = size.type
-    if zero:
-        cgutils.memset(builder, data, builder.mul(size, ir.Constant(intp, width)), 0)
-    array = context.make_array(array_type)(context, builder)
-    step = ir.Constant(intp, width)
-    populate_array(array, data=data, shape=[size], strides=[step], itemsize=step, meminfo=None)
-    return array._getvalue()
+def _maker(zero, doc):
+    @intrinsic
+    def make(typingctx, size, dtype):
+        array_type = types.Array(_element(dtype), 1, "C")
+
+        def generate(context, builder, sig, args):
+            count = context.cast(builder, args[0], sig.args[0], types.intp)
+            width = array_type.dtype.bitwidth // 8
+            room = builder.add(count, ir.Constant(count.type, _APART // width))
+            data = builder.alloca(context.get_data_type(array_type.dtype), size=room)
+            data.align = _ALIGNMENT
+            if zero:
+                cgutils.memset(builder, data, builder.mul(count, ir.Constant(count.type, width)), 0)
+            return flat_array(context, builder, array_type, data, count)
+
+        return array_type(types.unliteral(size), dtype), generate
+
+    make.__doc__ = doc
+    return make
 
 
-@intrinsic
-def empty(typingctx, size, dtype):
-    """`size` numbers of a dtype (np.float32, ...), whatever they were."""
-    array_type = types.Array(_element(dtype), 1, "C")
-
-    def generate(context, builder, sig, args):
-        count = context.cast(builder, args[0], sig.args[0], types.intp)
-        return _make(context, builder, array_type, count, False)
-
-    return array_type(types.unliteral(size), dtype), generate
-
-
-@intrinsic
-def zeros(typingctx, size, dtype):
-    """`size` zeros of a dtype."""
-    array_type = types.Array(_element(dtype), 1, "C")
-
-    def generate(context, builder, sig, args):
-        count = context.cast(builder, args[0], sig.args[0], types.intp)
-        return _make(context, builder, array_type, count, True)
-
-    return array_type(types.unliteral(size), dtype), generate
+empty = _maker(False, "`size` numbers of a dtype (np.float32, ...), whatever they were.")
+zeros = _maker(True, "`size` zeros of a dtype.")
