@@ -15,10 +15,10 @@ from llmconv.formats.checkpoint import Checkpoint
 __all__ = ["translate"]
 
 _DIALECTS = {
-    "hf": "llmconv.convert.hf",
-    "json": "llmconv.convert.legacy",
-    "plain": "llmconv.convert.plain",
-    "llama2c": "llmconv.convert.llama2c",
+    "hf": "llmconv.convert.dialects.hf",
+    "json": "llmconv.convert.dialects.documents",
+    "plain": "llmconv.convert.dialects.own_names",
+    "llama2c": "llmconv.convert.dialects.llama2c",
 }
 
 _KEPT = "llmconv.json."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmconv.errors import at
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Checkpoint"]
@@ -28,7 +30,8 @@ class Checkpoint:
     files: side files of a model folder, by name (config.json, tokenizer.json, ...): their path, or bytes.
     format: the container it was read from ("gguf", "safetensors", "json", "msgpack", ...), "" if made in memory.
     source: the file or folder it was opened from.
-    info: facts about the container for people (version, byte order, alignment, shards, style); never needed to convert.
+    info: facts about the container (version, byte order, alignment, shards, style) that are no part of the model.
+    notes: sentences that somebody who converts this model should read; they travel with it.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -38,9 +41,24 @@ class Checkpoint:
     format: str = ""
     source: Path | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, tensor: Tensor) -> None:
         self.tensors[tensor.name] = tensor
+
+    @property
+    def where(self) -> str:
+        """How messages call it: its file or folder, or "model" if it was made in memory."""
+        return at(self.source) if self.source else "model"
+
+    def but(self, *notes: str, **changes: Any) -> Checkpoint:
+        """This checkpoint with other fields and with further notes; nothing of it is shared with the original's."""
+        own = {name: dict(getattr(self, name)) for name in ("tensors", "metadata", "files", "info")}
+        return dataclasses.replace(self, **{**own, "notes": [*self.notes, *notes], **changes})
+
+    def derived(self, dialect: str, **contents: Any) -> Checkpoint:
+        """Another checkpoint of the same origin: where it comes from and its notes, nothing in it but `contents`."""
+        return self.but(**{"tensors": {}, "metadata": {}, "files": {}, "dialect": dialect, **contents})
 
     def file(self, name: str) -> bytes | None:
         """The bytes of a side file, or None when there is none of that name."""

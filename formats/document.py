@@ -28,8 +28,8 @@ from llmconv.errors import BadFile, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output
 from llmconv.formats.numbers import number
-from llmconv.formats.stream import Progress
 from llmconv.formats.tensor import Tensor
+from llmconv.progress import Meter
 
 __all__ = [
     "DEPTH",
@@ -382,11 +382,11 @@ def inline(slot: Slot, tensor: Tensor) -> Any:
 
 
 def write_document(
-    checkpoint: Checkpoint, path: Path, render: Callable[..., None], *, force: bool, progress: Progress | None
+    checkpoint: Checkpoint, path: Path, render: Callable[..., None], *, force: bool, meter: Meter | None
 ) -> list[Path]:
-    """Write what `render(checkpoint, write, progress)` gives, complete or not at all; the file."""
+    """Write what `render(checkpoint, write, meter)` gives, complete or not at all; the file."""
     inputs = (checkpoint.source,) if checkpoint.source else ()
     least = 2 * checkpoint.n_elements
     with Output(path, force=force, size=least, inputs=inputs) as out:
-        render(checkpoint, out.file.write, progress)
+        render(checkpoint, out.file.write, meter)
     return [path]

@@ -26,8 +26,9 @@ from llmconv.formats.files import Outputs
 from llmconv.formats.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.source import Source
-from llmconv.formats.stream import Progress, write_tensors
+from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.progress import Meter
 
 NAME = "gguf"
 SUFFIXES = (".gguf",)
@@ -244,7 +245,7 @@ def save(
     split_max_tensors: int = 0,
     byte_order: str = "little",
     jobs: int | None = None,
-    progress: Progress | None = None,
+    meter: Meter | None = None,
     **unknown: Any,
 ) -> list[Path]:
     """Write GGUF version 3, byte for byte as llama.cpp's own writer lays the same content out.
@@ -286,7 +287,7 @@ def save(
                 out.file.write(layout.head)
                 out.reserve(layout.size)
                 swap = swap_bytes if big else None
-                write_tensors(out.file.fileno(), layout.plan, jobs=jobs, progress=progress, convert=swap)
+                write_tensors(out.file.fileno(), layout.plan, jobs=jobs, meter=meter, convert=swap)
     return paths
 
 

@@ -24,8 +24,8 @@ from llmconv.formats.files import open_regular
 from llmconv.formats.json_scan import BOM, Style, Text, parse
 from llmconv.formats.numbers import number, row
 from llmconv.formats.source import Source, read_into
-from llmconv.formats.stream import Progress
 from llmconv.formats.tensor import Tensor
+from llmconv.progress import Meter
 
 __all__ = ["NAME", "SUFFIXES", "Style", "is_exact", "open", "render", "save", "sniff"]
 
@@ -62,23 +62,23 @@ def open(path: Path) -> Checkpoint:
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, force: bool = False, progress: Progress | None = None, **_: Any
+    checkpoint: Checkpoint, path: Path, *, force: bool = False, meter: Meter | None = None, **_: Any
 ) -> list[Path]:
     """Write the document with its tensors in place, laid out in its style.
 
     `Unsupported` for a number that is not finite, which JSON can't hold, naming tensor and index.
     """
-    return write_document(checkpoint, Path(path), render, force=force, progress=progress)
+    return write_document(checkpoint, Path(path), render, force=force, meter=meter)
 
 
-def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], progress: Progress | None = None) -> None:
+def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], meter: Meter | None = None) -> None:
     """The document's bytes, piece by piece, to `write`."""
     if "document" not in checkpoint.metadata:
         raise UsageError("this checkpoint is no document; translate it to JSON's dialect first")
     document, style = checkpoint.metadata["document"], checkpoint.metadata.get("style") or Style()
     if not isinstance(style, Style):  # from another container
         style = Style()
-    writer = _Writer(checkpoint.tensors, style, write, progress)
+    writer = _Writer(checkpoint.tensors, style, write, meter)
     if style.bom:
         write(BOM)
     writer.value(document, 0)
@@ -114,10 +114,8 @@ def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
 
 
 class _Writer:
-    def __init__(
-        self, tensors: dict[str, Tensor], style: Style, write: Callable[[bytes], Any], progress: Progress | None
-    ):
-        self.tensors, self.style, self.write, self.progress = tensors, style, write, progress
+    def __init__(self, tensors: dict[str, Tensor], style: Style, write: Callable[[bytes], Any], meter: Meter | None):
+        self.tensors, self.style, self.write, self.meter = tensors, style, write, meter
         self.quote = json.encoder.encode_basestring_ascii if style.ascii else json.encoder.encode_basestring
         self.colon = style.colon.encode()
 
@@ -192,8 +190,8 @@ class _Writer:
             for k, values in enumerate(rows):
                 first = (start + k) * tensor.row_len
                 yield row(values, style, None if ints is None else ints[first : first + tensor.row_len])
-            if self.progress is not None:
-                self.progress((stop - start) * tensor.row_bytes, tensor.name)
+            if self.meter is not None:
+                self.meter((stop - start) * tensor.row_bytes, tensor.name)
 
     def nested(self, shape: tuple[int, ...], level: int) -> None:
         write, gap, between = self.write, self.gap(level + 1), self.between(level + 1)

@@ -20,8 +20,8 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, cut, join, write_document
 from llmconv.formats.files import regular_size
 from llmconv.formats.source import Source
-from llmconv.formats.stream import Progress
 from llmconv.formats.tensor import Tensor
+from llmconv.progress import Meter
 
 __all__ = ["NAME", "SUFFIXES", "is_exact", "open", "render", "save", "sniff"]
 
@@ -138,17 +138,17 @@ class _Reader:
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, force: bool = False, progress: Progress | None = None, **_: Any
+    checkpoint: Checkpoint, path: Path, *, force: bool = False, meter: Meter | None = None, **_: Any
 ) -> list[Path]:
     """Write the document with its tensors in place; doubles unless a slot says otherwise."""
-    return write_document(checkpoint, Path(path), render, force=force, progress=progress)
+    return write_document(checkpoint, Path(path), render, force=force, meter=meter)
 
 
-def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], progress: Progress | None = None) -> None:
+def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], meter: Meter | None = None) -> None:
     """The document's bytes, piece by piece, to `write`."""
     if "document" not in checkpoint.metadata:
         raise UsageError("this checkpoint is no document; translate it to JSON's dialect first")
-    _Writer(checkpoint.tensors, write, progress).value(checkpoint.metadata["document"])
+    _Writer(checkpoint.tensors, write, meter).value(checkpoint.metadata["document"])
 
 
 def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
@@ -160,10 +160,10 @@ def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
 
 
 class _Writer:
-    def __init__(self, tensors: dict[str, Tensor], write: Callable[[bytes], Any], progress: Progress | None):
+    def __init__(self, tensors: dict[str, Tensor], write: Callable[[bytes], Any], meter: Meter | None):
         import msgpack
 
-        self.tensors, self.write, self.progress = tensors, write, progress
+        self.tensors, self.write, self.meter = tensors, write, meter
         self.packer = msgpack.Packer(use_bin_type=True, strict_types=True)
         self.ext = msgpack.ExtType
 
@@ -206,8 +206,8 @@ class _Writer:
                 for values in block:
                     yield values, ints[done : done + values.size]
                     done += values.size
-                if self.progress is not None:
-                    self.progress(block.shape[0] * tensor.row_bytes, tensor.name)
+                if self.meter is not None:
+                    self.meter(block.shape[0] * tensor.row_bytes, tensor.name)
 
         self.nested(slot, slot.shape, rows())
 

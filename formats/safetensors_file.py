@@ -22,8 +22,9 @@ from llmconv.formats.files import Outputs, regular_size
 from llmconv.formats.safetensors_header import DTYPES as DTYPES
 from llmconv.formats.safetensors_header import header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
-from llmconv.formats.stream import Progress, write_tensors
+from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import Tensor
+from llmconv.progress import Meter
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
@@ -183,7 +184,7 @@ def save(
     force: bool = False,
     max_shard_size: int = 0,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    meter: Meter | None = None,
     **unknown: Any,
 ) -> list[Path]:
     """Write a lone file when `path` ends in `.safetensors`, else a model folder.
@@ -236,7 +237,7 @@ def save(
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
-                write_tensors(out.file.fileno(), part.plan, jobs=jobs, progress=progress)
+                write_tensors(out.file.fileno(), part.plan, jobs=jobs, meter=meter)
         if index:
             with outputs.open(path / INDEX) as out:
                 out.file.write(index)

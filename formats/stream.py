@@ -22,12 +22,10 @@ from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import open_regular
 from llmconv.formats.source import read_into
 from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
+from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["Progress", "check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
-
-Progress = Callable[[int, str], None]
-"""Called with (bytes just written, tensor name), always from the calling thread."""
+__all__ = ["check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
 
 _COPY_BYTES = 16 << 20  # what the kernel copies at a time: progress moves, an interrupt is noticed, the disk begins
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
@@ -38,7 +36,7 @@ def write_tensors(
     plan: Sequence[tuple[Tensor, int]],
     *,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    meter: Meter | None = None,
     convert: Callable[[Tensor, Bytes], Bytes] | None = None,
 ) -> None:
     """Write each tensor of `plan` at its offset.
@@ -60,15 +58,15 @@ def write_tensors(
                     try:
                         pending.add(pool.submit(task))
                     except RuntimeError:  # no more threads to be had: work without
-                        _report(task(), progress)
+                        _report(task(), meter)
                 copy = next(copies, None)
                 if copy is not None:
-                    _report(copy(), progress)
+                    _report(copy(), meter)
                 elif not pending:
                     break
                 done, pending = wait(pending, 0 if copy else None, FIRST_COMPLETED)
                 for future in done:
-                    _report(future.result(), progress)
+                    _report(future.result(), meter)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -81,9 +79,9 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def _report(done: tuple[int, str], progress: Progress | None) -> None:
-    if progress is not None:
-        progress(*done)
+def _report(done: tuple[int, str], meter: Meter | None) -> None:
+    if meter is not None:
+        meter(*done)
 
 
 Task = Callable[[], tuple[int, str]]

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.cast import OUTTYPES, Rounding, cast, stated_rounding
-from llmconv.convert.meaning import check_gguf
+from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.translate import translate
+from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.errors import BadFile, OutputError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
-from llmconv.formats.show import Shown
-from llmconv.progress import Progress, counted
+from llmconv.progress import Meter, Progress
+from llmconv.show import Shown
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -124,12 +124,12 @@ def save(
     rounding = Rounding(allow_overflow)
     checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
     if provenance:
-        from llmconv.convert.provenance import certify
+        from llmconv.convert.reports.provenance import certify
 
         certify(checkpoint, translate(source, "gguf", **named), source, stated_rounding(translated, checkpoint))
     with about(source.source):
         paths = module.save(
-            checkpoint, target, force=force, jobs=jobs, progress=counted(progress, checkpoint.nbytes), **options
+            checkpoint, target, force=force, jobs=jobs, meter=Meter(progress, "convert", checkpoint.nbytes), **options
         )
     if target.is_dir():
         _clear_stale(target, paths)
@@ -146,7 +146,7 @@ def save(
         rounding_tensor=rounding.tensor,
         overflows=rounding.overflows,
         underflows=rounding.underflows,
-        notes=list(checkpoint.info.get("notes", [])),
+        notes=list(checkpoint.notes),
     )
 
 
@@ -180,7 +180,7 @@ def convert_file(
     checkpoint = module.open(source)
     size = _size(source, checkpoint)
     if lora is not None:
-        from llmconv.convert.lora import merge
+        from llmconv.convert.writing.lora import merge
 
         checkpoint = merge(translate(checkpoint, "hf"), Path(lora))
     result = save(checkpoint, target, format=to, **options)
@@ -189,8 +189,8 @@ def convert_file(
 
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file holds, as plain data: see `llmconv.convert.report.describe`."""
-    from llmconv.convert.report import describe
+    """What a model file holds, as plain data: see `llmconv.convert.reports.describe.describe`."""
+    from llmconv.convert.reports.describe import describe
 
     checkpoint = open(path)
     report = describe(checkpoint)
@@ -217,7 +217,7 @@ def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
 
 def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
     """The checkpoint without the tensors whose names match."""
-    where = at(checkpoint.source) if checkpoint.source else "model"
+    where = checkpoint.where
     if checkpoint.dialect == "json":
         raise UsageError(f"{where}: a document needs all of its tensors; convert it first, then --exclude")
     gone: set[str] = set()
@@ -228,8 +228,7 @@ def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
         gone.update(found)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone}
     note = f"{len(gone)} tensors left out, as asked"
-    info = {**checkpoint.info, "notes": [*checkpoint.info.get("notes", []), note]}
-    return dataclasses.replace(checkpoint, tensors=tensors, info=info)
+    return checkpoint.but(note, tensors=tensors)
 
 
 def format_of(path: Path) -> str:
@@ -268,7 +267,7 @@ def _same_family(name: str, wanted: str) -> bool:
 
 def _states_types(checkpoint: Checkpoint) -> bool:
     """Whether a document says of each tensor what type it is stored in elsewhere."""
-    from llmconv.convert.named import OURS
+    from llmconv.convert.dialects.named_tensors import OURS
 
     document = checkpoint.metadata.get("document")
     return isinstance(document, dict) and document.get("format") == OURS

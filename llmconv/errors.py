@@ -1,34 +1,132 @@
-"""The exceptions of llmconv: one tree, each message one sentence a user can act on.
+"""The exceptions of llmconv: one closed tree, each message one sentence a user can act on.
 
-A message names the file, the item (tensor, key or JSON path), what was found, what was expected and,
-after a semicolon, the way out.  The command prints it on stderr and exits with `exit_code`.
+A message names the file, the item (tensor, key or JSON path), what was found, what was expected and, after a semicolon,
+the way out.  The command prints it on stderr and exits with `exit_code`.  A program tells them apart by class and reads
+what the sentence says as attributes: `except llmconv.MissingTensor as e: e.tensor`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-__all__ = ["BadFile", "LlmconvError", "OutputError", "Unsupported", "UsageError", "about", "at"]
+__all__ = [
+    "BadFile",
+    "BadKey",
+    "BadWeight",
+    "Cancelled",
+    "LlmconvError",
+    "MissingExtra",
+    "MissingTensor",
+    "OutputError",
+    "OutputExists",
+    "UnknownName",
+    "UnknownTensor",
+    "Unsupported",
+    "UsageError",
+    "WrongShape",
+    "about",
+    "at",
+    "cut",
+    "more",
+    "nearest",
+    "shown",
+]
 
 
 class LlmconvError(Exception):
-    """Base of every error that llmconv raises on purpose."""
+    """Base of every error that llmconv raises on purpose.
+
+    file: the file or folder it is about, "" where there is none or it is only in the sentence.
+    """
 
     exit_code = 1
+    file: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The class, the sentence and the data, as plain values."""
+        data = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return {"error": type(self).__name__, "message": str(self), **data}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an error crosses processes whatever its constructor takes
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(cls: type[LlmconvError], args: tuple[Any, ...], data: dict[str, Any]) -> LlmconvError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(data)
+    return error
 
 
 class BadFile(LlmconvError):
     """An input file breaks its format's rules or contradicts itself."""
 
 
+class MissingTensor(BadFile):
+    """A tensor that the model must have is not in the file.   tensor: its name."""
+
+    def __init__(self, where: str, tensor: str, why: str):
+        super().__init__(f"{where}: tensor {cut(tensor)} is missing; {why}")
+        self.file, self.tensor = where, tensor
+
+
+class UnknownTensor(BadFile):
+    """Tensors that a model of this kind does not have.   tensors: their names."""
+
+    def __init__(self, where: str, tensors: Sequence[str], why: str):
+        super().__init__(f"{where}: tensor {cut(tensors[0])}{more(tensors)} {why}")
+        self.file, self.tensors = where, list(tensors)
+
+    @property
+    def tensor(self) -> str:
+        return self.tensors[0]
+
+
+class WrongShape(BadFile):
+    """A tensor has another shape than the model's settings give it.   tensor; found, expected: shapes."""
+
+    def __init__(self, where: str, tensor: str, found: Sequence[int], expected: Sequence[int], by: str):
+        super().__init__(f"{where}: tensor {cut(tensor)} has shape {shown(found)}, expected {shown(expected)} {by}")
+        self.file, self.tensor, self.found, self.expected = where, tensor, tuple(found), tuple(expected)
+
+
+class BadKey(BadFile):
+    """A setting or metadata key says what it can't say.   key; found: its value; expected: in words."""
+
+    def __init__(self, where: str, key: str, found: Any, expected: str, way_out: str = ""):
+        sentence = f"{where}: key {cut(key)} is {cut(found)}, expected {expected}"
+        super().__init__(f"{sentence}; {way_out}" if way_out else sentence)
+        self.file, self.key, self.found, self.expected = where, key, found, expected
+
+
 class Unsupported(LlmconvError):
     """The input is valid, but this conversion can't be done (the message says what can)."""
 
 
+class BadWeight(Unsupported):
+    """A weight is not finite, or too large for the type asked for.   tensor, index, value, type."""
+
+    def __init__(
+        self, sentence: str, *, tensor: str, index: Sequence[int] = (), value: float | None = None, type: str = ""
+    ):
+        super().__init__(sentence)
+        self.tensor, self.index, self.value, self.type = tensor, list(index), value, type
+
+
 class OutputError(LlmconvError):
     """The output can't be written: it exists, has no room, or its folder is not writable."""
+
+
+class OutputExists(OutputError):
+    """The output is there already, and nobody said that it may be replaced.   file: its path."""
+
+    def __init__(self, path: str | os.PathLike[str], sentence: str):
+        super().__init__(sentence)
+        self.file = os.fsdecode(path)
 
 
 class UsageError(LlmconvError):
@@ -37,10 +135,57 @@ class UsageError(LlmconvError):
     exit_code = 2
 
 
+class UnknownName(UsageError):
+    """A name that is none of those known.   kind: what it should name; name; known: the names there are; nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = ""):
+        self.kind, self.name, self.known = kind, name, list(known)
+        self.nearest = nearest(name, self.known)
+        hint = f"did you mean {self.nearest}?" if self.nearest else way_out or f"there are {', '.join(self.known)}"
+        super().__init__(f"unknown {kind} {cut(name)}; {hint}")
+
+
+class MissingExtra(UsageError, ImportError):
+    """Something optional is not installed.   extra: its name among the package's extras; module: what is missing."""
+
+    def __init__(self, what: str, module: str, extra: str):
+        super().__init__(f"{what} needs {module}; install it with: pip install {module}")
+        self.module, self.extra = module, extra
+
+
+class Cancelled(LlmconvError):
+    """Raise it from a progress callback: the work ends at once and leaves nothing behind."""
+
+    exit_code = 130
+
+
 def at(path: str | os.PathLike[str], item: str | None = None) -> str:
     """The start of a message: `model.gguf` or `model.gguf: tensor 'x'`."""
     name = os.fsdecode(path)
     return f"{name}: {item}" if item else name
+
+
+def cut(value: Any, most: int = 80) -> str:
+    """A value as messages show it: its repr, the middle left out where that is long."""
+    text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
+def shown(shape: Sequence[int]) -> str:
+    """A shape in a message: [4, 8]."""
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def more(names: Sequence[str]) -> str:
+    """What follows the first of several names in a message."""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that somebody who wrote `name` most likely meant, whatever its case; None when none is near."""
+    names = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name[:100].lower(), names, 1)
+    return names[found[0]] if found else None
 
 
 @contextlib.contextmanager
@@ -49,6 +194,8 @@ def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
     try:
         yield
     except (BadFile, Unsupported) as error:
-        if path is None or os.fsdecode(path) in str(error):
-            raise
-        raise type(error)(f"{at(path)}: {error}") from None
+        if path is not None:
+            error.file = error.file or os.fsdecode(path)
+            if os.fsdecode(path) not in str(error):
+                error.args = (f"{at(path)}: {error}",)
+        raise

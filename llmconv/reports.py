@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,15 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.progress import Progress, counted
+from llmconv.progress import Meter, Progress
 
 if TYPE_CHECKING:  # each is loaded when its function runs
-    from llmconv.convert.contenthash import ContentHash
-    from llmconv.convert.diff import Difference
-    from llmconv.convert.provenance import Certificate
-    from llmconv.convert.sizing import SizeReport
-    from llmconv.convert.stats import Histogram, TensorStats
-    from llmconv.convert.verify import Verdict
+    from llmconv.convert.reports.content_hash import ContentHash
+    from llmconv.convert.reports.diff import Difference
+    from llmconv.convert.reports.provenance import Certificate
+    from llmconv.convert.reports.sizing import SizeReport
+    from llmconv.convert.reports.stats import Histogram, TensorStats
+    from llmconv.convert.reports.verify import Verdict
 
 __all__ = [
     "content_hash",
@@ -55,10 +54,10 @@ def verify(
     """
     import dataclasses
 
-    from llmconv.convert.verify import verify_checkpoints
+    from llmconv.convert.reports.verify import verify_checkpoints
 
     left, right = _open(a), _open(b)
-    verdict = verify_checkpoints(left, right, tolerance=tolerance, progress=counted(progress, left.nbytes))
+    verdict = verify_checkpoints(left, right, tolerance=tolerance, meter=Meter(progress, "verify", left.nbytes))
     if run is not None:
         verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run))
     return verdict
@@ -66,46 +65,42 @@ def verify(
 
 def verify_provenance(file: Source, source: Source, *, progress: Progress | None = None) -> Certificate:
     """Check the certificate that a converted file carries (`--provenance`) against the source it was made from."""
-    from llmconv.convert.provenance import check_certificate
+    from llmconv.convert.reports.provenance import check_certificate
 
     original = _open(source)
-    return check_certificate(_open(file), original, counted(progress, 2 * original.nbytes))
+    return check_certificate(_open(file), original, Meter(progress, "verify", 2 * original.nbytes))
 
 
 def diff(a: Source, b: Source) -> list[Difference]:
     """What differs between two files in their own terms: metadata, tensor lists, side files."""
-    from llmconv.convert.diff import diff_checkpoints
+    from llmconv.convert.reports.diff import diff_checkpoints
 
     return diff_checkpoints(_open(a), _open(b))
 
 
 def content_hash(model: Source, *, progress: Progress | None = None) -> ContentHash:
     """A hash per tensor and of the model, independent of container, float width and tensor order."""
-    from llmconv.convert import contenthash
+    from llmconv.convert.reports import content_hash as contenthash
 
     checkpoint = _open(model)
-    return contenthash.content_hash(checkpoint, counted(progress, checkpoint.nbytes))
+    return contenthash.content_hash(checkpoint, Meter(progress, "hash", checkpoint.nbytes))
 
 
 def statistics(model: Source, *, progress: Progress | None = None) -> list[TensorStats]:
     """Extremes, mean, deviation, zeros, non-finite values and outliers of every tensor, streaming."""
-    from llmconv.convert.stats import tensor_stats
+    from llmconv.convert.reports.stats import tensor_stats
 
     checkpoint = _open(model)
-    count = counted(progress, checkpoint.nbytes)
+    meter = Meter(progress, "statistics", checkpoint.nbytes)
     found = []
     for name, tensor in checkpoint.tensors.items():
-        found.append(tensor_stats(tensor, functools.partial(_named, count, name) if count else None))
+        found.append(tensor_stats(tensor, functools.partial(meter, item=name)))
     return found
-
-
-def _named(count: Callable[[int, str], None], name: str, nbytes: int) -> None:
-    count(nbytes, name)
 
 
 def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
     """How the values of one tensor are spread; `BadFile` when there is none of that name."""
-    from llmconv.convert import stats
+    from llmconv.convert.reports import stats
 
     checkpoint = _open(model)
     found = checkpoint.tensors.get(tensor)
@@ -144,10 +139,10 @@ def vocabulary(model: Source) -> list[dict[str, Any]]:
 def size(target: Source, **options: Any) -> SizeReport:
     """The size report of a checkpoint, a config.json, or a preset by name.
 
-    options: context, batch, devices (see `llmconv.convert.sizing.size_report`).
+    options: context, batch, devices (see `llmconv.convert.reports.sizing.size_report`).
     """
-    from llmconv.convert.presets import preset
-    from llmconv.convert.sizing import shape_of, size_report
+    from llmconv.convert.reports.sizing import shape_of, size_report
+    from llmconv.convert.tables.presets import preset
 
     if isinstance(target, Checkpoint):
         return size_report(shape_of(target), **options)
@@ -187,8 +182,8 @@ def shaped(arch: str, **keys: Any) -> SizeReport:
     `UsageError` for an unknown architecture or sizes that don't go together.
     """
     from llmconv.convert import archs
-    from llmconv.convert.presets import Preset, check_heads
-    from llmconv.convert.sizing import shape_of, size_report
+    from llmconv.convert.reports.sizing import shape_of, size_report
+    from llmconv.convert.tables.presets import Preset, check_heads
 
     if archs.by_gguf(arch) is None:
         import difflib

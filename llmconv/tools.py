@@ -11,8 +11,8 @@ from typing import Any
 from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.show import Shown
-from llmconv.progress import Progress, counted
+from llmconv.progress import Meter, Progress
+from llmconv.show import Shown
 
 __all__ = ["EditResult", "edit", "merge", "parse_size", "split"]
 
@@ -104,7 +104,7 @@ def split(
     checkpoint = _container(source, "split")
     if not (max_size or max_tensors):
         raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
-    count = counted(progress, checkpoint.nbytes)
+    meter = Meter(progress, "write", checkpoint.nbytes)
     if checkpoint.format == "gguf":
         from llmconv.formats import gguf_file
 
@@ -116,14 +116,14 @@ def split(
         ):
             raise UsageError(f"{at(source)}: fits one part of that size; nothing to split")
         return gguf_file.save(
-            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, progress=count
+            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, meter=meter
         )
     from llmconv.formats import safetensors_file
 
     if max_tensors:
         raise UsageError("safetensors models are split by size; give --max-size")
     folder = Path(target) if target else source.with_name(source.name.removesuffix(".safetensors") + "-split")
-    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, progress=count)
+    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, meter=meter)
 
 
 def merge(
@@ -132,5 +132,5 @@ def merge(
     """Join the shards of a GGUF or safetensors model (any shard, the index, or the folder) into one file or folder."""
     source = Path(source)
     checkpoint = _container(source, "merged")
-    count = counted(progress, checkpoint.nbytes)
-    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, progress=count)
+    meter = Meter(progress, "write", checkpoint.nbytes)
+    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, meter=meter)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from llmconv.progress import Meter, Progress
 
 __all__ = ["warmup"]
 
 
-def warmup(progress: Callable[[int, str], None] | None = None) -> int:
+def warmup(progress: Progress | None = None) -> int:
     """Compile every kernel for this processor, or find it in the cache; the number of kernels.
 
-    progress: called after each kernel with (kernels done, its name).
+    progress: called with a `Step` after each kernel.
     """
     from llmconv.quant.kernels import build, cache
 
-    done = 0
-    for done, entry in enumerate(cache.entries(), 1):
+    entries = list(cache.entries())
+    meter = Meter(progress, "compile", len(entries), "kernels")
+    for entry in entries:
         for dtype in build.dtypes(entry):
             entry.load(dtype)
-        if progress is not None:
-            progress(done, entry.name)
-    return done
+        meter(1, entry.name)
+    return len(entries)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.decoder import Attention
+from llmconv.convert.tables.decoder import Attention
 from llmconv.runtime.cache import Step
 from llmconv.runtime.norms import Norm
 from llmconv.runtime.positions import rotate

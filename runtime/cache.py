@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmconv.convert.decoder import Attention, Decoder, Rope
+from llmconv.convert.tables.decoder import Attention, Decoder, Rope
 from llmconv.runtime.positions import alibi_slopes, rope_tables
 
 __all__ = ["Cache", "Step"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,10 @@ from llmconv.formats.files import open_regular
 from llmconv.runtime.load import load
 from llmconv.runtime.model import Model
 
-__all__ = ["Chunks", "Progress", "Source", "as_model", "device_errors", "read_text", "text_chunks", "tokenizer_of"]
+__all__ = ["Chunks", "Source", "as_model", "device_errors", "read_text", "text_chunks", "tokenizer_of"]
 
 Source = str | os.PathLike[str] | Checkpoint | Model
 """What a measure runs: a path, an opened checkpoint, or a model."""
-Progress = Callable[[int, int, float], None]
-"""Called with (chunks done, chunks in all, the running value)."""
 
 
 def as_model(source: Source, device: str | torch.device, dtype: str | torch.dtype, activations: str) -> Model:

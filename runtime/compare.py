@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import UsageError
-from llmconv.formats.show import Shown
+from llmconv.progress import Progress, Step
 from llmconv.runtime.chunks import (
     Clock,
-    Progress,
     Source,
     as_model,
     batches,
@@ -29,6 +28,7 @@ from llmconv.runtime.chunks import (
 )
 from llmconv.runtime.model import Model
 from llmconv.runtime.perplexity import mean_and_error, pair_batches, pairs_of
+from llmconv.show import Shown
 
 __all__ = ["Comparison", "compare"]
 
@@ -98,7 +98,8 @@ def compare(
             width, seen = max(width, inputs.shape[1]), seen + inputs.numel()
             check_finite(found[-1][2].mean().item(), b)
             if progress:
-                progress(done, total, torch.cat([part[2] for part in found]).mean().item())
+                kld = torch.cat([part[2] for part in found]).mean().item()
+                progress(Step("compare", done, total, "chunks", facts={"kld": kld}))
     return _summary(torch.cat(found, 1), width, total, seen, clock)
 
 

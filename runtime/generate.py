@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from llmconv.errors import UsageError
-from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import Source, as_model, check_finite, device_errors, tokenizer_of
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose
+from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llmconv import formats as _formats
-from llmconv.convert.decoder import describe
+from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, UsageError
 from llmconv.formats.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.decoder import Experts, Mlp
+from llmconv.convert.tables.decoder import Experts, Mlp
 from llmconv.errors import Unsupported
 
 if TYPE_CHECKING:

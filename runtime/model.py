@@ -1,4 +1,4 @@
-"""The decoder: one module, assembled from the pieces that `convert.decoder.Decoder` names.
+"""The decoder: one module, assembled from the pieces that `convert.tables.decoder.Decoder` names.
 
 Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a canonical checkpoint:
 `blk.0.attn_q.weight`. A `Block` holds the union of all pieces, None where a model lacks one.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.decoder import Decoder
+from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import Unsupported, UsageError
 from llmconv.quant.block import BlockType
 from llmconv.runtime import products

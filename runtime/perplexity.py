@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, UsageError, at
-from llmconv.formats.show import Shown
+from llmconv.progress import Meter, Progress
 from llmconv.runtime.chunks import (
     Clock,
-    Progress,
     Source,
     as_model,
     batches,
@@ -26,6 +25,7 @@ from llmconv.runtime.chunks import (
     tokenizer_of,
 )
 from llmconv.runtime.model import Model
+from llmconv.show import Shown
 
 __all__ = ["Perplexity", "mean_and_error", "pairs_of", "perplexity"]
 
@@ -111,6 +111,7 @@ def _of_text(
 ) -> Perplexity:
     cut = text_chunks(model, source, text, context, chunks, stride)
     width = cut.tokens.shape[1]
+    meter = Meter(progress, "perplexity", len(cut), "chunks")
     losses: list[Tensor] = []
     total, count, clock = 0.0, 0, Clock()
     for rows, tokens in batches(cut, model.device):
@@ -120,8 +121,7 @@ def _of_text(
         losses.append(found)
         total, count = total + found.sum().item(), count + found.numel()
         check_finite(total, source)
-        if progress:
-            progress(rows[-1] + 1, len(cut), math.exp(min(total / count, 700)))
+        meter.reach(rows[-1] + 1, perplexity=math.exp(min(total / count, 700)))
     mean, error = mean_and_error(torch.cat(losses))
     value = math.exp(min(mean, 700))
     return Perplexity(
@@ -186,6 +186,7 @@ def _of_pairs(
     """Every position of every pair: the input's token i should give the target's token i."""
     every: list[Tensor] = []
     last: list[Tensor] = []
+    meter = Meter(progress, "perplexity", len(pairs), "pairs")
     clock, total, count, longest = Clock(), 0.0, 0, 0
     for done, given, wanted in pair_batches(model, source, text, pairs):
         hidden = model.hidden(given)
@@ -194,8 +195,7 @@ def _of_pairs(
         last.append(losses[:, -1])
         total, count, longest = total + losses.sum().item(), count + losses.numel(), max(longest, given.shape[1])
         check_finite(total, source)
-        if progress:
-            progress(done, len(pairs), math.exp(min(total / count, 700)))
+        meter.reach(done, perplexity=math.exp(min(total / count, 700)))
     mean, error = mean_and_error(torch.cat(every))
     value = math.exp(min(mean, 700))
     return Perplexity(

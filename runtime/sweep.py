@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.convert.quantize import quantize
+from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular
-from llmconv.formats.show import Shown
+from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime import sweep_report
 from llmconv.runtime.chunks import text_chunks
 from llmconv.runtime.compare import compare
 from llmconv.runtime.load import load
 from llmconv.runtime.perplexity import pair_batches, pairs_of
+from llmconv.show import Shown
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -123,7 +125,7 @@ def sweep(
     plots: bool = True,
     force: bool = False,
     jobs: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     **quantize_options: Any,
 ) -> Sweep:
     """Quantize `model` to each of `types`, measure each against it over `text`, and write a report into `output`.
@@ -131,13 +133,12 @@ def sweep(
     types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
     keep: leave the quantized files in the folder; else each is removed once measured.
     plots: draw the PNG (needs matplotlib).  force: start over where another sweep's state lies.
-    progress: called with (step, done, of how many) when a step begins, 0 of 0, and as it goes: bytes, then chunks.
+    progress: called with each `Step` of quantizing and, with the type as its item, of evaluating.
 
     Writes report.md, report.json, report.html and plot.png, and `sweep.json` after every step: the same call again goes
     on where an interrupted one stopped.
     """
     model, text, output = Path(model), Path(text), Path(output)
-    say = progress or (lambda step, done, total: None)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
@@ -145,6 +146,10 @@ def sweep(
     given = quantize_options.get("imatrix")
     if given is not None:
         quantize_options["imatrix"] = Path(given)
+
+    def named(item: str) -> Progress | None:
+        return progress and (lambda step: progress(dataclasses.replace(step, item=item)))
+
     for path in (text, *([Path(given)] if given is not None else [])):
         with open_regular(path):
             pass
@@ -172,18 +177,15 @@ def sweep(
     missing = [name for name in names if name not in rows and not (name in seconds and files[name].exists())]
     if missing:
         _check_text(model, text, context)
-        step = f"quantizing to {', '.join(missing)}"
-        say(step, 0, 0)
-        whole, read = formats.open(model).nbytes, 0
-
-        def count(nbytes: int, name: str) -> None:
-            nonlocal read
-            read += nbytes
-            say(step, read, whole)
-
         started = time.perf_counter()
         quantize(
-            model, output / f"{stem}-{{type}}.gguf", missing, force=True, jobs=jobs, progress=count, **quantize_options
+            model,
+            output / f"{stem}-{{type}}.gguf",
+            missing,
+            force=True,
+            jobs=jobs,
+            progress=named(", ".join(missing)),
+            **quantize_options,
         )
         share = (time.perf_counter() - started) / len(missing)
         seconds.update(dict.fromkeys(missing, share))
@@ -194,11 +196,9 @@ def sweep(
             continue
         if original is None:
             original = load(model, device)
-        step = f"evaluating {name}"
-        say(step, 0, 0)
         started = time.perf_counter()
         options: dict[str, Any] = {k: v for k, v in {"context": context, "chunks": chunks}.items() if v}
-        options["progress"] = lambda done, total, value, step=step: say(step, done, total)
+        options["progress"] = named(name)
         found = compare(original, files[name], text, device=device, **options)
         quantized = formats.open(files[name])
         base.update(ppl=found.ppl_a, ppl_stderr=found.ppl_a_stderr, context=found.context, tokens=found.tokens)

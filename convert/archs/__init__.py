@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.base import Architecture
-from llmconv.convert.registry import gather
+from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.registry import gather
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, Key, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, gated_mlp
 from llmconv.convert.archs.qwen import experts
-from llmconv.convert.ops import Dims, Only, Split, Transpose
+from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
 
 _at = "{p}layers.{i}."
 _attn = _at + "self_attn."

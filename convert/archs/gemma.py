@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, attention, gated_mlp
 from llmconv.convert.archs.partial import Finish
 from llmconv.convert.archs.qwen import QK_NORMS
-from llmconv.convert.ops import Dims, Shift
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.tables.ops import Dims, Shift
 from llmconv.errors import BadFile
 
 _at = "{p}layers.{i}."

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, Key, keys, row
-from llmconv.convert.ops import Dims, SwapRows, Transpose
+from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.ops import Dims, SwapRows, Transpose
 
 # Where the older names of transformers differ from the later ones, both are listed.
 GPT_KEYS = keys("""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.base import Architecture, Form, HfName, Key, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, attention
-from llmconv.convert.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
 
 _at = "{p}layers.{i}."
 _experts = _at + "mlp.experts."

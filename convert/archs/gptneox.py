@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, Form, HfName, Key, keys, row
 from llmconv.convert.archs.gpt2 import HEAD, linear, norm
 from llmconv.convert.archs.partial import partial_rotary
-from llmconv.convert.ops import Concat, Dims, Split, SwapRows
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.ops import Concat, Dims, Split, SwapRows
 
 _heads = SwapRows("n_head", 3, inner="head_dim")  # (head, q k v, ...) -> (q k v, head, ...)
 _at = "{p}layers.{i}."

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, keys, row
 from llmconv.convert.archs.llama import COMMON, EXPERTS, HEAD_DIM, LLAMA, attention, gated_mlp
-from llmconv.convert.ops import Dims, Split
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims, Split
 
 _at = "{p}layers.{i}."
 _dense = [r.gguf[0] for r in gated_mlp()]

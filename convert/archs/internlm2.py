@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llmconv.convert.archs.base import Architecture, HfName, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, gated_mlp
-from llmconv.convert.ops import Only, Split, rope_halves
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Only, Split, rope_halves
 
 _at = "{p}layers.{i}."
 _kv = "n_head_kv * head_dim"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, Form, HfName, Made, keys, row
-from llmconv.convert.ops import Dims, Stack, rope_halves
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Made, keys, row
+from llmconv.convert.tables.ops import Dims, Stack, rope_halves
 
 COMMON = keys("""
     block_count                       u32   num_hidden_layers

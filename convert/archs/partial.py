@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.config import look_up
-from llmconv.convert.ops import Dims
+from llmconv.convert.tables.config import look_up
+from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile
 
 __all__ = ["Finish", "partial_rotary"]

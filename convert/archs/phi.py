@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, Made, keys, row
 from llmconv.convert.archs.gpt2 import linear, norm
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS
 from llmconv.convert.archs.partial import partial_rotary
-from llmconv.convert.ops import Dims
+from llmconv.convert.tables.architecture import Architecture, HfName, Made, keys, row
+from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile, Unsupported
 
 _at = "{p}layers.{i}."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.base import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
-from llmconv.convert.ops import Dims, Split, Stack
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.tables.ops import Dims, Split, Stack
 
 _at = "{p}layers.{i}."
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, keys, row
-from llmconv.convert.ops import Dims
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims
 
 CONSTANTS: Mapping[str, Any] = {
     "attention.causal": False,

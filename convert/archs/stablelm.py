@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import Architecture, HfName, keys, row
 from llmconv.convert.archs.gemma import shifted
 from llmconv.convert.archs.gpt2 import linear, norm
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, NORMS, ROPE_FREQS, attention, gated_mlp
 from llmconv.convert.archs.partial import partial_rotary
 from llmconv.convert.archs.qwen import experts
-from llmconv.convert.ops import Dims, Stack
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims, Stack
 
 _at = "{p}layers.{i}."
 _common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")

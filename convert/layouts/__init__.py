@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert.layouts.base import Layout
-from llmconv.convert.registry import gather
+from llmconv.convert.tables.registry import gather
 from llmconv.errors import UsageError
 from llmconv.formats.tensor import Tensor
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.base import dims_of
-from llmconv.convert.ops import Dims, Op, evaluate
+from llmconv.convert.tables.architecture import dims_of
+from llmconv.convert.tables.ops import Dims, Op, evaluate
 from llmconv.errors import BadFile
 from llmconv.formats.tensor import BlockClass, Tensor
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmconv.convert.archs.simple_llm import CONSTANTS, scale
 from llmconv.convert.layouts.base import Field, Layout, Words, weight
-from llmconv.convert.ops import Dims, Reshape, Transpose
+from llmconv.convert.tables.ops import Dims, Reshape, Transpose
 from llmconv.formats.document import Slot
 
 _at = "weights.transformers[{i}]."

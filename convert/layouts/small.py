@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.layouts.base import Field, Layout, Words, weight
-from llmconv.convert.ops import Concat, Dims, Reshape, Transpose
+from llmconv.convert.tables.ops import Concat, Dims, Reshape, Transpose
 from llmconv.errors import BadFile
 from llmconv.formats.tensor import Tensor
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH
+from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
+from llmconv.cli.options import PATH, Bar
 
 __all__ = ["compare"]
 
@@ -51,7 +51,7 @@ def compare(
     """
     from llmconv.runtime.perplexity import pairs_of
 
-    with Bar("KLD", quiet) as progress:
+    with Bar(quiet) as progress:
         found = llmconv.compare(
             a,
             b,

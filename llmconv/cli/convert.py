@@ -13,7 +13,7 @@ import click
 import llmconv
 from llmconv.cli.options import (
     PATH,
-    Progress,
+    Bar,
     command_options,
     human,
     layout_option,
@@ -75,7 +75,7 @@ def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, 
     options = {k: v for k, v in options.items() if v is not None}
     if dst is None and to is None:
         to = "gguf"
-    with Progress(quiet or as_json, src.name) as progress:
+    with Bar(quiet or as_json, src.name) as progress:
         result = llmconv.convert_file(src, dst, to=to, source_format=source_format, progress=progress, **options)
     if as_json:
         if not quiet:

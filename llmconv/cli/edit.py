@@ -10,7 +10,7 @@ import click
 import llmconv
 from llmconv.cli.options import (
     PATH,
-    Progress,
+    Bar,
     force_option,
     human,
     json_option,
@@ -119,7 +119,7 @@ def split(
       llmconv split model.gguf --max-size 4G
       llmconv split hf-folder/ sharded/ --max-size 5GB
     """
-    with Progress(quiet or as_json, source.name) as progress:
+    with Bar(quiet or as_json, source.name) as progress:
         paths = llmconv.split(
             source,
             one_target(target, output),
@@ -149,6 +149,6 @@ def merge(source: Path, target: Path | None, output: Path | None, force: bool, a
     path = one_target(target, output)
     if path is None:
         raise click.UsageError("Missing argument 'TARGET'.")
-    with Progress(quiet or as_json, source.name) as progress:
+    with Bar(quiet or as_json, source.name) as progress:
         paths = llmconv.merge(source, path, force=force, progress=progress)
     _report(paths, quiet, as_json)

@@ -10,11 +10,11 @@ import click
 
 import llmconv
 from llmconv.cli import one_line
-from llmconv.cli.options import PATH, Progress, human, json_option
+from llmconv.cli.options import PATH, Bar, human, json_option
 from llmconv.cli.reports import number, table
 
 if TYPE_CHECKING:
-    from llmconv.convert.stats import Histogram, TensorStats
+    from llmconv.convert.reports.stats import Histogram, TensorStats
 
 __all__ = ["inspect"]
 
@@ -69,7 +69,7 @@ def inspect(
         rows = llmconv.vocabulary(file)
         chosen.append(("vocab", rows, vocab_lines(rows)))
     if stats:
-        with Progress(as_json) as progress:
+        with Bar(as_json) as progress:
             found = llmconv.statistics(file, progress=progress)
         chosen.append(("stats", [s.as_dict() for s in found], stats_lines(found)))
     if histogram:
@@ -77,7 +77,7 @@ def inspect(
         value = {"edges": bins.edges.tolist(), "counts": bins.counts.tolist(), "nonfinite": bins.nonfinite}
         chosen.append(("histogram", value, histogram_lines(bins)))
     if hashes:
-        with Progress(as_json) as progress:
+        with Bar(as_json) as progress:
             content = llmconv.content_hash(file, progress=progress)
         text = [f"{digest}  {name}" for name, digest in content.tensors.items()]
         chosen.append(

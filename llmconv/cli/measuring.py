@@ -1,15 +1,14 @@
-"""Options and output shared by the commands that run a model: device, dtype, a progress bar with the running value."""
+"""Options and output shared by the commands that run a model: device, dtype, figures with their errors."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-__all__ = ["Bar", "context_option", "json_text", "run_options", "with_error"]
+__all__ = ["context_option", "json_text", "run_options", "with_error"]
 
 
 def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,29 +45,6 @@ context_option = click.option(
     help="Tokens in a chunk.  [default: 512, or the model's]",
 )
 chunks_option = click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks.")
-
-
-class Bar:
-    """A progress bar over chunks with the running value beside it; nothing where there is no terminal."""
-
-    def __init__(self, name: str, quiet: bool):
-        self.name, self.enabled, self.bar = name, not quiet and sys.stderr.isatty(), None
-
-    def __enter__(self) -> Callable[[int, int, float], None] | None:
-        return self.update if self.enabled else None
-
-    def update(self, done: int, total: int, value: float) -> None:
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit="chunk", delay=1, leave=False, file=sys.stderr, dynamic_ncols=True)
-        bar: Any = self.bar
-        bar.set_postfix_str(f"{self.name} {value:.4f}", refresh=False)
-        bar.update(done - bar.n)
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def json_text(values: dict[str, Any]) -> str:

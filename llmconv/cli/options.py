@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
+from llmconv.progress import Step
+
 __all__ = [
     "PATH",
-    "Progress",
+    "Bar",
     "command_options",
     "force_option",
     "human",
@@ -100,43 +102,50 @@ def one_target(dst: Path | None, output: Path | None) -> Path | None:
     return dst if output is None else output
 
 
-class Progress:
-    """A progress bar on a terminal, for work that lasts more than a second; nothing otherwise.
+class Bar:
+    """The progress of any long function, on a terminal, for work that lasts more than a second; nothing otherwise.
 
-    As a context manager it gives what the API calls with (bytes done, bytes in all, tensor name).
+    As a context manager it gives what the API calls with each `Step`.   lines: say each new piece of work in a line.
     """
 
-    def __init__(self, quiet: bool = False, label: str = ""):
-        self.enabled = not quiet and sys.stderr.isatty()
-        self.label = label
+    def __init__(self, quiet: bool = False, label: str = "", *, lines: bool = False):
+        self.quiet, self.label, self.lines = quiet, label, lines
         self.bar: Any = None
-        self.done = self.total = 0
+        self.work = ("", "")
 
-    def __enter__(self) -> Callable[[int, int, str], None] | None:
-        return self.update if self.enabled else None
+    def __enter__(self) -> Callable[[Step], None] | None:
+        return None if self.quiet or not (self.lines or sys.stderr.isatty()) else self.update
 
-    def update(self, done: int, total: int, name: str) -> None:
+    def update(self, step: Step) -> None:
+        work = (step.what, step.item if self.lines else "")
+        if work != self.work:
+            self.close()
+            self.work = work
+            if self.lines:
+                click.echo(" ".join(work), err=True)
+        if not sys.stderr.isatty():
+            return
         if self.bar is None:
             from tqdm import tqdm
 
+            unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
             self.bar = tqdm(
-                total=total, unit="B", unit_scale=True, unit_divisor=1000, delay=1, leave=False, desc=self.label,
-                file=sys.stderr, dynamic_ncols=True,
+                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
-        self.bar.set_postfix_str(name, refresh=False)
-        self.bar.update(done - self.bar.n)
+        facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
+        self.bar.set_postfix_str(", ".join([step.item] * bool(step.item) + facts), refresh=False)
+        self.bar.update(step.done - self.bar.n)
 
-    def advance(self, nbytes: int, name: str) -> None:
-        """The same for an API that reports (bytes just done, tensor name), once `total` is set."""
-        self.done += nbytes
-        if self.enabled:
-            self.update(self.done, self.total, name)
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.close()
 
 
 def human(size: float) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import Bar, chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH
+from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
+from llmconv.cli.options import PATH, Bar
 
 __all__ = ["perplexity"]
 
@@ -44,7 +44,7 @@ def perplexity(
       llmconv perplexity hf-folder/ wiki.txt -c 1024 --stride 512
       llmconv perplexity model.json training-data.json --dtype f64 --json
     """
-    with Bar("PPL", quiet) as progress:
+    with Bar(quiet) as progress:
         found = llmconv.perplexity(
             model,
             text,

@@ -12,7 +12,7 @@ import click
 import llmconv
 from llmconv.cli.options import (
     PATH,
-    Progress,
+    Bar,
     force_option,
     jobs_option,
     json_option,
@@ -26,7 +26,7 @@ from llmconv.cli.options import (
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
-    from llmconv.convert.quantize import Quantized, QuantizedFile
+    from llmconv.convert.writing.quantize import Quantized, QuantizedFile
 
 __all__ = ["quantize", "warmup"]
 
@@ -105,14 +105,9 @@ def quantize(
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
-    bar = Progress(quiet or as_json, model.name)
-
-    def planned(plan: Quantized) -> None:
-        bar.total = plan.source_nbytes
-
-    with bar:
+    with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
-            model, output, types, prune_layers=_layers(prune_layers), progress=bar.advance, planned=planned, **options
+            model, output, types, prune_layers=_layers(prune_layers), progress=progress, **options
         )
     if quiet:
         return
@@ -167,11 +162,7 @@ def warmup(quiet: bool) -> None:
 
     started = time.monotonic()
 
-    def show(done: int, name: str) -> None:
-        if not quiet:
-            click.echo(f"\r{done} kernels: {name:40.40}", nl=False, err=True)
-
-    done = llmconv.warmup(show)
+    with Bar(quiet) as progress:
+        done = llmconv.warmup(progress)
     if not quiet:
-        click.echo("", err=True)
         click.echo(f"{done} kernels ready in {time.monotonic() - started:.1f} s")

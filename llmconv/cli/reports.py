@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import one_line
-from llmconv.cli.options import PATH, Progress, json_option
+from llmconv.cli.options import PATH, Bar, json_option
 
 __all__ = ["diff", "verify"]
 
@@ -72,7 +72,7 @@ def verify(
       llmconv verify --provenance model.gguf model.json
     """
     if provenance:
-        with Progress(quiet or as_json) as progress:
+        with Bar(quiet or as_json) as progress:
             certificate = llmconv.verify_provenance(a, b, progress=progress)
         if as_json:
             click.echo(json.dumps(certificate.as_dict(), indent=2))
@@ -80,7 +80,7 @@ def verify(
             for check in certificate.checks:
                 click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
         raise SystemExit(0 if certificate.ok else 1)
-    with Progress(quiet or as_json) as progress:
+    with Bar(quiet or as_json) as progress:
         verdict = llmconv.verify(a, b, tolerance=tolerance, run=text, progress=progress)
     if as_json:
         click.echo(json.dumps(verdict.as_dict(), indent=2))

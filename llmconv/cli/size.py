@@ -12,7 +12,7 @@ from llmconv.cli.options import human
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
-    from llmconv.convert.sizing import SizeReport
+    from llmconv.convert.reports.sizing import SizeReport
 
 __all__ = ["size"]
 

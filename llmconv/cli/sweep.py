@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 import llmconv
-from llmconv.cli.options import PATH
+from llmconv.cli.options import PATH, Bar
 
 __all__ = ["sweep"]
-
-
-class _Watch:
-    """A line for each step, and a bar below it while it lasts, where there is a terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        if not total:
-            self.close()
-            click.echo(step, err=True)
-        elif sys.stderr.isatty():
-            if self.bar is None:
-                from tqdm import tqdm
-
-                self.bar = tqdm(total=total, unit_scale=True, delay=1, leave=False, file=sys.stderr, dynamic_ncols=True)
-            self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 @click.command()
@@ -89,8 +64,7 @@ def sweep(
       llmconv sweep hf-folder/ wiki.txt --types Q8_0,Q4_K_M,IQ4_XS -c 512 --chunks 20 -o report
     """
     folder = output or model.with_name(model.name.split(".gguf")[0] + "-sweep")
-    watch = _Watch()
-    try:
+    with Bar(quiet, lines=True) as progress:
         result = llmconv.sweep(
             model,
             text,
@@ -103,12 +77,10 @@ def sweep(
             plots=plot,
             force=force,
             jobs=jobs,
-            progress=None if quiet else watch,
+            progress=progress,
             **({"imatrix": imatrix} if imatrix else {}),
             **({"allow_requantize": True} if allow_requantize else {}),
         )
-    finally:
-        watch.close()
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     elif not quiet:

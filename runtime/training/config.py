@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from llmconv.convert.presets import preset
+from llmconv.convert.tables.presets import preset
 from llmconv.errors import BadFile, UsageError, at
 
 __all__ = ["SECTIONS", "TrainConfig", "read_config"]

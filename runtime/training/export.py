@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from llmconv import formats
-from llmconv.convert.quantize import quantize
 from llmconv.convert.translate import translate
+from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

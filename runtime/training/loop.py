@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmconv.convert.presets import preset
-from llmconv.convert.sizing import TrainingMemory, shape_of, training_memory
+from llmconv.convert.reports.sizing import TrainingMemory, shape_of, training_memory
+from llmconv.convert.tables.presets import preset
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.show import Shown
 from llmconv.runtime.chunks import device_errors
 from llmconv.runtime.model import Model
 from llmconv.runtime.training import state
@@ -33,6 +32,7 @@ from llmconv.runtime.training.optim import learning_rate, make_optimizer
 from llmconv.runtime.training.parallel import Team, assemble, build_model
 from llmconv.runtime.training.start import context_of, prepare, starting_point
 from llmconv.runtime.training.step import train_step, validate
+from llmconv.show import Shown
 
 __all__ = ["Trained", "train"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmconv import formats
 from llmconv.convert import vocab as vocabulary
-from llmconv.convert.presets import preset
+from llmconv.convert.tables.presets import preset
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab import Vocab
 from llmconv.errors import BadFile, OutputError, UsageError, at

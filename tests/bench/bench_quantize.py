@@ -27,7 +27,7 @@ import numpy as np
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "peer")]
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent / "peer")]
 
 REFERENCE = """
 import os, sys, time

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmconv.convert.presets import preset
+from llmconv.convert.tables.presets import preset
 from llmconv.convert.vocab import from_words
 from llmconv.runtime.load import build
 from llmconv.runtime.training.config import TrainConfig

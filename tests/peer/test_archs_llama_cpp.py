@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 from llmconv import formats
-from llmconv.convert import hf
+from llmconv.convert.dialects import hf
 from llmconv.formats import gguf_file
 
 torch = pytest.importorskip("torch")

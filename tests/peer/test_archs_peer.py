@@ -19,7 +19,7 @@ import test_archs
 import tiny_models
 
 from llmconv import formats
-from llmconv.convert import hf
+from llmconv.convert.dialects import hf
 from llmconv.formats import safetensors_file
 
 pytest.importorskip("torch")

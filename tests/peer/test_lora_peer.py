@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llmconv
-from llmconv.convert.lora import merge
+from llmconv.convert.writing.lora import merge
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import llama_quantize as reference
 import pytest
 import synthetic
 
-from llmconv.convert.quantize import quantize
+from llmconv.convert.writing.quantize import quantize
 from llmconv.formats import gguf_file
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES

@@ -1,0 +1,1 @@
+"""Dialects: whose names a checkpoint's tensors and keys bear, and the ways between them."""

@@ -1,0 +1,425 @@
+"""JSON's dialect: a document's tensors (`weights.layers[0].wq`) <-> GGUF's names, by the tables of `convert.layouts`.
+
+What a document holds besides weights stays with the model, in keys of our own, so that it comes back as it was:
+`llmconv.json.document` (the rest of it, with the places of the tensors), `llmconv.json.layout`, `llmconv.json.style`
+(spacing, number format) and `llmconv.json.config.NAME` (files that lay beside it).  A GGUF without them is written
+in its family's layout when there is one, else as a map of named tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert import layouts
+from llmconv.convert.dialects import named_tensors
+from llmconv.convert.layouts.base import Layout, Place, look
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
+from llmconv.formats.json_scan import Style, Text, parse
+from llmconv.formats.tensor import Tensor
+
+__all__ = ["DOCUMENT", "KEPT", "LAYOUT", "from_gguf", "to_gguf"]
+
+KEPT = "llmconv.json."
+DOCUMENT, LAYOUT, STYLE, CONFIG = KEPT + "document", KEPT + "layout", KEPT + "style", KEPT + "config."
+TOKENS = "tokenizer.ggml.tokens"
+INLINE = 1 << 16
+"""Numbers besides the weights (a training history, say) that are kept in the document's text."""
+
+
+def to_gguf(
+    checkpoint: Checkpoint,
+    *,
+    layout: str | None = None,
+    config: str | Path | None = None,
+    vocab: str | Path | None = None,
+    **_: Any,
+) -> Checkpoint:
+    """A JSON or MessagePack document -> GGUF's names, shapes and keys, lazily.
+
+    layout: a table's name, "named" or "plain"; recognised by the document's keys when None.
+    config, vocab: files that hold what the document lacks; found beside it when None.
+    `BadFile` for a document that matches no table (naming the nearest and what is missing from it), or whose
+    configuration, weights and vocabulary contradict each other.
+    """
+    document, where = checkpoint.metadata["document"], checkpoint.where
+    table = _choose(checkpoint, layout, where)
+    if table is None:
+        return _plain(checkpoint, layout or named_tensors.choose(document), where)
+    beside = _beside(checkpoint, table, config, vocab)
+    documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
+    own = table.keys(documents, checkpoint.tensors)
+    metadata = table.metadata(own)
+    dims = table.dims(metadata)
+    try:
+        problem = table.check(document, dims) if table.check is not None else None
+    except (KeyError, TypeError, IndexError, AttributeError):
+        problem = f"its parts are not what the layout {table.name} has there"
+    if problem is not None:
+        raise BadFile(f"{where}: {problem}")
+    tensors: Mapping[str, Tensor] = checkpoint.tensors
+    packed: set[str] = set()
+    if table.unpack is not None:
+        try:
+            tensors = table.unpack(document, checkpoint.tensors, dims)
+        except BadFile as error:
+            raise BadFile(f"{where}: {error}") from None
+        packed = set(checkpoint.tensors) - set(tensors)
+    out = checkpoint.derived("gguf")
+    used: set[str] = set(packed)
+    for place in table.places(dims):
+        for tensor in _converted(place, tensors, table, where):
+            out.add(tensor)
+        used.update(place.paths)
+    rest, tokens = _rest(checkpoint, table, used, where), None
+    if table.words is not None:
+        words, path = _words(documents, table)
+        if words is not None:
+            _check_words(words, path, dims, where)
+            tokens = _tokens(words, table)
+            if path[0] == 0 and isinstance(look(document, path[1]), list) and not table.words.extra:
+                rest = _with(rest, path[1], Ref(TOKENS))
+    out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
+    out.metadata |= metadata | (tokens or {})
+    out.metadata |= {LAYOUT: table.name, DOCUMENT: dumps(rest)} | _style(checkpoint)
+    out.metadata |= {CONFIG + path.name: text for path, _, text in beside}
+    return out
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    name = look(checkpoint.metadata["document"], "metadata.name")
+    if isinstance(name, str) and name:
+        return name
+    return checkpoint.source.stem if checkpoint.source else "model"
+
+
+def _style(checkpoint: Checkpoint) -> dict[str, str]:
+    style = checkpoint.metadata.get("style")
+    return {STYLE: json.dumps(dataclasses.asdict(style))} if isinstance(style, Style) else {}
+
+
+def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | None:
+    """The table that fits; None: plain or named."""
+    document, tensors = checkpoint.metadata["document"], checkpoint.tensors
+    if layout in (layouts.PLAIN, layouts.NAMED):
+        return None
+    if layout is not None:
+        table = layouts.by_name(layout)
+        missing = table.missing(document, tensors)
+        if missing:
+            raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
+        return table
+    found = layouts.recognise(document, tensors)
+    if found is not None or named_tensors.choose(document) is not None:
+        return found
+    table, missing = layouts.nearest(document, tensors)
+    raise BadFile(
+        f"{where}: is no model of a known layout; the nearest is {table.name!r}, from which it lacks {_list(missing)}; "
+        "--layout plain converts any file of rectangular numeric arrays"
+    )
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _converted(place: Place, tensors: Mapping[str, Tensor], table: Layout, where: str) -> tuple[Tensor, ...]:
+    """One row of the table, from the document to the GGUF."""
+    missing = [path for path in place.paths if path not in tensors]
+    if missing:
+        if place.row.optional and len(missing) == len(place.paths):
+            return ()
+        raise BadFile(
+            f"{where}: {missing[0]} is missing or no array of numbers; a model of the layout {table.name} and of its "
+            "configuration has it"
+        )
+    parts = tuple(tensors[path] for path in place.paths)
+    try:
+        expected = place.expected()
+    except LlmconvError as error:
+        raise BadFile(f"{where}: the configuration contradicts itself ({error})") from None
+    for part, shape in zip(parts, expected, strict=True):
+        if part.shape != shape:
+            raise BadFile(
+                f"{where}: {part.name} has {_x(part.shape)} numbers, expected {_x(shape)} by the configuration"
+            )
+    for op in place.row.ops:
+        parts = op.apply(parts, place.dims)
+    return tuple(part.renamed(name) for part, name in zip(parts, place.gguf, strict=True))
+
+
+def _x(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _rest(checkpoint: Checkpoint, table: Layout, used: set[str], where: str) -> Any:
+    """The document with the arrays that are no weights written out again."""
+    for name, tensor in checkpoint.tensors.items():
+        if name in used:
+            continue
+        if any(name == root or name.startswith(root) for root in table.roots if root) or "" in table.roots:
+            raise BadFile(
+                f"{where}: {name} is none of the weights that a model of the layout {table.name} and of its "
+                "configuration has; correct the configuration, or use --layout plain"
+            )
+        if tensor.n_elements > INLINE:
+            raise BadFile(
+                f"{where}: {name} holds {tensor.n_elements:,} numbers that are no weights of the layout {table.name}; "
+                "remove them, or use --layout plain"
+            )
+
+    def fill(slot: Slot) -> Any:
+        return slot if slot.name in used else inline(slot, checkpoint.tensors[slot.name])
+
+    return replace_slots(checkpoint.metadata["document"], fill)
+
+
+# Vocabulary and files beside the model
+
+
+def _beside(
+    checkpoint: Checkpoint, table: Layout, config: str | Path | None, vocab: str | Path | None
+) -> list[tuple[Path, Any, str]]:
+    """(path, tree, text) of the files that hold what the document lacks."""
+    paths = [Path(p) for p in (config, vocab) if p is not None]
+    source = checkpoint.source
+    if source is not None and table.config:
+        given = {config is not None and "config", vocab is not None and "vocab"}
+        for kind in table.config:
+            if kind in given or (kind == "tokenizer" and vocab is not None):
+                continue
+            for name in (f"{source.stem}.{kind}.json", f"{source.stem}-{kind}.json", f"{kind}.json"):
+                path = source.with_name(name)
+                if path.is_file() and path != source:
+                    paths.append(path)
+                    break
+    out = []
+    for path in dict.fromkeys(paths):
+        text = _text(path)
+        tree, _ = parse(Text.of(text.encode()), path)
+        document, tensors = cut(tree, path)
+        out.append((path, replace_slots(document, lambda s, t=tensors: inline(s, t[s.name])), text))  # type: ignore[misc]
+    return out
+
+
+def _text(path: Path) -> str:
+    from llmconv.formats import limits
+    from llmconv.formats.files import open_regular, regular_size
+
+    if regular_size(path) > limits.SIDE_FILE_BYTES:
+        raise BadFile(f"{at(path)}: is too big for a configuration, expected at most {limits.SIDE_FILE_BYTES:,} bytes")
+    with open_regular(path) as file:
+        raw = file.read()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{at(path)}: is not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
+    """The word list and where it stands: (index of the document, path)."""
+    assert table.words is not None
+    for k, (where, document) in enumerate(documents):
+        if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
+            return [*document, *table.words.extra], (k, "")
+        for path in table.words.paths:
+            found = look(document, path)
+            if isinstance(found, dict) and found:
+                found = _from_map(found, f"{where}: {path}")
+            if isinstance(found, list):
+                for i, word in enumerate(found):
+                    if not isinstance(word, str):
+                        raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
+                return [*found, *table.words.extra], (k, path)
+        if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
+            return [*(_from_map(document, where) or ()), *table.words.extra], (k, "")
+    return None, (0, "")
+
+
+def _numbers_all(values: list[Any]) -> bool:
+    """Whether the values are the numbers from 0 on, each once."""
+    return all(type(v) is int for v in values) and set(values) == set(range(len(values)))
+
+
+def _from_map(found: dict[str, Any], where: str) -> list[Any] | None:
+    """Words in order, from {word: index} or {"index": word}."""
+    n = len(found)
+    if all(type(v) is int for v in found.values()):
+        words = {index: word for word, index in found.items()}
+    elif all(key.isdecimal() for key in found):
+        words = {int(key): word for key, word in found.items()}
+    else:
+        return None
+    if set(words) != set(range(n)):
+        raise BadFile(f"{where} does not number its {n} words from 0 to {n - 1}; expected each number once")
+    return [words[i] for i in range(n)]
+
+
+def _check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int], where: str) -> None:
+    if len(words) != dims["n_vocab"]:
+        raise BadFile(
+            f"{where}: the vocabulary ({path[1] or 'a file beside it'}) has {len(words)} words, "
+            f"expected {dims['n_vocab']} by the configuration"
+        )
+
+
+def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
+    from llmconv.convert import vocab
+
+    assert table.words is not None
+    found = vocab.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
+    if not table.words.separator:
+        found.model = "characters"
+    return found.to_gguf()
+
+
+def _with(document: Any, path: str, value: Any) -> Any:
+    """The document with another value at a path that `look` finds."""
+    if path in document:
+        return {k: value if k == path else v for k, v in document.items()}
+    head, _, tail = path.partition(".")
+    return {k: _with(v, tail, value) if k == head else v for k, v in document.items()}
+
+
+# Plain and named tensors
+
+
+def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint:
+    """Any document: each array under its path (or its name in a map of named tensors)."""
+    if layout == layouts.NAMED:
+        return named_tensors.to_gguf(checkpoint, where, {LAYOUT: layouts.NAMED, **_style(checkpoint)}, DOCUMENT)
+    if not checkpoint.tensors:
+        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert")
+    out = checkpoint.derived("gguf")
+    out.tensors = dict(checkpoint.tensors)
+    out.metadata = {
+        "general.architecture": "plain",
+        "general.name": _name(checkpoint),
+        "llmconv.layout": "plain",
+        LAYOUT: layouts.PLAIN,
+        DOCUMENT: dumps(checkpoint.metadata["document"]),
+        **_style(checkpoint),
+    }
+    return out
+
+
+# Back
+
+
+def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) -> Checkpoint:
+    """GGUF -> a document: the one that it was made from, or one in its family's layout, or named tensors.
+
+    layout: a table's name, or "named", for a GGUF that was not made from a document.
+    """
+    metadata, where = checkpoint.metadata, checkpoint.where
+    kept_as = metadata.get(LAYOUT)
+    if layout is not None and layout not in layouts.names():
+        layouts.by_name(layout)  # says which there are
+    if isinstance(kept_as, str) and (layout is None or layout == kept_as):
+        document = _kept(metadata, where)
+        if kept_as == layouts.PLAIN:
+            return _result(checkpoint, document, {t.name: t for t in checkpoint.tensors.values()})
+        if kept_as == layouts.NAMED:
+            return _result(checkpoint, document, named_tensors.from_gguf(checkpoint, document))
+        return _fill(checkpoint, layouts.by_name(kept_as), document, where)
+    arch = str(metadata.get("general.architecture", ""))
+    table = layouts.by_name(layout) if layout and layout not in (layouts.NAMED, layouts.PLAIN) else None
+    if table is not None and (table.arch != arch or table.build is None):
+        raise Unsupported(f"{where}: a {arch} model can't be written in the layout {table.name}; use --layout named")
+    if layout is None:
+        table = layouts.for_arch(arch, checkpoint.tensors)
+    if table is None:
+        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
+    assert table.build is not None
+    return _fill(checkpoint, table, table.build(metadata, table.dims(metadata)), where)
+
+
+def _kept(metadata: Mapping[str, Any], where: str) -> Any:
+    def resolve(key: str) -> Any:
+        value = metadata[key]
+        return value if isinstance(value, str) else list(value)
+
+    text = metadata.get(DOCUMENT)
+    if not isinstance(text, str):
+        raise BadFile(f"{where}: has the key {LAYOUT} but not {DOCUMENT}; convert it with --layout named")
+    return loads(text, where, resolve)
+
+
+def _fill(checkpoint: Checkpoint, table: Layout, document: Any, where: str) -> Checkpoint:
+    """The tensors of a table's document from those of the GGUF."""
+    dims = table.dims(checkpoint.metadata)
+    embedding = checkpoint.tensors.get("token_embd.weight")
+    if embedding is not None and not dims["n_vocab"]:  # a key that not every ecosystem carries
+        dims["n_vocab"] = embedding.shape[0]
+    tensors: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for place in table.places(dims):
+        missing = [name for name in place.gguf if name not in checkpoint.tensors]
+        if missing:
+            if place.row.optional:
+                continue
+            raise BadFile(f"{where}: tensor {missing[0]!r} is missing; a model of the layout {table.name} has it")
+        parts = tuple(checkpoint.tensors[name] for name in place.gguf)
+        for part, shape in zip(parts, place.shapes, strict=True):
+            if part.shape != shape:
+                raise BadFile(
+                    f"{where}: tensor {part.name!r} has shape {list(part.shape)}, expected {list(shape)} by its keys"
+                )
+        used.update(place.gguf)
+        parts = tuple(_floats(part) for part in parts)
+        for op in reversed(place.row.ops):
+            parts = op.undo(parts, place.dims)
+        for part, path in zip(parts, place.paths, strict=True):
+            tensors[path] = part.renamed(path)
+    extra = [name for name in checkpoint.tensors if name not in used]
+    if extra:
+        raise BadFile(
+            f"{where}: tensor {extra[0]!r} has no place in the layout {table.name}; use --layout named, which takes any"
+        )
+    if table.pack is not None:
+        tensors = table.pack(document, tensors, dims)
+    return _result(checkpoint, document, tensors)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    from llmconv.quant.plain import F32
+
+    return tensor if tensor.type.is_plain() else tensor.astype(F32)
+
+
+def _result(
+    checkpoint: Checkpoint, document: Any, tensors: Mapping[str, Tensor], style: Style | None = None
+) -> Checkpoint:
+    where, found = checkpoint.where, {}
+    for slot in slots(document):
+        tensor = tensors.get(slot.name)
+        if tensor is None or tensor.n_elements != int(np.prod(slot.shape, dtype=object)):
+            raise BadFile(f"{where}: no tensor fits the place of {slot.name!r} in its document; was the file edited?")
+        found[slot.name] = _floats(tensor)
+    if style is None:
+        style = _kept_style(checkpoint.metadata, where)
+    metadata = {"document": document, "style": style}
+    return checkpoint.derived("json", tensors=found, metadata=metadata)
+
+
+def _kept_style(metadata: Mapping[str, Any], where: str) -> Style:
+    text = metadata.get(STYLE)
+    if text is None:
+        return Style()
+    try:
+        style = Style(**json.loads(text))
+        spaces = [style.newline, style.end, style.comma.replace(",", "", 1), style.colon.replace(":", "", 1)]
+        if style.comma.count(",") != 1 or style.colon.count(":") != 1 or style.numbers not in ("js", "python"):
+            raise ValueError
+        if any(s.strip(" \t\r\n") for s in (*spaces, style.indent or "")):
+            raise ValueError
+        return style
+    except (TypeError, ValueError, AttributeError):
+        raise BadFile(f"{where}: {STYLE} is not what this program writes; remove the key") from None

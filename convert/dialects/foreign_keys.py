@@ -1,0 +1,67 @@
+"""Keys of a GGUF that a model folder has no place for: its author and licence, roles of tokens, anybody's own keys.
+
+They travel in the safetensors metadata, under `llmconv.gguf.metadata`, and go back into a GGUF that is made again.
+What config.json or the tokenizer's files say by then wins over them, since those are what people edit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmconv.convert.dialects import carried
+from llmconv.convert.dialects.named_tensors import decode_keys, encode_keys
+from llmconv.formats.gguf_values import encode_value
+
+__all__ = ["KEYS", "keep", "put_back"]
+
+KEYS = "llmconv.gguf.metadata"
+
+_OF_THE_FILE = {
+    "general.architecture",
+    "general.type",
+    "general.alignment",
+    "general.file_type",
+    "general.quantization_version",
+    "general.size_label",
+}
+"""Keys that say what a file is like; another file of the same model has its own."""
+_NAME = "general.name"
+_ARRAYS = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges"))
+
+
+def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> tuple[dict[str, str], list[str]]:
+    """What to put into the safetensors metadata, and notes about keys that the folder says otherwise.
+
+    metadata: the GGUF's keys.   again: those that the folder gives when it is converted back.
+    prefix: the architecture's name, under which keys are config.json's to say.
+    """
+    own = carried.CONFIG in metadata  # made from a folder, whose name is the model's
+    lost: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if key.startswith("llmconv.") or key in _OF_THE_FILE or (key == _NAME and own):
+            continue
+        if (key in _ARRAYS and _ARRAYS[0] in again) or (key in again and _same(value, again[key])):
+            continue
+        lost[key] = value
+    if not lost:
+        return {}, []
+    other = [key for key in lost if key in again and key.startswith(f"{prefix}.")]
+    notes = [f"config.json does not say what {', '.join(other)} of the GGUF says; correct it by hand"] if other else []
+    return {KEYS: json.dumps(encode_keys(lost), ensure_ascii=False)}, notes
+
+
+def put_back(metadata: dict[str, Any], text: str | None, where: str) -> None:
+    """Add the kept keys to those that the folder itself gave."""
+    if text is None:
+        return
+    for key, value in decode_keys(carried.kept_json({KEYS: text}, KEYS, where), where).items():
+        if key in _OF_THE_FILE or key.startswith("llmconv."):
+            continue  # not ours: somebody else wrote this metadata
+        if key not in metadata or key.startswith(("general.", "tokenizer.")):
+            metadata[key] = value
+
+
+def _same(a: Any, b: Any) -> bool:
+    return encode_value(a, "") == encode_value(b, "")

@@ -1,0 +1,98 @@
+"""Does a GGUF agree with itself?  Asked before one is written from another, where nothing else reads its meaning.
+
+Conversions between ecosystems check every tensor on their way (`hf`, `documents`).  From GGUF to GGUF the tensors
+pass untouched, so the same is asked here, by the same tables: keys against tensors, vocabulary against both.
+What a file holds beyond what its architecture's table knows is left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert import archs
+from llmconv.errors import BadFile, about
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf_values import Strings
+
+__all__ = ["check_gguf"]
+
+_TOKENS = "tokenizer.ggml.tokens"
+_TYPES = 7  # token types are 0 (undefined) to 6 (byte)
+
+
+def check_gguf(checkpoint: Checkpoint) -> None:
+    """`BadFile` when a model in dialect "gguf" contradicts itself.  Costs no more than a look at names and lengths."""
+    with about(checkpoint.source):
+        _check(checkpoint)
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    where = checkpoint.where
+    metadata = checkpoint.metadata
+    _check_vocabulary(metadata, where)
+    name = metadata.get("general.architecture")
+    if name is not None and not isinstance(name, str):
+        raise BadFile(f"{where}: key 'general.architecture' is {name!r}, expected a text")
+    kind = metadata.get("general.type", "model")
+    if not isinstance(kind, str):
+        raise BadFile(f"{where}: key 'general.type' is {kind!r:.60}, expected a text")
+    arch = archs.by_gguf(name) if isinstance(name, str) else None
+    if arch is None or kind != "model" or not checkpoint.tensors or metadata.get("llmconv.layout") == "plain":
+        return
+    arch.check_keys(metadata)
+    dims = arch.dims_of(metadata)
+    embeddings = checkpoint.tensors.get("token_embd.weight")
+    rows = embeddings.shape[0] if embeddings is not None and embeddings.shape else 0
+    tokens = metadata.get(_TOKENS)
+    if tokens is not None and embeddings is not None and len(tokens) > rows:
+        raise BadFile(f"{where}: has {len(tokens):,} tokens, expected {rows:,}, the rows of token_embd.weight")
+    dims["n_vocab"] = rows
+    missing, known = None, set()
+    for slot in arch.slots(dims):
+        for part, shape in zip(slot.gguf, slot.shapes, strict=True):
+            tensor = checkpoint.tensors.get(part)
+            known.add(part)
+            if tensor is None:
+                missing = missing or (part if slot.row.optional is False else None)
+            elif tensor.shape != shape:
+                raise BadFile(
+                    f"{where}: tensor {part!r} has shape {list(tensor.shape)}, expected {list(shape)} by its keys"
+                )
+        if missing and slot.row.per_layer:
+            break
+    if not dims["n_layer"] > 0 and any(n.startswith("blk.") for n in checkpoint.tensors):
+        raise BadFile(f"{where}: has layers, and key '{arch.gguf}.block_count' says none; the file is damaged")
+    # A file with tensors that the table lacks is of a form of its own: what it must hold is not known here.
+    if missing and all(n in known or n.startswith("blk.") for n in checkpoint.tensors):
+        raise BadFile(f"{where}: tensor {missing!r} is missing; a {arch.gguf} model of these keys needs it")
+
+
+def _check_vocabulary(metadata: dict[str, Any], where: str) -> None:
+    tokens = metadata.get(_TOKENS)
+    if tokens is None:
+        return
+    model = metadata.get("tokenizer.ggml.model")
+    if model is not None and not isinstance(model, str):
+        raise BadFile(f"{where}: key 'tokenizer.ggml.model' is {model!r}, expected a text")
+    for key in (_TOKENS, "tokenizer.ggml.merges"):
+        value = metadata.get(key)
+        texts = isinstance(value, Strings) or (
+            isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        )
+        if value is not None and not texts and not (isinstance(value, np.ndarray) and not value.size):
+            raise BadFile(f"{where}: key {key!r} is no array of strings; the file is damaged")
+    for key, kind in (("tokenizer.ggml.token_type", np.integer), ("tokenizer.ggml.scores", np.floating)):
+        value = metadata.get(key)
+        if value is None:
+            continue
+        array = np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else np.empty(0, object)
+        if array.size and not np.issubdtype(array.dtype, kind):
+            raise BadFile(f"{where}: key {key!r} is no array of numbers; the file is damaged")
+        if len(array) != len(tokens):
+            raise BadFile(
+                f"{where}: key {key!r} has {len(array):,} entries, expected {len(tokens):,}, one for each token"
+            )
+        if kind is np.integer and array.size and not (int(array.min()) >= 0 and int(array.max()) < _TYPES):
+            raise BadFile(f"{where}: key {key!r} has an entry outside 0 to {_TYPES - 1}; the file is damaged")

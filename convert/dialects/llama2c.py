@@ -1,0 +1,119 @@
+"""llama2.c's dialect: run.c's tensors, stacked over the layers, -> GGUF's Llama.
+
+Both keep the rotary pairs of a head side by side, so that every weight is a slice of the file, unchanged.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert import vocab
+from llmconv.convert.tables.ops import Stack
+from llmconv.convert.vocab.base import SPM, TokenType, Vocab
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["from_gguf", "read_tokenizer", "to_gguf"]
+
+# run.c's name -> GGUF's; of the layers' tensors, one for each.
+_ROWS = {
+    "token_embedding_table": "token_embd.weight",
+    "rms_final_weight": "output_norm.weight",
+    "wcls": "output.weight",
+    "rms_att_weight": "blk.{i}.attn_norm.weight",
+    "wq": "blk.{i}.attn_q.weight",
+    "wk": "blk.{i}.attn_k.weight",
+    "wv": "blk.{i}.attn_v.weight",
+    "wo": "blk.{i}.attn_output.weight",
+    "rms_ffn_weight": "blk.{i}.ffn_norm.weight",
+    "w1": "blk.{i}.ffn_gate.weight",
+    "w2": "blk.{i}.ffn_down.weight",
+    "w3": "blk.{i}.ffn_up.weight",
+}
+_DROPPED = ("freq_cis_real", "freq_cis_imag")
+
+# Key <- header field; what the format fixes without saying stands below.
+_KEYS = {
+    "block_count": "n_layers",
+    "context_length": "seq_len",
+    "embedding_length": "dim",
+    "feed_forward_length": "hidden_dim",
+    "attention.head_count": "n_heads",
+    "attention.head_count_kv": "n_kv_heads",
+    "vocab_size": "vocab_size",
+}
+
+
+def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    """Slices of the file under GGUF's names; the vocabulary from the tokenizer.bin beside it."""
+    sizes = checkpoint.metadata
+    out = Checkpoint(dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+    out.metadata = {"general.architecture": "llama", "general.type": "model"}
+    if checkpoint.source is not None:
+        out.metadata["general.name"] = checkpoint.source.stem
+    out.metadata |= {"general.file_type": np.uint32(0), "general.quantization_version": np.uint32(2)}
+    out.metadata |= {f"llama.{key}": np.uint32(sizes[name]) for key, name in _KEYS.items()}
+    out.metadata["llama.rope.dimension_count"] = np.uint32(sizes["dim"] // sizes["n_heads"])
+    out.metadata["llama.rope.freq_base"] = np.float32(10000.0)  # run.c and model.py: theta = 10000, eps = 1e-5
+    out.metadata["llama.attention.layer_norm_rms_epsilon"] = np.float32(1e-5)
+    for name, tensor in checkpoint.tensors.items():
+        if name in _DROPPED:
+            continue
+        target = _ROWS[name]
+        layers = Stack().undo((tensor,), {}) if "{i}" in target else (tensor,)
+        for i, layer in enumerate(layers):
+            out.add(layer.renamed(target.replace("{i}", str(i))))
+    notes = (
+        ["left out, computed from the configuration: freq_cis_real"] if "freq_cis_real" in checkpoint.tensors else []
+    )
+    data = checkpoint.file("tokenizer.bin")
+    if data is None:
+        notes.append("no tokenizer.bin beside the model: the GGUF has weights only")
+    else:
+        out.metadata |= read_tokenizer(data, sizes["vocab_size"], checkpoint.where).to_gguf()
+    out.notes += notes
+    return out
+
+
+def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    raise Unsupported(f"{checkpoint.where}: llama2.c's format is only read; write GGUF or safetensors")
+
+
+def read_tokenizer(data: bytes, n_vocab: int, where: str) -> Vocab:
+    """tokenizer.bin: int32 of the longest piece, then (float32 score, int32 length, bytes) for each token.
+
+    Written by llama2.c's tokenizer.py from sentencepiece: a space stands for "▁", and BOS and EOS have newlines around.
+    """
+    tokens: list[str] = []
+    scores = np.zeros(n_vocab, np.float32)
+    types = np.full(n_vocab, TokenType.NORMAL, np.int32)
+    offset = 4
+    for i in range(min(n_vocab, len(data) // 8)):
+        if offset + 8 > len(data):
+            break
+        score, length = struct.unpack_from("<fi", data, offset)
+        offset += 8
+        if length < 0 or offset + length > len(data):
+            raise BadFile(f"{where}: tokenizer.bin: token {i} has length {length}, more than the file holds")
+        text = data[offset : offset + length].decode("utf-8", "replace")
+        offset += length
+        scores[i] = score
+        if text in ("\n<s>\n", "\n</s>\n"):
+            text, types[i] = text.strip("\n"), TokenType.CONTROL
+        elif text == "<unk>":
+            types[i] = TokenType.UNKNOWN
+        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            types[i] = TokenType.BYTE
+        else:
+            text = text.replace(" ", "▁")
+        tokens.append(text)
+    if len(tokens) != n_vocab or offset != len(data):
+        raise BadFile(f"{where}: tokenizer.bin holds {len(tokens)} tokens in {len(data):,} bytes, expected {n_vocab}")
+    special = {
+        role: tokens.index(text) for role, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")) if text in tokens
+    }
+    flags = {"bos": True, "eos": False, "space_prefix": True}
+    return vocab.Vocab(SPM, tokens, types, scores, special=special, flags=flags)

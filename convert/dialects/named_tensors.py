@@ -1,0 +1,265 @@
+"""Maps of named tensors: name -> {shape, data} (or {rows, cols, data}), the JSON that needs no table.
+
+Read: the document's names are the tensors' (a state dict); with a `config` that Hugging Face's tables know it is that
+model.  Written: any model at all, its keys with their exact types beside its tensors, so that it comes back whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.limits import too_large
+from llmconv.formats.tensor import Tensor
+from llmconv.quant.block import by_name
+
+__all__ = ["choose", "decode_keys", "describe", "encode_keys", "from_gguf", "to_gguf"]
+
+OURS = "llmconv"
+"""The `format` of documents that `describe` makes."""
+_ROOTS = ("", "weights", "tensors", "params", "parameters", "state_dict", "model")
+
+
+def choose(document: Any) -> str | None:
+    """ "named" when the document holds its tensors in a map by name, else None."""
+    return "named" if _map(document) is not None else None
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("data"), Slot) and ("shape" in node or "rows" in node)
+
+
+def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
+    """(root, map) of the named tensors."""
+    if not isinstance(document, dict):
+        return None
+    if document.get("format") == OURS and isinstance(ours := document.get("tensors"), dict):
+        return "tensors", {k: v for k, v in ours.items() if _is_tensor(v)}
+    for root in _ROOTS:
+        node = document.get(root) if root else document
+        if not isinstance(node, dict):
+            continue
+        own = {k: v for k, v in node.items() if _is_tensor(v)}
+        inside = {id(s) for v in own.values() for s in slots(v)}
+        if own and all(id(s) in inside for s in slots(document)):
+            return root, own
+    return None
+
+
+def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_key: str) -> Checkpoint:
+    """A document of named tensors -> GGUF: as Hugging Face's model when `config` names a known one, else as it is."""
+    document = checkpoint.metadata["document"]
+    found = _map(document)
+    if found is None:
+        raise BadFile(f"{where}: is no map of named tensors {{name: {{shape, data}}}}, which the layout named needs")
+    _, maps = found
+    names = {slot.name: name for name, node in maps.items() for slot in slots(node)}
+    stray = next((slot.name for slot in slots(document) if slot.name not in names), None)
+    if stray is not None:
+        raise BadFile(
+            f"{where}: {stray} is not part of a tensor {{type, shape, data}} with as many numbers as its shape"
+        )
+    tensors = {names[n]: t.renamed(names[n]) for n, t in checkpoint.tensors.items() if n in names}
+    renamed = replace_slots(document, lambda s: Slot(names[s.name], s.shape, s.form, s.ints, s.kind))
+    if document.get("format") == OURS:
+        return _ours(checkpoint, document, tensors, maps, where)
+    out = _hugging_face(checkpoint, document, tensors)
+    if out is None:
+        out = Checkpoint(tensors, dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+        out.metadata = {"general.architecture": "plain", "llmconv.layout": "plain"} | _vocabulary(document)
+    out.metadata |= keys | {document_key: dumps(renamed)}
+    return out
+
+
+def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor]) -> Checkpoint | None:
+    from llmconv.convert import archs
+    from llmconv.convert.dialects import hf
+
+    config = document.get("config")
+    if not isinstance(config, dict) or archs.by_hf(config) is None:
+        return None
+    files: dict[str, Any] = {"config.json": json.dumps(config).encode()}
+    source = checkpoint.derived("hf", tensors=tensors, files=files)
+    return hf.to_gguf(source)
+
+
+def _vocabulary(document: Any) -> dict[str, Any]:
+    """Standard keys for a word list, where the document has one of as many words as it says."""
+    from llmconv.convert import vocab
+    from llmconv.convert.layouts.base import look
+
+    for path in ("tokenizer.vocab", "vocab", "tokenizer.tokens", "config.vocab"):
+        words = look(document, path)
+        listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
+        if listed and len(set(words)) == len(words):
+            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            return keys
+    return {}
+
+
+def from_gguf(checkpoint: Checkpoint, document: Any) -> Mapping[str, Tensor]:
+    """The tensors of a document of named tensors, by the names that its slots have."""
+    names = {slot.name for slot in slots(document)}
+    if names <= set(checkpoint.tensors):
+        return checkpoint.tensors
+    from llmconv.convert.dialects import hf
+
+    return hf.from_gguf(checkpoint).tensors
+
+
+# Any model, whole
+
+
+def describe(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A GGUF's keys and tensors as a document: {"format", "metadata": {key: [type, value]}, "tensors": {name: …}}.
+
+    Quantized tensors are decoded to the float32 values that they stand for.
+    """
+    tensors = {
+        name: {
+            "type": t.type.name,
+            # An array of numbers would itself be read as a tensor where no data goes with it.
+            "shape": list(t.shape) if t.n_elements else "x".join(map(str, t.shape)),
+            "data": Slot(name, (t.n_elements,)) if t.n_elements else [],
+        }
+        for name, t in checkpoint.tensors.items()
+    }
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.type.dtype is not None and tensor.type.dtype.kind not in "fiubV":
+            raise Unsupported(f"tensor {name!r} is {tensor.type.name}, which JSON has no numbers for; --exclude it")
+        if tensor.type.name in ("I64", "U64") and _beyond_doubles(tensor):
+            raise Unsupported(
+                f"tensor {name!r} holds whole numbers beyond 2^53, which JSON's readers round; use another format, or "
+                "--exclude it"
+            )
+    document = {"format": OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
+    return document, {n: t for n, t in checkpoint.tensors.items() if t.n_elements}
+
+
+def _ours(
+    checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor], maps: dict[str, Any], where: str
+) -> Checkpoint:
+    """The way back of `describe`."""
+    out = checkpoint.derived("gguf")
+    out.metadata = decode_keys(document.get("metadata"), where)
+    for name, node in document["tensors"].items():
+        tensor = tensors[name] if name in maps else _empty(name, node, where)
+        stated = node.get("type")
+        out.add(_stored(tensor, stated, where) if isinstance(stated, str) else tensor)
+    return out
+
+
+def _empty(name: str, node: Any, where: str) -> Tensor:
+    """A tensor without elements: its data is `[]`, its shape a text such as "0x64"."""
+    text = node.get("shape") if isinstance(node, dict) and node.get("data") == [] else None
+    if isinstance(text, str) and re.fullmatch(r"\d{1,15}(x\d{1,15}){0,7}", text):
+        shape = tuple(map(int, text.split("x")))
+        if 0 in shape and not too_large(shape):
+            return Tensor(
+                name, shape, by_name("F64"), lambda start, stop: np.empty((stop - start, 8 * shape[-1]), "u1")
+            )
+    raise BadFile(f"{where}: tensors.{name} is not part of a document of tensors {{type, shape, data}}")
+
+
+def _stored(tensor: Tensor, stated: str, where: str) -> Tensor:
+    """A tensor of a document in the type that it says; F32 where that is a block type."""
+    try:
+        kind = by_name(stated)
+    except UsageError as error:
+        raise BadFile(f"{where}: {tensor.name}: {error}") from None
+    if not kind.is_plain():
+        return tensor.astype(by_name("F32"))
+    if not kind.is_float:
+        values = tensor.numpy()
+        with np.errstate(invalid="ignore"):
+            exact = np.array_equal(values.astype(kind.dtype), values)
+        if not exact:
+            raise BadFile(f"{where}: {tensor.name} is not all numbers of type {stated}, as it says; correct its type")
+    return tensor.astype(kind)
+
+
+def _beyond_doubles(tensor: Tensor) -> bool:
+    limit = 1 << 53
+    for start, stop in tensor.slabs():
+        rows = tensor.rows(start, stop)
+        if rows.size and (int(rows.max()) > limit or int(rows.min()) < -limit):
+            return True
+    return False
+
+
+_SCALARS: dict[str, Any] = {
+    "u8": np.uint8,
+    "i8": np.int8,
+    "u16": np.uint16,
+    "i16": np.int16,
+    "u32": np.uint32,
+    "i32": np.int32,
+    "u64": np.uint64,
+    "i64": np.int64,
+    "f32": np.float32,
+    "f64": np.float64,
+    "bool": np.bool_,
+}
+_NAMES = {np.dtype(t): name for name, t in _SCALARS.items()}
+
+
+def encode_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """GGUF keys as JSON: key -> [type, value]; arrays of numbers as [type, base64 of the little-endian bytes]."""
+    return {key: _encode(value) for key, value in metadata.items()}
+
+
+def _encode(value: Any) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        raw = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
+        return ["array " + _NAMES[value.dtype.newbyteorder("=")], base64.b64encode(raw).decode()]
+    if isinstance(value, np.generic):
+        if isinstance(value, np.floating) and not np.isfinite(value):
+            return [_NAMES[value.dtype], str(value)]
+        return [_NAMES[value.dtype], value.item()]
+    if isinstance(value, str):
+        return ["str", value]
+    if isinstance(value, bool):
+        return ["bool", value]
+    if isinstance(value, int | float):
+        return ["int" if isinstance(value, int) else "float", value]
+    items = list(value)
+    if all(isinstance(v, str) for v in items):
+        return ["strs", items]
+    return ["list", [_encode(v) for v in items]]
+
+
+def decode_keys(found: Any, where: str) -> dict[str, Any]:
+    """The way back of `encode_keys`; `BadFile` for anything else."""
+    if not isinstance(found, dict):
+        raise BadFile(f"{where}: metadata is no object; expected key -> [type, value]")
+    out = {}
+    for key, entry in found.items():
+        try:
+            out[key] = _decode(*entry)
+        except (TypeError, ValueError, KeyError, OverflowError):
+            raise BadFile(f"{where}: metadata.{key} is not [type, value] as this program writes it") from None
+    return out
+
+
+def _decode(kind: str, value: Any) -> Any:
+    if kind.startswith("array "):
+        dtype = np.dtype(_SCALARS[kind.removeprefix("array ")])
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype.newbyteorder("<")).astype(dtype)
+    if kind == "list":
+        return [_decode(*entry) for entry in value]
+    wanted: Any = {"str": str, "strs": list, "int": int, "float": float, "bool": bool}.get(kind)
+    if wanted is not None:
+        if not isinstance(value, wanted) or (kind == "strs" and not all(isinstance(v, str) for v in value)):
+            raise ValueError
+        return value
+    if kind[0] in "ui" and (type(value) is not int):
+        raise ValueError
+    return _SCALARS[kind](value)

@@ -1,0 +1,169 @@
+"""Nobody's dialect: a lone safetensors file, or a model whose architecture has no table.  Names stay as they are.
+
+A GGUF made so has `llmconv.layout` "plain" and everything else the model carried in keys of our own; a safetensors
+made from somebody's GGUF has all of its keys, with their exact types, in its metadata.  Both come back whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from llmconv.convert.dialects import carried
+from llmconv.convert.dialects.foreign_keys import KEYS
+from llmconv.convert.dialects.named_tensors import decode_keys, encode_keys
+from llmconv.errors import BadFile, LlmconvError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.safetensors_header import DTYPES
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import plain
+
+__all__ = ["from_gguf", "to_gguf"]
+
+LAYOUT, METADATA, SHAPES = "llmconv.layout", "llmconv.safetensors.metadata", "llmconv.plain.shapes"
+BITS = "llmconv.plain.bits"
+"""Tensors whose values no type of GGUF holds, stored as whole numbers of the same bits: name -> [type, shape]."""
+
+# Types that GGUF does not have -> the narrowest of its types that holds all their values.
+_HELD_BY: dict[BlockClass, BlockClass] = {
+    plain.BOOL: plain.I8,
+    plain.U8: plain.I16,
+    plain.U16: plain.I32,
+    plain.U32: plain.I64,
+    plain.F8_E4M3: plain.BF16,
+    plain.F8_E5M2: plain.BF16,
+    plain.F8_E8M0: plain.BF16,
+    plain.F8_E4M3FNUZ: plain.BF16,
+    plain.F8_E5M2FNUZ: plain.BF16,
+}
+
+
+def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    """Any tensors -> GGUF under their own names."""
+    where = checkpoint.where
+    out = checkpoint.derived("gguf")
+    shapes: dict[str, list[int]] = {}
+    bits: dict[str, list[Any]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if not tensor.shape:
+            shapes[name] = []
+            tensor = tensor.reshaped((1,))
+        if tensor.type.ggml_id is not None:
+            out.add(tensor)
+        elif tensor.type in _HELD_BY:
+            out.add(tensor.astype(_HELD_BY[tensor.type]))
+        else:
+            bits[name] = [tensor.type.name, list(tensor.shape)]
+            out.add(_as_bits(tensor))
+    text = checkpoint.metadata.get(KEYS)
+    if text is not None:
+        out.metadata = decode_keys(carried.kept_json({KEYS: text}, KEYS, where), where)
+        return out
+    out.metadata = {"general.architecture": _architecture(checkpoint), "general.type": "model"}
+    if checkpoint.source is not None:
+        out.metadata["general.name"] = checkpoint.source.stem or checkpoint.source.name
+    out.metadata |= {LAYOUT: "plain"} | _vocabulary(checkpoint)
+    out.metadata[carried.DTYPES] = carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n not in bits})
+    for key, record in ((SHAPES, shapes), (BITS, bits)):
+        if record:
+            out.metadata[key] = json.dumps(record)
+    out.metadata[METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
+    notes = [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
+    if "adapter_config.json" in checkpoint.files:
+        notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
+    elif "config.json" not in checkpoint.files and checkpoint.format in ("safetensors", "torch"):
+        notes.append(
+            "there is no config.json: the tensors keep their own names; they can be quantized and converted back, but "
+            "not run here or in llama.cpp"
+        )
+    out.notes += notes
+    return out
+
+
+def _as_bits(tensor: Tensor) -> Tensor:
+    """The same bytes as whole numbers (U64 and C64 as I64, the types of less than a byte as I8)."""
+    kind: BlockClass = plain.I64 if tensor.type.layout.itemsize == 8 else plain.I8
+    shape = (*tensor.shape[:-1], tensor.row_bytes // kind.layout.itemsize)
+    return dataclasses.replace(tensor, type=kind, shape=shape)
+
+
+def _from_bits(tensor: Tensor, record: Any, where: str) -> Tensor:
+    """The way back of `_as_bits`."""
+    try:
+        kind, shape = DTYPES[record[0]], tuple(record[1])
+        made = dataclasses.replace(tensor, type=kind, shape=shape)
+        if _as_bits(made).shape == tensor.shape and tensor.type is _as_bits(made).type:
+            return made
+    except (LlmconvError, LookupError, TypeError, ValueError):
+        pass
+    raise BadFile(f"{where}: {BITS} does not describe tensor {tensor.name!r}; remove the key to keep its numbers")
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    from llmconv.convert.dialects.hf import read_config
+
+    kind = read_config(checkpoint).get("model_type")
+    return kind if isinstance(kind, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", kind) else "plain"
+
+
+def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    from llmconv.convert import vocab
+    from llmconv.convert.dialects.hf import read_config
+
+    if not checkpoint.files:
+        return {}
+    try:
+        found = vocab.from_files(checkpoint.files, read_config(checkpoint))
+    except LlmconvError:
+        return {}  # its files are kept whole all the same
+    return found.to_gguf() if found is not None else {}
+
+
+def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
+    """The way back; a GGUF that `to_gguf` did not make keeps its keys in the metadata."""
+    metadata, where = checkpoint.metadata, checkpoint.where
+    out = checkpoint.derived("plain")
+    if METADATA not in metadata:
+        out.tensors = dict(checkpoint.tensors)
+        out.metadata = {"format": "pt", KEYS: json.dumps(encode_keys(metadata), ensure_ascii=False)}
+        return out
+    texts = carried.kept_json(metadata, METADATA, where)
+    if not all(isinstance(v, str) for v in texts.values()):
+        raise BadFile(f"{where}: {METADATA} is no map of texts; remove the key")
+    out.metadata = texts
+    default, exceptions = carried.kept_dtypes(carried.kept_json(metadata, carried.DTYPES, where), where)
+    shapes, bits = (carried.kept_json(metadata, key, where) for key in (SHAPES, BITS))
+    rounded: Counter[tuple[str, str]] = Counter()
+    for name, tensor in checkpoint.tensors.items():
+        if name in bits:
+            tensor = _from_bits(tensor, bits[name], where)
+        wanted = None if name in bits else carried.dtype_of(name, default, exceptions)
+        if wanted is not None and wanted.is_float and wanted.is_plain() and not tensor.type.is_plain():
+            if wanted not in (plain.F32, plain.F64):
+                rounded[tensor.type.name, wanted.name] += 1
+            tensor = tensor.astype(wanted)  # quantized since: what reads such a model knows no block types
+        elif wanted is not None and _HELD_BY.get(wanted) is tensor.type:
+            tensor = tensor.astype(wanted)
+        if name in shapes and tensor.n_elements == 1:
+            tensor = tensor.reshaped(())
+        out.add(tensor)
+    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
+    out.notes += notes
+    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint)}
+    if "config.json" in out.files:
+        out.dialect = "hf"
+    return out
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer files that the vocabulary gives back (what was kept as a file stays as it was)."""
+    from llmconv.convert import vocab
+
+    try:
+        found = vocab.from_gguf(checkpoint.metadata)
+        return {} if found is None else found.to_files()
+    except LlmconvError:
+        return {}

@@ -1,0 +1,1 @@
+"""Reports on models and between them: sizes, statistics, differences, verification, certificates."""

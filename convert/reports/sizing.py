@@ -1,0 +1,358 @@
+"""How big a model is and what it needs, from its shape alone: parameters by part, FLOPs, memory, KV cache, training.
+
+Everything is arithmetic over a list of named shapes, which comes from a checkpoint's tensors or, for a config.json, a
+preset or a shape given by hand, from the architecture's table.  Nothing is read or allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv.convert import archs
+from llmconv.convert.tables.presets import Preset
+from llmconv.convert.translate import translate
+from llmconv.convert.writing.cast import Rounding, cast
+from llmconv.convert.writing.plan import Wishes, make_plan
+from llmconv.errors import LlmconvError, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name, plain, types
+from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.filetypes import file_type
+from llmconv.quant.mixes import FALLBACK
+from llmconv.show import Shown
+
+__all__ = ["PARTS", "Shape", "SizeReport", "TrainingMemory", "shape_of", "size_report", "training_memory"]
+
+# Part -> the canonical tensor names that belong to it; the first match counts.
+PARTS: dict[str, str] = {
+    "embedding": r"(token_embd|position_embd|token_types|token_embd_norm)\.",
+    "attention q/k/v": r"blk\.\d+\.(attn_(q|k|v|qkv)(_a|_b|_a_mqa)?|attn_kv_.*|attn_k_b|attn_v_b)\.",
+    "attention output": r"blk\.\d+\.attn_(output|sinks)\.",
+    "ffn": r"blk\.\d+\.(ffn_(?!norm|.*_norm)|exp_probs_b).*",
+    "norms": r".*norm.*",
+    "head": r"output\.",
+}
+JSON_BYTES = 1_167_516 / 36_496
+"""Bytes per number of legacy JSON, as measured on a model saved with an indent of 2 (20.7 without the indentation)."""
+QUANTIZED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+"""File types whose files a report foretells."""
+
+_PARTS = {part: re.compile(pattern) for part, pattern in PARTS.items()}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model without its weights: canonical tensor names and shapes, and the metadata that describes it.
+
+    stored: type of each tensor where it exists, for a checkpoint; empty otherwise.
+    source: the checkpoint, as it was opened; None for a shape alone.
+    """
+
+    name: str
+    arch: str
+    tensors: dict[str, tuple[int, ...]]
+    metadata: Mapping[str, Any]
+    tied: bool
+    stored: dict[str, type[BlockType]]
+    source: Checkpoint | None = None
+
+    def dim(self, name: str) -> int:
+        """A dimension by name (n_layer, n_head_kv, …), the largest over layers; 0 when unknown."""
+        arch = archs.by_gguf(self.arch)
+        dims = arch.dims_of(self.metadata) if arch else {}
+        value = dims.get(name, 0)
+        return max(value, default=0) if isinstance(value, list) else int(value)
+
+
+def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, Any]) -> Shape:
+    arch = archs.by_gguf(str(metadata.get("general.architecture")))
+    if arch is None:
+        raise Unsupported(
+            f"{name}: no table for its architecture; give the checkpoint itself instead of its configuration"
+        )
+    tensors: dict[str, tuple[int, ...]] = {}
+    for slot in arch.slots(arch.dims_of(metadata)):
+        if arch.expected(slot.row, flags):
+            tensors |= dict(zip(slot.gguf, slot.shapes, strict=True))
+    empty = next((f"{tensor} {list(dims)}" for tensor, dims in tensors.items() if min(dims, default=1) < 1), None)
+    if empty:
+        raise Unsupported(
+            f"{name}: {arch.gguf} models need more sizes, without which {empty} is empty; give a config.json"
+        )
+    return Shape(name, arch.gguf, tensors, metadata, "output.weight" not in tensors, {})
+
+
+def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model") -> Shape:
+    """The shape of a checkpoint (any dialect), of a preset, or of a Hugging Face config.json as a mapping.
+
+    `Unsupported` when a configuration's architecture has no table.
+    """
+    if isinstance(source, Checkpoint):
+        canonical = translate(source, "gguf")
+        shapes = {n: t.shape for n, t in canonical.tensors.items()}
+        stored = {n: t.type for n, t in canonical.tensors.items()}
+        arch = str(canonical.metadata.get("general.architecture", ""))
+        tied = "token_embd.weight" in shapes and "output.weight" not in shapes
+        return Shape(name, arch, shapes, canonical.metadata, tied, stored, source)
+    if isinstance(source, Preset):
+        return _from_metadata(source.name, source.metadata, source.config)
+    table = archs.by_hf(source)
+    if table is None:
+        kind = source.get("model_type") or source.get("architectures")
+        raise Unsupported(f"{name}: no table for the architecture {kind!r}; give the checkpoint itself instead")
+    return _from_metadata(name, table.metadata(source, name), source)
+
+
+def _bytes_at(shape: Shape, kind: type[BlockType]) -> int:
+    """Bytes of all weights with matrices stored as `kind`; vectors stay F32, rows that are not whole blocks take the
+    type that stands in for it when quantizing."""
+    total = 0
+    for dims in shape.tensors.values():
+        row = dims[-1] if dims else 1
+        own = _that_fits(kind, row) if len(dims) > 1 else plain.F32
+        total += math.prod(dims[:-1]) * own.row_bytes(row)
+    return total
+
+
+def _that_fits(kind: type[BlockType], row: int) -> type[BlockType]:
+    for name in (kind.name, FALLBACK.get(kind.name, kind.name)):
+        if row % by_name(name).block_size == 0:
+            return by_name(name)
+    return plain.F16
+
+
+def _int8_bytes(shape: Shape) -> int:
+    """INT8 with one float32 scale per output row; vectors F32."""
+    return sum(
+        math.prod(dims) + 4 * math.prod(dims[:-1]) if len(dims) > 1 else 4 * math.prod(dims)
+        for dims in shape.tensors.values()
+    )
+
+
+@dataclass(frozen=True)
+class TrainingMemory(Shown):
+    """Bytes per device to train: weights, gradients, optimizer states, activations, their total.
+
+    devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
+    """
+
+    devices: int
+    batch: int
+    context: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def training_memory(
+    shape: Shape,
+    *,
+    batch: int = 1,
+    context: int = 0,
+    devices: int = 1,
+    weight_bytes: int = 4,
+    optimizer_bytes: int = 8,
+    activation_bytes: int = 2,
+    checkpointing: bool = False,
+) -> TrainingMemory:
+    """Memory to train a model of this shape, per device.
+
+    weight_bytes: of a weight and of its gradient (4: float32 masters under autocast, the usual way).  optimizer_bytes:
+    of what the optimizer keeps of a weight (8: AdamW's two float32 moments).  activation_bytes: of a number that the
+    model computes (2: bfloat16 or float16).  Activations follow Korthikanti et al., "Reducing Activation Recomputation
+    in Large Transformers" (2022), with attention that does not keep its matrix: 34 bytes per token, layer and channel
+    in 16-bit, 2 with checkpointing, plus the logits in float32 and their gradient.
+    """
+    n = _elements(shape.tensors.values())
+    context = context or min(shape.dim("n_ctx") or 1024, 4096)
+    tokens = batch * context
+    per_channel = activation_bytes * (1 if checkpointing else 17)
+    activations = tokens * shape.dim("n_embd") * shape.dim("n_layer") * per_channel + 8 * tokens * shape.dim("n_vocab")
+    share = -(-n // devices)
+    states = weight_bytes * share, weight_bytes * share, optimizer_bytes * share
+    return TrainingMemory(devices, batch, context, *states, activations)
+
+
+@dataclass(frozen=True)
+class SizeReport(Shown):
+    """What `llmconv size` says of one model; bytes and counts, all whole numbers.
+
+    parameters: the total; a tied head counts once.  parts: by part, see `PARTS`; "other" for the rest.
+    per_layer: parameters of the first block, by part and in total.
+    flops_per_token: multiply-adds counted as two, forward, over the matrices only; with attention over `context`.
+    active: parameters used for one token (less than the total with experts).
+    weights: bytes of all weights by type name, every matrix in that type or what stands in for it.
+    files: file sizes by format and type: JSON estimated, safetensors (model.safetensors of a folder) and GGUF exact.
+    kv_per_token, kv_cache: bytes of the KV cache in F16, for a token and at `context`.
+    inference: bytes to run at each type with the cache at `context`.
+    """
+
+    name: str
+    arch: str
+    parameters: int
+    active: int
+    parts: dict[str, int]
+    per_layer: dict[str, int]
+    tied: bool
+    n_layer: int
+    context: int
+    flops_per_token: int
+    weights: dict[str, int]
+    files: dict[str, int]
+    kv_per_token: int
+    kv_cache: int
+    inference: dict[str, int]
+    training: TrainingMemory
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the total of the training memory."""
+        out = super().as_dict()
+        out["training"]["total"] = self.training.total
+        return out
+
+
+def _part(name: str) -> str:
+    return next((part for part, pattern in _PARTS.items() if pattern.match(name)), "other")
+
+
+def _by_part(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    found = dict.fromkeys([*PARTS, "other"], 0)
+    for name, dims in tensors.items():
+        found[_part(name)] += math.prod(dims)
+    if not found["other"]:
+        del found["other"]
+    return found
+
+
+def _active(shape: Shape) -> int:
+    """Parameters that one token meets: of the experts, only those it is sent to."""
+    used, experts = shape.dim("n_expert_used"), shape.dim("n_expert")
+    total = 0
+    for name, dims in shape.tensors.items():
+        n = math.prod(dims)
+        total += n * used // experts if experts and re.search(r"_exps\.", name) else n
+    return total
+
+
+def _kv_per_token(shape: Shape) -> int:
+    """F16 bytes of keys and values per token, all layers; of the latent with MLA."""
+    layers = shape.dim("n_layer")
+    if shape.dim("kv_lora"):
+        return 2 * layers * (shape.dim("kv_lora") + shape.dim("n_rot"))
+    return 2 * layers * shape.dim("n_head_kv") * (shape.dim("head_dim") + shape.dim("head_dim_v"))
+
+
+def _unread(start: int, stop: int) -> Bytes:
+    raise AssertionError("sizing reads no weights")
+
+
+def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
+    """The model as a checkpoint whose tensors have sizes but no data: what a writer needs to plan a file.
+
+    kind: the type of its tensors; None: as they are stored.
+    """
+    out = Checkpoint(metadata=dict(shape.metadata), dialect="gguf", format=shape.source.format if shape.source else "")
+    for name, dims in shape.tensors.items():
+        out.add(Tensor(name, dims, kind or shape.stored[name], _unread))
+    return out
+
+
+def _gguf_sizes(shape: Shape) -> dict[str, int]:
+    """Exact sizes of GGUFs by type: cast as `convert --outtype` does, quantized as `quantize` plans it."""
+    from llmconv.formats import gguf_file
+
+    wide = _as_checkpoint(shape, plain.F32)
+    floats = {kind: cast(wide, kind.lower(), Rounding(), to="gguf") for kind in ("F32", "F16")}
+    found = {f"gguf {kind}": gguf_file.planned_size(made) for kind, made in floats.items()}
+    source = floats["F16"]
+    if shape.stored:
+        source = _as_checkpoint(shape, None)
+        for tensor in list(source.tensors.values()):
+            if tensor.type is plain.F64 and source.format != "gguf":  # as quantizing reads it
+                source.add(tensor.astype(plain.F32))
+    for name in QUANTIZED:
+        try:
+            plan = make_plan(source, file_type(name), Path("model.gguf"), Wishes(allow_requantize=True))
+        except LlmconvError:  # nothing stands in for that type in this model
+            continue
+        found[f"gguf {name}"] = plan.size
+    if shape.stored and all(t.ggml_id is not None for t in shape.stored.values()):
+        found["gguf as stored"] = gguf_file.planned_size(_as_checkpoint(shape, None))
+    return found
+
+
+def _as_safetensors(shape: Shape, kind: str) -> Checkpoint:
+    """The same under Hugging Face's names, where its table has them, or its own."""
+    made = shape.source
+    if made is None or made.dialect not in ("hf", "plain"):
+        made = _as_checkpoint(shape, plain.F32)
+        with contextlib.suppress(LlmconvError):
+            made = translate(made, "hf")
+    return cast(made, kind.lower(), Rounding(), to="safetensors")
+
+
+def size_report(
+    shape: Shape, *, context: int = 0, batch: int = 1, devices: int = 1, json_bytes_per_number: float = JSON_BYTES
+) -> SizeReport:
+    """All figures of one model.
+
+    context: for the KV cache and attention's FLOPs (default: the model's own, at most 4096).
+    batch, devices: for the training figures.
+    json_bytes_per_number: for the estimate of a JSON file.
+    """
+    from llmconv.formats import safetensors_file
+
+    parameters = _elements(shape.tensors.values())
+    active = _active(shape)
+    context = context or min(shape.dim("n_ctx") or 1024, 4096)
+    blocks = {n: d for n, d in shape.tensors.items() if n.startswith("blk.0.")}
+    per_layer = {part: n for part, n in _by_part(blocks).items() if n}
+    per_layer["total"] = _elements(blocks.values())
+    embedding = math.prod(shape.tensors.get("token_embd.weight", (0,)))
+    looked_up = _by_part(shape.tensors)["embedding"]
+    matmul = active - looked_up + (embedding if shape.tied else 0)
+    attention = 2 * 2 * shape.dim("n_layer") * shape.dim("n_head") * shape.dim("head_dim") * context
+    kinds = [t for t in types() if t.is_float and t.ggml_id is not None]
+    bits = {t.name: 8 * t.row_bytes(t.block_size) / t.block_size for t in kinds} | {"INT8": 8.0}
+    weights = {t.name: _bytes_at(shape, t) for t in kinds} | {"INT8": _int8_bytes(shape)}
+    weights = dict(sorted(weights.items(), key=lambda item: -bits[item[0]]))
+    kv = _kv_per_token(shape)
+    files = {"json": round(json_bytes_per_number * parameters)}
+    for kind in ("F32", "F16"):
+        files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, kind))
+    files |= _gguf_sizes(shape)
+    main = ("F32", "F16", "INT8", "Q8_0", "Q6_K", "Q4_K", "Q4_0")
+    return SizeReport(
+        name=shape.name,
+        arch=shape.arch,
+        parameters=parameters,
+        active=active,
+        parts=_by_part(shape.tensors),
+        per_layer=per_layer,
+        tied=shape.tied,
+        n_layer=shape.dim("n_layer"),
+        context=context,
+        flops_per_token=2 * matmul + attention,
+        weights=weights,
+        files=files,
+        kv_per_token=kv,
+        kv_cache=kv * context,
+        inference={kind: weights[kind] + kv * context for kind in main if kind in weights},
+        training=training_memory(shape, batch=batch, devices=devices, context=context),
+    )

@@ -1,0 +1,563 @@
+"""What a decoder is made of, read from a checkpoint in GGUF's dialect: no torch, no weights, only facts.
+
+`describe(checkpoint)` gives a `Decoder`; the runtime assembles it, and anyone may print it.  Three sources are asked,
+in this order: the file's keys, the tensors it holds (a bias, a gate or a q/k norm exists when its tensor does), and the
+`decoder` pieces of the architecture's table for what neither says.  The pieces are the keys of `Pieces`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from llmconv.convert.tables.architecture import whole
+from llmconv.convert.tables.config import Settings, normalized, usable
+from llmconv.errors import BadFile, Unsupported, at
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["Attention", "Decoder", "Experts", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
+
+
+class Pieces(TypedDict, total=False):
+    """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
+
+    positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
+    rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
+    rope_base: float  # where the file states none: 10000
+    rope_layers: str  # "all" (default) or "windowed": layers with full attention have no positions
+    no_rope_every: int  # every n-th layer has none
+    yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
+    alibi_bias: float  # steepest slope's exponent (8), where the file states none
+    alibi_at: int  # a model of this many layers has ALiBi instead of rope (Baichuan 13B)
+    alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
+    position_offset: int  # rows of the position table before position 0 (OPT: 2)
+    causal: bool  # default True
+    norm: str  # "rms" or "layer"; default: by the key of its epsilon
+    eps: float  # where the file states none
+    mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
+    weightless: bool  # norms without weights stand before each sublayer and the head
+    qk_norm_after_rope: bool
+    parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
+    activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
+    activation_fixed: bool  # whatever a config.json says
+    softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
+    embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
+    scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
+    window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
+    window_rope_base: float  # rope base of layers with a window
+    window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen)
+    normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
+    logit_scale_divides: bool  # Granite divides the logits by its scale
+    head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation: `kind` is "rms" or "layer"; its weight and bias exist when their tensors do."""
+
+    kind: str
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary positions over the first `dims` of a head (of the last ones in MLA).
+
+    scaling: "none", "linear", "dynamic", "yarn", "longrope"; Llama 3's is "none" with a tensor of `rope_freqs`.
+    attn_factor multiplies cos and sin.
+    """
+
+    dims: int
+    base: float
+    interleaved: bool
+    scaling: str = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Mla:
+    """Latent attention: keys and values are rebuilt from `kv_rank` numbers, `rope_dims` more are shared."""
+
+    kv_rank: int
+    nope_dims: int
+    rope_dims: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One layer's attention.  scale: what q·k is multiplied by.  window: how many tokens it sees, itself included."""
+
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    clamp: float | None = None
+    rope: Rope | None = None
+    alibi: float | None = None
+    alibi_quirk: bool = False
+    softmax_start: float = 0.0
+    norm_after_rope: bool = False
+    mla: Mla | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture: `used` of `count` experts a token.  `groups` > 1: chosen only within the best `groups_used` groups."""
+
+    count: int
+    used: int
+    gating: str
+    normalize: bool
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """`gate`: "none", "apart" (ffn_gate) or "fused" (ffn_up holds gate and up)."""
+
+    activation: str
+    gate: str
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    attention: Attention
+    mlp: Mlp
+    parallel: bool
+    mlp_norm: str = "ffn_norm"
+    """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
+    norm_after: bool = False
+    """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole decoder.  `shapes`: every tensor by canonical name; a piece that has no tensor here is not there."""
+
+    arch: str
+    dim: int
+    vocab_size: int
+    context_length: int
+    norm: Norm
+    layers: tuple[Layer, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    positions: str = "rope"
+    position_offset: int = 0
+    weightless: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    final_softcap: float | None = None
+    softmax_start: float = 0.0
+    head_norm: bool = False
+    """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
+
+    @property
+    def causal(self) -> bool:
+        return all(layer.attention.causal for layer in self.layers)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        return "output.weight" not in self.shapes
+
+
+class _Reader:
+    """Typed access to a checkpoint's keys, with errors that name the file and the key."""
+
+    def __init__(self, checkpoint: Checkpoint, arch: str):
+        self.metadata, self.arch = Settings(checkpoint.metadata), arch
+        self.where = checkpoint.source or "this model"
+        self.shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        self.config = self._config()
+
+    def _config(self) -> dict[str, Any]:
+        """The config.json that the model came with: it says what GGUF's keys can't, when it is there."""
+        try:
+            found = json.loads(self.metadata.get("llmconv.hf.config", "{}"))
+        except (ValueError, TypeError):
+            return {}
+        return normalized(found) if isinstance(found, dict) else {}
+
+    def bad(self, item: str, message: str) -> BadFile:
+        return BadFile(f"{at(self.where, item)} {message}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `{arch}.key` (of `key` itself when it is absent), numpy scalars unwrapped."""
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        return value.item() if isinstance(value, np.generic) else value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.bad(f"key '{self.arch}.{key}'", f"is {_short(value)}, expected a number; is the file whole?")
+        return float(value)
+
+    def count(self, key: str, default: int | None = None, least: int = 0) -> int:
+        value = self.number(key, default)
+        if value != int(value) or not least <= value < 1 << 31:
+            raise self.bad(f"key '{self.arch}.{key}'", f"is {value:g}, expected a whole number of at least {least}")
+        return int(value)
+
+    def optional(self, key: str) -> float | None:
+        """A number where 0 means "none"."""
+        return self.number(key, 0) or None
+
+    def per_layer(self, key: str, n: int, default: int) -> list[int]:
+        """A number for all layers, or an array of one each."""
+        value = self.get(key, default)
+        if isinstance(value, np.ndarray | list | tuple):
+            try:
+                values = [whole(v) for v in value]
+            except TypeError:
+                raise self.bad(f"key '{self.arch}.{key}'", f"is {_short(value)}, expected whole numbers") from None
+            if len(values) < n:
+                raise self.bad(f"key '{self.arch}.{key}'", f"has {len(values)} entries for {n} layers")
+            return values[:n]
+        return [self.count(key, default)] * n
+
+    def shape(self, name: str, rank: int | None = None) -> tuple[int, ...]:
+        found = self.shapes.get(name)
+        if found is None:
+            raise self.bad(f"tensor '{name}'", "is missing, and the model can't run without it")
+        if rank is not None and len(found) != rank:
+            raise self.bad(f"tensor '{name}'", f"has shape {list(found)}, expected {rank} dimensions")
+        return found
+
+    def expect(self, name: str, rows: int, why: str) -> None:
+        """The tensor, when it is there, has that many output rows."""
+        found = self.shapes.get(name)
+        if found is not None and (len(found) != 2 or found[0] != rows):
+            raise self.bad(f"tensor '{name}'", f"has shape {list(found)}, expected {rows} rows ({why})")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else text[:37] + "..."
+
+
+def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None = None) -> Decoder:
+    """The decoder that a checkpoint in GGUF's dialect holds.
+
+    pieces: the family's, looked up by `general.architecture` when None.
+    Raises `BadFile` when keys or tensors contradict each other, `Unsupported` for an architecture without a table.
+    """
+    arch = checkpoint.metadata.get("general.architecture")
+    where = checkpoint.source or "this model"
+    if not isinstance(arch, str) or not arch:
+        raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
+    if pieces is None:
+        pieces = _pieces(arch, str(where))
+    read = _Reader(checkpoint, arch)
+    with usable(read.metadata, at(where)):
+        return _described(read, pieces)
+
+
+def _described(read: _Reader, pieces: Mapping[str, Any]) -> Decoder:
+    arch = read.arch
+    n_layers = read.count("block_count", least=1)
+    vocab_size, width = read.shape("token_embd.weight", 2)
+    # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
+    dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
+    if read.count("embedding_length", dim) != dim:
+        stated = read.count("embedding_length")
+        raise read.bad("tensor 'token_embd.weight'", f"has rows of {dim}, but '{arch}.embedding_length' is {stated}")
+    if "output.weight" in read.shapes and read.shape("output.weight", 2)[1] != width:
+        raise read.bad("tensor 'output.weight'", f"has rows of {read.shapes['output.weight'][1]}, expected {width}")
+    norm = _norm(read, pieces)
+    kinds = _Layers(read, pieces, n_layers, dim)
+    embed_scale = read.optional("embedding_scale") or pieces.get("embed_scale", 1.0)
+    logit_scale = read.optional("logit_scale") or 1.0
+    positions = _positions(read, pieces, n_layers)
+    if positions == "learned":
+        read.shape("position_embd.weight", 2)
+    return Decoder(
+        arch=arch,
+        dim=dim,
+        vocab_size=vocab_size,
+        context_length=read.count("context_length", 0),
+        norm=norm,
+        layers=tuple(kinds.layer(i) for i in range(n_layers)),
+        shapes=read.shapes,
+        positions=positions,
+        position_offset=int(pieces.get("position_offset", 0)),
+        weightless=bool(pieces.get("weightless", False)),
+        embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
+        residual_scale=read.optional("residual_scale") or 1.0,
+        logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
+        final_softcap=read.optional("final_logit_softcapping"),
+        softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
+        head_norm="head_norm_vocab" in pieces
+        and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in read.config),
+    )
+
+
+def _pieces(arch: str, where: str) -> Mapping[str, Any]:
+    from llmconv.convert import archs
+
+    table = archs.by_gguf(arch)
+    if table is None or table.decoder is None:
+        raise Unsupported(
+            f"{at(where)}: architecture {arch!r} has no decoder here, so it can't be run; convert it, or run it with "
+            "another program"
+        )
+    return table.decoder
+
+
+def _positions(read: _Reader, pieces: Mapping[str, Any], n_layers: int) -> str:
+    """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides."""
+    stated = str(pieces.get("positions", "rope"))
+    bias = read.optional("attention.max_alibi_bias")
+    if bias or pieces.get("alibi_at") == n_layers:
+        return "alibi"
+    if stated == "alibi" and read.get("attention.max_alibi_bias") is not None:
+        return "learned" if "position_embd.weight" in read.shapes else "none"
+    return stated
+
+
+def _norm(read: _Reader, pieces: Mapping[str, Any]) -> Norm:
+    kinds = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+    wanted = pieces.get("norm")
+    for kind, key in kinds.items():
+        if read.get(key) is not None and wanted in (None, kind):
+            return Norm(kind, read.number(key))
+    return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
+
+
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "swish": "silu",
+    "swiglu": "silu",
+}
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
+
+
+class _Layers:
+    """Describes layer by layer; what all layers share is read once."""
+
+    def __init__(self, read: _Reader, pieces: Mapping[str, Any], n_layers: int, dim: int):
+        self.read, self.pieces, self.n, self.dim = read, pieces, n_layers, dim
+        self.positions = _positions(read, pieces, n_layers)
+        self.heads = read.per_layer("attention.head_count", n_layers, 1)
+        self.heads_kv = [
+            kv or h for kv, h in zip(read.per_layer("attention.head_count_kv", n_layers, 0), self.heads, strict=True)
+        ]
+        self.window = read.count("attention.sliding_window", 0)
+        self.windowed = self._windowed()
+        parallel = read.get("use_parallel_residual")
+        self.parallel = bool(pieces.get("parallel", False) if parallel is None else parallel)
+        self.activation = self._activation()
+
+    def _windowed(self) -> list[bool]:
+        """Which layers see only a window."""
+        pattern = self.read.get("attention.sliding_window_pattern", self.pieces.get("window_pattern"))
+        if not self.window or pattern is None:
+            return [False] * self.n
+        kinds = self.read.config.get("layer_types")
+        if isinstance(kinds, list) and len(kinds) >= self.n:
+            return [kind == "sliding_attention" for kind in kinds[: self.n]]
+        if isinstance(pattern, np.ndarray | list | tuple):
+            if len(pattern) < self.n:
+                raise self.read.bad("key 'attention.sliding_window_pattern'", f"has no entry for all {self.n} layers")
+            return [bool(flag) for flag in pattern[: self.n]]
+        return [not pattern or i % int(pattern) < int(pattern) - 1 for i in range(self.n)]
+
+    def _activation(self) -> str:
+        own = self.pieces.get("activation", "silu")
+        stated = self.read.get("hidden_activation", self.read.get("activation"))
+        if self.pieces.get("activation_fixed") or own == "swiglu_oai":
+            return str(own)
+        for key in ("hidden_activation", "hidden_act", "activation_function"):
+            stated = stated or self.read.config.get(key)
+        found = str(stated or self.pieces.get("activation", "silu"))
+        return _ACTIVATIONS.get(found, found)
+
+    def layer(self, i: int) -> Layer:
+        mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
+        after = self.read.get("norm_before") is False
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after)
+
+    def _attention(self, i: int) -> Attention:
+        read, pieces = self.read, self.pieces
+        n_head, n_kv = self.heads[i], self.heads_kv[i]
+        if n_head < 1 or n_kv < 1 or n_head % n_kv:
+            raise read.bad(f"layer {i}", f"has {n_head} heads for {n_kv} key-value heads, not a multiple")
+        if read.get("attention.key_length") is None and self.dim % n_head:
+            raise read.bad(f"layer {i}", f"has {n_head} heads in {self.dim} dimensions, not a multiple")
+        head_dim = read.count("attention.key_length", self.dim // n_head, 1)
+        value_dim = read.count("attention.value_length", head_dim, 1)
+        mla = None
+        if f"blk.{i}.attn_kv_a_mqa.weight" in read.shapes:
+            kv_rank, rope_dims = read.count("attention.kv_lora_rank", least=1), read.count("rope.dimension_count")
+            head_dim = read.count("attention.key_length_mla", head_dim)
+            value_dim = read.count("attention.value_length_mla", value_dim)
+            n_kv = n_head
+            mla = Mla(kv_rank, head_dim - rope_dims, rope_dims)
+            if mla.nope_dims < 1:
+                raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
+        else:
+            self._check_projections(i, n_head, n_kv, head_dim, value_dim)
+        scale, rope = 1 / math.sqrt(head_dim), self._rope(i, head_dim)
+        if pieces.get("scale_by_model") == self.n:
+            scale = 1 / math.sqrt(self.dim / n_head)
+        if read.config.get("query_pre_attn_scalar"):
+            scale = float(read.config["query_pre_attn_scalar"]) ** -0.5
+        log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
+        if mla and rope and rope.scaling == "yarn" and log_multiplier:
+            scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
+        alibi = None
+        if self.positions == "alibi":
+            alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
+        return Attention(
+            n_head=n_head,
+            n_head_kv=n_kv,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=read.optional("attention.scale") or scale,
+            causal=bool(read.get("attention.causal", pieces.get("causal", True))),
+            window=self.window if self.windowed[i] else None,
+            softcap=read.optional("attn_logit_softcapping"),
+            clamp=read.optional("attention.clamp_kqv"),
+            rope=rope,
+            alibi=alibi,
+            alibi_quirk=bool(pieces.get("alibi_quirk", False)),
+            softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
+            norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
+            mla=mla,
+        )
+
+    def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int) -> None:
+        read, start = self.read, f"blk.{i}.attn_"
+        sizes = {"q": n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
+        if f"{start}qkv.weight" in read.shapes:
+            read.expect(f"{start}qkv.weight", sum(sizes.values()), f"{n_head} + {n_kv} + {n_kv} heads of {head_dim}")
+            return
+        for part, rows in sizes.items():
+            read.shape(f"{start}{part}.weight", 2)
+            read.expect(f"{start}{part}.weight", rows, f"{rows // head_dim} heads of {head_dim}")
+
+    def _rope(self, i: int, head_dim: int) -> Rope | None:
+        read, pieces = self.read, self.pieces
+        windowed, every = self.windowed[i], pieces.get("no_rope_every", 0)
+        listed = read.config.get("no_rope_layers")
+        if self.positions != "rope":
+            return None
+        if isinstance(listed, list) and len(listed) >= self.n and every:
+            if not listed[i]:
+                return None
+        elif (every and (i + 1) % every == 0) or (pieces.get("rope_layers") == "windowed" and not windowed):
+            return None
+        dims = read.count("rope.dimension_count", head_dim)
+        if dims > head_dim or dims % 2:
+            raise read.bad(
+                f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions"
+            )
+        base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
+        scaled = True
+        if windowed:
+            base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
+            scaled = pieces.get("window_rope_scaled", True)
+        plain = Rope(dims, base, pieces.get("rope") == "pairs")
+        return self._scaled(plain) if scaled else plain
+
+    def _scaled(self, rope: Rope) -> Rope:
+        """The rope with the file's scaling."""
+        import dataclasses
+
+        read = self.read
+        kind = str(read.get("rope.scaling.type", "linear"))
+        if "rope_factors_long.weight" in read.shapes:
+            kind = "longrope"
+        settings = read.config.get("rope") or {}
+        if settings.get("rope_type") == "dynamic" and read.get("rope.scaling.type") is None:
+            kind = "dynamic"  # GGUF has no word for it
+        factor = read.number("rope.scaling.factor", read.number("rope.scale_linear", 1.0)) or 1.0
+        if factor < 0:
+            raise read.bad(f"key '{read.arch}.rope.scaling.factor'", f"is {factor:g}, expected a positive number")
+        if kind not in ("none", "linear", "dynamic", "yarn", "longrope"):
+            raise read.bad(f"key '{read.arch}.rope.scaling.type'", f"is {_short(kind)}, which is no kind known here")
+        attn = read.number("rope.scaling.attn_factor", 1.0)
+        if kind == "yarn" and factor > 1:
+            multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
+            if not multiplier:
+                attn *= 1 + 0.1 * math.log(factor)
+            elif read.arch != "deepseek2":  # whose two magnitude factors are equal and cancel
+                attn *= (1 + 0.1 * math.log(factor)) / (1 + multiplier * math.log(factor))
+        if kind == "linear" and factor == 1:
+            kind = "none"
+        if kind == "dynamic":
+            factor = float(settings.get("factor", factor))
+        return dataclasses.replace(
+            rope,
+            scaling=kind,
+            factor=factor,
+            original_context=read.count("rope.scaling.original_context_length", read.count("context_length", 0)),
+            attn_factor=attn,
+            beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
+            truncate=bool(self.pieces.get("yarn_truncate", True)),
+        )
+
+    def _mlp(self, i: int) -> Mlp:
+        read, start = self.read, f"blk.{i}.ffn_"
+        if f"{start}gate_inp.weight" in read.shapes:
+            gate = "apart" if f"{start}gate_exps.weight" in read.shapes else "fused"
+            if gate == "fused" and f"{start}gate_up_exps.weight" not in read.shapes:
+                gate = "none"
+            return Mlp(self.activation, gate, self._experts(i))
+        ff, up = read.shape(f"{start}down.weight", 2)[1], read.shape(f"{start}up.weight", 2)[0]
+        if f"{start}gate.weight" in read.shapes:
+            read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
+            gate = "apart"
+        else:
+            gate = "fused" if up == 2 * ff else "none"
+        read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
+        return Mlp(self.activation, gate)
+
+    def _experts(self, i: int) -> Experts:
+        read, pieces = self.read, self.pieces
+        count = read.shape(f"blk.{i}.ffn_gate_inp.weight", 2)[0]
+        used = read.count("expert_used_count", least=1)
+        if used > count:
+            raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
+        number = read.get("expert_gating_func")
+        gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
+        if not number and f"blk.{i}.exp_probs_b.bias" in read.shapes:
+            gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
+        if gating is None:
+            raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
+        normalize = read.get("expert_weights_norm")
+        if normalize is None:
+            normalize = read.config.get("norm_topk_prob", pieces.get("normalize_experts", False))
+        groups = read.count("expert_group_count", 1) or 1
+        if count % groups:
+            raise read.bad(f"key '{read.arch}.expert_group_count'", f"is {groups}, but there are {count} experts")
+        return Experts(
+            count=count,
+            used=used,
+            gating=gating,
+            normalize=bool(normalize),
+            scale=read.optional("expert_weights_scale") or 1.0,
+            groups=groups,
+            groups_used=read.count("expert_group_used_count", groups) or groups,
+        )

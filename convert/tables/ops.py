@@ -1,0 +1,448 @@
+"""Operations between the tensors of a Hugging Face model and those of a GGUF: each has `apply` and an exact `undo`.
+
+An op takes and gives tuples of lazy tensors, so that one op may split, join or stack.  Most move whole rows, and a row
+is a row whatever its block type, so they work on quantized tensors too; `Transpose` and `Shift` need plain values
+and say so.  Sizes are expressions over the model's dimensions ("n_head * head_dim"), evaluated when the op is applied.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.errors import Unsupported, UsageError
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import block, plain
+from llmconv.quant.block import Bytes
+
+__all__ = [
+    "Concat",
+    "Dims",
+    "Only",
+    "Op",
+    "PackMxfp4",
+    "Reshape",
+    "Shift",
+    "Size",
+    "Split",
+    "Stack",
+    "SwapRows",
+    "Transpose",
+    "evaluate",
+    "rope_halves",
+]
+
+Dims: TypeAlias = Mapping[str, int]
+"""The model's dimensions by name: n_embd, n_head, head_dim, ..."""
+Size: TypeAlias = int | str
+"""A number, or an expression over the dimensions."""
+Parts: TypeAlias = tuple[Tensor, ...]
+
+_OPERATORS: dict[type[ast.AST], Any] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+}
+
+
+@functools.cache
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text.strip(), mode="eval").body
+
+
+def evaluate(size: Size, dims: Dims) -> int:
+    """The value of a size: integers, names, + - * // %, comparisons, and / or / not.  Unknown names are 0."""
+    return size if isinstance(size, int) else _value(_parsed(size), dims, size)
+
+
+def _value(node: ast.expr, dims: Dims, text: str) -> int:
+    match node:
+        case ast.Constant(value=int() as value):
+            return value
+        case ast.Name(id=name):
+            return dims.get(name, 0)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _value(left, dims, text), _value(right, dims, text)
+            if isinstance(op, ast.FloorDiv | ast.Mod) and b == 0:
+                return 0
+            return int(_OPERATORS[type(op)](a, b))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
+            return int(_OPERATORS[type(op)](_value(left, dims, text), _value(right, dims, text)))
+        case ast.BoolOp(op=ast.And(), values=values):
+            return int(all(_value(v, dims, text) for v in values))
+        case ast.BoolOp(op=ast.Or(), values=values):
+            return int(any(_value(v, dims, text) for v in values))
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return int(not _value(operand, dims, text))
+    raise UsageError(f"{text!r} is no size expression")
+
+
+class Op:
+    """One step from Hugging Face's tensors to GGUF's.  `undo(apply(x))` is `x`, bit for bit."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        raise NotImplementedError
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        raise NotImplementedError
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A vector as a column, so that its elements are rows; anything else as it is."""
+    return tensor.reshaped((tensor.shape[0], 1)) if len(tensor.shape) == 1 else tensor
+
+
+def _like(tensor: Tensor, old: Tensor) -> Tensor:
+    """The vector again, if `old` was one."""
+    return tensor.reshaped((tensor.shape[0],)) if len(old.shape) == 1 else tensor
+
+
+def _take(tensor: Tensor, start: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    """`count` consecutive rows from `start`, as `shape`.  Still an extent if it was one."""
+    read, extent, row_bytes = tensor.read, tensor.extent, tensor.row_bytes
+    if extent is not None:
+        extent = dataclasses.replace(extent, offset=extent.offset + start * row_bytes, nbytes=count * row_bytes)
+    return dataclasses.replace(tensor, shape=shape, read=lambda a, b: read(start + a, start + b), extent=extent)
+
+
+def _join(parts: Parts, shape: tuple[int, ...]) -> Tensor:
+    """All rows of the parts, one part after another, as `shape`."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.type is not first.type or part.row_len != first.row_len:
+            raise Unsupported(
+                f"tensors {first.name!r} ({first.type.name}, rows of {first.row_len}) and {part.name!r} "
+                f"({part.type.name}, rows of {part.row_len}) can't be joined; expected one type and row length"
+            )
+    starts = np.cumsum([0] + [part.n_rows for part in parts]).tolist()
+
+    def read(start: int, stop: int) -> Bytes:
+        pieces = [
+            part.read(max(start - lo, 0), min(stop, hi) - lo)
+            for part, lo, hi in zip(parts, starts, starts[1:], strict=False)
+            if lo < stop and start < hi
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else first.read(0, 0)
+
+    return Tensor(first.name, shape, first.type, read)
+
+
+def _swapped(tensor: Tensor, outer: int, a: int, b: int, inner: int) -> Tensor:
+    """Rows seen as (outer, a, b, inner), reordered to (outer, b, a, inner)."""
+    if outer * a * b * inner != tensor.n_rows:
+        raise UsageError(
+            f"tensor {tensor.name!r} has {tensor.n_rows} rows, expected {outer} x {a} x {b} x {inner}; "
+            "the configuration does not fit the weights"
+        )
+    source, group = tensor.read, a * b * inner
+
+    def read(start: int, stop: int) -> Bytes:
+        if stop <= start:
+            return source(0, 0)
+        if inner * tensor.row_bytes >= 1 << 14:  # long runs: read each by itself
+            out = np.empty((stop - start, tensor.row_bytes), np.uint8)
+            row = start
+            while row < stop:
+                run, offset = divmod(row, inner)
+                o, rest = divmod(run, a * b)
+                j, i = divmod(rest, a)
+                count = min(inner - offset, stop - row)
+                first = ((o * a + i) * b + j) * inner + offset
+                out[row - start : row - start + count] = source(first, first + count)
+                row += count
+            return out
+        lo, hi = start // group, -(-stop // group)
+        rows = source(lo * group, hi * group)
+        width = rows.shape[1]
+        moved = rows.reshape(hi - lo, a, b, inner * width).swapaxes(1, 2).reshape(-1, width)
+        return moved[start - lo * group : stop - lo * group]
+
+    return dataclasses.replace(tensor, read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class SwapRows(Op):
+    """Rows (or the elements of a vector) seen as (outer, a, b, inner) -> (outer, b, a, inner)."""
+
+    a: Size
+    b: Size
+    outer: Size = 1
+    inner: Size = 1
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        outer, a, b, inner = (evaluate(s, dims) for s in (self.outer, self.a, self.b, self.inner))
+        return tuple(_like(_swapped(_rows(p), outer, a, b, inner), p) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        outer, a, b, inner = (evaluate(s, dims) for s in (self.outer, self.a, self.b, self.inner))
+        return tuple(_like(_swapped(_rows(p), outer, b, a, inner), p) for p in parts)
+
+
+def rope_halves(heads: Size, head_dim: Size = "head_dim") -> SwapRows:
+    """Rotary pairs: (first half, second half) of each head in Hugging Face -> neighbours in GGUF's Llama."""
+    return SwapRows(2, f"({head_dim}) // 2", outer=heads)
+
+
+@dataclass(frozen=True)
+class Split(Op):
+    """One tensor -> several along its rows: rows seen as (groups, sum of sizes), each piece (groups * size, ...).
+
+    With `hf_stacked` or `gguf_stacked` the groups (experts, heads) are a leading dimension on that side.
+    """
+
+    sizes: tuple[Size, ...]
+    groups: Size = 1
+    hf_stacked: bool = False
+    gguf_stacked: bool = False
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        sizes, groups = [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
+        rows, total = _rows(whole), sum(sizes)
+        if rows.n_rows != groups * total:
+            raise UsageError(f"tensor {whole.name!r} has {rows.n_rows} rows, expected {groups} x {total}")
+        out, start = [], 0
+        for size in sizes:
+            shape = (groups, size, rows.row_len) if self.gguf_stacked else (groups * size, rows.row_len)
+            if groups == 1:
+                piece = _take(rows, start, size, shape)
+            else:
+                index = (np.arange(groups)[:, None] * total + np.arange(start, start + size)).reshape(-1)
+                piece = dataclasses.replace(_gathered(rows, index), shape=shape)
+            out.append(piece if self.gguf_stacked else _like(piece, whole))
+            start += size
+        return tuple(out)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        sizes, groups = [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
+        rows, total = tuple(_rows(p) for p in parts), sum(sizes)
+        whole = _join(rows, (groups * total, rows[0].row_len))  # all groups of the first piece, then of the second, ...
+        if groups > 1:
+            starts = np.cumsum([0, *sizes]).tolist()
+            runs = [(starts[k] * groups + g * size, size) for g in range(groups) for k, size in enumerate(sizes)]
+            whole = _gathered(whole, np.concatenate([np.arange(first, first + size) for first, size in runs]))
+        if self.hf_stacked:
+            return (whole.reshaped((groups, total, whole.row_len)),)
+        return (_like(whole, parts[0]),)
+
+
+def _gathered(tensor: Tensor, index: NDArray[np.intp]) -> Tensor:
+    """Row i of the result is row index[i]; long consecutive runs are read as such."""
+    source = tensor.read
+
+    def read(start: int, stop: int) -> Bytes:
+        wanted = index[start:stop]
+        if not wanted.size:
+            return source(0, 0)
+        cuts = np.flatnonzero(np.diff(wanted) != 1) + 1
+        bounds = [0, *cuts.tolist(), wanted.size]
+        out = np.empty((wanted.size, tensor.row_bytes), np.uint8)
+        for lo, hi in itertools.pairwise(bounds):
+            first = int(wanted[lo])
+            out[lo:hi] = source(first, first + hi - lo)
+        return out
+
+    return dataclasses.replace(tensor, shape=(len(index), tensor.row_len), read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Several tensors -> one, along the rows."""
+
+    sizes: tuple[Size, ...]
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return Split(self.sizes).undo(parts, dims)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return Split(self.sizes).apply(parts, dims)
+
+
+@dataclass(frozen=True)
+class Stack(Op):
+    """n tensors of shape (...) -> one of shape (n, ...): experts that Hugging Face keeps apart.
+
+    With `kinds`, the parts are that many equal series (all gates, then all ups), each stacked by itself.
+    """
+
+    kinds: int = 1
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        n = len(parts) // self.kinds
+        series = [parts[k * n : (k + 1) * n] for k in range(self.kinds)]
+        return tuple(_join(tuple(p.reshaped((1, *p.shape)) for p in one), (n, *one[0].shape)) for one in series)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        out = []
+        for whole in parts:
+            n, *rest = whole.shape
+            each = math.prod(rest[:-1])
+            out += [_take(whole, i * each, each, tuple(rest)) for i in range(n)]
+        return tuple(out)
+
+
+@dataclass(frozen=True)
+class Only(Op):
+    """Another op on one of the parts."""
+
+    index: int
+    op: Op
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (
+            *parts[: self.index],
+            *self.op.apply(parts[self.index : self.index + 1], dims),
+            *parts[self.index + 1 :],
+        )
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return (*parts[: self.index], *self.op.undo(parts[self.index : self.index + 1], dims), *parts[self.index + 1 :])
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    """Other dimensions, the same bytes.  `hf` and `gguf` are the two shapes."""
+
+    hf: tuple[Size, ...]
+    gguf: tuple[Size, ...]
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(p.reshaped(tuple(evaluate(s, dims) for s in self.gguf)) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(p.reshaped(tuple(evaluate(s, dims) for s in self.hf)) for p in parts)
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    """The last two dimensions exchanged.  Needs plain values, and every slab of the result reads the whole matrix."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(_transposed(p) for p in parts)
+
+    undo = apply
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    if tensor.type.dtype is None:
+        raise Unsupported(
+            f"tensor {tensor.name!r} of type {tensor.type.name} can't be transposed, only plain values can; "
+            "decode it first"
+        )
+    *lead, n, m = tensor.shape
+    dtype, source = tensor.type.dtype, tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        out = np.empty((stop - start, n), dtype)
+        row = start
+        while row < stop:  # one matrix of the batch at a time
+            matrix, first = divmod(row, m)
+            last = min(m, first + stop - row)
+            step = max(1, (8 << 20) // max(1, source.row_bytes))
+            for lo in range(0, n, step):
+                hi = min(n, lo + step)
+                values = source.read(matrix * n + lo, matrix * n + hi).view(dtype)
+                out[row - start : row - start + last - first, lo:hi] = values[:, first:last].T
+            row += last - first
+        return out.view(np.uint8)
+
+    return dataclasses.replace(tensor, shape=(*lead, m, n), read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class Shift(Op):
+    """Values plus a constant, computed in float32 and stored as F32 (Gemma's norms, which multiply by 1 + w).
+
+    A sum rounds, so `undo` alone does not always give the original bits; `lost` finds the elements it would not
+    give back, and `undo_exactly` puts those back.  See `convert.dialects.hf`, which stores them beside the model.
+    """
+
+    by: float = 1.0
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        by = np.float32(self.by)
+        return tuple(p.map(lambda rows: rows.astype(np.float32) + by, plain.F32) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        by = np.float32(self.by)
+        return tuple(p.map(lambda rows: rows.astype(np.float32) - by, plain.F32) for p in parts)
+
+    def lost(self, values: NDArray[Any]) -> NDArray[np.intp]:
+        """Flat indices of the values that `undo(apply(x))`, rounded back to x's dtype, does not give bit for bit."""
+        by = np.float32(self.by)
+        back = ((values.astype(np.float32) + by) - by).astype(values.dtype)
+        return np.flatnonzero((back.view(np.uint8) != values.view(np.uint8)).reshape(values.size, -1).any(axis=1))
+
+
+@dataclass(frozen=True)
+class PackMxfp4(Op):
+    """(blocks uint8 (..., n/32, 16), scales uint8 (..., n/32)) -> one MXFP4 tensor (..., n); only bits move.
+
+    Source of both layouts: the OCP microscaling format as gpt-oss stores it (element 2i in byte i's low half), and
+    ggml's block_mxfp4 (scale byte, then byte j with element j low and j + 16 high).
+    """
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        blocks, scales = parts
+        *lead, n_blocks, half = blocks.shape
+        if (
+            half != 16
+            or scales.shape != (*lead, n_blocks)
+            or blocks.type is not plain.U8
+            or scales.type is not plain.U8
+        ):
+            raise UsageError(
+                f"tensors {blocks.name!r} {blocks.type.name}{list(blocks.shape)} and {scales.name!r} "
+                f"{scales.type.name}{list(scales.shape)} are no MXFP4 pair; expected U8 (..., n, 16) and (..., n)"
+            )
+
+        def read(start: int, stop: int) -> Bytes:
+            packed = blocks.read(start * n_blocks, stop * n_blocks)  # (rows * n_blocks, 16)
+            values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, 32)
+            out = np.empty((stop - start, n_blocks, 17), np.uint8)
+            out[..., 0] = scales.read(start, stop)
+            out[..., 1:] = (values[:, :16] | (values[:, 16:] << 4)).reshape(stop - start, n_blocks, 16)
+            return out.reshape(stop - start, n_blocks * 17)
+
+        return (Tensor(blocks.name, (*lead, n_blocks * 32), block.by_name("MXFP4"), read),)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        if whole.type.name != "MXFP4":
+            raise Unsupported(f"tensor {whole.name!r} is {whole.type.name}, expected MXFP4 to unpack it")
+        *lead, n = whole.shape
+        n_blocks = n // 32
+
+        def block_bytes(start: int, stop: int) -> Bytes:
+            lo, hi = start // n_blocks, -(-stop // n_blocks)
+            qs = whole.read(lo, hi).reshape(-1, 17)[:, 1:]
+            values = np.concatenate([qs & 15, qs >> 4], axis=1)
+            packed = values[:, 0::2] | (values[:, 1::2] << 4)
+            return np.ascontiguousarray(packed[start - lo * n_blocks : stop - lo * n_blocks])
+
+        def scale_bytes(start: int, stop: int) -> Bytes:
+            return np.ascontiguousarray(whole.read(start, stop).reshape(stop - start, n_blocks, 17)[..., 0])
+
+        return (
+            Tensor(whole.name, (*lead, n_blocks, 16), plain.U8, block_bytes),
+            Tensor(whole.name, (*lead, n_blocks), plain.U8, scale_bytes),
+        )

@@ -1,0 +1,1 @@
+"""Writing: what is changed on the way out (types, quantization, adapters), planned and streamed."""

@@ -1,0 +1,88 @@
+"""Every family, made by transformers: HF -> GGUF -> HF is the same state dict, bit for bit, and computes the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+from llmconv import formats
+from llmconv.convert.dialects import hf
+from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats.checkpoint import Checkpoint
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """Name -> (class, folder) of a tiny model, made once."""
+    root, done = tmp_path_factory.mktemp("tiny"), dict[str, tuple[Any, Path]]()
+
+    def make(name: str) -> tuple[Any, Path]:
+        if name not in done:
+            done[name] = type(tiny_models.build(name, root / name)), root / name
+        return done[name]
+
+    return make
+
+
+def through_gguf(folder: Path, tmp_path: Path) -> tuple[Checkpoint, Checkpoint]:
+    """(the GGUF, read back from its file; the model folder made of it)"""
+    gguf_file.save(hf.to_gguf(formats.open(folder)), tmp_path / "model.gguf")
+    gguf = formats.open(tmp_path / "model.gguf")
+    return gguf, hf.from_gguf(gguf)
+
+
+def assert_same(a: Checkpoint, b: Checkpoint) -> None:
+    assert sorted(a.tensors) == sorted(b.tensors)
+    for name, tensor in a.tensors.items():
+        other = b.tensors[name]
+        assert (tensor.shape, tensor.type) == (other.shape, other.type), name
+        assert tensor.blocks().tobytes() == other.blocks().tobytes(), name
+
+
+def logits(model: Any) -> Any:
+    ids = torch.arange(1, 25).reshape(2, 12) % 96
+    with torch.no_grad():
+        out = model(ids)
+    return out.logits if hasattr(out, "logits") else out.last_hidden_state
+
+
+@pytest.mark.parametrize("name", tiny_models.MODELS)
+def test_round_trip(name: str, built: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+    model, folder = built(name)
+    gguf, back = through_gguf(folder, tmp_path)
+    assert gguf.metadata["general.architecture"] == tiny_models.MODELS[name].gguf
+    assert_same(formats.open(folder), back)
+    assert back.file("config.json") == (folder / "config.json").read_bytes()
+    safetensors_file.save(back, tmp_path / "back")
+    original = model.from_pretrained(folder, dtype="auto").eval()
+    loaded, info = model.from_pretrained(tmp_path / "back", output_loading_info=True, dtype="auto")
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert torch.equal(logits(original), logits(loaded.eval()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in tiny_models.MODELS if n != "bert-mlm"])  # GGUF has no place for its head
+def test_config_is_rebuilt_from_the_keys(name: str, built: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+    """A GGUF of somebody else's has none of our keys; from its own alone, transformers computes the same."""
+    model, folder = built(name)
+    original = model.from_pretrained(folder, dtype=torch.float32).eval()
+    gguf = hf.to_gguf(formats.open(folder))
+    gguf.metadata = {k: v for k, v in gguf.metadata.items() if not k.startswith("llmconv.")}
+    back = hf.from_gguf(gguf)
+    safetensors_file.save(back, tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    loaded = model.from_pretrained(tmp_path / "back", dtype=torch.float32).eval()
+    assert config["vocab_size"] == 96
+    expected, found = logits(original), logits(loaded)
+    assert torch.allclose(expected, found, atol=1e-4, rtol=1e-4), (expected - found).abs().max()

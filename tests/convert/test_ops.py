@@ -1,0 +1,201 @@
+"""Every op: undo(apply(x)) is x, bit for bit, on whole tensors and on any slab of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from llmconv.convert.dialects import carried
+from llmconv.convert.tables import ops
+from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name
+
+DIMS = {"n_head": 4, "n_head_kv": 2, "head_dim": 6, "n_embd": 10, "n_expert": 3, "n_ff": 8, "zero": 0}
+
+
+def array(*shape: int, dtype: str = "float32", seed: int = 0) -> NDArray[np.generic]:
+    """Arbitrary bit patterns: an op must not look at values."""
+    kind = by_name({"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}[dtype]).dtype
+    assert kind is not None
+    size = int(np.prod(shape)) * kind.itemsize
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8).view(kind).reshape(shape)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.type is b.type and a.blocks().tobytes() == b.blocks().tobytes()
+
+
+CASES = {
+    "rope halves": (ops.rope_halves("n_head"), [(24, 5)]),
+    "rope halves of a bias": (ops.rope_halves("n_head_kv"), [(12,)]),
+    "heads of q, k, v": (ops.SwapRows("n_head", 3, inner="head_dim"), [(72, 5)]),
+    "long runs": (ops.SwapRows("n_head", 3, inner="head_dim"), [(72, 4096)]),
+    "alternating rows of experts": (ops.SwapRows("n_ff", 2, outer="n_expert"), [(3, 16, 4)]),
+    "split": (ops.Split(("n_head * head_dim", "n_head_kv * head_dim", 5)), [(41, 3)]),
+    "split of a vector": (ops.Split((2, 3, 4)), [(9,)]),
+    "split by groups": (ops.Split(("n_head // n_head_kv * head_dim", "head_dim", "head_dim"), "n_head_kv"), [(48, 3)]),
+    "split of a bias by groups": (ops.Split((12, 6, 6), "n_head_kv"), [(48,)]),
+    "split stacked experts": (
+        ops.Split(("n_ff", "n_ff"), "n_expert", hf_stacked=True, gguf_stacked=True),
+        [(3, 16, 7)],
+    ),
+    "split into stacked heads": (ops.Split((4, 5), "n_head", gguf_stacked=True), [(36, 7)]),
+    "concat": (ops.Concat((2, 5)), [(2, 3), (5, 3)]),
+    "stack": (ops.Stack(), [(4, 5)] * 3),
+    "stack of vectors": (ops.Stack(), [(6,)] * 4),
+    "stack of two kinds": (ops.Stack(2), [(4, 5)] * 6),
+    "reshape": (ops.Reshape(("n_expert", "2 * n_ff"), ("n_expert * 2 * n_ff", 1)), [(3, 16)]),
+    "transpose": (ops.Transpose(), [(7, 5)]),
+    "transpose of experts": (ops.Transpose(), [(3, 7, 5)]),
+    "only": (ops.Only(1, ops.Transpose()), [(3, 4), (7, 5)]),
+    "mxfp4": (ops.PackMxfp4(), [(3, 5, 2, 16), (3, 5, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_undo_gives_the_original(name: str) -> None:
+    op, shapes = CASES[name]
+    dtypes = ["uint8"] if name == "mxfp4" else ["float32", "float16", "bfloat16"]
+    for dtype in dtypes:
+        parts = tuple(Tensor.from_array(f"t{i}", array(*s, dtype=dtype, seed=i)) for i, s in enumerate(shapes))
+        moved = op.apply(parts, DIMS)
+        back = op.undo(moved, DIMS)
+        assert len(back) == len(parts)
+        assert all(same(a, b) for a, b in zip(parts, back, strict=True))
+        for tensor in (*moved, *back):  # any slab is what the whole says
+            whole = tensor.blocks()
+            assert whole.flags.c_contiguous and whole.shape == (tensor.n_rows, tensor.row_bytes)
+            for start in range(0, tensor.n_rows, 3):
+                for stop in {start, start + 1, min(start + 5, tensor.n_rows), tensor.n_rows}:
+                    part = tensor.blocks(start, stop)
+                    assert part.flags.c_contiguous
+                    assert part.tobytes() == whole[start:stop].tobytes()
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "transpose" not in n and n not in ("only", "mxfp4", "reshape")])
+def test_rows_of_any_block_type_move(name: str) -> None:
+    op, shapes = CASES[name]
+    if any(len(s) == 1 for s in shapes):
+        return
+    q8 = by_name("Q8_0")
+    parts = []
+    for i, shape in enumerate(shapes):
+        wide = (*shape[:-1], 64)
+        data = np.random.default_rng(i).integers(0, 256, (int(np.prod(wide[:-1])), q8.row_bytes(64)), np.uint8)
+        parts.append(Tensor(f"t{i}", wide, q8, lambda a, b, data=data: data[a:b]))
+    back = op.undo(op.apply(tuple(parts), DIMS), DIMS)
+    assert all(same(a, b) for a, b in zip(parts, back, strict=True))
+
+
+def test_llama_permutation_is_the_documented_one() -> None:
+    """(first half, second half) of a head -> neighbours, as numpy writes it."""
+    x = array(24, 5).view(np.uint32)
+    ours = ops.rope_halves("n_head").apply((Tensor.from_array("q", x),), DIMS)[0].numpy()
+    assert np.array_equal(ours, x.reshape(4, 2, 3, 5).swapaxes(1, 2).reshape(24, 5))
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40),
+    st.sampled_from(["F32", "F16", "BF16"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_shift_comes_back_exactly(values: list[float], kind: str) -> None:
+    """float32 sums round; what would be lost is kept, so the bits come back whatever they were."""
+    dtype = by_name(kind).dtype
+    assert dtype is not None
+    with np.errstate(over="ignore"):
+        original = Tensor.from_array("norm", np.asarray(values, np.float32).astype(dtype))
+    shift = ops.Shift()
+    (shifted,) = shift.apply((original,), {})
+    record = carried.exact_values(shift, original)
+    (back,) = shift.undo((shifted,), {})
+    back = back.astype(original.type)
+    if record is not None:
+        back = carried.restore_exactly(back, shift, shifted, record)
+    assert same(original, back)
+
+
+def test_kept_values_yield_to_changed_weights() -> None:
+    tiny = Tensor.from_array("norm", np.asarray([1e-30, 0.5], np.float32))
+    record = carried.exact_values(ops.Shift(), tiny)
+    assert record is not None and record.tolist()[0] == 0
+    trained = Tensor.from_array("norm", np.asarray([1.25, 1.5], np.float32))
+    (back,) = ops.Shift().undo((trained,), {})
+    assert carried.restore_exactly(back, ops.Shift(), trained, record).numpy().tolist() == [0.25, 0.5]
+
+
+def test_ordinary_bfloat16_norms_need_nothing_kept() -> None:
+    values = (np.random.default_rng(0).normal(0, 0.3, 2048)).astype(by_name("BF16").dtype)
+    values = values[np.abs(values.astype(np.float32)) > 2.0**-15]
+    assert carried.exact_values(ops.Shift(), Tensor.from_array("norm", values)) is None
+
+
+def test_quantized_tensors_are_not_transposed() -> None:
+    q8 = by_name("Q8_0")
+    tensor = Tensor("w", (4, 64), q8, lambda a, b: np.zeros((b - a, q8.row_bytes(64)), np.uint8))
+    with pytest.raises(Unsupported, match="'w' of type Q8_0 can't be transposed"):
+        ops.Transpose().apply((tensor,), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("n_head * head_dim", 24),
+        ("(n_head + 2 * n_head_kv) * head_dim", 48),
+        ("n_embd // zero", 0),
+        ("not zero and n_head > 3", 1),
+        ("n_ff % 3 == 2 or nothing", 1),
+        ("unknown", 0),
+        ("n_head - 6", -2),
+        (7, 7),
+    ],
+)
+def test_sizes(text: str | int, value: int) -> None:
+    assert ops.evaluate(text, DIMS) == value
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "n_head ** 2", "[1]", "'a'"])
+def test_sizes_are_not_programs(text: str) -> None:
+    with pytest.raises(UsageError, match="no size expression"):
+        ops.evaluate(text, DIMS)
+
+
+def test_contradicting_sizes_are_named() -> None:
+    tensor = Tensor.from_array("q", array(10, 4))
+    with pytest.raises(UsageError, match="'q' has 10 rows, expected 4 x 2 x 3 x 1"):
+        ops.rope_halves("n_head").apply((tensor,), DIMS)
+    with pytest.raises(UsageError, match="'q' has 10 rows, expected 1 x 9"):
+        ops.Split((4, 5)).apply((tensor,), DIMS)
+    other = Tensor.from_array("k", array(10, 4, dtype="float16"))
+    with pytest.raises(Unsupported, match=r"'q' .F32.*'k' .F16.*can't be joined"):
+        ops.Concat((10, 10)).apply((tensor, other), DIMS)
+
+
+def test_split_pieces_stay_extents(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A slice of rows of a file is still a stretch of that file: the kernel may copy it."""
+    from llmconv.formats.tensor import Extent
+
+    data = array(9, 4)
+    tensor = Tensor.from_array("w", data)
+    import dataclasses
+
+    tensor = dataclasses.replace(tensor, extent=Extent(tmp_path / "f", 100, data.nbytes))
+    a, b = ops.Split((4, 5)).apply((tensor,), {})
+    assert a.extent == Extent(tmp_path / "f", 100, 64) and b.extent == Extent(tmp_path / "f", 164, 80)
+
+
+def test_broken_records_are_refused() -> None:
+    with pytest.raises(BadFile, match="no JSON object"):
+        carried.kept_json({"llmconv.hf.forms": "[1"}, "llmconv.hf.forms", "m.gguf")
+    with pytest.raises(BadFile, match="unknown types"):
+        carried.kept_dtypes({"default": "F99"}, "m.gguf")
+    with pytest.raises(BadFile, match="does not describe"):
+        list(
+            carried.kept_tensors(
+                {carried.TENSORS: '{"x":["F32",[4]]}', carried.TENSOR + "x": np.zeros(3, np.uint8)}, "m.gguf"
+            )
+        )

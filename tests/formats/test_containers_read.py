@@ -1,0 +1,196 @@
+"""PyTorch and llama2.c files, which are only read."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmconv import formats
+from llmconv.convert.translate import translate
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats import llama2c_file, torch_file
+
+# --------------------------------------------------------------------------------------------------------- PyTorch
+
+
+def test_torch_files_are_read_without_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    state = {
+        "f32": base,
+        "shared": base,
+        "transposed": base.T,
+        "slice": base[1:3, 2:5],
+        "bf16": base.to(torch.bfloat16),
+        "f16": base.half(),
+        "ids": torch.arange(5),
+        "flag": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(base.clone()),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    opened = formats.open(tmp_path / "model.pt")
+    assert opened.format == "torch" and list(opened.tensors) == list(state)
+    for name, tensor in state.items():
+        ours = opened.tensors[name]
+        assert ours.shape == tuple(tensor.shape)
+        assert ours.blocks().tobytes() == tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        for start, stop in ours.slabs(8):
+            assert ours.blocks(start, stop).tobytes() == ours.blocks()[start:stop].tobytes()
+    assert opened.tensors["f32"].extent is not None and opened.tensors["transposed"].extent is None
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"model": s, "step": 3}, lambda s: {"state_dict": s}])
+def test_a_state_dict_inside_a_training_checkpoint(tmp_path: Path, wrap: Any) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(wrap({"w": torch.ones(2, 3)}), tmp_path / "c.pt")
+    assert formats.open(tmp_path / "c.pt").tensors["w"].numpy().tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_the_old_format_is_read_through_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.arange(6.0).reshape(2, 3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert formats.open(tmp_path / "old.bin").tensors["w"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_folder_of_shards_is_a_hugging_face_model(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import json
+
+    torch.save({"a": torch.ones(2, 2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({"b": torch.zeros(2, 2)}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    names = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "config.json").write_text('{"model_type": "mystery"}')
+    opened = formats.open(tmp_path)
+    assert opened.dialect == "hf" and set(opened.tensors) == {"a", "b"} and set(opened.files) == {"config.json"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../secret"}}))
+    with pytest.raises(BadFile, match="has no 'weight_map'"):
+        formats.open(tmp_path)
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return print, ("you have been run",)
+
+
+def _zip(path: Path, program: bytes, **entries: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        for name, data in entries.items():
+            archive.writestr(f"archive/data/{name.lstrip('_')}", data)
+    return path
+
+
+def test_pickles_that_run_code_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _zip(tmp_path / "evil.pt", pickle.dumps({"w": _Evil()}, protocol=2))
+    with pytest.raises(BadFile, match=r"asks for (__builtin__|builtins).print, which no state dict needs"):
+        formats.open(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "program", [b"", b"\x80\x02", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"a": 1}), b"\x80\x02(" * 9]
+)
+def test_broken_pickles_are_sentences(tmp_path: Path, program: bytes) -> None:
+    with pytest.raises(BadFile) as error:
+        formats.open(_zip(tmp_path / "broken.pt", program))
+    assert "\n" not in str(error.value)
+
+
+def test_views_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.arange(6.0)}, tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as archive:
+        names = {i.filename: archive.read(i) for i in archive.infolist()}
+    program = next(data for name, data in names.items() if name.endswith("data.pkl"))
+    for wrong in (program.replace(b"K\x06\x85", b"K\x60\x85"), program.replace(b"K\x06t", b"K\x60t")):
+        assert wrong != program
+        with pytest.raises(BadFile, match=r"'w' (reaches beyond its storage|needs 384 bytes)"):
+            formats.open(_zip(tmp_path / "bad.pt", wrong, _0=names["good/data/0"]))
+
+
+def test_torch_files_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="only read"):
+        torch_file.save(formats.Checkpoint(), tmp_path / "x.bin")
+
+
+# -------------------------------------------------------------------------------------------------------- llama2.c
+
+
+def test_stories_bin_is_the_reference_s_gguf(shared: Path) -> None:
+    folder = shared / "stories260K"
+    ours = translate(formats.open(folder / "stories260K.bin"), "gguf")
+    theirs = formats.open(folder / "stories260K-f32.gguf")
+    assert sorted(ours.tensors) == sorted(theirs.tensors)
+    for name, tensor in theirs.tensors.items():
+        assert ours.tensors[name].shape == tensor.shape and ours.tensors[name].type is tensor.type
+        assert ours.tensors[name].blocks().tobytes() == tensor.blocks().tobytes(), name
+    for key, value in theirs.metadata.items():
+        if key.startswith(("llama.", "tokenizer.")):
+            assert np.array_equal(
+                np.asarray(list(ours.metadata[key]) if key.endswith("tokens") else ours.metadata[key]),
+                np.asarray(list(value) if key.endswith("tokens") else value),
+            ), key
+
+
+def test_stories_bin_is_the_hugging_face_model(shared: Path) -> None:
+    folder = shared / "stories260K"
+    ours, theirs = translate(formats.open(folder / "stories260K.bin"), "hf"), formats.open(folder / "hf")
+    assert sorted(ours.tensors) == sorted(theirs.tensors)
+    assert all(t.blocks().tobytes() == ours.tensors[n].blocks().tobytes() for n, t in theirs.tensors.items())
+
+
+def made(version: int, tied: bool) -> bytes:
+    """A llama2.c file of two layers."""
+    sizes = dict(zip(llama2c_file._FIELDS, (8, 12, 2, 2, 1, 5, 4), strict=True))
+    body = np.random.default_rng(0).normal(
+        size=sum(int(np.prod(s)) for _, s in llama2c_file._tensors(version, sizes, tied))
+    )
+    numbers = list(sizes.values())
+    if version == 0:
+        numbers[5] *= 1 if tied else -1
+        head = struct.pack("<7i", *numbers)
+    else:
+        head = (struct.pack("<Ii7i", 0x616B3432, version, *numbers) + bytes([tied])).ljust(256, b"\0")
+    return head + body.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_both_versions(tmp_path: Path, version: int, tied: bool) -> None:
+    (tmp_path / "m.bin").write_bytes(made(version, tied))
+    opened = formats.open(tmp_path / "m.bin")
+    gguf = translate(opened, "gguf")
+    assert ("output.weight" in gguf.tensors) is not tied
+    assert np.array_equal(gguf.tensors["blk.1.ffn_down.weight"].numpy(), opened.tensors["w2"].numpy()[1])
+    assert "no tokenizer.bin beside the model: the GGUF has weights only" in gguf.notes
+
+
+def test_cut_and_unknown_llama2c_files(tmp_path: Path) -> None:
+    whole = made(1, True)
+    (tmp_path / "m.bin").write_bytes(whole[:-4])
+    with pytest.raises(BadFile, match=r"bytes, expected .* by its header"):
+        formats.open(tmp_path / "m.bin")
+    (tmp_path / "m.bin").write_bytes(whole[:4] + struct.pack("<i", 2) + whole[8:])
+    with pytest.raises(Unsupported, match="version 2; export versions 0 and 1"):
+        formats.open(tmp_path / "m.bin")
+    (tmp_path / "m.bin").write_bytes(made(0, True)[:-4])
+    with pytest.raises(BadFile, match="no model file of a known format"):
+        formats.open(tmp_path / "m.bin")
+
+
+def test_broken_tokenizers_are_sentences(shared: Path, tmp_path: Path) -> None:
+    data = (shared / "stories260K" / "tok512.bin").read_bytes()
+    (tmp_path / "m.bin").write_bytes((shared / "stories260K" / "stories260K.bin").read_bytes())
+    for broken in (data[:-1], data + b"x", data[:8] + b"\xff\xff\xff\x7f" + data[12:], b"", data[:100]):
+        (tmp_path / "tok512.bin").write_bytes(broken)
+        with pytest.raises(BadFile, match=r"tokenizer.bin"):
+            translate(formats.open(tmp_path / "m.bin"), "gguf")

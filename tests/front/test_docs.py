@@ -1,0 +1,74 @@
+"""What the documentation shows works: the tutorials' commands and Python blocks, in order, in an empty folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmconv
+from llmconv.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
+def test_tutorials_run(page: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the tutorials train and evaluate")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.gguf"))
+    for language, block in re.findall(r"```(console|python)\n(.*?)```", page.read_text(), re.DOTALL):
+        if language == "python":
+            runs = [[sys.executable, "-c", block]]
+        else:
+            lines = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
+            runs = [[sys.executable, "-m", "llmconv", *w[1:]] if w[0] == "llmconv" else w for w in lines]
+        for run in runs:
+            done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+            assert done.returncode == 0, f"{shlex.join(run)}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_commands_that_are_shown_exist() -> None:
+    for page in PAGES:
+        for block in re.findall(r"```(?:console|text|sh)\n(.*?)```", page.read_text(), re.DOTALL):
+            for name in re.findall(r"^\s*(?:\S*/)?llmconv ([a-z][a-z-]*)", block, re.MULTILINE):
+                assert name in COMMANDS, f"{page.name} shows llmconv {name}"
+
+
+def test_the_api_reference_covers_every_public_name() -> None:
+    """The page lists members a module at a time; each must be there, and each public name among them."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+\.[A-Z]\w*)$", page, re.MULTILINE)}
+    for module, members in re.findall(r"^::: (\S+)\n    options: \{members: \[([^]]*)\]", page, re.MULTILINE):
+        source = importlib.util.find_spec(module)
+        assert source is not None and source.origin is not None
+        for name in members.split(", "):
+            assert re.search(rf"^(?:def|class) {name}\b", Path(source.origin).read_text(), re.MULTILINE), name
+            listed.add(name)
+    assert not {*llmconv.__all__} - {"__version__"} - listed
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"\S+\.md", nav)) == pages
+
+
+def test_every_public_name_is_there() -> None:
+    for name in llmconv.__all__:
+        assert getattr(llmconv, name) is not None
+        assert name == "__version__" or (getattr(llmconv, name).__doc__ or "").strip(), f"{name} has no docstring"

@@ -1,0 +1,72 @@
+"""The rooms import only what the design allows, and the front door stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOWER = {
+    "quant": {"quant"},
+    "formats": {"quant", "formats"},
+    "convert": {"quant", "formats", "convert"},
+    "runtime": {"quant", "formats", "convert", "runtime"},
+}
+FRONT = {"errors", "progress", "show", "__version__"}
+"""Of the front door, what every room may import."""
+HEAVY = {"torch", "transformers", "click", "matplotlib"}
+FILES = sorted(p for room in LOWER for p in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports (anywhere in it, or at its top level)."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_room_imports_only_lower_floors(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] not in LOWER, f"{path}: import {name} must be absolute (llmconv.{name})"
+        if parts[0] == "llmconv" and parts[1] not in FRONT:
+            assert parts[1] in LOWER[room], f"{path}: {room}/ must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_libraries_stay_in_their_room(path: Path) -> None:
+    room, names = path.relative_to(ROOT).parts[0], {n.split(".")[0] for n in imports(path)}
+    if room != "runtime":
+        top = {n.split(".")[0] for n in imports(path, top_level_only=True)}
+        assert not top & HEAVY, f"{path} loads {top & HEAVY} when imported"
+    assert "numba" not in names or "kernels" in path.parts, f"{path}: numba belongs to quant/kernels"
+
+
+def test_import_llmconv_is_light() -> None:
+    code = "import sys, llmconv; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "numba", "click", "transformers", "numpy"} & set(ast.literal_eval(out))
+
+
+def test_every_package_is_installed() -> None:
+    """setuptools is told each package by name: one that is missing there works here and not where it is installed."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {p.parent.relative_to(ROOT).parts for room in ("llmconv", *LOWER) for p in (ROOT / room).rglob("*.py")}
+    named = {".".join(parts if parts[0] == "llmconv" else ("llmconv", *parts)) for parts in there}
+    links = {f"llmconv.{room}" for room in LOWER}
+    assert set(told["packages"]) == named | links
+    assert told["package-dir"] == {f"llmconv.{room}": room for room in LOWER}
+    assert all((ROOT / "llmconv" / room).resolve() == ROOT / room for room in LOWER)

@@ -1,0 +1,86 @@
+"""Every decoder family: a tiny random model of transformers, loaded here, gives the same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+
+import llmconv
+from llmconv.convert import archs
+from llmconv.convert.tables.decoder import Pieces
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+
+LENGTH = 48  # beyond the tiny models' windows and original contexts
+DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Tiny matrices: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_and_cache(name: str, tmp_path: Path) -> None:
+    theirs = type(tiny_models.build(name, tmp_path)).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ours = llmconv.load(tmp_path, "cpu", "f32")
+    tokens = torch.randint(3, 96, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, logits = theirs(tokens).logits, ours(tokens)
+        assert expected.std() > 0.01  # a model that says something
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+        cache = ours.cache(2, LENGTH)
+        steps = [ours(tokens[:, :7], cache=cache)]
+        steps += [ours(tokens[:, i : i + 1], cache=cache) for i in range(7, LENGTH - 6)]
+        steps.append(ours(tokens[:, LENGTH - 6 :], cache=cache))  # several at once, after others
+        torch.testing.assert_close(torch.cat(steps, 1), logits, atol=1e-4, rtol=0)
+
+        mask = torch.ones(2, LENGTH, dtype=torch.bool)
+        mask[1, :9] = False
+        padded = ours(tokens.where(mask, 0), mask)
+        torch.testing.assert_close(padded[0], logits[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(padded[1, 9:], ours(tokens[1:, 9:])[0], atol=1e-4, rtol=0)
+
+
+def test_dynamic_scaling_beyond_the_context(tmp_path: Path) -> None:
+    """GGUF has no word for it; what config.json said of it is kept, and used once a text is longer than the context."""
+    folder, config = tmp_path / "hf", tiny_models.MODELS["llama-dynamic"].config | {"max_position_embeddings": 32}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    model.save_pretrained(folder)
+    llmconv.convert_file(folder, tmp_path / "m.gguf")
+    ours = llmconv.load(tmp_path / "m.gguf", "cpu", "f32")
+    for length in (20, LENGTH):
+        tokens = torch.randint(3, 96, (1, length), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_an_encoder_gives_hidden_states(tmp_path: Path) -> None:
+    theirs = tiny_models.build("bert", tmp_path)
+    tokens = torch.randint(3, 96, (2, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).last_hidden_state
+        torch.testing.assert_close(llmconv.load(tmp_path, "cpu").hidden(tokens), expected, atol=1e-4, rtol=0)
+
+
+def test_every_family_is_tried() -> None:
+    tried = {tiny_models.MODELS[name].gguf for name in DECODERS} | {"bert", "simple-llm"}
+    missing = {table.gguf for table in archs.all()} - tried
+    assert missing <= {"internlm2", "baichuan"}  # not in transformers: tests/runtime/test_references.py
+
+
+@pytest.mark.parametrize("table", archs.all(), ids=lambda table: table.gguf)
+def test_pieces_are_known(table: Any) -> None:
+    assert set(table.decoder) <= set(Pieces.__annotations__)
