@@ -18,7 +18,7 @@ from llmconv.convert import archs
 from llmconv.convert.tables.presets import Preset
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
-from llmconv.convert.writing.plan import Wishes, make_plan
+from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -288,7 +288,7 @@ def _gguf_sizes(shape: Shape) -> dict[str, int]:
                 source.add(tensor.astype(plain.F32))
     for name in QUANTIZED:
         try:
-            plan = make_plan(source, file_type(name), Path("model.gguf"), Wishes(allow_requantize=True))
+            plan = make_plan(source, file_type(name), Path("model.gguf"), Recipe(allow_requantize=True))
         except LlmconvError:  # nothing stands in for that type in this model
             continue
         found[f"gguf {name}"] = plan.size
@@ -304,7 +304,7 @@ def _as_safetensors(shape: Shape, kind: str) -> Checkpoint:
         made = _as_checkpoint(shape, plain.F32)
         with contextlib.suppress(LlmconvError):
             made = translate(made, "hf")
-    return cast(made, kind.lower(), Rounding(), to="safetensors")
+    return cast(made, kind.lower(), Rounding(), to="hf")
 
 
 def size_report(

@@ -109,14 +109,13 @@ def cast(
 ) -> Checkpoint:
     """The checkpoint in `outtype`: "auto", "f64", "f32", "f16" or "bf16".
 
-    to: the container it is meant for ("gguf", "safetensors", "json", "msgpack").
+    to: the dialect of the container it is meant for ("gguf", "hf", "json", ...).
     from_document: whether it comes from JSON or MessagePack; then "auto" means f32.
     """
     if outtype not in OUTTYPES:
         raise UsageError(f"unknown output type {outtype!r}; known: {', '.join(OUTTYPES)}")
-    documents = ("json", "msgpack")
     if outtype == "auto":
-        if not from_document or to in documents:
+        if not from_document or to == "json":
             return _described(checkpoint, to)
         outtype = "f32"
     target = _BY_NAME[outtype]

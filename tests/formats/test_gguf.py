@@ -406,8 +406,8 @@ def test_type_gguf_does_not_have_is_refused(tmp_path: Path) -> None:
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="byte order"):
         gguf_file.save(model(), tmp_path / "m.gguf", byte_order="middle")
-    with pytest.raises(UsageError, match="GGUF has no option max_shard_size"):
-        gguf_file.save(model(), tmp_path / "m.gguf", max_shard_size=1)
+    with pytest.raises(UsageError, match="gguf has no option max_shard_size"):
+        gguf_file.FORMAT.save(model(), tmp_path / "m.gguf", max_shard_size=1)
     for bad in (np.uint32(12), np.uint32(0), "32", np.uint32(2 * limits.GGUF_ALIGNMENT)):
         with pytest.raises(UsageError, match=r"general\.alignment"):
             gguf_file.save(model(**{"general.alignment": bad}), tmp_path / "m.gguf")
