@@ -1,8 +1,9 @@
-"""Architectures: one declarative table per model family.  `_FAMILIES` is the one place to add a file."""
+"""Architectures: one declarative table per model family, a file each, found by being here."""
 
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,26 +12,20 @@ from llmconv.convert.tables.registry import gather
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf"]
 
-_FAMILIES = (
-    "llama",
-    "qwen",
-    "gemma",
-    "gpt2",
-    "gptneox",
-    "phi",
-    "stablelm",
-    "granite",
-    "internlm2",
-    "deepseek",
-    "gpt_oss",
-    "bert",
-    "simple_llm",
-)
+
+def _families() -> list[str]:
+    """Every module below this package, "llama.qwen": a family is added by adding its file."""
+    found = pkgutil.walk_packages(__path__, __name__ + ".")
+    return [
+        m.name.removeprefix(__name__ + ".")
+        for m in found
+        if not m.ispkg and m.name.count(".") > __name__.count(".") + 1
+    ]
 
 
 @functools.cache
 def _tables() -> dict[str, Architecture]:
-    return gather(__name__, _FAMILIES, "ARCHITECTURES", "gguf")
+    return gather(__name__, _families(), "ARCHITECTURES", "gguf")
 
 
 def all() -> list[Architecture]:

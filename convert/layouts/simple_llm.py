@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.simple_llm import CONSTANTS, scale
+from llmconv.convert.archs.small.simple_llm import CONSTANTS, scale
 from llmconv.convert.layouts.base import Field, Layout, Words, weight
 from llmconv.convert.tables.ops import Dims, Reshape, Transpose
 from llmconv.formats.document import Slot

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.gpt2 import linear, norm
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS
-from llmconv.convert.archs.partial import partial_rotary
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, linear, norm
+from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, Made, keys, row
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile, Unsupported
 
 _at = "{p}layers.{i}."
+
 _finish, _rebuild = partial_rotary("partial_rotary_factor", 0.5)
 
 PHI2 = Architecture(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.gpt2 import linear, norm
+from llmconv.convert.archs.parts import linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}encoder.layer.{i}."
+
 _self = _at + "attention.self."
 
 

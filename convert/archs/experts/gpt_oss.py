@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, EXPERTS, attention
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, attention
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
 from llmconv.convert.tables.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
 
 _at = "{p}layers.{i}."
+
 _experts = _at + "mlp.experts."
+
 _halves = Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True)
+
 _apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
 
 

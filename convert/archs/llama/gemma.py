@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, attention, gated_mlp
-from llmconv.convert.archs.partial import Finish
-from llmconv.convert.archs.qwen import QK_NORMS
-from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
-from llmconv.convert.tables.ops import Dims, Shift
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, QK_NORMS, attention, gated_mlp, shifted
+from llmconv.convert.archs.rope import Finish
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile
 
 _at = "{p}layers.{i}."
-
-
-def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """The norms' weights among the rows, with a Shift."""
-    return tuple(
-        dataclasses.replace(r, forms=tuple(Form(f.hf, (Shift(),)) for f in r.forms))
-        if r.gguf[0].endswith("_norm.weight")
-        else r
-        for r in rows
-    )
-
 
 _common = tuple(k for k in COMMON if k.gguf != "rope.freq_base")
 
@@ -81,6 +68,7 @@ def _scale(arch: str) -> tuple[Finish, Finish]:
 
 
 _finish2, _rebuild2 = _scale("gemma2")
+
 _finish3, _rebuild3 = _scale("gemma3")
 
 GEMMA2 = GEMMA.variant(

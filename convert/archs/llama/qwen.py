@@ -5,46 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, ROPE_FREQS, attention, gated_mlp
-from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
-from llmconv.convert.tables.ops import Dims, Split, Stack
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
+from llmconv.convert.archs.rope import ROPE_FREQS
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
-
-QK_NORMS = (
-    row("blk.{i}.attn_q_norm.weight", _at + "self_attn.q_norm.weight", "head_dim"),
-    row("blk.{i}.attn_k_norm.weight", _at + "self_attn.k_norm.weight", "head_dim"),
-)
-
-
-def experts(at: str = "mlp.") -> tuple[Row, ...]:
-    """Rows of a router and its experts, which files keep apart and some releases of transformers stack."""
-    one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
-    return (
-        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when="n_expert"),
-        row(
-            ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
-            (one + "gate_proj.weight", one + "up_proj.weight"),
-            ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
-            Stack(2),
-            when="n_expert and i >= n_dense",
-            alt=(
-                Form(
-                    (all_of_them + "gate_up_proj",),
-                    (Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True),),
-                ),
-            ),
-        ),
-        row(
-            "blk.{i}.ffn_down_exps.weight",
-            one + "down_proj.weight",
-            "n_expert, n_embd, n_ff_exp",
-            Stack(),
-            when="n_expert and i >= n_dense",
-            alt=(Form((all_of_them + "down_proj",)),),
-        ),
-    )
-
 
 QWEN2 = Architecture(
     "qwen2",
@@ -70,7 +36,9 @@ _EXPERT_KEYS = (
         expert_shared_feed_forward_length   u32   shared_expert_intermediate_size
     """),
 )
+
 _dense = [r.gguf[0] for r in gated_mlp()]
+
 _shared = _at + "mlp.shared_expert."
 
 QWEN2_MOE = QWEN2.variant(

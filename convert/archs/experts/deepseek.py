@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, gated_mlp
-from llmconv.convert.archs.qwen import experts
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, experts, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
 
 _at = "{p}layers.{i}."
+
 _attn = _at + "self_attn."
+
 _rope = "head_dim - kv_lora"  # the key is the latent and the rotary part
+
 _nope = f"nope - ({_rope})"
 
 
