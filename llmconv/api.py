@@ -14,6 +14,7 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.errors import BadFile, OutputError, UsageError, about, at
@@ -286,7 +287,7 @@ def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpo
 
     checkpoint = translate(checkpoint, "gguf", **options)
     known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
-    plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
+    plain = not known or own_keys.is_plain(checkpoint.metadata)
     return translate(checkpoint, "plain" if plain else "hf", **options)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from llmconv.convert.archs.llama import COMMON, EMBEDDINGS, NORMS, attention, gated_mlp
 from llmconv.convert.archs.partial import Finish
 from llmconv.convert.archs.qwen import QK_NORMS
-from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.tables.architecture import Architecture, HfName, Row, keys, row
 from llmconv.convert.tables.ops import Dims, Shift
 from llmconv.errors import BadFile
 
@@ -21,7 +21,7 @@ _at = "{p}layers.{i}."
 def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """The norms' weights among the rows, with a Shift."""
     return tuple(
-        dataclasses.replace(r, forms=tuple(Form(f.hf, (Shift(),)) for f in r.forms))
+        dataclasses.replace(r, forms=tuple(dataclasses.replace(f, ops=(Shift(),)) for f in r.forms))
         if r.gguf[0].endswith("_norm.weight")
         else r
         for r in rows

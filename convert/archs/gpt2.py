@@ -60,7 +60,7 @@ GPT2 = Architecture(
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
-    decoder={"positions": "learned", "activation": "gelu_tanh"},
+    decoder={"positions": "learned", "activation": "gelu_tanh", "conv1d": True},
 )
 
 
@@ -88,6 +88,7 @@ STARCODER = GPT2.variant(
     ),
     finish=_kv_heads,
     rebuild=_multi_query,
+    decoder={"conv1d": False},
 )
 _heads_apart = (
     row("blk.{i}.attn_qkv.weight", _at + "attn.c_attn.weight", f"{_qkv}, n_embd", _apart, when="n_head_kv != 1"),
