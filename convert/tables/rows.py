@@ -9,6 +9,7 @@ several names.  Shapes and conditions are expressions over the dimensions (`keys
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,8 +154,8 @@ def at_layer(dims: Mapping[str, Any], i: int) -> dict[str, int]:
 def slots(rows: Iterable[Row], dims: Mapping[str, Any]) -> Iterator[Slot]:
     """Every row at every layer where it exists, in GGUF's customary order."""
     rows = tuple(rows)
-    layers = [(False, 0), *((True, i) for i in range(dims["n_layer"]))]
-    for per_layer, i in layers:
+    layers = ((True, i) for i in range(dims["n_layer"]))  # a damaged file may claim any number
+    for per_layer, i in itertools.chain([(False, 0)], layers):
         here = at_layer(dims, i)
         for item in rows:
             if item.per_layer is per_layer and (not item.when or evaluate(item.when, here)):
