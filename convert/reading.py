@@ -11,6 +11,7 @@ from pathlib import Path
 from llmconv import formats
 from llmconv.convert import archs
 from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.lora import merge
 from llmconv.errors import UsageError
@@ -61,7 +62,7 @@ class Reading:
             return checkpoint
         checkpoint = self.translated(checkpoint, "gguf")
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
-        plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
+        plain = not known or own_keys.is_plain(checkpoint.metadata)
         return self.translated(checkpoint, "plain" if plain else "hf")
 
 

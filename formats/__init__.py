@@ -35,14 +35,12 @@ def register(format: Format) -> None:
 
 @functools.cache
 def _installed() -> tuple[Format, ...]:
-    """Those of other packages; `UsageError` for one that is broken."""
-    found = tuple(entry_points.load("llmconv.formats"))
-    for name, format in found:
+    """Those of other packages."""
+    found = entry_points.load("llmconv.formats")
+    for where, format in found:
         if not isinstance(format, Format):
-            raise UsageError(
-                f"entry point {name!r} in llmconv.formats is no llmconv.formats.Format; remove its package"
-            )
-    return tuple(format for _, format in found)
+            entry_points.refuse(where, "is no llmconv.formats.Format")
+    return tuple(format for _, format in found if isinstance(format, Format))
 
 
 def _each() -> Iterator[Format]:

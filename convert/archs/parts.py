@@ -114,7 +114,7 @@ def experts(at: str = "mlp.") -> tuple[Row, ...]:
 def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """The norms' weights among the rows, with a Shift."""
     return tuple(
-        dataclasses.replace(r, forms=tuple(Form(f.hf, (Shift(),)) for f in r.forms))
+        dataclasses.replace(r, forms=tuple(dataclasses.replace(f, ops=(Shift(),)) for f in r.forms))
         if r.gguf[0].endswith("_norm.weight")
         else r
         for r in rows

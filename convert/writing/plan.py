@@ -22,8 +22,7 @@ from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.quant.block import Bytes
-from llmconv.quant.filetypes import COPY, FILE_TYPES, GUESSED, FileType
+from llmconv.quant.filetypes import COPY, FileType, guessed_number
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import Choice, Model, Options, assign, order
 
@@ -213,9 +212,7 @@ def _own_number(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int:
         counts[tensor.type.name] += 1
         if not most or counts[tensor.type.name] > counts[most]:
             most = tensor.type.name
-    by_default = {t.default: t.number for t in FILE_TYPES.values()} | {"Q3_K": 12, "Q4_K": 15, "Q5_K": 17}
-    by_default |= {t.name: t.number for t in FILE_TYPES.values()} | {"NVFP4": 39, "MXFP4": 0}
-    return by_default.get(most, 0) | GUESSED
+    return guessed_number(most)
 
 
 _LAYER = re.compile(r"blk\.(\d+)\.", re.ASCII)
@@ -307,14 +304,10 @@ def _files(
             _put(keys, gguf_file.SPLIT_TENSORS, np.int32(len(planned)))
         part = Checkpoint(metadata=keys)
         for tensor, plan in group:
-            part.add(dataclasses.replace(tensor, type=plan.choice.type, read=_never, extent=None))
+            part.add(Tensor.shadow(tensor.name, tensor.shape, plan.choice.type))
         head, offsets, size = gguf_file.header(part)
         tensors = [dataclasses.replace(plan, offset=o) for (_, plan), o in zip(group, offsets, strict=True)]
         stem = path.name.removesuffix(".gguf")
         name = path.with_name(gguf_file.shard_name(stem, i, count)) if keep_split else path
         files.append(FilePlan(name, head, size, tensors))
     return files
-
-
-def _never(start: int, stop: int) -> Bytes:
-    raise AssertionError("a planned tensor holds no bytes")

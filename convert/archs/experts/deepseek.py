@@ -137,7 +137,7 @@ DEEPSEEK2 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"rope": "pairs"},
+    decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
 )
 
 ARCHITECTURES = (DEEPSEEK2,)

@@ -27,7 +27,7 @@ GPT2 = Architecture(
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
-    decoder={"positions": "learned", "activation": "gelu_tanh"},
+    decoder={"positions": "learned", "activation": "gelu_tanh", "conv1d": True},
 )
 
 ARCHITECTURES = (GPT2,)

@@ -40,6 +40,7 @@ STARCODER = GPT2.variant(
     ),
     finish=_kv_heads,
     rebuild=_multi_query,
+    decoder={"conv1d": False},
 )
 
 _heads_apart = (

@@ -81,6 +81,9 @@ SIMPLE_LLM = Architecture(
         "causal": False,
         "activation": "relu",
         "softmax_start": 1e-8,
+        "no_end": True,
+        "initial": "xavier",
+        "tokenizer": "word",
     },
 )
 
