@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from llmconv.errors import BadFile, UnknownName, UsageError, at
+from llmconv.errors import BadFile, UnknownName, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format

@@ -97,8 +97,9 @@ def file_type(name: str, pure: bool = False) -> FileType:
     if pure and key not in FILE_TYPES and key in block.names():
         kind = block.by_name(key)
         if kind.ggml_id is not None and kind.is_float and kind.can_encode():
-            # Our own choice where the reference has no file type of that name: the number nearest in meaning.
-            return FileType(key, _NUMBER_OF_BLOCK.get(key, 0), key)
+            # Where the reference has no file type of that name, the number of one that is mostly of this block type.
+            number = next((t.number for t in _TABLE if t.default == key), number_of(key) or 0)
+            return FileType(key, number, key)
     found = FILE_TYPES.get(key)
     if found is None and name.isdecimal():
         found = next((t for t in _TABLE if t.number == int(name)), None)

@@ -1,4 +1,4 @@
-"""Encoding and decoding in torch, on the device the tensors are on: Q8_0, Q4_0, Q4_K, Q6_K and MXFP4.
+"""Encoding and decoding in torch, on the tensors' device: Q8_0, Q4_0, Q4_K, Q6_K, MXFP4; decoding Q5_K and IQ4_XS.
 
 Every operation is elementwise, correctly rounded and in the reference's order, and sums are taken weight by
 weight over many blocks at once, so no library can fuse or reorder anything: on CPU tensors the bytes equal the
@@ -6,25 +6,21 @@ reference's (`BlockType.encode`) for all finite weights tried, and the same oper
 A device that flushes subnormals to zero or divides inexactly may differ, by a level in rare blocks; the tests
 measure the share of differing blocks and hold the error within 0.1 % of the reference's.  Importance weights are
 not taken here.
-
-Only the functions of this module need torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from llmconv.errors import UsageError
 from llmconv.quant.block import by_name
-from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
+from llmconv.quant.kernels.levels import E2M1, IQ4, LOG2_ROUNDS_UP
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["TYPES", "decode", "encode"]
+__all__ = ["DECODERS", "ENCODERS", "decode", "encode"]
 
 
 def encode(tensor: Tensor, type_name: str) -> Tensor:
@@ -34,11 +30,9 @@ def encode(tensor: Tensor, type_name: str) -> Tensor:
         of the type's block.
     Returns (n, row_bytes) uint8.  Raises `UsageError` for other types and shapes.
     """
-    import torch
-
     block = by_name(type_name)
-    if block.name not in _CODECS:
-        raise UsageError(f"{block.name} has no torch encoder; those that have are {', '.join(_CODECS)}")
+    if block.name not in ENCODERS:
+        raise UsageError(f"{block.name} has no torch encoder; those that have are {', '.join(ENCODERS)}")
     if tensor.ndim != 2 or not tensor.is_floating_point():
         raise UsageError(f"{block.name} takes float rows of shape (n, k), not {tensor.dtype} {tuple(tensor.shape)}")
     n, k = tensor.shape
@@ -48,32 +42,30 @@ def encode(tensor: Tensor, type_name: str) -> Tensor:
     step = _slab(tensor) // block.block_size
     with torch.inference_mode():
         for start in range(0, len(out), step):
-            out[start : start + step] = _CODECS[block.name][0](weights[start : start + step].float())
+            out[start : start + step] = ENCODERS[block.name](weights[start : start + step].float())
     return out.reshape(n, size)
 
 
-def decode(blocks: Tensor, type_name: str) -> Tensor:
-    """Bytes of rows (n, row_bytes) uint8 -> weights (n, k) float32, on the same device; exactly `BlockType.decode`."""
-    import torch
-
+def decode(blocks: Tensor, type_name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bytes of rows (n, row_bytes) uint8 -> weights (n, k), on the same device: `BlockType.decode`, then `dtype`."""
     block = by_name(type_name)
-    if block.name not in _CODECS:
-        raise UsageError(f"{block.name} has no torch decoder; those that have are {', '.join(_CODECS)}")
+    if block.name not in DECODERS:
+        raise UsageError(f"{block.name} has no torch decoder; those that have are {', '.join(DECODERS)}")
     width = block.layout.itemsize
     if blocks.ndim != 2 or blocks.dtype != torch.uint8 or blocks.shape[1] % width:
         raise UsageError(f"{block.name} takes uint8 rows of whole blocks of {width}, not {tuple(blocks.shape)}")
     packed = blocks.reshape(-1, width)
-    out = torch.empty((len(packed), block.block_size), dtype=torch.float32, device=blocks.device)
+    out = torch.empty((len(packed), block.block_size), dtype=dtype, device=blocks.device)
     step = _slab(blocks) // block.block_size
     with torch.inference_mode():
         for start in range(0, len(out), step):
-            out[start : start + step] = _CODECS[block.name][1](packed[start : start + step])
+            out[start : start + step] = DECODERS[block.name](packed[start : start + step])
     return out.reshape(len(blocks), -1)
 
 
 def _slab(tensor: Tensor) -> int:
     """Weights at a time: the K types' scratch is some forty float32 for each."""
-    return 1 << 20 if tensor.device.type == "cpu" else 1 << 25
+    return 1 << 20 if tensor.device.type == "cpu" else 1 << 24
 
 
 # ---- pieces.  Names as in the reference; `e` is a weight's place in its sub-block, the first axis of the searches.
@@ -81,8 +73,6 @@ def _slab(tensor: Tensor) -> int:
 
 def _number(value: float, like: Tensor) -> Tensor:
     """A float32 on the device: torch turns `1 / x` and `x / number` into products with rounded reciprocals."""
-    import torch
-
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
@@ -92,8 +82,6 @@ def _inverse(d: Tensor) -> Tensor:
 
 def _nearest_int(v: Tensor) -> Tensor:
     """ggml's: to int32, ties to even, wrapped beyond 2^22."""
-    import torch
-
     return ((v + 12582912.0).view(torch.int32) & 0x7FFFFF) - 0x400000
 
 
@@ -118,21 +106,15 @@ def _sum(terms: Tensor) -> Tensor:
 
 def _half_bytes(d: Tensor) -> Tensor:
     """(m,) float32 -> (m, 2) uint8, the nearest float16's."""
-    import torch
-
     return d.half().unsqueeze(1).view(torch.uint8)
 
 
-def _halves(two_bytes: Tensor) -> Tensor:
-    """(m, 2) uint8 -> (m, 1) float32."""
-    import torch
-
-    return two_bytes.contiguous().view(torch.float16).float()
+def _half(blocks: Tensor, at: int) -> Tensor:
+    """The float16 at byte `at` of (m, size) blocks, as (m, 1) float32."""
+    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _bytes(*parts: Tensor) -> Tensor:
-    import torch
-
     return torch.cat([part if part.dtype == torch.uint8 else part.to(torch.uint8) for part in parts], dim=1)
 
 
@@ -148,8 +130,6 @@ def _first_peak(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _encode_q8_0(x: Tensor) -> Tensor:
-    import torch
-
     amax = x.abs().amax(1)
     d = amax / _number(127, x)
     q = _round_away(x * _inverse(d)[:, None])
@@ -158,14 +138,10 @@ def _encode_q8_0(x: Tensor) -> Tensor:
 
 
 def _decode_q8_0(blocks: Tensor) -> Tensor:
-    import torch
-
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * _halves(blocks[:, :2])
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * _half(blocks, 0)
 
 
 def _encode_q4_0(x: Tensor) -> Tensor:
-    import torch
-
     d = _first_peak(x, 1)[1] / _number(-8, x)
     q = x * _inverse(d)[:, None] + 8.5
     q = q.where(q.isfinite(), 0).to(torch.int32).clamp(max=15)
@@ -173,28 +149,20 @@ def _encode_q4_0(x: Tensor) -> Tensor:
 
 
 def _nibbles(q: Tensor) -> Tensor:
-    import torch
-
     return torch.cat([q & 15, q >> 4], dim=1)
 
 
 def _decode_q4_0(blocks: Tensor) -> Tensor:
-    import torch
-
-    return (_nibbles(blocks[:, 2:]).to(torch.int8) - 8).float() * _halves(blocks[:, :2])
+    return (_nibbles(blocks[:, 2:]).to(torch.int8) - 8).float() * _half(blocks, 0)
 
 
 def _half_e8m0(e: Tensor) -> Tensor:
     """(m,) int32 exponent bytes -> float32 2^(e - 128)."""
-    import torch
-
     subnormal = torch.full_like(e, 0x00200000) << e.clamp(max=1)
     return ((e - 1) << 23).where(e >= 2, subnormal).view(torch.float32)
 
 
 def _encode_mxfp4(x: Tensor) -> Tensor:
-    import torch
-
     amax = x.abs().amax(1)
     tiny = amax < 2.0**-126
     pattern = (amax * 8388608.0).where(tiny, amax).view(torch.int32)
@@ -205,16 +173,14 @@ def _encode_mxfp4(x: Tensor) -> Tensor:
     d = _half_e8m0(e)[:, None]
     magnitude = x.abs()
     q = torch.zeros_like(x, dtype=torch.int32)
-    for middle in (VALUES[:7] + VALUES[1:8]) / 2:
+    for middle in (E2M1[:7] + E2M1[1:8]) / 2:
         q += magnitude > d * float(middle)
     q += 8 * ((x < 0) & (q > 0))
     return _bytes(e[:, None], q[:, :16] | (q[:, 16:] << 4))
 
 
 def _decode_mxfp4(blocks: Tensor) -> Tensor:
-    import torch
-
-    values = torch.from_numpy(VALUES).to(blocks.device)
+    values = torch.from_numpy(E2M1).to(blocks.device)
     return values[_nibbles(blocks[:, 1:]).int()] * _half_e8m0(blocks[:, 0].int())[:, None]
 
 
@@ -255,8 +221,6 @@ def _scale_and_minimum(x: Tensor, w: Tensor, nmax: int, rmin: float, rdelta: flo
 
 
 def _encode_q4_k(x: Tensor) -> Tensor:
-    import torch
-
     count = len(x)
     columns = x.reshape(-1, 32).t().contiguous()
     mean = _sqrt(_sum(columns.square()) / 32)
@@ -280,15 +244,28 @@ def _encode_q4_k(x: Tensor) -> Tensor:
 
 
 def _decode_q4_k(blocks: Tensor) -> Tensor:
-    import torch
+    d, dm = _scales_and_minima(blocks)
+    return (d * _eighths(blocks[:, 16:]) - dm).reshape(-1, 256)
 
-    s = blocks[:, 4:16].int()
-    ls = torch.cat([s[:, :4] & 63, (s[:, 8:] & 15) | (s[:, :4] >> 6 << 4)], dim=1)
-    lm = torch.cat([s[:, 4:8] & 63, (s[:, 8:] >> 4) | (s[:, 4:8] >> 6 << 4)], dim=1)
-    d, dm = _halves(blocks[:, :2]) * ls, _halves(blocks[:, 2:4]) * lm
-    pairs = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    q = torch.cat([pairs & 15, pairs >> 4], dim=2).reshape(-1, 8, 32)
-    return (d[..., None] * q - dm[..., None]).reshape(-1, 256)
+
+def _decode_q5_k(blocks: Tensor) -> Tensor:
+    d, dm = _scales_and_minima(blocks)
+    fifths = (blocks[:, None, 16:48] >> torch.arange(8, device=blocks.device, dtype=torch.uint8)[:, None]) & 1
+    return (d * (_eighths(blocks[:, 48:]) | (fifths << 4)) - dm).reshape(-1, 256)
+
+
+def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of Q4_K and Q5_K: eight 6-bit numbers each (ggml's `get_scale_min_k4`) times a float16 -> two (m, 8, 1)."""
+    low, middle, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=1)
+    minima = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=1)
+    return (_half(blocks, 0) * scales)[..., None], (_half(blocks, 2) * minima)[..., None]
+
+
+def _eighths(packed: Tensor) -> Tensor:
+    """(m, 128) nibbles of Q4_K and Q5_K -> (m, 8, 32)."""
+    pairs = packed.reshape(-1, 4, 1, 32)
+    return torch.cat([pairs & 15, pairs >> 4], dim=2).reshape(-1, 8, 32)
 
 
 # ---- Q6_K
@@ -319,8 +296,6 @@ def _symmetric_scale(x: Tensor, nmax: int) -> tuple[Tensor, Tensor]:
 
 
 def _encode_q6_k(x: Tensor) -> Tensor:
-    import torch
-
     count = len(x)
     scales, levels = _symmetric_scale(x.reshape(-1, 16).t().contiguous(), 32)
     scales = scales.reshape(count, 16)
@@ -339,23 +314,42 @@ def _encode_q6_k(x: Tensor) -> Tensor:
 
 
 def _decode_q6_k(blocks: Tensor) -> Tensor:
-    import torch
-
     low, high = blocks[:, :128].reshape(-1, 2, 2, 32), blocks[:, 128:192].reshape(-1, 2, 32)
     nibbles = torch.cat([low & 15, low >> 4], dim=2)
     twos = torch.stack([high & 3, (high >> 2) & 3, (high >> 4) & 3, high >> 6], dim=2)
     q = (nibbles | (twos << 4)).to(torch.int8) - 32
-    d = _halves(blocks[:, 208:]) * blocks[:, 192:208].contiguous().view(torch.int8)
+    d = _half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8)
     return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
-_Codec = tuple[Callable[["Tensor"], "Tensor"], Callable[["Tensor"], "Tensor"]]
-_CODECS: dict[str, _Codec] = {
-    "Q8_0": (_encode_q8_0, _decode_q8_0),
-    "Q4_0": (_encode_q4_0, _decode_q4_0),
-    "Q4_K": (_encode_q4_k, _decode_q4_k),
-    "Q6_K": (_encode_q6_k, _decode_q6_k),
-    "MXFP4": (_encode_mxfp4, _decode_mxfp4),
+# ---- IQ4_XS
+
+
+def _decode_iq4_xs(blocks: Tensor) -> Tensor:
+    high = blocks[:, 2].int() | (blocks[:, 3].int() << 8)
+    low = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], dim=2).reshape(-1, 8).int()
+    steps = torch.arange(8, device=blocks.device, dtype=torch.int32) * 2
+    scales = (low | (((high[:, None] >> steps) & 3) << 4)) - 32
+    values = torch.from_numpy(IQ4).to(blocks.device)[_nibbles(blocks[:, 8:].reshape(-1, 16)).int()]
+    return ((_half(blocks, 0) * scales)[..., None] * values.reshape(-1, 8, 32)).reshape(-1, 256)
+
+
+_Codec = Callable[[Tensor], Tensor]
+ENCODERS: dict[str, _Codec] = {
+    "Q8_0": _encode_q8_0,
+    "Q4_0": _encode_q4_0,
+    "Q4_K": _encode_q4_k,
+    "Q6_K": _encode_q6_k,
+    "MXFP4": _encode_mxfp4,
 }
-TYPES = tuple(_CODECS)
-"""Names of the types this module encodes and decodes."""
+"""Type name -> (m, block size) float32 to (m, block bytes) uint8."""
+DECODERS: dict[str, _Codec] = {
+    "Q8_0": _decode_q8_0,
+    "Q4_0": _decode_q4_0,
+    "Q4_K": _decode_q4_k,
+    "Q5_K": _decode_q5_k,
+    "Q6_K": _decode_q6_k,
+    "IQ4_XS": _decode_iq4_xs,
+    "MXFP4": _decode_mxfp4,
+}
+"""And back."""

@@ -14,40 +14,16 @@ from numpy.typing import NDArray
 
 from llmconv.errors import UsageError
 from llmconv.quant.block import BlockType, Bytes, Floats
+from llmconv.quant.kernels import integer_products as kernels
+from llmconv.quant.kernels.forms import FORMS, OUTPUTS_ABREAST, ROWS_ABREAST
 
 __all__ = ["TYPES", "Rounded", "multiply", "round_inputs"]
 
 CHUNK = 256
 """Columns that lie together in rounded inputs; the greatest block."""
-ROWS_ABREAST, OUTPUTS_ABREAST = 4, 16
-"""Rows of inputs and of weights that are multiplied together."""
 
 
-@dataclass(frozen=True)
-class _Form:
-    """How a type's weights become small integers; see `kernels.strips`."""
-
-    run: int
-    offset: int = 0
-    digits: int = 1
-    affine: bool = False
-
-
-TYPES = {
-    "Q4_0": _Form(8, -8),
-    "Q4_1": _Form(8, 1, affine=True),
-    "Q5_0": _Form(4, -16),
-    "Q5_1": _Form(4, 1, affine=True),
-    "Q8_0": _Form(8, -128, digits=2),
-    "Q2_K": _Form(4, affine=True),
-    "Q3_K": _Form(4),
-    "Q4_K": _Form(8, affine=True),
-    "Q5_K": _Form(4, affine=True),
-    "Q6_K": _Form(2),
-    "IQ4_NL": _Form(8, -128, digits=2),
-    "IQ4_XS": _Form(8, digits=2),
-    "MXFP4": _Form(4, -12),
-}
+TYPES = tuple(FORMS)
 """The types that have such products, by name."""
 
 
@@ -74,8 +50,6 @@ def round_inputs(x: Floats, block: int) -> Rounded:
     block: 32 or 256.  A block that holds an infinity or a NaN gets the scale NaN, so that its row's results are NaN; so
     does, with 32, one whose scale is beyond float16 (magnitudes above 8.3 million).
     """
-    from llmconv.quant.kernels import integer_products as kernels
-
     n, k = x.shape
     if block not in (32, CHUNK) or k % block:
         raise UsageError(f"inputs are rounded in blocks of 32 or {CHUNK}, and {k} columns are not blocks of {block}")
@@ -83,9 +57,9 @@ def round_inputs(x: Floats, block: int) -> Rounded:
     levels = np.empty((chunks, rows, CHUNK // 4), np.int32)
     scales = np.empty((chunks, rows, CHUNK // block), np.float32)
     sums = np.empty((chunks, rows, CHUNK // 32), np.int32)
+    results = {"rounded": levels.reshape(-1).view(np.uint8), "scales": scales.reshape(-1), "sums": sums.reshape(-1)}
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-    bytes_ = levels.reshape(-1).view(np.uint8)
-    kernels.round_inputs(flat, n, rows, k, block, bytes_, scales.reshape(-1), sums.reshape(-1))
+    kernels.round_inputs(flat, n=n, padded=rows, k=k, block=block, **results)
     return Rounded((n, k), block, levels, scales, sums)
 
 
@@ -97,9 +71,7 @@ def multiply(
     type: one of TYPES, with blocks as long as the inputs'.   blocks: (n_out, row bytes) uint8, C-contiguous.
     out: (n, n_out) float32, C-contiguous.   first: a multiple of 16.   stop: another, or n_out (None).
     """
-    from llmconv.quant.kernels import integer_products as kernels
-
-    (n, k), n_out, form = x.shape, len(blocks), TYPES[type.name]
+    (n, k), n_out, form = x.shape, len(blocks), FORMS[type.name]
     if x.block != type.block_size or blocks.shape[1] != type.row_bytes(k) or out.shape != (n, n_out):
         raise UsageError(
             f"{n} x {k} inputs in blocks of {x.block}, {blocks.shape} bytes of {type.name} and results of {out.shape} "
@@ -113,9 +85,8 @@ def multiply(
         out[...] = wide[:, :n_out]
         return
     rows = x.levels.shape[1]
-    kernels.multiply(
-        *(blocks.reshape(-1), n_out, blocks.shape[1], first, n_out if stop is None else stop),
-        *(list(TYPES).index(type.name), x.block, type.layout.itemsize, form.run, form.digits, form.offset, form.affine),
-        *(x.levels.reshape(-1), x.scales.reshape(-1), x.sums.reshape(-1), n, rows, k),
-        *(np.empty(16 * rows, np.float32), out.reshape(-1)),
-    )
+    wanted = {"n_out": n_out, "row_bytes": blocks.shape[1], "first": first, "stop": n_out if stop is None else stop}
+    inputs = {"rounded": x.levels.reshape(-1), "scales": x.scales.reshape(-1), "sums": x.sums.reshape(-1)}
+    sizes = {"block": x.block, "size": type.layout.itemsize, "n": n, "padded": rows, "k": k}
+    results = {"results": np.empty(16 * rows, np.float32), "y": out.reshape(-1)}
+    kernels.multiply(blocks.reshape(-1), **wanted, **form._asdict(), **inputs, **sizes, **results)

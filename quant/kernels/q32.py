@@ -1,4 +1,4 @@
-"""Kernels of the legacy types: blocks of 32 weights, one scale (Q4_0, Q5_0, Q8_0) or scale and minimum (Q4_1, Q5_1).
+"""Kernels of the Q types with blocks of 32 weights, one scale (Q4_0, Q5_0, Q8_0) or scale and minimum (Q4_1, Q5_1).
 
 The plain encoders take one block at a time, its weights across the lanes: maxima don't depend on the order.
 With importance, `search` finds the scales and `pack` writes them.  Layouts and rules: ggml's `ggml-common.h` and
