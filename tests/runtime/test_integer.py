@@ -157,8 +157,8 @@ def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.Monkey
     """The plain vector code gives the integers that the instructions give (where this CPU has them)."""
     import numba
 
-    from llmconv.quant.kernels import byte_lanes
-    from llmconv.quant.kernels.memory import load_i32, store
+    from llmconv.quant.kernels.vectors import byte_lanes
+    from llmconv.quant.kernels.vectors.memory import load_i32, store
 
     has = byte_lanes._has_avx2
     monkeypatch.setattr(byte_lanes, "_has_avx2", lambda context: avx2 and has(context))

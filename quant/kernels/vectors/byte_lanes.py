@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.codegen import LANES, broadcast, call, f32x16, i32x16, pointer, vec
+from llmconv.quant.kernels.vectors.codegen import LANES, broadcast, call, f32x16, i32x16, pointer, vec
 
 _I8, _I16, _I32 = (ir.IntType(n) for n in (8, 16, 32))
 _WORDS, _SHORTS, _BYTES = vec(_I32), ir.VectorType(_I16, 2 * LANES), ir.VectorType(_I8, 4 * LANES)

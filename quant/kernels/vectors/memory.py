@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.codegen import (
+from llmconv.quant.kernels.vectors.codegen import (
     ELEMENT,
     FLOAT,
     I8,

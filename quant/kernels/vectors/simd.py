@@ -21,7 +21,7 @@ from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
 
-from llmconv.quant.kernels.codegen import (
+from llmconv.quant.kernels.vectors.codegen import (
     ELEMENT,
     FLOAT,
     I1,

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.codegen import flat_array
+from llmconv.quant.kernels.vectors.codegen import flat_array
 
 _ALIGNMENT = 64  # a vector never crosses a cache line
 _APART = 320  # bytes between arrays: at the same places of two pages, one's loads would wait for the other's stores
