@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import formats
-from llmconv.convert import archs
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.translate import translate
-from llmconv.convert.writing.lora import merge
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -42,6 +40,8 @@ class Reading:
         """The source, the adapter merged in, without what is excluded."""
         checkpoint = source if isinstance(source, Checkpoint) else formats.open(Path(source))
         if self.lora is not None:
+            from llmconv.convert.writing.lora import merge
+
             checkpoint = merge(translate(checkpoint, "hf"), Path(self.lora))
         return _without(checkpoint, self.exclude) if self.exclude else checkpoint
 
@@ -59,6 +59,8 @@ class Reading:
             return self.translated(checkpoint, dialect)
         if checkpoint.dialect in ("hf", "plain"):
             return checkpoint
+        from llmconv.convert import archs
+
         checkpoint = self.translated(checkpoint, "gguf")
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
         plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"

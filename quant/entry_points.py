@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 from llmconv.errors import LlmconvError, UsageError
@@ -16,6 +15,8 @@ def load(group: str) -> Iterator[tuple[str, Any]]:
 
     A broken one is a sentence (`LlmconvError`) that names it and its package.
     """
+    from importlib import metadata  # with email and a dozen more behind it
+
     for point in metadata.entry_points(group=group):
         try:
             yield point.name, point.load()

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from llmconv import formats
 from llmconv.convert.reading import Reading
-from llmconv.convert.reports import provenance as certificates
-from llmconv.convert.scaled.int8 import to_int8
 from llmconv.convert.writing import journal, quantized
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.names import targets
@@ -237,6 +235,8 @@ def _int8(
         raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
     if writing.provenance:
         raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
+    from llmconv.convert.scaled.int8 import to_int8
+
     opened = reading.open(src)
     model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
@@ -273,6 +273,8 @@ def _inputs(*checkpoints: Checkpoint) -> list[Path]:
 
 def _certificates(canonical: Checkpoint, opened: Checkpoint, types: Sequence[FileType]) -> list[dict[str, str]]:
     """The metadata of each output that says what it was made from; `canonical` is read once for all of them."""
+    from llmconv.convert.reports import provenance as certificates
+
     certified = Checkpoint()
     certificates.certify(certified, canonical, opened, "none")
     record = json.loads(certified.metadata[certificates.KEY])

@@ -138,12 +138,12 @@ def test_options_unknown_to_a_format_are_refused(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("value", ["no_such_module_at_all:FORMAT", "json:dumps"])
 def test_a_broken_entry_point_is_a_sentence(tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     llmconv.save(model(), tmp_path / "m.gguf")
-    llmconv.save(model(), tmp_path / "m.json")
+    llmconv.save(model(), tmp_path / "m.json").target.rename(tmp_path / "m.model")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [metadata.EntryPoint("bad", value, group)])
     formats._installed.cache_clear()
     try:
         with pytest.raises(LlmconvError, match="entry point 'bad'"):
-            llmconv.open(tmp_path / "m.json")
+            llmconv.open(tmp_path / "m.model")
         llmconv.open(tmp_path / "m.gguf")  # loaded lazily: what needs none of them goes on working
     finally:
         formats._installed.cache_clear()
