@@ -45,6 +45,12 @@ class Reading:
             checkpoint = merge(translate(checkpoint, "hf"), Path(self.lora))
         return _without(checkpoint, self.exclude) if self.exclude else checkpoint
 
+    def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
+        """The same for who changes the weights: those that are stored with scales as what they stand for."""
+        from llmconv.convert.scaled.unpack import unpack
+
+        return unpack(self.open(source))
+
     def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
         """The checkpoint in another dialect."""
         if checkpoint.dialect == "gguf":

@@ -121,7 +121,7 @@ def _save(
 ) -> Result:
     started = time.monotonic()
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
-    source = reading.open(checkpoint)
+    source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, foreign_keys
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables.architecture import Architecture, Slot
 from llmconv.convert.tables.config import normalized, usable
 from llmconv.convert.tables.matching import (
@@ -137,6 +137,7 @@ def to_gguf(
     extra = [name for name in checkpoint.tensors if name not in used]
     without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in without_place]
+    refuse_parts(where, (n for n in extra if not any(re.fullmatch(p, n) for p in arch.dropped)), used)
     notes += [*left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {
@@ -206,6 +207,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     extra = [n for n in checkpoint.tensors if n not in used]
+    refuse_parts(where, extra, used)
     if extra and strict:
         raise BadFile(
             f"{where}: tensor {extra[0]!r}{more(extra)} is none that a {arch.gguf} model has; "
