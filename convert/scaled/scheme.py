@@ -11,10 +11,18 @@ from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["KEYS", "Layer", "Scheme", "Settings", "config_of"]
+__all__ = ["KEYS", "Layer", "Scheme", "Settings", "config_of", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where config.json says how the weights are stored."""
+PARTS = ("text_config", "language_config", "llm_config")
+"""Parts of a config.json of several models that may say it for theirs."""
+
+
+def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that says nothing of how the weights are stored."""
+    rest = {key: value for key, value in config.items() if key not in KEYS}
+    return {k: without_settings(v) if k in PARTS and isinstance(v, dict) else v for k, v in rest.items()}
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -39,9 +47,13 @@ class Settings:
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> Settings:
-        config, where = config_of(checkpoint), checkpoint.where
-        key = next((key for key in KEYS if config.get(key) is not None), None)
-        values = {} if key is None else config[key]
+        where = checkpoint.where
+        config = config_of(checkpoint)
+        for part in (config, *(config[name] for name in PARTS if isinstance(config.get(name), dict))):
+            key = next((key for key in KEYS if part.get(key) is not None), None)
+            if key is not None:
+                break
+        values = {} if key is None else part[key]
         if not isinstance(values, Mapping):
             raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
         method = values.get("quant_method")

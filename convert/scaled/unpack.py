@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from llmconv.convert.scaled.compressed_tensors import Packed
-from llmconv.convert.scaled.scheme import KEYS, Layer, Scheme, Settings, config_of
-from llmconv.convert.scaled.stored import TYPES, Stored
+from llmconv.convert.scaled.scheme import Layer, Scheme, Settings, config_of, without_settings
+from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.errors import MissingTensor, UnknownTensor, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from llmconv.quant import plain
 
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
-SCHEMES: tuple[Scheme, ...] = (Stored(), Packed(), *UNREAD)
+SCHEMES: tuple[Scheme, ...] = (Stored(), StoredBeside(), Packed(), *UNREAD)
 """Every scheme, in the order of asking: the one place to add one."""
 
 _OF_ACTIVATIONS = re.compile(
@@ -131,7 +131,7 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
 def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str) -> Checkpoint:
     """The checkpoint with these tensors, and a config.json that says nothing of how they were stored."""
     kept = {name: tensor for name, tensor in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
-    config = {key: value for key, value in config_of(checkpoint).items() if key not in KEYS}
+    config = without_settings(config_of(checkpoint))
     files: dict[str, Path | bytes] = dict(checkpoint.files)
     if config and "config.json" in files:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -66,7 +66,6 @@ def _name_of_qweight(parts: Mapping[str, Tensor], settings: Settings) -> str:
     return "GPTQ" if parts[".qweight"].shape[-1:] == parts[".scales"].shape[-1:] else "AWQ"
 
 
-_WORDS = (plain.I32, plain.U32)
 UNREAD: tuple[Scheme, ...] = (
     _Awq(),
     _GptqItself(),
@@ -76,6 +75,7 @@ UNREAD: tuple[Scheme, ...] = (
     _scheme("quanto", ("quanto",), "._data", "._scale", ()),
     _scheme("quanto", ("quanto",), "._data._packed", "._scale", ()),
     _scheme("HQQ", ("hqq",), ".W_q", ".W_q", (), ".weight"),
+    _scheme("MXFP8", (), "_scale", "", (plain.F8_E4M3, plain.F8_E5M2)),  # its scales are exponents
     _scheme("EETQ", ("eetq",), ".weight_scales", ".weight", (plain.I8,), ".weight"),
     _scheme("AQLM", ("aqlm",), ".codebooks", ".codes", (), ".weight"),
     _scheme("torchao", ("torchao",), "_qdata", "_qdata", ()),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import BadFile, Unsupported, UsageError, more
+from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -288,7 +288,7 @@ def _importance(
     found = values.reshape(matrices, shape[-1])
     zero = np.flatnonzero(~found.any(axis=1))
     if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
-        which = "" if matrices == 1 else f" for matrix {zero[0]} of {matrices}" + more(zero.tolist())
+        which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
         warnings.append(f"tensor {source.name!r} has importance weights of zeros alone{which}: it counts as without")
     return found if zero.size < matrices else None
 

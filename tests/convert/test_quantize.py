@@ -226,7 +226,7 @@ def test_importance_of_zeros_is_none(tmp_path: Path) -> None:
         assert (z[stack].blocks()[at] == other[stack].blocks()[at]).all()
     assert (i[stack].blocks()[rows : 2 * rows] != n[stack].blocks()[rows : 2 * rows]).any()
     noted = [w for w in made.output.warnings if "zeros alone" in w]
-    assert len(noted) == 2 and any("for matrix 1 of 3" in w for w in noted)
+    assert len(noted) == 2 and any("for 1 of 3 matrices (the first is 1)" in w for w in noted)
     with pytest.raises(UsageError, match=r"'blk\.0\.(attn_q|ffn_up_exps)\.weight' as IQ2_XXS needs importance weights"):
         quantize(model, tmp_path / "x.gguf", "IQ2_XXS", imatrix=zeros)
     negative = changed_importance(matrix, {whole: np.negative})

@@ -92,9 +92,10 @@ def values_of(arrays: Arrays) -> Arrays:
     """The floats, by loops: each number less its zero point, times the scale that lies over it."""
     found: Arrays = {}
     for name, array in arrays.items():
-        scale = next((arrays[name + e] for e in ("_scale_inv", "_scale") if name + e in arrays), None)
+        ends = [name + "_scale_inv", name + "_scale", name.removesuffix("weight") + "scale"]
+        scale = next((arrays[end] for end in ends if end in arrays and end != name), None)
         if scale is None:
-            if not name.endswith(("_scale_inv", "_scale", "_zero_point")):
+            if not name.endswith(("scale_inv", "scale", "zero_point")):
                 found[name] = array.astype(np.float32)
             continue
         zero = arrays.get(name + "_zero_point")
@@ -109,7 +110,15 @@ def values_of(arrays: Arrays) -> Arrays:
     return found
 
 
-STORED = {"fp8": (fp8, FP8), "int8 with zero points": (int8_zeros, ASYMMETRIC)}
+def deepseek(name: str, w: Any) -> Arrays:
+    return {n.replace("weight_scale_inv", "scale"): a for n, a in fp8(name, w).items()}
+
+
+STORED = {
+    "fp8": (fp8, FP8),
+    "fp8 as DeepSeek names it": (deepseek, FP8),
+    "int8 with zero points": (int8_zeros, ASYMMETRIC),
+}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -336,6 +345,15 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     refuse_parts("x", ["a.gate_up"], ["a.gate.weight"])
 
 
+def test_settings_in_a_part_of_the_configuration() -> None:
+    made = checkpoint({"a.weight": np.ones((4, 4), E4M3), "a.weight_scale_inv": np.ones((2, 2), np.float32)})
+    said = {"quant_method": "fp8", "weight_block_size": [2, 2]}
+    made.files["config.json"] = json.dumps({"text_config": {"quantization_config": said, "x": 1}, "y": 2}).encode()
+    found = unpack(made)
+    assert found.tensors["a.weight"].type.name == "F32"
+    assert json.loads(found.file("config.json") or b"") == {"text_config": {"x": 1}, "y": 2}
+
+
 def test_settings_over_plain_floats(tmp_path: Path) -> None:
     for i, settings in enumerate(
         [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}, FP8, {"bits": 4}]
@@ -366,6 +384,7 @@ FOREIGN: dict[str, tuple[Arrays, Any]] = {
     "bitsandbytes (LLM.int8)": ({".weight": np.zeros((4, 4), np.int8), ".SCB": np.ones(4, np.float32)}, None),
     "quanto": ({".weight._data": np.zeros((4, 4), np.int8), ".weight._scale": F16}, None),
     "HQQ": ({".W_q": U8, ".scale": F16, ".zero": F16}, {"quant_method": "hqq"}),
+    "MXFP8": ({".weight": np.ones((4, 64), E4M3), ".weight_scale": np.ones((4, 2), np.uint8)}, None),
     "EETQ": ({".weight": np.zeros((4, 4), np.int8), ".weight_scales": F16}, None),
     "AQLM": ({".codes": I32, ".codebooks": F16, ".scales": F16}, None),
     "NVFP4": (
