@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.named_tensors import OURS
 from llmconv.convert.reading import Reading
-from llmconv.convert.reports.describe import describe
-from llmconv.convert.reports.provenance import certify
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, about, at
@@ -124,12 +121,14 @@ def _save(
 ) -> Result:
     started = time.monotonic()
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
-    source = reading.open(checkpoint)
+    source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
     if writing.provenance:
+        from llmconv.convert.reports.provenance import certify
+
         certify(made, reading.translated(source, "gguf"), source, stated_rounding(named, made))
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
@@ -192,6 +191,8 @@ def convert_file(
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a model file holds, as plain data: see `llmconv.convert.reports.describe.describe`."""
+    from llmconv.convert.reports.describe import describe
+
     checkpoint = open(path)
     report = describe(checkpoint)
     report["size"] = _size(Path(path), checkpoint)
@@ -217,10 +218,10 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
 
 def format_of(path: Path) -> Format:
     """The format that a file name asks for; a name without a known ending is a model folder."""
+    named = containers.named_by(path)
+    if named is not None:
+        return named
     known = containers.formats()
-    for container in known:
-        if container.is_named(path):
-            return container
     if path.suffix and not path.is_dir() and path.suffix.lower() in (".bin", ".pt", ".pth", ".txt", ".ggml", ".onnx"):
         endings = ", ".join(s for container in known for s in container.suffixes[:1])
         raise UsageError(
@@ -256,7 +257,11 @@ def _same_family(a: Format, b: Format) -> bool:
 def _states_types(checkpoint: Checkpoint) -> bool:
     """Whether a document says of each tensor what type it is stored in elsewhere."""
     document = checkpoint.metadata.get("document")
-    return isinstance(document, dict) and document.get("format") == OURS
+    if not isinstance(document, dict):
+        return False
+    from llmconv.convert.dialects.named_tensors import OURS
+
+    return document.get("format") == OURS
 
 
 def _size(path: Path, checkpoint: Checkpoint) -> int:

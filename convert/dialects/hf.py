@@ -17,7 +17,7 @@ import numpy as np
 
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, foreign_keys, own_names
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config, usable
@@ -87,6 +87,7 @@ def to_gguf(
     extra = [name for name in checkpoint.tensors if name not in used]
     without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in without_place]
+    refuse_parts(where, (n for n in extra if not any(re.fullmatch(p, n) for p in arch.dropped)), used)
     notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {
@@ -153,6 +154,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     extra = [n for n in checkpoint.tensors if n not in used]
+    refuse_parts(where, extra, used)
     if extra and strict:
         raise _unknown(where, arch, extra)
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
