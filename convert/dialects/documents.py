@@ -277,7 +277,7 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     found = vocab.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
     if not table.words.separator:
         found.model = "characters"
-    return found.to_gguf()
+    return vocab.to_gguf(found)
 
 
 def _with(document: Any, path: str, value: Any) -> Any:

@@ -119,7 +119,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         found = vocab.from_files(checkpoint.files, read_config(checkpoint))
     except LlmconvError:
         return {}  # its files are kept whole all the same
-    return found.to_gguf() if found is not None else {}
+    return vocab.to_gguf(found) if found is not None else {}
 
 
 def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
@@ -164,6 +164,6 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
 
     try:
         found = vocab.from_gguf(checkpoint.metadata)
-        return {} if found is None else found.to_files()
+        return {} if found is None else vocab.to_files(found)
     except LlmconvError:
         return {}

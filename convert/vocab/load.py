@@ -8,13 +8,14 @@ import orjson
 
 import llmconv.formats
 from llmconv.convert.translate import translate
-from llmconv.convert.vocab.base import Vocab, from_gguf
-from llmconv.convert.vocab.sources import NAMES, from_files
+from llmconv.convert.vocab.keys import from_gguf
+from llmconv.convert.vocab.model import Vocab
+from llmconv.convert.vocab.read.files import from_files
+from llmconv.convert.vocab.read.folder import NAMES
 from llmconv.errors import BadFile, LlmconvError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import open_regular
 
-__all__ = ["load", "of", "read_texts"]
+__all__ = ["load", "of"]
 
 
 def of(checkpoint: Checkpoint, *, pre: str | None = None) -> Vocab | None:
@@ -70,16 +71,3 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
     if vocab is None:
         raise UsageError(f"{at(path)}: has no tokenizer; give a model that carries one, or a tokenizer file")
     return vocab
-
-
-def read_texts(path: str | Path) -> list[str]:
-    """A JSON file that is a list of strings."""
-    with open_regular(Path(path)) as file:
-        raw = file.read()
-    try:
-        texts = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise BadFile(f"{at(path)}: is not valid JSON ({error})") from None
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise BadFile(f"{at(path)}: expected a JSON list of strings")
-    return texts

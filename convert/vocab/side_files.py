@@ -17,11 +17,14 @@ import numpy as np
 import orjson
 
 from llmconv.convert.vocab import proto, wordpiece
-from llmconv.convert.vocab.base import CUT, HF_JSON, WHOLE, WORDPIECE, TokenType, Vocab
-from llmconv.convert.vocab.sources import NAMES
+from llmconv.convert.vocab.model import HF_JSON, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.read.folder import NAMES
 from llmconv.errors import BadFile
 
-__all__ = ["keep", "restore"]
+__all__ = ["CUT", "WHOLE", "keep", "restore"]
+
+WHOLE, CUT = "llmconv.hf.file.", "llmconv.hf.cut."
+"""Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
 
 # How programs print JSON.
 _STYLES: dict[str, Callable[[Any], bytes]] = {

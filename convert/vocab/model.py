@@ -7,21 +7,18 @@ that writes down every kind of tokenizer in the same few arrays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from llmconv.errors import BadFile, Unsupported
+from llmconv.convert.vocab import pre
+from llmconv.errors import BadFile
 
-if TYPE_CHECKING:
-    from llmconv.convert.vocab.tokenizer import Tokenizer
-
-__all__ = ["BPE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "CHARACTERS", "TokenType", "Vocab", "from_gguf"]
+__all__ = ["BPE", "CHARACTERS", "SPACE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab"]
 
 # `tokenizer.ggml.model`: the kinds of tokenizer.  The last two are ours; llama.cpp knows the others.
 BPE, SPM, WORDPIECE, UNIGRAM, WORDS, CHARACTERS = "gpt2", "llama", "bert", "t5", "words", "characters"
@@ -65,13 +62,10 @@ FLAGS = {
     "lowercase": "tokenizer.ggml.normalizer.lowercase",
     "strip_accents": "tokenizer.ggml.normalizer.strip_accents",
 }
-_MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
-_TOKENS, _SCORES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
-_MERGES, _CHAT = "tokenizer.ggml.merges", "tokenizer.chat_template"
 HF_JSON = "tokenizer.huggingface.json"
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
-WHOLE, CUT = "llmconv.hf.file.", "llmconv.hf.cut."
-"""Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
+SPACE = "▁"
+"""How sentencepiece's tokens write a space."""
 
 # What llama.cpp assumes of a kind where the file is silent (llama-vocab.cpp, `load`).
 _DEFAULT_FLAGS: dict[str, dict[str, bool]] = {
@@ -132,8 +126,6 @@ class Vocab:
 
     def flag(self, name: str) -> bool:
         """A switch of the tokenizer as stated, else as llama.cpp assumes it for this kind."""
-        from llmconv.convert.vocab import pre
-
         if name in self.flags:
             return self.flags[name]
         if name == "bos" and self.model == BPE and (known := pre.by_name(self.pre)):
@@ -177,142 +169,3 @@ class Vocab:
             scores[:have] = self.scores
         tokens = [*self.tokens, *(f"[PAD{i}]" for i in range(have, n))]
         return dataclasses.replace(self, tokens=tokens, types=types, scores=scores)
-
-    def to_gguf(self) -> dict[str, Any]:
-        """GGUF keys and values, in the order in which they are usually written, and the folder's files in our own."""
-        from llmconv.convert.vocab.keep import keep
-
-        return self.keys() | keep(self)
-
-    def keys(self) -> dict[str, Any]:
-        """The keys and values that GGUF has for a vocabulary."""
-        out: dict[str, Any] = {_MODEL: self.model}
-        if self.pre:
-            out[_PRE] = self.pre
-        out[_TOKENS] = self.tokens
-        for key, array in ((_SCORES, self.scores), (_TYPES, self.types)):
-            if array is not None:
-                out[key] = array
-        if self.merges is not None:
-            out[_MERGES] = self.merges
-        out |= {ROLES[role]: np.uint32(id) for role, id in self.special.items()}
-        out |= {FLAGS[name]: value for name, value in self.flags.items()}
-        if self.chat_template is not None:
-            out[_CHAT] = self.chat_template
-        out |= self.extra
-        if self.json is not None:
-            out[HF_JSON] = self.json
-        return out
-
-    def to_files(self) -> dict[str, bytes]:
-        """The tokenizer files of a Hugging Face folder: its own, byte for byte, where they are known, else rebuilt."""
-        from llmconv.convert.vocab.rebuild import to_files
-
-        return self.files or to_files(self)
-
-    def to_tokenizers(self) -> Any:
-        """A `tokenizers.Tokenizer` of this vocabulary; `Unsupported` without that library."""
-        from llmconv.convert.vocab.rebuild import to_tokenizers
-
-        return to_tokenizers(self)
-
-    def tokenizer(self) -> Tokenizer:
-        """What turns text to ids and back."""
-        from llmconv.convert.vocab.tokenizer import make
-
-        return make(self)
-
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The prompt text of a conversation, by the model's own template (see `chat.render`)."""
-        from llmconv.convert.vocab.chat import render
-
-        return render(self, messages, add_generation_prompt=add_generation_prompt, **variables)
-
-
-def _strings(key: str, value: Any) -> Sequence[str]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise BadFile(f"{key}: expected an array of strings, found {type(value).__name__}")
-    if len(value) and not isinstance(value[0], str):
-        raise BadFile(f"{key}: expected strings, found {type(value[0]).__name__}")
-    return value
-
-
-def _numbers(key: str, value: Any, dtype: Any, n: int) -> NDArray[Any]:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):
-        array = np.empty(0, object)
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise BadFile(f"{key}: expected an array of numbers, found {type(value).__name__}")
-    if len(array) != n:
-        raise BadFile(f"{key}: has {len(array)} entries, expected {n}, one for each token")
-    return array.astype(dtype)
-
-
-def from_gguf(metadata: Mapping[str, Any]) -> Vocab | None:
-    """The vocabulary in a GGUF's metadata, None when it has none; `BadFile` when its arrays contradict each other."""
-    from llmconv.convert.vocab.keep import restore
-
-    if _TOKENS not in metadata:
-        return None
-    model = metadata.get(_MODEL)
-    if not isinstance(model, str):
-        raise BadFile(f"{_MODEL}: expected the name of a tokenizer, found {type(model).__name__}")
-    tokens = _strings(_TOKENS, metadata[_TOKENS])
-    vocab = Vocab(model, tokens)
-    n, used = len(tokens), {_MODEL, _TOKENS}
-
-    def take(key: str, kind: type) -> Any:
-        value = metadata.get(key)
-        if isinstance(value, np.generic):
-            value = value.item()
-        if value is None or not isinstance(value, kind):
-            return None  # kept as it is, in `extra`
-        used.add(key)
-        return value
-
-    if _SCORES in metadata:
-        vocab.scores = _numbers(_SCORES, metadata[_SCORES], np.float32, n)
-    if _TYPES in metadata:
-        vocab.types = _numbers(_TYPES, metadata[_TYPES], np.int32, n)
-    if _MERGES in metadata:
-        vocab.merges = _strings(_MERGES, metadata[_MERGES])
-    used |= {_SCORES, _TYPES, _MERGES}
-    vocab.pre = take(_PRE, str) or ""
-    vocab.chat_template, vocab.json = take(_CHAT, str), take(HF_JSON, str)
-    for role, key in ROLES.items():
-        value = metadata.get(key)
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < n:
-            vocab.special[role] = int(value)
-            used.add(key)
-    for name, key in FLAGS.items():
-        if (flag := take(key, bool)) is not None:
-            vocab.flags[name] = flag
-    vocab.extra = {k: v for k, v in metadata.items() if k.startswith("tokenizer.") and k not in used}
-    restore(vocab, metadata)
-    return vocab
-
-
-def json_object(name: str, data: bytes) -> dict[str, Any]:
-    """A JSON file that is an object, nested no deeper than can be written again; `BadFile` for any other."""
-    try:
-        value = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise BadFile(f"{name}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise BadFile(f"{name}: expected a JSON object, found {type(value).__name__}")
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        raise BadFile(f"{name}: is nested deeper than 250 levels, expected a tokenizer's few") from None
-    return value
-
-
-def library(name: str) -> Any:
-    """An optional library by name, or one sentence that says how to get it."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise Unsupported(f"this needs the {name} library; pip install 'llmconv[tokenizers]'") from None

@@ -6,36 +6,32 @@ What comes out loads in the `tokenizers` library and in transformers, and splits
 from __future__ import annotations
 
 import base64
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import orjson
 
-from llmconv.convert.vocab import pre, proto, wordpiece
-from llmconv.convert.vocab.base import (
+from llmconv.convert.vocab import pre, wordpiece, words
+from llmconv.convert.vocab.model import (
     BPE,
     CHARACTERS,
     CHARSMAP,
+    SPACE,
     SPM,
     UNIGRAM,
     WORDPIECE,
     WORDS,
     TokenType,
     Vocab,
-    json_object,
-    library,
 )
-from llmconv.convert.vocab.spm import SPACE
-from llmconv.errors import BadFile, Unsupported
+from llmconv.convert.vocab.parsing import json_object
+from llmconv.errors import Unsupported
 
-__all__ = ["splits_as_words", "to_files", "to_json", "to_tokenizers"]
+__all__ = ["charsmap", "known", "normalizers", "to_json", "types_of"]
 
 _ADDED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 
 
-def _types(vocab: Vocab) -> list[int]:
+def types_of(vocab: Vocab) -> list[int]:
     return [TokenType.NORMAL] * len(vocab) if vocab.types is None else vocab.types.tolist()
 
 
@@ -51,7 +47,7 @@ def _added(vocab: Vocab) -> list[dict[str, Any]]:
             "normalized": False,
             "special": type != TokenType.USER_DEFINED,
         }
-        for id, type in enumerate(_types(vocab))
+        for id, type in enumerate(types_of(vocab))
         if type in _ADDED and vocab.tokens[id]
     ]
 
@@ -61,7 +57,7 @@ def _n_core(vocab: Vocab) -> int:
 
     The library numbers added tokens that its model doesn't have by itself, one after another.
     """
-    types = _types(vocab)
+    types = types_of(vocab)
     n = len(types)
     while n and types[n - 1] == TokenType.UNUSED:
         n -= 1
@@ -145,7 +141,7 @@ def _whole_merges(vocab: Vocab) -> list[list[str]]:
 
 def score_merges(vocab: Vocab) -> list[list[str]]:
     """sentencepiece's scores as a list of merges: every way to cut a piece in two pieces, the best pieces first."""
-    types = _types(vocab)
+    types = types_of(vocab)
     ids = {t: i for i, t in enumerate(vocab.tokens) if types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
     scores = np.zeros(len(vocab), np.float32) if vocab.scores is None else vocab.scores
     found = [
@@ -158,7 +154,7 @@ def score_merges(vocab: Vocab) -> list[list[str]]:
     return [[token[:cut], token[cut:]] for *_, token, cut in found]
 
 
-def _charsmap(vocab: Vocab) -> bytes:
+def charsmap(vocab: Vocab) -> bytes:
     array = vocab.extra.get(CHARSMAP)
     return b"" if array is None else np.asarray(array).astype(np.uint8).tobytes()
 
@@ -166,8 +162,8 @@ def _charsmap(vocab: Vocab) -> bytes:
 def normalizers(vocab: Vocab) -> list[dict[str, Any]]:
     """sentencepiece's normalisation: its map of characters, then superfluous spaces away."""
     steps: list[dict[str, Any]] = []
-    if charsmap := _charsmap(vocab):
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()})
+    if table := charsmap(vocab):
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()})
     if vocab.flag("remove_extra_whitespaces"):
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
@@ -192,7 +188,7 @@ def _spm(vocab: Vocab) -> dict[str, Any]:
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
-            "byte_fallback": TokenType.BYTE in _types(vocab),
+            "byte_fallback": TokenType.BYTE in types_of(vocab),
             "ignore_merges": False,
             "vocab": {token: id for id, token in enumerate(vocab.tokens[: _n_core(vocab)])},
             "merges": score_merges(vocab),
@@ -224,7 +220,7 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
 
 
 def _unigram(vocab: Vocab) -> dict[str, Any]:
-    types = _types(vocab)
+    types = types_of(vocab)
     scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
     prefix = vocab.flag("space_prefix")
     scheme = "always" if prefix else "never"
@@ -242,21 +238,13 @@ def _unigram(vocab: Vocab) -> dict[str, Any]:
     }
 
 
-_WORD_SPLIT: dict[str, Any] = {
-    "type": "Split",
-    "pattern": {"Regex": r"[^ ]+"},
-    "behavior": "Removed",
-    "invert": True,
-}
-
-
 def _words(vocab: Vocab) -> dict[str, Any]:
     unk = vocab.special.get("unk")
     # Trimming a word, where only spaces separate words, is removing the white space next to a space or an end.
     trim = {"type": "Replace", "pattern": {"Regex": r"(?:(?<= )|^)\s+|\s+(?= |$)"}, "content": " "}
     return {
         "normalizer": _sequence("normalizers", [*([{"type": "Lowercase"}] if vocab.flag("lowercase") else []), trim]),
-        "pre_tokenizer": _WORD_SPLIT,
+        "pre_tokenizer": words.SPLIT,
         "decoder": None,
         "model": {
             "type": "WordLevel",
@@ -272,12 +260,12 @@ def _characters(vocab: Vocab) -> dict[str, Any]:
     return {**_words(vocab), "normalizer": lower, "pre_tokenizer": split, "decoder": {"type": "Fuse"}}
 
 
-def splits_as_words(tokenizer: dict[str, Any]) -> bool:
-    """Whether a WordLevel tokenizer.json splits as `words` does, so that GGUF's keys say all there is to say."""
-    return tokenizer.get("pre_tokenizer") == _WORD_SPLIT
-
-
 _MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS: _words, CHARACTERS: _characters}
+
+
+def known(vocab: Vocab) -> bool:
+    """Whether a tokenizer.json can say what the vocabulary does."""
+    return vocab.model in _MAKERS or vocab.json is not None
 
 
 def to_json(vocab: Vocab) -> dict[str, Any]:
@@ -303,96 +291,3 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
         "decoder": made["decoder"],
         "model": made["model"],
     }
-
-
-def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
-    """A `tokenizers.Tokenizer`: of `document`, else the folder's own tokenizer.json if known, else one rebuilt."""
-    tokenizers = library("tokenizers")
-    document = to_json(vocab) if document is None else document
-    _check_for_library(document)
-    text = orjson.dumps(document)
-    with refusing("this vocabulary"):
-        return tokenizers.Tokenizer.from_str(text.decode())
-
-
-def _check_for_library(document: dict[str, Any]) -> None:
-    """Refuse what the library would not survive: it cuts a prefix off merges without looking whether it is there."""
-    model = document.get("model")
-    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
-    merges = model.get("merges") if isinstance(model, dict) else None
-    if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
-        return
-    for i, merge in enumerate(merges):
-        right = merge.partition(" ")[2] if isinstance(merge, str) else merge[-1] if isinstance(merge, list) else None
-        if not isinstance(right, str) or not right.startswith(prefix):
-            raise BadFile(
-                f"tokenizer.json: model.merges[{i}]: its second part does not begin with {prefix[:40]!r}, the "
-                "continuing_subword_prefix; the file is damaged"
-            )
-
-
-@contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """What the library can't do as one sentence: it raises plain Exception, or a panic that isn't even that."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise Unsupported(f"the tokenizers library refuses {what}: {error}") from None
-        raise
-
-
-def without_special_pieces(vocab: Vocab) -> dict[str, Any]:
-    """A Unigram's document in which no text can become a control token.
-
-    The library's Unigram matches every piece of its list, "</s>" too; here those begin with a character that its
-    added tokens would have to contain, so that nothing matches them.
-    """
-    document = to_json(vocab)
-    model = dict(document["model"])
-    types = _types(vocab)
-    model["vocab"] = [
-        ["\0" + piece if types[id] in (TokenType.CONTROL, TokenType.UNKNOWN) else piece, score]
-        for id, (piece, score) in enumerate(model["vocab"])
-    ]
-    added = [a for a in document.get("added_tokens") or [] if not a.get("special")]
-    return {**document, "model": model, "added_tokens": added, "post_processor": None}
-
-
-def to_files(vocab: Vocab) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json, and tokenizer.model for sentencepiece's kind."""
-    out: dict[str, bytes] = {}
-    if vocab.model in _MAKERS or vocab.json is not None:
-        out["tokenizer.json"] = (
-            vocab.json.encode() if vocab.json is not None else orjson.dumps(to_json(vocab), option=orjson.OPT_INDENT_2)
-        )
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
-        if role in vocab.special:
-            settings[f"{role}_token"] = vocab.tokens[vocab.special[role]]
-    for name in ("bos", "eos"):
-        if vocab.model in (SPM, BPE) and name in vocab.special:
-            settings[f"add_{name}_token"] = vocab.flag(name)
-    if vocab.model == WORDPIECE:
-        settings["do_lower_case"] = vocab.flag("lowercase")
-    settings["clean_up_tokenization_spaces"] = False
-    if vocab.chat_template is not None:
-        settings["chat_template"] = vocab.chat_template
-    out["tokenizer_config.json"] = orjson.dumps(settings, option=orjson.OPT_INDENT_2)
-    if vocab.model == SPM:
-        scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
-        ids = [vocab.special.get(role, -1) for role in ("unk", "bos", "eos", "pad")]
-        rest = proto.spec(
-            ids,
-            byte_fallback=TokenType.BYTE in _types(vocab),
-            add_dummy_prefix=vocab.flag("space_prefix"),
-            remove_extra_whitespaces=vocab.flag("remove_extra_whitespaces"),
-            charsmap=_charsmap(vocab),
-        )
-        types = _types(vocab)
-        pieces = [  # user-defined tokens are written with plain spaces in GGUF
-            t.replace(" ", SPACE) if type == TokenType.USER_DEFINED else t
-            for t, type in zip(vocab.tokens, types, strict=True)
-        ]
-        out["tokenizer.model"] = proto.serialise(zip(pieces, scores, types, strict=True), rest)
-    return out

@@ -12,13 +12,15 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from llmconv.convert.vocab import bpe, words
-from llmconv.convert.vocab.base import BPE, CHARACTERS, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
-from llmconv.convert.vocab.rebuild import normalizers, refusing, to_tokenizers, without_special_pieces
-from llmconv.convert.vocab.spm import SPACE, ScoreMerger
+from llmconv.convert.vocab import words
+from llmconv.convert.vocab.alphabet import to_bytes
+from llmconv.convert.vocab.merger import ScoreMerger
+from llmconv.convert.vocab.model import BPE, CHARACTERS, SPACE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.write.library import refusing, to_tokenizers, without_special_pieces
+from llmconv.convert.vocab.write.tokenizer_json import normalizers
 from llmconv.errors import Unsupported, UsageError
 
-__all__ = ["Stream", "Tokenizer", "make"]
+__all__ = ["Stream", "Tokenizer", "tokenizer"]
 
 _HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
 
@@ -134,7 +136,7 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
-        self._library: Any = vocab.to_tokenizers()
+        self._library: Any = to_tokenizers(vocab)
         self._plain = self._library
         if vocab.model == UNIGRAM:
             self._plain = to_tokenizers(vocab, without_special_pieces(vocab))
@@ -155,7 +157,7 @@ class LibraryTokenizer(Tokenizer):
     def _bytes(self, id: int) -> bytes:
         token = self._tokens[id]
         if self.vocab.model == BPE:
-            return bpe.to_bytes(token)
+            return to_bytes(token)
         if self.vocab.model == WORDS:
             token = " " + token
         return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
@@ -261,7 +263,7 @@ class CharacterTokenizer(WordTokenizer):
         return self._tokens[id].encode("utf-8", "surrogatepass")
 
 
-def make(vocab: Vocab) -> Tokenizer:
+def tokenizer(vocab: Vocab) -> Tokenizer:
     """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here."""
     if vocab.model == WORDS and vocab.json is None:
         return WordTokenizer(vocab)

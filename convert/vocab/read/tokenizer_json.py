@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from llmconv.convert.vocab import bpe, pre
-from llmconv.convert.vocab.base import BPE, CHARSMAP, SPM, UNIGRAM, WORDS, TokenType, Vocab
-from llmconv.convert.vocab.spm import SPACE
+from llmconv.convert.vocab import pre, words
+from llmconv.convert.vocab.model import BPE, CHARSMAP, SPM, UNIGRAM, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.read import wordpiece
+from llmconv.convert.vocab.read.folder import Folder
+from llmconv.convert.vocab.read.gpt2 import join
+from llmconv.convert.vocab.read.recognise import recognise
+from llmconv.convert.vocab.read.steps import like_sentencepiece, model_of, parts
+from llmconv.convert.vocab.read.tokens import add, dense
 from llmconv.errors import BadFile
 
-if TYPE_CHECKING:
-    from llmconv.convert.vocab.sources import Folder
-
-__all__ = ["like_sentencepiece", "parts", "read"]
-
-
-def parts(entry: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those in sequences too."""
-    if isinstance(entry, dict):
-        inner = next((entry[k] for k in ("normalizers", "pretokenizers", "decoders") if k in entry), None)
-        if isinstance(inner, list):
-            for part in inner:
-                yield from parts(part)
-        else:
-            yield entry
-
-
-def _model(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    model = tokenizer.get("model")
-    if not isinstance(model, dict):
-        raise BadFile("tokenizer.json: model: expected an object; it is no tokenizer of the tokenizers library")
-    if "type" in model:
-        return model
-    kind = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
-    return {"type": kind, **model}  # files from before 2020 don't say
-
-
-def like_sentencepiece(tokenizer: dict[str, Any]) -> bool:
-    """Whether it splits as sentencepiece does: Unigram, or BPE over text with "▁" for spaces."""
-    model = _model(tokenizer)
-    if model["type"] == "Unigram":
-        return True
-    steps = [*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))]
-    return model["type"] == "BPE" and any(
-        s.get("type") == "Metaspace" or (s.get("type") == "Replace" and s.get("content") == SPACE) for s in steps
-    )
+__all__ = ["read"]
 
 
 def _space_prefix(tokenizer: dict[str, Any]) -> bool:
@@ -66,7 +35,7 @@ def _space_prefix(tokenizer: dict[str, Any]) -> bool:
 def read(folder: Folder) -> Vocab:
     """The vocabulary of a tokenizer.json."""
     tokenizer = folder.tokenizer
-    model = _model(tokenizer)
+    model = model_of(tokenizer)
     makers = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram, "WordLevel": _word_level}
     make = makers.get(str(model["type"]))
     if make is None:
@@ -85,8 +54,6 @@ def read(folder: Folder) -> Vocab:
 
 def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
     """Tokens by id and their types, the added ones still missing."""
-    from llmconv.convert.vocab.sources import dense
-
     if not isinstance(model.get("vocab"), dict):
         raise BadFile("tokenizer.json: model.vocab: expected an object of token -> id")
     return dense("tokenizer.json: model.vocab", model["vocab"])
@@ -94,7 +61,7 @@ def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
 
 def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
     tokens, types = _tokens(folder, model)
-    merges = bpe.join(model.get("merges"))
+    merges = join(model.get("merges"))
     added = folder.added().values()
     if like_sentencepiece(tokenizer):
         scores = _scores(tokens, merges)
@@ -102,7 +69,7 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             for b in range(256):
                 if isinstance(id := model["vocab"].get(f"<0x{b:02X}>"), int):
                     types[id] = TokenType.BYTE
-        tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+        tokens, types = add(tokens, types, added, folder.size(len(tokens)))
         column = np.full(len(tokens), -1000.0, np.float32)
         column[: len(scores)] = scores
         unk = model.get("unk_token")
@@ -111,9 +78,9 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
         vocab = Vocab(SPM, tokens, types, column, pre="default")
         vocab.flags["space_prefix"] = _space_prefix(tokenizer)
         return vocab
-    tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+    tokens, types = add(tokens, types, added, folder.size(len(tokens)))
     vocab = Vocab(BPE, tokens, types, merges=merges)
-    known = pre.by_name(folder.pre) if folder.pre else pre.recognise(tokenizer)
+    known = pre.by_name(folder.pre) if folder.pre else recognise(tokenizer)
     vocab.pre = folder.pre or (known.names[0] if known else "")
     if not vocab.pre:
         vocab.json = folder.files["tokenizer.json"].decode("utf-8")
@@ -139,8 +106,6 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _wordpiece(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
-    from llmconv.convert.vocab import wordpiece
-
     tokens, types = _tokens(folder, model)
     prefix = model.get("continuing_subword_prefix", "##")
     vocab = wordpiece.build(folder, tokens, types, prefix if isinstance(prefix, str) else "##")
@@ -179,7 +144,7 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
         for i, token in enumerate(tokens):
             if token in wanted:
                 types[i] = TokenType.BYTE
-    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
     column = np.full(len(tokens), -1000.0, np.float32)
     column[: len(scores)] = np.array(scores, np.float64).astype(np.float32)
     vocab = Vocab(UNIGRAM, tokens, types, column, pre="default")
@@ -212,14 +177,12 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
 
 def _word_level(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
     tokens, types = _tokens(folder, model)
-    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
     lowercase = any(s.get("type") == "Lowercase" for s in parts(tokenizer.get("normalizer")))
     vocab = Vocab(WORDS, tokens, types, flags={"lowercase": lowercase})
     if isinstance(unk := model.get("unk_token"), str) and isinstance(id := model["vocab"].get(unk), int):
         types[id] = TokenType.UNKNOWN
-    from llmconv.convert.vocab.rebuild import splits_as_words
-
-    if not splits_as_words(tokenizer):
+    if tokenizer.get("pre_tokenizer") != words.SPLIT:
         vocab.json = folder.files["tokenizer.json"].decode("utf-8")
         vocab.notes.append("words are split by rules that GGUF has no key for; the whole tokenizer.json is kept in it")
     return vocab
