@@ -313,6 +313,7 @@ _OF_A_MODEL = (  # names that a reader of the folder would take for parts of the
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.j*",
+    "additional_chat_templates/*.jinja",
     "vocab.json",
     "vocab.txt",
     "merges.txt",

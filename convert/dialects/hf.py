@@ -365,7 +365,7 @@ def _files(
     if found is not None:
         try:
             yield from vocab.to_files(found).items()
-            notes += found.twice()
+            notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:

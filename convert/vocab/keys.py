@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.vocab import side_files
-from llmconv.convert.vocab.model import FLAGS, HF_JSON, ROLES, Vocab
+from llmconv.convert.vocab.model import FLAGS, HF_JSON, ROLES, TEMPLATE, Vocab
 from llmconv.errors import BadFile
 
 __all__ = ["from_gguf", "to_gguf"]
 
 _MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _TOKENS, _SCORES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"
-_MERGES, _CHAT = "tokenizer.ggml.merges", "tokenizer.chat_template"
+_MERGES = "tokenizer.ggml.merges"
 
 
 def to_gguf(vocab: Vocab, files: bool = True) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def to_gguf(vocab: Vocab, files: bool = True) -> dict[str, Any]:
     out |= {ROLES[role]: np.uint32(id) for role, id in vocab.special.items()}
     out |= {FLAGS[name]: value for name, value in vocab.flags.items()}
     if vocab.chat_template is not None:
-        out[_CHAT] = vocab.chat_template
+        out[TEMPLATE] = vocab.chat_template
     out |= vocab.extra
     if vocab.json is not None:
         out[HF_JSON] = vocab.json
@@ -88,7 +88,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocab | None:
         vocab.merges = _strings(_MERGES, metadata[_MERGES])
     used |= {_SCORES, _TYPES, _MERGES}
     vocab.pre = take(_PRE, str) or ""
-    vocab.chat_template, vocab.json = take(_CHAT, str), take(HF_JSON, str)
+    vocab.chat_template, vocab.json = take(TEMPLATE, str), take(HF_JSON, str)
     for role, key in ROLES.items():
         value = metadata.get(key)
         if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < n:

@@ -61,6 +61,7 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
             vocab = from_files({"tokenizer.model": path}, pre=pre)
         elif path.is_dir() and not any(path.glob("*.safetensors")):
             files = {name: file for name in NAMES if (file := path / name).is_file()}
+            files |= {f"{f.parent.name}/{f.name}": f for f in path.glob("additional_chat_templates/*.jinja")}
             vocab = from_files(files, pre=pre)
         if vocab is None:
             vocab = of(llmconv.formats.open(path), pre=pre)

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from llmconv.convert.vocab import pre
 from llmconv.errors import BadFile
 
-__all__ = ["BPE", "CHARACTERS", "SPACE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab"]
+__all__ = ["BPE", "CHARACTERS", "GEMMA4", "SPACE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab"]
 
 # `tokenizer.ggml.model`: the kinds of tokenizer.  The last two are ours; llama.cpp knows the others.
-BPE, SPM, WORDPIECE, UNIGRAM, WORDS, CHARACTERS = "gpt2", "llama", "bert", "t5", "words", "characters"
+BPE, SPM, WORDPIECE, UNIGRAM, GEMMA4 = "gpt2", "llama", "bert", "t5", "gemma4"
+WORDS, CHARACTERS = "words", "characters"
 
 
 class TokenType(IntEnum):
@@ -61,7 +62,19 @@ FLAGS = {
     "remove_extra_whitespaces": "tokenizer.ggml.remove_extra_whitespaces",
     "lowercase": "tokenizer.ggml.normalizer.lowercase",
     "strip_accents": "tokenizer.ggml.normalizer.strip_accents",
+    # Ours, for what GGUF has no key for.  Each is stated only where it differs from what the other keys imply.
+    "nfc": "llmconv.tokenizer.nfc",
+    "leading_space": "llmconv.tokenizer.leading_space",
+    "space_prefix_first": "llmconv.tokenizer.space_prefix_first",
+    "space_prefix_text": "llmconv.tokenizer.space_prefix_text",
 }
+"""Switches of a tokenizer -> its key.
+
+nfc: a BPE's text is brought into Unicode's form C first.   leading_space: a space is put before a BPE's text.
+space_prefix_first, space_prefix_text: `space_prefix` acts at the beginning of a text only, not behind each matched
+token too (llama.cpp's rule): where the text begins with a piece, or whatever it begins with (sentencepiece's rule).
+"""
+TEMPLATE, TEMPLATE_NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
 HF_JSON = "tokenizer.huggingface.json"
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 SPACE = "▁"
@@ -72,6 +85,7 @@ _DEFAULT_FLAGS: dict[str, dict[str, bool]] = {
     SPM: {"bos": True, "space_prefix": True},
     WORDPIECE: {"bos": True, "sep": True, "lowercase": True},
     UNIGRAM: {"eos": True},
+    GEMMA4: {"bos": True},
     WORDS: {"lowercase": True},
 }
 
@@ -81,7 +95,8 @@ class Vocab:
     """Tokens and the tokenizer that makes them.
 
     model: `tokenizer.ggml.model`: "gpt2" (byte-level BPE), "llama" (sentencepiece's BPE, by scores), "bert"
-        (WordPiece), "t5" (Unigram), "words" and "characters" (ours), or another name, kept but not runnable here.
+        (WordPiece), "t5" (Unigram), "gemma4" (BPE by merges over text with "▁"), "words" and "characters" (ours), or
+        another name, kept but not runnable here.
     tokens: the text of each id.  GGUF's conventions: byte-level BPE in GPT-2's byte alphabet, "▁" for a space in the
         others, a WordPiece as "▁word" or "continuation".
     types: (n,) int32 `TokenType`, or None: all normal.   scores: (n,) float32, or None.
@@ -128,9 +143,14 @@ class Vocab:
         """A switch of the tokenizer as stated, else as llama.cpp assumes it for this kind."""
         if name in self.flags:
             return self.flags[name]
-        if name == "bos" and self.model == BPE and (known := pre.by_name(self.pre)):
-            return known.add_bos
+        if name in ("bos", "nfc") and self.model == BPE and (row := pre.by_name(self.pre)):
+            return row.add_bos if name == "bos" else row.nfc
         return _DEFAULT_FLAGS.get(self.model, {}).get(name, False)
+
+    @property
+    def over_bytes(self) -> bool:
+        """Whether it is a BPE whose tokens are written in GPT-2's byte alphabet, not in characters with "▁"."""
+        return self.model == BPE and self.pre not in pre.OVER_TEXT
 
     def twice(self) -> list[str]:
         """A note where a token's text has several ids, which llama.cpp and most tokenizer files have no place for."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TABLE", "Pre", "by_name", "to_json"]
+__all__ = ["OVER_TEXT", "TABLE", "Pre", "by_name", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Pre:
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    """Patterns that split what is in the byte alphabet already: bytes that look like digits there ("½") are digits."""
     nfc: bool = False
     """Text is brought into Unicode's normal form C first."""
     ignore_merges: bool = False
@@ -102,14 +104,13 @@ TABLE: tuple[Pre, ...] = (
     Pre(("stablelm2", "hunyuan", "solar-open", "grok-2"), (QWEN2,)),
     Pre(
         ("qwen35",),
-        (rf"{ANY}|{_MARKS}",),
-        nfc=True,
+        (rf"{ANY}|{_MARKS}",),  # llama.cpp's vectors leave combining marks decomposed; its folders say what they do
     ),
     Pre(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (O200K,)),
     Pre(("tekken",), (TEKKEN,), ignore_merges=True, add_bos=True),
     Pre(("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"), (r"\p{N}", GPT2)),
     Pre(("command-r",), (r"\p{N}", GPT2), nfc=True),
-    Pre(("falcon",), (PUNCT, GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    Pre(("falcon",), (PUNCT, GPT2), after=(r"\p{N}+", "[0-9][0-9][0-9]")),
     Pre(
         ("deepseek-llm",),
         (r"[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
@@ -175,6 +176,9 @@ TABLE: tuple[Pre, ...] = (
     Pre(("default",), (r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 )
 
+OVER_TEXT = ("gemma4", "sarvam-moe", "granite-embed-multi-311m")
+"""Names of a BPE over text with "▁" for spaces, not over bytes; only runs of newlines are split off."""
+
 _BY_NAME = {name: row for row in TABLE for name in row.names}
 
 
@@ -183,12 +187,14 @@ def by_name(name: str | None) -> Pre | None:
     return _BY_NAME.get(name or "")
 
 
-def to_json(row: Pre) -> dict[str, Any]:
-    """The pre-tokenizer as tokenizer.json writes it."""
-    tail = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": row.patterns[-1] == GPT2}
-    patterns = row.patterns[:-1] if tail["use_regex"] else row.patterns
-    steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False} for p in patterns
-    ]
-    steps.append(tail)
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def to_json(row: Pre, leading_space: bool = False) -> dict[str, Any]:
+    """The pre-tokenizer as tokenizer.json writes it.   leading_space: a space is put before the text."""
+    own = row.patterns[-1] == GPT2
+    level = {"type": "ByteLevel", "add_prefix_space": leading_space, "trim_offsets": True, "use_regex": own}
+    before = row.patterns[:-1] if own else row.patterns
+    steps = [*map(_split, before), level, *map(_split, row.after)]
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}

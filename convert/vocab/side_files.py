@@ -18,7 +18,7 @@ import orjson
 
 from llmconv.convert.vocab import proto, wordpiece
 from llmconv.convert.vocab.model import HF_JSON, WORDPIECE, TokenType, Vocab
-from llmconv.convert.vocab.read.folder import NAMES
+from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.errors import BadFile
 
 __all__ = ["CUT", "WHOLE", "keep", "restore"]
@@ -161,7 +161,7 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
     """Put the kept files back into `vocab.files`; a damaged one is refused."""
     for key, value in metadata.items():
         name = key.removeprefix(CUT).removeprefix(WHOLE)
-        if name not in NAMES:
+        if not is_mine(name):
             continue  # another file of the folder, or a name that would lead out of it
         if key.startswith(WHOLE):
             vocab.files[name] = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmconv.convert.vocab.model import Vocab
 from llmconv.convert.vocab.read import gpt2, sentencepiece, special, templates, tokenizer_json, wordpiece
-from llmconv.convert.vocab.read.folder import NAMES, SENTENCEPIECE, Folder
+from llmconv.convert.vocab.read.folder import SENTENCEPIECE, Folder, is_mine
 from llmconv.convert.vocab.read.steps import like_sentencepiece
 from llmconv.errors import BadFile
 
@@ -29,9 +29,7 @@ def from_files(
     embedding (`vocab_size`) and ids of special tokens.   pre: the pre-tokenizer's name, when it isn't recognised.
     `BadFile` when the files are broken, contradict each other, or hold more tokens than `vocab_size`.
     """
-    mine = {
-        name: data.read_bytes() if isinstance(data := files[name], Path) else data for name in NAMES if name in files
-    }
+    mine = {n: data.read_bytes() if isinstance(data, Path) else data for n, data in files.items() if is_mine(n)}
     try:
         return _read(Folder(mine, config or {}, pre))
     except RecursionError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from llmconv.convert.vocab.parsing import json_object
 from llmconv.errors import BadFile
 
-__all__ = ["NAMES", "SENTENCEPIECE", "Added", "Folder"]
+__all__ = ["NAMES", "SENTENCEPIECE", "Added", "Folder", "is_mine", "template_name"]
 
 NAMES = (
     "tokenizer.json",
@@ -26,6 +27,20 @@ NAMES = (
     "chat_template.json",
 )
 """Files of a folder that belong to its tokenizer."""
+
+_TEMPLATE = re.compile(r"additional_chat_templates/(\w[\w.+-]{0,120})\.jinja")
+
+
+def is_mine(name: str) -> bool:
+    """Whether a file of a folder belongs to its tokenizer: the chat templates by name do too."""
+    return name in NAMES or _TEMPLATE.fullmatch(name) is not None
+
+
+def template_name(file: str) -> str | None:
+    """The name of a chat template by its file's, None for any other file."""
+    found = _TEMPLATE.fullmatch(file)
+    return found[1] if found else None
+
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 MAX_ID = 1 << 24  # no vocabulary comes near; keeps a lying id from costing memory

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmconv.convert.vocab import pre
 from llmconv.convert.vocab.model import BPE, Vocab
+from llmconv.convert.vocab.read import slow
 from llmconv.convert.vocab.read.folder import Added, Folder
 from llmconv.convert.vocab.read.tokens import add, dense
 from llmconv.errors import BadFile
@@ -48,18 +50,38 @@ def merge_lines(data: bytes) -> list[str]:
 
 
 def read(folder: Folder) -> Vocab:
-    """A vocabulary from vocab.json + merges.txt: GPT-2's pre-tokenizer unless told otherwise."""
+    """A vocabulary from vocab.json + merges.txt; the tokenizer's class says how text is split."""
+    kind, note = slow.find(folder)
     tokens, types = dense("vocab.json", folder.json("vocab.json"))
     merges = merge_lines(folder.files["merges.txt"])
     added = folder.added()
-    if not added and "<|endoftext|>" in (texts := {t: i for i, t in enumerate(tokens)}):
+    texts = {t: i for i, t in enumerate(tokens)}
+    if not added and "<|endoftext|>" in texts:
         # GPT-2's own folder: the library adds this one by itself.
         id = texts["<|endoftext|>"]
         added = {id: Added(id, "<|endoftext|>", True)}
     tokens, types = add(tokens, types, added.values(), folder.size(len(tokens)))
-    vocab = Vocab(BPE, tokens, types, merges=merges, pre=folder.pre or "gpt-2")
+    vocab = Vocab(BPE, tokens, types, merges=merges, pre=folder.pre or kind.pre)
     if not folder.json("tokenizer_config.json") and len(added) == 1:
         only = next(iter(added))
         vocab.special = {"bos": only, "eos": only}
-    vocab.flags.setdefault("bos", False)
+    row = pre.by_name(vocab.pre)
+    if row is not None and row.nfc != kind.nfc and not folder.pre:
+        vocab.flags["nfc"] = kind.nfc
+    _spaces(vocab, folder, kind)
+    for role, token in zip(("bos", "eos"), kind.around, strict=True):
+        vocab.flags[role] = token in texts
+        if token in texts:
+            vocab.special[role] = texts[token]
+    vocab.notes += [note] if note else []
     return vocab
+
+
+def _spaces(vocab: Vocab, folder: Folder, kind: slow.Slow) -> None:
+    stated = folder.json("tokenizer_config.json").get("add_prefix_space")
+    if stated is True or (kind.leading_space and stated is not False):
+        vocab.flags["leading_space"] = True
+        vocab.notes.append(
+            "this tokenizer puts a space before a text, which llama.cpp doesn't do for its kind: the first word of a "
+            "text may get other ids there"
+        )

@@ -29,9 +29,14 @@ def _canonical(pattern: str) -> str:
     return out.replace("{1}", "").replace("[0-9][0-9][0-9]", "[0-9]{3}")
 
 
-def _patterns(tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
-    """The patterns of a tokenizer.json's pre-tokenizer; None when a step is none that a pattern can say."""
-    out: list[str] = []
+def _patterns(tokenizer: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The patterns of a tokenizer.json's pre-tokenizer, before and after it turns text to bytes.
+
+    None when a step is none that a pattern can say.
+    """
+    before: list[str] = []
+    after: list[str] = []
+    out = before
     for step in parts(tokenizer.get("pre_tokenizer")):
         kind, behavior, pattern = step.get("type"), step.get("behavior"), step.get("pattern")
         if kind == "ByteLevel":
@@ -39,6 +44,7 @@ def _patterns(tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
                 return None
             if step.get("use_regex", True):
                 out.append(GPT2)
+            out = after
         elif kind == "Digits":
             out.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
         elif kind == "Punctuation" and behavior == "Contiguous":
@@ -50,7 +56,11 @@ def _patterns(tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
             out.append(pattern["Regex"])
         else:
             return None
-    return tuple(out)
+    return tuple(map(_canonical, before)), tuple(map(_canonical, after))
+
+
+def _patterns_of(row: Pre) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(map(_canonical, row.patterns)), tuple(map(_canonical, row.after))
 
 
 def recognise(tokenizer: dict[str, Any]) -> Pre | None:
@@ -61,9 +71,8 @@ def recognise(tokenizer: dict[str, Any]) -> Pre | None:
     kinds = [s.get("type") for s in parts(tokenizer.get("pre_tokenizer"))]
     if "ByteLevel" not in kinds:
         return None  # text isn't turned to bytes: no GPT-2 alphabet
-    patterns = _patterns(tokenizer)
-    wanted = None if patterns is None else tuple(map(_canonical, patterns))
-    rows = [row for row in TABLE if tuple(map(_canonical, row.patterns)) == wanted] or _by_trial(tokenizer)
+    wanted = _patterns(tokenizer)
+    rows = [row for row in TABLE if _patterns_of(row) == wanted] or _by_trial(tokenizer)
     if not rows:
         return None
     model = tokenizer.get("model")

@@ -7,7 +7,9 @@ import numpy as np
 from llmconv.convert.vocab import proto
 from llmconv.convert.vocab.model import CHARSMAP, SPACE, SPM, UNIGRAM, TokenType, Vocab
 from llmconv.convert.vocab.read.folder import Folder
+from llmconv.convert.vocab.read.steps import space_prefix
 from llmconv.convert.vocab.read.tokens import add
+from llmconv.errors import cut
 
 __all__ = ["read"]
 
@@ -38,6 +40,8 @@ def read(folder: Folder, name: str) -> Vocab:
     for role, id in (("bos", model.bos_id), ("eos", model.eos_id), ("unk", model.unk_id), ("pad", model.pad_id)):
         if 0 <= id < len(tokens):
             vocab.special[role] = id
+    if model.add_dummy_prefix:
+        _prefix_once(vocab, folder, model)
     if vocab.model == UNIGRAM:
         vocab.flags["space_prefix"] = model.add_dummy_prefix
     elif not model.add_dummy_prefix:
@@ -54,3 +58,21 @@ def read(folder: Folder, name: str) -> Vocab:
     if folder.pre:
         vocab.pre = folder.pre
     return vocab
+
+
+def _prefix_once(vocab: Vocab, folder: Folder, model: proto.Model) -> None:
+    """Say where the dummy prefix goes: llama.cpp puts one behind each special or user-defined token too.
+
+    A tokenizer.json beside the model says what it does; without, sentencepiece itself puts it before the text alone.
+    """
+    if "tokenizer.json" in folder.files:
+        if space_prefix(folder.tokenizer).get("space_prefix_first"):
+            vocab.flags["space_prefix_first"] = True
+        return
+    own = next((t for t, _, type in model.pieces if type == TokenType.USER_DEFINED and SPACE not in t), None)
+    if own is not None:
+        vocab.flags["space_prefix_text"] = True
+        vocab.notes.append(
+            f"sentencepiece puts no space behind its user-defined symbols ({cut(own)} and others like it); llama.cpp "
+            "does, and gives texts with them other ids"
+        )

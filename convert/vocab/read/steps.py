@@ -8,7 +8,7 @@ from typing import Any
 from llmconv.convert.vocab.model import SPACE
 from llmconv.errors import BadFile
 
-__all__ = ["like_sentencepiece", "model_of", "parts"]
+__all__ = ["like_sentencepiece", "model_of", "parts", "space_prefix"]
 
 
 def parts(entry: Any) -> Iterator[dict[str, Any]]:
@@ -41,3 +41,15 @@ def like_sentencepiece(tokenizer: dict[str, Any]) -> bool:
     return model["type"] == "BPE" and any(
         s.get("type") == "Metaspace" or (s.get("type") == "Replace" and s.get("content") == SPACE) for s in steps
     )
+
+
+def space_prefix(tokenizer: dict[str, Any]) -> dict[str, bool]:
+    """Whether a space is put before the text, and if it is, whether only there and not behind each added token."""
+    for step in (*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))):
+        if step.get("type") == "Prepend":
+            return {"space_prefix": True}
+        if step.get("type") == "Metaspace":
+            old = "always" if step.get("add_prefix_space", True) else "never"
+            scheme = str(step.get("prepend_scheme", old))
+            return {"space_prefix": scheme != "never"} | ({"space_prefix_first": True} if scheme == "first" else {})
+    return {"space_prefix": False}

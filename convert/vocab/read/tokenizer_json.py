@@ -9,27 +9,16 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab import pre, words
-from llmconv.convert.vocab.model import BPE, CHARSMAP, SPM, UNIGRAM, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.model import BPE, CHARSMAP, GEMMA4, SPM, UNIGRAM, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.read import wordpiece
 from llmconv.convert.vocab.read.folder import Folder
 from llmconv.convert.vocab.read.gpt2 import join
 from llmconv.convert.vocab.read.recognise import recognise
-from llmconv.convert.vocab.read.steps import like_sentencepiece, model_of, parts
+from llmconv.convert.vocab.read.steps import like_sentencepiece, model_of, parts, space_prefix
 from llmconv.convert.vocab.read.tokens import add, dense
 from llmconv.errors import BadFile
 
 __all__ = ["read"]
-
-
-def _space_prefix(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space is put before the text."""
-    for step in (*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))):
-        if step.get("type") == "Prepend":
-            return True
-        if step.get("type") == "Metaspace":
-            old = "always" if step.get("add_prefix_space", True) else "never"
-            return str(step.get("prepend_scheme", old)) != "never"
-    return False
 
 
 def read(folder: Folder) -> Vocab:
@@ -63,12 +52,12 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
     tokens, types = _tokens(folder, model)
     merges = join(model.get("merges"))
     added = folder.added().values()
+    if like_sentencepiece(tokenizer) and _is_gemma4(folder):
+        return _gemma4(folder, tokens, types, merges)
     if like_sentencepiece(tokenizer):
         scores = _scores(tokens, merges)
         if model.get("byte_fallback"):
-            for b in range(256):
-                if isinstance(id := model["vocab"].get(f"<0x{b:02X}>"), int):
-                    types[id] = TokenType.BYTE
+            _mark_bytes(tokens, types)
         tokens, types = add(tokens, types, added, folder.size(len(tokens)))
         column = np.full(len(tokens), -1000.0, np.float32)
         column[: len(scores)] = scores
@@ -76,7 +65,7 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
         if isinstance(unk, str) and isinstance(id := model["vocab"].get(unk), int):
             types[id] = TokenType.UNKNOWN
         vocab = Vocab(SPM, tokens, types, column, pre="default")
-        vocab.flags["space_prefix"] = _space_prefix(tokenizer)
+        vocab.flags |= space_prefix(tokenizer)
         return vocab
     tokens, types = add(tokens, types, added, folder.size(len(tokens)))
     vocab = Vocab(BPE, tokens, types, merges=merges)
@@ -88,9 +77,38 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             "the BPE pre-tokenizer is none that llama.cpp knows; the whole tokenizer.json is kept in the GGUF, "
             "but llama.cpp will need the name of a pre-tokenizer that splits alike: give it with --pre NAME"
         )
+    nfc = any(s.get("type") == "NFC" for s in parts(tokenizer.get("normalizer")))
+    if known and known.nfc != nfc:
+        vocab.flags["nfc"] = nfc
     if known and known.add_bos:
         vocab.flags["bos"] = False  # stated, because llama.cpp would assume it; the post-processor may say otherwise
     return vocab
+
+
+def _is_gemma4(folder: Folder) -> bool:
+    return str(folder.setting("model_type") or "").startswith("gemma4")
+
+
+# Control tokens that a reader of tool calls must see, so that the reference converter makes them user-defined.
+_SHOWN = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
+
+
+def _gemma4(folder: Folder, tokens: list[str], types: Any, merges: list[str]) -> Vocab:
+    """Gemma 4's vocabulary, whose merges llama.cpp follows by rank; its scores mean nothing."""
+    _mark_bytes(tokens, types)
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    for id, token in enumerate(tokens):
+        if token in _SHOWN:
+            types[id] = TokenType.USER_DEFINED
+    scores = np.full(len(tokens), -1000.0, np.float32)
+    return Vocab(GEMMA4, tokens, types, scores, merges, flags={"space_prefix": False, "bos": True})
+
+
+def _mark_bytes(tokens: list[str], types: Any) -> None:
+    wanted = {f"<0x{b:02X}>" for b in range(256)}
+    for id, token in enumerate(tokens):
+        if token in wanted:
+            types[id] = TokenType.BYTE
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
@@ -140,10 +158,7 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
                 raise BadFile(f"tokenizer.json: model.vocab[{i}]: expected [piece, score], found {str(entry)[:60]}")
     types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     if model.get("byte_fallback"):
-        wanted = {f"<0x{b:02X}>" for b in range(256)}
-        for i, token in enumerate(tokens):
-            if token in wanted:
-                types[i] = TokenType.BYTE
+        _mark_bytes(tokens, types)
     tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
     column = np.full(len(tokens), -1000.0, np.float32)
     column[: len(scores)] = np.array(scores, np.float64).astype(np.float32)
@@ -171,7 +186,7 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
             "unusual characters otherwise; the whole tokenizer.json is kept in the GGUF"
         )
     merged |= any(s.get("type") == "WhitespaceSplit" for s in parts(tokenizer.get("pre_tokenizer")))
-    vocab.flags |= {"space_prefix": _space_prefix(tokenizer), "remove_extra_whitespaces": merged}
+    vocab.flags |= {**space_prefix(tokenizer), "remove_extra_whitespaces": merged}
     return vocab
 
 

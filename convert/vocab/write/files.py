@@ -7,8 +7,11 @@ from typing import Any
 import orjson
 
 from llmconv.convert.vocab import proto
-from llmconv.convert.vocab.model import BPE, SPACE, SPM, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.model import BPE, GEMMA4, SPACE, SPM, TEMPLATE, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.read.folder import is_mine
+from llmconv.convert.vocab.write.check import check
 from llmconv.convert.vocab.write.tokenizer_json import charsmap, known, to_json, types_of
+from llmconv.errors import Unsupported
 
 __all__ = ["to_files"]
 
@@ -16,9 +19,21 @@ __all__ = ["to_files"]
 def to_files(vocab: Vocab) -> dict[str, bytes]:
     """The folder's own files, byte for byte, where they are known.
 
-    Else rebuilt: tokenizer.json, tokenizer_config.json, and tokenizer.model for sentencepiece's kind.
+    Else rebuilt: tokenizer.json, tokenizer_config.json, tokenizer.model for sentencepiece's kind, and chat templates
+    with a name.  Where the `tokenizers` library is installed, it has read the tokenizer.json back; what it does
+    otherwise is said in `vocab.notes`.  `Unsupported` when it takes no tokenizer.json, and no other file says the same.
     """
-    return vocab.files or _rebuilt(vocab)
+    if vocab.files:
+        return vocab.files
+    files = _rebuilt(vocab)
+    try:
+        vocab.notes += check(vocab, files)
+    except Unsupported as error:
+        if "tokenizer.model" not in files:
+            raise
+        del files["tokenizer.json"]
+        vocab.notes.append(f"no tokenizer.json is written, tokenizer.model says it all: {error}")
+    return files
 
 
 def _rebuilt(vocab: Vocab) -> dict[str, bytes]:
@@ -32,12 +47,13 @@ def _rebuilt(vocab: Vocab) -> dict[str, bytes]:
         if role in vocab.special:
             settings[f"{role}_token"] = vocab.tokens[vocab.special[role]]
     for name in ("bos", "eos"):
-        if vocab.model in (SPM, BPE) and name in vocab.special:
+        if vocab.model in (SPM, BPE, GEMMA4) and name in vocab.special:
             settings[f"add_{name}_token"] = vocab.flag(name)
     if vocab.model == WORDPIECE:
         settings["do_lower_case"] = vocab.flag("lowercase")
     settings["clean_up_tokenization_spaces"] = False
-    if vocab.chat_template is not None:
+    out |= _templates(vocab)
+    if vocab.chat_template is not None and "chat_template.jinja" not in out:
         settings["chat_template"] = vocab.chat_template
     out["tokenizer_config.json"] = orjson.dumps(settings, option=orjson.OPT_INDENT_2)
     if vocab.model == SPM:
@@ -57,3 +73,14 @@ def _rebuilt(vocab: Vocab) -> dict[str, bytes]:
         ]
         out["tokenizer.model"] = proto.serialise(zip(pieces, scores, types, strict=True), rest)
     return out
+
+
+def _templates(vocab: Vocab) -> dict[str, bytes]:
+    """Chat templates in files of their own, where there are some with a name."""
+    start = f"{TEMPLATE}."
+    named = {key.removeprefix(start): text for key, text in vocab.extra.items() if key.startswith(start)}
+    files = {f"additional_chat_templates/{name}.jinja": text for name, text in named.items() if isinstance(text, str)}
+    files = {name: text for name, text in files.items() if is_mine(name)}
+    if files and vocab.chat_template is not None:
+        files["chat_template.jinja"] = vocab.chat_template
+    return {name: text.encode() for name, text in files.items()}

@@ -13,7 +13,7 @@ from llmconv.convert.vocab.model import TokenType, Vocab
 from llmconv.convert.vocab.write.tokenizer_json import to_json, types_of
 from llmconv.errors import BadFile, Unsupported
 
-__all__ = ["library", "refusing", "to_tokenizers", "without_special_pieces"]
+__all__ = ["library", "parse", "refusing", "to_tokenizers", "without_special_pieces"]
 
 
 def library(name: str) -> Any:
@@ -26,12 +26,16 @@ def library(name: str) -> Any:
 
 def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
     """A `tokenizers.Tokenizer`: of `document`, else the folder's own tokenizer.json if known, else one rebuilt."""
-    tokenizers = library("tokenizers")
     document = to_json(vocab) if document is None else document
+    library("tokenizers")
     _check_for_library(document)
-    text = orjson.dumps(document)
+    return parse(orjson.dumps(document))
+
+
+def parse(data: bytes) -> Any:
+    """A `tokenizers.Tokenizer` of a tokenizer.json; `Unsupported` when the library refuses it."""
     with refusing("this vocabulary"):
-        return tokenizers.Tokenizer.from_str(text.decode())
+        return library("tokenizers").Tokenizer.from_str(data.decode())
 
 
 def _check_for_library(document: dict[str, Any]) -> None:

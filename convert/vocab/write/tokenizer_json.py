@@ -6,6 +6,7 @@ What comes out loads in the `tokenizers` library and in transformers, and splits
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from llmconv.convert.vocab.model import (
     BPE,
     CHARACTERS,
     CHARSMAP,
+    GEMMA4,
     SPACE,
     SPM,
     UNIGRAM,
@@ -37,33 +39,44 @@ def types_of(vocab: Vocab) -> list[int]:
 
 def _added(vocab: Vocab) -> list[dict[str, Any]]:
     """Added tokens: the special ones, and the user-defined, which match as they are written."""
+    first = _first_ids(vocab.tokens)
     return [
         {
             "id": id,
-            "content": vocab.tokens[id],
+            "content": token,
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
             "special": type != TokenType.USER_DEFINED,
         }
-        for id, type in enumerate(types_of(vocab))
-        if type in _ADDED and vocab.tokens[id]
+        for id, (token, type) in enumerate(zip(vocab.tokens, types_of(vocab), strict=True))
+        if type in _ADDED and token and first[token] == id
     ]
 
 
-def _n_core(vocab: Vocab) -> int:
-    """How many ids, from 0 up, the model itself must have; the added tokens behind them follow without a gap.
+def _first_ids(tokens: Sequence[str]) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for id, token in enumerate(tokens):
+        first.setdefault(token, id)
+    return first
 
-    The library numbers added tokens that its model doesn't have by itself, one after another.
+
+def _core(vocab: Vocab, tokens: Sequence[str], merges: Iterable[list[str]] = ()) -> dict[str, int]:
+    """Token -> id, for the ids from 0 up that the model itself must have.
+
+    The library numbers added tokens that its model doesn't have by itself, one after another; so those at the end are
+    left to it, but for a token that a merge needs and whatever would leave a gap.  A text that has two ids keeps the
+    first; the other's place is held.
     """
-    types = types_of(vocab)
+    types, first = types_of(vocab), _first_ids(tokens)
+    needed = {token for pair in merges for token in (*pair, "".join(pair))}
     n = len(types)
     while n and types[n - 1] == TokenType.UNUSED:
         n -= 1
-    while n and types[n - 1] in _ADDED:
+    while n and types[n - 1] in _ADDED and (token := tokens[n - 1]) and token not in needed and first[token] == n - 1:
         n -= 1
-    return n
+    return {token if first[token] == id else f"[TWICE{id}]": id for id, token in enumerate(tokens[:n])}
 
 
 def _sequence(key: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -105,44 +118,70 @@ def _around(vocab: Vocab) -> dict[str, Any] | None:
 
 
 def _bpe(vocab: Vocab) -> dict[str, Any]:
+    if not vocab.over_bytes:
+        return _bpe_over_text(vocab)
     row = pre.by_name(vocab.pre or "default")
     if row is None:
         raise Unsupported(
             f"tokenizer.ggml.pre: llmconv doesn't know the pre-tokenizer {vocab.pre!r}, and the GGUF holds no whole "
             "tokenizer.json; name one that splits alike with --pre"
         )
-    if vocab.merges is None:
-        raise Unsupported("tokenizer.ggml.merges: is missing, expected the merges of a BPE tokenizer")
+    merges = _whole_merges(vocab)
     return {
-        "normalizer": {"type": "NFC"} if row.nfc else None,
-        "pre_tokenizer": pre.to_json(row),
+        "normalizer": {"type": "NFC"} if vocab.flag("nfc") else None,
+        "pre_tokenizer": pre.to_json(row, vocab.flag("leading_space")),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": row.ignore_merges,
-            "vocab": {token: id for id, token in enumerate(vocab.tokens[: _n_core(vocab)])},
-            "merges": _whole_merges(vocab),
-        },
+        "model": {**_merging(vocab, merges), "ignore_merges": row.ignore_merges},
+    }
+
+
+def _merging(vocab: Vocab, merges: list[list[str]], over_text: bool = False) -> dict[str, Any]:
+    """A BPE model.   over_text: characters that no token has are bytes, or the unknown token."""
+    unk = vocab.unk if over_text else None
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None if unk is None else vocab.tokens[unk],
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": over_text,
+        "byte_fallback": over_text and TokenType.BYTE in types_of(vocab),
+        "ignore_merges": False,
+        "vocab": _core(vocab, vocab.tokens, merges),
+        "merges": merges,
+    }
+
+
+def _bpe_over_text(vocab: Vocab) -> dict[str, Any]:
+    """Gemma 4's: "▁" for a space, merges by rank within lines."""
+    return {
+        "normalizer": _replace(" ", SPACE),
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "Isolated", "invert": False},
+        "decoder": _sequence("decoders", [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]),
+        "model": _merging(vocab, _whole_merges(vocab), over_text=True),
     }
 
 
 def _whole_merges(vocab: Vocab) -> list[list[str]]:
     """Merges as pairs, without those whose parts or result aren't tokens (the library refuses them)."""
+    if vocab.merges is None:
+        raise Unsupported("tokenizer.ggml.merges: is missing, expected the merges of a BPE tokenizer")
     known = set(vocab.tokens)
-    pairs = (merge.partition(" ") for merge in vocab.merges or ())
-    return [[a, b] for a, _, b in pairs if a in known and b in known and a + b in known]
+    cuts = ((merge, merge.find(" ", 1)) for merge in vocab.merges)
+    pairs = ([merge[:at], merge[at + 1 :]] for merge, at in cuts if at > 0)
+    return [[a, b] for a, b in pairs if a in known and b in known and a + b in known]
 
 
 def score_merges(vocab: Vocab) -> list[list[str]]:
     """sentencepiece's scores as a list of merges: every way to cut a piece in two pieces, the best pieces first."""
     types = types_of(vocab)
-    ids = {t: i for i, t in enumerate(vocab.tokens) if types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    # A user-defined token is matched before anything merges, so nothing can merge to it; but one with "▁" is matched
+    # where a text has that character, and merging finds it where a text has a space.
+    ids = {
+        token: id
+        for id, token in enumerate(vocab.tokens)
+        if types[id] == TokenType.NORMAL or (types[id] == TokenType.USER_DEFINED and SPACE in token)
+    }
     scores = np.zeros(len(vocab), np.float32) if vocab.scores is None else vocab.scores
     found = [
         (-float(scores[id]), id, ids[token[:cut]], ids[token[cut:]], token, cut)
@@ -172,28 +211,25 @@ def normalizers(vocab: Vocab) -> list[dict[str, Any]]:
 
 def _spm(vocab: Vocab) -> dict[str, Any]:
     prefix = vocab.flag("space_prefix")
-    steps = normalizers(vocab) + ([{"type": "Prepend", "prepend": SPACE}] if prefix else [])
+    first = prefix and _prefix_once(vocab)
+    steps = normalizers(vocab) + ([{"type": "Prepend", "prepend": SPACE}] if prefix and not first else [])
     decode: list[dict[str, Any]] = [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
     if prefix:
         decode.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unk = vocab.special.get("unk")
     return {
-        "normalizer": _sequence("normalizers", [*steps, _replace(" ", SPACE)]),
-        "pre_tokenizer": None,
+        "normalizer": _sequence("normalizers", steps if first else [*steps, _replace(" ", SPACE)]),
+        "pre_tokenizer": _metaspace("first") if first else None,
         "decoder": _sequence("decoders", decode),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None if unk is None else vocab.tokens[unk],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": TokenType.BYTE in types_of(vocab),
-            "ignore_merges": False,
-            "vocab": {token: id for id, token in enumerate(vocab.tokens[: _n_core(vocab)])},
-            "merges": score_merges(vocab),
-        },
+        "model": _merging(vocab, score_merges(vocab), over_text=True),
     }
+
+
+def _prefix_once(vocab: Vocab) -> bool:
+    return vocab.flag("space_prefix_first") or vocab.flag("space_prefix_text")
+
+
+def _metaspace(scheme: str) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
 
 
 def _wordpiece(vocab: Vocab) -> dict[str, Any]:
@@ -214,7 +250,7 @@ def _wordpiece(vocab: Vocab) -> dict[str, Any]:
             "unk_token": "[UNK]" if unk is None else vocab.tokens[unk],
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
-            "vocab": {token: id for id, token in enumerate(wordpiece.plain(vocab)[: _n_core(vocab)])},
+            "vocab": _core(vocab, wordpiece.plain(vocab)),
         },
     }
 
@@ -223,8 +259,7 @@ def _unigram(vocab: Vocab) -> dict[str, Any]:
     types = types_of(vocab)
     scores = [0.0] * len(vocab) if vocab.scores is None else vocab.scores.tolist()
     prefix = vocab.flag("space_prefix")
-    scheme = "always" if prefix else "never"
-    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    space = _metaspace(("first" if _prefix_once(vocab) else "always") if prefix else "never")
     return {
         "normalizer": _sequence("normalizers", normalizers(vocab)),
         "pre_tokenizer": space,
@@ -260,7 +295,15 @@ def _characters(vocab: Vocab) -> dict[str, Any]:
     return {**_words(vocab), "normalizer": lower, "pre_tokenizer": split, "decoder": {"type": "Fuse"}}
 
 
-_MAKERS = {BPE: _bpe, SPM: _spm, WORDPIECE: _wordpiece, UNIGRAM: _unigram, WORDS: _words, CHARACTERS: _characters}
+_MAKERS = {
+    BPE: _bpe,
+    SPM: _spm,
+    WORDPIECE: _wordpiece,
+    UNIGRAM: _unigram,
+    GEMMA4: _bpe_over_text,
+    WORDS: _words,
+    CHARACTERS: _characters,
+}
 
 
 def known(vocab: Vocab) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
 from tokenizers_trained import PROBE, ours, trained
 
 from llmconv.convert import vocab
 from llmconv.convert.vocab import pre
-from llmconv.convert.vocab.model import HF_JSON
+from llmconv.convert.vocab.alphabet import alphabet
+from llmconv.convert.vocab.model import HF_JSON, Vocab
 from llmconv.convert.vocab.read import recognise
 from llmconv.errors import Unsupported
 
@@ -141,3 +143,45 @@ def test_a_name_that_nobody_knows_is_one_sentence() -> None:
     assert foreign is not None
     with pytest.raises(Unsupported, match="nobodys"):
         vocab.tokenizer(foreign)
+
+
+def by_pre(name: str) -> Vocab:
+    """A GGUF of somebody else's with that pre-tokenizer: the bytes, and "ĠÂ" as Falcon has it."""
+    tokens = [*alphabet(), "ĠÂ", "Â½", "ĠÂ½"]
+    return Vocab("gpt2", tokens, merges=["Ġ Â", "Â ½", "ĠÂ ½"], pre=name)
+
+
+def test_bytes_that_look_like_digits_are_digits_to_falcon() -> None:
+    """One of llama.cpp's vectors for Falcon: " ½" is "ĠÂ" and "½", because Digits comes after the byte alphabet."""
+    tokenizer = vocab.tokenizer(by_pre("falcon"))
+    pieces = [tokenizer._tokens[id] for id in tokenizer.encode("ied 4 ½ months")]
+    assert pieces == [*"ied", "Ġ", "4", "ĠÂ", "½", "Ġ", *"months"]
+    other = vocab.tokenizer(by_pre("gpt-2"))
+    assert "ĠÂ½" in [other._tokens[id] for id in other.encode("4 ½")]
+
+
+@pytest.mark.parametrize("text", ["e\u0301", "re\u0301sume\u0301", "a\u0300" * 40], ids=["one", "two", "forty"])
+def test_combining_marks_stay_as_they_are_in_qwen35(text: str) -> None:
+    """Three of llama.cpp's vectors; Qwen 2 composes them."""
+    kept, composed = vocab.tokenizer(by_pre("qwen35")), vocab.tokenizer(by_pre("qwen2"))
+    assert kept.decode(kept.encode(text)) == text
+    assert composed.decode(composed.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("nfc", [True, False])
+@pytest.mark.parametrize("name", ["qwen35", "qwen2", "gpt-2", "llama-bpe"])
+def test_a_folder_says_itself_whether_text_is_composed(name: str, nfc: bool) -> None:
+    row = pre.by_name(name)
+    assert row is not None
+    document = {
+        "version": "1.0",
+        "normalizer": {"type": "NFC"} if nfc else None,
+        "pre_tokenizer": pre.to_json(row),
+        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(alphabet())}, "merges": []},
+    }
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None
+    keys = {k: v for k, v in vocab.to_gguf(found).items() if not k.startswith("llmconv.hf")}
+    again = vocab.from_gguf(keys)
+    assert again is not None and again.flag("nfc") == nfc
+    assert len(vocab.tokenizer(again).encode("e\u0301")) == (2 if nfc else 3)
