@@ -221,7 +221,7 @@ class Outputs:
     `with Outputs({path: size, …}) as outputs:`, then for each path `with outputs.open(path) as out: out.file.write(…)`.
     Sizes are compared with the free space before anything is written; 0 when unknown.
 
-    folder: made when absent, and removed again on an error.
+    folder: made when absent, and removed again on an error; so are folders within it that files lie in.
     stale: files of an older version (shards that the new one does not have), removed at the end, with `force`.
     """
 
@@ -237,7 +237,7 @@ class Outputs:
         self._force, self._stale = force, [p for p in stale if force and p not in sizes]
         self._done: list[Output] = []
         self._stop = _Stoppable()
-        self._made: Path | None = None
+        self._made: list[Path] = []
         if folder is not None and not folder.is_dir():
             with output_errors(folder):
                 if os.path.lexists(folder):
@@ -245,8 +245,13 @@ class Outputs:
                 if not folder.parent.is_dir():
                     raise OutputError(f"{at(folder)}: its folder {folder.parent} does not exist; make it first")
                 folder.mkdir()
-            self._made = folder
+            self._made.append(folder)
         try:
+            for inner in {path.parent for path in sizes} if folder is not None else ():
+                if inner.parent == folder and not inner.is_dir():
+                    with output_errors(inner):
+                        inner.mkdir()
+                    self._made.append(inner)
             total = sum(sizes.values())
             for path in sizes:
                 check_target(path, force=force, size=total, inputs=inputs)
@@ -325,9 +330,9 @@ class Outputs:
         return None
 
     def _unmake(self) -> None:
-        if self._made is not None:
+        for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                self._made.rmdir()
+                folder.rmdir()
 
 
 class _Stoppable:

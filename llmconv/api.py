@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
+from llmconv import vocab_only as vocab_alone
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
@@ -157,18 +158,23 @@ def convert_file(
     to: str | None = None,
     source_format: str | None = None,
     lora: str | os.PathLike[str] | None = None,
+    vocab_only: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
     source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
+        so is a GGUF written that holds nothing else.
     options: those of `save`.
     """
     started = time.monotonic()
     source = Path(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
+    if vocab_only:
+        return _vocabulary(source, dst, options)
     found = containers.sniff(source)
     if source_format is not None and not _same_family(found, containers.by_name(source_format)):
         raise UsageError(f"{at(source)}: is {found.name}, not {source_format}; use llmconv convert, which takes any")
@@ -182,11 +188,32 @@ def convert_file(
     if not container.is_folder(target):
         container.check_target(target, force=bool(options.get("force")), inputs=[source])
     checkpoint = found.open(source)
+    if vocab_alone.is_vocab_only(checkpoint):
+        return _vocabulary(source, target, options)
     size = _size(source, checkpoint)
     checkpoint = Reading(lora=lora).open(checkpoint)
     result = save(checkpoint, target, format=container.name, **options)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
+    """`convert_file` of a vocabulary without weights."""
+    started = time.monotonic()
+    target = source.with_name(f"{source.resolve().name}-vocab.gguf") if dst is None else Path(dst)
+    paths, notes = vocab_alone.write(source, target, pre=options.get("pre"), force=bool(options.get("force")))
+    return Result(
+        target=target,
+        paths=paths,
+        format="gguf" if target.suffix.lower() == ".gguf" else "safetensors",
+        size=sum(p.stat().st_size for p in paths),
+        n_tensors=0,
+        n_elements=0,
+        types={},
+        seconds=time.monotonic() - started,
+        notes=notes,
+        source=source,
+    )
 
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:

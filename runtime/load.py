@@ -229,4 +229,4 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from llmconv.convert import vocab
 
     found = vocab.of(checkpoint)
-    return None if found is None else found.tokenizer()
+    return None if found is None else vocab.tokenizer(found)

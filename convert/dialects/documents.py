@@ -250,7 +250,7 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     found = vocabularies.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
     if not table.words.separator:
         found.model = "characters"
-    return found.to_gguf()
+    return vocabularies.to_gguf(found)
 
 
 def _with(document: Any, path: str, value: Any) -> Any:

@@ -189,7 +189,7 @@ def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
     try:
         keys = arch.metadata(normalized(config), "")
         found = vocab.from_files(folder.files, config)
-        return keys if found is None else keys | found.keys()
+        return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
 
@@ -255,7 +255,7 @@ def _vocabulary(
     if found is None:
         return {}
     notes += [*found.notes, *found.twice()]
-    keys: dict[str, Any] = found.to_gguf()
+    keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
 
 
@@ -298,8 +298,8 @@ def _files(
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
         try:
-            yield from found.to_files().items()
-            notes += found.twice()
+            yield from vocab.to_files(found).items()
+            notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:

@@ -98,7 +98,7 @@ def _vocabulary(document: Any) -> dict[str, Any]:
         words = look(document, path)
         listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
         if listed and len(set(words)) == len(words):
-            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            keys: dict[str, Any] = vocab.to_gguf(vocab.from_words(words))
             return keys
     return {}
 

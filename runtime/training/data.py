@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv.convert.vocab import Vocab
+from llmconv.convert.vocab import tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
 
@@ -244,7 +245,7 @@ def load_data(
 
 
 def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, share: float, seed: int) -> tuple[Pairs, Pairs]:
-    tokenizer = vocab.tokenizer()
+    tokenizer = tokenizer_of(vocab)
     inputs, targets = [], []
     for i, (left, right) in enumerate(pairs):
         a, b = tokenizer.encode(left), tokenizer.encode(right)
@@ -284,7 +285,7 @@ def _tokenize(
     path: Path, vocab: Vocab, target: Path, dtype: np.dtype[Any], progress: Callable[[int], None] | None
 ) -> None:
     """Every document's ids, one end-of-text token between documents where the vocabulary has one."""
-    tokenizer = vocab.tokenizer()
+    tokenizer = tokenizer_of(vocab)
     with Output(target, force=True) as out:
         first = True
         for document in documents(path):

@@ -89,7 +89,7 @@ def starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team) 
         if not len(made):
             raise BadFile(f"{at(source)}: is empty; there is nothing to train on")
         formats.by_name("gguf").save(
-            Checkpoint(metadata={"general.architecture": "vocab"} | made.to_gguf()), kept, force=True
+            Checkpoint(metadata={"general.architecture": "vocab"} | vocabulary.to_gguf(made)), kept, force=True
         )
     team.barrier()
     vocab = vocabulary.load(kept)

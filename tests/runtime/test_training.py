@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 import llmconv
 from llmconv.cli import cli
 from llmconv.convert.reports.sizing import shape_of, training_memory
-from llmconv.convert.vocab import from_words
+from llmconv.convert.vocab import from_words, tokenizer
 from llmconv.formats.tensor import Tensor
 from llmconv.runtime.load import build, read_tensor
 from llmconv.runtime.training import data as data_files
@@ -313,8 +313,8 @@ def test_the_plan_is_what_torch_keeps() -> None:
 def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
     vocab = make_vocab(kind, 300, data_files.texts(book))  # byte-level BPE has all 256 bytes
     text = " ".join(WORDS[:9])
-    ids = vocab.tokenizer().encode(text)
-    assert vocab.tokenizer().decode(ids).strip() == text
+    ids = tokenizer(vocab).encode(text)
+    assert tokenizer(vocab).decode(ids).strip() == text
     assert len(vocab) <= 300
 
 

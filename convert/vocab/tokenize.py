@@ -8,17 +8,20 @@ tokens; user-defined tokens always match.  That is llama.cpp's rule, and the `to
 from __future__ import annotations
 
 import codecs
+import dataclasses
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from llmconv.convert.vocab import bpe, words
-from llmconv.convert.vocab.base import BPE, CHARACTERS, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
-from llmconv.convert.vocab.rebuild import normalizers, refusing, to_tokenizers, without_special_pieces
-from llmconv.convert.vocab.spm import SPACE, ScoreMerger
+from llmconv.convert.vocab import words
+from llmconv.convert.vocab.alphabet import to_bytes
+from llmconv.convert.vocab.merger import ScoreMerger
+from llmconv.convert.vocab.model import BPE, CHARACTERS, GEMMA4, SPACE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.write.library import refusing, to_tokenizers, without_special_pieces
+from llmconv.convert.vocab.write.tokenizer_json import normalizers
 from llmconv.errors import Unsupported, UsageError
 
-__all__ = ["Stream", "Tokenizer", "make"]
+__all__ = ["Stream", "Tokenizer", "tokenizer"]
 
 _HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
 
@@ -134,10 +137,15 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
-        self._library: Any = vocab.to_tokenizers()
+        split = vocab
+        # sentencepiece's rule, which a tokenizer.json has no word for: a space before any text.
+        self._prefixes = vocab.model == UNIGRAM and vocab.flag("space_prefix_text") and vocab.flag("space_prefix")
+        if self._prefixes:
+            split = dataclasses.replace(vocab, flags={**vocab.flags, "space_prefix": False})
+        self._library: Any = to_tokenizers(split)
         self._plain = self._library
         if vocab.model == UNIGRAM:
-            self._plain = to_tokenizers(vocab, without_special_pieces(vocab))
+            self._plain = to_tokenizers(split, without_special_pieces(split))
         for library in (self._library, self._plain):
             library.no_truncation()
             library.no_padding()
@@ -147,6 +155,9 @@ class LibraryTokenizer(Tokenizer):
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         library = self._library if parse_special else self._plain
+        if self._prefixes:
+            text = text.lstrip(" ") if self.vocab.flag("remove_extra_whitespaces") else text
+            text = SPACE + text if text else text
         with refusing("this text"):
             library.encode_special_tokens = not parse_special
             ids: list[int] = library.encode(text, add_special_tokens=False).ids
@@ -154,8 +165,8 @@ class LibraryTokenizer(Tokenizer):
 
     def _bytes(self, id: int) -> bytes:
         token = self._tokens[id]
-        if self.vocab.model == BPE:
-            return bpe.to_bytes(token)
+        if self.vocab.over_bytes:
+            return to_bytes(token)
         if self.vocab.model == WORDS:
             token = " " + token
         return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
@@ -175,6 +186,9 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
         self._strips_space = vocab.flag("space_prefix")
+        self._whole_text = self._strips_space and vocab.flag("space_prefix_text")
+        self._unless_there = vocab.flag("space_prefix_first")  # Metaspace's rule
+        self._first_only = self._whole_text or self._unless_there
         self._merger = ScoreMerger(vocab)
         steps = normalizers(vocab)
         if steps:  # llama.cpp doesn't; sentencepiece and the model's training do
@@ -194,6 +208,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         if self._normalizer is not None and text:
             text = self._normalizer.normalize_str(text)
+        if self._whole_text and text:
+            text = " " + text
         fragments: list[str | int] = [text] if text else []
         for token, id, control in self._special:
             if token not in text or (control and not parse_special):
@@ -208,14 +224,16 @@ class SentencePieceTokenizer(Tokenizer):
                     cut += [part] if part else []
             fragments = cut
         out: list[int] = []
-        after_special = True  # the start counts as one
+        prefixed = self._strips_space and not self._whole_text  # the start counts as a special token
         for fragment in fragments:
             if isinstance(fragment, int):
                 out.append(fragment)
             else:
-                prefix = SPACE if after_special and self._strips_space else ""
-                out += self._merger.encode(prefix + fragment.replace(" ", SPACE))
-            after_special = isinstance(fragment, int)
+                piece = fragment.replace(" ", SPACE)
+                if prefixed and not (self._unless_there and piece.startswith(SPACE)):
+                    piece = SPACE + piece
+                out += self._merger.encode(piece)
+            prefixed = self._strips_space and not self._first_only and isinstance(fragment, int)
         return out
 
     def _bytes(self, id: int) -> bytes:
@@ -261,7 +279,7 @@ class CharacterTokenizer(WordTokenizer):
         return self._tokens[id].encode("utf-8", "surrogatepass")
 
 
-def make(vocab: Vocab) -> Tokenizer:
+def tokenizer(vocab: Vocab) -> Tokenizer:
     """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here."""
     if vocab.model == WORDS and vocab.json is None:
         return WordTokenizer(vocab)
@@ -269,6 +287,6 @@ def make(vocab: Vocab) -> Tokenizer:
         return CharacterTokenizer(vocab)
     if vocab.model == SPM:
         return SentencePieceTokenizer(vocab)
-    if vocab.model in (BPE, WORDPIECE, UNIGRAM, WORDS) or vocab.json is not None:
+    if vocab.model in (BPE, WORDPIECE, UNIGRAM, GEMMA4, WORDS) or vocab.json is not None:
         return LibraryTokenizer(vocab)
     raise Unsupported(f"tokenizer.ggml.model: llmconv can't tokenize with {vocab.model!r}; it can convert the model")

@@ -28,7 +28,7 @@ def test_every_vector(shared: Path, name: str) -> None:
     checkpoint = formats.open(path)
     found = vocab.of(checkpoint)
     assert found is not None
-    tokenizer = found.tokenizer()
+    tokenizer = vocab.tokenizer(found)
     cases = vectors(shared, name)
     assert [tokenizer.encode(text) for text, _ in cases] == [ids for _, ids in cases]
     for text, ids in cases:
@@ -37,7 +37,7 @@ def test_every_vector(shared: Path, name: str) -> None:
     # Nothing of the file's keys is lost or changed in passing through.
     keys = {key: value for key, value in checkpoint.metadata.items() if key.startswith("tokenizer.")}
     keys.pop("tokenizer.ggml.token_type_count", None)
-    again = found.to_gguf()
+    again = vocab.to_gguf(found)
     assert {k for k in again if k.startswith("tokenizer.")} >= set(keys)
     for key, value in keys.items():
         assert list(again[key]) == list(value) if hasattr(value, "__len__") else again[key] == value, key
@@ -45,7 +45,7 @@ def test_every_vector(shared: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3"])
 def test_the_rebuilt_library_tokenizer_agrees(shared: Path, name: str) -> None:
-    tokenizer = vocab.load(shared / "vocabs" / f"ggml-vocab-{name}.gguf").to_tokenizers()
+    tokenizer = vocab.to_tokenizers(vocab.load(shared / "vocabs" / f"ggml-vocab-{name}.gguf"))
     tokenizer.encode_special_tokens = True
     for text, ids in vectors(shared, name):
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids, text
@@ -54,7 +54,7 @@ def test_the_rebuilt_library_tokenizer_agrees(shared: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["default-400.v1.json", "default-400.v2.msgpack", "multi-head-567.v2.json"])
 def test_words_of_simple_llm(shared: Path, name: str) -> None:
     reference = json.loads((shared / "simple-llm" / (name.split(".")[0] + ".reference.json")).read_text())
-    tokenizer = vocab.load(shared / "simple-llm" / name).tokenizer()
+    tokenizer = vocab.tokenizer(vocab.load(shared / "simple-llm" / name))
     assert reference["cases"]
     for case in reference["cases"]:
         assert tokenizer.encode(case["input"]) == case["tokens"]

@@ -4,69 +4,27 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from llmconv.convert.vocab import bpe, pre
-from llmconv.convert.vocab.base import BPE, CHARSMAP, SPM, UNIGRAM, WORDS, TokenType, Vocab
-from llmconv.convert.vocab.spm import SPACE
+from llmconv.convert.vocab import pre, words
+from llmconv.convert.vocab.model import BPE, CHARSMAP, GEMMA4, SPM, UNIGRAM, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.read import wordpiece
+from llmconv.convert.vocab.read.folder import Folder
+from llmconv.convert.vocab.read.gpt2 import join
+from llmconv.convert.vocab.read.recognise import recognise
+from llmconv.convert.vocab.read.steps import like_sentencepiece, model_of, parts, space_prefix
+from llmconv.convert.vocab.read.tokens import add, dense
 from llmconv.errors import BadFile
 
-if TYPE_CHECKING:
-    from llmconv.convert.vocab.sources import Folder
-
-__all__ = ["like_sentencepiece", "parts", "read"]
-
-
-def parts(entry: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those in sequences too."""
-    if isinstance(entry, dict):
-        inner = next((entry[k] for k in ("normalizers", "pretokenizers", "decoders") if k in entry), None)
-        if isinstance(inner, list):
-            for part in inner:
-                yield from parts(part)
-        else:
-            yield entry
-
-
-def _model(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    model = tokenizer.get("model")
-    if not isinstance(model, dict):
-        raise BadFile("tokenizer.json: model: expected an object; it is no tokenizer of the tokenizers library")
-    if "type" in model:
-        return model
-    kind = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
-    return {"type": kind, **model}  # files from before 2020 don't say
-
-
-def like_sentencepiece(tokenizer: dict[str, Any]) -> bool:
-    """Whether it splits as sentencepiece does: Unigram, or BPE over text with "▁" for spaces."""
-    model = _model(tokenizer)
-    if model["type"] == "Unigram":
-        return True
-    steps = [*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))]
-    return model["type"] == "BPE" and any(
-        s.get("type") == "Metaspace" or (s.get("type") == "Replace" and s.get("content") == SPACE) for s in steps
-    )
-
-
-def _space_prefix(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space is put before the text."""
-    for step in (*parts(tokenizer.get("normalizer")), *parts(tokenizer.get("pre_tokenizer"))):
-        if step.get("type") == "Prepend":
-            return True
-        if step.get("type") == "Metaspace":
-            old = "always" if step.get("add_prefix_space", True) else "never"
-            return str(step.get("prepend_scheme", old)) != "never"
-    return False
+__all__ = ["read"]
 
 
 def read(folder: Folder) -> Vocab:
     """The vocabulary of a tokenizer.json."""
     tokenizer = folder.tokenizer
-    model = _model(tokenizer)
+    model = model_of(tokenizer)
     makers = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram, "WordLevel": _word_level}
     make = makers.get(str(model["type"]))
     if make is None:
@@ -85,8 +43,6 @@ def read(folder: Folder) -> Vocab:
 
 def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
     """Tokens by id and their types, the added ones still missing."""
-    from llmconv.convert.vocab.sources import dense
-
     if not isinstance(model.get("vocab"), dict):
         raise BadFile("tokenizer.json: model.vocab: expected an object of token -> id")
     return dense("tokenizer.json: model.vocab", model["vocab"])
@@ -94,26 +50,26 @@ def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
 
 def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
     tokens, types = _tokens(folder, model)
-    merges = bpe.join(model.get("merges"))
+    merges = join(model.get("merges"))
     added = folder.added().values()
+    if like_sentencepiece(tokenizer) and _is_gemma4(folder):
+        return _gemma4(folder, tokens, types, merges)
     if like_sentencepiece(tokenizer):
         scores = _scores(tokens, merges)
         if model.get("byte_fallback"):
-            for b in range(256):
-                if isinstance(id := model["vocab"].get(f"<0x{b:02X}>"), int):
-                    types[id] = TokenType.BYTE
-        tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+            _mark_bytes(tokens, types)
+        tokens, types = add(tokens, types, added, folder.size(len(tokens)))
         column = np.full(len(tokens), -1000.0, np.float32)
         column[: len(scores)] = scores
         unk = model.get("unk_token")
         if isinstance(unk, str) and isinstance(id := model["vocab"].get(unk), int):
             types[id] = TokenType.UNKNOWN
         vocab = Vocab(SPM, tokens, types, column, pre="default")
-        vocab.flags["space_prefix"] = _space_prefix(tokenizer)
+        vocab.flags |= space_prefix(tokenizer)
         return vocab
-    tokens, types = bpe.add(tokens, types, added, folder.size(len(tokens)))
+    tokens, types = add(tokens, types, added, folder.size(len(tokens)))
     vocab = Vocab(BPE, tokens, types, merges=merges)
-    known = pre.by_name(folder.pre) if folder.pre else pre.recognise(tokenizer)
+    known = pre.by_name(folder.pre) if folder.pre else recognise(tokenizer)
     vocab.pre = folder.pre or (known.names[0] if known else "")
     if not vocab.pre:
         vocab.json = folder.files["tokenizer.json"].decode("utf-8")
@@ -121,9 +77,38 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             "the BPE pre-tokenizer is none that llama.cpp knows; the whole tokenizer.json is kept in the GGUF, "
             "but llama.cpp will need the name of a pre-tokenizer that splits alike: give it with --pre NAME"
         )
+    nfc = any(s.get("type") == "NFC" for s in parts(tokenizer.get("normalizer")))
+    if known and known.nfc != nfc:
+        vocab.flags["nfc"] = nfc
     if known and known.add_bos:
         vocab.flags["bos"] = False  # stated, because llama.cpp would assume it; the post-processor may say otherwise
     return vocab
+
+
+def _is_gemma4(folder: Folder) -> bool:
+    return str(folder.setting("model_type") or "").startswith("gemma4")
+
+
+# Control tokens that a reader of tool calls must see, so that the reference converter makes them user-defined.
+_SHOWN = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}
+
+
+def _gemma4(folder: Folder, tokens: list[str], types: Any, merges: list[str]) -> Vocab:
+    """Gemma 4's vocabulary, whose merges llama.cpp follows by rank; its scores mean nothing."""
+    _mark_bytes(tokens, types)
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    for id, token in enumerate(tokens):
+        if token in _SHOWN:
+            types[id] = TokenType.USER_DEFINED
+    scores = np.full(len(tokens), -1000.0, np.float32)
+    return Vocab(GEMMA4, tokens, types, scores, merges, flags={"space_prefix": False, "bos": True})
+
+
+def _mark_bytes(tokens: list[str], types: Any) -> None:
+    wanted = {f"<0x{b:02X}>" for b in range(256)}
+    for id, token in enumerate(tokens):
+        if token in wanted:
+            types[id] = TokenType.BYTE
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
@@ -139,8 +124,6 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _wordpiece(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
-    from llmconv.convert.vocab import wordpiece
-
     tokens, types = _tokens(folder, model)
     prefix = model.get("continuing_subword_prefix", "##")
     vocab = wordpiece.build(folder, tokens, types, prefix if isinstance(prefix, str) else "##")
@@ -175,11 +158,8 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
                 raise BadFile(f"tokenizer.json: model.vocab[{i}]: expected [piece, score], found {str(entry)[:60]}")
     types = np.full(len(tokens), TokenType.NORMAL, np.int32)
     if model.get("byte_fallback"):
-        wanted = {f"<0x{b:02X}>" for b in range(256)}
-        for i, token in enumerate(tokens):
-            if token in wanted:
-                types[i] = TokenType.BYTE
-    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+        _mark_bytes(tokens, types)
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
     column = np.full(len(tokens), -1000.0, np.float32)
     column[: len(scores)] = np.array(scores, np.float64).astype(np.float32)
     vocab = Vocab(UNIGRAM, tokens, types, column, pre="default")
@@ -206,20 +186,18 @@ def _unigram(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -
             "unusual characters otherwise; the whole tokenizer.json is kept in the GGUF"
         )
     merged |= any(s.get("type") == "WhitespaceSplit" for s in parts(tokenizer.get("pre_tokenizer")))
-    vocab.flags |= {"space_prefix": _space_prefix(tokenizer), "remove_extra_whitespaces": merged}
+    vocab.flags |= {**space_prefix(tokenizer), "remove_extra_whitespaces": merged}
     return vocab
 
 
 def _word_level(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
     tokens, types = _tokens(folder, model)
-    tokens, types = bpe.add(tokens, types, folder.added().values(), folder.size(len(tokens)))
+    tokens, types = add(tokens, types, folder.added().values(), folder.size(len(tokens)))
     lowercase = any(s.get("type") == "Lowercase" for s in parts(tokenizer.get("normalizer")))
     vocab = Vocab(WORDS, tokens, types, flags={"lowercase": lowercase})
     if isinstance(unk := model.get("unk_token"), str) and isinstance(id := model["vocab"].get(unk), int):
         types[id] = TokenType.UNKNOWN
-    from llmconv.convert.vocab.rebuild import splits_as_words
-
-    if not splits_as_words(tokenizer):
+    if tokenizer.get("pre_tokenizer") != words.SPLIT:
         vocab.json = folder.files["tokenizer.json"].decode("utf-8")
         vocab.notes.append("words are split by rules that GGUF has no key for; the whole tokenizer.json is kept in it")
     return vocab

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import orjson
 
+from llmconv.convert.tables import own_keys
 from llmconv.convert.vocab import proto, wordpiece
-from llmconv.convert.vocab.base import CUT, HF_JSON, WHOLE, WORDPIECE, TokenType, Vocab
-from llmconv.convert.vocab.sources import NAMES
+from llmconv.convert.vocab.model import HF_JSON, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.errors import BadFile
 
-__all__ = ["keep", "restore"]
+__all__ = ["CUT", "WHOLE", "keep", "restore"]
+
+WHOLE, CUT = own_keys.FILE, own_keys.CUT_FILE
+"""Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
 
 # How programs print JSON.
 _STYLES: dict[str, Callable[[Any], bytes]] = {
@@ -158,7 +162,7 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
     """Put the kept files back into `vocab.files`; a damaged one is refused."""
     for key, value in metadata.items():
         name = key.removeprefix(CUT).removeprefix(WHOLE)
-        if name not in NAMES:
+        if not is_mine(name):
             continue  # another file of the folder, or a name that would lead out of it
         if key.startswith(WHOLE):
             vocab.files[name] = (
