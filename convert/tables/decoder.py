@@ -55,6 +55,7 @@ class Pieces(TypedDict, total=False):
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
     logit_scale_divides: bool  # Granite divides the logits by its scale
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
+    passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,8 @@ class Decoder:
     softmax_start: float = 0.0
     head_norm: bool = False
     """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
+    passes_float16: bool = False
+    """What it computes inside passes float16's largest number, 65504."""
 
     @property
     def causal(self) -> bool:
@@ -307,6 +310,7 @@ def _described(read: _Reader, pieces: Mapping[str, Any]) -> Decoder:
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm="head_norm_vocab" in pieces
         and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in read.config),
+        passes_float16=bool(pieces.get("passes_float16", False)),
     )
 
 
