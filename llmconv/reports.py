@@ -45,12 +45,15 @@ def verify(
     *,
     tolerance: float = 0.0,
     run: str | Path | None = None,
+    context: int | None = None,
+    chunks: int | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Are `a` and `b` the same model?  Paths or checkpoints of any two formats; see `Verdict`.
 
     tolerance: relative error up to which a tensor counts as close.
     run: a text file; both models are run over it and the verdict's `run` holds the comparison (needs torch).
+    context, chunks: how that text is cut, as in `compare`.
     """
     import dataclasses
 
@@ -59,7 +62,7 @@ def verify(
     left, right = _open(a), _open(b)
     verdict = verify_checkpoints(left, right, tolerance=tolerance, meter=Meter(progress, "verify", left.nbytes))
     if run is not None:
-        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run))
+        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run, context=context, chunks=chunks))
     return verdict
 
 

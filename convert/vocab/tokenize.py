@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 from llmconv.convert.vocab import words
-from llmconv.convert.vocab.alphabet import to_bytes
+from llmconv.convert.vocab.alphabet import alphabet, to_bytes
 from llmconv.convert.vocab.merger import ScoreMerger
 from llmconv.convert.vocab.model import BPE, CHARACTERS, GEMMA4, SPACE, SPM, UNIGRAM, WORDPIECE, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.write.library import refusing, to_tokenizers, without_special_pieces
@@ -66,6 +67,10 @@ class Tokenizer:
         continuation of another.
         """
         return Stream(self, special, start)
+
+    def dropped(self, text: str) -> Mapping[str, int]:
+        """What of a text becomes no token, not even the unknown one: characters or words, how often each."""
+        return {}
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         raise NotImplementedError
@@ -163,6 +168,18 @@ class LibraryTokenizer(Tokenizer):
             ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 
+    def dropped(self, text: str) -> Mapping[str, int]:
+        if not self.vocab.over_bytes or self._library.model.unk_token is not None:
+            return {}
+        missing = {byte for letter, byte in alphabet().items() if letter not in self._letters}
+        counts = Counter(text) if missing else {}
+        return {c: n for c, n in counts.items() if not missing.isdisjoint(c.encode("utf-8", "replace"))}
+
+    @cached_property
+    def _letters(self) -> set[str]:
+        """The tokens of one character."""
+        return {token for token in self._tokens if len(token) == 1}
+
     def _bytes(self, id: int) -> bytes:
         token = self._tokens[id]
         if self.vocab.over_bytes:
@@ -251,8 +268,15 @@ class WordTokenizer(Tokenizer):
         self._lowercase = vocab.flag("lowercase")
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        found = (self._find(word, parse_special) for word in words.split(text, lowercase=False))
+        found = (self._find(part, parse_special) for part in self._parts(text))
         return [id for id in found if id is not None]
+
+    def dropped(self, text: str) -> Mapping[str, int]:
+        parts = Counter(self._parts(text)) if self.unk is None else {}
+        return {part: n for part, n in parts.items() if self._find(part, parse_special=False) is None}
+
+    def _parts(self, text: str) -> Iterable[str]:
+        return words.split(text, lowercase=False)
 
     def _find(self, word: str, parse_special: bool) -> int | None:
         if parse_special and (id := self._ids.get(word)) is not None and self._type(id) in _HIDDEN:
@@ -272,8 +296,10 @@ class CharacterTokenizer(WordTokenizer):
     _strips_space = False
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
-        found = (self._find(character, parse_special=False) for character in text)
-        return [id for id in found if id is not None]
+        return super()._encode(text, parse_special=False)
+
+    def _parts(self, text: str) -> Iterable[str]:
+        return text
 
     def _bytes(self, id: int) -> bytes:
         return self._tokens[id].encode("utf-8", "surrogatepass")

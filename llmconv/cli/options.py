@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from llmconv.progress import Step
 __all__ = [
     "PATH",
     "Bar",
+    "Number",
     "command_options",
     "force_option",
     "human",
@@ -35,6 +37,15 @@ __all__ = [
 
 PATH = click.Path(path_type=Path, readable=False)  # what can't be read is a bad file, not a wrong call
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; "nan" and "inf" are words that float() takes, but no numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not math.isfinite(found := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
 
 
 def _chain(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
