@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.architecture import Architecture, HfName, Key, Optional, keys, row
 from llmconv.convert.tables.ops import Dims, SwapRows, Transpose
 
 # Where the older names of transformers differ from the later ones, both are listed.
@@ -24,7 +24,7 @@ _at = "{p}h.{i}."
 HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
 
 
-def norm(gguf: str, hf: str, when: str = "", optional: bool = False) -> Any:
+def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
     """Rows of a LayerNorm: weight and bias."""
     return (
         row(gguf + ".weight", hf + ".weight", "n_embd", when=when, optional=optional),
@@ -107,7 +107,7 @@ GPTJ = Architecture(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
         *norm("output_norm", "{p}ln_f"),
         HEAD,
-        row("output.bias", "lm_head.bias", "n_vocab", optional=True),
+        row("output.bias", "lm_head.bias", "n_vocab", optional=lambda config: True),
         *norm("blk.{i}.attn_norm", _at + "ln_1"),
         row("blk.{i}.attn_q.weight", _at + "attn.q_proj.weight", "n_embd, n_embd"),
         row("blk.{i}.attn_k.weight", _at + "attn.k_proj.weight", "n_embd, n_embd"),
@@ -137,6 +137,10 @@ def _opt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["activation_function"] = str(own.get("activation", "relu"))
 
 
+def _final_norm(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("do_layer_norm_before", True)) and not config.get("_remove_final_layer_norm", False)
+
+
 OPT = Architecture(
     "opt",  # a name of our own: llama.cpp has no OPT
     (HfName("OPTForCausalLM", "opt"), HfName("OPTModel", "opt")),
@@ -156,7 +160,7 @@ OPT = Architecture(
         row("position_embd.weight", "{p}embed_positions.weight", "n_ctx + 2, n_embd"),
         row("token_embd_in.weight", "{p}project_in.weight", "n_embd, n_word", when="n_word != n_embd"),
         row("output_in.weight", "{p}project_out.weight", "n_word, n_embd", when="n_word != n_embd"),
-        *norm("output_norm", "{p}final_layer_norm", optional=True),
+        *norm("output_norm", "{p}final_layer_norm", optional=_final_norm),
         row("output.weight", "lm_head.weight", "n_vocab, n_word", optional="!tie_word_embeddings"),
         *norm("blk.{i}.attn_norm", _opt + "self_attn_layer_norm"),
         *linear("blk.{i}.attn_q", _opt + "self_attn.q_proj", "n_embd", "n_embd", bias="enable_bias"),

@@ -10,6 +10,7 @@ import numpy as np
 from llmconv.convert.archs.gpt2 import HEAD, linear, norm
 from llmconv.convert.archs.partial import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.config import look_up
 from llmconv.convert.tables.ops import Concat, Dims, Split, SwapRows
 
 _heads = SwapRows("n_head", 3, inner="head_dim")  # (head, q k v, ...) -> (q k v, head, ...)
@@ -97,6 +98,14 @@ def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["expansion_ratio"] = dims["n_ff"] // dims["n_embd"] if dims["n_embd"] else 4
 
 
+def _learned(config: Mapping[str, Any]) -> bool:
+    return look_up(config, ("attn_config.alibi",)) is False
+
+
+def _qk_norms(config: Mapping[str, Any]) -> bool:
+    return bool(look_up(config, ("attn_config.qk_ln",)))
+
+
 MPT = Architecture(
     "mpt",
     (HfName("MptForCausalLM", "mpt"), HfName("MPTForCausalLM", "mpt")),
@@ -114,16 +123,16 @@ MPT = Architecture(
     ),
     rows=(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
-        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=True),
+        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=_learned),
         row("output_norm.weight", "{p}norm_f.weight", "n_embd"),
         row("output_norm.bias", "{p}norm_f.bias", "n_embd", optional="!no_bias"),
         HEAD,
         row("blk.{i}.attn_norm.weight", _b + "norm_1.weight", "n_embd"),
         row("blk.{i}.attn_norm.bias", _b + "norm_1.bias", "n_embd", optional="!no_bias"),
-        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=True),
-        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=True),
-        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=True),
-        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=True),
+        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=_qk_norms),
         *linear("blk.{i}.attn_qkv", _b + "attn.Wqkv", _qkv, "n_embd", bias="!no_bias"),
         *linear("blk.{i}.attn_output", _b + "attn.out_proj", "n_embd", "n_embd", bias="!no_bias"),
         row("blk.{i}.ffn_norm.weight", _b + "norm_2.weight", "n_embd"),
@@ -168,6 +177,16 @@ _groups = (
     Concat(("n_head * head_dim", "n_head_kv * head_dim", "n_head_kv * head_dim")),
 )
 
+
+def _one_after_another(config: Mapping[str, Any]) -> bool:
+    return not config.get("parallel_attn", True)
+
+
+def _two_norms(config: Mapping[str, Any]) -> bool:
+    norms = config.get("num_ln_in_parallel_attn") or (2 if config.get("new_decoder_architecture") else 1)
+    return norms == 2 and not _one_after_another(config)
+
+
 FALCON = Architecture(
     "falcon",
     (HfName("FalconForCausalLM", "falcon"), HfName("RWForCausalLM", "RefinedWebModel")),
@@ -192,10 +211,10 @@ FALCON = Architecture(
             ("n_embd", "n_embd"),
             alt=(Form((_h + "ln_mlp.weight", _h + "ln_mlp.bias"), beside="blk.{i}.attn_norm_2.weight"),),
         ),
-        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=True),
+        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=_two_norms),
         *linear("blk.{i}.attn_qkv", _h + "self_attention.query_key_value", _qkv, "n_embd", *_groups, bias="bias"),
         *linear("blk.{i}.attn_output", _h + "self_attention.dense", "n_embd", "n_embd", bias="bias"),
-        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=True),
+        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=_one_after_another),
         *linear("blk.{i}.ffn_up", _h + "mlp.dense_h_to_4h", "n_ff", "n_embd", bias="bias"),
         *linear("blk.{i}.ffn_down", _h + "mlp.dense_4h_to_h", "n_embd", "n_ff", bias="bias"),
     ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert import archs
+from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.presets import Preset
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
@@ -65,6 +66,8 @@ class Shape:
 
     def dim(self, name: str) -> int:
         """A dimension by name (n_layer, n_head_kv, …), the largest over layers; 0 when unknown."""
+        if name == "n_vocab" and "token_embd.weight" in self.tensors:  # which few architectures have a key for
+            return self.tensors["token_embd.weight"][0]
         arch = archs.by_gguf(self.arch)
         dims = arch.dims_of(self.metadata) if arch else {}
         value = dims.get(name, 0)
@@ -82,7 +85,9 @@ def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, A
             f"{name}: no table for its architecture; give the checkpoint itself instead of its configuration"
         )
     tensors: dict[str, tuple[int, ...]] = {}
-    for slot in arch.slots(arch.dims_of(metadata)):
+    dims = arch.dims_of(metadata)
+    dims["n_vocab"] = dims["n_vocab"] or _vocab_size(flags)
+    for slot in arch.slots(dims):
         if arch.expected(slot.row, flags):
             tensors |= dict(zip(slot.gguf, slot.shapes, strict=True))
     empty = next((f"{tensor} {list(dims)}" for tensor, dims in tensors.items() if min(dims, default=1) < 1), None)
@@ -91,6 +96,12 @@ def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, A
             f"{name}: {arch.gguf} models need more sizes, without which {empty} is empty; give a config.json"
         )
     return Shape(name, arch.gguf, tensors, metadata, "output.weight" not in tensors, {})
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int:
+    """What a configuration says of the vocabulary, for the many architectures whose GGUF keys do not."""
+    value = config.get("vocab_size")
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model") -> Shape:
@@ -111,7 +122,8 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
     if table is None:
         kind = source.get("model_type") or source.get("architectures")
         raise Unsupported(f"{name}: no table for the architecture {kind!r}; give the checkpoint itself instead")
-    return _from_metadata(name, table.metadata(source, name), source)
+    flat = normalized(source)
+    return _from_metadata(name, table.metadata(flat, name), flat)
 
 
 def _bytes_at(shape: Shape, kind: type[BlockType]) -> int:

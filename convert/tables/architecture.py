@@ -49,6 +49,9 @@ class Form:
         return tuple(out)
 
 
+Optional = bool | str | Callable[[Mapping[str, Any]], bool]
+
+
 @dataclass(frozen=True)
 class Row:
     """Tensors of a GGUF and the forms in which they come from Hugging Face.
@@ -57,14 +60,15 @@ class Row:
     shapes: one shape per name, "n_head * head_dim, n_embd".
     when: an expression; the row exists only where it holds.
     optional: False: must be there; True: may be missing; the name of a configuration flag (or "!flag"): may be missing,
-        and counts as there when the flag is set.  "flag=true": set in a config that does not say.
+        and counts as there when the flag is set.  "flag=true": set in a config that does not say.  A function of the
+        configuration says it where no flag does.
     """
 
     gguf: tuple[str, ...]
     forms: tuple[Form, ...]
     shapes: tuple[str, ...]
     when: str = ""
-    optional: bool | str = False
+    optional: Optional = False
 
     @property
     def per_layer(self) -> bool:
@@ -77,7 +81,7 @@ def row(
     shape: str | tuple[str, ...],
     *ops: Op,
     when: str = "",
-    optional: bool | str = False,
+    optional: Optional = False,
     alt: tuple[Form, ...] = (),
 ) -> Row:
     """A row of the table; see `Row`.  `alt` are further forms, tried in order."""
@@ -418,6 +422,8 @@ class Architecture:
         flag = table_row.optional
         if isinstance(flag, bool):
             return not flag
+        if not isinstance(flag, str):
+            return flag(config)
         name, _, given = flag.lstrip("!").partition("=")
         default = self.tied if name == "tie_word_embeddings" else given == "true"
         found = config.get(name)

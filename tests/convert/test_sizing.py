@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 from click.testing import CliRunner
 
 import llmconv
 from llmconv import formats
 from llmconv.cli import cli
+from llmconv.convert import archs
 from llmconv.convert.reports.sizing import QUANTIZED, Shape, shape_of, size_report, training_memory
 from llmconv.convert.tables.presets import PRESETS, preset
 from llmconv.convert.translate import translate
@@ -189,6 +192,26 @@ def test_config_json(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     assert llmconv.size(path).parameters == 6_738_415_616
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+@pytest.mark.parametrize("name", tiny_models.MODELS)
+def test_a_config_json_counts_what_transformers_counts(name: str, tmp_path: Path) -> None:
+    """Every family; without the poolers and heads of BERT, which GGUF has no place for (`Architecture.kept`)."""
+    torch = pytest.importorskip("torch", reason="counts as transformers does")
+    transformers = pytest.importorskip("transformers", reason="counts as transformers does")
+    tiny = tiny_models.MODELS[name]
+    config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config)
+    auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(config.to_json_string()) | {"architectures": [type(model).__name__]}))
+    kept = archs.by_gguf(tiny.gguf).kept
+    counted = {n: p.numel() for n, p in model.named_parameters() if not any(re.fullmatch(k, n) for k in kept)}
+    report = llmconv.size(path)
+    assert report.parameters == sum(counted.values())
+    assert shape_of(json.loads(path.read_text())).dim("n_vocab") == 96
 
 
 @pytest.mark.parametrize(
