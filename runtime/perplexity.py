@@ -27,7 +27,7 @@ from llmconv.runtime.chunks import (
 from llmconv.runtime.model import Model
 from llmconv.show import Shown
 
-__all__ = ["Perplexity", "mean_and_error", "pairs_of", "perplexity"]
+__all__ = ["Perplexity", "losses_from", "mean_and_error", "pairs_of", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,16 @@ _LOG_START = 1e-10
 def _pair_losses(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """-ln p of hidden (N, dim) for targets (N,)."""
     start = model.decoder.softmax_start
-    if not start:
-        return -log_likelihoods(model, hidden, targets)
-    logits = model.head(hidden)
+    return losses_from(model.head(hidden), targets, start) if start else -log_likelihoods(model, hidden, targets)
+
+
+def losses_from(logits: Tensor, targets: Tensor, softmax_start: float) -> Tensor:
+    """-ln p of logits (N, vocab) for targets (N,), (N,) float64; simple-llm's own where a softmax has a start."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if not softmax_start:
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none").to("cpu", torch.float64)
     powers = (logits - logits.amax(-1, keepdim=True)).exp()
-    chosen = powers.gather(-1, targets[:, None])[:, 0] / (start + powers.sum(-1))
+    chosen = powers.gather(-1, targets[:, None])[:, 0] / (softmax_start + powers.sum(-1))
     return -(chosen.to("cpu", torch.float64) + _LOG_START).log()
 
 

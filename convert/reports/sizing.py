@@ -182,6 +182,7 @@ def training_memory(
     optimizer_bytes: int = 8,
     activation_bytes: int = 2,
     checkpointing: bool = False,
+    dropout: bool = False,
 ) -> TrainingMemory:
     """Memory to train a model of this shape, per device.
 
