@@ -46,7 +46,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
     totals.append(("head tied to embedding", ["yes" if r.tied else "no" for r in reports]))
     training = [
         (what, [human(getattr(r.training, what)) for r in reports])
-        for what in ("weights", "gradients", "optimizer", "activations", "total")
+        for what in ("weights", "gradients", "optimizer", "activations", "workspace", "total")
     ]
     first = reports[0].training
     return [

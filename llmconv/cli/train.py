@@ -13,6 +13,7 @@ import click
 
 import llmconv
 from llmconv.cli.options import PATH, Bar, human, notes
+from llmconv.convert.reports.training_memory import PARTS
 from llmconv.progress import Step
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 
@@ -133,7 +134,7 @@ class _Watch(Bar):
         facts = step.facts
         if step.what == "plan":
             self.close()
-            parts = ", ".join(f"{p} {human(facts[p])}" for p in ("weights", "gradients", "optimizer", "activations"))
+            parts = ", ".join(f"{p} {human(facts[p])}" for p in PARTS)
             click.echo(
                 f"{facts['parameters']:,} parameters on {facts['processes']} x {facts['device']}; "
                 f"memory per device about {human(facts['planned memory'])}: {parts}",

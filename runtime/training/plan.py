@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from llmconv.convert.reports.sizing import Shape, TrainingMemory, shape_of, training_memory
+from llmconv.convert.reports.shape import Shape, shape_of
+from llmconv.convert.reports.training_memory import PARTS, TrainingMemory, training_memory
 from llmconv.convert.tables.presets import preset
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
@@ -143,13 +144,12 @@ def _memory(config: TrainConfig, shape: Shape, context: int, team: Team) -> Trai
 
 
 def _facts(start: Checkpoint, memory: TrainingMemory, team: Team) -> dict[str, int | str]:
-    parts = ("weights", "gradients", "optimizer", "activations")
     return {
         "parameters": start.n_elements,
         "device": str(team.device),
         "processes": team.size,
         "planned memory": memory.total,
-        **{part: getattr(memory, part) for part in parts},
+        **{part: getattr(memory, part) for part in PARTS},
     }
 
 

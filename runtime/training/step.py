@@ -58,9 +58,7 @@ def train_step(config: TrainConfig, learner: Learner, batch: Batch, step: int, s
         if part < config.accumulation - 1 and isinstance(learner.wrapped, nn.parallel.DistributedDataParallel):
             sync = learner.wrapped.no_sync()
         with sync:
-            with _autocast(config, team):
-                logits = learner.forward(inputs, mask)
-                summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+            summed = _summed_loss(config, learner, inputs, mask, targets)
             # DDP and FSDP average gradients over processes: undo it.
             learner.scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
         total[0] += summed.detach()
@@ -71,6 +69,13 @@ def train_step(config: TrainConfig, learner: Learner, batch: Batch, step: int, s
     grad_norm = _optimize(config, learner, step)
     learner.optimizer.zero_grad(set_to_none=True)
     return Done(loss, count, grad_norm, asked > 0)
+
+
+def _summed_loss(config: TrainConfig, learner: Learner, inputs: Any, mask: Any, targets: Any) -> torch.Tensor:
+    """The sum of the losses over the targets; the logits themselves are gone when it returns."""
+    with _autocast(config, learner.team):
+        logits = learner.forward(inputs, mask)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
 
 def _share(batch: Batch, part: int, config: TrainConfig, team: Team) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -165,11 +165,11 @@ def test_sharding_divides_the_states() -> None:
 
 
 def test_activations_are_as_wide_as_what_is_computed_in() -> None:
+    """What torch keeps is measured in tests/runtime/test_training_memory.py."""
     shape = shape_of(preset("gpt2-small"))
-    logits = 8 * 128 * 50257
-    two, four = (training_memory(shape, context=128, activation_bytes=n).activations - logits for n in (2, 4))
-    assert four == 2 * two == 2 * 34 * 128 * 768 * 12
-    assert training_memory(shape, context=128, checkpointing=True).activations == two // 17 + logits
+    two, four = (training_memory(shape, batch=64, context=128, activation_bytes=n).activations for n in (2, 4))
+    assert two < four < 2 * two  # the residual and the norms stay float32
+    assert training_memory(shape, context=128, checkpointing=True).activations < two
     assert training_memory(shape, optimizer_bytes=4).optimizer == 4 * 124_439_808
 
 

@@ -21,13 +21,13 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 import llmconv
 from llmconv.cli import cli
-from llmconv.convert.reports.sizing import shape_of, training_memory
 from llmconv.convert.vocab import from_words
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.load import build, read_tensor
 from llmconv.runtime.training import data as data_files
 from llmconv.runtime.training import loop, parallel
+from llmconv.runtime.training import plan as loop_plan
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import read_log
@@ -300,25 +300,6 @@ def test_fresh_weights_are_the_same_however_they_are_read(pairs: Path, tmp_path:
     assert abs(checkpoint.tensors["blk.0.ffn_down.weight"].numpy().std() / (0.02 / math.sqrt(2)) - 1) < 0.1
 
 
-def test_the_plan_is_what_torch_keeps() -> None:
-    """Activations of a GPT-2 as autograd saves them for the backward pass, against the formula."""
-    config = TrainConfig(data="-", output="-", preset="gpt2-small", layers=4, dim=256, heads=4, context=256)
-    start = fresh_checkpoint(config, from_words(["[PAD]", "[UNK]", "[EOS]", *map(str, range(300))]))
-    model = build(start, torch.device("cpu"), torch.float32).train()
-    kept = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
-
-    def keep(value: Any) -> Any:
-        kept.setdefault(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())
-        return value
-
-    tokens = torch.randint(0, 300, (2, 256))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
-    plan = training_memory(shape_of(start), batch=2, context=256, activation_bytes=4)
-    assert loss.item() > 0
-    assert sum(kept.values()) == pytest.approx(plan.activations, rel=0.1)
-
-
 @pytest.mark.parametrize("kind", ["word", "char", "bpe", "wordpiece"])
 def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
     vocab = make_vocab(kind, 300, data_files.texts(book))  # byte-level BPE has all 256 bytes
@@ -337,7 +318,7 @@ def test_tokenizing_reports_how_far_it_is(book: Path, tmp_path: Path) -> None:
     tokenized = [step for step in seen if step.what == "tokenize"]
     assert tokenized[-1].done == tokenized[0].total == book.stat().st_size
     plan = seen[len(tokenized)].facts
-    assert plan["planned memory"] == sum(plan[k] for k in ("weights", "gradients", "optimizer", "activations"))
+    assert plan["planned memory"] == sum(plan[part] for part in loop_plan.PARTS)
     assert seen[-1].facts["val_perplexity"] > 1
 
 
