@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llmconv.convert import archs
 from llmconv.convert import vocab as vocabulary
 from llmconv.convert.dialects.carried import CONFIG, FILE
+from llmconv.convert.dialects.documents import KEPT
 from llmconv.convert.vocab import Vocab
 from llmconv.convert.vocab.base import CUT
 from llmconv.convert.vocab.sources import NAMES
@@ -30,7 +31,8 @@ def with_vocab(start: Checkpoint, vocab: Vocab) -> tuple[Checkpoint, list[str]]:
     own = vocabulary.of(start)
     rows = start.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in start.tensors else len(vocab)
     places = _places(own, vocab, rows)
-    metadata = _told(start.metadata, vocab)
+    same = own is not None and list(own.tokens) == list(vocab.tokens)
+    metadata = _told(start.metadata, vocab, same)
     if places is None:
         return start.but(metadata=metadata), []
     tensors = dict(start.tensors)
@@ -73,10 +75,15 @@ def _moved(tensor: Tensor, places: Sequence[int]) -> Tensor:
     return Tensor.from_array(tensor.name, out)
 
 
-def _told(metadata: dict[str, Any], vocab: Vocab) -> dict[str, Any]:
-    """The metadata with all that speaks of tokens taken from `vocab`."""
+def _told(metadata: dict[str, Any], vocab: Vocab, same: bool) -> dict[str, Any]:
+    """The metadata with all that speaks of tokens taken from `vocab`.
+
+    same: whether its tokens are those that the model has; else the JSON document that a model came from, which lists
+    them, is made anew when it is wanted.
+    """
     files = {prefix + name for prefix in (FILE, CUT) for name in NAMES}
-    out = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.") and k not in files}
+    gone = ("tokenizer.",) if same else ("tokenizer.", KEPT)
+    out = {k: v for k, v in metadata.items() if not k.startswith(gone) and k not in files}
     arch = out.get("general.architecture")
     if f"{arch}.vocab_size" in out:
         out[f"{arch}.vocab_size"] = np.uint32(len(vocab))

@@ -182,6 +182,19 @@ def test_ids_beyond_the_embedding_are_a_sentence(source: Path, book: Path, tmp_p
         train(settings(book, tmp_path / "run", from_checkpoint=str(tmp_path / "short.gguf")))
 
 
+def test_a_json_document_is_made_anew_for_other_words(root: Path, pairs: Path, tmp_path: Path) -> None:
+    source = root / "examples" / "simple-36k.json"
+    config = settings(
+        pairs, tmp_path / "run", from_checkpoint=str(source), context=0, tokenizer="word", steps=1, export="json,gguf"
+    )
+    done = train(config)
+    document = json.loads(done.exports[0].read_text())
+    words = document["config"]["vocab"]
+    assert 15 < len(words[3:]) == len(set(words[3:]) & set(WORDS))
+    assert document["config"]["vocabSize"] == len(words) == len(document["weights"]["embedding"])
+    assert llmconv.verify(*done.exports).same
+
+
 # Models that see ahead
 
 
