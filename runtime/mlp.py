@@ -109,7 +109,8 @@ def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tens
         start += count
         tokens = slots // experts.used
         inner = _expert(block, spec, expert, flat[tokens])
-        out.index_add_(0, tokens, inner * weights.flatten()[slots, None].to(inner.dtype))
+        weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
+        out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
     out = out.view_as(x)
     return out + _shared_expert(block, spec, x) if block.ffn_up_shexp is not None else out
 

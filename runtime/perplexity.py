@@ -15,7 +15,7 @@ from llmconv.runtime.chunks import Batch, Clock, Running, Source, Window, Work, 
 from llmconv.runtime.model import Model
 from llmconv.show import Shown
 
-__all__ = ["Perplexity", "mean_and_error", "perplexity"]
+__all__ = ["Perplexity", "log_likelihoods", "mean_and_error", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _losses(model: Model, batch: Batch, unit: str) -> Tensor:
         logits = model.head(hidden[first : first + step])
         logits = logits if logits.dtype == torch.float64 else logits.float()
         check_finite(logits, model, batch.places(unit, first))
-        found = _log_likelihoods(logits, targets[first : first + step], start).to("cpu", torch.float64)
+        found = log_likelihoods(logits, targets[first : first + step], start).to("cpu", torch.float64)
         check_finite(found[:, None], model, batch.places(unit, first), what="the loss")
         out.append(-found)
     return torch.cat(out).view(batch.targets.shape)
@@ -127,8 +127,8 @@ def _losses(model: Model, batch: Batch, unit: str) -> Tensor:
 _LOG_START = 1e-10
 
 
-def _log_likelihoods(logits: Tensor, targets: Tensor, start: float) -> Tensor:
-    """ln p(target) from logits (N, V) for targets (N,): (N,)."""
+def log_likelihoods(logits: Tensor, targets: Tensor, start: float) -> Tensor:
+    """ln p(target) from logits (N, V) for targets (N,): (N,); simple-llm's own where its softmax has a start."""
     if not start:
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
     powers = (logits - logits.amax(-1, keepdim=True)).exp()

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
+    "presets": ("llmconv.cli.size", "The model shapes known by name, and what training them takes."),
     "train": ("llmconv.cli.train", "Train a model, fresh or from a checkpoint."),
     "sweep": ("llmconv.cli.sweep", "Quantize to several types, evaluate each, report."),
     "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),

@@ -142,10 +142,12 @@ class Bar:
             unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
             self.bar = tqdm(
                 total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                initial=step.done if step.unit == "steps" else 0,  # a resumed run does not begin at 0
                 desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
         facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
-        self.bar.set_postfix_str(", ".join([step.item] * bool(step.item) + facts), refresh=False)
+        if step.item or facts:  # what was said last stays until there is something new
+            self.bar.set_postfix_str(", ".join([step.item] * bool(step.item) + facts), refresh=False)
         self.bar.update(step.done - self.bar.n)
 
     def close(self) -> None:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
-from llmconv.cli.options import human
+from llmconv.cli.options import human, json_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
     from llmconv.convert.reports.sizing import SizeReport
 
-__all__ = ["size"]
+__all__ = ["presets", "size"]
 
 # Option -> the GGUF key it sets.
 _SHAPE = {
@@ -46,7 +46,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
     totals.append(("head tied to embedding", ["yes" if r.tied else "no" for r in reports]))
     training = [
         (what, [human(getattr(r.training, what)) for r in reports])
-        for what in ("weights", "gradients", "optimizer", "activations", "total")
+        for what in ("weights", "gradients", "optimizer", "activations", "workspace", "total")
     ]
     first = reports[0].training
     return [
@@ -144,3 +144,46 @@ def size(
         click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     else:
         click.echo(_text(reports, markdown))
+
+
+@click.command()
+@json_option
+def presets(as_json: bool) -> None:
+    """The model shapes that size and train know by name: their sizes, and what training them takes.
+
+    The memory is that of AdamW with float32 weights, a sequence of the model's context (at most 4096) at a time,
+    computed in 16 bits.  Models that see both ways train on pairs, not on plain text.
+
+    \b
+    Examples:
+      llmconv presets
+      llmconv train book.txt -o run --preset small-10m
+    """
+    from llmconv.convert import archs
+    from llmconv.convert.tables.presets import PRESETS
+
+    rows = []
+    for preset in PRESETS.values():
+        report, family = llmconv.size(preset.name), archs.by_gguf(preset.arch)
+        rows.append(
+            {
+                "name": preset.name,
+                "family": preset.arch,
+                "parameters": report.parameters,
+                "layers": preset.keys["block_count"],
+                "dim": preset.keys["embedding_length"],
+                "heads": preset.keys["attention.head_count"],
+                "context": preset.keys["context_length"],
+                "vocabulary": preset.keys["vocab_size"],
+                "sees": "back" if family is None or family.decoder.get("causal", True) else "both ways",
+                "training": report.training.total,
+                "note": preset.note,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    texts = [
+        [human(v) if k == "training" else f"{v:,}" if isinstance(v, int) else v for k, v in r.items()] for r in rows
+    ]
+    click.echo(table(texts, list(rows[0]), right=set(range(2, 8)) | {9}))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.reports.sizing import shape_of
+from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.tables.presets import Preset, check_heads, preset
 from llmconv.convert.vocab import Vocab, to_gguf
 from llmconv.formats.checkpoint import Checkpoint

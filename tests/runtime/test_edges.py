@@ -110,10 +110,10 @@ def test_bytes_that_a_vocabulary_lacks_are_counted() -> None:
     tokenizer = make_vocab("bpe", 300, ["only plain letters"]).tokenizer()
     assert tokenizer.dropped("any ß 漢字") == {}  # all bytes are there
     vocab = make_vocab("char", 300, ["only plain letters"])
-    lost = vocab.tokenizer().dropped("a plain ß of 漢 ßs")
+    lost = tokenizer(vocab).dropped("a plain ß of 漢 ßs")
     assert lost == {"ß": 2, "漢": 1, "f": 1}
     text = "a plain ß of 漢 ßs"
-    assert vocab.tokenizer().decode(vocab.tokenizer().encode(text)) == "".join(c for c in text if c not in lost)
+    assert tokenizer(vocab).decode(tokenizer(vocab).encode(text)) == "".join(c for c in text if c not in lost)
 
 
 # ---- ends
