@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import llmconv
 from llmconv.cli import cli
-from llmconv.convert.vocab import TokenType, from_words
+from llmconv.convert.vocab import TokenType, from_words, tokenizer
 from llmconv.errors import Cancelled
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
@@ -107,8 +107,8 @@ def test_bytes_that_a_vocabulary_lacks_are_counted() -> None:
     pytest.importorskip("tokenizers")
     from llmconv.runtime.training.vocabulary import make_vocab
 
-    tokenizer = make_vocab("bpe", 300, ["only plain letters"]).tokenizer()
-    assert tokenizer.dropped("any ß 漢字") == {}  # all bytes are there
+    of_bytes = tokenizer(make_vocab("bpe", 300, ["only plain letters"]))
+    assert of_bytes.dropped("any ß 漢字") == {}  # all bytes are there
     vocab = make_vocab("char", 300, ["only plain letters"])
     lost = tokenizer(vocab).dropped("a plain ß of 漢 ßs")
     assert lost == {"ß": 2, "漢": 1, "f": 1}

@@ -23,7 +23,7 @@ import llmconv
 from llmconv import formats
 from llmconv.cli import cli
 from llmconv.convert import vocab as vocabulary
-from llmconv.convert.vocab import from_words
+from llmconv.convert.vocab import from_words, to_gguf
 from llmconv.errors import Cancelled
 from llmconv.formats import gguf_file
 from llmconv.formats.tensor import Tensor
