@@ -50,6 +50,9 @@ _PUBLIC: dict[str, str] = {
 
 __all__ = ["__version__", *_PUBLIC]
 
+# Library that some public names need -> the extra of ours that brings it.
+_EXTRAS = {"torch": "torch"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
@@ -57,13 +60,24 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in _EXTRAS:
             raise
-        from llmconv.errors import UsageError
-
-        raise UsageError("running a model needs torch; install it with: pip install 'llmconv[torch]'") from None
+        return _without(name, error.name)  # not kept: it may be installed while we run
     globals()[name] = value
     return value
+
+
+def _without(name: str, module: str) -> Any:
+    """What stands for a name whose library is not installed: it can be looked at, and says so when it is called."""
+
+    def missing(*_: Any, **__: Any) -> Any:
+        from llmconv.errors import MissingExtra
+
+        raise MissingExtra("running a model", module, _EXTRAS[module])
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = f"Not usable here: needs {module}, which is not installed (pip install {module})."
+    return missing
 
 
 def __dir__() -> list[str]:

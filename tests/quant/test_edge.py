@@ -126,12 +126,15 @@ def test_decoded_values_stay_in_range(name, data):
     """No weight moves by much more than its row's greatest magnitude, whatever the values' scale and sparsity.
 
     With importance for IQ1_M, which weighs by the square without: zeros then count for nothing, in the reference too.
+    Without a part of nothing but zeros for IQ3_S: the reference, and so we, lose the place of what comes after it.
     """
     block = by_name(name)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     scale = 10.0 ** data.draw(st.integers(-3, 2))
     rows = (rng.standard_normal((2, block.block_size * 2)) * scale).astype(np.float32)
     rows[rng.random(rows.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.95]))] = 0
+    if name == "IQ3_S":
+        rows[:, ::32] = scale
     given = block.needs_importance or name == "IQ1_M"
     importance = np.ones(rows.shape[1], np.float32) if given else None
     decoded = block.decode(block.encode(rows, importance))
