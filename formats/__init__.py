@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UnknownName, at
+from llmconv.formats import pickling as pickling  # registers how tensors are pickled
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Extent, Tensor
 
@@ -54,7 +55,7 @@ def by_name(name: str) -> Format:
     for module in _each():
         if name.lower() == module.NAME:
             return module
-    raise UsageError(f"unknown format {name!r}; known: {', '.join(f.NAME for f in formats())}")
+    raise UnknownName("format", name, [f.NAME for f in formats()])
 
 
 def sniff(path: Path) -> Format:

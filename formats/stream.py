@@ -25,7 +25,7 @@ from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
+__all__ = ["check_unchanged", "processors", "threads", "to_disk", "write_at", "write_tensors"]
 
 _COPY_BYTES = 16 << 20  # what the kernel copies at a time: progress moves, an interrupt is noticed, the disk begins
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
@@ -48,7 +48,7 @@ def write_tensors(
 
     Raises `BadFile` when an input was cut or changed meanwhile, and whatever reading and writing raise.
     """
-    jobs = jobs or processors()
+    jobs = threads(jobs)
     copies, slabs = _copies(descriptor, plan, convert), _slabs(descriptor, plan, convert)
     with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:  # starts threads as they are needed
         pending: set[Future[tuple[int, str]]] = set()
@@ -70,6 +70,15 @@ def write_tensors(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def threads(jobs: int | None) -> int:
+    """As many as asked for, or one for each processor that this process may use; `UsageError` for less than one."""
+    if jobs is None:
+        return processors()
+    if jobs < 1:
+        raise UsageError(f"jobs is {jobs}, expected 1 or more, or None for one thread a processor")
+    return jobs
 
 
 def processors() -> int:

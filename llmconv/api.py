@@ -16,11 +16,11 @@ import llmconv.formats as containers
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
-from llmconv.errors import BadFile, OutputError, UsageError, about, at
+from llmconv.errors import BadFile, OutputError, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
 from llmconv.progress import Meter, Progress
-from llmconv.show import Shown
+from llmconv.show import Shown, log_written
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -62,6 +62,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
     (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"open takes the path of a model, not {kind_of(path)}")
     return containers.open(Path(path))
 
 
@@ -105,6 +107,11 @@ def save(
     when the format can't hold it.
     """
     started = time.monotonic()
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"save takes a Checkpoint, not {kind_of(checkpoint)}; llmconv.open(path) gives one, or make it of tensors: "
+            "Checkpoint() and add(Tensor.from_array(name, array))"
+        )
     target = Path(path)
     kind = format or format_of(target)
     module = containers.by_name(kind)
@@ -133,7 +140,7 @@ def save(
         )
     if target.is_dir():
         _clear_stale(target, paths)
-    return Result(
+    result = Result(
         target=target,
         paths=list(paths),
         format=kind,
@@ -148,6 +155,8 @@ def save(
         underflows=rounding.underflows,
         notes=list(checkpoint.notes),
     )
+    log_written(result.paths, result.types, result.notes)
+    return result
 
 
 def convert_file(

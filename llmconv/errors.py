@@ -38,6 +38,7 @@ __all__ = [
     "cut",
     "in_command",
     "more",
+    "kind_of",
     "listed",
     "nearest",
     "shown",
@@ -166,16 +167,19 @@ class UsageError(LlmconvError):
 class UnknownName(UsageError):
     """A name that is none of those known.   kind: what it should name; name; known: the names there are; nearest.
 
-    meant: what people call some of them elsewhere -> the name here.   way_out: said where no name is near.
+    meant: what people call some of them elsewhere, in small letters without - and _ -> the name here.
+    way_out: what else helps.
     """
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], way_out: str = "", *, meant: Mapping[str, str] | None = None
     ):
         self.kind, self.name, self.known = kind, name, list(known)
-        self.nearest = (meant or {}).get(name) or nearest(name, self.known)
-        hint = f"did you mean {self.nearest}?" if self.nearest else way_out or f"there are {listed(self.known)}"
-        super().__init__(f"unknown {kind} {cut(name)}; {hint}")
+        plainly = (meant or {}).get(name.lower().replace("-", "").replace("_", ""))
+        near = [plainly] if plainly else _near(name, self.known, 3)
+        self.nearest = near[0] if near else None
+        hints = [way_out] * bool(way_out) + [f"did you mean {', '.join(near)}?"] * bool(near)
+        super().__init__(f"unknown {kind} {cut(name)}; {'; '.join(hints) or f'known: {listed(self.known)}'}")
 
 
 class MissingExtra(UsageError, ImportError):
@@ -220,11 +224,20 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + rest
 
 
+def kind_of(value: Any) -> str:
+    """What a wrong argument is, in a message: its type, with the library it is of."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}'s {kind.__name__}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that somebody who wrote `name` most likely meant, whatever its case; None when none is near."""
+    return next(iter(_near(name, known, 1)), None)
+
+
+def _near(name: str, known: Iterable[str], most: int) -> list[str]:
     names = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name[:100].lower(), names, 1)
-    return names[found[0]] if found else None
+    return [names[n] for n in difflib.get_close_matches(name[:100].lower(), names, most)]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName, UsageError
 
 __all__ = ["BlockType", "Bytes", "Floats", "by_ggml_id", "by_name", "names", "types"]
 
@@ -170,11 +170,7 @@ def by_name(name: str) -> type[BlockType]:
     """The type called `name`, whatever its case; `UsageError` names the nearest ones otherwise."""
     found = _BY_NAME.get(name) or _BY_NAME.get(name.upper())
     if found is None:
-        import difflib
-
-        near = difflib.get_close_matches(name.upper(), _BY_NAME, 3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_BY_NAME)}"
-        raise UsageError(f"unknown type {name!r}; {hint}")
+        raise UnknownName("type", name, _BY_NAME)
     return found
 
 

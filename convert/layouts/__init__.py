@@ -8,7 +8,7 @@ from typing import Any
 
 from llmconv.convert.layouts.base import Layout
 from llmconv.convert.tables.registry import gather
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["NAMED", "PLAIN", "Layout", "all", "by_name", "for_arch", "names", "nearest", "recognise"]
@@ -37,7 +37,7 @@ def names() -> list[str]:
 def by_name(name: str) -> Layout:
     found = _tables().get(name)
     if found is None:
-        raise UsageError(f"unknown layout {name!r}; known: {', '.join(names())}")
+        raise UnknownName("layout", name, names())
     return found
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmconv.convert.translate import translate
 from llmconv.convert.writing import encode, journal
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.plan import FilePlan, Plan, PlannedTensor, Wishes, make_plan, parse_override
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
@@ -28,7 +29,7 @@ from llmconv.quant import by_name
 from llmconv.quant.filetypes import COPY, FILE_TYPES, FileType, file_type
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import Options, tensor_type_rules
-from llmconv.show import Shown
+from llmconv.show import Shown, log_written
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
@@ -162,6 +163,8 @@ def quantize(
     Raises `UsageError`, `BadFile`, `Unsupported` or `OutputError`; nothing is left behind then.
     """
     started = time.monotonic()
+    if not isinstance(src, str | os.PathLike | Checkpoint):
+        raise UsageError(f"quantize takes a path or a Checkpoint, not {kind_of(src)}; llmconv.open(path) gives one")
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     types = [type] if isinstance(type, str) else list(type)
     if not types:
@@ -226,7 +229,10 @@ def quantize(
     with new_folder(plans[0].files[0].path.parent) if len(chosen) > 1 else contextlib.nullcontext():
         meter = Meter(progress, "quantize", result.source_nbytes)
         _write(source, plans, inputs, imatrix, resumable, force, jobs, allow_nonfinite, meter)
-    return _result(source, checkpoint, plans, started, written=True)
+    result = _result(source, checkpoint, plans, started, written=True)
+    for made in result.outputs:
+        log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
+    return result
 
 
 def _write(

@@ -36,9 +36,18 @@ __all__ = [
     "safetensors_to_json",
 ]
 
-_OUTTYPES = click.Choice(["auto", "f64", "f32", "f16", "bf16"])
+
+class _Outtype(click.Choice[str]):
+    """A choice whose mistakes the API explains: it knows what people meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from llmconv.convert.writing.cast import check_outtype
+
+        check_outtype(str(value).lower())
+        return str(value).lower()
 
 
+_OUTTYPES = _Outtype(["auto", "f64", "f32", "f16", "bf16"])
 _WEIGHTS = (
     click.option(
         "--outtype",
