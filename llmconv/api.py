@@ -16,7 +16,8 @@ import llmconv.formats as containers
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
-from llmconv.errors import BadFile, OutputError, UsageError, about, at, kind_of
+from llmconv.effects import check_name, read_with
+from llmconv.errors import BadFile, OutputError, OutputExists, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import check_target
 from llmconv.progress import Meter, Progress
@@ -112,6 +113,8 @@ def save(
             f"save takes a Checkpoint, not {kind_of(checkpoint)}; llmconv.open(path) gives one, or make it of tensors: "
             "Checkpoint() and add(Tensor.from_array(name, array))"
         )
+    if format is None:
+        check_name(path)
     target = Path(path)
     kind = format or format_of(target)
     module = containers.by_name(kind)
@@ -178,6 +181,8 @@ def convert_file(
     source = Path(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
+    if dst is not None and to is None:
+        check_name(dst)
     module = containers.sniff(source)
     if source_format is not None and not _same_family(module.NAME, source_format):
         raise UsageError(f"{at(source)}: is {module.NAME}, not {source_format}; use llmconv convert, which takes any")
@@ -188,11 +193,12 @@ def convert_file(
         check_target(target, force=bool(options.get("force")), inputs=(source,))
     checkpoint = module.open(source)
     size = _size(source, checkpoint)
+    checkpoint = read_with(checkpoint, to or format_of(target), options)
     if lora is not None:
         from llmconv.convert.writing.lora import merge
 
         checkpoint = merge(translate(checkpoint, "hf"), Path(lora))
-    result = save(checkpoint, target, format=to, **options)
+    result = save(checkpoint, target, format=to or format_of(target), **options)
     notes = [*result.notes, *_inexact(checkpoint, result, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
 
@@ -307,7 +313,9 @@ def _check_folder(path: Path, force: bool, source: Path | None) -> None:
     if path.is_file():
         raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
     if path.is_dir() and not force and any(path.iterdir()):
-        raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
+        raise OutputExists(
+            path, f"{at(path)}: exists already and is not empty; use --force to write into it, or another name"
+        )
     if not path.parent.is_dir():
         raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
 

@@ -74,6 +74,8 @@ class Group(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] in (["help"], ["version"]):  # as other tools have them, beside --help and --version
+            args = ["--version"] if args[0] == "version" else [*args[1:2], "--help"]
         if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -104,13 +106,13 @@ class Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: llmconv json-to-gguf model.json",
 )
-@click.version_option(llmconv.__version__, prog_name="llmconv")
+@click.version_option(llmconv.__version__, "-V", "--version", prog_name="llmconv")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Convert and quantize language models between legacy JSON, safetensors and GGUF.
 
-    Nothing is lost on the way, and every output appears complete or not at all.
+    Nothing is lost on the way, and every output appears complete or not at all.  `llmconv help COMMAND` explains one.
     """
     ctx.obj = {"debug": debug}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import json_text, run_options
+from llmconv.cli import envelope
+from llmconv.cli.measuring import run_options
 from llmconv.cli.options import PATH
 
 __all__ = ["generate"]
@@ -80,7 +81,7 @@ def generate(
         activations=activations,
     )
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
         return
     click.echo()
     if not quiet and sys.stderr.isatty():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 import llmconv
+from llmconv.cli import envelope
 from llmconv.cli.options import PATH, human
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 
@@ -113,7 +113,7 @@ def train(
     with _Watch(config, quiet or as_json) as watch:
         result = llmconv.train(config, resume=resume, report=watch)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
     elif not quiet:
         for note in result.notes:
             click.echo(note, err=True)
