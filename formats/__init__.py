@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from llmconv.errors import BadFile, UnknownName, at
+from llmconv.formats import pickling as pickling  # registers how tensors are pickled
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format

@@ -16,11 +16,12 @@ from llmconv import vocab_only as vocab_alone
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.effects import check_name, read_with
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.progress import Progress
-from llmconv.show import Shown
+from llmconv.show import Shown, log_written
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -60,6 +61,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
     (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"open takes the path of a model, not {kind_of(path)}")
     return containers.open(Path(path))
 
 
@@ -102,6 +105,13 @@ def save(
     Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
     when the format can't hold it.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"save takes a Checkpoint, not {kind_of(checkpoint)}; llmconv.open(path) gives one, or make it of tensors: "
+            "Checkpoint() and add(Tensor.from_array(name, array))"
+        )
+    if format is None:
+        check_name(path)
     if provenance and exclude:
         raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
     reading = Reading(layout=layout, config=config, vocab=vocab, pre=pre, strict=strict, exclude=exclude)
@@ -134,7 +144,7 @@ def _save(
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
         paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
-    return Result(
+    result = Result(
         target=target,
         paths=list(paths),
         format=container.name,
@@ -149,6 +159,8 @@ def _save(
         underflows=rounding.underflows,
         notes=list(made.notes),
     )
+    log_written(result.paths, result.types, result.notes)
+    return result
 
 
 def convert_file(
@@ -175,6 +187,8 @@ def convert_file(
         raise UsageError("convert_file needs a target or a format; give dst or to")
     if vocab_only:
         return _vocabulary(source, dst, options)
+    if dst is not None and to is None:
+        check_name(dst)
     found = containers.sniff(source)
     if source_format is not None and not _same_family(found, containers.by_name(source_format)):
         raise UsageError(f"{at(source)}: is {found.name}, not {source_format}; use llmconv convert, which takes any")
@@ -191,6 +205,7 @@ def convert_file(
     if vocab_alone.is_vocab_only(checkpoint):
         return _vocabulary(source, target, options)
     size = _size(source, checkpoint)
+    checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
     result = save(checkpoint, target, format=container.name, **options)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]

@@ -159,6 +159,10 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
                     f"{choice.type.name} instead"
                 )
         planned.append((tensor, PlannedTensor(source, tensor.name, tensor.shape, choice, 0, importance)))
+    if file_type is not COPY and all(
+        choice.type is source.type for (source, _), choice in zip(sources, choices, strict=True)
+    ):
+        warnings.append(f"nothing was quantized: every tensor has the type that {file_type.name} gives it already")
     files = _files(checkpoint, metadata, planned, path, recipe.keep_split)
     return Plan(file_type, files, warnings, needing)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.stream import stream
@@ -31,6 +32,7 @@ from llmconv.quant.filetypes import COPY, FileType, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import tensor_type_rules
+from llmconv.show import log_written
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
@@ -102,6 +104,8 @@ def quantize(
 
     Raises `UsageError`, `BadFile`, `Unsupported` or `OutputError`; nothing is left behind then.
     """
+    if not isinstance(src, str | os.PathLike | Checkpoint):
+        raise UsageError(f"quantize takes a path or a Checkpoint, not {kind_of(src)}; llmconv.open(path) gives one")
     recipe = Recipe(
         pure=pure,
         tensor_types=tensor_type_rules([*tensor_types, *_listed(tensor_type_file)]),
@@ -168,6 +172,8 @@ def _quantize(
         meter = writing.meter("quantize", result.source_nbytes)
         with _outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
             _run(plans, outputs, at(source) if source else "", writing, meter)
+    for made in result.outputs:
+        log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH, Bar, Number, notes
+from llmconv.cli import envelope, streams
+from llmconv.cli.measuring import chunks_option, context_option, run_options, with_error
+from llmconv.cli.options import PATH, STREAM, Bar, Number, notes
 
 __all__ = ["compare"]
 
@@ -16,7 +17,7 @@ __all__ = ["compare"]
 @click.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.argument("text", type=PATH)
+@click.argument("text", type=STREAM)
 @context_option
 @chunks_option
 @click.option("--max-kld", type=Number(0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
@@ -49,7 +50,7 @@ def compare(
       llmconv compare model-f16.gguf model-Q4_K_M.gguf wiki.txt
       llmconv compare hf-folder/ model-Q8_0.gguf wiki.txt -c 512 --max-kld 0.05   # exit code 1 when it is more
     """
-    with Bar(quiet) as progress:
+    with streams.given(text, ".txt") as text, Bar(quiet) as progress:
         found = llmconv.compare(
             a,
             b,
@@ -68,7 +69,7 @@ def compare(
         if limit is not None and not value <= limit
     ]
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
     else:
         rows = (
             ("PPL(A)", with_error(found.ppl_a, found.ppl_a_stderr)),

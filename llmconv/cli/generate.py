@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import json_text, run_options
+from llmconv.cli import envelope
+from llmconv.cli.measuring import run_options
 from llmconv.cli.options import PATH, Number, notes
 
 __all__ = ["generate"]
@@ -76,7 +77,7 @@ def generate(
         activations=activations,
     )
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
     else:
         click.echo(next(before, ""))
     notes(found.notes, quiet)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import click
 
 import llmconv
-from llmconv.cli import one_line
+from llmconv.cli import envelope, one_line
 from llmconv.cli.measuring import chunks_option, context_option
 from llmconv.cli.options import PATH, Bar, Number, json_option, notes
 
@@ -89,7 +88,7 @@ def verify(
         with Bar(quiet or as_json) as progress:
             certificate = llmconv.verify_provenance(a, b, progress=progress)
         if as_json:
-            click.echo(json.dumps(certificate.as_dict(), indent=2))
+            envelope.emit(certificate.as_dict())
         elif not quiet:
             for check in certificate.checks:
                 click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
@@ -99,7 +98,7 @@ def verify(
     if verdict.run is not None:
         notes(verdict.run.notes, quiet)
     if as_json:
-        click.echo(json.dumps(verdict.as_dict(), indent=2))
+        envelope.emit(verdict.as_dict())
     elif not quiet:
         rows = [
             [
@@ -144,7 +143,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     """
     found = llmconv.diff(a, b)
     if as_json:
-        click.echo(json.dumps([d.as_dict() for d in found], indent=2))
+        envelope.emit([d.as_dict() for d in found])
     elif not quiet:
         for d in found:
             if d.a is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import llmconv
+from llmconv.cli import complete, envelope
 from llmconv.cli.options import human, json_option
 from llmconv.cli.reports import table
 
@@ -82,20 +82,35 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@click.option("--vocab", type=click.IntRange(min=1), help="Words in the vocabulary of a shape given by hand.")
-@click.option("--dim", type=click.IntRange(min=1), help="Its width.")
-@click.option("--layers", type=click.IntRange(min=0), help="Its layers.")
-@click.option("--heads", type=click.IntRange(min=1), help="Its attention heads.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Its key/value heads (default: as many as heads).")
-@click.option("--ffn", type=click.IntRange(min=1), help="Its feed-forward width (default: 4 x dim).")
-@click.option("--ctx", type=click.IntRange(min=1), default=1024, show_default=True, help="Its longest context.")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", shell_complete=complete.presets)
+@click.option(
+    "--vocab", type=click.IntRange(min=1), metavar="N", help="Words in the vocabulary of a shape given by hand."
+)
+@click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Its width.")
+@click.option("--layers", type=click.IntRange(min=0), metavar="N", help="Its layers.")
+@click.option("--heads", type=click.IntRange(min=1), metavar="N", help="Its attention heads.")
+@click.option(
+    "--kv-heads", type=click.IntRange(min=1), metavar="N", help="Its key/value heads (default: as many as heads)."
+)
+@click.option("--ffn", type=click.IntRange(min=1), metavar="N", help="Its feed-forward width (default: 4 x dim).")
+@click.option(
+    "--ctx", type=click.IntRange(min=1), metavar="N", default=1024, show_default=True, help="Its longest context."
+)
 @click.option("--arch", default="gpt2", show_default=True, help="Its architecture: gpt2, llama, simple-llm, …")
 @click.option("--tied/--untied", default=True, help="Whether its head is its embedding.  [default: tied]")
-@click.option("-c", "--context", type=click.IntRange(min=1), help="Context for the KV cache and attention's FLOPs.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch of a training step.")
 @click.option(
-    "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share training."
+    "-c", "--context", type=click.IntRange(min=1), metavar="N", help="Context for the KV cache and attention's FLOPs."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Batch of a training step."
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Devices that share training.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
@@ -141,7 +156,7 @@ def size(
         )
     if as_json:
         found = [r.as_dict() for r in reports]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        envelope.emit(found[0] if len(found) == 1 else found)
     else:
         click.echo(_text(reports, markdown))
 
@@ -181,7 +196,7 @@ def presets(as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        envelope.emit(rows)
         return
     texts = [
         [human(v) if k == "training" else f"{v:,}" if isinstance(v, int) else v for k, v in r.items()] for r in rows

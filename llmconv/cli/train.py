@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 import llmconv
+from llmconv.cli import envelope
 from llmconv.cli.options import PATH, Bar, human, notes
 from llmconv.convert.reports.training_memory import PARTS
 from llmconv.progress import Step
@@ -115,7 +115,7 @@ def train(
     with _Watch(quiet or as_json) as watch:
         result = llmconv.train(config, resume=resume, progress=watch)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
     elif not quiet:
         notes(result.notes)
         click.echo(

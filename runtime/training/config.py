@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from llmconv.convert.tables.presets import preset
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, at, cut, nearest
 
 __all__ = ["SECTIONS", "TrainConfig", "read_config"]
 
@@ -194,8 +194,6 @@ def read_config(path: str | Path) -> Mapping[str, Any]:
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     for name in found:
         if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 1)
-            raise BadFile(f"{at(path)}: {name!r} is no setting{f'; did you mean {near[0]!r}?' if near else ''}")
+            near = nearest(name, known)
+            raise BadFile(f"{at(path)}: {cut(name)} is no setting{f'; did you mean {near!r}?' if near else ''}")
     return found

@@ -175,11 +175,11 @@ def test_activations_are_as_wide_as_what_is_computed_in() -> None:
 
 def test_command_prints_json_and_tables() -> None:
     run = CliRunner().invoke(cli, ["size", "gpt2-small", "--json"])
-    assert json.loads(run.stdout)["parameters"] == 124_439_808
+    assert json.loads(run.stdout)["result"]["parameters"] == 124_439_808
     run = CliRunner().invoke(
         cli, ["size", "--vocab", "50257", "--dim", "768", "--layers", "12", "--heads", "12", "--ffn", "3072", "--json"]
     )
-    assert json.loads(run.stdout)["parameters"] == 124_439_808
+    assert json.loads(run.stdout)["result"]["parameters"] == 124_439_808
     run = CliRunner().invoke(cli, ["size", "simple-36k", "gpt2-small", "--markdown"])
     assert "| total | 36,496 | 124,439,808 |" in run.stdout
 
@@ -219,7 +219,7 @@ def test_a_config_json_counts_what_transformers_counts(name: str, tmp_path: Path
     [
         (["gpt2-smal"], "did you mean gpt2-small"),
         (["nowhere/model.gguf"], "no such file"),
-        (["--vocab", "5"], "also needs --dim"),
+        (["--vocab", "5"], "also needs dim"),
         (["--vocab", "5", "--dim", "10", "--layers", "1", "--heads", "3"], "width 10 is no multiple of 3 heads"),
         (["--arch", "lama", "--vocab", "5", "--dim", "8", "--layers", "1", "--heads", "2"], "did you mean llama"),
         (["--arch", "deepseek2", "--vocab", "5", "--dim", "8", "--layers", "1", "--heads", "2"], "need more sizes"),

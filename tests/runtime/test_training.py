@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_costs_one_checkpoint(file: str, book: Path, tmp_pa
 
     cut = settings(book, tmp_path / "cut", **common)
     try:
-        with pytest.raises(llmconv.OutputError, match=r"step-00000008.*can't be written.*--resume"):
+        with pytest.raises(llmconv.OutputError, match=r"step-00000008.*can't be written.*resume=True"):
             train(cut, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -155,7 +155,7 @@ def test_the_command_reads_settings_and_prints_its_plan(root: Path, tmp_path: Pa
     assert "3 steps" in done.stdout
     assert json.loads((tmp_path / "out/config.json").read_text())["batch_size"] == 8
     again = CliRunner().invoke(cli, [*run, "--device", "cpu", "--resume", "--json"], catch_exceptions=False)
-    assert json.loads(again.stdout)["steps"] == 3
+    assert json.loads(again.stdout)["result"]["steps"] == 3
 
 
 def test_a_tiny_model_takes_one_thread_and_gives_it_back(root: Path, tmp_path: Path, monkeypatch: Any) -> None:

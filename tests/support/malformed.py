@@ -578,6 +578,8 @@ def fault_of(result: Run, names: tuple[str, ...]) -> str:
     line = result.err[:-1]
     if not line.startswith("llmconv: ") or "Traceback" in line or "this is a bug" in line:
         return f"no sentence: {line!r}"
+    if len(line) > 500:
+        return f"{len(line)} characters: {line!r}"
     if not all(c.isprintable() for c in line):
         return f"control characters: {line!r}"
     if not any(name in line for name in names):
