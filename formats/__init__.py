@@ -1,4 +1,4 @@
-"""Containers: GGUF, safetensors, legacy JSON and MessagePack.  Bytes <-> `Checkpoint`, nothing of architectures.
+"""Containers: GGUF, safetensors, JSON and a dozen more.  Bytes <-> `Checkpoint`, nothing of architectures.
 
 `open(path)` goes by content.  A format is a module with `NAME`, `sniff`, `open` and `save` (see `Format`), listed in
 `_MODULES`: the one place to add one.
@@ -37,7 +37,19 @@ class Format(Protocol):
 
 
 # In the order of asking: the most certain signature first.
-_MODULES = ("gguf_file", "safetensors_file", "torch_file", "msgpack_file", "json_file", "llama2c_file")
+_MODULES = (
+    "gguf_file",
+    "safetensors_file",
+    "torch_file",
+    "numpy_file",
+    "keras_file",
+    "pickle_file",
+    "onnx_file",
+    "tfjs_file",
+    "msgpack_file",
+    "json_file",
+    "llama2c_file",
+)
 
 
 def _each() -> Iterator[Format]:
@@ -59,6 +71,7 @@ def by_name(name: str) -> Format:
 
 def sniff(path: Path) -> Format:
     """The format of the file or folder at `path`, by content; `BadFile` when there is none."""
+    from llmconv.formats import guests
     from llmconv.formats.files import open_regular
 
     head = b""
@@ -70,6 +83,7 @@ def sniff(path: Path) -> Format:
                 raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
+        guests.check(path, head)
     for module in _each():
         if module.sniff(path, head):
             return module
@@ -77,7 +91,20 @@ def sniff(path: Path) -> Format:
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.NAME for f in formats())}")
 
 
-def open(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder."""
+def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
+    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder.
+
+    key: which of several mappings of tensors in a training program's file to take.
+    """
     path = Path(path)
-    return sniff(path).open(path)
+    return read(sniff(path), path, key)
+
+
+def read(module: Format, path: Path, key: str | None = None) -> Checkpoint:
+    """Open a file whose format is known; `UsageError` for a key where there is nothing to choose."""
+    if key is None:
+        return module.open(path)
+    if not getattr(module, "KEYED", False):
+        raise UsageError(f"{at(path)}: is {module.NAME}, which has no keys to choose from; leave the key out")
+    opening: Any = module.open
+    return cast(Checkpoint, opening(path, key=key))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.dialects.gguf import check_gguf, check_not_empty
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.errors import BadFile, OutputError, UsageError, about, at
@@ -56,13 +56,15 @@ class Result(Shown):
     source_size: int = 0
 
 
-def open(path: str | os.PathLike[str]) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """Open a model of any format, by content, lazily: no weight is read before it is asked for.
+
+    key: which of several mappings of tensors a training program's file (.pt, .pkl) holds to take.
 
     path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
     (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
     """
-    return containers.open(Path(path))
+    return containers.open(Path(path), key=key)
 
 
 def save(
@@ -108,7 +110,7 @@ def save(
     target = Path(path)
     kind = format or format_of(target)
     module = containers.by_name(kind)
-    if kind == "safetensors" and target.suffix.lower() != ".safetensors":
+    if _is_folder(kind, target):
         _check_folder(target, force, checkpoint.source)
     else:
         check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
@@ -121,6 +123,8 @@ def save(
     source = checkpoint
     named = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
     checkpoint = translated = _in_dialect_of(kind, source, **named)
+    if not translated.tensors:
+        check_not_empty(source)
     rounding = Rounding(allow_overflow)
     checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
     if provenance:
@@ -156,13 +160,14 @@ def convert_file(
     *,
     to: str | None = None,
     source_format: str | None = None,
+    key: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
-    source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    source_format: refuse an input of another format.   key: as in `open`.   lora: folder of a PEFT adapter to merge in.
     options: those of `save`.
     """
     started = time.monotonic()
@@ -175,9 +180,9 @@ def convert_file(
     target = default_target(source, to or "gguf") if dst is None else Path(dst)
     if dst is not None and to is not None:
         to = _named_format(target, to)
-    if (to or format_of(target)) != "safetensors" or target.suffix.lower() == ".safetensors":
+    if not _is_folder(to or format_of(target), target):
         check_target(target, force=bool(options.get("force")), inputs=(source,))
-    checkpoint = module.open(source)
+    checkpoint = containers.read(module, source, key)
     size = _size(source, checkpoint)
     if lora is not None:
         from llmconv.convert.writing.lora import merge
@@ -288,6 +293,11 @@ def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpo
     known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
     plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
     return translate(checkpoint, "plain" if plain else "hf", **options)
+
+
+def _is_folder(kind: str, target: Path) -> bool:
+    """Whether a format is written into a folder of that name."""
+    return kind == "tfjs" or (kind == "safetensors" and target.suffix.lower() != ".safetensors")
 
 
 def _check_folder(path: Path, force: bool, source: Path | None) -> None:

@@ -19,9 +19,12 @@ import numpy as np
 from llmconv.convert import layouts
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts.base import Layout, Place, look
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.convert.layouts.looks import broken
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at, more
+from llmconv.errors import cut as cut_short
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
+from llmconv.formats.cutting import cut
+from llmconv.formats.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
 from llmconv.formats.json_scan import Style, Text, parse
 from llmconv.formats.tensor import Tensor
 
@@ -117,6 +120,8 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
             raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
         return table
     found = layouts.recognise(document, tensors)
+    if found is None and (problem := broken(document, tensors)) is not None:
+        raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
     table, missing = layouts.nearest(document, tensors)
@@ -296,9 +301,10 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
     if layout == layouts.NAMED:
         return named_tensors.to_gguf(checkpoint, where, {LAYOUT: layouts.NAMED, **_style(checkpoint)}, DOCUMENT)
     if not checkpoint.tensors:
-        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert")
+        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert{_reason(checkpoint)}")
     out = checkpoint.derived("gguf")
-    out.tensors = dict(checkpoint.tensors)
+    out.tensors = {name: named_tensors.folded(t) for name, t in checkpoint.tensors.items()}
+    out.notes += _single_numbers(checkpoint.metadata["document"])
     out.metadata = {
         "general.architecture": "plain",
         "general.name": _name(checkpoint),
@@ -308,6 +314,28 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
         **_style(checkpoint),
     }
     return out
+
+
+def _reason(checkpoint: Checkpoint) -> str:
+    return f"; {checkpoint.notes[0]}" if checkpoint.notes else ""
+
+
+_SINGLE = ("bias", "biases", "weight", "weights", "w", "b", "threshold", "gamma", "beta", "scale")
+
+
+def _single_numbers(document: Any) -> list[str]:
+    """A note on weights that are single numbers, which are no tensors: nobody should think that they were quantized."""
+    found: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict | list):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                if key in _SINGLE and type(child) in (int, float):
+                    found.append(join(path, key))
+                walk(child, join(path, key))
+
+    walk(document, "")
+    return [f"{cut_short(found[0])}{more(found)} is a single number, no array: it stays as it is"] if found else []
 
 
 # Back

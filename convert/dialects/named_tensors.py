@@ -7,7 +7,9 @@ model.  Written: any model at all, its keys with their exact types beside its te
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +18,13 @@ import numpy as np
 
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.cutting import DATA, has_shape
 from llmconv.formats.document import Slot, dumps, replace_slots, slots
-from llmconv.formats.limits import too_large
+from llmconv.formats.limits import GGUF_DIMS, too_large
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import by_name
 
-__all__ = ["choose", "decode_keys", "describe", "encode_keys", "from_gguf", "to_gguf"]
+__all__ = ["choose", "decode_keys", "describe", "encode_keys", "folded", "from_gguf", "to_gguf"]
 
 OURS = "llmconv"
 """The `format` of documents that `describe` makes."""
@@ -34,7 +37,8 @@ def choose(document: Any) -> str | None:
 
 
 def _is_tensor(node: Any) -> bool:
-    return isinstance(node, dict) and isinstance(node.get("data"), Slot) and ("shape" in node or "rows" in node)
+    """Whether an object is one array beside its shape."""
+    return isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
 
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
@@ -67,13 +71,13 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
         raise BadFile(
             f"{where}: {stray} is not part of a tensor {{type, shape, data}} with as many numbers as its shape"
         )
-    tensors = {names[n]: t.renamed(names[n]) for n, t in checkpoint.tensors.items() if n in names}
-    renamed = replace_slots(document, lambda s: Slot(names[s.name], s.shape, s.form, s.ints, s.kind))
+    tensors = {names[n]: folded(t.renamed(names[n])) for n, t in checkpoint.tensors.items() if n in names}
+    renamed = replace_slots(document, lambda s: dataclasses.replace(s, name=names[s.name]))
     if document.get("format") == OURS:
         return _ours(checkpoint, document, tensors, maps, where)
     out = _hugging_face(checkpoint, document, tensors)
     if out is None:
-        out = Checkpoint(tensors, dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+        out = checkpoint.derived("gguf", tensors=tensors)
         out.metadata = {"general.architecture": "plain", "llmconv.layout": "plain"} | _vocabulary(document)
     out.metadata |= keys | {document_key: dumps(renamed)}
     return out
@@ -113,6 +117,12 @@ def from_gguf(checkpoint: Checkpoint, document: Any) -> Mapping[str, Tensor]:
     from llmconv.convert.dialects import hf
 
     return hf.from_gguf(checkpoint).tensors
+
+
+def folded(tensor: Tensor) -> Tensor:
+    """The tensor with as many dimensions as a GGUF's have, the first ones made one where there are more."""
+    extra = len(tensor.shape) - GGUF_DIMS + 1
+    return tensor if extra < 2 else tensor.reshaped((math.prod(tensor.shape[:extra]), *tensor.shape[extra:]))
 
 
 # Any model, whole

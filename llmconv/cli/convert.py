@@ -16,6 +16,7 @@ from llmconv.cli.options import (
     Bar,
     command_options,
     human,
+    key_option,
     layout_option,
     notes,
     one_target,
@@ -65,6 +66,7 @@ _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
 )
+to_option = click.option("--to", metavar="FORMAT", help="The format to write, where DST's name does not tell.")
 _WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G a file, say."),)
 
 
@@ -113,7 +115,7 @@ def _command(
     name: str, source: str | None, to: str | None, text: str, options: tuple[Callable[[Any], Any], ...]
 ) -> click.Command:
     def body(src: Path, dst: Path | None, **rest: Any) -> None:
-        run(src, dst, to, source, **rest)
+        run(src, dst, rest.pop("to", None) or to, source, **rest)
 
     body.__doc__ = text
     fn = command_options(body)
@@ -139,7 +141,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (read_json_options, read_hf_options, key_option, to_option, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
 )
 
 json_to_gguf = _command(

@@ -21,6 +21,7 @@ __all__ = [
     "jobs_option",
     "layout_option",
     "json_option",
+    "key_option",
     "notes",
     "one_target",
     "output_option",
@@ -75,6 +76,9 @@ read_json_options = _chain(
 read_hf_options = _chain(
     click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
     click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+)
+key_option = click.option(
+    "--key", metavar="NAME", help="Which of several mappings of tensors in a .pt or .pkl to take."
 )
 output_option = click.option("-o", "--output", type=PATH, metavar="PATH", help="The target, as an option.")
 
