@@ -1,60 +1,58 @@
 """Containers: GGUF, safetensors, JSON and a dozen more.  Bytes <-> `Checkpoint`, nothing of architectures.
 
-`open(path)` goes by content.  A format is a module with `NAME`, `sniff`, `open` and `save` (see `Format`), listed in
-`_MODULES`: the one place to add one.
+`open(path)` goes by content.  A format is a module with a `FORMAT` (see `Format`), listed in `_CERTAIN` or `_LOOSE`:
+the one place to add one.  Other packages add theirs under the entry point group "llmconv.formats", programs by
+`register`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UnknownName, UsageError, at
+from llmconv.formats import guests
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import open_regular
+from llmconv.formats.format import Format
 from llmconv.formats.tensor import Extent, Tensor
+from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "sniff"]
+__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "register", "sniff"]
 
-
-class Format(Protocol):
-    """What a container's module offers."""
-
-    NAME: str
-    """Its name in commands and messages: "gguf"."""
-    SUFFIXES: tuple[str, ...]
-    """File names that ask for it when writing; the first is the default."""
-
-    def sniff(self, path: Path, head: bytes) -> bool:
-        """Whether the file or folder at `path` is of this format; `head` is its first 4096 bytes (b"" for a folder)."""
-
-    def open(self, path: Path) -> Checkpoint:
-        """Read it lazily; `BadFile` when it breaks the format's rules."""
-
-    def save(self, checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-        """Write it completely or not at all; the files written."""
+# In the order of asking: the most certain signature first, those that take almost any file last.
+_CERTAIN = ("gguf_file", "safetensors_file", "torch_file", "numpy_file", "keras_file", "pickle_file", "onnx_file")
+_LOOSE = ("tfjs_file", "msgpack_file", "json_file", "llama2c_file")
+_registered: list[Format] = []
 
 
-# In the order of asking: the most certain signature first.
-_MODULES = (
-    "gguf_file",
-    "safetensors_file",
-    "torch_file",
-    "numpy_file",
-    "keras_file",
-    "pickle_file",
-    "onnx_file",
-    "tfjs_file",
-    "msgpack_file",
-    "json_file",
-    "llama2c_file",
-)
+def register(format: Format) -> None:
+    """Make a format known for the rest of this process."""
+    _registered.append(format)
+
+
+@functools.cache
+def _installed() -> tuple[Format, ...]:
+    """Those of other packages."""
+    found = entry_points.load("llmconv.formats")
+    for where, format in found:
+        if not isinstance(format, Format):
+            entry_points.refuse(where, "is no llmconv.formats.Format")
+    return tuple(format for _, format in found if isinstance(format, Format))
 
 
 def _each() -> Iterator[Format]:
-    for name in _MODULES:  # imported only as far as somebody asks
-        yield cast(Format, importlib.import_module(f"llmconv.formats.{name}"))
+    yield from map(_built_in, _CERTAIN)  # imported only as far as somebody asks
+    yield from _registered
+    yield from _installed()
+    yield from map(_built_in, _LOOSE)
+
+
+def _built_in(module: str) -> Format:
+    return cast(Format, importlib.import_module(f"llmconv.formats.{module}").FORMAT)
 
 
 def formats() -> list[Format]:
@@ -63,17 +61,14 @@ def formats() -> list[Format]:
 
 
 def by_name(name: str) -> Format:
-    for module in _each():
-        if name.lower() == module.NAME:
-            return module
-    raise UsageError(f"unknown format {name!r}; known: {', '.join(f.NAME for f in formats())}")
+    for format in _each():
+        if name.lower() == format.name:
+            return format
+    raise UnknownName("format", name, [format.name for format in formats()])
 
 
 def sniff(path: Path) -> Format:
     """The format of the file or folder at `path`, by content; `BadFile` when there is none."""
-    from llmconv.formats import guests
-    from llmconv.formats.files import open_regular
-
     head = b""
     if not path.is_dir():
         with open_regular(path) as file:
@@ -84,11 +79,11 @@ def sniff(path: Path) -> Format:
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
         guests.check(path, head)
-    for module in _each():
-        if module.sniff(path, head):
-            return module
+    for format in _each():
+        if format.sniff(path, head):
+            return format
     what = "holds no model" if path.is_dir() else "is no model file of a known format"
-    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.NAME for f in formats())}")
+    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
 def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
@@ -100,11 +95,11 @@ def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
     return read(sniff(path), path, key)
 
 
-def read(module: Format, path: Path, key: str | None = None) -> Checkpoint:
+def read(format: Format, path: Path, key: str | None = None) -> Checkpoint:
     """Open a file whose format is known; `UsageError` for a key where there is nothing to choose."""
     if key is None:
-        return module.open(path)
-    if not getattr(module, "KEYED", False):
-        raise UsageError(f"{at(path)}: is {module.NAME}, which has no keys to choose from; leave the key out")
-    opening: Any = module.open
+        return format.open(path)
+    if not format.keyed:
+        raise UsageError(f"{at(path)}: is {format.name}, which has no keys to choose from; leave the key out")
+    opening: Any = format.open
     return cast(Checkpoint, opening(path, key=key))

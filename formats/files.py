@@ -17,7 +17,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
@@ -117,6 +117,9 @@ class Output:
     not followed.
     """
 
+    done: Set[str] = frozenset()
+    """Names of tensors that an earlier run completed."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -179,6 +182,9 @@ class Output:
                 if isinstance(error, OSError) and error.errno in _NO_SPACE:
                     raise
             os.truncate(self.file.fileno(), size)
+
+    def complete(self, name: str) -> None:
+        """All of a tensor is written: of no interest to a file that begins anew each time."""
 
     def finish(self) -> None:
         """Flush the temporary to the disk and close it."""

@@ -18,13 +18,13 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
 from llmconv.formats.zipped import entries
 from llmconv.quant.block import Bytes
 
 NAME = "keras"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _WEIGHTS = "model.weights.h5"
@@ -42,7 +42,7 @@ def open(path: Path) -> Checkpoint:
     """The datasets of the file, read when asked for; `MissingExtra` without h5py."""
     path = Path(path)
     source = Source.of(path)
-    out = Checkpoint(format=NAME, source=path, dialect="plain")
+    out = Checkpoint(format=NAME, source=path, dialect="plain", parts=[path])
     if source.read(0, min(8, source.size)).tobytes() == _MAGIC:
         _read(out, lambda: _opened(path, path, source))
         return out
@@ -60,10 +60,6 @@ def open(path: Path) -> Checkpoint:
             out.metadata[f"keras.{name}"] = entry.read(0, entry.size).tobytes().decode("utf-8", "replace")
     out.notes += [f"{cut(name)} is left out" for name in found if name not in (_WEIGHTS, *_TEXTS)]
     return out
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: Keras's files are only read; write safetensors, or TensorFlow.js (.tfjs)")
 
 
 def _opened(file: Any, path: Path, source: Source) -> Any:
@@ -190,3 +186,6 @@ def _text(value: Any) -> str:
         return node if isinstance(node, str | int | float | bool) or node is None else str(node)
 
     return json.dumps(plain(value), ensure_ascii=False)
+
+
+FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open)

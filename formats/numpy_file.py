@@ -20,6 +20,7 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor, type_of_dtype
 from llmconv.formats.zipped import entries
@@ -27,7 +28,6 @@ from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
 NAME = "numpy"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
 
 _MAGIC = b"\x93NUMPY"
 _FIELDS = {"descr", "fortran_order", "shape"}
@@ -42,7 +42,7 @@ def sniff(path: Path, head: bytes) -> bool:
 def open(path: Path) -> Checkpoint:
     """The array, named as the file, or those of the archive; `Unsupported` for objects and structured arrays."""
     path = Path(path)
-    out = Checkpoint(format=NAME, source=path, dialect="plain")
+    out = Checkpoint(format=NAME, source=path, dialect="plain", parts=[path])
     source = Source.of(path)
     if source.read(0, min(source.size, 6)).tobytes() == _MAGIC:
         _add(out, path.stem or "array", _Lump(source.size, source.read, (source, 0)))
@@ -58,10 +58,6 @@ def open(path: Path) -> Checkpoint:
     if not out.tensors:
         raise BadFile(f"{at(path)}: holds no array of numbers, so there is nothing to convert")
     return out
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: numpy's files are only read; write safetensors, which numpy programs read as well")
 
 
 @dataclass(frozen=True)
@@ -183,3 +179,6 @@ def _texts(lump: _Lump, found: _Header, where: str) -> Any:
         return (np.char.decode(shaped, "utf-8") if dtype.kind == "S" else shaped).tolist()
     except (ValueError, UnicodeDecodeError):
         raise BadFile(f"{where} holds text that can't be read; save it again") from None
+
+
+FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open)

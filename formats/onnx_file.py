@@ -19,13 +19,13 @@ from llmconv.errors import BadFile, MissingExtra, Unsupported, at, cut, more
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor, type_of_dtype
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
 NAME = "onnx"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
 
 # TensorProto.DataType -> numpy's type of the stored items, and the field that holds them where raw_data does not.
 _TYPES: dict[int, tuple[Any, str]] = {
@@ -90,11 +90,8 @@ def open(path: Path) -> Checkpoint:
         + (f", nor are {constants + inside:,} constants in it" if constants + inside else "")
     )
     out.metadata = _metadata(model)
+    out.parts = [path, *{t.extent.path for t in out.tensors.values() if t.extent is not None}]
     return out
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: ONNX files are only read; write safetensors or GGUF")
 
 
 def _model(path: Path, source: Source) -> Any:
@@ -199,3 +196,6 @@ def _external(proto: Any, path: Path, needed: int, shape: tuple[int, ...], dtype
         return np.ascontiguousarray(numbers[: (stop - start) * row]).view(np.uint8).reshape(stop - start, row)
 
     return Tensor(proto.name, shape, half, read)
+
+
+FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open)

@@ -15,16 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.errors import BadFile, LlmconvError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.format import Format
 from llmconv.formats.mappings import chosen, count_items, keep_rest
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
 
 NAME = "pickle"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
-KEYED = True
 
 _MACHINE: Any = pickle._Unpickler  # in Python: a hostile count costs it nothing
 _REFUSED = (
@@ -64,15 +63,11 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     if isinstance(value, np.ndarray):
         value = {path.stem or "array": value}
     found = chosen(value, lambda x: isinstance(x, np.ndarray), at(path), key)
-    out = Checkpoint(format=NAME, source=path, dialect="plain", notes=found.notes)
+    out = Checkpoint(format=NAME, source=path, dialect="plain", notes=found.notes, parts=[path])
     for name, array in found.tensors.items():
         out.add(Tensor.from_array(name, array))
     keep_rest(out, found)
     return out
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: pickles are only read; write safetensors, which numpy programs read as well")
 
 
 class DType:
@@ -185,3 +180,6 @@ def _settled(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return [_settled(v, depth + 1) for v in value]
     return value
+
+
+FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open, keyed=True)

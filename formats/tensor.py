@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import UsageError
+from llmconv.formats import limits
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType, Bytes
 
-__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "type_of_dtype"]
+__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "folded", "type_of_dtype"]
 
 SLAB_BYTES = 8 << 20
 """How many bytes of a tensor are worked on at a time, where there is no reason for another number."""
@@ -153,6 +154,11 @@ class Tensor:
         return self if to is self.type else self.map(lambda rows: rows, to, importance)
 
     @staticmethod
+    def shadow(name: str, shape: tuple[int, ...], type: BlockClass) -> Tensor:
+        """A tensor that has a shape and no bytes: to ask what a tensor of that shape would become."""
+        return Tensor(name, shape, type, _no_bytes)
+
+    @staticmethod
     def from_array(name: str, array: NDArray[Any], type: BlockClass | None = None) -> Tensor:
         """A tensor over an array in memory, of the type that stores its dtype (or cast to `type`)."""
         array = np.asarray(array)
@@ -162,3 +168,13 @@ class Tensor:
         data = little.reshape(math.prod(shape[:-1]), shape[-1] if shape else 1).view(np.uint8)
         tensor = Tensor(name, shape, own, lambda start, stop: data[start:stop])
         return tensor if type is None else tensor.astype(type)
+
+
+def _no_bytes(start: int, stop: int) -> Bytes:
+    raise AssertionError("a shadow has no bytes")
+
+
+def folded(tensor: Tensor, most: int = limits.GGUF_DIMS) -> Tensor:
+    """The tensor with at most so many dimensions, the first ones made one where there are more."""
+    extra = len(tensor.shape) - most + 1
+    return tensor if extra < 2 else tensor.reshaped((math.prod(tensor.shape[:extra]), *tensor.shape[extra:]))

@@ -23,13 +23,13 @@ from llmconv.errors import BadFile, Unsupported, at, cut
 from llmconv.formats import limits, tfjs_writing
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
 NAME = "tfjs"
-SUFFIXES: tuple[str, ...] = (".tfjs",)
 
 MODEL, MANIFEST = "model.json", "manifest.json"
 _SIDE_FILES = (".json", ".txt", ".jinja", ".md", ".model")
@@ -75,7 +75,8 @@ def open(path: Path) -> Checkpoint:
         _add(out, group, file)
     if not out.tensors:
         raise BadFile(f"{at(file)}: its manifest lists no weights, so there is nothing to convert")
-    shards = {path.name for group in groups for path in group.files}
+    out.parts = [file, *(shard for group in groups for shard in group.files)]
+    shards = {shard.name for shard in out.parts[1:]}
     if stated.get("generatedBy") != tfjs_writing.OURS:
         out.files[file.name] = file
     for entry in sorted(file.parent.iterdir(), key=lambda p: p.name) if path.is_dir() else ():
@@ -89,16 +90,6 @@ def open(path: Path) -> Checkpoint:
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, meter: Any = None, **options: Any) -> list[Path]:
-    """Write a folder that `tf.loadGraphModel` and `tf.io` read, or `tf.loadLayersModel` where it came from one.
-
-    float32, int32, bool and complex64; 16-bit floats as float16, which TensorFlow.js reads as float32.  Block types are
-    decoded.  Where the model was TensorFlow.js its topology stays, and a quantized weight keeps its codes if they give
-    its numbers exactly.
-    """
-    return tfjs_writing.save(checkpoint, Path(path), force=force, meter=meter)
 
 
 @dataclass(frozen=True)
@@ -280,3 +271,14 @@ def _strings(joined: _Joined, offset: int, count: int, where: str) -> tuple[list
         out.append(joined.read(offset + 4, length).tobytes().decode("utf-8", "replace"))
         offset += 4 + length
     return out, offset - start
+
+
+FORMAT = Format(
+    name=NAME,
+    dialect="hf",
+    sniff=sniff,
+    open=open,
+    write=tfjs_writing.save,
+    suffixes=(".tfjs",),
+    always_folder=True,
+)

@@ -51,8 +51,15 @@ class _Weight:
         return self.tensor.n_elements * self.items.itemsize
 
 
-def save(checkpoint: Checkpoint, path: Path, *, force: bool, meter: Meter | None) -> list[Path]:
-    """See `tfjs_file.save`."""
+def save(
+    checkpoint: Checkpoint, path: Path, *, force: bool = False, jobs: int | None = None, meter: Meter | None = None
+) -> list[Path]:
+    """Write a folder that `tf.loadGraphModel` and `tf.io` read, or `tf.loadLayersModel` where it came from one.
+
+    float32, int32, bool and complex64; 16-bit floats as float16, which TensorFlow.js reads as float32.  Block types are
+    decoded.  Where the model was TensorFlow.js its topology stays, and a quantized weight keeps its codes if they give
+    its numbers exactly.
+    """
     original = _original(checkpoint)
     specs = {w["name"]: w for group in original.get("weightsManifest", ()) for w in group["weights"]}
     weights = [[_weight(t, specs) for t in group] for group in _grouped(checkpoint, original)]
@@ -67,7 +74,7 @@ def save(checkpoint: Checkpoint, path: Path, *, force: bool, meter: Meter | None
         total = sum(w.size for w in ws)
         sizes |= {path / name: min(_SHARD, total - i * _SHARD) for i, name in enumerate(paths)}
     sizes[path / "model.json"] = len(model)
-    inputs = [t.extent.path for t in checkpoint.tensors.values() if t.extent is not None]
+    inputs = [*checkpoint.parts]
     inputs += [file for file in checkpoint.files.values() if isinstance(file, Path)]
     stale = [p for p in path.glob("group*-shard*of*.bin") if p.is_file()] if path.is_dir() else []
     with Outputs(sizes, force=force, inputs=inputs, folder=path, stale=stale) as outputs:

@@ -28,6 +28,7 @@ from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.mappings import Chosen, chosen, keep_rest
 from llmconv.formats.pickle_file import DType, scalar
 from llmconv.formats.source import Source
@@ -36,8 +37,6 @@ from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
 NAME = "torch"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
-KEYED = True
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
@@ -59,11 +58,11 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
         path = path.parent
     if not path.is_dir():
-        checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1})
+        checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
         _read(checkpoint, path, key)
         return checkpoint
     files = _shards(path / INDEX) if (path / INDEX).is_file() else [path / WEIGHTS]
-    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)})
+    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
         _read(checkpoint, file, key)
     for entry in sorted(path.iterdir(), key=lambda p: p.name):
@@ -73,10 +72,6 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
     return checkpoint
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: PyTorch files are only read; write safetensors, which torch programs read as well")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -322,3 +317,6 @@ def _legacy(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
             yield Tensor.from_array(name, raw.view(kind.dtype).reshape(tuple(tensor.shape)))
 
     return tensors(), found
+
+
+FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open, keyed=True)

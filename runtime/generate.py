@@ -78,7 +78,7 @@ def generate(
                 finish = "context"
                 break
             check_finite(token[1], model)
-            if token[0] in _ends(tokenizer) and running.decoder.arch not in _NO_END:
+            if token[0] in _ends(tokenizer) and running.decoder.ends:
                 finish = "eos"
                 break
             new.append(token[0])
@@ -97,10 +97,6 @@ def generate(
             on_text(piece)
     seconds = max(time.perf_counter() - started, 1e-9)
     return Generation(text, new, len(ids), finish, seconds, len(new) / seconds)
-
-
-_NO_END = ("simple-llm",)
-"""Families whose original program never chose a special token: they don't end by themselves."""
 
 
 def _prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], chat: bool) -> list[int]:
@@ -124,7 +120,7 @@ def _ends(tokenizer: Any) -> set[int]:
 def _banned(model: Model) -> torch.Tensor | None:
     """Tokens that are never chosen: padding of the vocabulary, unused ones, and for simple-llm all special ones."""
     vocab = model.tokenizer.vocab
-    kinds = (_TOKEN_UNUSED, _TOKEN_UNKNOWN, _TOKEN_CONTROL) if model.decoder.arch in _NO_END else (_TOKEN_UNUSED,)
+    kinds = (_TOKEN_UNUSED, _TOKEN_UNKNOWN, _TOKEN_CONTROL) if not model.decoder.ends else (_TOKEN_UNUSED,)
     ids = list(range(len(vocab.tokens), model.decoder.vocab_size))
     if vocab.types is not None:
         ids += [i for i, kind in enumerate(vocab.types) if int(kind) in kinds]

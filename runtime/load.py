@@ -21,8 +21,8 @@ from llmconv.errors import LlmconvError, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
+from llmconv.quant import gpu
 from llmconv.quant.block import BlockType
-from llmconv.runtime import decoding
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
@@ -94,7 +94,7 @@ def load(
         CPU over weights as stored, their own kind on a GPU.  Quantized weights stay quantized whatever it is.
     activations: what quantized weights are multiplied with.  "float": the numbers themselves.  "int8": rounded to bytes
         as llama.cpp does on a CPU, which is faster and brings figures closer to its own; on the CPU only, for the types
-        in `llmconv.quant.integer.TYPES` (others, and float weights, are multiplied with floats).
+        in `llmconv.quant.integer_products.TYPES` (others, and float weights, are multiplied with floats).
 
     Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here,
     `UsageError` for a device that is not there or has no room.
@@ -160,7 +160,7 @@ def _storage(
             out[name] = torch.float64 if dtype == torch.float64 else torch.float32
         elif own is not None or tensor.type.is_plain():
             out[name] = dtype or (torch.float32 if own in (None, torch.float64) else own)
-        elif device.type in ("cpu", "meta") or tensor.type.name in decoding.DECODERS:
+        elif device.type in ("cpu", "meta") or tensor.type.name in gpu.DECODERS:
             out[name] = tensor.type
         else:
             decoded.add(tensor.type.name)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.quant import integer
+from llmconv.quant import integer_products
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
 
 __all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul"]
 
 ACTIVATIONS = ("float", "int8")
-"""What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer`)."""
+"""What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer_products`)."""
 
 TILE_BYTES = 1 << 20
 """Size of the scratch tile for a few tokens: it should stay in a core's own cache."""
@@ -99,10 +99,10 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
 
 def _in_integers(x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
     """x (N, in), rounded to bytes, @ weight.T on the CPU."""
-    rounded = integer.round_inputs(x.detach().float().numpy(), type.block_size)
+    rounded = integer_products.round_inputs(x.detach().float().numpy(), type.block_size)
     out = torch.empty(x.shape[0], weight.shape[0])
     blocks, values = weight.numpy(), out.numpy()
-    _split(lambda a, b: integer.multiply(rounded, type, blocks, values, a, b), len(blocks), weight.numel())
+    _split(lambda a, b: integer_products.multiply(rounded, type, blocks, values, a, b), len(blocks), weight.numel())
     return out.to(x.dtype)
 
 
@@ -132,7 +132,7 @@ def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> T
 def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None, activations: str = "float") -> Tensor:
     """x (..., in) times a stored weight (out, in), transposed: (..., out), in x's dtype.
 
-    activations: "int8" rounds x for the types in `quant.integer.TYPES`, on the CPU and where x needs no gradient.
+    activations: "int8" rounds x on the CPU where it needs no gradient, for the types in `quant.integer_products.TYPES`.
     Gradients flow to x always, and to the weight when it holds plain numbers.
     """
     if type is None:
@@ -143,7 +143,8 @@ def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None, activ
     if torch.is_grad_enabled() and x.requires_grad:
         return _Product.apply(x, weight, type)  # type: ignore[no-any-return,no-untyped-call]
     flat = x.reshape(-1, x.shape[-1])
-    if activations == "int8" and type is not None and type.name in integer.TYPES and weight.device.type == "cpu":
+    rounds = activations == "int8" and weight.device.type == "cpu"
+    if rounds and type is not None and type.name in integer_products.TYPES:
         return _in_integers(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
     return _matmul(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
 

@@ -63,10 +63,11 @@ def _kind(value: Any) -> str:
 
 
 def _is_weight(table: Layout, path: str) -> bool:
-    return any(path == p.replace("{i}", "0") for row in table.weights for p in row.paths)
+    patterns = (pattern for row in table.rows for form in row.forms for pattern in form.patterns)
+    return any(path == spelt.replace("{i}", "0") for pattern in patterns for spelt in table.spelt(pattern))
 
 
 def _has_weights(table: Layout, tensors: Mapping[str, Tensor]) -> bool:
     """Whether the weights among a table's marks are there, two of them at least."""
-    marks = [mark for mark in table.marks if _is_weight(table, mark)]
-    return len(marks) > 1 and all(mark in tensors for mark in marks)
+    marks = [table.spelt(mark) for mark in table.marks if _is_weight(table, table.spelt(mark)[0])]
+    return len(marks) > 1 and all(any(path in tensors for path in spelt) for spelt in marks)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.dialects.hf import read_config
+from llmconv.convert.tables.config import read_config
 from llmconv.convert.translate import translate
 from llmconv.errors import Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def to_int8(checkpoint: Checkpoint, layout: str = int8.LAYOUTS[0], allow_nonfini
     if "quantization_config" in config:
         raise Unsupported(f"{where}: is quantized already (quantization_config); give the original model")
     arch = archs.by_hf(config)
-    if arch is not None and arch.gguf == "gpt2":
+    if arch is not None and arch.decoder.get("conv1d"):
         raise Unsupported(
             f"{where}: GPT-2's layers are Conv1D, which compressed-tensors does not load; use a GGUF type"
         )

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.tables.config import read_config
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -44,7 +45,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
     other ways of quantizing (GPTQ, AWQ, ...), `BadFile` when scales and weights don't fit each other.
     """
     where = checkpoint.where
-    config = _config(checkpoint)
+    config = read_config(checkpoint)
     settings = config.get("quantization_config")
     if settings is not None and not isinstance(settings, Mapping):
         raise BadFile(f"{where}: config.json: quantization_config is {settings!r:.60}, expected an object")
@@ -80,14 +81,6 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     note = f"{len(used)} weights stored with scales ({method or 'by their names'}) were read as F32"
     return checkpoint.but(note, tensors=tensors, files=files)
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    try:
-        config = json.loads(checkpoint.file("config.json") or b"{}")
-    except (ValueError, RecursionError):
-        config = {}  # whoever needs it says what is wrong
-    return config if isinstance(config, dict) else {}
 
 
 def _block(settings: Mapping[str, Any], where: str) -> tuple[int, int]:

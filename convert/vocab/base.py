@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ _TOKENS, _SCORES, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "to
 _MERGES, _CHAT = "tokenizer.ggml.merges", "tokenizer.chat_template"
 HF_JSON = "tokenizer.huggingface.json"
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
-WHOLE, CUT = "llmconv.hf.file.", "llmconv.hf.cut."
+WHOLE, CUT = own_keys.FILE, own_keys.CUT_FILE
 """Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
 
 # What llama.cpp assumes of a kind where the file is silent (llama-vocab.cpp, `load`).

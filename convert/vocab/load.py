@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 
 import llmconv.formats
+from llmconv.convert.tables.config import read_config
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab.base import Vocab, from_gguf
 from llmconv.convert.vocab.sources import NAMES, from_files
@@ -31,11 +32,7 @@ def _of(checkpoint: Checkpoint, pre: str | None) -> Vocab | None:
         case "gguf":
             vocab = from_gguf(checkpoint.metadata)
         case "hf":
-            try:
-                config = orjson.loads(checkpoint.file("config.json") or b"{}")
-            except orjson.JSONDecodeError as error:
-                raise BadFile(f"config.json: is not valid JSON ({error})") from None
-            return from_files(checkpoint.files, config if isinstance(config, dict) else {}, pre=pre)
+            return from_files(checkpoint.files, read_config(checkpoint), pre=pre)
         case "json":
             vocab = from_gguf(translate(checkpoint, "gguf").metadata)
         case _:

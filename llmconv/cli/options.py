@@ -83,14 +83,14 @@ key_option = click.option(
 output_option = click.option("-o", "--output", type=PATH, metavar="PATH", help="The target, as an option.")
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     import llmconv
 
-    return llmconv.parse_size(value) if value is not None else 0
+    return llmconv.parse_size(value) if value is not None else None
 
 
 def size_option(name: str, text: str) -> Callable[[Any], Any]:
-    """An option that takes a size: 4000000, 500M, 2G, 1GiB; 0 when it is not given."""
+    """An option that takes a size: 4000000, 500M, 2G, 1GiB; None when it is not given."""
     return click.option(name, callback=_bytes, metavar="SIZE", help=text)
 
 

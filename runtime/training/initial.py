@@ -65,7 +65,7 @@ def fresh_checkpoint(config: TrainConfig, vocab: Vocab) -> Checkpoint:
     out = Checkpoint(metadata=metadata, dialect="gguf")
     n_layer = int(shape.keys["block_count"])
     for name, dims in shape_of(shape).tensors.items():
-        out.add(_drawn(name, dims, _width(name, dims, n_layer, shape.arch), config.seed))
+        out.add(_drawn(name, dims, _width(name, dims, n_layer, table.decoder.get("initial", "gpt2")), config.seed))
     return out
 
 
@@ -75,11 +75,11 @@ def _typed(metadata: dict[str, Any]) -> dict[str, Any]:
     return {k: typed[type(v)](v) if type(v) in typed else v for k, v in metadata.items()}
 
 
-def _width(name: str, dims: tuple[int, ...], n_layer: int, arch: str) -> float | None:
+def _width(name: str, dims: tuple[int, ...], n_layer: int, kind: str) -> float | None:
     """Standard deviation of a tensor's first values; None for constants (norm weights one, biases zero)."""
     if len(dims) < 2 or "norm" in name:
         return None
-    if arch == "simple-llm":
+    if kind == "xavier":
         return 0.1 if "embd" in name else math.sqrt(2 / (dims[0] + dims[1]))
     residual = re.search(r"(attn_output|ffn_down)", name)
     return 0.02 / math.sqrt(2 * n_layer) if residual else 0.02

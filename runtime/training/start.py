@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from llmconv import formats
+from llmconv.convert import archs
 from llmconv.convert import vocab as vocabulary
 from llmconv.convert.tables.presets import preset
 from llmconv.convert.translate import translate
@@ -77,7 +78,9 @@ def starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team) 
     size = config.vocab_size or int(base.keys["vocab_size"])
     kind = config.tokenizer
     if kind == "auto":
-        kind = "word" if base.arch == "simple-llm" or "simple" in base.name else "char" if size <= 256 else "bpe"
+        table = archs.by_gguf(base.arch)
+        own = table.decoder.get("tokenizer") if table else None
+        kind = own or ("word" if "simple" in base.name else "char" if size <= 256 else "bpe")
     # Made once: a resumed run, and the other processes, must have the very same one.
     kept = folder / "vocab.gguf"
     if team.rank == 0 and not (resume and kept.is_file()):

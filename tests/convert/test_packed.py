@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from int8_layers import decode, layer_tensors
 
 from llmconv import formats
 from llmconv.convert.scaled.unpack import unpack
@@ -76,8 +77,8 @@ def test_fp8_by_row_or_tensor(shape: tuple[int, ...], dtype: Any) -> None:
 @pytest.mark.parametrize("layout", int8.LAYOUTS)
 def test_int8_as_we_write_it(layout: str) -> None:
     rows = RNG.standard_normal((12, 18)).astype(np.float32)
-    made = unpack(checkpoint(int8.layer_tensors("a", rows, layout), {"quant_method": "compressed-tensors"}))
-    assert (made.tensors["a.weight"].numpy() == int8.decode(*int8.encode(rows))).all()
+    made = unpack(checkpoint(layer_tensors("a", rows, layout), {"quant_method": "compressed-tensors"}))
+    assert (made.tensors["a.weight"].numpy() == decode(*int8.encode(rows))).all()
     assert list(made.tensors) == ["a.weight"]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import synthetic
 from click.testing import CliRunner
+from int8_layers import decode
 
 import llmconv
 from llmconv import formats
@@ -26,7 +27,6 @@ from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, LlmconvError, OutputError, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.progress import Step
-from llmconv.quant import int8
 
 
 @pytest.fixture(scope="module")
@@ -468,7 +468,7 @@ def test_int8_folders(shared: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.down_proj"
     q, scale = after.tensors[f"{name}.weight"], after.tensors[f"{name}.weight_scale"]
     assert (q.type.name, q.shape, scale.shape) == ("I8", (64, 172), (64, 1))
-    close = int8.decode(q.numpy(), scale.numpy())
+    close = decode(q.numpy(), scale.numpy())
     values = before.tensors[f"{name}.weight"].numpy()
     assert np.abs(close - values).max() <= np.abs(values).max() / 127
     assert after.tensors["model.embed_tokens.weight"].type.name == "F32"

@@ -16,7 +16,7 @@ import pytest
 import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, LlmconvError, Unsupported
-from llmconv.formats import keras_file, numpy_file, onnx_file, pickle_file, tfjs_file
+from llmconv.formats import keras_file, numpy_file, onnx_file, pickle_file
 from llmconv.formats.checkpoint import Checkpoint
 
 RNG = np.random.default_rng(5)
@@ -254,8 +254,7 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [numpy_file, pickle_file, keras_file, onnx_file])
 def test_read_only_formats_say_so(tmp_path: Path, module: Any) -> None:
     with pytest.raises(Unsupported, match="only read"):
-        module.save(Checkpoint(), tmp_path / "x")
-    assert tfjs_file.SUFFIXES == (".tfjs",) and not module.SUFFIXES
+        module.FORMAT.save(Checkpoint(), tmp_path / "x")
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a2146" * 8 + "\nsize 1234567\n"
