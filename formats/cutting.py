@@ -24,11 +24,11 @@ from llmconv.formats.numbers import number
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.typed_bytes import decode, dtype_named, from_text
 
-__all__ = ["DATA", "SHAPE", "cut", "has_shape"]
+__all__ = ["DATA", "SHAPE", "cut", "has_shape", "shapes"]
 
 SHAPE = ("shape", "dims", "dim", "size")
 """Keys that state a shape as a list."""
-SIZES = (("rows", "cols"), ("n", "d"), ("sy", "sx", "depth"))
+SIZES = (("rows", "cols"), ("rows", "columns"), ("n", "d"), ("sy", "sx", "depth"))
 """Keys that state it one by one (n, d: recurrentjs; sy, sx, depth: ConvNetJS)."""
 DATA = ("data", "values", "value", "weights", "weight", "v", "w", "buffer", "array", "elements")
 """Keys of the numbers, where the name of what is inside an object is the object's."""
@@ -55,7 +55,7 @@ def _is_sizes(key: str, node: Any) -> bool:
 
 
 @dataclass
-class _Beside:
+class _Around:
     """What objects further out say of the arrays in them: their dtype, and shapes by name."""
 
     dtype: str | None = None
@@ -70,7 +70,7 @@ class _Cutter:
     texts: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
-    beside: _Beside = field(default_factory=_Beside)
+    beside: _Around = field(default_factory=_Around)
 
     def bad(self, path: str, message: str) -> BadFile:
         return BadFile(f"{at(self.source, short(path, 120)[1:-1] if path else 'the document')} {message}")
@@ -209,14 +209,14 @@ class _Cutter:
             return None
         return dataclasses.replace(found, form="buffer")
 
-    def told(self, node: dict[str, Any]) -> _Beside:
+    def told(self, node: dict[str, Any]) -> _Around:
         """What an object says of the arrays further in."""
         shapes = node.get("shapes")
         stated = node.get("dtype")
         dtype = dtype_named(stated) if isinstance(stated, str) else None
         if dtype is None and not isinstance(shapes, dict):
             return self.beside
-        return _Beside(dtype or self.beside.dtype, shapes if isinstance(shapes, dict) else self.beside.shapes)
+        return _Around(dtype or self.beside.dtype, shapes if isinstance(shapes, dict) else self.beside.shapes)
 
     def typed(self, node: dict[str, Any], children: dict[str, Any], path: str) -> None:
         """Put slots in place of arrays whose shape or dtype the object, or one around it, states."""
@@ -289,19 +289,45 @@ class _Cutter:
         return self.slot(Numbers(values, form, raw=raw or ""), name, None, shape or values.shape)
 
     def stated_shape(self, node: dict[str, Any], path: str) -> tuple[int, ...] | None:
-        for key in SHAPE:
-            if (shape := _sizes(node.get(key))) is not None:
-                break
-        else:
-            keys = next((keys for keys in SIZES if all(type(node.get(k)) is int for k in keys)), None)
-            if keys is None:
-                return None
-            key, shape = keys[0], tuple(node[k] for k in keys)
+        key, shape = _beside(node)
+        if shape is None:
+            return None
         if any(n < 1 for n in shape) or limits.too_large(shape):
             if key not in _STRICT:
                 return None
             raise self.bad(path, f"states the shape {short(list(shape))}, expected positive sizes")
         return shape
+
+
+def _beside(node: dict[str, Any]) -> tuple[str, tuple[int, ...] | None]:
+    """The shape that an object states, and the key of it."""
+    for key in SHAPE:
+        if (shape := _sizes(node.get(key))) is not None:
+            return key, shape
+    for keys in SIZES:
+        if all(type(node.get(k)) is int for k in keys):
+            return keys[0], tuple(node[k] for k in keys)
+    return "", None
+
+
+def shapes(document: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a document with slots, by name: as it is nested, or stated beside it."""
+    out: dict[str, tuple[int, ...]] = {}
+
+    def walk(node: Any, stated: tuple[int, ...] | None) -> None:
+        if isinstance(node, Slot):
+            fits = stated is not None and math.prod(stated) == math.prod(node.shape)
+            out[node.name] = stated if fits and stated is not None else node.shape
+        elif isinstance(node, dict):
+            beside = _beside(node)[1]
+            for child in node.values():
+                walk(child, beside or (stated if node.get("type") == "Buffer" else None))
+        elif isinstance(node, list):
+            for child in node:
+                walk(child, None)
+
+    walk(document, None)
+    return out
 
 
 def _inside(path: str, key: str) -> str:

@@ -94,7 +94,11 @@ def to_gguf(
         if words is not None:
             _check_words(words, path, dims, where)
             tokens = _tokens(words, table)
-            if path[0] == 0 and isinstance(look(document, path[1]), list) and not table.words.extra:
+            if (
+                path[0] == 0
+                and isinstance(look(document, path[1]), list)
+                and len(look(document, path[1])) == len(words)
+            ):
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
     out.metadata |= metadata | (tokens or {})
@@ -206,20 +210,23 @@ def _text(path: Path) -> str:
 def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
     assert table.words is not None
+    before, after = table.words.before, table.words.extra
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
-            return [*document, *table.words.extra], (k, "")
+            return [*before, *document, *after], (k, "")
         for path in table.words.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
+            if isinstance(found, str) and not table.words.separator:
+                found = list(found)
             if isinstance(found, list):
                 for i, word in enumerate(found):
                     if not isinstance(word, str):
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
-                return [*found, *table.words.extra], (k, path)
+                return [*before, *found, *after], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*(_from_map(document, where) or ()), *table.words.extra], (k, "")
+            return [*before, *(_from_map(document, where) or ()), *after], (k, "")
     return None, (0, "")
 
 
@@ -255,6 +262,9 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     found = vocabularies.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
     if not table.words.separator:
         found.model = "characters"
+    if table.words.before:
+        found.special |= {"bos": 0, "eos": 0}
+        found.flags["bos"] = True
     return found.to_gguf()
 
 
