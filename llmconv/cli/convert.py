@@ -132,8 +132,9 @@ convert = _command(
     None,
     """Convert a model between formats: SRC by its content, DST by its name.
 
-    SRC is a GGUF, safetensors, JSON or MessagePack file, or a Hugging Face style folder.  DST ends in .gguf,
-    .safetensors, .json or .msgpack; a name without an ending is a model folder.  Without DST, a GGUF beside SRC.
+    SRC is a GGUF, safetensors, JSON, MessagePack, PyTorch, numpy, Keras, ONNX or TensorFlow.js file, or a model folder.
+    DST ends in .gguf, .safetensors, .json, .msgpack or .tfjs; a name without an ending is a model folder.  Without DST,
+    a GGUF beside SRC.
 
     \b
     Examples:
