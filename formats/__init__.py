@@ -1,4 +1,4 @@
-"""Containers: GGUF, safetensors, legacy JSON and MessagePack.  Bytes <-> `Checkpoint`, nothing of architectures.
+"""Containers: GGUF, safetensors, JSON and a dozen more.  Bytes <-> `Checkpoint`, nothing of architectures.
 
 `open(path)` goes by content.  A format is a module with a `FORMAT` (see `Format`), listed in `_CERTAIN` or `_LOOSE`:
 the one place to add one.  Other packages add theirs under the entry point group "llmconv.formats", programs by
@@ -11,9 +11,10 @@ import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from llmconv.errors import BadFile, UnknownName, at
+from llmconv.errors import BadFile, UnknownName, UsageError, at
+from llmconv.formats import guests
 from llmconv.formats import pickling as pickling  # registers how tensors are pickled
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
@@ -24,8 +25,8 @@ from llmconv.quant import entry_points
 __all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
-_CERTAIN = ("gguf_file", "safetensors_file", "torch_file")
-_LOOSE = ("msgpack_file", "json_file", "llama2c_file")
+_CERTAIN = ("gguf_file", "safetensors_file", "torch_file", "numpy_file", "keras_file", "pickle_file", "onnx_file")
+_LOOSE = ("tfjs_file", "msgpack_file", "json_file", "llama2c_file")
 _registered: list[Format] = []
 
 
@@ -86,6 +87,7 @@ def sniff(path: Path) -> Format:
                 raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
+        guests.check(path, head)
     for format in _each(path):
         if format.sniff(path, head):
             return format
@@ -93,7 +95,20 @@ def sniff(path: Path) -> Format:
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
-def open(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder."""
+def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
+    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder.
+
+    key: which of several mappings of tensors in a training program's file to take.
+    """
     path = Path(path)
-    return sniff(path).open(path)
+    return read(sniff(path), path, key)
+
+
+def read(format: Format, path: Path, key: str | None = None) -> Checkpoint:
+    """Open a file whose format is known; `UsageError` for a key where there is nothing to choose."""
+    if key is None:
+        return format.open(path)
+    if not format.keyed:
+        raise UsageError(f"{at(path)}: is {format.name}, which has no keys to choose from; leave the key out")
+    opening: Any = format.open
+    return cast(Checkpoint, opening(path, key=key))

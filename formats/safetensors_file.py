@@ -105,6 +105,8 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise BadFile(f"{at(index)}: has no 'weight_map' of tensor names to file names; fetch it again")
+    if not weight_map:
+        raise BadFile(f"{at(index)}: its 'weight_map' is empty, so it names no weights; fetch it again")
     names = list(dict.fromkeys(weight_map.values()))
     if len(names) > limits.MAX_SHARDS:
         raise BadFile(f"{at(index)}: names {len(names):,} files, expected at most {limits.MAX_SHARDS:,}")

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import UsageError, cut, shown
+from llmconv.formats import limits
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType, Bytes
 
-__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "type_of_dtype"]
+__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "folded", "type_of_dtype"]
 
 SLAB_BYTES = 8 << 20
 """How many bytes of a tensor are worked on at a time, where there is no reason for another number."""
@@ -222,3 +223,9 @@ class Tensor:
 
 def _no_bytes(start: int, stop: int) -> Bytes:
     raise AssertionError("a shadow has no bytes")
+
+
+def folded(tensor: Tensor, most: int = limits.GGUF_DIMS) -> Tensor:
+    """The tensor with at most so many dimensions, the first ones made one where there are more."""
+    extra = len(tensor.shape) - most + 1
+    return tensor if extra < 2 else tensor.reshaped((math.prod(tensor.shape[:extra]), *tensor.shape[extra:]))

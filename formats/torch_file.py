@@ -17,18 +17,20 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.format import Format
+from llmconv.formats.mappings import Chosen, chosen, keep_rest
+from llmconv.formats.pickle_file import DType, scalar
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
@@ -38,7 +40,6 @@ NAME = "torch"
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
-_PICKLE_BYTES = 256 << 20
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".md", ".py")
 
 
@@ -48,19 +49,22 @@ def sniff(path: Path, head: bytes) -> bool:
     return (head[:4] == b"PK\x03\x04" and b"/data.pkl" in head[:512]) or head.startswith(_LEGACY)
 
 
-def open(path: Path) -> Checkpoint:
-    """A file or a model folder.  Tensors stay in the files; `BadFile` for a pickle that is more than a state dict."""
+def open(path: Path, key: str | None = None) -> Checkpoint:
+    """A file or a model folder.  Tensors stay in the files; `BadFile` for a pickle that is more than a state dict.
+
+    key: which of several mappings of tensors in a training program's file to take (see `formats.mappings`).
+    """
     path = Path(path)
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
         path = path.parent
     if not path.is_dir():
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
-        _read(checkpoint, path)
+        _read(checkpoint, path, key)
         return checkpoint
     files = _shards(path / INDEX) if (path / INDEX).is_file() else [path / WEIGHTS]
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
-        _read(checkpoint, file)
+        _read(checkpoint, file, key)
     for entry in sorted(path.iterdir(), key=lambda p: p.name):
         wanted = entry.suffix in _SIDE_FILES and not entry.name.endswith(".index.json") and entry.is_file()
         if wanted and regular_size(entry) <= limits.SIDE_FILE_BYTES:
@@ -75,7 +79,7 @@ def _shards(index: Path) -> list[Path]:
         raise BadFile(f"{at(index)}: is larger than {limits.INDEX_BYTES:,} bytes, expected an index")
     try:
         names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
-        if not all(isinstance(n, str) and re.fullmatch(r"[\w][\w.+-]*", n) for n in names):
+        if not names or not all(isinstance(n, str) and re.fullmatch(r"[\w][\w.+-]*", n) for n in names):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise BadFile(f"{at(index)}: has no 'weight_map' of tensor names to files beside it; fetch it again") from None
@@ -156,6 +160,14 @@ def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, h
     return _tensor(_Storage(dtype.type, storage.key, size), offset, shape, strides)
 
 
+class _Namespace(dict[str, Any]):
+    """A configuration as argparse keeps it: the pickle sets its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
 _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _tensor,
@@ -164,6 +176,11 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
     ("torch", "Size"): lambda values=(): tuple(values),
+    ("argparse", "Namespace"): _Namespace,
+    ("_codecs", "encode"): lambda text, _="latin1": str(text).encode("latin1"),
+    ("numpy", "dtype"): DType,
+    ("numpy.core.multiarray", "scalar"): scalar,
+    ("numpy._core.multiarray", "scalar"): scalar,
 }
 
 
@@ -188,23 +205,26 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"names the storage {pid!r}")
 
 
-def _read(checkpoint: Checkpoint, path: Path) -> None:
-    """Add a file's tensors."""
+def _read(checkpoint: Checkpoint, path: Path, key: str | None) -> None:
+    """Add a file's tensors, and what else it holds."""
     with open_regular(path) as file:
         head = file.read(4)
-    for name, tensor in _zipped(path) if head == b"PK\x03\x04" else _legacy(path):
-        if name in checkpoint.tensors:
-            raise BadFile(f"{at(path)}: tensor {name!r} is there twice; fetch the files again")
+    tensors, found = _zipped(path, key) if head == b"PK\x03\x04" else _legacy(path, key)
+    for tensor in tensors:
+        if tensor.name in checkpoint.tensors:
+            raise BadFile(f"{at(path)}: tensor {tensor.name!r} is there twice; fetch the files again")
         checkpoint.add(tensor)
+    keep_rest(checkpoint, found)
+    checkpoint.notes += found.notes
 
 
-def _zipped(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     source = Source.of(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             listing = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-            if len(listing) != 1 or entries[listing[0]].file_size > _PICKLE_BYTES:
+            if len(listing) != 1 or entries[listing[0]].file_size > limits.PICKLE_BYTES:
                 raise BadFile(f"{at(path)}: has no data.pkl, expected a PyTorch checkpoint")
             root = listing[0].removesuffix("data.pkl")
             order = archive.read(root + "byteorder") if root + "byteorder" in entries else b"little"
@@ -213,11 +233,17 @@ def _zipped(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise BadFile(f"{at(path)}: is no whole zip file ({error}); fetch it again") from None
     if order != b"little":
         raise Unsupported(f"{at(path)}: is big-endian; save it again on a little-endian machine")
-    for name, array in _state_dict(path, _loaded(path, program)):
-        entry = entries.get(f"{root}data/{array.storage.key}")
-        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            raise BadFile(f"{at(path)}: tensor {name!r} has no stored bytes data/{array.storage.key}; fetch it again")
-        yield name, _lazy(source, name, array, entry)
+    found = chosen(_loaded(path, program), lambda x: isinstance(x, _Array), at(path), key)
+
+    def tensors() -> Iterator[Tensor]:
+        for name, array in found.tensors.items():
+            where = f"data/{array.storage.key}"
+            entry = entries.get(root + where)
+            if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+                raise BadFile(f"{at(path)}: tensor {cut(name)} has no stored bytes {cut(where)}; fetch it again")
+            yield _lazy(source, name, array, entry)
+
+    return tensors(), found
 
 
 def _loaded(path: Path, program: bytes) -> Any:
@@ -227,21 +253,6 @@ def _loaded(path: Path, program: bytes) -> Any:
         raise
     except Exception as error:  # a pickle can fail in any way
         raise BadFile(f"{at(path)}: its pickle {error}; only state dicts are read, convert it to safetensors") from None
-
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-
-
-def _state_dict(path: Path, value: Any) -> list[tuple[str, _Array]]:
-    """The tensors of a state dict, or of the one inside a training checkpoint."""
-    for name in _WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
-            value = value[name]
-            break
-    found = [(k, v) for k, v in value.items() if isinstance(v, _Array)] if isinstance(value, Mapping) else []
-    if not found or not all(isinstance(k, str) and len(k) <= limits.MAX_NAME_BYTES for k, _ in found):
-        raise BadFile(f"{at(path)}: holds no state dict, expected names and tensors (or 'model', 'state_dict')")
-    return found
 
 
 def _lazy(source: Source, name: str, array: _Array, entry: zipfile.ZipInfo) -> Tensor:
@@ -278,7 +289,7 @@ def _lazy(source: Source, name: str, array: _Array, entry: zipfile.ZipInfo) -> T
     return Tensor(name, array.shape, kind, read)
 
 
-def _legacy(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _legacy(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     """The format before PyTorch 1.6, through torch itself."""
     try:
         import torch
@@ -292,20 +303,20 @@ def _legacy(path: Path) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadFile(f"{at(path)}: is no PyTorch state dict ({reason})") from None
-    for name in _WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
-            value = value[name]
-            break
-    for name, tensor in value.items() if isinstance(value, Mapping) else ():
-        if isinstance(tensor, torch.Tensor):
+    found = chosen(value, lambda x: isinstance(x, torch.Tensor), at(path), key)
+
+    def tensors() -> Iterator[Tensor]:
+        for name, tensor in found.tensors.items():
             kind = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
             if kind is None:
-                raise Unsupported(f"{at(path)}: tensor {name!r} is {tensor.dtype}, which no tensor type stores")
+                raise Unsupported(f"{at(path)}: tensor {cut(name)} is {tensor.dtype}, which no tensor type stores")
             if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise BadFile(f"{at(path)}: tensor {name!r} has more elements than its storage; save it contiguous")
+                raise BadFile(f"{at(path)}: tensor {cut(name)} has more elements than its storage; save it contiguous")
             raw = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
             assert kind.dtype is not None
-            yield name, Tensor.from_array(name, raw.view(kind.dtype).reshape(tuple(tensor.shape)))
+            yield Tensor.from_array(name, raw.view(kind.dtype).reshape(tuple(tensor.shape)))
+
+    return tensors(), found
 
 
-FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open)
+FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open, keyed=True)

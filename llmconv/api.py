@@ -13,6 +13,8 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv import vocab_only as vocab_alone
+from llmconv.convert.dialects.gguf import check_not_empty
+from llmconv.convert.dialects.named_tensors import OURS
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
@@ -55,15 +57,17 @@ class Result(Shown):
     source_size: int = 0
 
 
-def open(path: str | os.PathLike[str]) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """Open a model of any format, by content, lazily: no weight is read before it is asked for.
+
+    key: which of several mappings of tensors a training program's file (.pt, .pkl) holds to take.
 
     path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
     (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"open takes the path of a model, not {kind_of(path)}")
-    return containers.open(Path(path))
+    return containers.open(Path(path), key=key)
 
 
 def save(
@@ -134,6 +138,8 @@ def _save(
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
+    if not named.tensors:
+        check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
@@ -169,6 +175,7 @@ def convert_file(
     *,
     to: str | None = None,
     source_format: str | None = None,
+    key: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     vocab_only: bool = False,
     **options: Any,
@@ -176,7 +183,7 @@ def convert_file(
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
-    source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    source_format: refuse an input of another format.   key: as in `open`.   lora: folder of a PEFT adapter to merge in.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
     options: those of `save`.
@@ -201,7 +208,7 @@ def convert_file(
         container = _named_format(target, wanted) if wanted is not None else format_of(target)
     if not container.is_folder(target):
         container.check_target(target, force=bool(options.get("force")), inputs=[source])
-    checkpoint = found.open(source)
+    checkpoint = containers.read(found, source, key)
     if vocab_alone.is_vocab_only(checkpoint):
         return _vocabulary(source, target, options)
     size = _size(source, checkpoint)
@@ -301,7 +308,6 @@ def _states_types(checkpoint: Checkpoint) -> bool:
     document = checkpoint.metadata.get("document")
     if not isinstance(document, dict):
         return False
-    from llmconv.convert.dialects.named_tensors import OURS
 
     return document.get("format") == OURS
 

@@ -26,6 +26,7 @@ from llmconv.quant.block import BlockType
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
+from llmconv.runtime.recurrent import RecurrentModel
 
 __all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite"]
 
@@ -170,7 +171,8 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     needed = sum(_nbytes(t, types[name]) for name, t in checkpoint.tensors.items())
     try:
         with torch.device("meta"):
-            model = Model(decoder, types, dtype or torch.float32)
+            made = Model if decoder.recurrent is None else RecurrentModel
+            model = made(decoder, types, dtype or torch.float32)
         with about(checkpoint.source):
             _fill(model, checkpoint, device)
     except (torch.OutOfMemoryError, MemoryError):

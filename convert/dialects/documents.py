@@ -20,15 +20,18 @@ from llmconv.convert import layouts
 from llmconv.convert import vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, at
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, more
+from llmconv.errors import cut as cut_short
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
+from llmconv.formats.cutting import cut
+from llmconv.formats.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.json_scan import Style, Text, parse
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
@@ -91,7 +94,11 @@ def to_gguf(
         if words is not None:
             _check_words(words, path, dims, where)
             tokens = _tokens(words, table)
-            if path[0] == 0 and isinstance(look(document, path[1]), list) and not table.words.extra:
+            if (
+                path[0] == 0
+                and isinstance(look(document, path[1]), list)
+                and len(look(document, path[1])) == len(words)
+            ):
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
     out.metadata |= metadata | (tokens or {})
@@ -124,6 +131,8 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
             raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
         return table
     found = layouts.recognise(document, tensors)
+    if found is None and (problem := broken(document, tensors)) is not None:
+        raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
     table, missing = layouts.nearest(document, tensors)
@@ -201,20 +210,23 @@ def _text(path: Path) -> str:
 def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
     assert table.words is not None
+    before, after = table.words.before, table.words.extra
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
-            return [*document, *table.words.extra], (k, "")
+            return [*before, *document, *after], (k, "")
         for path in table.words.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
+            if isinstance(found, str) and not table.words.separator:
+                found = list(found)
             if isinstance(found, list):
                 for i, word in enumerate(found):
                     if not isinstance(word, str):
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
-                return [*found, *table.words.extra], (k, path)
+                return [*before, *found, *after], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*(_from_map(document, where) or ()), *table.words.extra], (k, "")
+            return [*before, *(_from_map(document, where) or ()), *after], (k, "")
     return None, (0, "")
 
 
@@ -250,6 +262,9 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     found = vocabularies.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
     if not table.words.separator:
         found.model = "characters"
+    if table.words.before:
+        found.special |= {"bos": 0, "eos": 0}
+        found.flags["bos"] = True
     return vocabularies.to_gguf(found)
 
 
@@ -269,9 +284,11 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
     if layout == layouts.NAMED:
         return named_tensors.to_gguf(checkpoint, where, {LAYOUT: layouts.NAMED, **_style(checkpoint)}, DOCUMENT)
     if not checkpoint.tensors:
-        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert")
+        reason = f"; {checkpoint.notes[0]}" if checkpoint.notes else ""
+        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert{reason}")
     out = checkpoint.derived("gguf")
-    out.tensors = dict(checkpoint.tensors)
+    out.tensors = {name: folded(t) for name, t in checkpoint.tensors.items()}
+    out.notes += _single_numbers(checkpoint.metadata["document"])
     out.metadata = {
         "general.architecture": "plain",
         "general.name": _name(checkpoint),
@@ -281,6 +298,24 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
         **_style(checkpoint),
     }
     return out
+
+
+_SINGLE = ("bias", "biases", "weight", "weights", "w", "b", "threshold", "gamma", "beta", "scale")
+
+
+def _single_numbers(document: Any) -> list[str]:
+    """A note on weights that are single numbers, which are no tensors: nobody should think that they were quantized."""
+    found: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict | list):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                if key in _SINGLE and type(child) in (int, float):
+                    found.append(join(path, key))
+                walk(child, join(path, key))
+
+    walk(document, "")
+    return [f"{cut_short(found[0])}{more(found)} is a single number, no array: it stays as it is"] if found else []
 
 
 # Back

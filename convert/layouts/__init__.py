@@ -28,7 +28,7 @@ __all__ = [
     "unregister",
 ]
 
-_FAMILIES = ("simple_llm", "small")
+_FAMILIES = ("simple_llm", "small", "recurrent")
 
 PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""

@@ -54,6 +54,8 @@ class Words:
     lowercase: bool = True
     extra: tuple[str, ...] = ()
     """Tokens that the list leaves out and the program adds behind it."""
+    before: tuple[str, ...] = ()
+    """Tokens that the program has before the list; the first one begins and ends a text."""
     separator: str = " "
     """What the program splits text at; "" for single characters."""
 

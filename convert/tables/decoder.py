@@ -21,6 +21,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import Settings, normalized, usable
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.pieces import Pieces, head_norm
+from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -143,6 +144,8 @@ class Decoder:
     """Whether special tokens are chosen at all, and an end-of-text one ends a text."""
     passes_float16: bool = False
     """What it computes inside passes float16's largest number, 65504."""
+    recurrent: Recurrent | None = None
+    """What takes the place of `layers` in a recurrent decoder."""
 
     @property
     def causal(self) -> bool:
@@ -238,11 +241,11 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     where = checkpoint.source or "this model"
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
-    if pieces is None:
-        pieces = _pieces(arch, str(where))
     read = _Reader(checkpoint, arch)
+    if pieces is None and read.get(CELL) is None:
+        pieces = _pieces(arch, str(where))
     with usable(read.metadata, at(where)):
-        return _described(read, pieces)
+        return _recurrent(read) if pieces is None else _described(read, pieces)
 
 
 def _described(read: _Reader, pieces: Pieces) -> Decoder:
@@ -283,6 +286,12 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         ends=not pieces.get("no_end", False),
         passes_float16=bool(pieces.get("passes_float16", False)),
     )
+
+
+def _recurrent(read: _Reader) -> Decoder:
+    spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
+    norm = Norm("layer", 0.0)
+    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:

@@ -16,6 +16,7 @@ from llmconv.cli.options import (
     Bar,
     command_options,
     human,
+    key_option,
     layout_option,
     notes,
     one_target,
@@ -81,9 +82,11 @@ _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
 )
+_READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(
     "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
 )
+to_option = click.option("--to", metavar="FORMAT", help="The format to write, where DST's name does not tell.")
 _WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G a file, say."),)
 
 
@@ -138,7 +141,7 @@ def _command(
     name: str, source: str | None, to: str | None, text: str, options: tuple[Callable[[Any], Any], ...]
 ) -> click.Command:
     def body(src: Path, dst: str | None, **rest: Any) -> None:
-        run(src, dst, to, source, **rest)
+        run(src, dst, rest.pop("to", None) or to, source, **rest)
 
     body.__doc__ = text
     fn = command_options(body)
@@ -155,8 +158,9 @@ convert = _command(
     None,
     """Convert a model between formats: SRC by its content, DST by its name.
 
-    SRC is a GGUF, safetensors, JSON or MessagePack file, or a Hugging Face style folder.  DST ends in .gguf,
-    .safetensors, .json or .msgpack; a name without an ending is a model folder.  Without DST, a GGUF beside SRC.
+    SRC is a GGUF, safetensors, JSON, MessagePack, PyTorch, numpy, Keras, ONNX or TensorFlow.js file, or a model folder.
+    DST ends in .gguf, .safetensors, .json, .msgpack or .tfjs; a name without an ending is a model folder.  Without DST,
+    a GGUF beside SRC.
 
     \b
     Examples:
@@ -164,7 +168,16 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS, _VOCAB_ONLY),
+    (
+        read_json_options,
+        read_hf_options,
+        key_option,
+        to_option,
+        *_EXCLUDE,
+        *_WRITE_GGUF,
+        *_WRITE_SAFETENSORS,
+        _VOCAB_ONLY,
+    ),
 )
 
 json_to_gguf = _command(

@@ -26,6 +26,7 @@ __all__ = [
     "jobs_option",
     "layout_option",
     "json_option",
+    "key_option",
     "notes",
     "one_target",
     "output_option",
@@ -113,6 +114,9 @@ read_hf_options = _chain(
         shell_complete=complete.pre_tokenizers,
         help="llama.cpp's name of the pre-tokenizer, where it is not recognised.",
     ),
+)
+key_option = click.option(
+    "--key", metavar="NAME", help="Which of several mappings of tensors in a .pt or .pkl to take."
 )
 output_option = click.option("-o", "--output", type=TARGET, metavar="PATH", help="The target, as an option.")
 

@@ -375,7 +375,7 @@ GGUF_MEANING: dict[str, Callable[[Checkpoint], object]] = {
     "q a vector": _tensor("blk.0.attn_q.weight", (1024,)),
     "q empty": _tensor("blk.0.attn_q.weight", (0, 32)),
     "q of integers": _tensor("blk.0.attn_q.weight", (32, 32), np.int32),
-    "q of 5 dimensions": _tensor("blk.0.attn_q.weight", (1, 1, 1, 32, 32)),
+    "q of 4 dimensions": _tensor("blk.0.attn_q.weight", (1, 1, 32, 32)),
     "norm a matrix": _tensor("output_norm.weight", (32, 2)),
     "embedding of other rows": _tensor("token_embd.weight", (259, 32)),
     "tokens missing": _drop("tokenizer.ggml.tokens"),
