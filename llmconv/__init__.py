@@ -98,12 +98,12 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.reports import (
         vocabulary as vocabulary,
     )
-    from llmconv.runtime.compare import compare as compare
     from llmconv.runtime.generate import generate as generate
     from llmconv.runtime.load import load as load
-    from llmconv.runtime.perplexity import perplexity as perplexity
+    from llmconv.runtime.measure.compare import compare as compare
+    from llmconv.runtime.measure.perplexity import perplexity as perplexity
+    from llmconv.runtime.measure.sweep import sweep as sweep
     from llmconv.runtime.sampling import Sampling as Sampling
-    from llmconv.runtime.sweep import sweep as sweep
     from llmconv.runtime.training.config import TrainConfig as TrainConfig
     from llmconv.runtime.training.loop import train as train
     from llmconv.text import ModelTokenizer as ModelTokenizer
@@ -130,7 +130,7 @@ _PUBLIC: dict[str, str] = {
     "shaped": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
-    "sweep": "llmconv.runtime.sweep",
+    "sweep": "llmconv.runtime.measure.sweep",
     "train": "llmconv.runtime.training.loop",
     "TrainConfig": "llmconv.runtime.training.config",
     "edit": "llmconv.tools",
@@ -138,11 +138,11 @@ _PUBLIC: dict[str, str] = {
     "parse_size": "llmconv.tools",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
-    "perplexity": "llmconv.runtime.perplexity",
-    "compare": "llmconv.runtime.compare",
+    "perplexity": "llmconv.runtime.measure.perplexity",
+    "compare": "llmconv.runtime.measure.compare",
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
-    "Text": "llmconv.runtime.texts",
+    "Text": "llmconv.runtime.measure.texts",
     "quantize": "llmconv.convert.writing.quantize",
     "warmup": "llmconv.quant.warm",
     "Checkpoint": "llmconv.formats.checkpoint",

@@ -13,10 +13,10 @@ from llmconv.convert.vocab import TokenType
 from llmconv.errors import UsageError
 from llmconv.progress import Meter, Progress
 from llmconv.runtime.checks import check_finite
-from llmconv.runtime.chunks import Running, Source, device_errors, tokenizer_of
+from llmconv.runtime.measure.chunks import Running, Source, device_errors, tokenizer_of
+from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose
-from llmconv.runtime.texts import unknown
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]

@@ -92,7 +92,7 @@ def sweep(
     if as_json:
         envelope.emit(result.as_dict())
     elif not quiet:
-        from llmconv.runtime.sweep_report import markdown
+        from llmconv.runtime.measure.sweep_report import markdown
 
         click.echo(markdown(result))
         click.echo(f"{folder}: report.md, report.json, report.html{', plot.png' if plot else ''}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmconv.errors import Cancelled, LlmconvError, at
 from llmconv.progress import Progress, Step
-from llmconv.runtime.chunks import device_errors
+from llmconv.runtime.measure.chunks import device_errors
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.export import check_exports

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from llmconv.errors import LlmconvError, at
 from llmconv.runtime.load import DTYPES
-from llmconv.runtime.perplexity import log_likelihoods
+from llmconv.runtime.measure.perplexity import log_likelihoods
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch, Pairs, Stream
 from llmconv.runtime.training.learner import Learner

@@ -8,7 +8,7 @@ import json
 from typing import Any, BinaryIO
 
 from llmconv.errors import UsageError
-from llmconv.runtime.sweep_rows import Sweep, SweepRow, frontier
+from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow, frontier
 
 __all__ = ["frontier", "html_page", "markdown", "need_matplotlib", "plot"]
 

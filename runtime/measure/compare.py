@@ -16,11 +16,11 @@ from torch import Tensor
 from llmconv.convert.vocab import TokenType
 from llmconv.errors import UsageError, cut
 from llmconv.progress import Meter, Progress
-from llmconv.runtime import texts
 from llmconv.runtime.checks import check_finite
-from llmconv.runtime.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure import texts
+from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure.perplexity import mean_and_error
 from llmconv.runtime.model import Model
-from llmconv.runtime.perplexity import mean_and_error
 from llmconv.show import Shown
 
 __all__ = ["Comparison", "compare"]

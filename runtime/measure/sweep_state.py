@@ -10,7 +10,7 @@ from typing import Any
 
 from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.files import Output, open_regular
-from llmconv.runtime.sweep_rows import SweepRow
+from llmconv.runtime.measure.sweep_rows import SweepRow
 
 __all__ = ["State", "identity_of", "write_text"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llmconv.progress import Meter, Progress
-from llmconv.runtime import texts
 from llmconv.runtime.checks import check_finite
-from llmconv.runtime.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure import texts
+from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.model import Model
 from llmconv.show import Shown
 

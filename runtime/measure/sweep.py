@@ -20,12 +20,12 @@ from llmconv.errors import OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
-from llmconv.runtime import sweep_report, texts
-from llmconv.runtime.chunks import Window, work_on
-from llmconv.runtime.compare import Comparison, compare
 from llmconv.runtime.load import load
-from llmconv.runtime.sweep_rows import Sweep, SweepRow
-from llmconv.runtime.sweep_state import State, identity_of, write_text
+from llmconv.runtime.measure import sweep_report, texts
+from llmconv.runtime.measure.chunks import Window, work_on
+from llmconv.runtime.measure.compare import Comparison, compare
+from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
+from llmconv.runtime.measure.sweep_state import State, identity_of, write_text
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 

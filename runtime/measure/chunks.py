@@ -17,8 +17,8 @@ from llmconv.errors import BadFile, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.runtime.checks import check_looks_back
 from llmconv.runtime.load import load
+from llmconv.runtime.measure.texts import Passage, unknown
 from llmconv.runtime.model import Model
-from llmconv.runtime.texts import Passage, unknown
 
 __all__ = ["Batch", "Clock", "Running", "Source", "Window", "Work", "device_errors", "tokenizer_of", "work_on"]
 

@@ -1,6 +1,6 @@
 """Writing TensorFlow.js models: the manifest, its shards, and a graph of constants where the model had no topology.
 
-See `formats.tfjs_file`.  `tf.loadGraphModel` needs a graph: a `Const` node for each weight, which takes its numbers
+See `tfjs_file`.  `tf.loadGraphModel` needs a graph: a `Const` node for each weight, which takes its numbers
 from the manifest.
 """
 
