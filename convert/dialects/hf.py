@@ -87,7 +87,8 @@ def to_gguf(
     extra = [name for name in checkpoint.tensors if name not in used]
     without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in without_place]
-    refuse_parts(where, (n for n in extra if not any(re.fullmatch(p, n) for p in arch.dropped)), used)
+    parts_of = (n for n in extra if not any(re.fullmatch(pattern, n) for pattern in arch.dropped))
+    refuse_parts(where, parts_of, used, head=any("output.weight" in row.gguf for row in arch.rows))
     notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,7 +59,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
             tensors[places[name]] = made[places[name]]
         elif name not in used:
             tensors[name] = tensor
-    _require_scales(tensors, settings, checkpoint.tensors)
+    _require_scales(tensors, settings, checkpoint.tensors, {weight.rpartition(".")[2] for weight in made})
     note = f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) were read as F32"
     return _as_floats(checkpoint, tensors, note)
 
@@ -86,10 +86,15 @@ def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str
     return found, used
 
 
-def _require_scales(tensors: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Tensor]) -> None:
-    """Among weights with scales, one without is as wrong as a scale without a weight."""
+def _require_scales(
+    tensors: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Tensor], called: Set[str]
+) -> None:
+    """Among weights with scales, one without is as wrong as a scale without a weight.
+
+    called: the last parts of the names of those that have one ("weight").
+    """
     for tensor in tensors.values():
-        if tensor.type in TYPES and len(tensor.shape) > 1 and not _NO_WEIGHT.fullmatch(tensor.name):
+        if tensor.type in TYPES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
             _missing_scale(tensor, settings, given)
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
         if stem != tensor.name and stem not in given and not _OF_ACTIVATIONS.fullmatch(tensor.name):
@@ -139,11 +144,11 @@ def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str)
     return checkpoint.but(note, tensors=kept, files=files)
 
 
-def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str]) -> None:
+def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str], head: bool = False) -> None:
     """`UnknownTensor` for a tensor that nobody knows but that is a part of one that is kept, or the model's head.
 
     Without a scale, a zero point or a bias of its own, a weight would be another; who leaves unknown tensors out
-    (`--no-strict`) does not mean that.
+    (`--no-strict`) does not mean that.   head: whether a model of this kind has one.
     """
     kept = dict.fromkeys(kept)
     modules = {re.sub(r"\.(weight|bias)$", "", name): name for name in kept}
@@ -155,5 +160,5 @@ def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str]) -> None:
         if whole is not None:
             why = f"belongs to {cut(modules.get(whole, whole))}, another weight without it; give the original model"
             raise UnknownTensor(where, [name], why)
-        if re.search(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$", name):
+        if head and re.search(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$", name):
             raise UnknownTensor(where, [name], "is a head in a place where none is looked for; give the original model")

@@ -243,8 +243,12 @@ def _int8(
     if writing.provenance:
         raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
     from llmconv.convert.scaled.compressed_tensors import to_int8
+    from llmconv.convert.scaled.unpack import unpack
 
     opened = reading.open(src)
+    floats = unpack(opened)
+    if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
+        opened = floats  # nothing was stored with scales, whatever config.json says
     model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")

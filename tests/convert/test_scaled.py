@@ -363,6 +363,13 @@ def test_settings_over_plain_floats(tmp_path: Path) -> None:
         assert any("the weights are plain floats" in note for note in result.notes)
         llmconv.convert_file(tmp_path / f"{i}.gguf", tmp_path / f"back{i}")
         assert "quantization_config" not in json.loads((tmp_path / f"back{i}" / "config.json").read_text())
+    llmconv.quantize(tmp_path / "in0", tmp_path / "int8", "INT8")
+    assert (
+        json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]["quant_method"]
+        != "bitsandbytes"
+    )
+    with pytest.raises(Unsupported, match="is quantized already"):
+        llmconv.quantize(folder(tmp_path / "fp8", llama(fp8), FP8), tmp_path / "again", "INT8")
     stale = folder(tmp_path / "key", llama(plain), quantization={"group_size": 64, "bits": 4})
     assert any("plain floats" in note for note in llmconv.convert_file(stale, tmp_path / "k.gguf").notes)
     with pytest.raises(BadFile, match="expected an object"):
