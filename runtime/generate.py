@@ -42,7 +42,7 @@ class Generation(Shown):
 
 def generate(
     model: Source,
-    prompt: str | Sequence[Mapping[str, str]],
+    prompt: str | Sequence[Mapping[str, Any]],
     *,
     max_tokens: int = 128,
     sampling: Sampling | None = None,
@@ -50,6 +50,7 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     chat: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     on_text: Callable[[str], None] | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -59,9 +60,10 @@ def generate(
     """Continue `prompt`.
 
     prompt: a text; with `chat` what the user says, or a list of {"role", "content"} messages, put into the model's
-    template. sampling: how tokens are chosen; `temperature` alone is a shorthand (0: greedy). seed: the same seed gives
-    the same text on the same device; None draws one. stop: the text ends before the first of these.  on_text: called
-    with each piece of text as soon as it is certain.
+    template. tools: JSON schemas of functions, which a chat template shows. sampling: how tokens are chosen;
+    `temperature` alone is a shorthand (0: greedy). seed: the same seed gives the same text on the same device; None
+    draws one. stop: the text ends before the first of these.  on_text: called with each piece of text as soon as it is
+    certain.
 
     `UsageError` for a prompt that is longer than the positions that the model has learned; `LlmconvError` when its
     logits are not finite.
@@ -73,7 +75,7 @@ def generate(
     if not isinstance(max_tokens, int) or max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens!r}, expected at least 1")
     tokenizer = tokenizer_of(running)
-    ids = _prompt_ids(tokenizer, prompt, chat)
+    ids = _prompt_ids(tokenizer, prompt, chat, tools)
     notes = _check_prompt(running, prompt, ids)
     writer = _Writer(tokenizer, stop, on_text, start=chat or not isinstance(prompt, str) or not prompt)
     meter, started = Meter(progress, "generate", max_tokens, "tokens"), time.perf_counter()
@@ -129,12 +131,14 @@ def _endings(model: Model, length: int, new: list[int], finish: str) -> list[str
     return notes
 
 
-def _prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], chat: bool) -> list[int]:
+def _prompt_ids(
+    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], chat: bool, tools: Sequence[Mapping[str, Any]] | None
+) -> list[int]:
     if chat or not isinstance(prompt, str):
         from llmconv.convert.vocab.chat import render
 
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        ids: list[int] = tokenizer.encode(render(tokenizer.vocab, messages), parse_special=True)
+        ids: list[int] = tokenizer.encode(render(tokenizer.vocab, messages, tools=tools), parse_special=True)
         if tokenizer.bos is not None and tokenizer.vocab.flag("bos") and ids[:1] != [tokenizer.bos]:
             ids = [tokenizer.bos, *ids]
         return ids

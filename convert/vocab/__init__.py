@@ -15,7 +15,7 @@ from llmconv.convert.vocab.chat import render as render_chat
 from llmconv.convert.vocab.keys import from_gguf, to_gguf
 from llmconv.convert.vocab.load import load, of
 from llmconv.convert.vocab.model import TokenType, Vocab
-from llmconv.convert.vocab.parsing import read_texts
+from llmconv.convert.vocab.parsing import read_texts, read_tools
 from llmconv.convert.vocab.read.files import from_files
 from llmconv.convert.vocab.tokenize import Tokenizer, tokenizer
 from llmconv.convert.vocab.words import from_words
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "of",
     "read_texts",
+    "read_tools",
     "render_chat",
     "to_files",
     "to_gguf",

@@ -10,7 +10,7 @@ import orjson
 from llmconv.errors import BadFile, at
 from llmconv.formats.files import open_regular
 
-__all__ = ["json_object", "read_texts"]
+__all__ = ["json_object", "read_texts", "read_tools"]
 
 
 def json_object(name: str, data: bytes) -> dict[str, Any]:
@@ -30,12 +30,21 @@ def json_object(name: str, data: bytes) -> dict[str, Any]:
 
 def read_texts(path: str | Path) -> list[str]:
     """A JSON file that is a list of strings."""
-    with open_regular(Path(path)) as file:
+    return _list(Path(path), str, "strings")
+
+
+def read_tools(path: str | Path) -> list[dict[str, Any]]:
+    """A JSON file that is a list of objects: schemas of functions."""
+    return _list(Path(path), dict, "objects, one for each tool")
+
+
+def _list(path: Path, kind: type, what: str) -> list[Any]:
+    with open_regular(path) as file:
         raw = file.read()
     try:
-        texts = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+        found = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         raise BadFile(f"{at(path)}: is not valid JSON ({error})") from None
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise BadFile(f"{at(path)}: expected a JSON list of strings")
-    return texts
+    if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+        raise BadFile(f"{at(path)}: expected a JSON list of {what}")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,6 +30,7 @@ __all__ = ["generate"]
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--tools", type=PATH, metavar="FILE", help="A JSON list of tools for --chat, as the template shows them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
 @run_options
 def generate(
@@ -43,6 +45,7 @@ def generate(
     seed: int | None,
     stop: tuple[str, ...],
     chat: bool,
+    tools: Path | None,
     as_json: bool,
     device: str,
     dtype: str,
@@ -71,6 +74,7 @@ def generate(
         seed=seed,
         stop=stop,
         chat=chat,
+        tools=_tools(tools, chat),
         on_text=None if as_json else show,
         device=device,
         dtype=dtype,
@@ -85,3 +89,13 @@ def generate(
         return
     if not quiet and sys.stderr.isatty():
         click.echo(f"{len(found.tokens)} tokens, {found.tokens_per_second:.1f} tokens/s ({found.finish})", err=True)
+
+
+def _tools(path: Path | None, chat: bool) -> list[Any] | None:
+    if path is None:
+        return None
+    if not chat:
+        raise click.UsageError("--tools are shown by a chat template; give --chat too")
+    from llmconv.convert.vocab import read_tools
+
+    return read_tools(path)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.vocab.model import Vocab
 from llmconv.convert.vocab.read import gpt2, sentencepiece, special, templates, tokenizer_json, wordpiece
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, Folder, is_mine
@@ -18,6 +20,9 @@ from llmconv.convert.vocab.read.steps import like_sentencepiece
 from llmconv.errors import BadFile
 
 __all__ = ["from_files"]
+
+TOKEN_TYPE_COUNT = "tokenizer.ggml.token_type_count"
+"""Of BERT's kind: how many segments a text may have (`type_vocab_size`)."""
 
 
 def from_files(
@@ -52,4 +57,7 @@ def _read(folder: Folder) -> Vocab | None:
     special.fill(vocab, folder)
     templates.fill(vocab, folder)
     vocab.files = mine
+    kinds = folder.setting("type_vocab_size")
+    if isinstance(kinds, int) and 0 <= kinds < 1 << 32:
+        vocab.extra[TOKEN_TYPE_COUNT] = np.uint32(kinds)
     return vocab.padded(folder.size(len(vocab)))

@@ -26,6 +26,7 @@ class _Said:
     named: dict[str, str | None] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
+    template: bool = False
 
 
 def fill(vocab: Vocab, folder: Folder) -> None:
@@ -41,8 +42,8 @@ def fill(vocab: Vocab, folder: Folder) -> None:
             said.flags.setdefault(name, stated)
     if isinstance(prefix := settings.get("add_prefix_space"), bool) and vocab.model != BPE:
         vocab.flags.setdefault("space_prefix", prefix)
-    around = ("bos", "eos", "sep") if vocab.model == WORDPIECE else ()  # always [CLS] text [SEP]
-    vocab.flags |= {name: flag for name, flag in said.flags.items() if name not in around}
+    if vocab.model != WORDPIECE or said.template:  # else it is always [CLS] text [SEP], which needs no saying
+        vocab.flags |= said.flags
     _roles(vocab, folder, said)
 
 
@@ -87,12 +88,22 @@ def _post_processor(said: _Said, processor: dict[str, Any]) -> None:
 
 def _template(said: _Said, processor: dict[str, Any]) -> None:
     """What a TemplateProcessing's `single` puts before and after the text."""
-    ends = _ends(processor.get("single"))
+    said.template = True
+    named, ends = said.named, _ends(processor.get("single"))
     for token, role, alias in zip(ends, ("bos", "eos"), ("cls", "sep"), strict=True):
         if token:
-            if token not in (said.named[role], said.named[alias]):
-                said.named[role] = token
+            if token not in (named[role], named[alias]):
+                if role == "eos":
+                    named["eot"] = named["eos"] or named["sep"]  # what ends a turn, where it isn't what ends a text
+                named[role] = token
             said.flags[role] = True
+    separated = _separated(processor.get("pair"), *ends)
+    if separated:
+        # The reference converter's rule: a separator is added where the text alone has none behind it.
+        own = (named["sep"], named["eos"])
+        said.flags["sep"] = (separated[0] in own and not ends[1]) or (len(separated) == 2 and separated[1] in own)
+        if said.flags["sep"]:
+            named["sep"] = named["sep"] or named["eos"]
     ids = processor.get("special_tokens")
     for token in (t for t in ends if t and t not in said.ids):
         match ids.get(token) if isinstance(ids, dict) else None:
@@ -100,15 +111,24 @@ def _template(said: _Said, processor: dict[str, Any]) -> None:
                 said.ids[token] = id
 
 
+def _separated(pair: Any, first: str | None, last: str | None) -> list[str | None]:
+    """The special tokens between the two texts of a TemplateProcessing's `pair`."""
+    pieces = pair if isinstance(pair, list) else []
+    names = [_special_name(piece) for piece in pieces]
+    names = names[1 if first and names[:1] == [first] else 0 : -1 if last and names[-1:] == [last] else None]
+    inner = names[1:-1]  # without A and B
+    return inner if len(names) > 2 and names[0] is None is names[-1] else []
+
+
+def _special_name(piece: Any) -> str | None:
+    token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+    return _content({"content": token.get("id")}) if isinstance(token, dict) else None
+
+
 def _ends(template: Any) -> tuple[str | None, str | None]:
     """The special tokens at the two ends of a template."""
-
-    def name(piece: Any) -> str | None:
-        token = piece.get("SpecialToken") if isinstance(piece, dict) else None
-        return _content({"content": token.get("id")}) if isinstance(token, dict) else None
-
     pieces = template if isinstance(template, list) and len(template) > 1 else [None]
-    return name(pieces[0]), name(pieces[-1])
+    return _special_name(pieces[0]), _special_name(pieces[-1])
 
 
 def _roles(vocab: Vocab, folder: Folder, said: _Said) -> None:

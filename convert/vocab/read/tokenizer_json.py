@@ -127,7 +127,8 @@ def _wordpiece(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any])
     tokens, types = _tokens(folder, model)
     prefix = model.get("continuing_subword_prefix", "##")
     vocab = wordpiece.build(folder, tokens, types, prefix if isinstance(prefix, str) else "##")
-    lowercase, strip_accents = False, None
+    lowercase: bool | None = None
+    strip_accents = None
     for step in parts(tokenizer.get("normalizer")):
         match step.get("type"):
             case "BertNormalizer":
@@ -137,8 +138,7 @@ def _wordpiece(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any])
                 lowercase = True
             case "StripAccents":
                 strip_accents = True
-    if not lowercase:
-        vocab.flags["lowercase"] = False
+    vocab.flags["lowercase"] = lowercase is True
     if isinstance(strip_accents, bool):
         vocab.flags["strip_accents"] = strip_accents
     return vocab

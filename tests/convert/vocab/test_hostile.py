@@ -177,7 +177,7 @@ assert vocab.tokenizer(vocab.from_words(["a", "[UNK]"])).encode("a b") == [0, 1]
 bpe = vocab.from_files({{"tokenizer.json": {trained("bpe").to_str().encode()!r}}}, {{}})
 assert bpe.pre == "gpt-2" and vocab.to_gguf(bpe)
 chatty = vocab.Vocab("words", ["a"], chat_template="x")
-for need in (lambda: vocab.tokenizer(bpe), lambda: vocab.render_chat(chatty, [])):
+for need in (lambda: vocab.tokenizer(bpe), lambda: vocab.render_chat(chatty, [{{}}])):
     try:
         need()
     except llmconv.errors.Unsupported as error:

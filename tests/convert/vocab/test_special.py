@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tokenizers_trained import PROBE, ours, trained
@@ -72,3 +73,42 @@ def test_special_tokens_come_from_the_side_files() -> None:
     assert keys["tokenizer.chat_template"] == "D" and keys["tokenizer.chat_template.tools"] == "T"
     types = keys["tokenizer.ggml.token_type"]
     assert types[:3].tolist() == [TokenType.CONTROL] * 3 and types[-1] == TokenType.USER_DEFINED
+
+
+# (single, pair) -> what the reference converter writes of a folder with bos <s> and eos </s>.
+AROUND: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bos": ("<s> $A", "<s> $A <s> $B", {"bos": 0, "eos": 2, "add_bos": True, "add_sep": False}),
+    "eos": ("$A </s>", "$A </s> $B </s>", {"bos": 0, "eos": 2, "add_eos": True, "add_sep": False}),
+    "both": (
+        "<s> $A </s>",
+        "<s> $A </s> </s> $B </s>",
+        {"bos": 0, "eos": 2, "seperator": 2, "add_bos": True, "add_eos": True, "add_sep": True},
+    ),
+    "another end": ("$A <|end|>", "$A </s> $B", {"bos": 0, "eos": 1, "eot": 2, "add_eos": True, "add_sep": False}),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_stands_around_texts(case: str) -> None:
+    from tokenizers import processors
+
+    single, pair, wanted = AROUND[case]
+    original = trained("bpe", special=("<s>", "<|end|>", "</s>"))
+    special = [(token, original.token_to_id(token)) for token in ("<s>", "<|end|>", "</s>")]
+    original.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    settings = json.dumps({"bos_token": "<s>", "eos_token": "</s>"}).encode()
+    found = vocab.from_files({"tokenizer.json": original.to_str().encode(), "tokenizer_config.json": settings}, {})
+    assert found is not None
+    keys = {key.removeprefix("tokenizer.ggml."): value for key, value in vocab.to_gguf(found).items()}
+    said = {k.removesuffix("_token_id").removesuffix("_token"): v for k, v in keys.items() if "_token" in k}
+    assert {k: v for k, v in said.items() if k != "token_type"} == wanted
+    assert vocab.tokenizer(found).encode("a man", add_special=True) == original.encode("a man").ids
+
+
+def test_keys_of_bert() -> None:
+    config = {"type_vocab_size": 2, "vocab_size": 600}
+    found = vocab.from_files({"tokenizer.json": trained("wordpiece").to_str().encode()}, config)
+    assert found is not None
+    keys = vocab.to_gguf(found)
+    assert keys["tokenizer.ggml.token_type_count"] == 2 and keys["tokenizer.ggml.normalizer.lowercase"] is True
+    assert keys["tokenizer.ggml.add_bos_token"] is True and keys["tokenizer.ggml.add_eos_token"] is True
