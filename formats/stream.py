@@ -25,7 +25,7 @@ from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
+__all__ = ["check_unchanged", "processors", "thread_count", "to_disk", "write_at", "write_tensors"]
 
 _COPY_BYTES = 16 << 20  # what the kernel copies at a time: progress moves, an interrupt is noticed, the disk begins
 _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
@@ -48,7 +48,7 @@ def write_tensors(
 
     Raises `BadFile` when an input was cut or changed meanwhile, and whatever reading and writing raise.
     """
-    jobs = jobs or processors()
+    jobs = thread_count(jobs)
     copies, slabs = _copies(descriptor, plan, convert), _slabs(descriptor, plan, convert)
     with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:  # starts threads as they are needed
         pending: set[Future[tuple[int, str]]] = set()
@@ -70,6 +70,11 @@ def write_tensors(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def thread_count(jobs: int | None) -> int:
+    """How many threads `jobs` asks for: None stands for a thread a processor; more than 256 are none the faster."""
+    return max(1, min(jobs or processors(), 256))
 
 
 def processors() -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.files import open_regular, output_errors
 from llmconv.formats.source import read_into
-from llmconv.formats.stream import check_unchanged, processors, to_disk, write_at
+from llmconv.formats.stream import check_unchanged, thread_count, to_disk, write_at
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
@@ -94,7 +94,7 @@ def stream(
     Raises `Unsupported` for a weight that is not finite or overflows its type, `BadFile` for a source that was cut or
     changed meanwhile, `OutputError` for a full disk.
     """
-    jobs = max(1, jobs or processors())
+    jobs = thread_count(jobs)
     left: dict[int, int] = {}
     tasks = _tasks(items, jobs, left)
 

@@ -88,6 +88,10 @@ class TrainConfig:
             object.__setattr__(
                 self, setting.name, _checked(setting.name, getattr(self, setting.name), hints[setting.name])
             )
+        for setting in dataclasses.fields(self):
+            value, most = getattr(self, setting.name), 63 if setting.name == "seed" else 31
+            if type(value) is int and not -(1 << most) <= value < 1 << most:
+                raise UsageError(f"{setting.name} is {str(value)[:40]}, expected less than 2^{most}")
         positive = ("steps", "batch_size", "accumulation", "keep", "log_every")
         for name in positive:
             if getattr(self, name) < 1:
