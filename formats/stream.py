@@ -82,7 +82,7 @@ def threads(jobs: int | None) -> int:
         return processors()
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, expected 1 or more, or None for one thread a processor")
-    return jobs
+    return min(jobs, 256)  # more are none the faster
 
 
 def processors() -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmconv
 from llmconv import formats
-from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, nearest
+from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
 
@@ -142,6 +143,7 @@ def size(target: Source, **options: Any) -> SizeReport:
 
     options: context, batch, devices (see `llmconv.convert.reports.sizing.size_report`).
     """
+    _check_sizes(options)
     from llmconv.convert.reports.sizing import shape_of, size_report
     from llmconv.convert.tables.presets import preset
 
@@ -157,6 +159,12 @@ def size(target: Source, **options: Any) -> SizeReport:
             return size_report(shape_of(config, path.name), **options)
     with about(path):
         return size_report(shape_of(formats.open(path), path.name), **options)
+
+
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, int) and value >= 1 << 31:
+            raise UsageError(f"{name} is {cut(value, 40)}, expected less than 2^31")
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -186,6 +194,7 @@ def shaped(arch: str, **keys: Any) -> SizeReport:
     from llmconv.convert.reports.sizing import shape_of, size_report
     from llmconv.convert.tables.presets import Preset, check_heads
 
+    _check_sizes(keys)
     if archs.by_gguf(arch) is None:
         raise UnknownName("architecture", arch, [table.gguf for table in archs.all()])
     heads = keys.get("attention.head_count", 1)
