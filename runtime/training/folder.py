@@ -15,6 +15,7 @@ from llmconv.formats.files import Output, open_regular, output_errors
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import data_files
+from llmconv.runtime.training.vocabulary import KINDS
 
 try:
     import fcntl
@@ -61,8 +62,9 @@ def fingerprints(config: TrainConfig) -> dict[str, str]:
     """SHA-256 of what the run reads, by setting: the data, the checkpoint it starts from, the tokenizer's file."""
     found = {"data": _fingerprint(Path(config.data), data_files(Path(config.data)))}
     for name in ("from_checkpoint", "tokenizer"):
-        path = Path(getattr(config, name))
-        if getattr(config, name) and path.exists():
+        given = getattr(config, name)
+        path = Path(given)
+        if given and given not in ("auto", *KINDS) and path.exists():
             inside = path.rglob("*") if path.is_dir() else [path]
             files = (p for p in inside if p.is_file() and not p.relative_to(path).as_posix().startswith("."))
             found[name] = _fingerprint(path, sorted(files) if path.is_dir() else [path])

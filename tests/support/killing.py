@@ -134,8 +134,10 @@ def kill_and_resume(kind: str, kills: int, folder: Path, data: Path, seed: int) 
             codes = _wait(pids, time.monotonic() + (5 if killed else 600), 5)
             if killed and -signal.SIGKILL in codes:
                 done += 1
+                signals += [code for code in codes if code < 0 and code != -signal.SIGKILL]
                 steps = sorted(p.name for p in output.glob("checkpoints/step-*"))
                 where.append(steps[-1] if steps else "before the first")
+                print(f"kill {done}: {where[-1]}, ends {codes}", file=sys.stderr, flush=True)
             else:
                 signals += [code for code in codes if code]
                 assert codes == [0] * size, (codes, log.read_text()[-3000:])
