@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llmconv.errors import UsageError
+from llmconv.errors import MissingExtra
 
 if TYPE_CHECKING:
     from llmconv.runtime.sweep import Sweep, SweepRow
@@ -77,7 +77,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UsageError("plots need matplotlib; pip install 'llmconv[plot]', or give --no-plot") from None
+        raise MissingExtra("a plot (--no-plot leaves it out)", "matplotlib", "plot") from None
 
 
 def plot(sweep: Sweep, out: BinaryIO) -> None:
