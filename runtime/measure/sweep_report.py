@@ -7,7 +7,7 @@ import html
 import json
 from typing import Any, BinaryIO
 
-from llmconv.errors import UsageError
+from llmconv.errors import MissingExtra
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow, frontier
 
 __all__ = ["frontier", "html_page", "markdown", "need_matplotlib", "plot"]
@@ -63,7 +63,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UsageError("plots need matplotlib; pip install 'llmconv[plot]', or give --no-plot") from None
+        raise MissingExtra("a plot (--no-plot leaves it out)", "matplotlib", "plot") from None
 
 
 def plot(sweep: Sweep, out: BinaryIO) -> None:

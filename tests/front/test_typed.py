@@ -29,7 +29,7 @@ def test_the_typed_names_are_the_loaded_ones() -> None:
 
 RIGHT = """
 import llmconv
-from typing_extensions import assert_type
+from typing import assert_type
 
 result = llmconv.convert_file("a.json", "a.gguf", outtype="f16", force=True)
 assert_type(result, llmconv.Result)

@@ -227,6 +227,6 @@ def test_a_missing_matplotlib_is_named_before_any_work(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(llmconv.UsageError, match="plots need matplotlib"):
+    with pytest.raises(llmconv.UsageError, match="needs matplotlib; install it with: pip install matplotlib"):
         llmconv.sweep(model, text, ["Q8_0"], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
