@@ -56,7 +56,7 @@ def _each(path: Path | None = None) -> Iterator[Format]:
 
 
 def _built_in(module: str) -> Format:
-    return cast(Format, importlib.import_module(f"llmconv.formats.containers.{module}").FORMAT)
+    return cast(Format, importlib.import_module(f"llmconv.formats.{module}").FORMAT)
 
 
 def formats() -> list[Format]:

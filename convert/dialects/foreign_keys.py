@@ -13,7 +13,7 @@ from typing import Any
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
-from llmconv.formats.containers.gguf_values import encode_value
+from llmconv.formats.gguf_values import encode_value
 
 __all__ = ["keep", "put_back"]
 

@@ -20,7 +20,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
 from llmconv.errors import BadFile, LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers.safetensors_header import DTYPES
+from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import BlockClass, Tensor, folded
 from llmconv.quant import plain
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.quant.imatrix import Importance, from_dat, from_tensors
 

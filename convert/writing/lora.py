@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.errors import BadFile, Unsupported, at
+from llmconv.formats import torch_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import torch_file
-from llmconv.formats.containers.safetensors_header import read_tensors
+from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["merge"]

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.filetypes import COPY, FileType, guessed_number
 from llmconv.quant.imatrix import Importance

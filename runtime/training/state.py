@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
+from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file
 from llmconv.formats.files import flush_folder, open_regular, output_errors
 from llmconv.runtime.load import read_tensor
 from llmconv.runtime.save import checkpoint_of

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 import llmconv
-from llmconv.formats.containers.json_file import Style
 from llmconv.formats.document import Slot
+from llmconv.formats.json_file import Style
 
 NUMBERS = 10_000_000
 OURS = """
-from llmconv.formats.containers import json_file
+from llmconv.formats import json_file
 import numpy, orjson, simdjson
 start = time.process_time()
 c = json_file.open(Path(sys.argv[1]))

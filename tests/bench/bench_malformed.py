@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / room) for room in ("support",
 OURS = """
 import sys
 from llmconv.errors import LlmconvError
-import llmconv.formats.containers.{module} as module
+import llmconv.formats.{module} as module
 limit()
 try:
     found = module.open(sys.argv[1]); [(t.name, t.shape, t.type) for t in found.tensors.values()]

@@ -13,8 +13,8 @@ from malformed import CONFIG, tensors, write_gguf, write_hf
 import llmconv
 from llmconv.convert.dialects import foreign_keys
 from llmconv.convert.tables import own_keys
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import safetensors_file
 from llmconv.formats.tensor import Tensor
 
 KEYS: dict[str, Any] = {

@@ -12,8 +12,8 @@ import tiny_models
 
 from llmconv import formats
 from llmconv.convert.dialects import hf
+from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file, safetensors_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

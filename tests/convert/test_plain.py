@@ -15,7 +15,7 @@ import llmconv
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers.safetensors_header import DTYPES
+from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
 ARRAYS = {

@@ -25,7 +25,7 @@ from llmconv import formats
 from llmconv.cli import cli
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, LlmconvError, OutputError, Unsupported, UsageError
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 

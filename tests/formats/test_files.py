@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError
-from llmconv.formats import copying, stream
+from llmconv.formats import copying, gguf_file, safetensors_file, stream
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file, safetensors_file
 from llmconv.formats.files import Output, Outputs, check_target, open_regular, regular_size
 from llmconv.formats.source import Source
 from llmconv.formats.target import Item, Sink, Target

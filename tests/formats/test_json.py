@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import llmconv
 from llmconv.errors import BadFile, Unsupported
+from llmconv.formats import json_file, json_scan
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import json_file, json_scan
 from llmconv.formats.document import Slot, dumps, loads
 from llmconv.formats.numbers import number, row
 from llmconv.formats.tensor import Tensor

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from llmconv.errors import BadFile, LlmconvError, Unsupported
-from llmconv.formats import limits
+from llmconv.formats import gguf_file, limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file
 from llmconv.formats.tensor import Tensor
 
 

@@ -15,9 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from llmconv.errors import BadFile, LlmconvError, Unsupported
-from llmconv.formats import limits
+from llmconv.formats import limits, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import safetensors_file
 from llmconv.formats.tensor import Tensor
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import llmconv
 from llmconv.errors import BadFile
+from llmconv.formats import msgpack_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import msgpack_file
 from llmconv.formats.document import dumps, loads
 
 

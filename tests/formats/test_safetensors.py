@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import llmconv
 from llmconv.errors import BadFile, OutputError, Unsupported, UsageError
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import safetensors_file
-from llmconv.formats.containers.gguf_types import ggml_type
-from llmconv.formats.containers.safetensors_header import DTYPES
+from llmconv.formats.gguf_types import ggml_type
+from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
 

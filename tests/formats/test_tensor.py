@@ -11,7 +11,7 @@ import pytest
 
 import llmconv
 from llmconv.errors import BadFile, UsageError
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 from llmconv.quant.block import by_name
 
 KEYS: list[Any] = [

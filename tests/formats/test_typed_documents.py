@@ -14,8 +14,8 @@ import pytest
 
 import llmconv
 from llmconv.errors import BadFile, Unsupported
+from llmconv.formats import json_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import json_file
 from llmconv.formats.document import Slot, dumps, loads
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.typed_bytes import dtype_named

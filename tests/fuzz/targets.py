@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmconv.errors import LlmconvError
-from llmconv.formats.containers import gguf_file, json_file, msgpack_file, safetensors_file
+from llmconv.formats import gguf_file, json_file, msgpack_file, safetensors_file
 
 FOLDER = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
 _file = FOLDER / f"llmconv-fuzz-{os.getpid()}"
@@ -79,6 +79,6 @@ def instrumented(name: str) -> None:
             del sys.modules[module]
 
     for module in ("gguf_file", "json_file", "msgpack_file", "safetensors_file"):
-        globals()[module] = sys.modules[f"llmconv.formats.containers.{module}"]
+        globals()[module] = sys.modules[f"llmconv.formats.{module}"]
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()

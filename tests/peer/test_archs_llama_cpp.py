@@ -13,7 +13,7 @@ import tiny_models
 
 from llmconv import formats
 from llmconv.convert.dialects import hf
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -20,7 +20,7 @@ import tiny_models
 
 from llmconv import formats
 from llmconv.convert.dialects import hf
-from llmconv.formats.containers import safetensors_file
+from llmconv.formats import safetensors_file
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 
 from llmconv.convert.writing.quantize import quantize
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES
 

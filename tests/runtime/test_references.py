@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import llmconv
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import safetensors_file
 from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")

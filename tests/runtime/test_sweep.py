@@ -19,8 +19,8 @@ pytest.importorskip("torch", reason="a sweep evaluates with torch")
 import llmconv
 from llmconv.cli import cli
 from llmconv.convert.vocab import from_words
+from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file
 from llmconv.progress import Step
 from llmconv.runtime.measure import sweep as engine
 from llmconv.runtime.measure import sweep_report

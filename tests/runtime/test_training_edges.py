@@ -25,7 +25,7 @@ from llmconv.cli import cli
 from llmconv.convert import vocab as vocabulary
 from llmconv.convert.vocab import from_words, to_gguf
 from llmconv.errors import Cancelled
-from llmconv.formats.containers import gguf_file
+from llmconv.formats import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.training.config import TrainConfig

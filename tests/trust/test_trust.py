@@ -24,8 +24,8 @@ from malformed import Case, fault_of, run, snapshot, write_gguf, write_hf
 from simple_model import document
 
 import llmconv
+from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers import gguf_file
 from llmconv.formats.tensor import Tensor
 
 CASES = malformed.cases()

@@ -22,10 +22,10 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
-from llmconv.formats.containers.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.files import Outputs
 from llmconv.formats.format import Format
+from llmconv.formats.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
+from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.source import Source
 from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import BlockClass, Tensor

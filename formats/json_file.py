@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.containers.json_scan import BOM, Style, Text, parse
 from llmconv.formats.cutting import cut
 from llmconv.formats.document import Slot, write_document
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
+from llmconv.formats.json_scan import BOM, Style, Text, parse
 from llmconv.formats.numbers import number, row
 from llmconv.formats.source import Source, read_into, reading
 from llmconv.formats.tensor import Tensor
