@@ -41,7 +41,8 @@ def choose(document: Any) -> str | None:
 
 def _is_tensor(node: Any) -> bool:
     """Whether an object is one array beside its shape."""
-    return isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
+    beside = isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
+    return beside and sum(1 for _ in slots(node)) == 1
 
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:

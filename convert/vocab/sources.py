@@ -16,6 +16,7 @@ import numpy as np
 
 from llmconv.convert.vocab.base import Vocab, json_object
 from llmconv.errors import BadFile
+from llmconv.formats import guests
 
 __all__ = ["Folder", "from_files", "special_looking"]
 
@@ -134,7 +135,7 @@ def from_files(
     `BadFile` when the files are broken, contradict each other, or hold more tokens than `vocab_size`.
     """
     mine = {
-        name: data.read_bytes() if isinstance(data := files[name], Path) else data for name in NAMES if name in files
+        name: guests.whole(data) if isinstance(data := files[name], Path) else data for name in NAMES if name in files
     }
     try:
         return _read(Folder(mine, config or {}, pre))
