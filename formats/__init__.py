@@ -15,17 +15,21 @@ from typing import Any, cast
 
 from llmconv.errors import BadFile, UnknownName, UsageError, at
 from llmconv.formats import guests
+from llmconv.formats import pickling as pickling  # registers how tensors are pickled
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
 from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "register", "sniff"]
+__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
-_CERTAIN = ("gguf_file", "safetensors_file", "torch_file", "numpy_file", "keras_file", "pickle_file", "onnx_file")
-_LOOSE = ("tfjs_file", "msgpack_file", "json_file", "llama2c_file")
+_CERTAIN = (
+    *("gguf_file", "safetensors_file"),
+    *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs")),
+)
+_LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []
 
 
@@ -44,11 +48,14 @@ def _installed() -> tuple[Format, ...]:
     return tuple(format for _, format in found if isinstance(format, Format))
 
 
-def _each() -> Iterator[Format]:
-    yield from map(_built_in, _CERTAIN)  # imported only as far as somebody asks
+def _each(path: Path | None = None) -> Iterator[Format]:
+    """Every format, imported only as far as somebody asks; for a file, in the order of asking for its content."""
+    yield from map(_built_in, _CERTAIN)
+    loose = [_built_in(module) for module in _LOOSE]
+    yield from (f for f in loose if path is None or f.is_named(path))
     yield from _registered
     yield from _installed()
-    yield from map(_built_in, _LOOSE)
+    yield from (f for f in loose if path is not None and not f.is_named(path))
 
 
 def _built_in(module: str) -> Format:
@@ -58,6 +65,11 @@ def _built_in(module: str) -> Format:
 def formats() -> list[Format]:
     """Every format."""
     return list(_each())
+
+
+def named_by(path: Path) -> Format | None:
+    """The format that a file name asks for."""
+    return next((format for format in _each() if format.is_named(path)), None)
 
 
 def by_name(name: str) -> Format:
@@ -79,7 +91,7 @@ def sniff(path: Path) -> Format:
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
         guests.check(path, head)
-    for format in _each():
+    for format in _each(path):
         if format.sniff(path, head):
             return format
     what = "holds no model" if path.is_dir() else "is no model file of a known format"

@@ -45,5 +45,5 @@ def check(path: Path, head: bytes) -> None:
         raise BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
     if path.suffix.lower() in _UNFINISHED:
         raise BadFile(f"{at(path)}: is a download that was not finished ({path.suffix}); fetch it to its end")
-    if head and not any(head):
+    if len(head) >= 512 and not any(head):
         raise BadFile(f"{at(path)}: begins with nothing but zeros: its download was not finished; fetch it again")

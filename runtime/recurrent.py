@@ -16,7 +16,8 @@ from llmconv.errors import UsageError
 from llmconv.quant.block import BlockType
 from llmconv.runtime.cache import Cache
 from llmconv.runtime.linear import Linear
-from llmconv.runtime.model import Model, Types
+from llmconv.runtime.model import Model
+from llmconv.runtime.pieces import Types
 
 __all__ = ["RecurrentModel", "State"]
 

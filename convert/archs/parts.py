@@ -7,6 +7,7 @@ from typing import Any
 
 from llmconv.convert.tables.architecture import Form, Row, keys, row
 from llmconv.convert.tables.ops import Shift, Split, Stack, Transpose, rope_halves
+from llmconv.convert.tables.rows import Optional
 
 COMMON = keys("""
     block_count                       u32   num_hidden_layers
@@ -134,7 +135,7 @@ GPT_KEYS = keys("""
 HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
 
 
-def norm(gguf: str, hf: str, when: str = "", optional: bool = False) -> Any:
+def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
     """Rows of a LayerNorm: weight and bias."""
     return (
         row(gguf + ".weight", hf + ".weight", "n_embd", when=when, optional=optional),

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, foreign_keys, own_names
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config, usable
@@ -87,6 +87,7 @@ def to_gguf(
     extra = [name for name in checkpoint.tensors if name not in used]
     without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in without_place]
+    refuse_parts(where, (n for n in extra if not any(re.fullmatch(p, n) for p in arch.dropped)), used)
     notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {
@@ -153,6 +154,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     extra = [n for n in checkpoint.tensors if n not in used]
+    refuse_parts(where, extra, used)
     if extra and strict:
         raise _unknown(where, arch, extra)
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
@@ -187,7 +189,7 @@ def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
     try:
         keys = arch.metadata(normalized(config), "")
         found = vocab.from_files(folder.files, config)
-        return keys if found is None else keys | found.keys()
+        return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
 
@@ -253,7 +255,7 @@ def _vocabulary(
     if found is None:
         return {}
     notes += [*found.notes, *found.twice()]
-    keys: dict[str, Any] = found.to_gguf()
+    keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
 
 
@@ -296,8 +298,8 @@ def _files(
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
         try:
-            yield from found.to_files().items()
-            notes += found.twice()
+            yield from vocab.to_files(found).items()
+            notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:

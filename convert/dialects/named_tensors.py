@@ -21,8 +21,8 @@ from llmconv.convert.layouts.base import look
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.cutting import DATA, has_shape
-from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.documents.cutting import DATA, has_shape
+from llmconv.formats.documents.document import Slot, dumps, replace_slots, slots
 from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant.block import by_name
@@ -102,7 +102,7 @@ def _vocabulary(document: Any) -> dict[str, Any]:
         words = look(document, path)
         listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
         if listed and len(set(words)) == len(words):
-            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            keys: dict[str, Any] = vocab.to_gguf(vocab.from_words(words))
             return keys
     return {}
 

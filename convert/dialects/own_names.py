@@ -124,7 +124,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         found = vocab.from_files(checkpoint.files, read_config(checkpoint))
     except LlmconvError:
         return {}  # its files are kept whole all the same
-    return found.to_gguf() if found is not None else {}
+    return vocab.to_gguf(found) if found is not None else {}
 
 
 def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
@@ -157,16 +157,21 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.notes += notes
-    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint)}
+    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
 
 
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _tokenizer(checkpoint: Checkpoint, notes: list[str]) -> dict[str, bytes]:
     """The tokenizer files that the vocabulary gives back (what was kept as a file stays as it was)."""
     try:
         found = vocab.from_gguf(checkpoint.metadata)
-        return {} if found is None else found.to_files()
-    except LlmconvError:
+        if found is None:
+            return {}
+        files = vocab.to_files(found)
+    except LlmconvError as error:
+        notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
         return {}
+    notes += found.notes
+    return files

@@ -19,7 +19,7 @@ from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.recurrent import ARCH, GATES
 from llmconv.errors import BadFile, shown
-from llmconv.formats.cutting import shapes
+from llmconv.formats.documents.cutting import shapes
 from llmconv.formats.tensor import Tensor
 
 _CANONICAL = "rnn."

@@ -177,6 +177,8 @@ class Architecture:
         flag = table_row.optional
         if isinstance(flag, bool):
             return not flag
+        if not isinstance(flag, str):
+            return flag(config)
         name, _, given = flag.lstrip("!").partition("=")
         default = self.tied if name == "tie_word_embeddings" else given == "true"
         found = config.get(name)

@@ -40,6 +40,7 @@ class Pieces(TypedDict, total=False):
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
     logit_scale_divides: bool  # Granite divides the logits by its scale
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
+    passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
     yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves

@@ -447,12 +447,12 @@ BAD: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     "missing tensor": (
         without("model.layers.1.mlp.up_proj.weight"),
         "model: tensor 'model.layers.1.mlp.up_proj.weight' is missing; a llama model of this config.json needs it; "
-        "--layout plain converts any tensors under their own names",
+        'layout="plain" converts any tensors under their own names',
     ),
     "half of the layers": (
         config_with(num_hidden_layers=4),
         "model: tensor 'model.layers.2.input_layernorm.weight' is missing; a llama model of this config.json needs it; "
-        "--layout plain converts any tensors under their own names",
+        'layout="plain" converts any tensors under their own names',
     ),
     "billions of layers": (
         config_with(num_hidden_layers=4_000_000_000),
@@ -480,7 +480,7 @@ BAD: dict[str, tuple[Callable[[Checkpoint], None], str]] = {
     ),
     "extra tensor": (
         with_extra,
-        "'model.layers.0.extra.weight' is none that a llama model has; --no-strict leaves such tensors out",
+        "'model.layers.0.extra.weight' is none that a llama model has; strict=False leaves such tensors out",
     ),
     "negative number": (
         config_with(num_hidden_layers=-1),

@@ -250,7 +250,7 @@ def test_an_unknown_document_is_refused_with_the_nearest_table(tmp_path: Path) -
     tree = document()
     del tree["config"]["numLayers"]
     (tmp_path / "m.json").write_text(json.dumps(tree))
-    with pytest.raises(BadFile, match=r"looks like the layout simple-llm, but lacks config.numLayers; --layout plain"):
+    with pytest.raises(BadFile, match=r"looks like the layout simple-llm, but lacks config.numLayers; layout=.plain."):
         llmconv.convert_file(tmp_path / "m.json", to="gguf")
     with pytest.raises(BadFile, match=r"is not of the layout flat: config.nLayer"):
         llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="flat")

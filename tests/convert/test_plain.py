@@ -109,7 +109,7 @@ def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
 def test_a_known_architecture_under_its_own_names(tmp_path: Path) -> None:
     """Somebody's variant, whose table says otherwise, is no dead end."""
     original = saved(tmp_path / "hf", {"model_type": "llama", "num_hidden_layers": 1})
-    with pytest.raises(BadFile, match=r"is missing.* --layout plain converts any tensors"):
+    with pytest.raises(BadFile, match=r"is missing.* layout=.plain. converts any tensors"):
         llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
     result = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf", layout="plain")
     assert any(n.startswith("as asked: ") for n in result.notes)

@@ -36,6 +36,14 @@ def test_tutorials_run(page: Path, tmp_path: Path) -> None:
             assert done.returncode == 0, f"{shlex.join(run)}\n{done.stderr}"
 
 
+@pytest.mark.parametrize("page", ["errors", "service"])
+def test_the_pages_examples_run(page: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.gguf"))
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL):
+        for _ in range(2):  # and again, in the same folder
+            subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):

@@ -172,7 +172,7 @@ def test_a_quantized_model_is_swept_on_request(model: Path, text: Path, tmp_path
     arguments = ["sweep", tmp_path / "q8.gguf", text, "--types", "Q4_0", "-c", 16, "--chunks", 4, "--no-plot", "-q"]
     arguments = [str(a) for a in [*arguments, "-o", tmp_path / "out", "--device", "cpu"]]
     refused = CliRunner().invoke(cli, arguments)
-    assert isinstance(refused.exception, llmconv.Unsupported) and "--allow-requantize" in str(refused.exception)
+    assert isinstance(refused.exception, llmconv.Unsupported) and "allow_requantize=True" in str(refused.exception)
     assert CliRunner().invoke(cli, [*arguments, "--allow-requantize"]).exit_code == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["mean_kld"] > 0
 

@@ -27,8 +27,9 @@ from simple_model import document
 from test_imatrix import dat
 
 from llmconv.convert.translate import translate
-from llmconv.formats import gguf_file, llama2c_file, safetensors_file
+from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import llama2c_file
 from llmconv.formats.tensor import Tensor
 
 # Good models, small enough to be made anew for each test.
@@ -578,6 +579,8 @@ def fault_of(result: Run, names: tuple[str, ...]) -> str:
     line = result.err[:-1]
     if not line.startswith("llmconv: ") or "Traceback" in line or "this is a bug" in line:
         return f"no sentence: {line!r}"
+    if len(line) > 500:
+        return f"{len(line)} characters: {line!r}"
     if not all(c.isprintable() for c in line):
         return f"control characters: {line!r}"
     if not any(name in line for name in names):

@@ -43,6 +43,16 @@ _groups = (
     Concat(("n_head * head_dim", "n_head_kv * head_dim", "n_head_kv * head_dim")),
 )
 
+
+def _one_after_another(config: Mapping[str, Any]) -> bool:
+    return not config.get("parallel_attn", True)
+
+
+def _two_norms(config: Mapping[str, Any]) -> bool:
+    norms = config.get("num_ln_in_parallel_attn") or (2 if config.get("new_decoder_architecture") else 1)
+    return norms == 2 and not _one_after_another(config)
+
+
 FALCON = Architecture(
     "falcon",
     (HfName("FalconForCausalLM", "falcon"), HfName("RWForCausalLM", "RefinedWebModel")),
@@ -67,10 +77,10 @@ FALCON = Architecture(
             ("n_embd", "n_embd"),
             alt=(Form((_h + "ln_mlp.weight", _h + "ln_mlp.bias"), beside="blk.{i}.attn_norm_2.weight"),),
         ),
-        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=True),
+        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=_two_norms),
         *linear("blk.{i}.attn_qkv", _h + "self_attention.query_key_value", _qkv, "n_embd", *_groups, bias="bias"),
         *linear("blk.{i}.attn_output", _h + "self_attention.dense", "n_embd", "n_embd", bias="bias"),
-        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=True),
+        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=_one_after_another),
         *linear("blk.{i}.ffn_up", _h + "mlp.dense_h_to_4h", "n_ff", "n_embd", bias="bias"),
         *linear("blk.{i}.ffn_down", _h + "mlp.dense_4h_to_h", "n_embd", "n_ff", bias="bias"),
     ),

@@ -19,7 +19,7 @@ GPTJ = Architecture(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
         *norm("output_norm", "{p}ln_f"),
         HEAD,
-        row("output.bias", "lm_head.bias", "n_vocab", optional=True),
+        row("output.bias", "lm_head.bias", "n_vocab", optional=lambda config: True),
         *norm("blk.{i}.attn_norm", _at + "ln_1"),
         row("blk.{i}.attn_q.weight", _at + "attn.q_proj.weight", "n_embd, n_embd"),
         row("blk.{i}.attn_k.weight", _at + "attn.k_proj.weight", "n_embd, n_embd"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, linear
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.config import look_up
 from llmconv.convert.tables.ops import Dims
 
 _b = "{p}blocks.{i}."
@@ -29,6 +30,14 @@ def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["expansion_ratio"] = dims["n_ff"] // dims["n_embd"] if dims["n_embd"] else 4
 
 
+def _learned(config: Mapping[str, Any]) -> bool:
+    return look_up(config, ("attn_config.alibi",)) is False
+
+
+def _qk_norms(config: Mapping[str, Any]) -> bool:
+    return bool(look_up(config, ("attn_config.qk_ln",)))
+
+
 MPT = Architecture(
     "mpt",
     (HfName("MptForCausalLM", "mpt"), HfName("MPTForCausalLM", "mpt")),
@@ -46,16 +55,16 @@ MPT = Architecture(
     ),
     rows=(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
-        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=True),
+        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=_learned),
         row("output_norm.weight", "{p}norm_f.weight", "n_embd"),
         row("output_norm.bias", "{p}norm_f.bias", "n_embd", optional="!no_bias"),
         HEAD,
         row("blk.{i}.attn_norm.weight", _b + "norm_1.weight", "n_embd"),
         row("blk.{i}.attn_norm.bias", _b + "norm_1.bias", "n_embd", optional="!no_bias"),
-        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=True),
-        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=True),
-        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=True),
-        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=True),
+        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=_qk_norms),
         *linear("blk.{i}.attn_qkv", _b + "attn.Wqkv", _qkv, "n_embd", bias="!no_bias"),
         *linear("blk.{i}.attn_output", _b + "attn.out_proj", "n_embd", "n_embd", bias="!no_bias"),
         row("blk.{i}.ffn_norm.weight", _b + "norm_2.weight", "n_embd"),

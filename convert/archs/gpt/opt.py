@@ -27,6 +27,10 @@ def _opt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["activation_function"] = str(own.get("activation", "relu"))
 
 
+def _final_norm(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("do_layer_norm_before", True)) and not config.get("_remove_final_layer_norm", False)
+
+
 OPT = Architecture(
     "opt",  # a name of our own: llama.cpp has no OPT
     (HfName("OPTForCausalLM", "opt"), HfName("OPTModel", "opt")),
@@ -46,7 +50,7 @@ OPT = Architecture(
         row("position_embd.weight", "{p}embed_positions.weight", "n_ctx + 2, n_embd"),
         row("token_embd_in.weight", "{p}project_in.weight", "n_embd, n_word", when="n_word != n_embd"),
         row("output_in.weight", "{p}project_out.weight", "n_word, n_embd", when="n_word != n_embd"),
-        *norm("output_norm", "{p}final_layer_norm", optional=True),
+        *norm("output_norm", "{p}final_layer_norm", optional=_final_norm),
         row("output.weight", "lm_head.weight", "n_vocab, n_word", optional="!tie_word_embeddings"),
         *norm("blk.{i}.attn_norm", _opt + "self_attn_layer_norm"),
         *linear("blk.{i}.attn_q", _opt + "self_attn.q_proj", "n_embd", "n_embd", bias="enable_bias"),

@@ -29,7 +29,7 @@ GEMMA = Architecture(
     ),
     rows=(*shifted((*EMBEDDINGS, *NORMS)), *attention(), *gated_mlp()),
     tied=True,
-    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_fixed": True},
+    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_fixed": True, "passes_float16": True},
 )
 
 _four_norms = shifted(
