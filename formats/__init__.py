@@ -25,8 +25,11 @@ from llmconv.quant import entry_points
 __all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
-_CERTAIN = ("gguf_file", "safetensors_file", "torch_file", "numpy_file", "keras_file", "pickle_file", "onnx_file")
-_LOOSE = ("tfjs_file", "msgpack_file", "json_file", "llama2c_file")
+_CERTAIN = (
+    *("gguf_file", "safetensors_file"),
+    *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs")),
+)
+_LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []
 
 

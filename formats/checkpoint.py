@@ -67,12 +67,7 @@ class Checkpoint:
     def file(self, name: str) -> bytes | None:
         """The bytes of a side file, or None when there is none of that name; `BadFile` for a git-lfs pointer."""
         found = self.files.get(name)
-        if not isinstance(found, Path):
-            return found
-        data = found.read_bytes()
-        if guests.is_pointer(data):
-            raise guests.pointer(found, data)
-        return data
+        return guests.whole(found) if isinstance(found, Path) else found
 
     @property
     def n_elements(self) -> int:

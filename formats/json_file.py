@@ -1,8 +1,8 @@
-"""Legacy JSON: a document whose rectangular numeric arrays are the tensors (see `formats.document`).
+"""Legacy JSON: a document whose rectangular numeric arrays are the tensors (see `formats.documents.document`).
 
 Reading is strict (RFC 8259: standard finite numbers, UTF-8, no key twice; a byte order mark is tolerated) and quick
-(see `json_scan`).  Writing lays numbers, spaces and key order out as the original did (`Style`), so that a
-document comes back byte for byte if its writer was JavaScript's JSON.stringify or Python's json.dumps.
+(see `formats.documents.json_scan`).  Writing lays numbers, spaces and key order out as the original did (`Style`), so
+that a document comes back byte for byte if its writer was JavaScript's JSON.stringify or Python's json.dumps.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.cutting import cut
-from llmconv.formats.document import Slot, write_document
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import Slot, write_document
+from llmconv.formats.documents.json_scan import BOM, Style, Text, parse
+from llmconv.formats.documents.numbers import number, row
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
-from llmconv.formats.json_scan import BOM, Style, Text, parse
-from llmconv.formats.numbers import number, row
 from llmconv.formats.source import Source, read_into, reading
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter

@@ -1,4 +1,4 @@
-"""MessagePack: the same documents as legacy JSON, in binary (see `formats.document`).
+"""MessagePack: the same documents as legacy JSON, in binary (see `formats.documents.document`).
 
 The msgpack library reads scalars and headers one by one, so that no count is believed before its items are there;
 long arrays of floats are read and written by numpy.  Integers, single and double precision are told apart, so that a
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.cutting import cut
-from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, join, write_document
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import DEPTH, Ext, Numbers, Slot, join, write_document
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source

@@ -265,13 +265,20 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
     ]
 
 
+_ONLY_READ = (
+    *(".bin", ".pt", ".pth", ".txt", ".ggml"),
+    *(".npy", ".npz", ".pkl", ".pickle", ".h5", ".hdf5", ".keras", ".onnx"),
+)
+"""Endings of files that nobody means as the name of a folder."""
+
+
 def format_of(path: Path) -> Format:
     """The format that a file name asks for; a name without a known ending is a model folder."""
     named = containers.named_by(path)
     if named is not None:
         return named
     known = containers.formats()
-    if path.suffix and not path.is_dir() and path.suffix.lower() in (".bin", ".pt", ".pth", ".txt", ".ggml", ".onnx"):
+    if path.suffix and not path.is_dir() and path.suffix.lower() in _ONLY_READ:
         endings = ", ".join(s for container in known for s in container.suffixes[:1])
         raise UsageError(
             f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"

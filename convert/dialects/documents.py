@@ -27,10 +27,10 @@ from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, more
 from llmconv.errors import cut as cut_short
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.cutting import cut
-from llmconv.formats.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
+from llmconv.formats.documents.json_scan import Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.json_scan import Style, Text, parse
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 

@@ -21,8 +21,8 @@ from llmconv.convert.layouts.base import look
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.cutting import DATA, has_shape
-from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.documents.cutting import DATA, has_shape
+from llmconv.formats.documents.document import Slot, dumps, replace_slots, slots
 from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant.block import by_name
@@ -41,7 +41,8 @@ def choose(document: Any) -> str | None:
 
 def _is_tensor(node: Any) -> bool:
     """Whether an object is one array beside its shape."""
-    return isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
+    beside = isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
+    return beside and sum(1 for _ in slots(node)) == 1
 
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:

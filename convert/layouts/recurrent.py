@@ -19,7 +19,7 @@ from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.recurrent import ARCH, GATES
 from llmconv.errors import BadFile, shown
-from llmconv.formats.cutting import shapes
+from llmconv.formats.documents.cutting import shapes
 from llmconv.formats.tensor import Tensor
 
 _CANONICAL = "rnn."
@@ -75,12 +75,12 @@ def _found(path: str, names: Mapping[str, Any]) -> str:
     raise BadFile(f"{path} is missing or no array of numbers; a recurrent model of this layout has it")
 
 
-def _inside_out(family: _Family, shapes: Mapping[str, tuple[int, ...]], dims: Dims) -> bool:
+def _inside_out(family: _Family, sizes: Mapping[str, tuple[int, ...]], dims: Dims) -> bool:
     """Whether the matrices lie [in][out]."""
     if not family.free:
         return False
-    first = _found(family.embed, shapes)
-    shape, wanted = shapes[first], (dims["n_vocab"], dims["n_embd"])
+    first = _found(family.embed, sizes)
+    shape, wanted = sizes[first], (dims["n_vocab"], dims["n_embd"])
     if wanted[0] == wanted[1]:
         return first.rpartition(".")[2].islower()  # css-llm writes wxh [in][out], Karpathy Wxh [out][in]
     if shape not in (wanted, wanted[::-1]):

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.errors import BadFile, Unsupported, at
-from llmconv.formats import torch_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import torch_file
 from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 

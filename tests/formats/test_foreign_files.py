@@ -16,8 +16,8 @@ import pytest
 import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, LlmconvError, Unsupported
-from llmconv.formats import keras_file, numpy_file, onnx_file, pickle_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import keras_file, numpy_file, onnx_file, pickle_file
 
 RNG = np.random.default_rng(5)
 ARRAYS: dict[str, Any] = {

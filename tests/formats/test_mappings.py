@@ -10,7 +10,7 @@ import pytest
 
 import llmconv
 from llmconv.errors import BadFile, UsageError
-from llmconv.formats.mappings import REST
+from llmconv.formats.foreign.mappings import REST
 
 torch = pytest.importorskip("torch")
 W = torch.arange(6.0).reshape(2, 3)

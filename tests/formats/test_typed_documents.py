@@ -16,9 +16,9 @@ import llmconv
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats import json_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Slot, dumps, loads
+from llmconv.formats.documents.document import Slot, dumps, loads
+from llmconv.formats.documents.typed_bytes import dtype_named
 from llmconv.formats.tensor import Tensor
-from llmconv.formats.typed_bytes import dtype_named
 
 VALUES = np.array([[1.5, -2, 3], [0.25, 5, -6]])
 RAW = VALUES.astype("<f4").tobytes()

@@ -27,8 +27,9 @@ from simple_model import document
 from test_imatrix import dat
 
 from llmconv.convert.translate import translate
-from llmconv.formats import gguf_file, llama2c_file, safetensors_file
+from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import llama2c_file
 from llmconv.formats.tensor import Tensor
 
 # Good models, small enough to be made anew for each test.

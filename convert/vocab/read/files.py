@@ -18,6 +18,7 @@ from llmconv.convert.vocab.read import gpt2, sentencepiece, special, templates, 
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, Folder, is_mine
 from llmconv.convert.vocab.read.steps import like_sentencepiece
 from llmconv.errors import BadFile
+from llmconv.formats import guests
 
 __all__ = ["from_files"]
 
@@ -34,7 +35,7 @@ def from_files(
     embedding (`vocab_size`) and ids of special tokens.   pre: the pre-tokenizer's name, when it isn't recognised.
     `BadFile` when the files are broken, contradict each other, or hold more tokens than `vocab_size`.
     """
-    mine = {n: data.read_bytes() if isinstance(data, Path) else data for n, data in files.items() if is_mine(n)}
+    mine = {n: guests.whole(data) if isinstance(data, Path) else data for n, data in files.items() if is_mine(n)}
     try:
         return _read(Folder(mine, config or {}, pre))
     except RecursionError:

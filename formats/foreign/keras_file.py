@@ -18,10 +18,10 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign.zipped import entries
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
-from llmconv.formats.zipped import entries
 from llmconv.quant.block import Bytes
 
 NAME = "keras"

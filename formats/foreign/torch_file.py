@@ -28,9 +28,9 @@ from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign.mappings import Chosen, chosen, keep_rest
+from llmconv.formats.foreign.pickle_file import DType, scalar
 from llmconv.formats.format import Format
-from llmconv.formats.mappings import Chosen, chosen, keep_rest
-from llmconv.formats.pickle_file import DType, scalar
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
@@ -52,7 +52,7 @@ def sniff(path: Path, head: bytes) -> bool:
 def open(path: Path, key: str | None = None) -> Checkpoint:
     """A file or a model folder.  Tensors stay in the files; `BadFile` for a pickle that is more than a state dict.
 
-    key: which of several mappings of tensors in a training program's file to take (see `formats.mappings`).
+    key: which of several mappings of tensors in a training program's file to take (see `formats.foreign.mappings`).
     """
     path = Path(path)
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.errors import BadFile, Unsupported, at, cut
-from llmconv.formats import limits, tfjs_writing
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign import tfjs_writing
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype

@@ -9,7 +9,7 @@ way the writer nested it:
     {"shape", "dtype", "data": "AACA…"}   base64 (also a Node Buffer, a list of bytes, MessagePack's binary)
 
 The rest stays a tree of dicts, lists, strings and numbers in which a `Slot` marks the place of each tensor, so that
-filling the slots gives the document back.  `formats.cutting` finds the arrays.
+filling the slots gives the document back.  `formats.documents.cutting` finds the arrays.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.documents.typed_bytes import encode, raw_type, to_text
 from llmconv.formats.files import Output
 from llmconv.formats.tensor import Tensor
-from llmconv.formats.typed_bytes import encode, raw_type, to_text
 from llmconv.progress import Meter
 
 __all__ = [

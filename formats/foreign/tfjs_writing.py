@@ -1,7 +1,7 @@
 """Writing TensorFlow.js models: the manifest, its shards, and a graph of constants where the model had no topology.
 
-See `tfjs_file`.  `tf.loadGraphModel` needs a graph: a `Const` node for each weight, which takes its numbers
-from the manifest.
+See `formats.foreign.tfjs_file`.  `tf.loadGraphModel` needs a graph: a `Const` node for each weight, which takes its
+numbers from the manifest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cutting the arrays out of a parsed document: the tree with slots, and its tensors (see `formats.document`).
+"""Cutting the arrays out of a parsed document: the tree with slots, and its tensors (see `formats.documents.document`).
 
 What stands beside an array says what it is: a shape (`shape`, `dims`, `rows` and `cols`, ...) makes flat numbers a
 matrix, a dtype makes bytes numbers.  A shape itself is never a tensor.
@@ -19,10 +19,10 @@ import numpy as np
 from llmconv.errors import BadFile, at, more
 from llmconv.errors import cut as short
 from llmconv.formats import limits
-from llmconv.formats.document import DEPTH, EXACT, Fault, Numbers, Slot, join, quoted, slots
-from llmconv.formats.numbers import number
+from llmconv.formats.documents.document import DEPTH, EXACT, Fault, Numbers, Slot, join, quoted, slots
+from llmconv.formats.documents.numbers import number
+from llmconv.formats.documents.typed_bytes import decode, dtype_named, from_text
 from llmconv.formats.tensor import Tensor
-from llmconv.formats.typed_bytes import decode, dtype_named, from_text
 
 __all__ = ["DATA", "SHAPE", "cut", "has_shape", "shapes"]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.document import EXACT, Fault, Numbers
+from llmconv.formats.documents.document import EXACT, Fault, Numbers
 
 __all__ = ["BOM", "Style", "Text", "parse"]
 

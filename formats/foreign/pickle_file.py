@@ -18,8 +18,8 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign.mappings import chosen, count_items, keep_rest
 from llmconv.formats.format import Format
-from llmconv.formats.mappings import chosen, count_items, keep_rest
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
 
