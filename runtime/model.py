@@ -54,12 +54,15 @@ class Block(LayerPieces):
         if self.spec.parallel:
             inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
             return x + (attended + inner) * self.residual_scale
-        x = x + (attended * self.residual_scale if self.residual_scale != 1 else attended)
+        kept = normed if self.spec.residual_after_norm else x
+        x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
         if self.attn_output_norm is not None:
             x = self.attn_output_norm(x)
-        inner = feed_forward(self, x if mlp_norm is None else mlp_norm(x))
+        normed = x if mlp_norm is None else mlp_norm(x)
+        inner = feed_forward(self, normed)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
+        x = normed if self.spec.residual_after_norm else x
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
 

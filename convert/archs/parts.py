@@ -83,17 +83,21 @@ QK_NORMS = (
 )
 
 
-def experts(at: str = "mlp.") -> tuple[Row, ...]:
-    """Rows of a router and its experts, which files keep apart and some releases of transformers stack."""
+def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
+    """Rows of a router and its experts, which files keep apart and some releases of transformers stack.
+
+    where: an expression; the layers that have experts.
+    """
+    when = f"n_expert and {where}"
     one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
     return (
-        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when="n_expert"),
+        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when=when),
         row(
             ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
             (one + "gate_proj.weight", one + "up_proj.weight"),
             ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
             Stack(2),
-            when="n_expert and i >= n_dense",
+            when=when,
             alt=(
                 Form(
                     (all_of_them + "gate_up_proj",),
@@ -106,7 +110,7 @@ def experts(at: str = "mlp.") -> tuple[Row, ...]:
             one + "down_proj.weight",
             "n_expert, n_embd, n_ff_exp",
             Stack(),
-            when="n_expert and i >= n_dense",
+            when=when,
             alt=(Form((all_of_them + "down_proj",)),),
         ),
     )

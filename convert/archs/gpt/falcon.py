@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Concat, Dims, Split
 
 _h = "{p}h.{i}."
@@ -89,7 +90,17 @@ FALCON = Architecture(
     constants={"tensor_data_layout": "jploski"},
     finish=_falcon_finish,
     rebuild=_falcon_rebuild,
-    decoder={"parallel": True, "activation": "gelu", "alibi_quirk": True},
+    decoder={"parallel": True, "activation": "gelu", "activation_key": "activation", "alibi_quirk": True},
+    reads="new_decoder_architecture num_kv_heads n_head_kv multi_query alibi parallel_attn num_ln_in_parallel_attn",
+    inert="apply_residual_connection_post_layernorm n_embed",
+    loader=Loader(
+        unread=("attention.max_alibi_bias", "use_parallel_residual"),
+        refused=(
+            "blk.{i}.ffn_norm.weight",
+            "blk.{i}.ffn_norm.bias",
+            *(f"blk.{{i}}.{n}.bias" for n in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
+        ),
+    ),
 )
 
 ARCHITECTURES = (FALCON,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import GPT_KEYS, HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, row
+from llmconv.convert.tables.loader import Loader
 
 _at = "{p}h.{i}."
 
@@ -30,7 +31,9 @@ GPTJ = Architecture(
     ),
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias", r".*\.attn\.embed_positions"),
-    decoder={"rope": "pairs", "parallel": True, "activation": "gelu_tanh"},
+    decoder={"rope": "pairs", "parallel": True, "activation": "gelu_tanh", "activation_key": "activation_function"},
+    inert="rotary n_ctx scale_attn_weights",
+    loader=Loader(exists=False),
 )
 
 ARCHITECTURES = (GPTJ,)

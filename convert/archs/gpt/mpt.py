@@ -10,6 +10,7 @@ import numpy as np
 from llmconv.convert.archs.parts import HEAD, linear
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.config import look_up
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 
 _b = "{p}blocks.{i}."
@@ -48,7 +49,8 @@ MPT = Architecture(
             embedding_length            u32   d_model
             attention.head_count        u32   n_heads
             attention.head_count_kv     u32   attn_config.kv_n_heads
-            attention.layer_norm_epsilon  f32  -  1e-5
+            attention.layer_norm_epsilon  f32  layer_norm_epsilon  1e-5
+            attention.scale             f32   attn_config.softmax_scale
             attention.clamp_kqv         f32   attn_config.clip_qkv
             feed_forward_length         u32   -                         = 4 * n_embd
         """),
@@ -78,7 +80,20 @@ MPT = Architecture(
     tied=True,
     finish=_mpt_finish,
     rebuild=_mpt_rebuild,
-    decoder={"positions": "alibi", "activation": "gelu"},
+    decoder={"positions": "alibi", "activation": "gelu", "activation_key": ""},
+    reads="expansion_ratio attn_config.alibi attn_config.alibi_bias_max",
+    inert="learned_pos_emb verbose fc_type param_init_fn init_config attn_config.attn_impl"
+    " attn_config.attn_uses_sequence_id attn_config.qk_ln attn_config.rope_theta attn_config.rope_impl",
+    fixed={
+        "logit_scale": None,
+        "embedding_fraction": 1.0,
+        "norm_type": ("low_precision_layernorm", "layernorm"),
+        "attn_config.attn_type": ("multihead_attention", "multiquery_attention", "grouped_query_attention"),
+        "attn_config.prefix_lm": False,
+        "attn_config.rope": False,
+        "attn_config.sliding_window_size": -1,
+    },
+    loader=Loader(unread=("attention.scale",)),
 )
 
 ARCHITECTURES = (MPT,)

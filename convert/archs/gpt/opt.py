@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 
 _opt = "{p}layers.{i}."
@@ -18,6 +19,7 @@ def _opt_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> N
     own["norm_before"] = bool(config.get("do_layer_norm_before", True))
     width = config.get("word_embed_proj_dim") or dims["n_embd"]
     own["word_embedding_length"] = np.uint32(width)
+    own.pop("hidden_activation", None)
     own["activation"] = str(config.get("activation_function", "relu"))
 
 
@@ -65,7 +67,15 @@ OPT = Architecture(
     tied=True,
     finish=_opt_finish,
     rebuild=_opt_rebuild,
-    decoder={"positions": "learned", "position_offset": 2, "activation": "relu"},
+    decoder={
+        "positions": "learned",
+        "position_offset": 2,
+        "activation": "relu",
+        "activation_key": "activation_function",
+    },
+    reads="do_layer_norm_before word_embed_proj_dim activation_function _remove_final_layer_norm",
+    fixed={"layer_norm_elementwise_affine": True},
+    loader=Loader(exists=False),
 )
 
 ARCHITECTURES = (OPT,)
