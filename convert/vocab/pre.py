@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OVER_TEXT", "TABLE", "Pre", "by_name", "to_json"]
+__all__ = ["LINES", "OVER_TEXT", "TABLE", "Pre", "by_name", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,9 @@ TABLE: tuple[Pre, ...] = (
 
 OVER_TEXT = ("gemma4", "sarvam-moe", "granite-embed-multi-311m")
 """Names of a BPE over text with "▁" for spaces, not over bytes; only runs of newlines are split off."""
+
+LINES = {"Regex": r"\n+"}
+"""The pattern of those runs in a tokenizer.json."""
 
 _BY_NAME = {name: row for row in TABLE for name in row.names}
 

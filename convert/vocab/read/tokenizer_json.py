@@ -86,7 +86,9 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
 
 
 def _is_gemma4(folder: Folder) -> bool:
-    return str(folder.setting("model_type") or "").startswith("gemma4")
+    """By its configuration, or by splitting off runs of newlines, as a tokenizer.json that is rebuilt here does."""
+    lines = any(s.get("pattern") == pre.LINES for s in parts(folder.tokenizer.get("pre_tokenizer")))
+    return lines or str(folder.setting("model_type") or "").startswith("gemma4")
 
 
 # Control tokens that a reader of tool calls must see, so that the reference converter makes them user-defined.

@@ -156,7 +156,7 @@ def _bpe_over_text(vocab: Vocab) -> dict[str, Any]:
     """Gemma 4's: "▁" for a space, merges by rank within lines."""
     return {
         "normalizer": _replace(" ", SPACE),
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "Isolated", "invert": False},
+        "pre_tokenizer": {"type": "Split", "pattern": pre.LINES, "behavior": "Isolated", "invert": False},
         "decoder": _sequence("decoders", [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]),
         "model": _merging(vocab, _whole_merges(vocab), over_text=True),
     }

@@ -179,6 +179,8 @@ def test_gemma4_there_and_back() -> None:
     assert foreign is not None
     library = tokenizers.Tokenizer.from_str(vocab.to_files(foreign)["tokenizer.json"].decode())
     library.encode_special_tokens = True
+    reread = vocab.from_files(dict(vocab.to_files(foreign)), {})  # without a config.json
+    assert reread is not None and reread.model == "gemma4"
     for text in (*TEXTS, PROBE):
         wanted = original.encode(text, add_special_tokens=False).ids
         assert vocab.tokenizer(foreign).encode(text) == wanted == vocab.tokenizer(found).encode(text), text
