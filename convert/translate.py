@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from llmconv.convert.tables import own_keys
 from llmconv.errors import UsageError, about
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.quant.entry_points import problems
 
 __all__ = ["translate"]
 
@@ -20,9 +22,6 @@ _DIALECTS = {
     "plain": "llmconv.convert.dialects.own_names",
     "llama2c": "llmconv.convert.dialects.llama2c",
 }
-
-_KEPT = "llmconv.json."
-"""Keys that hold what a JSON document says besides its weights; every dialect carries them along."""
 
 
 def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
@@ -40,13 +39,14 @@ def translate(checkpoint: Checkpoint, to: str, **options: Any) -> Checkpoint:
 
 
 def _translated(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Checkpoint:
-    kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT) and isinstance(v, str)}
+    kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(own_keys.JSON) and isinstance(v, str)}
     if checkpoint.dialect != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[checkpoint.dialect]).to_gguf(checkpoint, **options)
         checkpoint.metadata |= kept
-        kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(_KEPT)}
+        kept = {k: v for k, v in checkpoint.metadata.items() if k.startswith(own_keys.JSON)}
     if to != "gguf":
         checkpoint = importlib.import_module(_DIALECTS[to]).from_gguf(checkpoint, **options)
     if to != "json":
         checkpoint.metadata |= kept
+    checkpoint.notes += [said for said in problems() if said not in checkpoint.notes]
     return checkpoint

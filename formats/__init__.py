@@ -1,48 +1,60 @@
 """Containers: GGUF, safetensors, legacy JSON and MessagePack.  Bytes <-> `Checkpoint`, nothing of architectures.
 
-`open(path)` goes by content.  A format is a module with `NAME`, `sniff`, `open` and `save` (see `Format`), listed in
-`_MODULES`: the one place to add one.
+`open(path)` goes by content.  A format is a module with a `FORMAT` (see `Format`), listed in `_CERTAIN` or `_LOOSE`:
+the one place to add one.  Other packages add theirs under the entry point group "llmconv.formats", programs by
+`register`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import cast
 
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UnknownName, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import open_regular
+from llmconv.formats.format import Format
 from llmconv.formats.tensor import Extent, Tensor
+from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "sniff"]
+__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
 
-
-class Format(Protocol):
-    """What a container's module offers."""
-
-    NAME: str
-    """Its name in commands and messages: "gguf"."""
-    SUFFIXES: tuple[str, ...]
-    """File names that ask for it when writing; the first is the default."""
-
-    def sniff(self, path: Path, head: bytes) -> bool:
-        """Whether the file or folder at `path` is of this format; `head` is its first 4096 bytes (b"" for a folder)."""
-
-    def open(self, path: Path) -> Checkpoint:
-        """Read it lazily; `BadFile` when it breaks the format's rules."""
-
-    def save(self, checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-        """Write it completely or not at all; the files written."""
+# In the order of asking: the most certain signature first, those that take almost any file last.
+_CERTAIN = ("gguf_file", "safetensors_file", "torch_file")
+_LOOSE = ("msgpack_file", "json_file", "llama2c_file")
+_registered: list[Format] = []
 
 
-# In the order of asking: the most certain signature first.
-_MODULES = ("gguf_file", "safetensors_file", "torch_file", "msgpack_file", "json_file", "llama2c_file")
+def register(format: Format) -> None:
+    """Make a format known for the rest of this process."""
+    _registered.append(format)
 
 
-def _each() -> Iterator[Format]:
-    for name in _MODULES:  # imported only as far as somebody asks
-        yield cast(Format, importlib.import_module(f"llmconv.formats.{name}"))
+@functools.cache
+def _installed() -> tuple[Format, ...]:
+    """Those of other packages."""
+    found = entry_points.load("llmconv.formats")
+    for where, format in found:
+        if not isinstance(format, Format):
+            entry_points.refuse(where, "is no llmconv.formats.Format")
+    return tuple(format for _, format in found if isinstance(format, Format))
+
+
+def _each(path: Path | None = None) -> Iterator[Format]:
+    """Every format, imported only as far as somebody asks; for a file, in the order of asking for its content."""
+    yield from map(_built_in, _CERTAIN)
+    loose = [_built_in(module) for module in _LOOSE]
+    yield from (f for f in loose if path is None or f.is_named(path))
+    yield from _registered
+    yield from _installed()
+    yield from (f for f in loose if path is not None and not f.is_named(path))
+
+
+def _built_in(module: str) -> Format:
+    return cast(Format, importlib.import_module(f"llmconv.formats.{module}").FORMAT)
 
 
 def formats() -> list[Format]:
@@ -50,17 +62,20 @@ def formats() -> list[Format]:
     return list(_each())
 
 
+def named_by(path: Path) -> Format | None:
+    """The format that a file name asks for."""
+    return next((format for format in _each() if format.is_named(path)), None)
+
+
 def by_name(name: str) -> Format:
-    for module in _each():
-        if name.lower() == module.NAME:
-            return module
-    raise UsageError(f"unknown format {name!r}; known: {', '.join(f.NAME for f in formats())}")
+    for format in _each():
+        if name.lower() == format.name:
+            return format
+    raise UnknownName("format", name, [format.name for format in formats()])
 
 
 def sniff(path: Path) -> Format:
     """The format of the file or folder at `path`, by content; `BadFile` when there is none."""
-    from llmconv.formats.files import open_regular
-
     head = b""
     if not path.is_dir():
         with open_regular(path) as file:
@@ -70,11 +85,11 @@ def sniff(path: Path) -> Format:
                 raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
-    for module in _each():
-        if module.sniff(path, head):
-            return module
+    for format in _each(path):
+        if format.sniff(path, head):
+            return format
     what = "holds no model" if path.is_dir() else "is no model file of a known format"
-    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.NAME for f in formats())}")
+    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
 def open(path: str | Path) -> Checkpoint:

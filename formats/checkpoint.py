@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Checkpoint:
     files: side files of a model folder, by name (config.json, tokenizer.json, ...): their path, or bytes.
     format: the container it was read from ("gguf", "safetensors", "json", "msgpack", ...), "" if made in memory.
     source: the file or folder it was opened from.
+    parts: the files that hold its tensors, where a container was read.
     info: facts about the container (version, byte order, alignment, shards, style) that are no part of the model.
     notes: sentences that somebody who converts this model should read; they travel with it.
     """
@@ -42,6 +44,7 @@ class Checkpoint:
     source: Path | None = None
     info: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    parts: Sequence[Path] = ()
 
     def add(self, tensor: Tensor) -> None:
         self.tensors[tensor.name] = tensor

@@ -1,8 +1,8 @@
 """Changing a file's metadata: in its header alone where that fits, by a safe rewrite where it doesn't.
 
-The data of a GGUF or safetensors file begins behind its header, so a header of the same length can be replaced
-without touching it.  A shorter one is filled up: GGUF with a key of our own (`llmconv.padding`), safetensors
-with spaces.  A longer one means writing a new file, whose tensors the kernel copies.
+The data of a GGUF or safetensors file begins behind its header, so a header of the same length (`Format.refit`) can be
+replaced without touching it.  A shorter one is filled up: GGUF with a key of our own, safetensors with spaces.  A
+longer one means writing a new file, whose tensors the kernel copies.
 
 Replacing a header in place is not atomic, so the old one is first put, flushed, into a journal beside the file; after
 a crash the next edit puts it back.
@@ -20,15 +20,11 @@ import numpy as np
 
 from llmconv import formats
 from llmconv.errors import BadFile, Unsupported, UsageError, at
-from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
-__all__ = ["PADDING", "TYPES", "open_alone", "parse_value", "recover", "rewrite_metadata"]
-
-PADDING = "llmconv.padding"
-"""The GGUF key that fills a header up to its old length."""
+__all__ = ["TYPES", "open_alone", "parse_value", "recover", "rewrite_metadata"]
 
 TYPES: dict[str, Any] = {
     "u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16, "u32": np.uint32, "i32": np.int32,
@@ -121,35 +117,12 @@ def _replace_header(path: Path, head: bytes) -> None:
         _journal(path).unlink()
 
 
-def _fitted(checkpoint: Checkpoint, offsets: list[int]) -> bytes | None:
-    """The new header, as long as the old one, or None when the tensors would not lie where they lie now."""
-    start = min(offsets)
-    if checkpoint.format == "safetensors":
-        head, planned, _ = safetensors_file.header(checkpoint)
-        gap = start - len(head)
-        if gap < 0 or [offset + gap for offset in planned] != offsets:
-            return None
-        raw = head[8:] + b" " * gap
-        return struct.pack("<Q", len(raw)) + raw
-    metadata = {key: value for key, value in checkpoint.metadata.items() if key != PADDING}
-    head, planned, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata))
-    if planned and min(planned) < start:
-        empty, _, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata | {PADDING: ""}))
-        room = start - len(empty)
-        if room < 0:  # less than the padding key itself takes: no header of that length exists
-            return None
-        head, planned, _ = gguf_file.header(Checkpoint(checkpoint.tensors, metadata | {PADDING: " " * room}))
-    return head.ljust(start, b"\0") if planned == offsets else None
-
-
 def open_alone(path: Path) -> Checkpoint:
     """The file whose header is to be changed, without what lies beside it; `Unsupported` for a folder."""
-    module = formats.sniff(path)
+    container = formats.sniff(path)
     if path.is_dir():
         raise Unsupported(f"{at(path)}: is a folder; name the file in it whose metadata is to change")
-    if module.NAME == "safetensors" and not path.name.endswith(".index.json"):
-        return safetensors_file.open_alone(path)
-    return module.open(path)
+    return (container.open_alone or container.open)(path)
 
 
 def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
@@ -159,23 +132,22 @@ def rewrite_metadata(path: Path, checkpoint: Checkpoint) -> bool:
     `Unsupported` for a format without a header of its own (JSON) and for a model of several files.
     """
     path = Path(path)
-    if checkpoint.format not in ("gguf", "safetensors"):
+    container = formats.by_name(checkpoint.format)
+    if container.refit is None:
         raise Unsupported(
             f"{at(path)}: {checkpoint.format} has no metadata to edit; edit the text, or convert it first"
         )
-    if checkpoint.info.get("shards", 1) > 1:
+    if len(checkpoint.parts) > 1:
         raise Unsupported(f"{at(path)}: is a model of several files; merge it first (llmconv merge)")
     offsets = [t.extent.offset for t in checkpoint.tensors.values() if t.extent is not None]
-    current = checkpoint.format == "safetensors" or checkpoint.info.get("version") == 3
-    if offsets and len(offsets) == len(checkpoint.tensors) and current:
-        head = _fitted(checkpoint, offsets)
+    if offsets and len(offsets) == len(checkpoint.tensors):
+        head = container.refit(checkpoint, offsets)
         if head is not None:
             _replace_header(path, head)
             return True
-    save = gguf_file.save if checkpoint.format == "gguf" else safetensors_file.save
     # The tensors are read from `path` while the new file is written, so it takes another name until it is whole.
-    anew = path.with_name(f".llmconv-edit-{path.name[:150]}.{checkpoint.format}")
-    save(checkpoint, anew, force=True)
+    anew = path.with_name(f".llmconv-edit-{path.name[:150]}{container.suffixes[0]}")
+    container.save(checkpoint, anew, force=True)
     with output_errors(path):
         anew.replace(path)
         flush_folder(path.parent)

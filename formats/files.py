@@ -17,7 +17,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
@@ -117,6 +117,9 @@ class Output:
     not followed.
     """
 
+    done: Set[str] = frozenset()
+    """Names of tensors that an earlier run completed."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -180,6 +183,9 @@ class Output:
                     raise
             os.truncate(self.file.fileno(), size)
 
+    def complete(self, name: str) -> None:
+        """All of a tensor is written: of no interest to a file that begins anew each time."""
+
     def finish(self) -> None:
         """Flush the temporary to the disk and close it."""
         with output_errors(self.path):
@@ -215,7 +221,7 @@ class Outputs:
     `with Outputs({path: size, …}) as outputs:`, then for each path `with outputs.open(path) as out: out.file.write(…)`.
     Sizes are compared with the free space before anything is written; 0 when unknown.
 
-    folder: made when absent, and removed again on an error.
+    folder: made when absent, and removed again on an error; so are folders within it that files lie in.
     stale: files of an older version (shards that the new one does not have), removed at the end, with `force`.
     """
 
@@ -231,7 +237,7 @@ class Outputs:
         self._force, self._stale = force, [p for p in stale if force and p not in sizes]
         self._done: list[Output] = []
         self._stop = _Stoppable()
-        self._made: Path | None = None
+        self._made: list[Path] = []
         if folder is not None and not folder.is_dir():
             with output_errors(folder):
                 if os.path.lexists(folder):
@@ -239,8 +245,13 @@ class Outputs:
                 if not folder.parent.is_dir():
                     raise OutputError(f"{at(folder)}: its folder {folder.parent} does not exist; make it first")
                 folder.mkdir()
-            self._made = folder
+            self._made.append(folder)
         try:
+            for inner in {path.parent for path in sizes} if folder is not None else ():
+                if inner.parent == folder and not inner.is_dir():
+                    with output_errors(inner):
+                        inner.mkdir()
+                    self._made.append(inner)
             total = sum(sizes.values())
             for path in sizes:
                 check_target(path, force=force, size=total, inputs=inputs)
@@ -319,9 +330,9 @@ class Outputs:
         return None
 
     def _unmake(self) -> None:
-        if self._made is not None:
+        for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                self._made.rmdir()
+                folder.rmdir()
 
 
 class _Stoppable:

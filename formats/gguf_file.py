@@ -23,6 +23,7 @@ from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
+from llmconv.formats.format import Format
 from llmconv.formats.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.source import Source
@@ -34,6 +35,8 @@ NAME = "gguf"
 SUFFIXES = (".gguf",)
 MAGIC = b"GGUF"
 ALIGNMENT = 32
+PADDING = "llmconv.padding"
+"""The key that fills a header up to its old length, where metadata was edited."""
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = SPLIT = "split.no", "split.count", "split.tensors.count"
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -49,6 +52,7 @@ def sniff(path: Path, head: bytes) -> bool:
 class _Part:
     """One file of a model."""
 
+    path: Path
     metadata: dict[str, Any]
     tensors: list[Tensor] = field(default_factory=list)
     version: int = 3
@@ -63,6 +67,7 @@ def open(path: Path) -> Checkpoint:
     count = _split_number(part, SPLIT_COUNT, path)
     parts = [part] if count is None or count <= 1 else _read_split(path, part, count)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="gguf", metadata=parts[0].metadata)
+    checkpoint.parts = [part.path for part in parts]
     for part in parts:
         for key, value in part.metadata.items():
             checkpoint.metadata.setdefault(key, value)
@@ -103,7 +108,7 @@ def _read(path: Path) -> _Part:
                 f"{at(path)}: claims {n:,} {what}, more than {min(most, cursor.source.size // least):,} that it could "
                 "hold; the file is damaged"
             )
-    part = _Part({}, version=version, big=cursor.big)
+    part = _Part(path, {}, version=version, big=cursor.big)
     for i in range(n_keys):
         key = cursor.text(f"key {i}", limits.MAX_NAME_BYTES)
         if key in part.metadata:
@@ -246,7 +251,6 @@ def save(
     byte_order: str = "little",
     jobs: int | None = None,
     meter: Meter | None = None,
-    **unknown: Any,
 ) -> list[Path]:
     """Write GGUF version 3, byte for byte as llama.cpp's own writer lays the same content out.
 
@@ -257,10 +261,6 @@ def save(
     Returns the files written.  Raises `Unsupported` for a tensor type or metadata value that GGUF does not have.
     """
     path = Path(path)
-    if any(unknown.values()):
-        raise UsageError(
-            f"GGUF has no option {', '.join(unknown)}; it has split_max_size, split_max_tensors, byte_order"
-        )
     if byte_order not in ("little", "big"):
         raise UsageError(f"byte order {byte_order!r} is not 'little' or 'big'")
     big = byte_order == "big"
@@ -286,8 +286,7 @@ def save(
             with outputs.open(target) as out:
                 out.file.write(layout.head)
                 out.reserve(layout.size)
-                swap = swap_bytes if big else None
-                write_tensors(out.file.fileno(), layout.plan, jobs=jobs, meter=meter, convert=swap)
+                write_tensors(out, layout.plan, jobs=jobs, meter=meter, change=swap_bytes if big else None)
     return paths
 
 
@@ -306,6 +305,7 @@ def _wanted_alignment(checkpoint: Checkpoint) -> int:
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
     """Files that the checkpoint may still be read from: its source (all parts of a split one), its tensors' files."""
     found = {tensor.extent.path for tensor in checkpoint.tensors.values() if tensor.extent is not None}
+    found.update(checkpoint.parts)
     if checkpoint.source is not None:
         found.add(checkpoint.source)
         found.update(_parts_beside(checkpoint.source))
@@ -366,3 +366,47 @@ def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
 def planned_size(checkpoint: Checkpoint) -> int:
     """Bytes of the file that `save` would write, exactly; no tensor is read."""
     return header(Checkpoint(checkpoint.tensors, _keys(checkpoint)))[2]
+
+
+def _refit(checkpoint: Checkpoint, offsets: list[int]) -> bytes | None:
+    """A header of the checkpoint's keys before tensors that lie at `offsets`; see `Format.refit`."""
+    if checkpoint.info.get("version") != 3:
+        return None
+    start = min(offsets)
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key != PADDING}
+    head, planned, _ = header(Checkpoint(checkpoint.tensors, metadata))
+    if min(planned) < start:
+        empty, _, _ = header(Checkpoint(checkpoint.tensors, metadata | {PADDING: ""}))
+        room = start - len(empty)
+        if room < 0:  # less than the padding key itself takes: no header of that length exists
+            return None
+        head, planned, _ = header(Checkpoint(checkpoint.tensors, metadata | {PADDING: " " * room}))
+    return head.ljust(start, b"\0") if planned == offsets else None
+
+
+def _split(
+    checkpoint: Checkpoint, target: Path | None, *, max_size: int, max_tensors: int, force: bool, meter: Meter | None
+) -> list[Path]:
+    """`TARGET-00001-of-0000N.gguf` and so on, by default beside the source under its own stem."""
+    source = checkpoint.source
+    if target is None:
+        if source is None or len(checkpoint.parts) > 1:
+            raise UsageError(f"{checkpoint.where}: is split already; give a name for the new parts")
+        target = source.with_name(source.name.removesuffix(".gguf") + ".gguf")
+    fits = checkpoint.nbytes <= (max_size or checkpoint.nbytes)
+    if fits and len(checkpoint.tensors) <= (max_tensors or len(checkpoint.tensors)):
+        raise UsageError(f"{checkpoint.where}: fits one part of that size; nothing to split")
+    return save(checkpoint, target, force=force, split_max_size=max_size, split_max_tensors=max_tensors, meter=meter)
+
+
+FORMAT = Format(
+    name=NAME,
+    dialect="gguf",
+    sniff=sniff,
+    open=open,
+    write=save,
+    suffixes=SUFFIXES,
+    options=("split_max_size", "split_max_tensors", "byte_order"),
+    split=_split,
+    refit=_refit,
+)

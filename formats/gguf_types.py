@@ -18,46 +18,14 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_ggml_id
 from llmconv.quant.block import BlockType, Bytes
 
-__all__ = ["GGML_TYPES", "REMOVED", "Carried", "carried", "ggml_type", "swap_bytes", "swapped"]
+__all__ = ["CARRIED", "REMOVED", "Carried", "carried", "ggml_type", "swap_bytes", "swapped"]
 
-GGML_TYPES: dict[int, tuple[str, int, int]] = {
+CARRIED: dict[int, tuple[str, int, int]] = {
     # number: (name, weights in a block, bytes of a block)
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
     9: ("Q8_1", 32, 36),  # the operand of dot products; the gguf package still counts its layout of 2023, 40
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
     15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
 }
+"""What ggml has and `quant/` does not."""
 
 REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 REMOVED |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
@@ -86,8 +54,8 @@ def carried(name: str, block_size: int, block_bytes: int, number: int | None = N
 def ggml_type(number: int) -> BlockClass | None:
     """The type with that number: the registered one, else one for carrying, else None."""
     found = by_ggml_id(number)
-    if found is None and number in GGML_TYPES:
-        found = carried(*GGML_TYPES[number], number)
+    if found is None and number in CARRIED:
+        found = carried(*CARRIED[number], number)
     return found
 
 

@@ -21,13 +21,14 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Slot, cut, write_document
 from llmconv.formats.files import open_regular
+from llmconv.formats.format import Format
 from llmconv.formats.json_scan import BOM, Style, Text, parse
 from llmconv.formats.numbers import number, row
-from llmconv.formats.source import Source, read_into
+from llmconv.formats.source import Source, read_into, reading
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
 
-__all__ = ["NAME", "SUFFIXES", "Style", "is_exact", "open", "render", "save", "sniff"]
+__all__ = ["FORMAT", "NAME", "SUFFIXES", "Style", "is_exact", "open", "render", "save", "sniff"]
 
 NAME = "json"
 SUFFIXES = (".json",)
@@ -46,23 +47,15 @@ def open(path: Path) -> Checkpoint:
         raise BadFile(f"{at(path)}: is empty, expected a model file")
     if source.size > limits.JSON_BYTES:
         raise BadFile(f"{at(path)}: is {source.size:,} bytes, expected at most {limits.JSON_BYTES:,} of JSON")
-    with open_regular(path) as file:
-        descriptor = file.fileno()
-        source.check(descriptor)
-        try:
-            tree, style = parse(Text(source.size, lambda view, at_: read_into(descriptor, view, at_)), path)
-        except EOFError:
-            raise BadFile(f"{at(path)}: was cut while it was being read; fetch it again") from None
-        except OSError as error:
-            raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
-        source.check(descriptor)
+    with open_regular(path) as file, reading(file.fileno(), path, source.stamp):
+        tree, style = parse(Text(source.size, lambda view, at_: read_into(file.fileno(), view, at_)), path)
     document, tensors = cut(tree, path)
     info = {"style": dataclasses.asdict(style)}
     return Checkpoint(tensors, {"document": document, "style": style}, "json", {}, NAME, path, info)
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, force: bool = False, meter: Meter | None = None, **_: Any
+    checkpoint: Checkpoint, path: Path, *, force: bool = False, jobs: int | None = None, meter: Meter | None = None
 ) -> list[Path]:
     """Write the document with its tensors in place, laid out in its style.
 
@@ -175,6 +168,7 @@ class _Writer:
             self.indexed(slot.shape, level)
         else:
             self.nested(slot.shape, level)
+        next(self.rows, None)  # it reports its last slab when it goes on
 
     def _rows(self, tensor: Tensor, ints: NDArray[np.bool_] | None) -> Iterator[bytes]:
         style = self.style.numbers
@@ -225,3 +219,6 @@ class _Writer:
             return
         items = [b'"%d"%b%b' % (i, self.colon, x) for i, x in enumerate(next(self.rows).split(b","))]
         self.write(b"{" + self.gap(level + 1) + self.between(level + 1).join(items) + self.gap(level) + b"}")
+
+
+FORMAT = Format(name=NAME, dialect="json", sniff=sniff, open=open, write=save, suffixes=SUFFIXES, is_exact=is_exact)

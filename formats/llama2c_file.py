@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
-from typing import Any
 
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.quant import plain
 
 NAME = "llama2c"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
 
 _FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 _MAGIC = 0x616B3432  # "ak42"
@@ -106,5 +105,4 @@ def open(path: Path) -> Checkpoint:
     return out
 
 
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: llama2.c's format is only read; write GGUF or safetensors")
+FORMAT = Format(name=NAME, dialect="llama2c", sniff=sniff, open=open)

@@ -19,11 +19,12 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, cut, join, write_document
 from llmconv.formats.files import regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
 
-__all__ = ["NAME", "SUFFIXES", "is_exact", "open", "render", "save", "sniff"]
+__all__ = ["FORMAT", "NAME", "SUFFIXES", "is_exact", "open", "render", "save", "sniff"]
 
 NAME = "msgpack"
 SUFFIXES = (".msgpack", ".mpk", ".mp")
@@ -138,7 +139,7 @@ class _Reader:
 
 
 def save(
-    checkpoint: Checkpoint, path: Path, *, force: bool = False, meter: Meter | None = None, **_: Any
+    checkpoint: Checkpoint, path: Path, *, force: bool = False, jobs: int | None = None, meter: Meter | None = None
 ) -> list[Path]:
     """Write the document with its tensors in place; doubles unless a slot says otherwise."""
     return write_document(checkpoint, Path(path), render, force=force, meter=meter)
@@ -209,7 +210,9 @@ class _Writer:
                 if self.meter is not None:
                     self.meter(block.shape[0] * tensor.row_bytes, tensor.name)
 
-        self.nested(slot, slot.shape, rows())
+        made = rows()
+        self.nested(slot, slot.shape, made)
+        next(made, None)  # it reports its last slab when it goes on
 
     def nested(self, slot: Slot, shape: tuple[int, ...], rows: Any) -> None:
         if len(shape) > 1:
@@ -247,3 +250,6 @@ def _negative_ext(node: Ext) -> bytes:
     n, code = len(node.data), node.code & 0xFF
     head = bytes([sizes[n], code]) if n in sizes else bytes([0xC7, n, code])
     return head + node.data
+
+
+FORMAT = Format(name=NAME, dialect="json", sniff=sniff, open=open, write=save, suffixes=SUFFIXES, is_exact=is_exact)

@@ -13,12 +13,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.safetensors_header import DTYPES as DTYPES
 from llmconv.formats.safetensors_header import header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
@@ -28,6 +28,8 @@ from llmconv.progress import Meter
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
+TEMPLATES = "additional_chat_templates"
+"""The one folder within a model folder whose files are read and written: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
@@ -71,7 +73,7 @@ def open(path: Path) -> Checkpoint:
 
 def open_alone(path: Path) -> Checkpoint:
     """One file as it is: whatever lies beside it, and whatever its metadata carries."""
-    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1})
+    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
     checkpoint.metadata = dict(read_tensors(checkpoint, path))
     return checkpoint
 
@@ -131,7 +133,7 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
 
 def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> Checkpoint:
     folder = folder or source
-    checkpoint = Checkpoint(format=NAME, source=source, dialect="plain", info={"shards": len(files)})
+    checkpoint = Checkpoint(format=NAME, source=source, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
         for key, value in read_tensors(checkpoint, file).items():
             checkpoint.metadata.setdefault(key, value)
@@ -141,6 +143,9 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
             continue
         if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[entry.name] = entry
+    for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
+        if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
+            checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
     return checkpoint
@@ -169,7 +174,8 @@ def _unpack_files(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _safe_name(name: str, path: Path) -> str:
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+    plain = name.removeprefix(f"{TEMPLATES}/") if name.endswith(".jinja") else name
+    if not plain or plain in (".", "..") or any(c in plain for c in "/\\\0"):
         raise BadFile(f"{at(path)}: carries a side file named {name!r}, expected a plain file name; it is not followed")
     return name
 
@@ -185,7 +191,6 @@ def save(
     max_shard_size: int = 0,
     jobs: int | None = None,
     meter: Meter | None = None,
-    **unknown: Any,
 ) -> list[Path]:
     """Write a lone file when `path` ends in `.safetensors`, else a model folder.
 
@@ -199,8 +204,6 @@ def save(
     Returns the files written.
     """
     path = Path(path)
-    if any(unknown.values()):
-        raise UsageError(f"safetensors has no option {', '.join(unknown)}; it has max_shard_size")
     metadata = {}
     for key, value in checkpoint.metadata.items():
         if not isinstance(value, str):
@@ -228,7 +231,7 @@ def save(
         sizes[path / INDEX] = len(index)
     inputs = _inputs(checkpoint)
     with Outputs(
-        sizes, force=force, inputs=inputs, folder=None if lone else path, stale=() if lone else _weights_in(path)
+        sizes, force=force, inputs=inputs, folder=None if lone else path, stale=() if lone else _of_a_model(path)
     ) as outputs:
         for file, raw in files.items():
             with outputs.open(file) as out:
@@ -237,7 +240,7 @@ def save(
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
-                write_tensors(out.file.fileno(), part.plan, jobs=jobs, meter=meter)
+                write_tensors(out, part.plan, jobs=jobs, meter=meter)
         if index:
             with outputs.open(path / INDEX) as out:
                 out.file.write(index)
@@ -257,6 +260,7 @@ class _Part:
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
     """Files that the checkpoint may still be read from."""
     found = {tensor.extent.path for tensor in checkpoint.tensors.values() if tensor.extent is not None}
+    found.update(checkpoint.parts)
     found.update(file for file in checkpoint.files.values() if isinstance(file, Path))
     if checkpoint.source is not None:
         found.add(checkpoint.source)
@@ -270,6 +274,26 @@ def _weights_in(folder: Path) -> list[Path]:
         return []
     names = [WEIGHTS, INDEX, *(p.name for p in folder.glob("model-*.safetensors") if _SHARD.fullmatch(p.name))]
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+_OF_A_MODEL = (  # names that a reader of the folder would take for parts of the new model; nothing else is touched
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.j*",
+    "additional_chat_templates/*.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def _of_a_model(folder: Path) -> list[Path]:
+    """What an older model left in a folder that is written over: it would be read as part of the new one."""
+    return [*_weights_in(folder), *(p for pattern in _OF_A_MODEL for p in folder.glob(pattern) if p.is_file())]
 
 
 def _packed_files(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
@@ -320,3 +344,40 @@ def header(checkpoint: Checkpoint) -> tuple[bytes, list[int], int]:
 def planned_size(checkpoint: Checkpoint) -> int:
     """Bytes of the one weights file that `save` would write into a folder, exactly; no tensor is read."""
     return header(checkpoint)[2]
+
+
+def _refit(checkpoint: Checkpoint, offsets: list[int]) -> bytes | None:
+    """A header of the checkpoint's metadata before tensors that lie at `offsets`; see `Format.refit`."""
+    head, planned, _ = header(checkpoint)
+    gap = min(offsets) - len(head)
+    if gap < 0 or [offset + gap for offset in planned] != offsets:
+        return None
+    raw = head[8:] + b" " * gap
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _split(
+    checkpoint: Checkpoint, target: Path | None, *, max_size: int, max_tensors: int, force: bool, meter: Meter | None
+) -> list[Path]:
+    """A folder with an index, by default beside the source, its name with `-split`."""
+    if max_tensors:
+        raise UsageError("safetensors models are split by size; give --max-size")
+    if target is None:
+        source = checkpoint.source or Path("model")
+        target = source.with_name(source.name.removesuffix(".safetensors") + "-split")
+    return save(checkpoint, target, force=force, max_shard_size=max_size, meter=meter)
+
+
+FORMAT = Format(
+    name=NAME,
+    dialect="hf",
+    sniff=sniff,
+    open=open,
+    write=save,
+    suffixes=SUFFIXES,
+    options=("max_shard_size",),
+    folder=True,
+    split=_split,
+    refit=_refit,
+    open_alone=lambda path: open(path) if path.name.endswith(".index.json") else open_alone(path),
+)

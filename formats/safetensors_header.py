@@ -17,7 +17,7 @@ from typing import Any
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.gguf_types import GGML_TYPES, carried, ggml_type
+from llmconv.formats.gguf_types import CARRIED, carried, ggml_type
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_name
@@ -185,10 +185,8 @@ def _stored_types(metadata: dict[str, str], path: Path) -> dict[str, tuple[Block
 
 
 def _block_type(name: str) -> BlockClass:
-    for number, (known, _, _) in GGML_TYPES.items():
-        if known == name and (found := ggml_type(number)) is not None:
-            return found
-    return by_name(name)
+    number = next((n for n, (known, _, _) in CARRIED.items() if known == name), None)
+    return (ggml_type(number) if number is not None else None) or by_name(name)
 
 
 def _as_blocks(stored: Tensor, type: BlockClass, shape: tuple[int, ...], source: Source, offset: int) -> Tensor:

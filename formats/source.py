@@ -7,7 +7,9 @@ needs no thousand descriptors, and compared with what it was when its header was
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from llmconv.formats.files import open_regular
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Source", "read_extent"]
+__all__ = ["Source", "read_extent", "read_into", "reading"]
 
 _MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
 
@@ -36,11 +38,6 @@ class Source:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
         return Source(path, status.st_size, _stamp(status))
-
-    def check(self, descriptor: int) -> None:
-        """`BadFile` when the file is no longer the one that was opened."""
-        if _stamp(os.fstat(descriptor)) != self.stamp:
-            raise BadFile(f"{at(self.path)}: changed while it was being read; run again when nothing writes to it")
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """Exactly `nbytes` bytes from `offset`, in fresh memory."""
@@ -61,16 +58,8 @@ class Source:
         self._check_range(offset, len(out))
         if not len(out):
             return
-        with open_regular(self.path) as file:
-            descriptor = file.fileno()
-            self.check(descriptor)
-            try:
-                read_into(descriptor, out, offset)
-            except EOFError:
-                raise BadFile(f"{at(self.path)}: was cut while it was being read; fetch it again") from None
-            except OSError as error:
-                raise BadFile(f"{at(self.path)}: can't be read ({error.strerror})") from None
-            self.check(descriptor)
+        with open_regular(self.path) as file, reading(file.fileno(), self.path, self.stamp):
+            read_into(file.fileno(), out, offset)
 
     def tensor(self, name: str, shape: tuple[int, ...], type: BlockClass, offset: int) -> Tensor:
         """The tensor whose bytes lie at `offset`, read when asked for."""
@@ -87,6 +76,27 @@ def read_extent(extent: Extent, out: memoryview) -> None:
     """
     source = Source.of(extent.path) if extent.stamp is None else Source(extent.path, extent.stamp[0], extent.stamp)
     source.fill(extent.offset, out)
+
+
+@contextlib.contextmanager
+def reading(descriptor: int, path: Path, stamp: tuple[int, int, int] | None) -> Iterator[None]:
+    """While bytes of an open file are read: `BadFile` when it is not the one that was opened, is cut, or fails.
+
+    stamp: what the file was when its header was read; None where nobody knows.
+    """
+    _check_unchanged(descriptor, path, stamp)
+    try:
+        yield
+    except EOFError:
+        raise BadFile(f"{at(path)}: was cut while it was being read; fetch it again") from None
+    except OSError as error:
+        raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
+    _check_unchanged(descriptor, path, stamp)
+
+
+def _check_unchanged(descriptor: int, path: Path, stamp: tuple[int, int, int] | None) -> None:
+    if stamp is not None and _stamp(os.fstat(descriptor)) != stamp:
+        raise BadFile(f"{at(path)}: changed while it was being read; run again when nothing writes to it")
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -1,75 +1,78 @@
-"""Writing tensors into an open file at planned offsets: the last step of every binary container.
+"""The one way of tensors into files: read once, changed, encoded to every type asked for, written where they belong.
 
-Bytes that lie unchanged in an input file are copied by the kernel, one piece after another: a disk gains nothing
-from two copies at once.  The rest flows slab by slab on a bounded number of threads (kernels and system calls
-release the GIL), so that memory is slabs x threads, whatever the model's size.  Each written piece is handed to
-the disk at once, so that the final flush has little left to wait for.
+Bytes that lie unchanged in an input file are copied by the kernel (`copying`).  The rest flows slab by slab: each
+thread takes the next slab of rows, reads it, encodes it and writes it at its planned offset (`encoding`); nothing waits
+for anything else, and system calls and kernels release the GIL.  Memory is slabs x threads, whatever the model's size.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from queue import SimpleQueue
 
-import numpy as np
-
-from llmconv.errors import BadFile, UsageError, at
-from llmconv.formats.files import open_regular
-from llmconv.formats.source import read_into
-from llmconv.formats.tensor import SLAB_BYTES, Extent, Tensor
+from llmconv.formats import copying
+from llmconv.formats.encoding import Worker
+from llmconv.formats.files import Output
+from llmconv.formats.target import Item, Sink, Target
+from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["check_unchanged", "processors", "to_disk", "write_at", "write_tensors"]
+__all__ = ["processors", "stream", "write_tensors"]
 
-_COPY_BYTES = 16 << 20  # what the kernel copies at a time: progress moves, an interrupt is noticed, the disk begins
-_NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+SLAB_WEIGHTS = 1 << 20
+"""Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
+_MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
+_FEWEST = 1 << 14
+
+Slab = tuple[Item, int, int]
+"""An item, its first row and the one behind its last."""
+Done = tuple[int, str, Sequence[Item]]
+"""Bytes read just now, the name of their tensor, and the items whose last bytes they are."""
+
+
+def stream(
+    items: Sequence[Item],
+    *,
+    jobs: int | None = None,
+    check: bool = False,
+    meter: Meter | None = None,
+    finished: Callable[[Item], None] | None = None,
+) -> None:
+    """Read, encode and write every item.
+
+    jobs: threads; as many as this process may use processors by default.
+    check: refuse NaN and infinity, and what overflows its type, by tensor and index.
+    meter: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
+        called from this thread, and what they raise ends the work.
+
+    Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
+    `OutputError` for a full disk, and whatever reading a tensor raises.
+    """
+    with contextlib.closing(_worked(items, max(1, jobs or processors()), check)) as done:
+        for nbytes, name, complete in done:
+            if meter is not None:
+                meter(nbytes, name)
+            if finished is not None:
+                for item in complete:
+                    finished(item)
 
 
 def write_tensors(
-    descriptor: int,
+    out: Output,
     plan: Sequence[tuple[Tensor, int]],
     *,
     jobs: int | None = None,
     meter: Meter | None = None,
-    convert: Callable[[Tensor, Bytes], Bytes] | None = None,
+    change: Callable[[Tensor, Bytes], Bytes] | None = None,
 ) -> None:
-    """Write each tensor of `plan` at its offset.
-
-    descriptor: an open file, long enough or growing; its position is not used.
-    jobs: threads; as many as this process may use processors by default.
-    convert: applied to each slab's bytes before they are written (another byte order); nothing is then copied
-        by the kernel.
-
-    Raises `BadFile` when an input was cut or changed meanwhile, and whatever reading and writing raise.
-    """
-    jobs = jobs or processors()
-    copies, slabs = _copies(descriptor, plan, convert), _slabs(descriptor, plan, convert)
-    with ThreadPoolExecutor(jobs, thread_name_prefix="llmconv-write") as pool:  # starts threads as they are needed
-        pending: set[Future[tuple[int, str]]] = set()
-        try:
-            while True:
-                for task in itertools.islice(slabs, jobs + 1 - len(pending)):  # one waits, so that no thread does
-                    try:
-                        pending.add(pool.submit(task))
-                    except RuntimeError:  # no more threads to be had: work without
-                        _report(task(), meter)
-                copy = next(copies, None)
-                if copy is not None:
-                    _report(copy(), meter)
-                elif not pending:
-                    break
-                done, pending = wait(pending, 0 if copy else None, FIRST_COMPLETED)
-                for future in done:
-                    _report(future.result(), meter)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    """Write each tensor of `plan`, as it is, at its offset in a file; see `stream` and `Target`."""
+    sink = Sink(out.path, out.file.fileno())
+    items = [Item(t, [Target(sink, t.type, offset, change=change)]) for t, offset in plan]
+    stream(items, jobs=jobs, meter=meter)
 
 
 def processors() -> int:
@@ -79,139 +82,128 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def _report(done: tuple[int, str], meter: Meter | None) -> None:
-    if meter is not None:
-        meter(*done)
+def _worked(items: Sequence[Item], jobs: int, check: bool) -> Generator[Done]:
+    """Do the work: copies in this thread, slabs in as many others as there are slabs for."""
+    copied = [item for item in items if copying.is_copied(item, check)]
+    slabs = [item for item in items if not copying.is_copied(item, check)]
+    left = {id(item): _count(item, jobs) for item in slabs}
+    copies = copying.copies(copied)
+
+    def done(item: Item, nbytes: int) -> Done:
+        left[id(item)] -= 1
+        return nbytes, item.tensor.name, () if left[id(item)] else (item,)
+
+    threads = _Threads(_slabs(slabs, jobs), check)
+    try:
+        if jobs == 1 or not threads.start(min(jobs, sum(left.values()))):
+            for item, nbytes in threads.here():
+                yield done(item, nbytes)
+        while threads.failure is None:
+            copy = next(copies, None)
+            if copy is not None:
+                yield copy()
+            for item, nbytes in threads.results(wait=copy is None):
+                yield done(item, nbytes)
+            if copy is None and not threads.running:
+                break
+    finally:
+        threads.close()
+    if threads.failure is not None:
+        raise threads.failure
 
 
-Task = Callable[[], tuple[int, str]]
+def _count(item: Item, jobs: int) -> int:
+    """Slabs of an item: at least one, of no rows, so that it is finished some time."""
+    whole = max(1, item.stacked_rows)
+    return max(1, item.tensor.n_rows // whole * -(-whole // _step(item, jobs)))
 
 
-Convert = Callable[[Tensor, Bytes], Bytes]
+def _step(item: Item, jobs: int) -> int:
+    """Rows of a slab."""
+    tensor, row_len = item.tensor, max(1, item.tensor.row_len)
+    if not item.encodes:
+        return max(1, SLAB_BYTES // max(1, tensor.row_bytes))
+    row_bytes = tensor.row_bytes + sum(t.type.row_bytes(tensor.row_len) for t in item.targets)
+    if not tensor.type.is_plain():
+        row_bytes += 4 * row_len  # decoded
+    fitting = _MOST_BYTES // jobs // max(1, row_bytes)
+    return max(1, _FEWEST // row_len, min(SLAB_WEIGHTS // row_len, fitting))
 
 
-def _copies(descriptor: int, plan: Sequence[tuple[Tensor, int]], convert: Convert | None) -> Iterator[Task]:
-    copies = [(t.extent, offset, t.name) for t, offset in plan if t.extent is not None and convert is None]
-    for extent, offset, name in _merged(copies):
-        for start in range(0, extent.nbytes, _COPY_BYTES):
-            nbytes = min(_COPY_BYTES, extent.nbytes - start)
-            piece = Extent(extent.path, extent.offset + start, nbytes, extent.stamp)
-            yield _copy_task(descriptor, piece, offset + start, name)
+def _slabs(items: Sequence[Item], jobs: int) -> Iterator[Slab]:
+    """Every slab; none reaches from one matrix of a stack into the next where importance tells them apart."""
+    for item in items:
+        step, whole = _step(item, jobs), max(1, item.stacked_rows)
+        for i in range(_count(item, jobs)):
+            matrix, part = divmod(i, -(-whole // step))
+            start = matrix * whole + part * step
+            yield item, start, min(start + step, (matrix + 1) * whole, item.tensor.n_rows)
 
 
-def _slabs(descriptor: int, plan: Sequence[tuple[Tensor, int]], convert: Convert | None) -> Iterator[Task]:
-    for tensor, offset in plan:
-        if tensor.extent is None or convert is not None:
-            for start, stop in tensor.slabs(SLAB_BYTES):
-                yield _slab_task(descriptor, tensor, start, stop, offset, convert)
+class _Threads:
+    """Workers that take slabs until there are no more, one of them fails, or `close`."""
 
+    def __init__(self, slabs: Iterator[Slab], check: bool):
+        self._slabs, self._check = slabs, check
+        self._lock, self._halt = threading.Lock(), threading.Event()
+        self._queue: SimpleQueue[tuple[Item, int] | BaseException | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self.running = 0
+        self.failure: BaseException | None = None
 
-def _merged(copies: Iterable[tuple[Extent, int, str]]) -> Iterator[tuple[Extent, int, str]]:
-    """Extents that follow each other in both files, as one."""
-    last: tuple[Extent, int, str] | None = None
-    for extent, offset, name in copies:
-        if last is not None:
-            before, at_, _ = last
-            follows = before.offset + before.nbytes == extent.offset and at_ + before.nbytes == offset
-            if follows and before.path == extent.path and before.stamp == extent.stamp:
-                joined = Extent(before.path, before.offset, before.nbytes + extent.nbytes, before.stamp)
-                last = joined, at_, name
-                continue
-            yield last
-        last = extent, offset, name
-    if last is not None:
-        yield last
+    def start(self, number: int) -> int:
+        """As many threads, or as many as there are to be had; how many that is."""
+        for i in range(number):
+            thread = threading.Thread(target=self._work, name=f"llmconv-write-{i}", daemon=True)
+            self._threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads: work with those
+                break
+            self.running += 1
+        return self.running
 
-
-def _slab_task(
-    descriptor: int,
-    tensor: Tensor,
-    start: int,
-    stop: int,
-    offset: int,
-    convert: Convert | None,
-) -> Task:
-    def run() -> tuple[int, str]:
-        blocks = tensor.read(start, stop)
-        row = tensor.row_bytes
-        if blocks.shape != (stop - start, row) or blocks.dtype != np.uint8:
-            raise UsageError(
-                f"tensor {tensor.name!r} gave rows {start}..{stop} as {blocks.dtype} {blocks.shape}, "
-                f"expected uint8 {(stop - start, row)}"
-            )
-        if convert is not None:
-            blocks = convert(tensor, blocks)
-        write_at(descriptor, np.ascontiguousarray(blocks).reshape(-1).data, offset + start * row)
-        to_disk(descriptor, offset + start * row, blocks.nbytes)
-        return blocks.nbytes, tensor.name
-
-    return run
-
-
-def _copy_task(descriptor: int, extent: Extent, offset: int, name: str) -> Task:
-    def run() -> tuple[int, str]:
-        with open_regular(extent.path) as file:
-            source = file.fileno()
-            check_unchanged(source, extent)
-            if not _kernel_copy(source, descriptor, extent, offset):
-                _plain_copy(source, descriptor, extent, offset)
-            check_unchanged(source, extent)
-        to_disk(descriptor, offset, extent.nbytes)
-        return extent.nbytes, name
-
-    return run
-
-
-def check_unchanged(source: int, extent: Extent) -> None:
-    """`BadFile` when the open file `source` is no longer what it was when the extent was made."""
-    status = os.fstat(source)
-    if extent.stamp is not None and (status.st_size, status.st_mtime_ns, status.st_ino) != extent.stamp:
-        raise BadFile(f"{at(extent.path)}: changed while it was being read; run again when nothing writes to it")
-
-
-def _cut(path: Path) -> BadFile:
-    return BadFile(f"{at(path)}: was cut while it was being read; fetch it again")
-
-
-def _kernel_copy(source: int, target: int, extent: Extent, offset: int) -> bool:
-    """Copy inside the kernel; False when this pair of files can't."""
-    if not hasattr(os, "copy_file_range"):
-        return False
-    done = 0
-    while done < extent.nbytes:
+    def here(self) -> Iterator[tuple[Item, int]]:
+        """All the work, in the calling thread."""
+        worker = Worker(self._check)
         try:
-            n = os.copy_file_range(source, target, extent.nbytes - done, extent.offset + done, offset + done)
-        except OSError as error:
-            if done == 0 and error.errno in _NOT_HERE:
-                return False
-            raise
-        if n == 0:
-            if done == 0:  # some virtual file systems claim to copy and copy nothing
-                return False
-            raise _cut(extent.path)
-        done += n
-    return True
+            for item, start, stop in self._slabs:
+                yield item, worker.encode(item, start, stop)
+        finally:
+            worker.close()
 
+    def results(self, wait: bool) -> Iterator[tuple[Item, int]]:
+        """What was done since the last call; with `wait`, at least one thing where any is still to come."""
+        while self.running and (wait or not self._queue.empty()):
+            found = self._queue.get()
+            if found is None:
+                self.running -= 1
+            elif isinstance(found, BaseException):
+                self.failure = self.failure or found
+            else:
+                yield found
+            wait = False
 
-def _plain_copy(source: int, target: int, extent: Extent, offset: int) -> None:
-    buffer = memoryview(bytearray(min(extent.nbytes, 1 << 20)))
-    for start in range(0, extent.nbytes, len(buffer)):
-        piece = buffer[: min(len(buffer), extent.nbytes - start)]
+    def _work(self) -> None:
+        worker = Worker(self._check)
         try:
-            read_into(source, piece, extent.offset + start)
-        except EOFError:
-            raise _cut(extent.path) from None
-        write_at(target, piece, offset + start)
+            while not self._halt.is_set():
+                with self._lock:
+                    slab = next(self._slabs, None)
+                if slab is None:
+                    break
+                self._queue.put((slab[0], worker.encode(*slab)))
+        except BaseException as error:
+            self._halt.set()
+            self._queue.put(error)
+        finally:
+            worker.close()
+            self._queue.put(None)
 
-
-def to_disk(descriptor: int, offset: int, nbytes: int) -> None:
-    """Let the kernel begin to write that range out.  It forgets pages that are clean, and none of these is yet."""
-    with contextlib.suppress(OSError, AttributeError):  # not everywhere
-        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
-
-
-def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done : done + (1 << 30)], offset + done)
+    def close(self) -> None:
+        """Wait for all of them, whatever the user presses: they write to files that are closed next."""
+        self._halt.set()
+        for thread in self._threads:
+            while thread.ident is not None and thread.is_alive():
+                with contextlib.suppress(KeyboardInterrupt):
+                    thread.join()

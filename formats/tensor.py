@@ -153,6 +153,11 @@ class Tensor:
         return self if to is self.type else self.map(lambda rows: rows, to, importance)
 
     @staticmethod
+    def shadow(name: str, shape: tuple[int, ...], type: BlockClass) -> Tensor:
+        """A tensor that has a shape and no bytes: to ask what a tensor of that shape would become."""
+        return Tensor(name, shape, type, _no_bytes)
+
+    @staticmethod
     def from_array(name: str, array: NDArray[Any], type: BlockClass | None = None) -> Tensor:
         """A tensor over an array in memory, of the type that stores its dtype (or cast to `type`)."""
         array = np.asarray(array)
@@ -162,3 +167,7 @@ class Tensor:
         data = little.reshape(math.prod(shape[:-1]), shape[-1] if shape else 1).view(np.uint8)
         tensor = Tensor(name, shape, own, lambda start, stop: data[start:stop])
         return tensor if type is None else tensor.astype(type)
+
+
+def _no_bytes(start: int, stop: int) -> Bytes:
+    raise AssertionError("a shadow has no bytes")

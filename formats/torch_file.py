@@ -28,13 +28,13 @@ from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
 NAME = "torch"
-SUFFIXES: tuple[str, ...] = ()  # nothing is written in this format
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
@@ -54,11 +54,11 @@ def open(path: Path) -> Checkpoint:
     if path.name == WEIGHTS and (path.parent / "config.json").is_file():
         path = path.parent
     if not path.is_dir():
-        checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1})
+        checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
         _read(checkpoint, path)
         return checkpoint
     files = _shards(path / INDEX) if (path / INDEX).is_file() else [path / WEIGHTS]
-    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)})
+    checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
         _read(checkpoint, file)
     for entry in sorted(path.iterdir(), key=lambda p: p.name):
@@ -68,10 +68,6 @@ def open(path: Path) -> Checkpoint:
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
     return checkpoint
-
-
-def save(checkpoint: Checkpoint, path: Path, *, force: bool = False, **options: Any) -> list[Path]:
-    raise Unsupported(f"{at(path)}: PyTorch files are only read; write safetensors, which torch programs read as well")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -310,3 +306,6 @@ def _legacy(path: Path) -> Iterator[tuple[str, Tensor]]:
             raw = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
             assert kind.dtype is not None
             yield name, Tensor.from_array(name, raw.view(kind.dtype).reshape(tuple(tensor.shape)))
+
+
+FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open)

@@ -37,6 +37,7 @@ _PUBLIC: dict[str, str] = {
     "compare": "llmconv.runtime.compare",
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
+    "Text": "llmconv.runtime.texts",
     "quantize": "llmconv.convert.writing.quantize",
     "warmup": "llmconv.quant.warm",
     "Checkpoint": "llmconv.formats.checkpoint",

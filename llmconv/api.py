@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import os
 import time
 from collections import Counter
@@ -13,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.gguf import check_gguf
-from llmconv.convert.translate import translate
+from llmconv import vocab_only as vocab_alone
+from llmconv.convert.reading import Reading
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
-from llmconv.errors import BadFile, OutputError, UsageError, about, at
+from llmconv.convert.writing.options import Writing
+from llmconv.errors import BadFile, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target
-from llmconv.progress import Meter, Progress
+from llmconv.formats.format import Format
+from llmconv.progress import Progress
 from llmconv.show import Shown
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
-
-_DOCUMENTS = ("json", "msgpack")
 
 
 @dataclass(frozen=True)
@@ -104,49 +102,52 @@ def save(
     Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
     when the format can't hold it.
     """
-    started = time.monotonic()
+    if provenance and exclude:
+        raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
+    reading = Reading(layout=layout, config=config, vocab=vocab, pre=pre, strict=strict, exclude=exclude)
+    writing = Writing(force, jobs, progress, provenance, allow_overflow=allow_overflow)
     target = Path(path)
-    kind = format or format_of(target)
-    module = containers.by_name(kind)
-    if kind == "safetensors" and target.suffix.lower() != ".safetensors":
-        _check_folder(target, force, checkpoint.source)
-    else:
-        check_target(target, force=force, inputs=(checkpoint.source,) if checkpoint.source else ())
-    from_document = checkpoint.dialect == "json" and kind not in _DOCUMENTS and not _states_types(checkpoint)
-    exclude = [exclude] if isinstance(exclude, str) else exclude
-    if exclude:
-        if provenance:
-            raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
-        checkpoint = _without(checkpoint, exclude)
-    source = checkpoint
-    named = {"layout": layout, "config": config, "vocab": vocab, "pre": pre, "strict": strict}
-    checkpoint = translated = _in_dialect_of(kind, source, **named)
-    rounding = Rounding(allow_overflow)
-    checkpoint = cast(checkpoint, outtype, rounding, to=kind, from_document=from_document)
-    if provenance:
+    container = containers.by_name(format) if format else format_of(target)
+    return _save(checkpoint, target, container, reading, writing, outtype, options)
+
+
+def _save(
+    checkpoint: Checkpoint,
+    target: Path,
+    container: Format,
+    reading: Reading,
+    writing: Writing,
+    outtype: str,
+    options: dict[str, Any],
+) -> Result:
+    started = time.monotonic()
+    container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
+    source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
+    named = reading.named(source, container.dialect)
+    rounding = Rounding(writing.allow_overflow)
+    stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
+    made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
+    if writing.provenance:
         from llmconv.convert.reports.provenance import certify
 
-        certify(checkpoint, translate(source, "gguf", **named), source, stated_rounding(translated, checkpoint))
+        certify(made, reading.translated(source, "gguf"), source, stated_rounding(named, made))
     with about(source.source):
-        paths = module.save(
-            checkpoint, target, force=force, jobs=jobs, meter=Meter(progress, "convert", checkpoint.nbytes), **options
-        )
-    if target.is_dir():
-        _clear_stale(target, paths)
+        meter = writing.meter("convert", made.nbytes)
+        paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
     return Result(
         target=target,
         paths=list(paths),
-        format=kind,
+        format=container.name,
         size=sum(p.stat().st_size for p in paths),
-        n_tensors=len(checkpoint.tensors),
-        n_elements=checkpoint.n_elements,
-        types=dict(Counter(t.type.name for t in checkpoint.tensors.values())),
+        n_tensors=len(made.tensors),
+        n_elements=made.n_elements,
+        types=dict(Counter(t.type.name for t in made.tensors.values())),
         seconds=time.monotonic() - started,
         rounding=rounding.largest,
         rounding_tensor=rounding.tensor,
         overflows=rounding.overflows,
         underflows=rounding.underflows,
-        notes=list(checkpoint.notes),
+        notes=list(made.notes),
     )
 
 
@@ -157,35 +158,62 @@ def convert_file(
     to: str | None = None,
     source_format: str | None = None,
     lora: str | os.PathLike[str] | None = None,
+    vocab_only: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
     source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
+        so is a GGUF written that holds nothing else.
     options: those of `save`.
     """
     started = time.monotonic()
     source = Path(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
-    module = containers.sniff(source)
-    if source_format is not None and not _same_family(module.NAME, source_format):
-        raise UsageError(f"{at(source)}: is {module.NAME}, not {source_format}; use llmconv convert, which takes any")
-    target = default_target(source, to or "gguf") if dst is None else Path(dst)
-    if dst is not None and to is not None:
-        to = _named_format(target, to)
-    if (to or format_of(target)) != "safetensors" or target.suffix.lower() == ".safetensors":
-        check_target(target, force=bool(options.get("force")), inputs=(source,))
-    checkpoint = module.open(source)
+    if vocab_only:
+        return _vocabulary(source, dst, options)
+    found = containers.sniff(source)
+    if source_format is not None and not _same_family(found, containers.by_name(source_format)):
+        raise UsageError(f"{at(source)}: is {found.name}, not {source_format}; use llmconv convert, which takes any")
+    wanted = containers.by_name(to) if to is not None else None
+    if dst is None:
+        container = wanted or containers.by_name("gguf")
+        target = default_target(source, container)
+    else:
+        target = Path(dst)
+        container = _named_format(target, wanted) if wanted is not None else format_of(target)
+    if not container.is_folder(target):
+        container.check_target(target, force=bool(options.get("force")), inputs=[source])
+    checkpoint = found.open(source)
+    if vocab_alone.is_vocab_only(checkpoint):
+        return _vocabulary(source, target, options)
     size = _size(source, checkpoint)
-    if lora is not None:
-        from llmconv.convert.writing.lora import merge
-
-        checkpoint = merge(translate(checkpoint, "hf"), Path(lora))
-    result = save(checkpoint, target, format=to, **options)
-    notes = [*result.notes, *_inexact(checkpoint, result, str(options.get("outtype", "auto")))]
+    checkpoint = Reading(lora=lora).open(checkpoint)
+    result = save(checkpoint, target, format=container.name, **options)
+    notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
+    """`convert_file` of a vocabulary without weights."""
+    started = time.monotonic()
+    target = source.with_name(f"{source.resolve().name}-vocab.gguf") if dst is None else Path(dst)
+    paths, notes = vocab_alone.write(source, target, pre=options.get("pre"), force=bool(options.get("force")))
+    return Result(
+        target=target,
+        paths=paths,
+        format="gguf" if target.suffix.lower() == ".gguf" else "safetensors",
+        size=sum(p.stat().st_size for p in paths),
+        n_tensors=0,
+        n_elements=0,
+        types={},
+        seconds=time.monotonic() - started,
+        notes=notes,
+        source=source,
+    )
 
 
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -202,12 +230,12 @@ _COMPARED = 16 << 20
 """Bytes that show how a document was laid out; writing all of a big one again would take longer than reading it."""
 
 
-def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
+def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[str]:
     """A note where somebody who asked for no rounding would not get a document's bytes back, only its values."""
-    if checkpoint.format not in _DOCUMENTS or outtype != "f64" or result.format in _DOCUMENTS:
+    is_exact = containers.by_name(checkpoint.format).is_exact
+    if is_exact is None or outtype != "f64" or container.dialect == "json":
         return []
-    module: Any = containers.by_name(checkpoint.format)
-    if module.is_exact(checkpoint, first=_COMPARED):
+    if checkpoint.dialect != "json" or is_exact(checkpoint, first=_COMPARED):
         return []
     return [
         f"{checkpoint.source} is laid out as neither JSON.stringify nor json.dumps would: it comes back with the same "
@@ -215,116 +243,52 @@ def _inexact(checkpoint: Checkpoint, result: Result, outtype: str) -> list[str]:
     ]
 
 
-def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
-    """The checkpoint without the tensors whose names match."""
-    where = checkpoint.where
-    if checkpoint.dialect == "json":
-        raise UsageError(f"{where}: a document needs all of its tensors; convert it first, then --exclude")
-    gone: set[str] = set()
-    for pattern in patterns:
-        found = fnmatch.filter(checkpoint.tensors, pattern)
-        if not found:
-            raise UsageError(f"{where}: --exclude {pattern!r} fits no tensor; llmconv inspect --tensors lists them")
-        gone.update(found)
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone}
-    note = f"{len(gone)} tensors left out, as asked"
-    return checkpoint.but(note, tensors=tensors)
-
-
-def format_of(path: Path) -> str:
-    """The format that a file name asks for; a name without a known ending is a safetensors folder."""
-    for module in containers.formats():
-        if path.suffix.lower() in module.SUFFIXES:
-            return module.NAME
+def format_of(path: Path) -> Format:
+    """The format that a file name asks for; a name without a known ending is a model folder."""
+    named = containers.named_by(path)
+    if named is not None:
+        return named
+    known = containers.formats()
     if path.suffix and not path.is_dir() and path.suffix.lower() in (".bin", ".pt", ".pth", ".txt", ".ggml", ".onnx"):
-        endings = ", ".join(s for module in containers.formats() for s in module.SUFFIXES[:1])
+        endings = ", ".join(s for container in known for s in container.suffixes[:1])
         raise UsageError(
             f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"
         )
-    return "safetensors"
+    return next(container for container in known if container.folder)
 
 
-def _named_format(path: Path, to: str) -> str:
-    """`to`, or the other document format where the name asks for it; a name of yet another format is a mistake."""
+def _named_format(path: Path, wanted: Format) -> Format:
+    """`wanted`, or the other document format where the name asks for it; a name of yet another format is a mistake."""
     named = format_of(path)
-    if _same_family(named, to):
+    if _same_family(named, wanted):
         return named
-    if named == "safetensors" and path.suffix.lower() != ".safetensors":
-        return to  # a name without a known ending
-    raise UsageError(f"{at(path)}: is a name for {named}, not for {to}; choose another, or use llmconv convert")
+    if named.is_folder(path):
+        return wanted  # a name without a known ending
+    raise UsageError(
+        f"{at(path)}: is a name for {named.name}, not for {wanted.name}; choose another, or use llmconv convert"
+    )
 
 
-def default_target(source: Path, to: str) -> Path:
+def default_target(source: Path, container: Format) -> Path:
     """Beside the input, with the ending of the format."""
     source = source.resolve() if source.name in ("", ".", "..") else source
     stem = source.name if source.is_dir() or not source.suffix else source.name[: -len(source.suffix)]
-    return source.with_name(stem + containers.by_name(to).SUFFIXES[0])
+    return source.with_name(stem + (container.suffixes[0] if container.suffixes else f".{container.name}"))
 
 
-def _same_family(name: str, wanted: str) -> bool:
-    return name == wanted or (name in _DOCUMENTS and wanted in _DOCUMENTS)
+def _same_family(a: Format, b: Format) -> bool:
+    """Whether who names the one may mean the other: JSON and MessagePack hold the same documents."""
+    return a.name == b.name or a.dialect == b.dialect == "json"
 
 
 def _states_types(checkpoint: Checkpoint) -> bool:
     """Whether a document says of each tensor what type it is stored in elsewhere."""
+    document = checkpoint.metadata.get("document")
+    if not isinstance(document, dict):
+        return False
     from llmconv.convert.dialects.named_tensors import OURS
 
-    document = checkpoint.metadata.get("document")
-    return isinstance(document, dict) and document.get("format") == OURS
-
-
-def _in_dialect_of(kind: str, checkpoint: Checkpoint, **options: Any) -> Checkpoint:
-    if checkpoint.dialect == "gguf":
-        check_gguf(checkpoint)
-    if kind == "gguf":
-        return translate(checkpoint, "gguf", **options)
-    if kind in _DOCUMENTS:
-        return translate(checkpoint, "json", **options)
-    if checkpoint.dialect in ("hf", "plain"):
-        return checkpoint
-    from llmconv.convert import archs
-
-    checkpoint = translate(checkpoint, "gguf", **options)
-    known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
-    plain = not known or checkpoint.metadata.get("llmconv.layout") == "plain"
-    return translate(checkpoint, "plain" if plain else "hf", **options)
-
-
-def _check_folder(path: Path, force: bool, source: Path | None) -> None:
-    """A model folder may be written where there is none, or an empty one; never over the input."""
-    own = source if source is None or source.is_dir() else source.parent
-    if own is not None and own.exists() and path.is_dir() and path.samefile(own):
-        raise OutputError(f"{at(path)}: holds the input itself; choose another output folder")
-    if path.is_file():
-        raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
-    if path.is_dir() and not force and any(path.iterdir()):
-        raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
-
-
-_OF_A_MODEL = (  # names that a reader of the folder would take for parts of the new model; nothing else is touched
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.j*",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-)
-
-
-def _clear_stale(folder: Path, written: list[Path]) -> None:
-    """Remove what an older model left in a folder that was written over (`force`): it would be read as part of it."""
-    for pattern in _OF_A_MODEL:
-        for path in folder.glob(pattern):
-            if path not in written and path.is_file():
-                path.unlink()
+    return document.get("format") == OURS
 
 
 def _size(path: Path, checkpoint: Checkpoint) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import llmconv
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.errors import BadFile, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
 
@@ -45,12 +45,15 @@ def verify(
     *,
     tolerance: float = 0.0,
     run: str | Path | None = None,
+    context: int | None = None,
+    chunks: int | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Are `a` and `b` the same model?  Paths or checkpoints of any two formats; see `Verdict`.
 
     tolerance: relative error up to which a tensor counts as close.
     run: a text file; both models are run over it and the verdict's `run` holds the comparison (needs torch).
+    context, chunks: how that text is cut, as in `compare`.
     """
     import dataclasses
 
@@ -59,7 +62,7 @@ def verify(
     left, right = _open(a), _open(b)
     verdict = verify_checkpoints(left, right, tolerance=tolerance, meter=Meter(progress, "verify", left.nbytes))
     if run is not None:
-        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run))
+        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run, context=context, chunks=chunks))
     return verdict
 
 
@@ -105,11 +108,9 @@ def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
     checkpoint = _open(model)
     found = checkpoint.tensors.get(tensor)
     if found is None:
-        import difflib
-
-        near = difflib.get_close_matches(tensor, checkpoint.tensors, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "llmconv inspect --tensors lists them"
-        raise BadFile(f"{at(checkpoint.source or 'model')}: has no tensor {tensor!r}; {hint}")
+        near = nearest(tensor, checkpoint.tensors)
+        hint = f"did you mean {near!r}?" if near else "llmconv inspect --tensors lists them"
+        raise BadFile(f"{checkpoint.where}: has no tensor {cut(tensor)}; {hint}")
     return stats.histogram(found, bins)
 
 
@@ -123,7 +124,7 @@ def vocabulary(model: Source) -> list[dict[str, Any]]:
     checkpoint = _open(model)
     found = vocab.of(checkpoint)
     if found is None:
-        raise UsageError(f"{at(checkpoint.source or 'model')}: carries no vocabulary")
+        raise UsageError(f"{checkpoint.where}: carries no vocabulary")
     scores = None if found.scores is None else found.scores.tolist()
     return [
         {

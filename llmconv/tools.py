@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, at, cut
+from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
 from llmconv.show import Shown
@@ -33,10 +34,10 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is no size; write it like 4G, 500M or 1GiB")
     unit = 1024 if match[3] else 1000
-    number = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
-    if number <= 0:
-        raise UsageError(f"{text!r} is no size above zero")
-    return number
+    number = float(match[1]) * unit ** " KMGT".index(match[2].upper() or " ")
+    if not 1 <= number < 1 << 63:
+        raise UsageError(f"{cut(text)} is no size between 1 byte and 2^63")
+    return int(number)
 
 
 def edit(
@@ -55,8 +56,6 @@ def edit(
 
     `BadFile` when a key to rename or remove is not there or a new name is taken.
     """
-    from llmconv.formats import edit as editing
-
     path = Path(path)
     recovered = editing.recover(path)
     checkpoint = editing.open_alone(path)
@@ -79,11 +78,12 @@ def edit(
     return EditResult(Path(output), False, recovered)
 
 
-def _container(path: Path, wanted: str) -> Checkpoint:
+def _splittable(path: Path, wanted: str) -> tuple[Checkpoint, formats.Format]:
     checkpoint = formats.open(path)
-    if checkpoint.format not in ("gguf", "safetensors"):
+    container = formats.by_name(checkpoint.format)
+    if container.split is None:
         raise UsageError(f"{at(path)}: is {checkpoint.format}; only GGUF and safetensors can be {wanted}")
-    return checkpoint
+    return checkpoint, container
 
 
 def split(
@@ -100,37 +100,24 @@ def split(
     A GGUF becomes `TARGET-00001-of-0000N.gguf` (default: the source's own stem); a safetensors model becomes a
     folder with an index (default: the source's name with `-split`), by size alone.
     """
-    source = Path(source)
-    checkpoint = _container(source, "split")
+    checkpoint, container = _splittable(Path(source), "split")
     if not (max_size or max_tensors):
         raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
-    meter = Meter(progress, "write", checkpoint.nbytes)
-    if checkpoint.format == "gguf":
-        from llmconv.formats import gguf_file
-
-        path = Path(target) if target else source.with_name(source.name.removesuffix(".gguf") + ".gguf")
-        if target is None and checkpoint.info.get("shards", 1) > 1:
-            raise UsageError(f"{at(source)}: is split already; give a name for the new parts")
-        if checkpoint.nbytes <= (max_size or checkpoint.nbytes) and len(checkpoint.tensors) <= (
-            max_tensors or len(checkpoint.tensors)
-        ):
-            raise UsageError(f"{at(source)}: fits one part of that size; nothing to split")
-        return gguf_file.save(
-            checkpoint, path, force=force, split_max_size=max_size, split_max_tensors=max_tensors, meter=meter
-        )
-    from llmconv.formats import safetensors_file
-
-    if max_tensors:
-        raise UsageError("safetensors models are split by size; give --max-size")
-    folder = Path(target) if target else source.with_name(source.name.removesuffix(".safetensors") + "-split")
-    return safetensors_file.save(checkpoint, folder, force=force, max_shard_size=max_size, meter=meter)
+    assert container.split is not None
+    return container.split(
+        checkpoint,
+        Path(target) if target else None,
+        max_size=max_size,
+        max_tensors=max_tensors,
+        force=force,
+        meter=Meter(progress, "write", checkpoint.nbytes),
+    )
 
 
 def merge(
     source: str | Path, target: str | Path, *, force: bool = False, progress: Progress | None = None
 ) -> list[Path]:
     """Join the shards of a GGUF or safetensors model (any shard, the index, or the folder) into one file or folder."""
-    source = Path(source)
-    checkpoint = _container(source, "merged")
+    checkpoint, container = _splittable(Path(source), "merged")
     meter = Meter(progress, "write", checkpoint.nbytes)
-    return formats.by_name(checkpoint.format).save(checkpoint, Path(target), force=force, meter=meter)
+    return container.save(checkpoint, Path(target), force=force, meter=meter)

@@ -4,18 +4,22 @@ A *block* is the unit of a type: `block_size` weights in `layout.itemsize` bytes
 have blocks of one weight.  A row is a whole number of blocks; rows never share a block.
 
 One class is one type and one file is one family.  Subclassing `BlockType` with a `name` registers it, and
-every generic test (golden bytes, round trip, hostile values, speed) then runs on it.
+every generic test (golden bytes, round trip, hostile values, speed) then runs on it.  Another package names its classes
+as entry points of the group `llmconv.types`; they are imported when a name or number is not known, or all are listed.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName, UsageError
+from llmconv.quant import entry_points
+from llmconv.quant.kernels import flat
 
 __all__ = ["BlockType", "Bytes", "Floats", "by_ggml_id", "by_name", "names", "types"]
 
@@ -33,13 +37,13 @@ _BY_GGML: dict[int, type[BlockType]] = {}
 class BlockType:
     """One way of storing a row of weights.  Never instantiated: the class is the type.
 
-    A subclass sets `name`, `layout` and, where they apply, the other attributes, and implements
+    A subclass sets `name`, `layout` and, where they apply, the other attributes, and either `kernels`, or implements
     `_encode` and `_decode` (or leaves `_encode` out: a type that can only be read).
     """
 
     name: ClassVar[str]
     ggml_id: ClassVar[int | None] = None
-    """The type's number in GGUF files; None for a type GGUF does not have."""
+    """The type's number in GGUF files; None for a type GGUF does not have, which no GGUF can hold."""
     block_size: ClassVar[int] = 1
     """Weights in a block."""
     layout: ClassVar[np.dtype[Any]]
@@ -48,6 +52,8 @@ class BlockType:
     """For plain types: the numpy dtype of one element."""
     is_float: ClassVar[bool] = True
     """False for integers and booleans, which are carried but never quantized."""
+    kernels: Any = None  # no ClassVar: mypy would not let a module be one
+    """Where the type's kernels are, of `llmconv.quant.kernels`: `encode_q8_0` and `decode_q8_0` for a type Q8_0."""
     uses_importance: ClassVar[bool] = False
     """Whether importance weights change the encoded bytes."""
     needs_importance: ClassVar[bool] = False
@@ -79,7 +85,8 @@ class BlockType:
 
     @classmethod
     def can_encode(cls) -> bool:
-        return cls.is_plain() or cls._encode.__func__ is not BlockType._encode.__func__  # type: ignore[attr-defined]
+        own = cls._encode.__func__ is not BlockType._encode.__func__  # type: ignore[attr-defined]
+        return cls.is_plain() or cls.kernels is not None or own
 
     @classmethod
     def encode(cls, rows: Floats, importance: NDArray[np.float32] | None = None, out: Bytes | None = None) -> Bytes:
@@ -149,35 +156,51 @@ class BlockType:
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
         """Fill `out`; arguments are checked, contiguous and not empty (rows: one of KERNEL_DTYPES)."""
-        raise NotImplementedError
+        cls._kernel("encode")(flat(rows), out.reshape(-1))
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
         """Fill `out`; arguments are checked, contiguous and not empty."""
-        raise NotImplementedError
+        cls._kernel("decode")(blocks.reshape(-1), out.reshape(-1))
+
+    @classmethod
+    def _kernel(cls, what: str) -> Any:
+        return getattr(cls.kernels, f"{what}_{cls.name.lower()}")
 
 
 def types() -> list[type[BlockType]]:
-    """Every registered type, in the order of definition."""
+    """Every registered type, in the order of definition; those of other packages last."""
+    _import_others()
     return list(_BY_NAME.values())
 
 
 def names() -> list[str]:
-    return list(_BY_NAME)
+    return [t.name for t in types()]
 
 
 def by_name(name: str) -> type[BlockType]:
-    """The type called `name`, whatever its case; `UsageError` names the nearest ones otherwise."""
-    found = _BY_NAME.get(name) or _BY_NAME.get(name.upper())
+    """The type called `name`, whatever its case; `UnknownName` names the nearest one otherwise."""
+    found = _known(name)
     if found is None:
-        import difflib
-
-        near = difflib.get_close_matches(name.upper(), _BY_NAME, 3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(_BY_NAME)}"
-        raise UsageError(f"unknown type {name!r}; {hint}")
+        _import_others()
+        found = _known(name)
+    if found is None:
+        raise UnknownName("type", name, _BY_NAME)
     return found
 
 
 def by_ggml_id(number: int) -> type[BlockType] | None:
     """The type with that number in GGUF files, or None."""
+    if number not in _BY_GGML:
+        _import_others()
     return _BY_GGML.get(number)
+
+
+def _known(name: str) -> type[BlockType] | None:
+    return _BY_NAME.get(name) or _BY_NAME.get(name.upper())
+
+
+@functools.cache
+def _import_others() -> None:
+    """Import the types of other packages, once; being imported registers them."""
+    entry_points.load("llmconv.types")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmconv.errors import UsageError
 from llmconv.quant import block
 
-__all__ = ["ALIASES", "COPY", "FILE_TYPES", "GUESSED", "FileType", "file_type"]
+__all__ = ["ALIASES", "COPY", "FILE_TYPES", "GUESSED", "FileType", "file_type", "guessed_number", "number_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,21 @@ COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
 GUESSED = 1024
 """Bit of `general.file_type` that llama.cpp sets when the number was inferred from the tensors."""
 
-_NUMBER_OF_BLOCK = {"NVFP4": 39, "MXFP4": 38}
+_NUMBER_OF_BLOCK = {"NVFP4": 39, "MXFP4": 38} | {t.name: t.number for t in _TABLE if t.name == t.default}
+
+
+def number_of(block_type: str) -> int | None:
+    """The number that says that most weights are of this block type, as the reference's converter writes it."""
+    return _NUMBER_OF_BLOCK.get(block_type)
+
+
+def guessed_number(block_type: str) -> int:
+    """What the reference's loader takes a file for that states no number, by the type of most of its tensors.
+
+    It knows no MXFP4 there (llama_model_loader in src/llama-model-loader.cpp), whose files count as F32.
+    """
+    by_default = {t.default: t.number for t in _TABLE} | {"Q3_K": 12, "Q4_K": 15, "Q5_K": 17}
+    return (by_default | _NUMBER_OF_BLOCK | {"MXFP4": 0}).get(block_type, 0) | GUESSED
 
 
 def file_type(name: str, pure: bool = False) -> FileType:
@@ -83,8 +97,9 @@ def file_type(name: str, pure: bool = False) -> FileType:
     if pure and key not in FILE_TYPES and key in block.names():
         kind = block.by_name(key)
         if kind.ggml_id is not None and kind.is_float and kind.can_encode():
-            # Our own choice where the reference has no file type of that name: the number nearest in meaning.
-            return FileType(key, _NUMBER_OF_BLOCK.get(key, 0), key)
+            # Where the reference has no file type of that name, the number of one that is mostly of this block type.
+            number = next((t.number for t in _TABLE if t.default == key), number_of(key) or 0)
+            return FileType(key, number, key)
     found = FILE_TYPES.get(key)
     if found is None and name.isdecimal():
         found = next((t for t in _TABLE if t.number == int(name)), None)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from llmconv.errors import UsageError
 
-__all__ = ["LAYOUTS", "decode", "encode", "layer_tensors", "pack", "quantization_config", "unpack"]
+__all__ = ["LAYOUTS", "encode", "pack", "quantization_config", "unpack"]
 
 LAYOUTS = ("int-quantized", "pack-quantized")
 
@@ -66,13 +66,6 @@ def encode(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
     return q, scale
 
 
-def decode(q: NDArray[np.int8], scale: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Integers (n, k) int8 and scales (n, 1) -> (n, k) float32, in `out` when given."""
-    if q.ndim != 2 or q.dtype != np.int8 or scale.shape != (q.shape[0], 1):
-        raise UsageError(f"INT8 takes int8 (n, k) and scales (n, 1), not {q.dtype} {q.shape} and {scale.shape}")
-    return np.multiply(q, scale.astype(np.float32), out=out, dtype=np.float32)
-
-
 def pack(q: NDArray[np.int8]) -> NDArray[np.int32]:
     """(n, k) int8 -> (n, ceil(k / 4)) int32, the missing last integers as if their stored byte were 0."""
     n, k = q.shape
@@ -87,16 +80,6 @@ def unpack(packed: NDArray[np.int32], k: int) -> NDArray[np.int8]:
         raise UsageError(f"packed INT8 rows of {k} weights have {-(-k // 4)} words, not shape {packed.shape}")
     stored = np.ascontiguousarray(packed, "<i4").view(np.uint8)[:, :k]
     return (stored ^ np.uint8(0x80)).view(np.int8)
-
-
-def layer_tensors(name: str, rows: NDArray[Any], layout: str = LAYOUTS[0]) -> dict[str, NDArray[Any]]:
-    """One linear layer's tensors by their names in the file; `name` is the module's, without `.weight`."""
-    _check_layout(layout)
-    q, scale = encode(rows)
-    if layout == "int-quantized":
-        return {f"{name}.weight": q, f"{name}.weight_scale": scale}
-    shape = np.array(rows.shape, np.int64)
-    return {f"{name}.weight_packed": pack(q), f"{name}.weight_scale": scale, f"{name}.weight_shape": shape}
 
 
 def quantization_config(layout: str = LAYOUTS[0], ignore: Sequence[str] = ("lm_head",)) -> dict[str, Any]:

@@ -13,30 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant import iq_tables
-from llmconv.quant.block import BlockType, Bytes, Floats
+from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import iq1_encode, iq_decode, iq_encode
+from llmconv.quant.slabs import Abreast, Slab
 
 
-class Codebook(BlockType):
-    """Common base; the kernels carry the types' names."""
+class Codebook(Abreast):
+    """Common base; the kernels take the codebook beside the rows or blocks."""
 
     block_size = 256
     uses_importance = True
+    kernels = iq_encode
 
     @classmethod
-    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import iq1_encode, iq_encode, slabs
-
-        module = iq1_encode if cls.name.startswith("IQ1") else iq_encode
-        kernel = getattr(module, f"encode_{cls.name.lower()}")
-        given = slabs.NONE if importance is None else importance
-        for x, k, start, count in slabs.slabs(rows, importance, 256):
-            part = slabs.part(out, cls, k, start, count)
-            kernel(x[: count * k], given, k, *iq_tables.search(cls.name), part)
+    def _encode_slab(cls, slab: Slab, out: Bytes) -> None:
+        given = {"importance": slab.importance, "columns": slab.k, "out": out}
+        cls._kernel("encode")(slab.x[: slab.count * slab.k], **given, **iq_tables.search(cls.name)._asdict())
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
-        from llmconv.quant.kernels import iq_decode
-
         kernel = getattr(iq_decode, f"decode_{cls.name.lower()}")
         kernel(blocks.reshape(-1), iq_tables.values(cls.name), out.reshape(-1))
 
@@ -85,7 +80,7 @@ class IQ3_S(Codebook):
 class IQ1_S(Codebook):
     """An entry's low 8 bits in `qs`; `qh`: for 32 weights, 4 x 3 high bits, a 3-bit scale and the shift's sign."""
 
-    name, ggml_id = "IQ1_S", 19
+    name, ggml_id, kernels = "IQ1_S", 19, iq1_encode
     layout = _layout(("d", "<f2"), ("qs", "u1", 32), ("qh", "<u2", 8))
     needs_importance = True
 
@@ -96,5 +91,5 @@ class IQ1_M(Codebook):
     `scales`: 16-bit words of four 3-bit scales; the four top bits of the four words are the float16 scale.
     """
 
-    name, ggml_id = "IQ1_M", 29
+    name, ggml_id, kernels = "IQ1_M", 29, iq1_encode
     layout = _layout(("qs", "u1", 32), ("qh", "u1", 16), ("scales", "<u2", 4))

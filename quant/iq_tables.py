@@ -1,4 +1,4 @@
-"""The codebooks of the IQ1, IQ2 and IQ3 types, from the `gguf` package's tables, and what their search needs.
+"""The codebooks of the IQ1, IQ2 and IQ3 types (`codebooks.txt`), and what their search needs.
 
 A codebook is a list of entries: points in eight (IQ1, IQ2) or four (IQ3) dimensions with levels 0, 1, 2 or, for
 IQ3, 0 … 7 in each.  A point is also a number, with the levels two (IQ3: three) bits apart, the first one lowest.
@@ -7,6 +7,7 @@ IQ3, 0 … 7 in each.  A point is also a number, with the levels two (IQ3: three
 from __future__ import annotations
 
 import functools
+import importlib.resources
 import itertools
 import threading
 from typing import NamedTuple
@@ -14,23 +15,57 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.quant.kernels import iq_neighbours
+
 _SHARED = {"IQ1_M": "IQ1_S"}
 _SHELLS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
 """How many different distances from a point count as near: `nwant` of ggml's `iq2xs_init_impl`, `iq3xs_init_impl`."""
 _LOCK = threading.Lock()
 
 
+class _Codebook(NamedTuple):
+    size: int
+    """Dimensions."""
+    bits: int
+    """Between the levels of a point's number."""
+    entries: NDArray[np.int64]
+    """Their numbers."""
+    stands_for: NDArray[np.uint8]
+    """What each level is; IQ1's -1, 0 and 1 plus 1."""
+
+    def levels(self) -> NDArray[np.uint8]:
+        """The entries' levels, flat."""
+        apart = self.entries[:, None] >> self.bits * np.arange(self.size)
+        return (apart & (1 << self.bits) - 1).astype(np.uint8).reshape(-1)
+
+
+@functools.cache
+def _codebooks() -> dict[str, _Codebook]:
+    text = importlib.resources.files("llmconv.quant").joinpath("codebooks.txt").read_text("ascii")
+    found: dict[str, tuple[str, list[str]]] = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        name, colon, head = line.partition(": ")
+        if colon:
+            words: list[str] = []
+            found[name] = head, words
+        else:
+            words += line.split()
+    return {name: _codebook(*parts) for name, parts in found.items()}
+
+
+def _codebook(head: str, words: list[str]) -> _Codebook:
+    numbers, _, stands_for = head.partition("; ")
+    size, bits = map(int, numbers.split(", "))
+    return _Codebook(size, bits, np.array([int(w, 16) for w in words]), np.array(stands_for.split(), np.uint8))
+
+
 @functools.cache
 def values(name: str) -> NDArray[np.uint8]:
     """The entries of type `name` as decoding uses them, flat; IQ1's -1, 0 and 1 plus 1."""
-    from gguf import quants
-
-    table = getattr(quants, _SHARED.get(name, name))
-    table.init_grid()
-    grid = np.asarray(table.grid).reshape(-1)
-    if name.startswith("IQ1"):
-        grid = grid + 1
-    return grid.astype(np.uint8)
+    book = _codebooks()[_SHARED.get(name, name)]
+    return book.stands_for[book.levels()]
 
 
 class Search(NamedTuple):
@@ -58,22 +93,19 @@ def search(name: str) -> Search:
 
 @functools.cache
 def _search(name: str) -> Search:
-    from llmconv.quant.kernels import iq_neighbours
-
-    size, bits, kinds = (4, 3, 8) if name.startswith("IQ3") else (8, 2, 3)
-    grid = values(name)
-    levels = np.searchsorted(np.unique(grid), grid).astype(np.uint8)
-    weights = 1 << bits * np.arange(size)
+    book = _codebooks()[name]
+    levels, size, bits = book.levels(), book.size, book.bits
     entry = np.full(1 << bits * size, -1, np.int32)
-    entry[levels.reshape(-1, size) @ weights] = np.arange(len(levels) // size)
-    every = np.array(list(itertools.product(range(kinds), repeat=size)), np.int32) @ weights
+    entry[book.entries] = np.arange(len(book.entries))
+    every = np.array(list(itertools.product(range(len(book.stands_for)), repeat=size)), np.int32)
+    every = every @ (1 << bits * np.arange(size))
     points = every[entry[every] < 0].astype(np.int32)
     entry[points] = -1 - np.arange(len(points))
     first = np.empty(len(points) + 1, np.int32)
     counts = np.empty(len(points), np.int32)
-    arguments = levels, size, bits, points, _SHELLS[name], first, counts
-    iq_neighbours.neighbours(*arguments, np.empty(0, np.int32), np.empty(0, np.uint8))
+    given = {"size": size, "bits": bits, "points": points, "shells": _SHELLS[name], "first": first, "counts": counts}
+    iq_neighbours.neighbours(levels, **given, members=np.empty(0, np.int32), coordinates=np.empty(0, np.uint8))
     members = np.empty(first[-1] * 16, np.int32)
     coordinates = np.empty(first[-1] * 16 * size, np.uint8)
-    iq_neighbours.neighbours(*arguments, members, coordinates)
+    iq_neighbours.neighbours(levels, **given, members=members, coordinates=coordinates)
     return Search(levels, entry, first, members, coordinates, counts)

@@ -5,18 +5,24 @@ Source of the layouts: ggml's `ggml-common.h`; of the search for scales: its `gg
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.quant.block import BlockType, Bytes, Floats
+from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import kquants, q3
 from llmconv.quant.kernels.fields import BY_BOTH, BY_IMPORTANCE, BY_RMS, BY_SIZE, BY_SQUARE
+from llmconv.quant.slabs import Abreast, Slab, Trials, Weighing
 
 _F2 = "<f2"
+_WEIGHTED_TRIALS = Trials(-0.9, 0.05, 36)
 
 
-class _K(BlockType):
+class _K(Abreast):
     block_size = 256
     uses_importance = True
+    kernels = kquants
 
 
 class Q2_K(_K):
@@ -26,25 +32,12 @@ class Q2_K(_K):
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", _F2), ("dmin", _F2)])
 
     @classmethod
-    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import kquants, search, slabs
-
-        for x, k, start, count in slabs.slabs(rows, importance, 256):
-            found, weighted = slabs.room(x, 16), importance is not None
-            if importance is None:
-                mode, means, trials = (BY_SIZE, slabs.NONE, (-0.5, 0.1, 15, True))
-            else:
-                mode, means, trials = (BY_BOTH, slabs.means(x, k, 256, 1), (-0.9, 0.05, 36, False))
-            search.search_affine(
-                x, k, 256, 16, mode, slabs.NONE if importance is None else importance, means, 256, 3, *trials, found
-            )
-            kquants.pack_q2_k(x, k, count, found, weighted, slabs.part(out, cls, k, start, count))
-
-    @classmethod
-    def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
-        from llmconv.quant.kernels import kquants
-
-        kquants.decode_q2_k(blocks.reshape(-1), out.reshape(-1))
+    def _encode_slab(cls, slab: Slab, out: Bytes) -> None:
+        if weighted := slab.importance.size > 0:
+            found = slab.affine(16, 3, Weighing(BY_BOTH, 1, 256), _WEIGHTED_TRIALS)
+        else:
+            found = slab.affine(16, 3, Weighing(BY_SIZE), Trials(-0.5, 0.1, 15, absolute=True))
+        kquants.pack_q2_k(slab.x, k=slab.k, n_rows=slab.count, found=found, weighted=weighted, out=out)
 
 
 class Q3_K(_K):
@@ -54,61 +47,42 @@ class Q3_K(_K):
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", _F2)])
 
     @classmethod
-    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import q3, search, slabs
-
-        for x, k, start, count in slabs.slabs(rows, importance, 256):
-            blocks = slabs.part(out, cls, k, start, count)
-            if importance is None:
-                q3.encode_q3_k(x, count, blocks)
-            else:
-                found, means = slabs.room(x, 16), slabs.means(x, k, 256, 2)
-                search.search_symmetric(x, k, 256, 16, BY_BOTH, importance, means, 256, 4, found)
-                q3.pack_q3_k(x, k, count, found, blocks)
-
-    @classmethod
-    def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
-        from llmconv.quant.kernels import kquants
-
-        kquants.decode_q3_k(blocks.reshape(-1), out.reshape(-1))
+    def _encode_slab(cls, slab: Slab, out: Bytes) -> None:
+        if slab.importance.size:
+            found = slab.symmetric(16, 4, Weighing(BY_BOTH, 2, 256))
+            q3.pack_q3_k(slab.x, k=slab.k, n_rows=slab.count, found=found, out=out)
+        else:
+            q3.encode_q3_k(slab.x, slab.count, out)
 
 
 class _Q45(_K):
     """Sub-blocks of 32: a 6-bit scale and a 6-bit minimum."""
 
-    width: int
+    width: ClassVar[int]
+    trials: ClassVar[Trials]
+    """Without importance."""
 
     @classmethod
-    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import kquants, search, slabs
-
-        for x, k, start, count in slabs.slabs(rows, importance, 256):
-            found, weighted = slabs.room(x, 32), importance is not None
-            if importance is not None:
-                mode, means, trials = BY_BOTH, slabs.means(x, k, 256, 2), (-0.9, 0.05, 36)
-            elif cls.width == 4:
-                mode, means, trials = BY_RMS, slabs.NONE, (-1.0, 0.1, 20)
-            else:
-                mode, means, trials = BY_RMS, slabs.NONE, (-0.5, 0.1, 15)
-            weights = slabs.NONE if importance is None else importance
-            top = 2**cls.width - 1
-            search.search_affine(x, k, 256, 32, mode, weights, means, 256, top, *trials, False, found)
-            kquants.pack_q45_k(x, k, count, found, weighted, cls.width, slabs.part(out, cls, k, start, count))
+    def _encode_slab(cls, slab: Slab, out: Bytes) -> None:
+        if weighted := slab.importance.size > 0:
+            found = slab.affine(32, 2**cls.width - 1, Weighing(BY_BOTH, 2, 256), _WEIGHTED_TRIALS)
+        else:
+            found = slab.affine(32, 2**cls.width - 1, Weighing(BY_RMS), cls.trials)
+        how = {"k": slab.k, "n_rows": slab.count, "weighted": weighted, "width": cls.width}
+        kquants.pack_q45_k(slab.x, found=found, out=out, **how)
 
     @classmethod
     def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
-        from llmconv.quant.kernels import kquants
-
         kquants.decode_q45_k(blocks.reshape(-1), cls.width, out.reshape(-1))
 
 
 class Q4_K(_Q45):
-    name, ggml_id, width = "Q4_K", 12, 4
+    name, ggml_id, width, trials = "Q4_K", 12, 4, Trials(-1.0, 0.1, 20)
     layout = np.dtype([("d", _F2), ("dmin", _F2), ("scales", "u1", 12), ("qs", "u1", 128)])
 
 
 class Q5_K(_Q45):
-    name, ggml_id, width = "Q5_K", 13, 5
+    name, ggml_id, width, trials = "Q5_K", 13, 5, Trials(-0.5, 0.1, 15)
     layout = np.dtype([("d", _F2), ("dmin", _F2), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
 
 
@@ -119,19 +93,6 @@ class Q6_K(_K):
     layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", _F2)])
 
     @classmethod
-    def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
-        from llmconv.quant.kernels import kquants, search, slabs
-
-        for x, k, start, count in slabs.slabs(rows, importance, 256):
-            found = slabs.room(x, 16)
-            if importance is None:
-                search.search_symmetric(x, k, 256, 16, BY_SQUARE, slabs.NONE, slabs.NONE, 256, 32, found)
-            else:
-                search.search_symmetric(x, k, 256, 16, BY_IMPORTANCE, importance, slabs.NONE, 256, 32, found)
-            kquants.pack_q6_k(x, k, count, found, slabs.part(out, cls, k, start, count))
-
-    @classmethod
-    def _decode(cls, blocks: Bytes, out: NDArray[np.float32]) -> None:
-        from llmconv.quant.kernels import kquants
-
-        kquants.decode_q6_k(blocks.reshape(-1), out.reshape(-1))
+    def _encode_slab(cls, slab: Slab, out: Bytes) -> None:
+        found = slab.symmetric(16, 32, Weighing(BY_IMPORTANCE if slab.importance.size else BY_SQUARE))
+        kquants.pack_q6_k(slab.x, k=slab.k, n_rows=slab.count, found=found, out=out)

@@ -206,10 +206,6 @@ def _more_bits(at: At) -> bool:
     return at.more_bits
 
 
-def _no_falcon(at: At) -> bool:
-    return not at.falcon
-
-
 _ANY = ""
 _TINY = "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M"
 _IQ2 = "IQ2_S IQ2_M"

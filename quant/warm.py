@@ -12,12 +12,12 @@ def warmup(progress: Progress | None = None) -> int:
 
     progress: called with a `Step` after each kernel.
     """
-    from llmconv.quant.kernels import build, cache
+    from llmconv.quant.kernels import build
 
-    entries = list(cache.entries())
+    entries = list(build.entries())
     meter = Meter(progress, "compile", len(entries), "kernels")
-    for entry in entries:
-        for dtype in build.dtypes(entry):
+    for entry, dtypes in entries:
+        for dtype in dtypes:
             entry.load(dtype)
         meter(1, entry.name)
     return len(entries)

@@ -7,27 +7,20 @@ no file of logits.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmconv.errors import UsageError
-from llmconv.progress import Progress, Step
-from llmconv.runtime.chunks import (
-    Clock,
-    Source,
-    as_model,
-    batches,
-    check_finite,
-    device_errors,
-    text_chunks,
-)
+from llmconv.convert.vocab import TokenType
+from llmconv.errors import UsageError, cut
+from llmconv.progress import Meter, Progress
+from llmconv.runtime import texts
+from llmconv.runtime.checks import check_finite
+from llmconv.runtime.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.model import Model
-from llmconv.runtime.perplexity import mean_and_error, pair_batches, pairs_of
+from llmconv.runtime.perplexity import mean_and_error
 from llmconv.show import Shown
 
 __all__ = ["Comparison", "compare"]
@@ -40,6 +33,8 @@ class Comparison(Shown):
     ppl_ratio is ppl_b / ppl_a; its error takes into account that both saw the same text.
     *_kld: of KL(A || B) per token, in nats.  top1_agreement: share of tokens where both think the same most likely.
     rms_dp, mean_dp: of p_B - p_A of the token that came, as fractions.
+    context: tokens in a chunk, or in the longest pair; chunks: how many of `unit` ("chunk" or "pair") were run.
+    notes: what should be known of the text and of how the models ran.
     """
 
     ppl_a: float
@@ -66,12 +61,14 @@ class Comparison(Shown):
     chunks: int
     seconds: float
     tokens_per_second: float
+    unit: str = "chunk"
+    notes: list[str] = field(default_factory=list)
 
 
 def compare(
     a: Source,
     b: Source,
-    text: str | os.PathLike[str],
+    text: texts.TextSource,
     *,
     context: int | None = None,
     chunks: int | None = None,
@@ -80,80 +77,84 @@ def compare(
     activations: str = "float",
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run models `a` (the reference) and `b` over a text file and compare their predictions, token by token.
+    """Run models `a` (the reference) and `b` over a text and compare their predictions, token by token.
 
-    Arguments as `perplexity`'s; of pairs, every position is compared.
-    `UsageError` when the two don't share a vocabulary.
+    Arguments as `perplexity`'s; of pairs, every position is compared.  Where one vocabulary is the other's with padding
+    behind it, the tokens of both are compared: A's probabilities of them, made to sum to 1, with what B gives them.
+
+    `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
+    infinities on either side: it names the model, the position and the likely cause.
     """
-    left, right = (as_model(source, device, dtype, activations) for source in (a, b))
+    window, how = Window(context, chunks), Running(device, dtype, activations)
+    left, right = how.model(a), how.model(b)
     with torch.inference_mode(), device_errors(left.device):
-        work = _work(left, a, text, context, chunks)
+        work = work_on(left, texts.read(text), window)
+        shared = _shared_words(left, right)
         found: list[Tensor] = []
-        clock, width, seen, total = Clock(), 0, 0, 0
-        for done, total, inputs, scored, targets in work:
-            if not found:
-                _check_same_words(left, right)
-            hidden = [m.hidden(inputs.to(m.device))[:, scored].flatten(0, 1) for m in (left, right)]
-            found.append(_token_figures(left, right, hidden[0], hidden[1], targets.reshape(-1)))
-            width, seen = max(width, inputs.shape[1]), seen + inputs.numel()
-            check_finite(found[-1][2].mean().item(), b)
-            if progress:
-                kld = torch.cat([part[2] for part in found]).mean().item()
-                progress(Step("compare", done, total, "chunks", facts={"kld": kld}))
-    return _summary(torch.cat(found, 1), width, total, seen, clock)
+        meter, clock, seen, done = Meter(progress, "compare", work.total, f"{work.unit}s"), Clock(), 0, 0
+        kld, count = 0.0, 0
+        for batch in work.batches:
+            figures = _token_figures(left, right, batch, work.unit, shared)
+            found.append(figures)
+            seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
+            kld, count = kld + figures[2].sum().item(), count + figures.shape[1]
+            meter.reach(done, kld=kld / count)
+    notes = [f"{side}: {note}" for side, model in (("A", left), ("B", right)) for note in model.notes]
+    return _summary(torch.cat(found, 1), work, seen, clock, [*notes, *work.notes])
 
 
-def _work(
-    model: Model, source: Source, text: str | os.PathLike[str], context: int | None, chunks: int | None
-) -> Iterator[tuple[int, int, Tensor, slice, Tensor]]:
-    """What to run and score: (chunks done after it, in all, inputs (B, T), scored positions, their targets)."""
-    pairs = pairs_of(text)
-    if pairs is not None:
-        pairs = pairs[:chunks]
-        for done, inputs, targets in pair_batches(model, source, text, pairs):
-            yield done, len(pairs), inputs, slice(None), targets
-        return
-    cut = text_chunks(model, source, text, context, chunks, None)
-    for rows, tokens in batches(cut, model.device):
-        yield rows[-1] + 1, len(cut), tokens, slice(cut.first, -1), tokens[:, cut.first + 1 :]
-
-
-def _check_same_words(left: Model, right: Model) -> None:
+def _shared_words(left: Model, right: Model) -> int:
+    """How many tokens the models share; `UsageError` unless one vocabulary is the other's, perhaps with padding."""
     sizes = left.decoder.vocab_size, right.decoder.vocab_size
-    if sizes[0] != sizes[1]:
-        raise UsageError(f"the models have {sizes[0]} and {sizes[1]} tokens, so their predictions can't be compared")
+    shared = min(sizes)
     if right.tokenizer is not None and left.tokenizer is not None:
         ours, theirs = left.tokenizer.vocab.tokens, right.tokenizer.vocab.tokens
         for i, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             if one != other:
                 raise UsageError(
-                    f"token {i} is {one!r} in the first model and {other!r} in the second, not one vocabulary"
+                    f"token {i} is {cut(one)} in the first model and {cut(other)} in the second, not one vocabulary"
                 )
+    if sizes[0] != sizes[1]:
+        larger = left if sizes[0] > sizes[1] else right
+        if larger.tokenizer is None or not _padded_from(larger, shared):
+            raise UsageError(
+                f"the models have {sizes[0]} and {sizes[1]} tokens, so their predictions can't be compared"
+            )
+    return shared
 
 
-def _token_figures(left: Model, right: Model, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
-    """For hidden states (N, dim) of both: (5, N) float64: -ln p_A, -ln p_B, KL, same top, p_B - p_A."""
+def _padded_from(model: Model, first: int) -> bool:
+    """Whether the tokens from `first` on only fill the embedding up: nameless, or marked as unused."""
+    vocab = model.tokenizer.vocab
+    return all(vocab.type_of(i) == TokenType.UNUSED for i in range(first, len(vocab.tokens)))
+
+
+def _token_figures(left: Model, right: Model, batch: Batch, unit: str, shared: int) -> Tensor:
+    """(5, N) float64 for a batch's N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A."""
+    models, device = (left, right), left.device
+    hidden = [m.hidden(batch.inputs.to(m.device))[:, batch.scored].flatten(0, 1) for m in models]
+    targets = batch.targets.flatten()
     step = max(1, (1 << 23) // left.decoder.vocab_size)
     out = []
-    exact = torch.float32 if left.device.type == "mps" else torch.float64
+    exact = torch.float32 if device.type == "mps" else torch.float64
     for start in range(0, len(targets), step):
-        logs = [
-            m.head(h[start : start + step]).to(left.device, exact).log_softmax(-1)
-            for m, h in ((left, ours), (right, theirs))
-        ]
-        log_a, log_b = logs
+        logs = []
+        for side, model, states in zip("AB", models, hidden, strict=True):
+            logits = model.head(states[start : start + step]).to(device, exact)
+            check_finite(logits, model, batch.places(unit, start), side)
+            logs.append(logits.log_softmax(-1))
         wanted = targets[start : start + step, None]
-        chosen_a, chosen_b = log_a.gather(-1, wanted)[:, 0], log_b.gather(-1, wanted)[:, 0]
+        chosen_a, chosen_b = (log.gather(-1, wanted)[:, 0] for log in logs)
+        log_a = logs[0][:, :shared].log_softmax(-1) if shared < logs[0].shape[1] else logs[0]
         chances = log_a.exp()
-        kld = torch.where(chances > 0, chances * (log_a - log_b), 0.0).sum(-1)
-        same = (log_a.argmax(-1) == log_b.argmax(-1)).to(exact)
-        out.append(
-            torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp())).to("cpu", torch.float64)
-        )
+        kld = torch.where(chances > 0, chances * (log_a - logs[1][:, :shared]), 0.0).sum(-1)
+        same = (log_a.argmax(-1) == logs[1].argmax(-1)).to(exact)
+        figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp()))
+        out.append(figures.to("cpu", torch.float64))
     return torch.cat(out, 1)
 
 
-def _summary(figures: Tensor, context: int, chunks: int, seen: int, clock: Clock) -> Comparison:
+def _summary(figures: Tensor, work: Work, seen: int, clock: Clock, notes: list[str]) -> Comparison:
     loss_a, loss_b, kld, same, change = figures
     n = loss_a.numel()
     (mean_a, error_a), (mean_b, error_b) = mean_and_error(loss_a), mean_and_error(loss_b)
@@ -188,8 +189,10 @@ def _summary(figures: Tensor, context: int, chunks: int, seen: int, clock: Clock
         rms_dp=rms,
         rms_dp_stderr=square_error / (2 * rms) if rms else 0.0,
         tokens=n,
-        context=context,
-        chunks=chunks,
+        context=work.context,
+        chunks=work.total,
         seconds=clock.seconds,
         tokens_per_second=seen / clock.seconds,
+        unit=work.unit,
+        notes=notes,
     )

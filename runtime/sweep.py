@@ -2,114 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import io
 import json
 import math
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmconv import formats
 from llmconv.convert.writing.quantize import quantize
-from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.errors import OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
-from llmconv.runtime import sweep_report
-from llmconv.runtime.chunks import text_chunks
-from llmconv.runtime.compare import compare
+from llmconv.runtime import sweep_report, texts
+from llmconv.runtime.chunks import Window, work_on
+from llmconv.runtime.compare import Comparison, compare
 from llmconv.runtime.load import load
-from llmconv.runtime.perplexity import pair_batches, pairs_of
-from llmconv.show import Shown
+from llmconv.runtime.sweep_rows import Sweep, SweepRow
+from llmconv.runtime.sweep_state import State, identity_of, write_text
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
-
-STATE = "sweep.json"
-
-
-@dataclass(frozen=True)
-class SweepRow(Shown):
-    """One type: its file's size and bits per weight, and what `compare` says of it against the original."""
-
-    type: str
-    size: int
-    bits_per_weight: float
-    ppl: float
-    ppl_stderr: float
-    ppl_ratio: float
-    mean_kld: float
-    mean_kld_stderr: float
-    max_kld: float
-    top1_agreement: float
-    quantize_seconds: float
-    evaluate_seconds: float
-
-
-@dataclass(frozen=True)
-class Sweep(Shown):
-    """model, text: file names; size, ppl: the original's; tokens: positions scored; rows: as asked for."""
-
-    model: str
-    text: str
-    context: int
-    tokens: int
-    size: int
-    ppl: float
-    ppl_stderr: float
-    rows: list[SweepRow]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the names of the types on the frontier."""
-        return {**super().as_dict(), "frontier": sorted(sweep_report.frontier(self.rows))}
-
-
-def _identity(model: Path, text: Path, options: dict[str, Any]) -> str:
-    """What must be the same for a sweep to go on: the input files by name, size and time, and the options."""
-    names = sorted(p for p in model.iterdir() if p.is_file()) if model.is_dir() else [model]
-    inputs = [*names, text, *(value for value in options.values() if isinstance(value, Path))]
-    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
-    return hashlib.sha256(json.dumps([facts, options], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _read_state(path: Path, identity: str) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    with open_regular(path) as file:
-        raw = file.read(1 << 20)
-    try:
-        state = json.loads(raw)
-        known = {f.name for f in fields(SweepRow)}
-        good = all(set(row) == known for row in state["rows"].values()) and isinstance(state["base"], dict)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        good = False
-    if not good:
-        raise BadFile(f"{at(path)}: is no state of a sweep; remove it or choose another output folder (-o)")
-    if state["identity"] != identity:
-        raise OutputError(
-            f"{at(path)}: belongs to a sweep of another model, text or options; use --force to start over, or "
-            "another output folder (-o)"
-        )
-    return dict(state)
-
-
-def _check_text(model: Path, text: Path, context: int) -> None:
-    """Refuse a text that the model can't be measured on, before any work: the model without its weights cuts it."""
-    weightless = load(model, "meta")
-    pairs = pairs_of(text)
-    if pairs is None:
-        text_chunks(weightless, model, text, context or None, 1, None)
-    else:
-        next(pair_batches(weightless, model, text, pairs[:1]))
-
-
-def _write(path: Path, text: str) -> None:
-    data = text.encode()
-    with Output(path, force=True, size=len(data)) as out:
-        out.file.write(data)
 
 
 def sweep(
@@ -138,113 +56,154 @@ def sweep(
     Writes report.md, report.json, report.html and plot.png, and `sweep.json` after every step: the same call again goes
     on where an interrupted one stopped.
     """
-    model, text, output = Path(model), Path(text), Path(output)
+    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, progress)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
-    formats.open(model)  # this and the others: refused before any work when they can't be read
-    given = quantize_options.get("imatrix")
-    if given is not None:
-        quantize_options["imatrix"] = Path(given)
-
-    def named(item: str) -> Progress | None:
-        return progress and (lambda step: progress(dataclasses.replace(step, item=item)))
-
-    for path in (text, *([Path(given)] if given is not None else [])):
-        with open_regular(path):
-            pass
+    if quantize_options.get("imatrix") is not None:
+        quantize_options["imatrix"] = Path(quantize_options["imatrix"])
+    job.check(quantize_options)
     if plots:
         sweep_report.need_matplotlib()
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{at(output)}: is a file, expected a folder; choose another (-o)")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{at(output)}: can't be made ({error.strerror})") from None
-    state_path = output / STATE
-    identity = _identity(model, text, {"context": context, "chunks": chunks, **quantize_options})
-    state = {} if force else _read_state(state_path, identity)
-    rows: dict[str, Any] = state.get("rows", {})
-    base: dict[str, Any] = state.get("base", {})
-    seconds: dict[str, float] = state.get("seconds", {})
-
-    def save() -> None:
-        record = {"identity": identity, "base": base, "rows": rows, "seconds": seconds}
-        _write(state_path, json.dumps(record, indent=2) + "\n")
-
-    stem = re.sub(r"\.(gguf|json|msgpack|safetensors)$", "", model.name)
-    files = {name: output / f"{stem}-{name}.gguf" for name in names}
-    missing = [name for name in names if name not in rows and not (name in seconds and files[name].exists())]
-    if missing:
-        _check_text(model, text, context)
-        started = time.perf_counter()
-        quantize(
-            model,
-            output / f"{stem}-{{type}}.gguf",
-            missing,
-            force=True,
-            jobs=jobs,
-            progress=named(", ".join(missing)),
-            **quantize_options,
-        )
-        share = (time.perf_counter() - started) / len(missing)
-        seconds.update(dict.fromkeys(missing, share))
-        save()
-    original = None
-    for name in names:
-        if name in rows:
-            continue
-        if original is None:
-            original = load(model, device)
-        started = time.perf_counter()
-        options: dict[str, Any] = {k: v for k, v in {"context": context, "chunks": chunks}.items() if v}
-        options["progress"] = named(name)
-        found = compare(original, files[name], text, device=device, **options)
-        quantized = formats.open(files[name])
-        base.update(ppl=found.ppl_a, ppl_stderr=found.ppl_a_stderr, context=found.context, tokens=found.tokens)
-        row = SweepRow(
-            type=name,
-            size=files[name].stat().st_size,
-            bits_per_weight=8 * quantized.nbytes / max(1, quantized.n_elements),
-            ppl=found.ppl_b,
-            ppl_stderr=found.ppl_b_stderr,
-            ppl_ratio=found.ppl_ratio,
-            mean_kld=found.mean_kld,
-            mean_kld_stderr=found.mean_kld_stderr,
-            max_kld=found.max_kld,
-            top1_agreement=found.top1_agreement,
-            quantize_seconds=seconds.get(name, math.nan),
-            evaluate_seconds=time.perf_counter() - started,
-        )
-        rows[name] = asdict(row)
-        save()
-        if not keep:
-            files[name].unlink()
-    size = sum(p.stat().st_size for p in model.iterdir() if p.is_file()) if model.is_dir() else model.stat().st_size
+    with _folder(job.output):
+        identity = identity_of(job.model, job.text, {"context": context, "chunks": chunks, **quantize_options})
+        state = State.of(job.output, identity, fresh=force)
+        job.quantize(names, state, {"jobs": jobs, **quantize_options})
+        job.evaluate(names, state, keep)
     result = Sweep(
-        model=model.name,
-        text=text.name,
-        context=base["context"],
-        tokens=base["tokens"],
-        size=size,
-        ppl=base["ppl"],
-        ppl_stderr=base["ppl_stderr"],
-        rows=[SweepRow(**rows[name]) for name in names],
+        model=job.model.name,
+        text=job.text.name,
+        size=_size(job.model),
+        rows=[SweepRow(**state.rows[name]) for name in names],
+        ppl=state.base["ppl"],
+        ppl_stderr=state.base["ppl_stderr"],
+        context=state.base["context"],
+        tokens=state.base["tokens"],
     )
-    _report(result, output, plots)
+    _report(result, job.output, plots)
     return result
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """The output folder, made; away again when the work ends in an error before anything is in it."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{at(path)}: is a file, expected a folder; choose another (-o)")
+    there = path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{at(path)}: can't be made ({error.strerror})") from None
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _size(model: Path) -> int:
+    return sum(p.stat().st_size for p in model.iterdir() if p.is_file()) if model.is_dir() else model.stat().st_size
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is swept, and how it is measured."""
+
+    model: Path
+    text: Path
+    output: Path
+    window: Window
+    device: str
+    progress: Progress | None
+
+    def file(self, name: str) -> Path:
+        """Where the model goes in the type `name`; "{type}" stands for any."""
+        stem = re.sub(r"\.(gguf|json|msgpack|safetensors)$", "", self.model.name)
+        return self.output / f"{stem}-{name}.gguf"
+
+    def check(self, quantize_options: dict[str, Any]) -> None:
+        """Refuse what can't be read before any work."""
+        formats.open(self.model)
+        for path in (self.text, quantize_options.get("imatrix")):
+            if path is not None:
+                with open_regular(path):
+                    pass
+
+    def told(self, item: str) -> Progress | None:
+        """`progress` with `item` in every step."""
+        progress = self.progress
+        return progress and (lambda step: progress(dataclasses.replace(step, item=item)))
+
+    def quantize(self, names: list[str], state: State, options: dict[str, Any]) -> None:
+        """The files that are still to be measured and not there yet, in one read."""
+        missing = [n for n in names if n not in state.rows and not (n in state.seconds and self.file(n).exists())]
+        if not missing:
+            return
+        # Refuse a text that the model can't be measured on: the model without its weights cuts it.
+        work_on(load(self.model, "meta"), texts.read(self.text), dataclasses.replace(self.window, chunks=1))
+        started = time.perf_counter()
+        told = self.told(", ".join(missing))
+        quantize(self.model, self.file("{type}"), missing, force=True, progress=told, **options)
+        state.seconds.update(dict.fromkeys(missing, (time.perf_counter() - started) / len(missing)))
+        state.save()
+
+    def evaluate(self, names: list[str], state: State, keep: bool) -> None:
+        """Each type that has no row yet against the original, which is loaded once."""
+        missing = [name for name in names if name not in state.rows]
+        original = load(self.model, self.device) if missing else None
+        for name in missing:
+            assert original is not None
+            started = time.perf_counter()
+            found = compare(
+                original,
+                self.file(name),
+                self.text,
+                context=self.window.context,
+                chunks=self.window.chunks,
+                device=self.device,
+                progress=self.told(name),
+            )
+            state.base = {
+                "ppl": found.ppl_a,
+                "ppl_stderr": found.ppl_a_stderr,
+                "context": found.context,
+                "tokens": found.tokens,
+            }
+            seconds = (state.seconds.get(name, math.nan), time.perf_counter() - started)
+            state.rows[name] = asdict(_row(name, self.file(name), found, seconds))
+            state.save()
+            if not keep:
+                self.file(name).unlink()
+
+
+def _row(name: str, path: Path, found: Comparison, seconds: tuple[float, float]) -> SweepRow:
+    quantized = formats.open(path)
+    return SweepRow(
+        type=name,
+        size=path.stat().st_size,
+        bits_per_weight=8 * quantized.nbytes / max(1, quantized.n_elements),
+        ppl=found.ppl_b,
+        ppl_stderr=found.ppl_b_stderr,
+        ppl_ratio=found.ppl_ratio,
+        mean_kld=found.mean_kld,
+        mean_kld_stderr=found.mean_kld_stderr,
+        max_kld=found.max_kld,
+        top1_agreement=found.top1_agreement,
+        quantize_seconds=seconds[0],
+        evaluate_seconds=seconds[1],
+    )
 
 
 def _report(result: Sweep, output: Path, plots: bool) -> None:
     image: bytes | None = None
     if plots:
-        import io
-
         drawn = io.BytesIO()
         sweep_report.plot(result, drawn)
         image = drawn.getvalue()
         with Output(output / "plot.png", force=True, size=len(image)) as out:
             out.file.write(image)
-    _write(output / "report.json", json.dumps(result.as_dict(), indent=2) + "\n")
-    _write(output / "report.md", sweep_report.markdown(result))
-    _write(output / "report.html", sweep_report.html_page(result, image))
+    write_text(output / "report.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    write_text(output / "report.md", sweep_report.markdown(result))
+    write_text(output / "report.html", sweep_report.html_page(result, image))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from llmconv.errors import UsageError
-
-if TYPE_CHECKING:
-    from llmconv.runtime.sweep import Sweep, SweepRow
+from llmconv.runtime.sweep_rows import Sweep, SweepRow, frontier
 
 __all__ = ["frontier", "html_page", "markdown", "need_matplotlib", "plot"]
 
@@ -31,17 +28,6 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("evaluate, s", "evaluate_seconds", ".2f"),
     ("frontier", "frontier", ""),
 )
-
-
-def frontier(rows: Sequence[SweepRow]) -> set[str]:
-    """The types that no other beats: none is at most as large with a smaller mean KL divergence."""
-    best: set[str] = set()
-    lowest = float("inf")
-    for row in sorted(rows, key=lambda r: (r.size, r.mean_kld)):
-        if row.mean_kld < lowest:
-            lowest = row.mean_kld
-            best.add(row.type)
-    return best
 
 
 def _cells(row: SweepRow, best: set[str]) -> list[str]:

@@ -19,8 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmconv.quant.block import BlockType
-from llmconv.quant.kernels.iq4 import VALUES as IQ4_VALUES
-from llmconv.quant.microscaling import VALUES as FP4_VALUES
+from llmconv.quant.kernels.levels import E2M1, IQ4
 
 __all__ = ["PARTS", "decode", "matvec"]
 
@@ -122,11 +121,11 @@ class Part:
 PARTS: dict[str, Part] = {
     "Q8_0": Part(_q8_0, 32, 1),
     "Q4_0": Part(_q4_0, 16, 2),
-    "MXFP4": Part(_mxfp4, 16, 2, FP4_VALUES),
+    "MXFP4": Part(_mxfp4, 16, 2, E2M1),
     "Q4_K": Part(_q4_k, 128, 2),
     "Q5_K": Part(_q5_k, 128, 2),
     "Q6_K": Part(_q6_k, 128, 2),
-    "IQ4_XS": Part(_iq4_xs, 128, 2, IQ4_VALUES),
+    "IQ4_XS": Part(_iq4_xs, 128, 2, IQ4),
 }
 
 

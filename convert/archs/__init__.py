@@ -1,60 +1,51 @@
-"""Architectures: one declarative table per model family.  `_FAMILIES` is the one place to add a file."""
+"""Architectures: one declarative table per model family, a file each, found by being here.
+
+Another package adds its own by `register`, or by an entry point of the group `llmconv.architectures`.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.registry import gather
+from llmconv.quant.entry_points import Registry
 
-__all__ = ["Architecture", "all", "by_gguf", "by_hf"]
-
-_FAMILIES = (
-    "llama",
-    "qwen",
-    "gemma",
-    "gpt2",
-    "gptneox",
-    "phi",
-    "stablelm",
-    "granite",
-    "internlm2",
-    "deepseek",
-    "gpt_oss",
-    "bert",
-    "simple_llm",
-)
+__all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
 
 
-@functools.cache
-def _tables() -> dict[str, Architecture]:
-    return gather(__name__, _FAMILIES, "ARCHITECTURES", "gguf")
+def _own() -> Iterator[Architecture]:
+    """The tables of every module in a folder below this package: a family is added by adding its file."""
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        if not module.ispkg and module.name.removeprefix(f"{__name__}.").count("."):
+            yield from importlib.import_module(module.name).ARCHITECTURES
+
+
+_REGISTRY = Registry("llmconv.architectures", Architecture, _own, lambda table: table.gguf)
+register, unregister = _REGISTRY.register, _REGISTRY.unregister
 
 
 def all() -> list[Architecture]:
     """Every architecture."""
-    return list(_tables().values())
+    return list(_REGISTRY.all().values())
 
 
 def by_gguf(name: str) -> Architecture | None:
     """The architecture that GGUFs call `name`, or None."""
-    return _tables().get(name)
+    return _REGISTRY.get(name)
 
 
 def by_hf(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture of a Hugging Face config.json: by class name, else by model type; None when unknown."""
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():
-        for table in all():
-            if any(name.cls == wanted for name in table.hf):
-                return table
-    types = {config.get("model_type")}
+        found = _REGISTRY.first(lambda table: any(name.cls == wanted for name in table.hf))  # noqa: B023
+        if found is not None:
+            return found
+    types = [config.get("model_type")]
     for inner in ("text_config", "llm_config"):
         if isinstance(config.get(inner), Mapping):
-            types.add(config[inner].get("model_type"))
-    for table in all():
-        if any(name.model_type in types for name in table.hf):
-            return table
-    return None
+            types.append(config[inner].get("model_type"))
+    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf))

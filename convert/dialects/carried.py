@@ -1,10 +1,4 @@
-"""What GGUF has no place for, kept in keys of our own, so that a Hugging Face model comes back as it was.
-
-`llmconv.hf.config` and `llmconv.hf.file.NAME` hold the folder's small text files; `llmconv.hf.metadata` the weights'
-own metadata; `llmconv.hf.dtypes` the tensors' types; `llmconv.hf.forms` and `llmconv.hf.prefix` which of several ways
-the names were written in; `llmconv.hf.exact.TENSOR` the few values that arithmetic in float32 would not give back;
-`llmconv.hf.tensors` and `llmconv.hf.tensor.NAME` whole tensors that GGUF has no name for.
-"""
+"""What GGUF has no place for, kept in keys of our own, so that a Hugging Face model comes back as it was."""
 
 from __future__ import annotations
 
@@ -15,24 +9,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmconv.convert.tables.ops import Shift
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.quant import by_name, plain
+from llmconv.quant import by_name
 
 __all__ = [
-    "CONFIG",
-    "DTYPES",
-    "EXACT",
-    "FORMS",
-    "PREFIX",
-    "exact_values",
     "keep_dtypes",
     "dtype_of",
-    "gguf_type",
     "keep_files",
     "keep_metadata",
     "keep_tensors",
@@ -41,24 +27,14 @@ __all__ = [
     "kept_json",
     "kept_metadata",
     "kept_tensors",
-    "restore_exactly",
 ]
-
-CONFIG = "llmconv.hf.config"
-DTYPES = "llmconv.hf.dtypes"
-FORMS = "llmconv.hf.forms"
-PREFIX = "llmconv.hf.prefix"
-EXACT = "llmconv.hf.exact."
-FILE = "llmconv.hf.file."
-METADATA = "llmconv.hf.metadata"
-TENSORS = "llmconv.hf.tensors"
-TENSOR = "llmconv.hf.tensor."
 
 FILE_BYTES = 32 << 20
 """A text file above this size is not kept (a vocabulary keeps its own files)."""
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_NAMES = {"config.json": CONFIG, "generation_config.json": "llmconv.hf.generation_config"}
+_NAMES = {"config.json": own_keys.CONFIG, "generation_config.json": own_keys.GENERATION_CONFIG}
+_PLAIN_NAME = re.compile(r"(additional_chat_templates/(?=.*\.jinja$))?\w[\w.+-]{0,120}")
 _NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabulary may have put it
 
@@ -67,14 +43,14 @@ def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
     """Put the folder's small text files into the metadata; the names of those that were left out."""
     left: list[str] = []
     for name in checkpoint.files:
-        keys = (FILE + name, f"llmconv.hf.cut.{name}", _WHOLE.get(name))
+        keys = (own_keys.FILE + name, own_keys.CUT_FILE + name, _WHOLE.get(name))
         if name in _NOT_KEPT or any(key in metadata for key in keys):
             continue  # the vocabulary keeps its own
         data = checkpoint.file(name) or b""
         try:
             if len(data) > FILE_BYTES:
                 raise ValueError
-            metadata[_NAMES.get(name, FILE + name)] = data.decode("utf-8")
+            metadata[_NAMES.get(name, own_keys.FILE + name)] = data.decode("utf-8")
         except ValueError:
             left.append(name)
     return left
@@ -87,8 +63,8 @@ def kept_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         if isinstance(text := metadata.get(key), str):
             out[name] = text.encode()
     for key, text in metadata.items():
-        name = key.removeprefix(FILE)
-        if key.startswith(FILE) and isinstance(text, str) and re.fullmatch(r"[\w][\w.+-]{0,120}", name):
+        name = key.removeprefix(own_keys.FILE)
+        if key.startswith(own_keys.FILE) and isinstance(text, str) and _PLAIN_NAME.fullmatch(name):
             out[name] = text.encode()
     return out
 
@@ -135,49 +111,14 @@ def kept_dtypes(record: Mapping[str, Any], source: str) -> tuple[BlockClass | No
         default = by_name(record["default"]) if "default" in record else None
         return default, {name: by_name(kind) for kind, names in record.items() if kind != "default" for name in names}
     except (LlmconvError, TypeError, AttributeError):
-        raise BadFile(f"{source}: {DTYPES} names unknown types; remove the key to keep the stored ones") from None
+        raise BadFile(
+            f"{source}: {own_keys.DTYPES} names unknown types; remove the key to keep the stored ones"
+        ) from None
 
 
 def dtype_of(name: str, default: BlockClass | None, exceptions: Mapping[str, BlockClass]) -> BlockClass | None:
     """The type that a tensor had, None when unknown."""
     return exceptions.get(name) or exceptions.get(_LAYER.sub(".{}.", name)) or default
-
-
-def _bits(values: NDArray[Any]) -> NDArray[np.uint32]:
-    width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[values.dtype.itemsize]
-    return values.view(width).astype(np.uint32)
-
-
-def exact_values(shift: Shift, tensor: Tensor) -> NDArray[np.uint32] | None:
-    """(n, 2) flattened: index and original bits of every value that `shift.undo` would not give back; None: none."""
-    values = tensor.numpy().reshape(-1)
-    if values.dtype.itemsize > 4:
-        return None
-    lost = shift.lost(values)
-    if not lost.size:
-        return None
-    return np.stack([lost.astype(np.uint32), _bits(values[lost])], axis=1).reshape(-1)
-
-
-def restore_exactly(tensor: Tensor, shift: Shift, shifted: Tensor, record: Any) -> Tensor:
-    """Put kept values back into a vector, each only where the shifted value is still what its original gives."""
-    if tensor.type.dtype is None or not isinstance(record, np.ndarray) or record.size % 2 or len(tensor.shape) != 1:
-        return tensor
-    dtype = tensor.type.dtype
-    pairs = record.reshape(-1, 2)
-    index, bits = pairs[:, 0].astype(np.intp), pairs[:, 1]
-    inside = index < tensor.shape[0]
-    width = {1: np.uint8, 2: np.uint16, 4: np.uint32}[dtype.itemsize]
-    index, originals = index[inside], bits[inside].astype(width).view(dtype)
-
-    def patch(rows: NDArray[Any]) -> NDArray[Any]:
-        now = shifted.rows().reshape(-1)[index]
-        same = (originals.astype(np.float32) + np.float32(shift.by)).view(np.uint32) == now.view(np.uint32)
-        out = np.array(rows)
-        out[0, index[same]] = originals[same]
-        return out
-
-    return tensor.map(patch, tensor.type)
 
 
 _USUAL = {"format": "pt"}
@@ -186,16 +127,16 @@ _USUAL = {"format": "pt"}
 
 def keep_metadata(metadata: dict[str, Any], own: Mapping[str, Any]) -> None:
     """Put the safetensors metadata of the folder into the GGUF's, where it says more than usual."""
-    texts = {k: v for k, v in own.items() if isinstance(v, str) and not k.startswith("llmconv.")}
+    texts = {k: v for k, v in own.items() if isinstance(v, str) and not k.startswith(own_keys.OWN)}
     if texts and texts != _USUAL:
-        metadata[METADATA] = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+        metadata[own_keys.WEIGHTS_METADATA] = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
 
 
 def kept_metadata(metadata: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The way back of `keep_metadata`."""
-    texts = kept_json(metadata, METADATA, source)
+    texts = kept_json(metadata, own_keys.WEIGHTS_METADATA, source)
     if not all(isinstance(v, str) for v in texts.values()):
-        raise BadFile(f"{source}: {METADATA} is no map of texts; remove the key")
+        raise BadFile(f"{source}: {own_keys.WEIGHTS_METADATA} is no map of texts; remove the key")
     return texts or dict(_USUAL)
 
 
@@ -204,36 +145,21 @@ def keep_tensors(metadata: dict[str, Any], tensors: Mapping[str, Tensor]) -> Non
     if not tensors:
         return
     listing = {name: [t.type.name, list(t.shape)] for name, t in tensors.items()}
-    metadata[TENSORS] = json.dumps(listing, separators=(",", ":"))
+    metadata[own_keys.TENSORS] = json.dumps(listing, separators=(",", ":"))
     for name, tensor in tensors.items():
-        metadata[TENSOR + name] = np.ascontiguousarray(tensor.blocks()).reshape(-1)
+        metadata[own_keys.TENSOR + name] = np.ascontiguousarray(tensor.blocks()).reshape(-1)
 
 
 def kept_tensors(metadata: Mapping[str, Any], source: str) -> Iterator[Tensor]:
     """The way back of `keep_tensors`."""
-    for name, entry in kept_json(metadata, TENSORS, source).items():
-        data = metadata.get(TENSOR + name)
+    for name, entry in kept_json(metadata, own_keys.TENSORS, source).items():
+        data = metadata.get(own_keys.TENSOR + name)
         try:
             kind, shape = by_name(entry[0]), tuple(int(n) for n in entry[1])
             assert kind.dtype is not None and isinstance(data, np.ndarray) and data.dtype == np.uint8
             array = data.view(kind.dtype).reshape(shape)
         except (LlmconvError, AssertionError, TypeError, ValueError, IndexError, KeyError):
-            raise BadFile(f"{source}: {TENSORS} does not describe {TENSOR}{name}; remove both keys") from None
+            raise BadFile(
+                f"{source}: {own_keys.TENSORS} does not describe {own_keys.TENSOR}{name}; remove both keys"
+            ) from None
         yield Tensor.from_array(name, array)
-
-
-_F32_SUFFIXES = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")
-
-
-def gguf_type(name: str, tensor: Tensor) -> BlockClass:
-    """The type in which the ecosystem stores a tensor of a GGUF: F32 for vectors, norms, biases and routers."""
-    if not tensor.type.is_float or not tensor.type.is_plain():
-        return tensor.type
-    if tensor.type is plain.F64:
-        return plain.F64
-    small = len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name.endswith(_F32_SUFFIXES)
-    if small or not name.endswith(".weight"):
-        return plain.F32
-    if tensor.type.ggml_id is None:
-        return plain.BF16  # the 8-bit floats, exactly
-    return tensor.type

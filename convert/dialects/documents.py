@@ -17,18 +17,23 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import layouts
+from llmconv.convert import vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
-from llmconv.convert.layouts.base import Layout, Place, look
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at
+from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, at
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
+from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.json_scan import Style, Text, parse
 from llmconv.formats.tensor import Tensor
+from llmconv.quant import plain
 
-__all__ = ["DOCUMENT", "KEPT", "LAYOUT", "from_gguf", "to_gguf"]
+__all__ = ["from_gguf", "to_gguf"]
 
-KEPT = "llmconv.json."
-DOCUMENT, LAYOUT, STYLE, CONFIG = KEPT + "document", KEPT + "layout", KEPT + "style", KEPT + "config."
+DOCUMENT, LAYOUT, STYLE = own_keys.JSON_DOCUMENT, own_keys.JSON_LAYOUT, own_keys.JSON_STYLE
 TOKENS = "tokenizer.ggml.tokens"
 INLINE = 1 << 16
 """Numbers besides the weights (a training history, say) that are kept in the document's text."""
@@ -74,10 +79,12 @@ def to_gguf(
         packed = set(checkpoint.tensors) - set(tensors)
     out = checkpoint.derived("gguf")
     used: set[str] = set(packed)
-    for place in table.places(dims):
-        for tensor in _converted(place, tensors, table, where):
+    why = f"a model of the layout {table.name} and of its configuration has it, as an array of numbers"
+    prefix = prefix_of(table.prefixes, table.rows, dims, tensors)
+    for moved in forward(table.slots(dims), tensors, Told(where, "by the configuration", why), prefix):
+        used.update(moved.names)
+        for tensor in moved.parts:
             out.add(tensor)
-        used.update(place.paths)
     rest, tokens = _rest(checkpoint, table, used, where), None
     if table.words is not None:
         words, path = _words(documents, table)
@@ -89,7 +96,7 @@ def to_gguf(
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
     out.metadata |= metadata | (tokens or {})
     out.metadata |= {LAYOUT: table.name, DOCUMENT: dumps(rest)} | _style(checkpoint)
-    out.metadata |= {CONFIG + path.name: text for path, _, text in beside}
+    out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
     return out
 
 
@@ -128,35 +135,6 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
 
 def _list(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _converted(place: Place, tensors: Mapping[str, Tensor], table: Layout, where: str) -> tuple[Tensor, ...]:
-    """One row of the table, from the document to the GGUF."""
-    missing = [path for path in place.paths if path not in tensors]
-    if missing:
-        if place.row.optional and len(missing) == len(place.paths):
-            return ()
-        raise BadFile(
-            f"{where}: {missing[0]} is missing or no array of numbers; a model of the layout {table.name} and of its "
-            "configuration has it"
-        )
-    parts = tuple(tensors[path] for path in place.paths)
-    try:
-        expected = place.expected()
-    except LlmconvError as error:
-        raise BadFile(f"{where}: the configuration contradicts itself ({error})") from None
-    for part, shape in zip(parts, expected, strict=True):
-        if part.shape != shape:
-            raise BadFile(
-                f"{where}: {part.name} has {_x(part.shape)} numbers, expected {_x(shape)} by the configuration"
-            )
-    for op in place.row.ops:
-        parts = op.apply(parts, place.dims)
-    return tuple(part.renamed(name) for part, name in zip(parts, place.gguf, strict=True))
-
-
-def _x(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _rest(checkpoint: Checkpoint, table: Layout, used: set[str], where: str) -> Any:
@@ -210,9 +188,6 @@ def _beside(
 
 
 def _text(path: Path) -> str:
-    from llmconv.formats import limits
-    from llmconv.formats.files import open_regular, regular_size
-
     if regular_size(path) > limits.SIDE_FILE_BYTES:
         raise BadFile(f"{at(path)}: is too big for a configuration, expected at most {limits.SIDE_FILE_BYTES:,} bytes")
     with open_regular(path) as file:
@@ -271,13 +246,11 @@ def _check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int
 
 
 def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
-    from llmconv.convert import vocab
-
     assert table.words is not None
-    found = vocab.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
+    found = vocabularies.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
     if not table.words.separator:
         found.model = "characters"
-    return found.to_gguf()
+    return vocabularies.to_gguf(found)
 
 
 def _with(document: Any, path: str, value: Any) -> Any:
@@ -302,7 +275,7 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
     out.metadata = {
         "general.architecture": "plain",
         "general.name": _name(checkpoint),
-        "llmconv.layout": "plain",
+        own_keys.LAYOUT: own_keys.PLAIN,
         LAYOUT: layouts.PLAIN,
         DOCUMENT: dumps(checkpoint.metadata["document"]),
         **_style(checkpoint),
@@ -360,38 +333,25 @@ def _fill(checkpoint: Checkpoint, table: Layout, document: Any, where: str) -> C
         dims["n_vocab"] = embedding.shape[0]
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
-    for place in table.places(dims):
-        missing = [name for name in place.gguf if name not in checkpoint.tensors]
-        if missing:
-            if place.row.optional:
-                continue
-            raise BadFile(f"{where}: tensor {missing[0]!r} is missing; a model of the layout {table.name} has it")
-        parts = tuple(checkpoint.tensors[name] for name in place.gguf)
-        for part, shape in zip(parts, place.shapes, strict=True):
-            if part.shape != shape:
-                raise BadFile(
-                    f"{where}: tensor {part.name!r} has shape {list(part.shape)}, expected {list(shape)} by its keys"
-                )
-        used.update(place.gguf)
-        parts = tuple(_floats(part) for part in parts)
-        for op in reversed(place.row.ops):
-            parts = op.undo(parts, place.dims)
-        for part, path in zip(parts, place.paths, strict=True):
-            tensors[path] = part.renamed(path)
+    spelling = dict.fromkeys(slot.name for slot in slots(document))  # a document keeps the one that it has
+    told = Told(where, "by its keys", f"a model of the layout {table.name} has it")
+    prefix = prefix_of(table.prefixes, table.rows, dims, spelling)
+    for moved in backward(
+        table.slots(dims), checkpoint.tensors, told, prefix, lambda slot: (find(slot, prefix, spelling) or (0,))[0]
+    ):
+        used.update(moved.names)
+        tensors |= {part.name: part for part in moved.parts}
     extra = [name for name in checkpoint.tensors if name not in used]
     if extra:
-        raise BadFile(
-            f"{where}: tensor {extra[0]!r} has no place in the layout {table.name}; use --layout named, which takes any"
-        )
+        why = f"has no place in the layout {table.name}; use --layout named, which takes any"
+        raise UnknownTensor(where, extra, why)
     if table.pack is not None:
         tensors = table.pack(document, tensors, dims)
     return _result(checkpoint, document, tensors)
 
 
 def _floats(tensor: Tensor) -> Tensor:
-    from llmconv.quant.plain import F32
-
-    return tensor if tensor.type.is_plain() else tensor.astype(F32)
+    return tensor if tensor.type.is_plain() else tensor.astype(plain.F32)
 
 
 def _result(

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert.dialects import carried
-from llmconv.convert.dialects.named_tensors import decode_keys, encode_keys
+from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
+from llmconv.convert.tables import own_keys
 from llmconv.formats.gguf_values import encode_value
 
-__all__ = ["KEYS", "keep", "put_back"]
-
-KEYS = "llmconv.gguf.metadata"
+__all__ = ["keep", "put_back"]
 
 _OF_THE_FILE = {
     "general.architecture",
@@ -37,10 +36,10 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
     metadata: the GGUF's keys.   again: those that the folder gives when it is converted back.
     prefix: the architecture's name, under which keys are config.json's to say.
     """
-    own = carried.CONFIG in metadata  # made from a folder, whose name is the model's
+    own = own_keys.CONFIG in metadata  # made from a folder, whose name is the model's
     lost: dict[str, Any] = {}
     for key, value in metadata.items():
-        if key.startswith("llmconv.") or key in _OF_THE_FILE or (key == _NAME and own):
+        if key.startswith(own_keys.OWN) or key in _OF_THE_FILE or (key == _NAME and own):
             continue
         if (key in _ARRAYS and _ARRAYS[0] in again) or (key in again and _same(value, again[key])):
             continue
@@ -49,15 +48,17 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
         return {}, []
     other = [key for key in lost if key in again and key.startswith(f"{prefix}.")]
     notes = [f"config.json does not say what {', '.join(other)} of the GGUF says; correct it by hand"] if other else []
-    return {KEYS: json.dumps(encode_keys(lost), ensure_ascii=False)}, notes
+    return {own_keys.GGUF_METADATA: json.dumps(encode_keys(lost), ensure_ascii=False)}, notes
 
 
 def put_back(metadata: dict[str, Any], text: str | None, where: str) -> None:
     """Add the kept keys to those that the folder itself gave."""
     if text is None:
         return
-    for key, value in decode_keys(carried.kept_json({KEYS: text}, KEYS, where), where).items():
-        if key in _OF_THE_FILE or key.startswith("llmconv."):
+    for key, value in decode_keys(
+        carried.kept_json({own_keys.GGUF_METADATA: text}, own_keys.GGUF_METADATA, where), where
+    ).items():
+        if key in _OF_THE_FILE or key.startswith(own_keys.OWN):
             continue  # not ours: somebody else wrote this metadata
         if key not in metadata or key.startswith(("general.", "tokenizer.")):
             metadata[key] = value

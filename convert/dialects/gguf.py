@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs
-from llmconv.errors import BadFile, about
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.rows import check
+from llmconv.errors import BadFile, MissingTensor, about
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf_values import Strings
 
@@ -39,7 +41,7 @@ def _check(checkpoint: Checkpoint) -> None:
     if not isinstance(kind, str):
         raise BadFile(f"{where}: key 'general.type' is {kind!r:.60}, expected a text")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
-    if arch is None or kind != "model" or not checkpoint.tensors or metadata.get("llmconv.layout") == "plain":
+    if arch is None or kind != "model" or not checkpoint.tensors or own_keys.is_plain(metadata):
         return
     arch.check_keys(metadata)
     dims = arch.dims_of(metadata)
@@ -49,24 +51,19 @@ def _check(checkpoint: Checkpoint) -> None:
     if tokens is not None and embeddings is not None and len(tokens) > rows:
         raise BadFile(f"{where}: has {len(tokens):,} tokens, expected {rows:,}, the rows of token_embd.weight")
     dims["n_vocab"] = rows
-    missing, known = None, set()
+    missing, known = "", set[str]()
     for slot in arch.slots(dims):
-        for part, shape in zip(slot.gguf, slot.shapes, strict=True):
-            tensor = checkpoint.tensors.get(part)
-            known.add(part)
-            if tensor is None:
-                missing = missing or (part if slot.row.optional is False else None)
-            elif tensor.shape != shape:
-                raise BadFile(
-                    f"{where}: tensor {part!r} has shape {list(tensor.shape)}, expected {list(shape)} by its keys"
-                )
+        lacking = check(slot, checkpoint.tensors, where)
+        known.update(slot.gguf)
+        if lacking and slot.row.optional is False:
+            missing = missing or lacking[0]
         if missing and slot.row.per_layer:
             break
     if not dims["n_layer"] > 0 and any(n.startswith("blk.") for n in checkpoint.tensors):
         raise BadFile(f"{where}: has layers, and key '{arch.gguf}.block_count' says none; the file is damaged")
     # A file with tensors that the table lacks is of a form of its own: what it must hold is not known here.
     if missing and all(n in known or n.startswith("blk.") for n in checkpoint.tensors):
-        raise BadFile(f"{where}: tensor {missing!r} is missing; a {arch.gguf} model of these keys needs it")
+        raise MissingTensor(where, missing, f"a {arch.gguf} model of these keys needs it")
 
 
 def _check_vocabulary(metadata: dict[str, Any], where: str) -> None:

@@ -16,54 +16,21 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, foreign_keys
-from llmconv.convert.scaled.unpack import unpack
-from llmconv.convert.tables.architecture import Architecture, Slot
-from llmconv.convert.tables.config import normalized, usable
-from llmconv.convert.tables.matching import (
-    check_shapes,
-    check_types,
-    find,
-    first_missing,
-    left_out,
-    more,
-    prefix_of,
-    shown,
-)
-from llmconv.convert.tables.ops import PackMxfp4, Shift
-from llmconv.errors import BadFile, LlmconvError, Unsupported
+from llmconv.convert.dialects import carried, foreign_keys, own_names
+from llmconv.convert.scaled.unpack import refuse_parts, unpack
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.config import normalized, read_config, usable
+from llmconv.convert.tables.pieces import head_norm
+from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
+from llmconv.convert.tables.storage import gguf_type
+from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, more
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
+from llmconv.quant.filetypes import number_of
 
-__all__ = ["from_gguf", "read_config", "to_gguf"]
-
-# general.file_type by the type of most weights (llama.cpp's llama_ftype).
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "MXFP4": 38}
-
-
-def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a model folder, parsed; {} when there is none."""
-    data = checkpoint.file("config.json")
-    if data is None:
-        return {}
-    try:
-        config = json.loads(data, object_pairs_hook=_once)
-        if isinstance(config, dict):
-            return config
-    except KeyError as error:
-        raise BadFile(f"{checkpoint.where}: config.json has the key {error.args[0]!r} twice; remove one") from None
-    except (ValueError, RecursionError):
-        pass
-    raise BadFile(f"{checkpoint.where}: config.json is not a JSON object; repair or replace it")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as an object; `KeyError` for a key that is there twice, of which one would be believed."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise KeyError(Counter(k for k, _ in pairs).most_common(1)[0][0])
-    return found
+__all__ = ["from_gguf", "to_gguf"]
 
 
 def to_gguf(
@@ -80,8 +47,6 @@ def to_gguf(
     config = read_config(checkpoint)
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
-        from llmconv.convert.dialects import own_names
-
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
         if config:
             classes = config.get("architectures")
@@ -98,57 +63,43 @@ def to_gguf(
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
     dims["n_vocab"] = dims["n_vocab"] or _number(flat.get("vocab_size"))
-    prefix = prefix_of(arch, dims, checkpoint.tensors)
+    prefix = prefix_of(arch.prefixes, arch.rows, dims, checkpoint.tensors)
     forms: dict[str, int] = {}
     exact: dict[str, Any] = {}
     used: set[str] = set()
     out = checkpoint.derived("gguf")
     for made in arch.made:
         with usable(flat, f"{where}: config.json"):
-            values = made.make(flat, arch.layer(dims, 0))
+            values = made.make(flat, at_layer(dims, 0))
         if values is not None:
             out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
-    for slot in arch.slots(dims):
-        found = find(slot, prefix, checkpoint.tensors)
-        if found is None:
-            if slot.row.optional is False:
-                raise BadFile(
-                    f"{where}: tensor {first_missing(slot, prefix, checkpoint.tensors)!r} is missing; "
-                    f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
-                    "--layout plain converts any tensors under their own names"
-                )
-            continue
-        form, names = found
-        if form:
-            forms[slot.row.gguf[0]] = form
-        used.update(names)
-        parts = tuple(checkpoint.tensors[name] for name in names)
-        check_shapes(where, slot, form, parts)
-        check_types(where, slot, form, parts)
-        for op in slot.row.forms[form].ops:
-            if isinstance(op, Shift):
-                for name, part in zip(names, parts, strict=True):
-                    values = carried.exact_values(op, part)
-                    if values is not None:
-                        exact[carried.EXACT + name] = values
-            parts = op.apply(parts, slot.dims)
-        for name, part in zip(slot.gguf, parts, strict=True):
-            out.add(part.renamed(name).astype(carried.gguf_type(name, part)))
+    why = (
+        f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
+        "--layout plain converts any tensors under their own names"
+    )
+    for moved in forward(arch.slots(dims), checkpoint.tensors, Told(where, "by config.json", why), prefix):
+        if moved.form:
+            forms[moved.slot.row.gguf[0]] = moved.form
+        used.update(moved.names)
+        exact |= {own_keys.EXACT + name: record for name, record in moved.lost.items()}
+        for part in moved.parts:
+            out.add(part.astype(gguf_type(part)))
     extra = [name for name in checkpoint.tensors if name not in used]
     without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
     extra = [name for name in extra if name not in without_place]
-    notes += [*left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
+    refuse_parts(where, (n for n in extra if not any(re.fullmatch(p, n) for p in arch.dropped)), used)
+    notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
     out.metadata = _general(checkpoint, out) | metadata
     own: dict[str, Any] = {
-        carried.DTYPES: carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})
+        own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})
     }
     if prefix != arch.prefixes[0]:
-        own[carried.PREFIX] = prefix
+        own[own_keys.PREFIX] = prefix
     if forms:
-        own[carried.FORMS] = json.dumps(forms, separators=(",", ":"))
+        own[own_keys.FORMS] = json.dumps(forms, separators=(",", ":"))
     out.metadata |= _vocabulary(checkpoint, config, dims, pre, notes, where)
     out.metadata |= own | exact
-    foreign_keys.put_back(out.metadata, checkpoint.metadata.get(foreign_keys.KEYS), where)
+    foreign_keys.put_back(out.metadata, checkpoint.metadata.get(own_keys.GGUF_METADATA), where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
@@ -165,52 +116,47 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     metadata, where = checkpoint.metadata, checkpoint.where
     name = metadata.get("general.architecture")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
-    if arch is None or metadata.get("llmconv.layout") == "plain":
-        from llmconv.convert.dialects import own_names
-
+    if arch is None or own_keys.is_plain(metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
         dims["n_vocab"] = embeddings.shape[0]
-    dtypes = carried.kept_dtypes(carried.kept_json(metadata, carried.DTYPES, where), where)
-    forms = carried.kept_json(metadata, carried.FORMS, where)
-    prefix = metadata.get(carried.PREFIX, arch.prefixes[0])
+    dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
+    forms = carried.kept_json(metadata, own_keys.FORMS, where)
+    prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
-            f"{where}: {carried.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
+            f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
         )
     used: set[str] = {made.gguf for made in arch.made}
     rounded: Counter[tuple[str, str]] = Counter()
     out = checkpoint.derived("hf")
     out.metadata = carried.kept_metadata(metadata, where)
     present: set[str] = set()
-    for slot in arch.slots(dims):
-        missing = [n for n in slot.gguf if n not in checkpoint.tensors]
-        if missing:
-            if slot.row.optional is False or len(missing) < len(slot.gguf):
-                raise BadFile(f"{where}: tensor {missing[0]!r} is missing; a {arch.gguf} model of these keys needs it")
-            continue
-        used.update(slot.gguf)
-        present.update(slot.row.gguf)
-        parts = tuple(checkpoint.tensors[n] for n in slot.gguf)
-        for part, shape in zip(parts, slot.shapes, strict=True):
-            if part.shape != shape:
-                raise BadFile(f"{where}: tensor {part.name!r} has shape {shown(part.shape)}, expected {shown(shape)}")
-        form = _form(slot, forms, checkpoint.tensors, where)
-        for tensor in _undone(slot, form, prefix, parts, dtypes, metadata):
-            if not parts[0].type.is_plain() and tensor.type not in (plain.F32, parts[0].type):
-                rounded[parts[0].type.name, tensor.type.name] += 1
+    for moved in backward(
+        arch.slots(dims),
+        checkpoint.tensors,
+        Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
+        prefix,
+        form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
+        type_of=lambda name: carried.dtype_of(name, *dtypes),
+        lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
+    ):
+        used.update(moved.names)
+        present.update(moved.slot.row.gguf)
+        stored = checkpoint.tensors[moved.names[0]].type
+        for tensor in moved.parts:
+            if not stored.is_plain() and tensor.type not in (plain.F32, stored):
+                rounded[stored.name, tensor.type.name] += 1
             out.add(tensor)
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     extra = [n for n in checkpoint.tensors if n not in used]
+    refuse_parts(where, extra, used)
     if extra and strict:
-        raise BadFile(
-            f"{where}: tensor {extra[0]!r}{more(extra)} is none that a {arch.gguf} model has; "
-            "--no-strict leaves such tensors out"
-        )
+        raise _unknown(where, arch, extra)
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
     out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
     lost, said = foreign_keys.keep(metadata, _again(arch, out), arch.gguf)
@@ -219,13 +165,31 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     return out
 
 
+def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
+    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
+    derived = [n for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.dropped)]
+    known = set(derived)
+    unknown = [n for n in extra if n not in known]
+    if unknown and strict:
+        raise _unknown(where, arch, unknown)
+    notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    if derived:
+        notes.append(f"left out, computed from the configuration: {derived[0]}{more(derived)}")
+    return notes
+
+
+def _unknown(where: str, arch: Architecture, names: list[str]) -> UnknownTensor:
+    why = f"is none that a {arch.gguf} model has; --no-strict leaves such tensors out"
+    return UnknownTensor(where, names, why)
+
+
 def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
         keys = arch.metadata(normalized(config), "")
         found = vocab.from_files(folder.files, config)
-        return keys if found is None else keys | found.keys()
+        return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
 
@@ -239,8 +203,7 @@ def _beyond_gguf(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     notes = []
     if (config.get("rope") or {}).get("rope_type") == "dynamic":
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
-    vocab_size = arch.decoder.get("head_norm_vocab")
-    if vocab_size is not None and (config.get("vocab_size") == vocab_size or "z_loss_weight" in config):
+    if head_norm(arch.decoder, config.get("vocab_size"), config):
         notes.append("Baichuan 2 scales the rows of its head to length 1, which llama.cpp will not do")
     return notes
 
@@ -262,7 +225,7 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
             source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
         )
     general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
-    general["general.file_type"] = np.uint32(_FILE_TYPES.get(main, 0))
+    general["general.file_type"] = np.uint32(number_of(main) or 0)
     general["general.quantization_version"] = np.uint32(2)
     return general
 
@@ -292,7 +255,7 @@ def _vocabulary(
     if found is None:
         return {}
     notes += [*found.notes, *found.twice()]
-    keys: dict[str, Any] = found.to_gguf()
+    keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
 
 
@@ -308,47 +271,18 @@ def _check_vocabulary(metadata: Mapping[str, Any], dims: Mapping[str, Any], note
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
-    repacked = tensors[slot.gguf[0]].type.name == "MXFP4"
-    number = 0
+    stored, number = tensors[slot.gguf[0]].type, 0
     for i, form in enumerate(slot.row.forms):
         if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
             number = i
-        elif number == i and not repacked and any(isinstance(op, PackMxfp4) for op in form.ops):
+        elif number == i and form.stored_as not in (None, stored):
             number = min(i + 1, len(slot.row.forms) - 1)
     number = forms.get(slot.row.gguf[0], number)
     if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):
         raise BadFile(
-            f"{where}: {carried.FORMS} says {number!r} for {slot.row.gguf[0]!r}; remove the key to use the usual"
+            f"{where}: {own_keys.FORMS} says {number!r} for {slot.row.gguf[0]!r}; remove the key to use the usual"
         )
     return number
-
-
-def _undone(
-    slot: Slot,
-    form: int,
-    prefix: str,
-    parts: tuple[Tensor, ...],
-    dtypes: tuple[BlockClass | None, dict[str, BlockClass]],
-    metadata: Mapping[str, Any],
-) -> Iterator[Tensor]:
-    """One row's GGUF tensors -> its Hugging Face tensors, in the types that they had."""
-    names = slot.hf(form, prefix)
-    ops = slot.row.forms[form].ops
-    if not any(isinstance(op, PackMxfp4) for op in ops):
-        parts = tuple(p if p.type.is_plain() else p.astype(plain.F32) for p in parts)
-    shifted: Tensor | None = None
-    for op in reversed(ops):
-        if isinstance(op, Shift):
-            shifted = parts[0]
-        parts = op.undo(parts, slot.dims)
-    for name, part in zip(names, parts, strict=True):
-        wanted = carried.dtype_of(name, *dtypes)
-        if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
-            part = part.astype(wanted)
-        shift = next((op for op in ops if isinstance(op, Shift)), None)
-        if shift is not None and shifted is not None and carried.EXACT + name in metadata:
-            part = carried.restore_exactly(part, shift, shifted, metadata[carried.EXACT + name])
-        yield part.renamed(name)
 
 
 def _files(
@@ -364,8 +298,8 @@ def _files(
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
         try:
-            yield from found.to_files().items()
-            notes += found.twice()
+            yield from vocab.to_files(found).items()
+            notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:

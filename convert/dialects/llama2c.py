@@ -11,29 +11,30 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import vocab
-from llmconv.convert.tables.ops import Stack
-from llmconv.convert.vocab.base import SPM, TokenType, Vocab
+from llmconv.convert.tables.keys import dims_of
+from llmconv.convert.tables.ops import Inverse, Stack
+from llmconv.convert.tables.rows import Told, forward, row, slots
+from llmconv.convert.vocab.model import SPM, TokenType, Vocab
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["from_gguf", "read_tokenizer", "to_gguf"]
 
-# run.c's name -> GGUF's; of the layers' tensors, one for each.
-_ROWS = {
-    "token_embedding_table": "token_embd.weight",
-    "rms_final_weight": "output_norm.weight",
-    "wcls": "output.weight",
-    "rms_att_weight": "blk.{i}.attn_norm.weight",
-    "wq": "blk.{i}.attn_q.weight",
-    "wk": "blk.{i}.attn_k.weight",
-    "wv": "blk.{i}.attn_v.weight",
-    "wo": "blk.{i}.attn_output.weight",
-    "rms_ffn_weight": "blk.{i}.ffn_norm.weight",
-    "w1": "blk.{i}.ffn_gate.weight",
-    "w2": "blk.{i}.ffn_down.weight",
-    "w3": "blk.{i}.ffn_up.weight",
-}
-_DROPPED = ("freq_cis_real", "freq_cis_imag")
+_apart = Inverse(Stack())
+_ROWS = (
+    row("token_embd.weight", "token_embedding_table", "n_vocab, n_embd"),
+    row("output_norm.weight", "rms_final_weight", "n_embd"),
+    row("output.weight", "wcls", "n_vocab, n_embd", optional=True),
+    row("blk.{l}.attn_norm.weight", "rms_att_weight", "n_embd", _apart),
+    row("blk.{l}.attn_q.weight", "wq", "n_embd, n_embd", _apart),
+    row("blk.{l}.attn_k.weight", "wk", "n_head_kv * head_dim, n_embd", _apart),
+    row("blk.{l}.attn_v.weight", "wv", "n_head_kv * head_dim, n_embd", _apart),
+    row("blk.{l}.attn_output.weight", "wo", "n_embd, n_embd", _apart),
+    row("blk.{l}.ffn_norm.weight", "rms_ffn_weight", "n_embd", _apart),
+    row("blk.{l}.ffn_gate.weight", "w1", "n_ff, n_embd", _apart),
+    row("blk.{l}.ffn_down.weight", "w2", "n_embd, n_ff", _apart),
+    row("blk.{l}.ffn_up.weight", "w3", "n_ff, n_embd", _apart),
+)
 
 # Key <- header field; what the format fixes without saying stands below.
 _KEYS = {
@@ -59,13 +60,12 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     out.metadata["llama.rope.dimension_count"] = np.uint32(sizes["dim"] // sizes["n_heads"])
     out.metadata["llama.rope.freq_base"] = np.float32(10000.0)  # run.c and model.py: theta = 10000, eps = 1e-5
     out.metadata["llama.attention.layer_norm_rms_epsilon"] = np.float32(1e-5)
-    for name, tensor in checkpoint.tensors.items():
-        if name in _DROPPED:
-            continue
-        target = _ROWS[name]
-        layers = Stack().undo((tensor,), {}) if "{i}" in target else (tensor,)
-        for i, layer in enumerate(layers):
-            out.add(layer.renamed(target.replace("{i}", str(i))))
+    told = Told(checkpoint.where, "by its header", "every llama2.c model has it")
+    moved = forward(slots(_ROWS, dims_of(out.metadata, "llama")), checkpoint.tensors, told)
+    place = {name: i for i, name in enumerate(checkpoint.tensors)}  # GGUF's order is the file's
+    for one in sorted(moved, key=lambda one: place[one.names[0]]):
+        for tensor in one.parts:
+            out.add(tensor)
     notes = (
         ["left out, computed from the configuration: freq_cis_real"] if "freq_cis_real" in checkpoint.tensors else []
     )
@@ -73,7 +73,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if data is None:
         notes.append("no tokenizer.bin beside the model: the GGUF has weights only")
     else:
-        out.metadata |= read_tokenizer(data, sizes["vocab_size"], checkpoint.where).to_gguf()
+        out.metadata |= vocab.to_gguf(read_tokenizer(data, sizes["vocab_size"], checkpoint.where))
     out.notes += notes
     return out
 
@@ -116,4 +116,4 @@ def read_tokenizer(data: bytes, n_vocab: int, where: str) -> Vocab:
         role: tokens.index(text) for role, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")) if text in tokens
     }
     flags = {"bos": True, "eos": False, "space_prefix": True}
-    return vocab.Vocab(SPM, tokens, types, scores, special=special, flags=flags)
+    return Vocab(SPM, tokens, types, scores, special=special, flags=flags)

@@ -6,7 +6,6 @@ model.  Written: any model at all, its keys with their exact types beside its te
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert import archs, vocab
+from llmconv.convert.dialects import hf
+from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
+from llmconv.convert.layouts.base import look
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.document import Slot, dumps, replace_slots, slots
@@ -21,7 +25,7 @@ from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import by_name
 
-__all__ = ["choose", "decode_keys", "describe", "encode_keys", "from_gguf", "to_gguf"]
+__all__ = ["choose", "describe", "from_gguf", "to_gguf"]
 
 OURS = "llmconv"
 """The `format` of documents that `describe` makes."""
@@ -74,15 +78,12 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
     out = _hugging_face(checkpoint, document, tensors)
     if out is None:
         out = Checkpoint(tensors, dialect="gguf", source=checkpoint.source, format=checkpoint.format)
-        out.metadata = {"general.architecture": "plain", "llmconv.layout": "plain"} | _vocabulary(document)
+        out.metadata = {"general.architecture": "plain", own_keys.LAYOUT: own_keys.PLAIN} | _vocabulary(document)
     out.metadata |= keys | {document_key: dumps(renamed)}
     return out
 
 
 def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor]) -> Checkpoint | None:
-    from llmconv.convert import archs
-    from llmconv.convert.dialects import hf
-
     config = document.get("config")
     if not isinstance(config, dict) or archs.by_hf(config) is None:
         return None
@@ -93,14 +94,11 @@ def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tens
 
 def _vocabulary(document: Any) -> dict[str, Any]:
     """Standard keys for a word list, where the document has one of as many words as it says."""
-    from llmconv.convert import vocab
-    from llmconv.convert.layouts.base import look
-
     for path in ("tokenizer.vocab", "vocab", "tokenizer.tokens", "config.vocab"):
         words = look(document, path)
         listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
         if listed and len(set(words)) == len(words):
-            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            keys: dict[str, Any] = vocab.to_gguf(vocab.from_words(words))
             return keys
     return {}
 
@@ -110,8 +108,6 @@ def from_gguf(checkpoint: Checkpoint, document: Any) -> Mapping[str, Tensor]:
     names = {slot.name for slot in slots(document)}
     if names <= set(checkpoint.tensors):
         return checkpoint.tensors
-    from llmconv.convert.dialects import hf
-
     return hf.from_gguf(checkpoint).tensors
 
 
@@ -193,73 +189,3 @@ def _beyond_doubles(tensor: Tensor) -> bool:
         if rows.size and (int(rows.max()) > limit or int(rows.min()) < -limit):
             return True
     return False
-
-
-_SCALARS: dict[str, Any] = {
-    "u8": np.uint8,
-    "i8": np.int8,
-    "u16": np.uint16,
-    "i16": np.int16,
-    "u32": np.uint32,
-    "i32": np.int32,
-    "u64": np.uint64,
-    "i64": np.int64,
-    "f32": np.float32,
-    "f64": np.float64,
-    "bool": np.bool_,
-}
-_NAMES = {np.dtype(t): name for name, t in _SCALARS.items()}
-
-
-def encode_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF keys as JSON: key -> [type, value]; arrays of numbers as [type, base64 of the little-endian bytes]."""
-    return {key: _encode(value) for key, value in metadata.items()}
-
-
-def _encode(value: Any) -> list[Any]:
-    if isinstance(value, np.ndarray):
-        raw = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
-        return ["array " + _NAMES[value.dtype.newbyteorder("=")], base64.b64encode(raw).decode()]
-    if isinstance(value, np.generic):
-        if isinstance(value, np.floating) and not np.isfinite(value):
-            return [_NAMES[value.dtype], str(value)]
-        return [_NAMES[value.dtype], value.item()]
-    if isinstance(value, str):
-        return ["str", value]
-    if isinstance(value, bool):
-        return ["bool", value]
-    if isinstance(value, int | float):
-        return ["int" if isinstance(value, int) else "float", value]
-    items = list(value)
-    if all(isinstance(v, str) for v in items):
-        return ["strs", items]
-    return ["list", [_encode(v) for v in items]]
-
-
-def decode_keys(found: Any, where: str) -> dict[str, Any]:
-    """The way back of `encode_keys`; `BadFile` for anything else."""
-    if not isinstance(found, dict):
-        raise BadFile(f"{where}: metadata is no object; expected key -> [type, value]")
-    out = {}
-    for key, entry in found.items():
-        try:
-            out[key] = _decode(*entry)
-        except (TypeError, ValueError, KeyError, OverflowError):
-            raise BadFile(f"{where}: metadata.{key} is not [type, value] as this program writes it") from None
-    return out
-
-
-def _decode(kind: str, value: Any) -> Any:
-    if kind.startswith("array "):
-        dtype = np.dtype(_SCALARS[kind.removeprefix("array ")])
-        return np.frombuffer(base64.b64decode(value, validate=True), dtype.newbyteorder("<")).astype(dtype)
-    if kind == "list":
-        return [_decode(*entry) for entry in value]
-    wanted: Any = {"str": str, "strs": list, "int": int, "float": float, "bool": bool}.get(kind)
-    if wanted is not None:
-        if not isinstance(value, wanted) or (kind == "strs" and not all(isinstance(v, str) for v in value)):
-            raise ValueError
-        return value
-    if kind[0] in "ui" and (type(value) is not int):
-        raise ValueError
-    return _SCALARS[kind](value)

@@ -12,9 +12,11 @@ import re
 from collections import Counter
 from typing import Any
 
+from llmconv.convert import vocab
 from llmconv.convert.dialects import carried
-from llmconv.convert.dialects.foreign_keys import KEYS
-from llmconv.convert.dialects.named_tensors import decode_keys, encode_keys
+from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.config import read_config
 from llmconv.errors import BadFile, LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.safetensors_header import DTYPES
@@ -22,10 +24,6 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
-
-LAYOUT, METADATA, SHAPES = "llmconv.layout", "llmconv.safetensors.metadata", "llmconv.plain.shapes"
-BITS = "llmconv.plain.bits"
-"""Tensors whose values no type of GGUF holds, stored as whole numbers of the same bits: name -> [type, shape]."""
 
 # Types that GGUF does not have -> the narrowest of its types that holds all their values.
 _HELD_BY: dict[BlockClass, BlockClass] = {
@@ -58,19 +56,21 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         else:
             bits[name] = [tensor.type.name, list(tensor.shape)]
             out.add(_as_bits(tensor))
-    text = checkpoint.metadata.get(KEYS)
+    text = checkpoint.metadata.get(own_keys.GGUF_METADATA)
     if text is not None:
-        out.metadata = decode_keys(carried.kept_json({KEYS: text}, KEYS, where), where)
+        out.metadata = decode_keys(
+            carried.kept_json({own_keys.GGUF_METADATA: text}, own_keys.GGUF_METADATA, where), where
+        )
         return out
     out.metadata = {"general.architecture": _architecture(checkpoint), "general.type": "model"}
     if checkpoint.source is not None:
         out.metadata["general.name"] = checkpoint.source.stem or checkpoint.source.name
-    out.metadata |= {LAYOUT: "plain"} | _vocabulary(checkpoint)
-    out.metadata[carried.DTYPES] = carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n not in bits})
-    for key, record in ((SHAPES, shapes), (BITS, bits)):
+    out.metadata |= {own_keys.LAYOUT: own_keys.PLAIN} | _vocabulary(checkpoint)
+    out.metadata[own_keys.DTYPES] = carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n not in bits})
+    for key, record in ((own_keys.SHAPES, shapes), (own_keys.BITS, bits)):
         if record:
             out.metadata[key] = json.dumps(record)
-    out.metadata[METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
+    out.metadata[own_keys.SAFETENSORS_METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
     notes = [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
     if "adapter_config.json" in checkpoint.files:
         notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
@@ -99,43 +99,40 @@ def _from_bits(tensor: Tensor, record: Any, where: str) -> Tensor:
             return made
     except (LlmconvError, LookupError, TypeError, ValueError):
         pass
-    raise BadFile(f"{where}: {BITS} does not describe tensor {tensor.name!r}; remove the key to keep its numbers")
+    raise BadFile(
+        f"{where}: {own_keys.BITS} does not describe tensor {tensor.name!r}; remove the key to keep its numbers"
+    )
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
-    from llmconv.convert.dialects.hf import read_config
-
     kind = read_config(checkpoint).get("model_type")
     return kind if isinstance(kind, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", kind) else "plain"
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
-    from llmconv.convert import vocab
-    from llmconv.convert.dialects.hf import read_config
-
     if not checkpoint.files:
         return {}
     try:
         found = vocab.from_files(checkpoint.files, read_config(checkpoint))
     except LlmconvError:
         return {}  # its files are kept whole all the same
-    return found.to_gguf() if found is not None else {}
+    return vocab.to_gguf(found) if found is not None else {}
 
 
 def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     """The way back; a GGUF that `to_gguf` did not make keeps its keys in the metadata."""
     metadata, where = checkpoint.metadata, checkpoint.where
     out = checkpoint.derived("plain")
-    if METADATA not in metadata:
+    if own_keys.SAFETENSORS_METADATA not in metadata:
         out.tensors = dict(checkpoint.tensors)
-        out.metadata = {"format": "pt", KEYS: json.dumps(encode_keys(metadata), ensure_ascii=False)}
+        out.metadata = {"format": "pt", own_keys.GGUF_METADATA: json.dumps(encode_keys(metadata), ensure_ascii=False)}
         return out
-    texts = carried.kept_json(metadata, METADATA, where)
+    texts = carried.kept_json(metadata, own_keys.SAFETENSORS_METADATA, where)
     if not all(isinstance(v, str) for v in texts.values()):
-        raise BadFile(f"{where}: {METADATA} is no map of texts; remove the key")
+        raise BadFile(f"{where}: {own_keys.SAFETENSORS_METADATA} is no map of texts; remove the key")
     out.metadata = texts
-    default, exceptions = carried.kept_dtypes(carried.kept_json(metadata, carried.DTYPES, where), where)
-    shapes, bits = (carried.kept_json(metadata, key, where) for key in (SHAPES, BITS))
+    default, exceptions = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
+    shapes, bits = (carried.kept_json(metadata, key, where) for key in (own_keys.SHAPES, own_keys.BITS))
     rounded: Counter[tuple[str, str]] = Counter()
     for name, tensor in checkpoint.tensors.items():
         if name in bits:
@@ -152,18 +149,21 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.notes += notes
-    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint)}
+    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
 
 
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _tokenizer(checkpoint: Checkpoint, notes: list[str]) -> dict[str, bytes]:
     """The tokenizer files that the vocabulary gives back (what was kept as a file stays as it was)."""
-    from llmconv.convert import vocab
-
     try:
         found = vocab.from_gguf(checkpoint.metadata)
-        return {} if found is None else found.to_files()
-    except LlmconvError:
+        if found is None:
+            return {}
+        files = vocab.to_files(found)
+    except LlmconvError as error:
+        notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
         return {}
+    notes += found.notes
+    return files

@@ -1,17 +1,32 @@
-"""Layouts of JSON models: one table per family.  `_FAMILIES` is the one place to add a file."""
+"""Layouts of JSON models: one table per family.  `_FAMILIES` is the one place to add a file.
+
+Another package adds its own by `register`, or by an entry point of the group `llmconv.layouts`.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.layouts.base import Layout
-from llmconv.convert.tables.registry import gather
 from llmconv.errors import UsageError
 from llmconv.formats.tensor import Tensor
+from llmconv.quant.entry_points import Registry
 
-__all__ = ["NAMED", "PLAIN", "Layout", "all", "by_name", "for_arch", "names", "nearest", "recognise"]
+__all__ = [
+    "NAMED",
+    "PLAIN",
+    "Layout",
+    "all",
+    "by_name",
+    "for_arch",
+    "names",
+    "nearest",
+    "recognise",
+    "register",
+    "unregister",
+]
 
 _FAMILIES = ("simple_llm", "small")
 
@@ -19,23 +34,27 @@ PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""
 
 
-@functools.cache
-def _tables() -> dict[str, Layout]:
-    return gather(__name__, _FAMILIES, "LAYOUTS", "name")
+def _own() -> Iterator[Layout]:
+    for family in _FAMILIES:
+        yield from importlib.import_module(f"{__name__}.{family}").LAYOUTS
+
+
+_REGISTRY = Registry("llmconv.layouts", Layout, _own, lambda table: table.name)
+register, unregister = _REGISTRY.register, _REGISTRY.unregister
 
 
 def all() -> list[Layout]:
     """Every layout table."""
-    return list(_tables().values())
+    return list(_REGISTRY.all().values())
 
 
 def names() -> list[str]:
     """What `--layout` takes."""
-    return [*_tables(), NAMED, PLAIN]
+    return [*_REGISTRY.all(), NAMED, PLAIN]
 
 
 def by_name(name: str) -> Layout:
-    found = _tables().get(name)
+    found = _REGISTRY.get(name)
     if found is None:
         raise UsageError(f"unknown layout {name!r}; known: {', '.join(names())}")
     return found
@@ -43,7 +62,7 @@ def by_name(name: str) -> Layout:
 
 def recognise(document: Any, tensors: Mapping[str, Tensor]) -> Layout | None:
     """The first layout all of whose marks the document has."""
-    return next((table for table in all() if not table.missing(document, tensors)), None)
+    return _REGISTRY.first(lambda table: not table.missing(document, tensors))
 
 
 def nearest(document: Any, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[str]]:
@@ -57,7 +76,7 @@ def for_arch(arch: str, has: Mapping[str, Any]) -> Layout | None:
     """A layout in which a model of this architecture can be written anew; `has` are its tensors."""
     fitting = [table for table in all() if table.arch == arch and table.build is not None]
     for table in fitting:
-        needed = {row.gguf[0].replace("{i}", "0") for row in table.weights if not row.optional and not row.when}
+        needed = {row.gguf[0].replace("{i}", "0") for row in table.rows if not row.optional and not row.when}
         there = {name for name in has if name.startswith("blk.0.") or not name.startswith("blk.")}
         if needed == there:
             return table

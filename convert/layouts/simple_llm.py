@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.simple_llm import CONSTANTS, scale
-from llmconv.convert.layouts.base import Field, Layout, Words, weight
+from llmconv.convert.archs.small.simple_llm import CONSTANTS, scale
+from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.ops import Dims, Reshape, Transpose
 from llmconv.formats.document import Slot
 
@@ -25,25 +25,25 @@ _HEADS = (
 
 
 def _attention(at: str, *ops: Any) -> Any:
-    return tuple(weight(f"blk.{{i}}.attn_{x}.weight", f"{at}w{x}", "n_embd, n_embd", *ops) for x in "qkv")
+    return tuple(row(f"blk.{{i}}.attn_{x}.weight", f"{at}w{x}", "n_embd, n_embd", *ops) for x in "qkv")
 
 
 def _norm(gguf: str, path: str) -> Any:
     return (
-        weight(f"blk.{{i}}.{gguf}.weight", f"{_at}{path}.gamma", "n_embd"),
-        weight(f"blk.{{i}}.{gguf}.bias", f"{_at}{path}.beta", "n_embd"),
+        row(f"blk.{{i}}.{gguf}.weight", f"{_at}{path}.gamma", "n_embd"),
+        row(f"blk.{{i}}.{gguf}.bias", f"{_at}{path}.beta", "n_embd"),
     )
 
 
 def _weights(*attention: Any) -> Any:
     return (
-        weight("token_embd.weight", "weights.embedding", "n_vocab, n_embd"),
-        weight("output.weight", "weights.output.weights", "n_vocab, n_embd", Transpose()),
-        weight("output.bias", "weights.output.bias", "n_vocab"),
+        row("token_embd.weight", "weights.embedding", "n_vocab, n_embd"),
+        row("output.weight", "weights.output.weights", "n_vocab, n_embd", Transpose()),
+        row("output.bias", "weights.output.bias", "n_vocab"),
         *attention,
         *_norm("attn_output_norm", "layerNorm1"),
-        weight("blk.{i}.ffn_up.weight", _at + "w1", "n_ff, n_embd", Transpose()),
-        weight("blk.{i}.ffn_down.weight", _at + "w2", "n_embd, n_ff", Transpose()),
+        row("blk.{i}.ffn_up.weight", _at + "w1", "n_ff, n_embd", Transpose()),
+        row("blk.{i}.ffn_down.weight", _at + "w2", "n_embd, n_ff", Transpose()),
         *_norm("layer_output_norm", "layerNorm2"),
     )
 
@@ -130,7 +130,7 @@ SINGLE = Layout(
     "simple-llm",
     marks=(*_MARKS, "weights.transformers[0].wq"),
     fields=_FIELDS,
-    weights=_weights(*_attention(_at, Transpose())),
+    rows=_weights(*_attention(_at, Transpose())),
     constants=CONSTANTS,
     words=Words(("config.vocab",)),
     finish=_finish,
@@ -144,9 +144,9 @@ MULTI = Layout(
     "simple-llm",
     marks=(*_MARKS, "config.numHeads", "weights.transformers[0].multiHeadAttention.wq"),
     fields=_FIELDS,
-    weights=_weights(
+    rows=_weights(
         *_attention(_at + "multiHeadAttention.", *_HEADS),
-        weight("blk.{i}.attn_output.weight", _at + "multiHeadAttention.wo", "n_embd, n_embd", Transpose()),
+        row("blk.{i}.attn_output.weight", _at + "multiHeadAttention.wo", "n_embd, n_embd", Transpose()),
     ),
     constants=CONSTANTS,
     words=Words(("config.vocab",)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.layouts.base import Field, Layout, Words, weight
+from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.ops import Concat, Dims, Reshape, Transpose
 from llmconv.errors import BadFile
 from llmconv.formats.tensor import Tensor
@@ -21,13 +21,13 @@ _BLOCK = "blk.{i}."
 
 def _microgpt(at: str, close: str) -> Any:
     return (
-        weight("token_embd.weight", "weights.wte", "n_vocab, n_embd"),
-        weight("position_embd.weight", "weights.wpe", "n_ctx, n_embd"),
-        weight("output.weight", "weights.lm_head", "n_vocab, n_embd"),
-        *(weight(f"{_BLOCK}attn_{x}.weight", f"{at}attn_w{x}{close}", "n_embd, n_embd") for x in "qkv"),
-        weight(f"{_BLOCK}attn_output.weight", f"{at}attn_wo{close}", "n_embd, n_embd"),
-        weight(f"{_BLOCK}ffn_up.weight", f"{at}mlp_fc1{close}", "n_ff, n_embd"),
-        weight(f"{_BLOCK}ffn_down.weight", f"{at}mlp_fc2{close}", "n_embd, n_ff"),
+        row("token_embd.weight", "weights.wte", "n_vocab, n_embd"),
+        row("position_embd.weight", "weights.wpe", "n_ctx, n_embd"),
+        row("output.weight", "weights.lm_head", "n_vocab, n_embd"),
+        *(row(f"{_BLOCK}attn_{x}.weight", f"{at}attn_w{x}{close}", "n_embd, n_embd") for x in "qkv"),
+        row(f"{_BLOCK}attn_output.weight", f"{at}attn_wo{close}", "n_embd, n_embd"),
+        row(f"{_BLOCK}ffn_up.weight", f"{at}mlp_fc1{close}", "n_ff, n_embd"),
+        row(f"{_BLOCK}ffn_down.weight", f"{at}mlp_fc2{close}", "n_embd, n_ff"),
     )
 
 
@@ -61,7 +61,7 @@ MICROGPT = Layout(
         Field("attention.head_count", ("metadata.n_head",)),
         Field("attention.key_length", ("metadata.head_dim",), optional=True),
     ),
-    weights=_microgpt('weights["layer{i}.', '"]'),
+    rows=_microgpt('weights["layer{i}.', '"]'),
     constants=_MICROGPT_CONSTANTS,
     words=Words(("metadata.uchars",), unk=None, lowercase=False, extra=("[BOS]",), separator=""),
 )
@@ -91,8 +91,8 @@ def _flat_order(document: Any, dims: Dims) -> list[str]:
 
 def _flat_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
     out = {}
-    for place in FLAT.places(dims):
-        for path, shape in zip(place.paths, place.shapes, strict=True):
+    for slot in FLAT.slots(dims):
+        for path, shape in zip(slot.names(), slot.shapes, strict=True):
             out[path.removeprefix("weights.")] = shape
     return out
 
@@ -142,7 +142,7 @@ FLAT = Layout(
         Field("attention.head_count", ("config.nHead",)),
         Field("attention.key_length", ("config.headDim",), optional=True),
     ),
-    weights=_microgpt("weights.layer{i}.", ""),
+    rows=_microgpt("weights.layer{i}.", ""),
     roots=(),
     constants=_MICROGPT_CONSTANTS,
     words=Words(
@@ -168,20 +168,20 @@ DESDE_CERO = Layout(
         Field("attention.head_count", ("n_heads",)),
         Field("attention.key_length", ("d_k",)),
     ),
-    weights=(
-        weight("token_embd.weight", "weights.E", "n_vocab, n_embd"),
-        weight("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
-        weight("output.bias", "weights.blm", "n_vocab"),
-        *(weight(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
-        weight(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
-        weight(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
-        weight(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
-        weight(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
-        weight(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
-        weight(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
-        weight(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
-        weight(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
-        weight(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
+    rows=(
+        row("token_embd.weight", "weights.E", "n_vocab, n_embd"),
+        row("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
+        row("output.bias", "weights.blm", "n_vocab"),
+        *(row(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
+        row(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
+        row(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
+        row(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
+        row(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
+        row(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
+        row(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
+        row(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
+        row(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
+        row(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
     ),
     constants={"block_count": np.uint32(1)},
     words=Words(("vocab",), unk="<UNK>"),
@@ -193,8 +193,8 @@ DESDE_CERO = Layout(
 
 def _forge(gguf: str, path: str, n_out: str, n_in: str) -> Any:
     return (
-        weight(gguf + ".weight", path + ".weight", f"{n_out}, {n_in}"),
-        weight(gguf + ".bias", path + ".bias", n_out, Reshape((1, n_out), (n_out,))),
+        row(gguf + ".weight", path + ".weight", f"{n_out}, {n_in}"),
+        row(gguf + ".bias", path + ".bias", n_out, Reshape((1, n_out), (n_out,))),
     )
 
 
@@ -208,8 +208,8 @@ FORGE = Layout(
         Field("embedding_length", ("shape of embedding.weight@1",)),
         Field("feed_forward_length", ("shape of transformer.ff1.weight@0",)),
     ),
-    weights=(
-        weight("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
+    rows=(
+        row("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
         *_forge("output", "output_proj", "n_vocab", "n_embd"),
         *_forge(_BLOCK + "attn_q", "transformer.attention.query", "n_embd", "n_embd"),
         *_forge(_BLOCK + "attn_k", "transformer.attention.key", "n_embd", "n_embd"),
@@ -227,13 +227,13 @@ FORGE = Layout(
 
 def _linear(gguf: str, path: str, n_out: str, n_in: str) -> Any:
     return (
-        weight(gguf + ".weight", path + ".weights", f"{n_out}, {n_in}", Transpose()),
-        weight(gguf + ".bias", path + ".bias", n_out),
+        row(gguf + ".weight", path + ".weights", f"{n_out}, {n_in}", Transpose()),
+        row(gguf + ".bias", path + ".bias", n_out),
     )
 
 
 def _norm(gguf: str, path: str) -> Any:
-    return (weight(gguf + ".weight", path + ".gamma", "n_embd"), weight(gguf + ".bias", path + ".beta", "n_embd"))
+    return (row(gguf + ".weight", path + ".gamma", "n_embd"), row(gguf + ".bias", path + ".beta", "n_embd"))
 
 
 _at = "weights.blocks[{i}]."
@@ -296,9 +296,9 @@ BLOCKS = Layout(
         ),
         Field("attention.head_count", _names("numHeads", "nHeads", "nHead", "heads")),
     ),
-    weights=(
-        weight("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
-        weight("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
+    rows=(
+        row("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
+        row("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
         *_linear("output", "weights.projection", "n_vocab", "n_embd"),
         *_norm(_BLOCK + "attn_norm", _at + "norm1"),
         *(x for n in "qkv" for x in _linear(f"{_BLOCK}attn_{n}", f"{_at}attention.w{n}", "n_embd", "n_embd")),
@@ -326,13 +326,13 @@ _THREE = ("n_embd", "n_embd", "n_embd")
 
 def _dotted(gguf: str, path: str, n_out: str, n_in: str) -> Any:
     return (
-        weight(gguf + ".weight", path + ".W", f"{n_out}, {n_in}", Transpose()),
-        weight(gguf + ".bias", path + ".b", n_out),
+        row(gguf + ".weight", path + ".W", f"{n_out}, {n_in}", Transpose()),
+        row(gguf + ".bias", path + ".b", n_out),
     )
 
 
 def _gb(gguf: str, path: str) -> Any:
-    return (weight(gguf + ".weight", path + ".g", "n_embd"), weight(gguf + ".bias", path + ".b", "n_embd"))
+    return (row(gguf + ".weight", path + ".g", "n_embd"), row(gguf + ".bias", path + ".b", "n_embd"))
 
 
 DOTTED = Layout(
@@ -357,15 +357,15 @@ DOTTED = Layout(
         Field("feed_forward_length", ("config.d_ff",)),
         Field("attention.head_count", ("config.n_heads",)),
     ),
-    weights=(
-        weight("token_embd.weight", "wte", "n_vocab, n_embd"),
-        weight("position_embd.weight", "wpe", "n_ctx, n_embd"),
+    rows=(
+        row("token_embd.weight", "wte", "n_vocab, n_embd"),
+        row("position_embd.weight", "wpe", "n_ctx, n_embd"),
         *_gb("output_norm", "ln_f"),
         *_gb(_BLOCK + "attn_norm", "block{i}.ln1"),
-        weight(
+        row(
             _BLOCK + "attn_qkv.weight", tuple(p + "W" for p in _QKV), "3 * n_embd, n_embd", Transpose(), Concat(_THREE)
         ),
-        weight(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
+        row(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
         *_dotted(_BLOCK + "attn_output", "block{i}.o", "n_embd", "n_embd"),
         *_gb(_BLOCK + "ffn_norm", "block{i}.ln2"),
         *_dotted(_BLOCK + "ffn_up", "block{i}.ffn.lin1", "n_ff", "n_embd"),

@@ -9,6 +9,7 @@ from typing import Any
 from llmconv import __version__
 from llmconv.convert.reports.content_hash import content_hash
 from llmconv.convert.reports.verify import TensorVerdict, verify_checkpoints
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter
@@ -17,7 +18,7 @@ from llmconv.show import Shown
 
 __all__ = ["KEY", "Certificate", "Check", "certify", "check_certificate"]
 
-KEY = "llmconv.provenance"
+KEY = own_keys.PROVENANCE
 """The metadata key that holds the certificate, a JSON object, in GGUF and in safetensors' `__metadata__`."""
 IMPORTANCE = "quantize.imatrix.entries_count"
 """A key of files that were quantized with importance weights."""

@@ -18,12 +18,12 @@ from llmconv.convert.reports.shape import Shape, shape_of
 from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
-from llmconv.convert.writing.plan import Wishes, make_plan
+from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name, plain, types
-from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.block import BlockType
 from llmconv.quant.filetypes import file_type
 from llmconv.quant.mixes import FALLBACK
 from llmconv.show import Shown
@@ -146,10 +146,6 @@ def _kv_per_token(shape: Shape) -> int:
     return 2 * layers * shape.dim("n_head_kv") * (shape.dim("head_dim") + shape.dim("head_dim_v"))
 
 
-def _unread(start: int, stop: int) -> Bytes:
-    raise AssertionError("sizing reads no weights")
-
-
 def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
     """The model as a checkpoint whose tensors have sizes but no data: what a writer needs to plan a file.
 
@@ -157,7 +153,7 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
     """
     out = Checkpoint(metadata=dict(shape.metadata), dialect="gguf", format=shape.source.format if shape.source else "")
     for name, dims in shape.tensors.items():
-        out.add(Tensor(name, dims, kind or shape.stored[name], _unread))
+        out.add(Tensor.shadow(name, dims, kind or shape.stored[name]))
     return out
 
 
@@ -176,7 +172,7 @@ def _gguf_sizes(shape: Shape) -> dict[str, int]:
                 source.add(tensor.astype(plain.F32))
     for name in QUANTIZED:
         try:
-            plan = make_plan(source, file_type(name), Path("model.gguf"), Wishes(allow_requantize=True))
+            plan = make_plan(source, file_type(name), Path("model.gguf"), Recipe(allow_requantize=True))
         except LlmconvError:  # nothing stands in for that type in this model
             continue
         found[f"gguf {name}"] = plan.size
@@ -192,7 +188,7 @@ def _as_safetensors(shape: Shape, kind: str) -> Checkpoint:
         made = _as_checkpoint(shape, plain.F32)
         with contextlib.suppress(LlmconvError):
             made = translate(made, "hf")
-    return cast(made, kind.lower(), Rounding(), to="safetensors")
+    return cast(made, kind.lower(), Rounding(), to="hf")
 
 
 def size_report(

@@ -14,6 +14,7 @@ from typing import Any
 
 from llmconv.convert import archs
 from llmconv.convert.reports.shape import Shape
+from llmconv.convert.tables.rows import at_layer
 from llmconv.show import Shown
 
 __all__ = ["PARTS", "TrainingMemory", "training_memory"]
@@ -117,7 +118,7 @@ class _Count:
         prefix = f"blk.{i}."
         own = {n.removeprefix(prefix): d for n, d in self.shape.tensors.items() if n.startswith(prefix)}
         table = archs.by_gguf(self.shape.arch)
-        here = table.layer(self.dims, i) if table else {}
+        here = at_layer(self.dims, i) if table else {}
         total = self.copies(own)
         for name, dims in own.items():
             if "norm" in name and name.endswith(".weight"):

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Settings", "look_up", "normalized", "put", "rope_config", "rope_keys", "usable"]
+__all__ = ["Settings", "look_up", "normalized", "put", "read_config", "rope_config", "rope_keys", "usable"]
 
 _TEXT_MODELS = ("text_config", "llm_config", "language_config")
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
 _LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+
+
+def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json of a model folder, parsed; {} when there is none."""
+    data = checkpoint.file("config.json")
+    if data is None:
+        return {}
+    try:
+        config = json.loads(data, object_pairs_hook=_once)
+        if isinstance(config, dict):
+            return config
+    except KeyError as error:
+        raise BadFile(f"{checkpoint.where}: config.json has the key {error.args[0]!r} twice; remove one") from None
+    except (ValueError, RecursionError):
+        pass
+    raise BadFile(f"{checkpoint.where}: config.json is not a JSON object; repair or replace it")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as an object; `KeyError` for a key that is there twice, of which one would be believed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise KeyError(Counter(k for k, _ in pairs).most_common(1)[0][0])
+    return found
 
 
 class Settings(dict[str, Any]):

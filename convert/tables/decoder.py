@@ -7,54 +7,24 @@ in this order: the file's keys, the tensors it holds (a bias, a gate or a q/k no
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
-from llmconv.convert.tables.architecture import whole
+from llmconv.convert import archs
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import Settings, normalized, usable
+from llmconv.convert.tables.keys import whole
+from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["Attention", "Decoder", "Experts", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
-
-
-class Pieces(TypedDict, total=False):
-    """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
-
-    positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
-    rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
-    rope_base: float  # where the file states none: 10000
-    rope_layers: str  # "all" (default) or "windowed": layers with full attention have no positions
-    no_rope_every: int  # every n-th layer has none
-    yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
-    alibi_bias: float  # steepest slope's exponent (8), where the file states none
-    alibi_at: int  # a model of this many layers has ALiBi instead of rope (Baichuan 13B)
-    alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
-    position_offset: int  # rows of the position table before position 0 (OPT: 2)
-    causal: bool  # default True
-    norm: str  # "rms" or "layer"; default: by the key of its epsilon
-    eps: float  # where the file states none
-    mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
-    weightless: bool  # norms without weights stand before each sublayer and the head
-    qk_norm_after_rope: bool
-    parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
-    activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
-    activation_fixed: bool  # whatever a config.json says
-    softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
-    embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
-    scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
-    window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
-    window_rope_base: float  # rope base of layers with a window
-    window_rope_scaled: bool  # whether rope scaling applies to them (default True)
-    gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen)
-    normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
-    logit_scale_divides: bool  # Granite divides the logits by its scale
-    head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +139,10 @@ class Decoder:
     softmax_start: float = 0.0
     head_norm: bool = False
     """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
+    ends: bool = True
+    """Whether special tokens are chosen at all, and an end-of-text one ends a text."""
+    passes_float16: bool = False
+    """What it computes inside passes float16's largest number, 65504."""
 
     @property
     def causal(self) -> bool:
@@ -192,7 +166,7 @@ class _Reader:
     def _config(self) -> dict[str, Any]:
         """The config.json that the model came with: it says what GGUF's keys can't, when it is there."""
         try:
-            found = json.loads(self.metadata.get("llmconv.hf.config", "{}"))
+            found = json.loads(self.metadata.get(own_keys.CONFIG, "{}"))
         except (ValueError, TypeError):
             return {}
         return normalized(found) if isinstance(found, dict) else {}
@@ -254,7 +228,7 @@ def _short(value: object) -> str:
     return text if len(text) < 40 else text[:37] + "..."
 
 
-def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None = None) -> Decoder:
+def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     """The decoder that a checkpoint in GGUF's dialect holds.
 
     pieces: the family's, looked up by `general.architecture` when None.
@@ -271,7 +245,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | Mapping[str, Any] | None =
         return _described(read, pieces)
 
 
-def _described(read: _Reader, pieces: Mapping[str, Any]) -> Decoder:
+def _described(read: _Reader, pieces: Pieces) -> Decoder:
     arch = read.arch
     n_layers = read.count("block_count", least=1)
     vocab_size, width = read.shape("token_embd.weight", 2)
@@ -305,14 +279,13 @@ def _described(read: _Reader, pieces: Mapping[str, Any]) -> Decoder:
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
         final_softcap=read.optional("final_logit_softcapping"),
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
-        head_norm="head_norm_vocab" in pieces
-        and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in read.config),
+        head_norm=head_norm(pieces, vocab_size, read.config),
+        ends=not pieces.get("no_end", False),
+        passes_float16=bool(pieces.get("passes_float16", False)),
     )
 
 
-def _pieces(arch: str, where: str) -> Mapping[str, Any]:
-    from llmconv.convert import archs
-
+def _pieces(arch: str, where: str) -> Pieces:
     table = archs.by_gguf(arch)
     if table is None or table.decoder is None:
         raise Unsupported(
@@ -322,7 +295,7 @@ def _pieces(arch: str, where: str) -> Mapping[str, Any]:
     return table.decoder
 
 
-def _positions(read: _Reader, pieces: Mapping[str, Any], n_layers: int) -> str:
+def _positions(read: _Reader, pieces: Pieces, n_layers: int) -> str:
     """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides."""
     stated = str(pieces.get("positions", "rope"))
     bias = read.optional("attention.max_alibi_bias")
@@ -333,7 +306,7 @@ def _positions(read: _Reader, pieces: Mapping[str, Any], n_layers: int) -> str:
     return stated
 
 
-def _norm(read: _Reader, pieces: Mapping[str, Any]) -> Norm:
+def _norm(read: _Reader, pieces: Pieces) -> Norm:
     kinds = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
     wanted = pieces.get("norm")
     for kind, key in kinds.items():
@@ -355,7 +328,7 @@ _GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 class _Layers:
     """Describes layer by layer; what all layers share is read once."""
 
-    def __init__(self, read: _Reader, pieces: Mapping[str, Any], n_layers: int, dim: int):
+    def __init__(self, read: _Reader, pieces: Pieces, n_layers: int, dim: int):
         self.read, self.pieces, self.n, self.dim = read, pieces, n_layers, dim
         self.positions = _positions(read, pieces, n_layers)
         self.heads = read.per_layer("attention.head_count", n_layers, 1)
@@ -482,8 +455,6 @@ class _Layers:
 
     def _scaled(self, rope: Rope) -> Rope:
         """The rope with the file's scaling."""
-        import dataclasses
-
         read = self.read
         kind = str(read.get("rope.scaling.type", "linear"))
         if "rope_factors_long.weight" in read.shapes:
@@ -501,7 +472,7 @@ class _Layers:
             multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
             if not multiplier:
                 attn *= 1 + 0.1 * math.log(factor)
-            elif read.arch != "deepseek2":  # whose two magnitude factors are equal and cancel
+            elif not self.pieces.get("yarn_magnitudes_cancel"):
                 attn *= (1 + 0.1 * math.log(factor)) / (1 + multiplier * math.log(factor))
         if kind == "linear" and factor == 1:
             kind = "none"

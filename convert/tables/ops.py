@@ -14,22 +14,24 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
 __all__ = [
     "Concat",
     "Dims",
+    "Inverse",
     "Only",
     "Op",
     "PackMxfp4",
+    "Parts",
     "Reshape",
     "Shift",
     "Size",
@@ -95,13 +97,28 @@ def _value(node: ast.expr, dims: Dims, text: str) -> int:
 
 
 class Op:
-    """One step from Hugging Face's tensors to GGUF's.  `undo(apply(x))` is `x`, bit for bit."""
+    """One step from another ecosystem's tensors to GGUF's.  `undo(apply(x))` is `x`, bit for bit.
+
+    stored_as: the block type of what `apply` gives, and `undo` must be given; None: the type that it was given.
+    exact: False for an op that rounds; then `lost` finds what `undo` would not give back, and `restored` puts it back.
+    """
+
+    stored_as: ClassVar[BlockClass | None] = None
+    exact: ClassVar[bool] = True
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         raise NotImplementedError
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         raise NotImplementedError
+
+    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+        """A record of the values that undoing would not give back; None when it gives all."""
+        return None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+        """The tensor with the record's values; moved: what `undo` was given."""
+        return tensor
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -265,16 +282,21 @@ def _gathered(tensor: Tensor, index: NDArray[np.intp]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Concat(Op):
-    """Several tensors -> one, along the rows."""
+class Inverse(Op):
+    """Another op, the other way round."""
 
-    sizes: tuple[Size, ...]
+    op: Op
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
-        return Split(self.sizes).undo(parts, dims)
+        return self.op.undo(parts, dims)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
-        return Split(self.sizes).apply(parts, dims)
+        return self.op.apply(parts, dims)
+
+
+def Concat(sizes: tuple[Size, ...]) -> Op:
+    """Several tensors -> one, along the rows."""
+    return Inverse(Split(sizes))
 
 
 @dataclass(frozen=True)
@@ -372,10 +394,10 @@ def _transposed(tensor: Tensor) -> Tensor:
 class Shift(Op):
     """Values plus a constant, computed in float32 and stored as F32 (Gemma's norms, which multiply by 1 + w).
 
-    A sum rounds, so `undo` alone does not always give the original bits; `lost` finds the elements it would not
-    give back, and `undo_exactly` puts those back.  See `convert.dialects.hf`, which stores them beside the model.
+    A sum rounds, so `undo` alone does not always give the original bits: `convert.dialects.hf` stores what is `lost`.
     """
 
+    exact = False
     by: float = 1.0
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
@@ -386,11 +408,32 @@ class Shift(Op):
         by = np.float32(self.by)
         return tuple(p.map(lambda rows: rows.astype(np.float32) - by, plain.F32) for p in parts)
 
-    def lost(self, values: NDArray[Any]) -> NDArray[np.intp]:
-        """Flat indices of the values that `undo(apply(x))`, rounded back to x's dtype, does not give bit for bit."""
-        by = np.float32(self.by)
+    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+        """(n, 2) flattened: index and original bits of every value that `undo`, rounded, would not give back."""
+        values, by = tensor.numpy().reshape(-1), np.float32(self.by)
+        if values.dtype.itemsize > 4:
+            return None
         back = ((values.astype(np.float32) + by) - by).astype(values.dtype)
-        return np.flatnonzero((back.view(np.uint8) != values.view(np.uint8)).reshape(values.size, -1).any(axis=1))
+        bits = values.view(f"u{values.dtype.itemsize}").astype(np.uint32)
+        index = np.flatnonzero(back.view(f"u{values.dtype.itemsize}") != bits)
+        return np.stack([index.astype(np.uint32), bits[index]], axis=1).reshape(-1) if index.size else None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+        """Kept values go back into a vector, each only where the sum is still what its original gives."""
+        if tensor.type.dtype is None or not isinstance(record, np.ndarray) or record.size % 2 or len(tensor.shape) != 1:
+            return tensor
+        dtype, (index, bits) = tensor.type.dtype, record.reshape(-1, 2).T
+        index, bits = index[index < tensor.shape[0]].astype(np.intp), bits[index < tensor.shape[0]]
+        originals = bits.astype(f"u{dtype.itemsize}").view(dtype)
+        sums = (originals.astype(np.float32) + np.float32(self.by)).view(np.uint32)
+
+        def patch(rows: NDArray[Any]) -> NDArray[Any]:
+            same = sums == moved.rows().reshape(-1)[index].view(np.uint32)
+            out = np.array(rows)
+            out[0, index[same]] = originals[same]
+            return out
+
+        return tensor.map(patch, tensor.type)
 
 
 @dataclass(frozen=True)
@@ -400,6 +443,8 @@ class PackMxfp4(Op):
     Source of both layouts: the OCP microscaling format as gpt-oss stores it (element 2i in byte i's low half), and
     ggml's block_mxfp4 (scale byte, then byte j with element j low and j + 16 high).
     """
+
+    stored_as = block.by_name("MXFP4")
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         blocks, scales = parts
@@ -423,11 +468,11 @@ class PackMxfp4(Op):
             out[..., 1:] = (values[:, :16] | (values[:, 16:] << 4)).reshape(stop - start, n_blocks, 16)
             return out.reshape(stop - start, n_blocks * 17)
 
-        return (Tensor(blocks.name, (*lead, n_blocks * 32), block.by_name("MXFP4"), read),)
+        return (Tensor(blocks.name, (*lead, n_blocks * 32), self.stored_as, read),)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         (whole,) = parts
-        if whole.type.name != "MXFP4":
+        if whole.type is not self.stored_as:
             raise Unsupported(f"tensor {whole.name!r} is {whole.type.name}, expected MXFP4 to unpack it")
         *lead, n = whole.shape
         n_blocks = n // 32

@@ -48,77 +48,56 @@ class Preset:
         return {"tie_word_embeddings": self.tied, "output_projection": self.keys["attention.head_count"] > 1}
 
 
-def _gpt2(
-    name: str,
-    dim: int,
-    layers: int,
-    heads: int,
-    *,
-    ctx: int = 1024,
-    vocab: int = 50257,
-    lr: float = 1e-3,
-    note: str = "",
-) -> Preset:
+def _keys(
+    dim: int, layers: int, heads: int, ffn: int, *, ctx: int = 1024, vocab: int = 50257, kv: int = 0
+) -> dict[str, Any]:
+    """The sizes by GGUF's keys; kv: heads of keys and values, where they are fewer."""
     keys = {
         "vocab_size": vocab,
         "context_length": ctx,
         "embedding_length": dim,
         "block_count": layers,
-        "feed_forward_length": 4 * dim,
+        "feed_forward_length": ffn,
         "attention.head_count": heads,
-        "attention.layer_norm_epsilon": 1e-5,
     }
+    return keys | ({"attention.head_count_kv": kv} if kv else {})
+
+
+def _gpt2(name: str, dim: int, layers: int, heads: int, *, lr: float = 1e-3, note: str = "", **sizes: int) -> Preset:
+    keys = _keys(dim, layers, heads, 4 * dim, **sizes) | {"attention.layer_norm_epsilon": 1e-5}
     return Preset(name, "gpt2", keys, True, note, lr)
 
 
-def _llama(
-    name: str,
-    dim: int,
-    layers: int,
-    heads: int,
-    ffn: int,
-    *,
-    kv: int = 0,
-    ctx: int = 4096,
-    vocab: int = 32000,
-    tied: bool = False,
-    base: float = 10000.0,
-    lr: float = 3e-4,
-    note: str = "",
-) -> Preset:
-    keys = {
-        "vocab_size": vocab,
-        "context_length": ctx,
-        "embedding_length": dim,
-        "block_count": layers,
-        "feed_forward_length": ffn,
-        "attention.head_count": heads,
-        "attention.head_count_kv": kv or heads,
+def _llama(name: str, keys: dict[str, Any], *, tied: bool = False, lr: float = 3e-4, note: str = "") -> Preset:
+    heads = keys["attention.head_count"]
+    usual = {
+        "attention.head_count_kv": heads,
         "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.dimension_count": dim // heads,
-        "rope.freq_base": base,
+        "rope.dimension_count": keys["embedding_length"] // heads,
+        "rope.freq_base": 10000.0,
     }
-    return Preset(name, "llama", keys, tied, note, lr)
+    return Preset(name, "llama", usual | keys, tied, note, lr)
 
 
-def _simple(name: str, vocab: int, dim: int, layers: int, heads: int, ffn: int, *, lr: float, note: str) -> Preset:
-    keys = {
-        "vocab_size": vocab,
-        "context_length": 512,
-        "embedding_length": dim,
-        "block_count": layers,
-        "feed_forward_length": ffn,
-        "attention.head_count": heads,
-        "attention.layer_norm_epsilon": 1e-8,
-    }
-    return Preset(name, "simple-llm", keys, False, note, lr)
+def _simple(name: str, keys: dict[str, Any], *, lr: float, note: str) -> Preset:
+    return Preset(name, "simple-llm", keys | {"attention.layer_norm_epsilon": 1e-8}, False, note, lr)
 
+
+_LLAMA2 = {"ctx": 4096, "vocab": 32000}
+_LLAMA3 = {"ctx": 131072, "vocab": 128256, "kv": 8}
 
 _ALL = (
-    _simple("simple-36k", 400, 32, 2, 1, 32, lr=1e-2, note="the legacy model: 400 words, no output projection"),
-    _simple("simple-1m", 3000, 128, 4, 4, 128, lr=1e-3, note="the legacy shape with four heads"),
-    _simple("simple-3m", 4000, 256, 3, 4, 256, lr=5e-4, note="the legacy shape with four heads"),
-    _simple("mid-50m", 30000, 512, 8, 8, 2048, lr=3e-4, note="the legacy block at a size worth a GPU"),
+    _simple(
+        "simple-36k",
+        _keys(32, 2, 1, 32, ctx=512, vocab=400),
+        lr=1e-2,
+        note="the legacy model: 400 words, no output projection",
+    ),
+    _simple("simple-1m", _keys(128, 4, 4, 128, ctx=512, vocab=3000), lr=1e-3, note="the legacy shape with four heads"),
+    _simple("simple-3m", _keys(256, 3, 4, 256, ctx=512, vocab=4000), lr=5e-4, note="the legacy shape with four heads"),
+    _simple(
+        "mid-50m", _keys(512, 8, 8, 2048, ctx=512, vocab=30000), lr=3e-4, note="the legacy block at a size worth a GPU"
+    ),
     _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, lr=1e-2, note="simple-36k as a causal, pre-norm GPT-2"),
     _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, lr=1e-3, note="simple-1m as a causal, pre-norm GPT-2"),
     _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, lr=1e-3, note="simple-3m as a causal, pre-norm GPT-2"),
@@ -130,13 +109,13 @@ _ALL = (
     _gpt2("gpt2-xl", 1600, 48, 25, lr=2e-4, note="1.5B"),
     _gpt2("gpt3-small", 768, 12, 12, ctx=2048, lr=6e-4, note="GPT-3 Small, 125M"),
     _gpt2("gpt3-175b", 12288, 96, 96, ctx=2048, lr=6e-5, note="GPT-3; GPT-3.5, never published, is taken as this"),
-    _llama("llama-15m", 288, 6, 6, 768, ctx=256, tied=True, lr=5e-4, note="TinyStories 15M"),
-    _llama("llama-110m", 768, 12, 12, 2048, ctx=1024, tied=True, lr=5e-4, note="TinyStories 110M"),
-    _llama("llama-1b", 2048, 22, 32, 5632, kv=4, ctx=2048, lr=4e-4, note="TinyLlama's shape, 1.1B"),
-    _llama("llama2-7b", 4096, 32, 32, 11008, lr=3e-4, note="Llama 2 7B"),
-    _llama("llama2-13b", 5120, 40, 40, 13824, lr=3e-4, note="Llama 2 13B"),
-    _llama("llama3.1-8b", 4096, 32, 32, 14336, kv=8, ctx=131072, vocab=128256, base=5e5, note="Llama 3.1 8B"),
-    _llama("llama3.1-70b", 8192, 80, 64, 28672, kv=8, ctx=131072, vocab=128256, base=5e5, lr=1.5e-4, note="70B"),
+    _llama("llama-15m", _keys(288, 6, 6, 768, ctx=256, vocab=32000), tied=True, lr=5e-4, note="TinyStories 15M"),
+    _llama("llama-110m", _keys(768, 12, 12, 2048, ctx=1024, vocab=32000), tied=True, lr=5e-4, note="TinyStories 110M"),
+    _llama("llama-1b", _keys(2048, 22, 32, 5632, kv=4, ctx=2048, vocab=32000), lr=4e-4, note="TinyLlama's shape, 1.1B"),
+    _llama("llama2-7b", _keys(4096, 32, 32, 11008, **_LLAMA2), lr=3e-4, note="Llama 2 7B"),
+    _llama("llama2-13b", _keys(5120, 40, 40, 13824, **_LLAMA2), lr=3e-4, note="Llama 2 13B"),
+    _llama("llama3.1-8b", _keys(4096, 32, 32, 14336, **_LLAMA3) | {"rope.freq_base": 5e5}, note="Llama 3.1 8B"),
+    _llama("llama3.1-70b", _keys(8192, 80, 64, 28672, **_LLAMA3) | {"rope.freq_base": 5e5}, lr=1.5e-4, note="70B"),
 )
 
 PRESETS: dict[str, Preset] = {p.name: p for p in _ALL}

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmconv.convert.vocab.model import Vocab
 from llmconv.errors import BadFile, Unsupported, UsageError
-
-if TYPE_CHECKING:
-    from llmconv.convert.vocab.base import Vocab
 
 __all__ = ["render"]
 

@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
+from llmconv.quant.filetypes import number_of
 
 __all__ = ["OUTTYPES", "Rounding", "cast", "stated_rounding"]
 
 OUTTYPES = ("auto", "f64", "f32", "f16", "bf16")
 
 _BY_NAME: dict[str, BlockClass] = {"f64": plain.F64, "f32": plain.F32, "f16": plain.F16, "bf16": plain.BF16}
-# General file types of llama.cpp (llama_ftype) that are plain.
-_FILE_TYPES = {plain.F32: 0, plain.F16: 1, plain.BF16: 32}
-_F32_IN_GGUF = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
 # Narrow -> wide pairs that round nothing.
 _F8 = (plain.F8_E4M3, plain.F8_E5M2, plain.F8_E8M0, plain.F8_E4M3FNUZ, plain.F8_E5M2FNUZ)
 _EXACT: set[tuple[BlockClass, BlockClass]] = {
@@ -109,29 +108,23 @@ def cast(
 ) -> Checkpoint:
     """The checkpoint in `outtype`: "auto", "f64", "f32", "f16" or "bf16".
 
-    to: the container it is meant for ("gguf", "safetensors", "json", "msgpack").
+    to: the dialect of the container it is meant for ("gguf", "hf", "json", ...).
     from_document: whether it comes from JSON or MessagePack; then "auto" means f32.
     """
     if outtype not in OUTTYPES:
         raise UsageError(f"unknown output type {outtype!r}; known: {', '.join(OUTTYPES)}")
-    documents = ("json", "msgpack")
     if outtype == "auto":
-        if not from_document or to in documents:
+        if not from_document or to == "json":
             return _described(checkpoint, to)
         outtype = "f32"
     target = _BY_NAME[outtype]
     out = dataclasses.replace(checkpoint, tensors={}, metadata=dict(checkpoint.metadata))
     for name, tensor in checkpoint.tensors.items():
         kind = target
-        if to == "gguf" and target in (plain.F16, plain.BF16) and is_vector(tensor):
+        if to == "gguf" and target in (plain.F16, plain.BF16) and stays_f32(tensor):
             kind = plain.F32
         out.tensors[name] = rounding.cast(tensor, kind) if tensor.type.is_float else tensor
     return _described(out, to)
-
-
-def is_vector(tensor: Tensor) -> bool:
-    """Whether GGUFs keep this tensor in F32: one row, or a kind of weight that is never rounded."""
-    return sum(n > 1 for n in tensor.shape) <= 1 or tensor.name.endswith(_F32_IN_GGUF)
 
 
 def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
@@ -142,20 +135,20 @@ def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
     for tensor in checkpoint.tensors.values():
         if not tensor.type.is_plain():
             return checkpoint
-        if not is_vector(tensor):
+        if not stays_f32(tensor):
             sizes[tensor.type] += tensor.n_elements
     main = sizes.most_common(1)[0][0] if sizes else plain.F32
     key = "general.file_type"
     if key not in checkpoint.metadata and checkpoint.format == "gguf":
         return checkpoint  # somebody's file stays as it is
     metadata = {k: v for k, v in checkpoint.metadata.items() if k != key}
-    if main in _FILE_TYPES:
+    if (number := number_of(main.name)) is not None:
         place = "general.name" if "general.name" in metadata else "general.architecture"
         ordered: dict[str, Any] = {}
         for k, v in metadata.items():
             ordered[k] = v
             if k == place:
-                ordered[key] = np.uint32(_FILE_TYPES[main])
+                ordered[key] = np.uint32(number)
         metadata = ordered
     return dataclasses.replace(checkpoint, metadata=metadata)
 

@@ -64,7 +64,7 @@ class Partial(Output):
         super().__init__(path, force=force, inputs=inputs, size=max(0, size))
         self.temporary = temporary
         self.journal = path.with_name(path.name + ".partial.journal")
-        self.done: set[str] = set()
+        self.done = frozenset()
         self._identity = json.loads(json.dumps(identity))
         self._waiting: list[str] = []
         self._flushed = time.monotonic()
@@ -80,9 +80,9 @@ class Partial(Output):
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     self.file.close()
                     raise OutputError(f"{at(self.temporary)}: another run is writing it; wait for it") from None
-        self.done = self._read_journal()
+        self.done = frozenset(self._read_journal())
         if os.fstat(self.file.fileno()).st_size != self._size:  # not what the journal is about
-            self.done = set()
+            self.done = frozenset()
         if not self.done:
             with output_errors(self.journal):
                 os.truncate(self.file.fileno(), 0)

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.quant.block import Bytes
-from llmconv.quant.filetypes import COPY, FILE_TYPES, GUESSED, FileType
+from llmconv.quant.filetypes import COPY, FileType, guessed_number
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import Choice, Model, Options, assign, order
 
-__all__ = ["FilePlan", "Plan", "PlannedTensor", "Wishes", "make_plan", "parse_override"]
+__all__ = ["FilePlan", "Plan", "PlannedTensor", "Recipe", "make_plan", "parse_override"]
 
 QUANTIZATION_VERSION = 2
 """ggml's GGML_QNT_VERSION: the layout of the block types."""
@@ -35,12 +34,16 @@ _OVERRIDE_BYTES = 127  # the reference's fixed buffers
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Everything asked for that is not a path or a matter of speed."""
+class Recipe(Options):
+    """What is wanted of the output: how types are chosen (`Options`), and
 
-    recipe: Options = field(default_factory=Options)
-    importance: Importance | None = None
-    importance_file: str = ""
+    matrix: importance weights.  matrix_file: their file's name, as it is recorded.
+    overrides: keys to set.  prune_layers: layers to leave out.  keep_split: as many files as the source has.
+    allow_requantize: tensors that are quantized already may become another type.
+    """
+
+    matrix: Importance | None = None
+    matrix_file: str = ""
     overrides: Sequence[tuple[str, Any]] = ()
     prune_layers: Sequence[int] = ()
     keep_split: bool = False
@@ -124,31 +127,31 @@ def parse_override(text: str) -> tuple[str, Any]:
     )
 
 
-def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, wishes: Wishes) -> Plan:
+def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: Recipe) -> Plan:
     """Plan one output of a checkpoint in the dialect "gguf".  Nothing is read or written.
 
     Raises `Unsupported` for a tensor that may not or can't become the type chosen.
     """
-    tensors = _ordered(checkpoint, wishes.keep_split)
-    metadata = _metadata(checkpoint.metadata, tensors, file_type, wishes)
+    tensors = _ordered(checkpoint, recipe.keep_split)
+    metadata = _metadata(checkpoint.metadata, tensors, file_type, recipe)
     model = Model.of(metadata)
-    names, kept_layers = _names(order(checkpoint.tensors), wishes.prune_layers)
+    names, kept_layers = _names(order(checkpoint.tensors), recipe.prune_layers)
     sources = [(t, names[t.name]) for t in tensors if names[t.name] is not None]
-    if wishes.prune_layers:
+    if recipe.prune_layers:
         _put(metadata, f"{model.arch}.block_count", np.uint32(kept_layers))
     shaped = [dataclasses.replace(t, name=str(name), shape=_shape(t.shape)) for t, name in sources]
-    has_importance = wishes.importance is not None and bool(wishes.importance.entries)
-    options = dataclasses.replace(wishes.recipe, importance=has_importance)
-    choices = assign(shaped, model, file_type, options)
+    has_importance = recipe.matrix is not None and bool(recipe.matrix.entries)
+    choices = assign(shaped, model, file_type, dataclasses.replace(recipe, importance=has_importance))
     warnings: list[str] = []
     planned: list[tuple[Tensor, PlannedTensor]] = []
     needing = ""
     for (source, _), tensor, choice in zip(sources, shaped, choices, strict=True):
         importance = None
         if choice.type is not source.type:
-            _check(source, choice, wishes)
-            importance = _importance(source, tensor.shape, wishes.importance if has_importance else None, warnings)
-            if importance is None and (choice.needs_importance or choice.type.needs_importance):
+            _check(source, choice, recipe)
+            importance = _importance(source, tensor.shape, recipe.matrix if has_importance else None, warnings)
+            lacking = importance is None or not importance.any(axis=1).all()
+            if lacking and (choice.needs_importance or choice.type.needs_importance):
                 needing = needing or f"tensor {tensor.name!r} as {choice.type.name}"
             if choice.wanted is not choice.type:
                 warnings.append(
@@ -156,7 +159,7 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, wishes: W
                     f"{choice.type.name} instead"
                 )
         planned.append((tensor, PlannedTensor(source, tensor.name, tensor.shape, choice, 0, importance)))
-    files = _files(checkpoint, metadata, planned, path, wishes.keep_split)
+    files = _files(checkpoint, metadata, planned, path, recipe.keep_split)
     return Plan(file_type, files, warnings, needing)
 
 
@@ -176,17 +179,17 @@ def _put(metadata: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _metadata(
-    source: Mapping[str, Any], tensors: Sequence[Tensor], file_type: FileType, wishes: Wishes
+    source: Mapping[str, Any], tensors: Sequence[Tensor], file_type: FileType, recipe: Recipe
 ) -> dict[str, Any]:
     metadata = dict(source)
     number = _own_number(source, tensors) if file_type is COPY else file_type.number
     _put(metadata, "general.quantization_version", np.uint32(QUANTIZATION_VERSION))
     _put(metadata, "general.file_type", np.uint32(number))
-    for key, value in wishes.overrides:
+    for key, value in recipe.overrides:
         _put(metadata, key, value)
-    importance = wishes.importance
+    importance = recipe.matrix
     if importance is not None and importance.entries:
-        _put(metadata, "quantize.imatrix.file", _cut(wishes.importance_file))
+        _put(metadata, "quantize.imatrix.file", _cut(recipe.matrix_file))
         if importance.datasets:
             _put(metadata, "quantize.imatrix.dataset", _cut(importance.datasets[0]))
         _put(metadata, "quantize.imatrix.entries_count", np.uint32(len(importance.entries)))
@@ -210,9 +213,7 @@ def _own_number(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int:
         counts[tensor.type.name] += 1
         if not most or counts[tensor.type.name] > counts[most]:
             most = tensor.type.name
-    by_default = {t.default: t.number for t in FILE_TYPES.values()} | {"Q3_K": 12, "Q4_K": 15, "Q5_K": 17}
-    by_default |= {t.name: t.number for t in FILE_TYPES.values()} | {"NVFP4": 39, "MXFP4": 0}
-    return by_default.get(most, 0) | GUESSED
+    return guessed_number(most)
 
 
 _LAYER = re.compile(r"blk\.(\d+)\.", re.ASCII)
@@ -249,12 +250,12 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape or (1,)
 
 
-def _check(source: Tensor, choice: Choice, wishes: Wishes) -> None:
+def _check(source: Tensor, choice: Choice, recipe: Recipe) -> None:
     name, kind = source.name, choice.type
     if not kind.can_encode() or kind.ggml_id is None:
         raise Unsupported(f"tensor {name!r}: {kind.name} can be read but not written; choose another type")
     kind.row_bytes(source.row_len)
-    if not source.type.is_plain() and not wishes.allow_requantize:
+    if not source.type.is_plain() and not recipe.allow_requantize:
         raise Unsupported(
             f"tensor {name!r} is quantized already, to {source.type.name}, and would lose more as {kind.name}; start "
             "from an unquantized model, or use --allow-requantize"
@@ -264,7 +265,10 @@ def _check(source: Tensor, choice: Choice, wishes: Wishes) -> None:
 def _importance(
     source: Tensor, shape: tuple[int, ...], importance: Importance | None, warnings: list[str]
 ) -> NDArray[np.float32] | None:
-    """The tensor's weights as (matrices, row length); None, with a warning, where there are none."""
+    """The tensor's weights as (matrices, row length); None, with a warning, where there are none.
+
+    A matrix whose weights are all zeros counts as one without; see `Target.importance`.
+    """
     if importance is None:
         return None
     values = importance.entries.get(source.name)
@@ -278,7 +282,12 @@ def _importance(
             raise BadFile(f"{sentence}; the matrix belongs to another model")
         warnings.append(sentence)
         return None
-    return values.reshape(matrices, shape[-1])
+    found = values.reshape(matrices, shape[-1])
+    zero = np.flatnonzero(~found.any(axis=1))
+    if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
+        which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
+        warnings.append(f"tensor {source.name!r} has importance weights of zeros alone{which}: it counts as without")
+    return found if zero.size < matrices else None
 
 
 def _files(
@@ -304,14 +313,10 @@ def _files(
             _put(keys, gguf_file.SPLIT_TENSORS, np.int32(len(planned)))
         part = Checkpoint(metadata=keys)
         for tensor, plan in group:
-            part.add(dataclasses.replace(tensor, type=plan.choice.type, read=_never, extent=None))
+            part.add(Tensor.shadow(tensor.name, tensor.shape, plan.choice.type))
         head, offsets, size = gguf_file.header(part)
         tensors = [dataclasses.replace(plan, offset=o) for (_, plan), o in zip(group, offsets, strict=True)]
         stem = path.name.removesuffix(".gguf")
         name = path.with_name(gguf_file.shard_name(stem, i, count)) if keep_split else path
         files.append(FilePlan(name, head, size, tensors))
     return files
-
-
-def _never(start: int, stop: int) -> Bytes:
-    raise AssertionError("a planned tensor holds no bytes")

@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH, Bar
+from llmconv.cli.options import PATH, Bar, Number, notes
 
 __all__ = ["compare"]
 
@@ -19,8 +19,8 @@ __all__ = ["compare"]
 @click.argument("text", type=PATH)
 @context_option
 @chunks_option
-@click.option("--max-kld", type=click.FloatRange(min=0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
-@click.option("--max-ppl-ratio", type=click.FloatRange(min=0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
+@click.option("--max-kld", type=Number(0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
+@click.option("--max-ppl-ratio", type=Number(0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
 @click.pass_context
@@ -49,8 +49,6 @@ def compare(
       llmconv compare model-f16.gguf model-Q4_K_M.gguf wiki.txt
       llmconv compare hf-folder/ model-Q8_0.gguf wiki.txt -c 512 --max-kld 0.05   # exit code 1 when it is more
     """
-    from llmconv.runtime.perplexity import pairs_of
-
     with Bar(quiet) as progress:
         found = llmconv.compare(
             a,
@@ -63,6 +61,7 @@ def compare(
             activations=activations,
             progress=progress,
         )
+    notes(found.notes, quiet)
     over = [
         f"{name} {value:.6g} exceeds {limit:g}"
         for name, value, limit in (("mean KLD", found.mean_kld, max_kld), ("PPL ratio", found.ppl_ratio, max_ppl_ratio))
@@ -87,7 +86,7 @@ def compare(
             click.echo(f"{name:<17} {value}")
         if not quiet:
             speed = f"{found.tokens_per_second:,.0f} tokens/s"
-            kind = "pairs" if pairs_of(text) is not None else f"chunks of {found.context}"
+            kind = "pairs" if found.unit == "pair" else f"chunks of {found.context}"
             click.echo(f"{found.tokens:,} tokens scored in {found.chunks:,} {kind}, {speed}")
     if over:
         click.echo(f"llmconv: {b}: {' and '.join(over)}", err=True)

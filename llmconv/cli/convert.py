@@ -65,6 +65,9 @@ _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
 )
+_VOCAB_ONLY = click.option(
+    "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
+)
 _WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G a file, say."),)
 
 
@@ -139,7 +142,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS, _VOCAB_ONLY),
 )
 
 json_to_gguf = _command(

@@ -105,7 +105,7 @@ def _report(paths: list[Path], quiet: bool, as_json: bool) -> None:
 def split(
     source: Path,
     target: Path | None,
-    max_size: int,
+    max_size: int | None,
     max_tensors: int | None,
     output: Path | None,
     force: bool,
@@ -123,7 +123,7 @@ def split(
         paths = llmconv.split(
             source,
             one_target(target, output),
-            max_size=max_size,
+            max_size=max_size or 0,
             max_tensors=max_tensors or 0,
             force=force,
             progress=progress,

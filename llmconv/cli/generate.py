@@ -9,7 +9,7 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import json_text, run_options
-from llmconv.cli.options import PATH
+from llmconv.cli.options import PATH, Number, notes
 
 __all__ = ["generate"]
 
@@ -18,18 +18,14 @@ __all__ = ["generate"]
 @click.argument("model", type=PATH)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to continue.  [default: standard input]")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest.")
 @click.option(
     "--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Only the K likeliest; 0: all."
 )
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The fewest that sum to P.")
-@click.option(
-    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="At least P of the likeliest."
-)
-@click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="1: none."
-)
-@click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.")
+@click.option("--top-p", type=Number(0, 1), default=0.95, show_default=True, help="The fewest that sum to P.")
+@click.option("--min-p", type=Number(0, 1), default=0.05, show_default=True, help="At least P of the likeliest.")
+@click.option("--repetition-penalty", type=Number(0, min_open=True), default=1.0, show_default=True, help="1: none.")
+@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
@@ -81,7 +77,10 @@ def generate(
     )
     if as_json:
         click.echo(json_text(found.as_dict()))
+    else:
+        click.echo(next(before, ""))
+    notes(found.notes, quiet)
+    if as_json:
         return
-    click.echo()
     if not quiet and sys.stderr.isatty():
         click.echo(f"{len(found.tokens)} tokens, {found.tokens_per_second:.1f} tokens/s ({found.finish})", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from llmconv.progress import Step
 __all__ = [
     "PATH",
     "Bar",
+    "Number",
     "command_options",
     "force_option",
     "human",
@@ -35,6 +37,15 @@ __all__ = [
 
 PATH = click.Path(path_type=Path, readable=False)  # what can't be read is a bad file, not a wrong call
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; "nan" and "inf" are words that float() takes, but no numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not math.isfinite(found := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
 
 
 def _chain(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -79,14 +90,14 @@ read_hf_options = _chain(
 output_option = click.option("-o", "--output", type=PATH, metavar="PATH", help="The target, as an option.")
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     import llmconv
 
-    return llmconv.parse_size(value) if value is not None else 0
+    return llmconv.parse_size(value) if value is not None else None
 
 
 def size_option(name: str, text: str) -> Callable[[Any], Any]:
-    """An option that takes a size: 4000000, 500M, 2G, 1GiB; 0 when it is not given."""
+    """An option that takes a size: 4000000, 500M, 2G, 1GiB; None when it is not given."""
     return click.option(name, callback=_bytes, metavar="SIZE", help=text)
 
 

@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH, Bar
+from llmconv.cli.options import PATH, Bar, notes
 
 __all__ = ["perplexity"]
 
@@ -56,6 +56,7 @@ def perplexity(
             activations=activations,
             progress=progress,
         )
+    notes(found.notes, quiet)
     if as_json:
         click.echo(json_text(found.as_dict()))
         return

@@ -54,7 +54,7 @@ def tokenize(
     if (text is not None) and json_texts is not None:
         raise click.UsageError("give TEXT or --json-texts, not both")
     with about(model):
-        tokenizer = vocab.load(model, pre=pre).tokenizer()
+        tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
     if json_texts is not None:
         texts = vocab.read_texts(json_texts)
         lists = [tokenizer.encode(t, parse_special=parse_special) for t in texts]
@@ -84,5 +84,5 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
     from llmconv.convert import vocab
 
     with about(model):
-        tokenizer = vocab.load(model, pre=pre).tokenizer()
+        tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
     click.echo(tokenizer.decode(ids, special=special))

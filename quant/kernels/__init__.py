@@ -3,10 +3,10 @@
 `@inner` marks a function that kernels call; `@kernel(...)` marks an entry point, compiled when first called, for
 the arguments' declared types, and kept in the user's cache folder (see `cache`).  Kernels release the GIL.
 
-    from llmconv.quant.kernels import legacy
-    legacy.encode_q8_0(...)
+    from llmconv.quant.kernels import q32
+    q32.encode_q8_0(...)
 
-calls the code that is kept there: `legacy` is a `Family`, and its module is imported when something must be compiled.
+calls the code that is kept there: `q32` is a `Family`, and its module is imported when something must be compiled.
 """
 
 from typing import Any
@@ -23,10 +23,10 @@ FAMILIES = {
     "iq_encode",
     "iq_neighbours",
     "kquants",
-    "legacy",
     "low",
     "microscaling",
     "q3",
+    "q32",
     "search",
     "ternary",
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,7 +19,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels.cache import Entry, entry
-from llmconv.quant.kernels.codegen import flat_array
+from llmconv.quant.kernels.vectors.codegen import flat_array
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck": False}
 """IEEE division; no fastmath anywhere: the order and rounding of every operation is the reference's."""
@@ -41,44 +44,54 @@ F32, I32, U8 = (_given(t) for t in (types.float32, types.int32, types.uint8))
 """Parameter types: flat arrays that the kernel only reads."""
 
 _ROWS = types.float32, types.int16, types.uint16  # float16 and bfloat16 as `flat` hands them in
-DECLARED: dict[Entry, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
-"""The function and the parameters' types of every entry point whose module is imported."""
+_DECLARED: dict[Entry, tuple[Any, ...]] = {}
+"""The parameters' types of every entry point whose module is imported."""
 
 
 def kernel(*parameters: Any) -> Callable[[Callable[..., Any]], Entry]:
     """Decorator of an entry point, given its parameters' types: ROWS, F32, I32, U8, `out(...)` or numba scalars.
 
     The first one is an array.  An entry point returns nothing, raises nothing and takes its working memory from
-    `simd.empty`, so that its code needs nothing but itself.
+    `stack.empty`, so that its code needs nothing but itself.
     """
 
     def declare(function: Callable[..., Any]) -> Entry:
         found = entry(function.__module__.rpartition(".")[2], function.__name__)
         functools.update_wrapper(found, function)
-        DECLARED[found] = function, parameters
+        found.compiled = functools.partial(_compiled, function, parameters)
+        _DECLARED[found] = parameters
         return found
 
     return declare
 
 
-def dtypes(one: Entry) -> list[np.dtype[Any]]:
-    """What the first argument of an entry point can be."""
-    first = DECLARED[one][1][0]
+def entries() -> Iterator[tuple[Entry, list[np.dtype[Any]]]]:
+    """Every entry point there is and what its first argument can be; imports all modules of this package."""
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        importlib.import_module(f"{__package__}.{source.stem}")
+    for one, parameters in _DECLARED.items():
+        yield one, _dtypes(parameters)
+
+
+def _dtypes(parameters: tuple[Any, ...]) -> list[np.dtype[Any]]:
+    first = parameters[0]
     return [np.dtype(str(t)) for t in (_ROWS if first is ROWS else (first.dtype,))]
 
 
-def compiled(one: Entry, dtype: np.dtype[Any]) -> tuple[str, list[tuple[Any, ...]], bytes]:
-    """An entry point's machine code for rows of `dtype`: its symbol, its parameters for `cache`, an object file."""
-    function, parameters = DECLARED[one]
-    if dtype not in dtypes(one):
-        raise TypeError(f"{one.name} takes {', '.join(map(str, dtypes(one)))}, not {dtype}")
+def _compiled(
+    function: Callable[..., Any], parameters: tuple[Any, ...], dtype: np.dtype[Any]
+) -> tuple[str, list[tuple[Any, ...]], bytes]:
+    """See `Entry.compiled`."""
+    if dtype not in _dtypes(parameters):
+        raise TypeError(f"{function.__name__} takes {', '.join(map(str, _dtypes(parameters)))}, not {dtype}")
     if parameters[0] is ROWS:
         parameters = (_given(numba.from_dtype(dtype)), *parameters[1:])
     outer, words = _outer(function, parameters)
     result: list[tuple[str, bytes]] = []
     _undisturbed(lambda: result.append(_image(outer, words)))
     ((symbol, image),) = result
-    return symbol, [_described(p) for p in parameters], image
+    names = inspect.signature(function).parameters
+    return symbol, [(name, *_described(p)) for name, p in zip(names, parameters, strict=True)], image
 
 
 def _described(parameter: types.Type) -> tuple[Any, ...]:

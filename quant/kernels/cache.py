@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,30 @@ def flat(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class Entry:
     """A kernel's entry point: call it with flat arrays (see `flat`) and numbers, as its `@kernel` declares them.
 
-    Its code is loaded, or compiled, when it is first called with rows of that dtype.  The interpreter's lock is
-    released while it runs.  Raises `TypeError` for other arguments than declared.
+    The first argument goes by its place, the others by place or by name.  Its code is loaded, or compiled, when it is
+    first called with rows of that dtype.  The interpreter's lock is released while it runs.  Raises `TypeError` for
+    other arguments than declared.
     """
+
+    compiled: Callable[[np.dtype[Any]], tuple[str, list[tuple[Any, ...]], bytes]]
+    """Makes the code for a first argument of a dtype: its symbol, its parameters (name, kind and what `_PARAMETERS`
+    takes for that kind), an object file.  `build` sets it when the family's module is imported."""
 
     def __init__(self, family: str, name: str):
         self.family, self.name = family, name
         self._codes: dict[np.dtype[Any], _Code] = {}
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any, **named: Any) -> None:
         code = self._codes.get(args[0].dtype)
         if code is None:
             code = self.load(args[0].dtype)
-        code.run(args)
+        code.run(args, named)
 
     def load(self, dtype: np.dtype[Any]) -> _Code:
         """The code for a first argument of `dtype`."""
         with _LOCK:
             if dtype not in self._codes:
-                self._codes[dtype] = self._kept(dtype) or self._compiled(dtype)
+                self._codes[dtype] = self._kept(dtype) or self._new(dtype)
             return self._codes[dtype]
 
     def _file(self, dtype: np.dtype[Any]) -> Path | None:
@@ -76,11 +81,9 @@ class Entry:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
-    def _compiled(self, dtype: np.dtype[Any]) -> _Code:
-        from llmconv.quant.kernels import build
-
+    def _new(self, dtype: np.dtype[Any]) -> _Code:
         importlib.import_module(f"{__package__}.{self.family}")
-        symbol, parameters, image = build.compiled(self, dtype)
+        symbol, parameters, image = self.compiled(dtype)
         head = {"symbol": symbol, "parameters": parameters, "digest": hashlib.sha256(image).hexdigest()}
         content = json.dumps(head).encode() + b"\n" + image
         code, path = _Code(content), self._file(dtype)
@@ -116,13 +119,20 @@ class _Code:
         head = json.loads(line)
         if hashlib.sha256(image).hexdigest() != head["digest"]:
             raise ValueError("damaged")
-        self._parameters = [_PARAMETERS[kind](*rest) for kind, *rest in head["parameters"]]
+        self._names = [name for name, *_ in head["parameters"]]
+        self._parameters = [_PARAMETERS[kind](*rest) for _, kind, *rest in head["parameters"]]
         words = [word for p in self._parameters for word in p.words]
         self._library = _link(head["symbol"], image)
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
         self._function = prototype(self._library[head["symbol"]])
 
-    def run(self, args: tuple[Any, ...]) -> None:
+    def run(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if named:
+            if named.keys() != set(self._names[len(args) :]):
+                raise TypeError(
+                    f"a kernel takes {', '.join(self._names)}; {len(args)} and {', '.join(named)} are given"
+                )
+            args += tuple(named[name] for name in self._names[len(args) :])
         words: list[Any] = []
         for parameter, value in zip(self._parameters, args, strict=True):
             parameter.give(value, words)
@@ -247,7 +257,7 @@ def _fingerprint() -> str:
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    for source in sorted(_HERE.glob("*.py")):
+    for source in sorted(_HERE.rglob("*.py")):
         digest.update(source.read_bytes())
     cpu = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     options = [os.environ.get(f"NUMBA_{name}") for name in _CODE_OPTIONS]  # that numba goes by
@@ -286,12 +296,3 @@ def _forget_unused(root: Path, days: int = 30) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:
             continue
-
-
-def entries() -> Iterator[Entry]:
-    """Every entry point there is, in the order of its module; imports all of them, and so numba."""
-    from llmconv.quant.kernels import build
-
-    for source in sorted(_HERE.glob("*.py")):
-        importlib.import_module(f"{__package__}.{source.stem}")
-    yield from build.DECLARED

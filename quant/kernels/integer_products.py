@@ -9,12 +9,13 @@ Rounded inputs lie in chunks of 256 columns, of all rows one after another: 64 w
 import numpy as np
 from numba import types
 
-from llmconv.quant.integer import ROWS_ABREAST
 from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
-from llmconv.quant.kernels.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
-from llmconv.quant.kernels.lanes import OUT_F32, f4, i4
-from llmconv.quant.kernels.memory import load, load_i32, store
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.forms import ROWS_ABREAST
+from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
+from llmconv.quant.kernels.vectors.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
+from llmconv.quant.kernels.vectors.lanes import OUT_F32, f4, i4
+from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import (
     bits,
     f16_bits,
     f16_value,
@@ -32,8 +33,7 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.stack import empty
-from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
+from llmconv.quant.kernels.vectors.stack import empty
 
 _INFINITE = i4(0x7F800000)
 _OUT_I32 = out(types.int32)
@@ -194,10 +194,8 @@ def multiply(
 ):
     """Rows first to stop of a stored weight of n_out (at least 16) rows times n rounded inputs of k numbers.
 
-    kind: of `strips`.   block, size: weights and bytes of a block.   run: words of levels under a scale.
-    digits: of a level.   offset: the one of all weights, 0 where the strips hold them.   affine: whether offsets have
-    their own scale.   rounded, scales, sums, padded: see `round_inputs`.   results: float32[16 * padded], to work in.
-    y: (n, n_out).
+    kind, run, digits, offset, affine: of the type's form in `forms`.   block, size: weights and bytes of a block.
+    rounded, scales, sums, padded: see `round_inputs`.   results: float32[16 * padded], to work in.   y: (n, n_out).
     """
     strip = empty(SIZE, np.int32)
     fixed = (i4(offset) & i4(0xFFFF)) | (i4(offset) << i4(16))

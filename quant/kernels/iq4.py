@@ -9,14 +9,26 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, U8, inner, kernel
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
-from llmconv.quant.kernels.memory import gather, load, load_i32, store
-from llmconv.quant.kernels.simd import clamp, fabs, max_, nearest_int, neg, not_, select, splat, sqrt, to_float, to_u8
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.levels import IQ4
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
+from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import (
+    clamp,
+    fabs,
+    max_,
+    nearest_int,
+    neg,
+    not_,
+    select,
+    splat,
+    sqrt,
+    to_float,
+    to_u8,
+)
+from llmconv.quant.kernels.vectors.stack import empty
 
-VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-MIDDLES = (VALUES[:-1] + VALUES[1:]) / 2
+MIDDLES = (IQ4[:-1] + IQ4[1:]) / 2
 """Between neighbouring values; the middle itself belongs to the upper one."""
 
 _WEIGHT, _FROM, _BELOW, _ABOVE, _BELOW2, _ABOVE2 = (32 * LANES * i for i in range(6))
@@ -26,9 +38,9 @@ _SCRATCH = 6 * 32 * LANES
 
 @inner
 def _nearest(x):
-    value = splat(VALUES[0])
+    value = splat(IQ4[0])
     for i in range(15):
-        value = select(x >= MIDDLES[i], splat(VALUES[i + 1]), value)
+        value = select(x >= MIDDLES[i], splat(IQ4[i + 1]), value)
     return value
 
 
@@ -68,13 +80,13 @@ def _crossings(column, start, peak, s):
         x = load(column, start + LANES * i)
         top = max_(first * x, last * x)
         middle = splat(f4(-np.inf))
-        below = splat(VALUES[0])
+        below = splat(IQ4[0])
         above = below
         for j in range(15):
             reached = top >= MIDDLES[j]
             middle = select(reached, splat(MIDDLES[j]), middle)
-            below = select(reached, splat(VALUES[j]), below)
-            above = select(reached, splat(VALUES[j + 1]), above)
+            below = select(reached, splat(IQ4[j]), below)
+            above = select(reached, splat(IQ4[j + 1]), above)
         w = load(s, _WEIGHT + LANES * i)
         store(s, _FROM + LANES * i, middle)
         store(s, _BELOW + LANES * i, w * below * x)
@@ -102,7 +114,7 @@ def _search(column, start, s):
         amax = select(greater, a, amax)
         peak = select(greater, x, peak)
 
-    inverse_scale = f4(1) / (neg(peak) / VALUES[0])
+    inverse_scale = f4(1) / (neg(peak) / IQ4[0])
     qx, q2 = zero, zero
     for i in range(32):
         x = load(column, start + LANES * i)
@@ -217,8 +229,8 @@ def encode_iq4_xs(rows, importance, columns, height, out):
 @inner
 def _get(blocks, at, d, out, start):
     q = load_i32(blocks, at)
-    store(out, start, gather(VALUES, q & i4(15)) * d)
-    store(out, start + 16, gather(VALUES, q >> i4(4)) * d)
+    store(out, start, gather(IQ4, q & i4(15)) * d)
+    store(out, start + 16, gather(IQ4, q >> i4(4)) * d)
 
 
 @kernel(U8, OUT_F32)

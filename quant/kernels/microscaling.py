@@ -1,20 +1,20 @@
 """Kernels of MXFP4 and NVFP4: E2M1 numbers (0, .5, 1, 1.5, 2, 3, 4, 6 and a sign) under an 8-bit scale.
 
-As in ggml, the numbers are stored doubled (`VALUES`) and the scales halved.  Sources of the layouts and rules:
+As in ggml, the numbers are stored doubled (`E2M1`) and the scales halved.  Sources of the layouts and rules:
 `block_mxfp4`, `block_nvfp4`, their quantizers and `ggml_fp32_to_ue4m3` in ggml; the OCP microscaling formats 1.0.
 """
 
 import numpy as np
 
 from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice
-from llmconv.quant.kernels.memory import gather, load, load_i32, store
-from llmconv.quant.kernels.simd import bits, fabs, from_bits, select, splat, to_u8
-from llmconv.quant.kernels.stack import empty
-from llmconv.quant.microscaling import LOG2_ROUNDS_UP, VALUES
+from llmconv.quant.kernels.levels import E2M1, LOG2_ROUNDS_UP
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice
+from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import bits, fabs, from_bits, select, splat, to_u8
+from llmconv.quant.kernels.vectors.stack import empty
 
-MIDDLES = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
+MIDDLES = (E2M1[:7] + E2M1[1:8]) / 2
 """Between neighbouring magnitudes; the middle itself belongs to the lower one."""
 
 
@@ -35,7 +35,7 @@ def _floor_log2(x):
 
 @inner
 def _nearest(x, d):
-    """The index in VALUES of the number whose product with d is nearest to x, |x| not far above 12 d."""
+    """The index in E2M1 of the number whose product with d is nearest to x, |x| not far above 12 d."""
     magnitude = fabs(x)
     index = splat(i4(0))
     for i in range(7):
@@ -49,7 +49,7 @@ def _nearest_far(x, d):
     index = splat(i4(0))
     best = fabs(splat(f4(0)) - x)
     for i in range(1, 16):
-        error = fabs(splat(VALUES[i] * d) - x)
+        error = fabs(splat(E2M1[i] * d) - x)
         better = error < best
         index = select(better, i4(i), index)
         best = select(better, error, best)
@@ -81,8 +81,8 @@ def decode_mxfp4(blocks, out):
         at = 17 * block
         d = _half_e8m0(i4(blocks[at]))
         q = load_i32(blocks, at + 1)
-        store(out, 32 * block, gather(VALUES, q & i4(15)) * d)
-        store(out, 32 * block + 16, gather(VALUES, q >> i4(4)) * d)
+        store(out, 32 * block, gather(E2M1, q & i4(15)) * d)
+        store(out, 32 * block + 16, gather(E2M1, q >> i4(4)) * d)
 
 
 @inner
@@ -137,4 +137,4 @@ def decode_nvfp4(blocks, out):
         for part in range(4):
             d = _half_ue4m3(i4(blocks[at + part]))
             q = (load_twice(blocks, at + 4 + 8 * part) >> nibble) & i4(15)
-            store(out, 64 * block + 16 * part, gather(VALUES, q) * d)
+            store(out, 64 * block + 16 * part, gather(E2M1, q) * d)

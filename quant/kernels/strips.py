@@ -15,22 +15,20 @@ Sources of the layouts: ggml's `ggml-common.h`.
 
 import numpy as np
 
-from llmconv.quant.integer import TYPES
 from llmconv.quant.kernels.build import inner
-from llmconv.quant.kernels.byte_lanes import load_words, look_up
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import i4
-from llmconv.quant.kernels.memory import store
-from llmconv.quant.kernels.simd import bits, f16_value, select, splat
+from llmconv.quant.kernels.forms import IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from llmconv.quant.kernels.levels import E2M1, IQ4
+from llmconv.quant.kernels.vectors.byte_lanes import load_words, look_up
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import i4
+from llmconv.quant.kernels.vectors.memory import store
+from llmconv.quant.kernels.vectors.simd import bits, f16_value, select, splat
 
 LEVELS, SCALES, OFFSETS, D, M, SIZE = (LANES * i for i in (0, 128, 160, 168, 176, 184))
 """Where the parts of a strip begin, in int32, and how many it has."""
 
-Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 = range(len(TYPES))
-"""A type's place in TYPES, which names a type to `unpack`."""
-
-_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]).astype(np.uint8) ^ 128
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]).astype(np.uint8) + np.uint8(12)
+_IQ4, _E2M1 = (IQ4 + 128).astype(np.uint8), (E2M1 + 12).astype(np.uint8)
+"""Without sign; a form's offset takes it back."""
 _NIBBLES, _ONES, _TWOS, _SIGNS = i4(0x0F0F0F0F), i4(0x01010101), i4(0x03030303), i4(-0x7F7F7F80)
 _ONE = i4(0x00010001)
 """As two int16."""
@@ -83,7 +81,7 @@ def _put_digits(strip, word, value):
 
 
 @inner
-def _legacy(kind, blocks, at, stride, b, strip):
+def _q45(kind, blocks, at, stride, b, strip):
     """Q4_0, Q4_1, Q5_0, Q5_1: scale, minimum, fifth bits, nibbles; weight i beside weight i + 16."""
     first = load_words(blocks, at, stride)
     five = kind in (Q5_0, Q5_1)
@@ -276,11 +274,11 @@ def _iq4_xs(blocks, at, stride, strip):
 def unpack(kind, blocks, at, stride, b, strip):
     """One block of each of sixteen rows into its place in a strip.
 
-    kind: the type's place in TYPES.   blocks: uint8, the first row's block at `at`, the others `stride` bytes apart.
+    kind: the type's number in `forms`.   blocks: uint8, the first row's block at `at`, the others `stride` bytes apart.
     b: the block's number in the strip, 0 for those of 256 weights.   strip: int32[SIZE].
     """
     if kind in (Q4_0, Q4_1, Q5_0, Q5_1):
-        _legacy(kind, blocks, at, stride, b, strip)
+        _q45(kind, blocks, at, stride, b, strip)
     elif kind in (Q8_0, IQ4_NL):
         _bytes(kind, blocks, at, stride, b, strip)
     elif kind == MXFP4:

@@ -167,7 +167,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         if value not in choices:
             raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UsageError(f"{name} is {value}, expected a finite number")
         return float(value)
     if hint is str and isinstance(value, Path):
         return str(value)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv.convert.vocab import Vocab
+from llmconv.convert.vocab import tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.progress import Meter
@@ -288,7 +289,7 @@ def _tokenize_once(
 
 def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, cut: Cut) -> tuple[Pairs, Pairs]:
     seed, share = cut.seed, max(0.0, cut.val_fraction)
-    tokenizer = vocab.tokenizer()
+    tokenizer = tokenizer_of(vocab)
     inputs, targets = [], []
     for i, (left, right) in enumerate(pairs):
         a, b = tokenizer.encode(left), tokenizer.encode(right)
@@ -319,7 +320,7 @@ def _recorded(record: Path) -> str | None:
 
 def _tokenize(path: Path, vocab: Vocab, target: Path, dtype: np.dtype[Any], progress: Meter | None) -> None:
     """Every document's ids, one end-of-text token between documents where the vocabulary has one."""
-    tokenizer = vocab.tokenizer()
+    tokenizer = tokenizer_of(vocab)
     with Output(target, force=True) as out:
         first = True
         for document in documents(path):

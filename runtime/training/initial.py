@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llmconv.convert import archs
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.tables.presets import Preset, check_heads, preset
-from llmconv.convert.vocab import Vocab
+from llmconv.convert.vocab import Vocab, to_gguf
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -61,11 +61,11 @@ def fresh_checkpoint(config: TrainConfig, vocab: Vocab) -> Checkpoint:
     assert table is not None
     # Through the table's own way from a configuration, so that every key is there that a converted model has.
     described = table.metadata(table.config(_typed(shape.metadata)))
-    metadata = described | {"general.name": config.preset} | vocab.to_gguf()
+    metadata = described | {"general.name": config.preset} | to_gguf(vocab)
     out = Checkpoint(metadata=metadata, dialect="gguf")
     n_layer = int(shape.keys["block_count"])
     for name, dims in shape_of(shape).tensors.items():
-        out.add(_drawn(name, dims, _width(name, dims, n_layer, shape.arch), config.seed))
+        out.add(_drawn(name, dims, _width(name, dims, n_layer, table.decoder.get("initial", "gpt2")), config.seed))
     return out
 
 
@@ -75,11 +75,11 @@ def _typed(metadata: dict[str, Any]) -> dict[str, Any]:
     return {k: typed[type(v)](v) if type(v) in typed else v for k, v in metadata.items()}
 
 
-def _width(name: str, dims: tuple[int, ...], n_layer: int, arch: str) -> float | None:
+def _width(name: str, dims: tuple[int, ...], n_layer: int, kind: str) -> float | None:
     """Standard deviation of a tensor's first values; None for constants (norm weights one, biases zero)."""
     if len(dims) < 2 or "norm" in name:
         return None
-    if arch == "simple-llm":
+    if kind == "xavier":
         return 0.1 if "embd" in name else math.sqrt(2 / (dims[0] + dims[1]))
     residual = re.search(r"(attn_output|ffn_down)", name)
     return 0.02 / math.sqrt(2 * n_layer) if residual else 0.02

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from llmconv.convert import archs
 from llmconv.convert import vocab as vocabulary
-from llmconv.convert.dialects.carried import CONFIG, FILE
-from llmconv.convert.dialects.documents import KEPT
+from llmconv.convert.tables.own_keys import CONFIG, CUT_FILE, FILE, GENERATION_CONFIG, JSON
 from llmconv.convert.vocab import Vocab
-from llmconv.convert.vocab.base import CUT
-from llmconv.convert.vocab.sources import NAMES
+from llmconv.convert.vocab.read.folder import NAMES
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
@@ -81,16 +79,16 @@ def _told(metadata: dict[str, Any], vocab: Vocab, same: bool) -> dict[str, Any]:
     same: whether its tokens are those that the model has; else the JSON document that a model came from, which lists
     them, is made anew when it is wanted.
     """
-    files = {prefix + name for prefix in (FILE, CUT) for name in NAMES}
-    gone = ("tokenizer.",) if same else ("tokenizer.", KEPT)
+    files = {prefix + name for prefix in (FILE, CUT_FILE) for name in NAMES}
+    gone = ("tokenizer.",) if same else ("tokenizer.", JSON)
     out = {k: v for k, v in metadata.items() if not k.startswith(gone) and k not in files}
     arch = out.get("general.architecture")
     if f"{arch}.vocab_size" in out:
         out[f"{arch}.vocab_size"] = np.uint32(len(vocab))
     if isinstance(out.get(CONFIG), str):
         out[CONFIG] = _config(out[CONFIG], vocab)
-    out.pop("llmconv.hf.generation_config", None)  # which stops at, and forbids, tokens by their ids
-    return out | vocab.to_gguf()
+    out.pop(GENERATION_CONFIG, None)  # which stops at, and forbids, tokens by their ids
+    return out | vocabulary.to_gguf(vocab)
 
 
 def _config(text: str, vocab: Vocab) -> str:

@@ -55,7 +55,7 @@ def settle_vocab(config: TrainConfig, source: Checkpoint | None, kept: Path) -> 
         made = _made(config, source, kind)
     if not len(made):
         raise BadFile(f"{at(config.data)}: is empty; there is nothing to train on")
-    keys = {"general.architecture": "vocab"} | made.to_gguf()
+    keys = {"general.architecture": "vocab"} | vocabulary.to_gguf(made)
     formats.by_name("gguf").save(Checkpoint(metadata=keys), kept, force=True)
 
 
@@ -64,8 +64,9 @@ def _made(config: TrainConfig, source: Checkpoint | None, kind: str) -> Vocab:
         base = preset(config.preset)
         size = config.vocab_size or int(base.keys["vocab_size"])
         if kind == "auto":
-            simple = base.arch == "simple-llm" or "simple" in base.name
-            kind = "word" if simple else "char" if size <= 256 else "bpe"
+            table = archs.by_gguf(base.arch)
+            own = table.decoder.get("tokenizer") if table else None
+            kind = own or ("word" if "simple" in base.name else "char" if size <= 256 else "bpe")
     else:
         size = source.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in source.tensors else 0
     return make_vocab(kind, size, data_files.texts(Path(config.data)) if kind in KINDS else ())

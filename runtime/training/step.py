@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from llmconv.errors import LlmconvError, at
 from llmconv.runtime.load import DTYPES
-from llmconv.runtime.perplexity import losses_from
+from llmconv.runtime.perplexity import log_likelihoods
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch, Pairs, Stream
 from llmconv.runtime.training.learner import Learner
@@ -163,7 +163,10 @@ def _measured(config: TrainConfig, learner: Learner, inner: nn.Module, batch: Ba
     with _autocast(config, learner.team):
         logits = inner(batch.inputs.to(device), None if batch.mask is None else batch.mask.to(device))
     kept = (batch.targets != -100).to(device)
-    losses = losses_from(logits[kept], batch.targets.to(device)[kept], learner.model.decoder.softmax_start)
+    logits = logits[kept]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    start = learner.model.decoder.softmax_start
+    losses = -log_likelihoods(logits, batch.targets.to(device)[kept], start).to("cpu", torch.float64)
     return torch.stack([losses.sum(), torch.tensor(float(losses.numel()), dtype=torch.float64)]).to(
         "cpu" if device.type == "mps" else device
     )

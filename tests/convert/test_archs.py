@@ -14,8 +14,9 @@ import pytest
 
 from llmconv import formats
 from llmconv.convert import archs
-from llmconv.convert.dialects import carried, hf
+from llmconv.convert.dialects import hf
 from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.decoder import describe
@@ -59,7 +60,7 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
         )
         for op in reversed(slot.row.forms[number].ops):
             parts = op.undo(parts, slot.dims)
-        for name, part in zip(slot.hf(number, prefix), parts, strict=True):
+        for name, part in zip(slot.names(number, prefix), parts, strict=True):
             dtype = part.type.dtype if mxfp4 else by_name(kind).dtype
             assert dtype is not None
             size = int(np.prod(part.shape))
@@ -90,7 +91,7 @@ def test_table_is_sound(arch: Architecture) -> None:
     for table_row in arch.rows:
         assert len(table_row.shapes) == len(table_row.gguf)
         for form in table_row.forms:
-            assert all(("{i}" in name) == table_row.per_layer for name in form.hf), table_row.gguf
+            assert all(("{i}" in name) == table_row.per_layer for name in form.patterns), table_row.gguf
     assert len({k.gguf for k in arch.keys}) == len(arch.keys)
     assert all(re.compile(pattern) for pattern in (*arch.dropped, *arch.kept))
 
@@ -252,7 +253,7 @@ def test_mixed_types_are_remembered_in_few_words() -> None:
     one = "model.layers.1.mlp.up_proj.weight"
     checkpoint.tensors[one] = checkpoint.tensors[one].astype(by_name("F16"))
     gguf = assert_round_trip(checkpoint)
-    assert json.loads(gguf.metadata[carried.DTYPES]) == {
+    assert json.loads(gguf.metadata[own_keys.DTYPES]) == {
         "default": "BF16",
         "F32": ["model.layers.{}.mlp.down_proj.weight"],
         "F16": [one],
@@ -549,8 +550,8 @@ def test_not_strict_leaves_extra_tensors_out() -> None:
             lambda g: g.metadata.update({"llama.feed_forward_length": np.uint32(25)}),
             r"'blk.0.ffn_gate.weight' has shape \[24, 16\], expected \[25, 16\]",
         ),
-        (lambda g: g.metadata.update({carried.PREFIX: "../"}), "llmconv.hf.prefix is '../', expected one of 'model.'"),
-        (lambda g: g.metadata.update({carried.FORMS: '{"blk.{i}.attn_q.weight":9}'}), "llmconv.hf.forms says 9"),
+        (lambda g: g.metadata.update({own_keys.PREFIX: "../"}), "llmconv.hf.prefix is '../', expected one of 'model.'"),
+        (lambda g: g.metadata.update({own_keys.FORMS: '{"blk.{i}.attn_q.weight":9}'}), "llmconv.hf.forms says 9"),
         (lambda g: g.metadata.update({"llama.block_count": np.uint32(2**31)}), "'blk.2.attn_norm.weight' is missing"),
     ],
 )
@@ -570,8 +571,8 @@ def test_side_files_come_back_but_never_leave_the_folder() -> None:
     }
     gguf = hf.to_gguf(checkpoint)
     assert any("weights.dat is not kept" in note for note in gguf.notes)
-    gguf.metadata[carried.FILE + "../evil"] = "x"
-    gguf.metadata[carried.FILE + "/etc/evil"] = "x"
+    gguf.metadata[own_keys.FILE + "../evil"] = "x"
+    gguf.metadata[own_keys.FILE + "/etc/evil"] = "x"
     files = hf.from_gguf(gguf).files
     assert files["generation_config.json"] == b'{"top_p": 0.9}' and files["README.md"] == b"# hi\n"
     assert set(files) == {"config.json", "generation_config.json", "README.md"}

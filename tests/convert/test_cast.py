@@ -38,7 +38,7 @@ def test_vectors_stay_f32_in_a_gguf_of_16_bits() -> None:
         assert types == {"matrix": outtype.upper(), "vector": "F32", "column": "F32", "ids": "I64"} | {
             "blk.0.attn_norm.weight": "F32"
         }
-        elsewhere = cast(c, outtype, Rounding(), to="safetensors")
+        elsewhere = cast(c, outtype, Rounding(), to="hf")
         assert elsewhere.tensors["vector"].type.name == outtype.upper()
     assert cast(c, "f64", Rounding(), to="gguf").tensors["vector"].type is plain.F64
 
@@ -63,7 +63,7 @@ VALUES = npst.arrays(np.float64, (3, 5), elements=st.floats(-60000, 60000))
 @given(values=VALUES, outtype=st.sampled_from(["f32", "f16", "bf16"]))
 def test_the_largest_relative_error_is_measured(values: np.ndarray, outtype: str) -> None:
     rounding = Rounding()
-    tensor = cast(checkpoint(matrix=values), outtype, rounding, to="safetensors").tensors["matrix"]
+    tensor = cast(checkpoint(matrix=values), outtype, rounding, to="hf").tensors["matrix"]
     dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[outtype]
     expected = values.astype(dtype)
     assert np.array_equal(tensor.numpy(), expected)

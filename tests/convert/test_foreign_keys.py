@@ -11,7 +11,8 @@ import pytest
 from malformed import CONFIG, tensors, write_gguf, write_hf
 
 import llmconv
-from llmconv.convert.dialects import carried, foreign_keys
+from llmconv.convert.dialects import foreign_keys
+from llmconv.convert.tables import own_keys
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -66,10 +67,10 @@ def test_what_the_folder_says_wins_over_kept_keys(tmp_path: Path) -> None:
     llmconv.convert_file(write_gguf(tmp_path / "a.gguf", changed), tmp_path / "hf")
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace("500000.0", "700000.0"))
-    evil = foreign_keys.keep({"general.architecture": "gpt2", "mine.a": 1}, {}, "llama")[0][foreign_keys.KEYS]
+    evil = foreign_keys.keep({"general.architecture": "gpt2", "mine.a": 1}, {}, "llama")[0][own_keys.GGUF_METADATA]
     evil = json.dumps(json.loads(evil) | {"llmconv.layout": ["str", "plain"], "general.architecture": ["str", "gpt2"]})
     model = llmconv.open(tmp_path / "hf")
-    weights = Checkpoint(model.tensors, model.metadata | {foreign_keys.KEYS: evil}, "hf", model.files)
+    weights = Checkpoint(model.tensors, model.metadata | {own_keys.GGUF_METADATA: evil}, "hf", model.files)
     llmconv.save(weights, tmp_path / "b.gguf")
     found = llmconv.open(tmp_path / "b.gguf").metadata
     assert found["llama.rope.freq_base"] == 700000 and found["mine.a"] == 1
@@ -144,6 +145,6 @@ def test_editing_weights_leaves_their_folder_out(tmp_path: Path) -> None:
 
 def test_the_key_of_kept_metadata_is_checked(tmp_path: Path) -> None:
     llmconv.convert_file(write_hf(tmp_path / "hf"), tmp_path / "m.gguf")
-    llmconv.edit(tmp_path / "m.gguf", set={carried.METADATA: '{"a": 1}'})
+    llmconv.edit(tmp_path / "m.gguf", set={own_keys.WEIGHTS_METADATA: '{"a": 1}'})
     with pytest.raises(llmconv.BadFile, match="is no map of texts"):
         llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")

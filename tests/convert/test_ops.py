@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llmconv.convert.dialects import carried
-from llmconv.convert.tables import ops
+from llmconv.convert.tables import ops, own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -111,27 +111,27 @@ def test_shift_comes_back_exactly(values: list[float], kind: str) -> None:
         original = Tensor.from_array("norm", np.asarray(values, np.float32).astype(dtype))
     shift = ops.Shift()
     (shifted,) = shift.apply((original,), {})
-    record = carried.exact_values(shift, original)
+    record = shift.lost(original)
     (back,) = shift.undo((shifted,), {})
     back = back.astype(original.type)
     if record is not None:
-        back = carried.restore_exactly(back, shift, shifted, record)
+        back = shift.restored(back, shifted, record)
     assert same(original, back)
 
 
 def test_kept_values_yield_to_changed_weights() -> None:
     tiny = Tensor.from_array("norm", np.asarray([1e-30, 0.5], np.float32))
-    record = carried.exact_values(ops.Shift(), tiny)
+    record = ops.Shift().lost(tiny)
     assert record is not None and record.tolist()[0] == 0
     trained = Tensor.from_array("norm", np.asarray([1.25, 1.5], np.float32))
     (back,) = ops.Shift().undo((trained,), {})
-    assert carried.restore_exactly(back, ops.Shift(), trained, record).numpy().tolist() == [0.25, 0.5]
+    assert ops.Shift().restored(back, trained, record).numpy().tolist() == [0.25, 0.5]
 
 
 def test_ordinary_bfloat16_norms_need_nothing_kept() -> None:
     values = (np.random.default_rng(0).normal(0, 0.3, 2048)).astype(by_name("BF16").dtype)
     values = values[np.abs(values.astype(np.float32)) > 2.0**-15]
-    assert carried.exact_values(ops.Shift(), Tensor.from_array("norm", values)) is None
+    assert ops.Shift().lost(Tensor.from_array("norm", values)) is None
 
 
 def test_quantized_tensors_are_not_transposed() -> None:
@@ -196,6 +196,6 @@ def test_broken_records_are_refused() -> None:
     with pytest.raises(BadFile, match="does not describe"):
         list(
             carried.kept_tensors(
-                {carried.TENSORS: '{"x":["F32",[4]]}', carried.TENSOR + "x": np.zeros(3, np.uint8)}, "m.gguf"
+                {own_keys.TENSORS: '{"x":["F32",[4]]}', own_keys.TENSOR + "x": np.zeros(3, np.uint8)}, "m.gguf"
             )
         )

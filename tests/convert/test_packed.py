@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from int8_layers import decode, layer_tensors
 
 from llmconv import formats
 from llmconv.convert.scaled.unpack import unpack
@@ -76,8 +77,8 @@ def test_fp8_by_row_or_tensor(shape: tuple[int, ...], dtype: Any) -> None:
 @pytest.mark.parametrize("layout", int8.LAYOUTS)
 def test_int8_as_we_write_it(layout: str) -> None:
     rows = RNG.standard_normal((12, 18)).astype(np.float32)
-    made = unpack(checkpoint(int8.layer_tensors("a", rows, layout), {"quant_method": "compressed-tensors"}))
-    assert (made.tensors["a.weight"].numpy() == int8.decode(*int8.encode(rows))).all()
+    made = unpack(checkpoint(layer_tensors("a", rows, layout), {"quant_method": "compressed-tensors"}))
+    assert (made.tensors["a.weight"].numpy() == decode(*int8.encode(rows))).all()
     assert list(made.tensors) == ["a.weight"]
 
 
@@ -87,15 +88,15 @@ def test_what_is_not_packed_stays() -> None:
 
 
 def test_bad_pairs_and_unknown_methods() -> None:
-    with pytest.raises(BadFile, match=r"of shape \(3, 3\) does not scale 'a.weight' of shape \(8, 16\)"):
+    with pytest.raises(BadFile, match=r"of shape \[3, 3\] does not scale 'a.weight' of shape \[8, 16\]"):
         unpack(checkpoint({"a.weight": fp8(8, 16), "a.weight_scale": np.ones((3, 3), np.float32)}))
     with pytest.raises(BadFile, match="expected floats"):
         unpack(checkpoint({"a.weight": fp8(8, 16), "a.weight_scale": np.ones(1, np.int32)}))
-    four_bits = {"a.weight_packed": np.zeros((8, 2), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)}
+    three_bits = {"a.weight_packed": np.zeros((8, 3), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)}
     with pytest.raises(BadFile, match="only INT8"):
-        unpack(checkpoint(four_bits | {"a.weight_shape": np.int64([8, 16])}))
+        unpack(checkpoint(three_bits | {"a.weight_shape": np.int64([8, 16])}))
     with pytest.raises(Unsupported, match="quantized with 'gptq'"):
-        unpack(checkpoint({}, {"quant_method": "gptq"}))
+        unpack(checkpoint({"a.codes": np.zeros((2, 2), np.int32)}, {"quant_method": "gptq"}))
 
 
 def test_an_fp8_folder_is_quantized_as_its_floats_are(shared: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import synthetic
 from click.testing import CliRunner
+from int8_layers import decode
 
 import llmconv
 from llmconv import formats
@@ -25,8 +26,8 @@ from llmconv.cli import cli
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, LlmconvError, OutputError, Unsupported, UsageError
 from llmconv.formats import gguf_file
+from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
-from llmconv.quant import int8
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,45 @@ def test_importance_where_it_is_needed(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --imatrix"):
         quantize(model, tmp_path / "x.gguf", "Q4_K_M", include_weights=["a"])
     assert only(tmp_path) == ["i.gguf", "o.gguf", "q.gguf"]
+
+
+def changed_importance(path: Path, changes: dict[str, Any]) -> Path:
+    """The same matrix with other sums for some tensors."""
+    found = formats.open(path)
+    for name, change in changes.items():
+        tensor = found.tensors[f"{name}.in_sum2"]
+        found.tensors[tensor.name] = Tensor.from_array(tensor.name, change(tensor.numpy().copy()))
+    return formats.by_name("gguf").save(found, path.with_name("changed.gguf"), force=True)[0]
+
+
+def test_importance_of_zeros_is_none(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"n_layer": 1, "n_expert": 3}
+    model = synthetic.write(tmp_path / "m.gguf", **sizes)
+    matrix = synthetic.write_importance(tmp_path / "i.gguf", **sizes)
+    whole, stack = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
+
+    def second(sums: Any) -> Any:
+        sums[1] = 0
+        return sums
+
+    zeros = changed_importance(matrix, {whole: np.zeros_like, stack: second})
+    made = quantize(model, tmp_path / "z.gguf", "Q4_K_M", imatrix=zeros, pure=True)
+    quantize(model, tmp_path / "i-q.gguf", "Q4_K_M", imatrix=matrix, pure=True)
+    quantize(model, tmp_path / "n.gguf", "Q4_K_M", pure=True)
+    z, i, n = (formats.open(tmp_path / f"{name}.gguf").tensors for name in ("z", "i-q", "n"))
+    assert (z[whole].blocks() == n[whole].blocks()).all() and (z[whole].blocks() != i[whole].blocks()).any()
+    rows = z[stack].n_rows // 3
+    for part, other in enumerate((i, n, i)):
+        at = slice(part * rows, (part + 1) * rows)
+        assert (z[stack].blocks()[at] == other[stack].blocks()[at]).all()
+    assert (i[stack].blocks()[rows : 2 * rows] != n[stack].blocks()[rows : 2 * rows]).any()
+    noted = [w for w in made.output.warnings if "zeros alone" in w]
+    assert len(noted) == 2 and any("for 1 of 3 matrices (the first is 1)" in w for w in noted)
+    with pytest.raises(UsageError, match=r"'blk\.0\.(attn_q|ffn_up_exps)\.weight' as IQ2_XXS needs importance weights"):
+        quantize(model, tmp_path / "x.gguf", "IQ2_XXS", imatrix=zeros)
+    negative = changed_importance(matrix, {whole: np.negative})
+    with pytest.raises(BadFile, match=rf"importance of '{whole}' at 0 is -.*; compute the matrix again"):
+        quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=negative)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +508,7 @@ def test_int8_folders(shared: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.down_proj"
     q, scale = after.tensors[f"{name}.weight"], after.tensors[f"{name}.weight_scale"]
     assert (q.type.name, q.shape, scale.shape) == ("I8", (64, 172), (64, 1))
-    close = int8.decode(q.numpy(), scale.numpy())
+    close = decode(q.numpy(), scale.numpy())
     values = before.tensors[f"{name}.weight"].numpy()
     assert np.abs(close - values).max() <= np.abs(values).max() / 127
     assert after.tensors["model.embed_tokens.weight"].type.name == "F32"

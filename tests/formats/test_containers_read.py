@@ -119,7 +119,7 @@ def test_views_beyond_their_storage_are_refused(tmp_path: Path) -> None:
 
 def test_torch_files_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="only read"):
-        torch_file.save(formats.Checkpoint(), tmp_path / "x.bin")
+        torch_file.FORMAT.save(formats.Checkpoint(), tmp_path / "x.bin")
 
 
 # -------------------------------------------------------------------------------------------------------- llama2.c

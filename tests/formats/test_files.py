@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError
-from llmconv.formats import gguf_file, safetensors_file, stream
+from llmconv.formats import copying, gguf_file, safetensors_file, stream
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, open_regular, regular_size
 from llmconv.formats.source import Source
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.target import Item, Sink, Target
+from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import by_name
 
 F32 = by_name("F32")
@@ -398,7 +399,8 @@ def test_reading_beyond_the_end(tmp_path: Path) -> None:
 def streamed(tmp_path: Path, plan: list[tuple[Tensor, int]], **options: Any) -> bytes:
     path = tmp_path / "streamed"
     with path.open("wb") as file:
-        stream.write_tensors(file.fileno(), plan, **options)
+        sink = Sink(path, file.fileno())
+        stream.stream([Item(t, [Target(sink, t.type, offset)]) for t, offset in plan], **options)
     return path.read_bytes()
 
 
@@ -411,7 +413,7 @@ def one_mapped(tmp_path: Path, n: int = 10_000) -> Tensor:
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_slabs_and_copies_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
     monkeypatch.setattr(stream, "SLAB_BYTES", 1000)
-    monkeypatch.setattr(stream, "_COPY_BYTES", 3000)
+    monkeypatch.setattr(copying, "_COPY_BYTES", 3000)
     copied = one_mapped(tmp_path)
     computed = copied.map(lambda rows: rows + 1, F32).renamed("computed")
     seen: dict[str, int] = {}
@@ -459,7 +461,7 @@ def test_an_input_that_is_cut_meanwhile(tmp_path: Path, copied: bool) -> None:
     plan = [(tensor if copied else tensor.map(lambda x: x, F32), 0)]
     with pytest.raises(BadFile, match="changed while it was being read"):
         streamed(tmp_path, plan)
-    no_stamp = Tensor("t", tensor.shape, F32, tensor.read, stream.Extent(tmp_path / "source", 4, 40_000))
+    no_stamp = Tensor("t", tensor.shape, F32, tensor.read, Extent(tmp_path / "source", 4, 40_000))
     with pytest.raises(BadFile, match="was cut while it was being read"):
         streamed(tmp_path, [(no_stamp, 0)])
 

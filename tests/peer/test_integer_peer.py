@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.quant import integer
+from llmconv.quant import integer_products
 from llmconv.quant.block import by_name
 
 pytestmark = pytest.mark.peer
@@ -63,7 +63,7 @@ def rounded_by(cpu: Any, name: str, layout: Any, x: Any) -> Any:
 def test_inputs_are_rounded_to_the_same_bytes(cpu: Any, name: str, layout: Any) -> None:
     x = inputs(16, 1024)
     size = 256 if layout is Q8_K else 32
-    theirs, ours = rounded_by(cpu, name, layout, x), integer.round_inputs(x, size)
+    theirs, ours = rounded_by(cpu, name, layout, x), integer_products.round_inputs(x, size)
     levels = ours.levels.view(np.int8).transpose(1, 0, 2).reshape(16, -1, size)
     used = theirs["d"] != 0  # with a scale of zero, what theirs leaves or rounds counts for nothing
     np.testing.assert_array_equal(levels[used], theirs["qs"][used])
@@ -73,7 +73,7 @@ def test_inputs_are_rounded_to_the_same_bytes(cpu: Any, name: str, layout: Any) 
         np.testing.assert_array_equal(sums[used], theirs["sums"][used])
 
 
-@pytest.mark.parametrize("name", integer.TYPES)
+@pytest.mark.parametrize("name", integer_products.TYPES)
 def test_products_are_the_same_but_for_the_order_of_sums(cpu: Any, name: str) -> None:
     kind = by_name(name)
     x = inputs(16, 1024)
@@ -90,7 +90,7 @@ def test_products_are_the_same_but_for_the_order_of_sums(cpu: Any, name: str) ->
         for j in range(32):
             to, row = theirs[i, j:].ctypes.data_as(pointer), blocks[j].ctypes.data_as(pointer)
             dot(ctypes.c_int(1024), to, size, row, size, rounded[i].ctypes.data_as(pointer), size, ctypes.c_int(1))
-    integer.multiply(integer.round_inputs(x, kind.block_size), kind, blocks, ours)
+    integer_products.multiply(integer_products.round_inputs(x, kind.block_size), kind, blocks, ours)
     tolerance = 2e-3 if layout is Q8_1 else 2e-6
     scale = np.linalg.norm(x, axis=1, keepdims=True) * np.linalg.norm(kind.decode(blocks), axis=1)
     assert (np.abs(ours - theirs) <= tolerance * scale).all()

@@ -125,18 +125,35 @@ def test_any_bytes_decode(name, data):
 def test_decoded_values_stay_in_range(name, data):
     """No weight moves by much more than its row's greatest magnitude, whatever the values' scale and sparsity.
 
-    With importance for IQ1_M, which weighs by the square without: zeros then count for nothing, in the reference too.
+    Two things are the reference's own, whose bytes ours are.  IQ1_M weighs by the square without importance, and zeros
+    then count for nothing: it is given some.  IQ3_S does not step past 32 weights that are all zeros, so that what
+    follows in their block moves up: each 32 keep one that isn't.
     """
     block = by_name(name)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     scale = 10.0 ** data.draw(st.integers(-3, 2))
     rows = (rng.standard_normal((2, block.block_size * 2)) * scale).astype(np.float32)
-    rows[rng.random(rows.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.95]))] = 0
+    gone = rng.random(rows.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.95]))
+    if name == "IQ3_S":
+        gone[:, ::32] = False
+    rows[gone] = 0
     given = block.needs_importance or name == "IQ1_M"
     importance = np.ones(rows.shape[1], np.float32) if given else None
     decoded = block.decode(block.encode(rows, importance))
     assert np.isfinite(decoded).all()
     assert (np.abs(decoded - rows).max(1) <= 1.25 * np.abs(rows).max(1) + 1e-6).all()
+
+
+def test_iq3_s_moves_up_what_follows_zeros_as_the_reference_does():
+    block = by_name("IQ3_S")
+    rows, _ = rows_for(block, 1, 1)
+    rows[0, 32:64] = 0
+    found = block.encode(rows).view(block.layout)[0, 0]
+    rows[0, 32:64] = rows[0, 64:96]  # of a part that is there twice, the first is at its own place
+    other = block.encode(rows).view(block.layout)[0, 0]
+    np.testing.assert_array_equal(found["signs"][4:8], other["signs"][4:8])
+    np.testing.assert_array_equal(found["signs"][8:28], other["signs"][12:])
+    assert not found["signs"][28:].any() and not found["qs"][56:].any()
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -244,16 +261,28 @@ def test_kept_kernels_need_no_numba(root, tmp_path):
 
 @pytest.mark.parametrize("rows", [np.zeros(32, np.int64), np.zeros((2, 32), np.float32), np.zeros(64, np.float32)[::2]])
 def test_a_kernel_takes_no_other_arrays(rows):
-    from llmconv.quant.kernels import legacy
+    from llmconv.quant.kernels import q32
 
     with pytest.raises(TypeError, match=r"takes|flat array"):
-        legacy.encode_q8_0(rows, np.zeros(34, np.uint8))
+        q32.encode_q8_0(rows, np.zeros(34, np.uint8))
 
 
 def test_a_kernel_writes_to_nothing_that_is_read_only():
-    from llmconv.quant.kernels import legacy
+    from llmconv.quant.kernels import q32
 
     out = np.zeros(34, np.uint8)
     out.flags.writeable = False
     with pytest.raises(TypeError, match="read-only"):
-        legacy.encode_q8_0(np.zeros(32, np.float32), out)
+        q32.encode_q8_0(np.zeros(32, np.float32), out)
+
+
+def test_a_kernel_takes_its_arguments_by_name():
+    from llmconv.quant.kernels import q32
+
+    rows, out = np.arange(32, dtype=np.float32), np.zeros((2, 22), np.uint8)
+    q32.encode_signed(rows, 5, out[0])
+    q32.encode_signed(rows, out=out[1], width=5)
+    np.testing.assert_array_equal(out[0], out[1])
+    for wrong in ({"out": out[1]}, {"out": out[1], "widht": 5}, {"out": out[1], "width": 5, "rows": rows}):
+        with pytest.raises(TypeError, match="takes rows, width, out"):
+            q32.encode_signed(rows, **wrong)

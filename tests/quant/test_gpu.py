@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from llmconv.errors import UsageError
-from llmconv.quant import by_name, torch_gpu
+from llmconv.quant import by_name
 
 torch = pytest.importorskip("torch")
+
+from llmconv.quant import gpu
 
 
 def _rows(n: int = 24, k: int = 1024) -> np.ndarray:
@@ -31,7 +33,7 @@ def _differing(name: str, device: str) -> tuple[float, float, float]:
     """Share of blocks that differ; root mean square errors of torch's and of the reference's."""
     block, rows = by_name(name), _rows()
     expected = block.encode(rows)
-    got = torch_gpu.encode(torch.from_numpy(rows).to(device), name).cpu().numpy()
+    got = gpu.encode(torch.from_numpy(rows).to(device), name).cpu().numpy()
     assert got.shape == expected.shape and got.dtype == np.uint8
     width = block.layout.itemsize
     differs = (got.reshape(-1, width) != expected.reshape(-1, width)).any(1).mean()
@@ -40,7 +42,7 @@ def _differing(name: str, device: str) -> tuple[float, float, float]:
     return float(differs), *map(float, errors)
 
 
-@pytest.mark.parametrize("name", torch_gpu.TYPES)
+@pytest.mark.parametrize("name", gpu.ENCODERS)
 def test_cpu_tensors_give_the_reference_bytes(name: str) -> None:
     differs, error, reference = _differing(name, "cpu")
     assert abs(error - reference) <= 1e-3 * reference
@@ -48,7 +50,7 @@ def test_cpu_tensors_give_the_reference_bytes(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", torch_gpu.TYPES)
+@pytest.mark.parametrize("name", gpu.ENCODERS)
 def test_cuda_tensors_give_nearly_the_reference_bytes(name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -57,7 +59,7 @@ def test_cuda_tensors_give_nearly_the_reference_bytes(name: str) -> None:
     assert differs <= 1e-3
 
 
-@pytest.mark.parametrize("name", torch_gpu.TYPES)
+@pytest.mark.parametrize("name", gpu.ENCODERS)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_narrow_floats_are_widened(name: str, dtype: type) -> None:
     rows = _rows()[:6].astype(dtype)
@@ -65,31 +67,31 @@ def test_narrow_floats_are_widened(name: str, dtype: type) -> None:
         tensor = torch.from_numpy(rows)
     else:
         tensor = torch.from_numpy(rows.view(np.uint16)).view(torch.bfloat16)
-    np.testing.assert_array_equal(torch_gpu.encode(tensor, name).numpy(), by_name(name).encode(rows))
+    np.testing.assert_array_equal(gpu.encode(tensor, name).numpy(), by_name(name).encode(rows))
 
 
-@pytest.mark.parametrize("name", torch_gpu.TYPES)
+@pytest.mark.parametrize("name", gpu.DECODERS)
 def test_decode_equals_the_kernels_on_any_bytes(name: str) -> None:
     block = by_name(name)
     blocks = np.random.default_rng(5).integers(0, 256, (7, block.row_bytes(1024))).astype(np.uint8)
-    got = torch_gpu.decode(torch.from_numpy(blocks), name).numpy()
+    got = gpu.decode(torch.from_numpy(blocks), name).numpy()
     np.testing.assert_array_equal(got, block.decode(blocks))
 
 
 def test_slabs_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.from_numpy(_rows())
-    whole = torch_gpu.encode(tensor, "Q4_K")
-    monkeypatch.setattr(torch_gpu, "_slab", lambda tensor: 256 * 7)
-    assert torch.equal(torch_gpu.encode(tensor, "Q4_K"), whole)
-    np.testing.assert_array_equal(torch_gpu.decode(whole, "Q4_K").numpy(), by_name("Q4_K").decode(whole.numpy()))
+    whole = gpu.encode(tensor, "Q4_K")
+    monkeypatch.setattr(gpu, "_slab", lambda tensor: 256 * 7)
+    assert torch.equal(gpu.encode(tensor, "Q4_K"), whole)
+    np.testing.assert_array_equal(gpu.decode(whole, "Q4_K").numpy(), by_name("Q4_K").decode(whole.numpy()))
 
 
 def test_wrong_calls_are_sentences() -> None:
     with pytest.raises(UsageError, match="those that have"):
-        torch_gpu.encode(torch.zeros(1, 256), "Q3_K")
+        gpu.encode(torch.zeros(1, 256), "Q3_K")
     with pytest.raises(UsageError, match="multiple"):
-        torch_gpu.encode(torch.zeros(1, 100), "Q8_0")
+        gpu.encode(torch.zeros(1, 100), "Q8_0")
     with pytest.raises(UsageError, match="shape"):
-        torch_gpu.encode(torch.zeros(256), "Q8_0")
+        gpu.encode(torch.zeros(256), "Q8_0")
     with pytest.raises(UsageError, match="whole blocks"):
-        torch_gpu.decode(torch.zeros(1, 100, dtype=torch.uint8), "Q8_0")
+        gpu.decode(torch.zeros(1, 100, dtype=torch.uint8), "Q8_0")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import llmconv
 from llmconv.cli import cli
 from llmconv.errors import UsageError
-from llmconv.quant import integer
+from llmconv.quant import integer_products
 from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")
@@ -55,7 +55,9 @@ def made(name: str, n: int, n_out: int, seed: int = 0) -> tuple[Any, Any, Any]:
 
 def multiplied(x: Any, name: str, blocks: Any, **how: Any) -> Any:
     out = np.zeros((len(x), len(blocks)), np.float32)
-    integer.multiply(integer.round_inputs(x, by_name(name).block_size), by_name(name), blocks, out, **how)
+    integer_products.multiply(
+        integer_products.round_inputs(x, by_name(name).block_size), by_name(name), blocks, out, **how
+    )
     return out
 
 
@@ -70,7 +72,7 @@ def test_inputs_are_rounded_as_ggml_does(block: int) -> None:
     x[2, :256] = np.tile(np.float32([0.5, -127, 1.5, 127, 2.5, -0.5, 0, 3.5]), 32)  # ties, and two of a size
     x[3, 256:] *= np.float32(1e-42)
     levels, scales = rounded(x, block)
-    found = integer.round_inputs(x, block)
+    found = integer_products.round_inputs(x, block)
     rows = found.levels.view(np.int8).transpose(1, 0, 2).reshape(-1, 512)[:5]
     np.testing.assert_array_equal(rows, levels)
     np.testing.assert_array_equal(found.scales.transpose(1, 0, 2).reshape(-1, 512 // block)[:5], scales)
@@ -79,13 +81,13 @@ def test_inputs_are_rounded_as_ggml_does(block: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 17])
-@pytest.mark.parametrize("name", integer.TYPES)
+@pytest.mark.parametrize("name", integer_products.TYPES)
 def test_products_are_exact_in_a_block(name: str, n: int) -> None:
     x, blocks, weights = made(name, n, 37)
     assert_near(multiplied(x, name, blocks), product(x, weights, by_name(name).block_size))
 
 
-@pytest.mark.parametrize("name", integer.TYPES)
+@pytest.mark.parametrize("name", integer_products.TYPES)
 def test_any_bytes_are_weights(name: str) -> None:
     """Extreme integers at once: sums stay inside an int16."""
     kind, rng = by_name(name), np.random.default_rng(3)
@@ -111,9 +113,9 @@ def test_any_number_of_outputs(name: str, n_out: int) -> None:
 def test_ranges_of_outputs_make_up_the_whole() -> None:
     x, blocks, _ = made("Q4_K", 3, 50)
     whole, parts = multiplied(x, "Q4_K", blocks), np.zeros((3, 50), np.float32)
-    rounded_x = integer.round_inputs(x, 256)
+    rounded_x = integer_products.round_inputs(x, 256)
     for first, stop in ((0, 16), (16, 48), (48, 50)):
-        integer.multiply(rounded_x, by_name("Q4_K"), blocks, parts, first, stop)
+        integer_products.multiply(rounded_x, by_name("Q4_K"), blocks, parts, first, stop)
     np.testing.assert_array_equal(parts, whole)
 
 
@@ -144,9 +146,10 @@ def test_huge_inputs() -> None:
 def test_arguments_that_do_not_fit() -> None:
     x, blocks, _ = made("Q4_0", 2, 20)
     with pytest.raises(UsageError, match="blocks of 256"):
-        integer.round_inputs(x, 256)
+        integer_products.round_inputs(x, 256)
     with pytest.raises(UsageError, match="don't fit"):
-        integer.multiply(integer.round_inputs(x, 32), by_name("Q4_0"), blocks, np.zeros((2, 21), np.float32))
+        rounded = integer_products.round_inputs(x, 32)
+        integer_products.multiply(rounded, by_name("Q4_0"), blocks, np.zeros((2, 21), np.float32))
 
 
 @pytest.mark.parametrize("avx2", [True, False])
@@ -154,8 +157,8 @@ def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.Monkey
     """The plain vector code gives the integers that the instructions give (where this CPU has them)."""
     import numba
 
-    from llmconv.quant.kernels import byte_lanes
-    from llmconv.quant.kernels.memory import load_i32, store
+    from llmconv.quant.kernels.vectors import byte_lanes
+    from llmconv.quant.kernels.vectors.memory import load_i32, store
 
     has = byte_lanes._has_avx2
     monkeypatch.setattr(byte_lanes, "_has_avx2", lambda context: avx2 and has(context))
@@ -207,11 +210,13 @@ def test_matmul_rounds_when_asked(threads: int) -> None:
 
 
 def test_gradients_are_those_of_floats() -> None:
+    """And the product is the rounded one, whoever wants gradients."""
     kind = by_name("Q4_0")
     stored = torch.from_numpy(kind.encode(np.random.default_rng(0).standard_normal((20, 64), np.float32)))
     x = torch.randn(3, 64, requires_grad=True)
     found = products.matmul(x, stored, kind, "int8")
-    torch.testing.assert_close(found, products.matmul(x, stored, kind))
+    assert torch.equal(found, products.matmul(x.detach(), stored, kind, "int8"))
+    assert not torch.equal(found, products.matmul(x, stored, kind))
     (gradient,) = torch.autograd.grad(found.sum(), x)
     torch.testing.assert_close(gradient, torch.from_numpy(kind.decode(stored.numpy())).sum(0).expand(3, -1))
 
@@ -225,7 +230,7 @@ def test_inputs_with_gradients_switched_off() -> None:
 
 
 def test_other_types_stay_floats() -> None:
-    assert "TQ1_0" not in integer.TYPES
+    assert "TQ1_0" not in integer_products.TYPES
     kind = by_name("TQ1_0")
     stored = torch.from_numpy(kind.encode(np.random.default_rng(0).standard_normal((20, 256), np.float32)))
     x = torch.randn(3, 256)

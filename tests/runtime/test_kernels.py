@@ -16,6 +16,7 @@ from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")
 
+from llmconv.quant import gpu
 from llmconv.runtime import decoding, products
 
 KEPT = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4")
@@ -32,13 +33,13 @@ def blocks_of(name: str, rows: int = 5, blocks: int = 6) -> tuple[Any, Any]:
 
 
 def test_the_kept_types_are_all_there() -> None:
-    assert set(KEPT) <= set(decoding.DECODERS)
+    assert set(KEPT) <= set(gpu.DECODERS)
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_torch_operations_decode_exactly(name: str) -> None:
     encoded, expected = blocks_of(name)
-    found = decoding.decode_plain(torch.from_numpy(encoded), by_name(name), torch.float32)
+    found = gpu.decode(torch.from_numpy(encoded), name)
     np.testing.assert_array_equal(found.numpy(), expected)
 
 

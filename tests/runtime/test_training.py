@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 import llmconv
 from llmconv.cli import cli
-from llmconv.convert.vocab import from_words
+from llmconv.convert.vocab import from_words, tokenizer
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.load import build, read_tensor
@@ -304,8 +304,8 @@ def test_fresh_weights_are_the_same_however_they_are_read(pairs: Path, tmp_path:
 def test_vocabularies_read_their_own_text(kind: str, book: Path) -> None:
     vocab = make_vocab(kind, 300, data_files.texts(book))  # byte-level BPE has all 256 bytes
     text = " ".join(WORDS[:9])
-    ids = vocab.tokenizer().encode(text)
-    assert vocab.tokenizer().decode(ids).strip() == text
+    ids = tokenizer(vocab).encode(text)
+    assert tokenizer(vocab).decode(ids).strip() == text
     assert len(vocab) <= 300
 
 

@@ -23,7 +23,7 @@ import llmconv
 from llmconv import formats
 from llmconv.cli import cli
 from llmconv.convert import vocab as vocabulary
-from llmconv.convert.vocab import from_words
+from llmconv.convert.vocab import from_words, to_gguf
 from llmconv.errors import Cancelled
 from llmconv.formats import gguf_file
 from llmconv.formats.tensor import Tensor
@@ -111,7 +111,7 @@ def source(book: Path, tmp_path: Path) -> Path:
 
 def words_file(path: Path, words: list[str]) -> Path:
     """A file with nothing but a vocabulary."""
-    keys = {"general.architecture": "vocab"} | from_words(words).to_gguf()
+    keys = {"general.architecture": "vocab"} | to_gguf(from_words(words))
     formats.by_name("gguf").save(formats.Checkpoint(metadata=keys), path)
     return path
 

@@ -526,12 +526,11 @@ def test_many_shards_under_few_descriptors(tmp_path: Path) -> None:
 
 SLOW = """
 import os, sys, time
-from llmconv.formats import stream
-from llmconv.convert.writing import encode
-write = stream.write_at
+from llmconv.formats import target
+write = target.write_at
 def slow(*args):
     write(*args); print("ready", flush=True); time.sleep(20)
-stream.write_at = slow
+target.write_at = slow
 pwrite = os.pwrite
 def slow_pwrite(*args):
     n = pwrite(*args); print("ready", flush=True); time.sleep(20); return n

@@ -1,0 +1,1 @@
+"""Mixtures of experts of their own make."""

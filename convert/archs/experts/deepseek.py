@@ -1,0 +1,143 @@
+"""DeepSeek V2 and V3: latent attention (MLA), experts after a few dense layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, experts, gated_mlp
+from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
+
+_at = "{p}layers.{i}."
+
+_attn = _at + "self_attn."
+
+_rope = "head_dim - kv_lora"  # the key is the latent and the rotary part
+
+_nope = f"nope - ({_rope})"
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """GGUF sees the absorbed form: one key and value head as wide as the latent."""
+    nope, rope = int(config.get("qk_nope_head_dim", 128)), int(config.get("qk_rope_head_dim", 64))
+    latent, value = int(config.get("kv_lora_rank") or 512), int(config.get("v_head_dim", 128))
+    own["attention.head_count_kv"] = np.uint32(1)
+    own["attention.kv_lora_rank"] = np.uint32(latent)
+    own["attention.key_length"] = np.uint32(latent + rope)
+    own["attention.value_length"] = np.uint32(latent)
+    own["attention.key_length_mla"] = np.uint32(nope + rope)
+    own["attention.value_length_mla"] = np.uint32(value)
+    own["rope.dimension_count"] = np.uint32(rope)
+    third = config.get("model_type") == "deepseek_v3"  # whose configs may leave out what V2's code does otherwise
+    if third:
+        own.setdefault("expert_gating_func", np.uint32(2))
+    if not config.get("norm_topk_prob", third):
+        own.pop("expert_weights_norm", None)
+    dense = config.get("first_k_dense_replace")
+    if dense is None:
+        dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
+    own["leading_dense_block_count"] = np.uint32(dense)
+    multiplier = (config.get("rope") or {}).get("mscale_all_dim")
+    if multiplier is not None:
+        own["rope.scaling.yarn_log_multiplier"] = np.float32(0.1 * multiplier)
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    rope = dims["n_rot"]
+    config["num_key_value_heads"] = dims["n_head"]
+    config["qk_rope_head_dim"] = rope
+    config["qk_nope_head_dim"] = dims["nope"] - rope
+    config["v_head_dim"] = dims["v_mla"]
+    config["kv_lora_rank"] = dims["kv_lora"]
+    config["q_lora_rank"] = dims["q_lora"] or None
+    config["first_k_dense_replace"] = dims["n_dense"]
+    config["norm_topk_prob"] = bool(own.get("expert_weights_norm", False))
+    if own.get("expert_gating_func") == 2:
+        config.update(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3")
+    multiplier = own.get("rope.scaling.yarn_log_multiplier")
+    if multiplier is not None and "rope_scaling" in config:
+        config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
+
+
+DEEPSEEK2 = Architecture(
+    "deepseek2",
+    (HfName("DeepseekV2ForCausalLM", "deepseek_v2"), HfName("DeepseekV3ForCausalLM", "deepseek_v3")),
+    keys=(
+        *COMMON,
+        *keys("""
+            vocab_size                      u32   vocab_size
+            attention.q_lora_rank           u32   q_lora_rank
+            expert_count                    u32   n_routed_experts
+            expert_used_count               u32   num_experts_per_tok
+            expert_feed_forward_length      u32   moe_intermediate_size|intermediate_size
+            expert_shared_count             u32   n_shared_experts          0
+            expert_weights_scale            f32   routed_scaling_factor
+            expert_weights_norm             bool  norm_topk_prob
+            expert_group_count              u32   n_group
+            expert_group_used_count         u32   topk_group
+        """),
+        Key("expert_gating_func", ("scoring_func",), "u32", None, {"softmax": 1, "sigmoid": 2}),
+    ),
+    rows=(
+        *EMBEDDINGS,
+        *NORMS,
+        row("blk.{i}.attn_q.weight", _attn + "q_proj.weight", "n_head * nope, n_embd", when="not q_lora"),
+        row("blk.{i}.attn_q_a.weight", _attn + "q_a_proj.weight", "q_lora, n_embd", when="q_lora"),
+        row("blk.{i}.attn_q_a.bias", _attn + "q_a_proj.bias", "q_lora", when="q_lora", optional="attention_bias"),
+        row("blk.{i}.attn_q_a_norm.weight", _attn + "q_a_layernorm.weight", "q_lora", when="q_lora"),
+        row("blk.{i}.attn_q_b.weight", _attn + "q_b_proj.weight", "n_head * nope, q_lora", when="q_lora"),
+        row("blk.{i}.attn_kv_a_mqa.weight", _attn + "kv_a_proj_with_mqa.weight", "head_dim, n_embd"),
+        row("blk.{i}.attn_kv_a_mqa.bias", _attn + "kv_a_proj_with_mqa.bias", "head_dim", optional="attention_bias"),
+        row("blk.{i}.attn_kv_a_norm.weight", _attn + "kv_a_layernorm.weight", "kv_lora"),
+        row(
+            ("blk.{i}.attn_k_b.weight", "blk.{i}.attn_v_b.weight"),
+            _attn + "kv_b_proj.weight",
+            (f"n_head, kv_lora, {_nope}", "n_head, v_mla, kv_lora"),
+            Split((_nope, "v_mla"), "n_head", gguf_stacked=True),
+            Only(0, Transpose()),
+        ),
+        row("blk.{i}.attn_output.weight", _attn + "o_proj.weight", "n_embd, n_head * v_mla"),
+        row("blk.{i}.attn_output.bias", _attn + "o_proj.bias", "n_embd", optional="attention_bias"),
+        *gated_mlp(when="i < n_dense"),
+        row(
+            "blk.{i}.ffn_gate_inp.weight",
+            _at + "mlp.gate.weight",
+            "n_expert, n_embd",
+            when="n_expert and i >= n_dense",
+        ),
+        row(
+            "blk.{i}.exp_probs_b.bias",
+            _at + "mlp.gate.e_score_correction_bias",
+            "n_expert",
+            when="n_expert and i >= n_dense",
+            optional=True,
+        ),
+        *experts()[1:],
+        row(
+            "blk.{i}.ffn_gate_shexp.weight",
+            _at + "mlp.shared_experts.gate_proj.weight",
+            "n_ff_shexp, n_embd",
+            when="n_ff_shexp and i >= n_dense",
+        ),
+        row(
+            "blk.{i}.ffn_up_shexp.weight",
+            _at + "mlp.shared_experts.up_proj.weight",
+            "n_ff_shexp, n_embd",
+            when="n_ff_shexp and i >= n_dense",
+        ),
+        row(
+            "blk.{i}.ffn_down_shexp.weight",
+            _at + "mlp.shared_experts.down_proj.weight",
+            "n_embd, n_ff_shexp",
+            when="n_ff_shexp and i >= n_dense",
+        ),
+    ),
+    finish=_finish,
+    rebuild=_rebuild,
+    decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
+)
+
+ARCHITECTURES = (DEEPSEEK2,)

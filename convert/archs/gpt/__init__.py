@@ -1,0 +1,1 @@
+"""GPT's line: LayerNorm, mostly fused or biased projections."""

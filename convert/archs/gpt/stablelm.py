@@ -1,0 +1,67 @@
+"""StableLM: Llama's layout with LayerNorm and partial rotary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, gated_mlp, norm
+from llmconv.convert.archs.rope import partial_rotary
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Stack
+
+_at = "{p}layers.{i}."
+
+_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
+
+_head = EMBEDDINGS[2]
+
+_layer_norms = (
+    EMBEDDINGS[0],
+    *norm("output_norm", "{p}norm"),
+    _head,
+    *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
+)
+
+_finish, _rebuild = partial_rotary("partial_rotary_factor|rope_pct", 0.25)
+
+
+def _norm_between(config: Mapping[str, Any]) -> bool:
+    return not config.get("use_parallel_residual", False)
+
+
+STABLELM = Architecture(
+    "stablelm",
+    (HfName("StableLmForCausalLM", "stablelm"), HfName("StableLMEpochForCausalLM", "stablelm_epoch")),
+    keys=(
+        *_common,
+        *keys("""
+            attention.layer_norm_epsilon    f32   layer_norm_eps|norm_eps     1e-5
+            use_parallel_residual           bool  use_parallel_residual       true
+        """),
+    ),
+    rows=(
+        *_layer_norms,
+        *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm", optional=_norm_between),
+        *attention(bias="use_qkv_bias", out_bias=True),
+        row(
+            "blk.{i}.attn_q_norm.weight",
+            _at + "self_attn.q_layernorm.norms.{q}.weight",
+            "n_head, head_dim",
+            Stack(),
+            optional="qk_layernorm",
+        ),
+        row(
+            "blk.{i}.attn_k_norm.weight",
+            _at + "self_attn.k_layernorm.norms.{k}.weight",
+            "n_head_kv, head_dim",
+            Stack(),
+            optional="qk_layernorm",
+        ),
+        *gated_mlp(),
+    ),
+    finish=_finish,
+    rebuild=_rebuild,
+)
+
+ARCHITECTURES = (STABLELM,)

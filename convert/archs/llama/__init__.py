@@ -1,0 +1,1 @@
+"""Llama's line: RMSNorm, gated MLP, rotary positions."""

@@ -1,0 +1,108 @@
+"""Gemma 1, 2 and 3.  Their norms multiply by 1 + w, and GGUF stores that sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, QK_NORMS, attention, gated_mlp, shifted
+from llmconv.convert.archs.rope import Finish
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Dims
+from llmconv.errors import BadFile
+
+_at = "{p}layers.{i}."
+
+_common = tuple(k for k in COMMON if k.gguf != "rope.freq_base")
+
+GEMMA = Architecture(
+    "gemma",
+    (HfName("GemmaForCausalLM", "gemma"),),
+    keys=(
+        *_common,
+        *keys("""
+            attention.key_length              u32   head_dim                    256
+            attention.value_length            u32   head_dim                    256
+        """),
+    ),
+    rows=(*shifted((*EMBEDDINGS, *NORMS)), *attention(), *gated_mlp()),
+    tied=True,
+    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_fixed": True, "passes_float16": True},
+)
+
+_four_norms = shifted(
+    (
+        row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
+        row("blk.{i}.post_attention_norm.weight", _at + "post_attention_layernorm.weight", "n_embd"),
+        row("blk.{i}.ffn_norm.weight", _at + "pre_feedforward_layernorm.weight", "n_embd"),
+        row("blk.{i}.post_ffw_norm.weight", _at + "post_feedforward_layernorm.weight", "n_embd"),
+    )
+)
+
+_LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, whose queries are scaled by another width
+
+
+def _usual_scalar(arch: str, dims: Dims) -> int:
+    """What llama.cpp divides the queries by (the square of it), as no key says."""
+    return (
+        dims["n_embd"] // dims["n_head"] if dims["n_layer"] == _LARGEST[arch] and dims["n_head"] else dims["head_dim"]
+    )
+
+
+def _scale(arch: str) -> tuple[Finish, Finish]:
+    def finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+        scalar = config.get("query_pre_attn_scalar", 256)
+        if not isinstance(scalar, int | float) or scalar <= 0:
+            raise BadFile(f"config.json: query_pre_attn_scalar is {scalar!r}, expected a number above 0")
+        if scalar != _usual_scalar(arch, dims):
+            own["attention.scale"] = np.float32(scalar**-0.5)
+
+    def rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+        scale = float(own.get("attention.scale", 0.0))
+        scalar = round(scale**-2, 3) if scale else _usual_scalar(arch, dims)
+        config["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+
+    return finish, rebuild
+
+
+_finish2, _rebuild2 = _scale("gemma2")
+
+_finish3, _rebuild3 = _scale("gemma3")
+
+GEMMA2 = GEMMA.variant(
+    "gemma2",
+    HfName("Gemma2ForCausalLM", "gemma2"),
+    keys=keys("""
+        attn_logit_softcapping            f32   attn_logit_softcapping      50
+        final_logit_softcapping           f32   final_logit_softcapping     30
+        attention.sliding_window          u32   sliding_window              4096
+    """),
+    rows=_four_norms,
+    finish=_finish2,
+    rebuild=_rebuild2,
+    decoder={"window_pattern": 2, "scale_by_model": 46},
+)
+
+GEMMA3 = GEMMA.variant(
+    "gemma3",
+    HfName("Gemma3ForCausalLM", "gemma3_text"),
+    HfName("Gemma3ForConditionalGeneration", "gemma3"),
+    keys=keys("""
+        context_length                    u32   max_position_embeddings     131072
+        attention.head_count              u32   num_attention_heads         8
+        attention.head_count_kv           u32   num_key_value_heads         4
+        rope.freq_base                    f32   rope_theta                  1000000
+        rope.freq_base_swa                f32   rope_local_base_freq        10000
+        final_logit_softcapping           f32   final_logit_softcapping
+        attention.sliding_window          u32   sliding_window              4096
+    """),
+    rows=(*_four_norms, *shifted(QK_NORMS)),
+    finish=_finish3,
+    rebuild=_rebuild3,
+    prefixes=("model.", "language_model.model.", "model.language_model.", ""),
+    decoder={"window_pattern": 6, "window_rope_base": 10000.0, "window_rope_scaled": False, "scale_by_model": 62},
+)
+
+ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

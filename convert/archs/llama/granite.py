@@ -1,0 +1,68 @@
+"""Granite and Granite-MoE: Llama with multipliers."""
+
+from __future__ import annotations
+
+from llmconv.convert.archs.llama.llama import LLAMA
+from llmconv.convert.archs.parts import EXPERTS, HEAD_DIM, gated_mlp
+from llmconv.convert.tables.architecture import HfName, keys, row
+from llmconv.convert.tables.ops import Split
+
+_at = "{p}layers.{i}."
+
+_dense = [r.gguf[0] for r in gated_mlp()]
+
+_of_experts = ["expert_count", "expert_used_count", "attention.sliding_window"]
+
+_head_dim = [k.gguf for k in HEAD_DIM]
+
+_expert_rows = [r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]]
+
+GRANITE = LLAMA.variant(
+    "granite",
+    HfName("GraniteForCausalLM", "granite"),
+    drop=[*_of_experts, *_head_dim, *_expert_rows],
+    keys=keys("""
+        attention.scale     f32   attention_multiplier
+        embedding_scale     f32   embedding_multiplier
+        residual_scale      f32   residual_multiplier
+        logit_scale         f32   logits_scaling
+    """),
+    decoder={"logit_scale_divides": True},
+)
+
+_experts = _at + "block_sparse_moe."
+
+GRANITE_MOE = GRANITE.variant(
+    "granitemoe",
+    HfName("GraniteMoeForCausalLM", "granitemoe"),
+    HfName("GraniteMoeSharedForCausalLM", "granitemoeshared", when="n_ff_shexp"),
+    keys=(*EXPERTS, *keys("expert_shared_feed_forward_length  u32  shared_intermediate_size")),
+    rows=(
+        row("blk.{i}.ffn_gate_inp.weight", _experts + "router.layer.weight", "n_expert, n_embd", when="n_expert"),
+        row(
+            ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+            _experts + "input_linear.weight",
+            ("n_expert, n_ff, n_embd", "n_expert, n_ff, n_embd"),
+            Split(("n_ff", "n_ff"), "n_expert", hf_stacked=True, gguf_stacked=True),
+            when="n_expert",
+        ),
+        row("blk.{i}.ffn_down_exps.weight", _experts + "output_linear.weight", "n_expert, n_embd, n_ff"),
+        row(
+            ("blk.{i}.ffn_gate_shexp.weight", "blk.{i}.ffn_up_shexp.weight"),
+            _at + "shared_mlp.input_linear.weight",
+            ("n_ff_shexp, n_embd", "n_ff_shexp, n_embd"),
+            Split(("n_ff_shexp", "n_ff_shexp")),
+            when="n_ff_shexp",
+        ),
+        row(
+            "blk.{i}.ffn_down_shexp.weight",
+            _at + "shared_mlp.output_linear.weight",
+            "n_embd, n_ff_shexp",
+            when="n_ff_shexp",
+        ),
+    ),
+    drop=_dense,
+    decoder={"normalize_experts": True},
+)
+
+ARCHITECTURES = (GRANITE, GRANITE_MOE)

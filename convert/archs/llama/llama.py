@@ -1,0 +1,63 @@
+"""Llama and what shares its GGUF name: Llama 1 to 3.3, Mistral, Mixtral."""
+
+from __future__ import annotations
+
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, attention, gated_mlp
+from llmconv.convert.archs.rope import ROPE_FREQS
+from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.ops import Stack
+
+_experts = "{p}layers.{i}.block_sparse_moe."
+
+LLAMA = Architecture(
+    "llama",
+    (
+        HfName("LlamaForCausalLM", "llama"),
+        HfName("MixtralForCausalLM", "mixtral", when="n_expert"),
+        HfName("MistralForCausalLM", "mistral", when="window"),
+        HfName("LLaMAForCausalLM", "llama"),
+        HfName("LlamaModel", "llama"),
+    ),
+    keys=(
+        *COMMON,
+        *keys("""
+            vocab_size                        u32   vocab_size
+            rope.dimension_count              u32   head_dim                    = n_embd // n_head
+            attention.sliding_window          u32   sliding_window
+        """),
+        *HEAD_DIM,
+        *EXPERTS,
+    ),
+    rows=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(permuted=True),
+        *gated_mlp(when="not n_expert"),
+        row("blk.{i}.ffn_gate_inp.weight", _experts + "gate.weight", "n_expert, n_embd", when="n_expert"),
+        row(
+            "blk.{i}.ffn_gate_exps.weight",
+            _experts + "experts.{e}.w1.weight",
+            "n_expert, n_ff, n_embd",
+            Stack(),
+            when="n_expert",
+        ),
+        row(
+            "blk.{i}.ffn_down_exps.weight",
+            _experts + "experts.{e}.w2.weight",
+            "n_expert, n_embd, n_ff",
+            Stack(),
+            when="n_expert",
+        ),
+        row(
+            "blk.{i}.ffn_up_exps.weight",
+            _experts + "experts.{e}.w3.weight",
+            "n_expert, n_ff, n_embd",
+            Stack(),
+            when="n_expert",
+        ),
+    ),
+    made=(ROPE_FREQS,),
+    decoder={"rope": "pairs", "window_pattern": 0, "normalize_experts": True},
+)
+
+ARCHITECTURES = (LLAMA,)

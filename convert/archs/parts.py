@@ -1,0 +1,152 @@
+"""Rows and keys that many families share, under the names that transformers gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from llmconv.convert.tables.architecture import Form, Row, keys, row
+from llmconv.convert.tables.ops import Shift, Split, Stack, Transpose, rope_halves
+from llmconv.convert.tables.rows import Optional
+
+COMMON = keys("""
+    block_count                       u32   num_hidden_layers
+    context_length                    u32   max_position_embeddings
+    embedding_length                  u32   hidden_size
+    feed_forward_length               u32   intermediate_size
+    attention.head_count              u32   num_attention_heads
+    attention.head_count_kv           u32   num_key_value_heads         = n_head
+    rope.freq_base                    f32   rope_theta                  10000
+    attention.layer_norm_rms_epsilon  f32   rms_norm_eps                1e-6
+""")
+"""The keys of most models since Llama."""
+
+HEAD_DIM = keys("""
+    attention.key_length              u32   head_dim                    = n_embd // n_head
+    attention.value_length            u32   head_dim                    = n_embd // n_head
+""")
+
+EXPERTS = keys("""
+    expert_count                      u32   num_local_experts|num_experts|n_routed_experts
+    expert_used_count                 u32   num_experts_per_tok|num_experts_per_token|top_k_experts
+""")
+
+EMBEDDINGS = (
+    row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
+    row("output_norm.weight", "{p}norm.weight", "n_embd"),
+    row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings"),
+)
+
+NORMS = (
+    row("blk.{i}.attn_norm.weight", "{p}layers.{i}.input_layernorm.weight", "n_embd"),
+    row("blk.{i}.ffn_norm.weight", "{p}layers.{i}.post_attention_layernorm.weight", "n_embd"),
+)
+
+
+def attention(
+    *, bias: bool | str = "attention_bias", out_bias: bool | str | None = None, permuted: bool = False
+) -> Any:
+    """Rows of q, k, v and the output projection; `permuted` for GGUFs that keep rotary pairs side by side."""
+    q = (rope_halves("n_head"),) if permuted else ()
+    k = (rope_halves("n_head_kv"),) if permuted else ()
+    at = "{p}layers.{i}.self_attn."
+    return (
+        row("blk.{i}.attn_q.weight", at + "q_proj.weight", "n_head * head_dim, n_embd", *q),
+        row("blk.{i}.attn_k.weight", at + "k_proj.weight", "n_head_kv * head_dim, n_embd", *k),
+        row("blk.{i}.attn_v.weight", at + "v_proj.weight", "n_head_kv * head_dim_v, n_embd"),
+        row("blk.{i}.attn_output.weight", at + "o_proj.weight", "n_embd, n_head * head_dim_v"),
+        row("blk.{i}.attn_q.bias", at + "q_proj.bias", "n_head * head_dim", *q, optional=bias),
+        row("blk.{i}.attn_k.bias", at + "k_proj.bias", "n_head_kv * head_dim", *k, optional=bias),
+        row("blk.{i}.attn_v.bias", at + "v_proj.bias", "n_head_kv * head_dim_v", optional=bias),
+        row("blk.{i}.attn_output.bias", at + "o_proj.bias", "n_embd", optional=bias if out_bias is None else out_bias),
+    )
+
+
+def gated_mlp(when: str = "") -> Any:
+    """Rows of a gate, up, down block, with the biases that few models have."""
+    at = "{p}layers.{i}.mlp."
+    return (
+        row("blk.{i}.ffn_gate.weight", at + "gate_proj.weight", "n_ff, n_embd", when=when),
+        row("blk.{i}.ffn_up.weight", at + "up_proj.weight", "n_ff, n_embd", when=when),
+        row("blk.{i}.ffn_down.weight", at + "down_proj.weight", "n_embd, n_ff", when=when),
+        row("blk.{i}.ffn_gate.bias", at + "gate_proj.bias", "n_ff", when=when, optional="mlp_bias"),
+        row("blk.{i}.ffn_up.bias", at + "up_proj.bias", "n_ff", when=when, optional="mlp_bias"),
+        row("blk.{i}.ffn_down.bias", at + "down_proj.bias", "n_embd", when=when, optional="mlp_bias"),
+    )
+
+
+_at = "{p}layers.{i}."
+
+QK_NORMS = (
+    row("blk.{i}.attn_q_norm.weight", _at + "self_attn.q_norm.weight", "head_dim"),
+    row("blk.{i}.attn_k_norm.weight", _at + "self_attn.k_norm.weight", "head_dim"),
+)
+
+
+def experts(at: str = "mlp.") -> tuple[Row, ...]:
+    """Rows of a router and its experts, which files keep apart and some releases of transformers stack."""
+    one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
+    return (
+        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when="n_expert"),
+        row(
+            ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
+            (one + "gate_proj.weight", one + "up_proj.weight"),
+            ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
+            Stack(2),
+            when="n_expert and i >= n_dense",
+            alt=(
+                Form(
+                    (all_of_them + "gate_up_proj",),
+                    (Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True),),
+                ),
+            ),
+        ),
+        row(
+            "blk.{i}.ffn_down_exps.weight",
+            one + "down_proj.weight",
+            "n_expert, n_embd, n_ff_exp",
+            Stack(),
+            when="n_expert and i >= n_dense",
+            alt=(Form((all_of_them + "down_proj",)),),
+        ),
+    )
+
+
+def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The norms' weights among the rows, with a Shift."""
+    return tuple(
+        dataclasses.replace(r, forms=tuple(dataclasses.replace(f, ops=(Shift(),)) for f in r.forms))
+        if r.gguf[0].endswith("_norm.weight")
+        else r
+        for r in rows
+    )
+
+
+# Where the older names of transformers differ from the later ones, both are listed.
+GPT_KEYS = keys("""
+    block_count                     u32   n_layer|num_hidden_layers
+    context_length                  u32   n_positions|n_ctx|max_position_embeddings
+    embedding_length                u32   n_embd|hidden_size
+    feed_forward_length             u32   n_inner|intermediate_size       = 4 * n_embd
+    attention.head_count            u32   n_head|num_attention_heads
+    attention.layer_norm_epsilon    f32   layer_norm_epsilon|layer_norm_eps   1e-5
+""")
+
+HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
+
+
+def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
+    """Rows of a LayerNorm: weight and bias."""
+    return (
+        row(gguf + ".weight", hf + ".weight", "n_embd", when=when, optional=optional),
+        row(gguf + ".bias", hf + ".bias", "n_embd", when=when, optional=optional),
+    )
+
+
+def linear(gguf: str, hf: str, n_out: str, n_in: str, *ops: Any, bias: bool | str = False) -> Any:
+    """Rows of a linear layer with a bias; GPT-2's Conv1D needs a Transpose of the weight."""
+    moves = tuple(op for op in ops if not isinstance(op, Transpose))
+    return (
+        row(gguf + ".weight", hf + ".weight", f"{n_out}, {n_in}", *ops),
+        row(gguf + ".bias", hf + ".bias", n_out, *moves, optional=bias),
+    )

@@ -1,0 +1,94 @@
+"""Rotary settings that several families state: Llama 3.1's divided frequencies, rotary over a part of each head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.tables.architecture import Made
+from llmconv.convert.tables.config import look_up
+from llmconv.convert.tables.ops import Dims
+from llmconv.errors import BadFile
+
+
+def _llama3(factor: float, low: float, high: float, original: int, base: float, dim: int) -> Any:
+    """Llama 3.1's divisors of each rotary frequency (Meta's `apply_scaling`), in float32 as the reference computes."""
+    if not base > 0:
+        raise ValueError(f"a rope base of {base:g}")
+    freqs = np.float32(1) / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    long_wave, short_wave = original / low, original / high
+    out = []
+    for freq in freqs:
+        wave = np.float32(2 * math.pi) / freq
+        if wave < short_wave:
+            out.append(1.0)
+        elif wave > long_wave:
+            out.append(factor)
+        else:
+            smooth = (np.float32(original) / wave - np.float32(low)) / np.float32(high - low)
+            out.append(float(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)))
+    return np.asarray(out, np.float32)
+
+
+def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
+    rope = config.get("rope") or {}
+    if str(rope.get("rope_type", "")).lower() != "llama3":
+        return None
+    factors = []
+    for name, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0)):
+        factors.append(float(rope.get(name, default)))
+        if not factors[-1] > 0:
+            raise ValueError("expected a number above 0")
+    factor, low, high = factors
+    return _llama3(
+        factor,
+        low,
+        high,
+        int(rope.get("original_max_position_embeddings", 8192)),
+        float(rope.get("rope_theta", 10000.0)),
+        dims["head_dim"],
+    )
+
+
+def _read_rope_freqs(values: Any, config: dict[str, Any]) -> None:
+    """The factor is the largest divisor; the original context is the one that gives these values, else 8192."""
+    values = np.asarray(values, np.float32).reshape(-1)
+    factor, base = float(values.max()), float(config.get("rope_theta", 10000.0))
+
+    def fits(original: int) -> bool:
+        return bool(np.allclose(_llama3(factor, 1.0, 4.0, original, base, 2 * values.size), values, rtol=1e-5))
+
+    config["rope_scaling"] = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": next((n for n in (8192, *(1 << k for k in range(5, 21))) if fits(n)), 8192),
+    }
+
+
+ROPE_FREQS = Made("rope_freqs.weight", _make_rope_freqs, _read_rope_freqs)
+
+Finish = Callable[[dict[str, Any], Mapping[str, Any], Dims], None]
+"""What `Architecture.finish` and `rebuild` are."""
+
+
+def partial_rotary(names: str, default: float) -> tuple[Finish, Finish]:
+    """The `finish` and `rebuild` of a family; `names` are the configuration's, "a|b", the first written back."""
+    wanted = tuple(names.split("|"))
+
+    def finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+        fraction = look_up(config, wanted)
+        fraction = default if fraction is None else fraction
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise BadFile(f"config.json: {wanted[0]} is {fraction!r}, expected a number above 0 and at most 1")
+        own["rope.dimension_count"] = np.uint32(int(fraction * dims["head_dim"]))
+
+    def rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+        if dims["head_dim"]:
+            config[wanted[0]] = dims["n_rot"] / dims["head_dim"]
+
+    return finish, rebuild

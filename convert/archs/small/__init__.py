@@ -1,0 +1,1 @@
+"""Small models that began outside Hugging Face."""

@@ -1,0 +1,90 @@
+"""How a source is read: one value for converting, quantizing and whatever else opens a model."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmconv import formats
+from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.tables import own_keys
+from llmconv.convert.translate import translate
+from llmconv.errors import UsageError
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["Reading"]
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is said of a source besides its name.
+
+    layout: the JSON layout, or "plain".  config, vocab: files that hold what a JSON model lacks.  pre: the name of the
+    pre-tokenizer.  strict: refuse tensors that the architecture's table does not know.
+    lora: folder of a PEFT adapter to merge in.  exclude: patterns of names of tensors to leave out.
+    """
+
+    layout: str | None = None
+    config: StrPath | None = None
+    vocab: StrPath | None = None
+    pre: str | None = None
+    strict: bool = True
+    lora: StrPath | None = None
+    exclude: Sequence[str] = ()
+
+    def open(self, source: StrPath | Checkpoint) -> Checkpoint:
+        """The source, the adapter merged in, without what is excluded."""
+        checkpoint = source if isinstance(source, Checkpoint) else formats.open(Path(source))
+        if self.lora is not None:
+            from llmconv.convert.writing.lora import merge
+
+            checkpoint = merge(translate(checkpoint, "hf"), Path(self.lora))
+        return _without(checkpoint, self.exclude) if self.exclude else checkpoint
+
+    def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
+        """The same for who changes the weights: those that are stored with scales as what they stand for."""
+        from llmconv.convert.scaled.unpack import unpack
+
+        return unpack(self.open(source))
+
+    def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
+        """The checkpoint in another dialect."""
+        if checkpoint.dialect == "gguf":
+            check_gguf(checkpoint)
+        return translate(
+            checkpoint, to, layout=self.layout, config=self.config, vocab=self.vocab, pre=self.pre, strict=self.strict
+        )
+
+    def named(self, checkpoint: Checkpoint, dialect: str) -> Checkpoint:
+        """The checkpoint in the dialect of a container: under its own names in "hf" where no table knows it."""
+        if dialect != "hf":
+            return self.translated(checkpoint, dialect)
+        if checkpoint.dialect in ("hf", "plain"):
+            return checkpoint
+        from llmconv.convert import archs
+
+        checkpoint = self.translated(checkpoint, "gguf")
+        known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
+        plain = not known or own_keys.is_plain(checkpoint.metadata)
+        return self.translated(checkpoint, "plain" if plain else "hf")
+
+
+def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
+    """The checkpoint without the tensors whose names match."""
+    where = checkpoint.where
+    if checkpoint.dialect == "json":
+        raise UsageError(f"{where}: a document needs all of its tensors; convert it first, then --exclude")
+    gone: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = fnmatch.filter(checkpoint.tensors, pattern)
+        if not found:
+            raise UsageError(f"{where}: --exclude {pattern!r} fits no tensor; llmconv inspect --tensors lists them")
+        gone.update(found)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in gone}
+    note = f"{len(gone)} tensors left out, as asked"
+    return checkpoint.but(note, tensors=tensors)

@@ -1,0 +1,175 @@
+"""Hyper-parameters: a `Key` says by which name each ecosystem calls one, and of which kind its value is.
+
+From a GGUF's keys come the dimensions (`DIMS`), over which shapes and conditions of the tables are expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.tables.ops import evaluate
+from llmconv.errors import BadFile, cut
+
+__all__ = ["DIMS", "Key", "dims_of", "keys", "whole"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A hyper-parameter in both ecosystems.
+
+    gguf: the key, without the architecture's name before it ("block_count").
+    names: in config.json (or a document), the first being written back; dots step into an object.
+    kind: one of `KINDS`: "u32", "f32", "bool", "str", "count" (a whole number of at least 1), "f32s", ...
+    default: what a config without it means: a value, or "= expression" over the dimensions; None: not written.
+    values: config value -> GGUF value, for enumerations.
+    """
+
+    gguf: str
+    names: tuple[str, ...]
+    kind: str = "u32"
+    default: Any = None
+    values: Mapping[Any, Any] | None = None
+
+    def typed(self, value: Any, item: str) -> Any:
+        """The value as GGUF types it; `BadFile`, calling it `item`, for one of another kind."""
+        if self.values is not None:
+            if value not in self.values:
+                raise BadFile(f"{item} is {cut(value, 60)}, expected one of {', '.join(map(repr, self.values))}")
+            value = self.values[value]
+        try:
+            found = KINDS[self.kind](value)
+            if self.gguf.endswith("epsilon") and not found >= 0:
+                raise ValueError("negative")
+            return found
+        except (TypeError, ValueError, OverflowError):
+            raise BadFile(f"{item} is {cut(value, 60)}, expected {_WORDS[self.kind]}") from None
+
+
+def whole(value: Any) -> int:
+    """A whole number as it stands in JSON or GGUF; `TypeError` for anything that would have to be bent into one."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError("not a whole number")
+    return int(value)
+
+
+def _single(value: Any) -> np.float32:
+    """A number that single precision holds as a finite one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError("not a number")
+    with np.errstate(over="ignore"):
+        number = np.float32(value)
+    if not np.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def _count(value: Any) -> np.uint32:
+    if not 0 < (number := whole(value)) < 1 << 31:
+        raise ValueError("not a count")
+    return np.uint32(number)
+
+
+def _of(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(f"not a {kind.__name__}")
+        return value
+
+    return check
+
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "u32": lambda v: np.uint32(whole(v)),
+    "count": _count,
+    "i32": lambda v: np.int32(whole(v)),
+    "f32": _single,
+    "bool": _of(bool),
+    "str": _of(str),
+    "u32s": lambda v: np.array([whole(n) for n in v], np.uint32),
+    "i32s": lambda v: np.array([whole(n) for n in v], np.int32),
+    "f32s": lambda v: np.array([_single(n) for n in v], np.float32),
+}
+
+_WORDS = {
+    "u32": "a whole number from 0 to 4294967295",
+    "count": "a whole number of at least 1",
+    "i32": "a whole number",
+    "f32": "a number (finite, and not below 0 for an epsilon)",
+    "bool": "true or false",
+    "str": "a text",
+    "u32s": "a list of whole numbers",
+    "i32s": "a list of whole numbers",
+    "f32s": "a list of numbers",
+}
+
+
+def keys(text: str) -> tuple[Key, ...]:
+    """A table of keys, one a line: `gguf_key  kind  hf_name|alias  [default]`; "#" starts a comment."""
+    out = []
+    for line in text.splitlines():
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        gguf, kind, names, *rest = line.split(None, 3)
+        default: Any = rest[0] if rest else None
+        if default is not None and not default.startswith("="):
+            default = {"true": True, "false": False}.get(default, default)
+            if isinstance(default, str) and kind in ("u32", "i32", "f32"):
+                default = float(default) if kind == "f32" else int(default)
+        out.append(Key(gguf, tuple(n for n in names.split("|") if n != "-"), kind, default))
+    return tuple(out)
+
+
+# Dimension <- GGUF key, and what its absence means.  In order: an expression may use what stands before it.
+DIMS: tuple[tuple[str, str, str], ...] = (
+    ("n_layer", "block_count", "0"),
+    ("n_ctx", "context_length", "0"),
+    ("n_embd", "embedding_length", "0"),
+    ("n_ff", "feed_forward_length", "0"),
+    ("n_head", "attention.head_count", "0"),
+    ("n_head_kv", "attention.head_count_kv", "n_head"),
+    ("head_dim", "attention.key_length", "n_embd // n_head"),
+    ("head_dim_v", "attention.value_length", "n_embd // n_head"),
+    ("n_rot", "rope.dimension_count", "head_dim"),
+    ("n_vocab", "vocab_size", "0"),
+    ("n_expert", "expert_count", "0"),
+    ("n_expert_used", "expert_used_count", "0"),
+    ("n_ff_exp", "expert_feed_forward_length", "n_ff"),
+    ("n_expert_shared", "expert_shared_count", "0"),
+    ("n_ff_shexp", "expert_shared_feed_forward_length", "n_expert_shared * n_ff_exp"),
+    ("n_dense", "leading_dense_block_count", "0"),
+    ("q_lora", "attention.q_lora_rank", "0"),
+    ("kv_lora", "attention.kv_lora_rank", "0"),
+    ("window", "attention.sliding_window", "0"),
+    ("n_token_types", "token_type_count", "2"),
+    ("n_word", "word_embedding_length", "n_embd"),
+    ("nope", "attention.key_length_mla", "0"),
+    ("v_mla", "attention.value_length_mla", "0"),
+)
+
+
+_SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
+
+
+def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The dimensions that a GGUF's metadata states; per-layer arrays stay arrays (see `Architecture.layer`)."""
+    out: dict[str, Any] = {}
+    for name, key, default in DIMS:
+        value = metadata.get(f"{arch}.{key}")
+        if value is None:
+            out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
+            continue
+        try:
+            many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
+            out[name] = [whole(v) for v in value] if many else whole(value)
+        except TypeError:
+            raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+    for name, expression in (extra or {}).items():
+        out[name] = evaluate(expression, {k: v for k, v in out.items() if isinstance(v, int)})
+    return out

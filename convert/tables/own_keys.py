@@ -1,0 +1,49 @@
+"""The keys of our own: what a model has and its new container has no place for.  Every `llmconv.*` name stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OWN = "llmconv."
+
+LAYOUT = "llmconv.layout"
+"""PLAIN where tensors bear nobody's names but their own."""
+PLAIN = "plain"
+PROVENANCE = "llmconv.provenance"
+
+# Of a Hugging Face folder: its text files, the weights' metadata and types, which of several ways names were written
+# in, the values that arithmetic in float32 would not give back, tensors that GGUF has no name for.
+CONFIG = "llmconv.hf.config"
+GENERATION_CONFIG = "llmconv.hf.generation_config"
+FILE = "llmconv.hf.file."
+CUT_FILE = "llmconv.hf.cut."
+"""A file of which the vocabulary gives parts back (`convert.vocab.side_files`)."""
+WEIGHTS_METADATA = "llmconv.hf.metadata"
+DTYPES = "llmconv.hf.dtypes"
+FORMS = "llmconv.hf.forms"
+PREFIX = "llmconv.hf.prefix"
+EXACT = "llmconv.hf.exact."
+TENSORS = "llmconv.hf.tensors"
+TENSOR = "llmconv.hf.tensor."
+
+# Of a JSON document: its layout, its rest, how it was printed, files that lay beside it.
+JSON = "llmconv.json."
+JSON_LAYOUT = JSON + "layout"
+JSON_DOCUMENT = JSON + "document"
+JSON_STYLE = JSON + "style"
+JSON_CONFIG = JSON + "config."
+
+# Of a lone safetensors file, and of tensors that no type of GGUF holds.
+SAFETENSORS_METADATA = "llmconv.safetensors.metadata"
+SHAPES = "llmconv.plain.shapes"
+BITS = "llmconv.plain.bits"
+"""Tensors stored as whole numbers of the same bits: name -> [type, shape]."""
+
+GGUF_METADATA = "llmconv.gguf.metadata"
+"""In safetensors: keys of a GGUF that the folder has no place for."""
+
+
+def is_plain(metadata: Mapping[str, Any]) -> bool:
+    """Whether a GGUF's tensors bear nobody's names but their own."""
+    return bool(metadata.get(LAYOUT) == PLAIN)

@@ -1,0 +1,53 @@
+"""`Pieces`: what a family's table states of its block, for the runtime; a misspelt one is refused at import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+__all__ = ["Pieces", "head_norm"]
+
+
+class Pieces(TypedDict, total=False):
+    """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
+
+    positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
+    rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
+    rope_base: float  # where the file states none: 10000
+    rope_layers: str  # "all" (default) or "windowed": layers with full attention have no positions
+    no_rope_every: int  # every n-th layer has none
+    yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
+    alibi_bias: float  # steepest slope's exponent (8), where the file states none
+    alibi_at: int  # a model of this many layers has ALiBi instead of rope (Baichuan 13B)
+    alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
+    position_offset: int  # rows of the position table before position 0 (OPT: 2)
+    causal: bool  # default True
+    norm: str  # "rms" or "layer"; default: by the key of its epsilon
+    eps: float  # where the file states none
+    mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
+    weightless: bool  # norms without weights stand before each sublayer and the head
+    qk_norm_after_rope: bool
+    parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
+    activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
+    activation_fixed: bool  # whatever a config.json says
+    softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
+    embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
+    scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
+    window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
+    window_rope_base: float  # rope base of layers with a window
+    window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen)
+    normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
+    logit_scale_divides: bool  # Granite divides the logits by its scale
+    head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
+    passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
+    yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
+    conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
+    no_end: bool  # the original program never chose a special token: texts don't end by themselves
+    initial: str  # how fresh weights are drawn: "gpt2" (default) or "xavier"
+    tokenizer: str  # the kind that a fresh vocabulary has, where not chosen by size: "word"
+
+
+def head_norm(pieces: Pieces, vocab_size: Any, config: Mapping[str, Any]) -> bool:
+    """Whether the rows of a model's head are scaled to length 1."""
+    return "head_norm_vocab" in pieces and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in config)

@@ -1,0 +1,33 @@
+"""How an output is written: one value for converting and quantizing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmconv.progress import Meter, Progress
+
+__all__ = ["Writing"]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Everything about writing that is no matter of the model.
+
+    force: replace what is there.  jobs: threads (None: processors).  progress: called with each step.
+    provenance: record the source, its content hash and the rounding.  dry_run: only plan.
+    allow_overflow: values that the type can't hold become infinite.  allow_nonfinite: NaN and infinities pass.
+    resumable: an interrupted run leaves `NAME.partial`, from which the same call goes on.
+    """
+
+    force: bool = False
+    jobs: int | None = None
+    progress: Progress | None = None
+    provenance: bool = False
+    dry_run: bool = False
+    allow_overflow: bool = False
+    allow_nonfinite: bool = False
+    resumable: bool = False
+
+    def meter(self, what: str, total: int) -> Meter:
+        """What tells `progress` of bytes."""
+        return Meter(self.progress, what, total)
