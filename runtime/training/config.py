@@ -148,14 +148,13 @@ SECTIONS = {
 
 
 def _in_range(name: str, value: float, low: float, high: float, special: float | None) -> None:
-    """`UsageError` unless low <= value < high (and NaN is nowhere)."""
+    """`UsageError` unless low <= value < high."""
     if low <= value < high or value == special:
         return
     if high < _MANY:
         wanted = f"{low:g} to {1 if high == ONE else f'less than {high:g}'}"
     else:
         wanted = f"at least {low:g}" if low else "0 or more"
-        wanted = wanted if value != math.inf else "a finite number"
     also = "" if special is None else f", or {special:g}"
     raise UsageError(f"{name} is {value}, expected {wanted}{also}")
 

@@ -347,7 +347,7 @@ def test_data_kinds(tmp_path: Path) -> None:
         ({"output": __file__}, "is a file, expected a folder"),
         ({"preset": "", "from_checkpoint": __file__}, "a checkpoint has its own vocab_size"),
         ({"clip": -1.0}, "clip is -1.0, expected 0 or more"),
-        ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan, expected a finite number"),
         ({"preset": "", "from_checkpoint": "nowhere.gguf", "vocab_size": 0, "dim": 0, "layers": 0}, "no such file"),
     ],
 )
