@@ -438,7 +438,7 @@ def test_any_checkpoint_of_a_run_is_a_model(pairs: Path, tmp_path: Path) -> None
         ("state.json", b"{", "JSONDecodeError"),
         ("state.json", b'{"step": "2", "tokens": 1, "best": 1.0, "stale": 0}', "expected an object of step"),
         ("state.json", b"[1]", "expected an object of step"),
-        (".metadata", b"", "--parallel fsdp; resume with as many"),
+        (".metadata", b"", "parallel=.fsdp.; resume with as many"),
         ("../../config.json", b"{}", "not the record of a run's settings"),
     ],
 )
