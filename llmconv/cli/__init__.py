@@ -17,7 +17,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope
-from llmconv.errors import LlmconvError, cut, in_command, nearest
+from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
 from llmconv.wording import shortened
 
 # Name -> (module, one-line help).  In a module, the command is the function of that name with "_" for "-".
@@ -182,6 +182,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _answer(error: Exception, args: list[str]) -> int:
     """Say in one line what went wrong, as JSON too where that is asked for; gives the exit code."""
+    if isinstance(error, ModuleNotFoundError) and error.name in llmconv._EXTRAS:
+        error = MissingExtra("running a model", error.name, llmconv._EXTRAS[error.name])
     sentence, code = _sentence(error)
     if "--json" in args and not {"-q", "--quiet"} & {*args}:
         with contextlib.suppress(OSError, ValueError):

@@ -199,7 +199,12 @@ def test_contradictions_are_named(model: Path, tmp_path: Path) -> None:
 def test_without_torch_there_is_a_sentence(model: Path) -> None:
     start = "import sys; sys.modules['torch'] = None\nfrom llmconv.cli import main\n"
     path = str(model)
-    for args in (["perplexity", path, path], ["generate", path, "-p", "x"], ["verify", path, path, "--run", path]):
+    for args in (
+        ["perplexity", path, path],
+        ["compare", path, path, path],
+        ["generate", path, "-p", "x"],
+        ["verify", path, path, "--run", path],
+    ):
         done = subprocess.run([sys.executable, "-c", f"{start}main({args!r})"], capture_output=True, text=True)
         assert done.returncode == 2 and "pip install torch" in done.stderr, args
         assert done.stderr.count("\n") == 1, args
