@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from llmconv import formats as _formats
+from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
 from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
@@ -108,7 +109,7 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(Path(path))
-    checkpoint = translate(checkpoint, "gguf")
+    checkpoint = _with_scales(translate(checkpoint, "gguf"))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
     _check_activations(activations, where, kind)
@@ -122,6 +123,14 @@ def load(
     if activations == "int8" and not any(m.block_type and m.block_type.name in integer_products.TYPES for m in takers):
         model.notes.append(f"{model.where}: has no weights that rounded activations are for, so they change nothing")
     return model.eval()
+
+
+def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with per-tensor scales multiplied into their weights, which are decoded for it."""
+    scales = scales_of(checkpoint.tensors)
+    tensors = folded(checkpoint.tensors, str(checkpoint.where)) if scales else checkpoint.tensors
+    kept = {n: t for n, t in tensors.items() if n not in scales and not n.endswith(".input_scale")}
+    return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
 
 
 def _in_float16(checkpoint: Checkpoint, device: torch.device) -> Model:

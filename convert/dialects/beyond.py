@@ -80,25 +80,36 @@ _WHOLE: tuple[tuple[str, str], ...] = (
 )
 
 
-def _rotary(part: str) -> Callable[[Layer], Any]:
-    return lambda layer: getattr(layer.attention.rope, part, None)
+def _rotary(part: str, scaling: str = "") -> Callable[[Layer], Any]:
+    """A part of a layer's rotary positions; None where it has none, or not of this scaling."""
+
+    def of(layer: Layer) -> Any:
+        rope = layer.attention.rope
+        return None if rope is None or (scaling and rope.scaling != scaling) else getattr(rope, part)
+
+    return of
+
+
+def _seen(layer: Layer) -> str:
+    window = layer.attention.window
+    return "all tokens" if window is None else f"a window of {window} tokens"
 
 
 _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.mlp.activation, "{where} the activation {!r} of the configuration (not {other!r})"),
-    (lambda layer: layer.attention.window, "{where} attention over a window of {} tokens (not {other})"),
+    (_seen, "{where} attention over {} (not {other})"),
     (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
     (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),
-    (lambda layer: layer.attention.softcap, "{where} attention scores capped at {}"),
-    (lambda layer: layer.attention.clamp, "{where} queries, keys and values clamped at {}"),
-    (lambda layer: layer.attention.alibi, "{where} ALiBi with the exponent {}"),
+    (lambda layer: layer.attention.softcap or "no number", "{where} attention scores capped at {}"),
+    (lambda layer: layer.attention.clamp or "no number", "{where} queries, keys and values clamped at {}"),
+    (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
     (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
     (_rotary("base"), "{where} the rotary base {}"),
     (_rotary("factor"), "{where} rotary scaling by {}"),
-    (_rotary("attn_factor"), "{where} YaRN's attention_factor {}"),
-    (_rotary("beta_fast"), "{where} YaRN's beta_fast {}"),
-    (_rotary("beta_slow"), "{where} YaRN's beta_slow {}"),
-    (_rotary("truncate"), "{where} YaRN's truncate {}"),
+    (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
+    (_rotary("beta_fast", "yarn"), "{where} YaRN's beta_fast {}"),
+    (_rotary("beta_slow", "yarn"), "{where} YaRN's beta_slow {}"),
+    (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
     (lambda layer: layer.parallel, "{where} attention and feed-forward in parallel: {}"),
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
     (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
@@ -113,7 +124,7 @@ def _differences(ours: Decoder, theirs: Decoder) -> Iterator[str]:
     for part, text in _PER_LAYER:
         found: dict[tuple[Any, Any], list[int]] = {}
         for i, (one, other) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
-            if part(one) != part(other):
+            if part(one) != part(other) and (part(one) is None) == (part(other) is None):
                 found.setdefault((part(one), part(other)), []).append(i)
         if found:
             (value, instead), layers = next(iter(found.items()))

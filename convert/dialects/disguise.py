@@ -108,15 +108,16 @@ def _prefix_of_layers(arch: Architecture, have: set[str]) -> str:
 
 def _disguises(names: Mapping[str, str]) -> dict[str, str]:
     """The table's name -> the original one, for those that differ; layers written once, with {} for their numbers."""
+    patterns: dict[str, set[str]] = {}
+    for original, bare in names.items():
+        same = _NUMBER.findall(bare) == _NUMBER.findall(original)
+        patterns.setdefault(_NUMBER.sub("{}", bare), set()).add(_NUMBER.sub("{}", original) if same else "")
     out: dict[str, str] = {}
     for original, bare in names.items():
-        if original == bare:
-            continue
-        general, pattern = _NUMBER.sub("{}", bare), _NUMBER.sub("{}", original)
-        same = _NUMBER.findall(bare) == _NUMBER.findall(original)
-        if same and out.setdefault(general, pattern) == pattern:
-            continue
-        out[bare] = original
+        general = _NUMBER.sub("{}", bare)
+        alike = len(patterns[general]) == 1 and "" not in patterns[general]
+        if original != bare:
+            out[general if alike else bare] = _NUMBER.sub("{}", original) if alike else original
     return out
 
 

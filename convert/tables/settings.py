@@ -42,8 +42,8 @@ _NO_EFFECT = """
     aux_loss_alpha output_router_logits pretraining_tp router_aux_loss_coef router_jitter_noise router_z_loss_coef
     seq_aux
 
-    chunk_size_feed_forward output_attentions output_hidden_states output_past output_scores return_dict
-    return_dict_in_generate
+    chunk_size_feed_forward is_encoder_decoder output_attentions output_hidden_states output_past output_scores
+    return_dict return_dict_in_generate
     id2label label2id num_labels problem_type finetuning_task task_specific_params pruned_heads
     summary_activation summary_proj_to_labels summary_type summary_use_proj
 

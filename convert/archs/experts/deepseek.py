@@ -45,8 +45,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if not third and config.get("topk_method", "greedy") == "greedy":
         own["expert_group_count"] = own["expert_group_used_count"] = np.uint32(1)
     _magnitudes(own, config.get("rope") or {})
-    if "nextn_predict_layers" in own:  # GGUF counts these layers among its blocks
-        own["block_count"] = np.uint32(own["block_count"] + own["nextn_predict_layers"])
+    if extra := own.pop("nextn_predict_layers", 0):  # GGUF counts these layers among its blocks
+        own["nextn_predict_layers"], own["block_count"] = extra, np.uint32(own["block_count"] + extra)
 
 
 def _magnitudes(own: dict[str, Any], rope: Mapping[str, Any]) -> None:

@@ -20,8 +20,16 @@ _at = "{p}layers.{i}."
 _common = tuple(k for k in COMMON if k.gguf != "rope.freq_base")
 
 
+def _rope_base(own: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """The key is written only for another base than every published Gemma 1 and 2 has."""
+    base = config.get("rope_theta")
+    if base is not None and base != 10000:
+        own["rope.freq_base"] = np.float32(base)
+
+
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """The first releases say "gelu" for an activation that was the approximation by tanh all along."""
+    _rope_base(own, config)
     stated = config.get("hidden_activation") or config.get("hidden_act")
     if isinstance(stated, str) and activation(stated) not in ("gelu", "gelu_tanh"):
         own["hidden_activation"] = stated
@@ -29,6 +37,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     config["hidden_act"] = str(own.get("hidden_activation", "gelu_pytorch_tanh"))
+    config["rope_theta"] = float(own["rope.freq_base"])
 
 
 GEMMA = Architecture(
@@ -46,7 +55,7 @@ GEMMA = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_key": "", "passes_float16": True},
-    reads="hidden_act hidden_activation",
+    reads="hidden_act hidden_activation rope_theta",
     fixed={"use_bidirectional_attention": False},
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "output.weight")),
 )
@@ -86,7 +95,18 @@ def _scale(arch: str) -> tuple[Finish, Finish]:
     return finish, rebuild
 
 
-_finish2, _rebuild2 = _scale("gemma2")
+_finish_scale2, _rebuild_scale2 = _scale("gemma2")
+
+
+def _finish2(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    _rope_base(own, config)
+    _finish_scale2(own, config, dims)
+
+
+def _rebuild2(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["rope_theta"] = float(own["rope.freq_base"])
+    _rebuild_scale2(config, own, dims)
+
 
 _finish3, _rebuild3 = _scale("gemma3")
 
