@@ -110,6 +110,10 @@ class TrainConfig:
         ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{setting.name} is {value}, expected a finite number")
         if self.val_fraction >= 1:
             raise UsageError(
                 f"val_fraction is {self.val_fraction}, expected less than 1: something must be left to train on"
@@ -167,9 +171,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         if value not in choices:
             raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
         return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UsageError(f"{name} is {value}, expected a finite number")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, Path):
         return str(value)
