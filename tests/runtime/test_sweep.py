@@ -22,8 +22,7 @@ from llmconv.convert.vocab import from_words
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Step
-from llmconv.runtime.measure import sweep as engine
-from llmconv.runtime.measure import sweep_report
+from llmconv.runtime.measure import sweep as engine, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
