@@ -229,7 +229,7 @@ def _loaded(path: Path, program: bytes) -> Any:
         raise BadFile(f"{at(path)}: its pickle {error}; only state dicts are read, convert it to safetensors") from None
 
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state")
 
 
 def _state_dict(path: Path, value: Any) -> list[tuple[str, _Array]]:

@@ -70,10 +70,9 @@ class Block(nn.Module):
             self.register_module(name, None)
         for name, parts in shapes.items():
             self.add_module(name, _piece(name, parts, decoder, types, f"blk.{index}.{name}"))
-        if decoder.weightless:
-            for name in ("attn_norm", "ffn_norm"):
-                if name not in shapes and not (name == "ffn_norm" and self.spec.parallel):
-                    self.add_module(name, Norm(decoder.norm))
+        for name in ("attn_norm", "ffn_norm"):
+            if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
+                self.add_module(name, Norm(decoder.norm))
         if self.spec.mlp.activation != "swiglu_oai":
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
@@ -119,8 +118,9 @@ class Model(nn.Module):
             self.register_module(name, None)
         for name, parts in _group(decoder.shapes, "").items():
             self.add_module(name, _piece(name, parts, decoder, types, name))
-        if decoder.weightless and "output_norm" not in _group(decoder.shapes, ""):
-            self.add_module("output_norm", Norm(decoder.norm))
+        for name in ("token_embd_norm", "output_norm"):
+            if name in decoder.weightless:
+                self.add_module(name, Norm(decoder.norm))
         self.blk = nn.ModuleList(Block(decoder, i, types) for i in range(len(decoder.layers)))
         for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
             shape = decoder.shapes.get(f"{name}.weight")
