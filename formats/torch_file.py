@@ -192,13 +192,29 @@ def _read(checkpoint: Checkpoint, path: Path) -> None:
     """Add a file's tensors."""
     with open_regular(path) as file:
         head = file.read(4)
-    for name, tensor in _zipped(path) if head == b"PK\x03\x04" else _legacy(path):
+    for name, tensor in _zipped(checkpoint, path) if head == b"PK\x03\x04" else _legacy(path):
         if name in checkpoint.tensors:
             raise BadFile(f"{at(path)}: tensor {name!r} is there twice; fetch the files again")
         checkpoint.add(tensor)
 
 
-def _zipped(path: Path) -> Iterator[tuple[str, Tensor]]:
+REST = "checkpoint.rest"
+"""The metadata key of what a training program's file holds besides its tensors, as JSON."""
+
+
+def _rest(value: Any) -> Any:
+    """The value without its tensors, as JSON has it; maps whose keys are no texts as {"$items": [[key, value]]}."""
+    if isinstance(value, Mapping):
+        kept = [(k, v) for k, x in value.items() if (v := _rest(x)) is not None]
+        if value and not kept:
+            return None
+        return dict(kept) if all(isinstance(k, str) for k, _ in kept) else {"$items": [[k, v] for k, v in kept]}
+    if isinstance(value, list | tuple):
+        return [_rest(x) for x in value]
+    return value if isinstance(value, bool | int | float | str) else None
+
+
+def _zipped(checkpoint: Checkpoint, path: Path) -> Iterator[tuple[str, Tensor]]:
     source = Source.of(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -213,7 +229,10 @@ def _zipped(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise BadFile(f"{at(path)}: is no whole zip file ({error}); fetch it again") from None
     if order != b"little":
         raise Unsupported(f"{at(path)}: is big-endian; save it again on a little-endian machine")
-    for name, array in _state_dict(path, _loaded(path, program)):
+    value = _loaded(path, program)
+    if (rest := _rest(value)) is not None:
+        checkpoint.metadata[REST] = json.dumps(rest, ensure_ascii=False)
+    for name, array in _state_dict(path, value):
         entry = entries.get(f"{root}data/{array.storage.key}")
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
             raise BadFile(f"{at(path)}: tensor {name!r} has no stored bytes data/{array.storage.key}; fetch it again")

@@ -193,7 +193,7 @@ def _known(tensors: Mapping[str, Tensor], paths: Sequence[str]) -> tuple[str, bo
         return "relu", True
     if any("w_qkv" in path for path in paths) and any("w_1" in path for path in paths):
         return "relu", True
-    if any(re.search(r"attn\.(masked_)?bias$", path) for path in paths):
+    if any(re.search(r"\.attn\.(masked_)?bias$", path) for path in paths):
         return "gelu_tanh", False
     if any("c_attn" in path for path in paths):
         return ("gelu_tanh", True) if any("attn_qkv.weight" + TURNED in name for name in tensors) else ("gelu", False)

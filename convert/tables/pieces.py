@@ -44,7 +44,7 @@ class Pieces(TypedDict, total=False):
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves
     initial: str  # how fresh weights are drawn: "gpt2" (default) or "xavier"
-    tokenizer: str  # the kind that a fresh vocabulary has, where not chosen by size: "word"
+    tokenizer: str  # the kind that a fresh vocabulary has, where not chosen by size: "word", "characters", "documents"
 
 
 def head_norm(pieces: Pieces, vocab_size: Any, config: Mapping[str, Any]) -> bool:

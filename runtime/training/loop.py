@@ -26,7 +26,7 @@ from llmconv.runtime.model import Model
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Pairs, Stream, load_data, text_bytes
-from llmconv.runtime.training.export import check_exports, export, gathered
+from llmconv.runtime.training.export import check_exports, check_layout, export, gathered
 from llmconv.runtime.training.log import Log, draw_losses, write_summary
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
 from llmconv.runtime.training.parallel import Team, assemble, build_model
@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False, report: Reporter | None 
     """
     if not config.data or not config.output:
         raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
-    kinds, export_type = check_exports(config.export, config.export_type)
+    kinds, export_type = check_exports(config.export, config.export_type, config.layout)
     for given in (config.data, config.from_checkpoint):  # what is misspelt is named before a folder is made
         if given and not Path(given).exists():
             raise BadFile(f"{at(given)}: no such file or folder; check the path")
@@ -108,6 +108,7 @@ def _train(
 ) -> Trained:
     newest = prepare(folder, config, resume, team)
     start, vocab = starting_point(config, folder, resume, team)
+    check_layout(start, config.layout)
     context = context_of(config, start)
     if team.rank == 0:
         total = text_bytes(Path(config.data))
@@ -205,7 +206,7 @@ def _train(
     if log is not None and trained is not None:
         log.close()
         history = _history(config, start, training, progress.step, seconds)
-        exports = export(trained, folder, "model", kinds, export_type, history)
+        exports = export(trained, folder, "model", kinds, export_type, history, config.layout or None)
         picture = draw_losses(folder) if config.plot else None
         if config.plot and picture is None:
             notes.append("no loss curve: matplotlib is not installed")

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.parts import GPT_KEYS, HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, row
-from llmconv.convert.tables.ops import Transpose
+from llmconv.convert.tables.ops import Dims, Transpose
 
 _at = "{p}h.{i}."
+_OTHER = {"gelu_tanh": "gelu_new"}
+"""Activations that transformers calls otherwise."""
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """Not GPT-2's own activation: a key of ours, for those that people trained themselves (nanoGPT)."""
+    stated = config.get("activation_function")
+    if isinstance(stated, str) and stated != "gelu_new":
+        own["hidden_activation"] = stated
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    if isinstance(stated := own.get("hidden_activation"), str):
+        config["activation_function"] = _OTHER.get(stated, stated)
+
 
 GPT2 = Architecture(
     "gpt2",
@@ -27,6 +45,8 @@ GPT2 = Architecture(
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
+    finish=_finish,
+    rebuild=_rebuild,
     decoder={"positions": "learned", "activation": "gelu_tanh", "conv1d": True},
 )
 

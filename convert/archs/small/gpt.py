@@ -32,11 +32,11 @@ LAYER_EPSILON = keys("attention.layer_norm_epsilon      f32   layer_norm_eps   1
 RMS_EPSILON = keys("attention.layer_norm_rms_epsilon  f32   rms_norm_eps     1e-5")
 
 
-def linear(gguf: str, hf: str, n_out: str, n_in: str, optional: bool | str = False) -> Any:
-    """Rows of a weight and of the bias that it may have."""
+def linear(gguf: str, hf: str, n_out: str, n_in: str, optional: bool | str = False, bias: str = "bias") -> Any:
+    """Rows of a weight and of the bias that it may have.   bias: the flag of a config that has it."""
     return (
         row(f"{gguf}.weight", f"{hf}.weight", f"{n_out}, {n_in}", optional=optional),
-        row(f"{gguf}.bias", f"{hf}.bias", n_out, optional="bias"),
+        row(f"{gguf}.bias", f"{hf}.bias", n_out, optional=bias),
     )
 
 
@@ -52,16 +52,16 @@ ENDS = (
     row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
     row("position_embd.weight", "{p}embed_positions.weight", "n_ctx, n_embd", optional="!no_learned_positions"),
 )
-HEAD = linear("output", "lm_head", "n_vocab", "n_embd", optional="!tie_word_embeddings")
+HEAD = linear("output", "lm_head", "n_vocab", "n_embd", optional="!tie_word_embeddings", bias="head_bias")
 MLP = (
     *linear("blk.{i}.ffn_gate", _at + "mlp.gate_proj", "n_ff", "n_embd", optional="gated_mlp"),
     *linear("blk.{i}.ffn_up", _at + "mlp.up_proj", "n_ff", "n_embd"),
     *linear("blk.{i}.ffn_down", _at + "mlp.down_proj", "n_embd", "n_ff"),
 )
 APART = (
-    *linear("blk.{i}.attn_q", _at + "self_attn.q_proj", "n_head * head_dim", "n_embd"),
-    *linear("blk.{i}.attn_k", _at + "self_attn.k_proj", "n_head_kv * head_dim", "n_embd"),
-    *linear("blk.{i}.attn_v", _at + "self_attn.v_proj", "n_head_kv * head_dim", "n_embd"),
+    *linear("blk.{i}.attn_q", _at + "self_attn.q_proj", "n_head * head_dim", "n_embd", bias="attention_bias"),
+    *linear("blk.{i}.attn_k", _at + "self_attn.k_proj", "n_head_kv * head_dim", "n_embd", bias="attention_bias"),
+    *linear("blk.{i}.attn_v", _at + "self_attn.v_proj", "n_head_kv * head_dim", "n_embd", bias="attention_bias"),
 )
 """Queries, keys and values as three matrices."""
 OUT = linear("blk.{i}.attn_output", _at + "self_attn.o_proj", "n_embd", "n_head * head_dim")
@@ -75,7 +75,7 @@ SMALL_GPT = Architecture(
         *norm("output_norm", "{p}norm", optional="!no_final_norm"),
         *HEAD,
         *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
-        *linear("blk.{i}.attn_qkv", _at + "self_attn.qkv_proj", "3 * n_embd", "n_embd"),
+        *linear("blk.{i}.attn_qkv", _at + "self_attn.qkv_proj", "3 * n_embd", "n_embd", bias="attention_bias"),
         *OUT,
         *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm"),
         *MLP,

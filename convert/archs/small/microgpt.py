@@ -37,7 +37,7 @@ MICROGPT = Architecture(
         "weightless": ("token_embd_norm", "attn_norm", "ffn_norm"),
         "positions": "learned",
         "activation": "relu",
-        "tokenizer": "characters",
+        "tokenizer": "documents",
     },
 )
 
