@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from llmconv.convert.archs.small.desde_cero import CONSTANTS as DESDE_CERO_CONSTANTS
 from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.layouts.settings import activation, guess, vocabulary
+from llmconv.convert.layouts.written import Style, by_path, writer
 from llmconv.convert.tables.ops import Concat, Dims, Reshape, Transpose
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.document import Slot
@@ -144,6 +146,22 @@ FLAT = Layout(
 
 # transformer_desde_cero: one post-norm block, [in][out].
 
+_DESDE_CERO = (
+    row("token_embd.weight", "weights.E", "n_vocab, n_embd"),
+    row("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
+    row("output.bias", "weights.blm", "n_vocab"),
+    *(row(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
+    row(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
+    row(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
+    row(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
+    row(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
+    row(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
+    row(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
+    row(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
+    row(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
+    row(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
+)
+
 DESDE_CERO = Layout(
     "desde-cero",
     "transformer_desde_cero: one block, weights E, WQ ... Wlm, [in][out]",
@@ -156,23 +174,21 @@ DESDE_CERO = Layout(
         Field("attention.head_count", ("n_heads",)),
         Field("attention.key_length", ("d_k",)),
     ),
-    rows=(
-        row("token_embd.weight", "weights.E", "n_vocab, n_embd"),
-        row("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
-        row("output.bias", "weights.blm", "n_vocab"),
-        *(row(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
-        row(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
-        row(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
-        row(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
-        row(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
-        row(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
-        row(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
-        row(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
-        row(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
-        row(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
-    ),
+    rows=_DESDE_CERO,
     constants={"block_count": np.uint32(1), **DESDE_CERO_CONSTANTS},
     words=Words(("vocab",), unk="<UNK>", lowercase=False, starts=("<BOS>",)),
+    build=writer(
+        Style(
+            "desde-cero",
+            by_path(_DESDE_CERO),
+            {"d_model": "n_embd", "d_ff": "n_ff", "n_heads": "n_head", "d_k": "head_dim"},
+            lambda settings, words, found: {"model_type": "gpt", **found, "vocab": words or [], **settings},
+            kind="words",
+            single=True,
+            states=False,
+        ),
+        _DESDE_CERO,
+    ),
 )
 
 
@@ -191,6 +207,17 @@ def _forge_positions(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: 
     return []
 
 
+_FORGE = (
+    row("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
+    row("position_embd.weight", "pos_embedding", "n_ctx, n_embd", optional=True),
+    *_forge("output", "output_proj", "n_vocab", "n_embd"),
+    *_forge(_BLOCK + "attn_q", "transformer.attention.query", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "attn_k", "transformer.attention.key", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "attn_v", "transformer.attention.value", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "ffn_up", "transformer.ff1", "n_ff", "n_embd"),
+    *_forge(_BLOCK + "ffn_down", "transformer.ff2", "n_embd", "n_ff"),
+)
+
 FORGE = Layout(
     "forge",
     "forge: name -> {shape, dtype, data} of one block, [out][in]",
@@ -202,16 +229,7 @@ FORGE = Layout(
         Field("feed_forward_length", ("shape of transformer.ff1.weight@0",)),
         Field("context_length", ("shape of pos_embedding@0",), optional=True),
     ),
-    rows=(
-        row("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
-        row("position_embd.weight", "pos_embedding", "n_ctx, n_embd", optional=True),
-        *_forge("output", "output_proj", "n_vocab", "n_embd"),
-        *_forge(_BLOCK + "attn_q", "transformer.attention.query", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "attn_k", "transformer.attention.key", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "attn_v", "transformer.attention.value", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "ffn_up", "transformer.ff1", "n_ff", "n_embd"),
-        *_forge(_BLOCK + "ffn_down", "transformer.ff2", "n_embd", "n_ff"),
-    ),
+    rows=_FORGE,
     roots=("",),
     constants={
         "block_count": np.uint32(1),
@@ -221,6 +239,17 @@ FORGE = Layout(
     },
     words=Words(vocabulary(), unk=None, lowercase=False, separator=""),
     complete=_forge_positions,
+    build=writer(
+        Style(
+            "forge",
+            {pattern: pattern for pattern in by_path(_FORGE)},
+            {},
+            lambda settings, characters, weights: weights,
+            single=True,
+            array=lambda name, shape: {"shape": list(shape), "dtype": "f", "data": Slot(name, (math.prod(shape),))},
+        ),
+        _FORGE,
+    ),
 )
 
 
@@ -262,6 +291,18 @@ def _blocks_activation(own: dict[str, Any], tensors: Mapping[str, Tensor], paths
     own["hidden_activation"] = "gelu_tanh"
     return [guess("its MLP has gelu_tanh", "relu, or gelu for the exact one")]
 
+
+_BLOCKS = (
+    row("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
+    row("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
+    *_linear("output", "weights.projection", "n_vocab", "n_embd"),
+    *_norm(_BLOCK + "attn_norm", _at + "norm1"),
+    *(x for n in "qkv" for x in _linear(f"{_BLOCK}attn_{n}", f"{_at}attention.w{n}", "n_embd", "n_embd")),
+    *_linear(_BLOCK + "attn_output", _at + "attention.wo", "n_embd", "n_embd"),
+    *_norm(_BLOCK + "ffn_norm", _at + "norm2"),
+    *_linear(_BLOCK + "ffn_up", _at + "feedforward.linear1", "n_ff", "n_embd"),
+    *_linear(_BLOCK + "ffn_down", _at + "feedforward.linear2", "n_embd", "n_ff"),
+)
 
 BLOCKS = Layout(
     "blocks",
@@ -306,17 +347,7 @@ BLOCKS = Layout(
         Field("attention.head_count", _names("numHeads", "nHeads", "nHead", "heads")),
         activation(),
     ),
-    rows=(
-        row("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
-        row("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
-        *_linear("output", "weights.projection", "n_vocab", "n_embd"),
-        *_norm(_BLOCK + "attn_norm", _at + "norm1"),
-        *(x for n in "qkv" for x in _linear(f"{_BLOCK}attn_{n}", f"{_at}attention.w{n}", "n_embd", "n_embd")),
-        *_linear(_BLOCK + "attn_output", _at + "attention.wo", "n_embd", "n_embd"),
-        *_norm(_BLOCK + "ffn_norm", _at + "norm2"),
-        *_linear(_BLOCK + "ffn_up", _at + "feedforward.linear1", "n_ff", "n_embd"),
-        *_linear(_BLOCK + "ffn_down", _at + "feedforward.linear2", "n_embd", "n_ff"),
-    ),
+    rows=_BLOCKS,
     constants={
         "attention.causal": True,
         "attention.layer_norm_epsilon": np.float32(1e-5),
@@ -326,6 +357,23 @@ BLOCKS = Layout(
     config=("config", "vocab", "tokenizer", "meta"),
     check=_same_blocks,
     complete=_blocks_activation,
+    build=writer(
+        Style(
+            "blocks",
+            by_path(_BLOCKS),
+            {
+                "vocabSize": "n_vocab",
+                "maxSeqLen": "n_ctx",
+                "embeddingDim": "n_embd",
+                "numLayers": "n_layer",
+                "numHeads": "n_head",
+                "ffDim": "n_ff",
+            },
+            lambda settings, words, found: {"config": settings, **({"vocab": words} if words else {}), **found},
+            kind="words",
+        ),
+        _BLOCKS,
+    ),
 )
 
 
@@ -345,6 +393,19 @@ def _dotted(gguf: str, path: str, n_out: str, n_in: str) -> Any:
 def _gb(gguf: str, path: str) -> Any:
     return (row(gguf + ".weight", path + ".g", "n_embd"), row(gguf + ".bias", path + ".b", "n_embd"))
 
+
+_DOTTED = (
+    row("token_embd.weight", "wte", "n_vocab, n_embd"),
+    row("position_embd.weight", "wpe", "n_ctx, n_embd"),
+    *_gb("output_norm", "ln_f"),
+    *_gb(_BLOCK + "attn_norm", "block{i}.ln1"),
+    row(_BLOCK + "attn_qkv.weight", tuple(p + "W" for p in _QKV), "3 * n_embd, n_embd", Transpose(), Concat(_THREE)),
+    row(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
+    *_dotted(_BLOCK + "attn_output", "block{i}.o", "n_embd", "n_embd"),
+    *_gb(_BLOCK + "ffn_norm", "block{i}.ln2"),
+    *_dotted(_BLOCK + "ffn_up", "block{i}.ffn.lin1", "n_ff", "n_embd"),
+    *_dotted(_BLOCK + "ffn_down", "block{i}.ffn.lin2", "n_embd", "n_ff"),
+)
 
 DOTTED = Layout(
     "dotted",
@@ -367,24 +428,24 @@ DOTTED = Layout(
         Field("block_count", ("config.n_layers",)),
         Field("feed_forward_length", ("config.d_ff",)),
         Field("attention.head_count", ("config.n_heads",)),
+        activation(),
     ),
-    rows=(
-        row("token_embd.weight", "wte", "n_vocab, n_embd"),
-        row("position_embd.weight", "wpe", "n_ctx, n_embd"),
-        *_gb("output_norm", "ln_f"),
-        *_gb(_BLOCK + "attn_norm", "block{i}.ln1"),
-        row(
-            _BLOCK + "attn_qkv.weight", tuple(p + "W" for p in _QKV), "3 * n_embd, n_embd", Transpose(), Concat(_THREE)
-        ),
-        row(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
-        *_dotted(_BLOCK + "attn_output", "block{i}.o", "n_embd", "n_embd"),
-        *_gb(_BLOCK + "ffn_norm", "block{i}.ln2"),
-        *_dotted(_BLOCK + "ffn_up", "block{i}.ffn.lin1", "n_ff", "n_embd"),
-        *_dotted(_BLOCK + "ffn_down", "block{i}.ffn.lin2", "n_embd", "n_ff"),
-    ),
+    rows=_DOTTED,
     roots=("block", "wte", "wpe", "ln_f"),
     constants={"attention.layer_norm_epsilon": np.float32(1e-5)},
     words=Words(("vocab", "config.vocab")),
+    default=False,
+    build=writer(
+        Style(
+            "dotted",
+            {pattern: pattern for pattern in by_path(_DOTTED)},
+            {"d_model": "n_embd", "n_heads": "n_head", "d_ff": "n_ff", "n_layers": "n_layer", "max_seq_len": "n_ctx"},
+            lambda settings, words, weights: {"config": settings, **({"vocab": words} if words else {}), **weights},
+            activation="gelu_tanh",
+            kind="words",
+        ),
+        _DOTTED,
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from llmconv.errors import Unsupported
 from llmconv.formats import document as documents
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["LECTURE", "MICROGPT_NAMES", "NANOGPT", "NDARRAY", "PLAYGROUND", "Style", "writer"]
+__all__ = ["LECTURE", "MICROGPT_NAMES", "NANOGPT", "NDARRAY", "PLAYGROUND", "Style", "by_path", "writer"]
 
 _BLOCK = "blk.{i}."
 
@@ -31,6 +31,8 @@ class Style:
     whole: (settings, characters or None, weights) -> the document.
     activation: the one that its readers take where nothing is stated.
     ends: whether its characters leave out the last token, which begins and ends texts.
+    kind: of its vocabulary, "characters" or "words".   single: whether it has one block.
+    states: whether its readers ask for settings beyond the sizes.
     array: how it writes an array, of (slot's name, shape).
     """
 
@@ -40,6 +42,9 @@ class Style:
     whole: Callable[[dict[str, Any], list[str] | None, Any], Any]
     activation: str = ""
     ends: bool = False
+    kind: str = "characters"
+    single: bool = False
+    states: bool = True
     array: Callable[[str, tuple[int, ...]], Any] = documents.Slot
 
 
@@ -49,12 +54,17 @@ def writer(style: Style, rows: Sequence[Row]) -> Callable[[Mapping[str, Any], Di
     def document(metadata: Mapping[str, Any], dims: Dims, tensors: Mapping[str, Tensor]) -> Any:
         weights: Any = {}
         full = {**dims, "n_vocab": dims["n_vocab"] or tensors["token_embd.weight"].shape[0]}
+        if style.single and full["n_layer"] != 1:
+            raise Unsupported(
+                f"the layout {style.name} has one block, this model {full['n_layer']}; use --layout named"
+            )
         for slot in slots(rows, full):
             if any(name in tensors for name in slot.gguf):
                 for name, path, shape in _places(slot, style):
                     _put(weights, path.split("/"), style.array(name, shape))
         settings = {theirs: full[dim] for theirs, dim in style.settings.items() if full.get(dim)}
-        return style.whole({**settings, **_stated(metadata, style)}, _characters(metadata, style), weights)
+        settings |= _stated(metadata, style) if style.states else {}
+        return style.whole(settings, _listed(metadata, style), weights)
 
     return document
 
@@ -104,17 +114,25 @@ def _stated(metadata: Mapping[str, Any], style: Style) -> dict[str, Any]:
     return out
 
 
-def _characters(metadata: Mapping[str, Any], style: Style) -> list[str] | None:
+def _listed(metadata: Mapping[str, Any], style: Style) -> list[str] | None:
+    """The vocabulary as the style lists it."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     if tokens is None:
         return None
-    if metadata.get("tokenizer.ggml.model") != "characters":
+    if metadata.get("tokenizer.ggml.model") != style.kind:
+        own = style.kind.removesuffix("s") if style.kind == "words" else style.kind
         raise Unsupported(
-            f"the layout {style.name} lists characters, and this model's vocabulary is of another kind; use --layout "
-            "named, or train with --tokenizer characters"
+            f"the layout {style.name} lists {style.kind}, and this model's vocabulary is of another kind; use --layout "
+            f"named, or train with --tokenizer {own}"
         )
     listed = list(tokens)
     return listed[:-1] if style.ends and len(listed[-1]) > 1 else listed
+
+
+def by_path(rows: Sequence[Row]) -> dict[str, str]:
+    """The paths of a table whose rows have a document's own."""
+    patterns = [pattern for row in rows for form in row.forms[:1] for pattern in form.patterns]
+    return {pattern: pattern.replace(".", "/").replace("[{i}]", "/{i}") for pattern in patterns}
 
 
 def _without(characters: list[str] | None, key: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
 
     word: lower-cased words in order of first use, as the legacy program had them; the most frequent when there are
     too many.  characters: each is a token, as small programs list them; documents: the same, and [BOS] around each
-    text, as microgpt has it.  Through `tokenizers`: char, the bytes that occur; bpe, byte-level BPE; wordpiece, as BERT's.
+    text, as microgpt has it.  Through `tokenizers`: char, the bytes that occur; bpe, byte-level BPE; wordpiece, as
+    BERT's.
     """
     if kind not in KINDS:
         path = Path(kind)
