@@ -21,14 +21,13 @@ __all__ = ["ROW", "TURNED", "Spelled", "spell"]
 
 TURNED, ROW = "^T", "^row"
 
-_ROOT = (
+_ROOT = re.compile(
     r"(?:(?:weights?|model_state_dict|model_state|state_dict|state|model|params|parameters|module|orig_mod|transformer|"
     r"gpt|net|decoder|tensors|data)_)*"
 )
-_LAYER = re.compile(
-    _ROOT + r"(?:h|blocks?|layers?|transformer_blocks?|transformer_layers?|decoder_layers?|l|b|blk)_?(\d+)_(.+)"
-)
-_TOP = re.compile(_ROOT + r"(.+)")
+_LAYER = re.compile(r"(?:h|blocks?|layers?|l|b|blk)_?(\d+)_(.+)")
+_LONGEST = 200
+"""Letters of a path; no part's is longer."""
 _HEAD = re.compile(r"(?:(?:\w+_)?)heads?_?(\d+)_(?:w_?)?(q|k|v|query|key|value)(?:_(weights?|w|bias|b))?")
 _MASK = re.compile(r"(?:.*_)?(?:tril|(?:causal_)?mask|masked_bias)|(?:attn|sa|attention|self_attn)_bias")
 
@@ -142,18 +141,22 @@ def _words(path: str) -> str:
     return "_".join(re.findall(r"[a-z0-9]+", parted.lower())).removesuffix("_data")
 
 
+def _below_root(words: str) -> str:
+    """The words without those in front that say nothing."""
+    found = _ROOT.match(words)
+    return words[found.end() :] if found is not None and found.end() < len(words) else words
+
+
 def _look_up(table: tuple[tuple[str, str, str], ...], words: str) -> str | None:
     return next((part for part, pattern in _patterns(table) if pattern.fullmatch(words)), None)
 
 
 def _part(words: str) -> str | None:
     """GGUF's name of what the words say; "" for a mask; None for anything else."""
-    layer = _LAYER.fullmatch(words)
+    below = _below_root(words)
+    layer = _LAYER.fullmatch(below)
     if layer is None:
-        top = _TOP.fullmatch(words)
-        if top is None or _MASK.fullmatch(top[1]):
-            return "" if top is not None else None
-        return _look_up(_ENDS, top[1]) or _look_up(_ENDS, words)
+        return "" if _MASK.fullmatch(below) else _look_up(_ENDS, below) or _look_up(_ENDS, words)
     number, rest = int(layer[1]), layer[2]
     if _MASK.fullmatch(rest):
         return ""
@@ -172,7 +175,7 @@ def spell(shapes: Mapping[str, tuple[int, ...]]) -> Spelled:
 def _spelled(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Spelled:
     shapes, found, masks, unknown = dict(items), dict[str, str](), set[str](), list[str]()
     for path, shape in items:
-        part = _part(_words(path))
+        part = _part(_words(path)) if len(path) <= _LONGEST else None
         square = len(shape) > 1 and shape[-1] == shape[-2] and math.prod(shape[:-2]) == 1
         if part == "":
             (masks.add if square or not shape else unknown.append)(path)
@@ -185,7 +188,9 @@ def _spelled(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Spelled:
         on = head_turned if part == "output.weight" else turned and part.startswith("blk.")
         names[part + _mark(part, len(shapes[path]), on)] = path
     parents = {_parent(path) for path in found.values()}
-    strays = tuple(p for p in unknown if _LAYER.fullmatch(_words(p)) or (_parent(p) in parents and len(shapes[p]) > 1))
+    strays = tuple(
+        p for p in unknown if _LAYER.fullmatch(_below_root(_words(p))) or (_parent(p) in parents and len(shapes[p]) > 1)
+    )
     return Spelled(names, frozenset(masks), strays, frozenset(found))
 
 

@@ -15,6 +15,8 @@ import small_models as small
 import llmconv
 from llmconv.errors import BadFile
 from llmconv.runtime.training.config import TrainConfig
+from llmconv.runtime.training.initial import fresh_checkpoint
+from llmconv.runtime.training.vocabulary import make_vocab
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -289,3 +291,58 @@ def test_a_layout_that_a_model_has_no_place_in_is_refused_before_training(tmp_pa
     )  # fmt: skip
     with pytest.raises(llmconv.LlmconvError, match="a microgpt model can't be written in the layout lecture"):
         llmconv.train(settings)
+
+
+@pytest.mark.parametrize("layout", ["lecture", "playground", "ndarray"])
+def test_a_fresh_lecture_gpt_fits_every_page_of_its_kind(tmp_path: Path, layout: str) -> None:
+    settings = TrainConfig(data="t.txt", output="run", preset="lecture", dim=16, layers=2, heads=2, ffn=24, context=8)
+    model = fresh_checkpoint(settings, make_vocab("characters", 40, ["hello world\n"]))
+    assert model.tensors["token_embd.weight"].shape == (9, 16) and "blk.0.attn_qkv.bias" not in model.tensors
+    llmconv.save(model, tmp_path / "m.json", layout=layout)
+    if layout == "ndarray":
+        return  # read by `formats.cutting`
+    again = llmconv.load(tmp_path / "m.json", "cpu", "f64")
+    assert again.tokenizer.decode(again.tokenizer.encode("hold\n")) == "hold\n"
+    ours = llmconv.load(model, "cpu", "f64")
+    with torch.no_grad():
+        torch.testing.assert_close(again(torch.tensor([IDS])), ours(torch.tensor([IDS])), atol=1e-6, rtol=0)
+
+
+def test_makemore_keeps_its_names_where_it_is_no_decoder(tmp_path: Path) -> None:
+    """Its MLP and its recurrent cells are not run; its transformer is minGPT's, and lacks only the number of heads."""
+    rnn = {"start": torch.zeros(1, 8), "wte.weight": torch.randn(11, 8), "cell.xh_to_h.weight": torch.randn(8, 16)}
+    mlp = {"wte.weight": torch.randn(12, 8), "mlp.0.weight": torch.randn(16, 24), "mlp.0.bias": torch.randn(16)}
+    for name, state in (("rnn", rnn), ("mlp", mlp)):
+        torch.save(state, tmp_path / f"{name}.pt")
+        result = llmconv.convert_file(tmp_path / f"{name}.pt", tmp_path / f"{name}.gguf")
+        assert any("keep their own names" in note for note in result.notes)
+        assert set(llmconv.open(tmp_path / f"{name}.gguf").tensors) == set(state)
+    module = NanoGpt(True, masks=True)
+    torch.save(module.state_dict(), tmp_path / "transformer.pt")
+    (tmp_path / "c.json").write_text('{"n_head": 2}')
+    llmconv.convert_file(tmp_path / "transformer.pt", tmp_path / "t.gguf", config=tmp_path / "c.json", outtype="f64")
+    model = llmconv.load(tmp_path / "t.gguf", "cpu", "f64")
+    state = {k: v.double() for k, v in module.state_dict().items()}
+    wanted = mingpt_forward(state, IDS, small.H, small.L, lambda x: F.gelu(x, approximate="tanh"), NANO)
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([IDS]))[0], wanted, atol=1e-6, rtol=0)
+
+
+def test_a_lecture_checkpoint_needs_nothing_else(tmp_path: Path) -> None:
+    document = small.lecture()
+    torch.save({name: torch.tensor(values) for name, values in document.items()}, tmp_path / "m.pt")
+    model = llmconv.load(tmp_path / "m.pt", "cpu", "f64")
+    assert model.decoder.arch == "small-gpt"
+    with torch.no_grad():
+        found = model(torch.tensor([IDS]))[0].numpy()
+    np.testing.assert_allclose(found, small.lecture_logits(document, IDS), rtol=0, atol=1e-5)
+
+
+def test_perplexity_and_generating_begin_with_bos(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(small.microgpt()))
+    model = llmconv.load(tmp_path / "m.json", "cpu", "f64")
+    bos = small.V - 1
+    assert model.tokenizer.encode("ab", add_special=True) == [bos, 2, 3]
+    made = llmconv.generate(model, "ab", max_tokens=3, temperature=0)
+    wanted = greedy(lambda ids: micro(None, ids), [bos, 2, 3], 3)
+    assert made.tokens == wanted[: wanted.index(bos) if bos in wanted else 3]

@@ -54,7 +54,7 @@ ENDS = (
 )
 HEAD = linear("output", "lm_head", "n_vocab", "n_embd", optional="!tie_word_embeddings", bias="head_bias")
 MLP = (
-    *linear("blk.{i}.ffn_gate", _at + "mlp.gate_proj", "n_ff", "n_embd", optional="gated_mlp"),
+    *linear("blk.{i}.ffn_gate", _at + "mlp.gate_proj", "n_ff", "n_embd", optional="gated_mlp", bias="gate_bias"),
     *linear("blk.{i}.ffn_up", _at + "mlp.up_proj", "n_ff", "n_embd"),
     *linear("blk.{i}.ffn_down", _at + "mlp.down_proj", "n_embd", "n_ff"),
 )
