@@ -146,9 +146,10 @@ class Layout:
             if not stated and item.optional:
                 continue
             if not stated and item.default is None:
+                where, document = documents[0]
                 raise BadFile(
-                    f"{documents[0][0]}: {item.names[0]} is missing; the layout {self.name} needs it, from a file for "
-                    "--config if the model has none, or --layout plain"
+                    f"{where}: {item.names[0]} is missing{_odd(document)}; the layout {self.name} needs it, from a "
+                    "file for --config if the model has none, or --layout plain"
                 )
             for place, value in stated[1:]:
                 if value != stated[0][1]:
@@ -171,6 +172,18 @@ class Layout:
     def slots(self, dims: Dims) -> Iterator[Slot]:
         """Every row at every layer where it exists."""
         return slots(self.rows, dims)
+
+
+_OBJECTS = ("config", "metadata", "cfg", "hparams", "hyperparameters", "model_args", "meta")
+
+
+def _odd(document: Any) -> str:
+    """What to say of a configuration that is no object."""
+    for name in _OBJECTS if isinstance(document, dict) else ():
+        if isinstance(document.get(name), str | list):
+            kind = "a text" if isinstance(document[name], str) else "a list"
+            return f" ({name} is {kind}, expected an object)"
+    return ""
 
 
 def _stated(

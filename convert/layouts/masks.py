@@ -23,8 +23,8 @@ def said(slot: Slot, tensor: Tensor) -> Ref | None:
     values = tensor.numpy()
     if not np.array_equal(values, np.broadcast_to(np.tri(tensor.shape[-1]), values.shape)):
         return None
-    if not isinstance(slot.ints, str) and slot.ints:
-        return None
+    if getattr(slot, "raw", "") or (not isinstance(slot.ints, str) and slot.ints):
+        return None  # bytes, or numbers written in more ways than one
     return Ref(_TRIANGLE + json.dumps([tensor.shape, slot.shape, slot.form, slot.ints, slot.kind]))
 
 

@@ -119,8 +119,8 @@ def test_what_is_no_part_is_none(path: str) -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "no heads": ({k: v for k, v in small.microgpt("top").items() if k != "n_head"}, "n_head is missing"),
-    "config a text": ({**small.microgpt(), "config": json.dumps(small.SIZES)}, "n_head is missing; the layout micro"),
-    "config a list": ({**small.microgpt(), "config": [small.SIZES]}, "n_head is missing; the layout micro"),
+    "config a text": ({**small.microgpt(), "config": json.dumps(small.SIZES)}, "n_head is missing (config is a text"),
+    "config a list": ({**small.microgpt(), "config": [small.SIZES]}, "n_head is missing (config is a list, expected"),
     "too many layers": (small.microgpt("top") | {"n_layer": 3}, "n_layer says 3, but the weights' names"),
     "another width": (small.microgpt("top") | {"n_embd": 9}, "n_embd says 9, but"),
     "vocabulary": (small.microgpt("top") | {"chars": ["a"]}, "has 1 words, expected 11"),
