@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import formats
+from llmconv.convert.dialects import training_files
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
@@ -60,11 +61,15 @@ class Reading:
             checkpoint, to, layout=self.layout, config=self.config, vocab=self.vocab, pre=self.pre, strict=self.strict
         )
 
+    def own_names(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint in nobody's dialect is to keep its names."""
+        return training_files.table_of(checkpoint, self.layout) is None
+
     def named(self, checkpoint: Checkpoint, dialect: str) -> Checkpoint:
         """The checkpoint in the dialect of a container: under its own names in "hf" where no table knows it."""
         if dialect != "hf":
             return self.translated(checkpoint, dialect)
-        if checkpoint.dialect in ("hf", "plain"):
+        if checkpoint.dialect == "hf" or (checkpoint.dialect == "plain" and self.own_names(checkpoint)):
             return checkpoint
         from llmconv.convert import archs
 

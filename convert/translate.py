@@ -19,7 +19,7 @@ __all__ = ["translate"]
 _DIALECTS = {
     "hf": "llmconv.convert.dialects.hf",
     "json": "llmconv.convert.dialects.documents",
-    "plain": "llmconv.convert.dialects.own_names",
+    "plain": "llmconv.convert.dialects.training_files",
     "llama2c": "llmconv.convert.dialects.llama2c",
 }
 

@@ -33,10 +33,9 @@ class Block(LayerPieces):
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
             self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
-        if decoder.weightless:
-            for name in ("attn_norm", "ffn_norm"):
-                if name not in shapes and not (name == "ffn_norm" and self.spec.parallel):
-                    self.add_module(name, Norm(decoder.norm))
+        for name in ("attn_norm", "ffn_norm"):
+            if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
+                self.add_module(name, Norm(decoder.norm))
         if self.spec.mlp.activation != "swiglu_oai":
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
@@ -88,8 +87,9 @@ class Model(Pieces):
             self.register_module(name, None)
         for name, parts in grouped(decoder.shapes, "").items():
             self.add_module(name, piece(name, parts, decoder, types, name))
-        if decoder.weightless and "output_norm" not in grouped(decoder.shapes, ""):
-            self.add_module("output_norm", Norm(decoder.norm))
+        for name in ("token_embd_norm", "output_norm"):
+            if name in decoder.weightless:
+                self.add_module(name, Norm(decoder.norm))
         self.blk = nn.ModuleList(Block(decoder, i, types) for i in range(len(decoder.layers)))
         for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
             shape = decoder.shapes.get(f"{name}.weight")

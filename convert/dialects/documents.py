@@ -18,6 +18,7 @@ import numpy as np
 
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
+from llmconv.convert.layouts import masks
 from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
@@ -55,13 +56,22 @@ def to_gguf(
     `BadFile` for a document that matches no table (naming the nearest and what is missing from it), or whose
     configuration, weights and vocabulary contradict each other.
     """
-    document, where = checkpoint.metadata["document"], checkpoint.where
+    where = checkpoint.where
     table = _choose(checkpoint, layout, where)
     if table is None:
-        return _plain(checkpoint, layout or named_tensors.choose(document), where)
+        return _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+    paths = list(checkpoint.tensors)
+    checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
+    document = checkpoint.metadata["document"]
     beside = _beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
     own = table.keys(documents, checkpoint.tensors)
+    notes = []
+    if table.complete is not None:
+        try:
+            notes = table.complete(own, checkpoint.tensors, paths)
+        except BadFile as error:
+            raise BadFile(f"{where}: {error}") from None
     metadata = table.metadata(own)
     dims = table.dims(metadata)
     try:
@@ -88,21 +98,39 @@ def to_gguf(
             out.add(tensor)
     rest, tokens = _rest(checkpoint, table, used, where), None
     if table.words is not None:
-        words, path = _words(documents, table)
+        words, path = _words(documents, table, dims["n_vocab"])
+        if words is None and table.spells:
+            notes.append("it has no vocabulary: a file with one (--vocab) lets it read and write text")
         if words is not None:
             _check_words(words, path, dims, where)
             tokens = _tokens(words, table)
-            if (
-                path[0] == 0
-                and isinstance(look(document, path[1]), list)
-                and len(look(document, path[1])) == len(words)
-            ):
+            if path[0] == 0 and look(document, path[1]) == words:
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
     out.metadata |= metadata | (tokens or {})
     out.metadata |= {LAYOUT: table.name, DOCUMENT: dumps(rest)} | _style(checkpoint)
     out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
+    out.notes += notes
     return out
+
+
+def _spelled(checkpoint: Checkpoint, table: Layout, where: str) -> Checkpoint:
+    """The document with its weights under the names that the table's rows have; masks are said, not kept."""
+    found = table.spelled(checkpoint.tensors)
+    if found.strays:
+        why = f"is none of the weights that a model of the layout {table.name} has; --layout plain converts any"
+        raise UnknownTensor(where, list(found.strays), why)
+    names = {path: name for name, path in found.names.items()}
+
+    def place(slot: Slot) -> Any:
+        if slot.name in found.masks and (mask := masks.said(slot, checkpoint.tensors[slot.name])) is not None:
+            return mask
+        return dataclasses.replace(slot, name=names.get(slot.name, slot.name))
+
+    document = replace_slots(checkpoint.metadata["document"], place)
+    kept = {slot.name for slot in slots(document)}
+    tensors = {names.get(n, n): t for n, t in checkpoint.tensors.items() if names.get(n, n) in kept}
+    return checkpoint.but(tensors=tensors, metadata={**checkpoint.metadata, "document": document})
 
 
 def _name(checkpoint: Checkpoint) -> str:
@@ -128,20 +156,23 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
         if missing:
             raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
         return table
-    found = layouts.recognise(document, tensors)
-    if found is None and (problem := broken(document, tensors)) is not None:
+    known = named_tensors.is_known(document)
+    found = None if known else layouts.recognise(document, tensors)
+    if found is None and not known and (problem := broken(document, tensors)) is not None:
         raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
-    table, missing = layouts.nearest(document, tensors)
+    near, kin = layouts.nearest(document, tensors), ""
+    if near is not None:
+        table, shared, lacks = near
+        kin = f"; the nearest is {table.name!r}, which has {_list(shared)} too, from which it lacks {_list(lacks)}"
     raise BadFile(
-        f"{where}: is no model of a known layout; the nearest is {table.name!r}, from which it lacks {_list(missing)}; "
-        "--layout plain converts any file of rectangular numeric arrays"
+        f"{where}: is no model of a known layout{kin}; --layout plain converts any file of rectangular numeric arrays"
     )
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _rest(checkpoint: Checkpoint, table: Layout, used: set[str], where: str) -> Any:
@@ -205,26 +236,34 @@ def _text(path: Path) -> str:
         raise BadFile(f"{at(path)}: is not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
 
 
-def _words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
+def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
+    words, place = _listed_words(documents, table)
     assert table.words is not None
-    before, after = table.words.before, table.words.extra
+    if words is not None and len(words) + len(table.words.extra) == count:
+        words += table.words.extra
+    return words, place
+
+
+def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
+    assert table.words is not None
+    before = table.words.before
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
-            return [*before, *document, *after], (k, "")
+            return [*before, *document], (k, "")
         for path in table.words.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
             if isinstance(found, str) and not table.words.separator:
                 found = list(found)
-            if isinstance(found, list):
+            if isinstance(found, list) and found:
                 for i, word in enumerate(found):
                     if not isinstance(word, str):
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
-                return [*before, *found, *after], (k, path)
+                return [*before, *found], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*before, *(_from_map(document, where) or ()), *after], (k, "")
+            return [*before, *(_from_map(document, where) or ())], (k, "")
     return None, (0, "")
 
 
@@ -257,10 +296,18 @@ def _check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int
 
 def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     assert table.words is not None
-    found = vocabularies.from_words(words, unk=table.words.unk, lowercase=table.words.lowercase)
-    if not table.words.separator:
-        found.model = "characters"
-    if table.words.before:
+    known = table.words
+    found = vocabularies.from_words(words, known.unk, known.lowercase, characters=not known.separator)
+    first = next((word for word in known.starts if word in words), None)
+    if first is not None:
+        found.special["bos"] = words.index(first)
+        last = next((word for word in ("[EOS]", "<EOS>", "<eos>") if word in words), first)
+        found.special["eos"] = words.index(last)
+        found.flags["bos"] = True
+        if found.types is not None:
+            for role in ("bos", "eos"):
+                found.types[found.special[role]] = vocabularies.TokenType.CONTROL
+    if known.before:
         found.special |= {"bos": 0, "eos": 0}
         found.flags["bos"] = True
     return vocabularies.to_gguf(found)
@@ -344,11 +391,13 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if table is None:
         return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
     assert table.build is not None
-    return _fill(checkpoint, table, table.build(metadata, table.dims(metadata)), where)
+    return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
 
 
 def _kept(metadata: Mapping[str, Any], where: str) -> Any:
     def resolve(key: str) -> Any:
+        if (mask := masks.again(key)) is not None:
+            return mask
         value = metadata[key]
         return value if isinstance(value, str) else list(value)
 

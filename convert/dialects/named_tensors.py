@@ -27,7 +27,7 @@ from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant.block import by_name
 
-__all__ = ["choose", "describe", "from_gguf", "to_gguf"]
+__all__ = ["choose", "describe", "from_gguf", "is_known", "to_gguf"]
 
 OURS = "llmconv"
 """The `format` of documents that `describe` makes."""
@@ -37,6 +37,14 @@ _ROOTS = ("", "weights", "tensors", "params", "parameters", "state_dict", "model
 def choose(document: Any) -> str | None:
     """ "named" when the document holds its tensors in a map by name, else None."""
     return "named" if _map(document) is not None else None
+
+
+def is_known(document: Any) -> bool:
+    """Whether the document says itself what its names mean: one of ours, or one with a known Hugging Face config."""
+    if not isinstance(document, dict):
+        return False
+    config = document.get("config")
+    return document.get("format") == OURS or (isinstance(config, dict) and archs.by_hf(config) is not None)
 
 
 def _is_tensor(node: Any) -> bool:

@@ -28,7 +28,7 @@ __all__ = [
     "unregister",
 ]
 
-_FAMILIES = ("simple_llm", "small", "recurrent")
+_FAMILIES = ("simple_llm", "small", "recurrent", "gpt")
 
 PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""
@@ -65,17 +65,24 @@ def recognise(document: Any, tensors: Mapping[str, Tensor]) -> Layout | None:
     return _REGISTRY.first(lambda table: not table.missing(document, tensors))
 
 
-def nearest(document: Any, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[str]]:
-    """The layout of which the document has the greatest part, and what is missing from it."""
+def nearest(document: Any, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[str], list[str]] | None:
+    """The layout of which the document has the greatest part, what they share and what is missing; None: no kinship.
+
+    Half of the marks make kin, two of them at least.
+    """
     missing = {table.name: table.missing(document, tensors) for table in all()}
     best = min(all(), key=lambda table: len(missing[table.name]) / len(table.marks))
-    return best, missing[best.name]
+    lacks = missing[best.name]
+    shared = [name for mark in best.marks if (name := mark if isinstance(mark, str) else mark[0]) not in lacks]
+    return (best, shared, lacks) if len(shared) > 1 and 2 * len(shared) >= len(best.marks) else None
 
 
 def for_arch(arch: str, has: Mapping[str, Any]) -> Layout | None:
     """A layout in which a model of this architecture can be written anew; `has` are its tensors."""
-    fitting = [table for table in all() if table.arch == arch and table.build is not None]
+    fitting = [table for table in all() if table.arch == arch and table.build is not None and table.default]
     for table in fitting:
+        if table.spells:
+            return table
         needed = {row.gguf[0].replace("{i}", "0") for row in table.rows if not row.optional and not row.when}
         there = {name for name in has if name.startswith("blk.0.") or not name.startswith("blk.")}
         if needed == there:

@@ -7,10 +7,12 @@ Marks are the paths by which a document is recognised.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmconv.convert.layouts.spelling import Spelled, spell
 from llmconv.convert.tables.keys import Key, dims_of
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.rows import Form, Row, Slot, row, slots
@@ -37,7 +39,8 @@ def look(document: Any, path: str) -> Any:
 class Field(Key):
     """A hyper-parameter: the paths at which documents state it, and its GGUF key; all that state it must agree.
 
-    `shape of PATH@axis` reads it from a weight, `length of PATH` from a list; `{p}` is any of the layout's prefixes.
+    `shape of PATH@axis` reads it from a weight, `length of PATH` from a list, `count of PATH` counts the numbers that
+    stand at `{}` in weights' names; `{p}` is any of the layout's prefixes.
     optional: may be missing without a default.
     """
 
@@ -53,7 +56,9 @@ class Words:
     unk: str | None = "[UNK]"
     lowercase: bool = True
     extra: tuple[str, ...] = ()
-    """Tokens that the list leaves out and the program adds behind it."""
+    """Tokens that the list leaves out and the program adds behind it, where the model has room for them."""
+    starts: tuple[str, ...] = ()
+    """Tokens one of which a text begins with, and ends at."""
     before: tuple[str, ...] = ()
     """Tokens that the program has before the list; the first one begins and ends a text."""
     separator: str = " "
@@ -68,12 +73,18 @@ class Layout:
     marks: paths (of values or weights) that a document of the family has, all of them, each in one of its spellings;
         `absent` ones it has not.
     prefixes: what `{p}` in paths may be ("weights.", "state_dict."); a row's further `alt` forms are other spellings.
+    default: whether a model of the architecture is written so when nothing else is asked for.
+    spells: whether people choose the weights' names themselves: then marks and rows have GGUF's, and `spelling` says
+        which array is which.   fits: what marks can't say of such a document: "" or what is missing.
+    complete: (keys without the architecture's prefix, weights by the rows' names, paths) -> notes; adds the keys that
+        weights show, and those that have to be guessed, which notes say.
     roots: beginnings of paths below which everything must be a weight that the table knows.
     constants: GGUF keys that the program fixes.   words: the vocabulary.
     finish: (keys without the architecture's prefix, dims): keys that no field can express.
     unpack: (document, tensors, dims) -> tensors by path, for documents that pack several weights into one array;
         `pack` the way back.
-    build: (metadata, dims, words) -> a document for a GGUF that was not made from one, with slots; None: there is none.
+    build: (metadata, dims, tensors) -> a document for a GGUF that was not made from one, with slots; None: there is
+        none.
     config: file names beside the model that may hold what the document lacks ("" when it lacks nothing).
     """
 
@@ -91,7 +102,11 @@ class Layout:
     finish: Callable[[dict[str, Any], Dims], None] | None = None
     unpack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     pack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
-    build: Callable[[Mapping[str, Any], Dims], Any] | None = None
+    build: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any] | None = None
+    default: bool = True
+    spells: bool = False
+    fits: Callable[[Spelled], str] | None = None
+    complete: Callable[[dict[str, Any], Mapping[str, Tensor], Sequence[str]], list[str]] | None = None
     config: tuple[str, ...] = ()
     check: Callable[[Any, Dims], str | None] | None = None
     """(document, dims) -> what is wrong with it, in a few words, or None."""
@@ -99,11 +114,22 @@ class Layout:
     def missing(self, document: Any, tensors: Mapping[str, Tensor]) -> list[str]:
         """The marks that a document lacks, and (as "no PATH") those that it should not have."""
 
+        found = self.spelled(tensors) if self.spells else None
+
         def has(mark: str | tuple[str, ...]) -> bool:
+            if found is not None:
+                return any(found.has(part) for part in self.spelt(mark))
             return any(path in tensors or look(document, path) is not None for path in self.spelt(mark))
 
         lacks = [mark if isinstance(mark, str) else mark[0] for mark in self.marks if not has(mark)]
-        return lacks + [f"no {path}" for path in self.absent if has(path)]
+        lacks += [f"no {path}" for path in self.absent if has(path)]
+        if not lacks and found is not None and self.fits is not None and (lack := self.fits(found)):
+            lacks.append(lack)
+        return lacks
+
+    def spelled(self, tensors: Mapping[str, Tensor]) -> Spelled:
+        """Which of a document's arrays are which parts."""
+        return spell({name: tensor.shape for name, tensor in tensors.items()})
 
     def spelt(self, paths: str | tuple[str, ...]) -> list[str]:
         """Paths with every prefix in the place of `{p}`."""
@@ -122,7 +148,11 @@ class Layout:
             if not stated and item.optional:
                 continue
             if not stated and item.default is None:
-                raise BadFile(f"{documents[0][0]}: {item.names[0]} is missing; the layout {self.name} needs it")
+                where, document = documents[0]
+                raise BadFile(
+                    f"{where}: {item.names[0]} is missing{_odd(document)}; the layout {self.name} needs it, from a "
+                    "file for --config if the model has none, or --layout plain"
+                )
             for place, value in stated[1:]:
                 if value != stated[0][1]:
                     raise BadFile(f"{place} says {value}, but {stated[0][0]} says {stated[0][1]}; correct one of them")
@@ -146,6 +176,18 @@ class Layout:
         return slots(self.rows, dims)
 
 
+_OBJECTS = ("config", "metadata", "cfg", "hparams", "hyperparameters", "model_args", "meta")
+
+
+def _odd(document: Any) -> str:
+    """What to say of a configuration that is no object."""
+    for name in _OBJECTS if isinstance(document, dict) else ():
+        if isinstance(document.get(name), str | list):
+            kind = "a text" if isinstance(document[name], str) else "a list"
+            return f" ({name} is {kind}, expected an object)"
+    return ""
+
+
 def _stated(
     item: Field, path: str, documents: Sequence[tuple[str, Any]], tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Any]]:
@@ -155,11 +197,20 @@ def _stated(
         if name in tensors and int(axis) < len(tensors[name].shape):
             where = f"{documents[0][0]}: {name}"
             yield where, item.typed(tensors[name].shape[int(axis)], where)
+    elif path.startswith("count of "):
+        before, _, after = path.removeprefix("count of ").partition("{}")
+        pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+        numbers = {int(found[1]) for name in tensors if (found := pattern.match(name)) is not None}
+        if numbers:
+            where = f"the weights' names, {before}0 to {max(numbers)},"
+            yield where, item.typed(max(numbers) + 1, where)
     elif path.startswith("length of "):
         name = path.removeprefix("length of ")
         if isinstance(found := look(documents[0][1], name), list):
             yield f"the number of {name}", item.typed(len(found), f"the number of {name}")
     else:
         for where, document in documents:
-            if (found := look(document, path)) is not None:
+            found = look(document, path)
+            listed = isinstance(found, dict | list) or (isinstance(found, str) and path.endswith("vocab"))
+            if found is not None and not listed:  # "vocab" is a count here and a list of characters there
                 yield f"{where}: {path}", item.typed(found, f"{where}: {path}")

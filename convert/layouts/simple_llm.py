@@ -135,7 +135,7 @@ SINGLE = Layout(
     words=Words(("config.vocab",)),
     finish=_finish,
     check=_check,
-    build=lambda metadata, dims: _document(metadata, dims, multi=False),
+    build=lambda metadata, dims, _: _document(metadata, dims, multi=False),
 )
 
 MULTI = Layout(
@@ -152,7 +152,7 @@ MULTI = Layout(
     words=Words(("config.vocab",)),
     finish=_finish,
     check=_check,
-    build=lambda metadata, dims: _document(metadata, dims, multi=True),
+    build=lambda metadata, dims, _: _document(metadata, dims, multi=True),
 )
 
 LAYOUTS = (SINGLE, MULTI)

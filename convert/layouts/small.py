@@ -2,72 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert.archs.small.desde_cero import CONSTANTS as DESDE_CERO_CONSTANTS
 from llmconv.convert.layouts.base import Field, Layout, Words, row
+from llmconv.convert.layouts.settings import activation, guess, vocabulary
+from llmconv.convert.layouts.written import Style, by_path, writer
 from llmconv.convert.tables.ops import Concat, Dims, Reshape, Transpose
-from llmconv.errors import BadFile
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.documents.document import Slot
 from llmconv.formats.tensor import Tensor
 
 _BLOCK = "blk.{i}."
 
 
-# microgpt: Karpathy's single-file GPT.  No biases, RMSNorms without weights, learned positions; linear(x, w) sums
-# w[out][in] * x[in].
+# microgpt (see `archs.small.microgpt`) in JavaScript: config{nLayer, nEmbd, ...}, one flat array of all weights.
 
-
-def _microgpt(at: str, close: str) -> Any:
-    return (
-        row("token_embd.weight", "weights.wte", "n_vocab, n_embd"),
-        row("position_embd.weight", "weights.wpe", "n_ctx, n_embd"),
-        row("output.weight", "weights.lm_head", "n_vocab, n_embd"),
-        *(row(f"{_BLOCK}attn_{x}.weight", f"{at}attn_w{x}{close}", "n_embd, n_embd") for x in "qkv"),
-        row(f"{_BLOCK}attn_output.weight", f"{at}attn_wo{close}", "n_embd, n_embd"),
-        row(f"{_BLOCK}ffn_up.weight", f"{at}mlp_fc1{close}", "n_ff, n_embd"),
-        row(f"{_BLOCK}ffn_down.weight", f"{at}mlp_fc2{close}", "n_embd, n_ff"),
-    )
-
-
-_MICROGPT_CONSTANTS = {
-    "attention.causal": True,
-    "attention.layer_norm_rms_epsilon": np.float32(1e-5),
-    "hidden_activation": "relu",
-    "position_embedding": "learned",
-}
-
-MICROGPT = Layout(
-    "microgpt",
-    "microgpt: metadata and weights by name, [out][in]",
-    "microgpt",
-    marks=(
-        "metadata.n_embd",
-        "metadata.n_layer",
-        "metadata.n_head",
-        "weights.wte",
-        "weights.wpe",
-        "weights.lm_head",
-        'weights["layer0.attn_wq"]',
-        'weights["layer0.mlp_fc1"]',
-    ),
-    fields=(
-        Field("vocab_size", ("metadata.vocab_size", "shape of weights.wte@0")),
-        Field("context_length", ("metadata.block_size", "shape of weights.wpe@0")),
-        Field("embedding_length", ("metadata.n_embd",)),
-        Field("block_count", ("metadata.n_layer",)),
-        Field("feed_forward_length", ('shape of weights["layer0.mlp_fc1"]@0',)),
-        Field("attention.head_count", ("metadata.n_head",)),
-        Field("attention.key_length", ("metadata.head_dim",), optional=True),
-    ),
-    rows=_microgpt('weights["layer{i}.', '"]'),
-    constants=_MICROGPT_CONSTANTS,
-    words=Words(("metadata.uchars",), unk=None, lowercase=False, extra=("[BOS]",), separator=""),
+_at = "weights.layer{i}."
+_MICROGPT = (
+    row("token_embd.weight", "weights.wte", "n_vocab, n_embd"),
+    row("position_embd.weight", "weights.wpe", "n_ctx, n_embd"),
+    row("output.weight", "weights.lm_head", "n_vocab, n_embd"),
+    *(row(f"{_BLOCK}attn_{x}.weight", f"{_at}attn_w{x}", "n_embd, n_embd") for x in "qkv"),
+    row(f"{_BLOCK}attn_output.weight", f"{_at}attn_wo", "n_embd, n_embd"),
+    row(f"{_BLOCK}ffn_up.weight", f"{_at}mlp_fc1", "n_ff, n_embd"),
+    row(f"{_BLOCK}ffn_down.weight", f"{_at}mlp_fc2", "n_embd, n_ff"),
 )
-
-
-# The same model in JavaScript: config{nLayer, nEmbd, ...} and one flat array of all weights.
 
 _ORDER = ("wte", "wpe", "lm_head")
 _LAYER_ORDER = ("attn_wq", "attn_wk", "attn_wv", "attn_wo", "mlp_fc1", "mlp_fc2")
@@ -126,6 +90,20 @@ def _pack(document: Any, tensors: Mapping[str, Tensor], dims: Dims) -> dict[str,
 def _default_widths(own: dict[str, Any], dims: Dims) -> None:
     """microgpt's feed-forward is four times as wide as its embedding."""
     own.setdefault("feed_forward_length", np.uint32(4 * dims["n_embd"]))
+    own.setdefault("hidden_activation", "relu")
+
+
+def _flat_document(metadata: Mapping[str, Any], dims: Dims, tensors: Mapping[str, Tensor]) -> Any:
+    if metadata.get("microgpt.position_embedding", "learned") != "learned" or "blk.0.ffn_gate.weight" in tensors:
+        raise Unsupported("a microgpt with rotary positions or gates can't be written in the layout flat; use microgpt")
+    full = {**dims, "n_vocab": dims["n_vocab"] or tensors["token_embd.weight"].shape[0]}
+    sizes = {"nLayer": "n_layer", "nEmbd": "n_embd", "blockSize": "n_ctx", "nHead": "n_head", "headDim": "head_dim"}
+    config = {**{theirs: full[dim] for theirs, dim in sizes.items()}, "vocabSize": full["n_vocab"], "nFf": full["n_ff"]}
+    count = sum(int(np.prod(shape)) for shape in _flat_shapes(full).values())
+    words = {"vocab": list(metadata["tokenizer.ggml.tokens"])} if "tokenizer.ggml.tokens" in metadata else {}
+    activation = metadata.get("microgpt.hidden_activation", "relu")
+    stated = {} if activation == "relu" else {"activation": activation}
+    return {"config": config | stated, **words, "weights": Slot("weights", (count,))}
 
 
 FLAT = Layout(
@@ -141,13 +119,25 @@ FLAT = Layout(
         Field("feed_forward_length", ("config.nFf", "config.dFf", "config.mlpDim"), optional=True),
         Field("attention.head_count", ("config.nHead",)),
         Field("attention.key_length", ("config.headDim",), optional=True),
+        activation(),
     ),
-    rows=_microgpt("weights.layer{i}.", ""),
+    rows=_MICROGPT,
     roots=(),
-    constants=_MICROGPT_CONSTANTS,
+    constants={
+        "attention.causal": True,
+        "attention.layer_norm_rms_epsilon": np.float32(1e-5),
+        "position_embedding": "learned",
+    },
     words=Words(
-        ("vocab", "config.vocab", "chars", "uchars", "tokenizer.vocab"), unk=None, lowercase=False, separator=""
+        ("vocab", "config.vocab", "chars", "uchars", "tokenizer.vocab"),
+        unk=None,
+        lowercase=False,
+        extra=("[BOS]",),
+        starts=("[BOS]", "<BOS>", "<bos>", "BOS"),
+        separator="",
     ),
+    build=_flat_document,
+    default=False,
     finish=_default_widths,
     unpack=_unpack,
     pack=_pack,
@@ -155,6 +145,22 @@ FLAT = Layout(
 
 
 # transformer_desde_cero: one post-norm block, [in][out].
+
+_DESDE_CERO = (
+    row("token_embd.weight", "weights.E", "n_vocab, n_embd"),
+    row("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
+    row("output.bias", "weights.blm", "n_vocab"),
+    *(row(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
+    row(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
+    row(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
+    row(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
+    row(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
+    row(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
+    row(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
+    row(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
+    row(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
+    row(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
+)
 
 DESDE_CERO = Layout(
     "desde-cero",
@@ -168,23 +174,21 @@ DESDE_CERO = Layout(
         Field("attention.head_count", ("n_heads",)),
         Field("attention.key_length", ("d_k",)),
     ),
-    rows=(
-        row("token_embd.weight", "weights.E", "n_vocab, n_embd"),
-        row("output.weight", "weights.Wlm", "n_vocab, n_embd", Transpose()),
-        row("output.bias", "weights.blm", "n_vocab"),
-        *(row(f"{_BLOCK}attn_{x}.weight", f"weights.W{x.upper()}", "n_embd, n_embd", Transpose()) for x in "qkv"),
-        row(_BLOCK + "attn_output.weight", "weights.WO", "n_embd, n_embd", Transpose()),
-        row(_BLOCK + "attn_output_norm.weight", "weights.gamma1", "n_embd"),
-        row(_BLOCK + "attn_output_norm.bias", "weights.beta1", "n_embd"),
-        row(_BLOCK + "ffn_up.weight", "weights.W1", "n_ff, n_embd", Transpose()),
-        row(_BLOCK + "ffn_up.bias", "weights.bias1", "n_ff"),
-        row(_BLOCK + "ffn_down.weight", "weights.W2", "n_embd, n_ff", Transpose()),
-        row(_BLOCK + "ffn_down.bias", "weights.bias2", "n_embd"),
-        row(_BLOCK + "layer_output_norm.weight", "weights.gamma2", "n_embd"),
-        row(_BLOCK + "layer_output_norm.bias", "weights.beta2", "n_embd"),
+    rows=_DESDE_CERO,
+    constants={"block_count": np.uint32(1), **DESDE_CERO_CONSTANTS},
+    words=Words(("vocab",), unk="<UNK>", lowercase=False, starts=("<BOS>",)),
+    build=writer(
+        Style(
+            "desde-cero",
+            by_path(_DESDE_CERO),
+            {"d_model": "n_embd", "d_ff": "n_ff", "n_heads": "n_head", "d_k": "head_dim"},
+            lambda settings, words, found: {"model_type": "gpt", **found, "vocab": words or [], **settings},
+            kind="words",
+            single=True,
+            states=False,
+        ),
+        _DESDE_CERO,
     ),
-    constants={"block_count": np.uint32(1)},
-    words=Words(("vocab",), unk="<UNK>"),
 )
 
 
@@ -198,6 +202,22 @@ def _forge(gguf: str, path: str, n_out: str, n_in: str) -> Any:
     )
 
 
+def _forge_positions(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
+    own["position_embedding"] = "learned" if "pos_embedding" in tensors else "none"
+    return []
+
+
+_FORGE = (
+    row("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
+    row("position_embd.weight", "pos_embedding", "n_ctx, n_embd", optional=True),
+    *_forge("output", "output_proj", "n_vocab", "n_embd"),
+    *_forge(_BLOCK + "attn_q", "transformer.attention.query", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "attn_k", "transformer.attention.key", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "attn_v", "transformer.attention.value", "n_embd", "n_embd"),
+    *_forge(_BLOCK + "ffn_up", "transformer.ff1", "n_ff", "n_embd"),
+    *_forge(_BLOCK + "ffn_down", "transformer.ff2", "n_embd", "n_ff"),
+)
+
 FORGE = Layout(
     "forge",
     "forge: name -> {shape, dtype, data} of one block, [out][in]",
@@ -207,18 +227,29 @@ FORGE = Layout(
         Field("vocab_size", ("shape of embedding.weight@0",)),
         Field("embedding_length", ("shape of embedding.weight@1",)),
         Field("feed_forward_length", ("shape of transformer.ff1.weight@0",)),
+        Field("context_length", ("shape of pos_embedding@0",), optional=True),
     ),
-    rows=(
-        row("token_embd.weight", "embedding.weight", "n_vocab, n_embd"),
-        *_forge("output", "output_proj", "n_vocab", "n_embd"),
-        *_forge(_BLOCK + "attn_q", "transformer.attention.query", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "attn_k", "transformer.attention.key", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "attn_v", "transformer.attention.value", "n_embd", "n_embd"),
-        *_forge(_BLOCK + "ffn_up", "transformer.ff1", "n_ff", "n_embd"),
-        *_forge(_BLOCK + "ffn_down", "transformer.ff2", "n_embd", "n_ff"),
-    ),
+    rows=_FORGE,
     roots=("",),
-    constants={"block_count": np.uint32(1), "attention.head_count": np.uint32(1)},
+    constants={
+        "block_count": np.uint32(1),
+        "attention.head_count": np.uint32(1),
+        "attention.causal": False,
+        "hidden_activation": "relu",
+    },
+    words=Words(vocabulary(), unk=None, lowercase=False, separator=""),
+    complete=_forge_positions,
+    build=writer(
+        Style(
+            "forge",
+            {pattern: pattern for pattern in by_path(_FORGE)},
+            {},
+            lambda settings, characters, weights: weights,
+            single=True,
+            array=lambda name, shape: {"shape": list(shape), "dtype": "f", "data": Slot(name, (math.prod(shape),))},
+        ),
+        _FORGE,
+    ),
 )
 
 
@@ -253,6 +284,25 @@ def _same_blocks(document: Any, dims: Dims) -> str | None:
         return f"the embedding's {dims['n_embd']} dimensions are not a multiple of {dims['n_head']} heads"
     return None
 
+
+def _blocks_activation(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
+    if "hidden_activation" in own:
+        return []
+    own["hidden_activation"] = "gelu_tanh"
+    return [guess("its MLP has gelu_tanh", "relu, or gelu for the exact one")]
+
+
+_BLOCKS = (
+    row("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
+    row("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
+    *_linear("output", "weights.projection", "n_vocab", "n_embd"),
+    *_norm(_BLOCK + "attn_norm", _at + "norm1"),
+    *(x for n in "qkv" for x in _linear(f"{_BLOCK}attn_{n}", f"{_at}attention.w{n}", "n_embd", "n_embd")),
+    *_linear(_BLOCK + "attn_output", _at + "attention.wo", "n_embd", "n_embd"),
+    *_norm(_BLOCK + "ffn_norm", _at + "norm2"),
+    *_linear(_BLOCK + "ffn_up", _at + "feedforward.linear1", "n_ff", "n_embd"),
+    *_linear(_BLOCK + "ffn_down", _at + "feedforward.linear2", "n_embd", "n_ff"),
+)
 
 BLOCKS = Layout(
     "blocks",
@@ -295,18 +345,9 @@ BLOCKS = Layout(
             ),
         ),
         Field("attention.head_count", _names("numHeads", "nHeads", "nHead", "heads")),
+        activation(),
     ),
-    rows=(
-        row("token_embd.weight", "weights.embedding.tokenWeights", "n_vocab, n_embd"),
-        row("position_embd.weight", "weights.embedding.positionWeights", "n_ctx, n_embd"),
-        *_linear("output", "weights.projection", "n_vocab", "n_embd"),
-        *_norm(_BLOCK + "attn_norm", _at + "norm1"),
-        *(x for n in "qkv" for x in _linear(f"{_BLOCK}attn_{n}", f"{_at}attention.w{n}", "n_embd", "n_embd")),
-        *_linear(_BLOCK + "attn_output", _at + "attention.wo", "n_embd", "n_embd"),
-        *_norm(_BLOCK + "ffn_norm", _at + "norm2"),
-        *_linear(_BLOCK + "ffn_up", _at + "feedforward.linear1", "n_ff", "n_embd"),
-        *_linear(_BLOCK + "ffn_down", _at + "feedforward.linear2", "n_embd", "n_ff"),
-    ),
+    rows=_BLOCKS,
     constants={
         "attention.causal": True,
         "attention.layer_norm_epsilon": np.float32(1e-5),
@@ -315,6 +356,24 @@ BLOCKS = Layout(
     words=Words((*_names("vocab", "vocabulary", "tokens", "words"), "tokenizer.vocab")),
     config=("config", "vocab", "tokenizer", "meta"),
     check=_same_blocks,
+    complete=_blocks_activation,
+    build=writer(
+        Style(
+            "blocks",
+            by_path(_BLOCKS),
+            {
+                "vocabSize": "n_vocab",
+                "maxSeqLen": "n_ctx",
+                "embeddingDim": "n_embd",
+                "numLayers": "n_layer",
+                "numHeads": "n_head",
+                "ffDim": "n_ff",
+            },
+            lambda settings, words, found: {"config": settings, **({"vocab": words} if words else {}), **found},
+            kind="words",
+        ),
+        _BLOCKS,
+    ),
 )
 
 
@@ -334,6 +393,19 @@ def _dotted(gguf: str, path: str, n_out: str, n_in: str) -> Any:
 def _gb(gguf: str, path: str) -> Any:
     return (row(gguf + ".weight", path + ".g", "n_embd"), row(gguf + ".bias", path + ".b", "n_embd"))
 
+
+_DOTTED = (
+    row("token_embd.weight", "wte", "n_vocab, n_embd"),
+    row("position_embd.weight", "wpe", "n_ctx, n_embd"),
+    *_gb("output_norm", "ln_f"),
+    *_gb(_BLOCK + "attn_norm", "block{i}.ln1"),
+    row(_BLOCK + "attn_qkv.weight", tuple(p + "W" for p in _QKV), "3 * n_embd, n_embd", Transpose(), Concat(_THREE)),
+    row(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
+    *_dotted(_BLOCK + "attn_output", "block{i}.o", "n_embd", "n_embd"),
+    *_gb(_BLOCK + "ffn_norm", "block{i}.ln2"),
+    *_dotted(_BLOCK + "ffn_up", "block{i}.ffn.lin1", "n_ff", "n_embd"),
+    *_dotted(_BLOCK + "ffn_down", "block{i}.ffn.lin2", "n_embd", "n_ff"),
+)
 
 DOTTED = Layout(
     "dotted",
@@ -356,25 +428,25 @@ DOTTED = Layout(
         Field("block_count", ("config.n_layers",)),
         Field("feed_forward_length", ("config.d_ff",)),
         Field("attention.head_count", ("config.n_heads",)),
+        activation(),
     ),
-    rows=(
-        row("token_embd.weight", "wte", "n_vocab, n_embd"),
-        row("position_embd.weight", "wpe", "n_ctx, n_embd"),
-        *_gb("output_norm", "ln_f"),
-        *_gb(_BLOCK + "attn_norm", "block{i}.ln1"),
-        row(
-            _BLOCK + "attn_qkv.weight", tuple(p + "W" for p in _QKV), "3 * n_embd, n_embd", Transpose(), Concat(_THREE)
-        ),
-        row(_BLOCK + "attn_qkv.bias", tuple(p + "b" for p in _QKV), "3 * n_embd", Concat(_THREE)),
-        *_dotted(_BLOCK + "attn_output", "block{i}.o", "n_embd", "n_embd"),
-        *_gb(_BLOCK + "ffn_norm", "block{i}.ln2"),
-        *_dotted(_BLOCK + "ffn_up", "block{i}.ffn.lin1", "n_ff", "n_embd"),
-        *_dotted(_BLOCK + "ffn_down", "block{i}.ffn.lin2", "n_embd", "n_ff"),
-    ),
+    rows=_DOTTED,
     roots=("block", "wte", "wpe", "ln_f"),
     constants={"attention.layer_norm_epsilon": np.float32(1e-5)},
     words=Words(("vocab", "config.vocab")),
+    default=False,
+    build=writer(
+        Style(
+            "dotted",
+            {pattern: pattern for pattern in by_path(_DOTTED)},
+            {"d_model": "n_embd", "n_heads": "n_head", "d_ff": "n_ff", "n_layers": "n_layer", "max_seq_len": "n_ctx"},
+            lambda settings, words, weights: {"config": settings, **({"vocab": words} if words else {}), **weights},
+            activation="gelu_tanh",
+            kind="words",
+        ),
+        _DOTTED,
+    ),
 )
 
 
-LAYOUTS = (MICROGPT, FLAT, DESDE_CERO, FORGE, BLOCKS, DOTTED)
+LAYOUTS = (FLAT, DESDE_CERO, FORGE, BLOCKS, DOTTED)

@@ -134,7 +134,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
-    weightless: bool = False
+    weightless: tuple[str, ...] = ()
+    """Norms without weights, by the names that they would have."""
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -280,7 +281,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
-        weightless=bool(pieces.get("weightless", False)),
+        weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
         residual_scale=read.optional("residual_scale") or 1.0,
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
@@ -308,9 +309,22 @@ def _pieces(arch: str, where: str) -> Pieces:
     return table.decoder
 
 
+def _weightless(read: _Reader, pieces: Pieces) -> tuple[str, ...]:
+    """A family's norms without weights; a model of it that has learned some has no others."""
+    learned = ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight")
+    return () if any(name in read.shapes for name in learned) else tuple(pieces.get("weightless", ()))
+
+
+_STATED = {"sinusoidal-interleaved": "sinusoidal"}
+"""Kinds of positions that files call otherwise."""
+
+
 def _positions(read: _Reader, pieces: Pieces, n_layers: int) -> str:
-    """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides."""
-    stated = str(pieces.get("positions", "rope"))
+    """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides, then what the file states."""
+    stated = str(read.get("position_embedding", pieces.get("positions", "rope")))
+    stated = _STATED.get(stated, stated)
+    if stated not in ("rope", "learned", "sinusoidal", "alibi", "none"):
+        raise read.bad(f"key '{read.arch}.position_embedding'", f"is {_short(stated)}, which is no kind known here")
     bias = read.optional("attention.max_alibi_bias")
     if bias or pieces.get("alibi_at") == n_layers:
         return "alibi"

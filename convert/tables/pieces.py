@@ -25,7 +25,7 @@ class Pieces(TypedDict, total=False):
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
-    weightless: bool  # norms without weights stand before each sublayer and the head
+    weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
     activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
@@ -45,7 +45,7 @@ class Pieces(TypedDict, total=False):
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves
     initial: str  # how fresh weights are drawn: "gpt2" (default) or "xavier"
-    tokenizer: str  # the kind that a fresh vocabulary has, where not chosen by size: "word"
+    tokenizer: str  # the kind that a fresh vocabulary has, where not chosen by size: "word", "characters", "documents"
 
 
 def head_norm(pieces: Pieces, vocab_size: Any, config: Mapping[str, Any]) -> bool:

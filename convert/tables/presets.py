@@ -7,7 +7,7 @@ architecture tables count and describe it like any checkpoint.  Published parame
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmconv.errors import UnknownName, UsageError
@@ -23,6 +23,7 @@ class Preset:
     keys: hyper-parameters by GGUF key, the architecture's prefix left out; `vocab_size` among them.
     tied: whether the head is the embedding.
     note: one line for people.
+    flags: further ones that the architecture's table looks up in a config.json.
     lr: the highest learning rate to train it with, by AdamW: GPT-3's paper has those of the GPT-2 and GPT-3 shapes
         (Brown et al. 2020, table 2.1), Llama's papers and TinyLlama's code those of theirs; the small ones come from
         short runs.
@@ -34,6 +35,7 @@ class Preset:
     tied: bool
     note: str = ""
     lr: float = 1e-3
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -44,7 +46,9 @@ class Preset:
     def config(self) -> dict[str, Any]:
         """The flags that the architecture tables look up in a config.json."""
         # Of the legacy models, only those of several heads project what attention gives.
-        return {"tie_word_embeddings": self.tied, "output_projection": self.keys["attention.head_count"] > 1}
+        return {"tie_word_embeddings": self.tied, "output_projection": self.keys["attention.head_count"] > 1} | dict(
+            self.flags
+        )
 
 
 def _keys(
@@ -82,6 +86,13 @@ def _simple(name: str, keys: dict[str, Any], *, lr: float, note: str) -> Preset:
     return Preset(name, "simple-llm", keys | {"attention.layer_norm_epsilon": 1e-8}, False, note, lr)
 
 
+def _own(name: str, arch: str, keys: dict[str, Any], *, lr: float, note: str, **flags: Any) -> Preset:
+    """A GPT that people write themselves: ReLU, a head of its own."""
+    kind = "rms" if arch == "microgpt" else "norm"
+    stated = {f"attention.layer_{'norm_rms' if kind == 'rms' else 'norm'}_epsilon": 1e-5, "hidden_activation": "relu"}
+    return Preset(name, arch, keys | stated, False, note, lr, flags)
+
+
 _LLAMA2 = {"ctx": 4096, "vocab": 32000}
 _LLAMA3 = {"ctx": 131072, "vocab": 128256, "kv": 8}
 
@@ -100,6 +111,23 @@ _ALL = (
     _gpt2("simple-36k-causal", 32, 2, 1, ctx=64, vocab=400, lr=1e-2, note="simple-36k as a causal, pre-norm GPT-2"),
     _gpt2("simple-1m-causal", 128, 4, 4, ctx=256, vocab=3000, lr=1e-3, note="simple-1m as a causal, pre-norm GPT-2"),
     _gpt2("simple-3m-causal", 256, 3, 4, ctx=256, vocab=4000, lr=1e-3, note="simple-3m as a causal, pre-norm GPT-2"),
+    _own("microgpt", "microgpt", _keys(16, 1, 4, 64, ctx=16, vocab=256), lr=1e-2, note="Karpathy's microgpt, as it is"),
+    _own(
+        "microgpt-100k",
+        "microgpt",
+        _keys(64, 2, 4, 256, ctx=64, vocab=256),
+        lr=3e-3,
+        note="a microgpt that a web page still runs",
+    ),
+    _own(
+        "lecture",
+        "small-gpt",
+        _keys(384, 6, 6, 1536, ctx=256, vocab=256),
+        lr=3e-4,
+        note="the GPT of Karpathy's lecture",
+        bias=True,
+        head_bias=True,
+    ),
     _gpt2("small-10m", 384, 6, 6, ctx=256, vocab=256, note="nanoGPT's character-level size"),
     _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, lr=6e-4, note="mid-50m as a causal, pre-norm GPT-2"),
     _gpt2("gpt2-small", 768, 12, 12, lr=6e-4, note="124M; the paper's 117M is the same model, counted wrongly"),

@@ -91,6 +91,7 @@ class TrainConfig:
     plot: bool = _setting(True, "draw the loss curve at the end, where matplotlib is installed")
     # Exports.
     export: str = _setting("gguf", "formats to write at the end: gguf, safetensors, json, separated by commas")
+    layout: str = _setting("", "the layout of an exported JSON, for the program that reads it; by default its family's")
     export_type: str = _setting("f32", "their type: f32, f16, bf16, f64, or for gguf a quantized type such as Q8_0")
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on from."""
         free = {"output", "device", "keep", "tensorboard", "plot", "export", "export_type", "log_every", "compile"}
-        free |= {"data", "from_checkpoint"}  # which are compared by what is in them
+        free |= {"layout"} | {"data", "from_checkpoint"}  # the latter are compared by what is in them
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 

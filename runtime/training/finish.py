@@ -55,7 +55,9 @@ def finish(run: Run, seconds: float, tokens: int, kinds: Sequence[str], export_t
     picture: Path | None = None
     trained = gathered(run.learner.model, run.team, dict(run.learner.metadata))
     if run.team.rank == 0 and trained is not None:
-        exports = export(trained, run.folder, "model", kinds, export_type, _history(run, seconds))
+        exports = export(
+            trained, run.folder, "model", kinds, export_type, _history(run, seconds), config.layout or None
+        )
         picture = draw_losses(run.folder) if config.plot else None
         if config.plot and picture is None:
             run.notes.append("no loss curve: matplotlib is not installed")

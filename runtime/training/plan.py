@@ -18,6 +18,7 @@ from llmconv.progress import Meter, Progress, Step
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Cut, Pairs, Stream, highest, load_data, text_bytes
+from llmconv.runtime.training.export import check_layout
 from llmconv.runtime.training.folder import enter, fingerprints, locked
 from llmconv.runtime.training.learner import Learner, make_learner
 from llmconv.runtime.training.parallel import Team
@@ -95,6 +96,7 @@ def plan(config: TrainConfig, resume: bool, team: Team, stack: contextlib.ExitSt
     team.barrier()
     newest = state.latest(folder) if resume else None
     start, vocab, notes = starting_point(config, source, folder / "vocab.gguf")
+    check_layout(start, config.layout)
     context = context_of(config, start)
     cut = Cut(context, config.val_fraction, config.seed)
     meter = Meter(progress, "tokenize", text_bytes(Path(config.data)))

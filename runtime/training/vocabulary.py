@@ -14,7 +14,7 @@ from llmconv.errors import MissingExtra, UsageError
 
 __all__ = ["KINDS", "make_vocab"]
 
-KINDS = ("word", "char", "bpe", "wordpiece")
+KINDS = ("word", "char", "characters", "documents", "bpe", "wordpiece")
 SPECIAL = ["[PAD]", "[UNK]", "[EOS]"]
 """The special words of the legacy program, in its order."""
 
@@ -23,7 +23,9 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
     """A vocabulary of at most `size` tokens over `texts`, or the one of the file that `kind` names.
 
     word: lower-cased words in order of first use, as the legacy program had them; the most frequent when there are
-    too many.  char: the characters.  bpe: byte-level BPE.  wordpiece: as BERT's.  The last three through `tokenizers`.
+    too many.  characters: each is a token, as small programs list them; documents: the same, and [BOS] around each
+    text, as microgpt has it.  Through `tokenizers`: char, the bytes that occur; bpe, byte-level BPE; wordpiece, as
+    BERT's.
     """
     if kind not in KINDS:
         path = Path(kind)
@@ -32,6 +34,8 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
         return vocab.load(path)
     if kind == "word":
         return _words(size, texts)
+    if kind in ("characters", "documents"):
+        return _characters(size, texts, ends=kind == "documents")
     try:
         import tokenizers
     except ImportError:
@@ -79,6 +83,15 @@ def _used_bytes(texts: Iterable[str], alphabet: list[str]) -> tuple[list[str], I
     others = [b for b in range(256) if b not in printable]
     letter = {b: chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)}
     return [letter[b] for b in seen if letter[b] in alphabet], iter(())
+
+
+def _characters(size: int, texts: Iterable[str], ends: bool) -> Vocab:
+    counts = Counter(character for text in texts for character in text)
+    kept = sorted(character for character, _ in counts.most_common(max(0, size - ends)))
+    found = vocab.from_words([*kept, "[BOS]"] if ends else kept, unk=None, lowercase=False, characters=True)
+    if ends:
+        found.special["eos"], found.flags["bos"] = found.special["bos"], True
+    return found
 
 
 def _words(size: int, texts: Iterable[str]) -> Vocab:

@@ -106,7 +106,8 @@ def test_every_family_comes_back_byte_for_byte(write: Any, tmp_path: Path, famil
 
 
 def test_every_table_has_a_family_here_or_a_real_file() -> None:
-    real = {"microgpt", "desde-cero", "forge"}
+    real = {"microgpt", "desde-cero", "forge"}  # and in test_layouts_small:
+    real |= {"nanogpt", "lecture", "ndarray", "playground", "gpt"}
     recurrent = {table.name for table in layouts.all() if table.arch == "char-rnn"}  # see tests/runtime
     assert set(layouts.names()) - {"plain"} == set(FAMILIES) | real | recurrent
 
@@ -183,6 +184,18 @@ def test_a_model_made_elsewhere_is_written_in_its_familys_layout(write: Any, tmp
         llmconv.save(model, tmp_path / "new.json", force=True)
         assert json.loads((tmp_path / "new.json").read_text()) == tree
         assert np.array_equal(logits(llmconv.open(tmp_path / "new.json"), [3, 4, 1]), logits(source, [3, 4, 1]))
+
+
+@pytest.mark.parametrize("layout", ["blocks", "dotted"])
+def test_other_layouts_are_written_anew(write: Any, tmp_path: Path, layout: str) -> None:
+    model = translate(llmconv.open(write("m.json", FAMILIES[layout]())), "gguf")
+    model.metadata = {k: v for k, v in model.metadata.items() if not k.startswith("llmconv.")}
+    llmconv.save(model, tmp_path / "new.json", layout=layout)
+    (tmp_path / "config.json").unlink()
+    again = translate(llmconv.open(tmp_path / "new.json"), "gguf")
+    assert again.metadata["llmconv.json.layout"] == layout
+    assert again.metadata["tokenizer.ggml.tokens"] == model.metadata["tokenizer.ggml.tokens"]
+    assert all(np.array_equal(t.numpy(), again.tensors[n].numpy()) for n, t in model.tensors.items())
 
 
 def test_any_gguf_becomes_named_tensors_and_comes_back(shared: Path, tmp_path: Path) -> None:

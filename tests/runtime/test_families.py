@@ -77,6 +77,7 @@ def test_an_encoder_gives_hidden_states(tmp_path: Path) -> None:
 
 def test_every_family_is_tried() -> None:
     tried = {tiny_models.MODELS[name].gguf for name in DECODERS} | {"bert", "simple-llm"}
+    tried |= {"small-gpt", "microgpt", "blocks", "forge", "transformer-desde-cero"}  # test_small_models.py
     missing = {table.gguf for table in archs.all()} - tried
     assert missing <= {"internlm2", "baichuan"}  # not in transformers: tests/runtime/test_references.py
 

@@ -29,7 +29,7 @@ OLMO = Architecture(
         """),
     ),
     rows=(EMBEDDINGS[0], _head, *attention(permuted=True), *gated_mlp()),
-    decoder={"rope": "pairs", "weightless": True},
+    decoder={"rope": "pairs", "weightless": ("attn_norm", "ffn_norm", "output_norm")},
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 

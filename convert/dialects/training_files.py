@@ -1,0 +1,113 @@
+"""What a training program leaves behind: a state dict in nobody's dialect, and beside it configuration and vocabulary.
+
+minGPT's, nanoGPT's and the lecture's checkpoints are documents as good as JSON ones: the layouts' tables know them by
+the same looks.  Where no table fits, or what one needs is not there, the tensors keep their own names (`own_names`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from llmconv.convert import layouts
+from llmconv.convert.dialects import documents, own_names
+from llmconv.convert.layouts.base import Layout
+from llmconv.errors import BadFile, at
+from llmconv.formats import limits
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.documents.document import Slot
+from llmconv.formats.files import open_regular, regular_size
+
+__all__ = ["from_gguf", "table_of", "to_gguf"]
+
+REST = "checkpoint.rest"
+"""The metadata key of what a file held besides its tensors, as JSON."""
+_FORMATS = ("torch", "npz", "numpy", "pickle")
+"""Containers of training programs."""
+META = "meta.pkl"
+"""nanoGPT's vocabulary, beside the data and often beside the model."""
+
+
+def table_of(checkpoint: Checkpoint, layout: str | None = None) -> Layout | None:
+    """The layout that a training program's file is of; None: nobody's."""
+    if checkpoint.format not in _FORMATS or layout in (layouts.PLAIN, layouts.NAMED):
+        return None
+    if layout is not None:
+        return layouts.by_name(layout)
+    return layouts.recognise(_document(checkpoint), checkpoint.tensors)
+
+
+def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
+    """A training program's file -> GGUF: by a layout's table where one fits, else under its own names."""
+    layout = options.get("layout")
+    table = table_of(checkpoint, layout)
+    if table is None:
+        return own_names.to_gguf(checkpoint, **options)
+    try:
+        return documents.to_gguf(_as_document(checkpoint), **{**options, "layout": table.name})
+    except BadFile as error:
+        if layout is not None:
+            raise
+        out = own_names.to_gguf(checkpoint, **options)
+        out.notes.append(f"looks like the layout {table.name}, but keeps its own names: {error}")
+        return out
+
+
+from_gguf = own_names.from_gguf
+
+
+def _document(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file holds besides its tensors, with texts as keys."""
+    try:
+        rest = json.loads(checkpoint.metadata.get(REST, "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    rest = _plain(rest)
+    return rest if isinstance(rest, dict) else {}
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        items = node["$items"] if set(node) == {"$items"} else node.items()
+        return {str(k): _plain(v) for k, v in items}
+    return [_plain(v) for v in node] if isinstance(node, list) else node
+
+
+def _as_document(checkpoint: Checkpoint) -> Checkpoint:
+    """The file as a document: its rest, its vocabulary, and a place for each array (lone numbers are none)."""
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor.shape}
+    document = {**_document(checkpoint), **{name: Slot(name, tensor.shape) for name, tensor in tensors.items()}}
+    if checkpoint.source is not None and (meta := checkpoint.source.with_name(META)).is_file():
+        document.setdefault("meta", _plain(_pickled(meta)))
+    return checkpoint.but(tensors=tensors, metadata={"document": document}, dialect="json")
+
+
+class _Data(pickle.Unpickler):
+    """A pickle machine that builds texts, numbers, lists and maps, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"asks for {module}.{name}")
+
+
+def _pickled(path: Path) -> Any:
+    """A small pickle of plain data; `BadFile` for one that holds anything else."""
+    if regular_size(path) > limits.SIDE_FILE_BYTES:
+        raise BadFile(f"{at(path)}: is too big for a vocabulary, expected at most {limits.SIDE_FILE_BYTES:,} bytes")
+    with open_regular(path) as file:
+        data = file.read()
+    try:
+        found = _Data(io.BytesIO(data)).load()
+        return json.loads(json.dumps(_texts(found, 0)))
+    except Exception as error:  # a pickle can fail in any way
+        raise BadFile(f"{at(path)}: is no pickle of plain data ({error}); move it away, or give --vocab") from None
+
+
+def _texts(node: Any, depth: int) -> Any:
+    if depth > 8:
+        raise ValueError("nests too deep")
+    if isinstance(node, dict):
+        return {str(k): _texts(v, depth + 1) for k, v in node.items()}
+    return [_texts(v, depth + 1) for v in node] if isinstance(node, list | tuple) else node
