@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import formats
-from llmconv.convert import archs
 from llmconv.convert.dialects import training_files
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
-from llmconv.convert.writing.lora import merge
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -44,8 +42,16 @@ class Reading:
         """The source, the adapter merged in, without what is excluded."""
         checkpoint = source if isinstance(source, Checkpoint) else formats.open(Path(source))
         if self.lora is not None:
+            from llmconv.convert.writing.lora import merge
+
             checkpoint = merge(translate(checkpoint, "hf"), Path(self.lora))
         return _without(checkpoint, self.exclude) if self.exclude else checkpoint
+
+    def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
+        """The same for who changes the weights: those that are stored with scales as what they stand for."""
+        from llmconv.convert.scaled.unpack import unpack
+
+        return unpack(self.open(source))
 
     def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
         """The checkpoint in another dialect."""
@@ -65,6 +71,8 @@ class Reading:
             return self.translated(checkpoint, dialect)
         if checkpoint.dialect == "hf" or (checkpoint.dialect == "plain" and self.own_names(checkpoint)):
             return checkpoint
+        from llmconv.convert import archs
+
         checkpoint = self.translated(checkpoint, "gguf")
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
         plain = not known or own_keys.is_plain(checkpoint.metadata)

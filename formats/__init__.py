@@ -1,4 +1,4 @@
-"""Containers: GGUF, safetensors, legacy JSON and MessagePack.  Bytes <-> `Checkpoint`, nothing of architectures.
+"""Containers: GGUF, safetensors, JSON and a dozen more.  Bytes <-> `Checkpoint`, nothing of architectures.
 
 `open(path)` goes by content.  A format is a module with a `FORMAT` (see `Format`), listed in `_CERTAIN` or `_LOOSE`:
 the one place to add one.  Other packages add theirs under the entry point group "llmconv.formats", programs by
@@ -11,20 +11,25 @@ import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from llmconv.errors import BadFile, UnknownName, at
+from llmconv.errors import BadFile, UnknownName, UsageError, at
+from llmconv.formats import guests
+from llmconv.formats import pickling as pickling  # registers how tensors are pickled
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
 from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "open", "register", "sniff"]
+__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
-_CERTAIN = ("gguf_file", "safetensors_file", "torch_file")
-_LOOSE = ("msgpack_file", "json_file", "llama2c_file")
+_CERTAIN = (
+    *("gguf_file", "safetensors_file"),
+    *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs")),
+)
+_LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []
 
 
@@ -43,11 +48,14 @@ def _installed() -> tuple[Format, ...]:
     return tuple(format for _, format in found if isinstance(format, Format))
 
 
-def _each() -> Iterator[Format]:
-    yield from map(_built_in, _CERTAIN)  # imported only as far as somebody asks
+def _each(path: Path | None = None) -> Iterator[Format]:
+    """Every format, imported only as far as somebody asks; for a file, in the order of asking for its content."""
+    yield from map(_built_in, _CERTAIN)
+    loose = [_built_in(module) for module in _LOOSE]
+    yield from (f for f in loose if path is None or f.is_named(path))
     yield from _registered
     yield from _installed()
-    yield from map(_built_in, _LOOSE)
+    yield from (f for f in loose if path is not None and not f.is_named(path))
 
 
 def _built_in(module: str) -> Format:
@@ -57,6 +65,11 @@ def _built_in(module: str) -> Format:
 def formats() -> list[Format]:
     """Every format."""
     return list(_each())
+
+
+def named_by(path: Path) -> Format | None:
+    """The format that a file name asks for."""
+    return next((format for format in _each() if format.is_named(path)), None)
 
 
 def by_name(name: str) -> Format:
@@ -77,14 +90,28 @@ def sniff(path: Path) -> Format:
                 raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
-    for format in _each():
+        guests.check(path, head)
+    for format in _each(path):
         if format.sniff(path, head):
             return format
     what = "holds no model" if path.is_dir() else "is no model file of a known format"
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
-def open(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder."""
+def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
+    """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder.
+
+    key: which of several mappings of tensors in a training program's file to take.
+    """
     path = Path(path)
-    return sniff(path).open(path)
+    return read(sniff(path), path, key)
+
+
+def read(format: Format, path: Path, key: str | None = None) -> Checkpoint:
+    """Open a file whose format is known; `UsageError` for a key where there is nothing to choose."""
+    if key is None:
+        return format.open(path)
+    if not format.keyed:
+        raise UsageError(f"{at(path)}: is {format.name}, which has no keys to choose from; leave the key out")
+    opening: Any = format.open
+    return cast(Checkpoint, opening(path, key=key))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import at
+from llmconv.formats import guests
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Checkpoint"]
@@ -64,9 +65,9 @@ class Checkpoint:
         return self.but(**{"tensors": {}, "metadata": {}, "files": {}, "dialect": dialect, **contents})
 
     def file(self, name: str) -> bytes | None:
-        """The bytes of a side file, or None when there is none of that name."""
+        """The bytes of a side file, or None when there is none of that name; `BadFile` for a git-lfs pointer."""
         found = self.files.get(name)
-        return found.read_bytes() if isinstance(found, Path) else found
+        return guests.whole(found) if isinstance(found, Path) else found
 
     @property
     def n_elements(self) -> int:

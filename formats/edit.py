@@ -13,18 +13,19 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmconv import formats
-from llmconv.errors import BadFile, Unsupported, UsageError, at
+from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
-__all__ = ["TYPES", "open_alone", "parse_value", "recover", "rewrite_metadata"]
+__all__ = ["TYPES", "open_alone", "parse_all", "parse_value", "recover", "rewrite_metadata"]
 
 TYPES: dict[str, Any] = {
     "u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16, "u32": np.uint32, "i32": np.int32,
@@ -55,6 +56,34 @@ def parse_value(text: str) -> Any:
         return _scalar(cast, value)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{value!r} is no {kind} ({error})") from None
+
+
+def parse_all(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values for keys of the file at `path`: `TYPE:VALUE`, or a value alone, of the type that the key has there."""
+    untyped = [key for key, text in texts.items() if not _typed(text)]
+    present = open_alone(path).metadata if untyped else {}
+    return {
+        key: parse_value(text if key not in untyped else f"{_type_of(path, key, present)}:{text}")
+        for key, text in texts.items()
+    }
+
+
+def _typed(text: str) -> bool:
+    kind, colon, _ = text.partition(":")
+    return bool(colon) and kind.removesuffix("[]") in TYPES
+
+
+def _type_of(path: Path, key: str, present: Mapping[str, Any]) -> str:
+    """The type, by its name in `TYPES`, of a key that the file has."""
+    if key not in present:
+        raise UsageError(f"{at(path)}: has no key {cut(key)} whose type could be kept; write it as str:… or u32:…")
+    value = present[key]
+    if isinstance(value, str | bool):
+        return type(value).__name__
+    if isinstance(value, np.generic | np.ndarray):
+        kind = next((name for name, cast in TYPES.items() if np.dtype(cast) == value.dtype and cast is not str), "bool")
+        return kind + "[]" * isinstance(value, np.ndarray)
+    return "str[]" if len(value) and isinstance(value[0], str) else "u32[]"
 
 
 def _scalar(cast: Any, value: str) -> Any:

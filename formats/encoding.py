@@ -64,6 +64,7 @@ class Worker:
         importance = target.importance
         if importance is not None:
             importance = importance[min(start // max(1, item.stacked_rows), len(importance) - 1)]
+            importance = importance if importance.any() else None
         n, row = len(blocks), kind.row_bytes(tensor.row_len)
         out = kind.encode(values, importance, self._buffer(f"out{index}", n * row).reshape(n, row))
         if self._check and values.dtype != np.float16:  # a scale of float16 weights can't overflow

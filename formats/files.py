@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
 
-from llmconv.errors import BadFile, OutputError, at
+from llmconv.errors import BadFile, OutputError, OutputExists, at, nearest
 
 try:
     import fcntl
@@ -40,13 +40,27 @@ def regular_size(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise BadFile(f"{at(path)}: no such file; check the path") from None
+        raise BadFile(f"{at(path)}: no such file; {_instead(path)}") from None
     except (OSError, ValueError) as error:
         raise BadFile(f"{at(path)}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise BadFile(f"{at(path)}: is {kind}, expected a model file")
     return status.st_size
+
+
+def _instead(path: Path) -> str:
+    """Where to look for a file that is not there: a name like it beside it, or a hub."""
+    try:
+        near = nearest(path.name, os.listdir(path.parent or "."))
+    except OSError:
+        near = None
+    if near and nearest(path.stem, [Path(near).stem]):  # an ending alone is no likeness
+        return f"did you mean {at(path.with_name(near))}?"
+    parts = path.parts
+    if len(parts) == 2 and path.suffix.lower() not in (".gguf", ".json", ".safetensors") and not path.parent.exists():
+        return "a name on a model hub? fetch it first, and name the folder it is in"
+    return "check the path"
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -83,7 +97,7 @@ def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Pat
         if path.is_dir() and not path.is_symlink():
             raise OutputError(f"{at(path)}: is a folder; give a file name")
         if os.path.lexists(path) and not force:
-            raise OutputError(f"{at(path)}: exists already; use --force to replace it, or another name")
+            raise OutputExists(path, f"{at(path)}: exists already; use --force to replace it, or another name")
         if not path.parent.is_dir():
             raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
         free = shutil.disk_usage(path.parent).free
@@ -221,7 +235,7 @@ class Outputs:
     `with Outputs({path: size, …}) as outputs:`, then for each path `with outputs.open(path) as out: out.file.write(…)`.
     Sizes are compared with the free space before anything is written; 0 when unknown.
 
-    folder: made when absent, and removed again on an error.
+    folder: made when absent, and removed again on an error; so are folders within it that files lie in.
     stale: files of an older version (shards that the new one does not have), removed at the end, with `force`.
     """
 
@@ -237,7 +251,7 @@ class Outputs:
         self._force, self._stale = force, [p for p in stale if force and p not in sizes]
         self._done: list[Output] = []
         self._stop = _Stoppable()
-        self._made: Path | None = None
+        self._made: list[Path] = []
         if folder is not None and not folder.is_dir():
             with output_errors(folder):
                 if os.path.lexists(folder):
@@ -245,8 +259,13 @@ class Outputs:
                 if not folder.parent.is_dir():
                     raise OutputError(f"{at(folder)}: its folder {folder.parent} does not exist; make it first")
                 folder.mkdir()
-            self._made = folder
+            self._made.append(folder)
         try:
+            for inner in {path.parent for path in sizes} if folder is not None else ():
+                if inner.parent == folder and not inner.is_dir():
+                    with output_errors(inner):
+                        inner.mkdir()
+                    self._made.append(inner)
             total = sum(sizes.values())
             for path in sizes:
                 check_target(path, force=force, size=total, inputs=inputs)
@@ -325,9 +344,9 @@ class Outputs:
         return None
 
     def _unmake(self) -> None:
-        if self._made is not None:
+        for folder in reversed(self._made):
             with contextlib.suppress(OSError):
-                self._made.rmdir()
+                folder.rmdir()
 
 
 class _Stoppable:

@@ -27,7 +27,8 @@ class Format:
         is only read.
     suffixes: file names that ask for it when writing; the first is the default.
     options: further ones that `write` takes.
-    folder: whether a name with none of the suffixes is a folder of files.
+    keyed: whether `open` takes `key`, which chooses among several mappings of tensors.
+    folder: whether a name with none of the suffixes is a folder of files;   always_folder: one with them too.
     split(checkpoint, target, max_size=, max_tensors=, force=, meter=): write it in several files; None: it can't be.
     refit(checkpoint, offsets): a header that says what the checkpoint says and leaves the tensors where they lie, as
         long as the one in the file; None when there is none.  Without it, metadata can't be edited.
@@ -39,11 +40,13 @@ class Format:
     name: str
     dialect: str
     sniff: Callable[[Path, bytes], bool]
-    open: Callable[[Path], Checkpoint]
+    open: Callable[..., Checkpoint]
     write: Callable[..., list[Path]] | None = None
     suffixes: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    keyed: bool = False
     folder: bool = False
+    always_folder: bool = False
     split: Callable[..., list[Path]] | None = None
     refit: Callable[[Checkpoint, list[int]], bytes | None] | None = None
     open_alone: Callable[[Path], Checkpoint] | None = None
@@ -74,7 +77,7 @@ class Format:
 
     def is_folder(self, path: Path) -> bool:
         """Whether `path` is, or is to be, a folder of this format."""
-        return self.folder and not self.is_named(path)
+        return self.always_folder or (self.folder and not self.is_named(path))
 
     def check_target(self, path: Path, *, force: bool, inputs: Sequence[Path]) -> None:
         """Refuse a target before any work."""

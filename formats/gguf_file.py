@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, Unsupported, UsageError, at
+from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
@@ -65,6 +65,8 @@ def open(path: Path) -> Checkpoint:
     path = Path(path)
     part = _read(path)
     count = _split_number(part, SPLIT_COUNT, path)
+    if count == 0 and _split_number(part, SPLIT_TENSORS, path) != len(part.tensors):  # 0 where parts were merged again
+        raise BadFile(f"{at(path)}: key '{SPLIT_COUNT}' is 0, expected the number of its parts; the file is damaged")
     parts = [part] if count is None or count <= 1 else _read_split(path, part, count)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="gguf", metadata=parts[0].metadata)
     checkpoint.parts = [part.path for part in parts]
@@ -111,6 +113,8 @@ def _read(path: Path) -> _Part:
     part = _Part(path, {}, version=version, big=cursor.big)
     for i in range(n_keys):
         key = cursor.text(f"key {i}", limits.MAX_NAME_BYTES)
+        if not key:
+            raise BadFile(f"{at(path)}: key {i} has no name; the file is damaged")
         if key in part.metadata:
             raise BadFile(f"{at(path)}: key {key!r} is there twice; the file is damaged")
         part.metadata[key] = cursor.value(f"key {key!r}")
@@ -139,8 +143,8 @@ def _describe(cursor: Cursor, i: int) -> tuple[str, tuple[int, ...], BlockClass,
     name = cursor.text(f"tensor {i}'s name", limits.MAX_NAME_BYTES)
     what = f"tensor {name!r}"
     n_dims = cursor.number("u4", what)
-    if n_dims > limits.MAX_DIMS:
-        raise BadFile(f"{at(path, what)} has {n_dims} dimensions, expected at most {limits.MAX_DIMS}")
+    if n_dims > limits.GGUF_DIMS:
+        raise BadFile(f"{at(path, what)} has {n_dims} dimensions, expected at most {limits.GGUF_DIMS}")
     shape = tuple(cursor.number("u8", what) for _ in range(n_dims))[::-1]
     number, offset = cursor.number("u4", what), cursor.number("u8", what)
     if limits.too_large(shape):
@@ -348,6 +352,11 @@ def _lay_out(metadata: dict[str, Any], tensors: list[Tensor], alignment: int, bi
             )
         head.append(encode_string(tensor.name, big))
         shape = tensor.shape[::-1]
+        if len(shape) > limits.GGUF_DIMS:
+            raise Unsupported(
+                f"tensor {cut(tensor.name)} has {len(shape)} dimensions, a GGUF's have at most {limits.GGUF_DIMS}; "
+                "write safetensors"
+            )
         head.append(struct.pack(f"{order}I{len(shape)}QIQ", len(shape), *shape, number, offset))
         offsets.append(offset)
         offset += -(-tensor.nbytes // alignment) * alignment

@@ -1,8 +1,8 @@
-"""Legacy JSON: a document whose rectangular numeric arrays are the tensors (see `formats.document`).
+"""Legacy JSON: a document whose rectangular numeric arrays are the tensors (see `formats.documents.document`).
 
 Reading is strict (RFC 8259: standard finite numbers, UTF-8, no key twice; a byte order mark is tolerated) and quick
-(see `formats.json_scan`).  Writing lays numbers, spaces and key order out as the original did (`Style`), so that a
-document comes back byte for byte if its writer was JavaScript's JSON.stringify or Python's json.dumps.
+(see `formats.documents.json_scan`).  Writing lays numbers, spaces and key order out as the original did (`Style`), so
+that a document comes back byte for byte if its writer was JavaScript's JSON.stringify or Python's json.dumps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Slot, cut, write_document
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import Slot, write_document
+from llmconv.formats.documents.json_scan import BOM, Style, Text, parse
+from llmconv.formats.documents.numbers import number, row
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
-from llmconv.formats.json_scan import BOM, Style, Text, parse
-from llmconv.formats.numbers import number, row
 from llmconv.formats.source import Source, read_into, reading
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
@@ -49,9 +50,12 @@ def open(path: Path) -> Checkpoint:
         raise BadFile(f"{at(path)}: is {source.size:,} bytes, expected at most {limits.JSON_BYTES:,} of JSON")
     with open_regular(path) as file, reading(file.fileno(), path, source.stamp):
         tree, style = parse(Text(source.size, lambda view, at_: read_into(file.fileno(), view, at_)), path)
-    document, tensors = cut(tree, path)
+    if tree in ([], {}):
+        raise BadFile(f"{at(path)}: is an empty {'list' if tree == [] else 'object'}, expected a model")
+    notes: list[str] = []
+    document, tensors = cut(tree, path, notes)
     info = {"style": dataclasses.asdict(style)}
-    return Checkpoint(tensors, {"document": document, "style": style}, "json", {}, NAME, path, info)
+    return Checkpoint(tensors, {"document": document, "style": style}, "json", {}, NAME, path, info, notes)
 
 
 def save(
@@ -156,6 +160,9 @@ class _Writer:
         tensor = self.tensors.get(slot.name)
         if tensor is None:
             raise UsageError(f"the document has a place for tensor {slot.name!r}, which is not there")
+        if slot.raw:
+            self.value(slot.packed(tensor), level)
+            return
         tensor = tensor.reshaped(slot.shape)
         ints = None
         if slot.ints and (self.style.numbers == "python" or slot.ints == "all"):
@@ -164,8 +171,11 @@ class _Writer:
                 index = np.asarray(slot.ints, np.intp)
                 ints[index[(index >= 0) & (index < ints.size)]] = True
         self.rows = self._rows(tensor, ints)
-        if slot.form == "indexed":
-            self.indexed(slot.shape, level)
+        if slot.form in ("indexed", "counted"):
+            self.indexed(slot.shape, level, slot.form == "counted")
+        elif slot.form == "buffer":
+            self.value({"type": "Buffer", "data": dataclasses.replace(slot, form="nested")}, level)
+            return
         else:
             self.nested(slot.shape, level)
         next(self.rows, None)  # it reports its last slab when it goes on
@@ -208,16 +218,18 @@ class _Writer:
                 self.nested(shape[1:], level + 1)
         write(self.gap(level) + b"]")
 
-    def indexed(self, shape: tuple[int, ...], level: int) -> None:
+    def indexed(self, shape: tuple[int, ...], level: int, counted: bool) -> None:
         if len(shape) > 1:
             self.write(b"[" + self.gap(level + 1))
             for i in range(shape[0]):
                 if i:
                     self.write(self.between(level + 1))
-                self.indexed(shape[1:], level + 1)
+                self.indexed(shape[1:], level + 1, counted)
             self.write(self.gap(level) + b"]")
             return
         items = [b'"%d"%b%b' % (i, self.colon, x) for i, x in enumerate(next(self.rows).split(b","))]
+        if counted:
+            items.append(b'"length"%b%d' % (self.colon, shape[0]))
         self.write(b"{" + self.gap(level + 1) + self.between(level + 1).join(items) + self.gap(level) + b"}")
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 MAX_DIMS = 32
 """Dimensions of a tensor.  (ggml itself reads 4; numpy 64.)"""
+GGUF_DIMS = 4
+"""Dimensions of a tensor in a GGUF (ggml's GGML_MAX_DIMS)."""
 MAX_ELEMENTS = 1 << 60
 """Elements of one tensor."""
 MAX_EMPTY_ROWS = 1 << 24
@@ -45,6 +47,19 @@ GGUF_NESTED_ARRAYS = 1 << 20
 """Arrays inside arrays of one file, all together."""
 GGUF_ALIGNMENT = 1 << 20
 """`general.alignment`, a power of two; padding is paid once a tensor."""
+
+NPY_HEADER_BYTES = 65_536
+"""The header of a numpy array; numpy itself reads 10,000."""
+PICKLE_BYTES = 256 << 20
+"""A pickle's program in a PyTorch file, whose tensors lie outside it."""
+PICKLED_ARRAYS_BYTES = 1 << 32
+"""A pickle that holds its arrays itself; it is read into memory whole."""
+HDF5_OBJECTS = 1 << 18
+"""Groups and datasets of an HDF5 file."""
+ONNX_BYTES = 2 << 30
+"""An ONNX file without its external data (the most that its encoding can have)."""
+MANIFEST_BYTES = 64 << 20
+"""A TensorFlow.js model.json or ml5 manifest.json."""
 
 JSON_BYTES = 1 << 32
 """A JSON or MessagePack document; it is read into memory whole."""

@@ -1,4 +1,4 @@
-"""MessagePack: the same documents as legacy JSON, in binary (see `formats.document`).
+"""MessagePack: the same documents as legacy JSON, in binary (see `formats.documents.document`).
 
 The msgpack library reads scalars and headers one by one, so that no count is believed before its items are there;
 long arrays of floats are read and written by numpy.  Integers, single and double precision are told apart, so that a
@@ -7,6 +7,7 @@ document comes back byte for byte when its writer chose the shortest encodings, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import DEPTH, Ext, Numbers, Slot, cut, join, write_document
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import DEPTH, Ext, Numbers, Slot, join, write_document
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
@@ -46,8 +48,12 @@ def open(path: Path) -> Checkpoint:
     if size > limits.JSON_BYTES:
         raise BadFile(f"{at(path)}: is {size:,} bytes, expected at most {limits.JSON_BYTES:,} of MessagePack")
     raw = Source.of(path).read(0, size).tobytes()
-    document, tensors = cut(_Reader(raw, path).document(), path)
-    return Checkpoint(tensors, {"document": document}, "json", {}, NAME, path)
+    notes: list[str] = []
+    tree = _Reader(raw, path).document()
+    if tree in ([], {}):
+        raise BadFile(f"{at(path)}: is an empty {'array' if tree == [] else 'map'}, expected a model")
+    document, tensors = cut(tree, path, notes)
+    return Checkpoint(tensors, {"document": document}, "json", {}, NAME, path, notes=notes)
 
 
 class _Reader:
@@ -193,6 +199,12 @@ class _Writer:
         tensor = self.tensors.get(slot.name)
         if tensor is None:
             raise UsageError(f"the document has a place for tensor {slot.name!r}, which is not there")
+        if slot.raw:
+            self.value(slot.packed(tensor))
+            return
+        if slot.form == "buffer":
+            self.value({"type": "Buffer", "data": dataclasses.replace(slot, form="nested")})
+            return
         tensor = tensor.reshaped(slot.shape)
         ints = np.full(tensor.n_elements, slot.ints == "all")
         if slot.ints and slot.ints != "all":
@@ -221,10 +233,13 @@ class _Writer:
                 self.nested(slot, shape[1:], rows)
             return
         values, ints = next(rows)
-        if slot.form == "indexed":
-            self.write(self.packer.pack_map_header(shape[0]))
+        if slot.form in ("indexed", "counted"):
+            counted = slot.form == "counted"
+            self.write(self.packer.pack_map_header(shape[0] + counted))
             for i in range(shape[0]):
                 self.write(self.packer.pack(str(i)) + self.numbers(values[i : i + 1], ints[i : i + 1], slot.kind))
+            if counted:
+                self.write(self.packer.pack("length") + self.packer.pack(shape[0]))
             return
         self.write(self.packer.pack_array_header(shape[0]) + self.numbers(values, ints, slot.kind))
 

@@ -28,6 +28,8 @@ from llmconv.progress import Meter
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
+TEMPLATES = "additional_chat_templates"
+"""The one folder within a model folder whose files are read and written: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
@@ -103,6 +105,8 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise BadFile(f"{at(index)}: has no 'weight_map' of tensor names to file names; fetch it again")
+    if not weight_map:
+        raise BadFile(f"{at(index)}: its 'weight_map' is empty, so it names no weights; fetch it again")
     names = list(dict.fromkeys(weight_map.values()))
     if len(names) > limits.MAX_SHARDS:
         raise BadFile(f"{at(index)}: names {len(names):,} files, expected at most {limits.MAX_SHARDS:,}")
@@ -141,6 +145,9 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
             continue
         if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[entry.name] = entry
+    for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
+        if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
+            checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
     return checkpoint
@@ -169,7 +176,8 @@ def _unpack_files(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _safe_name(name: str, path: Path) -> str:
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+    plain = name.removeprefix(f"{TEMPLATES}/") if name.endswith(".jinja") else name
+    if not plain or plain in (".", "..") or any(c in plain for c in "/\\\0"):
         raise BadFile(f"{at(path)}: carries a side file named {name!r}, expected a plain file name; it is not followed")
     return name
 
@@ -278,6 +286,7 @@ _OF_A_MODEL = (  # names that a reader of the folder would take for parts of the
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.j*",
+    "additional_chat_templates/*.jinja",
     "vocab.json",
     "vocab.txt",
     "merges.txt",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
-from llmconv.formats import limits
+from llmconv.formats import guests, limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf_types import CARRIED, carried, ggml_type
 from llmconv.formats.source import Source
@@ -75,6 +75,7 @@ def read_json(raw: bytes, path: Path) -> dict[str, Any]:
 def read_tensors(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     """Add the tensors of one file; its `__metadata__`."""
     source = Source.of(path)
+    guests.check(path, source.read(0, min(source.size, 200)).tobytes())
     if source.size < 8:
         raise BadFile(f"{at(path)}: is {source.size} bytes long, expected at least 8; fetch it again")
     length = int.from_bytes(source.read(0, 8).tobytes(), "little")

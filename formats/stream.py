@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 
+from llmconv.errors import UsageError
 from llmconv.formats import copying
 from llmconv.formats.encoding import Worker
 from llmconv.formats.files import Output
@@ -21,7 +22,7 @@ from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["processors", "stream", "write_tensors"]
+__all__ = ["processors", "stream", "threads", "write_tensors"]
 
 SLAB_WEIGHTS = 1 << 20
 """Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
@@ -52,7 +53,7 @@ def stream(
     Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
     `OutputError` for a full disk, and whatever reading a tensor raises.
     """
-    with contextlib.closing(_worked(items, max(1, jobs or processors()), check)) as done:
+    with contextlib.closing(_worked(items, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
                 meter(nbytes, name)
@@ -73,6 +74,15 @@ def write_tensors(
     sink = Sink(out.path, out.file.fileno())
     items = [Item(t, [Target(sink, t.type, offset, change=change)]) for t, offset in plan]
     stream(items, jobs=jobs, meter=meter)
+
+
+def threads(jobs: int | None) -> int:
+    """As many as asked for, or one for each processor that this process may use; `UsageError` for less than one."""
+    if jobs is None:
+        return processors()
+    if jobs < 1:
+        raise UsageError(f"jobs is {jobs}, expected 1 or more, or None for one thread a processor")
+    return min(jobs, 256)  # more are none the faster
 
 
 def processors() -> int:
@@ -121,7 +131,7 @@ def _count(item: Item, jobs: int) -> int:
 def _step(item: Item, jobs: int) -> int:
     """Rows of a slab."""
     tensor, row_len = item.tensor, max(1, item.tensor.row_len)
-    if not item.encodes:
+    if tensor.extent is None and not item.encodes:  # only moved: what is read from a file is looked at, too
         return max(1, SLAB_BYTES // max(1, tensor.row_bytes))
     row_bytes = tensor.row_bytes + sum(t.type.row_bytes(tensor.row_len) for t in item.targets)
     if not tensor.type.is_plain():

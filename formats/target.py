@@ -42,7 +42,7 @@ class Target:
     """Where a tensor goes.
 
     type: what it is stored as there.  offset: of its first byte.
-    importance: (matrices, row_len) float32, one row for each stacked matrix; or None.
+    importance: (matrices, row_len) float32, one row for each stacked matrix, all zeros for one without; or None.
     change: applied to the bytes of the type before they are written (another byte order).
     """
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import UsageError
+from llmconv.errors import UsageError, cut, shown
+from llmconv.formats import limits
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType, Bytes
 
-__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "type_of_dtype"]
+__all__ = ["SLAB_BYTES", "BlockClass", "Extent", "Tensor", "folded", "type_of_dtype"]
 
 SLAB_BYTES = 8 << 20
 """How many bytes of a tensor are worked on at a time, where there is no reason for another number."""
@@ -44,6 +47,27 @@ def type_of_dtype(dtype: np.dtype[Any]) -> BlockClass:
     return found
 
 
+def _is_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # whoever has a torch tensor has loaded torch
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _of_torch(value: Any) -> NDArray[Any]:
+    """A torch tensor's values as a numpy array of the same dtype; ml_dtypes has those that numpy lacks."""
+    if value.layout != sys.modules["torch"].strided or value.is_quantized or value.is_meta:
+        raise UsageError(f"a torch tensor without values of its own can't be stored ({value.layout}, {value.device})")
+    value = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    name = str(value.dtype).removeprefix("torch.")
+    try:
+        return value.numpy()  # type: ignore[no-any-return]
+    except TypeError:  # bfloat16, float8: the same bytes under a name of numpy's
+        own = getattr(ml_dtypes, name, None)
+        if own is None:
+            raise UsageError(f"no tensor type stores torch's {name}; cast it first") from None
+        raw = sys.modules["torch"].uint8
+        return np.asarray(value.reshape(-1).view(raw).numpy().view(own).reshape(tuple(value.shape)))
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Where a tensor's bytes lie, whole and unchanged, in a file: what the kernel may copy by itself."""
@@ -55,7 +79,7 @@ class Extent:
     """The file's size, time of change and inode when it was opened; a copier refuses a file that differs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tensor:
     """A named array of shape `shape` (row-major: the last dimension is the row), stored as `type`.
 
@@ -101,6 +125,30 @@ class Tensor:
     def numpy(self) -> NDArray[Any]:
         """All values, in `shape`."""
         return self.rows().reshape(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """For `np.asarray(tensor)`: all values, decoded."""
+        return np.array(self.numpy(), dtype, copy=copy)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Values, chosen as numpy does: `tensor[3]`, `tensor[10:20, :4]`, `tensor[..., 0]`.
+
+        An index or slice of the first dimension reads (and decodes) those rows alone, any other the whole tensor.
+        """
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        simple = isinstance(first, int | np.integer | slice) and not isinstance(first, bool)
+        if len(self.shape) < 2 or not simple:
+            return self.numpy()[key]
+        wanted = range(self.shape[0])[first]  # an IndexError beyond the end
+        low, high = (
+            (wanted, wanted + 1) if isinstance(wanted, int) else (min(wanted, default=0), max(wanted, default=-1) + 1)
+        )
+        inner = math.prod(self.shape[1:-1])
+        part = self.rows(low * inner, high * inner).reshape(high - low, *self.shape[1:])
+        return part[(0 if isinstance(wanted, int) else slice(None, None, wanted.step), *rest)]
+
+    def __repr__(self) -> str:
+        return f"<Tensor {cut(self.name)} {self.type.name} {shown(self.shape)}>"
 
     def slabs(self, max_bytes: int = SLAB_BYTES) -> Iterator[tuple[int, int]]:
         """Row ranges (start, stop) that cover the tensor, each of about `max_bytes` stored bytes."""
@@ -158,9 +206,13 @@ class Tensor:
         return Tensor(name, shape, type, _no_bytes)
 
     @staticmethod
-    def from_array(name: str, array: NDArray[Any], type: BlockClass | None = None) -> Tensor:
-        """A tensor over an array in memory, of the type that stores its dtype (or cast to `type`)."""
-        array = np.asarray(array)
+    def from_array(name: str, array: Any, type: BlockClass | None = None) -> Tensor:
+        """A tensor over an array in memory, of the type that stores its dtype (or cast to `type`).
+
+        array: a numpy array or what numpy makes one of; or a torch tensor or parameter, on any device.
+        `UsageError` when no type stores its dtype.
+        """
+        array = _of_torch(array) if _is_torch(array) else np.asarray(array)
         own = type_of_dtype(array.dtype)
         shape = array.shape
         little = np.ascontiguousarray(array, own.dtype)
@@ -171,3 +223,9 @@ class Tensor:
 
 def _no_bytes(start: int, stop: int) -> Bytes:
     raise AssertionError("a shadow has no bytes")
+
+
+def folded(tensor: Tensor, most: int = limits.GGUF_DIMS) -> Tensor:
+    """The tensor with at most so many dimensions, the first ones made one where there are more."""
+    extra = len(tensor.shape) - most + 1
+    return tensor if extra < 2 else tensor.reshaped((math.prod(tensor.shape[:extra]), *tensor.shape[extra:]))

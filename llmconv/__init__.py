@@ -6,7 +6,112 @@ Everything here is loaded when first used, so that `import llmconv` stays light.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal to the table below
+    from llmconv.api import (
+        Result as Result,
+    )
+    from llmconv.api import (
+        convert_file as convert_file,
+    )
+    from llmconv.api import (
+        inspect_file as inspect_file,
+    )
+    from llmconv.api import (
+        open as open,
+    )
+    from llmconv.api import (
+        save as save,
+    )
+    from llmconv.convert.writing.quantize import quantize as quantize
+    from llmconv.errors import (
+        BadFile as BadFile,
+    )
+    from llmconv.errors import (
+        BadKey as BadKey,
+    )
+    from llmconv.errors import (
+        BadWeight as BadWeight,
+    )
+    from llmconv.errors import (
+        Cancelled as Cancelled,
+    )
+    from llmconv.errors import (
+        LlmconvError as LlmconvError,
+    )
+    from llmconv.errors import (
+        MissingExtra as MissingExtra,
+    )
+    from llmconv.errors import (
+        MissingTensor as MissingTensor,
+    )
+    from llmconv.errors import (
+        OutputError as OutputError,
+    )
+    from llmconv.errors import (
+        OutputExists as OutputExists,
+    )
+    from llmconv.errors import (
+        UnknownName as UnknownName,
+    )
+    from llmconv.errors import (
+        UnknownTensor as UnknownTensor,
+    )
+    from llmconv.errors import (
+        Unsupported as Unsupported,
+    )
+    from llmconv.errors import (
+        UsageError as UsageError,
+    )
+    from llmconv.errors import (
+        WrongShape as WrongShape,
+    )
+    from llmconv.formats.checkpoint import Checkpoint as Checkpoint
+    from llmconv.formats.tensor import Tensor as Tensor
+    from llmconv.progress import Step as Step
+    from llmconv.quant.warm import warmup as warmup
+    from llmconv.reports import (
+        content_hash as content_hash,
+    )
+    from llmconv.reports import (
+        diff as diff,
+    )
+    from llmconv.reports import (
+        histogram as histogram,
+    )
+    from llmconv.reports import (
+        shaped as shaped,
+    )
+    from llmconv.reports import (
+        size as size,
+    )
+    from llmconv.reports import (
+        statistics as statistics,
+    )
+    from llmconv.reports import (
+        verify as verify,
+    )
+    from llmconv.reports import (
+        verify_provenance as verify_provenance,
+    )
+    from llmconv.reports import (
+        vocabulary as vocabulary,
+    )
+    from llmconv.runtime.generate import generate as generate
+    from llmconv.runtime.load import load as load
+    from llmconv.runtime.measure.compare import compare as compare
+    from llmconv.runtime.measure.perplexity import perplexity as perplexity
+    from llmconv.runtime.measure.sweep import sweep as sweep
+    from llmconv.runtime.sampling import Sampling as Sampling
+    from llmconv.runtime.training.config import TrainConfig as TrainConfig
+    from llmconv.runtime.training.loop import train as train
+    from llmconv.text import ModelTokenizer as ModelTokenizer
+    from llmconv.text import tokenizer as tokenizer
+    from llmconv.tools import edit as edit
+    from llmconv.tools import merge as merge
+    from llmconv.tools import parse_size as parse_size
+    from llmconv.tools import split as split
 
 __version__ = "0.1.0"
 
@@ -25,7 +130,7 @@ _PUBLIC: dict[str, str] = {
     "shaped": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
-    "sweep": "llmconv.runtime.sweep",
+    "sweep": "llmconv.runtime.measure.sweep",
     "train": "llmconv.runtime.training.loop",
     "TrainConfig": "llmconv.runtime.training.config",
     "edit": "llmconv.tools",
@@ -33,37 +138,69 @@ _PUBLIC: dict[str, str] = {
     "parse_size": "llmconv.tools",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
-    "perplexity": "llmconv.runtime.perplexity",
-    "compare": "llmconv.runtime.compare",
+    "perplexity": "llmconv.runtime.measure.perplexity",
+    "compare": "llmconv.runtime.measure.compare",
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
+    "Text": "llmconv.runtime.measure.texts",
     "quantize": "llmconv.convert.writing.quantize",
     "warmup": "llmconv.quant.warm",
     "Checkpoint": "llmconv.formats.checkpoint",
     "Tensor": "llmconv.formats.tensor",
+    "Result": "llmconv.api",
+    "Step": "llmconv.progress",
+    "tokenizer": "llmconv.text",
+    "ModelTokenizer": "llmconv.text",
     "LlmconvError": "llmconv.errors",
     "BadFile": "llmconv.errors",
-    "Unsupported": "llmconv.errors",
+    "BadKey": "llmconv.errors",
+    "BadWeight": "llmconv.errors",
+    "Cancelled": "llmconv.errors",
+    "MissingExtra": "llmconv.errors",
+    "MissingTensor": "llmconv.errors",
     "OutputError": "llmconv.errors",
+    "OutputExists": "llmconv.errors",
+    "UnknownName": "llmconv.errors",
+    "UnknownTensor": "llmconv.errors",
+    "Unsupported": "llmconv.errors",
     "UsageError": "llmconv.errors",
+    "WrongShape": "llmconv.errors",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
+# Library that some public names need -> the extra of ours that brings it.
+_EXTRAS = {"torch": "torch"}
 
-def __getattr__(name: str) -> Any:
+
+def _load(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'llmconv' has no attribute {name!r}")
     try:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in _EXTRAS:
             raise
-        from llmconv.errors import UsageError
-
-        raise UsageError("running a model needs torch; install it with: pip install 'llmconv[torch]'") from None
+        return _without(name, error.name)  # not kept: it may be installed while we run
     globals()[name] = value
     return value
+
+
+def _without(name: str, module: str) -> Any:
+    """What stands for a name whose library is not installed: it can be looked at, and says so when it is called."""
+
+    def missing(*_: Any, **__: Any) -> Any:
+        from llmconv.errors import MissingExtra
+
+        raise MissingExtra("running a model", module, _EXTRAS[module])
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = f"Not usable here: needs {module}, which is not installed (pip install {module})."
+    return missing
+
+
+if not TYPE_CHECKING:  # where a name that is not in the table would pass as anything
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
+from llmconv import vocab_only as vocab_alone
+from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.dialects.named_tensors import OURS
 from llmconv.convert.reading import Reading
-from llmconv.convert.reports.describe import describe
-from llmconv.convert.reports.provenance import certify
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.effects import check_name, read_with
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.progress import Progress
-from llmconv.show import Shown
+from llmconv.show import Shown, log_written
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -56,13 +57,17 @@ class Result(Shown):
     source_size: int = 0
 
 
-def open(path: str | os.PathLike[str]) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """Open a model of any format, by content, lazily: no weight is read before it is asked for.
+
+    key: which of several mappings of tensors a training program's file (.pt, .pkl) holds to take.
 
     path: a GGUF or safetensors file, any part of a split GGUF, a Hugging Face style folder, legacy JSON or MessagePack
     (whose numbers are read at once).  Raises `BadFile` when the file breaks its format's rules.
     """
-    return containers.open(Path(path))
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"open takes the path of a model, not {kind_of(path)}")
+    return containers.open(Path(path), key=key)
 
 
 def save(
@@ -104,6 +109,13 @@ def save(
     Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
     when the format can't hold it.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"save takes a Checkpoint, not {kind_of(checkpoint)}; llmconv.open(path) gives one, or make it of tensors: "
+            "Checkpoint() and add(Tensor.from_array(name, array))"
+        )
+    if format is None:
+        check_name(path)
     if provenance and exclude:
         raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
     reading = Reading(layout=layout, config=config, vocab=vocab, pre=pre, strict=strict, exclude=exclude)
@@ -124,17 +136,21 @@ def _save(
 ) -> Result:
     started = time.monotonic()
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
-    source = reading.open(checkpoint)
+    source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
+    if not named.tensors:
+        check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
     if writing.provenance:
+        from llmconv.convert.reports.provenance import certify
+
         certify(made, reading.translated(source, "gguf"), source, stated_rounding(named, made))
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
         paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
-    return Result(
+    result = Result(
         target=target,
         paths=list(paths),
         format=container.name,
@@ -149,6 +165,8 @@ def _save(
         underflows=rounding.underflows,
         notes=list(made.notes),
     )
+    log_written(result.paths, result.types, result.notes)
+    return result
 
 
 def convert_file(
@@ -157,19 +175,27 @@ def convert_file(
     *,
     to: str | None = None,
     source_format: str | None = None,
+    key: str | None = None,
     lora: str | os.PathLike[str] | None = None,
+    vocab_only: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
-    source_format: refuse an input of another format.   lora: folder of a PEFT adapter to merge in.
+    source_format: refuse an input of another format.   key: as in `open`.   lora: folder of a PEFT adapter to merge in.
+    vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
+        so is a GGUF written that holds nothing else.
     options: those of `save`.
     """
     started = time.monotonic()
     source = Path(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
+    if vocab_only:
+        return _vocabulary(source, dst, options)
+    if dst is not None and to is None:
+        check_name(dst)
     found = containers.sniff(source)
     if source_format is not None and not _same_family(found, containers.by_name(source_format)):
         raise UsageError(f"{at(source)}: is {found.name}, not {source_format}; use llmconv convert, which takes any")
@@ -182,16 +208,40 @@ def convert_file(
         container = _named_format(target, wanted) if wanted is not None else format_of(target)
     if not container.is_folder(target):
         container.check_target(target, force=bool(options.get("force")), inputs=[source])
-    checkpoint = found.open(source)
+    checkpoint = containers.read(found, source, key)
+    if vocab_alone.is_vocab_only(checkpoint):
+        return _vocabulary(source, target, options)
     size = _size(source, checkpoint)
+    checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
     result = save(checkpoint, target, format=container.name, **options)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
 
 
+def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
+    """`convert_file` of a vocabulary without weights."""
+    started = time.monotonic()
+    target = source.with_name(f"{source.resolve().name}-vocab.gguf") if dst is None else Path(dst)
+    paths, notes = vocab_alone.write(source, target, pre=options.get("pre"), force=bool(options.get("force")))
+    return Result(
+        target=target,
+        paths=paths,
+        format="gguf" if target.suffix.lower() == ".gguf" else "safetensors",
+        size=sum(p.stat().st_size for p in paths),
+        n_tensors=0,
+        n_elements=0,
+        types={},
+        seconds=time.monotonic() - started,
+        notes=notes,
+        source=source,
+    )
+
+
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a model file holds, as plain data: see `llmconv.convert.reports.describe.describe`."""
+    from llmconv.convert.reports.describe import describe
+
     checkpoint = open(path)
     report = describe(checkpoint)
     report["size"] = _size(Path(path), checkpoint)
@@ -215,13 +265,20 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
     ]
 
 
+_ONLY_READ = (
+    *(".bin", ".pt", ".pth", ".txt", ".ggml"),
+    *(".npy", ".npz", ".pkl", ".pickle", ".h5", ".hdf5", ".keras", ".onnx"),
+)
+"""Endings of files that nobody means as the name of a folder."""
+
+
 def format_of(path: Path) -> Format:
     """The format that a file name asks for; a name without a known ending is a model folder."""
+    named = containers.named_by(path)
+    if named is not None:
+        return named
     known = containers.formats()
-    for container in known:
-        if container.is_named(path):
-            return container
-    if path.suffix and not path.is_dir() and path.suffix.lower() in (".bin", ".pt", ".pth", ".txt", ".ggml", ".onnx"):
+    if path.suffix and not path.is_dir() and path.suffix.lower() in _ONLY_READ:
         endings = ", ".join(s for container in known for s in container.suffixes[:1])
         raise UsageError(
             f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"
@@ -256,7 +313,10 @@ def _same_family(a: Format, b: Format) -> bool:
 def _states_types(checkpoint: Checkpoint) -> bool:
     """Whether a document says of each tensor what type it is stored in elsewhere."""
     document = checkpoint.metadata.get("document")
-    return isinstance(document, dict) and document.get("format") == OURS
+    if not isinstance(document, dict):
+        return False
+
+    return document.get("format") == OURS
 
 
 def _size(path: Path, checkpoint: Checkpoint) -> int:

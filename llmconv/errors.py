@@ -3,6 +3,9 @@
 A message names the file, the item (tensor, key or JSON path), what was found, what was expected and, after a semicolon,
 the way out.  The command prints it on stderr and exits with `exit_code`.  A program tells them apart by class and reads
 what the sentence says as attributes: `except llmconv.MissingTensor as e: e.tensor`.
+
+Sentences are written with the command's options (`--force`); read by a program they speak of keywords (`force=True`).
+However long the names in a file are, a message stays short (`llmconv.wording`).
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from llmconv import wording
 
 __all__ = [
     "BadFile",
@@ -31,10 +36,27 @@ __all__ = [
     "about",
     "at",
     "cut",
+    "in_command",
     "more",
+    "kind_of",
+    "listed",
     "nearest",
     "shown",
 ]
+
+
+_spoken_by_command = False
+
+
+@contextlib.contextmanager
+def in_command() -> Iterator[None]:
+    """Within it, errors speak of the command's options."""
+    global _spoken_by_command
+    before, _spoken_by_command = _spoken_by_command, True
+    try:
+        yield
+    finally:
+        _spoken_by_command = before
 
 
 class LlmconvError(Exception):
@@ -46,10 +68,17 @@ class LlmconvError(Exception):
     exit_code = 1
     file: str = ""
 
+    def __init__(self, sentence: str = ""):
+        super().__init__(wording.shortened(sentence))
+
+    def __str__(self) -> str:
+        sentence = str(self.args[0]) if self.args else ""
+        return sentence if _spoken_by_command else wording.as_keywords(sentence)
+
     def as_dict(self) -> dict[str, Any]:
         """The class, the sentence and the data, as plain values."""
         data = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return {"error": type(self).__name__, "message": str(self), **data}
+        return {"class": type(self).__name__, "message": str(self), **data}
 
     def __reduce__(self) -> tuple[Any, ...]:  # an error crosses processes whatever its constructor takes
         return _restored, (type(self), self.args, vars(self))
@@ -136,17 +165,25 @@ class UsageError(LlmconvError):
 
 
 class UnknownName(UsageError):
-    """A name that is none of those known.   kind: what it should name; name; known: the names there are; nearest."""
+    """A name that is none of those known.   kind: what it should name; name; known: the names there are; nearest.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], way_out: str = ""):
+    meant: what people call some of them elsewhere, in small letters without - and _ -> the name here.
+    way_out: what else helps.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], way_out: str = "", *, meant: Mapping[str, str] | None = None
+    ):
         self.kind, self.name, self.known = kind, name, list(known)
-        self.nearest = nearest(name, self.known)
-        hint = f"did you mean {self.nearest}?" if self.nearest else way_out or f"there are {', '.join(self.known)}"
-        super().__init__(f"unknown {kind} {cut(name)}; {hint}")
+        plainly = (meant or {}).get(name.lower().replace("-", "").replace("_", ""))
+        near = [plainly] if plainly else _near(name, self.known, 3)
+        self.nearest = near[0] if near else None
+        hints = [way_out] * bool(way_out) + [f"did you mean {', '.join(near)}?"] * bool(near)
+        super().__init__(f"unknown {kind} {cut(name)}; {'; '.join(hints) or f'known: {listed(self.known)}'}")
 
 
 class MissingExtra(UsageError, ImportError):
-    """Something optional is not installed.   extra: its name among the package's extras; module: what is missing."""
+    """Something optional is not installed.   module: what is missing; extra: its name among the package's extras."""
 
     def __init__(self, what: str, module: str, extra: str):
         super().__init__(f"{what} needs {module}; install it with: pip install {module}")
@@ -181,11 +218,26 @@ def more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in a message: all of a few, the first of many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def kind_of(value: Any) -> str:
+    """What a wrong argument is, in a message: its type, with the library it is of."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}'s {kind.__name__}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that somebody who wrote `name` most likely meant, whatever its case; None when none is near."""
+    return next(iter(_near(name, known, 1)), None)
+
+
+def _near(name: str, known: Iterable[str], most: int) -> list[str]:
     names = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name[:100].lower(), names, 1)
-    return names[found[0]] if found else None
+    return [names[n] for n in difflib.get_close_matches(name[:100].lower(), names, most)]
 
 
 @contextlib.contextmanager
@@ -196,6 +248,7 @@ def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
     except (BadFile, Unsupported) as error:
         if path is not None:
             error.file = error.file or os.fsdecode(path)
-            if os.fsdecode(path) not in str(error):
-                error.args = (f"{at(path)}: {error}",)
+            sentence = str(error.args[0])
+            if at(path) not in sentence:
+                error.args = (wording.shortened(f"{at(path)}: {sentence}"),)
         raise

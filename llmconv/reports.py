@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmconv
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, about, at, cut, nearest
+from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
 
@@ -45,12 +46,15 @@ def verify(
     *,
     tolerance: float = 0.0,
     run: str | Path | None = None,
+    context: int | None = None,
+    chunks: int | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Are `a` and `b` the same model?  Paths or checkpoints of any two formats; see `Verdict`.
 
     tolerance: relative error up to which a tensor counts as close.
     run: a text file; both models are run over it and the verdict's `run` holds the comparison (needs torch).
+    context, chunks: how that text is cut, as in `compare`.
     """
     import dataclasses
 
@@ -59,7 +63,7 @@ def verify(
     left, right = _open(a), _open(b)
     verdict = verify_checkpoints(left, right, tolerance=tolerance, meter=Meter(progress, "verify", left.nbytes))
     if run is not None:
-        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run))
+        verdict = dataclasses.replace(verdict, run=llmconv.compare(a, b, run, context=context, chunks=chunks))
     return verdict
 
 
@@ -107,7 +111,7 @@ def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
     if found is None:
         near = nearest(tensor, checkpoint.tensors)
         hint = f"did you mean {near!r}?" if near else "llmconv inspect --tensors lists them"
-        raise BadFile(f"{checkpoint.where}: has no tensor {cut(tensor)}; {hint}")
+        raise MissingTensor(checkpoint.where, tensor, hint)
     return stats.histogram(found, bins)
 
 
@@ -139,6 +143,7 @@ def size(target: Source, **options: Any) -> SizeReport:
 
     options: context, batch, devices (see `llmconv.convert.reports.sizing.size_report`).
     """
+    _check_sizes(options)
     from llmconv.convert.reports.sizing import shape_of, size_report
     from llmconv.convert.tables.presets import preset
 
@@ -154,6 +159,12 @@ def size(target: Source, **options: Any) -> SizeReport:
             return size_report(shape_of(config, path.name), **options)
     with about(path):
         return size_report(shape_of(formats.open(path), path.name), **options)
+
+
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    for name, value in sizes.items():
+        if isinstance(value, int) and value >= 1 << 31:
+            raise UsageError(f"{name} is {cut(value, 40)}, expected less than 2^31")
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -183,14 +194,9 @@ def shaped(arch: str, **keys: Any) -> SizeReport:
     from llmconv.convert.reports.sizing import shape_of, size_report
     from llmconv.convert.tables.presets import Preset, check_heads
 
+    _check_sizes(keys)
     if archs.by_gguf(arch) is None:
-        import difflib
-
-        names = [table.gguf for table in archs.all()]
-        near = difflib.get_close_matches(arch, names, 3)
-        raise UsageError(
-            f"unknown architecture {arch!r}; {'did you mean' if near else 'known:'} {', '.join(near or names)}"
-        )
+        raise UnknownName("architecture", arch, [table.gguf for table in archs.all()])
     heads = keys.get("attention.head_count", 1)
     check_heads(keys.get("embedding_length", heads), heads, keys.get("attention.head_count_kv", heads))
     options = {k: keys.pop(k) for k in ("context", "batch", "devices") if k in keys}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Shown", "for_json", "html_table"]
+__all__ = ["Shown", "for_json", "html_table", "log_written"]
 
 MOST = 60
 """Rows of a list that a notebook shows."""
@@ -90,6 +91,16 @@ def for_json(value: Any) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def log_written(paths: Iterable[PurePath], types: Mapping[str, int], notes: Iterable[str]) -> None:
+    """What `-v` says of a result, to the logger "llmconv" at INFO, for programs."""
+    log = logging.getLogger("llmconv")
+    for path in paths:
+        log.info("wrote %s", path)
+    log.info("types: %s", ", ".join(f"{count} {name}" for name, count in types.items()))
+    for note in notes:
+        log.info("note: %s", note)
 
 
 class Shown:

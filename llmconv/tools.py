@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
@@ -34,10 +34,10 @@ def parse_size(text: str) -> int:
     if not match:
         raise UsageError(f"{text!r} is no size; write it like 4G, 500M or 1GiB")
     unit = 1024 if match[3] else 1000
-    number = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
-    if number <= 0:
-        raise UsageError(f"{text!r} is no size above zero")
-    return number
+    number = float(match[1]) * unit ** " KMGT".index(match[2].upper() or " ")
+    if not 1 <= number < 1 << 63:
+        raise UsageError(f"{cut(text)} is no size between 1 byte and 2^63")
+    return int(number)
 
 
 def edit(

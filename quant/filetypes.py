@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName
 from llmconv.quant import block
 
 __all__ = ["ALIASES", "COPY", "FILE_TYPES", "GUESSED", "FileType", "file_type", "guessed_number", "number_of"]
@@ -63,6 +63,13 @@ _TABLE = [
 ]
 FILE_TYPES: dict[str, FileType] = {t.name: t for t in _TABLE}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+MEANT = {
+    "fp32": "F32", "float32": "F32", "f32": "F32", "fp16": "F16", "float16": "F16", "half": "F16", "bfloat16": "BF16",
+    "8bit": "Q8_0", "q8": "Q8_0", "6bit": "Q6_K", "q6": "Q6_K", "5bit": "Q5_K_M", "q5": "Q5_K_M", "int5": "Q5_K_M",
+    "4bit": "Q4_K_M", "q4": "Q4_K_M", "int4": "Q4_K_M", "nf4": "Q4_K_M", "awq": "Q4_K_M", "gptq": "Q4_K_M",
+    "3bit": "Q3_K_M", "q3": "Q3_K_M", "int3": "Q3_K_M", "2bit": "Q2_K", "q2": "Q2_K", "int2": "Q2_K",
+}  # fmt: skip
+"""What people elsewhere call it -> the file type to suggest."""
 COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
 
 GUESSED = 1024
@@ -104,11 +111,6 @@ def file_type(name: str, pure: bool = False) -> FileType:
     if found is None and name.isdecimal():
         found = next((t for t in _TABLE if t.number == int(name)), None)
     if found is None:
-        import difflib
-
-        known = [*FILE_TYPES, *ALIASES]
-        near = difflib.get_close_matches(key, known, 4)
-        way_out = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(FILE_TYPES)}"
-        hint = f"--pure takes the block type {key}; " if key in block.names() and not pure else ""
-        raise UsageError(f"unknown file type {name!r}; {hint}{way_out}")
+        pure_only = f"--pure takes the block type {key}" if key in block.names() and not pure else ""
+        raise UnknownName("file type", name, [*FILE_TYPES, *ALIASES], pure_only, meant=MEANT)
     return found

@@ -53,12 +53,12 @@ class Importance:
         }
         return replace(self, entries=kept)
 
-    def check_finite(self, where: str) -> None:
-        """`BadFile` when a weight is infinite or not a number."""
+    def check(self, where: str) -> None:
+        """`BadFile` when a weight is negative, infinite or not a number: it is a mean of squares."""
         for name, values in self.entries.items():
-            finite = np.isfinite(values)
-            if not finite.all():
-                i = int(np.argmin(finite))
+            good = np.isfinite(values) & (values >= 0)
+            if not good.all():
+                i = int(np.argmin(good))
                 raise BadFile(f"{where}: importance of {name!r} at {i} is {values[i]}; compute the matrix again")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import Unsupported, UsageError, cut
 from llmconv.quant import block
 from llmconv.quant.block import BlockType
 from llmconv.quant.filetypes import COPY, FileType
@@ -150,6 +150,12 @@ def assign(weights: Sequence[Weight], model: Model, file: FileType, options: Opt
     Raises `Unsupported` when no type fits a tensor's row length, or a layer number is outside the model.
     """
     options = options or Options()
+    for pattern, kind in options.tensor_types:
+        if not any(pattern.search(weight.name) for weight in weights):
+            raise UsageError(
+                f"--tensor-type {cut(f'{pattern.pattern}={kind.name}')} matches no tensor; llmconv inspect --tensors "
+                "lists their names in the file, GGUF's are like blk.0.attn_v.weight"
+            )
     counts = _Counts(attn_v=sum(role_of(w.name) == ATTN_V for w in weights))
     tied = all(role_of(w.name) != OUTPUT for w in weights)
     return [_choose(weight, model, file, options, counts, tied) for weight in weights]

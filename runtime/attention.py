@@ -7,8 +7,6 @@ that starts above zero are computed in the open.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,15 +14,13 @@ from torch.nn import functional as F
 from llmconv.convert.tables.decoder import Attention
 from llmconv.runtime.cache import Step
 from llmconv.runtime.norms import Norm
+from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.positions import rotate
-
-if TYPE_CHECKING:
-    from llmconv.runtime.model import Block
 
 __all__ = ["attend", "self_attention"]
 
 
-def self_attention(block: Block, x: Tensor, step: Step) -> Tensor:
+def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     """x: (B, T, dim), normed -> (B, T, dim)."""
     spec = block.spec.attention
     if spec.mla is not None:
@@ -49,7 +45,7 @@ def self_attention(block: Block, x: Tensor, step: Step) -> Tensor:
     return result
 
 
-def _project(block: Block, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, T, H, D), keys and values (B, T, KV heads, D)."""
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
@@ -135,7 +131,7 @@ def _softmax(scores: Tensor, start: float, sinks: Tensor | None) -> Tensor:
     return weights.to(scores.dtype)
 
 
-def _latent(block: Block, x: Tensor, step: Step) -> Tensor:
+def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): the cache holds `kv_rank` + `rope_dims` a token.
 
     The keys' up-projection is moved to the queries, the values' behind the sum, so that all heads read one latent.
@@ -162,7 +158,7 @@ def _latent(block: Block, x: Tensor, step: Step) -> Tensor:
     return result
 
 
-def _latent_projections(block: Block, spec: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _latent_projections(block: LayerPieces, spec: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The up-projections per head: (H, nope dims, rank) and (H, value dims, rank)."""
     mla = spec.mla
     assert mla is not None

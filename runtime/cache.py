@@ -17,12 +17,12 @@ class Cache:
     """Keys and values of the tokens seen so far: two (batch, kv heads, capacity, head dim) a layer.
 
     `length` tokens are filled; `valid` (batch, length) says which of them are tokens rather than padding.  A cache
-    grows by itself; `capacity` saves the growing, and says how long the text is planned to be.  MLA layers keep their
-    latent vectors instead: one "head".
+    grows by itself; `capacity` saves the growing (of the first 4096 tokens), and says how long the text is planned to
+    be.  MLA layers keep their latent vectors instead: one "head".
     """
 
     def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
-        self.batch, self.capacity, self.planned, self.length = batch, max(1, capacity), capacity, 0
+        self.batch, self.capacity, self.planned, self.length = batch, max(1, min(capacity, 4096)), capacity, 0
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
         self.valid: Tensor | None = None
 
@@ -32,14 +32,19 @@ class Cache:
         stored = self.layers[index]
         if stored is None or stored[0].shape[2] < end:
             self.capacity = max(self.capacity, end + end // 4)
-            grown = tuple(new.new_empty(*new.shape[:2], self.capacity, new.shape[3]) for new in (key, value))
-            for old, new in zip(stored or (), grown, strict=False):
-                new[:, :, : self.length] = old[:, :, : self.length]
-            stored = (grown[0], grown[1])
+            stored = (self._grown(key, stored and stored[0]), self._grown(value, stored and stored[1]))
             self.layers[index] = stored
         stored[0][:, :, self.length : end] = key
         stored[1][:, :, self.length : end] = value
         return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def _grown(self, new: Tensor, old: Tensor | None) -> Tensor:
+        """Room for `capacity` tokens like `new`, and in it what `old` holds."""
+        with torch.inference_mode(False):  # it outlives this call
+            room = torch.empty(*new.shape[:2], self.capacity, new.shape[3], dtype=new.dtype, device=new.device)
+        if old is not None:
+            room[:, :, : self.length] = old[:, :, : self.length]
+        return room
 
     def advance(self, tokens: int) -> None:
         """Count the tokens that all layers have appended."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from llmconv.convert.vocab import TokenType
 from llmconv.errors import UsageError
-from llmconv.runtime.chunks import Source, as_model, check_finite, device_errors, tokenizer_of
+from llmconv.progress import Meter, Progress
+from llmconv.runtime.checks import check_finite
+from llmconv.runtime.measure.chunks import Running, Source, device_errors, tokenizer_of
+from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
-
-_TOKEN_NORMAL, _TOKEN_UNKNOWN, _TOKEN_CONTROL, _TOKEN_UNUSED = 1, 2, 3, 5
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Generation(Shown):
     """What was generated.
 
     text: the new text, without the prompt; after a text prompt it begins with the space between them, if the model put
-    one there.  tokens: its ids.  finish: "eos", "stop" (a stop string), "length" (as many
-    as asked for) or "context" (no room for more).
+    one there.  tokens: its ids.  finish: "eos", "stop" (a stop string), "length" (as many as asked for) or "context"
+    (no room for more).  notes: what should be known of the prompt, of how the model ran and of how it ended.
     """
 
     text: str
@@ -35,11 +37,12 @@ class Generation(Shown):
     finish: str
     seconds: float
     tokens_per_second: float
+    notes: list[str] = field(default_factory=list)
 
 
 def generate(
     model: Source,
-    prompt: str | Sequence[Mapping[str, str]],
+    prompt: str | Sequence[Mapping[str, Any]],
     *,
     max_tokens: int = 128,
     sampling: Sampling | None = None,
@@ -47,64 +50,95 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     chat: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     on_text: Callable[[str], None] | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    progress: Progress | None = None,
 ) -> Generation:
     """Continue `prompt`.
 
     prompt: a text; with `chat` what the user says, or a list of {"role", "content"} messages, put into the model's
-    template. sampling: how tokens are chosen; `temperature` alone is a shorthand (0: greedy). seed: the same seed gives
-    the same text on the same device; None draws one. stop: the text ends before the first of these.  on_text: called
-    with each piece of text as soon as it is certain.
+    template. tools: JSON schemas of functions, which a chat template shows. sampling: how tokens are chosen;
+    `temperature` alone is a shorthand (0: greedy). seed: the same seed gives the same text on the same device; None
+    draws one. stop: the text ends before the first of these.  on_text: called with each piece of text as soon as it is
+    certain.
+
+    `UsageError` for a prompt that is longer than the positions that the model has learned; `LlmconvError` when its
+    logits are not finite.
     """
-    running = as_model(model, device, dtype, activations)
+    running = Running(device, dtype, activations).model(model)
     how = sampling or Sampling()
     if temperature is not None:
         how = Sampling(**{**asdict(how), "temperature": temperature})
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}, expected at least 1")
-    tokenizer = tokenizer_of(running, model)
-    ids = _prompt_ids(tokenizer, prompt, chat)
-    if not ids:
-        raise UsageError("the prompt is empty, and this model has no token to begin with; give a prompt (-p)")
-    text, new, finish, started = "", [], "length", time.perf_counter()
-    watch = _Stops(stop)
-    stream = tokenizer.stream(start=chat or not isinstance(prompt, str) or not prompt)
+    if not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens!r}, expected at least 1")
+    tokenizer = tokenizer_of(running)
+    ids = _prompt_ids(tokenizer, prompt, chat, tools)
+    notes = _check_prompt(running, prompt, ids)
+    writer = _Writer(tokenizer, stop, on_text, start=chat or not isinstance(prompt, str) or not prompt)
+    meter, started = Meter(progress, "generate", max_tokens, "tokens"), time.perf_counter()
     with torch.inference_mode(), device_errors(running.device):
-        for token in _tokens(running, ids, max_tokens, how, seed):
+        for token in _tokens(running, ids, max_tokens, how, _generator(seed)):
             if token is None:
-                finish = "context"
+                writer.finish = "context"
+            elif token in _ends(tokenizer) and running.decoder.ends:
+                writer.finish = "eos"
+            else:
+                writer.push(token)
+                meter.reach(len(writer.tokens))
+            if writer.finish:
                 break
-            check_finite(token[1], model)
-            if token[0] in _ends(tokenizer) and running.decoder.ends:
-                finish = "eos"
-                break
-            new.append(token[0])
-            piece, stopped = watch.push(stream.push(token[0]))
-            text += piece
-            if piece and on_text:
-                on_text(piece)
-            if stopped:
-                finish = "stop"
-                break
-    if finish != "stop":
-        piece, stopped = watch.push(stream.flush(), last=True)
-        text += piece
-        finish = "stop" if stopped else finish
-        if piece and on_text:
-            on_text(piece)
+    writer.close()
     seconds = max(time.perf_counter() - started, 1e-9)
-    return Generation(text, new, len(ids), finish, seconds, len(new) / seconds)
+    new, finish = writer.tokens, writer.finish or "length"
+    notes += _endings(running, len(ids) + len(new), new, finish)
+    return Generation(writer.text, new, len(ids), finish, seconds, len(new) / seconds, notes)
 
 
-def _prompt_ids(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]], chat: bool) -> list[int]:
+def _check_prompt(model: Model, prompt: str | Sequence[Mapping[str, str]], ids: list[int]) -> list[str]:
+    """What should be known of a prompt that became `ids`; `UsageError` for one that can't be continued."""
+    said = [prompt] if isinstance(prompt, str) else [str(message.get("content", "")) for message in prompt]
+    notes = [*model.notes, *unknown(model.tokenizer, "the prompt", said, [ids])]
+    if not ids:
+        why = "holds nothing that the vocabulary knows" if any(said) else "is empty"
+        raise UsageError(f"the prompt {why}, and this model has no token to begin with; give a prompt (-p)")
+    most = model.most_tokens
+    if most is not None and len(ids) > most:
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens, but {model.where} has learned {most} positions; give a shorter one"
+        )
+    if max(ids) >= model.decoder.vocab_size:
+        raise UsageError(
+            f"the prompt gives token {max(ids)}, but the embedding of {model.where} has {model.decoder.vocab_size} rows"
+        )
+    return notes
+
+
+def _endings(model: Model, length: int, new: list[int], finish: str) -> list[str]:
+    """What should be known of a text of `length` tokens with its prompt, of which `new` were made."""
+    trained, most = model.context_length, model.most_tokens
+    if finish == "context":
+        return [f"the text ends where the {most} positions that {model.where} has learned end"]
+    notes = []
+    if finish == "eos" and not new:
+        notes.append(f"{model.where} ended at once: the first token that it chose was one that ends a text")
+    if most is None and 0 < trained < length:
+        notes.append(
+            f"{model.where} was made for {trained} tokens and this text has {length}; what lies beyond is a guess"
+        )
+    return notes
+
+
+def _prompt_ids(
+    tokenizer: Any, prompt: str | Sequence[Mapping[str, Any]], chat: bool, tools: Sequence[Mapping[str, Any]] | None
+) -> list[int]:
     if chat or not isinstance(prompt, str):
         from llmconv.convert.vocab.chat import render
 
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        ids: list[int] = tokenizer.encode(render(tokenizer.vocab, messages), parse_special=True)
+        ids: list[int] = tokenizer.encode(render(tokenizer.vocab, messages, tools=tools), parse_special=True)
         if tokenizer.bos is not None and tokenizer.vocab.flag("bos") and ids[:1] != [tokenizer.bos]:
             ids = [tokenizer.bos, *ids]
         return ids
@@ -120,33 +154,68 @@ def _ends(tokenizer: Any) -> set[int]:
 def _banned(model: Model) -> torch.Tensor | None:
     """Tokens that are never chosen: padding of the vocabulary, unused ones, and for simple-llm all special ones."""
     vocab = model.tokenizer.vocab
-    kinds = (_TOKEN_UNUSED, _TOKEN_UNKNOWN, _TOKEN_CONTROL) if not model.decoder.ends else (_TOKEN_UNUSED,)
+    kinds = {TokenType.UNUSED, *(() if model.decoder.ends else (TokenType.UNKNOWN, TokenType.CONTROL))}
     ids = list(range(len(vocab.tokens), model.decoder.vocab_size))
     if vocab.types is not None:
-        ids += [i for i, kind in enumerate(vocab.types) if int(kind) in kinds]
+        ids += [i for i, kind in enumerate(vocab.types[: model.decoder.vocab_size]) if kind in kinds]
     return torch.tensor(ids, device=model.device) if ids else None
 
 
-def _tokens(
-    model: Model, ids: list[int], count: int, how: Sampling, seed: int | None
-) -> Iterator[tuple[int, float] | None]:
-    """New tokens, each with its logit; None when there is no room for more."""
+def _generator(seed: int | None) -> torch.Generator:
     generator = torch.Generator()
-    generator.manual_seed(seed) if seed is not None else generator.seed()
-    banned, past = _banned(model), list(ids)
-    limit = model.context_length if model.decoder.positions == "learned" else 0
+    if seed is None:
+        generator.seed()
+    elif isinstance(seed, int) and -(1 << 63) <= seed < 1 << 64:
+        generator.manual_seed(seed)
+    else:
+        raise UsageError(f"seed is {seed!r}, expected a whole number of 64 bits")
+    return generator
+
+
+def _tokens(
+    model: Model, ids: list[int], count: int, how: Sampling, generator: torch.Generator
+) -> Iterator[int | None]:
+    """New tokens; None when there is no room for more."""
+    banned, past, most = _banned(model), list(ids), model.most_tokens
+    if banned is not None and len(banned) == model.decoder.vocab_size:
+        raise UsageError(f"{model.where}: all its tokens are special ones, so there is none to choose")
     cache = model.cache(1, len(ids) + count) if model.decoder.causal else None
     feed = past
     for _ in range(count):
-        if limit and len(past) > limit:
+        if most is not None and len(past) > most:
             yield None
             return
         hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
-        logits = model.head(hidden[0, -1])
-        token = choose(logits, past, how, banned, generator)
+        logits = model.head(hidden[:, -1])
+        check_finite(logits, model, lambda row: f"position {len(past) - 1}")
+        token = choose(logits[0], past, how, banned, generator)
         past.append(token)
         feed = past if cache is None else [token]
-        yield token, float(logits[token])
+        yield token
+
+
+class _Writer:
+    """Tokens as they come, as text: told piece by piece, ended by a stop string."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], on_text: Callable[[str], None] | None, start: bool):
+        self.text, self.finish, self.tokens = "", "", list[int]()
+        self._stream, self._watch, self._tell = tokenizer.stream(start=start), _Stops(stops), on_text
+
+    def push(self, token: int) -> None:
+        self.tokens.append(token)
+        self._take(*self._watch.push(self._stream.push(token)))
+
+    def close(self) -> None:
+        """What was held back comes out, unless a stop string ended the text."""
+        if self.finish != "stop":
+            self._take(*self._watch.push(self._stream.flush(), last=True))
+
+    def _take(self, piece: str, stopped: bool) -> None:
+        self.text += piece
+        if piece and self._tell:
+            self._tell(piece)
+        if stopped:
+            self.finish = "stop"
 
 
 class _Stops:

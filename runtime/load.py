@@ -15,19 +15,21 @@ import numpy as np
 import torch
 
 from llmconv import formats as _formats
+from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
-from llmconv.errors import LlmconvError, UsageError
+from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
-from llmconv.quant import gpu
+from llmconv.quant import gpu, integer_products
 from llmconv.quant.block import BlockType
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
+from llmconv.runtime.recurrent import RecurrentModel
 
-__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite"]
 
 DTYPES = {
     "f64": torch.float64,
@@ -77,7 +79,11 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, checkpoint: Check
         return torch.float32
     if "F16" in wide and "BF16" not in wide:
         return torch.float16
-    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
 
 
 def load(
@@ -91,24 +97,71 @@ def load(
     path: legacy JSON, MessagePack, safetensors (file or folder), GGUF, or an opened `Checkpoint`.
     device: "auto", "cpu", "cuda", "cuda:1", "mps".
     dtype: what it computes in: "f64", "f32", "bf16", "f16"; float weights are converted to it.  "auto": float32 on the
-        CPU over weights as stored, their own kind on a GPU.  Quantized weights stay quantized whatever it is.
+        CPU over weights as stored, their own kind on a GPU; not float16 where it can't hold the model's weights or
+        what a few tokens give inside (a note then says what it is).  Quantized weights stay quantized whatever it is.
     activations: what quantized weights are multiplied with.  "float": the numbers themselves.  "int8": rounded to bytes
         as llama.cpp does on a CPU, which is faster and brings figures closer to its own; on the CPU only, for the types
         in `llmconv.quant.integer_products.TYPES` (others, and float weights, are multiplied with floats).
 
-    Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here,
-    `UsageError` for a device that is not there or has no room.
+    The model's `notes` say what was decided for it and should be known.
+
+    Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here, `BadWeight`
+    for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(Path(path))
-    checkpoint = translate(checkpoint, "gguf")
+    checkpoint = _with_scales(translate(checkpoint, "gguf"))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
     _check_activations(activations, where, kind)
-    model = build(checkpoint, where, kind)
-    for module in model.modules():
-        if isinstance(module, Stored):
-            module.activations = activations
+    if dtype == "auto" and kind == torch.float16:
+        model = _in_float16(checkpoint, where)
+    else:
+        model = build(checkpoint, where, kind)
+    takers = [m for m in model.modules() if isinstance(m, Stored)]
+    for module in takers:
+        module.activations = activations
+    if activations == "int8" and not any(m.block_type and m.block_type.name in integer_products.TYPES for m in takers):
+        model.notes.append(f"{model.where}: has no weights that rounded activations are for, so they change nothing")
     return model.eval()
+
+
+def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with per-tensor scales multiplied into their weights, which are decoded for it."""
+    scales = scales_of(checkpoint.tensors)
+    tensors = folded(checkpoint.tensors, str(checkpoint.where)) if scales else checkpoint.tensors
+    kept = {n: t for n, t in tensors.items() if n not in scales and not n.endswith(".input_scale")}
+    return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
+
+
+def _in_float16(checkpoint: Checkpoint, device: torch.device) -> Model:
+    """The model in float16 if that holds its weights and what it computes, else in bfloat16 or float32, with a note."""
+    try:
+        if describe(checkpoint).passes_float16:
+            raise _Overflow("models of its family pass float16's 65504 inside")
+        model = build(checkpoint, device, torch.float16)
+        if not runs_finite(model):
+            raise _Overflow("it passes float16's 65504 inside")
+    except (BadWeight, _Overflow) as error:
+        why = str(error) if isinstance(error, _Overflow) else f"tensor {cut(error.tensor)} passes float16's 65504"
+    else:
+        return model
+    wider = torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    model = build(checkpoint, device, wider)
+    model.notes.append(f"{model.where}: computed in {str(wider).removeprefix('torch.')}, because {why}")
+    return model
+
+
+class _Overflow(Exception):
+    """float16 is too narrow for a model; says why."""
+
+
+@torch.inference_mode()
+def runs_finite(model: Model, count: int = 32) -> bool:
+    """Whether the model computes finite numbers for `count` tokens from all over its vocabulary: a quick probe."""
+    size = model.decoder.vocab_size
+    count = min(count, size, model.most_tokens or count)
+    tokens = torch.arange(count, device=model.device) * (size // count)
+    return bool(model(tokens[None]).isfinite().all())
 
 
 def _check_activations(activations: str, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -127,8 +180,10 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     needed = sum(_nbytes(t, types[name]) for name, t in checkpoint.tensors.items())
     try:
         with torch.device("meta"):
-            model = Model(decoder, types, dtype or torch.float32)
-        _fill(model, checkpoint, device)
+            made = Model if decoder.recurrent is None else RecurrentModel
+            model = made(decoder, types, dtype or torch.float32)
+        with about(checkpoint.source):
+            _fill(model, checkpoint, device)
     except (torch.OutOfMemoryError, MemoryError):
         raise _no_room(device, needed) from None
     except RuntimeError as error:
@@ -137,6 +192,7 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
         raise _no_room(device, needed) from None
     model.metadata = dict(checkpoint.metadata)
     model.tokenizer = _tokenizer(checkpoint)
+    model.where = checkpoint.where
     return model
 
 
@@ -206,8 +262,29 @@ def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: t
         return out
     for start, stop in tensor.slabs(4 * SLAB_BYTES):
         source = tensor.blocks(start, stop) if raw else _numbers(tensor, start, stop)
+        if dtype == torch.float16 and not raw:
+            _check_fits(tensor, start, source)
         flat[start:stop].copy_(_from_numpy(source))
     return out
+
+
+_FIRST_INFINITE = 65520.0
+"""What rounds to infinity in float16, whose largest number is 65504."""
+
+
+def _check_fits(tensor: Tensor, start: int, values: Any) -> None:
+    """`BadWeight` for rows, from `start` on, with a finite number that float16 can't hold."""
+    over = (np.abs(values) >= _FIRST_INFINITE) & np.isfinite(values)
+    if over.any():
+        row, column = np.unravel_index(int(over.argmax()), over.shape)
+        value = float(values[row, column])
+        raise BadWeight(
+            f"tensor {cut(tensor.name)} holds {value:g}, which float16 can't; use --dtype bf16 or f32",
+            tensor=tensor.name,
+            index=(start + int(row), int(column)),
+            value=value,
+            type="F16",
+        )
 
 
 def _numbers(tensor: Tensor, start: int, stop: int) -> Any:
@@ -229,4 +306,4 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from llmconv.convert import vocab
 
     found = vocab.of(checkpoint)
-    return None if found is None else found.tokenizer()
+    return None if found is None else vocab.tokenizer(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +10,7 @@ from torch.nn import functional as F
 
 from llmconv.convert.tables.decoder import Experts, Mlp
 from llmconv.errors import Unsupported
-
-if TYPE_CHECKING:
-    from llmconv.runtime.linear import ExpertLinear
-    from llmconv.runtime.model import Block
+from llmconv.runtime.pieces import LayerPieces
 
 __all__ = ["ACTIVATIONS", "activation", "feed_forward"]
 
@@ -54,7 +50,7 @@ def _join(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     return activation(name)(up) if gate is None else activation(name)(gate) * up
 
 
-def feed_forward(block: Block, x: Tensor) -> Tensor:
+def feed_forward(block: LayerPieces, x: Tensor) -> Tensor:
     """x: (B, T, dim), normed -> (B, T, dim)."""
     spec = block.spec.mlp
     if spec.experts is not None:
@@ -71,7 +67,7 @@ def feed_forward(block: Block, x: Tensor) -> Tensor:
     return out
 
 
-def _route(block: Block, experts: Experts, x: Tensor) -> tuple[Tensor, Tensor]:
+def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Tensor]:
     """For tokens (N, dim): weights (N, used), in float32 or better, and which experts (N, used)."""
     logits = block.ffn_gate_inp(x)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -99,7 +95,7 @@ def _route(block: Block, experts: Experts, x: Tensor) -> tuple[Tensor, Tensor]:
     return weights * experts.scale, chosen
 
 
-def _mixture(block: Block, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
+def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
     flat = x.flatten(0, -2)  # (N, dim)
     weights, chosen = _route(block, experts, flat)
     out = torch.zeros_like(flat)
@@ -113,24 +109,24 @@ def _mixture(block: Block, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
         start += count
         tokens = slots // experts.used
         inner = _expert(block, spec, expert, flat[tokens])
-        out.index_add_(0, tokens, inner * weights.flatten()[slots, None].to(inner.dtype))
+        weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
+        out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
     out = out.view_as(x)
     return out + _shared_expert(block, spec, x) if block.ffn_up_shexp is not None else out
 
 
-def _expert(block: Block, spec: Mlp, expert: int, x: Tensor) -> Tensor:
+def _expert(block: LayerPieces, spec: Mlp, expert: int, x: Tensor) -> Tensor:
     gate: Tensor | None = None
-    gate_exps: ExpertLinear | None = block.ffn_gate_exps
     if spec.gate == "fused":
         gate, up = block.ffn_gate_up_exps(x, expert).chunk(2, -1)
     else:
         up = block.ffn_up_exps(x, expert)
-        gate = None if gate_exps is None else gate_exps(x, expert)
+        gate = None if block.ffn_gate_exps is None else block.ffn_gate_exps(x, expert)
     out: Tensor = block.ffn_down_exps(_join(spec.activation, gate, up), expert)
     return out
 
 
-def _shared_expert(block: Block, spec: Mlp, x: Tensor) -> Tensor:
+def _shared_expert(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
     gate = None if block.ffn_gate_shexp is None else block.ffn_gate_shexp(x)
     out: Tensor = block.ffn_down_shexp(_join(spec.activation, gate, block.ffn_up_shexp(x)))
     if block.ffn_gate_inp_shexp is not None:

@@ -6,70 +6,33 @@ Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a can
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmconv.convert.tables.decoder import Decoder
-from llmconv.errors import Unsupported, UsageError
-from llmconv.quant.block import BlockType
+from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
 from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
+from llmconv.runtime.pieces import ENDS, LayerPieces, Pieces, Types, grouped, piece
+from llmconv.runtime.positions import sinusoidal
 
-__all__ = ["Block", "Model", "Types"]
-
-Types = Mapping[str, type[BlockType] | torch.dtype]
-"""How each tensor is stored: blocks of a type, or plain numbers; absent: float32."""
-
-_LINEAR = (
-    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
-    *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
-    *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
-)
-_EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
-_ENDS = ("token_embd_in", "output_in")
-_NORMS = (
-    *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
-    *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
-    *("attn_sub_norm", "ffn_sub_norm"),
-)
-_VECTORS = ("attn_sinks", "exp_probs_b")
-_DERIVED = re.compile(
-    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
-)
+__all__ = ["Block", "Model"]
 
 
-class _Vector(nn.Module):
-    """A lone tensor under its own name."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype):
-        super().__init__()
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
-
-
-class Block(nn.Module):
+class Block(LayerPieces):
     """One layer.  Every piece is an attribute, None when the layer has no such tensor."""
-
-    # What __getattr__ finds; the type checker cannot see registered modules otherwise.
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name)
 
     def __init__(self, decoder: Decoder, index: int, types: Types):
         super().__init__()
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
-        shapes = _group(decoder.shapes, f"blk.{index}.")
-        for name in (*_LINEAR, *_EXPERTS, *_NORMS, *_VECTORS):
-            self.register_module(name, None)
+        shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
-            self.add_module(name, _piece(name, parts, decoder, types, f"blk.{index}.{name}"))
+            self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
@@ -90,21 +53,25 @@ class Block(nn.Module):
         if self.spec.parallel:
             inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
             return x + (attended + inner) * self.residual_scale
-        x = x + (attended * self.residual_scale if self.residual_scale != 1 else attended)
+        kept = normed if self.spec.residual_after_norm else x
+        x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
         if self.attn_output_norm is not None:
             x = self.attn_output_norm(x)
-        inner = feed_forward(self, x if mlp_norm is None else mlp_norm(x))
+        normed = x if mlp_norm is None else mlp_norm(x)
+        inner = feed_forward(self, normed)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
+        x = normed if self.spec.residual_after_norm else x
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
 
 
-class Model(nn.Module):
+class Model(Pieces):
     """A decoder: token ids in, logits out.
 
     decoder: what it is made of.  types: how its tensors are stored (see `Types`).
-    `tokenizer` and `metadata` come with a loaded model; `dtype` is what it computes in.
+    `tokenizer`, `metadata`, `where` (what messages call it) and `notes` (what was decided for it, and should be known)
+    come with a loaded model; `dtype` is what it computes in.
     """
 
     def __init__(self, decoder: Decoder, types: Types | None = None, dtype: torch.dtype = torch.float32):
@@ -113,11 +80,13 @@ class Model(nn.Module):
         self.decoder, self.dtype = decoder, dtype
         self.metadata: dict[str, Any] = {}
         self.tokenizer: Any = None
+        self.where = "this model"
+        self.notes: list[str] = []
         self._head_lengths: Tensor | None = None
-        for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *_ENDS):
+        for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *ENDS):
             self.register_module(name, None)
-        for name, parts in _group(decoder.shapes, "").items():
-            self.add_module(name, _piece(name, parts, decoder, types, name))
+        for name, parts in grouped(decoder.shapes, "").items():
+            self.add_module(name, piece(name, parts, decoder, types, name))
         for name in ("token_embd_norm", "output_norm"):
             if name in decoder.weightless:
                 self.add_module(name, Norm(decoder.norm))
@@ -127,9 +96,6 @@ class Model(nn.Module):
             if shape is not None:
                 self.register_buffer(name, torch.ones(shape))
 
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name)
-
     @property
     def device(self) -> torch.device:
         weight: Tensor = self.token_embd.weight
@@ -138,6 +104,13 @@ class Model(nn.Module):
     @property
     def context_length(self) -> int:
         return self.decoder.context_length
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens it can take at once: as many as it has learned positions; None: any number."""
+        if self.decoder.positions != "learned":
+            return None
+        return int(self.position_embd.shape[0]) - self.decoder.position_offset
 
     def cache(self, batch: int = 1, capacity: int = 256) -> Cache:
         """A key-value cache for this model; `UsageError` for one that looks ahead."""
@@ -172,13 +145,18 @@ class Model(nn.Module):
 
     def _lengths_of_head(self) -> Tensor:
         """The length of each row of the head, (vocab,) float32; kept while nothing trains it."""
-        if self._head_lengths is None or self.training:
-            head = self.token_embd if self.output is None else self.output
-            slabs = (products.dense(rows, head.block_type, torch.float32) for rows in head.weight.split(4096))
-            lengths = torch.cat([slab.norm(dim=1) for slab in slabs]).clamp_min(1e-12)
-            self._head_lengths = None if self.training else lengths.detach()
-            return lengths
+        if self.training:
+            self._head_lengths = None
+            return self._measured_head()
+        if self._head_lengths is None:
+            with torch.inference_mode(False), torch.no_grad():  # it outlives this call
+                self._head_lengths = self._measured_head()
         return self._head_lengths
+
+    def _measured_head(self) -> Tensor:
+        head = self.token_embd if self.output is None else self.output
+        slabs = (products.dense(rows, head.block_type, torch.float32) for rows in head.weight.split(4096))
+        return torch.cat([slab.norm(dim=1) for slab in slabs]).clamp_min(1e-12)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits of every position.
@@ -199,13 +177,11 @@ class Model(nn.Module):
         if spec.embed_scale != 1:
             x = x * torch.tensor(spec.embed_scale, dtype=x.dtype, device=x.device)
         if spec.positions == "learned":
-            rows = self.position_embd.shape[0] - spec.position_offset
-            if step.end > rows:
-                raise UsageError(f"{step.end} tokens are more than the {rows} positions that this model has learned")
+            most = self.most_tokens
+            if most is not None and step.end > most:
+                raise UsageError(f"{step.end} tokens are more than the {most} positions that this model has learned")
             x = x + self.position_embd(step.positions + spec.position_offset, self.dtype)
         elif spec.positions == "sinusoidal":
-            from llmconv.runtime.positions import sinusoidal
-
             x = x + sinusoidal(step.positions, spec.dim, self.dtype)
         if self.token_types is not None:
             x = x + self.token_types.weight[0].to(self.dtype)
@@ -215,38 +191,3 @@ class Model(nn.Module):
         return (
             f"{self.decoder.arch}, {len(self.blk)} layers, dim {self.decoder.dim}, vocabulary {self.decoder.vocab_size}"
         )
-
-
-def _group(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Piece name -> {"weight": shape, "bias": shape} for the tensors that start with `prefix` (no deeper ones)."""
-    out: dict[str, dict[str, tuple[int, ...]]] = {}
-    for full, shape in shapes.items():
-        if full.startswith(prefix) and not _DERIVED.fullmatch(full):
-            name, _, part = full[len(prefix) :].rpartition(".")
-            if "." not in name:
-                out.setdefault(name, {})[part] = shape
-    return out
-
-
-def _piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, types: Types, full: str) -> nn.Module:
-    """The module for one tensor or a weight with its bias."""
-    shape, bias = parts.get("weight"), parts.get("bias")
-    stored = types.get(f"{full}.weight", torch.float32)
-    kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
-    if name in _VECTORS:
-        return _Vector(parts, dtype if shape is not None else torch.float32)
-    if shape is not None and set(parts) <= {"weight", "bias"}:
-        if name in ("token_embd", "position_embd", "token_types"):
-            return Embedding(shape, kind, None, dtype)
-        if name in _NORMS or name in ("token_embd_norm", "output_norm"):
-            return Norm(decoder.norm, shape, bias is not None, dtype)
-        if (name in _LINEAR or name == "output" or name in _ENDS) and len(shape) == 2:
-            return Linear(shape, kind, bias, dtype)
-        if name == "ffn_gate_inp_shexp":  # one row, stored as a vector
-            return Linear((1, *shape), kind, bias, dtype)
-        if name in _EXPERTS and len(shape) == 3:
-            return ExpertLinear(shape, kind, bias, dtype)
-    raise Unsupported(
-        f"tensor '{full}' of shape {list(shape or bias or ())} has no place in the {decoder.arch} decoder known here, "
-        "so running the model without it would be wrong; it can be converted all the same"
-    )

@@ -39,7 +39,8 @@ def _scratch(numbers: int) -> Tensor:
     """This thread's float32 scratch, of at least that many numbers."""
     found: Tensor | None = getattr(_local, "scratch", None)
     if found is None or found.numel() < numbers:
-        found = _local.scratch = torch.empty(numbers)
+        with torch.inference_mode(False):  # it outlives this call, and a later one may be made in training
+            found = _local.scratch = torch.empty(numbers)
     return found
 
 
@@ -106,12 +107,22 @@ def _in_integers(x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
     return out.to(x.dtype)
 
 
+_MOST_F16 = 65504.0
+"""Beyond it float16 is infinite."""
+
+
 def _rounded(x: Tensor, weight: Tensor) -> Tensor:
-    """Inputs as ggml and tensor cores give them to a float16 or bfloat16 weight: in its kind, summed in float32."""
+    """Inputs (N, in) as ggml and tensor cores give them to a float16 or bfloat16 weight: in its kind, for float32 sums.
+
+    A token with a number that float16 can't hold stays as it is.
+    """
     if x.dtype != torch.float32 or weight.dtype not in (torch.float16, torch.bfloat16):
         return x
-    most = 65504.0  # beyond it float16 is infinite
-    return (x.clamp(-most, most) if weight.dtype == torch.float16 else x).to(weight.dtype)
+    narrow = x.to(weight.dtype)
+    if weight.dtype == torch.bfloat16 or not x.numel():
+        return narrow
+    fits = x.abs().amax(-1, keepdim=True) <= _MOST_F16
+    return narrow if bool(fits.all()) else torch.where(fits, narrow.float(), x)
 
 
 def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:
@@ -132,43 +143,52 @@ def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> T
 def matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None = None, activations: str = "float") -> Tensor:
     """x (..., in) times a stored weight (out, in), transposed: (..., out), in x's dtype.
 
-    activations: "int8" rounds x on the CPU where it needs no gradient, for the types in `quant.integer_products.TYPES`.
-    Gradients flow to x always, and to the weight when it holds plain numbers.
+    activations: "int8" rounds x for the types in `quant.integer_products.TYPES`, on the CPU.
+    Gradients flow to x always, and to the weight when it holds plain numbers.  The product is the same whether they are
+    wanted or not: roundings of x count as x itself for them (Bengio et al. 2013, arXiv:1308.3432, "straight through").
     """
-    if type is None:
-        if weight.dtype == x.dtype:
-            return F.linear(x, weight)
-        if weight.device.type != "cpu" or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)):
-            return F.linear(x, weight.to(x.dtype))
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Product.apply(x, weight, type)  # type: ignore[no-any-return,no-untyped-call]
+    if type is None and not _narrower(weight, x):
+        return F.linear(x, weight.to(x.dtype))
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Product.apply(x, weight, type, activations)  # type: ignore[no-any-return,no-untyped-call]
+    return _matmul(x, weight, type, activations)
+
+
+def _narrower(weight: Tensor, x: Tensor) -> bool:
+    """Whether plain numbers on the CPU are widened tile by tile rather than all at once."""
+    return weight.device.type == "cpu" and weight.element_size() < x.element_size()
+
+
+def _matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None, activations: str) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
-    rounds = activations == "int8" and weight.device.type == "cpu"
-    if rounds and type is not None and type.name in integer_products.TYPES:
-        return _in_integers(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
-    return _matmul(flat, weight, type).view(*x.shape[:-1], weight.shape[0])
-
-
-def _matmul(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
-    if weight.device.type == "cpu":
-        return _tiled(x, weight, type)
-    assert type is not None
-    return decoding.matmul(x, weight, type)
+    if weight.device.type != "cpu":
+        assert type is not None
+        out = decoding.matmul(flat, weight, type)
+    elif activations == "int8" and type is not None and type.name in integer_products.TYPES:
+        out = _in_integers(flat, weight, type)
+    else:
+        out = _tiled(flat, weight, type)
+    return out.view(*x.shape[:-1], weight.shape[0])
 
 
 class _Product(torch.autograd.Function):
-    """A product with blocks: no gradient for them, but one for what they multiply."""
+    """A product through blocks or narrower numbers: no gradient for blocks, but one for what they multiply."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, type: type[BlockType] | None, activations: str) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
         ctx.type = type
-        return _matmul(x.reshape(-1, x.shape[-1]), weight, type).view(*x.shape[:-1], weight.shape[0])
+        return _matmul(x, weight, type, activations)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return grads[0] @ dense(weight, ctx.type, grads[0].dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, *_ = ctx.needs_input_grad
+        grad_x = grads[0] @ dense(weight, ctx.type, grads[0].dtype) if for_x else None
+        if not for_weight:
+            return grad_x, None, None, None
+        flat_grad, flat = (t.reshape(-1, t.shape[-1]) for t in (grads[0], x))
+        return grad_x, (flat_grad.t() @ flat).to(weight.dtype), None, None
 
 
 def embed(ids: Tensor, weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:

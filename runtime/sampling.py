@@ -30,16 +30,14 @@ class Sampling:
     penalty_last_n: int = 64
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, float("inf")),
-            ("top_k", 0, float("inf")),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("penalty_last_n", 0, float("inf")),
-        ):
+        for name in ("top_k", "penalty_last_n"):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"{name} is {value}, expected {low:g} to {high:g}")
+            if not isinstance(value, int) or value < 0:
+                raise UsageError(f"{name} is {value!r}, expected a whole number of 0 or more")
+        for name, high in (("temperature", float("inf")), ("top_p", 1.0), ("min_p", 1.0)):
+            value = getattr(self, name)
+            if not 0 <= value <= high:
+                raise UsageError(f"{name} is {value}, expected 0 to {high:g}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise UsageError(f"repetition_penalty is {self.repetition_penalty}, expected more than 0")
 
@@ -47,14 +45,12 @@ class Sampling:
 def choose(
     logits: Tensor, past: Sequence[int], how: Sampling, banned: Tensor | None, generator: torch.Generator
 ) -> int:
-    """The next token for logits (V,); `banned` (tokens) are never chosen.  Drawn on the CPU, by seed."""
+    """The next token for finite logits (V,); `banned` (tokens) are never chosen.  Drawn on the CPU, by seed."""
     logits = logits.float() if logits.dtype != torch.float64 else logits.clone()
+    if how.repetition_penalty != 1 and how.penalty_last_n and past:
+        _penalize(logits, past[-how.penalty_last_n :], how.repetition_penalty)
     if banned is not None:
         logits[banned] = float("-inf")
-    if how.repetition_penalty != 1 and how.penalty_last_n and past:
-        seen = torch.tensor(sorted(set(past[-how.penalty_last_n :])), device=logits.device)
-        old = logits[seen]
-        logits[seen] = torch.where(old > 0, old / how.repetition_penalty, old * how.repetition_penalty)
     if how.temperature == 0:
         return int(logits.argmax())
     count = min(how.top_k or logits.numel(), logits.numel())
@@ -63,5 +59,12 @@ def choose(
     keep = chances.cumsum(-1) - chances < how.top_p  # the token that passes p is kept, and always the first
     keep &= chances >= how.min_p * chances[0]
     keep[0] = True
-    drawn = (values[keep] / how.temperature).softmax(-1)
+    # The likeliest is 0 before it is divided, and doubles hold every temperature: nothing overflows to an infinity.
+    drawn = ((values[keep] - values[0]).double() / how.temperature).to(values.dtype).softmax(-1)
     return int(ids[keep][torch.multinomial(drawn, 1, generator=generator)])
+
+
+def _penalize(logits: Tensor, recent: Sequence[int], penalty: float) -> None:
+    seen = torch.tensor(sorted(set(recent)), device=logits.device)
+    old, most = logits[seen], torch.finfo(logits.dtype).max
+    logits[seen] = torch.where(old > 0, old / penalty, old * penalty).clamp(-most, most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors: none of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+NO_TORCH = "they need torch; pip install torch (see the README for a build without CUDA), and run again"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,5 +39,25 @@ def root() -> Path:
 def shared() -> Path:
     """Real models and references that may not be redistributed; tests that need them skip without."""
     if not SHARED.is_dir():
-        pytest.skip("the shared reference data is not beside this checkout")
+        pytest.skip("they need reference data that is not part of this repository")
     return SHARED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were skipped, each reason once; and how to get those that torch would have added."""
+    reasons: dict[str, list[pytest.TestReport | pytest.CollectReport]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        reasons.setdefault(NO_TORCH if re.search(r"\b(Py)?[Tt]orch\b", reason) else reason, []).append(report)
+    for reason, reports in sorted(reasons.items(), key=lambda found: -len(found[1])):
+        terminalreporter.write_line(f"left out: {_counted(reports)}: {reason}")
+
+
+def _counted(reports: list[pytest.TestReport | pytest.CollectReport]) -> str:
+    """Tests; a file that was skipped as a whole counts its functions, whatever they are parametrized over."""
+    files = [ROOT / report.nodeid for report in reports if isinstance(report, pytest.CollectReport)]
+    functions = sum(len(re.findall(r"^def test_", file.read_text("utf-8"), re.MULTILINE)) for file in files)
+    tests = len(reports) - len(files) + functions
+    more = f" or more, {len(files)} whole files" if files else ""
+    return f"{tests} test{'' if tests == 1 else 's'}{more}"

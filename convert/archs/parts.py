@@ -7,6 +7,7 @@ from typing import Any
 
 from llmconv.convert.tables.architecture import Form, Row, keys, row
 from llmconv.convert.tables.ops import Shift, Split, Stack, Transpose, rope_halves
+from llmconv.convert.tables.rows import Optional
 
 COMMON = keys("""
     block_count                       u32   num_hidden_layers
@@ -82,17 +83,21 @@ QK_NORMS = (
 )
 
 
-def experts(at: str = "mlp.") -> tuple[Row, ...]:
-    """Rows of a router and its experts, which files keep apart and some releases of transformers stack."""
+def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
+    """Rows of a router and its experts, which files keep apart and some releases of transformers stack.
+
+    where: an expression; the layers that have experts.
+    """
+    when = f"n_expert and {where}"
     one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
     return (
-        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when="n_expert"),
+        row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when=when),
         row(
             ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
             (one + "gate_proj.weight", one + "up_proj.weight"),
             ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd"),
             Stack(2),
-            when="n_expert and i >= n_dense",
+            when=when,
             alt=(
                 Form(
                     (all_of_them + "gate_up_proj",),
@@ -105,7 +110,7 @@ def experts(at: str = "mlp.") -> tuple[Row, ...]:
             one + "down_proj.weight",
             "n_expert, n_embd, n_ff_exp",
             Stack(),
-            when="n_expert and i >= n_dense",
+            when=when,
             alt=(Form((all_of_them + "down_proj",)),),
         ),
     )
@@ -134,7 +139,7 @@ GPT_KEYS = keys("""
 HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
 
 
-def norm(gguf: str, hf: str, when: str = "", optional: bool = False) -> Any:
+def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
     """Rows of a LayerNorm: weight and bias."""
     return (
         row(gguf + ".weight", hf + ".weight", "n_embd", when=when, optional=optional),

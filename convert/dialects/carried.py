@@ -34,6 +34,7 @@ FILE_BYTES = 32 << 20
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _NAMES = {"config.json": own_keys.CONFIG, "generation_config.json": own_keys.GENERATION_CONFIG}
+_PLAIN_NAME = re.compile(r"(additional_chat_templates/(?=.*\.jinja$))?\w[\w.+-]{0,120}")
 _NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabulary may have put it
 
@@ -63,7 +64,7 @@ def kept_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
             out[name] = text.encode()
     for key, text in metadata.items():
         name = key.removeprefix(own_keys.FILE)
-        if key.startswith(own_keys.FILE) and isinstance(text, str) and re.fullmatch(r"[\w][\w.+-]{0,120}", name):
+        if key.startswith(own_keys.FILE) and isinstance(text, str) and _PLAIN_NAME.fullmatch(name):
             out[name] = text.encode()
     return out
 

@@ -21,15 +21,18 @@ from llmconv.convert import vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
 from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, at
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, more
+from llmconv.errors import cut as cut_short
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Ref, Slot, cut, dumps, inline, loads, replace_slots, slots
+from llmconv.formats.documents.cutting import cut
+from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
+from llmconv.formats.documents.json_scan import Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.json_scan import Style, Text, parse
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
@@ -156,6 +159,8 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
             raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
         return table
     found = None if named_tensors.is_known(document) else layouts.recognise(document, tensors)
+    if found is None and (problem := broken(document, tensors)) is not None:
+        raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
     near, kin = layouts.nearest(document, tensors), ""
@@ -243,9 +248,10 @@ def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple
 
 def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
     assert table.words is not None
+    before = table.words.before
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
-            return [*document], (k, "")
+            return [*before, *document], (k, "")
         for path in table.words.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
@@ -256,9 +262,9 @@ def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list
                 for i, word in enumerate(found):
                     if not isinstance(word, str):
                         raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
-                return [*found], (k, path)
+                return [*before, *found], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*(_from_map(document, where) or ())], (k, "")
+            return [*before, *(_from_map(document, where) or ())], (k, "")
     return None, (0, "")
 
 
@@ -293,16 +299,16 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     assert table.words is not None
     known = table.words
     found = vocabularies.from_words(words, known.unk, known.lowercase, characters=not known.separator)
-    first = next((word for word in known.starts if word in words), None)
+    first = next((word for word in (*known.before, *known.starts) if word in words), None)
     if first is not None:
         found.special["bos"] = words.index(first)
         last = next((word for word in ("[EOS]", "<EOS>", "<eos>") if word in words), first)
         found.special["eos"] = words.index(last)
         found.flags["bos"] = True
-        if found.types is not None:
+        if found.types is not None and not known.before:
             for role in ("bos", "eos"):
                 found.types[found.special[role]] = vocabularies.TokenType.CONTROL
-    return found.to_gguf()
+    return vocabularies.to_gguf(found)
 
 
 def _with(document: Any, path: str, value: Any) -> Any:
@@ -321,9 +327,11 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
     if layout == layouts.NAMED:
         return named_tensors.to_gguf(checkpoint, where, {LAYOUT: layouts.NAMED, **_style(checkpoint)}, DOCUMENT)
     if not checkpoint.tensors:
-        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert")
+        reason = f"; {checkpoint.notes[0]}" if checkpoint.notes else ""
+        raise BadFile(f"{where}: holds no array of numbers, so there is nothing to convert{reason}")
     out = checkpoint.derived("gguf")
-    out.tensors = dict(checkpoint.tensors)
+    out.tensors = {name: folded(t) for name, t in checkpoint.tensors.items()}
+    out.notes += _single_numbers(checkpoint.metadata["document"])
     out.metadata = {
         "general.architecture": "plain",
         "general.name": _name(checkpoint),
@@ -333,6 +341,24 @@ def _plain(checkpoint: Checkpoint, layout: str | None, where: str) -> Checkpoint
         **_style(checkpoint),
     }
     return out
+
+
+_SINGLE = ("bias", "biases", "weight", "weights", "w", "b", "threshold", "gamma", "beta", "scale")
+
+
+def _single_numbers(document: Any) -> list[str]:
+    """A note on weights that are single numbers, which are no tensors: nobody should think that they were quantized."""
+    found: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict | list):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                if key in _SINGLE and type(child) in (int, float):
+                    found.append(join(path, key))
+                walk(child, join(path, key))
+
+    walk(document, "")
+    return [f"{cut_short(found[0])}{more(found)} is a single number, no array: it stays as it is"] if found else []
 
 
 # Back

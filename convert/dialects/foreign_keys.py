@@ -13,6 +13,7 @@ from typing import Any
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
+from llmconv.errors import cut
 from llmconv.formats.gguf_values import encode_value
 
 __all__ = ["keep", "put_back"]
@@ -27,6 +28,8 @@ _OF_THE_FILE = {
 }
 """Keys that say what a file is like; another file of the same model has its own."""
 _NAME = "general.name"
+_CHANGE_NOTHING = {"vocab_size", "tensor_data_layout", "rope.dimension_count"}
+"""Of an architecture's keys: what tensors say too, and what is as it is in any model of the family."""
 _ARRAYS = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges"))
 
 
@@ -48,6 +51,10 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
         return {}, []
     other = [key for key in lost if key in again and key.startswith(f"{prefix}.")]
     notes = [f"config.json does not say what {', '.join(other)} of the GGUF says; correct it by hand"] if other else []
+    unsaid = [k for k in lost if again and k not in again and k.startswith(f"{prefix}.") and not _harmless(k, lost[k])]
+    if unsaid:
+        some = ", ".join(cut(key) for key in unsaid[:4]) + (f" and {len(unsaid) - 4} more" if len(unsaid) > 4 else "")
+        notes.append(f"config.json has no place for {some}: kept in the weights' metadata, for a GGUF to be made again")
     return {own_keys.GGUF_METADATA: json.dumps(encode_keys(lost), ensure_ascii=False)}, notes
 
 
@@ -62,6 +69,12 @@ def put_back(metadata: dict[str, Any], text: str | None, where: str) -> None:
             continue  # not ours: somebody else wrote this metadata
         if key not in metadata or key.startswith(("general.", "tokenizer.")):
             metadata[key] = value
+
+
+def _harmless(key: str, value: Any) -> bool:
+    """Whether a key changes nothing, so that nobody misses it in a config.json."""
+    name = key.partition(".")[2]
+    return name in _CHANGE_NOTHING or (name == "rope.scaling.finetuned" and not value)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -18,7 +18,7 @@ from llmconv.errors import BadFile, MissingTensor, about
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf_values import Strings
 
-__all__ = ["check_gguf"]
+__all__ = ["check_gguf", "check_not_empty"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = 7  # token types are 0 (undefined) to 6 (byte)
@@ -28,6 +28,12 @@ def check_gguf(checkpoint: Checkpoint) -> None:
     """`BadFile` when a model in dialect "gguf" contradicts itself.  Costs no more than a look at names and lengths."""
     with about(checkpoint.source):
         _check(checkpoint)
+
+
+def check_not_empty(checkpoint: Checkpoint) -> None:
+    """`BadFile` for a file with neither tensors nor a vocabulary: nothing is no model."""
+    if not checkpoint.tensors and _TOKENS not in checkpoint.metadata and not checkpoint.files:
+        raise BadFile(f"{checkpoint.where}: holds no tensors, so there is nothing to convert")
 
 
 def _check(checkpoint: Checkpoint) -> None:

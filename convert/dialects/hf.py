@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, foreign_keys, own_names
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.dialects import carried, disguise, foreign_keys, own_names, strangers
+from llmconv.convert.dialects.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.scales import folded, scales_of, unfolded
+from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.config import normalized, read_config, usable
-from llmconv.convert.tables.pieces import head_norm
+from llmconv.convert.tables.config import Settings, normalized, read_config, usable
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
+from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, more
 from llmconv.formats.checkpoint import Checkpoint
@@ -59,11 +61,14 @@ def to_gguf(
             out.notes.append(note)
         return out
     where, flat = checkpoint.where, normalized(config)
-    notes: list[str] = []
+    names = disguise.plain_names(arch, checkpoint.tensors, _tied(arch, flat))
+    tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
+    flat = _as_present(flat, tensors)
+    notes = _unknown_settings(arch, config)
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
     dims["n_vocab"] = dims["n_vocab"] or _number(flat.get("vocab_size"))
-    prefix = prefix_of(arch.prefixes, arch.rows, dims, checkpoint.tensors)
+    prefix = prefix_of(arch.prefixes, arch.rows, dims, tensors)
     forms: dict[str, int] = {}
     exact: dict[str, Any] = {}
     used: set[str] = set()
@@ -77,21 +82,29 @@ def to_gguf(
         f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
         "--layout plain converts any tensors under their own names"
     )
-    for moved in forward(arch.slots(dims), checkpoint.tensors, Told(where, "by config.json", why), prefix):
+    for moved in forward(arch.slots(dims), tensors, Told(where, "by config.json", why), prefix):
         if moved.form:
             forms[moved.slot.row.gguf[0]] = moved.form
         used.update(moved.names)
         exact |= {own_keys.EXACT + name: record for name, record in moved.lost.items()}
         for part in moved.parts:
             out.add(part.astype(gguf_type(part)))
-    extra = [name for name in checkpoint.tensors if name not in used]
-    without_place = {n: checkpoint.tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
-    extra = [name for name in extra if name not in without_place]
-    notes += [*_left_out(where, arch, extra, strict), *_beyond_gguf(arch, flat)]
+    extra = [name for name in tensors if name not in used]
+    without_place = {n: tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
+    from_a_gguf = strangers.carried_names(checkpoint.metadata, where) - set(out.tensors)
+    for name in extra:
+        if name in from_a_gguf:
+            out.add(tensors[name])
+    original = {plain_name: name for name, plain_name in names.items()}
+    extra = [name for name in extra if name not in without_place and name not in from_a_gguf]
+    parts_of = (n for n in extra if not any(re.fullmatch(pattern, n) for pattern in arch.dropped))
+    refuse_parts(where, parts_of, used, head=any("output.weight" in row.gguf for row in arch.rows))
+    extra = [original[name] for name in extra]
+    notes += _left_out(where, arch, extra, strict)
+    out.tensors = unfolded(out.tensors, where)
     out.metadata = _general(checkpoint, out) | metadata
-    own: dict[str, Any] = {
-        own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in checkpoint.tensors.items() if n in used})
-    }
+    own: dict[str, Any] = {own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in tensors.items() if n in used})}
+    disguise.keep_names(own, {name: new for name, new in names.items() if new in used})
     if prefix != arch.prefixes[0]:
         own[own_keys.PREFIX] = prefix
     if forms:
@@ -103,7 +116,7 @@ def to_gguf(
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
     notes += [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
-    out.notes += notes
+    out.notes += [*notes, *beyond_llama_cpp(arch, out, flat)]
     return out
 
 
@@ -123,6 +136,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         dims["n_vocab"] = embeddings.shape[0]
     dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     forms = carried.kept_json(metadata, own_keys.FORMS, where)
+    original = disguise.kept_names(metadata, where)
+    tensors = folded(checkpoint.tensors, where)
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
@@ -135,7 +150,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     present: set[str] = set()
     for moved in backward(
         arch.slots(dims),
-        checkpoint.tensors,
+        tensors,
         Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
         prefix,
         form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
@@ -148,14 +163,23 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         for tensor in moved.parts:
             if not stored.is_plain() and tensor.type not in (plain.F32, stored):
                 rounded[stored.name, tensor.type.name] += 1
-            out.add(tensor)
+            out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
-    extra = [n for n in checkpoint.tensors if n not in used]
+    if scales := scales_of(checkpoint.tensors):
+        first = list(scales)
+        notes.append(f"multiplied into its weight: {first[0]}{more(first)}")
+    strange = [n for n in checkpoint.tensors if n not in used]
+    extra = [n for n in strange if strangers.changes_the_result(n)]
+    refuse_parts(where, extra, used)
     if extra and strict:
         raise _unknown(where, arch, extra)
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
+    others = [n for n in strange if n not in extra]
+    for tensor in strangers.carry(checkpoint.tensors, others):
+        out.add(tensor)
+    notes += strangers.keep_list(out.metadata, others)
     out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
     lost, said = foreign_keys.keep(metadata, _again(arch, out), arch.gguf)
     out.metadata |= lost
@@ -185,9 +209,9 @@ def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
-        keys = arch.metadata(normalized(config), "")
+        keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
         found = vocab.from_files(folder.files, config)
-        return keys if found is None else keys | found.keys()
+        return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
 
@@ -196,14 +220,26 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _beyond_gguf(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
-    """What a model does that GGUF has no key for, so that only this program, which keeps config.json, will do it."""
-    notes = []
-    if (config.get("rope") or {}).get("rope_type") == "dynamic":
-        notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
-    if head_norm(arch.decoder, config.get("vocab_size"), config):
-        notes.append("Baichuan 2 scales the rows of its head to length 1, which llama.cpp will not do")
-    return notes
+def _tied(arch: Architecture, config: Mapping[str, Any]) -> bool:
+    stated = config.get("tie_word_embeddings")
+    return arch.tied if stated is None else bool(stated)
+
+
+def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without layers for further tokens, which it states of many models that come without them."""
+    first = f"layers.{config.get('num_hidden_layers')}."
+    if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
+        return Settings({**config, "num_nextn_predict_layers": 0})
+    return config
+
+
+def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
+    """A note about settings that this program does not compute with."""
+    found = unaccounted(arch, config)
+    if not found:
+        return []
+    some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return [f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"]
 
 
 def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
@@ -253,7 +289,7 @@ def _vocabulary(
     if found is None:
         return {}
     notes += [*found.notes, *found.twice()]
-    keys: dict[str, Any] = found.to_gguf()
+    keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
 
 
@@ -296,8 +332,8 @@ def _files(
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
         try:
-            yield from found.to_files().items()
-            notes += found.twice()
+            yield from vocab.to_files(found).items()
+            notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
     if "config.json" not in files:

@@ -14,7 +14,7 @@ from llmconv.convert import vocab
 from llmconv.convert.tables.keys import dims_of
 from llmconv.convert.tables.ops import Inverse, Stack
 from llmconv.convert.tables.rows import Told, forward, row, slots
-from llmconv.convert.vocab.base import SPM, TokenType, Vocab
+from llmconv.convert.vocab.model import SPM, TokenType, Vocab
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -73,7 +73,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if data is None:
         notes.append("no tokenizer.bin beside the model: the GGUF has weights only")
     else:
-        out.metadata |= read_tokenizer(data, sizes["vocab_size"], checkpoint.where).to_gguf()
+        out.metadata |= vocab.to_gguf(read_tokenizer(data, sizes["vocab_size"], checkpoint.where))
     out.notes += notes
     return out
 
@@ -116,4 +116,4 @@ def read_tokenizer(data: bytes, n_vocab: int, where: str) -> Vocab:
         role: tokens.index(text) for role, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")) if text in tokens
     }
     flags = {"bos": True, "eos": False, "space_prefix": True}
-    return vocab.Vocab(SPM, tokens, types, scores, special=special, flags=flags)
+    return Vocab(SPM, tokens, types, scores, special=special, flags=flags)

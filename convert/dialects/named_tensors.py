@@ -6,6 +6,7 @@ model.  Written: any model at all, its keys with their exact types beside its te
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from llmconv.convert.layouts.base import look
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Slot, dumps, replace_slots, slots
+from llmconv.formats.documents.cutting import DATA, has_shape
+from llmconv.formats.documents.document import Slot, dumps, replace_slots, slots
 from llmconv.formats.limits import too_large
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant.block import by_name
 
 __all__ = ["choose", "describe", "from_gguf", "is_known", "to_gguf"]
@@ -46,7 +48,9 @@ def is_known(document: Any) -> bool:
 
 
 def _is_tensor(node: Any) -> bool:
-    return isinstance(node, dict) and isinstance(node.get("data"), Slot) and ("shape" in node or "rows" in node)
+    """Whether an object is one array beside its shape."""
+    beside = isinstance(node, dict) and has_shape(node) and any(isinstance(node.get(key), Slot) for key in DATA)
+    return beside and sum(1 for _ in slots(node)) == 1
 
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
@@ -79,13 +83,13 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
         raise BadFile(
             f"{where}: {stray} is not part of a tensor {{type, shape, data}} with as many numbers as its shape"
         )
-    tensors = {names[n]: t.renamed(names[n]) for n, t in checkpoint.tensors.items() if n in names}
-    renamed = replace_slots(document, lambda s: Slot(names[s.name], s.shape, s.form, s.ints, s.kind))
+    tensors = {names[n]: folded(t.renamed(names[n])) for n, t in checkpoint.tensors.items() if n in names}
+    renamed = replace_slots(document, lambda s: dataclasses.replace(s, name=names[s.name]))
     if document.get("format") == OURS:
         return _ours(checkpoint, document, tensors, maps, where)
     out = _hugging_face(checkpoint, document, tensors)
     if out is None:
-        out = Checkpoint(tensors, dialect="gguf", source=checkpoint.source, format=checkpoint.format)
+        out = checkpoint.derived("gguf", tensors=tensors)
         out.metadata = {"general.architecture": "plain", own_keys.LAYOUT: own_keys.PLAIN} | _vocabulary(document)
     out.metadata |= keys | {document_key: dumps(renamed)}
     return out
@@ -106,7 +110,7 @@ def _vocabulary(document: Any) -> dict[str, Any]:
         words = look(document, path)
         listed = isinstance(words, list) and words and all(isinstance(w, str) for w in words)
         if listed and len(set(words)) == len(words):
-            keys: dict[str, Any] = vocab.from_words(words).to_gguf()
+            keys: dict[str, Any] = vocab.to_gguf(vocab.from_words(words))
             return keys
     return {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from typing import Any
@@ -20,7 +21,7 @@ from llmconv.convert.tables.config import read_config
 from llmconv.errors import BadFile, LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.safetensors_header import DTYPES
-from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.tensor import BlockClass, Tensor, folded
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
@@ -46,9 +47,9 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     shapes: dict[str, list[int]] = {}
     bits: dict[str, list[Any]] = {}
     for name, tensor in checkpoint.tensors.items():
-        if not tensor.shape:
-            shapes[name] = []
-            tensor = tensor.reshaped((1,))
+        if not tensor.shape or folded(tensor) is not tensor:
+            shapes[name] = list(tensor.shape)
+            tensor = folded(tensor) if tensor.shape else tensor.reshaped((1,))
         if tensor.type.ggml_id is not None:
             out.add(tensor)
         elif tensor.type in _HELD_BY:
@@ -74,7 +75,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     notes = [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
     if "adapter_config.json" in checkpoint.files:
         notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
-    elif "config.json" not in checkpoint.files and checkpoint.format in ("safetensors", "torch"):
+    elif "config.json" not in checkpoint.files and checkpoint.format not in ("", "gguf"):
         notes.append(
             "there is no config.json: the tensors keep their own names; they can be quantized and converted back, but "
             "not run here or in llama.cpp"
@@ -104,6 +105,13 @@ def _from_bits(tensor: Tensor, record: Any, where: str) -> Tensor:
     )
 
 
+def _in_shape(tensor: Tensor, shape: Any, where: str) -> Tensor:
+    """In the shape that it had where GGUF has none such; it keeps the number of its elements."""
+    if isinstance(shape, list) and all(type(n) is int for n in shape) and math.prod(shape) == tensor.n_elements:
+        return tensor.reshaped(tuple(shape))
+    raise BadFile(f"{where}: {own_keys.SHAPES} does not describe tensor {tensor.name!r}; remove the key")
+
+
 def _architecture(checkpoint: Checkpoint) -> str:
     kind = read_config(checkpoint).get("model_type")
     return kind if isinstance(kind, str) and re.fullmatch(r"[a-z0-9_-]{1,64}", kind) else "plain"
@@ -116,7 +124,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         found = vocab.from_files(checkpoint.files, read_config(checkpoint))
     except LlmconvError:
         return {}  # its files are kept whole all the same
-    return found.to_gguf() if found is not None else {}
+    return vocab.to_gguf(found) if found is not None else {}
 
 
 def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
@@ -144,21 +152,26 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
             tensor = tensor.astype(wanted)  # quantized since: what reads such a model knows no block types
         elif wanted is not None and _HELD_BY.get(wanted) is tensor.type:
             tensor = tensor.astype(wanted)
-        if name in shapes and tensor.n_elements == 1:
-            tensor = tensor.reshaped(())
+        if name in shapes:
+            tensor = _in_shape(tensor, shapes[name], where)
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.notes += notes
-    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint)}
+    out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
 
 
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _tokenizer(checkpoint: Checkpoint, notes: list[str]) -> dict[str, bytes]:
     """The tokenizer files that the vocabulary gives back (what was kept as a file stays as it was)."""
     try:
         found = vocab.from_gguf(checkpoint.metadata)
-        return {} if found is None else found.to_files()
-    except LlmconvError:
+        if found is None:
+            return {}
+        files = vocab.to_files(found)
+    except LlmconvError as error:
+        notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
         return {}
+    notes += found.notes
+    return files

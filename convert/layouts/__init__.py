@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.layouts.base import Layout
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.entry_points import Registry
 
@@ -28,7 +28,7 @@ __all__ = [
     "unregister",
 ]
 
-_FAMILIES = ("simple_llm", "small", "gpt")
+_FAMILIES = ("simple_llm", "small", "recurrent", "gpt")
 
 PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""
@@ -56,7 +56,7 @@ def names() -> list[str]:
 def by_name(name: str) -> Layout:
     found = _REGISTRY.get(name)
     if found is None:
-        raise UsageError(f"unknown layout {name!r}; known: {', '.join(names())}")
+        raise UnknownName("layout", name, names())
     return found
 
 

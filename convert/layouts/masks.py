@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.formats.document import Ref, Slot, inline
+from llmconv.formats.documents.document import Ref, Slot, inline
 from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor
 

@@ -14,7 +14,7 @@ from typing import Any
 from llmconv.convert.archs.small.simple_llm import CONSTANTS, scale
 from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.ops import Dims, Reshape, Transpose
-from llmconv.formats.document import Slot
+from llmconv.formats.documents.document import Slot
 
 _at = "weights.transformers[{i}]."
 _HEADS = (

@@ -14,7 +14,7 @@ from llmconv.convert.layouts.settings import activation, guess, vocabulary
 from llmconv.convert.layouts.written import Style, by_path, writer
 from llmconv.convert.tables.ops import Concat, Dims, Reshape, Transpose
 from llmconv.errors import BadFile, Unsupported
-from llmconv.formats.document import Slot
+from llmconv.formats.documents.document import Slot
 from llmconv.formats.tensor import Tensor
 
 _BLOCK = "blk.{i}."

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmconv.convert import archs
-from llmconv.convert.tables.presets import Preset
+from llmconv.convert.reports.shape import Shape, shape_of
+from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
 from llmconv.convert.writing.plan import Recipe, make_plan
-from llmconv.errors import LlmconvError, Unsupported
+from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name, plain, types
@@ -47,71 +47,8 @@ QUANTIZED = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 _PARTS = {part: re.compile(pattern) for part, pattern in PARTS.items()}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A model without its weights: canonical tensor names and shapes, and the metadata that describes it.
-
-    stored: type of each tensor where it exists, for a checkpoint; empty otherwise.
-    source: the checkpoint, as it was opened; None for a shape alone.
-    """
-
-    name: str
-    arch: str
-    tensors: dict[str, tuple[int, ...]]
-    metadata: Mapping[str, Any]
-    tied: bool
-    stored: dict[str, type[BlockType]]
-    source: Checkpoint | None = None
-
-    def dim(self, name: str) -> int:
-        """A dimension by name (n_layer, n_head_kv, …), the largest over layers; 0 when unknown."""
-        arch = archs.by_gguf(self.arch)
-        dims = arch.dims_of(self.metadata) if arch else {}
-        value = dims.get(name, 0)
-        return max(value, default=0) if isinstance(value, list) else int(value)
-
-
 def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
-
-
-def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, Any]) -> Shape:
-    arch = archs.by_gguf(str(metadata.get("general.architecture")))
-    if arch is None:
-        raise Unsupported(
-            f"{name}: no table for its architecture; give the checkpoint itself instead of its configuration"
-        )
-    tensors: dict[str, tuple[int, ...]] = {}
-    for slot in arch.slots(arch.dims_of(metadata)):
-        if arch.expected(slot.row, flags):
-            tensors |= dict(zip(slot.gguf, slot.shapes, strict=True))
-    empty = next((f"{tensor} {list(dims)}" for tensor, dims in tensors.items() if min(dims, default=1) < 1), None)
-    if empty:
-        raise Unsupported(
-            f"{name}: {arch.gguf} models need more sizes, without which {empty} is empty; give a config.json"
-        )
-    return Shape(name, arch.gguf, tensors, metadata, "output.weight" not in tensors, {})
-
-
-def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model") -> Shape:
-    """The shape of a checkpoint (any dialect), of a preset, or of a Hugging Face config.json as a mapping.
-
-    `Unsupported` when a configuration's architecture has no table.
-    """
-    if isinstance(source, Checkpoint):
-        canonical = translate(source, "gguf")
-        shapes = {n: t.shape for n, t in canonical.tensors.items()}
-        stored = {n: t.type for n, t in canonical.tensors.items()}
-        arch = str(canonical.metadata.get("general.architecture", ""))
-        tied = "token_embd.weight" in shapes and "output.weight" not in shapes
-        return Shape(name, arch, shapes, canonical.metadata, tied, stored, source)
-    if isinstance(source, Preset):
-        return _from_metadata(source.name, source.metadata, source.config)
-    table = archs.by_hf(source)
-    if table is None:
-        kind = source.get("model_type") or source.get("architectures")
-        raise Unsupported(f"{name}: no table for the architecture {kind!r}; give the checkpoint itself instead")
-    return _from_metadata(name, table.metadata(source, name), source)
 
 
 def _bytes_at(shape: Shape, kind: type[BlockType]) -> int:
@@ -138,55 +75,6 @@ def _int8_bytes(shape: Shape) -> int:
         math.prod(dims) + 4 * math.prod(dims[:-1]) if len(dims) > 1 else 4 * math.prod(dims)
         for dims in shape.tensors.values()
     )
-
-
-@dataclass(frozen=True)
-class TrainingMemory(Shown):
-    """Bytes per device to train: weights, gradients, optimizer states, activations, their total.
-
-    devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
-    """
-
-    devices: int
-    batch: int
-    context: int
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def training_memory(
-    shape: Shape,
-    *,
-    batch: int = 1,
-    context: int = 0,
-    devices: int = 1,
-    weight_bytes: int = 4,
-    optimizer_bytes: int = 8,
-    activation_bytes: int = 2,
-    checkpointing: bool = False,
-) -> TrainingMemory:
-    """Memory to train a model of this shape, per device.
-
-    weight_bytes: of a weight and of its gradient (4: float32 masters under autocast, the usual way).  optimizer_bytes:
-    of what the optimizer keeps of a weight (8: AdamW's two float32 moments).  activation_bytes: of a number that the
-    model computes (2: bfloat16 or float16).  Activations follow Korthikanti et al., "Reducing Activation Recomputation
-    in Large Transformers" (2022), with attention that does not keep its matrix: 34 bytes per token, layer and channel
-    in 16-bit, 2 with checkpointing, plus the logits in float32 and their gradient.
-    """
-    n = _elements(shape.tensors.values())
-    context = context or min(shape.dim("n_ctx") or 1024, 4096)
-    tokens = batch * context
-    per_channel = activation_bytes * (1 if checkpointing else 17)
-    activations = tokens * shape.dim("n_embd") * shape.dim("n_layer") * per_channel + 8 * tokens * shape.dim("n_vocab")
-    share = -(-n // devices)
-    states = weight_bytes * share, weight_bytes * share, optimizer_bytes * share
-    return TrainingMemory(devices, batch, context, *states, activations)
 
 
 @dataclass(frozen=True)

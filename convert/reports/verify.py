@@ -223,7 +223,7 @@ def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
         if x != y:
             yield f"special token {name}: id {x} against {y}"
     try:
-        ia, ib = va.tokenizer().encode(SAMPLE), vb.tokenizer().encode(SAMPLE)
+        ia, ib = (vocabulary.tokenizer(v).encode(SAMPLE) for v in (va, vb))
     except (LlmconvError, ImportError):
         return  # no tokenizer library, or a vocabulary that can't run: the lists above are all there is to compare
     if ia != ib:

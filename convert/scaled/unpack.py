@@ -1,155 +1,164 @@
-"""Hugging Face models stored as integers or fp8 with scales, read as the floats they stand for.
+"""Models whose weights are stored with scales, read as the floats they stand for.
 
-| stored as | a layer's tensors |
-|---|---|
-| fp8, scales by block (DeepSeek-V3, Qwen3-FP8) | `weight` F8_E4M3 (n, k), `weight_scale_inv` (n / b0, k / b1) |
-| fp8, scales by row or tensor (compressed-tensors, FBGEMM, ModelOpt) | `weight` F8, `weight_scale` (n, 1) or one |
-| int8, scales by row (compressed-tensors) | `weight` I8 or `weight_packed`, `weight_scale` (n, 1) |
-
-A value is the stored weight times its scale, computed in float32 as the models' own loaders do; the tensors are F32
-from then on.  Scales of activations and key/value caches (`input_scale`, `k_scale`, ...) have no place in a float model
-and are left out.
+A value is the stored number, less its zero point, times its scale, computed in float32 as the models' own loaders do;
+the tensors are F32 from then on.  Scales of activations and key/value caches (`input_scale`, `k_scale`, ...) have no
+place in a float model and are left out.  What isn't read yet is called by its name and refused.
 MXFP4 (gpt-oss) is repacked without loss by `convert.tables.ops.PackMxfp4` instead.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
+from llmconv.convert.scaled.compressed_tensors import Packed
+from llmconv.convert.scaled.scheme import Layer, Scheme, Settings, without_settings
+from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside
+from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import BadFile, Unsupported
+from llmconv.errors import MissingTensor, UnknownTensor, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.quant import int8, plain
-from llmconv.quant.block import Bytes
+from llmconv.quant import plain
 
-__all__ = ["unpack"]
+__all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
-_SCALES = ("_scale_inv", "_scale")  # `_scale_inv` is a factor too, in spite of its name
-_DROPPED = (".input_scale", ".k_scale", ".v_scale", ".q_scale", ".input_scale_ub", ".activation_scale")
-_KNOWN = {"fp8", "compressed-tensors", "fbgemm_fp8", "modelopt", "mxfp4"}
-_STORED = (plain.F8_E4M3, plain.F8_E5M2, plain.F8_E4M3FNUZ, plain.F8_E5M2FNUZ, plain.I8)
+SCHEMES: tuple[Scheme, ...] = (Stored(), StoredBeside(), Packed(), *UNREAD)
+"""Every scheme, in the order of asking: the one place to add one."""
+
+_OF_ACTIVATIONS = re.compile(
+    r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale"
+)
+_NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
+_PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
+_FLOATS = (plain.F64, plain.F32, plain.F16, plain.BF16)
 
 
 def unpack(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with every pair of stored weights and scales as one lazy F32 tensor; itself when there is none.
+    """The checkpoint with each layer of stored weights and scales as one lazy F32 tensor; itself when there is none.
 
-    config.json loses its `quantization_config` then, and a note in `notes` says so.  Raises `Unsupported` for
-    other ways of quantizing (GPTQ, AWQ, ...), `BadFile` when scales and weights don't fit each other.
+    config.json loses its `quantization_config` then, and a note says so; so it does where the weights are plain floats
+    in spite of it.  Raises `Unsupported` for schemes that aren't read, `MissingTensor` for a scale that isn't there,
+    `BadFile` when scales and weights don't fit each other.
     """
-    where = checkpoint.where
-    config = read_config(checkpoint)
-    settings = config.get("quantization_config")
-    if settings is not None and not isinstance(settings, Mapping):
-        raise BadFile(f"{where}: config.json: quantization_config is {settings!r:.60}, expected an object")
-    settings = settings or {}
-    method = settings.get("quant_method")
-    if method is not None and (not isinstance(method, str) or method not in _KNOWN):
-        raise Unsupported(
-            f"{where}: is quantized with {method!r}, which can't be read; give the original model, or one in fp8, int8 "
-            "or MXFP4"
-        )
-    block = _block(settings, where)
-    tensors: dict[str, Tensor] = {}
-    used: set[str] = set()
-    for name, tensor in checkpoint.tensors.items():
-        scale = _scale_of(name.removesuffix("_packed"), checkpoint.tensors)
-        if name.endswith("_packed") and scale is not None and tensor.type is plain.I32:
-            shape = checkpoint.tensors.get(name.removesuffix("_packed") + "_shape")
-            made = _unpacked(tensor, scale, shape, where)
-            used |= {scale.name, *([shape.name] if shape else [])}
-            tensors[made.name] = made
-        elif scale is not None and tensor.type in _STORED:
-            tensors[name] = _scaled(tensor, scale, block, where)
-            used.add(scale.name)
-        else:
-            tensors[name] = tensor
-    if not used:
+    if checkpoint.dialect not in ("hf", "plain"):
         return checkpoint
-    dropped = used | {name for name in tensors if name.endswith(_DROPPED)}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    config.pop("quantization_config", None)
+    settings = Settings.of(checkpoint)
+    settings.block()  # what it says must make sense, needed or not
+    layers, used = _layers(checkpoint.tensors, settings)
+    if not layers:
+        return _without_layers(checkpoint, settings)
+    made = {layer.weight: scheme.read(layer) for scheme, layer in layers.values()}
+    places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if name in places:  # where its first part stood
+            tensors[places[name]] = made[places[name]]
+        elif name not in used:
+            tensors[name] = tensor
+    _require_scales(tensors, settings, checkpoint.tensors, {weight.rpartition(".")[2] for weight in made})
+    note = f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) were read as F32"
+    return _as_floats(checkpoint, tensors, note)
+
+
+def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, tuple[Scheme, Layer]], set[str]]:
+    """The layers by the weight they stand for, and the names of all their tensors."""
+    found: dict[str, tuple[Scheme, Layer]] = {}
+    used: set[str] = set()
+    ends = tuple({mark for scheme in SCHEMES for mark in scheme.marks})
+    for name in tensors:
+        if not name.endswith(ends) or _OF_ACTIVATIONS.fullmatch(name):
+            continue
+        for scheme in SCHEMES:
+            mark = next((mark for mark in scheme.marks if name.endswith(mark)), None)
+            if mark is None:
+                continue
+            stem = name.removesuffix(mark)
+            parts = {end: tensors[stem + end] for end in (*scheme.parts, mark) if stem + end in tensors}
+            weight = scheme.weight(stem)
+            if weight not in found and scheme.fits(parts, settings):
+                found[weight] = scheme, Layer(weight, parts, settings)
+                used |= {part.name for part in parts.values()}
+                break
+    return found, used
+
+
+def _require_scales(
+    tensors: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Tensor], called: Set[str]
+) -> None:
+    """Among weights with scales, one without is as wrong as a scale without a weight.
+
+    called: the last parts of the names of those that have one ("weight").
+    """
+    for tensor in tensors.values():
+        if tensor.type in TYPES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
+            _missing_scale(tensor, settings, given)
+        stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
+        if stem != tensor.name and stem not in given and not _OF_ACTIVATIONS.fullmatch(tensor.name):
+            raise MissingTensor(settings.where, stem, f"its scale {cut(tensor.name)} is there; fetch the model again")
+
+
+def _missing_scale(tensor: Tensor, settings: Settings, given: Mapping[str, Tensor]) -> NoReturn:
+    end = "_scale_inv" if any(name.endswith("_scale_inv") for name in given) else "_scale"
+    raise MissingTensor(
+        settings.where,
+        tensor.name + end,
+        f"{cut(tensor.name)} is {tensor.type.name}, of which others have a scale; fetch the model again",
+    )
+
+
+def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
+    """A model without a layer of any scheme: as it is, or, where config.json says otherwise, in spite of that."""
+    if not settings.values:
+        return checkpoint
+    tensors = {n: t for n, t in checkpoint.tensors.items() if not _OF_ACTIVATIONS.fullmatch(n)}
+    odd = [
+        t for t in tensors.values() if len(t.shape) > 1 and t.type not in _FLOATS and not _NO_WEIGHT.fullmatch(t.name)
+    ]
+    if not odd:
+        called = settings.method or "other storing"
+        note = f"config.json says {called!r} in its quantization settings, but the weights are plain floats: left out"
+        return _as_floats(checkpoint, tensors, note)
+    if settings.method == "mxfp4":
+        return checkpoint
+    if odd[0].type in TYPES and settings.method in Stored.methods:
+        raise MissingTensor(settings.where, f"{odd[0].name}_scale", f"it is quantized ({settings.method})")
+    if not settings.method:
+        return checkpoint
+    raise Unsupported(
+        f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model, "
+        "or one in fp8, int8 or MXFP4"
+    )
+
+
+def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str) -> Checkpoint:
+    """The checkpoint with these tensors, and a config.json that says nothing of how they were stored."""
+    kept = {name: tensor for name, tensor in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
+    config = without_settings(read_config(checkpoint))
     files: dict[str, Path | bytes] = dict(checkpoint.files)
-    if "config.json" in files:
+    if config and "config.json" in files:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    note = f"{len(used)} weights stored with scales ({method or 'by their names'}) were read as F32"
-    return checkpoint.but(note, tensors=tensors, files=files)
+    return checkpoint.but(note, tensors=kept, files=files)
 
 
-def _block(settings: Mapping[str, Any], where: str) -> tuple[int, int]:
-    """Rows and columns that share a scale, where scales are by block."""
-    size = settings.get("weight_block_size") or [128, 128]
-    if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and 0 < n <= 1 << 20 for n in size):
-        return size[0], size[1]
-    raise BadFile(f"{where}: config.json's weight_block_size is {size!r}, expected two numbers such as [128, 128]")
+def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str], head: bool = False) -> None:
+    """`UnknownTensor` for a tensor that nobody knows but that is a part of one that is kept, or the model's head.
 
-
-def _scale_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    return next((tensors[name + end] for end in _SCALES if name + end in tensors), None)
-
-
-def _scaled(tensor: Tensor, scale: Tensor, block: tuple[int, int], where: str) -> Tensor:
-    """Stored weights times their scales."""
-    factors, rows_each, columns_each = _factors(tensor, scale, block, where)
-    n = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-    assert tensor.type.dtype is not None
-    lookup = np.arange(256, dtype=np.uint8).view(tensor.type.dtype).astype(np.float32)
-    scale_rows = -(-n // rows_each)
-
-    def read(start: int, stop: int) -> Bytes:
-        rows = np.arange(start, stop)
-        values = lookup[tensor.read(start, stop)]
-        own = factors[np.minimum(rows // n * scale_rows + rows % n // rows_each, len(factors) - 1)]
-        if own.shape[1] > 1:
-            own = np.repeat(own, columns_each, axis=1)[:, : tensor.row_len]
-        values *= own
-        return values.view(np.uint8)
-
-    return Tensor(tensor.name, tensor.shape, plain.F32, read)
-
-
-def _factors(tensor: Tensor, scale: Tensor, block: tuple[int, int], where: str) -> tuple[NDArray[np.float32], int, int]:
-    """Scales as (rows, columns) float32, and how many rows and columns of the weights share one."""
-    *lead, n, k = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
-    stacked = math.prod(lead)
-    if not scale.type.is_float or scale.type.dtype is None:
-        raise BadFile(f"{where}: tensor {scale.name!r} is {scale.type.name}, expected floats; the model is damaged")
-    count, by_block = scale.n_elements, (-(-n // block[0]), -(-k // block[1]))
-    if count == 1:
-        shape, shared = (1, 1), (n, k)
-    elif scale.shape == (*lead, *by_block):
-        shape, shared = (stacked * by_block[0], by_block[1]), block
-    elif count == stacked * n and scale.shape[-1] in (1, n):
-        shape, shared = (stacked * n, 1), (1, k)
-    elif count == stacked and lead:
-        shape, shared = (stacked, 1), (n, k)
-    else:
-        raise BadFile(
-            f"{where}: tensor {scale.name!r} of shape {scale.shape} does not scale {tensor.name!r} of shape "
-            f"{tensor.shape}; expected one scale, one a row, or one for each block of {block[0]} x {block[1]}"
-        )
-    return np.ascontiguousarray(scale.rows().astype(np.float32).reshape(shape)), *shared
-
-
-def _unpacked(packed: Tensor, scale: Tensor, shape: Tensor | None, where: str) -> Tensor:
-    """Four integers a word (`quant.int8.pack`) times their scales."""
-    name = packed.name.removesuffix("_packed")
-    sizes = [] if shape is None or shape.n_elements != 2 else [int(n) for n in shape.rows().reshape(-1)]
-    if len(sizes) != 2 or len(packed.shape) != 2 or packed.shape != (sizes[0], -(-sizes[1] // 4)):
-        raise BadFile(
-            f"{where}: tensor {packed.name!r} of shape {packed.shape} does not hold 8-bit weights of shape {sizes}; "
-            "only INT8 can be read, give the original model"
-        )
-    n, k = sizes
-
-    def read(start: int, stop: int) -> Bytes:
-        return int8.unpack(packed.rows(start, stop), k).view(np.uint8)
-
-    return _scaled(Tensor(name, (n, k), plain.I8, read), scale, (1, k), where)
+    Without a scale, a zero point or a bias of its own, a weight would be another; who leaves unknown tensors out
+    (`--no-strict`) does not mean that.   head: whether a model of this kind has one.
+    """
+    kept = dict.fromkeys(kept)
+    modules = {re.sub(r"\.(weight|bias)$", "", name): name for name in kept}
+    for name in extra:
+        if _OF_ACTIVATIONS.fullmatch(name):
+            continue
+        stems = [name[: dot.start()] for dot in re.finditer(r"\.", name)] + [_PART.sub("", name)]
+        whole = next((stem for stem in stems if stem != name and (stem in modules or stem in kept)), None)
+        if whole is not None:
+            why = f"belongs to {cut(modules.get(whole, whole))}, another weight without it; give the original model"
+            raise UnknownTensor(where, [name], why)
+        if head and re.search(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$", name):
+            raise UnknownTensor(where, [name], "is a head in a place where none is looked for; give the original model")

@@ -8,6 +8,7 @@ names the pieces that the runtime builds the model from.  GGUF's names are the c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,12 @@ import numpy as np
 
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
-from llmconv.convert.tables.pieces import Pieces
+from llmconv.convert.tables.pieces import Pieces, activation
 from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
+from llmconv.convert.tables.windows import window_keys, windows_config
+from llmconv.errors import Unsupported
 
 __all__ = ["Architecture", "Form", "HfName", "Key", "Made", "Row", "Slot", "keys", "row"]
 
@@ -57,6 +61,10 @@ class Architecture:
     kept: regular expressions of HF tensors that GGUF has no place for (a pooler); they travel in the metadata.
     constants: keys that are written whatever the configuration says.
     decoder: named pieces for the runtime, see `convert.tables.pieces`.
+    reads: settings of a config.json, by spaces, that are computed with and stand in no key or row: what hooks read.
+    inert: settings that change nothing in this family (those of any family: `convert.tables.settings`).
+    fixed: settings of which only this value (or one of a tuple) is computed here.
+    loader: where llama.cpp computes less than the file says.
     """
 
     gguf: str
@@ -76,6 +84,18 @@ class Architecture:
     rebuild: Callable[[dict[str, Any], Mapping[str, Any], Dims], None] | None = None
     """(config, metadata without the prefix, dims): the way back of `finish`."""
     decoder: Pieces = field(default_factory=Pieces)
+    reads: str = ""
+    inert: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    loader: Loader = field(default_factory=Loader)
+
+    @functools.cached_property
+    def settings(self) -> frozenset[str]:
+        """The settings of a config.json that the table computes with or knows to change nothing, dots for objects."""
+        names = {name for key in self.keys for name in key.names}
+        names |= {r.optional.lstrip("!").partition("=")[0] for r in self.rows if isinstance(r.optional, str)}
+        names |= {*self.reads.split(), *self.inert.split(), self.decoder.get("activation_key", "hidden_act")}
+        return frozenset(names)
 
     def __post_init__(self) -> None:
         unknown = set(self.decoder) - set(Pieces.__annotations__)
@@ -85,12 +105,16 @@ class Architecture:
     def variant(self, gguf: str, *hf: HfName, **changes: Any) -> Architecture:
         """This table with differences: `rows` and `keys` replace those of the same GGUF name and add the others.
 
-        `drop` names rows and keys to leave out; `decoder`, `dims` and `constants` are merged over the parent's.
+        `drop` names rows and keys to leave out; `decoder`, `dims`, `constants` and `fixed` are merged over the
+        parent's, `reads`, `inert` and `loader` added to them.
         """
         drop = set(changes.pop("drop", ()))
         rows = _merged(self.rows, changes.pop("rows", ()), lambda r: r.gguf, drop)
         merged_keys = _merged(self.keys, changes.pop("keys", ()), lambda k: k.gguf, drop)
-        for name in ("decoder", "dims", "constants"):
+        for name in ("reads", "inert"):
+            changes[name] = f"{getattr(self, name)} {changes.get(name, '')}"
+        changes["loader"] = self.loader.more(changes.get("loader", Loader()))
+        for name in ("decoder", "dims", "constants", "fixed"):
             changes[name] = {**getattr(self, name), **changes.get(name, {})}
         changes["constants"] = {k: v for k, v in changes["constants"].items() if v is not None}
         return dataclasses.replace(self, gguf=gguf, hf=hf, rows=rows, keys=merged_keys, **changes)
@@ -124,12 +148,30 @@ class Architecture:
                 continue
             found[f"{self.gguf}.{key.gguf}"] = key.typed(value, f"{source}: {(key.names or (key.gguf,))[0]}")
         own = {k.removeprefix(self.gguf + "."): v for k, v in found.items()}
-        rope_keys(own, config, source)
+        rope_keys(own, config, source, self.decoder.get("yarn_truncate", True))
+        self._check_rope(config, source)
         own.update(self.constants)
+        self._activation_key(own, config)
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
+        if "layer_types" in self.settings:
+            window_keys(own, config, self.decoder, source)
         return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+
+    def _check_rope(self, config: Mapping[str, Any], source: str) -> None:
+        """`Unsupported` for rotary scaling by a tensor of divisors, in a family that has none."""
+        kind = str((config.get("rope") or {}).get("rope_type")).lower()
+        wanted = {"llama3": "rope_freqs", "longrope": "rope_factors_long", "su": "rope_factors_long"}.get(kind)
+        if wanted and not any(made.gguf == f"{wanted}.weight" for made in self.made):
+            raise Unsupported(f"{source}: rope type {kind!r} is not known of a {self.gguf} model; remove it to convert")
+
+    def _activation_key(self, own: dict[str, Any], config: Mapping[str, Any]) -> None:
+        """`hidden_activation`, where the configuration names another activation than the family's own."""
+        usual, setting = self.decoder.get("activation", "silu"), self.decoder.get("activation_key", "hidden_act")
+        stated = config.get(setting) if setting else None
+        if isinstance(stated, str) and activation(stated) != usual and usual != "swiglu_oai":
+            own["hidden_activation"] = stated
 
     def check_keys(self, metadata: Mapping[str, Any]) -> None:
         """`BadFile` when a GGUF's key that this table knows holds a value of another kind."""
@@ -160,6 +202,10 @@ class Architecture:
             put(out, key.names[0], value)
         with usable(own, f"the keys of {self.gguf}"):
             rope_config(out, own)
+            if "hidden_activation" in own and (setting := self.decoder.get("activation_key", "hidden_act")):
+                out[setting] = str(own["hidden_activation"])
+            if "layer_types" in self.settings:
+                windows_config(out, own, self.decoder)
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
         return out
@@ -177,6 +223,8 @@ class Architecture:
         flag = table_row.optional
         if isinstance(flag, bool):
             return not flag
+        if not isinstance(flag, str):
+            return flag(config)
         name, _, given = flag.lstrip("!").partition("=")
         default = self.tied if name == "tie_word_embeddings" else given == "true"
         found = config.get(name)

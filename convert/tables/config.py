@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,17 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Settings", "look_up", "normalized", "put", "read_config", "rope_config", "rope_keys", "usable"]
+__all__ = [
+    "Settings",
+    "look_up",
+    "normalized",
+    "put",
+    "read_config",
+    "rope_config",
+    "rope_keys",
+    "text_config",
+    "usable",
+]
 
 _TEXT_MODELS = ("text_config", "llm_config", "language_config")
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
@@ -91,6 +102,11 @@ def put(config: dict[str, Any], name: str, value: Any) -> None:
     config[last] = value
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the text model, where a config.json is that of several models; else all of them."""
+    return next((config[name] for name in _TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
+
+
 def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flat config: the text model's settings over the outer ones; `rope` and `rope_swa` as objects.
 
@@ -98,12 +114,10 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     `rope_scaling`, and models with two kinds of attention have one object for each.
     """
     out = dict(config)
-    for name in _TEXT_MODELS:
-        inner = config.get(name)
-        if isinstance(inner, Mapping):
-            outer: dict[str, Any] = {k: out[k] for k in ("architectures", "model_type") if k in out}
-            out = {**out, **inner, **outer}
-            break
+    inner = text_config(config)
+    if inner is not config:
+        outer: dict[str, Any] = {k: out[k] for k in ("architectures", "model_type") if k in out}
+        out = {**out, **inner, **outer}
     parameters = out.get("rope_parameters") or out.get("rope_scaling") or {}
     local = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
     for name, value in (("rope_parameters", parameters), ("rope_parameters.sliding_attention", local or {})):
@@ -134,12 +148,41 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
 
 # rope_parameters -> GGUF, for YaRN's fine settings.
 _YARN = (
-    ("extrapolation_factor", "rope.scaling.yarn_ext_factor"),
-    ("attention_factor", "rope.scaling.yarn_attn_factor"),
-    ("attn_factor", "rope.scaling.yarn_attn_factor"),
     ("beta_fast", "rope.scaling.yarn_beta_fast"),
     ("beta_slow", "rope.scaling.yarn_beta_slow"),
 )
+
+
+def _magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """What YaRN multiplies cos and sin by (arXiv:2309.00071): 0.1 m ln(factor) + 1."""
+    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_keys(own: dict[str, Any], rope: Mapping[str, Any], truncates: bool) -> None:
+    """YaRN's settings; readers of GGUF multiply cos and sin by (1 + 0.1 ln(factor)) attn_factor.
+
+    truncates: whether the family's ramp ends at whole dimensions, where the configuration does not say.
+    """
+    factor = own["rope.scaling.factor"] = _factor(rope["factor"])
+    original = rope.get("original_max_position_embeddings") or own.get("context_length", 0)
+    own["rope.scaling.original_context_length"] = np.uint32(original)
+    for name, key in _YARN:
+        if rope.get(name):
+            own.setdefault(key, np.float32(rope[name]))
+    usual = wanted = _magnitude(float(factor))
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    if rope.get("attention_factor") is not None:
+        wanted = float(rope["attention_factor"])
+    elif over and under:
+        wanted = _magnitude(float(factor), over) / _magnitude(float(factor), under)
+    elif rope.get("attn_factor") is not None:
+        wanted *= float(rope["attn_factor"])
+    if not 0 < wanted < 1e9:
+        raise ValueError("attention_factor is no positive number")
+    if not math.isclose(wanted, usual, rel_tol=1e-7):
+        own["rope.scaling.attn_factor"] = np.float32(wanted / usual)
+    if bool(rope.get("truncate", truncates)) is not truncates:
+        own["rope.scaling.yarn_truncate"] = not truncates
 
 
 def _factor(value: Any) -> np.float32:
@@ -149,27 +192,22 @@ def _factor(value: Any) -> np.float32:
     return np.float32(value)
 
 
-def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str) -> None:
-    """Add the rope.scaling keys to a GGUF's (bare) keys."""
+def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str, truncates: bool = True) -> None:
+    """Add the rope.scaling keys to a GGUF's (bare) keys; truncates: see `_yarn_keys`."""
     rope = config.get("rope") or {}
     kind = rope.get("rope_type")
     if kind is not None and not isinstance(kind, str):
         raise BadFile(f"{source}: rope_type is {kind!r}, expected a text")
     try:
         match kind and kind.lower():
-            case None | "default" | "none" | "llama3" | "dynamic" | "proportional" | "mrope":
+            case None | "default" | "none" | "llama3" | "dynamic" | "mrope":
                 pass  # llama3: its factors are the tensor rope_freqs; dynamic: nothing until the context overflows
             case "linear":
                 own["rope.scaling.type"] = "linear"
                 own["rope.scaling.factor"] = _factor(rope["factor"])
             case "yarn":
                 own["rope.scaling.type"] = "yarn"
-                own["rope.scaling.factor"] = _factor(rope["factor"])
-                original = rope.get("original_max_position_embeddings") or own.get("context_length", 0)
-                own["rope.scaling.original_context_length"] = np.uint32(original)
-                for name, key in _YARN:
-                    if rope.get(name) is not None:
-                        own.setdefault(key, np.float32(rope[name]))
+                _yarn_keys(own, rope, truncates)
             case "su" | "longrope":
                 own["rope.scaling.type"] = "longrope"
             case _:
@@ -193,6 +231,10 @@ def rope_config(config: dict[str, Any], own: Mapping[str, Any]) -> None:
         if original is not None:
             scaling["original_max_position_embeddings"] = int(original)
         for name, key in _YARN:
-            if key in own and name != "attn_factor":
+            if key in own:
                 scaling[name] = float(own[key])
+        if "rope.scaling.attn_factor" in own:
+            scaling["attention_factor"] = float(own["rope.scaling.attn_factor"]) * _magnitude(scaling["factor"])
+        if "rope.scaling.yarn_truncate" in own:
+            scaling["truncate"] = bool(own["rope.scaling.yarn_truncate"])
     config["rope_scaling"] = scaling

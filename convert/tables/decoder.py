@@ -20,7 +20,8 @@ from llmconv.convert import archs
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import Settings, normalized, usable
 from llmconv.convert.tables.keys import whole
-from llmconv.convert.tables.pieces import Pieces, head_norm
+from llmconv.convert.tables.pieces import Pieces, activation, head_norm
+from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -116,6 +117,8 @@ class Layer:
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
+    residual_after_norm: bool = False
+    """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ class Decoder:
     """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
     ends: bool = True
     """Whether special tokens are chosen at all, and an end-of-text one ends a text."""
+    passes_float16: bool = False
+    """What it computes inside passes float16's largest number, 65504."""
+    recurrent: Recurrent | None = None
+    """What takes the place of `layers` in a recurrent decoder."""
 
     @property
     def causal(self) -> bool:
@@ -237,16 +244,18 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     where = checkpoint.source or "this model"
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
-    if pieces is None:
-        pieces = _pieces(arch, str(where))
     read = _Reader(checkpoint, arch)
+    if pieces is None and read.get(CELL) is None:
+        pieces = _pieces(arch, str(where))
     with usable(read.metadata, at(where)):
-        return _described(read, pieces)
+        return _recurrent(read) if pieces is None else _described(read, pieces)
 
 
 def _described(read: _Reader, pieces: Pieces) -> Decoder:
     arch = read.arch
-    n_layers = read.count("block_count", least=1)
+    n_layers = read.count("block_count", least=1) - read.count("nextn_predict_layers", 0)
+    if n_layers < 1:
+        raise read.bad(f"key '{arch}.nextn_predict_layers'", "leaves no layer to compute with")
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
     dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
@@ -280,7 +289,14 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm=head_norm(pieces, vocab_size, read.config),
         ends=not pieces.get("no_end", False),
+        passes_float16=bool(pieces.get("passes_float16", False)),
     )
+
+
+def _recurrent(read: _Reader) -> Decoder:
+    spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
+    norm = Norm("layer", 0.0)
+    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:
@@ -326,13 +342,6 @@ def _norm(read: _Reader, pieces: Pieces) -> Norm:
     return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
 
 
-_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "swish": "silu",
-    "swiglu": "silu",
-}
 _GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 
 
@@ -354,11 +363,12 @@ class _Layers:
 
     def _windowed(self) -> list[bool]:
         """Which layers see only a window."""
-        pattern = self.read.get("attention.sliding_window_pattern", self.pieces.get("window_pattern"))
+        usual = self.pieces.get("window_pattern")
+        pattern = self.read.get("attention.sliding_window_pattern", usual)
         if not self.window or pattern is None:
             return [False] * self.n
-        kinds = self.read.config.get("layer_types")
-        if isinstance(kinds, list) and len(kinds) >= self.n:
+        kinds = self.read.config.get("layer_types") if pattern is usual and usual else None
+        if isinstance(kinds, list) and len(kinds) >= self.n:  # a GGUF of before the pattern was written
             return [kind == "sliding_attention" for kind in kinds[: self.n]]
         if isinstance(pattern, np.ndarray | list | tuple):
             if len(pattern) < self.n:
@@ -367,19 +377,18 @@ class _Layers:
         return [not pattern or i % int(pattern) < int(pattern) - 1 for i in range(self.n)]
 
     def _activation(self) -> str:
-        own = self.pieces.get("activation", "silu")
+        own = str(self.pieces.get("activation", "silu"))
         stated = self.read.get("hidden_activation", self.read.get("activation"))
-        if self.pieces.get("activation_fixed") or own == "swiglu_oai":
-            return str(own)
-        for key in ("hidden_activation", "hidden_act", "activation_function"):
-            stated = stated or self.read.config.get(key)
-        found = str(stated or self.pieces.get("activation", "silu"))
-        return _ACTIVATIONS.get(found, found)
+        setting = self.pieces.get("activation_key", "hidden_act")
+        if stated is None and setting and own != "swiglu_oai":
+            stated = self.read.config.get(setting)
+        return own if stated is None else activation(stated)
 
     def layer(self, i: int) -> Layer:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after)
+        residual = self.read.get("residual_after_norm") is True
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces
@@ -417,7 +426,7 @@ class _Layers:
             n_head_kv=n_kv,
             head_dim=head_dim,
             value_dim=value_dim,
-            scale=read.optional("attention.scale") or scale,
+            scale=self._stated_scale(i) or scale,
             causal=bool(read.get("attention.causal", pieces.get("causal", True))),
             window=self.window if self.windowed[i] else None,
             softcap=read.optional("attn_logit_softcapping"),
@@ -429,6 +438,16 @@ class _Layers:
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
             mla=mla,
         )
+
+    def _stated_scale(self, i: int) -> float | None:
+        """What the file says q·k is multiplied by: a number, or one for each layer."""
+        value = self.read.get("attention.scale")
+        if not isinstance(value, np.ndarray | list | tuple):
+            return self.read.optional("attention.scale")
+        try:
+            return float(value[i])
+        except (IndexError, TypeError, ValueError):
+            raise self.read.bad("key 'attention.scale'", f"has no number for layer {i}") from None
 
     def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int) -> None:
         read, start = self.read, f"blk.{i}.attn_"
@@ -443,9 +462,10 @@ class _Layers:
     def _rope(self, i: int, head_dim: int) -> Rope | None:
         read, pieces = self.read, self.pieces
         windowed, every = self.windowed[i], pieces.get("no_rope_every", 0)
-        listed = read.config.get("no_rope_layers")
+        listed = read.get("rope.layers", read.config.get("no_rope_layers"))  # the setting says which do have it
         if self.positions != "rope":
             return None
+        listed = listed.tolist() if isinstance(listed, np.ndarray) else listed
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
                 return None
@@ -497,7 +517,7 @@ class _Layers:
             attn_factor=attn,
             beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
-            truncate=bool(self.pieces.get("yarn_truncate", True)),
+            truncate=bool(read.get("rope.scaling.yarn_truncate", self.pieces.get("yarn_truncate", True))),
         )
 
     def _mlp(self, i: int) -> Mlp:

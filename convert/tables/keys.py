@@ -144,6 +144,8 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_expert_shared", "expert_shared_count", "0"),
     ("n_ff_shexp", "expert_shared_feed_forward_length", "n_expert_shared * n_ff_exp"),
     ("n_dense", "leading_dense_block_count", "0"),
+    ("sparse", "moe_layers", "1"),
+    ("n_nextn", "nextn_predict_layers", "0"),
     ("q_lora", "attention.q_lora_rank", "0"),
     ("kv_lora", "attention.kv_lora_rank", "0"),
     ("window", "attention.sliding_window", "0"),

@@ -18,11 +18,13 @@ CONFIG = "llmconv.hf.config"
 GENERATION_CONFIG = "llmconv.hf.generation_config"
 FILE = "llmconv.hf.file."
 CUT_FILE = "llmconv.hf.cut."
-"""A file of which the vocabulary gives parts back (`convert.vocab.keep`)."""
+"""A file of which the vocabulary gives parts back (`convert.vocab.side_files`)."""
 WEIGHTS_METADATA = "llmconv.hf.metadata"
 DTYPES = "llmconv.hf.dtypes"
 FORMS = "llmconv.hf.forms"
 PREFIX = "llmconv.hf.prefix"
+NAMES = "llmconv.hf.names"
+"""Names of a folder that are not the table's: the table's -> the folder's."""
 EXACT = "llmconv.hf.exact."
 TENSORS = "llmconv.hf.tensors"
 TENSOR = "llmconv.hf.tensor."
@@ -42,6 +44,8 @@ BITS = "llmconv.plain.bits"
 
 GGUF_METADATA = "llmconv.gguf.metadata"
 """In safetensors: keys of a GGUF that the folder has no place for."""
+GGUF_TENSORS = "llmconv.gguf.tensors"
+"""In safetensors: names of tensors that a GGUF had and its architecture's table does not know."""
 
 
 def is_plain(metadata: Mapping[str, Any]) -> bool:

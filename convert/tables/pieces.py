@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-__all__ = ["Pieces", "head_norm"]
+__all__ = ["Pieces", "activation", "head_norm"]
 
 
 class Pieces(TypedDict, total=False):
@@ -29,7 +29,7 @@ class Pieces(TypedDict, total=False):
     qk_norm_after_rope: bool
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
     activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
-    activation_fixed: bool  # whatever a config.json says
+    activation_key: str  # the setting that names it: "hidden_act" (default); "": none does
     softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
@@ -40,6 +40,7 @@ class Pieces(TypedDict, total=False):
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
     logit_scale_divides: bool  # Granite divides the logits by its scale
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
+    passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
     yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves
@@ -50,3 +51,20 @@ class Pieces(TypedDict, total=False):
 def head_norm(pieces: Pieces, vocab_size: Any, config: Mapping[str, Any]) -> bool:
     """Whether the rows of a model's head are scaled to length 1."""
     return "head_norm_vocab" in pieces and (pieces["head_norm_vocab"] == vocab_size or "z_loss_weight" in config)
+
+
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "swiglu": "silu",
+    "linear": "identity",
+}
+
+
+def activation(name: Any) -> str:
+    """The name here of an activation that transformers calls `name`; an unknown one keeps its own."""
+    return _ACTIVATIONS.get(str(name), str(name))

@@ -6,12 +6,11 @@ architecture tables count and describe it like any checkpoint.  Published parame
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmconv.errors import UsageError
+from llmconv.errors import UnknownName, UsageError
 
 __all__ = ["ALIASES", "PRESETS", "Preset", "check_heads", "preset"]
 
@@ -164,7 +163,5 @@ def preset(name: str) -> Preset:
     key = name.lower()
     found = PRESETS.get(ALIASES.get(key, key))
     if found is None:
-        near = difflib.get_close_matches(key, [*PRESETS, *ALIASES], 3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(PRESETS)}"
-        raise UsageError(f"unknown preset {name!r}; {hint}")
+        raise UnknownName("preset", name, [*PRESETS, *ALIASES])
     return found

@@ -74,6 +74,9 @@ class Form:
             raise ValueError(f"{self.patterns[0]}: an op that rounds must be the first of its form")
 
 
+Optional = bool | str | Callable[[Mapping[str, Any]], bool]
+
+
 @dataclass(frozen=True)
 class Row:
     """Tensors of a GGUF and the forms in which other ecosystems have them.
@@ -82,14 +85,15 @@ class Row:
     shapes: one shape per name, "n_head * head_dim, n_embd".
     when: an expression; the row exists only where it holds.
     optional: False: must be there; True: may be missing; the name of a configuration flag (or "!flag"): may be missing,
-        and counts as there when the flag is set.  "flag=true": set in a config that does not say.
+        and counts as there when the flag is set.  "flag=true": set in a config that does not say.  A function of the
+        configuration says it where no flag does.
     """
 
     gguf: tuple[str, ...]
     forms: tuple[Form, ...]
     shapes: tuple[str, ...]
     when: str = ""
-    optional: bool | str = False
+    optional: Optional = False
 
     @property
     def per_layer(self) -> bool:
@@ -111,7 +115,7 @@ def row(
     shape: str | tuple[str, ...],
     *ops: Op,
     when: str = "",
-    optional: bool | str = False,
+    optional: Optional = False,
     alt: tuple[Form, ...] = (),
 ) -> Row:
     """A row of a table; see `Row`.  theirs: names outside of GGUF.  alt: further forms, tried in order."""

@@ -1,4 +1,4 @@
-"""Chat templates: a conversation as the prompt text that a model was trained on.
+"""Chat templates: a conversation as the prompt text that a model was trained on, as transformers renders it.
 
 Templates come with the model, so they run in Jinja's immutable sandbox: no attributes of Python objects, no changes
 to what they are given, no file, no import.
@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llmconv.errors import BadFile, Unsupported, UsageError
+import numpy as np
 
-if TYPE_CHECKING:
-    from llmconv.convert.vocab.base import Vocab
+from llmconv.convert.vocab.model import TEMPLATE, Vocab
+from llmconv.errors import BadFile, LlmconvError, Unsupported, UsageError, cut
 
 __all__ = ["render"]
+
+_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Under which names messages carry a model's reasoning; templates read the first, gpt-oss's the second."""
+_MARK = "LLMCONV_THE_TEXT_GOES_ON_HERE "
 
 
 def render(
@@ -24,43 +29,107 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = True,
     template: str | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
     """The text of a conversation.
 
-    messages: [{"role": "user", "content": "Hi"}, ...].   template: another than the model's own.
-    variables: what else the template may ask for (`tools`, `enable_thinking`, ...), as transformers passes them.
+    messages: [{"role": "user", "content": "Hi"}, ...]; a key whose value is None counts as absent.
+    template: another than the model's own, or the name of one of its own; by default "tool_use" with `tools`, where
+        there is one.
+    tools: JSON schemas of functions.   documents: {"title", "text"} maps.
+    continue_final_message: end within the last message, for the model to go on with it; `add_generation_prompt` is off.
+    variables: what else the template may ask for (`enable_thinking`, ...).
     `Unsupported` without a template or without jinja2, `BadFile` for a template that fails, `UsageError` when the
-    template itself refuses the messages.
+    template itself refuses the messages, or there is nothing to go on with.
     """
-    text = template if template is not None else vocab.chat_template
+    text = _template(vocab, template, bool(tools))
+    if not messages:
+        raise UsageError("the conversation is empty; give at least one message")
+    conversation = [_message(message) for message in messages]
+    last = ""
+    if continue_final_message:
+        last = _mark(conversation[-1])
+        add_generation_prompt = False
+    named = {f"{role}_token": vocab.tokens[vocab.special[role]] for role in _TOKENS if role in vocab.special}
+    shown = _rendered(
+        text,
+        {
+            **named,
+            **_plain(variables),
+            "messages": conversation,
+            "tools": _plain(tools),
+            "documents": _plain(documents),
+            "add_generation_prompt": add_generation_prompt,
+        },
+    )
+    return _until_mark(shown, last) if continue_final_message else shown
+
+
+def _template(vocab: Vocab, wanted: str | None, tools: bool) -> str:
+    """The text of a template: by its name, the one for tools, the default one, or `wanted` itself."""
+    by_name = vocab.extra.get(f"{TEMPLATE}.{wanted or 'tool_use'}") if wanted or tools else None
+    text = by_name if isinstance(by_name, str) else wanted if wanted is not None else vocab.chat_template
     if text is None:
         raise Unsupported("this model has no chat template; give the prompt as plain text, or a template with it")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Data that a template may see: nothing with methods of its own."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case np.generic():
+            return value.item()
+        case Mapping():
+            return {_plain(k): _plain(v) for k, v in value.items()}
+        case Sequence():
+            return [_plain(v) for v in value]
+    return f"<{type(value).__name__}>"
+
+
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UsageError(f"a message is {cut(message)}, expected an object with a role and a content")
+    out: dict[str, Any] = {key: value for key, value in _plain(message).items() if value is not None}
+    reasoning = next((out[key] for key in _REASONING if key in out), None)
+    return out if reasoning is None else {"thinking": reasoning, **out, "reasoning_content": reasoning}
+
+
+def _mark(message: dict[str, Any]) -> str:
+    """Put the mark behind a message's text, or behind the last text part of it; that text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = content + _MARK
+        return content
+    parts = content if isinstance(content, list) else []
+    part = next((p for p in reversed(parts) if isinstance(p, dict) and isinstance(p.get("text"), str)), None)
+    if part is None:
+        raise UsageError("the last message has no text to go on with; give it a content")
+    content = str(part["text"])
+    part["text"] = content + _MARK
+    return content
+
+
+def _until_mark(text: str, last: str) -> str:
+    at = text.rfind(_MARK.strip())
+    if at < 0 or last.strip() not in text:
+        raise UsageError("the chat template leaves some of the last message out, so it can't be gone on with")
+    return text[:at] if text[at:].startswith(_MARK) else text[:at].rstrip()  # the template trims texts
+
+
+def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
         import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
-
-    def refuse(message: str) -> None:
-        raise UsageError(f"the chat template refuses the messages: {message}")
-
-    def tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson  # without HTML's escapes
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    named = {f"{role}_token": vocab.tokens[id] for role, id in vocab.special.items()}
     try:
-        return environment.from_string(text).render(
-            **{**named, **variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        )
-    except UsageError:
+        return str(_environment().from_string(text).render(**variables))
+    except LlmconvError:
         raise
     except (
         jinja2.TemplateError,
@@ -71,4 +140,48 @@ def render(
         ArithmeticError,
         RecursionError,
     ) as e:
-        raise BadFile(f"the chat template fails: {type(e).__name__}: {e}") from None
+        raise BadFile(f"the chat template fails: {type(e).__name__}: {cut(str(e), 200)}") from None
+
+
+def _environment() -> Any:
+    """Jinja with what templates of models expect beyond it."""
+    import jinja2.ext
+    import jinja2.nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` … `{% endgeneration %}`: marks for training what the model is to say; shown as it is."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise UsageError(f"the chat template refuses the messages: {message}")
+
+
+def _now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes for HTML that Jinja's own filter has."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

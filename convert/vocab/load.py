@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import orjson
-
 import llmconv.formats
 from llmconv.convert.tables.config import read_config
 from llmconv.convert.translate import translate
-from llmconv.convert.vocab.base import Vocab, from_gguf
-from llmconv.convert.vocab.sources import NAMES, from_files
-from llmconv.errors import BadFile, LlmconvError, UsageError, about, at
+from llmconv.convert.vocab.keys import from_gguf
+from llmconv.convert.vocab.model import Vocab
+from llmconv.convert.vocab.read.files import from_files
+from llmconv.convert.vocab.read.folder import NAMES
+from llmconv.errors import LlmconvError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import open_regular
 
-__all__ = ["load", "of", "read_texts"]
+__all__ = ["load", "of"]
 
 
 def of(checkpoint: Checkpoint, *, pre: str | None = None) -> Vocab | None:
@@ -57,6 +56,7 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
             vocab = from_files({"tokenizer.model": path}, pre=pre)
         elif path.is_dir() and not any(path.glob("*.safetensors")):
             files = {name: file for name in NAMES if (file := path / name).is_file()}
+            files |= {f"{f.parent.name}/{f.name}": f for f in path.glob("additional_chat_templates/*.jinja")}
             vocab = from_files(files, pre=pre)
         if vocab is None:
             vocab = of(llmconv.formats.open(path), pre=pre)
@@ -67,16 +67,3 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
     if vocab is None:
         raise UsageError(f"{at(path)}: has no tokenizer; give a model that carries one, or a tokenizer file")
     return vocab
-
-
-def read_texts(path: str | Path) -> list[str]:
-    """A JSON file that is a list of strings."""
-    with open_regular(Path(path)) as file:
-        raw = file.read()
-    try:
-        texts = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise BadFile(f"{at(path)}: is not valid JSON ({error})") from None
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise BadFile(f"{at(path)}: expected a JSON list of strings")
-    return texts

@@ -4,21 +4,14 @@ A pre-tokenizer is a sequence of patterns; each splits every piece so far into i
 `TABLE` is the one place to add one.  The patterns are written as the models' own tokenizer.json files have them (for
 the `tokenizers` library); llama.cpp's llama-vocab.cpp lists the names.  Names that split alike share a row, the
 commonest first: which of them is written makes no difference to the tokens.
-
-A tokenizer is recognised by its patterns, spelling aside (`(?i:'s|'t)` is `'[sS]|'[tT]`, Digits is `\\p{N}`, ...), and
-where the `tokenizers` library is installed also by trying it on text that every row splits differently.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import orjson
-
-__all__ = ["TABLE", "Pre", "by_name", "recognise", "to_json"]
+__all__ = ["LINES", "OVER_TEXT", "TABLE", "Pre", "by_name", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +20,8 @@ class Pre:
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    """Patterns that split what is in the byte alphabet already: bytes that look like digits there ("½") are digits."""
     nfc: bool = False
     """Text is brought into Unicode's normal form C first."""
     ignore_merges: bool = False
@@ -36,16 +31,16 @@ class Pre:
 
 
 # 's, 't, ... in any case, and in lower case.
-_ANY = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+ANY = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-CL100K = rf"{_ANY}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}"
-QWEN2 = rf"{_ANY}|{_WORD}|\p{{N}}|{_TAIL}"
+CL100K = rf"{ANY}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}"
+QWEN2 = rf"{ANY}|{_WORD}|\p{{N}}|{_TAIL}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _SLASH_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-O200K = rf"{_LEAD}{_UPPER}*{_LOWER}+{_ANY}?|{_LEAD}{_UPPER}+{_LOWER}*{_ANY}?|\p{{N}}{{1,3}}|{_SLASH_TAIL}"
+O200K = rf"{_LEAD}{_UPPER}*{_LOWER}+{ANY}?|{_LEAD}{_UPPER}+{_LOWER}*{ANY}?|\p{{N}}{{1,3}}|{_SLASH_TAIL}"
 TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASH_TAIL}"
 _PUNCT_WORD = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
@@ -68,7 +63,7 @@ _DEEPSEEK_LETTERS = (
 )
 _AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
 _SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}"
-_PUNCT = r"[\p{P}$+<=>^~|`]+"
+PUNCT = r"[\p{P}$+<=>^~|`]+"
 
 _MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PHRASES = r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+"
@@ -109,14 +104,13 @@ TABLE: tuple[Pre, ...] = (
     Pre(("stablelm2", "hunyuan", "solar-open", "grok-2"), (QWEN2,)),
     Pre(
         ("qwen35",),
-        (rf"{_ANY}|{_MARKS}",),
-        nfc=True,
+        (rf"{ANY}|{_MARKS}",),  # llama.cpp's vectors leave combining marks decomposed; its folders say what they do
     ),
     Pre(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (O200K,)),
     Pre(("tekken",), (TEKKEN,), ignore_merges=True, add_bos=True),
     Pre(("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"), (r"\p{N}", GPT2)),
     Pre(("command-r",), (r"\p{N}", GPT2), nfc=True),
-    Pre(("falcon",), (_PUNCT, GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    Pre(("falcon",), (PUNCT, GPT2), after=(r"\p{N}+", "[0-9][0-9][0-9]")),
     Pre(
         ("deepseek-llm",),
         (r"[\r\n]", _DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
@@ -131,7 +125,7 @@ TABLE: tuple[Pre, ...] = (
     Pre(("superbpe",), (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     Pre(
         ("jais-2",),
-        (rf"{_ANY}|{_WORD}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",),
+        (rf"{ANY}|{_WORD}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",),
     ),
     Pre(
         ("bailingmoe", "bailingmoe2", "llada-moe"),
@@ -139,14 +133,14 @@ TABLE: tuple[Pre, ...] = (
     ),
     Pre(
         ("seed-coder",),
-        (rf"{_ANY}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
+        (rf"{ANY}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
     ),
     Pre(
         ("exaone-moe",),
-        (rf"{_ANY}|{_LEAD}{_PHRASES}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",),
+        (rf"{ANY}|{_LEAD}{_PHRASES}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",),
     ),
     Pre(("ufakzeka",), (rf"{_WORD}|\p{{N}}|{_TAIL}",)),
-    Pre(("minicpm5",), (r"\p{N}{1,3}", rf"{_ANY}|{_WORD}|\p{{N}}+|{_TAIL}"), ignore_merges=True),
+    Pre(("minicpm5",), (r"\p{N}{1,3}", rf"{ANY}|{_WORD}|\p{{N}}+|{_TAIL}"), ignore_merges=True),
     Pre(("tiny_aya", "cohere2moe"), (r"\d{1,3}(?=(?:\d{3})*\b)", O200K)),
     Pre(("spark2_5",), (r"\p{N}{1,3}", _KANA, rf"{_PUNCT_WORD}|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")),
     Pre(("laguna",), (r"[^\n]+|[\n]+", QWEN2)),
@@ -154,7 +148,7 @@ TABLE: tuple[Pre, ...] = (
         ("youtu",),
         (
             "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
-            rf"{_LEAD}{_UPPER}*{_LOWER}+{_ANY}?|{_LEAD}{_UPPER}+{_LOWER}*{_ANY}?|\p{{N}}|{_SLASH_TAIL}",
+            rf"{_LEAD}{_UPPER}*{_LOWER}+{ANY}?|{_LEAD}{_UPPER}+{_LOWER}*{ANY}?|\p{{N}}|{_SLASH_TAIL}",
         ),
         ignore_merges=True,
     ),
@@ -182,6 +176,12 @@ TABLE: tuple[Pre, ...] = (
     Pre(("default",), (r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 )
 
+OVER_TEXT = ("gemma4", "sarvam-moe", "granite-embed-multi-311m")
+"""Names of a BPE over text with "▁" for spaces, not over bytes; only runs of newlines are split off."""
+
+LINES = {"Regex": r"\n+"}
+"""The pattern of those runs in a tokenizer.json."""
+
 _BY_NAME = {name: row for row in TABLE for name in row.names}
 
 
@@ -190,100 +190,14 @@ def by_name(name: str | None) -> Pre | None:
     return _BY_NAME.get(name or "")
 
 
-def _canonical(pattern: str) -> str:
-    """A pattern in one spelling, whatever spelling its author chose."""
-    out = pattern.replace("\r", r"\r").replace("\n", r"\n").replace("\t", r"\t")
-    out = re.sub(r"\\([$+<=>^~|`!\"#%&',/:;@_-])(?=[^\[\]]*\])", r"\1", out)  # needless escapes in a class
-    out = out.replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", _ANY)
-    out = out.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _ANY).replace("(?i)'s|'t|'re|'ve|'m|'ll|'d|", _ANY + "|")
-    out = re.sub(r"'\(\?i:\[sdmt\]\|ll\|ve\|re\)", lambda _: _ANY, out)  # the same words
-    out = re.sub(r"([+*?])\+", r"\1", out)  # possessive: nothing here would backtrack into it
-    return out.replace("{1}", "").replace("[0-9][0-9][0-9]", "[0-9]{3}")
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _patterns(tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
-    """The patterns of a tokenizer.json's pre-tokenizer; None when a step is none that a pattern can say."""
-    from llmconv.convert.vocab.huggingface import parts
-
-    out: list[str] = []
-    for step in parts(tokenizer.get("pre_tokenizer")):
-        kind, behavior, pattern = step.get("type"), step.get("behavior"), step.get("pattern")
-        if kind == "ByteLevel":
-            if step.get("add_prefix_space"):
-                return None
-            if step.get("use_regex", True):
-                out.append(GPT2)
-        elif kind == "Digits":
-            out.append(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")
-        elif kind == "Punctuation" and behavior == "Contiguous":
-            out.append(_PUNCT)
-        elif kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-            whole = behavior == "Removed" and step.get("invert")  # keeps the matches only: these match everything
-            if behavior != "Isolated" and not whole:
-                return None
-            out.append(pattern["Regex"])
-        else:
-            return None
-    return tuple(out)
-
-
-def recognise(tokenizer: dict[str, Any]) -> Pre | None:
-    """The row of the table that splits as this tokenizer.json does, None when there is none.
-
-    Among rows with the same patterns, the one whose normalizer and treatment of merges agree too.
-    """
-    from llmconv.convert.vocab.huggingface import parts
-
-    kinds = [s.get("type") for s in parts(tokenizer.get("pre_tokenizer"))]
-    if "ByteLevel" not in kinds:
-        return None  # text isn't turned to bytes: no GPT-2 alphabet
-    patterns = _patterns(tokenizer)
-    wanted = None if patterns is None else tuple(map(_canonical, patterns))
-    rows = [row for row in TABLE if tuple(map(_canonical, row.patterns)) == wanted] or _by_trial(tokenizer)
-    if not rows:
-        return None
-    model = tokenizer.get("model")
-    ignores = isinstance(model, dict) and model.get("ignore_merges") is True
-    nfc = any(s.get("type") == "NFC" for s in parts(tokenizer.get("normalizer")))
-    return max(rows, key=lambda row: (row.ignore_merges == ignores, row.nfc == nfc))
-
-
-# Text on which the rows differ: contractions in both cases, digit runs, scripts, marks, newlines, runs of spaces.
-_PROBE = (
-    "Hello World, it's WE'LL'S y'all I'VE 've 'RE\n\n \r\n  1 12 123 1234 12345 1234567 3.14 x=10;y+=2 <a href='b'>"
-    "$5^2~`| foo/bar//baz/\n/ HTTPServer camelCase ÄÖÜäöü İi ǅ naïve e\u0301te\u0301 नमस्ते दुनिया 안녕하세요 ㄱㄴ ㄅㄆ "
-    "你好，世界。我在2024年 ひらがなカタカナ ไทย ภาษา ខ្មែរ မြန်မာ العربية، עברית ١٢٣٤ ½ ² 🚀🙂 ---- ==== ...... !!??\t\t"
-    "if (a) {\n\t\treturn\t1;\n    }\n\n\n        deep    \n   \n x  y   z    w . , ! ? … ، । (s) [k] | a|b '' \"q\" "
-    "``` #tag @me _u_ don\u2019t \xa0nb\x85 (\n\r+\n IMGIMGABZ <sentinel:7> 'twas don'tcha end   "
-)
-
-
-def _by_trial(tokenizer: dict[str, Any]) -> list[Pre]:
-    """Rows that split the probe as this tokenizer does; none without the `tokenizers` library."""
-    mine = _split(orjson.dumps(tokenizer.get("pre_tokenizer")))
-    return [row for row in TABLE if mine is not None and _split(orjson.dumps(to_json(row))) == mine]
-
-
-@lru_cache(256)
-def _split(pre_tokenizer: bytes) -> list[str] | None:
-    """The probe split by a pre-tokenizer given as JSON; None when the library is missing or can't read it."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return None
-    shell = b'{"version":"1.0","model":{"type":"BPE","vocab":{},"merges":[]},"pre_tokenizer":' + pre_tokenizer + b"}"
-    try:
-        return [text for text, _ in Tokenizer.from_str(shell.decode()).pre_tokenizer.pre_tokenize_str(_PROBE)]
-    except Exception:  # the library raises no narrower class for what it can't read
-        return None
-
-
-def to_json(row: Pre) -> dict[str, Any]:
-    """The pre-tokenizer as tokenizer.json writes it."""
-    tail = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": row.patterns[-1] == GPT2}
-    patterns = row.patterns[:-1] if tail["use_regex"] else row.patterns
-    steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False} for p in patterns
-    ]
-    steps.append(tail)
+def to_json(row: Pre, leading_space: bool = False) -> dict[str, Any]:
+    """The pre-tokenizer as tokenizer.json writes it.   leading_space: a space is put before the text."""
+    own = row.patterns[-1] == GPT2
+    level = {"type": "ByteLevel", "add_prefix_space": leading_space, "trim_offsets": True, "use_regex": own}
+    before = row.patterns[:-1] if own else row.patterns
+    steps = [*map(_split, before), level, *map(_split, row.after)]
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}

@@ -8,16 +8,20 @@ Characters: each is a token; those that aren't in the list are the unknown token
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from llmconv.convert.vocab.base import CHARACTERS, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.model import CHARACTERS, WORDS, TokenType, Vocab
 from llmconv.errors import BadFile
 
-__all__ = ["SPACES", "from_words", "split"]
+__all__ = ["SPACES", "SPLIT", "from_words", "split"]
 
 SPACES = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 """What JavaScript's trim() removes (ECMAScript: WhiteSpace and LineTerminator)."""
+
+SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": r"[^ ]+"}, "behavior": "Removed", "invert": True}
+"""The pre-tokenizer that tokenizer.json has for this."""
 
 
 def from_words(

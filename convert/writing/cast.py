@@ -14,15 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.tables.storage import stays_f32
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import UnknownName, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.quant import plain
-from llmconv.quant.filetypes import number_of
+from llmconv.quant import block, plain
+from llmconv.quant.filetypes import ALIASES, FILE_TYPES, number_of
 
-__all__ = ["OUTTYPES", "Rounding", "cast", "stated_rounding"]
+__all__ = ["OUTTYPES", "Rounding", "cast", "check_outtype", "stated_rounding"]
 
 OUTTYPES = ("auto", "f64", "f32", "f16", "bf16")
+_MEANT = {
+    "fp64": "f64", "double": "f64", "float64": "f64", "fp32": "f32", "float": "f32", "float32": "f32", "fp16": "f16",
+    "half": "f16", "float16": "f16", "bfloat16": "bf16", "bfloat": "bf16", "fp": "f16",
+}  # fmt: skip
 
 _BY_NAME: dict[str, BlockClass] = {"f64": plain.F64, "f32": plain.F32, "f16": plain.F16, "bf16": plain.BF16}
 # Narrow -> wide pairs that round nothing.
@@ -103,6 +107,18 @@ class Rounding:
         )
 
 
+def check_outtype(outtype: str) -> None:
+    """`UsageError` unless it is one of `OUTTYPES`; it says how to get a type that only `quantize` makes."""
+    if outtype in OUTTYPES:
+        return
+    if outtype.upper() in {*FILE_TYPES, *ALIASES, *block.names()}:
+        kind = outtype.upper()
+        raise UsageError(
+            f"a conversion rounds to {', '.join(OUTTYPES[1:])}; for {kind}: llmconv quantize MODEL -t {kind}"
+        )
+    raise UnknownName("output type", outtype, OUTTYPES, meant=_MEANT)
+
+
 def cast(
     checkpoint: Checkpoint, outtype: str, rounding: Rounding, *, to: str, from_document: bool = False
 ) -> Checkpoint:
@@ -111,8 +127,7 @@ def cast(
     to: the dialect of the container it is meant for ("gguf", "hf", "json", ...).
     from_document: whether it comes from JSON or MessagePack; then "auto" means f32.
     """
-    if outtype not in OUTTYPES:
-        raise UsageError(f"unknown output type {outtype!r}; known: {', '.join(OUTTYPES)}")
+    check_outtype(outtype)
     if outtype == "auto":
         if not from_document or to == "json":
             return _described(checkpoint, to)

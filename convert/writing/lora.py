@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.scaled.unpack import unpack
 from llmconv.errors import BadFile, Unsupported, at
-from llmconv.formats import torch_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import torch_file
 from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 
@@ -41,6 +42,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
     Raises `BadFile` for an adapter that does not fit the model, `Unsupported` for kinds other than LoRA and DoRA.
     """
+    checkpoint = unpack(checkpoint)  # into the weights, never into the numbers they are stored as
     config = _config(folder)
     parts, whole = _adapter(folder)
     out = checkpoint.but()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmconv.formats.stream import threads
 from llmconv.progress import Meter, Progress
 
 __all__ = ["Writing"]
@@ -27,6 +28,9 @@ class Writing:
     allow_overflow: bool = False
     allow_nonfinite: bool = False
     resumable: bool = False
+
+    def __post_init__(self) -> None:
+        threads(self.jobs)  # `UsageError` for none at all, whether the format has use for them or not
 
     def meter(self, what: str, total: int) -> Meter:
         """What tells `progress` of bytes."""

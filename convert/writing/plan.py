@@ -150,7 +150,8 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
         if choice.type is not source.type:
             _check(source, choice, recipe)
             importance = _importance(source, tensor.shape, recipe.matrix if has_importance else None, warnings)
-            if importance is None and (choice.needs_importance or choice.type.needs_importance):
+            lacking = importance is None or not importance.any(axis=1).all()
+            if lacking and (choice.needs_importance or choice.type.needs_importance):
                 needing = needing or f"tensor {tensor.name!r} as {choice.type.name}"
             if choice.wanted is not choice.type:
                 warnings.append(
@@ -158,6 +159,10 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
                     f"{choice.type.name} instead"
                 )
         planned.append((tensor, PlannedTensor(source, tensor.name, tensor.shape, choice, 0, importance)))
+    if file_type is not COPY and all(
+        choice.type is source.type for (source, _), choice in zip(sources, choices, strict=True)
+    ):
+        warnings.append(f"nothing was quantized: every tensor has the type that {file_type.name} gives it already")
     files = _files(checkpoint, metadata, planned, path, recipe.keep_split)
     return Plan(file_type, files, warnings, needing)
 
@@ -264,7 +269,10 @@ def _check(source: Tensor, choice: Choice, recipe: Recipe) -> None:
 def _importance(
     source: Tensor, shape: tuple[int, ...], importance: Importance | None, warnings: list[str]
 ) -> NDArray[np.float32] | None:
-    """The tensor's weights as (matrices, row length); None, with a warning, where there are none."""
+    """The tensor's weights as (matrices, row length); None, with a warning, where there are none.
+
+    A matrix whose weights are all zeros counts as one without; see `Target.importance`.
+    """
     if importance is None:
         return None
     values = importance.entries.get(source.name)
@@ -278,7 +286,12 @@ def _importance(
             raise BadFile(f"{sentence}; the matrix belongs to another model")
         warnings.append(sentence)
         return None
-    return values.reshape(matrices, shape[-1])
+    found = values.reshape(matrices, shape[-1])
+    zero = np.flatnonzero(~found.any(axis=1))
+    if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
+        which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
+        warnings.append(f"tensor {source.name!r} has importance weights of zeros alone{which}: it counts as without")
+    return found if zero.size < matrices else None
 
 
 def _files(

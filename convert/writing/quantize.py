@@ -8,20 +8,19 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llmconv import formats
 from llmconv.convert.reading import Reading
-from llmconv.convert.reports import provenance as certificates
-from llmconv.convert.scaled.int8 import to_int8
 from llmconv.convert.writing import journal, quantized
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.errors import BadFile, UsageError, about, at
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.stream import stream
@@ -33,6 +32,7 @@ from llmconv.quant.filetypes import COPY, FileType, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import tensor_type_rules
+from llmconv.show import log_written
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
@@ -80,7 +80,8 @@ def quantize(
     dst: the output; when there are several types a folder (made if its parent is there) or a name with `{type}` in
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
-        or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it (`convert.scaled.int8`).
+        or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
+        (`convert.scaled.compressed_tensors`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
         of more of them, separated by spaces or lines.
@@ -103,6 +104,8 @@ def quantize(
 
     Raises `UsageError`, `BadFile`, `Unsupported` or `OutputError`; nothing is left behind then.
     """
+    if not isinstance(src, str | os.PathLike | Checkpoint):
+        raise UsageError(f"quantize takes a path or a Checkpoint, not {kind_of(src)}; llmconv.open(path) gives one")
     recipe = Recipe(
         pure=pure,
         tensor_types=tensor_type_rules([*tensor_types, *_listed(tensor_type_file)]),
@@ -146,7 +149,7 @@ def _quantize(
     if writing.resumable and isinstance(src, Checkpoint):
         raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
     source = src.source if isinstance(src, Checkpoint) else Path(src)
-    opened = reading.open(src)
+    opened = reading.open(src) if set(types) == {COPY} else reading.floats(src)
     canonical = reading.translated(opened, "gguf")
     checkpoint = _runnable(canonical, opened)
     records: list[dict[str, str]] = [{}] * len(types)
@@ -169,6 +172,8 @@ def _quantize(
         meter = writing.meter("quantize", result.source_nbytes)
         with _outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
             _run(plans, outputs, at(source) if source else "", writing, meter)
+    for made in result.outputs:
+        log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
 
 
@@ -237,7 +242,13 @@ def _int8(
         raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
     if writing.provenance:
         raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
+    from llmconv.convert.scaled.compressed_tensors import to_int8
+    from llmconv.convert.scaled.unpack import unpack
+
     opened = reading.open(src)
+    floats = unpack(opened)
+    if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
+        opened = floats  # nothing was stored with scales, whatever config.json says
     model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
@@ -259,7 +270,7 @@ def _matrix(path: StrPath | None, include: Sequence[str], exclude: Sequence[str]
             raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
         return None
     found = read_importance(path).filtered(include, exclude)
-    found.check_finite(at(path))
+    found.check(at(path))
     return found
 
 
@@ -273,6 +284,8 @@ def _inputs(*checkpoints: Checkpoint) -> list[Path]:
 
 def _certificates(canonical: Checkpoint, opened: Checkpoint, types: Sequence[FileType]) -> list[dict[str, str]]:
     """The metadata of each output that says what it was made from; `canonical` is read once for all of them."""
+    from llmconv.convert.reports import provenance as certificates
+
     certified = Checkpoint()
     certificates.certify(certified, canonical, opened, "none")
     record = json.loads(certified.metadata[certificates.KEY])

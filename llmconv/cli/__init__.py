@@ -16,6 +16,9 @@ from typing import Any
 import click
 
 import llmconv
+from llmconv.cli import envelope
+from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
+from llmconv.wording import shortened
 
 # Name -> (module, one-line help).  In a module, the command is the function of that name with "_" for "-".
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -37,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
+    "presets": ("llmconv.cli.size", "The model shapes known by name, and what training them takes."),
     "train": ("llmconv.cli.train", "Train a model, fresh or from a checkpoint."),
     "sweep": ("llmconv.cli.sweep", "Quantize to several types, evaluate each, report."),
     "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),
@@ -71,6 +75,8 @@ class Group(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] in (["help"], ["version"]):  # as other tools have them, beside --help and --version
+            args = ["--version"] if args[0] == "version" else [*args[1:2], "--help"]
         if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -85,12 +91,10 @@ class Group(click.Group):
             raise _ReaderLeft from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        import difflib
-
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise click.UsageError(f"no such command {args[0]!r}{hint}", ctx)
+            near = nearest(args[0], COMMANDS)
+            hint = f" (did you mean {near!r}?)" if near else ""
+            raise click.UsageError(f"no such command {cut(args[0])}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -103,13 +107,13 @@ class Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: llmconv json-to-gguf model.json",
 )
-@click.version_option(llmconv.__version__, prog_name="llmconv")
+@click.version_option(llmconv.__version__, "-V", "--version", prog_name="llmconv")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Convert and quantize language models between legacy JSON, safetensors and GGUF.
 
-    Nothing is lost on the way, and every output appears complete or not at all.
+    Nothing is lost on the way, and every output appears complete or not at all.  `llmconv help COMMAND` explains one.
     """
     ctx.obj = {"debug": debug}
 
@@ -152,7 +156,6 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
     _open_closed_streams()
     args = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in args
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -160,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
                 signal.signal(number, _stop)
-        code = cli.main(args=args, prog_name="llmconv", standalone_mode=False)
+        with in_command():
+            code = cli.main(args=args, prog_name="llmconv", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()
@@ -168,37 +172,54 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, _Interrupted, click.Abort):
         click.echo("llmconv: interrupted", err=True)
         code = 130
-    except click.ClickException as error:
-        if debug:
-            raise
-        click.echo(f"llmconv: {one_line(_with_way_out(error))}", err=True)
-        code = error.exit_code
-    except llmconv.LlmconvError as error:
-        if debug:
-            raise
-        click.echo(f"llmconv: {one_line(str(error))}", err=True)
-        code = error.exit_code
-    except MemoryError:
-        if debug:
-            raise
-        click.echo("llmconv: out of memory; close other programs or raise the limit (ulimit -v)", err=True)
-        code = 1
-    except OSError as error:
-        if debug:
-            raise
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        _drop_output()  # it may be the output that can't be written: a full disk behind a redirection
-        click.echo(f"llmconv: {one_line(name + (error.strerror or str(error)))}", err=True)
-        code = 1
     except Exception as error:
-        if debug:
+        if "--debug" in args:
             raise
-        click.echo(
-            f"llmconv: {one_line(f'{type(error).__name__}: {error}')}; this is a bug in llmconv, --debug shows where",
-            err=True,
-        )
-        code = 1
+        with in_command():
+            code = _answer(error, args)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _answer(error: Exception, args: list[str]) -> int:
+    """Say in one line what went wrong, as JSON too where that is asked for; gives the exit code."""
+    if isinstance(error, ModuleNotFoundError) and error.name in llmconv._EXTRAS:
+        error = MissingExtra("running a model", error.name, llmconv._EXTRAS[error.name])
+    sentence, code = _sentence(error)
+    if "--json" in args and not {"-q", "--quiet"} & {*args}:
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(
+                envelope.text(error=_data(error, sentence), command=next((a for a in args if a in COMMANDS), None))
+            )
+            sys.stdout.flush()
+    if isinstance(error, OSError):
+        _drop_output()  # it may be the output that can't be written: a full disk behind a redirection
+    click.echo(f"llmconv: {sentence}", err=True)
+    return code
+
+
+def _data(error: Exception, sentence: str) -> dict[str, Any]:
+    """An error for programs: its class, the sentence and what it carries."""
+    if isinstance(error, LlmconvError):
+        return error.as_dict()
+    return {
+        "class": "UsageError" if isinstance(error, click.ClickException) else type(error).__name__,
+        "message": sentence,
+    }
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, LlmconvError):
+        return one_line(str(error)), error.exit_code
+    if isinstance(error, click.ClickException):
+        return one_line(shortened(_with_way_out(error))), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs or raise the limit (ulimit -v)", 1
+    if isinstance(error, OSError):
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return one_line(shortened(name + (error.strerror or str(error)))), 1
+    said = one_line(shortened(f"{type(error).__name__}: {error}"))
+    return f"{said}; this is a bug in llmconv, --debug shows where", 1
 
 
 if __name__ == "__main__":

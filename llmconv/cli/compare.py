@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH, Bar
+from llmconv.cli import envelope, streams
+from llmconv.cli.measuring import chunks_option, context_option, run_options, with_error
+from llmconv.cli.options import PATH, STREAM, Bar, Number, notes
 
 __all__ = ["compare"]
 
@@ -16,11 +17,11 @@ __all__ = ["compare"]
 @click.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
-@click.argument("text", type=PATH)
+@click.argument("text", type=STREAM)
 @context_option
 @chunks_option
-@click.option("--max-kld", type=click.FloatRange(min=0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
-@click.option("--max-ppl-ratio", type=click.FloatRange(min=0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
+@click.option("--max-kld", type=Number(0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
+@click.option("--max-ppl-ratio", type=Number(0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
 @click.pass_context
@@ -49,9 +50,7 @@ def compare(
       llmconv compare model-f16.gguf model-Q4_K_M.gguf wiki.txt
       llmconv compare hf-folder/ model-Q8_0.gguf wiki.txt -c 512 --max-kld 0.05   # exit code 1 when it is more
     """
-    from llmconv.runtime.perplexity import pairs_of
-
-    with Bar(quiet) as progress:
+    with streams.given(text, ".txt") as text, Bar(quiet) as progress:
         found = llmconv.compare(
             a,
             b,
@@ -63,13 +62,14 @@ def compare(
             activations=activations,
             progress=progress,
         )
+    notes(found.notes, quiet)
     over = [
         f"{name} {value:.6g} exceeds {limit:g}"
         for name, value, limit in (("mean KLD", found.mean_kld, max_kld), ("PPL ratio", found.ppl_ratio, max_ppl_ratio))
         if limit is not None and not value <= limit
     ]
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
     else:
         rows = (
             ("PPL(A)", with_error(found.ppl_a, found.ppl_a_stderr)),
@@ -87,7 +87,7 @@ def compare(
             click.echo(f"{name:<17} {value}")
         if not quiet:
             speed = f"{found.tokens_per_second:,.0f} tokens/s"
-            kind = "pairs" if pairs_of(text) is not None else f"chunks of {found.context}"
+            kind = "pairs" if found.unit == "pair" else f"chunks of {found.context}"
             click.echo(f"{found.tokens:,} tokens scored in {found.chunks:,} {kind}, {speed}")
     if over:
         click.echo(f"llmconv: {b}: {' and '.join(over)}", err=True)

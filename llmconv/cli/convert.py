@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,14 @@ from typing import Any
 import click
 
 import llmconv
+from llmconv.cli import complete, envelope, streams
 from llmconv.cli.options import (
-    PATH,
+    STREAM,
+    TARGET,
     Bar,
     command_options,
     human,
+    key_option,
     layout_option,
     notes,
     one_target,
@@ -36,9 +37,18 @@ __all__ = [
     "safetensors_to_json",
 ]
 
-_OUTTYPES = click.Choice(["auto", "f64", "f32", "f16", "bf16"])
+
+class _Outtype(click.Choice[str]):
+    """A choice whose mistakes the API explains: it knows what people meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from llmconv.convert.writing.cast import check_outtype
+
+        check_outtype(str(value).lower())
+        return str(value).lower()
 
 
+_OUTTYPES = _Outtype(["auto", "f64", "f32", "f16", "bf16"])
 _WEIGHTS = (
     click.option(
         "--outtype",
@@ -60,26 +70,44 @@ _EXCLUDE = (
         "--exclude", multiple=True, metavar="PATTERN", help="Leave tensors out by name (* for any); repeatable."
     ),
 )
-_WRITE_JSON = (click.option("--layout", metavar="NAME", help="JSON layout to write; by default the one it came in."),)
+_WRITE_JSON = (
+    click.option(
+        "--layout",
+        metavar="NAME",
+        shell_complete=complete.layouts,
+        help="JSON layout to write; by default the one it came in.",
+    ),
+)
 _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
 )
+_READ = (read_json_options, read_hf_options, key_option)
+_VOCAB_ONLY = click.option(
+    "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
+)
+to_option = click.option("--to", metavar="FORMAT", help="The format to write, where DST's name does not tell.")
 _WRITE_SAFETENSORS = (size_option("--max-shard-size", "Shard a model folder: 5G a file, say."),)
 
 
-def run(src: Path, dst: Path | None, to: str | None, source_format: str | None, **options: Any) -> None:
+def run(src: Path, dst: str | None, to: str | None, source_format: str | None, **options: Any) -> None:
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = one_target(dst, options.pop("output"))
     options = {k: v for k, v in options.items() if v is not None}
     if dst is None and to is None:
         to = "gguf"
-    with Bar(quiet or as_json, src.name) as progress:
-        result = llmconv.convert_file(src, dst, to=to, source_format=source_format, progress=progress, **options)
+    if dst == "-" and (as_json or to != "json"):
+        raise click.UsageError("only JSON can be written to standard output, with -to-json commands and no --json")
+    given, taken, bar = streams.given(src, ".json", dst), streams.taken(dst, ".json"), Bar(quiet or as_json, src.name)
+    with given as source, taken as target, bar as progress:
+        result = llmconv.convert_file(source, target, to=to, source_format=source_format, progress=progress, **options)
+    if dst == "-":
+        notes([*result.notes, summary(result)], quiet)
+        return
     if as_json:
         if not quiet:
-            click.echo(json.dumps(dataclasses.asdict(result), default=str, indent=2))
+            envelope.emit(result)
         return
     notes(result.notes, quiet)
     if verbose:
@@ -112,15 +140,15 @@ def summary(result: Any) -> str:
 def _command(
     name: str, source: str | None, to: str | None, text: str, options: tuple[Callable[[Any], Any], ...]
 ) -> click.Command:
-    def body(src: Path, dst: Path | None, **rest: Any) -> None:
-        run(src, dst, to, source, **rest)
+    def body(src: Path, dst: str | None, **rest: Any) -> None:
+        run(src, dst, rest.pop("to", None) or to, source, **rest)
 
     body.__doc__ = text
     fn = command_options(body)
     for decorator in reversed((*_WEIGHTS, *options)):
         fn = decorator(fn)
-    fn = click.argument("dst", type=PATH, required=False)(fn)
-    fn = click.argument("src", type=PATH)(fn)
+    fn = click.argument("dst", type=TARGET, required=False)(fn)
+    fn = click.argument("src", type=STREAM)(fn)
     return click.command(name)(fn)
 
 
@@ -130,8 +158,9 @@ convert = _command(
     None,
     """Convert a model between formats: SRC by its content, DST by its name.
 
-    SRC is a GGUF, safetensors, JSON or MessagePack file, or a Hugging Face style folder.  DST ends in .gguf,
-    .safetensors, .json or .msgpack; a name without an ending is a model folder.  Without DST, a GGUF beside SRC.
+    SRC is a GGUF, safetensors, JSON, MessagePack, PyTorch, numpy, Keras, ONNX or TensorFlow.js file, or a model folder.
+    DST ends in .gguf, .safetensors, .json, .msgpack or .tfjs; a name without an ending is a model folder.  Without DST,
+    a GGUF beside SRC.
 
     \b
     Examples:
@@ -139,7 +168,16 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
     """,
-    (read_json_options, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_WRITE_SAFETENSORS),
+    (
+        read_json_options,
+        read_hf_options,
+        key_option,
+        to_option,
+        *_EXCLUDE,
+        *_WRITE_GGUF,
+        *_WRITE_SAFETENSORS,
+        _VOCAB_ONLY,
+    ),
 )
 
 json_to_gguf = _command(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 import llmconv
+from llmconv.cli import complete, envelope
 from llmconv.cli.options import (
     PATH,
     Bar,
@@ -36,10 +36,19 @@ def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.option("--set", "sets", multiple=True, metavar="KEY=TYPE:VALUE", help="Add or replace a key; repeatable.")
-@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Rename a key; repeatable.")
-@click.option("--remove", multiple=True, metavar="KEY", help="Remove a key; repeatable.")
-@click.option("-o", "--output", type=PATH, help="Write a changed copy there; FILE stays as it is.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=[TYPE:]VALUE",
+    shell_complete=complete.keys,
+    help="Add or replace a key; repeatable.",
+)
+@click.option(
+    "--rename", multiple=True, metavar="OLD=NEW", shell_complete=complete.keys, help="Rename a key; repeatable."
+)
+@click.option("--remove", multiple=True, metavar="KEY", shell_complete=complete.keys, help="Remove a key; repeatable.")
+@click.option("-o", "--output", type=PATH, metavar="PATH", help="Write a changed copy there; FILE stays as it is.")
 @force_option
 @json_option
 @quiet_option
@@ -55,28 +64,30 @@ def edit(
 ) -> None:
     """Change the metadata of a GGUF or safetensors file, without touching tensor data when the header still fits.
 
+    A key that is there keeps its type; --set KEY=TYPE:VALUE gives it another, and a new one its own.
+
     Types: u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool str, with [] behind for a list: u32[]:1,2,3 or, for texts,
     JSON.
 
     \b
     Examples:
-      llmconv edit model.gguf --set general.name=str:tiny --set llama.context_length=u32:4096
+      llmconv edit model.gguf --set general.name=tiny --set llama.context_length=u32:4096
       llmconv edit model.gguf --rename general.url=general.source.url --remove general.author
       llmconv edit model.gguf --set tokenizer.ggml.add_bos_token=bool:false -o fixed.gguf
       llmconv edit model.gguf --set 'general.tags=str[]:["tiny", "stories"]'
     """
-    from llmconv.formats.edit import parse_value
+    from llmconv.formats.edit import parse_all
 
     if not (sets or rename or remove):
         raise llmconv.UsageError("nothing to change; give --set, --rename or --remove")
-    values = {key: parse_value(value) for key, value in _pairs(sets, "--set").items()}
+    values = parse_all(file, _pairs(sets, "--set"))
     result = llmconv.edit(
         file, set=values, rename=_pairs(rename, "--rename"), remove=remove, output=output, force=force
     )
     if quiet:
         return
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
         return
     if result.recovered:
         click.echo(f"note: {file}: an edit that had been cut off was undone first", err=True)
@@ -86,8 +97,8 @@ def edit(
 def _report(paths: list[Path], quiet: bool, as_json: bool) -> None:
     sizes = [path.stat().st_size for path in paths]
     if as_json and not quiet:
-        rows = [{"path": str(path), "size": size} for path, size in zip(paths, sizes, strict=True)]
-        click.echo(json.dumps(rows, indent=2))
+        rows = [{"path": str(path), "nbytes": size} for path, size in zip(paths, sizes, strict=True)]
+        envelope.emit(rows)
         return
     for path, size in zip(paths, sizes, strict=True):
         say(f"{path}: {human(size)}", quiet)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 import llmconv
-from llmconv.cli.measuring import json_text, run_options
-from llmconv.cli.options import PATH
+from llmconv.cli import envelope
+from llmconv.cli.measuring import run_options
+from llmconv.cli.options import PATH, Number, notes
 
 __all__ = ["generate"]
 
@@ -18,20 +20,17 @@ __all__ = ["generate"]
 @click.argument("model", type=PATH)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to continue.  [default: standard input]")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: the likeliest.")
+@click.option("--temperature", type=Number(0), default=0.8, show_default=True, help="0: the likeliest.")
 @click.option(
     "--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Only the K likeliest; 0: all."
 )
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="The fewest that sum to P.")
-@click.option(
-    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="At least P of the likeliest."
-)
-@click.option(
-    "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="1: none."
-)
-@click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text.")
+@click.option("--top-p", type=Number(0, 1), default=0.95, show_default=True, help="The fewest that sum to P.")
+@click.option("--min-p", type=Number(0, 1), default=0.05, show_default=True, help="At least P of the likeliest.")
+@click.option("--repetition-penalty", type=Number(0, min_open=True), default=1.0, show_default=True, help="1: none.")
+@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--tools", type=PATH, metavar="FILE", help="A JSON list of tools for --chat, as the template shows them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
 @run_options
 def generate(
@@ -46,6 +45,7 @@ def generate(
     seed: int | None,
     stop: tuple[str, ...],
     chat: bool,
+    tools: Path | None,
     as_json: bool,
     device: str,
     dtype: str,
@@ -74,14 +74,28 @@ def generate(
         seed=seed,
         stop=stop,
         chat=chat,
+        tools=_tools(tools, chat),
         on_text=None if as_json else show,
         device=device,
         dtype=dtype,
         activations=activations,
     )
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
+    else:
+        click.echo(next(before, ""))
+    notes(found.notes, quiet)
+    if as_json:
         return
-    click.echo()
     if not quiet and sys.stderr.isatty():
         click.echo(f"{len(found.tokens)} tokens, {found.tokens_per_second:.1f} tokens/s ({found.finish})", err=True)
+
+
+def _tools(path: Path | None, chat: bool) -> list[Any] | None:
+    if path is None:
+        return None
+    if not chat:
+        raise click.UsageError("--tools are shown by a chat template; give --chat too")
+    from llmconv.convert.vocab import read_tools
+
+    return read_tools(path)

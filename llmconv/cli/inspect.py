@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
-from llmconv.cli import one_line
+from llmconv.cli import envelope, one_line
 from llmconv.cli.options import PATH, Bar, human, json_option
 from llmconv.cli.reports import number, table
 
@@ -61,7 +61,7 @@ def inspect(
                 both = {key: report[key] for key in ("hyperparameters", "metadata")}
                 chosen.append(("metadata", both, metadata_lines(report, True)))
         elif as_json:
-            click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+            envelope.emit(report)
             return
         else:
             chosen.append(("", None, lines(report, show_all)))
@@ -84,7 +84,7 @@ def inspect(
             ("hash", {"model": content.model, "tensors": content.tensors}, [*text, f"{content.model}  model"])
         )
     if as_json:
-        click.echo(json.dumps({key: value for key, value, _ in chosen}, indent=2, ensure_ascii=False))
+        envelope.emit({key: value for key, value, _ in chosen})
     else:
         click.echo("\n".join(one_line(line) for _, _, text in chosen for line in text))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-__all__ = ["context_option", "json_text", "run_options", "with_error"]
+__all__ = ["context_option", "run_options", "with_error"]
 
 
 def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,11 +44,6 @@ context_option = click.option(
     help="Tokens in a chunk.  [default: 512, or the model's]",
 )
 chunks_option = click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks.")
-
-
-def json_text(values: dict[str, Any]) -> str:
-    """JSON for programs."""
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def with_error(value: float, error: float | None = None, digits: int = 4) -> str:

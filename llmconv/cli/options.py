@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,22 @@ from typing import Any, TypeVar
 
 import click
 
+from llmconv.cli import complete
 from llmconv.progress import Step
 
 __all__ = [
     "PATH",
+    "STREAM",
+    "TARGET",
     "Bar",
+    "Number",
     "command_options",
     "force_option",
     "human",
     "jobs_option",
     "layout_option",
     "json_option",
+    "key_option",
     "notes",
     "one_target",
     "output_option",
@@ -33,8 +39,35 @@ __all__ = [
     "strict_option",
 ]
 
-PATH = click.Path(path_type=Path, readable=False)  # what can't be read is a bad file, not a wrong call
+
+class _Named(click.Path):
+    """A path; `-` is refused where a stream makes no sense, instead of becoming a file of that name."""
+
+    def __init__(self, stream: bool = False, **options: Any):
+        super().__init__(readable=False, **options)  # what can't be read is a bad file, not a wrong call
+        self.stream = stream
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and not self.stream:
+            self.fail("'-', a stream, is of no use here: name a file (./- for one of that name)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Named(path_type=Path)
+STREAM = _Named(stream=True, path_type=Path)
+"""A path, or `-` for standard input; see `llmconv.cli.streams`."""
+TARGET = _Named(stream=True)
+"""An output, as it was written: a folder's name may end in "/"."""
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; "nan" and "inf" are words that float() takes, but no numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not math.isfinite(found := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
 
 
 def _chain(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -65,23 +98,38 @@ strict_option = click.option(
 layout_option = click.option(
     "--layout",
     metavar="NAME",
+    shell_complete=complete.layouts,
     help="JSON layout, where the keys do not tell; plain takes any file or folder, tensors under their own names.",
 )
 read_json_options = _chain(
     layout_option,
-    click.option("--config", type=PATH, help="File with the configuration that the JSON lacks."),
-    click.option("--vocab", type=PATH, help="File with the vocabulary that the JSON lacks."),
+    click.option("--config", type=PATH, metavar="FILE", help="File with the configuration that the JSON lacks."),
+    click.option("--vocab", type=PATH, metavar="FILE", help="File with the vocabulary that the JSON lacks."),
 )
 read_hf_options = _chain(
     click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
-    click.option("--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognised."),
+    click.option(
+        "--pre",
+        metavar="NAME",
+        shell_complete=complete.pre_tokenizers,
+        help="llama.cpp's name of the pre-tokenizer, where it is not recognised.",
+    ),
 )
-output_option = click.option("-o", "--output", type=PATH, metavar="PATH", help="The target, as an option.")
+key_option = click.option(
+    "--key", metavar="NAME", help="Which of several mappings of tensors in a .pt or .pkl to take."
+)
+output_option = click.option("-o", "--output", type=TARGET, metavar="PATH", help="The target, as an option.")
+
+
+_LEAST_BYTES = 10_000
+"""A smaller size without a unit is one whose unit was forgotten."""
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     import llmconv
 
+    if value is not None and value.strip().isdecimal() and int(value) < _LEAST_BYTES:
+        raise click.BadParameter(f"{value} bytes is less than any model; give a unit: {value}M, {value}G", ctx, param)
     return llmconv.parse_size(value) if value is not None else None
 
 
@@ -95,7 +143,7 @@ def command_options(fn: F) -> F:
     return _chain(output_option, force_option, jobs_option, json_option, quiet_options)(fn)
 
 
-def one_target(dst: Path | None, output: Path | None) -> Path | None:
+def one_target(dst: Any, output: Any) -> Any:
     """DST, given in one of its two ways."""
     if dst is not None and output is not None:
         raise click.UsageError("give the target once, as DST or with -o")
@@ -131,10 +179,12 @@ class Bar:
             unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
             self.bar = tqdm(
                 total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                initial=step.done if step.unit == "steps" else 0,  # a resumed run does not begin at 0
                 desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
         facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
-        self.bar.set_postfix_str(", ".join([step.item] * bool(step.item) + facts), refresh=False)
+        if step.item or facts:  # what was said last stays until there is something new
+            self.bar.set_postfix_str(", ".join([step.item] * bool(step.item) + facts), refresh=False)
         self.bar.update(step.done - self.bar.n)
 
     def close(self) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 
 import llmconv
-from llmconv.cli.measuring import chunks_option, context_option, json_text, run_options, with_error
-from llmconv.cli.options import PATH, Bar
+from llmconv.cli import envelope, streams
+from llmconv.cli.measuring import chunks_option, context_option, run_options, with_error
+from llmconv.cli.options import PATH, STREAM, Bar, notes
 
 __all__ = ["perplexity"]
 
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.argument("text", type=PATH)
+@click.argument("text", type=STREAM)
 @context_option
 @chunks_option
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
@@ -44,7 +45,7 @@ def perplexity(
       llmconv perplexity hf-folder/ wiki.txt -c 1024 --stride 512
       llmconv perplexity model.json training-data.json --dtype f64 --json
     """
-    with Bar(quiet) as progress:
+    with streams.given(text, ".txt") as text, Bar(quiet) as progress:
         found = llmconv.perplexity(
             model,
             text,
@@ -56,8 +57,9 @@ def perplexity(
             activations=activations,
             progress=progress,
         )
+    notes(found.notes, quiet)
     if as_json:
-        click.echo(json_text(found.as_dict()))
+        envelope.emit(found.as_dict())
         return
     click.echo(f"perplexity  {with_error(found.perplexity, found.stderr)}")
     if found.last_position_perplexity is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
+from llmconv.cli import complete, envelope
 from llmconv.cli.options import (
     PATH,
     Bar,
@@ -24,6 +24,7 @@ from llmconv.cli.options import (
     strict_option,
 )
 from llmconv.cli.reports import table
+from llmconv.effects import check_options_of
 
 if TYPE_CHECKING:
     from llmconv.convert.writing.quantize import Quantized, QuantizedFile
@@ -51,8 +52,19 @@ class _WithTypes(click.Command):
 
 @click.command(cls=_WithTypes)
 @click.argument("model", type=PATH)
-@click.option("-t", "--type", "types", multiple=True, required=True, metavar="TYPE", help="File type; repeatable.")
-@click.option("-o", "--output", type=PATH, help="Output; for several types a folder, or a name with {type} in it.")
+@click.argument("rest", nargs=-1, metavar="[OUTPUT] [TYPE]", shell_complete=complete.types)
+@click.option(
+    "-t",
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    shell_complete=complete.types,
+    help="File type; repeatable.",
+)
+@click.option(
+    "-o", "--output", type=PATH, metavar="PATH", help="Output; for several types a folder, or a name with {type} in it."
+)
 @click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix, GGUF or .dat.")
 @click.option(
     "--include-weights", multiple=True, metavar="NAME", help="Use the matrix only for names with NAME in them."
@@ -87,6 +99,7 @@ class _WithTypes(click.Command):
 @quiet_options
 def quantize(
     model: Path,
+    rest: tuple[str, ...],
     types: tuple[str, ...],
     output: Path | None,
     prune_layers: str | None,
@@ -100,11 +113,14 @@ def quantize(
     \b
     Examples:
       llmconv quantize model-f16.gguf -t Q4_K_M
+      llmconv quantize model-f16.gguf small.gguf Q4_K_M
       llmconv quantize hf-folder/ -t Q8_0 -t Q4_K_M -t Q6_K -o out/
       llmconv quantize model.gguf -t IQ4_XS --imatrix imatrix.gguf --dry-run
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
+    output, types = _as_llama_quantize(rest, output, types, options)
+    check_options_of(model, "gguf", options)
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model, output, types, prune_layers=_layers(prune_layers), progress=progress, **options
@@ -112,11 +128,32 @@ def quantize(
     if quiet:
         return
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
         return
     notes(list(result.notes))
     for made in result.outputs:
         _report(result, made, verbose)
+
+
+def _as_llama_quantize(
+    rest: tuple[str, ...], output: Path | None, types: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Output and types, also when they are given as llama-quantize takes them: MODEL [OUTPUT] TYPE [THREADS]."""
+    from llmconv.quant.filetypes import file_type
+
+    words = list(rest)
+    if len(words) > 1 and words[-1].isdecimal() and options["jobs"] is None and not types:
+        options["jobs"] = int(words.pop()) or None
+    if words and not types:
+        file_type(words[-1], bool(options["pure"])) if words[-1].upper() != "INT8" else None
+        types = (words.pop(),)
+    if words and output is None:
+        output = Path(words.pop())
+    if words:
+        raise click.UsageError(f"{words[0]!r} is one word too many; give MODEL, -o OUTPUT and -t TYPE")
+    if not types:
+        raise click.UsageError("Missing option '-t' / '--type'.")
+    return output, types
 
 
 def _layers(text: str | None) -> list[int]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import click
 
 import llmconv
-from llmconv.cli import one_line
-from llmconv.cli.options import PATH, Bar, json_option
+from llmconv.cli import envelope, one_line
+from llmconv.cli.measuring import chunks_option, context_option
+from llmconv.cli.options import PATH, Bar, Number, json_option, notes
 
 __all__ = ["diff", "verify"]
 
@@ -42,7 +42,7 @@ def number(value: float) -> str:
 @click.argument("b", type=PATH)
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     help="Relative error (rms of the difference / rms of A) up to which a tensor counts as close.",
@@ -50,6 +50,8 @@ def number(value: float) -> str:
 @click.option(
     "--run", "text", type=PATH, help="Also run both over this text: perplexity and KL divergence (needs torch)."
 )
+@context_option
+@chunks_option
 @click.option(
     "--provenance", is_flag=True, help="A is a converted file, B its source: check A's certificate against B."
 )
@@ -57,7 +59,16 @@ def number(value: float) -> str:
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
 def verify(
-    a: Path, b: Path, tolerance: float, text: Path | None, provenance: bool, show_all: bool, as_json: bool, quiet: bool
+    a: Path,
+    b: Path,
+    tolerance: float,
+    text: Path | None,
+    context: int | None,
+    chunks: int | None,
+    provenance: bool,
+    show_all: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Are A and B the same model?  Any two formats; exit code 0 when they are, 1 when not.
 
@@ -68,22 +79,26 @@ def verify(
     Examples:
       llmconv verify model.json model.gguf
       llmconv verify hf-folder/ model-Q8_0.gguf --tolerance 0.01
-      llmconv verify a.gguf b.gguf --run wiki.txt
+      llmconv verify a.gguf b.gguf --run wiki.txt -c 256 --chunks 20
       llmconv verify --provenance model.gguf model.json
     """
+    if text is None and (context or chunks):
+        raise click.UsageError("-c and --chunks say how --run cuts its text; give --run TEXT too")
     if provenance:
         with Bar(quiet or as_json) as progress:
             certificate = llmconv.verify_provenance(a, b, progress=progress)
         if as_json:
-            click.echo(json.dumps(certificate.as_dict(), indent=2))
+            envelope.emit(certificate.as_dict())
         elif not quiet:
             for check in certificate.checks:
                 click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
         raise SystemExit(0 if certificate.ok else 1)
     with Bar(quiet or as_json) as progress:
-        verdict = llmconv.verify(a, b, tolerance=tolerance, run=text, progress=progress)
+        verdict = llmconv.verify(a, b, tolerance=tolerance, run=text, context=context, chunks=chunks, progress=progress)
+    if verdict.run is not None:
+        notes(verdict.run.notes, quiet)
     if as_json:
-        click.echo(json.dumps(verdict.as_dict(), indent=2))
+        envelope.emit(verdict.as_dict())
     elif not quiet:
         rows = [
             [
@@ -128,7 +143,7 @@ def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     """
     found = llmconv.diff(a, b)
     if as_json:
-        click.echo(json.dumps([d.as_dict() for d in found], indent=2))
+        envelope.emit([d.as_dict() for d in found])
     elif not quiet:
         for d in found:
             if d.a is not None:

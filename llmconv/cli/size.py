@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import llmconv
-from llmconv.cli.options import human
+from llmconv.cli import complete, envelope
+from llmconv.cli.options import human, json_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
     from llmconv.convert.reports.sizing import SizeReport
 
-__all__ = ["size"]
+__all__ = ["presets", "size"]
 
 # Option -> the GGUF key it sets.
 _SHAPE = {
@@ -46,7 +46,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
     totals.append(("head tied to embedding", ["yes" if r.tied else "no" for r in reports]))
     training = [
         (what, [human(getattr(r.training, what)) for r in reports])
-        for what in ("weights", "gradients", "optimizer", "activations", "total")
+        for what in ("weights", "gradients", "optimizer", "activations", "workspace", "total")
     ]
     first = reports[0].training
     return [
@@ -82,20 +82,35 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@click.option("--vocab", type=click.IntRange(min=1), help="Words in the vocabulary of a shape given by hand.")
-@click.option("--dim", type=click.IntRange(min=1), help="Its width.")
-@click.option("--layers", type=click.IntRange(min=0), help="Its layers.")
-@click.option("--heads", type=click.IntRange(min=1), help="Its attention heads.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Its key/value heads (default: as many as heads).")
-@click.option("--ffn", type=click.IntRange(min=1), help="Its feed-forward width (default: 4 x dim).")
-@click.option("--ctx", type=click.IntRange(min=1), default=1024, show_default=True, help="Its longest context.")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", shell_complete=complete.presets)
+@click.option(
+    "--vocab", type=click.IntRange(min=1), metavar="N", help="Words in the vocabulary of a shape given by hand."
+)
+@click.option("--dim", type=click.IntRange(min=1), metavar="N", help="Its width.")
+@click.option("--layers", type=click.IntRange(min=0), metavar="N", help="Its layers.")
+@click.option("--heads", type=click.IntRange(min=1), metavar="N", help="Its attention heads.")
+@click.option(
+    "--kv-heads", type=click.IntRange(min=1), metavar="N", help="Its key/value heads (default: as many as heads)."
+)
+@click.option("--ffn", type=click.IntRange(min=1), metavar="N", help="Its feed-forward width (default: 4 x dim).")
+@click.option(
+    "--ctx", type=click.IntRange(min=1), metavar="N", default=1024, show_default=True, help="Its longest context."
+)
 @click.option("--arch", default="gpt2", show_default=True, help="Its architecture: gpt2, llama, simple-llm, …")
 @click.option("--tied/--untied", default=True, help="Whether its head is its embedding.  [default: tied]")
-@click.option("-c", "--context", type=click.IntRange(min=1), help="Context for the KV cache and attention's FLOPs.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch of a training step.")
 @click.option(
-    "--devices", type=click.IntRange(min=1), default=1, show_default=True, help="Devices that share training."
+    "-c", "--context", type=click.IntRange(min=1), metavar="N", help="Context for the KV cache and attention's FLOPs."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Batch of a training step."
+)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Devices that share training.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
@@ -141,6 +156,49 @@ def size(
         )
     if as_json:
         found = [r.as_dict() for r in reports]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        envelope.emit(found[0] if len(found) == 1 else found)
     else:
         click.echo(_text(reports, markdown))
+
+
+@click.command()
+@json_option
+def presets(as_json: bool) -> None:
+    """The model shapes that size and train know by name: their sizes, and what training them takes.
+
+    The memory is that of AdamW with float32 weights, a sequence of the model's context (at most 4096) at a time,
+    computed in 16 bits.  Models that see both ways train on pairs, not on plain text.
+
+    \b
+    Examples:
+      llmconv presets
+      llmconv train book.txt -o run --preset small-10m
+    """
+    from llmconv.convert import archs
+    from llmconv.convert.tables.presets import PRESETS
+
+    rows = []
+    for preset in PRESETS.values():
+        report, family = llmconv.size(preset.name), archs.by_gguf(preset.arch)
+        rows.append(
+            {
+                "name": preset.name,
+                "family": preset.arch,
+                "parameters": report.parameters,
+                "layers": preset.keys["block_count"],
+                "dim": preset.keys["embedding_length"],
+                "heads": preset.keys["attention.head_count"],
+                "context": preset.keys["context_length"],
+                "vocabulary": preset.keys["vocab_size"],
+                "sees": "back" if family is None or family.decoder.get("causal", True) else "both ways",
+                "training": report.training.total,
+                "note": preset.note,
+            }
+        )
+    if as_json:
+        envelope.emit(rows)
+        return
+    texts = [
+        [human(v) if k == "training" else f"{v:,}" if isinstance(v, int) else v for k, v in r.items()] for r in rows
+    ]
+    click.echo(table(texts, list(rows[0]), right=set(range(2, 8)) | {9}))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 import llmconv
+from llmconv.cli import complete, envelope
 from llmconv.cli.options import PATH, Bar
 
 __all__ = ["sweep"]
@@ -20,16 +20,19 @@ __all__ = ["sweep"]
     "--types",
     default="Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M",
     show_default=True,
-    metavar="LIST",
+    metavar="TYPE,…",
+    shell_complete=complete.types,
     help="File types, separated by commas.",
 )
-@click.option("-o", "--output", type=PATH, help="Folder of the report  [default: MODEL-sweep]")
-@click.option("-c", "--context", type=click.IntRange(min=2), help="Tokens in a chunk, as in perplexity.")
-@click.option("--chunks", type=click.IntRange(min=1), help="Stop after this many chunks.")
-@click.option("--device", default="auto", show_default=True, help="Where to evaluate: auto, cpu, cuda, mps.")
-@click.option("--imatrix", type=PATH, help="Importance weights for quantizing.")
+@click.option("-o", "--output", type=PATH, metavar="PATH", help="Folder of the report  [default: MODEL-sweep]")
+@click.option("-c", "--context", type=click.IntRange(min=2), metavar="N", help="Tokens in a chunk, as in perplexity.")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after this many chunks.")
+@click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="Where to evaluate: auto, cpu, cuda, mps."
+)
+@click.option("--imatrix", type=PATH, metavar="FILE", help="Importance weights for quantizing.")
 @click.option("--allow-requantize", is_flag=True, help="MODEL may be quantized already; its types then lose twice.")
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Threads  [default: processors]")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")
 @click.option("-f", "--force", is_flag=True, help="Start over where another sweep's state lies.")
@@ -63,12 +66,17 @@ def sweep(
       llmconv sweep model-f16.gguf wiki.txt
       llmconv sweep hf-folder/ wiki.txt --types Q8_0,Q4_K_M,IQ4_XS -c 512 --chunks 20 -o report
     """
+    from llmconv.quant.filetypes import file_type
+
+    names = [name.strip() for name in types.split(",") if name.strip()]
+    for name in names:  # a mistake should not wait for torch
+        file_type(name)
     folder = output or model.with_name(model.name.split(".gguf")[0] + "-sweep")
     with Bar(quiet, lines=True) as progress:
         result = llmconv.sweep(
             model,
             text,
-            [name.strip() for name in types.split(",") if name.strip()],
+            names,
             folder,
             context=context or 0,
             chunks=chunks or 0,
@@ -82,9 +90,9 @@ def sweep(
             **({"allow_requantize": True} if allow_requantize else {}),
         )
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
     elif not quiet:
-        from llmconv.runtime.sweep_report import markdown
+        from llmconv.runtime.measure.sweep_report import markdown
 
         click.echo(markdown(result))
         click.echo(f"{folder}: report.md, report.json, report.html{', plot.png' if plot else ''}")

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import click
 
-from llmconv.cli.options import PATH, json_option
+from llmconv.cli import complete, envelope, streams
+from llmconv.cli.options import PATH, STREAM, json_option
 from llmconv.errors import about
 
 _MODEL = click.argument("model", type=PATH)
-_PRE = click.option("--pre", metavar="NAME", help="Name of the BPE pre-tokenizer, over what the file says.")
+_PRE = click.option(
+    "--pre",
+    metavar="NAME",
+    shell_complete=complete.pre_tokenizers,
+    help="Name of the BPE pre-tokenizer, over what the file says.",
+)
 
 
 @click.command()
@@ -19,7 +25,7 @@ _PRE = click.option("--pre", metavar="NAME", help="Name of the BPE pre-tokenizer
 @click.argument("text", required=False)
 @click.option(
     "--json-texts",
-    type=PATH,
+    type=STREAM,
     metavar="FILE",
     help="A JSON list of strings; prints a JSON list of id lists, nothing added before or after.",
 )
@@ -38,7 +44,7 @@ def tokenize(
     as_json: bool,
     pre: str | None,
 ) -> None:
-    """Split TEXT (or standard input) into the tokens of MODEL: one line each, id and piece.
+    """Split TEXT (or standard input, also `-`) into the tokens of MODEL: one line each, id and piece.
 
     MODEL is a model of any format, a folder with tokenizer files, or a tokenizer file.
 
@@ -54,20 +60,21 @@ def tokenize(
     if (text is not None) and json_texts is not None:
         raise click.UsageError("give TEXT or --json-texts, not both")
     with about(model):
-        tokenizer = vocab.load(model, pre=pre).tokenizer()
+        tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
     if json_texts is not None:
-        texts = vocab.read_texts(json_texts)
+        with streams.given(json_texts, ".json") as path:
+            texts = vocab.read_texts(path)
         lists = [tokenizer.encode(t, parse_special=parse_special) for t in texts]
         click.echo(orjson.dumps(lists).decode())
         return
-    if text is None:
+    if text is None or text == "-":
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
     ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
     if only_ids:
         click.echo(" ".join(map(str, ids)))
         return
     if as_json:
-        click.echo(orjson.dumps({"ids": ids, "pieces": list(tokenizer.pieces(ids))}).decode())
+        envelope.emit({"ids": ids, "pieces": list(tokenizer.pieces(ids))})
         return
     width = len(str(len(tokenizer)))
     for id, piece in zip(ids, tokenizer.pieces(ids), strict=True):
@@ -84,5 +91,5 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
     from llmconv.convert import vocab
 
     with about(model):
-        tokenizer = vocab.load(model, pre=pre).tokenizer()
+        tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
     click.echo(tokenizer.decode(ids, special=special))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
 
 import llmconv
-from llmconv.cli.options import PATH, human
+from llmconv.cli import envelope
+from llmconv.cli.options import PATH, Bar, human, notes
+from llmconv.convert.reports.training_memory import PARTS
+from llmconv.progress import Step
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 
 __all__ = ["train"]
@@ -110,64 +112,36 @@ def train(
     config = TrainConfig(**merged)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
         quiet, as_json = True, False
-    with _Watch(config, quiet or as_json) as watch:
-        result = llmconv.train(config, resume=resume, report=watch)
+    with _Watch(quiet or as_json) as watch:
+        result = llmconv.train(config, resume=resume, progress=watch)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        envelope.emit(result.as_dict())
     elif not quiet:
-        for note in result.notes:
-            click.echo(note, err=True)
+        notes(result.notes)
         click.echo(
             f"{result.steps:,} steps, validation loss {result.val_loss:.4f} (perplexity {result.val_perplexity:.4f}), "
             f"{result.tokens_per_second:,.0f} tokens/s; wrote {', '.join(map(str, result.exports)) or config.output}"
         )
 
 
-class _Watch:
-    """A bar while tokenizing, the plan in a line, then a bar with loss, rate and speed, where a person is looking."""
+class _Watch(Bar):
+    """The bar, and two things worth a line of their own: the plan, and what each validation found."""
 
-    def __init__(self, config: TrainConfig, quiet: bool):
-        self.config, self.quiet = config, quiet
-        self.bar: Any = None
+    def __enter__(self) -> Callable[[Step], None] | None:
+        return None if self.quiet else self.update
 
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _need_bar(self, **options: Any) -> Any:
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(disable=None, file=sys.stderr, dynamic_ncols=True, **options)
-        return self.bar
-
-    def __call__(self, kind: str, facts: dict[str, Any]) -> None:
-        if self.quiet:
-            return
-        if kind == "tokenize":
-            scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
-            bar = self._need_bar(total=facts["total"], desc="tokenizing", delay=1, leave=False, **scale)
-            bar.update(facts["bytes"])
-        elif kind == "plan":
-            self.__exit__()
-            memory = facts["memory"]
-            parts = ("weights", "gradients", "optimizer", "activations")
-            listed = ", ".join(f"{part} {human(getattr(memory, part))}" for part in parts)
+    def update(self, step: Step) -> None:
+        facts = step.facts
+        if step.what == "plan":
+            self.close()
+            parts = ", ".join(f"{p} {human(facts[p])}" for p in PARTS)
             click.echo(
                 f"{facts['parameters']:,} parameters on {facts['processes']} x {facts['device']}; "
-                f"memory per device about {human(memory.total)}: {listed}",
+                f"memory per device about {human(facts['planned memory'])}: {parts}",
                 err=True,
             )
-        elif kind == "step":
-            bar = self._need_bar(total=self.config.steps, initial=facts["step"] - 1, unit="step")
-            bar.update(1)
-            if "loss" in facts:
-                bar.set_postfix(
-                    loss=f"{facts['loss']:.4f}", lr=f"{facts['lr']:.2e}", tokens_s=f"{facts['tokens_per_second']:,.0f}"
-                )
-        elif kind == "validate" and self.bar is not None:
-            self.bar.write(f"step {facts['step']:,}: validation loss {facts['val_loss']:.4f}", file=sys.stderr)
+        elif "val_loss" in facts:
+            self.close()
+            click.echo(f"{step.item}: validation loss {facts['val_loss']:.4f}", err=True)
+        else:
+            super().update(step)

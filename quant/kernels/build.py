@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels.cache import Entry, entry
-from llmconv.quant.kernels.codegen import flat_array
+from llmconv.quant.kernels.vectors.codegen import flat_array
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck": False}
 """IEEE division; no fastmath anywhere: the order and rounding of every operation is the reference's."""

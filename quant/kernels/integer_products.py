@@ -10,11 +10,12 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
-from llmconv.quant.kernels.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
 from llmconv.quant.kernels.forms import ROWS_ABREAST
-from llmconv.quant.kernels.lanes import OUT_F32, f4, i4
-from llmconv.quant.kernels.memory import load, load_i32, store
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
+from llmconv.quant.kernels.vectors.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
+from llmconv.quant.kernels.vectors.lanes import OUT_F32, f4, i4
+from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import (
     bits,
     f16_bits,
     f16_value,
@@ -32,8 +33,7 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.stack import empty
-from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
+from llmconv.quant.kernels.vectors.stack import empty
 
 _INFINITE = i4(0x7F800000)
 _OUT_I32 = out(types.int32)

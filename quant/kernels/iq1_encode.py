@@ -11,12 +11,12 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel
-from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
-from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, i4, put_f16
-from llmconv.quant.kernels.memory import load, store
-from llmconv.quant.kernels.simd import any_lane, count_ones, f16_bits, mask_bits, splat, sqrt
-from llmconv.quant.kernels.stack import empty, zeros
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, i4, put_f16
+from llmconv.quant.kernels.vectors.memory import load, store
+from llmconv.quant.kernels.vectors.simd import any_lane, count_ones, f16_bits, mask_bits, splat, sqrt
+from llmconv.quant.kernels.vectors.stack import empty, zeros
 
 _near_entry = nearest_entry(8)
 _ROW = 64  # sums in a row

@@ -9,12 +9,24 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, U8, inner, kernel
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
 from llmconv.quant.kernels.levels import IQ4
-from llmconv.quant.kernels.memory import gather, load, load_i32, store
-from llmconv.quant.kernels.simd import clamp, fabs, max_, nearest_int, neg, not_, select, splat, sqrt, to_float, to_u8
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile
+from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import (
+    clamp,
+    fabs,
+    max_,
+    nearest_int,
+    neg,
+    not_,
+    select,
+    splat,
+    sqrt,
+    to_float,
+    to_u8,
+)
+from llmconv.quant.kernels.vectors.stack import empty
 
 MIDDLES = (IQ4[:-1] + IQ4[1:]) / 2
 """Between neighbouring values; the middle itself belongs to the upper one."""

@@ -10,11 +10,11 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels.build import U8, inner, kernel
-from llmconv.quant.kernels.codegen import LANES, i32x16, pointer
-from llmconv.quant.kernels.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4
-from llmconv.quant.kernels.memory import load, load_i32, store
-from llmconv.quant.kernels.simd import f16_value, from_bits, splat, to_float
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.codegen import LANES, i32x16, pointer
+from llmconv.quant.kernels.vectors.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4
+from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import f16_value, from_bits, splat, to_float
+from llmconv.quant.kernels.vectors.stack import empty
 
 FULL_SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
 """Seven stored signs to eight: an even number of weights is negative."""

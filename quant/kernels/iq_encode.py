@@ -8,7 +8,6 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel
-from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.iq_search import (
     SCRATCH,
     TABLES,
@@ -22,8 +21,9 @@ from llmconv.quant.kernels.iq_search import (
     weigh,
     widen,
 )
-from llmconv.quant.kernels.lanes import OUT_U8, f4, fill, put_f16
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, put_f16
+from llmconv.quant.kernels.vectors.stack import empty
 
 
 @inner

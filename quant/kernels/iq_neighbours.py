@@ -8,9 +8,9 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import I32, U8, inner, kernel, out
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import OUT_U8, i4
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import OUT_U8, i4
+from llmconv.quant.kernels.vectors.stack import empty
 
 
 @inner

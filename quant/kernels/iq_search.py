@@ -11,10 +11,10 @@ functions of ggml.
 import numpy as np
 
 from llmconv.quant.kernels.build import I32, U8, inner
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import f4, fill, i4
-from llmconv.quant.kernels.memory import load, load_i32, store
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import f4, fill, i4
+from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import (
     bits,
     clamp,
     from_bits,

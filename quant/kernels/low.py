@@ -7,8 +7,8 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, ROWS, U8, kernel
-from llmconv.quant.kernels.codegen import LANES
-from llmconv.quant.kernels.lanes import (
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import (
     LANE,
     OUT_F32,
     OUT_U8,
@@ -22,9 +22,9 @@ from llmconv.quant.kernels.lanes import (
     put_f16,
     tile,
 )
-from llmconv.quant.kernels.memory import load, load_i32, store
-from llmconv.quant.kernels.simd import clamp, fabs, mask_bits, round_, select, splat, to_float, to_int
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.simd import clamp, fabs, mask_bits, round_, select, splat, to_float, to_int
+from llmconv.quant.kernels.vectors.stack import empty
 
 
 @kernel(F32, types.intp, OUT_U8)

@@ -12,10 +12,19 @@ from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel, out
 from llmconv.quant.kernels.fields import INVERSE, SCALE, SUB, WEIGHT
-from llmconv.quant.kernels.lanes import divide, multiply
-from llmconv.quant.kernels.memory import load, load_bytes, load_i32, prefetch, store, store_bytes, store_u16, transpose
 from llmconv.quant.kernels.search import TINY, best_symmetric
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.vectors.lanes import divide, multiply
+from llmconv.quant.kernels.vectors.memory import (
+    load,
+    load_bytes,
+    load_i32,
+    prefetch,
+    store,
+    store_bytes,
+    store_u16,
+    transpose,
+)
+from llmconv.quant.kernels.vectors.simd import (
     any_lane,
     bits,
     clamp,
@@ -35,7 +44,7 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.stack import empty
+from llmconv.quant.kernels.vectors.stack import empty
 
 f4, i4, u4 = np.float32, np.int32, np.uint32
 u8 = np.uint64  # an index that numba need not look at for a minus sign

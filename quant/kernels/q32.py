@@ -10,9 +10,18 @@ from numba import types
 
 from llmconv.quant.kernels.build import F32, ROWS, U8, inner, kernel, out
 from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
-from llmconv.quant.kernels.lanes import LANE, get_f16, multiply, put_f16
-from llmconv.quant.kernels.memory import load, load_i32, prefetch, rows_max, rows_min, rows_umax, store, store_u16
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.vectors.lanes import LANE, get_f16, multiply, put_f16
+from llmconv.quant.kernels.vectors.memory import (
+    load,
+    load_i32,
+    prefetch,
+    rows_max,
+    rows_min,
+    rows_umax,
+    store,
+    store_u16,
+)
+from llmconv.quant.kernels.vectors.simd import (
     any_lane,
     bits,
     f16_bits,
@@ -28,7 +37,7 @@ from llmconv.quant.kernels.simd import (
     to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.stack import empty, zeros
+from llmconv.quant.kernels.vectors.stack import empty, zeros
 
 f4 = np.float32
 i4 = np.int32

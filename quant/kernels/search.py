@@ -24,8 +24,8 @@ from llmconv.quant.kernels.fields import (
     SUB,
     WEIGHT,
 )
-from llmconv.quant.kernels.memory import load, load_i32, prefetch, store, transpose
-from llmconv.quant.kernels.simd import (
+from llmconv.quant.kernels.vectors.memory import load, load_i32, prefetch, store, transpose
+from llmconv.quant.kernels.vectors.simd import (
     any_lane,
     clamp,
     fabs,
@@ -40,7 +40,7 @@ from llmconv.quant.kernels.simd import (
     sqrt,
     to_float,
 )
-from llmconv.quant.kernels.stack import empty, zeros
+from llmconv.quant.kernels.vectors.stack import empty, zeros
 
 f4 = np.float32
 i4 = np.int32

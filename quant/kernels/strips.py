@@ -16,13 +16,13 @@ Sources of the layouts: ggml's `ggml-common.h`.
 import numpy as np
 
 from llmconv.quant.kernels.build import inner
-from llmconv.quant.kernels.byte_lanes import load_words, look_up
-from llmconv.quant.kernels.codegen import LANES
 from llmconv.quant.kernels.forms import IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
-from llmconv.quant.kernels.lanes import i4
 from llmconv.quant.kernels.levels import E2M1, IQ4
-from llmconv.quant.kernels.memory import store
-from llmconv.quant.kernels.simd import bits, f16_value, select, splat
+from llmconv.quant.kernels.vectors.byte_lanes import load_words, look_up
+from llmconv.quant.kernels.vectors.codegen import LANES
+from llmconv.quant.kernels.vectors.lanes import i4
+from llmconv.quant.kernels.vectors.memory import store
+from llmconv.quant.kernels.vectors.simd import bits, f16_value, select, splat
 
 LEVELS, SCALES, OFFSETS, D, M, SIZE = (LANES * i for i in (0, 128, 160, 168, 176, 184))
 """Where the parts of a strip begin, in int32, and how many it has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from llmconv.convert.tables.presets import preset
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, UsageError, at, cut, nearest
 
 __all__ = ["SECTIONS", "TrainConfig", "read_config"]
 
@@ -19,8 +20,15 @@ FINE_TUNING_LR = 1e-4
 """For a model that has learned already: what it knows should not be washed out."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+_MANY = 1 << 31
+ONE = math.nextafter(1, 2)
+"""An end of a range that 1 is still in."""
+
+
+def _setting(default: Any, help: str, low: float = 0, high: float = math.inf, special: float | None = None) -> Any:
+    """A setting with its help, and, of a number: from `low` to less than `high`, or the `special` value that says
+    "as usual"."""
+    return field(default=default, metadata={"help": help, "range": (low, high, special)})
 
 
 @dataclass(frozen=True)
@@ -30,34 +38,36 @@ class TrainConfig:
     data: str = _setting("", "text files or a folder of them, JSON lines, or a JSON list of input/target pairs")
     output: str = _setting("", "folder for checkpoints, logs and exports")
     preset: str = _setting(
-        "", "the model's shape: simple-36k, small-10m, gpt2-small, llama-15m and others (see llmconv size)"
+        "", "the model's shape: simple-36k, small-10m, gpt2-small, llama-15m and others (see llmconv presets)"
     )
     from_checkpoint: str = _setting("", "continue from a checkpoint of any format instead of a fresh model")
     # The model, where it is not the preset's.
-    vocab_size: int = _setting(0, "most tokens in a vocabulary made here (0: the preset's)")
-    dim: int = _setting(0, "width (0: the preset's)")
-    layers: int = _setting(0, "layers (0: the preset's)")
-    heads: int = _setting(0, "attention heads (0: the preset's)")
-    ffn: int = _setting(0, "feed-forward width (0: the preset's)")
+    vocab_size: int = _setting(0, "most tokens in a vocabulary made here (0: the preset's)", high=_MANY)
+    dim: int = _setting(0, "width (0: the preset's)", high=_MANY)
+    layers: int = _setting(0, "layers (0: the preset's)", high=_MANY)
+    heads: int = _setting(0, "attention heads (0: the preset's)", high=_MANY)
+    ffn: int = _setting(0, "feed-forward width (0: the preset's)", high=_MANY)
     tokenizer: str = _setting(
         "auto", "vocabulary to make (word, char, bpe, wordpiece), or a model or tokenizer file to take it from"
     )
-    dropout: float = _setting(0.0, "dropout on embeddings and on what attention and MLP add")
+    dropout: float = _setting(0.0, "dropout on embeddings and on what attention and MLP add", high=1)
     # Data.
-    context: int = _setting(0, "tokens in a training sequence (0: the model's own context, at most 1024)")
-    val_fraction: float = _setting(-1.0, "share kept for validation (-1: 0.1 of a text, none of pairs)")
+    context: int = _setting(0, "tokens in a training sequence (0: the model's own context, at most 1024)", high=_MANY)
+    val_fraction: float = _setting(
+        -1.0, "share kept for validation (-1: 0.1 of a text, none of pairs)", high=1, special=-1
+    )
     # Optimisation.
-    steps: int = _setting(1000, "optimizer steps")
-    batch_size: int = _setting(16, "sequences in a step, over all devices and accumulation")
-    accumulation: int = _setting(1, "parts a step's batch is computed in, to save memory")
+    steps: int = _setting(1000, "optimizer steps", 1, _MANY)
+    batch_size: int = _setting(16, "sequences in a step, over all devices and accumulation", 1, _MANY)
+    accumulation: int = _setting(1, "parts a step's batch is computed in, to save memory", 1, _MANY)
     optimizer: Literal["adamw", "sgd"] = _setting("adamw", "what turns gradients into steps")
     lr: float = _setting(0.0, "highest learning rate (0: the preset's, 1e-4 for a checkpoint)")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = _setting("cosine", "course of the learning rate")
-    warmup: int = _setting(-1, "steps of linear warm-up (-1: 2 % of the steps)")
-    min_lr_ratio: float = _setting(0.1, "last learning rate / highest")
-    decay_share: float = _setting(0.2, "last share of the steps in which wsd decays")
-    beta1: float = _setting(0.9, "AdamW's first decay, or SGD's momentum")
-    beta2: float = _setting(0.95, "AdamW's second decay")
+    warmup: int = _setting(-1, "steps of linear warm-up (-1: 2 % of the steps)", high=_MANY, special=-1)
+    min_lr_ratio: float = _setting(0.1, "last learning rate / highest", high=ONE)
+    decay_share: float = _setting(0.2, "last share of the steps in which wsd decays", high=ONE)
+    beta1: float = _setting(0.9, "AdamW's first decay, or SGD's momentum", high=1)
+    beta2: float = _setting(0.95, "AdamW's second decay", high=1)
     eps: float = _setting(1e-8, "AdamW's epsilon")
     weight_decay: float = _setting(0.1, "weight decay, on matrices only")
     clip: float = _setting(1.0, "largest gradient norm (0: no clipping)")
@@ -67,14 +77,16 @@ class TrainConfig:
     activation_checkpointing: bool = _setting(False, "recompute activations instead of keeping them")
     compile: bool = _setting(False, "compile the model with torch.compile")
     parallel: Literal["ddp", "fsdp"] = _setting("ddp", "how several processes under torchrun share the work")
-    seed: int = _setting(0, "seed of weights, data order and dropout")
+    seed: int = _setting(0, "seed of weights, data order and dropout", high=1 << 62)
     # Validation, logs, checkpoints.
-    eval_every: int = _setting(0, "steps between validations (0: a tenth of the steps)")
-    eval_batches: int = _setting(20, "batches of a validation (0: all of it)")
-    patience: int = _setting(0, "stop after this many validations without a better one (0: never)")
-    log_every: int = _setting(10, "steps between lines of the log")
-    save_every: int = _setting(0, "steps between checkpoints (0: as between validations)")
-    keep: int = _setting(2, "checkpoints to keep")
+    eval_every: int = _setting(0, "steps between validations (0: a tenth of the steps)", high=_MANY)
+    eval_sequences: int = _setting(
+        -1, "sequences of a validation (0: all of it, -1: all pairs, 320 of a text)", high=_MANY, special=-1
+    )
+    patience: int = _setting(0, "stop after this many validations without a better one (0: never)", high=_MANY)
+    log_every: int = _setting(10, "steps between lines of the log", 1, _MANY)
+    save_every: int = _setting(0, "steps between checkpoints (0: as between validations)", high=_MANY)
+    keep: int = _setting(2, "checkpoints to keep", 1, _MANY)
     tensorboard: bool = _setting(True, "write TensorBoard events, where tensorboard is installed")
     plot: bool = _setting(True, "draw the loss curve at the end, where matplotlib is installed")
     # Exports.
@@ -85,31 +97,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(TrainConfig)
         for setting in dataclasses.fields(self):
-            object.__setattr__(
-                self, setting.name, _checked(setting.name, getattr(self, setting.name), hints[setting.name])
-            )
-        positive = ("steps", "batch_size", "accumulation", "keep", "log_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        sizes = ("vocab_size", "dim", "layers", "heads", "ffn")
-        counts = ("context", "eval_every", "eval_batches", "save_every", "patience", "seed")
-        for name in (*sizes, *counts, "lr", "weight_decay", "clip", "eps"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name, low, high in (
-            ("dropout", 0, 1),
-            ("min_lr_ratio", 0, 1),
-            ("decay_share", 0, 1),
-            ("beta1", 0, 1),
-            ("beta2", 0, 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected {low} to {high}")
-        if self.val_fraction >= 1:
-            raise UsageError(
-                f"val_fraction is {self.val_fraction}, expected less than 1: something must be left to train on"
-            )
+            value = _checked(setting.name, getattr(self, setting.name), hints[setting.name])
+            if hints[setting.name] in (int, float):
+                _in_range(setting.name, value, *setting.metadata["range"])
+            object.__setattr__(self, setting.name, value)
         if self.batch_size % self.accumulation:
             raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
         if bool(self.preset) == bool(self.from_checkpoint):
@@ -117,7 +108,7 @@ class TrainConfig:
                 "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
             )
 
-        fixed = [name for name in sizes if getattr(self, name)]
+        fixed = [name for name in ("vocab_size", "dim", "layers", "heads", "ffn") if getattr(self, name)]
         if self.from_checkpoint and fixed:
             raise UsageError(f"a checkpoint has its own {fixed[0]}; leave it out, or start a fresh model with --preset")
 
@@ -141,7 +132,8 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on from."""
         free = {"output", "device", "keep", "tensorboard", "plot", "export", "export_type", "log_every", "compile"}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in {*free, "layout"}}
+        free |= {"layout", "data", "from_checkpoint"}  # which are compared by what is in them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 
 SECTIONS = {
@@ -156,6 +148,18 @@ SECTIONS = {
 """Heading -> the first setting under it, for the command's help."""
 
 
+def _in_range(name: str, value: float, low: float, high: float, special: float | None) -> None:
+    """`UsageError` unless low <= value < high."""
+    if low <= value < high or value == special:
+        return
+    if high < _MANY:
+        wanted = f"{low:g} to {1 if high == ONE else f'less than {high:g}'}"
+    else:
+        wanted = f"at least {low:g}" if low else "0 or more"
+    also = "" if special is None else f", or {special:g}"
+    raise UsageError(f"{name} is {value}, expected {wanted}{also}")
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """The value as the field's type, or `UsageError`."""
     choices = get_args(hint)
@@ -163,7 +167,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         if value not in choices:
             raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UsageError(f"{name} is {value}, expected a finite number")
         return float(value)
     if hint is str and isinstance(value, Path):
         return str(value)
@@ -188,8 +194,6 @@ def read_config(path: str | Path) -> Mapping[str, Any]:
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     for name in found:
         if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, 1)
-            raise BadFile(f"{at(path)}: {name!r} is no setting{f'; did you mean {near[0]!r}?' if near else ''}")
+            near = nearest(name, known)
+            raise BadFile(f"{at(path)}: {cut(name)} is no setting{f'; did you mean {near!r}?' if near else ''}")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,23 @@ import torch
 from numpy.typing import NDArray
 
 from llmconv.convert.vocab import Vocab
+from llmconv.convert.vocab import tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
+from llmconv.progress import Meter
 
-__all__ = ["Batch", "Pairs", "Stream", "documents", "load_data", "read_pairs", "text_bytes"]
+__all__ = [
+    "Batch",
+    "Cut",
+    "Pairs",
+    "Stream",
+    "data_files",
+    "documents",
+    "highest",
+    "load_data",
+    "read_pairs",
+    "text_bytes",
+]
 
 PIECE = 1 << 20
 """Characters tokenized at a time."""
@@ -37,7 +50,8 @@ class Batch:
     mask: torch.Tensor | None
 
 
-def _files(path: Path) -> list[Path]:
+def data_files(path: Path) -> list[Path]:
+    """The files that hold the data: the one, or those of a folder."""
     if not path.is_dir():
         return [path]
     found = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
@@ -48,7 +62,7 @@ def _files(path: Path) -> list[Path]:
 
 def text_bytes(path: Path) -> int:
     """The size of the data's files; of JSON lines a little more than their texts'."""
-    return sum(file.stat().st_size for file in _files(path))
+    return sum(file.stat().st_size for file in data_files(path))
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -78,7 +92,7 @@ def _pieces(path: Path) -> Iterator[str]:
 
 def documents(path: Path) -> Iterator[Iterator[str]]:
     """The documents of a file or folder, each as pieces of text: a text file, or the "text" of a line of JSON lines."""
-    for file in _files(path):
+    for file in data_files(path):
         if file.suffix != ".jsonl":
             yield _pieces(file)
             continue
@@ -131,6 +145,13 @@ def texts(path: Path) -> Iterator[str]:
         yield from document
 
 
+def highest(data: Stream | Pairs) -> int:
+    """The largest token id in the data."""
+    if isinstance(data, Stream):
+        return int(max(data.tokens[i : i + PIECE].max() for i in range(0, len(data.tokens), PIECE)))
+    return max(max(*a, *b) for a, b in zip(data.inputs, data.targets, strict=True))
+
+
 class Stream:
     """Token ids of a text in a mapped file; batches are windows at random places."""
 
@@ -146,13 +167,14 @@ class Stream:
         starts = rng.integers(0, len(self.tokens) - self.context, size)
         return self._windows(starts)
 
-    def all(self, size: int, limit: int) -> Iterator[Batch]:
-        """All of it in windows that follow each other, `size` at a time, at most `limit` batches (0: all)."""
-        starts = np.arange(0, len(self.tokens) - self.context, self.context)
-        for i, first in enumerate(range(0, len(starts), size)):
-            if limit and i >= limit:
-                return
-            yield self._windows(starts[first : first + size])
+    @property
+    def n_sequences(self) -> int:
+        """How many windows that follow each other there are."""
+        return len(range(0, len(self.tokens) - self.context, self.context))
+
+    def sequences(self, first: int, stop: int) -> Batch:
+        """Windows `first` to `stop` of those that follow each other."""
+        return self._windows(np.arange(first, stop) * self.context)
 
     def _windows(self, starts: NDArray[Any]) -> Batch:
         windows = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
@@ -179,12 +201,13 @@ class Pairs:
             chosen += order[place : place + size - len(chosen)].tolist()
         return self._pick(chosen)
 
-    def all(self, size: int, limit: int) -> Iterator[Batch]:
-        """All pairs in order, `size` at a time, at most `limit` batches (0: all)."""
-        for i, first in enumerate(range(0, len(self), size)):
-            if limit and i >= limit:
-                return
-            yield self._pick(range(first, min(len(self), first + size)))
+    @property
+    def n_sequences(self) -> int:
+        return len(self)
+
+    def sequences(self, first: int, stop: int) -> Batch:
+        """Pairs `first` to `stop`, in order."""
+        return self._pick(range(first, stop))
 
     def _pick(self, chosen: Sequence[int]) -> Batch:
         longest = max(len(self.inputs[i]) for i in chosen)
@@ -199,52 +222,74 @@ class Pairs:
         return Batch(inputs, targets, None if bool(mask.all()) else mask)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How data become sequences: tokens in one, the share kept for validation (-1: the usual), the order's seed."""
+
+    context: int
+    val_fraction: float
+    seed: int
+
+
 def load_data(
     path: Path,
     vocab: Vocab,
     folder: Path,
-    *,
-    context: int,
-    val_fraction: float,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[Stream | Pairs, Stream | Pairs]:
-    """Training and validation data; for pairs without a validation share, the training pairs themselves are measured.
+    cut: Cut,
+    sha256: str,
+    progress: Meter | None = None,
+) -> tuple[Stream | Pairs, Stream | Pairs, list[str]]:
+    """Training and validation data and remarks; for pairs without a validation share, the training pairs themselves
+    are measured.
 
     A text is tokenized once into `folder` (tokens.bin: uint16 or uint32, little-endian) and mapped; the next run
-    on the same data and vocabulary finds it there.  `progress` is called with the bytes of text just done, of
-    `text_bytes(path)` or so.
+    on the same data (by their hash `sha256`; "": whatever is there) and vocabulary finds it there.
+    progress: told the bytes of text that are done, of `text_bytes(path)` or so.
     """
     pairs = read_pairs(path)
     if pairs is not None:
-        return _load_pairs(path, pairs, vocab, max(0.0, val_fraction), seed)
-    share = 0.1 if val_fraction < 0 else val_fraction
+        return *_load_pairs(path, pairs, vocab, cut), []
+    share = 0.1 if cut.val_fraction < 0 else cut.val_fraction
     dtype = np.dtype("<u2" if len(vocab) <= 1 << 16 else "<u4")
-    folder.mkdir(parents=True, exist_ok=True)
-    key = _key(path, vocab)
-    record = folder / "data.json"
-    if not (record.is_file() and _recorded(record) == key and (folder / "tokens.bin").is_file()):
-        _tokenize(path, vocab, folder / "tokens.bin", dtype, progress)
-        with Output(record, force=True) as out:
-            out.file.write(json.dumps({"key": key, "dtype": dtype.str}).encode())
+    if sha256:
+        folder.mkdir(parents=True, exist_ok=True)
+        _tokenize_once(path, vocab, folder, dtype, sha256, progress)
     size = (folder / "tokens.bin").stat().st_size // dtype.itemsize
     if size == 0:
         raise BadFile(f"{at(path)}: is empty; there is nothing to train on")
     tokens = np.memmap(folder / "tokens.bin", dtype, "r", shape=(size,))
-    cut = size - int(size * share) if share else size
-    train, val = tokens[:cut], tokens[cut:] if share else tokens
-    if len(train) <= context:
+    end = size - int(size * share) if share else size
+    train, val = tokens[:end], tokens[end:] if share else tokens
+    if len(train) <= cut.context:
         raise BadFile(
-            f"{at(path)}: gives {len(train):,} tokens to train on, expected more than a context of {context}; "
+            f"{at(path)}: gives {len(train):,} tokens to train on, expected more than a context of {cut.context}; "
             "give more text or a smaller --context"
         )
-    if len(val) <= context:
-        val = tokens[-(context + 1) :]  # too little was kept: the last window serves
-    return Stream(train, context, seed), Stream(val, context, seed)
+    notes = []
+    if len(val) <= cut.context:
+        val = tokens[-(cut.context + 1) :]
+        notes.append("too little text is kept to validate on: its last window serves, though it is trained on too")
+    return Stream(train, cut.context, cut.seed), Stream(val, cut.context, cut.seed), notes
 
 
-def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, share: float, seed: int) -> tuple[Pairs, Pairs]:
-    tokenizer = vocab.tokenizer()
+def _tokenize_once(
+    path: Path, vocab: Vocab, folder: Path, dtype: np.dtype[Any], sha256: str, progress: Meter | None
+) -> None:
+    """`tokens.bin` of this text and vocabulary, unless it is what is there."""
+    record, target = folder / "data.json", folder / "tokens.bin"
+    words = hashlib.sha256("\0".join(vocab.tokens).encode("utf-8", "surrogatepass")).hexdigest()
+    key = hashlib.sha256(json.dumps([sha256, vocab.model, vocab.pre, words, vocab.json]).encode()).hexdigest()
+    if target.is_file() and _recorded(record) == key:
+        return
+    record.unlink(missing_ok=True)  # it must not speak of tokens that are being replaced
+    _tokenize(path, vocab, target, dtype, progress)
+    with Output(record, force=True) as out:
+        out.file.write(json.dumps({"key": key, "dtype": dtype.str}).encode())
+
+
+def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, cut: Cut) -> tuple[Pairs, Pairs]:
+    seed, share = cut.seed, max(0.0, cut.val_fraction)
+    tokenizer = tokenizer_of(vocab)
     inputs, targets = [], []
     for i, (left, right) in enumerate(pairs):
         a, b = tokenizer.encode(left), tokenizer.encode(right)
@@ -265,13 +310,6 @@ def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, share: f
     return train, Pairs([inputs[i] for i in held], [targets[i] for i in held], seed)
 
 
-def _key(path: Path, vocab: Vocab) -> str:
-    """What a tokenized file belongs to: its sources by name, size and time, and the vocabulary."""
-    facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path)]
-    words = hashlib.sha256("\0".join(vocab.tokens).encode("utf-8", "surrogatepass")).hexdigest()
-    return hashlib.sha256(json.dumps([facts, vocab.model, vocab.pre, words]).encode()).hexdigest()
-
-
 def _recorded(record: Path) -> str | None:
     try:
         found = json.loads(record.read_bytes())
@@ -280,11 +318,9 @@ def _recorded(record: Path) -> str | None:
     return found.get("key") if isinstance(found, dict) else None
 
 
-def _tokenize(
-    path: Path, vocab: Vocab, target: Path, dtype: np.dtype[Any], progress: Callable[[int], None] | None
-) -> None:
+def _tokenize(path: Path, vocab: Vocab, target: Path, dtype: np.dtype[Any], progress: Meter | None) -> None:
     """Every document's ids, one end-of-text token between documents where the vocabulary has one."""
-    tokenizer = vocab.tokenizer()
+    tokenizer = tokenizer_of(vocab)
     with Output(target, force=True) as out:
         first = True
         for document in documents(path):

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.reports.sizing import shape_of
+from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.tables.presets import Preset, check_heads, preset
-from llmconv.convert.vocab import Vocab
+from llmconv.convert.vocab import Vocab, to_gguf
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -61,7 +61,7 @@ def fresh_checkpoint(config: TrainConfig, vocab: Vocab) -> Checkpoint:
     assert table is not None
     # Through the table's own way from a configuration, so that every key is there that a converted model has.
     described = table.metadata(table.config(_typed(shape.metadata)))
-    metadata = described | {"general.name": config.preset} | vocab.to_gguf()
+    metadata = described | {"general.name": config.preset} | to_gguf(vocab)
     out = Checkpoint(metadata=metadata, dialect="gguf")
     n_layer = int(shape.keys["block_count"])
     for name, dims in shape_of(shape).tensors.items():

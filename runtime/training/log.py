@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ class Log:
     def __init__(self, folder: Path, step: int, tensorboard: bool):
         self.path = folder / "log.csv"
         rows = [row for row in read_log(self.path) if int(row["step"]) <= step] if step else []
+        kept = io.StringIO(newline="")
+        writer = csv.DictWriter(kept, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        with Output(self.path, force=True) as out:  # a kill here must not cost what was logged
+            out.file.write(kept.getvalue().encode())
         with output_errors(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", newline="", encoding="utf-8")
-            self._writer = csv.DictWriter(self._file, COLUMNS)
-            self._writer.writeheader()
-            self._writer.writerows(rows)
-            self._file.flush()
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS)
         self._events: Any = None
         self.note = ""
         if tensorboard:

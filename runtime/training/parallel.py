@@ -110,7 +110,7 @@ def wrap(model: Any, team: Team) -> nn.Module:
         return model  # type: ignore[no-any-return]
     if not team.sharded:
         ids = [team.device.index] if team.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     from torch.distributed.fsdp import fully_shard
 
     for block in model.blk:

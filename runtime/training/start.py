@@ -1,99 +1,88 @@
-"""What a run begins with: its folder, the checkpoint to go on from, the model and its vocabulary."""
+"""What a run begins with: the model and its vocabulary, which is the one that the data are cut with."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from llmconv import formats
 from llmconv.convert import archs
 from llmconv.convert import vocab as vocabulary
-from llmconv.convert.tables.presets import preset
+from llmconv.convert.tables.presets import PRESETS, preset
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab import Vocab
-from llmconv.errors import BadFile, OutputError, UsageError, at
+from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, output_errors
 from llmconv.quant import plain
 from llmconv.runtime.training import data as data_files
-from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
-from llmconv.runtime.training.parallel import Team
-from llmconv.runtime.training.vocabulary import make_vocab
+from llmconv.runtime.training.revocab import with_vocab
+from llmconv.runtime.training.vocabulary import KINDS, make_vocab
 
-__all__ = ["context_of", "prepare", "starting_point"]
-
-
-def prepare(folder: Path, config: TrainConfig, resume: bool, team: Team) -> Path | None:
-    """The run's folder with its `config.json`; the checkpoint to go on from, or None."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{at(folder)}: is a file, expected a folder; choose another (-o)")
-    record = folder / "config.json"
-    newest = state.latest(folder)
-    if resume:
-        if newest is None:
-            raise BadFile(f"{at(folder)}: holds no checkpoint to resume from; start without --resume")
-        try:
-            before = json.loads(record.read_bytes())
-        except (OSError, ValueError):
-            before = None
-        mine = json.loads(json.dumps(config.identity()))
-        if not isinstance(before, dict) or set(before) != set(mine):
-            raise BadFile(
-                f"{at(record)}: is not the record of a run's settings by this version; train on from the last "
-                "checkpoint's model.gguf with --from, into another output folder"
-            )
-        names = sorted(k for k in mine if before[k] != mine[k])
-        if names:
-            raise UsageError(
-                f"{at(folder)}: was trained with another configuration ({', '.join(names)}); give the same settings to "
-                "resume, or another output folder"
-            )
-        return newest
-    if newest is not None:
-        raise OutputError(f"{at(folder)}: holds a run already; give --resume to go on, or another output folder (-o)")
-    team.barrier()
-    if team.rank == 0:
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with Output(record, force=True) as out:
-            out.file.write(json.dumps(config.identity(), indent=2).encode() + b"\n")
-    team.barrier()
-    return None
+__all__ = ["context_of", "opened", "refuse_looking_ahead", "settle_vocab", "starting_point"]
 
 
-def starting_point(config: TrainConfig, folder: Path, resume: bool, team: Team) -> tuple[Checkpoint, Vocab]:
-    """The model that the run starts from, in GGUF's dialect with plain weights, and its vocabulary."""
-    if config.from_checkpoint:
-        start = translate(formats.open(Path(config.from_checkpoint)), "gguf")
-        vocab = vocabulary.of(start)
-        if config.tokenizer != "auto":
-            vocab = vocabulary.load(Path(config.tokenizer))
-        if vocab is None:
+def opened(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint to train on from, in GGUF's dialect; None for a fresh model."""
+    return translate(formats.open(Path(config.from_checkpoint)), "gguf") if config.from_checkpoint else None
+
+
+def refuse_looking_ahead(config: TrainConfig, source: Checkpoint | None) -> None:
+    """`UsageError` for a model that sees every token of its input, and a text whose next token it should tell: it would
+    learn to read the answer off.  Pairs say themselves what it should answer."""
+    arch = preset(config.preset).arch if source is None else source.metadata.get("general.architecture")
+    table = archs.by_gguf(str(arch))
+    causal = table is None or table.decoder.get("causal", True)
+    if causal or data_files.read_pairs(Path(config.data)) is not None:
+        return
+    other = f"{config.preset.lower()}-causal"
+    instead = f", or take --preset {other}" if other in PRESETS else ""
+    raise UsageError(
+        f"a {arch} model sees the words it would be trained to tell; give DATA as a JSON list of "
+        f'{{"input": …, "target": …}} pairs{instead}'
+    )
+
+
+def settle_vocab(config: TrainConfig, source: Checkpoint | None, kept: Path) -> None:
+    """Make or take the run's vocabulary, once, and keep it in the file `kept`: a resumed run and the other processes
+    must have the very same one."""
+    kind, own = config.tokenizer, None if source is None else vocabulary.of(source)
+    if kind == "auto" and source is not None:
+        if own is None:
             raise BadFile(f"{at(config.from_checkpoint)}: has no tokenizer; name one with --tokenizer")
-        decoded = {n: t if t.type.is_plain() else t.astype(plain.F32) for n, t in start.tensors.items()}
-        return Checkpoint(decoded, start.metadata, source=start.source), vocab
-    base = preset(config.preset)
-    size = config.vocab_size or int(base.keys["vocab_size"])
-    kind = config.tokenizer
-    if kind == "auto":
-        table = archs.by_gguf(base.arch)
-        own = table.decoder.get("tokenizer") if table else None
-        kind = own or ("word" if "simple" in base.name else "char" if size <= 256 else "bpe")
-    # Made once: a resumed run, and the other processes, must have the very same one.
-    kept = folder / "vocab.gguf"
-    if team.rank == 0 and not (resume and kept.is_file()):
-        source = Path(config.data)
-        made = make_vocab(kind, size, data_files.texts(source))
-        if not len(made):
-            raise BadFile(f"{at(source)}: is empty; there is nothing to train on")
-        formats.by_name("gguf").save(
-            Checkpoint(metadata={"general.architecture": "vocab"} | made.to_gguf()), kept, force=True
-        )
-    team.barrier()
+        made = own
+    else:
+        made = _made(config, source, kind)
+    if not len(made):
+        raise BadFile(f"{at(config.data)}: is empty; there is nothing to train on")
+    keys = {"general.architecture": "vocab"} | vocabulary.to_gguf(made)
+    formats.by_name("gguf").save(Checkpoint(metadata=keys), kept, force=True)
+
+
+def _made(config: TrainConfig, source: Checkpoint | None, kind: str) -> Vocab:
+    if source is None:
+        base = preset(config.preset)
+        size = config.vocab_size or int(base.keys["vocab_size"])
+        if kind == "auto":
+            table = archs.by_gguf(base.arch)
+            own = table.decoder.get("tokenizer") if table else None
+            kind = own or ("word" if "simple" in base.name else "char" if size <= 256 else "bpe")
+    else:
+        size = source.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in source.tensors else 0
+    return make_vocab(kind, size, data_files.texts(Path(config.data)) if kind in KINDS else ())
+
+
+def starting_point(config: TrainConfig, source: Checkpoint | None, kept: Path) -> tuple[Checkpoint, Vocab, list[str]]:
+    """The model that the run starts from, in GGUF's dialect with plain weights, its vocabulary, and remarks."""
     vocab = vocabulary.load(kept)
-    return fresh_checkpoint(config, vocab), vocab
+    if source is None:
+        return fresh_checkpoint(config, vocab), vocab, []
+    decoded = {n: t if t.type.is_plain() else t.astype(plain.F32) for n, t in source.tensors.items()}
+    start = source.but(tensors=decoded)
+    if config.tokenizer == "auto":
+        return start, vocab, []
+    start, notes = with_vocab(start, vocab)
+    return start, vocab, notes
 
 
 def context_of(config: TrainConfig, start: Checkpoint) -> int:

@@ -1,7 +1,7 @@
 """Durable checkpoints of a run: model, optimizer, step, random states; a folder each, complete or not there.
 
-    OUT/checkpoints/step-00000500/{model.gguf, optimizer.pt, state.json}       one process, or DDP
-    OUT/checkpoints/step-00000500/{.metadata, *.distcp, state.json}            FSDP: torch's distributed checkpoint
+    OUT/checkpoints/step-00000500/{model.gguf, optimizer.pt, random-0.pt, state.json}      one process, or DDP
+    OUT/checkpoints/step-00000500/{.metadata, *.distcp, random-0.pt, …, state.json}         FSDP: torch's own
 
 The GGUF holds float32 weights and the vocabulary: any checkpoint can be run, converted or trained on from.  A folder
 is written under a temporary name, flushed, and renamed; kill -9 at any moment leaves the last complete one.
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,29 @@ from torch import nn
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import open_regular, output_errors
+from llmconv.formats.files import flush_folder, open_regular, output_errors
 from llmconv.runtime.load import read_tensor
 from llmconv.runtime.save import checkpoint_of
-from llmconv.runtime.training.parallel import Team
+from llmconv.runtime.training.learner import Learner
 
-__all__ = ["Progress", "latest", "restore", "save"]
+__all__ = ["Position", "latest", "restore", "save"]
 
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
-class Progress:
-    """Where a run is: steps done, tokens seen, the best validation loss, validations since it was reached."""
+class Position:
+    """Where a run is: steps done, tokens seen, the last loss, the last validation's and the step it was after.
+
+    best: the lowest validation loss; stale: validations since it was reached.   Of those that `eval_every` asks for.
+    """
 
     step: int = 0
     tokens: int = 0
-    best: float = float("inf")
+    loss: float = math.nan
+    val_loss: float = math.nan
+    validated: int = 0
+    best: float = math.inf
     stale: int = 0
 
 
@@ -50,26 +57,41 @@ def latest(folder: Path) -> Path | None:
     found = folder / "checkpoints"
     if not found.is_dir():
         return None
-    steps = sorted(p for p in found.iterdir() if _NAME.fullmatch(p.name) and (p / "state.json").is_file())
+    steps = [p for p in _checkpoints(found) if (p / "state.json").is_file()]
     return steps[-1] if steps else None
 
 
-def _running_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
-    """What a step depends on besides weights and moments: random generators, the scale of float16 losses."""
+def _checkpoints(root: Path) -> list[Path]:
+    """By step; `_NAME` matches them all."""
+    found = {int(match[1]): p for p in root.iterdir() if (match := _NAME.fullmatch(p.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def _running_state(learner: Learner) -> dict[str, Any]:
+    """What a process's step depends on besides weights and moments: random generators, the scale of float16 losses."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if scaler is not None and scaler.is_enabled():
-        states["scaler"] = scaler.state_dict()
+    if learner.team.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(learner.team.device)
+    if learner.team.device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    if learner.scaler.is_enabled():
+        states["scaler"] = learner.scaler.state_dict()
     return states
 
 
-def _run_on(states: dict[str, Any], scaler: torch.amp.GradScaler | None) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "scaler" in states and scaler is not None:
-        scaler.load_state_dict(states["scaler"])
+def _run_on(folder: Path, learner: Learner) -> None:
+    """Put the generators where this process's were; one that the run did not have keeps the first's scale only."""
+    team = learner.team
+    own = folder / f"random-{team.rank}.pt"
+    states = torch.load(own if own.is_file() else folder / "random-0.pt", map_location="cpu", weights_only=True)
+    if own.is_file():
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and team.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], team.device)
+        if "mps" in states and team.device.type == "mps":
+            torch.mps.set_rng_state(states["mps"])
+    if "scaler" in states:
+        learner.scaler.load_state_dict(states["scaler"])
 
 
 @contextlib.contextmanager
@@ -89,21 +111,18 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    keep: int,
-    team: Team,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Path:
-    """Write a checkpoint of step `progress.step` and remove all but the last `keep`.  Every process calls this.
+def save(folder: Path, learner: Learner, position: Position, keep: int) -> Path:
+    """Write a checkpoint of step `position.step` and remove all but the last `keep`.  Every process calls this.
 
     `OutputError` when it can't be written; then the earlier checkpoints stay, and no part of this one.
     """
+    team = learner.team
     root = folder / "checkpoints"
-    final = root / f"step-{progress.step:08d}"
+    final = root / f"step-{position.step:08d}"
+    there = final.is_dir()
+    team.barrier()  # all have looked before anybody writes
+    if there:  # the same step of the same run: nothing to write
+        return final
     temporary = root / f".llmconv-{final.name}.tmp"
     if team.rank == 0:
         with output_errors(root):
@@ -113,85 +132,79 @@ def save(
             temporary.mkdir()
     team.barrier()
     try:
-        _write(temporary, final, model, optimizer, team, _running_state(scaler))
+        _write(temporary, final, learner)
         team.barrier()
         if team.rank == 0:
             with output_errors(temporary):
-                (temporary / "state.json").write_text(json.dumps(asdict(progress)))
+                record = {**asdict(position), "processes": team.size}
+                (temporary / "state.json").write_text(json.dumps(record))
                 for path in temporary.iterdir():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
+                flush_folder(temporary)
     except BaseException:
         if team.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if team.rank == 0:
         with output_errors(final):
-            if final.exists():  # a run that stopped right after it, resumed with the same step
-                shutil.rmtree(final)
             temporary.rename(final)
-            for old in sorted(p for p in root.iterdir() if _NAME.fullmatch(p.name))[:-keep]:
+            flush_folder(root)
+            for old in _checkpoints(root)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
     team.barrier()
     return final
 
 
-def _write(
-    folder: Path,
-    final: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    team: Team,
-    running: dict[str, Any],
-) -> None:
+def _write(folder: Path, final: Path, learner: Learner) -> None:
     """The large files of checkpoint `final` into `folder`: by the first process, or by each its part."""
-    if team.sharded:
-        from torch.distributed.checkpoint.state_dict import get_state_dict
-        from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+    team, model, optimizer = learner.team, learner.model, learner.optimizer
+    with _writing(final):
+        torch.save(_running_state(learner), folder / f"random-{team.rank}.pt")
+        if team.sharded:
+            from torch.distributed.checkpoint.state_dict import get_state_dict
+            from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
-        weights, states = get_state_dict(model, optimizer)
-        with _writing(final):
+            weights, states = get_state_dict(model, optimizer)
             save_parts({"model": weights, "optimizer": states}, checkpoint_id=folder)
-            torch.save(running, folder / f"random-{team.rank}.pt")
-    elif team.rank == 0:
-        with _writing(final):
+        elif team.rank == 0:
             gguf_file.save(checkpoint_of(model), folder / "model.gguf")
-            torch.save({"optimizer": optimizer.state_dict(), "random": running}, folder / "optimizer.pt")
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
 
 
-def restore(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    team: Team,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Progress:
-    """Put a checkpoint into the model and the optimizer; where the run was.  `BadFile` when it doesn't fit them."""
+def restore(path: Path, learner: Learner) -> tuple[Position, int]:
+    """Put a checkpoint into the learner; where the run was, and of how many processes it was.
+
+    `BadFile` when it doesn't fit.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
-    if not team.sharded and (path / ".metadata").is_file():
-        raise UsageError(f"{at(path)}: was written by several processes with --parallel fsdp; resume with as many")
+    parts = (path / ".metadata").is_file()
+    if learner.team.sharded and not parts and (path / "model.gguf").is_file():
+        raise UsageError(
+            f"{at(path)}: was written by one process; go on with one, or start a new run with --from its model.gguf"
+        )
     file = "state.json"
     try:
         with open_regular(path / file) as opened:
-            progress = _progress(json.loads(opened.read(1 << 16)))
-        if team.sharded:
+            position, processes = _position(json.loads(opened.read(1 << 16)))
+        if parts:
             file = ""
-            running = _restore_sharded(path, model, optimizer, team)
+            _restore_parts(path, learner)
         else:
             file = "model.gguf"
-            _fill(model, gguf_file.open(path / file))
+            _fill(learner.model, gguf_file.open(path / file))
             file = "optimizer.pt"
-            found: dict[str, Any] = torch.load(path / file, map_location="cpu", weights_only=True)
-            optimizer.load_state_dict(found["optimizer"])
-            running = found["random"]
-        _run_on(running, scaler)
+            states: dict[str, Any] = torch.load(path / file, map_location="cpu", weights_only=True)
+            learner.optimizer.load_state_dict(states)
+        file = "random-0.pt"
+        _run_on(path, learner)
     except (LlmconvError, torch.OutOfMemoryError):
         raise
     except (Exception, CheckpointException) as error:  # torch has a kind for each way to be broken
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
         raise BadFile(f"{at(path / file)}: can't be read ({reason}); remove {path.name} to use an older one") from None
-    return progress
+    return position, processes
 
 
 @torch.no_grad()
@@ -204,22 +217,20 @@ def _fill(model: nn.Module, found: Checkpoint) -> None:
         value.copy_(read_tensor(found.tensors[name], value.shape, value.dtype, value.device))
 
 
-def _progress(found: Any) -> Progress:
+def _position(found: Any) -> tuple[Position, int]:
     """The record in `state.json`; `ValueError` for anything else."""
-    wanted = {"step": int, "tokens": int, "best": float, "stale": int}
+    wanted = {f.name: type(f.default) for f in fields(Position)} | {"processes": int}
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != wanted:
         raise ValueError(f"expected an object of {', '.join(wanted)}")
-    return Progress(**found)
+    processes = found.pop("processes")
+    return Position(**found), processes
 
 
-def _restore_sharded(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any]:
+def _restore_parts(path: Path, learner: Learner) -> None:
+    """A sharded run's checkpoint, into the shards of as many processes as there are now, or into a whole model."""
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
-    weights, states = get_state_dict(model, optimizer)
+    weights, states = get_state_dict(learner.model, learner.optimizer)
     load_parts({"model": weights, "optimizer": states}, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
-    own = path / f"random-{team.rank}.pt"
-    if not own.is_file():
-        raise OutputError(f"{at(path)}: was written by another number of processes; resume with as many")
-    return dict(torch.load(own, map_location="cpu", weights_only=True))
+    set_state_dict(learner.model, learner.optimizer, model_state_dict=weights, optim_state_dict=states)

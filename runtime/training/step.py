@@ -4,63 +4,115 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmconv.errors import LlmconvError, at
 from llmconv.runtime.load import DTYPES
+from llmconv.runtime.measure.perplexity import log_likelihoods
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch, Pairs, Stream
+from llmconv.runtime.training.learner import Learner
 from llmconv.runtime.training.parallel import Team
 
-__all__ = ["train_step", "validate"]
+__all__ = ["Done", "train_step", "validate"]
+
+TEXT_SEQUENCES = 320
+"""Windows of a text that a validation looks at when nothing is said; of pairs it looks at all."""
+_LEAST_SCALE = 1e-3
+"""A float16 scale that has been halved to this will not end the overflow any more."""
 
 
-def train_step(
-    config: TrainConfig,
-    forward: Any,
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    team: Team,
-    scaler: torch.amp.GradScaler,
-) -> tuple[float, int, float]:
-    """One optimizer step: its loss (nats per target, over all processes), how many targets, and the gradients' norm.
+@dataclass(frozen=True)
+class Done:
+    """A step that is done: loss (nats per target, over all processes), targets, the gradients' norm (NaN for a step
+    that float16 overflow took away), and whether some process was asked to stop."""
+
+    loss: float
+    tokens: int
+    grad_norm: float
+    stop: bool = False
+
+
+def train_step(config: TrainConfig, learner: Learner, batch: Batch, step: int, stop: bool = False) -> Done:
+    """Optimizer step number `step` (from 0).
 
     Every part's loss is its sum over targets divided by the targets of the whole step, so neither the number of
-    processes nor that of parts changes what is computed, whatever the padding.  The weights stay when the loss is
-    not finite.
+    processes nor that of parts changes what is computed, whatever the padding.
+    stop: whether this process was asked to stop; all learn of it.
+
+    Raises `LlmconvError`, the weights as they were, when the loss or the gradients are not finite.
     """
+    team = learner.team
     count = int((batch.targets != -100).sum())
-    share = -(-batch.inputs.shape[0] // (team.size * config.accumulation))
-    total = torch.zeros((), device=team.device)
+    total = torch.zeros(2, device=team.device)
+    total[1] = stop
     for part in range(config.accumulation):
-        first = (part * team.size + team.rank) * share
-        inputs, targets = (t[first : first + share].to(team.device) for t in (batch.inputs, batch.targets))
-        mask = None if batch.mask is None else batch.mask[first : first + share].to(team.device)
+        inputs, targets, mask = _share(batch, part, config, team)
         sync: Any = contextlib.nullcontext()
-        if part < config.accumulation - 1 and isinstance(wrapped, nn.parallel.DistributedDataParallel):
-            sync = wrapped.no_sync()
+        if part < config.accumulation - 1 and isinstance(learner.wrapped, nn.parallel.DistributedDataParallel):
+            sync = learner.wrapped.no_sync()
         with sync:
-            with _autocast(config, team):
-                logits = forward(inputs, mask)
-                summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+            summed = _summed_loss(config, learner, inputs, mask, targets)
             # DDP and FSDP average gradients over processes: undo it.
-            scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
-        total += summed.detach()
-    loss = float(team.total(total)) / count
-    grad_norm = math.nan
-    if math.isfinite(loss):
-        scaler.unscale_(optimizer)
-        if config.clip:
-            norm = nn.utils.clip_grad_norm_(wrapped.parameters(), config.clip)
-            grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, count, grad_norm
+            learner.scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
+        total[0] += summed.detach()
+    loss, asked = team.total(total).tolist()
+    loss /= count
+    if not math.isfinite(loss):
+        raise _not_finite(config, step, f"the loss is {loss}")
+    grad_norm = _optimize(config, learner, step)
+    learner.optimizer.zero_grad(set_to_none=True)
+    return Done(loss, count, grad_norm, asked > 0)
+
+
+def _summed_loss(config: TrainConfig, learner: Learner, inputs: Any, mask: Any, targets: Any) -> torch.Tensor:
+    """The sum of the losses over the targets; the logits themselves are gone when it returns."""
+    with _autocast(config, learner.team):
+        logits = learner.forward(inputs, mask)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+
+def _share(batch: Batch, part: int, config: TrainConfig, team: Team) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """This process's inputs, targets and mask of one part of a batch."""
+    size = -(-batch.inputs.shape[0] // (team.size * config.accumulation))
+    first = (part * team.size + team.rank) * size
+    parts = (batch.inputs, batch.targets, batch.mask)
+    inputs, targets, mask = (None if t is None else t[first : first + size].to(team.device) for t in parts)
+    assert inputs is not None
+    assert targets is not None
+    return inputs, targets, mask
+
+
+def _optimize(config: TrainConfig, learner: Learner, step: int) -> float:
+    """Clip the gradients and move the weights; the norm that the gradients had."""
+    scaler = learner.scaler
+    scaler.unscale_(learner.optimizer)
+    found = nn.utils.clip_grad_norm_(learner.wrapped.parameters(), config.clip or math.inf)
+    norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)
+    if not math.isfinite(norm):
+        if not scaler.is_enabled():
+            raise _not_finite(config, step, f"the gradients' norm is {norm}")
+        if scaler.get_scale() < _LEAST_SCALE:
+            raise _not_finite(config, step, "the gradients overflow float16 at every scale")
+    scaler.step(learner.optimizer)
+    scaler.update()
+    return norm
+
+
+def _not_finite(config: TrainConfig, step: int, what: str) -> LlmconvError:
+    if step == 0 and config.from_checkpoint:
+        cause = f"the weights of {at(config.from_checkpoint)} may be the cause; look at them with inspect --stats"
+    elif config.dtype == "f16":
+        cause = "float16 is likely too narrow for it; use --dtype bf16 or f32"
+    else:
+        cause = "the learning rate is likely too high; lower --lr, raise --warmup or clip harder (--clip)"
+    return LlmconvError(f"{at(config.data)}: {what} at step {step + 1}; {cause}")
 
 
 def _autocast(config: TrainConfig, team: Team) -> Any:
@@ -70,22 +122,51 @@ def _autocast(config: TrainConfig, team: Team) -> Any:
 
 
 @torch.no_grad()
-def validate(config: TrainConfig, wrapped: nn.Module, validation: Stream | Pairs, team: Team) -> float:
-    """Mean loss over the validation data, nats per token; each process takes its share."""
-    wrapped.eval()
+def validate(
+    config: TrainConfig,
+    learner: Learner,
+    validation: Stream | Pairs,
+    tell: Callable[[int, int], bool] = lambda done, total: False,
+) -> float | None:
+    """Mean loss over the validation data, nats per token, as `perplexity` defines it; each process takes its share.
+
+    What is measured depends on `config.eval_sequences` alone.  tell: called with the sequences done and all of them;
+    when it gives True the validation ends without a result, None.
+    """
+    team, wanted = learner.team, config.eval_sequences
+    if wanted < 0:
+        wanted = 0 if isinstance(validation, Pairs) else TEXT_SEQUENCES
+    total = min(wanted, validation.n_sequences) if wanted else validation.n_sequences
+    size = max(1, config.batch_size // config.accumulation // team.size)
+    inner = learner.wrapped
+    inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
     sums = torch.zeros(2, dtype=torch.float64, device="cpu" if team.device.type == "mps" else team.device)
-    size = max(1, config.batch_size // config.accumulation)
-    for i, batch in enumerate(validation.all(size, config.eval_batches)):
-        if not team.sharded and i % team.size != team.rank:
-            continue  # with sharded weights all processes must take part in every forward
-        mask = None if batch.mask is None else batch.mask.to(team.device)
-        inner = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
-        with _autocast(config, team):
-            logits = inner(batch.inputs.to(team.device), mask)
-        targets = batch.targets.to(team.device)
-        sums[0] += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        sums[1] += (targets != -100).sum()
-    wrapped.train()
-    if not team.sharded:
-        team.total(sums)
+    inner.eval()
+    try:
+        for first in range(0, total, size * team.size):
+            mine = first + team.rank * size
+            # One that has nothing left works all the same: with sharded weights a forward takes all processes.
+            batch = validation.sequences(min(mine, total - 1), min(mine + size, total))
+            if mine < total or team.sharded:
+                sums += _measured(config, learner, inner, batch) * (mine < total)
+            if tell(min(first + size * team.size, total), total):
+                return None
+    finally:
+        inner.train()
+    team.total(sums)
     return float(sums[0] / sums[1])
+
+
+def _measured(config: TrainConfig, learner: Learner, inner: nn.Module, batch: Batch) -> torch.Tensor:
+    """(sum of the losses, targets) of a batch, float64."""
+    device = learner.team.device
+    with _autocast(config, learner.team):
+        logits = inner(batch.inputs.to(device), None if batch.mask is None else batch.mask.to(device))
+    kept = (batch.targets != -100).to(device)
+    logits = logits[kept]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    start = learner.model.decoder.softmax_start
+    losses = -log_likelihoods(logits, batch.targets.to(device)[kept], start).to("cpu", torch.float64)
+    return torch.stack([losses.sum(), torch.tensor(float(losses.numel()), dtype=torch.float64)]).to(
+        "cpu" if device.type == "mps" else device
+    )

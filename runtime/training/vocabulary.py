@@ -10,7 +10,7 @@ from typing import Any
 from llmconv.convert import vocab
 from llmconv.convert.vocab import Vocab
 from llmconv.convert.vocab.words import split
-from llmconv.errors import UsageError
+from llmconv.errors import MissingExtra, UsageError
 
 __all__ = ["KINDS", "make_vocab"]
 
@@ -39,9 +39,7 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
     try:
         import tokenizers
     except ImportError:
-        raise UsageError(
-            "training a tokenizer needs the tokenizers package; pip install 'llmconv[tokenizers]'"
-        ) from None
+        raise MissingExtra("training a tokenizer", "tokenizers", "tokenizers") from None
     if kind == "wordpiece":
         made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
         made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)

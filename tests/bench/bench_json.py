@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import llmconv
-from llmconv.formats.document import Slot
+from llmconv.formats.documents.document import Slot
 from llmconv.formats.json_file import Style
 
 NUMBERS = 10_000_000

@@ -1,6 +1,10 @@
 """Running a Llama of the 1.1B shape: prompts against transformers and llama.cpp, loading against transformers.
 
     python tests/bench/bench_runtime.py [--layers 22] [--rounds 3] [--threads 1] [--only prompt,load] [--types Q4_0]
+    python tests/bench/bench_runtime.py --only widths [--widths 576,1024,2048]
+
+"widths" measures what rounded inputs gain over float ones in our own products, for prompts and single tokens, in Llamas
+of several widths.
 
 The default has 4 of the 22 layers, so that it fits a small machine; the ratios hardly depend on it.  Quantized weights
 run with inputs as they are and rounded (`activations="int8"`), as llama.cpp always rounds them.  llama.cpp is measured
@@ -29,8 +33,8 @@ import numpy as np
 DIM, FF, HEADS, KV, VOCAB, TOKENS = 2048, 5632, 32, 4, 32000, 512
 
 
-def make(path: Path, layers: int, kind: str) -> Path:
-    """A GGUF of that shape with random weights, tensors stored as `kind`."""
+def make(path: Path, layers: int, kind: str, dim: int = DIM, vocab: int = VOCAB) -> Path:
+    """A GGUF of that shape with random weights, tensors stored as `kind`; of another width in proportion."""
     from llmconv.formats import gguf_file
     from llmconv.formats.checkpoint import Checkpoint
     from llmconv.formats.tensor import Tensor
@@ -39,24 +43,27 @@ def make(path: Path, layers: int, kind: str) -> Path:
     rng = np.random.default_rng(0)
     stored = by_name(kind)
     head = DIM // HEADS
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, DIM)}
+    heads, ff = dim // head, dim * FF // DIM // 256 * 256
+    kv = max(1, heads * KV // HEADS) if heads * KV % HEADS == 0 else 1
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, dim)}
     for i in range(layers):
         at = f"blk.{i}."
-        shapes |= {at + "attn_norm.weight": (DIM,), at + "ffn_norm.weight": (DIM,)}
-        shapes |= {at + "attn_q.weight": (DIM, DIM), at + "attn_output.weight": (DIM, DIM)}
-        shapes |= {at + "attn_k.weight": (KV * head, DIM), at + "attn_v.weight": (KV * head, DIM)}
+        shapes |= {at + "attn_norm.weight": (dim,), at + "ffn_norm.weight": (dim,)}
+        shapes |= {at + "attn_q.weight": (dim, dim), at + "attn_output.weight": (dim, dim)}
+        shapes |= {at + "attn_k.weight": (kv * head, dim), at + "attn_v.weight": (kv * head, dim)}
         shapes |= {
-            at + "ffn_gate.weight": (FF, DIM),
-            at + "ffn_up.weight": (FF, DIM),
-            at + "ffn_down.weight": (DIM, FF),
+            at + "ffn_gate.weight": (ff, dim),
+            at + "ffn_up.weight": (ff, dim),
+            at + "ffn_down.weight": (dim, ff),
         }
-    shapes |= {"output_norm.weight": (DIM,), "output.weight": (VOCAB, DIM)}
-    base = rng.standard_normal((FF, FF), np.float32) * np.float32(0.02)
+    shapes |= {"output_norm.weight": (dim,), "output.weight": (vocab, dim)}
+    base = rng.standard_normal((FF, max(ff, dim)), np.float32) * np.float32(0.02)
 
     def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return Tensor.from_array(name, np.ones(shape, np.float32))
-        kind_here = stored if stored.is_plain() or name != "output.weight" else by_name("Q6_K")
+        six = name == "output.weight" and not stored.is_plain() and dim % 256 == 0
+        kind_here = by_name("Q6_K") if six else stored
 
         def read(start: int, stop: int) -> Any:
             rows = np.arange(start, stop) % FF
@@ -68,19 +75,19 @@ def make(path: Path, layers: int, kind: str) -> Path:
         "general.architecture": "llama",
         "llama.block_count": layers,
         "llama.context_length": 2048,
-        "llama.embedding_length": DIM,
-        "llama.feed_forward_length": FF,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV,
+        "llama.embedding_length": dim,
+        "llama.feed_forward_length": ff,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": kv,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.dimension_count": head,
-        "llama.vocab_size": VOCAB,
+        "llama.vocab_size": vocab,
         "general.file_type": 1,
         # transformers' reader insists on a tokenizer
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, VOCAB))],
-        "tokenizer.ggml.scores": np.zeros(VOCAB, np.float32),
-        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * (VOCAB - 3), np.int32),
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, vocab))],
+        "tokenizer.ggml.scores": np.zeros(vocab, np.float32),
+        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * (vocab - 3), np.int32),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
@@ -97,17 +104,18 @@ def cpu(fn: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def ours(path: Path, activations: str = "float") -> Callable[[], Any]:
+def ours(path: Path, activations: str = "float", count: int = TOKENS, repeats: int = 1) -> Callable[[], Any]:
+    """`count` tokens at once, `repeats` times; single tokens see none before them."""
     import torch
 
     from llmconv.runtime.load import load
 
     model = load(path, "cpu", activations=activations)
-    tokens = torch.arange(3, 3 + TOKENS)[None]
+    tokens = torch.arange(3, 3 + count)[None]
 
     def call() -> Any:
         with torch.inference_mode():
-            return model(tokens)
+            return [model(tokens) for _ in range(repeats)]
 
     return call
 
@@ -199,6 +207,33 @@ def prompts(folder: Path, layers: int, rounds: int, threads: int, types: list[st
         path.unlink()
 
 
+def widths(folder: Path, dims: list[int], rounds: int, types: list[str]) -> None:
+    """What rounded inputs gain: CPU seconds of float products over those of integer ones, interleaved, medians."""
+    import torch
+
+    from llmconv.quant.block import by_name
+
+    print("\nOne thread, 4 layers, a vocabulary of 4096; time with float inputs / time with rounded ones\n")
+    print("| width | weights | prompt of 512 | single token |\n|---|---|---|---|")
+    for dim in dims:
+        for kind in (kind for kind in types if dim % by_name(kind).block_size == 0):
+            path = make(folder / f"{kind}-{dim}.gguf", 4, kind, dim, 4096)
+            gains = []
+            for tokens, repeats in ((TOKENS, 1), (1, 16)):
+                sides = {name: ours(path, name, tokens, repeats) for name in ("float", "int8")}
+                ratios = []
+                for call in sides.values():
+                    call()
+                for _ in range(rounds):
+                    seconds = {name: cpu(call) for name, call in sides.items()}
+                    ratios.append(seconds["float"] / seconds["int8"])
+                gains.append(f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})")
+            print(f"| {dim} | {kind} | {gains[0]} | {gains[1]} |")
+            sys.stdout.flush()
+            path.unlink()
+    assert torch.get_num_threads() == 1
+
+
 _LOAD = """
 import os, re, sys, time
 side, path = sys.argv[1:]
@@ -254,6 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="prompt,load")
     parser.add_argument("--types", default=",".join(ASKED), help="how weights are stored, for the prompts")
+    parser.add_argument("--widths", default="576,1024,2048")
     options = parser.parse_args()
     import torch
 
@@ -265,6 +301,10 @@ def main() -> None:
             loading(Path(folder), options.layers, options.rounds)
         if "prompt" in options.only:
             prompts(Path(folder), options.layers, options.rounds, options.threads, options.types.split(","))
+        if "widths" in options.only:
+            dims = [int(dim) for dim in options.widths.split(",")]
+            kinds = [kind for kind in options.types.split(",") if kind != "BF16"]
+            widths(Path(folder), dims, max(5, options.rounds), kinds)
     print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 

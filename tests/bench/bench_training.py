@@ -19,10 +19,10 @@ from torch import nn
 
 from llmconv.convert.tables.presets import preset
 from llmconv.convert.vocab import from_words
-from llmconv.runtime.load import build
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch
 from llmconv.runtime.training.initial import fresh_checkpoint
+from llmconv.runtime.training.learner import make_learner
 from llmconv.runtime.training.optim import make_optimizer
 from llmconv.runtime.training.parallel import Team
 from llmconv.runtime.training.step import train_step
@@ -91,16 +91,13 @@ def main() -> None:
         batch_size=arguments.batch,
         dtype=arguments.dtype,
         device=str(device),
+        compile=arguments.compile,
     )
     start = fresh_checkpoint(config, vocab)
-    ours = build(start, device, torch.float32).train()
-    team = Team(0, 1, device)
-    optimizer = make_optimizer(ours, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    forward = torch.compile(ours) if arguments.compile else ours
+    learner = make_learner(start, config, Team(0, 1, device))
     tokens = torch.randint(0, shape["vocab_size"], (arguments.batch, arguments.context + 1))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], None)
-    sides = {"llmconv": lambda: train_step(config, forward, ours, optimizer, batch, team, scaler)}
+    sides = {"llmconv": lambda: train_step(config, learner, batch, 0)}
     theirs = peer(shape, device)
     if theirs is None:
         print("transformers is not installed: measuring llmconv alone")

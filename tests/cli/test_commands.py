@@ -176,9 +176,9 @@ def test_quiet_verbose_and_json(run: Any, model: Path) -> None:
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     verbose = run("json-to-gguf", "model.json", "b.gguf", "-v")
     assert "types: 23 F32" in verbose.out
-    machine = json.loads(run("json-to-gguf", "model.json", "c.gguf", "--json").out)
+    machine = json.loads(run("json-to-gguf", "model.json", "c.gguf", "--json").out)["result"]
     assert machine["target"] == "c.gguf" and machine["n_elements"] == 287 and machine["types"] == {"F32": 23}
-    assert 0 < machine["rounding"] < 2**-24 and machine["size"] == Path("c.gguf").stat().st_size
+    assert 0 < machine["rounding"] < 2**-24 and machine["nbytes"] == Path("c.gguf").stat().st_size
 
 
 def test_split_and_sharded(run: Any, model: Path) -> None:
@@ -248,10 +248,10 @@ def test_inspect(run: Any, model: Path) -> None:
             run("convert", "model.json", name)
         text = run("inspect", name).out
         assert "simple-llm" in text and "287 in 23 tensors" in text and "7 tokens, words" in text and "4x4" in text
-        report = json.loads(run("inspect", name, "--json").out)
+        report = json.loads(run("inspect", name, "--json").out)["result"]
         assert report["architecture"] == "simple-llm" and report["parameters"] == 287
         assert report["hyperparameters"]["embedding_length"] == 4 and report["vocabulary"]["size"] == 7
-        assert len(report["tensors"]) == 23 and report["size"] > 800
+        assert len(report["tensors"]) == 23 and report["nbytes"] > 800
     Path("n.json").write_text("[[0.5, 1], [2, 3]]")
     result = run("inspect", "n.json")
     assert result.code == 0 and "note: " in result.out and "values" in result.out
@@ -262,7 +262,7 @@ def test_tokenize_and_detokenize(run: Any, model: Path) -> None:
     assert run("json-to-gguf", "model.json").code == 0
     text = f"{words[4]} {words[5]} nonsense"
     for name in ("model.json", "model.gguf"):
-        found = json.loads(run("tokenize", name, text, "--json").out)
+        found = json.loads(run("tokenize", name, text, "--json").out)["result"]
         assert found["ids"][:2] == [4, 5] and len(found["pieces"]) == 3
         assert run("tokenize", name, text, "--ids").out.split() == [str(i) for i in found["ids"]]
         assert len(run("tokenize", name, text).out.splitlines()) == 3

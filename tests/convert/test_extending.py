@@ -121,7 +121,7 @@ def test_entry_points_are_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch)
         "llmconv.architectures": [
             metadata.EntryPoint("toy", f"{__name__}:TOY", "llmconv.architectures"),
             metadata.EntryPoint("gone", "no_such_module_here:X", "llmconv.architectures"),
-            metadata.EntryPoint("taken", "llmconv.convert.archs.llama:LLAMA", "llmconv.architectures"),
+            metadata.EntryPoint("taken", "llmconv.convert.archs.llama.llama:LLAMA", "llmconv.architectures"),
         ]
     }
     monkeypatch.setattr(metadata, "entry_points", lambda group: points.get(group, []))

@@ -108,7 +108,8 @@ def test_every_family_comes_back_byte_for_byte(write: Any, tmp_path: Path, famil
 def test_every_table_has_a_family_here_or_a_real_file() -> None:
     real = {"microgpt", "desde-cero", "forge"}  # and in test_layouts_small:
     real |= {"nanogpt", "lecture", "ndarray", "playground", "gpt"}
-    assert set(layouts.names()) - {"plain"} == set(FAMILIES) | real
+    recurrent = {table.name for table in layouts.all() if table.arch == "char-rnn"}  # see tests/runtime
+    assert set(layouts.names()) - {"plain"} == set(FAMILIES) | real | recurrent
 
 
 def test_orientation_is_the_tables(write: Any) -> None:
@@ -262,9 +263,7 @@ def test_an_unknown_document_is_refused_with_the_nearest_table(tmp_path: Path) -
     tree = document()
     del tree["config"]["numLayers"]
     (tmp_path / "m.json").write_text(json.dumps(tree))
-    with pytest.raises(
-        BadFile, match=r"nearest is 'simple-llm', which has version, .* too, from which it lacks config.numL"
-    ):
+    with pytest.raises(BadFile, match=r"looks like the layout simple-llm, but lacks config.numLayers; layout=.plain."):
         llmconv.convert_file(tmp_path / "m.json", to="gguf")
     with pytest.raises(BadFile, match=r"is not of the layout flat: config.nLayer"):
         llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="flat")
@@ -291,3 +290,31 @@ def test_history_beside_the_weights_is_kept_in_the_document(write: Any, tmp_path
     assert result.n_tensors == 21 and llmconv.open(tmp_path / "m.gguf").metadata["general.name"] == "tiny"
     llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
     assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "inside a list": (lambda t: [t], "is inside a list of 1; take it out"),
+    "inside an object": (lambda t: {"checkpoint": t}, "is inside 'checkpoint'; take it out"),
+    "no config": (lambda t: {k: v for k, v in t.items() if k != "config"}, r"lacks config\.vocabSize"),
+    "config a list": (lambda t: t | {"config": [t["config"]]}, "its config is a list, expected an object"),
+    "config a text": (lambda t: t | {"config": json.dumps(t["config"])}, "its config is a text of JSON"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_documents_that_break_the_rules_of_a_layout_are_refused_by_its_name(tmp_path: Path, what: str) -> None:
+    change, message = BROKEN[what]
+    (tmp_path / "m.json").write_text(json.dumps(change(document())))
+    with pytest.raises(BadFile, match=f"looks like the layout simple-llm, but {message}") as error:
+        llmconv.convert_file(tmp_path / "m.json", to="gguf")
+    assert "--layout plain" in str(error.value) and len(str(error.value)) < 330 + len(str(tmp_path))
+    assert llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="plain").n_tensors == 21
+
+
+def test_named_tensors_with_a_config_that_is_none(tmp_path: Path) -> None:
+    for config, kind in (("{}", "a text"), (["a"], "a list")):
+        tree = {"config": config, "tensors": {"w": {"shape": [2], "data": [1.5, 2]}}}
+        (tmp_path / "m.json").write_text(json.dumps(tree))
+        with pytest.raises(BadFile, match=f"has a config that is {kind}, expected an object; --layout plain"):
+            llmconv.convert_file(tmp_path / "m.json", tmp_path / "n.gguf")
+        assert llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="plain", force=True).n_tensors >= 1

@@ -88,15 +88,15 @@ def test_what_is_not_packed_stays() -> None:
 
 
 def test_bad_pairs_and_unknown_methods() -> None:
-    with pytest.raises(BadFile, match=r"of shape \(3, 3\) does not scale 'a.weight' of shape \(8, 16\)"):
+    with pytest.raises(BadFile, match=r"of shape \[3, 3\] does not scale 'a.weight' of shape \[8, 16\]"):
         unpack(checkpoint({"a.weight": fp8(8, 16), "a.weight_scale": np.ones((3, 3), np.float32)}))
     with pytest.raises(BadFile, match="expected floats"):
         unpack(checkpoint({"a.weight": fp8(8, 16), "a.weight_scale": np.ones(1, np.int32)}))
-    four_bits = {"a.weight_packed": np.zeros((8, 2), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)}
+    three_bits = {"a.weight_packed": np.zeros((8, 3), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)}
     with pytest.raises(BadFile, match="only INT8"):
-        unpack(checkpoint(four_bits | {"a.weight_shape": np.int64([8, 16])}))
+        unpack(checkpoint(three_bits | {"a.weight_shape": np.int64([8, 16])}))
     with pytest.raises(Unsupported, match="quantized with 'gptq'"):
-        unpack(checkpoint({}, {"quant_method": "gptq"}))
+        unpack(checkpoint({"a.codes": np.zeros((2, 2), np.int32)}, {"quant_method": "gptq"}))
 
 
 def test_an_fp8_folder_is_quantized_as_its_floats_are(shared: Path, tmp_path: Path) -> None:

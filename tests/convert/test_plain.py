@@ -109,7 +109,7 @@ def test_somebodys_gguf_comes_back_with_its_keys(tmp_path: Path) -> None:
 def test_a_known_architecture_under_its_own_names(tmp_path: Path) -> None:
     """Somebody's variant, whose table says otherwise, is no dead end."""
     original = saved(tmp_path / "hf", {"model_type": "llama", "num_hidden_layers": 1})
-    with pytest.raises(BadFile, match=r"is missing.* --layout plain converts any tensors"):
+    with pytest.raises(BadFile, match=r"is missing.* layout=.plain. converts any tensors"):
         llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
     result = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf", layout="plain")
     assert any(n.startswith("as asked: ") for n in result.notes)
@@ -141,11 +141,22 @@ def test_tensors_are_left_out_when_asked(tmp_path: Path) -> None:
         llmconv.convert_file(tmp_path / "d.json", tmp_path / "n.gguf", exclude=["weights*"])
 
 
-def test_a_document_without_tensors(tmp_path: Path) -> None:
-    llmconv.save(Checkpoint(dialect="plain", metadata={"a": "b"}), tmp_path / "m.json")
-    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.safetensors")
-    back = llmconv.open(tmp_path / "m.safetensors")
-    assert back.metadata == {"a": "b"} and not back.tensors
+def test_nothing_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
+        llmconv.save(Checkpoint(dialect="plain", metadata={"a": "b"}), tmp_path / "m.json")
+    (tmp_path / "e.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
+        llmconv.convert_file(tmp_path / "e.safetensors", tmp_path / "m.gguf")
+    for text, kind in (("{}", "object"), (" [ ]", "list")):
+        (tmp_path / "e.json").write_text(text)
+        with pytest.raises(BadFile, match=f"is an empty {kind}, expected a model"):
+            llmconv.convert_file(tmp_path / "e.json", tmp_path / "m.gguf", layout="plain")
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        (tmp_path / index[:5]).mkdir()
+        (tmp_path / index[:5] / index).write_text('{"weight_map": {}}')
+        with pytest.raises(BadFile, match="'weight_map'"):
+            llmconv.convert_file(tmp_path / index[:5], tmp_path / "m.gguf")
+    assert not list(tmp_path.glob("m.*"))
 
 
 @pytest.mark.parametrize("shape", ["0x-4", "4", "x", "", "0x100000000000", [0, 4], None])

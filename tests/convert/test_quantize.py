@@ -26,6 +26,7 @@ from llmconv.cli import cli
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, LlmconvError, OutputError, Unsupported, UsageError
 from llmconv.formats import gguf_file
+from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 
 
@@ -150,7 +151,9 @@ def broken(at: tuple[int, ...], value: float) -> Any:
 @pytest.mark.parametrize("kind", ["F16", "F32", "BF16"])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, kind: str, value: float) -> None:
     source = synthetic.write(tmp_path / "m.gguf", kind, n_layer=2, changes=broken((3, 17), value))
-    with pytest.raises(Unsupported, match=rf"'blk\.1\.ffn_up\.weight': weight \[3, 17\] is {value}.*--allow-nonfinite"):
+    with pytest.raises(
+        Unsupported, match=rf"'blk\.1\.ffn_up\.weight': weight \[3, 17\] is {value}.*allow_nonfinite=True"
+    ):
         quantize(source, tmp_path / "q.gguf", "Q8_0", jobs=2)
     assert only(tmp_path) == ["m.gguf"]
     quantize(source, tmp_path / "q.gguf", "Q8_0", allow_nonfinite=True)
@@ -167,7 +170,7 @@ def test_weights_too_large_for_a_type_are_named(tmp_path: Path, type: str) -> No
 def test_quantizing_twice_needs_permission(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "q8.gguf"
     quantize(model, source, "Q8_0")
-    with pytest.raises(Unsupported, match=r"is quantized already, to Q8_0, .*--allow-requantize"):
+    with pytest.raises(Unsupported, match=r"is quantized already, to Q8_0, .*allow_requantize=True"):
         quantize(source, tmp_path / "q.gguf", "Q4_0")
     quantize(source, tmp_path / "q.gguf", "Q4_0", allow_requantize=True)
     quantize(source, tmp_path / "copy.gguf", "COPY")
@@ -189,9 +192,48 @@ def test_importance_where_it_is_needed(model: Path, tmp_path: Path) -> None:
     other = synthetic.write_importance(tmp_path / "o.gguf", n_layer=2, n_ff=256)
     with pytest.raises(BadFile, match="256 importance weights, expected 1 x 512; the matrix belongs to another"):
         quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=other)
-    with pytest.raises(UsageError, match="give --imatrix"):
+    with pytest.raises(UsageError, match="give imatrix"):
         quantize(model, tmp_path / "x.gguf", "Q4_K_M", include_weights=["a"])
     assert only(tmp_path) == ["i.gguf", "o.gguf", "q.gguf"]
+
+
+def changed_importance(path: Path, changes: dict[str, Any]) -> Path:
+    """The same matrix with other sums for some tensors."""
+    found = formats.open(path)
+    for name, change in changes.items():
+        tensor = found.tensors[f"{name}.in_sum2"]
+        found.tensors[tensor.name] = Tensor.from_array(tensor.name, change(tensor.numpy().copy()))
+    return formats.by_name("gguf").save(found, path.with_name("changed.gguf"), force=True)[0]
+
+
+def test_importance_of_zeros_is_none(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"n_layer": 1, "n_expert": 3}
+    model = synthetic.write(tmp_path / "m.gguf", **sizes)
+    matrix = synthetic.write_importance(tmp_path / "i.gguf", **sizes)
+    whole, stack = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
+
+    def second(sums: Any) -> Any:
+        sums[1] = 0
+        return sums
+
+    zeros = changed_importance(matrix, {whole: np.zeros_like, stack: second})
+    made = quantize(model, tmp_path / "z.gguf", "Q4_K_M", imatrix=zeros, pure=True)
+    quantize(model, tmp_path / "i-q.gguf", "Q4_K_M", imatrix=matrix, pure=True)
+    quantize(model, tmp_path / "n.gguf", "Q4_K_M", pure=True)
+    z, i, n = (formats.open(tmp_path / f"{name}.gguf").tensors for name in ("z", "i-q", "n"))
+    assert (z[whole].blocks() == n[whole].blocks()).all() and (z[whole].blocks() != i[whole].blocks()).any()
+    rows = z[stack].n_rows // 3
+    for part, other in enumerate((i, n, i)):
+        at = slice(part * rows, (part + 1) * rows)
+        assert (z[stack].blocks()[at] == other[stack].blocks()[at]).all()
+    assert (i[stack].blocks()[rows : 2 * rows] != n[stack].blocks()[rows : 2 * rows]).any()
+    noted = [w for w in made.output.warnings if "zeros alone" in w]
+    assert len(noted) == 2 and any("for 1 of 3 matrices (the first is 1)" in w for w in noted)
+    with pytest.raises(UsageError, match=r"'blk\.0\.(attn_q|ffn_up_exps)\.weight' as IQ2_XXS needs importance weights"):
+        quantize(model, tmp_path / "x.gguf", "IQ2_XXS", imatrix=zeros)
+    negative = changed_importance(matrix, {whole: np.negative})
+    with pytest.raises(BadFile, match=rf"importance of '{whole}' at 0 is -.*; compute the matrix again"):
+        quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=negative)
 
 
 @pytest.mark.parametrize(
@@ -345,9 +387,9 @@ def run(*args: Any) -> Any:
 def test_the_command(model: Path, tmp_path: Path) -> None:
     done = run("quantize", model, "-t", "q4_k_m", "-t", "Q8_0", "-o", tmp_path, "--json", "-j", 2)
     assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    result = json.loads(done.stdout)["result"]
     assert [o["type"] for o in result["outputs"]] == ["Q4_K_M", "Q8_0"]
-    assert [Path(o["paths"][0]).stat().st_size for o in result["outputs"]] == [o["size"] for o in result["outputs"]]
+    assert [Path(o["paths"][0]).stat().st_size for o in result["outputs"]] == [o["nbytes"] for o in result["outputs"]]
     dry = run("quantize", model, "-t", "Q6_K", "-o", tmp_path / "x.gguf", "--dry-run")
     assert "blk.1.attn_v.weight" in dry.stdout and "nothing was written" in dry.stdout
     assert not (tmp_path / "x.gguf").exists()
@@ -363,7 +405,7 @@ def test_several_types_make_a_folder(model: Path, tmp_path: Path) -> None:
         quantize(model, tmp_path / "no" / "folder", ["Q4_0", "Q8_0"])
     assert only(tmp_path) == ["new"]
     bad = synthetic.write(tmp_path / "nan.gguf", n_layer=2, changes=broken((3, 17), np.nan))
-    with pytest.raises(Unsupported, match="allow-nonfinite"):
+    with pytest.raises(Unsupported, match="allow_nonfinite"):
         quantize(bad, tmp_path / "gone", ["Q4_0", "Q8_0"])
     assert only(tmp_path) == ["nan.gguf", "new"]
 
@@ -373,7 +415,7 @@ def test_a_source_is_read_as_convert_reads_it(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps({"net": [{"w": [[i / 64 for i in range(64)]] * 2, "b": [1, 2]}]}))
     refused = run("quantize", tmp_path / "p.json", "-t", "Q8_0")
     assert isinstance(refused.exception, LlmconvError)
-    assert "--layout plain" in str(refused.exception)
+    assert 'layout="plain"' in str(refused.exception)
     done = run("quantize", tmp_path / "p.json", "-t", "Q8_0", "--layout", "plain", "-o", tmp_path / "one.gguf", "-v")
     assert done.exit_code == 0 and "net[0].w  2x64   F32   Q8_0" in done.stdout
     assert run("json-to-gguf", tmp_path / "p.json", tmp_path / "p.gguf", "--layout", "plain").exit_code == 0

@@ -97,7 +97,7 @@ def test_a_certificate_counts_in_the_size_of_a_dry_run(model: Path, tmp_path: Pa
 
 
 def test_what_a_certificate_cannot_say(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--prune-layers"):
+    with pytest.raises(UsageError, match="prune_layers"):
         quantize(model, tmp_path / "q.gguf", "Q8_0", provenance=True, prune_layers=[0])
     with pytest.raises(UsageError, match="INT8"):
         quantize(model, tmp_path / "q", "INT8", provenance=True)

@@ -266,7 +266,7 @@ def test_commands_and_exit_codes(tmp_path: Path) -> None:
     assert "the same model" in same.stdout
     other = CliRunner().invoke(cli, ["verify", str(a), str(b), "--json"])
     assert other.exit_code == 1
-    assert json.loads(other.stdout)["counts"] == {"different": 3}
+    assert json.loads(other.stdout)["result"]["counts"] == {"different": 3}
     assert CliRunner().invoke(cli, ["diff", str(a), str(b)]).exit_code == 0
 
 
@@ -363,7 +363,7 @@ def test_inspect_shows_what_is_asked_for(tmp_path: Path) -> None:
     def shown(*options: str) -> Any:
         run = CliRunner().invoke(cli, ["inspect", str(path), *options, "--json"])
         assert run.exit_code == 0, run.output
-        return json.loads(run.stdout)
+        return json.loads(run.stdout)["result"]
 
     assert shown("--hash")["hash"]["model"] == llmconv.content_hash(path).model
     stats = {row["name"]: row for row in shown("--stats")["stats"]}

@@ -14,7 +14,7 @@ import pytest
 from llmconv import formats
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported
-from llmconv.formats import llama2c_file, torch_file
+from llmconv.formats.foreign import llama2c_file, torch_file
 
 # --------------------------------------------------------------------------------------------------------- PyTorch
 

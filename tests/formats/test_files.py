@@ -60,7 +60,7 @@ def test_permissions_are_ordinary(tmp_path: Path, umask: int) -> None:
 def test_an_existing_file_needs_force(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match="exists already; use --force"):
+    with pytest.raises(OutputError, match="exists already; use force=True"):
         write(path)
     assert path.read_bytes() == b"old"
     write(path, force=True)

@@ -319,7 +319,7 @@ VALUES = st.one_of(
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=40),
 )
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
-SHAPES = st.lists(st.integers(0, 4), max_size=5).map(tuple)
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

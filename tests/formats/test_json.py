@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import llmconv
 from llmconv.errors import BadFile, Unsupported
-from llmconv.formats import json_file, json_scan
+from llmconv.formats import json_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import Slot, dumps, loads
-from llmconv.formats.numbers import number, row
+from llmconv.formats.documents import json_scan
+from llmconv.formats.documents.document import Slot, dumps, loads
+from llmconv.formats.documents.numbers import number, row
 from llmconv.formats.tensor import Tensor
 
 

@@ -77,7 +77,6 @@ GOOD: dict[str, bytes] = {
     "alignment 64": file(keys=[key("general.alignment", 4, U32(64))], alignment=64),
     "quantized": file(tensors=[tensor(kind=2)], data=18),
     "empty array": file(keys=[key("a", 9, array(8, 0)), key("b", 9, array(4, 0)), key("c", 9, array(9, 0))]),
-    "empty key": file(keys=[key("", 4, U32(1))]),
 }
 
 # fault -> (file, what the sentence says)
@@ -129,7 +128,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "tensor twice": (file(tensors=[tensor(), tensor(offset=128)], data=256), "two tensors are called 't'"),
     "tensor name not UTF-8": (file(tensors=[tensor(b"\xff")]), "tensor 0's name is not valid UTF-8"),
     "tensor name too long": (file(tensors=[tensor("t" * 66_000)]), "tensor 0's name is 66,000 bytes long"),
-    "too many dimensions": (file(tensors=[tensor(dims=(1,) * 33)]), "has 33 dimensions, expected at most 32"),
+    "too many dimensions": (file(tensors=[tensor(dims=(1,) * 5)]), "has 5 dimensions, expected at most 4"),
+    "empty key": (file(keys=[key("", 4, U32(1))]), "key 0 has no name"),
+    "no parts": (file(keys=[key("split.count", 2, b"\0\0")]), "key 'split.count' is 0"),
     "2^32 dimensions": (file(tensors=[text("t") + U32(2**32 - 1)]), "has 4294967295 dimensions"),
     "shape that wraps to the right size": (file(tensors=[tensor(dims=(2**32, 2**32, 2**32, 32))]), "more elements"),
     "zero hides a huge shape": (file(tensors=[tensor(dims=(0, 2**63, 2**63))]), "more elements"),

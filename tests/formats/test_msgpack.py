@@ -15,7 +15,7 @@ import llmconv
 from llmconv.errors import BadFile
 from llmconv.formats import msgpack_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.document import dumps, loads
+from llmconv.formats.documents.document import dumps, loads
 
 
 def opened(tmp_path: Path, raw: bytes) -> Checkpoint:

@@ -24,8 +24,10 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
 def test_tutorials_run(page: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the tutorials train and evaluate")
+    """Once, and again in the same folder where that costs no training."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.gguf"))
-    for language, block in re.findall(r"```(console|python)\n(.*?)```", page.read_text(), re.DOTALL):
+    blocks = re.findall(r"```(console|python)\n(.*?)```", page.read_text(), re.DOTALL)
+    for language, block in blocks if "llmconv train" in page.read_text() else [*blocks, *blocks]:
         if language == "python":
             runs = [[sys.executable, "-c", block]]
         else:
@@ -34,6 +36,14 @@ def test_tutorials_run(page: Path, tmp_path: Path) -> None:
         for run in runs:
             done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=280)
             assert done.returncode == 0, f"{shlex.join(run)}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", ["errors", "service"])
+def test_the_pages_examples_run(page: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.gguf"))
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL):
+        for _ in range(2):  # and again, in the same folder
+            subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -32,7 +32,7 @@ def folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_python_examples_run(root: Path, folder: Path) -> None:
     examples = blocks(root, "python")
     assert len(examples) >= 3
-    for code in examples:
+    for code in [*examples, *reversed(examples)]:  # in any order, twice, in one folder
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, timeout=60)
     assert (folder / "again.json").read_bytes() == (folder / "examples/simple-36k.json").read_bytes()
 

@@ -22,7 +22,7 @@ def test_a_causal_export_runs_there(preset: str, export_type: str, root: Path, t
     config = TrainConfig(
         data=str(root / "examples/corpus.txt"), output=str(tmp_path), preset=preset, layers=2, dim=64, heads=2,
         context=32, steps=5, batch_size=4, vocab_size=300, tokenizer="bpe", device="cpu", export_type=export_type,
-        tensorboard=False, plot=False, eval_batches=1,
+        tensorboard=False, plot=False, eval_sequences=16,
     )  # fmt: skip
     path = llmconv.train(config).exports[0]
     ours = llmconv.load(path, device="cpu", dtype="f32")

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_vocab import CORPUS, gpt2, llama2, trained
+from tokenizers_trained import CORPUS, gpt2, llama2, trained
 
 from llmconv import formats
 from llmconv.convert import vocab
 from llmconv.convert.vocab import pre
+from llmconv.convert.vocab.read import recognise
 from llmconv.formats.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.peer
@@ -27,7 +28,7 @@ DIFFERENT = {
     "tiny_aya": "has no Unicode word boundaries",
     "cohere2moe": "has no Unicode word boundaries",
 }
-TEXT = "\n".join(CORPUS[:4]) + pre._PROBE.replace("e\u0301", "é")  # llama.cpp doesn't compose characters
+TEXT = "\n".join(CORPUS[:4]) + recognise.PROBE.replace("e\u0301", "é")  # llama.cpp doesn't compose characters
 
 
 @llama_cpp.llama_log_callback
@@ -58,7 +59,7 @@ class Peer:
 
 
 def written(found: vocab.Vocab, path: Path) -> Peer:
-    keys = {"general.architecture": "llama", "llama.block_count": np.uint32(1), **found.to_gguf()}
+    keys = {"general.architecture": "llama", "llama.block_count": np.uint32(1), **vocab.to_gguf(found)}
     formats.by_name("gguf").save(Checkpoint({}, keys), path)
     return Peer(path)
 
@@ -68,7 +69,7 @@ def test_pre_tokenizer(shared: Path, tmp_path: Path, name: str) -> None:
     found = vocab.from_files(gpt2(shared), {}, pre=name)
     assert found is not None
     found.files = {}
-    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), found.tokenizer()
+    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), vocab.tokenizer(found)
     sample = (shared / "text" / "wikitext2-test.txt").read_text("utf-8")[:20000]
     for text in (TEXT, sample, "", " ", "\n\n 3333333"):
         assert peer.encode(text) == tokenizer.encode(text)
@@ -78,7 +79,7 @@ def test_pre_tokenizer(shared: Path, tmp_path: Path, name: str) -> None:
 def test_kind(tmp_path: Path, kind: str) -> None:
     found = vocab.from_files({"tokenizer.json": trained(kind).to_str().encode()}, {})
     assert found is not None
-    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), found.tokenizer()
+    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), vocab.tokenizer(found)
     # BERT's normaliser, the library's: llama.cpp composes and classes some scripts' characters otherwise.
     plain = "\n".join(CORPUS[:3]) if kind == "wordpiece" else TEXT
     text = plain + " <s> [SEP] <|im_start|>user <extra_0>  unseen: ☃ ß "
@@ -97,7 +98,7 @@ def test_unigram(tmp_path: Path) -> None:
     )
     found = vocab.from_files({"tokenizer.model": out.getvalue()}, {})
     assert found is not None
-    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), found.tokenizer()
+    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), vocab.tokenizer(found)
     for text in (TEXT, "  two  spaces ", "<unk> </s> ☃☃"):
         assert peer.encode(text) == tokenizer.encode(text)
 
@@ -105,7 +106,7 @@ def test_unigram(tmp_path: Path) -> None:
 def test_llama2(shared: Path, tmp_path: Path) -> None:
     found = vocab.from_files(llama2(shared), {"vocab_size": 32003})
     assert found is not None
-    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), found.tokenizer()
+    peer, tokenizer = written(found, tmp_path / "vocab.gguf"), vocab.tokenizer(found)
     sample = (shared / "text" / "tinyshakespeare.txt").read_text("utf-8")[:20000]
     for text in (TEXT, sample, "", "  x"):
         assert peer.encode(text) == tokenizer.encode(text)

@@ -75,8 +75,9 @@ def test_filters() -> None:
     assert list(matrix.filtered(exclude=["blk.0"]).entries) == ["output.weight"]
     with pytest.raises(UsageError, match="exclude each other"):
         matrix.filtered(["a"], ["b"])
-    with pytest.raises(BadFile, match=r"importance of 'a' at 1 is nan"):
-        Importance({"a": np.float32([1, np.nan])}).check_finite("x")
+    for bad in (np.nan, np.inf, -1e-9):
+        with pytest.raises(BadFile, match=rf"importance of 'a' at 1 is {np.float32(bad)}"):
+            Importance({"a": np.float32([1, bad])}).check("x")
 
 
 @pytest.mark.parametrize(

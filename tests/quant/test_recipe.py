@@ -152,7 +152,7 @@ def test_file_types_by_alias_number_and_wrong_name() -> None:
     assert len(set(numbers)) == len(numbers)
     with pytest.raises(UsageError, match=r"unknown file type 'Q4_K_X'; did you mean .*Q4_K_M"):
         file_type("Q4_K_X")
-    with pytest.raises(UsageError, match="--pure takes the block type MXFP4"):
+    with pytest.raises(UsageError, match="pure=True takes the block type MXFP4"):
         file_type("MXFP4")
     with pytest.raises(UsageError, match="unknown file type 'I32'"):
         file_type("I32", pure=True)

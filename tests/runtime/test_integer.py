@@ -157,8 +157,8 @@ def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.Monkey
     """The plain vector code gives the integers that the instructions give (where this CPU has them)."""
     import numba
 
-    from llmconv.quant.kernels import byte_lanes
-    from llmconv.quant.kernels.memory import load_i32, store
+    from llmconv.quant.kernels.vectors import byte_lanes
+    from llmconv.quant.kernels.vectors.memory import load_i32, store
 
     has = byte_lanes._has_avx2
     monkeypatch.setattr(byte_lanes, "_has_avx2", lambda context: avx2 and has(context))
@@ -210,11 +210,13 @@ def test_matmul_rounds_when_asked(threads: int) -> None:
 
 
 def test_gradients_are_those_of_floats() -> None:
+    """And the product is the rounded one, whoever wants gradients."""
     kind = by_name("Q4_0")
     stored = torch.from_numpy(kind.encode(np.random.default_rng(0).standard_normal((20, 64), np.float32)))
     x = torch.randn(3, 64, requires_grad=True)
     found = products.matmul(x, stored, kind, "int8")
-    torch.testing.assert_close(found, products.matmul(x, stored, kind))
+    assert torch.equal(found, products.matmul(x.detach(), stored, kind, "int8"))
+    assert not torch.equal(found, products.matmul(x, stored, kind))
     (gradient,) = torch.autograd.grad(found.sum(), x)
     torch.testing.assert_close(gradient, torch.from_numpy(kind.decode(stored.numpy())).sum(0).expand(3, -1))
 

@@ -22,9 +22,9 @@ from llmconv.convert.vocab import from_words
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Step
-from llmconv.runtime import sweep as engine
-from llmconv.runtime import sweep_report
-from llmconv.runtime.sweep import SweepRow
+from llmconv.runtime.measure import sweep as engine
+from llmconv.runtime.measure import sweep_report
+from llmconv.runtime.measure.sweep import SweepRow
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
 
@@ -172,7 +172,7 @@ def test_a_quantized_model_is_swept_on_request(model: Path, text: Path, tmp_path
     arguments = ["sweep", tmp_path / "q8.gguf", text, "--types", "Q4_0", "-c", 16, "--chunks", 4, "--no-plot", "-q"]
     arguments = [str(a) for a in [*arguments, "-o", tmp_path / "out", "--device", "cpu"]]
     refused = CliRunner().invoke(cli, arguments)
-    assert isinstance(refused.exception, llmconv.Unsupported) and "--allow-requantize" in str(refused.exception)
+    assert isinstance(refused.exception, llmconv.Unsupported) and "allow_requantize=True" in str(refused.exception)
     assert CliRunner().invoke(cli, [*arguments, "--allow-requantize"]).exit_code == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["mean_kld"] > 0
 
@@ -227,6 +227,6 @@ def test_a_missing_matplotlib_is_named_before_any_work(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(llmconv.UsageError, match="plots need matplotlib"):
+    with pytest.raises(llmconv.UsageError, match="needs matplotlib; install it with: pip install matplotlib"):
         llmconv.sweep(model, text, ["Q8_0"], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

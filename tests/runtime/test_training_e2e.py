@@ -155,7 +155,7 @@ def test_the_command_reads_settings_and_prints_its_plan(root: Path, tmp_path: Pa
     assert "3 steps" in done.stdout
     assert json.loads((tmp_path / "out/config.json").read_text())["batch_size"] == 8
     again = CliRunner().invoke(cli, [*run, "--device", "cpu", "--resume", "--json"], catch_exceptions=False)
-    assert json.loads(again.stdout)["steps"] == 3
+    assert json.loads(again.stdout)["result"]["steps"] == 3
 
 
 def test_a_tiny_model_takes_one_thread_and_gives_it_back(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -165,10 +165,10 @@ def test_a_tiny_model_takes_one_thread_and_gives_it_back(root: Path, tmp_path: P
     try:
         config = TrainConfig(
             data=str(root / "examples/pairs.json"), output=str(tmp_path), preset="simple-36k", steps=1, batch_size=2,
-            export="", tensorboard=False, plot=False, device="cpu", eval_batches=1,
+            export="", tensorboard=False, plot=False, device="cpu", eval_sequences=16,
         )  # fmt: skip
-        llmconv.train(config, report=lambda kind, facts: seen.append((kind, torch.get_num_threads())))
-        assert ("step", 1) in seen
+        llmconv.train(config, progress=lambda step: seen.append((step.what, torch.get_num_threads())))
+        assert ("train", 1) in seen
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -202,7 +202,7 @@ def test_json_has_the_keys_and_shapes_of_the_old_program(
         data=str(data), output=str(tmp_path / "run"), preset=preset, steps=1, batch_size=2, export="json",
         vocab_size=shape["vocabSize"], dim=shape["embeddingDim"], layers=shape["numLayers"],
         heads=shape.get("numHeads", 0), ffn=len(theirs["weights"]["transformers"][0]["w2"]), device="cpu",
-        tensorboard=False, plot=False, eval_batches=1,
+        tensorboard=False, plot=False, eval_sequences=16,
     )  # fmt: skip
     llmconv.train(config)
     ours = json.loads((tmp_path / "run/model.json").read_bytes())

@@ -50,6 +50,9 @@ BERT = Architecture(
     tied=True,
     finish=_finish,
     decoder={"positions": "learned", "causal": False, "activation": "gelu"},
+    fixed={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
+    inert="pooler_type directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers"
+    " pooler_size_per_head embedding_size",
 )
 
 ARCHITECTURES = (BERT,)

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, attention
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
 
 _at = "{p}layers.{i}."
@@ -20,7 +21,7 @@ _apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     if "rope_scaling" in config:
-        config["rope_scaling"]["truncate"] = False  # as in every published gpt-oss
+        config["rope_scaling"].setdefault("truncate", False)  # as in every published gpt-oss
 
 
 GPT_OSS = Architecture(
@@ -79,7 +80,12 @@ GPT_OSS = Architecture(
         "gating": "softmax_weight",
         "mlp_norm": "post_attention_norm",
         "yarn_truncate": False,
+        "activation_key": "",
     },
+    reads="layer_types",
+    inert="hidden_act experts_per_token initial_context_length swiglu_fused",
+    fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    loader=Loader(unread=("attention.sliding_window_pattern",), pieces={"yarn_truncate": True}),
 )
 
 ARCHITECTURES = (GPT_OSS,)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.parts import HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.ops import SwapRows
+from llmconv.convert.tables.ops import Dims, SwapRows
 
 _heads = SwapRows("n_head", 3, inner="head_dim")  # (head, q k v, ...) -> (q k v, head, ...)
 
 _h = "{p}h.{i}."
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    if config.get("apply_residual_connection_post_layernorm"):
+        own["residual_after_norm"] = True
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["apply_residual_connection_post_layernorm"] = own.get("residual_after_norm") is True
+
 
 BLOOM = Architecture(
     "bloom",
@@ -37,7 +50,11 @@ BLOOM = Architecture(
     prefixes=("transformer.", ""),
     dropped=(),
     tied=True,
-    decoder={"positions": "alibi", "activation": "gelu_tanh", "activation_fixed": True},
+    decoder={"positions": "alibi", "activation": "gelu_tanh", "activation_key": ""},
+    finish=_finish,
+    rebuild=_rebuild,
+    reads="apply_residual_connection_post_layernorm",
+    inert="slow_but_exact masked_softmax_fusion bias_dropout_fusion skip_bias_add skip_bias_add_qkv offset_alibi",
 )
 
 ARCHITECTURES = (BLOOM,)

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Concat, Dims, Split
 
 _h = "{p}h.{i}."
@@ -43,6 +44,16 @@ _groups = (
     Concat(("n_head * head_dim", "n_head_kv * head_dim", "n_head_kv * head_dim")),
 )
 
+
+def _one_after_another(config: Mapping[str, Any]) -> bool:
+    return not config.get("parallel_attn", True)
+
+
+def _two_norms(config: Mapping[str, Any]) -> bool:
+    norms = config.get("num_ln_in_parallel_attn") or (2 if config.get("new_decoder_architecture") else 1)
+    return norms == 2 and not _one_after_another(config)
+
+
 FALCON = Architecture(
     "falcon",
     (HfName("FalconForCausalLM", "falcon"), HfName("RWForCausalLM", "RefinedWebModel")),
@@ -67,10 +78,10 @@ FALCON = Architecture(
             ("n_embd", "n_embd"),
             alt=(Form((_h + "ln_mlp.weight", _h + "ln_mlp.bias"), beside="blk.{i}.attn_norm_2.weight"),),
         ),
-        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=True),
+        *norm("blk.{i}.attn_norm_2", _h + "ln_attn", optional=_two_norms),
         *linear("blk.{i}.attn_qkv", _h + "self_attention.query_key_value", _qkv, "n_embd", *_groups, bias="bias"),
         *linear("blk.{i}.attn_output", _h + "self_attention.dense", "n_embd", "n_embd", bias="bias"),
-        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=True),
+        *norm("blk.{i}.ffn_norm", _h + "post_attention_layernorm", optional=_one_after_another),
         *linear("blk.{i}.ffn_up", _h + "mlp.dense_h_to_4h", "n_ff", "n_embd", bias="bias"),
         *linear("blk.{i}.ffn_down", _h + "mlp.dense_4h_to_h", "n_embd", "n_ff", bias="bias"),
     ),
@@ -79,7 +90,17 @@ FALCON = Architecture(
     constants={"tensor_data_layout": "jploski"},
     finish=_falcon_finish,
     rebuild=_falcon_rebuild,
-    decoder={"parallel": True, "activation": "gelu", "alibi_quirk": True},
+    decoder={"parallel": True, "activation": "gelu", "activation_key": "activation", "alibi_quirk": True},
+    reads="new_decoder_architecture num_kv_heads n_head_kv multi_query alibi parallel_attn num_ln_in_parallel_attn",
+    inert="apply_residual_connection_post_layernorm n_embed",
+    loader=Loader(
+        unread=("attention.max_alibi_bias", "use_parallel_residual"),
+        refused=(
+            "blk.{i}.ffn_norm.weight",
+            "blk.{i}.ffn_norm.bias",
+            *(f"blk.{{i}}.{n}.bias" for n in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
+        ),
+    ),
 )
 
 ARCHITECTURES = (FALCON,)

@@ -5,25 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.archs.parts import GPT_KEYS, HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Transpose
 
 _at = "{p}h.{i}."
-_OTHER = {"gelu_tanh": "gelu_new"}
-"""Activations that transformers calls otherwise."""
 
 
-def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
-    """Not GPT-2's own activation: a key of ours, for those that people trained themselves (nanoGPT)."""
-    stated = config.get("activation_function")
-    if isinstance(stated, str) and stated != "gelu_new":
-        own["hidden_activation"] = stated
+def attention_scale(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """`attention.scale`, where q·k is not divided by the root of the head's size, or by the layer's number too."""
+    usual = config.get("scale_attn_weights", True)
+    scale = dims["head_dim"] ** -0.5 if usual else 1.0
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        layers = np.arange(1, min(dims["n_layer"], 1 << 16) + 1)
+        own["attention.scale"] = (scale / layers).astype(np.float32)
+    elif not usual:
+        own["attention.scale"] = np.float32(1)
 
 
-def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    if isinstance(stated := own.get("hidden_activation"), str):
-        config["activation_function"] = _OTHER.get(stated, stated)
+def read_attention_scale(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    """The way back of `attention_scale`."""
+    if (scale := own.get("attention.scale")) is not None:
+        config["scale_attn_by_inverse_layer_idx"] = np.ndim(scale) > 0
+        config["scale_attn_weights"] = float(np.ravel(scale)[0]) != 1
 
 
 GPT2 = Architecture(
@@ -45,9 +52,18 @@ GPT2 = Architecture(
     prefixes=("transformer.", ""),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
-    finish=_finish,
-    rebuild=_rebuild,
-    decoder={"positions": "learned", "activation": "gelu_tanh", "conv1d": True},
+    decoder={
+        "positions": "learned",
+        "activation": "gelu_tanh",
+        "activation_key": "activation_function",
+        "conv1d": True,
+    },
+    finish=attention_scale,
+    rebuild=read_attention_scale,
+    reads="scale_attn_weights scale_attn_by_inverse_layer_idx",
+    inert="reorder_and_upcast_attn n_ctx",
+    fixed={"add_cross_attention": False},
+    loader=Loader(unread=("attention.scale",)),
 )
 
 ARCHITECTURES = (GPT2,)

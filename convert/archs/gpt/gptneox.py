@@ -44,6 +44,8 @@ GPTNEOX = Architecture(
     finish=_neox_finish,
     rebuild=_neox_rebuild,
     decoder={"activation": "gelu"},
+    reads="rotary_pct partial_rotary_factor rotary_emb_base",
+    inert="is_decoder",
 )
 
 ARCHITECTURES = (GPTNEOX,)

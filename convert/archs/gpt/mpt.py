@@ -9,6 +9,8 @@ import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, linear
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.config import look_up
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 
 _b = "{p}blocks.{i}."
@@ -29,6 +31,14 @@ def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["expansion_ratio"] = dims["n_ff"] // dims["n_embd"] if dims["n_embd"] else 4
 
 
+def _learned(config: Mapping[str, Any]) -> bool:
+    return look_up(config, ("attn_config.alibi",)) is False
+
+
+def _qk_norms(config: Mapping[str, Any]) -> bool:
+    return bool(look_up(config, ("attn_config.qk_ln",)))
+
+
 MPT = Architecture(
     "mpt",
     (HfName("MptForCausalLM", "mpt"), HfName("MPTForCausalLM", "mpt")),
@@ -39,23 +49,24 @@ MPT = Architecture(
             embedding_length            u32   d_model
             attention.head_count        u32   n_heads
             attention.head_count_kv     u32   attn_config.kv_n_heads
-            attention.layer_norm_epsilon  f32  -  1e-5
+            attention.layer_norm_epsilon  f32  layer_norm_epsilon  1e-5
+            attention.scale             f32   attn_config.softmax_scale
             attention.clamp_kqv         f32   attn_config.clip_qkv
             feed_forward_length         u32   -                         = 4 * n_embd
         """),
     ),
     rows=(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
-        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=True),
+        row("position_embd.weight", "{p}wpe.weight", "n_ctx, n_embd", optional=_learned),
         row("output_norm.weight", "{p}norm_f.weight", "n_embd"),
         row("output_norm.bias", "{p}norm_f.bias", "n_embd", optional="!no_bias"),
         HEAD,
         row("blk.{i}.attn_norm.weight", _b + "norm_1.weight", "n_embd"),
         row("blk.{i}.attn_norm.bias", _b + "norm_1.bias", "n_embd", optional="!no_bias"),
-        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=True),
-        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=True),
-        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=True),
-        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=True),
+        row("blk.{i}.attn_q_norm.weight", _b + "attn.q_ln.weight", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_q_norm.bias", _b + "attn.q_ln.bias", "n_embd", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.weight", _b + "attn.k_ln.weight", "n_head_kv * head_dim", optional=_qk_norms),
+        row("blk.{i}.attn_k_norm.bias", _b + "attn.k_ln.bias", "n_head_kv * head_dim", optional=_qk_norms),
         *linear("blk.{i}.attn_qkv", _b + "attn.Wqkv", _qkv, "n_embd", bias="!no_bias"),
         *linear("blk.{i}.attn_output", _b + "attn.out_proj", "n_embd", "n_embd", bias="!no_bias"),
         row("blk.{i}.ffn_norm.weight", _b + "norm_2.weight", "n_embd"),
@@ -69,7 +80,20 @@ MPT = Architecture(
     tied=True,
     finish=_mpt_finish,
     rebuild=_mpt_rebuild,
-    decoder={"positions": "alibi", "activation": "gelu"},
+    decoder={"positions": "alibi", "activation": "gelu", "activation_key": ""},
+    reads="expansion_ratio attn_config.alibi attn_config.alibi_bias_max",
+    inert="learned_pos_emb verbose fc_type param_init_fn init_config attn_config.attn_impl"
+    " attn_config.attn_uses_sequence_id attn_config.qk_ln attn_config.rope_theta attn_config.rope_impl",
+    fixed={
+        "logit_scale": None,
+        "embedding_fraction": 1.0,
+        "norm_type": ("low_precision_layernorm", "layernorm"),
+        "attn_config.attn_type": ("multihead_attention", "multiquery_attention", "grouped_query_attention"),
+        "attn_config.prefix_lm": False,
+        "attn_config.rope": False,
+        "attn_config.sliding_window_size": -1,
+    },
+    loader=Loader(unread=("attention.scale",)),
 )
 
 ARCHITECTURES = (MPT,)

@@ -54,6 +54,7 @@ NEMOTRON = Architecture(
     finish=_no_scaling,
     rebuild=_nemotron_rebuild,
     decoder={"norm": "layer", "activation": "relu2"},
+    reads="partial_rotary_factor rope_percent",
 )
 
 ARCHITECTURES = (NEMOTRON,)

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 
 _opt = "{p}layers.{i}."
@@ -18,6 +19,7 @@ def _opt_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> N
     own["norm_before"] = bool(config.get("do_layer_norm_before", True))
     width = config.get("word_embed_proj_dim") or dims["n_embd"]
     own["word_embedding_length"] = np.uint32(width)
+    own.pop("hidden_activation", None)
     own["activation"] = str(config.get("activation_function", "relu"))
 
 
@@ -25,6 +27,10 @@ def _opt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["do_layer_norm_before"] = bool(own.get("norm_before", True))
     config["word_embed_proj_dim"] = int(own.get("word_embedding_length", dims["n_embd"]))
     config["activation_function"] = str(own.get("activation", "relu"))
+
+
+def _final_norm(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("do_layer_norm_before", True)) and not config.get("_remove_final_layer_norm", False)
 
 
 OPT = Architecture(
@@ -46,7 +52,7 @@ OPT = Architecture(
         row("position_embd.weight", "{p}embed_positions.weight", "n_ctx + 2, n_embd"),
         row("token_embd_in.weight", "{p}project_in.weight", "n_embd, n_word", when="n_word != n_embd"),
         row("output_in.weight", "{p}project_out.weight", "n_word, n_embd", when="n_word != n_embd"),
-        *norm("output_norm", "{p}final_layer_norm", optional=True),
+        *norm("output_norm", "{p}final_layer_norm", optional=_final_norm),
         row("output.weight", "lm_head.weight", "n_vocab, n_word", optional="!tie_word_embeddings"),
         *norm("blk.{i}.attn_norm", _opt + "self_attn_layer_norm"),
         *linear("blk.{i}.attn_q", _opt + "self_attn.q_proj", "n_embd", "n_embd", bias="enable_bias"),
@@ -61,7 +67,15 @@ OPT = Architecture(
     tied=True,
     finish=_opt_finish,
     rebuild=_opt_rebuild,
-    decoder={"positions": "learned", "position_offset": 2, "activation": "relu"},
+    decoder={
+        "positions": "learned",
+        "position_offset": 2,
+        "activation": "relu",
+        "activation_key": "activation_function",
+    },
+    reads="do_layer_norm_before word_embed_proj_dim activation_function _remove_final_layer_norm",
+    fixed={"layer_norm_elementwise_affine": True},
+    loader=Loader(exists=False),
 )
 
 ARCHITECTURES = (OPT,)

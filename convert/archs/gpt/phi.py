@@ -11,6 +11,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, linear, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, Made, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile, Unsupported
 
@@ -46,6 +47,9 @@ PHI2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={"parallel": True, "activation": "gelu_tanh"},
+    reads="partial_rotary_factor",
+    inert="rotary_dim flash_attn flash_rotary fused_dense img_processor",
+    fixed={"qk_layernorm": False},
 )
 
 
@@ -56,7 +60,9 @@ def _phi3_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> 
     original = rope.get("original_max_position_embeddings") or dims["n_ctx"]
     own["rope.scaling.original_context_length"] = np.uint32(original)
     own.setdefault("attention.sliding_window", np.uint32(0))
-    if own.pop("rope.scaling.type", None) is None or not rope.get("long_factor"):
+    if not rope.get("long_factor"):
+        return
+    if own.pop("rope.scaling.type", None) is None:
         return
     scale = dims["n_ctx"] / original
     if rope["rope_type"] == "yarn":
@@ -65,7 +71,8 @@ def _phi3_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> 
         factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0
     else:
         raise Unsupported(f"config.json: rope type {rope['rope_type']!r} with long factors; known: longrope, su, yarn")
-    own["rope.scaling.attn_factor"] = np.float32(factor)
+    stated = rope.get("attention_factor")
+    own["rope.scaling.attn_factor"] = np.float32(factor if stated is None else stated)
 
 
 def _phi3_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -118,6 +125,9 @@ PHI3 = Architecture(
     finish=_phi3_finish,
     rebuild=_phi3_rebuild,
     decoder={"window_pattern": 0},
+    reads="original_max_position_embeddings partial_rotary_factor",
+    inert="embd_layer img_processor",
+    loader=Loader(unread=("attention.sliding_window",)),
 )
 
 ARCHITECTURES = (PHI2, PHI3)

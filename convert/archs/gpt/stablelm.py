@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, gated_mlp, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Stack
 
 _at = "{p}layers.{i}."
@@ -22,6 +26,11 @@ _layer_norms = (
 
 _finish, _rebuild = partial_rotary("partial_rotary_factor|rope_pct", 0.25)
 
+
+def _norm_between(config: Mapping[str, Any]) -> bool:
+    return not config.get("use_parallel_residual", False)
+
+
 STABLELM = Architecture(
     "stablelm",
     (HfName("StableLmForCausalLM", "stablelm"), HfName("StableLMEpochForCausalLM", "stablelm_epoch")),
@@ -34,7 +43,7 @@ STABLELM = Architecture(
     ),
     rows=(
         *_layer_norms,
-        *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm", optional=True),
+        *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm", optional=_norm_between),
         *attention(bias="use_qkv_bias", out_bias=True),
         row(
             "blk.{i}.attn_q_norm.weight",
@@ -54,6 +63,9 @@ STABLELM = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
+    reads="partial_rotary_factor rope_pct",
+    inert="rotary_scaling_factor norm_bias head_dim",
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 
 ARCHITECTURES = (STABLELM,)

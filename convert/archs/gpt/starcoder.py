@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.gpt.gpt2 import GPT2
+from llmconv.convert.archs.gpt.gpt2 import GPT2, attention_scale, read_attention_scale
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, SwapRows
 
 _at = "{p}h.{i}."
@@ -18,10 +19,12 @@ _at = "{p}h.{i}."
 def _kv_heads(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     shared = config.get("multi_query", True)
     own["attention.head_count_kv"] = np.uint32(1 if shared else dims["n_head"])
+    attention_scale(own, config, dims)
 
 
 def _multi_query(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     config["multi_query"] = dims["n_head_kv"] == 1
+    read_attention_scale(config, own, dims)
 
 
 _qkv = "(n_head + 2 * n_head_kv) * head_dim"
@@ -41,6 +44,8 @@ STARCODER = GPT2.variant(
     finish=_kv_heads,
     rebuild=_multi_query,
     decoder={"conv1d": False},
+    reads="multi_query",
+    inert="attention_softmax_in_fp32 scale_attention_softmax_in_fp32 num_key_value_heads inference_runner",
 )
 
 _heads_apart = (
@@ -82,6 +87,8 @@ STARCODER2 = Architecture(
     ),
     tied=True,
     decoder={"activation": "gelu_tanh", "window_pattern": 0},
+    inert="norm_type mlp_type attention_bias attention_softmax_in_fp32 scale_attention_softmax_in_fp32",
+    loader=Loader(unread=("attention.sliding_window",)),
 )
 
 ARCHITECTURES = (STARCODER, STARCODER, STARCODER2)

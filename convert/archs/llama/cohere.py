@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, attention, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -45,6 +46,7 @@ COMMAND_R = Architecture(
     tied=True,
     finish=_no_scaling,
     decoder={"rope": "pairs", "parallel": True},
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "output.weight")),
 )
 
 
@@ -64,6 +66,8 @@ COHERE2 = COMMAND_R.variant(
     drop=["blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight"],
     finish=_cohere2_finish,
     decoder={"window_pattern": 4, "rope_layers": "windowed"},
+    reads="rotary_pct layer_types sliding_window_pattern",
+    loader=Loader(unread=("attention.sliding_window_pattern",)),
 )
 
 ARCHITECTURES = (COMMAND_R, COHERE2)

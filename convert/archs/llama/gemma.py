@@ -10,12 +10,35 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, QK_NORMS, attention, gated_mlp, shifted
 from llmconv.convert.archs.rope import Finish
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
+from llmconv.convert.tables.pieces import activation
 from llmconv.errors import BadFile
 
 _at = "{p}layers.{i}."
 
 _common = tuple(k for k in COMMON if k.gguf != "rope.freq_base")
+
+
+def _rope_base(own: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """The key is written only for another base than every published Gemma 1 and 2 has."""
+    base = config.get("rope_theta")
+    if base is not None and base != 10000:
+        own["rope.freq_base"] = np.float32(base)
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """The first releases say "gelu" for an activation that was the approximation by tanh all along."""
+    _rope_base(own, config)
+    stated = config.get("hidden_activation") or config.get("hidden_act")
+    if isinstance(stated, str) and activation(stated) not in ("gelu", "gelu_tanh"):
+        own["hidden_activation"] = stated
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["hidden_act"] = str(own.get("hidden_activation", "gelu_pytorch_tanh"))
+    config["rope_theta"] = float(own["rope.freq_base"])
+
 
 GEMMA = Architecture(
     "gemma",
@@ -29,7 +52,12 @@ GEMMA = Architecture(
     ),
     rows=(*shifted((*EMBEDDINGS, *NORMS)), *attention(), *gated_mlp()),
     tied=True,
-    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_fixed": True},
+    finish=_finish,
+    rebuild=_rebuild,
+    decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_key": "", "passes_float16": True},
+    reads="hidden_act hidden_activation rope_theta",
+    fixed={"use_bidirectional_attention": False},
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "output.weight")),
 )
 
 _four_norms = shifted(
@@ -67,7 +95,18 @@ def _scale(arch: str) -> tuple[Finish, Finish]:
     return finish, rebuild
 
 
-_finish2, _rebuild2 = _scale("gemma2")
+_finish_scale2, _rebuild_scale2 = _scale("gemma2")
+
+
+def _finish2(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    _rope_base(own, config)
+    _finish_scale2(own, config, dims)
+
+
+def _rebuild2(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["rope_theta"] = float(own["rope.freq_base"])
+    _rebuild_scale2(config, own, dims)
+
 
 _finish3, _rebuild3 = _scale("gemma3")
 
@@ -82,8 +121,25 @@ GEMMA2 = GEMMA.variant(
     rows=_four_norms,
     finish=_finish2,
     rebuild=_rebuild2,
-    decoder={"window_pattern": 2, "scale_by_model": 46},
+    decoder={"window_pattern": 2, "scale_by_model": 46, "activation_key": "hidden_activation"},
+    reads="query_pre_attn_scalar layer_types",
+    inert="hidden_act",
+    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern")),
 )
+
+
+def _finish_third(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    _finish3(own, config, dims)
+    if config.get("use_bidirectional_attention"):
+        own["attention.causal"] = False  # the window of the configuration counts both sides
+        own["attention.sliding_window"] = np.uint32(int(config.get("sliding_window", 4096)) // 2 + 1)
+
+
+def _rebuild_third(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    _rebuild3(config, own, dims)
+    if not own.get("attention.causal", True):
+        config.update(use_bidirectional_attention=True, sliding_window=(dims["window"] - 1) * 2)
+
 
 GEMMA3 = GEMMA.variant(
     "gemma3",
@@ -95,14 +151,25 @@ GEMMA3 = GEMMA.variant(
         attention.head_count_kv           u32   num_key_value_heads         4
         rope.freq_base                    f32   rope_theta                  1000000
         rope.freq_base_swa                f32   rope_local_base_freq        10000
+        attn_logit_softcapping            f32   attn_logit_softcapping
         final_logit_softcapping           f32   final_logit_softcapping
         attention.sliding_window          u32   sliding_window              4096
     """),
     rows=(*_four_norms, *shifted(QK_NORMS)),
-    finish=_finish3,
-    rebuild=_rebuild3,
+    finish=_finish_third,
+    rebuild=_rebuild_third,
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
-    decoder={"window_pattern": 6, "window_rope_base": 10000.0, "window_rope_scaled": False, "scale_by_model": 62},
+    decoder={
+        "window_pattern": 6,
+        "window_rope_base": 10000.0,
+        "window_rope_scaled": False,
+        "scale_by_model": 62,
+        "activation_key": "hidden_activation",
+    },
+    reads="query_pre_attn_scalar layer_types sliding_window_pattern _sliding_window_pattern"
+    " use_bidirectional_attention",
+    inert="hidden_act cache_implementation mm_tokens_per_image",
+    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern", "attn_logit_softcapping")),
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

@@ -28,6 +28,7 @@ GRANITE = LLAMA.variant(
         logit_scale         f32   logits_scaling
     """),
     decoder={"logit_scale_divides": True},
+    inert="logits_to_keep",
 )
 
 _experts = _at + "block_sparse_moe."

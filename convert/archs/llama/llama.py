@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, attention, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Stack
 
 _experts = "{p}layers.{i}.block_sparse_moe."
@@ -58,6 +59,7 @@ LLAMA = Architecture(
     ),
     made=(ROPE_FREQS,),
     decoder={"rope": "pairs", "window_pattern": 0, "normalize_experts": True},
+    loader=Loader(unread=("attention.sliding_window",)),
 )
 
 ARCHITECTURES = (LLAMA,)

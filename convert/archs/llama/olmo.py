@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, NORMS, attention, experts, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -29,6 +30,7 @@ OLMO = Architecture(
     ),
     rows=(EMBEDDINGS[0], _head, *attention(permuted=True), *gated_mlp()),
     decoder={"rope": "pairs", "weightless": ("attn_norm", "ffn_norm", "output_norm")},
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 
 
@@ -67,7 +69,19 @@ OLMO2 = Architecture(
     finish=_olmo2_finish,
     rebuild=_olmo2_rebuild,
     decoder={"window_pattern": 4, "window_rope_scaled": False},
+    reads="sliding_window layer_types",
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
+
+
+def _olmoe_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    if config.get("norm_topk_prob"):
+        own["expert_weights_norm"] = True
+
+
+def _olmoe_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["norm_topk_prob"] = bool(own.get("expert_weights_norm", False))
+
 
 OLMOE = Architecture(
     "olmoe",
@@ -81,6 +95,10 @@ OLMOE = Architecture(
         row("blk.{i}.attn_k_norm.weight", _at + "self_attn.k_norm.weight", "n_head_kv * head_dim"),
         *experts(),
     ),
+    finish=_olmoe_finish,
+    rebuild=_olmoe_rebuild,
+    reads="norm_topk_prob",
+    loader=Loader(unread=("expert_weights_norm",), refused=OUT_BIAS),
 )
 
 ARCHITECTURES = (OLMO, OLMO2, OLMOE)

@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
+
+_LAYERS = 1 << 16  # as many as are looked at one by one
+
+
+def _windows(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """Windows, which are there in most configurations and switched on in few."""
+    window = config.get("sliding_window")
+    if not config.get("use_sliding_window") or window is None:
+        return
+    first = config.get("max_window_layers", 28)
+    own["attention.sliding_window"] = np.uint32(window)
+    own["attention.sliding_window_pattern"] = np.arange(min(dims["n_layer"], _LAYERS)) >= int(first)
+
+
+def _windows_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    if dims["window"]:
+        config.update(use_sliding_window=True, sliding_window=dims["window"], max_window_layers=0)
+
 
 QWEN2 = Architecture(
     "qwen2",
@@ -18,6 +39,10 @@ QWEN2 = Architecture(
     keys=COMMON,
     rows=(*EMBEDDINGS, *NORMS, *attention(bias="attention_bias=true", out_bias=True), *gated_mlp()),
     made=(ROPE_FREQS,),
+    finish=_windows,
+    rebuild=_windows_back,
+    reads="use_sliding_window sliding_window max_window_layers layer_types",
+    loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 
 QWEN3 = QWEN2.variant(
@@ -37,7 +62,33 @@ _EXPERT_KEYS = (
     """),
 )
 
-_dense = [r.gguf[0] for r in gated_mlp()]
+
+def _sparse(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """`moe_layers`, where some layers have a plain feed-forward instead of experts."""
+    every, plain = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or []
+    layers = range(min(dims["n_layer"], _LAYERS))
+    sparse = [int(i not in plain and (i + 1) % int(every) == 0) for i in layers]
+    if not all(sparse):
+        own["moe_layers"] = np.asarray(sparse, np.uint32)
+    _windows(own, config, dims)
+
+
+def _sparse_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    if (sparse := own.get("moe_layers")) is not None:
+        config["mlp_only_layers"] = [i for i, on in enumerate(sparse) if not on]
+    _windows_back(config, own, dims)
+
+
+def _finish2(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    if config.get("norm_topk_prob"):
+        own["expert_weights_norm"] = True
+    _sparse(own, config, dims)
+
+
+def _rebuild2(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["norm_topk_prob"] = bool(own.get("expert_weights_norm", False))
+    _sparse_back(config, own, dims)
+
 
 _shared = _at + "mlp.shared_expert."
 
@@ -46,13 +97,18 @@ QWEN2_MOE = QWEN2.variant(
     HfName("Qwen2MoeForCausalLM", "qwen2_moe"),
     keys=_EXPERT_KEYS,
     rows=(
-        *experts(),
-        row("blk.{i}.ffn_gate_inp_shexp.weight", _at + "mlp.shared_expert_gate.weight", "1, n_embd"),
-        row("blk.{i}.ffn_gate_shexp.weight", _shared + "gate_proj.weight", "n_ff_shexp, n_embd"),
-        row("blk.{i}.ffn_up_shexp.weight", _shared + "up_proj.weight", "n_ff_shexp, n_embd"),
-        row("blk.{i}.ffn_down_shexp.weight", _shared + "down_proj.weight", "n_embd, n_ff_shexp"),
+        *attention(bias="qkv_bias=true", out_bias=True),
+        *gated_mlp(when="not sparse"),
+        *experts(where="sparse"),
+        row("blk.{i}.ffn_gate_inp_shexp.weight", _at + "mlp.shared_expert_gate.weight", "1, n_embd", when="sparse"),
+        row("blk.{i}.ffn_gate_shexp.weight", _shared + "gate_proj.weight", "n_ff_shexp, n_embd", when="sparse"),
+        row("blk.{i}.ffn_up_shexp.weight", _shared + "up_proj.weight", "n_ff_shexp, n_embd", when="sparse"),
+        row("blk.{i}.ffn_down_shexp.weight", _shared + "down_proj.weight", "n_embd, n_ff_shexp", when="sparse"),
     ),
-    drop=_dense,
+    finish=_finish2,
+    rebuild=_rebuild2,
+    reads="decoder_sparse_step mlp_only_layers norm_topk_prob",
+    loader=Loader(unread=("expert_weights_norm",)),
 )
 
 
@@ -60,21 +116,27 @@ def _normed(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """llama.cpp always makes the weights of Qwen 3's chosen experts sum to one; only the other case needs a key."""
     if not config.get("norm_topk_prob", False):
         own["expert_weights_norm"] = False
+    _sparse(own, config, dims)
+    if own.get("attention.sliding_window"):  # whatever max_window_layers says
+        own["attention.sliding_window_pattern"] = np.ones(min(dims["n_layer"], _LAYERS), np.bool_)
 
 
 def _renormed(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     config["norm_topk_prob"] = bool(own.get("expert_weights_norm", True))
+    _sparse_back(config, own, dims)
 
 
 QWEN3_MOE = QWEN3.variant(
     "qwen3moe",
     HfName("Qwen3MoeForCausalLM", "qwen3_moe"),
     keys=_EXPERT_KEYS,
-    rows=experts(),
-    drop=[*_dense, "expert_shared_feed_forward_length"],
+    rows=(*gated_mlp(when="not sparse"), *experts(where="sparse")),
+    drop=["expert_shared_feed_forward_length"],
     finish=_normed,
     rebuild=_renormed,
     decoder={"normalize_experts": True},
+    reads="decoder_sparse_step mlp_only_layers norm_topk_prob",
+    loader=Loader(unread=("expert_weights_norm",)),
 )
 
 ARCHITECTURES = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE)

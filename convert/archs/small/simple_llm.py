@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 
 CONSTANTS: Mapping[str, Any] = {
@@ -74,7 +75,10 @@ SIMPLE_LLM = Architecture(
     prefixes=("model.", ""),
     constants=CONSTANTS,
     finish=_finish,
+    reads="output_projection",
+    loader=Loader(exists=False),
     decoder={
+        "activation_key": "",
         "norm": "layer",
         "eps": 1e-8,
         "positions": "sinusoidal",

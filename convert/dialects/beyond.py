@@ -1,0 +1,138 @@
+"""What a converted model does that llama.cpp will not: its file is described as we read it and as its loader does.
+
+`Loader` (in the architecture's table) says which keys llama.cpp leaves unread, which tensors it has no place for and
+what it computes whatever a file says; where the two descriptions differ, a note says how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.decoder import Decoder, Layer, describe
+from llmconv.convert.tables.loader import NOBODY_READS
+from llmconv.convert.tables.pieces import Pieces
+from llmconv.convert.tables.windows import PATTERN
+from llmconv.errors import LlmconvError, more
+from llmconv.formats.checkpoint import Checkpoint
+
+__all__ = ["beyond_llama_cpp"]
+
+
+def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
+    """Notes about a GGUF made from a model of this (normalized) configuration."""
+    if not arch.loader.exists:
+        return []
+    refused = {name for name in checkpoint.tensors if _pattern(name) in arch.loader.refused}
+    notes = []
+    if f"{arch.gguf}.moe_layers" in checkpoint.metadata:
+        notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
+    if refused:
+        first = sorted(refused)
+        notes.append(f"llama.cpp has no place for {first[0]}{more(first)}, so it will not load this file")
+    rope = config.get("rope") or {}
+    if rope.get("rope_type") == "dynamic":
+        notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
+    try:
+        ours = describe(checkpoint)
+        unread = {*NOBODY_READS, *arch.loader.unread}
+        theirs = _as_llama_cpp(arch, checkpoint, unread - {PATTERN}, refused)
+        said = list(_differences(ours, theirs))
+        notes += [f"{what}, which llama.cpp will not do" for what in said]
+        if PATTERN in unread:
+            old = _as_llama_cpp(arch, checkpoint, unread, refused)
+            notes += [
+                f"{what}, which releases of llama.cpp before 2026 will not do"
+                for what in _differences(ours, old)
+                if what not in said
+            ]
+    except LlmconvError:
+        pass  # it can't be run here either; whoever tries is told why
+    return notes
+
+
+def _pattern(name: str) -> str:
+    """A tensor's name with `{i}` for its layer."""
+    parts = name.split(".")
+    return ".".join(["blk", "{i}", *parts[2:]]) if parts[0] == "blk" and len(parts) > 2 else name
+
+
+def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], refused: set[str]) -> Decoder:
+    """The file as llama.cpp's loader understands it."""
+    keys = {f"{arch.gguf}.{key}" for key in unread}
+    seen = {k: v for k, v in checkpoint.metadata.items() if k not in keys and not k.startswith(own_keys.OWN)}
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in refused}
+    pieces: Pieces = {**arch.decoder, **arch.loader.pieces}
+    pieces.pop("head_norm_vocab", None)
+    return describe(dataclasses.replace(checkpoint, metadata=seen, tensors=tensors), pieces)
+
+
+_WHOLE: tuple[tuple[str, str], ...] = (
+    ("head_norm", "Baichuan 2 scales the rows of its head to length 1"),
+    ("final_softcap", "its logits are capped at {}"),
+    ("logit_scale", "its logits are scaled by {}"),
+    ("embed_scale", "its embeddings are scaled by {}"),
+    ("residual_scale", "its residuals are scaled by {}"),
+    ("positions", "its positions are of the kind {!r}"),
+)
+
+
+def _rotary(part: str, scaling: str = "") -> Callable[[Layer], Any]:
+    """A part of a layer's rotary positions; None where it has none, or not of this scaling."""
+
+    def of(layer: Layer) -> Any:
+        rope = layer.attention.rope
+        return None if rope is None or (scaling and rope.scaling != scaling) else getattr(rope, part)
+
+    return of
+
+
+def _seen(layer: Layer) -> str:
+    window = layer.attention.window
+    return "all tokens" if window is None else f"a window of {window} tokens"
+
+
+_PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
+    (lambda layer: layer.mlp.activation, "{where} the activation {!r} of the configuration (not {other!r})"),
+    (_seen, "{where} attention over {} (not {other})"),
+    (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
+    (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),
+    (lambda layer: layer.attention.softcap or "no number", "{where} attention scores capped at {}"),
+    (lambda layer: layer.attention.clamp or "no number", "{where} queries, keys and values clamped at {}"),
+    (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
+    (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
+    (_rotary("base"), "{where} the rotary base {}"),
+    (_rotary("factor"), "{where} rotary scaling by {}"),
+    (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
+    (_rotary("beta_fast", "yarn"), "{where} YaRN's beta_fast {}"),
+    (_rotary("beta_slow", "yarn"), "{where} YaRN's beta_slow {}"),
+    (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
+    (lambda layer: layer.parallel, "{where} attention and feed-forward in parallel: {}"),
+    (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
+    (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
+    (lambda layer: layer.mlp.experts and layer.mlp.experts.gating, "{where} experts chosen by {}"),
+)
+
+
+def _differences(ours: Decoder, theirs: Decoder) -> Iterator[str]:
+    for name, text in _WHOLE:
+        if getattr(ours, name) != getattr(theirs, name):
+            yield text.format(getattr(ours, name))
+    for part, text in _PER_LAYER:
+        found: dict[tuple[Any, Any], list[int]] = {}
+        for i, (one, other) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+            if part(one) != part(other) and (part(one) is None) == (part(other) is None):
+                found.setdefault((part(one), part(other)), []).append(i)
+        if found:
+            (value, instead), layers = next(iter(found.items()))
+            yield text.format(value, where=_where(layers, len(ours.layers)), other=instead)
+
+
+def _where(layers: list[int], count: int) -> str:
+    if len(layers) == count:
+        return "it has"
+    some = ", ".join(map(str, layers[:6])) + (", ..." if len(layers) > 6 else "")
+    return f"layer{'s' if len(layers) > 1 else ''} {some} {'have' if len(layers) > 1 else 'has'}"

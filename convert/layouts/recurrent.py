@@ -1,0 +1,295 @@
+"""Recurrent character models in JSON: Karpathy's char-rnn and its ports, recurrentjs, brain.js.
+
+Their programs keep each gate's matrix apart and disagree on which way matrices lie, so `unpack` makes GGUF's tensors
+(`convert.tables.recurrent`) whole, under `rnn.` and their own names, and `pack` cuts them again.  All compute
+h = f(Wx x + Wh h + b); their sources say so: karpathy/char-rnn's min-char-rnn.py, karpathy/recurrentjs's
+`forwardRNN` and `forwardLSTM` (ReLU in the RNN), BrainJS/brain.js src/recurrent/{rnn,gru,lstm}.ts (a GRU whose reset
+gate is on the state).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.layouts.base import Field, Layout, Words, row
+from llmconv.convert.tables.ops import Dims
+from llmconv.convert.tables.recurrent import ARCH, GATES
+from llmconv.errors import BadFile, shown
+from llmconv.formats.documents.cutting import shapes
+from llmconv.formats.tensor import Tensor
+
+_CANONICAL = "rnn."
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where a program keeps its weights.
+
+    one_hot: the first layer's products are looked up.
+    x, h, bias: paths of each gate, in GGUF's order, `{i}` the layer.
+    free: matrices lie either way: [in][out] where the first one has a row for each token.
+    """
+
+    cell: str
+    embed: str
+    x: tuple[str, ...]
+    h: tuple[str, ...]
+    bias: tuple[str, ...]
+    output: str
+    output_bias: str
+    one_hot: bool = False
+    free: bool = False
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.cell]
+
+
+def _places(family: _Family, dims: Dims) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
+    """(GGUF's name, the paths that make it up, the shape of each as [out][in])."""
+    dim, vocab, width = dims["n_embd"], dims["n_vocab"], dims["n_ff"]
+    yield "token_embd.weight", [family.embed], (vocab, width)
+    for i in range(dims["n_layer"]):
+        parts = {name: [p.replace("{i}", str(i)) for p in getattr(family, name)] for name in ("x", "h", "bias")}
+        if i or not family.one_hot:
+            yield f"blk.{i}.rnn_x.weight", parts["x"], (dim, dim if i else width)
+        yield f"blk.{i}.rnn_h.weight", parts["h"], (dim, dim)
+        yield f"blk.{i}.rnn_h.bias", parts["bias"], (dim,)
+    yield "output.weight", [family.output], (vocab, dim)
+    yield "output.bias", [family.output_bias], (vocab,)
+
+
+def _found(path: str, names: Mapping[str, Any]) -> str:
+    """The tensor that a path means: Karpathy's names in any of their spellings, below any of the usual keys."""
+    if path in names:
+        return path
+    if "." not in path and "[" not in path:
+        for root in _ROOTS:
+            for spelt in _spellings(path):
+                if root + spelt in names:
+                    return root + spelt
+    raise BadFile(f"{path} is missing or no array of numbers; a recurrent model of this layout has it")
+
+
+def _inside_out(family: _Family, sizes: Mapping[str, tuple[int, ...]], dims: Dims) -> bool:
+    """Whether the matrices lie [in][out]."""
+    if not family.free:
+        return False
+    first = _found(family.embed, sizes)
+    shape, wanted = sizes[first], (dims["n_vocab"], dims["n_embd"])
+    if wanted[0] == wanted[1]:
+        return first.rpartition(".")[2].islower()  # css-llm writes wxh [in][out], Karpathy Wxh [out][in]
+    if shape not in (wanted, wanted[::-1]):
+        raise BadFile(f"{first} has shape {shown(shape)}, expected {shown(wanted)} or the other way round")
+    return shape == wanted
+
+
+def _turned(name: str, family: _Family, inside_out: bool) -> bool:
+    """Whether a matrix lies otherwise than in GGUF: of one-hot inputs, GGUF has a row for each token."""
+    if not family.free or name.endswith("bias"):
+        return False
+    return not inside_out if name == "token_embd.weight" else inside_out
+
+
+def _unpacked(family: _Family) -> Any:
+    def unpack(document: Any, tensors: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+        inside_out = _inside_out(family, {n: t.shape for n, t in tensors.items()}, dims)
+        out, used = {}, set()
+        for name, paths, shape in _places(family, dims):
+            parts = []
+            for path in paths:
+                tensor = tensors[_found(path, tensors)]
+                used.add(tensor.name)
+                turned = _turned(name, family, inside_out)
+                wanted = shape[::-1] if turned else shape
+                column = (
+                    tensor.shape in ((*wanted, 1), (1, *wanted)) and len(wanted) == 1
+                )  # numpy's and matrices' biases
+                if tensor.shape != wanted and not column:
+                    raise BadFile(f"{tensor.name} has shape {shown(tensor.shape)}, expected {shown(wanted)}")
+                values = tensor.numpy().reshape(wanted)
+                parts.append(values.T if turned else values)
+            out[_CANONICAL + name] = Tensor.from_array(_CANONICAL + name, np.concatenate(parts))
+        return {**{n: t for n, t in tensors.items() if n not in used}, **out}
+
+    return unpack
+
+
+def _packed(family: _Family) -> Any:
+    def pack(document: Any, tensors: Mapping[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+        there = shapes(document)
+        inside_out = _inside_out(family, there, dims)
+        out = {n: t for n, t in tensors.items() if not n.startswith(_CANONICAL)}
+        for name, paths, _ in _places(family, dims):
+            values = tensors[_CANONICAL + name].numpy()
+            for path, part in zip(paths, np.split(values, len(paths)), strict=True):
+                target = _found(path, there)
+                own = part.T if _turned(name, family, inside_out) else part
+                out[target] = Tensor.from_array(target, np.ascontiguousarray(own))
+        return out
+
+    return pack
+
+
+def _rows(gates: int, one_hot: bool) -> Any:
+    wide = f"{gates} * n_embd" if gates > 1 else "n_embd"
+    first = () if one_hot else (_row("blk.{i}.rnn_x.weight", f"{wide}, n_ff", "i == 0"),)
+    return (
+        _row("token_embd.weight", "n_vocab, n_ff"),
+        *first,
+        _row("blk.{i}.rnn_x.weight", f"{wide}, n_embd", "i > 0"),
+        _row("blk.{i}.rnn_h.weight", f"{wide}, n_embd"),
+        _row("blk.{i}.rnn_h.bias", wide),
+        _row("output.weight", "n_vocab, n_embd"),
+        _row("output.bias", "n_vocab"),
+    )
+
+
+def _row(name: str, shape: str, when: str = "") -> Any:
+    return row(name, _CANONICAL + name, shape, when=when)
+
+
+def _layout(name: str, title: str, family: _Family, **more: Any) -> Layout:
+    own = {"recurrent.cell": family.cell, **more.pop("constants", {})}
+    return Layout(
+        name,
+        title,
+        ARCH,
+        rows=_rows(family.gates, family.one_hot),
+        constants=own,
+        roots=(_CANONICAL,),
+        unpack=_unpacked(family),
+        pack=_packed(family),
+        **more,
+    )
+
+
+# Karpathy's char-rnn in JSON: Wxh, Whh, Why, bh, by, as lists, below any of the usual keys; one layer, tanh, one-hot.
+
+_ROOTS = ("", "weights.", "params.", "parameters.", "model.", "state_dict.", "state.")
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """wxh, Wxh, W_xh, w_xh."""
+    return tuple(dict.fromkeys((name, name.capitalize(), f"{name[0].upper()}_{name[1:]}", f"{name[0]}_{name[1:]}")))
+
+
+def _any(name: str, more: str = "") -> tuple[str, ...]:
+    return tuple(f"{{p}}{spelt}{more}" for spelt in _spellings(name))
+
+
+def _sized(name: str) -> tuple[str, ...]:
+    return tuple(f"shape of {root}{spelt}@0" for root in _ROOTS for spelt in _spellings(name))
+
+
+CHAR_RNN = _layout(
+    "char-rnn",
+    "Karpathy's char-rnn: wxh, whh, why, bh, by as lists",
+    _Family("rnn", "wxh", ("wxh",), ("whh",), ("bh",), "why", "by", one_hot=True, free=True),
+    constants={"block_count": np.uint32(1)},
+    marks=(_any("wxh"), _any("whh"), _any("why"), _any("bh"), _any("by")),
+    prefixes=_ROOTS,
+    fields=(
+        Field("vocab_size", _sized("by")),
+        Field("embedding_length", _sized("bh")),
+        Field("feed_forward_length", _sized("bh")),
+    ),
+    words=Words(
+        ("chars", "vocab", "vocabulary", "characters", "idx_to_char", "ix_to_char", "char_to_ix", "itos", "stoi"),
+        unk=None,
+        lowercase=False,
+        separator="",
+    ),
+)
+
+# recurrentjs: {n, d, w} under `model`, matrices times columns; token 0 begins and ends a text.
+
+_RECURRENTJS_WORDS = Words(("vocab",), unk=None, lowercase=False, separator="", before=("[BOS]",))
+
+
+def _recurrentjs_fields(bias: str) -> tuple[Field, ...]:
+    return (
+        Field("vocab_size", ("shape of model.bd@0",)),
+        Field("block_count", ("length of hidden_sizes",)),
+        Field("embedding_length", (f"shape of model.{bias}0@0",)),
+        Field("feed_forward_length", ("shape of model.Wil@1", "letter_size")),
+    )
+
+
+RECURRENTJS = _layout(
+    "recurrentjs",
+    "recurrentjs: an LSTM, {n, d, w} by name",
+    _Family(
+        "lstm",
+        "model.Wil",
+        tuple(f"model.W{g}x{{i}}" for g in "ifco"),
+        tuple(f"model.W{g}h{{i}}" for g in "ifco"),
+        tuple(f"model.b{g}{{i}}" for g in "ifco"),
+        "model.Whd",
+        "model.bd",
+    ),
+    marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", *(f"model.W{g}h0" for g in "ifco")),
+    fields=_recurrentjs_fields("bi"),
+    words=_RECURRENTJS_WORDS,
+)
+RECURRENTJS_RNN = _layout(
+    "recurrentjs-rnn",
+    "recurrentjs: an RNN with ReLU, {n, d, w} by name",
+    _Family("rnn", "model.Wil", ("model.Wxh{i}",), ("model.Whh{i}",), ("model.bhh{i}",), "model.Whd", "model.bd"),
+    marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", "model.Wxh0", "model.Whh0", "model.bhh0"),
+    fields=_recurrentjs_fields("bhh"),
+    constants={"recurrent.activation": "relu"},
+    words=_RECURRENTJS_WORDS,
+)
+
+# brain.js: {rows, columns, weights} in `hiddenLayers`; token 0 begins and ends a text.
+
+_LAYER = "hiddenLayers[{i}]."
+_BRAIN: dict[str, tuple[list[str], list[str], list[str], dict[str, Any]]] = {
+    "lstm": (
+        ["inputMatrix", "forgetMatrix", "cellActivationMatrix", "outputMatrix"],
+        ["inputHidden", "forgetHidden", "cellActivationHidden", "outputHidden"],
+        ["inputBias", "forgetBias", "cellActivationBias", "outputBias"],
+        {},
+    ),
+    "gru": (
+        ["resetGateInputMatrix", "updateGateInputMatrix", "cellWriteInputMatrix"],
+        ["resetGateHiddenMatrix", "updateGateHiddenMatrix", "cellWriteHiddenMatrix"],
+        ["resetGateBias", "updateGateBias", "cellWriteBias"],
+        {"recurrent.reset_after": False},
+    ),
+    "rnn": (["weight"], ["transition"], ["bias"], {"recurrent.activation": "relu"}),
+}
+
+
+def _brain(cell: str) -> Layout:
+    x, h, bias, constants = _BRAIN[cell]
+    weights, states, biases = (tuple(_LAYER + name for name in names) for names in (x, h, bias))
+    first = _LAYER.replace("{i}", "0")
+    return _layout(
+        f"brain-{cell}",
+        f"brain.js: {cell.upper()}, {{rows, columns, weights}} by layer",
+        _Family(cell, "input", weights, states, biases, "outputConnector", "output"),
+        marks=("input", "outputConnector", "output", "hiddenLayers", first + h[0], first + bias[-1]),
+        fields=(
+            Field("vocab_size", ("shape of output@0",)),
+            Field("block_count", ("length of hiddenLayers",)),
+            Field("embedding_length", (f"shape of {first}{h[0]}@0",)),
+            Field("feed_forward_length", ("shape of input@1",)),
+        ),
+        constants=constants,
+        words=Words(
+            ("options.dataFormatter.characters", "dataFormatter.characters", "characters"),
+            unk=None,
+            lowercase=False,
+            separator="",
+            before=("[BOS]",),
+        ),
+    )
+
+
+LAYOUTS = (CHAR_RNN, RECURRENTJS, RECURRENTJS_RNN, *(_brain(cell) for cell in _BRAIN))

@@ -1,0 +1,188 @@
+"""What training a model takes on each device, from its shape alone: weights, gradients, optimizer, activations.
+
+Activations are counted as torch's autograd keeps them for the backward pass of this program's decoder, piece by piece:
+what goes into each matrix, each norm and each activation function, queries, keys, values and what attention gives.
+Under 16-bit autocast the residual and the norms stay float32, and every matrix has a 16-bit copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmconv.convert import archs
+from llmconv.convert.reports.shape import Shape
+from llmconv.convert.tables.rows import at_layer
+from llmconv.show import Shown
+
+__all__ = ["PARTS", "TrainingMemory", "training_memory"]
+
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
+"""What the memory consists of."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory(Shown):
+    """Bytes per device to train: weights, gradients, optimizer states, activations, workspace, their total.
+
+    devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
+    activations: what is kept from the forward pass for the backward one.   workspace: what is there for a moment: the
+    gradients of the logits, or a block that is computed once more.
+    """
+
+    devices: int
+    batch: int
+    context: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, part) for part in PARTS)
+
+
+def training_memory(
+    shape: Shape,
+    *,
+    batch: int = 1,
+    context: int = 0,
+    devices: int = 1,
+    optimizer_bytes: int = 8,
+    activation_bytes: int = 2,
+    checkpointing: bool = False,
+    dropout: bool = False,
+) -> TrainingMemory:
+    """Memory to train a model of this shape with float32 weights, per device.
+
+    optimizer_bytes: of what the optimizer keeps of a weight (8: AdamW's two float32 moments).  activation_bytes: of a
+    number that the model computes (2: bfloat16 or float16 under autocast).  checkpointing: blocks are computed again
+    instead of kept.
+    """
+    context = context or min(shape.dim("n_ctx") or 1024, 4096)
+    share = -(-sum(math.prod(dims) for dims in shape.tensors.values()) // devices)
+    count = _Count(shape, batch * context, context, activation_bytes, dropout)
+    blocks = [count.block(i) for i in range(shape.dim("n_layer"))]
+    logits = batch * context * shape.dim("n_vocab")
+    workspace = 8 * logits  # the gradients of the logarithms and of the logits
+    kept = count.ends() + 4 * logits  # the logarithms of the probabilities
+    if checkpointing:
+        kept += len(blocks) * 4 * count.tokens * count.dim
+        inner = activation_bytes * batch * context * shape.dim("n_ff")  # the gradient of its widest numbers
+        workspace = max(workspace, max(blocks, default=0) + inner)
+    else:
+        kept += sum(blocks)
+    return TrainingMemory(devices, batch, context, 4 * share, 4 * share, optimizer_bytes * share, kept, workspace)
+
+
+class _Count:
+    """Bytes that autograd keeps of `tokens` tokens, in sequences of `context`, computed in numbers of `width` bytes."""
+
+    def __init__(self, shape: Shape, tokens: int, context: int, width: int, dropout: bool):
+        table = archs.by_gguf(shape.arch)
+        self.shape, self.tokens, self.context, self.width, self.dropout = shape, tokens, context, width, dropout
+        self.dims = table.dims_of(shape.metadata) if table else {}
+        self.pieces: Mapping[str, Any] = table.decoder if table else {}
+        self.dim = shape.dim("n_embd")
+        stated = self.key("attention.layer_norm_rms_epsilon") is not None
+        self.rms = self.pieces.get("norm", "rms" if stated else "layer") == "rms"
+
+    def key(self, name: str) -> Any:
+        return self.shape.metadata.get(f"{self.shape.arch}.{name}")
+
+    def norm(self, numbers: int) -> int:
+        """A norm keeps its input in float32; the formula of RMS norms on a CPU also the normed one."""
+        return self.tokens * numbers * (8 if self.rms else 4)
+
+    def copies(self, names: Mapping[str, tuple[int, ...]]) -> int:
+        """16-bit copies of the matrices."""
+        matrices = (math.prod(dims) for name, dims in names.items() if name.endswith(".weight") and len(dims) > 1)
+        return self.width * sum(matrices) if self.width < 4 else 0
+
+    def ends(self) -> int:
+        """Before the first block and after the last."""
+        tensors = self.shape.tensors
+        total = sum(self.norm(self.dim) for name in ("token_embd_norm", "output_norm") if f"{name}.weight" in tensors)
+        total += self.tokens * (8 + self.width * tensors.get("token_embd.weight", (0, self.dim))[1])
+        total += 4 * self.tokens * self.dim if self.dropout else 0
+        head = "token_embd.weight" if self.shape.tied else "output.weight"
+        return total + self.copies({name: tensors[name] for name in (head,) if name in tensors})
+
+    def block(self, i: int) -> int:
+        """One layer."""
+        prefix = f"blk.{i}."
+        own = {n.removeprefix(prefix): d for n, d in self.shape.tensors.items() if n.startswith(prefix)}
+        table = archs.by_gguf(self.shape.arch)
+        here = at_layer(self.dims, i) if table else {}
+        total = self.copies(own)
+        for name, dims in own.items():
+            if "norm" in name and name.endswith(".weight"):
+                heads = {"attn_q_norm": here["n_head"], "attn_k_norm": here["n_head_kv"]}.get(name[:-7], 1)
+                whole = len(dims) > 1 or dims[0] > here["head_dim"]
+                total += self.norm(math.prod(dims) if heads == 1 or whole else heads * dims[0])
+        numbers = self.attention(own, here) + self.mlp(own, here)
+        if self.dropout:  # what each of the two dropouts multiplied with
+            numbers += 2 * self.dim
+        return total + self.width * self.tokens * numbers + self.matrices(own, here)
+
+    def attention(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Numbers a token that attention keeps: what is projected, queries, keys, values, what it gives."""
+        heads = here["n_head"]
+        if "attn_kv_a_mqa.weight" in own:  # latent: all heads read one key and one value
+            rank, rope = here["kv_lora"], here["n_rot"]
+            nope = max(0, here["nope"] - rope)
+            return self.dim + here["q_lora"] + heads * (nope + rank + rope + rank + here["v_mla"]) + 2 * rank + rope
+        fed = self.fed(own, "attn_q", "attn_k", "attn_v", "attn_qkv")
+        # What attention gives is kept for what multiplies it, or by the kernel that made it.
+        given = 0 if self.in_the_open(own) and "attn_output.weight" not in own else heads * here["head_dim_v"]
+        if "attn_qkv.weight" in own and self.pieces.get("positions", "rope") == "rope" and heads == here["n_head_kv"]:
+            given += 2 * heads * here["head_dim"]  # the values stay where they were projected, beside the unturned rest
+        # Keys and values once for each head: a CPU's kernels know no groups.
+        return fed + heads * (2 * here["head_dim"] + here["head_dim_v"]) + given
+
+    def fed(self, own: Mapping[str, tuple[int, ...]], *names: str) -> int:
+        """Numbers a token of what goes into these matrices: once, but autocast makes each its own 16-bit copy."""
+        there = sum(f"{name}.weight" in own for name in names)
+        return self.dim * (there if self.width < 4 else min(1, there))
+
+    def in_the_open(self, own: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether no kernel computes attention as a whole (see `runtime.attention.attend`)."""
+        return bool(
+            self.key("attention.softmax_start")
+            or self.pieces.get("softmax_start")
+            or self.key("attn_logit_softcapping")
+            or self.key("attention.max_alibi_bias")
+            or self.pieces.get("positions") == "alibi"
+            or "attn_sinks.weight" in own
+        )
+
+    def matrices(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Bytes of attention's matrices, where it has to be computed in the open; of its sums otherwise."""
+        if not self.in_the_open(own):
+            return 4 * self.tokens * here["n_head"]
+        start = self.key("attention.softmax_start") or self.pieces.get("softmax_start")
+        each = 8 + self.width if start else 4 + (self.width if self.width < 4 else 0)
+        each += self.width if self.key("attn_logit_softcapping") else 0
+        return self.tokens * self.context * here["n_head"] * each
+
+    def mlp(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Numbers a token that the MLP keeps; with experts, of those that a token is sent to."""
+        total = 0
+        for kind, times in (("", 1), ("_exps", here["n_expert_used"]), ("_shexp", 1)):
+            down = own.get(f"ffn_down{kind}.weight")
+            if down is None:
+                continue
+            gated = any(f"{name}{kind}.weight" in own for name in ("ffn_gate", "ffn_gate_up"))
+            up = own.get(f"ffn_up{kind}.weight", (0, 0))
+            gated = gated or up[-2] == 2 * down[-1]
+            inner = (4 if gated else 1 if self.pieces.get("activation") == "relu" else 2) * down[-1]
+            fed = self.fed(own, *(f"{name}{kind}" for name in ("ffn_up", "ffn_gate", "ffn_gate_up")))
+            if self.width == 4 and self.pieces.get("parallel") and "ffn_norm.weight" not in own:
+                fed = 0  # it is what attention gets
+            total += times * (inner + fed + (2 * self.dim if kind == "_exps" else 0))
+        return total

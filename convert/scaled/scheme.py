@@ -1,0 +1,117 @@
+"""What a scheme of stored weights is: the names of a layer's tensors, how it is recognised, how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from llmconv.convert.tables.config import read_config
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
+__all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
+
+KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where config.json says how the weights are stored."""
+PARTS = ("text_config", "language_config", "llm_config")
+"""Parts of a config.json of several models that may say it for theirs."""
+
+
+def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that says nothing of how the weights are stored."""
+    rest = {key: value for key, value in config.items() if key not in KEYS}
+    return {k: without_settings(v) if k in PARTS and isinstance(v, dict) else v for k, v in rest.items()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What config.json says of the storing.
+
+    method: its name for it, "" where it gives none.   values: everything under `quantization_config`.
+    """
+
+    where: str
+    method: str
+    values: Mapping[str, Any]
+
+    @staticmethod
+    def of(checkpoint: Checkpoint) -> Settings:
+        where = checkpoint.where
+        config = read_config(checkpoint)
+        for part in (config, *(config[name] for name in PARTS if isinstance(config.get(name), dict))):
+            key = next((key for key in KEYS if part.get(key) is not None), None)
+            if key is not None:
+                break
+        values = {} if key is None else part[key]
+        if not isinstance(values, Mapping):
+            raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
+        method = values.get("quant_method")
+        return Settings(where, method if isinstance(method, str) else "", values)
+
+    @property
+    def weights(self) -> Mapping[str, Any]:
+        """compressed-tensors' word on the weights, where it is the same for all layers; else {}."""
+        groups = self.values.get("config_groups")
+        found = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+        return found[0] if found and isinstance(found[0], dict) and all(w == found[0] for w in found) else {}
+
+    def block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, where it says so."""
+        size = self.values.get("weight_block_size") or self.weights.get("block_structure")
+        if isinstance(size, str):
+            size = [int(n) if n.isdecimal() else 0 for n in size.split("x")]
+        if not size:
+            return None
+        if isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 1 << 20 for n in size):
+            return size[0], size[1]
+        raise BadFile(
+            f"{self.where}: config.json's weight_block_size is {size!r:.60}, expected two numbers such as [128, 128]"
+        )
+
+    def group(self) -> int | None:
+        """Columns that share a scale, where it says so."""
+        size = self.weights.get("group_size", self.values.get("group_size"))
+        return size if type(size) is int and size > 0 else None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors that stand for one weight.
+
+    weight: its name as a float model has it.   parts: ending -> tensor, as the scheme calls them.
+    """
+
+    weight: str
+    parts: Mapping[str, Tensor]
+    settings: Settings
+
+
+class Scheme:
+    """One way of storing weights.
+
+    name: as people call it.   methods: what config.json's `quant_method` calls it.
+    marks: endings of tensors by which a layer is found.   parts: endings of the others that belong to it; what stands
+    before any of them is the layer's stem.
+    """
+
+    name: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]] = ()
+    marks: ClassVar[tuple[str, ...]]
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def weight(self, stem: str) -> str:
+        """The weight that a layer of that stem stands for."""
+        return stem
+
+    def fits(self, parts: Mapping[str, Tensor], settings: Settings) -> bool:
+        """Whether these tensors, found under one stem, are a layer of this scheme."""
+        raise NotImplementedError
+
+    def read(self, layer: Layer) -> Tensor:
+        """The weight as floats; lazily."""
+        raise Unsupported(
+            f"{layer.settings.where}: tensor {layer.weight!r} is quantized with {self.name}, which can't be read; "
+            "give the original model, or one in fp8, int8 or MXFP4"
+        )

@@ -1,0 +1,83 @@
+"""Numbers of eight bits, floats or integers, under the weight's own name, with scales beside them.
+
+| stored as | a layer's tensors |
+|---|---|
+| fp8, scales by block (DeepSeek-V3, Qwen3-FP8) | `weight` F8_E4M3 (n, k), `weight_scale_inv` (n / b0, k / b1) |
+| fp8, scales by row or tensor (compressed-tensors, FBGEMM, ModelOpt) | `weight` F8, `weight_scale` (n, 1) or one |
+| fp8 (DeepSeek's own programs) | `weight` F8_E4M3 (n, k), `scale` by block |
+| int8 (compressed-tensors' int-quantized) | `weight` I8, `weight_scale` (n, 1), perhaps `weight_zero_point` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.convert.scaled.grid import fitted, multiplied
+from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
+from llmconv.errors import BadFile, MissingTensor, cut
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import plain
+
+__all__ = ["TYPES", "Stored", "StoredBeside", "factors"]
+
+TYPES = (plain.F8_E4M3, plain.F8_E5M2, plain.F8_E4M3FNUZ, plain.F8_E5M2FNUZ, plain.I8)
+
+
+class Stored(Scheme):
+    """fp8 and int8."""
+
+    name = "fp8 or int8"
+    methods = ("fp8", "compressed-tensors", "fbgemm_fp8", "modelopt")
+    marks: ClassVar[tuple[str, ...]] = ("_scale_inv", "_scale")  # `_scale_inv` is a factor too, in spite of its name
+    parts: ClassVar[tuple[str, ...]] = ("", "_zero_point")
+    stored: ClassVar[str] = ""
+    """The ending of the numbers themselves."""
+
+    def fits(self, parts: Mapping[str, Tensor], settings: Settings) -> bool:
+        scale = next(parts[end] for end in self.marks if end in parts)
+        return self.stored in parts and parts[self.stored].type in TYPES and scale.type is not plain.U8
+
+    def read(self, layer: Layer) -> Tensor:
+        stored = layer.parts[self.stored]
+        assert stored.type.dtype is not None
+        lookup = np.arange(256, dtype=np.uint8).view(stored.type.dtype).astype(np.float32)
+
+        def codes(start: int, stop: int) -> NDArray[np.float32]:
+            values: NDArray[np.float32] = lookup[stored.read(start, stop)]
+            return values
+
+        scale = factors(layer, next(layer.parts[end] for end in self.marks if end in layer.parts))
+        zeros = layer.parts.get("_zero_point")
+        if zeros is None and layer.settings.weights.get("symmetric") is False:
+            raise MissingTensor(
+                layer.settings.where, f"{layer.weight}_zero_point", "config.json says that there is one; fetch it again"
+            )
+        zero = None if zeros is None else fitted(layer.weight, stored.shape, zeros, layer.settings)
+        return multiplied(
+            layer.weight, stored.shape, codes, fitted(layer.weight, stored.shape, scale, layer.settings), zero
+        )
+
+
+class StoredBeside(Stored):
+    """fp8 as DeepSeek's own programs name it: `weight` and `scale` in one module."""
+
+    marks = (".scale",)
+    parts = (".weight",)
+    stored = ".weight"
+
+    def weight(self, stem: str) -> str:
+        return f"{stem}.weight"
+
+
+def factors(layer: Layer, scale: Tensor) -> Tensor:
+    """The scales, if they are floats."""
+    if not scale.type.is_float or scale.type.dtype is None:
+        raise BadFile(
+            f"{layer.settings.where}: tensor {cut(scale.name)} is {scale.type.name}, expected floats; "
+            "the model is damaged"
+        )
+    return scale

@@ -1,0 +1,75 @@
+"""What a recurrent decoder is made of: the ancestors of today's models, whose layers carry a state from token to token.
+
+Names in GGUF, layer `i`, G gates stacked in PyTorch's order (rnn: 1; gru: reset, update, new; lstm: in, forget, cell,
+out):
+
+    token_embd.weight (vocab, width)         what the first layer is given; of one-hot inputs, its products at once
+    blk.i.rnn_x.weight (G * dim, width)      on what the layer below gives; absent at layer 0 of one-hot inputs
+    blk.i.rnn_h.weight (G * dim, dim)        on the layer's own last output
+    blk.i.rnn_x.bias, blk.i.rnn_h.bias       (G * dim), each optional
+    output.weight (vocab, dim), output.bias
+
+Keys, after the architecture's name: `recurrent.cell`, `recurrent.activation` (tanh, relu), `recurrent.gates` (sigmoid,
+hard_sigmoid), `recurrent.reset_after` (a GRU's reset gate is applied to the product, as in PyTorch, not to the state).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent"]
+
+ARCH = "char-rnn"
+"""`general.architecture` of recurrent character models."""
+CELL = "recurrent.cell"
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+_ACTIVATIONS, _SIGMOIDS = ("tanh", "relu"), ("sigmoid", "hard_sigmoid")
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """cell: "rnn", "gru" or "lstm".   layers: how many.   dim: of each.   Others: see the keys above."""
+
+    cell: str
+    layers: int
+    dim: int
+    activation: str = "tanh"
+    gates: str = "sigmoid"
+    reset_after: bool = True
+
+
+def recurrent(read: Any) -> Recurrent:
+    """The description by a file's keys and shapes, which must agree.   read: a reader of `tables.decoder`."""
+
+    def one_of(key: str, known: tuple[str, ...]) -> str:
+        value = read.get(key, known[0])
+        if value not in known:
+            raise read.bad(f"key '{read.arch}.{key}'", f"is {value!r:.60}, expected one of {', '.join(known)}")
+        return str(value)
+
+    cell = one_of(CELL, tuple(GATES))
+    layers, dim = read.count("block_count", least=1), read.shape("output.weight", 2)[1]
+    vocab, width = read.shape("token_embd.weight", 2)
+    if read.shape("output.weight", 2)[0] != vocab:
+        raise read.bad("tensor 'output.weight'", f"has {read.shapes['output.weight'][0]} rows, expected {vocab}")
+    rows = GATES[cell] * dim
+    for i in range(layers):
+        own, bias = read.shape(f"blk.{i}.rnn_h.weight", 2), ((rows,), None)
+        if own != (rows, dim):
+            raise read.bad(f"tensor 'blk.{i}.rnn_h.weight'", f"has shape {list(own)}, expected {[rows, dim]}")
+        if i or f"blk.{i}.rnn_x.weight" in read.shapes:
+            found = read.shape(f"blk.{i}.rnn_x.weight", 2)
+            if found != (rows, width):
+                raise read.bad(f"tensor 'blk.{i}.rnn_x.weight'", f"has shape {list(found)}, expected {[rows, width]}")
+        elif width != rows:
+            raise read.bad(
+                "tensor 'token_embd.weight'", f"has rows of {width}, expected {rows}: its inputs are one-hot"
+            )
+        for name in ("rnn_x", "rnn_h"):
+            if read.shapes.get(f"blk.{i}.{name}.bias") not in bias:
+                raise read.bad(f"tensor 'blk.{i}.{name}.bias'", f"has another shape than {[rows]}")
+        width = dim
+    reset = read.get("recurrent.reset_after", True)
+    activation, gates = one_of("recurrent.activation", _ACTIVATIONS), one_of("recurrent.gates", _SIGMOIDS)
+    return Recurrent(cell, layers, dim, activation, gates, bool(reset))

@@ -1,0 +1,1 @@
+"""What kernels are written with: explicit vectors inside numba, their memory, and working arrays on the stack."""

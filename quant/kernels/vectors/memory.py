@@ -1,0 +1,264 @@
+"""Sixteen lanes (see `simd`) to and from arrays: loads, stores, transposes, and what goes across their rows.
+
+`load` widens float16 (handed in as int16 arrays) and bfloat16 (as uint16) exactly.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from llmconv.quant.kernels.vectors.codegen import (
+    ELEMENT,
+    FLOAT,
+    I8,
+    I16,
+    I32,
+    LANES,
+    const,
+    f32x16,
+    i32,
+    i32x16,
+    pointer,
+    vec,
+    widen_half,
+)
+
+
+def _load_f32(context, builder, array_type, array, index):
+    """Sixteen weights as float32 from a float32, int16 (float16 bits) or uint16 (bfloat16 bits) array."""
+    if array_type.dtype == types.float32:
+        value = builder.load(pointer(context, builder, array_type, array, index, vec(FLOAT)))
+        value.align = 1
+        return value
+    value = builder.load(pointer(context, builder, array_type, array, index, vec(I16)))
+    value.align = 1
+    if array_type.dtype == types.int16:
+        return widen_half(context, builder, value)
+    wide = builder.shl(builder.zext(value, vec(I32)), const(vec(I32), 16))
+    return builder.bitcast(wide, vec(FLOAT))
+
+
+def _check_rows(array):
+    if array.dtype not in (types.float32, types.int16, types.uint16):
+        raise TypeError(f"load: float32, int16 (float16 bits) or uint16 (bfloat16 bits), not {array.dtype}")
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """`array[index : index + 16]` as f32x16; float16 (int16 arrays) and bfloat16 (uint16) are widened exactly."""
+    _check_rows(array)
+
+    def generate(context, builder, sig, args):
+        return _load_f32(context, builder, sig.args[0], *args)
+
+    return f32x16(array, types.intp), generate
+
+
+@intrinsic
+def load_i32(typingctx, array, index):
+    """`array[index : index + 16]` of an integer array as i32x16, sign- or zero-extended by the array's type."""
+    dtype = array.dtype
+    if not isinstance(dtype, types.Integer) or dtype.bitwidth > 32:
+        raise TypeError(f"load_i32: an integer array of at most 32 bits, not {dtype}")
+
+    def generate(context, builder, sig, args):
+        element = ir.IntType(dtype.bitwidth)
+        value = builder.load(pointer(context, builder, sig.args[0], args[0], args[1], vec(element)))
+        value.align = 1
+        if dtype.bitwidth == 32:
+            return value
+        return (builder.sext if dtype.signed else builder.zext)(value, vec(I32))
+
+    return i32x16(array, types.intp), generate
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """`array[index : index + 16] = value`: f32x16 to float32, i32x16 to (u)int32, u8x16 to (u)int8 arrays."""
+    width = {"f32": 32, "i32": 32, "u8": 8}[value.kind]
+    if array.dtype.bitwidth != width or not array.mutable:
+        raise TypeError(f"store: {value} does not go into {array}")
+
+    def generate(context, builder, sig, args):
+        done = builder.store(args[2], pointer(context, builder, sig.args[0], args[0], args[1], args[2].type))
+        done.align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of `array[index]`, which may be past the end, ahead of its use."""
+
+    def generate(context, builder, sig, args):
+        place = pointer(context, builder, sig.args[0], args[0], args[1], I8)
+        function_type = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], function_type)
+        builder.call(function, [place, i32(0), i32(3), i32(1)])  # to read, into every cache, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def load_bytes(typingctx, array, index):
+    """64 bytes of a uint8 array as i32x16, in the machine's byte order."""
+
+    def generate(context, builder, sig, args):
+        return builder.load(pointer(context, builder, sig.args[0], args[0], args[1], vec(I32)), align=1)
+
+    return i32x16(array, types.intp), generate
+
+
+@intrinsic
+def store_bytes(typingctx, array, index, value):
+    """An i32x16 as 64 bytes of a uint8 array, in the machine's byte order."""
+
+    def generate(context, builder, sig, args):
+        builder.store(args[2], pointer(context, builder, sig.args[0], args[0], args[1], vec(I32)), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic
+def gather(typingctx, array, indices):
+    """`array[indices]`, lane by lane: float32 arrays -> f32x16, integer arrays -> i32x16."""
+    is_float = array.dtype == types.float32
+
+    def generate(context, builder, sig, args):
+        dtype = sig.args[0].dtype
+        result = ir.Constant(vec(FLOAT if is_float else I32), ir.Undefined)
+        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
+        for lane in range(LANES):
+            at = builder.zext(builder.extract_element(args[1], i32(lane)), ir.IntType(64))
+            value = builder.load(builder.gep(data, [at]))
+            if not is_float and dtype.bitwidth < 32:
+                value = (builder.sext if dtype.signed else builder.zext)(value, I32)
+            result = builder.insert_element(result, value, i32(lane))
+        return result
+
+    return (f32x16 if is_float else i32x16)(array, indices), generate
+
+
+def _swap_picks(distance):
+    """Shuffles that swap, between two vectors, the lanes that differ in bit `distance`: the lower, the upper half."""
+    low = [e if not e & distance else LANES + (e ^ distance) for e in range(LANES)]
+    high = [e | distance if not e & distance else LANES + e for e in range(LANES)]
+    return ir.Constant(vec(I32), low), ir.Constant(vec(I32), high)
+
+
+def _picks(*numbers):
+    return ir.Constant(ir.VectorType(I32, len(numbers)), list(numbers))
+
+
+_JOIN = _picks(*range(8))
+_EVEN_LOW, _EVEN_HIGH = _picks(0, 8, 1, 9, 4, 12, 5, 13), _picks(2, 10, 3, 11, 6, 14, 7, 15)
+_PAIR_LOW, _PAIR_HIGH = _picks(0, 1, 8, 9, 4, 5, 12, 13), _picks(2, 3, 10, 11, 6, 7, 14, 15)
+
+
+@intrinsic
+def transpose(typingctx, source, start, stride, tile, at):
+    """Sixteen rows of sixteen weights -> their columns: `tile[at + 16*i + lane] = source[start + lane*stride + i]`.
+
+    `source` as for `load`; `tile` float32.  Eight rows and four columns at a time, which sixteen registers can hold:
+    row i beside row i + 4, so that what is left are four transposed squares in each half.
+    """
+    _check_rows(source)
+
+    def generate(context, builder, sig, args):
+        array, begin, step, tile_array, tile_at = args
+        array_type, intp = sig.args[0], begin.type
+        indices = [builder.add(begin, builder.mul(step, ir.Constant(intp, lane))) for lane in range(LANES)]
+        if array_type.dtype != types.float32:
+            rows = [_load_f32(context, builder, array_type, array, index) for index in indices]
+
+        def beside(lane, column):
+            """Columns column .. column + 3 of rows `lane` and `lane + 4`."""
+            if array_type.dtype != types.float32:
+                first = range(column, column + 4)
+                return builder.shuffle_vector(rows[lane], rows[lane + 4], _picks(*first, *(16 + i for i in first)))
+            halves = []
+            for index in (indices[lane], indices[lane + 4]):
+                place = builder.add(index, ir.Constant(intp, column))
+                four = pointer(context, builder, array_type, array, place, ir.VectorType(FLOAT, 4))
+                halves.append(builder.load(four, align=1))
+            return builder.shuffle_vector(*halves, _JOIN)
+
+        for column in range(0, LANES, 4):
+            for lane in (0, 8):
+                a, b, c, d = (beside(lane + i, column) for i in range(4))
+                low, high = (
+                    [builder.shuffle_vector(x, y, m) for m in (_EVEN_LOW, _EVEN_HIGH)] for x, y in ((a, b), (c, d))
+                )
+                done = [builder.shuffle_vector(low[i], high[i], m) for i in (0, 1) for m in (_PAIR_LOW, _PAIR_HIGH)]
+                for i, eight in enumerate(done):
+                    place = builder.add(tile_at, ir.Constant(intp, LANES * (column + i) + lane))
+                    builder.store(eight, pointer(context, builder, sig.args[3], tile_array, place, eight.type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, tile, types.intp), generate
+
+
+def _reduce_rows(vector, doc, combine):
+    @intrinsic
+    def reduce(typingctx, tile, at):
+        def generate(context, builder, sig, args):
+            element = ELEMENT[vector.kind]
+            rows = []
+            for lane in range(LANES):
+                index = builder.add(args[1], ir.Constant(args[1].type, LANES * lane))
+                row = builder.load(pointer(context, builder, sig.args[0], args[0], index, vec(element)))
+                row.align = 4
+                rows.append(row)
+            for distance in (8, 4, 2, 1):
+                low, high = _swap_picks(distance)
+                rows = [
+                    combine(
+                        builder,
+                        builder.shuffle_vector(a, b, low),
+                        builder.shuffle_vector(a, b, high),
+                    )
+                    for a, b in zip(rows[:distance], rows[distance:], strict=True)
+                ]
+            return rows[0]
+
+        return vector(tile, types.intp), generate
+
+    reduce.__doc__ = doc
+    return reduce
+
+
+def _umax(builder, x, y):
+    return builder.select(builder.icmp_unsigned(">", x, y), x, y)
+
+
+rows_umax = _reduce_rows(
+    i32x16, "Lane i: the greatest, as unsigned, of the int32 `tile[at + 16*i : at + 16*i + 16]`.", _umax
+)
+rows_max = _reduce_rows(
+    f32x16,
+    "Lane i: the greatest of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
+    lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y),
+)
+rows_min = _reduce_rows(
+    f32x16,
+    "Lane i: the least of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
+    lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y),
+)
+
+
+@intrinsic
+def store_u16(typingctx, array, index, value):
+    """The low two bytes of an integer, little-endian, into a uint8 array."""
+
+    def generate(context, builder, sig, args):
+        place = pointer(context, builder, sig.args[0], args[0], args[1], I16)
+        done = builder.store(context.cast(builder, args[2], sig.args[2], types.uint16), place)
+        done.align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.unliteral(value)), generate

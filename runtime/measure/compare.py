@@ -1,0 +1,198 @@
+"""Two checkpoints side by side on one text: is it still the same model?
+
+Definitions as in llama.cpp's `--kl-divergence` (A is its base), from both models' full-precision logits, run together:
+no file of logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmconv.convert.vocab import TokenType
+from llmconv.errors import UsageError, cut
+from llmconv.progress import Meter, Progress
+from llmconv.runtime.checks import check_finite
+from llmconv.runtime.measure import texts
+from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure.perplexity import mean_and_error
+from llmconv.runtime.model import Model
+from llmconv.show import Shown
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """What B lost against A on `tokens` scored tokens.
+
+    ppl_ratio is ppl_b / ppl_a; its error takes into account that both saw the same text.
+    *_kld: of KL(A || B) per token, in nats.  top1_agreement: share of tokens where both think the same most likely.
+    rms_dp, mean_dp: of p_B - p_A of the token that came, as fractions.
+    context: tokens in a chunk, or in the longest pair; chunks: how many of `unit` ("chunk" or "pair") were run.
+    notes: what should be known of the text and of how the models ran.
+    """
+
+    ppl_a: float
+    ppl_a_stderr: float
+    ppl_b: float
+    ppl_b_stderr: float
+    ppl_ratio: float
+    ppl_ratio_stderr: float
+    mean_kld: float
+    mean_kld_stderr: float
+    median_kld: float
+    kld_90: float
+    kld_99: float
+    kld_999: float
+    max_kld: float
+    top1_agreement: float
+    top1_agreement_stderr: float
+    mean_dp: float
+    mean_dp_stderr: float
+    rms_dp: float
+    rms_dp_stderr: float
+    tokens: int
+    context: int
+    chunks: int
+    seconds: float
+    tokens_per_second: float
+    unit: str = "chunk"
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    a: Source,
+    b: Source,
+    text: texts.TextSource,
+    *,
+    context: int | None = None,
+    chunks: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    activations: str = "float",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run models `a` (the reference) and `b` over a text and compare their predictions, token by token.
+
+    Arguments as `perplexity`'s; of pairs, every position is compared.  Where one vocabulary is the other's with padding
+    behind it, the tokens of both are compared: A's probabilities of them, made to sum to 1, with what B gives them.
+
+    `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
+    infinities on either side: it names the model, the position and the likely cause.
+    """
+    window, how = Window(context, chunks), Running(device, dtype, activations)
+    left, right = how.model(a), how.model(b)
+    with torch.inference_mode(), device_errors(left.device):
+        work = work_on(left, texts.read(text), window)
+        shared = _shared_words(left, right)
+        found: list[Tensor] = []
+        meter, clock, seen, done = Meter(progress, "compare", work.total, f"{work.unit}s"), Clock(), 0, 0
+        kld, count = 0.0, 0
+        for batch in work.batches:
+            figures = _token_figures(left, right, batch, work.unit, shared)
+            found.append(figures)
+            seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
+            kld, count = kld + figures[2].sum().item(), count + figures.shape[1]
+            meter.reach(done, kld=kld / count)
+    notes = [f"{side}: {note}" for side, model in (("A", left), ("B", right)) for note in model.notes]
+    return _summary(torch.cat(found, 1), work, seen, clock, [*notes, *work.notes])
+
+
+def _shared_words(left: Model, right: Model) -> int:
+    """How many tokens the models share; `UsageError` unless one vocabulary is the other's, perhaps with padding."""
+    sizes = left.decoder.vocab_size, right.decoder.vocab_size
+    shared = min(sizes)
+    if right.tokenizer is not None and left.tokenizer is not None:
+        ours, theirs = left.tokenizer.vocab.tokens, right.tokenizer.vocab.tokens
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+            if one != other:
+                raise UsageError(
+                    f"token {i} is {cut(one)} in the first model and {cut(other)} in the second, not one vocabulary"
+                )
+    if sizes[0] != sizes[1]:
+        larger = left if sizes[0] > sizes[1] else right
+        if larger.tokenizer is None or not _padded_from(larger, shared):
+            raise UsageError(
+                f"the models have {sizes[0]} and {sizes[1]} tokens, so their predictions can't be compared"
+            )
+    return shared
+
+
+def _padded_from(model: Model, first: int) -> bool:
+    """Whether the tokens from `first` on only fill the embedding up: nameless, or marked as unused."""
+    vocab = model.tokenizer.vocab
+    return all(vocab.type_of(i) == TokenType.UNUSED for i in range(first, len(vocab.tokens)))
+
+
+def _token_figures(left: Model, right: Model, batch: Batch, unit: str, shared: int) -> Tensor:
+    """(5, N) float64 for a batch's N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A."""
+    models, device = (left, right), left.device
+    hidden = [m.hidden(batch.inputs.to(m.device))[:, batch.scored].flatten(0, 1) for m in models]
+    targets = batch.targets.flatten()
+    step = max(1, (1 << 23) // left.decoder.vocab_size)
+    out = []
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    for start in range(0, len(targets), step):
+        logs = []
+        for side, model, states in zip("AB", models, hidden, strict=True):
+            logits = model.head(states[start : start + step]).to(device, exact)
+            check_finite(logits, model, batch.places(unit, start), side)
+            logs.append(logits.log_softmax(-1))
+        wanted = targets[start : start + step, None]
+        chosen_a, chosen_b = (log.gather(-1, wanted)[:, 0] for log in logs)
+        log_a = logs[0][:, :shared].log_softmax(-1) if shared < logs[0].shape[1] else logs[0]
+        chances = log_a.exp()
+        kld = torch.where(chances > 0, chances * (log_a - logs[1][:, :shared]), 0.0).sum(-1)
+        same = (log_a.argmax(-1) == logs[1].argmax(-1)).to(exact)
+        figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp()))
+        out.append(figures.to("cpu", torch.float64))
+    return torch.cat(out, 1)
+
+
+def _summary(figures: Tensor, work: Work, seen: int, clock: Clock, notes: list[str]) -> Comparison:
+    loss_a, loss_b, kld, same, change = figures
+    n = loss_a.numel()
+    (mean_a, error_a), (mean_b, error_b) = mean_and_error(loss_a), mean_and_error(loss_b)
+    ppl_a, ppl_b = math.exp(min(mean_a, 700)), math.exp(min(mean_b, 700))
+    covariance = ((loss_a * loss_b).mean().item() - mean_a * mean_b) / max(n - 1, 1)
+    ratio = math.exp(max(min(mean_b - mean_a, 700), -700))
+    ratio_error = math.sqrt(max(error_a**2 + error_b**2 - 2 * covariance, 0.0)) * ratio
+    mean_kld, kld_error = mean_and_error(kld)
+    median, kld_90, kld_99, kld_999 = np.quantile(kld.numpy(), (0.5, 0.9, 0.99, 0.999)).tolist()
+    agreement = same.mean().item()
+    mean_dp, dp_error = mean_and_error(change)
+    square, square_error = mean_and_error(change.square())
+    rms = math.sqrt(square)
+    return Comparison(
+        ppl_a=ppl_a,
+        ppl_a_stderr=error_a * ppl_a,
+        ppl_b=ppl_b,
+        ppl_b_stderr=error_b * ppl_b,
+        ppl_ratio=ratio,
+        ppl_ratio_stderr=ratio_error,
+        mean_kld=mean_kld,
+        mean_kld_stderr=kld_error,
+        median_kld=median,
+        kld_90=kld_90,
+        kld_99=kld_99,
+        kld_999=kld_999,
+        max_kld=kld.max().item(),
+        top1_agreement=agreement,
+        top1_agreement_stderr=math.sqrt(agreement * (1 - agreement) / (n - 1)) if n > 1 else 0.0,
+        mean_dp=mean_dp,
+        mean_dp_stderr=dp_error,
+        rms_dp=rms,
+        rms_dp_stderr=square_error / (2 * rms) if rms else 0.0,
+        tokens=n,
+        context=work.context,
+        chunks=work.total,
+        seconds=clock.seconds,
+        tokens_per_second=seen / clock.seconds,
+        unit=work.unit,
+        notes=notes,
+    )

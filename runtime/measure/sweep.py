@@ -1,0 +1,209 @@
+"""Quantize to several types in one read, evaluate each against the original, report: `llmconv sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv import formats
+from llmconv.convert.writing.quantize import quantize
+from llmconv.errors import OutputError, UsageError, at
+from llmconv.formats.files import Output, open_regular
+from llmconv.progress import Progress
+from llmconv.quant.filetypes import file_type
+from llmconv.runtime.load import load
+from llmconv.runtime.measure import sweep_report, texts
+from llmconv.runtime.measure.chunks import Window, work_on
+from llmconv.runtime.measure.compare import Comparison, compare
+from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
+from llmconv.runtime.measure.sweep_state import State, identity_of, write_text
+
+__all__ = ["Sweep", "SweepRow", "sweep"]
+
+
+def sweep(
+    model: str | Path,
+    text: str | Path,
+    types: Sequence[str],
+    output: str | Path,
+    *,
+    context: int = 0,
+    chunks: int = 0,
+    device: str = "auto",
+    keep: bool = True,
+    plots: bool = True,
+    force: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    **quantize_options: Any,
+) -> Sweep:
+    """Quantize `model` to each of `types`, measure each against it over `text`, and write a report into `output`.
+
+    types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
+    keep: leave the quantized files in the folder; else each is removed once measured.
+    plots: draw the PNG (needs matplotlib).  force: start over where another sweep's state lies.
+    progress: called with each `Step` of quantizing and, with the type as its item, of evaluating.
+
+    Writes report.md, report.json, report.html and plot.png, and `sweep.json` after every step: the same call again goes
+    on where an interrupted one stopped.
+    """
+    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, progress)
+    names = list(dict.fromkeys(file_type(name).name for name in types))
+    if not names:
+        raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
+    if quantize_options.get("imatrix") is not None:
+        quantize_options["imatrix"] = Path(quantize_options["imatrix"])
+    job.check(quantize_options)
+    if plots:
+        sweep_report.need_matplotlib()
+    with _folder(job.output):
+        identity = identity_of(job.model, job.text, {"context": context, "chunks": chunks, **quantize_options})
+        state = State.of(job.output, identity, fresh=force)
+        job.quantize(names, state, {"jobs": jobs, **quantize_options})
+        job.evaluate(names, state, keep)
+    result = Sweep(
+        model=job.model.name,
+        text=job.text.name,
+        size=_size(job.model),
+        rows=[SweepRow(**state.rows[name]) for name in names],
+        ppl=state.base["ppl"],
+        ppl_stderr=state.base["ppl_stderr"],
+        context=state.base["context"],
+        tokens=state.base["tokens"],
+    )
+    _report(result, job.output, plots)
+    return result
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """The output folder, made; away again when the work ends in an error before anything is in it."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{at(path)}: is a file, expected a folder; choose another (-o)")
+    there = path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{at(path)}: can't be made ({error.strerror})") from None
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _size(model: Path) -> int:
+    return sum(p.stat().st_size for p in model.iterdir() if p.is_file()) if model.is_dir() else model.stat().st_size
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is swept, and how it is measured."""
+
+    model: Path
+    text: Path
+    output: Path
+    window: Window
+    device: str
+    progress: Progress | None
+
+    def file(self, name: str) -> Path:
+        """Where the model goes in the type `name`; "{type}" stands for any."""
+        stem = re.sub(r"\.(gguf|json|msgpack|safetensors)$", "", self.model.name)
+        return self.output / f"{stem}-{name}.gguf"
+
+    def check(self, quantize_options: dict[str, Any]) -> None:
+        """Refuse what can't be read before any work."""
+        formats.open(self.model)
+        for path in (self.text, quantize_options.get("imatrix")):
+            if path is not None:
+                with open_regular(path):
+                    pass
+
+    def told(self, item: str) -> Progress | None:
+        """`progress` with `item` in every step."""
+        progress = self.progress
+        return progress and (lambda step: progress(dataclasses.replace(step, item=item)))
+
+    def quantize(self, names: list[str], state: State, options: dict[str, Any]) -> None:
+        """The files that are still to be measured and not there yet, in one read."""
+        missing = [n for n in names if n not in state.rows and not (n in state.seconds and self.file(n).exists())]
+        if not missing:
+            return
+        # Refuse a text that the model can't be measured on: the model without its weights cuts it.
+        work_on(load(self.model, "meta"), texts.read(self.text), dataclasses.replace(self.window, chunks=1))
+        started = time.perf_counter()
+        told = self.told(", ".join(missing))
+        quantize(self.model, self.file("{type}"), missing, force=True, progress=told, **options)
+        state.seconds.update(dict.fromkeys(missing, (time.perf_counter() - started) / len(missing)))
+        state.save()
+
+    def evaluate(self, names: list[str], state: State, keep: bool) -> None:
+        """Each type that has no row yet against the original, which is loaded once."""
+        missing = [name for name in names if name not in state.rows]
+        original = load(self.model, self.device) if missing else None
+        for name in missing:
+            assert original is not None
+            started = time.perf_counter()
+            found = compare(
+                original,
+                self.file(name),
+                self.text,
+                context=self.window.context,
+                chunks=self.window.chunks,
+                device=self.device,
+                progress=self.told(name),
+            )
+            state.base = {
+                "ppl": found.ppl_a,
+                "ppl_stderr": found.ppl_a_stderr,
+                "context": found.context,
+                "tokens": found.tokens,
+            }
+            seconds = (state.seconds.get(name, math.nan), time.perf_counter() - started)
+            state.rows[name] = asdict(_row(name, self.file(name), found, seconds))
+            state.save()
+            if not keep:
+                self.file(name).unlink()
+
+
+def _row(name: str, path: Path, found: Comparison, seconds: tuple[float, float]) -> SweepRow:
+    quantized = formats.open(path)
+    return SweepRow(
+        type=name,
+        size=path.stat().st_size,
+        bits_per_weight=8 * quantized.nbytes / max(1, quantized.n_elements),
+        ppl=found.ppl_b,
+        ppl_stderr=found.ppl_b_stderr,
+        ppl_ratio=found.ppl_ratio,
+        mean_kld=found.mean_kld,
+        mean_kld_stderr=found.mean_kld_stderr,
+        max_kld=found.max_kld,
+        top1_agreement=found.top1_agreement,
+        quantize_seconds=seconds[0],
+        evaluate_seconds=seconds[1],
+    )
+
+
+def _report(result: Sweep, output: Path, plots: bool) -> None:
+    image: bytes | None = None
+    if plots:
+        drawn = io.BytesIO()
+        sweep_report.plot(result, drawn)
+        image = drawn.getvalue()
+        with Output(output / "plot.png", force=True, size=len(image)) as out:
+            out.file.write(image)
+    write_text(output / "report.json", json.dumps(result.as_dict(), indent=2) + "\n")
+    write_text(output / "report.md", sweep_report.markdown(result))
+    write_text(output / "report.html", sweep_report.html_page(result, image))

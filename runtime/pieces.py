@@ -1,0 +1,101 @@
+"""The parts that a decoder is assembled from: one module a tensor, or a weight with its bias, under GGUF's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmconv.convert.tables.decoder import Decoder, Layer
+from llmconv.errors import Unsupported
+from llmconv.quant.block import BlockType
+from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
+from llmconv.runtime.norms import Norm
+
+__all__ = ["LayerPieces", "Pieces", "Types", "grouped", "piece"]
+
+Types = Mapping[str, type[BlockType] | torch.dtype]
+"""How each tensor is stored: blocks of a type, or plain numbers; absent: float32."""
+
+LINEAR = (
+    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
+    *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
+)
+EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
+ENDS = ("token_embd_in", "output_in")
+NORMS = (
+    *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
+    *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
+    *("attn_sub_norm", "ffn_sub_norm"),
+)
+VECTORS = ("attn_sinks", "exp_probs_b")
+_DERIVED = re.compile(
+    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
+)
+
+
+class Pieces(nn.Module):
+    """Modules under GGUF's names as attributes, None where the model has no such tensor."""
+
+    def __getattr__(self, name: str) -> Any:  # the type checker cannot see registered modules otherwise
+        return super().__getattr__(name)
+
+
+class LayerPieces(Pieces):
+    """What attention and MLP find in a layer: its number, what it is made of, and its modules."""
+
+    index: int
+    spec: Layer
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*LINEAR, *EXPERTS, *NORMS, *VECTORS):
+            self.register_module(name, None)
+
+
+class _Vector(nn.Module):
+    """A lone tensor under its own name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype):
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+
+
+def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Piece name -> {"weight": shape, "bias": shape} for the tensors that start with `prefix` (no deeper ones)."""
+    out: dict[str, dict[str, tuple[int, ...]]] = {}
+    for full, shape in shapes.items():
+        if full.startswith(prefix) and not _DERIVED.fullmatch(full):
+            name, _, part = full[len(prefix) :].rpartition(".")
+            if "." not in name:
+                out.setdefault(name, {})[part] = shape
+    return out
+
+
+def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, types: Types, full: str) -> nn.Module:
+    """The module for one tensor or a weight with its bias."""
+    shape, bias = parts.get("weight"), parts.get("bias")
+    stored = types.get(f"{full}.weight", torch.float32)
+    kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
+    if name in VECTORS:
+        return _Vector(parts, dtype if shape is not None else torch.float32)
+    if shape is not None and set(parts) <= {"weight", "bias"}:
+        if name in ("token_embd", "position_embd", "token_types"):
+            return Embedding(shape, kind, None, dtype)
+        if name in NORMS or name in ("token_embd_norm", "output_norm"):
+            return Norm(decoder.norm, shape, bias is not None, dtype)
+        if (name in LINEAR or name == "output" or name in ENDS) and len(shape) == 2:
+            return Linear(shape, kind, bias, dtype)
+        if name == "ffn_gate_inp_shexp":  # one row, stored as a vector
+            return Linear((1, *shape), kind, bias, dtype)
+        if name in EXPERTS and len(shape) == 3:
+            return ExpertLinear(shape, kind, bias, dtype)
+    raise Unsupported(
+        f"tensor '{full}' of shape {list(shape or bias or ())} has no place in the {decoder.arch} decoder known here, "
+        "so running the model without it would be wrong; it can be converted all the same"
+    )

@@ -1,0 +1,115 @@
+"""Recurrent decoders: RNN, GRU and LSTM layers over a token embedding (see `convert.tables.recurrent` for the names).
+
+What a layer makes of its inputs is one product for all tokens; only the state goes from token to token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmconv.convert.tables.decoder import Decoder
+from llmconv.convert.tables.recurrent import GATES, Recurrent
+from llmconv.errors import UsageError
+from llmconv.quant.block import BlockType
+from llmconv.runtime.cache import Cache
+from llmconv.runtime.linear import Linear
+from llmconv.runtime.model import Model
+from llmconv.runtime.pieces import Types
+
+__all__ = ["RecurrentModel", "State"]
+
+
+class State(Cache):
+    """The layers' last outputs (and an LSTM's cells), (batch, dim) each; None before the first token."""
+
+    def __init__(self, decoder: Decoder, batch: int, layers: int):
+        super().__init__(decoder, batch, 1)
+        self.states: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    def cut(self, length: int) -> None:
+        if length < self.length:
+            raise UsageError("a recurrent model keeps no earlier states, so it can't go back in a text")
+
+
+class Cell(nn.Module):
+    """One layer: `rnn_x` on what it is given, `rnn_h` on its own last output."""
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    def __init__(self, decoder: Decoder, spec: Recurrent, index: int, types: Types):
+        super().__init__()
+        self.spec = spec
+        for name in ("rnn_x", "rnn_h"):
+            full = f"blk.{index}.{name}"
+            shape, bias = decoder.shapes.get(f"{full}.weight"), decoder.shapes.get(f"{full}.bias")
+            stored = types.get(f"{full}.weight", torch.float32)
+            kind: type[BlockType] | None = None if isinstance(stored, torch.dtype) else stored
+            dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+            self.register_module(name, Linear(shape, kind, bias, dtype) if shape is not None else None)
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: tuple[Tensor, Tensor] | None) -> Any:
+        """x: (B, T, width) -> (B, T, dim), and the state after it.   mask: (B, T), False at padding."""
+        given = x if self.rnn_x is None else self.rnn_x(x)
+        zero = given.new_zeros(x.shape[0], self.spec.dim)
+        state = (zero, zero) if state is None else state
+        out = []
+        for t in range(x.shape[1]):
+            new = self.step(given[:, t], *state)
+            if mask is not None:  # padding leaves the state as it was
+                keep = mask[:, t, None]
+                new = (torch.where(keep, new[0], state[0]), torch.where(keep, new[1], state[1]))
+            state = new
+            out.append(state[0])
+        return torch.stack(out, 1), state
+
+    def step(self, given: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """One token: given (B, gates * dim), the last output and cell -> the next ones."""
+        spec = self.spec
+        if spec.cell == "rnn":
+            return self.activation(given + self.rnn_h(hidden)), cell
+        if spec.cell == "lstm":
+            first, forget, new, last = (given + self.rnn_h(hidden)).chunk(GATES["lstm"], -1)
+            cell = self.gate(forget) * cell + self.gate(first) * self.activation(new)
+            return self.gate(last) * self.activation(cell), cell
+        (reset_x, update_x, new_x), dim = given.chunk(GATES["gru"], -1), spec.dim
+        reset_h, update_h, new_h = self.rnn_h(hidden).chunk(GATES["gru"], -1)
+        reset, update = self.gate(reset_x + reset_h), self.gate(update_x + update_h)
+        # Before: the reset gate is on the state, and its product is another one.
+        product = reset * new_h if spec.reset_after else self.rnn_h(reset * hidden)[:, 2 * dim :]
+        new = self.activation(new_x + product)
+        return (1 - update) * new + update * hidden, cell
+
+    def activation(self, x: Tensor) -> Tensor:
+        return torch.relu(x) if self.spec.activation == "relu" else torch.tanh(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Keras's hard sigmoid is a straight line from -2.5 to 2.5."""
+        return torch.sigmoid(x) if self.spec.gates == "sigmoid" else (0.2 * x + 0.5).clamp(0, 1)
+
+
+class RecurrentModel(Model):
+    """A recurrent decoder with `Model`'s interface: token ids in, logits out; its cache is a `State`."""
+
+    def __init__(self, decoder: Decoder, types: Types | None = None, dtype: torch.dtype = torch.float32):
+        super().__init__(decoder, types, dtype)
+        assert decoder.recurrent is not None
+        self.spec = decoder.recurrent
+        self.blk = nn.ModuleList(Cell(decoder, self.spec, i, types or {}) for i in range(self.spec.layers))
+
+    def cache(self, batch: int = 1, capacity: int = 256) -> State:
+        return State(self.decoder, batch, self.spec.layers)
+
+    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """The last layer's outputs: (B, T, dim)."""
+        states = cache.states if isinstance(cache, State) else [None] * self.spec.layers
+        mask = None if mask is None else mask.to(device=tokens.device, dtype=torch.bool)
+        x: Tensor = self.token_embd(tokens, self.dtype)
+        for i, cell in enumerate(self.blk):
+            x, states[i] = cell(x, mask, states[i])
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return x

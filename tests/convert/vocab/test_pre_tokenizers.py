@@ -1,0 +1,187 @@
+"""Pre-tokenizers are recognised by what they do, and named as llama.cpp names them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+from tokenizers_trained import PROBE, ours, trained
+
+from llmconv.convert import vocab
+from llmconv.convert.vocab import pre
+from llmconv.convert.vocab.alphabet import alphabet
+from llmconv.convert.vocab.model import HF_JSON, Vocab
+from llmconv.convert.vocab.read import recognise
+from llmconv.errors import Unsupported
+
+pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+
+
+@pytest.mark.parametrize("row", pre.TABLE, ids=lambda row: row.names[0])
+def test_each_pre_tokenizer_is_recognised(row: pre.Pre) -> None:
+    document = {
+        "normalizer": {"type": "NFC"} if row.nfc else None,
+        "pre_tokenizer": pre.to_json(row),
+        "model": {"type": "BPE", "ignore_merges": row.ignore_merges},
+    }
+    found = recognise.recognise(document)
+    assert found is not None and found.patterns == row.patterns
+    assert all(pre.by_name(name) is row for name in row.names)
+    if row.names[0] not in ("glm4",):  # llama-bpe's twin
+        assert found is row
+
+
+def test_pre_tokenizers_differ_on_the_probe() -> None:
+    """Recognising by trial tells every two apart (names that split alike share a row)."""
+    seen: dict[tuple[str, ...], list[str]] = {}
+    for row in pre.TABLE:
+        split = recognise.split(json.dumps(pre.to_json(row)).encode())
+        assert split is not None, row.names
+        seen.setdefault(tuple(split), []).append(row.names[0])
+    same = {tuple(sorted(names)) for names in seen.values() if len(names) > 1}
+    assert same == {
+        ("gpt-2", "olmo"),
+        ("dbrx", "glm4", "llama-bpe"),
+        ("bailingmoe", "qwen2", "stablelm2"),
+        ("command-r", "starcoder"),
+    }
+
+
+SPELLINGS = {
+    "digits": ("starcoder", [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}]),
+    "falcon": (
+        "falcon",
+        [
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            {"type": "ByteLevel", "use_regex": True},
+            {"type": "Digits", "individual_digits": False},
+            {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+        ],
+    ),
+    "letters in both cases": (
+        "dbrx",
+        [
+            {
+                "type": "Split",
+                "pattern": {
+                    "Regex": pre.CL100K.replace(pre.ANY, "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")
+                },
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {"type": "ByteLevel", "use_regex": False},
+        ],
+    ),
+    "real newlines": (
+        "dbrx",
+        [
+            {
+                "type": "Split",
+                "pattern": {"Regex": pre.CL100K.replace(r"\r\n", "\r\n")},
+                "behavior": "Removed",
+                "invert": True,
+            },
+            {"type": "ByteLevel", "use_regex": False},
+        ],
+    ),
+    "another pattern that does the same": (
+        "qwen2",
+        [
+            {
+                "type": "Split",
+                "pattern": {
+                    "Regex": pre.QWEN2.replace(r"\p{L}+", r"\p{L}{1,}").replace(r"|\s+(?!\S)|\s+", r"|\s+(?!\S)|\s")
+                },
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {"type": "ByteLevel", "use_regex": False},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+def test_spelling_does_not_matter(case: str) -> None:
+    name, steps = SPELLINGS[case]
+    steps = [{"add_prefix_space": False, "trim_offsets": True, **s} if s["type"] == "ByteLevel" else s for s in steps]
+    nfc = {"type": "NFC"} if name == "qwen2" else None
+    document = {"normalizer": nfc, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "model": {}}
+    found = recognise.recognise(document)
+    assert found is not None and found.names[0] == name
+
+
+def test_an_unknown_pre_tokenizer_is_kept_whole_and_said() -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    steps = [pre_tokenizers.Split(Regex("[aeiou]+"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    original = trained("bpe", pre_tokenizers.Sequence(steps))
+    files = {"tokenizer.json": original.to_str(pretty=True).encode()}
+    found = vocab.from_files(files, {})
+    assert found is not None and found.pre == "" and "--pre NAME" in found.notes[0]
+    keys = vocab.to_gguf(found)
+    assert "tokenizer.ggml.pre" not in keys and keys[HF_JSON] == files["tokenizer.json"].decode()
+    again = vocab.from_gguf(keys)
+    assert again is not None and vocab.to_files(again) == files
+    original.encode_special_tokens = True
+    foreign = vocab.from_gguf(ours(keys))
+    assert foreign is not None
+    assert vocab.tokenizer(foreign).encode(PROBE) == original.encode(PROBE, add_special_tokens=False).ids
+    named = vocab.from_files(files, {}, pre="gpt-2")
+    assert (
+        named is not None
+        and vocab.to_gguf(named)["tokenizer.ggml.pre"] == "gpt-2"
+        and HF_JSON not in vocab.to_gguf(named)
+    )
+
+
+def test_a_name_that_nobody_knows_is_one_sentence() -> None:
+    found = vocab.from_files({"tokenizer.json": trained("bpe").to_str().encode()}, {}, pre="nobodys")
+    assert found is not None
+    foreign = vocab.from_gguf(ours(vocab.to_gguf(found)))
+    assert foreign is not None
+    with pytest.raises(Unsupported, match="nobodys"):
+        vocab.tokenizer(foreign)
+
+
+def by_pre(name: str) -> Vocab:
+    """A GGUF of somebody else's with that pre-tokenizer: the bytes, and "ĠÂ" as Falcon has it."""
+    tokens = [*alphabet(), "ĠÂ", "Â½", "ĠÂ½"]
+    return Vocab("gpt2", tokens, merges=["Ġ Â", "Â ½", "ĠÂ ½"], pre=name)
+
+
+def test_bytes_that_look_like_digits_are_digits_to_falcon() -> None:
+    """One of llama.cpp's vectors for Falcon: " ½" is "ĠÂ" and "½", because Digits comes after the byte alphabet."""
+    tokenizer = vocab.tokenizer(by_pre("falcon"))
+    pieces = [tokenizer._tokens[id] for id in tokenizer.encode("ied 4 ½ months")]
+    assert pieces == [*"ied", "Ġ", "4", "ĠÂ", "½", "Ġ", *"months"]
+    other = vocab.tokenizer(by_pre("gpt-2"))
+    assert "ĠÂ½" in [other._tokens[id] for id in other.encode("4 ½")]
+
+
+@pytest.mark.parametrize("text", ["e\u0301", "re\u0301sume\u0301", "a\u0300" * 40], ids=["one", "two", "forty"])
+def test_combining_marks_stay_as_they_are_in_qwen35(text: str) -> None:
+    """Three of llama.cpp's vectors; Qwen 2 composes them."""
+    kept, composed = vocab.tokenizer(by_pre("qwen35")), vocab.tokenizer(by_pre("qwen2"))
+    assert kept.decode(kept.encode(text)) == text
+    assert composed.decode(composed.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("nfc", [True, False])
+@pytest.mark.parametrize("name", ["qwen35", "qwen2", "gpt-2", "llama-bpe"])
+def test_a_folder_says_itself_whether_text_is_composed(name: str, nfc: bool) -> None:
+    row = pre.by_name(name)
+    assert row is not None
+    document = {
+        "version": "1.0",
+        "normalizer": {"type": "NFC"} if nfc else None,
+        "pre_tokenizer": pre.to_json(row),
+        "model": {"type": "BPE", "vocab": {c: i for i, c in enumerate(alphabet())}, "merges": []},
+    }
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None
+    keys = {k: v for k, v in vocab.to_gguf(found).items() if not k.startswith("llmconv.hf")}
+    again = vocab.from_gguf(keys)
+    assert again is not None and again.flag("nfc") == nfc
+    assert len(vocab.tokenizer(again).encode("e\u0301")) == (2 if nfc else 3)

@@ -1,0 +1,195 @@
+"""Arrays of documents whose shape or type stands beside them: read as what they are, written as they were."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+import pytest
+
+import llmconv
+from llmconv.errors import BadFile, Unsupported
+from llmconv.formats import json_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.documents.document import Slot, dumps, loads
+from llmconv.formats.documents.typed_bytes import dtype_named
+from llmconv.formats.tensor import Tensor
+
+VALUES = np.array([[1.5, -2, 3], [0.25, 5, -6]])
+RAW = VALUES.astype("<f4").tobytes()
+B64 = base64.b64encode(RAW).decode()
+FLAT = VALUES.reshape(-1).tolist()
+KEYED = {str(i): x for i, x in enumerate(FLAT)}
+BUFFER = {"type": "Buffer", "data": list(RAW)}
+
+# Every one of these holds VALUES as its only tensor "w".
+SAME: dict[str, Any] = {
+    "nested": {"w": VALUES.tolist()},
+    "shape": {"w": {"shape": [2, 3], "data": FLAT}},
+    "dims and values": {"w": {"dims": [2, 3], "values": FLAT}},
+    "size and weights": {"w": {"size": [2, 3], "weights": FLAT}},
+    "ndarray of Rust": {"w": {"v": 1, "dim": [2, 3], "data": FLAT}},
+    "rows and cols": {"w": {"rows": 2, "cols": 3, "data": FLAT}},
+    "recurrentjs": {"w": {"n": 2, "d": 3, "w": KEYED}},
+    "typed array": {"w": {"shape": [2, 3], "data": KEYED}},
+    "typed array with length": {"w": {"shape": [2, 3], "data": KEYED | {"length": 6}}},
+    "nested beside its shape": {"w": {"shape": [2, 3], "data": VALUES.tolist()}},
+    "base64": {"w": {"shape": [2, 3], "dtype": "float32", "data": B64}},
+    "base64 of JavaScript": {"w": {"type": "Float32Array", "dims": [2, 3], "values": B64}},
+    "base64 of doubles": {
+        "w": {"dtype": "<f8", "shape": [2, 3], "data": base64.b64encode(VALUES.tobytes()).decode()}
+    },
+    "base64 of halves, url, bare": {
+        "w": {"dtype": "f16", "shape": [2, 3], "b": 1, "data": base64.urlsafe_b64encode(
+            VALUES.astype("<f2").tobytes()).decode().rstrip("=")}
+    },
+    "base64 in a data URL": {
+        "w": {"dtype": "float32", "shape": [2, 3], "data": f"data:application/octet-stream;base64,{B64}"}
+    },
+    "big-endian": {"w": {"dtype": ">f4", "shape": [2, 3], "data": base64.b64encode(
+        VALUES.astype(">f4").tobytes()).decode()}},
+    "bfloat16": {"w": {"dtype": "torch.bfloat16", "shape": [2, 3], "data": base64.b64encode(
+        VALUES.astype(ml_dtypes.bfloat16).tobytes()).decode()}},
+    "a Buffer": {"w": {"shape": [2, 3], "dtype": "float32", "data": BUFFER}},
+    "a Buffer with its shape outside": {"w": BUFFER, "shape": [2, 3]},
+    "a list of bytes": {"w": {"shape": [2, 3], "dtype": "float32", "data": list(RAW)}},
+    "shapes and dtype once for all": {"dtype": "float32", "shapes": {"w": [2, 3]}, "weights": {"w": B64}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [{"separators": (",", ":")}, {"indent": 2}])
+@pytest.mark.parametrize("form", SAME)
+def test_every_form_is_the_same_tensor_and_comes_back(tmp_path: Path, form: str, layout: dict[str, Any]) -> None:
+    source = tmp_path / "m.json"
+    source.write_text(json.dumps(SAME[form], **layout))
+    opened = llmconv.open(source)
+    (tensor,) = opened.tensors.values()
+    assert tensor.name.endswith("w") and tensor.shape == (2, 3) and (tensor.numpy() == VALUES).all()
+    assert json_file.is_exact(opened)
+    llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain", outtype="f64")
+    assert [t.shape for t in llmconv.open(tmp_path / "m.gguf").tensors.values()] == [(2, 3)]
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["base64", "typed array with length", "a Buffer", "a list of bytes"])
+def test_forms_in_messagepack(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "m.msgpack"
+    source.write_bytes(msgpack.packb(SAME[form]))
+    llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain", outtype="f64")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.msgpack")
+    assert (tmp_path / "back.msgpack").read_bytes() == source.read_bytes()
+
+
+def test_binary_of_messagepack(tmp_path: Path) -> None:
+    source = tmp_path / "m.msgpack"
+    source.write_bytes(msgpack.packb({"w": {"dtype": "float32", "shape": [2, 3], "data": RAW}}))
+    assert (llmconv.open(source).tensors["w"].numpy() == VALUES).all()
+    llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain", outtype="f64")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.msgpack")
+    assert (tmp_path / "back.msgpack").read_bytes() == source.read_bytes()
+
+
+def test_a_shape_is_no_tensor(tmp_path: Path) -> None:
+    tree = {
+        "w": [0.5, 1],
+        "input_shape": [2, 3],
+        "layerSizes": [4, 5],
+        "shapes": [[1, 2], [3]],
+        "dims": [7],
+        "k": [1, 2],
+    }
+    (tmp_path / "m.json").write_text(json.dumps(tree))
+    assert list(llmconv.open(tmp_path / "m.json").tensors) == ["w", "k"]
+
+
+NOTED = {
+    "all null": ({"w": [None, None], "x": [1.5]}, ["x"], "'w' holds only null"),
+    "null in rows": ({"w": [[None], [None]], "x": [1.5]}, ["x"], "'w[0]' (and 1 more) holds only null"),
+    "an object of null": ({"w": {"0": None, "1": None}, "x": [1.5]}, ["x"], "'w' holds only null"),
+    "base64 without type": ({"w": B64 * 4, "x": [1.5]}, ["x"], "'w' is base64 without a dtype"),
+    "a Buffer without anything": ({"w": BUFFER}, ["w"], "'w' is a buffer without a dtype or a shape"),
+    "no dtype": ({"w": {"shape": [2, 3], "data": B64}}, ["w"], "'w' has no dtype: its bytes are taken as floats"),
+}
+
+
+@pytest.mark.parametrize("what", NOTED)
+def test_what_is_no_tensor_or_a_guess_is_named(tmp_path: Path, what: str) -> None:
+    tree, tensors, note = NOTED[what]
+    (tmp_path / "m.json").write_text(json.dumps(tree))
+    opened = llmconv.open(tmp_path / "m.json")
+    assert list(opened.tensors) == tensors and note in " ".join(opened.notes)
+    assert note in " ".join(llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", layout="plain").notes)
+
+
+def test_single_numbers_are_named(tmp_path: Path) -> None:
+    tree = {
+        "layers": [{"0": {"bias": 0.5, "weights": {"0": 1.5, "1": 2}}, "1": {"bias": 1, "weights": {"0": 1, "1": 2}}}]
+    }
+    (tmp_path / "m.json").write_text(json.dumps(tree))
+    notes = llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", layout="plain").notes
+    assert any("'layers[0].0.bias' (and 1 more) is a single number" in n for n in notes)
+
+
+FAULTS = {
+    "too few numbers": ({"w": {"shape": [2, 3], "data": FLAT[:5]}}, "w has 5 numbers in data, expected 2x3"),
+    "other dims": ({"w": {"dims": [2, 4], "data": FLAT}}, "w has 6 numbers in data, expected 2x4"),
+    "no sizes": ({"w": {"shape": [0, 3], "data": FLAT}}, "states the shape"),
+    "too few bytes": ({"w": {"shape": [2, 4], "dtype": "f4", "data": B64}}, "has 24 bytes in data, expected 2x4 of f4"),
+    "half a null": ({"w": {"0": 1.5, "1": None}}, "w.1 is null among numbers"),
+    "null in a row": ({"w": [[1.5, None]]}, r"w\[0\]\[1\] is null among numbers"),
+    "ragged": ({"w": [[1.5], [1.5, 2]]}, "w is ragged"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_with_their_path(tmp_path: Path, fault: str) -> None:
+    tree, message = FAULTS[fault]
+    (tmp_path / "m.json").write_text(json.dumps(tree))
+    with pytest.raises(BadFile, match=message) as error:
+        llmconv.open(tmp_path / "m.json")
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
+
+
+TYPES = {
+    **dict.fromkeys(["float32", "Float32Array", "f32", "<f4", "f4", "FLOAT", "torch.float32", "DT_FLOAT"], "<f4"),
+    **dict.fromkeys(["float64", "Float64Array", "double", "f64", "d", "=f8"], "<f8"),
+    **dict.fromkeys(["float16", "half", "np.float16", "f16"], "<f2"),
+    **dict.fromkeys(["int8", "Int8Array", "i8", "|i1"], "|i1"),
+    **dict.fromkeys(["uint8", "Uint8ClampedArray", "u8", "uint8_t"], "|u1"),
+    **dict.fromkeys(["int64", "BigInt64Array", "i64", "<i8", "long"], "<i8"),
+    **dict.fromkeys(["bfloat16", "bf16", "torch.bfloat16"], "bfloat16"),
+    **dict.fromkeys(["float12", "Buffer", "layer", "", "int128", "f0", 4, None, "x" * 1000], None),
+    ">f4": ">f4",
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_names_of_types(name: Any) -> None:
+    assert dtype_named(name) == TYPES[name]
+
+
+def test_bytes_that_can_not_hold_the_numbers(tmp_path: Path) -> None:
+    slot = Slot("w", (2,), "base64", raw="|i1")
+    assert loads(dumps({"w": slot}), "m.gguf") == {"w": slot}
+    document = {"document": {"w": slot}}
+    checkpoint = Checkpoint({"w": Tensor.from_array("w", np.array([1.0, 0.5]))}, document, "json")
+    with pytest.raises(Unsupported, match=r"tensor 'w' is 0\.5 at \[1\], which i1, .* can't hold"):
+        json_file.save(checkpoint, tmp_path / "m.json")
+    for wrong in ('{"$tensor":"w","shape":[2],"raw":"O"}', '{"$tensor":"w","shape":[2],"form":"base64x","raw":"<f4"}'):
+        with pytest.raises(BadFile, match="kept document"):
+            loads(wrong, "m.gguf")
+
+
+def test_hobby_documents_come_back(tmp_path: Path, shared: Path) -> None:
+    for source in sorted((shared / "hobby").glob("*.json")):
+        llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain", outtype="f64", force=True)
+        llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "m.json", force=True)
+        assert (tmp_path / "m.json").read_bytes() == source.read_bytes(), source.name
+        names = set(llmconv.open(tmp_path / "m.gguf").tensors)
+        assert not any(name.endswith((".shape", ".dim", "hidden_sizes")) for name in names)
