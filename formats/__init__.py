@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmconv.errors import BadFile, UnknownName, UsageError, at
-from llmconv.formats import guests
-from llmconv.formats import pickling as pickling  # registers how tensors are pickled
+from llmconv.formats import (
+    guests,
+    pickling as pickling,  # registers how tensors are pickled
+)
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format

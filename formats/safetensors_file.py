@@ -19,8 +19,7 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
 from llmconv.formats.format import Format
-from llmconv.formats.safetensors_header import DTYPES as DTYPES
-from llmconv.formats.safetensors_header import header_of, ordered, read_json, read_tensors
+from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
 from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import Tensor

@@ -11,60 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal to the table below
     from llmconv.api import (
         Result as Result,
-    )
-    from llmconv.api import (
         convert_file as convert_file,
-    )
-    from llmconv.api import (
         inspect_file as inspect_file,
-    )
-    from llmconv.api import (
         open as open,
-    )
-    from llmconv.api import (
         save as save,
     )
     from llmconv.convert.writing.quantize import quantize as quantize
     from llmconv.errors import (
         BadFile as BadFile,
-    )
-    from llmconv.errors import (
         BadKey as BadKey,
-    )
-    from llmconv.errors import (
         BadWeight as BadWeight,
-    )
-    from llmconv.errors import (
         Cancelled as Cancelled,
-    )
-    from llmconv.errors import (
         LlmconvError as LlmconvError,
-    )
-    from llmconv.errors import (
         MissingExtra as MissingExtra,
-    )
-    from llmconv.errors import (
         MissingTensor as MissingTensor,
-    )
-    from llmconv.errors import (
         OutputError as OutputError,
-    )
-    from llmconv.errors import (
         OutputExists as OutputExists,
-    )
-    from llmconv.errors import (
         UnknownName as UnknownName,
-    )
-    from llmconv.errors import (
         UnknownTensor as UnknownTensor,
-    )
-    from llmconv.errors import (
         Unsupported as Unsupported,
-    )
-    from llmconv.errors import (
         UsageError as UsageError,
-    )
-    from llmconv.errors import (
         WrongShape as WrongShape,
     )
     from llmconv.formats.checkpoint import Checkpoint as Checkpoint
@@ -73,29 +39,13 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.quant.warm import warmup as warmup
     from llmconv.reports import (
         content_hash as content_hash,
-    )
-    from llmconv.reports import (
         diff as diff,
-    )
-    from llmconv.reports import (
         histogram as histogram,
-    )
-    from llmconv.reports import (
         shaped as shaped,
-    )
-    from llmconv.reports import (
         size as size,
-    )
-    from llmconv.reports import (
         statistics as statistics,
-    )
-    from llmconv.reports import (
         verify as verify,
-    )
-    from llmconv.reports import (
         verify_provenance as verify_provenance,
-    )
-    from llmconv.reports import (
         vocabulary as vocabulary,
     )
     from llmconv.runtime.generate import generate as generate
@@ -103,15 +53,12 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.runtime.measure.compare import compare as compare
     from llmconv.runtime.measure.perplexity import perplexity as perplexity
     from llmconv.runtime.measure.sweep import sweep as sweep
+    from llmconv.runtime.measure.texts import Text as Text
     from llmconv.runtime.sampling import Sampling as Sampling
     from llmconv.runtime.training.config import TrainConfig as TrainConfig
     from llmconv.runtime.training.loop import train as train
-    from llmconv.text import ModelTokenizer as ModelTokenizer
-    from llmconv.text import tokenizer as tokenizer
-    from llmconv.tools import edit as edit
-    from llmconv.tools import merge as merge
-    from llmconv.tools import parse_size as parse_size
-    from llmconv.tools import split as split
+    from llmconv.text import ModelTokenizer as ModelTokenizer, tokenizer as tokenizer
+    from llmconv.tools import edit as edit, merge as merge, parse_size as parse_size, split as split
 
 __version__ = "0.1.0"
 

@@ -16,16 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import layouts
-from llmconv.convert import vocab as vocabularies
+from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
 from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, more
-from llmconv.errors import cut as cut_short
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, cut as cut_short, more
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut

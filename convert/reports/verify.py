@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert import archs
-from llmconv.convert import vocab as vocabulary
+from llmconv.convert import archs, vocab as vocabulary
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint

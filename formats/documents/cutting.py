@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, at, more
-from llmconv.errors import cut as short
+from llmconv.errors import BadFile, at, cut as short, more
 from llmconv.formats import limits
 from llmconv.formats.documents.document import DEPTH, EXACT, Fault, Numbers, Slot, join, quoted, slots
 from llmconv.formats.documents.numbers import number

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmconv.convert.vocab import Vocab
-from llmconv.convert.vocab import tokenizer as tokenizer_of
+from llmconv.convert.vocab import Vocab, tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.progress import Meter

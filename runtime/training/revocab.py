@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert import archs
-from llmconv.convert import vocab as vocabulary
+from llmconv.convert import archs, vocab as vocabulary
 from llmconv.convert.tables.own_keys import CONFIG, CUT_FILE, FILE, GENERATION_CONFIG, JSON
 from llmconv.convert.vocab import Vocab
 from llmconv.convert.vocab.read.folder import NAMES

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmconv import formats
-from llmconv.convert import archs
-from llmconv.convert import vocab as vocabulary
+from llmconv.convert import archs, vocab as vocabulary
 from llmconv.convert.tables.presets import PRESETS, preset
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab import Vocab

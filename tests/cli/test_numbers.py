@@ -11,8 +11,7 @@ from typing import Any
 import click
 import malformed
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 pytest.importorskip("torch", reason="half of the commands run a model")
 

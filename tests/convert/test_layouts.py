@@ -307,7 +307,7 @@ def test_documents_that_break_the_rules_of_a_layout_are_refused_by_its_name(tmp_
     (tmp_path / "m.json").write_text(json.dumps(change(document())))
     with pytest.raises(BadFile, match=f"looks like the layout simple-llm, but {message}") as error:
         llmconv.convert_file(tmp_path / "m.json", to="gguf")
-    assert "--layout plain" in str(error.value) and len(str(error.value)) < 330 + len(str(tmp_path))
+    assert 'layout="plain"' in str(error.value) and len(str(error.value)) < 330 + len(str(tmp_path))
     assert llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="plain").n_tensors == 21
 
 
@@ -315,6 +315,6 @@ def test_named_tensors_with_a_config_that_is_none(tmp_path: Path) -> None:
     for config, kind in (("{}", "a text"), (["a"], "a list")):
         tree = {"config": config, "tensors": {"w": {"shape": [2], "data": [1.5, 2]}}}
         (tmp_path / "m.json").write_text(json.dumps(tree))
-        with pytest.raises(BadFile, match=f"has a config that is {kind}, expected an object; --layout plain"):
+        with pytest.raises(BadFile, match=f"has a config that is {kind}, expected an object; layout=.plain."):
             llmconv.convert_file(tmp_path / "m.json", tmp_path / "n.gguf")
         assert llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="plain", force=True).n_tensors >= 1

@@ -11,8 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from hypothesis.extra import numpy as npst
 from simple_model import logits
 

@@ -10,8 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from llmconv.convert.writing.importance import read_importance
 from llmconv.errors import BadFile, UsageError

@@ -22,8 +22,7 @@ from llmconv.convert.vocab import from_words
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Step
-from llmconv.runtime.measure import sweep as engine
-from llmconv.runtime.measure import sweep_report
+from llmconv.runtime.measure import sweep as engine, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
@@ -164,7 +163,7 @@ def test_a_text_that_can_not_be_scored_is_refused_before_quantizing(model: Path,
     gguf_file.save(replace(wordless, metadata=keys), tmp_path / "wordless.gguf")
     with pytest.raises(llmconv.BadFile, match=r"wordless.gguf: holds no tokenizer"):
         run(tmp_path / "wordless.gguf", tmp_path / "short.txt", tmp_path / "out", "Q8_0")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_model_is_swept_on_request(model: Path, text: Path, tmp_path: Path) -> None:

@@ -25,9 +25,7 @@ from llmconv.convert.vocab import from_words, tokenizer
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.load import build, read_tensor
-from llmconv.runtime.training import data as data_files
-from llmconv.runtime.training import loop, parallel
-from llmconv.runtime.training import plan as loop_plan
+from llmconv.runtime.training import data as data_files, loop, parallel, plan as loop_plan
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.log import read_log

@@ -12,8 +12,8 @@ from numba.extending import intrinsic
 from llmconv.quant.kernels.build import inner, out
 from llmconv.quant.kernels.vectors.codegen import LANES, i32x16, pointer
 from llmconv.quant.kernels.vectors.memory import load, transpose
-from llmconv.quant.kernels.vectors.simd import bits as bits_of
 from llmconv.quant.kernels.vectors.simd import (
+    bits as bits_of,
     clamp,
     f16_bits,
     f16_value,
