@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
+from llmconv.convert.dialects.training_files import FORMATS
 from llmconv.errors import UsageError, at, nearest
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -36,7 +37,7 @@ def check_name(path: str | os.PathLike[str]) -> None:
 
 def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]) -> None:
     """`UsageError` for an option that has no effect on a source of this format and dialect when `to` is written."""
-    document, layout = dialect == "json", options.get("layout")
+    document, layout = dialect == "json" or source in FORMATS, options.get("layout")
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
         if options.get(name) and not document and not (name == "vocab" and dialect == "hf"):

@@ -156,9 +156,8 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
         if missing:
             raise BadFile(f"{where}: is not of the layout {table.name}: {_list(missing)} missing")
         return table
-    known = named_tensors.is_known(document)
-    found = None if known else layouts.recognise(document, tensors)
-    if found is None and not known and (problem := broken(document, tensors)) is not None:
+    found = None if named_tensors.is_known(document) else layouts.recognise(document, tensors)
+    if found is None and (problem := broken(document, tensors)) is not None:
         raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
@@ -298,18 +297,15 @@ def _tokens(words: list[str], table: Layout) -> dict[str, Any]:
     assert table.words is not None
     known = table.words
     found = vocabularies.from_words(words, known.unk, known.lowercase, characters=not known.separator)
-    first = next((word for word in known.starts if word in words), None)
+    first = next((word for word in (*known.before, *known.starts) if word in words), None)
     if first is not None:
         found.special["bos"] = words.index(first)
         last = next((word for word in ("[EOS]", "<EOS>", "<eos>") if word in words), first)
         found.special["eos"] = words.index(last)
         found.flags["bos"] = True
-        if found.types is not None:
+        if found.types is not None and not known.before:
             for role in ("bos", "eos"):
                 found.types[found.special[role]] = vocabularies.TokenType.CONTROL
-    if known.before:
-        found.special |= {"bos": 0, "eos": 0}
-        found.flags["bos"] = True
     return vocabularies.to_gguf(found)
 
 

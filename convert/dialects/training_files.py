@@ -21,11 +21,11 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
 
-__all__ = ["from_gguf", "table_of", "to_gguf"]
+__all__ = ["FORMATS", "from_gguf", "table_of", "to_gguf"]
 
 REST = "checkpoint.rest"
 """The metadata key of what a file held besides its tensors, as JSON."""
-_FORMATS = ("torch", "npz", "numpy", "pickle")
+FORMATS = ("torch", "numpy", "pickle")
 """Containers of training programs."""
 META = "meta.pkl"
 """nanoGPT's vocabulary, beside the data and often beside the model."""
@@ -33,7 +33,7 @@ META = "meta.pkl"
 
 def table_of(checkpoint: Checkpoint, layout: str | None = None) -> Layout | None:
     """The layout that a training program's file is of; None: nobody's."""
-    if checkpoint.format not in _FORMATS or layout in (layouts.PLAIN, layouts.NAMED):
+    if checkpoint.format not in FORMATS or layout in (layouts.PLAIN, layouts.NAMED):
         return None
     if layout is not None:
         return layouts.by_name(layout)

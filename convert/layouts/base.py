@@ -57,10 +57,10 @@ class Words:
     lowercase: bool = True
     extra: tuple[str, ...] = ()
     """Tokens that the list leaves out and the program adds behind it, where the model has room for them."""
-    starts: tuple[str, ...] = ()
-    """Tokens one of which a text begins with, and ends at."""
     before: tuple[str, ...] = ()
     """Tokens that the program has before the list; the first one begins and ends a text."""
+    starts: tuple[str, ...] = ()
+    """Tokens one of which a text begins with, and ends at."""
     separator: str = " "
     """What the program splits text at; "" for single characters."""
 

@@ -14,7 +14,7 @@ from llmconv.convert.layouts.spelling import TURNED
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.rows import Row, Slot, slots
 from llmconv.errors import Unsupported
-from llmconv.formats.documents import document as documents
+from llmconv.formats.documents.document import Slot as Place
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["LECTURE", "MICROGPT_NAMES", "NANOGPT", "NDARRAY", "PLAYGROUND", "Style", "by_path", "writer"]
@@ -45,7 +45,7 @@ class Style:
     kind: str = "characters"
     single: bool = False
     states: bool = True
-    array: Callable[[str, tuple[int, ...]], Any] = documents.Slot
+    array: Callable[[str, tuple[int, ...]], Any] = Place
 
 
 def writer(style: Style, rows: Sequence[Row]) -> Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any]:
@@ -238,7 +238,7 @@ LECTURE = Style(
 
 def _ndarray(name: str, shape: tuple[int, ...]) -> Any:
     """An array as Rust's ndarray serialises itself."""
-    return {"v": 1, "dim": list(shape), "data": documents.Slot(name, (math.prod(shape),))}
+    return {"v": 1, "dim": list(shape), "data": Place(name, (math.prod(shape),))}
 
 
 NDARRAY = Style(

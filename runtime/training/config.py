@@ -132,7 +132,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on from."""
         free = {"output", "device", "keep", "tensorboard", "plot", "export", "export_type", "log_every", "compile"}
-        free |= {"layout"} | {"data", "from_checkpoint"}  # the latter are compared by what is in them
+        free |= {"layout", "data", "from_checkpoint"}  # which are compared by what is in them
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 
