@@ -28,6 +28,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     query, key, value = _project(block, spec, x)
     if not spec.norm_after_rope:
         query, key = _norm_heads(block.attn_q_norm, query), _norm_heads(block.attn_k_norm, key)
+    if spec.clamp is not None and spec.clamp_normed:
+        query, key, value = (t.clamp(-spec.clamp, spec.clamp) for t in (query, key, value))
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))  # (B, H, T, D)
     if spec.rope is not None:
         cos, sin = step.rope(spec.rope)
@@ -52,7 +54,7 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
         parts = block.attn_qkv(x).split(sizes, -1)
     else:
         parts = (block.attn_q(x), block.attn_k(x), block.attn_v(x))
-    if spec.clamp is not None:
+    if spec.clamp is not None and not spec.clamp_normed:
         parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
     query, key, value = parts
     return (

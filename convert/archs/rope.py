@@ -49,7 +49,7 @@ def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
         high,
         int(rope.get("original_max_position_embeddings", 8192)),
         float(rope.get("rope_theta", 10000.0)),
-        dims["head_dim"],
+        dims["n_rot"],
     )
 
 

@@ -78,6 +78,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     clamp: float | None = None
+    clamp_normed: bool = False
     rope: Rope | None = None
     alibi: float | None = None
     alibi_quirk: bool = False
@@ -431,6 +432,7 @@ class _Layers:
             window=self.window if self.windowed[i] else None,
             softcap=read.optional("attn_logit_softcapping"),
             clamp=read.optional("attention.clamp_kqv"),
+            clamp_normed=bool(pieces.get("clamp_normed", False)),
             rope=rope,
             alibi=alibi,
             alibi_quirk=bool(pieces.get("alibi_quirk", False)),

@@ -23,6 +23,8 @@ def _falcon_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -
     if not grouped:
         heads = config.get("n_head_kv") or (1 if config.get("multi_query", True) else dims["n_head"])
     own["attention.head_count_kv"] = np.uint32(heads)
+    if grouped and heads in (1, dims["n_head"]):  # which nothing else tells from the older form
+        own["new_decoder_architecture"] = True
     if config.get("alibi"):
         own["attention.max_alibi_bias"] = np.float32(8.0)
     if not config.get("parallel_attn", True):
@@ -31,7 +33,8 @@ def _falcon_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -
 
 def _falcon_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     heads = dims["n_head_kv"]
-    config["new_decoder_architecture"] = heads not in (1, dims["n_head"])
+    grouped = bool(own.get("new_decoder_architecture", heads not in (1, dims["n_head"])))
+    config["new_decoder_architecture"] = grouped
     config["multi_query"] = heads == 1
     config["num_kv_heads"] = heads
     config["alibi"] = bool(own.get("attention.max_alibi_bias", 0.0))

@@ -26,7 +26,7 @@ GPTNEOX = Architecture(
         attention.head_count            u32   num_attention_heads
         use_parallel_residual           bool  use_parallel_residual     true
         attention.layer_norm_epsilon    f32   layer_norm_eps            1e-5
-        rope.freq_base                  f32   rope_theta                10000
+        rope.freq_base                  f32   rotary_emb_base|rope_theta  10000
     """),
     rows=(
         row("token_embd.weight", "{p}embed_in.weight", "n_vocab, n_embd"),

@@ -20,10 +20,13 @@ def _opt_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> N
     width = config.get("word_embed_proj_dim") or dims["n_embd"]
     own["word_embedding_length"] = np.uint32(width)
     own.pop("hidden_activation", None)
+    if config.get("_remove_final_layer_norm"):
+        own["final_norm"] = False
     own["activation"] = str(config.get("activation_function", "relu"))
 
 
 def _opt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["_remove_final_layer_norm"] = not own.get("final_norm", True)
     config["do_layer_norm_before"] = bool(own.get("norm_before", True))
     config["word_embed_proj_dim"] = int(own.get("word_embedding_length", dims["n_embd"]))
     config["activation_function"] = str(own.get("activation", "relu"))

@@ -151,7 +151,6 @@ GEMMA3 = GEMMA.variant(
         attention.head_count_kv           u32   num_key_value_heads         4
         rope.freq_base                    f32   rope_theta                  1000000
         rope.freq_base_swa                f32   rope_local_base_freq        10000
-        attn_logit_softcapping            f32   attn_logit_softcapping
         final_logit_softcapping           f32   final_logit_softcapping
         attention.sliding_window          u32   sliding_window              4096
     """),
@@ -169,7 +168,8 @@ GEMMA3 = GEMMA.variant(
     reads="query_pre_attn_scalar layer_types sliding_window_pattern _sliding_window_pattern"
     " use_bidirectional_attention",
     inert="hidden_act cache_implementation mm_tokens_per_image",
-    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern", "attn_logit_softcapping")),
+    fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": (True, False)},
+    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern")),
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

@@ -51,6 +51,10 @@ def _olmo2_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -
     if pattern is not None and dims["window"]:
         config.update(architectures=["Olmo3ForCausalLM"], model_type="olmo3", sliding_window=dims["window"])
         config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in pattern]
+        base = float(own["rope.freq_base"])
+        whole = {"rope_type": "default", **config.pop("rope_scaling", {}), "rope_theta": base}
+        near = {"rope_type": "default", "rope_theta": float(own.get("rope.freq_base_swa", base))}
+        config["rope_parameters"] = {"full_attention": whole, "sliding_attention": near}
 
 
 OLMO2 = Architecture(
@@ -98,7 +102,8 @@ OLMOE = Architecture(
     finish=_olmoe_finish,
     rebuild=_olmoe_rebuild,
     reads="norm_topk_prob",
-    loader=Loader(unread=("expert_weights_norm",), refused=OUT_BIAS),
+    decoder={"clamp_normed": True},
+    loader=Loader(unread=("expert_weights_norm", "attention.clamp_kqv"), refused=OUT_BIAS),
 )
 
 ARCHITECTURES = (OLMO, OLMO2, OLMOE)
