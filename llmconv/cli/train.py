@@ -22,6 +22,7 @@ __all__ = ["train"]
 _SHORT = {"output": ["-o"], "context": ["-c"]}
 _NAMES = {"from_checkpoint": "--from"}
 _METAVARS = {
+    "layout": "NAME",
     "output": "FOLDER",
     "preset": "NAME",
     "from_checkpoint": "MODEL",

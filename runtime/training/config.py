@@ -152,6 +152,8 @@ def _in_range(name: str, value: float, low: float, high: float, special: float |
     """`UsageError` unless low <= value < high."""
     if low <= value < high or value == special:
         return
+    if not math.isfinite(value):
+        raise UsageError(f"{name} is {value}, expected a finite number")
     if high < _MANY:
         wanted = f"{low:g} to {1 if high == ONE else f'less than {high:g}'}"
     else:

@@ -35,7 +35,7 @@ ARGUMENTS = {
     "verify": "llama.gguf llama.gguf --run text.txt -c 16 --chunks 1",
     "size": "--vocab 100 --dim 64 --layers 2 --heads 4",
     "train": "text.txt -o out --preset llama-15m --tokenizer word --vocab-size 40 --dim 16 --layers 1 --heads 2"
-    " --ffn 16 --context 8 --steps 2 --batch-size 2 --warmup 1 --eval-batches 1 --device cpu --no-plot"
+    " --ffn 16 --context 8 --steps 2 --batch-size 2 --warmup 1 --eval-sequences 2 --device cpu --no-plot"
     " --no-tensorboard",
     "sweep": "llama.gguf text.txt --types Q8_0 -o out --no-plot -c 16 --chunks 1 --device cpu",
     "split": "llama.gguf out.gguf",
