@@ -161,7 +161,7 @@ def _magnitude(factor: float, multiplier: float = 1.0) -> float:
 def _yarn_keys(own: dict[str, Any], rope: Mapping[str, Any], truncates: bool) -> None:
     """YaRN's settings; readers of GGUF multiply cos and sin by (1 + 0.1 ln(factor)) attn_factor.
 
-    truncates: whether the family's ramp ends at whole dimensions, where the configuration does not say.
+    truncates: whether the family's ramp ends at whole dimensions, where a GGUF does not say.
     """
     factor = own["rope.scaling.factor"] = _factor(rope["factor"])
     original = rope.get("original_max_position_embeddings") or own.get("context_length", 0)
@@ -181,7 +181,7 @@ def _yarn_keys(own: dict[str, Any], rope: Mapping[str, Any], truncates: bool) ->
         raise ValueError("attention_factor is no positive number")
     if not math.isclose(wanted, usual, rel_tol=1e-7):
         own["rope.scaling.attn_factor"] = np.float32(wanted / usual)
-    if bool(rope.get("truncate", truncates)) is not truncates:
+    if bool(rope.get("truncate", True)) is not truncates:
         own["rope.scaling.yarn_truncate"] = not truncates
 
 

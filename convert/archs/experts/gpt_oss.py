@@ -20,7 +20,9 @@ _apart = SwapRows("n_ff_exp", 2, outer="n_expert")  # gate and up rows alternate
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    if "rope_scaling" in config:
+    if "rope_scaling" not in config:  # whose absence transformers takes for the published YaRN
+        config["rope_scaling"] = {"rope_type": "default", "rope_theta": float(own["rope.freq_base"])}
+    else:
         config["rope_scaling"].setdefault("truncate", False)  # as in every published gpt-oss
 
 
