@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from llmconv.convert.vocab import pre
 from llmconv.errors import BadFile
 
-__all__ = ["BPE", "CHARACTERS", "GEMMA4", "SPACE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab"]
+__all__ = [
+    "BPE",
+    "CHARACTERS",
+    "GEMMA4",
+    "SPACE",
+    "SPM",
+    "UNIGRAM",
+    "WORDPIECE",
+    "WORDS",
+    "TokenType",
+    "Vocab",
+    "same_value",
+]
 
 # `tokenizer.ggml.model`: the kinds of tokenizer.  The last two are ours; llama.cpp knows the others.
 BPE, SPM, WORDPIECE, UNIGRAM, GEMMA4 = "gpt2", "llama", "bert", "t5", "gemma4"
@@ -189,3 +201,12 @@ class Vocab:
             scores[:have] = self.scores
         tokens = [*self.tokens, *(f"[PAD{i}]" for i in range(have, n))]
         return dataclasses.replace(self, tokens=tokens, types=types, scores=scores)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two values of GGUF keys are the same, whatever type of number either is stored in."""
+    if isinstance(a, str) or isinstance(b, str):
+        return bool(a == b)
+    if isinstance(a, Sequence | np.ndarray) and isinstance(b, Sequence | np.ndarray):
+        return len(a) == len(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))
+    return type(a) is type(b) is bool and a == b if isinstance(a, bool) or isinstance(b, bool) else bool(a == b)
