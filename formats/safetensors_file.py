@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmconv.errors import BadFile, Unsupported, UsageError, at
+from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
@@ -124,9 +124,9 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
                 f"{at(index)}: tensor {name!r} should be in {file} but is "
                 f"{'in ' + there if there else 'nowhere'}; fetch the files again"
             )
-    if len(where) > len(weight_map):
-        extra = next(name for name in where if name not in weight_map)
-        raise BadFile(f"{at(index)}: does not list tensor {extra!r} of {where[extra]}; fetch the files again")
+    if extra := [name for name in where if name not in weight_map]:
+        there = f"{where[extra[0]]} holds {cut(extra[0])}{more(extra)}"
+        checkpoint.notes.append(f"{there}, which {index.name} does not list; read all the same")
     stated = document.get("metadata")
     if isinstance(stated, dict):
         checkpoint.info["index_metadata"] = stated
@@ -148,6 +148,9 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
     for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
         if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
+    others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
+    if others and source.is_dir():
+        checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
     return checkpoint
