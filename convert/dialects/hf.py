@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, strangers
+from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
@@ -102,7 +102,9 @@ def to_gguf(
     extra = [original[name] for name in extra]
     notes += _left_out(where, arch, extra, strict)
     out.tensors = unfolded(out.tensors, where)
-    out.metadata = _general(checkpoint, out) | metadata
+    pooled, said = pooling.keys_of(checkpoint, arch.gguf)
+    notes += said
+    out.metadata = _general(checkpoint, out) | metadata | pooled
     own: dict[str, Any] = {own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in tensors.items() if n in used})}
     disguise.keep_names(own, {name: new for name, new in names.items() if new in used})
     if prefix != arch.prefixes[0]:
@@ -181,6 +183,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.add(tensor)
     notes += strangers.keep_list(out.metadata, others)
     out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
+    notes += carried.about_kept_files(metadata, out.files)
+    pooled, said = pooling.files_of(metadata, out, arch.gguf)
+    out.files |= pooled
+    notes += said
     again = _as_edited(arch, metadata, out, notes)
     lost, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= lost
@@ -244,6 +250,7 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     config = read_config(folder)
     try:
         keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
+        keys |= pooling.keys_of(folder, arch.gguf)[0]
         found = vocab.from_files(folder.files, config, pre=pre)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
