@@ -32,7 +32,8 @@ def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
     modules = _json(folder, MODULES)
     names = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
     dense = [str(m.get("path")) for m in names if str(m.get("type")).endswith("Dense")]
-    notes = [f"{cut(dense[0])}{more(dense)}: kept, but computed neither here nor in llama.cpp by this GGUF"] if dense else []
+    which = f"{cut(dense[0])}{more(dense)}" if dense else ""
+    notes = [f"{which}: kept, but computed neither here nor in llama.cpp by this GGUF"] if dense else []
     file = _config_file(folder)
     if file is None:
         return {}, notes
@@ -45,7 +46,8 @@ def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
 def files_of(metadata: Mapping[str, Any], folder: Checkpoint, arch: str) -> tuple[dict[str, bytes], list[str]]:
     """Files for a folder that do not yet say what the GGUF's key does, and notes."""
     wanted = metadata.get(f"{arch}.{_KEY}")
-    mode = next(((name, flag) for name, (flag, n) in _MODES.items() if wanted == n), None)
+    number = int(wanted) if isinstance(wanted, int | np.integer) and wanted is not True else 0
+    mode = next(((name, flag) for name, (flag, n) in _MODES.items() if number == n), None)
     file = _config_file(folder)
     if mode is None or (file is None and MODULES in folder.files):
         return {}, []
@@ -58,7 +60,7 @@ def files_of(metadata: Mapping[str, Any], folder: Checkpoint, arch: str) -> tupl
         ]
         return {MODULES: _text(modules), "1_Pooling/config.json": _text(own)}, []
     found = _json(folder, file)
-    if not isinstance(found, dict) or _number(found) == wanted:
+    if not isinstance(found, dict) or _number(found) == number:
         return {}, []
     changed = {k: False if v is True and k.startswith("pooling_mode_") else v for k, v in found.items()}
     changed |= {"pooling_mode": mode[0]} if "pooling_mode" in found else {mode[1]: True}

@@ -205,8 +205,13 @@ class Vocab:
 
 def same_value(a: Any, b: Any) -> bool:
     """Whether two values of GGUF keys are the same, whatever type of number either is stored in."""
-    if isinstance(a, str) or isinstance(b, str):
-        return bool(a == b)
-    if isinstance(a, Sequence | np.ndarray) and isinstance(b, Sequence | np.ndarray):
-        return len(a) == len(b) and bool(np.array_equal(np.asarray(a), np.asarray(b)))
-    return type(a) is type(b) is bool and a == b if isinstance(a, bool) or isinstance(b, bool) else bool(a == b)
+    if isinstance(a, str | bool) or isinstance(b, str | bool):
+        return type(a) is type(b) and bool(a == b)
+    many = [isinstance(v, Sequence | np.ndarray) for v in (a, b)]
+    if not all(many):
+        return not any(many) and bool(a == b)
+    if len(a) != len(b):
+        return False
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return bool(np.array_equal(a, b))
+    return all(same_value(x, y) for x, y in zip(a, b, strict=True))

@@ -171,6 +171,14 @@ def test_unedited_files_come_back_byte_for_byte(tmp_path: Path, change: Callable
     assert not [note for note in back.notes if "edited" in note]
 
 
+@pytest.mark.parametrize("value", [np.array([1, 2]), [[1], [2, 3]], [["a"]], "x", True, np.float32("nan")])
+@pytest.mark.parametrize("key", ["llama__pooling_type", "llama__nobody__knows", "tokenizer__ggml__add_space_prefix"])
+def test_values_of_another_kind_change_no_file(tmp_path: Path, key: str, value: Any) -> None:
+    source = folder(tmp_path / "a")
+    _, back = edited(source, **{key: value})
+    assert {n: back.file(n) for n in back.files} == {n: source.file(n) for n in source.files}
+
+
 def test_keys_that_are_gone_are_named(tmp_path: Path) -> None:
     gguf = hf.to_gguf(folder(tmp_path / "a"))
     del gguf.metadata["tokenizer.chat_template"]
