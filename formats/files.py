@@ -17,7 +17,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
@@ -261,8 +261,10 @@ class Outputs:
                 folder.mkdir()
             self._made.append(folder)
         try:
-            for inner in {path.parent for path in sizes} if folder is not None else ():
-                if inner.parent == folder and not inner.is_dir():
+            for inner in _folders_within(folder, sizes) if folder is not None else ():
+                if inner.is_symlink():
+                    raise OutputError(f"{at(inner)}: is a link to another folder; remove it")
+                if not inner.is_dir():
                     with output_errors(inner):
                         inner.mkdir()
                     self._made.append(inner)
@@ -371,6 +373,11 @@ class _Stoppable:
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def _folders_within(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """The folders below `folder` that the files lie in, outer ones first."""
+    return sorted({inner for file in files for inner in file.parents if folder in inner.parents})
 
 
 def flush_folder(folder: Path) -> None:

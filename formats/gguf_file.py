@@ -67,6 +67,9 @@ def open(path: Path) -> Checkpoint:
     count = _split_number(part, SPLIT_COUNT, path)
     if count == 0 and _split_number(part, SPLIT_TENSORS, path) != len(part.tensors):  # 0 where parts were merged again
         raise BadFile(f"{at(path)}: key '{SPLIT_COUNT}' is 0, expected the number of its parts; the file is damaged")
+    no = _split_number(part, SPLIT_NO, path) or 0
+    if no and no >= (count or 1):
+        raise BadFile(f"{at(path)}: is part {no + 1} of {count or 1} by its keys; the file is damaged, fetch it again")
     parts = [part] if count is None or count <= 1 else _read_split(path, part, count)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="gguf", metadata=parts[0].metadata)
     checkpoint.parts = [part.path for part in parts]

@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmconv.errors import BadFile, Unsupported, UsageError, at
-from llmconv.formats import limits
+from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
+from llmconv.formats import limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
 from llmconv.formats.format import Format
@@ -28,11 +28,10 @@ from llmconv.progress import Meter
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
 TEMPLATES = "additional_chat_templates"
-"""The one folder within a model folder whose files are read and written: chat templates by name."""
+"""A folder within a model folder: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
-_NOT_SIDE_FILES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".npz"}
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.safetensors", re.DOTALL)
 
 
@@ -123,9 +122,9 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
                 f"{at(index)}: tensor {name!r} should be in {file} but is "
                 f"{'in ' + there if there else 'nowhere'}; fetch the files again"
             )
-    if len(where) > len(weight_map):
-        extra = next(name for name in where if name not in weight_map)
-        raise BadFile(f"{at(index)}: does not list tensor {extra!r} of {where[extra]}; fetch the files again")
+    if extra := [name for name in where if name not in weight_map]:
+        there = f"{where[extra[0]]} holds {cut(extra[0])}{more(extra)}"
+        checkpoint.notes.append(f"{there}, which {index.name} does not list; read all the same")
     stated = document.get("metadata")
     if isinstance(stated, dict):
         checkpoint.info["index_metadata"] = stated
@@ -139,16 +138,25 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
         for key, value in read_tensors(checkpoint, file).items():
             checkpoint.metadata.setdefault(key, value)
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
-        weights = entry.suffix.lower() in _NOT_SIDE_FILES or entry.name.endswith(".index.json")
+        weights = entry.suffix.lower() in side_files.WEIGHTS or entry.name.endswith(".index.json")
         if entry.name.startswith(".") or weights or not entry.is_file():
             continue
         if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[entry.name] = entry
+        else:
+            checkpoint.notes.append(f"left out, too large: {cut(entry.name)}")
     for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
         if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
+    others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
+    if others and source.is_dir():
+        checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
+        inner, notes = side_files.within(folder)
+        checkpoint.files |= inner
+        checkpoint.notes += notes
+    checkpoint.notes += side_files.programs(checkpoint.files)
     return checkpoint
 
 
@@ -175,8 +183,7 @@ def _unpack_files(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _safe_name(name: str, path: Path) -> str:
-    plain = name.removeprefix(f"{TEMPLATES}/") if name.endswith(".jinja") else name
-    if not plain or plain in (".", "..") or any(c in plain for c in "/\\\0"):
+    if not side_files.is_name(name):
         raise BadFile(f"{at(path)}: carries a side file named {name!r}, expected a plain file name; it is not followed")
     return name
 
@@ -280,6 +287,7 @@ def _weights_in(folder: Path) -> list[Path]:
 _OF_A_MODEL = (  # names that a reader of the folder would take for parts of the new model; nothing else is touched
     "model.safetensors.index.json",
     "config.json",
+    "modules.json",
     "generation_config.json",
     "tokenizer*.json",
     "special_tokens_map.json",

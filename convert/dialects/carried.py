@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.convert.tables import own_keys
-from llmconv.errors import BadFile, LlmconvError
+from llmconv.errors import BadFile, LlmconvError, cut, more
+from llmconv.formats import side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_name
 
 __all__ = [
+    "about_kept_files",
     "keep_dtypes",
     "dtype_of",
     "keep_files",
@@ -34,7 +36,6 @@ FILE_BYTES = 32 << 20
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _NAMES = {"config.json": own_keys.CONFIG, "generation_config.json": own_keys.GENERATION_CONFIG}
-_PLAIN_NAME = re.compile(r"(additional_chat_templates/(?=.*\.jinja$))?\w[\w.+-]{0,120}")
 _NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabulary may have put it
 
@@ -52,7 +53,10 @@ def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
                 raise ValueError
             metadata[_NAMES.get(name, own_keys.FILE + name)] = data.decode("utf-8")
         except ValueError:
-            left.append(name)
+            if "/" in name and len(data) <= FILE_BYTES:  # a module of the model: layers behind it, or their vocabulary
+                metadata[own_keys.FILE + name] = np.frombuffer(data, np.uint8)
+            else:
+                left.append(name)
     return left
 
 
@@ -62,11 +66,23 @@ def kept_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     for name, key in _NAMES.items():
         if isinstance(text := metadata.get(key), str):
             out[name] = text.encode()
-    for key, text in metadata.items():
+    for key, data in metadata.items():
         name = key.removeprefix(own_keys.FILE)
-        if key.startswith(own_keys.FILE) and isinstance(text, str) and _PLAIN_NAME.fullmatch(name):
-            out[name] = text.encode()
+        if not key.startswith(own_keys.FILE) or not side_files.is_name(name):
+            continue
+        if isinstance(data, str):
+            out[name] = data.encode()
+        elif "/" in name and isinstance(data, np.ndarray) and data.dtype == np.uint8:
+            out[name] = data.tobytes()
     return out
+
+
+def about_kept_files(metadata: Mapping[str, Any], files: Iterable[str]) -> list[str]:
+    """Notes about the kept files: program text among them, and names under which nothing is written."""
+    names = (key.removeprefix(own_keys.FILE) for key in metadata if key.startswith(own_keys.FILE))
+    left = [name for name in names if not side_files.is_name(name)]
+    notes = [f"a kept file is left out, its name is none for a file: {cut(left[0])}{more(left)}"] if left else []
+    return notes + side_files.programs(files)
 
 
 def kept_json(metadata: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, disguise, foreign_keys, own_names, strangers
+from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
@@ -102,7 +102,9 @@ def to_gguf(
     extra = [original[name] for name in extra]
     notes += _left_out(where, arch, extra, strict)
     out.tensors = unfolded(out.tensors, where)
-    out.metadata = _general(checkpoint, out) | metadata
+    pooled, said = pooling.keys_of(checkpoint, arch.gguf)
+    notes += said
+    out.metadata = _general(checkpoint, out) | metadata | pooled
     own: dict[str, Any] = {own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in tensors.items() if n in used})}
     disguise.keep_names(own, {name: new for name, new in names.items() if new in used})
     if prefix != arch.prefixes[0]:
@@ -181,7 +183,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.add(tensor)
     notes += strangers.keep_list(out.metadata, others)
     out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
-    lost, said = foreign_keys.keep(metadata, _again(arch, out), arch.gguf)
+    notes += carried.about_kept_files(metadata, out.files)
+    pooled, said = pooling.files_of(metadata, out, arch.gguf)
+    out.files |= pooled
+    notes += said
+    again = _as_edited(arch, metadata, out, notes)
+    lost, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= lost
     out.notes += [*notes, *said]
     return out
@@ -205,12 +212,46 @@ def _unknown(where: str, arch: Architecture, names: list[str]) -> UnknownTensor:
     return UnknownTensor(where, names, why)
 
 
-def _again(arch: Architecture, folder: Checkpoint) -> dict[str, Any]:
+def _as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, notes: list[str]) -> dict[str, Any]:
+    """Make kept files say what was edited in the GGUF since; the keys that a GGUF made of the folder would have."""
+
+    pre = metadata.get("tokenizer.ggml.pre")  # a name that is often given by hand, for files that don't show it
+    pre = pre if isinstance(pre, str) else None
+
+    def reread(files: Mapping[str, Any]) -> dict[str, Any]:
+        return _again(arch, out.but(files={**out.files, **files}), pre)
+
+    plainly = again = _again(arch, out)
+    if again.get("tokenizer.ggml.pre", "") != pre:
+        again = reread({})
+    before = dict(out.files)
+    if own_keys.CONFIG in metadata:
+        notes += edited.gone(metadata, again, (f"{arch.gguf}.", "tokenizer.chat_template"))
+        notes += edited.configured(arch, metadata, out.files, again, reread)
+    found = vocab.from_gguf(metadata)
+    if found is not None and found.files and again:
+        notes += edited.with_ids(out.files, found, again)
+        kept = set(found.files)
+        files, said = vocab.agreeing(
+            found, metadata, again, lambda files: _again(arch, out.but(files=_swapped(out, kept, files)))
+        )
+        out.files = _swapped(out, kept, files)
+        notes += said
+    return plainly if out.files == before else _again(arch, out)
+
+
+def _swapped(out: Checkpoint, kept: set[str], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """A folder's files with others for those of its tokenizer."""
+    return {**{name: data for name, data in out.files.items() if name not in kept}, **files}
+
+
+def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> dict[str, Any]:
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
         keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
-        found = vocab.from_files(folder.files, config)
+        keys |= pooling.keys_of(folder, arch.gguf)[0]
+        found = vocab.from_files(folder.files, config, pre=pre)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept

@@ -158,6 +158,7 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.notes += notes
     out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}
+    out.notes += carried.about_kept_files(metadata, out.files)
     if "config.json" in out.files:
         out.dialect = "hf"
     return out

@@ -15,6 +15,8 @@ from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = [
+    "LOCAL_THETAS",
+    "THETAS",
     "Settings",
     "look_up",
     "normalized",
@@ -27,8 +29,8 @@ __all__ = [
 ]
 
 _TEXT_MODELS = ("text_config", "llm_config", "language_config")
-_THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
-_LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
+LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     rope, local = dict(parameters), {}
     if isinstance(parameters.get("full_attention"), Mapping):
         rope, local = dict(parameters["full_attention"]), dict(parameters.get("sliding_attention") or {})
-    theta, local_theta = look_up(out, _THETAS), look_up(out, _LOCAL_THETAS)
+    theta, local_theta = look_up(out, THETAS), look_up(out, LOCAL_THETAS)
     if theta is not None:
         rope.setdefault("rope_theta", theta)
     if local_theta is not None:

@@ -19,6 +19,7 @@ from llmconv.convert.vocab.parsing import read_texts, read_tools
 from llmconv.convert.vocab.read.files import from_files
 from llmconv.convert.vocab.tokenize import Tokenizer, tokenizer
 from llmconv.convert.vocab.words import from_words
+from llmconv.convert.vocab.write.edited import agreeing
 from llmconv.convert.vocab.write.files import to_files
 from llmconv.convert.vocab.write.library import to_tokenizers
 
@@ -26,6 +27,7 @@ __all__ = [
     "TokenType",
     "Tokenizer",
     "Vocab",
+    "agreeing",
     "from_files",
     "from_gguf",
     "from_words",

@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from llmconv.convert.vocab import pre
 from llmconv.errors import BadFile
 
-__all__ = ["BPE", "CHARACTERS", "GEMMA4", "SPACE", "SPM", "UNIGRAM", "WORDPIECE", "WORDS", "TokenType", "Vocab"]
+__all__ = [
+    "BPE",
+    "CHARACTERS",
+    "GEMMA4",
+    "SPACE",
+    "SPM",
+    "UNIGRAM",
+    "WORDPIECE",
+    "WORDS",
+    "TokenType",
+    "Vocab",
+    "same_value",
+]
 
 # `tokenizer.ggml.model`: the kinds of tokenizer.  The last two are ours; llama.cpp knows the others.
 BPE, SPM, WORDPIECE, UNIGRAM, GEMMA4 = "gpt2", "llama", "bert", "t5", "gemma4"
@@ -189,3 +201,17 @@ class Vocab:
             scores[:have] = self.scores
         tokens = [*self.tokens, *(f"[PAD{i}]" for i in range(have, n))]
         return dataclasses.replace(self, tokens=tokens, types=types, scores=scores)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two values of GGUF keys are the same, whatever type of number either is stored in."""
+    if isinstance(a, str | bool) or isinstance(b, str | bool):
+        return type(a) is type(b) and bool(a == b)
+    many = [isinstance(v, Sequence | np.ndarray) for v in (a, b)]
+    if not all(many):
+        return not any(many) and bool(a == b)
+    if len(a) != len(b):
+        return False
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return bool(np.array_equal(a, b))
+    return all(same_value(x, y) for x, y in zip(a, b, strict=True))

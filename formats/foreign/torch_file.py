@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
-from llmconv.formats import limits
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, more
+from llmconv.formats import limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.foreign.mappings import Chosen, chosen, keep_rest
@@ -40,12 +40,15 @@ NAME = "torch"
 WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
-_SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".md", ".py")
+_PART = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
+_SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".md", ".py")  # and what has no suffix: LICENSE
 
 
 def sniff(path: Path, head: bytes) -> bool:
     if path.is_dir():
-        return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
+        return (path / WEIGHTS).is_file() or (path / INDEX).is_file() or bool(_parts(path))
+    if path.name == INDEX:
+        return head[:1] == b"{"
     return (head[:4] == b"PK\x03\x04" and b"/data.pkl" in head[:512]) or head.startswith(_LEGACY)
 
 
@@ -55,38 +58,79 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     key: which of several mappings of tensors in a training program's file to take (see `formats.foreign.mappings`).
     """
     path = Path(path)
-    if path.name == WEIGHTS and (path.parent / "config.json").is_file():
+    beside = (path.parent / "config.json").is_file()
+    if path.name == INDEX or (beside and (path.name == WEIGHTS or _PART.fullmatch(path.name))):
         path = path.parent
     if not path.is_dir():
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
         _read(checkpoint, path, key)
         return checkpoint
-    files = _shards(path / INDEX) if (path / INDEX).is_file() else [path / WEIGHTS]
+    listed = _weight_map(path / INDEX) if (path / INDEX).is_file() else {}
+    files = [path / name for name in sorted(set(listed.values()))] or _unlisted(path)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
+        before = set(checkpoint.tensors)
         _read(checkpoint, file, key)
+        missing = next((n for n, f in listed.items() if f == file.name and n not in checkpoint.tensors), None)
+        missing = missing or next((n for n, f in listed.items() if f == file.name and n in before), None)
+        if missing is not None:
+            raise BadFile(f"{at(path / INDEX)}: tensor {cut(missing)} should be in {file.name} but is not; fetch it")
+    if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
+        checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
     for entry in sorted(path.iterdir(), key=lambda p: p.name):
-        wanted = entry.suffix in _SIDE_FILES and not entry.name.endswith(".index.json") and entry.is_file()
+        wanted = (
+            (entry.suffix in _SIDE_FILES or entry.name.isupper())
+            and not entry.name.endswith(".index.json")
+            and entry.is_file()
+        )
         if wanted and regular_size(entry) <= limits.SIDE_FILE_BYTES:
             checkpoint.files[entry.name] = entry
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
+        inner, notes = side_files.within(path)
+        checkpoint.files |= inner
+        checkpoint.notes += notes
+    checkpoint.notes += side_files.programs(checkpoint.files)
     return checkpoint
 
 
-def _shards(index: Path) -> list[Path]:
+def _parts(folder: Path) -> list[Path]:
+    """Files of a model folder that are named as parts of PyTorch weights."""
+    return sorted(p for p in folder.glob("pytorch_model-*.bin") if _PART.fullmatch(p.name) and p.is_file())
+
+
+def _unlisted(folder: Path) -> list[Path]:
+    """The weights of a folder without an index: one file, or the parts, whose names say how many there are."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    found = _parts(folder)
+    counts = sorted({p.name[-9:-4] for p in found})
+    if len(counts) > 1:
+        raise BadFile(f"{at(folder)}: holds parts of {counts[0]} and of {counts[1]} files; remove the others")
+    count = int(counts[0])
+    names = {p.name for p in found}
+    wanted = (f"pytorch_model-{no:05d}-of-{count:05d}.bin" for no in range(1, count + 1))
+    missing = next((name for name in wanted if name not in names), None)
+    if missing is not None or len(found) != count:
+        raise BadFile(f"{at(folder)}: its file {missing or found[0].name} is missing or one too many; fetch them again")
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> the file that an index says it is in; all of them are there, beside it."""
     if regular_size(index) > limits.INDEX_BYTES:
         raise BadFile(f"{at(index)}: is larger than {limits.INDEX_BYTES:,} bytes, expected an index")
     try:
-        names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
+        found = json.loads(index.read_bytes())["weight_map"]
+        names = list(dict.fromkeys(found.values()))
         if not names or not all(isinstance(n, str) and re.fullmatch(r"[\w][\w.+-]*", n) for n in names):
             raise ValueError
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise BadFile(f"{at(index)}: has no 'weight_map' of tensor names to files beside it; fetch it again") from None
     for name in names:
         if not (index.parent / name).is_file():
-            raise BadFile(f"{at(index)}: its file {name} is missing; fetch it")
-    return [index.parent / name for name in sorted(names)]
+            raise BadFile(f"{at(index)}: its file {cut(name)} is missing; fetch it")
+    return dict(found)
 
 
 # ------------------------------------------------------------------------------------------------------- the pickle

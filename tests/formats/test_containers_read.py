@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import zipfile
@@ -194,3 +195,55 @@ def test_broken_tokenizers_are_sentences(shared: Path, tmp_path: Path) -> None:
         (tmp_path / "tok512.bin").write_bytes(broken)
         with pytest.raises(BadFile, match=r"tokenizer.bin"):
             translate(formats.open(tmp_path / "m.bin"), "gguf")
+
+
+def torch_parts(folder: Path, count: int = 3) -> dict[str, str]:
+    """A model folder of PyTorch parts without an index; what an index would say."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    names = {f"t{no}": f"pytorch_model-{no:05d}-of-{count:05d}.bin" for no in range(1, count + 1)}
+    for name, file in names.items():
+        torch.save({name: torch.full((2,), float(name[1]))}, folder / file)
+    return names
+
+
+def test_torch_parts_without_an_index(tmp_path: Path) -> None:
+    names = torch_parts(tmp_path / "m")
+    for opened in (tmp_path / "m", tmp_path / "m" / names["t2"]):
+        found = formats.open(opened)
+        assert [float(t.numpy()[0]) for t in found.tensors.values()] == [1, 2, 3] and found.dialect == "hf"
+    (tmp_path / "m" / names["t2"]).unlink()
+    with pytest.raises(BadFile, match=r"its file pytorch_model-00002-of-00003\.bin is missing"):
+        formats.open(tmp_path / "m")
+    (tmp_path / "m" / "pytorch_model-00002-of-00002.bin").write_bytes(b"")
+    with pytest.raises(BadFile, match="parts of 00002 and of 00003 files"):
+        formats.open(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(t9=m["t1"]), r"tensor 't9' should be in pytorch_model-00001-of-00003\.bin but is not"),
+        (lambda m: m.update(t1=m["t3"]), "tensor 't1' should be in pytorch_model-00003"),
+        (lambda m: m.update(t1="other.bin"), r"its file 'other\.bin' is missing"),
+        (lambda m: m.clear(), "has no 'weight_map'"),
+    ],
+)
+def test_torch_index_faults(tmp_path: Path, change: Any, says: str) -> None:
+    names = torch_parts(tmp_path / "m")
+    change(names)
+    (tmp_path / "m" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(BadFile, match=says):
+        formats.open(tmp_path / "m")
+
+
+def test_a_tensor_that_a_torch_index_forgot_is_read(tmp_path: Path) -> None:
+    names = torch_parts(tmp_path / "m")
+    torch = pytest.importorskip("torch")
+    torch.save({"t3": torch.ones(2), "more": torch.ones(1)}, tmp_path / "m" / names["t3"])
+    index = tmp_path / "m" / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    found = formats.open(index)
+    assert "more" in found.tensors
+    assert found.notes == ["pytorch_model.bin.index.json does not list 'more'; read all the same"]

@@ -153,6 +153,11 @@ BAD: dict[str, tuple[bytes, str]] = {
         file(keys=[key("split.no", 2, b"\0\0"), key("split.count", 2, b"\2\0")]),
         "is part 1 of 2 of a split model, expected a name that ends in",
     ),
+    "a part beyond the last": (
+        file(keys=[key("split.no", 2, b"\5\0"), key("split.count", 2, b"\1\0")]),
+        "is part 6 of 1 by its keys",
+    ),
+    "a part of nothing": (file(keys=[key("split.no", 2, b"\1\0")]), "is part 2 of 1 by its keys"),
     "split count as text": (file(keys=[key("split.count", 8, text("2"))]), "expected a whole number"),
 }
 

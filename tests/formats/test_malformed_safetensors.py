@@ -219,7 +219,6 @@ INDEX_FAULTS: dict[str, tuple[Any, str]] = {
     "file is a number": (lambda m: m.update(t0=1), "has no 'weight_map'"),
     "tensor nowhere": (lambda m: m.update(t9=m["t0"]), "tensor 't9' should be in"),
     "tensor elsewhere": (lambda m: m.update(t0=m["t3"]), "tensor 't0' should be in"),
-    "tensor not listed": (lambda m: m.pop("t0"), "does not list tensor 't0'"),
     "no map": (lambda m: m.clear(), ""),
 }
 
@@ -235,6 +234,23 @@ def test_index_faults(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadFile) as caught:
         safetensors_file.open(tmp_path / "m")
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tensor_that_the_index_forgot_is_read(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "m")
+    file = index["weight_map"].pop("t0")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = safetensors_file.open(tmp_path / "m")
+    assert sorted(found.tensors) == ["t0", "t1", "t2", "t3"]
+    assert found.notes == [f"{file} holds 't0', which model.safetensors.index.json does not list; read all the same"]
+
+
+def test_which_weights_are_taken_is_said(tmp_path: Path) -> None:
+    sharded(tmp_path / "m")
+    for no in (1, 2):
+        (tmp_path / "m" / f"pytorch_model-{no:05d}-of-00002.bin").write_bytes(b"PK")
+    (note,) = safetensors_file.open(tmp_path / "m").notes
+    assert note == "the safetensors files are taken, not pytorch_model-00001-of-00002.bin (and 1 more)"
 
 
 def test_folder_faults(tmp_path: Path) -> None:

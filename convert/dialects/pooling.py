@@ -1,0 +1,97 @@
+"""How the vectors of a text's tokens become one: sentence-transformers' Pooling module <-> GGUF's `pooling_type`.
+
+modules.json lists the steps of an embedding model; the one of Pooling has a folder, whose config.json says the mode.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmconv.errors import cut, more
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.side_files import MODULES
+
+__all__ = ["files_of", "keys_of"]
+
+_KEY = "pooling_type"
+# Mode, as newer releases write it and as older ones do -> number in GGUF (llama.h, `llama_pooling_type`).
+_MODES = {
+    "mean": ("pooling_mode_mean_tokens", 1),
+    "cls": ("pooling_mode_cls_token", 2),
+    "lasttoken": ("pooling_mode_lasttoken", 3),
+}
+
+
+def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
+    """The GGUF key for what the folder's files say, and notes about what no key says."""
+    modules = _json(folder, MODULES)
+    names = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
+    dense = [str(m.get("path")) for m in names if str(m.get("type")).endswith("Dense")]
+    which = f"{cut(dense[0])}{more(dense)}" if dense else ""
+    notes = [f"{which}: kept, but computed neither here nor in llama.cpp by this GGUF"] if dense else []
+    file = _config_file(folder)
+    if file is None:
+        return {}, notes
+    number = _number(_json(folder, file))
+    if number is None:
+        return {}, [*notes, f"{cut(file)}: its way of pooling has no number in GGUF; the GGUF does not say it"]
+    return {f"{arch}.{_KEY}": np.uint32(number)}, notes
+
+
+def files_of(metadata: Mapping[str, Any], folder: Checkpoint, arch: str) -> tuple[dict[str, bytes], list[str]]:
+    """Files for a folder that do not yet say what the GGUF's key does, and notes."""
+    wanted = metadata.get(f"{arch}.{_KEY}")
+    number = int(wanted) if isinstance(wanted, int | np.integer) and wanted is not True else 0
+    mode = next(((name, flag) for name, (flag, n) in _MODES.items() if number == n), None)
+    file = _config_file(folder)
+    if mode is None or (file is None and MODULES in folder.files):
+        return {}, []
+    if file is None:
+        own = {"word_embedding_dimension": int(metadata.get(f"{arch}.embedding_length", 0)), mode[1]: True}
+        steps = (("", "Transformer"), ("1_Pooling", "Pooling"))
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(steps)
+        ]
+        return {MODULES: _text(modules), "1_Pooling/config.json": _text(own)}, []
+    found = _json(folder, file)
+    if not isinstance(found, dict) or _number(found) == number:
+        return {}, []
+    changed = {k: False if v is True and k.startswith("pooling_mode_") else v for k, v in found.items()}
+    changed |= {"pooling_mode": mode[0]} if "pooling_mode" in found else {mode[1]: True}
+    return {file: _text(changed)}, [f"{file} says what was edited in the GGUF: pooling by {mode[0]}"]
+
+
+def _number(config: Any) -> int | None:
+    if not isinstance(config, Mapping):
+        return None
+    found = next((number for flag, number in _MODES.values() if config.get(flag)), None)
+    mode = config.get("pooling_mode")
+    return found or (_MODES[mode][1] if isinstance(mode, str) and mode in _MODES else None)
+
+
+def _config_file(folder: Checkpoint) -> str | None:
+    """The configuration of the Pooling module, where the folder has it."""
+    modules = _json(folder, MODULES)
+    for module in modules if isinstance(modules, list) else ():
+        if isinstance(module, Mapping) and str(module.get("type")).endswith("Pooling"):
+            file = f"{module.get('path')}/config.json"
+            return file if file in folder.files else None
+    return None
+
+
+def _json(folder: Checkpoint, name: str) -> Any:
+    found: Path | bytes | None = folder.files.get(name)
+    try:
+        return None if found is None else json.loads(folder.file(name) or b"")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"

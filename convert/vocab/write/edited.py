@@ -1,0 +1,146 @@
+"""Kept tokenizer files of a GGUF whose `tokenizer.*` keys were edited: they say what the keys say.
+
+First the settings are changed where they stand: roles of tokens, what is added around a text, chat templates.  Where
+the files still say otherwise, those that hold the vocabulary are written anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from llmconv.convert.vocab.model import FLAGS, HF_JSON, ROLES, TEMPLATE, Vocab, same_value
+from llmconv.convert.vocab.parsing import json_object
+from llmconv.convert.vocab.read.folder import SENTENCEPIECE, is_mine, template_name
+from llmconv.convert.vocab.read.templates import key_name
+from llmconv.convert.vocab.write.files import to_files
+from llmconv.errors import LlmconvError, cut, listed
+
+__all__ = ["agreeing"]
+
+_CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
+_OF_THE_VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", *SENTENCEPIECE}
+_PRE = "tokenizer.ggml.pre"  # a name of llama.cpp's for what the files spell out
+_NOT_OF_FILES = (_PRE, HF_JSON, "tokenizer.ggml.token_type_count")
+_NO_MATTER = {"tokenizer.ggml.scores"}  # those of added tokens are nobody's
+
+
+def agreeing(
+    vocab: Vocab,
+    metadata: Mapping[str, Any],
+    again: Mapping[str, Any],
+    reread: Callable[[dict[str, bytes]], Mapping[str, Any]],
+) -> tuple[dict[str, bytes], list[str]]:
+    """The tokenizer files, as the keys have them, and notes.
+
+    vocab: that of the keys, its kept files with it.   metadata: the GGUF's keys.
+    again: those that the kept files give.   reread: files -> the keys that they would give.
+    """
+    files = vocab.files
+
+    silent = dataclasses.replace(vocab, flags={})
+    implied = {key: silent.flag(name) for name, key in FLAGS.items()}
+
+    def left(said: Mapping[str, Any]) -> set[str]:
+        mine = (key for key in metadata if key.startswith("tokenizer.") and key not in _NOT_OF_FILES)
+        return {key for key in mine if not same_value(metadata[key], said.get(key, implied.get(key)))}
+
+    edited = left(again)
+    if not files or not again or not edited:
+        return files, []
+    try:
+        best = _patched(vocab, files, edited)
+        rest = left(reread(best))
+        if rest and not rest <= _without_a_place(rest):
+            other = {**{n: d for n, d in best.items() if n not in _OF_THE_VOCABULARY}, **_anew(vocab, best)}
+            after = left(reread(other))
+            if rest - after and after - rest <= _NO_MATTER:
+                best, rest = other, after
+    except (LlmconvError, AttributeError, LookupError, TypeError, ValueError) as error:
+        note = (
+            f"the tokenizer files do not say what {listed(sorted(edited), 4)} of the GGUF says: {cut(str(error), 80)}"
+        )
+        return files, [note]
+    if not edited - rest or rest - edited - _NO_MATTER:
+        return files, []
+    changed = [name for name in {**files, **best} if files.get(name) != best.get(name)]
+    done = sorted(edited - rest)
+    return best, [f"{listed(changed, 4)}: changed, as {listed(done, 4)} was edited in the GGUF"]
+
+
+def _without_a_place(keys: set[str]) -> set[str]:
+    """Keys that no tokenizer file states, so that writing them anew would not help."""
+    known = {*ROLES.values(), *FLAGS.values()}
+    known |= {f"tokenizer.ggml.{name}" for name in ("model", "tokens", "scores", "token_type", "merges")}
+    return {key for key in keys if key not in known}
+
+
+def _patched(vocab: Vocab, files: Mapping[str, bytes], edited: set[str]) -> dict[str, bytes]:
+    """The files with the settings changed where they stand."""
+    out = dict(files)
+    settings = json_object(_CONFIG, out[_CONFIG]) if _CONFIG in out else {}
+    before = orjson.dumps(settings)
+    for role, id in vocab.special.items():
+        if ROLES[role] in edited and role in _TOKENS:
+            settings[f"{role}_token"] = vocab.tokens[id]
+            _in_special_tokens(out, f"{role}_token", vocab.tokens[id])
+    for name in ("bos", "eos"):
+        if FLAGS[name] in edited and name in vocab.flags:
+            settings[f"add_{name}_token"] = vocab.flags[name]
+    templates = {"default": vocab.chat_template} if TEMPLATE in edited else {}
+    templates |= {k.removeprefix(f"{TEMPLATE}."): vocab.extra.get(k) for k in edited if k.startswith(f"{TEMPLATE}.")}
+    for name, text in templates.items():
+        if isinstance(text, str):
+            _set_template(out, settings, name, text)
+    if orjson.dumps(settings) != before:
+        out[_CONFIG] = orjson.dumps(settings, option=orjson.OPT_INDENT_2) + b"\n"
+    return out
+
+
+_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def _in_special_tokens(files: dict[str, bytes], name: str, text: str) -> None:
+    """A role in special_tokens_map.json too, where it is stated there."""
+    file = "special_tokens_map.json"
+    document = json_object(file, files[file]) if file in files else {}
+    if name in document:
+        document[name] = text
+        files[file] = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def _set_template(files: dict[str, bytes], settings: dict[str, Any], name: str, text: str) -> None:
+    """A chat template, in the place that this folder has for it."""
+    own = {key_name(n): file for file in files if (n := template_name(file))}
+    stated = settings.get("chat_template")
+    if _JINJA in files or own:
+        file = _JINJA if name == "default" else own.get(name, f"additional_chat_templates/{name}.jinja")
+        if is_mine(file):
+            files[file] = text.encode()
+    elif isinstance(stated, list):
+        for entry in stated:
+            if isinstance(entry, dict) and key_name(str(entry.get("name"))) == name:
+                entry["template"] = text
+                return
+        stated.append({"name": name, "template": text})
+    elif isinstance(stated, dict):
+        stated[next((n for n in stated if key_name(n) == name), name)] = text
+    elif name == "default":
+        settings["chat_template"] = text
+    else:
+        default = [{"name": "default", "template": stated}] if isinstance(stated, str) else []
+        settings["chat_template"] = [*default, {"name": name, "template": text}]
+
+
+def _anew(vocab: Vocab, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files that hold the vocabulary, of its keys alone; tokenizer_config.json keeps what else it says."""
+    made = to_files(dataclasses.replace(vocab, files={}, json=None, notes=[]))
+    settings = json_object(_CONFIG, files[_CONFIG]) if _CONFIG in files else {}
+    settings.pop("added_tokens_decoder", None)
+    new = json_object(_CONFIG, made[_CONFIG])
+    new = {k: v for k, v in new.items() if k not in ("tokenizer_class", "chat_template") or not settings}
+    out = {name: data for name, data in made.items() if name in _OF_THE_VOCABULARY}
+    return {**out, _CONFIG: orjson.dumps({**settings, **new}, option=orjson.OPT_INDENT_2) + b"\n"}

@@ -1,0 +1,89 @@
+"""Files that lie beside a model's weights, in its folder and in folders within: which are carried, and their names.
+
+A folder within is carried whole where modules.json names it (sentence-transformers keeps pooling and further layers
+so), or where it holds no weights; any other is another model's, and a note names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from llmconv.errors import cut, more
+from llmconv.formats import limits
+
+__all__ = ["MODULES", "WEIGHTS", "is_name", "programs", "within"]
+
+MODULES = "modules.json"
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".npz"}
+"""Suffixes of weights, which are no side files."""
+_PROGRAMS = {".py", ".pyc", ".pyw", ".sh", ".bat", ".cmd", ".ps1", ".exe", ".so", ".dll", ".js"}
+_DEPTH, _FILES = 4, 200  # of a folder within a model's; no model comes near
+
+
+def is_name(name: str) -> bool:
+    """Whether a file may be written under this name, which came from a file: it stays in the folder."""
+    steps = name.split("/")
+    plain = all(s and s.strip() == s and s[0] != "." and s[-1] != "." and len(s) <= 200 for s in steps)
+    return plain and len(steps) <= _DEPTH and name.isprintable() and not any(c in name for c in '\\:*?"<>|')
+
+
+def programs(names: Iterable[str]) -> list[str]:
+    """A note about files that are program text."""
+    found = [name for name in names if Path(name).suffix.lower() in _PROGRAMS]
+    if not found:
+        return []
+    return [f"carried along is program text, which nothing here runs: {cut(found[0])}{more(found)}; read it before use"]
+
+
+def within(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files in a model folder's folders, by name, and notes about those that are left out."""
+    found: dict[str, Path] = {}
+    left: list[str] = []
+    named = _modules(folder)
+    for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+        files = list(_files(inner, f"{inner.name}/", _FILES + 1))
+        weights = [p for _, p in files if p.suffix.lower() in WEIGHTS]
+        if inner.is_symlink() or len(files) > _FILES or (weights and inner.name not in named):
+            left.append(f"{inner.name}/")
+            continue
+        for name, file in files:
+            size = file.stat().st_size if _inside(file, folder) and is_name(name) else limits.SIDE_FILE_BYTES + 1
+            if size > limits.SIDE_FILE_BYTES:
+                left.append(name)
+            else:
+                found[name] = file
+    notes = [f"left out, not of this model's folder or too large: {cut(left[0])}{more(left)}"] if left else []
+    return found, notes
+
+
+def _modules(folder: Path) -> set[str]:
+    """The folders that modules.json names."""
+    try:
+        data = (folder / MODULES).read_bytes()[: limits.INDEX_BYTES]
+        return {str(entry["path"]).split("/")[0] for entry in json.loads(data)}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+
+
+def _files(folder: Path, start: str, most: int) -> Iterator[tuple[str, Path]]:
+    """Name and path of the files in a folder and below, at most so many."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if most <= 0 or entry.name.startswith((".", "__")):
+            continue
+        if entry.is_dir(follow_symlinks=False) and start.count("/") < _DEPTH:
+            for one in _files(Path(entry.path), f"{start}{entry.name}/", most):
+                most -= 1
+                yield one
+        elif entry.is_file():
+            most -= 1
+            yield f"{start}{entry.name}", Path(entry.path)
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    """Whether a file lies where it seems to; a link may lead within the folder, or to a hub cache's blobs beside it."""
+    real, root = file.resolve(), folder.resolve()
+    blobs = root.parent.parent / "blobs"
+    return real.is_relative_to(root) or (root.parent.name == "snapshots" and real.is_relative_to(blobs))
