@@ -87,5 +87,6 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
     if table is None:
         kind = source.get("model_type") or source.get("architectures")
         raise Unsupported(f"{name}: no table for the architecture {kind!r}; give the checkpoint itself instead")
-    flat = normalized(source)
+    # Layers for further tokens are counted by nobody: configurations state them of models that come without them.
+    flat = normalized({**source, "num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in source else source)
     return _from_metadata(name, table.metadata(flat, name), flat)

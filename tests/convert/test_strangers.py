@@ -81,7 +81,7 @@ def test_a_scale_of_another_shape_is_refused() -> None:
         hf.from_gguf(gguf)
 
 
-@pytest.mark.parametrize("name", ["blk.0.strange.weight", "blk.1.ffn_up_2.bias", "output.bias"])
+@pytest.mark.parametrize("name", ["blk.0.strange.weight", "blk.1.ffn_up_2.bias"])
 def test_what_would_change_the_result_is_refused(name: str) -> None:
     gguf = somebodys()
     gguf.add(Tensor.from_array(name, np.ones(2, np.float32)))
@@ -89,6 +89,14 @@ def test_what_would_change_the_result_is_refused(name: str) -> None:
     with pytest.raises(BadFile, match=f"'{name}' is none that a llama model has"):
         hf.from_gguf(gguf)
     assert f"left out, unknown to llama: {name}" in hf.from_gguf(gguf, strict=False).notes
+
+
+def test_a_bias_of_a_head_is_never_left_out() -> None:
+    gguf = somebodys()
+    gguf.add(Tensor.from_array("output.bias", np.ones(2, np.float32)))
+    for strict in (True, False):
+        with pytest.raises(BadFile, match="'output.bias' belongs to 'output.weight', another weight without it"):
+            hf.from_gguf(gguf, strict=strict)
 
 
 def test_a_folder_can_t_smuggle_weights_in() -> None:
