@@ -95,7 +95,7 @@ def test_a_bias_of_a_head_is_never_left_out() -> None:
     gguf = somebodys()
     gguf.add(Tensor.from_array("output.bias", np.ones(2, np.float32)))
     for strict in (True, False):
-        with pytest.raises(BadFile, match="'output.bias' belongs to 'output.weight', another weight without it"):
+        with pytest.raises(BadFile, match=r"'output.bias' belongs to 'output.weight', another weight without it"):
             hf.from_gguf(gguf, strict=strict)
 
 
