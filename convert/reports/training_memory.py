@@ -8,6 +8,7 @@ Under 16-bit autocast the residual and the norms stay float32, and every matrix 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,14 +68,17 @@ def training_memory(
     context = context or min(shape.dim("n_ctx") or 1024, 4096)
     share = -(-sum(math.prod(dims) for dims in shape.tensors.values()) // devices)
     count = _Count(shape, batch * context, context, activation_bytes, dropout)
-    blocks = [count.block(i) for i in range(shape.dim("n_layer"))]
+    numbers = (re.match(r"blk\.(\d{1,9})\.", name) for name in shape.tensors)
+    layers = {int(found[1]) for found in numbers if found}  # those that there are, however many a key claims
+    blocks = [count.block(i) for i in sorted(layers)]
     logits = batch * context * shape.dim("n_vocab")
     workspace = 8 * logits  # the gradients of the logarithms and of the logits
     kept = count.ends() + 4 * logits  # the logarithms of the probabilities
     if checkpointing:
         kept += len(blocks) * 4 * count.tokens * count.dim
         inner = activation_bytes * batch * context * shape.dim("n_ff")  # the gradient of its widest numbers
-        workspace = max(workspace, max(blocks, default=0) + inner)
+        again = max(blocks, default=0) - 4 * count.tokens * count.dim  # its input is kept already
+        workspace = max(workspace, again + inner)
     else:
         kept += sum(blocks)
     return TrainingMemory(devices, batch, context, 4 * share, 4 * share, optimizer_bytes * share, kept, workspace)

@@ -28,7 +28,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state",
 """Keys under which programs put their state dict, in the order of asking."""
 _TRAINING = re.compile(r"(.*_)?(optim|optimizers?|lr_sched\w*|scheduler|scaler|rng|amp|adam)(_.*)?", re.IGNORECASE)
 """Keys under which programs put the state of training."""
-_MOST_ITEMS = 1 << 23
+_MOST_ITEMS = 1 << 21
 """Items of a file's value; one that refers to itself, or to the same again and again, has more."""
 
 
@@ -84,10 +84,12 @@ def count_items(value: Any, is_tensor: Callable[[Any], bool], where: str) -> Non
     while stack:
         node = stack.pop()
         left -= 1
-        if isinstance(node, Mapping):
+        if isinstance(node, dict):  # before `Mapping`, which takes long to ask for
             stack += node.values()
-        elif isinstance(node, list | tuple | set | frozenset) and not is_tensor(node):
-            stack += node
+        elif isinstance(node, list | tuple | set | frozenset):
+            stack += () if is_tensor(node) else node
+        elif not isinstance(node, str | int | float | bytes | None) and isinstance(node, Mapping):
+            stack += node.values()
         if left < len(stack):
             raise BadFile(f"{where}: holds more than {_MOST_ITEMS:,} items, or refers to itself; no model file does")
 

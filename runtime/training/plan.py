@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from llmconv.convert.reports.shape import Shape, shape_of
 from llmconv.convert.reports.training_memory import PARTS, TrainingMemory, training_memory
 from llmconv.convert.tables.presets import preset
-from llmconv.errors import BadFile, UsageError, at
+from llmconv.errors import BadFile, LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress, Step
 from llmconv.runtime.training import state
@@ -80,8 +81,28 @@ def check_inputs(config: TrainConfig) -> None:
 
 
 def plan(config: TrainConfig, resume: bool, team: Team, stack: contextlib.ExitStack, progress: Progress | None) -> Run:
-    """Make everything ready, in the order in which it can fail.  stack: gets what must be undone after the run."""
+    """Make everything ready, in the order in which it can fail.  stack: gets what must be undone after the run.
+
+    A run that can't begin leaves no folder where there was none.
+    """
     folder = Path(config.output)
+    fresh = team.rank == 0 and not folder.exists()
+    try:
+        return _planned(config, folder, resume, team, stack, progress)
+    except LlmconvError:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _planned(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    team: Team,
+    stack: contextlib.ExitStack,
+    progress: Progress | None,
+) -> Run:
     if resume and not folder.is_dir():
         raise BadFile(f"{at(folder)}: holds no checkpoint to resume from; start without --resume")
     source = opened(config)

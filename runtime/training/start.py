@@ -37,7 +37,7 @@ def refuse_looking_ahead(config: TrainConfig, source: Checkpoint | None) -> None
     other = f"{config.preset.lower()}-causal"
     instead = f", or take --preset {other}" if other in PRESETS else ""
     raise UsageError(
-        f"a {arch} model sees the words it would be trained to tell; give DATA as a JSON list of "
+        f"{at(config.data)}: a {arch} model sees the words it would be trained to tell; give DATA as a JSON list of "
         f'{{"input": …, "target": …}} pairs{instead}'
     )
 

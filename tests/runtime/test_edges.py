@@ -178,7 +178,9 @@ def test_padding_is_left_out_of_a_comparison() -> None:
         found = llmconv.compare(a, b, text, context=16, chunks=1)
         assert found.mean_kld == pytest.approx(float((first.exp() * (first - second)).sum(-1).mean()), abs=1e-7)
         assert found.ppl_b == pytest.approx(llmconv.perplexity(b, text, context=16, chunks=1).perplexity, rel=1e-6)
-    with pytest.raises(llmconv.UsageError, match="the models have 32 and 40 tokens, so they can't be compared"):
+    with pytest.raises(
+        llmconv.UsageError, match="the models have 32 and 40 tokens, so their predictions can't be compared"
+    ):
         llmconv.compare(plain, padded(8, TokenType.NORMAL), text, context=16)
 
 

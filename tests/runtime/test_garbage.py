@@ -129,7 +129,7 @@ def test_float16_is_the_cause_where_it_is(text: Any) -> None:
     source = runnable.checkpoint()
     for name in ("blk.0.ffn_up.weight", "blk.0.ffn_gate.weight"):
         source = runnable.changed(source, name, large)
-    with pytest.raises(llmconv.LlmconvError, match=r"float16 ends at 65504.*use --dtype bf16 or f32"):
+    with pytest.raises(llmconv.LlmconvError, match=r"float16 ends at 65504.*use dtype=.bf16. or f32"):
         llmconv.perplexity(source, text, context=16, device="cpu", dtype="f16")
     assert np.isfinite(llmconv.perplexity(source, text, context=16, device="cpu", dtype="bf16").perplexity)
     # "auto", where it would be float16

@@ -149,7 +149,7 @@ def test_logits_are_the_published_model_s(tmp_path: Path, name: str) -> None:
     made.files = {"config.json": json.dumps(config).encode()}
     safetensors_file.save(made, tmp_path / "hf")
     notes = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf").notes
-    assert sum("llama.cpp will not do" in note for note in notes) == (name in ("internlm2-dynamic", "baichuan2-7b"))
+    assert any("llama.cpp will not do" in note for note in notes) == (name in ("internlm2-dynamic", "baichuan2-7b"))
     assert llmconv.open(tmp_path / "m.gguf").metadata[f"{config['model_type']}.context_length"] in (16, 64)
     tokens = torch.arange(3, 35) * 5 % 96
     reference = internlm2 if config["model_type"] == "internlm2" else baichuan

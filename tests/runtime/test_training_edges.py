@@ -167,7 +167,7 @@ def test_a_source_without_a_vocabulary_takes_the_one_given(source: Path, book: P
     metadata = {k: v for k, v in bare.metadata.items() if not k.startswith(("tokenizer.", "llmconv."))}
     gguf_file.save(bare.but(metadata=metadata), tmp_path / "bare.gguf")
     config = settings(book, tmp_path / "none", from_checkpoint=str(tmp_path / "bare.gguf"), steps=1, export="gguf")
-    with pytest.raises(llmconv.BadFile, match="has no tokenizer; name one with --tokenizer"):
+    with pytest.raises(llmconv.BadFile, match="has no tokenizer; name one with tokenizer"):
         train(config)
     given = dataclasses.replace(config, tokenizer=str(words_file(tmp_path / "v.gguf", words)))
     assert list(vocabulary.of(formats.open(train(given).exports[0])).tokens) == words
@@ -200,7 +200,7 @@ def test_a_json_document_is_made_anew_for_other_words(root: Path, pairs: Path, t
 
 def test_a_model_that_sees_ahead_takes_no_plain_text(book: Path, pairs: Path, tmp_path: Path) -> None:
     config = settings(book, tmp_path / "run", preset="simple-36k")
-    with pytest.raises(llmconv.UsageError, match=r"sees the words it would be trained.*--preset simple-36k-causal"):
+    with pytest.raises(llmconv.UsageError, match=r"sees the words it would be trained.*preset simple-36k-causal"):
         train(config)
     assert not (tmp_path / "run").exists()
     trained = train(settings(pairs, tmp_path / "pairs", preset="simple-36k", steps=2, export="gguf"))
@@ -213,7 +213,7 @@ def test_presets_are_listed_with_what_they_take() -> None:
     line = next(line for line in run.stdout.splitlines() if line.startswith("simple-36k "))
     assert "36,496" in line
     assert "both ways" in line
-    found = json.loads(CliRunner().invoke(cli, ["presets", "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(cli, ["presets", "--json"]).stdout)["result"]
     assert {row["name"]: row["parameters"] for row in found}["gpt2-small"] == 124_439_808
 
 
@@ -310,7 +310,7 @@ def test_cancelling_leaves_a_checkpoint(what: str, book: Path, tmp_path: Path) -
 
     config = settings(book, tmp_path / "cut", **common)
     stopped = 4 if what == "train" else 3
-    with pytest.raises(Cancelled, match=f"stopped after step {stopped} of 8, which is saved; go on with --resume"):
+    with pytest.raises(Cancelled, match=f"stopped after step {stopped} of 8, which is saved; go on with resume=True"):
         train(config, progress=cancel)
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == [f"step-{stopped:08d}"]
     train(config, resume=True)
@@ -339,7 +339,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(book: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, spoken = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "which is saved; go on with --resume" in spoken.splitlines()[-1]
+    assert "which is saved; go on with resume=True" in spoken.splitlines()[-1]
     assert "Traceback" not in spoken
     assert len(list(out.glob("checkpoints/step-*"))) == 1
 

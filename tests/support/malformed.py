@@ -246,7 +246,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "context -1": {"config": changed(CONFIG, max_position_embeddings=-1)},
     "context 2^40": {"config": changed(CONFIG, max_position_embeddings=2**40)},
     "bos beyond": {"config": changed(CONFIG, bos_token_id=10**6)},
-    "quantized by an unknown method": {"config": changed(CONFIG, quantization_config={"quant_method": "evil"})},
     "quantization_config a list": {"config": changed(CONFIG, quantization_config=[1])},
     "tensor missing": {"weights": _weights(**{f"{LAYER}self_attn__q_proj__weight": None})},
     "norm missing": {"weights": _weights(model__norm__weight=None)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.util
 import json
 import os
@@ -197,7 +198,7 @@ def test_a_bug_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def broken(path: Path) -> None:
         raise ZeroDivisionError("x\ny")
 
-    monkeypatch.setattr(gguf_file, "open", broken)
+    monkeypatch.setattr(gguf_file, "FORMAT", dataclasses.replace(gguf_file.FORMAT, open=broken))
     (tmp_path / "m.gguf").write_bytes(malformed.test_malformed_gguf.GOOD["plain"])
     result = run("inspect", tmp_path / "m.gguf")
     assert result.code == 1 and result.err.count("\n") == 1 and "this is a bug in llmconv" in result.err
