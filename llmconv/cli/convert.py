@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class _Outtype(click.Choice[str]):
+class _Outtype(click.Choice):  # type: ignore[type-arg]  # generic only since click 8.2
     """A choice whose mistakes the API explains: it knows what people meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
