@@ -70,7 +70,7 @@ def training_memory(
     count = _Count(shape, batch * context, context, activation_bytes, dropout)
     numbers = (re.match(r"blk\.(\d{1,9})\.", name) for name in shape.tensors)
     layers = {int(found[1]) for found in numbers if found}  # those that there are, however many a key claims
-    blocks = [count.block(i) for i in sorted(layers)]
+    blocks = [count.block(i) for i in sorted(layers) if i < shape.dim("n_layer")]
     logits = batch * context * shape.dim("n_vocab")
     workspace = 8 * logits  # the gradients of the logarithms and of the logits
     kept = count.ends() + 4 * logits  # the logarithms of the probabilities
