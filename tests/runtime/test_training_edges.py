@@ -339,7 +339,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(book: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, spoken = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "which is saved; go on with resume=True" in spoken.splitlines()[-1]
+    assert "which is saved; go on with --resume" in spoken.splitlines()[-1]
     assert "Traceback" not in spoken
     assert len(list(out.glob("checkpoints/step-*"))) == 1
 
@@ -347,14 +347,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(book: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one", "ddp", "fsdp"])
 def test_kill_minus_nine_at_random_moments(kind: str, root: Path, tmp_path: Path) -> None:
-    """Ten kills here; tests/support/killing.py takes any number."""
+    """A few kills here; tests/support/killing.py takes any number."""
     script = root / "tests" / "support" / "killing.py"
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, str(script), kind, "10", str(tmp_path)], env=environment, capture_output=True, text=True
+        [sys.executable, str(script), kind, "3", str(tmp_path)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 10
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 3
 
 
 # Validation
