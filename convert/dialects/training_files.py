@@ -20,11 +20,10 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign.mappings import REST
 
 __all__ = ["FORMATS", "from_gguf", "table_of", "to_gguf"]
 
-REST = "checkpoint.rest"
-"""The metadata key of what a file held besides its tensors, as JSON."""
 FORMATS = ("torch", "numpy", "pickle")
 """Containers of training programs."""
 META = "meta.pkl"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmconv.convert.archs.llama.llama import LLAMA
-from llmconv.convert.archs.parts import EXPERTS, HEAD_DIM, gated_mlp
+from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
+from llmconv.convert.archs.parts import EXPERTS, gated_mlp
 from llmconv.convert.tables.architecture import HfName, keys, row
 from llmconv.convert.tables.ops import Split
 
@@ -11,16 +11,10 @@ _at = "{p}layers.{i}."
 
 _dense = [r.gguf[0] for r in gated_mlp()]
 
-_of_experts = ["expert_count", "expert_used_count", "attention.sliding_window"]
-
-_head_dim = [k.gguf for k in HEAD_DIM]
-
-_expert_rows = [r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]]
-
 GRANITE = LLAMA.variant(
     "granite",
     HfName("GraniteForCausalLM", "granite"),
-    drop=[*_of_experts, *_head_dim, *_expert_rows],
+    drop=NOT_DENSE,
     keys=keys("""
         attention.scale     f32   attention_multiplier
         embedding_scale     f32   embedding_multiplier

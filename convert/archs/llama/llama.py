@@ -62,4 +62,11 @@ LLAMA = Architecture(
     loader=Loader(unread=("attention.sliding_window",)),
 )
 
+NOT_DENSE = (
+    *("expert_count", "expert_used_count", "attention.sliding_window"),
+    *(key.gguf for key in HEAD_DIM),
+    *(r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]),
+)
+"""What a dense variant drops: keys and rows of experts, and the keys that its family does not write."""
+
 ARCHITECTURES = (LLAMA,)

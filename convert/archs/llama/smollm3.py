@@ -7,17 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama.llama import LLAMA
-from llmconv.convert.archs.parts import HEAD_DIM
+from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.tables.architecture import HfName, keys
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
-
-_of_experts = ["expert_count", "expert_used_count", "attention.sliding_window"]
-
-_head_dim = [k.gguf for k in HEAD_DIM]
-
-_expert_rows = [r.gguf[0] for r in LLAMA.rows if "exps" in r.gguf[0] or "gate_inp" in r.gguf[0]]
 
 _EVERY = 4  # layers, of which the last has no rotary positions
 
@@ -48,7 +41,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
 SMOLLM3 = LLAMA.variant(
     "smollm3",
     HfName("SmolLM3ForCausalLM", "smollm3"),
-    drop=[*_of_experts, *_head_dim, *_expert_rows],
+    drop=NOT_DENSE,
     keys=keys("rope.freq_base  f32  rope_theta  2000000"),
     tied=True,
     finish=_finish,
