@@ -61,7 +61,7 @@ def to_gguf(
             out.notes.append(note)
         return out
     where, flat = checkpoint.where, normalized(config)
-    names = disguise.plain_names(arch, checkpoint.tensors, _tied(arch, flat))
+    names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = _as_present(flat, tensors)
     notes = _unknown_settings(arch, config)
@@ -259,11 +259,6 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
 
 def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
-
-
-def _tied(arch: Architecture, config: Mapping[str, Any]) -> bool:
-    stated = config.get("tie_word_embeddings")
-    return arch.tied if stated is None else bool(stated)
 
 
 def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
