@@ -9,7 +9,7 @@ from typing import Any
 
 from llmconv.errors import OutputError, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target
+from llmconv.formats.files import check_parent, check_target
 from llmconv.progress import Meter
 
 __all__ = ["Format"]
@@ -97,5 +97,4 @@ def _check_folder(path: Path, force: bool, inputs: Sequence[Path]) -> None:
         raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
     if path.is_dir() and not force and any(path.iterdir()):
         raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+    check_parent(path)

@@ -31,7 +31,7 @@ from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, mo
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
-from llmconv.quant.filetypes import number_of
+from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
 
 __all__ = ["from_gguf", "to_gguf"]
 
@@ -84,7 +84,7 @@ def to_gguf(
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
-    notes += [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
+    notes += carried.keep_files(out.metadata, checkpoint)
     out.notes += [*notes, *beyond_llama_cpp(arch, out, flat)]
     return out
 
@@ -343,7 +343,7 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
         )
     general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
     general["general.file_type"] = np.uint32(number_of(main) or 0)
-    general["general.quantization_version"] = np.uint32(2)
+    general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
     return general
 
 

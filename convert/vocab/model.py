@@ -67,6 +67,8 @@ ROLES = {
     "fim_rep": "tokenizer.ggml.fim_rep_token_id",
     "fim_sep": "tokenizer.ggml.fim_sep_token_id",
 }
+NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Roles that a folder's settings and templates name: `bos_token`, ..."""
 FLAGS = {
     "bos": "tokenizer.ggml.add_bos_token",
     "eos": "tokenizer.ggml.add_eos_token",

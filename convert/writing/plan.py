@@ -23,14 +23,12 @@ from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.quant.filetypes import COPY, FileType, guessed_number
+from llmconv.quant.filetypes import COPY, QUANTIZATION_VERSION, FileType, guessed_number
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import Choice, Model, Options, assign, order
 
 __all__ = ["FilePlan", "Plan", "PlannedTensor", "Recipe", "make_plan", "parse_override"]
 
-QUANTIZATION_VERSION = 2
-"""ggml's GGML_QNT_VERSION: the layout of the block types."""
 _OVERRIDE_BYTES = 127  # the reference's fixed buffers
 
 
