@@ -128,11 +128,13 @@ class _Code:
 
     def run(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if named:
-            if named.keys() != set(self._names[len(args) :]):
-                raise TypeError(
-                    f"a kernel takes {', '.join(self._names)}; {len(args)} and {', '.join(named)} are given"
-                )
-            args += tuple(named[name] for name in self._names[len(args) :])
+            count = len(args)
+            try:  # no set, no generator: for small pieces they cost as much as the search
+                args = (*args, *map(named.__getitem__, self._names[count:]))
+            except KeyError:
+                args = ()
+            if len(args) != count + len(named):
+                raise TypeError(f"a kernel takes {', '.join(self._names)}; {count} and {', '.join(named)} are given")
         words: list[Any] = []
         for parameter, value in zip(self._parameters, args, strict=True):
             parameter.give(value, words)
