@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv import vocab_only as vocab_alone
 from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.dialects.named_tensors import OURS
 from llmconv.convert.reading import Reading
+from llmconv.convert.writing import vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.effects import check_name, read_with

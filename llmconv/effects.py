@@ -15,7 +15,6 @@ from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["check_name", "check_options", "check_options_of", "read_with"]
 
-_DOCUMENTS = ("json", "msgpack")
 _VOCABULARIES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
 
 
@@ -38,13 +37,14 @@ def check_name(path: str | os.PathLike[str]) -> None:
 def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]) -> None:
     """`UsageError` for an option that has no effect on a source of this format and dialect when `to` is written."""
     document, layout = dialect == "json" or source in FORMATS, options.get("layout")
+    to_document = containers.by_name(to).dialect == "json"
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
         if options.get(name) and not document and not (name == "vocab" and dialect == "hf"):
             raise UsageError(f"--{name} has no effect on {what}: it is for JSON models that lack it; leave it out")
-    if layout and not document and to not in _DOCUMENTS and layout != "plain":
+    if layout and not document and not to_document and layout != "plain":
         raise UsageError(f"--layout {layout} has no effect on {what}: it is for JSON models; leave it out")
-    if layout and dialect == "gguf" and to not in _DOCUMENTS:
+    if layout and dialect == "gguf" and not to_document:
         raise UsageError(f"--layout {layout} has no effect on {what}: its tensors have their names; leave it out")
     if options.get("pre") and dialect in ("gguf", "json"):
         raise UsageError(f"--pre has no effect on {what}: it is for Hugging Face models with a BPE; leave it out")
@@ -54,9 +54,9 @@ def check_options_of(path: Path, to: str, options: Mapping[str, Any]) -> None:
     """`check_options` for a source that is not open yet; where its content tells the dialect."""
     if not any(options.get(name) for name in ("config", "vocab", "layout", "pre")):
         return
-    source = containers.sniff(path).name
-    dialect = {"gguf": "gguf", "json": "json", "msgpack": "json"}.get(source, "hf" if path.is_dir() else "plain")
-    check_options(source, dialect, to, options)
+    source = containers.sniff(path)
+    known = source.dialect in ("gguf", "json")
+    check_options(source.name, source.dialect if known else "hf" if path.is_dir() else "plain", to, options)
 
 
 def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Checkpoint:

@@ -82,3 +82,12 @@ def test_every_public_name_is_there() -> None:
     for name in llmconv.__all__:
         assert getattr(llmconv, name) is not None
         assert name == "__version__" or (getattr(llmconv, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_every_limit_is_documented(root: Path) -> None:
+    from llmconv.formats import limits
+
+    words = (root / "docs" / "reliability.md").read_text()
+    for name in (n for n in vars(limits) if n.isupper()):
+        value = getattr(limits, name)
+        assert f"`{name}`" in words and f"{value:,}" in words, name

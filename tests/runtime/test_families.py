@@ -16,19 +16,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # transformers' own deprecations
+]
 
 LENGTH = 48  # beyond the tiny models' windows and original contexts
 DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Tiny matrices: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", DECODERS)

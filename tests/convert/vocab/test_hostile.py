@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from good_models import tokenizer_with
 from tokenizers_trained import KINDS, trained
 
 from llmconv.convert import vocab
@@ -191,9 +192,7 @@ for need in (lambda: vocab.tokenizer(bpe), lambda: vocab.render_chat(chatty, [{{
 @pytest.mark.parametrize("prefix", ["##", "\u2581\u2581\u2581", "a" * 5000])
 def test_what_the_library_would_not_survive(prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
     """It cuts that prefix off every merge unseen: past the end, a panic; within a character, an abort."""
-    from malformed import _words
-
-    words = _words(continuing_subword_prefix=prefix)
+    words = tokenizer_with(continuing_subword_prefix=prefix)
     found = vocab.from_files({"tokenizer.json": json.dumps(words).encode()})
     assert found is not None
     with pytest.raises(BadFile, match=r"merges\[0\]: its second part does not begin with"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from malformed import write_gguf, write_hf
+from good_models import write_gguf, write_hf
 
 import llmconv
 from llmconv.convert.dialects import hf

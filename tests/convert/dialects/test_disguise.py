@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_archs import GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
+from hf_models import GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
 
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import llmconv.formats as containers
+from llmconv import formats
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import normalized, read_config
 from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.convert.vocab.side_files import CUT, WHOLE
@@ -33,15 +33,16 @@ def write(source: Path, target: Path, *, pre: str | None = None, force: bool = F
     The other keys of a GGUF, and a folder's config.json, go along.  `UsageError` without a vocabulary or for another
     kind of target.
     """
-    found = vocab.load(source, pre=pre)
+    gguf = _gguf(source)
+    found = (gguf and vocab.of(gguf, pre=pre)) or vocab.load(source, pre=pre)
     if target.suffix.lower() == ".gguf":
-        metadata, notes = _metadata(source, found)
+        metadata, notes = _metadata(source, gguf, found)
         metadata |= vocab.to_gguf(found)
-        paths = containers.by_name("gguf").save(Checkpoint(metadata=metadata, source=source), target, force=force)
+        paths = formats.by_name("gguf").save(Checkpoint(metadata=metadata, source=source), target, force=force)
         return list(paths), [*notes, *found.notes, *found.twice()]
     if target.suffix.lower() in (".safetensors", ".json", ".msgpack"):
         raise UsageError(f"{at(target)}: a vocabulary alone goes into a .gguf file or a folder; give one of these")
-    files = _kept(source) | vocab.to_files(found)
+    files = _kept(source, gguf) | vocab.to_files(found)
     if not files:
         raise Unsupported(f"{at(source)}: no tokenizer file can say what its {found.model!r} vocabulary does")
     sizes = {target / name: len(data) for name, data in files.items()}
@@ -52,11 +53,10 @@ def write(source: Path, target: Path, *, pre: str | None = None, force: bool = F
     return list(sizes), [*found.notes, *found.twice()]
 
 
-def _metadata(source: Path, found: vocab.Vocab) -> tuple[dict[str, Any], list[str]]:
+def _metadata(source: Path, gguf: Checkpoint | None, found: vocab.Vocab) -> tuple[dict[str, Any], list[str]]:
     """What a GGUF says besides its vocabulary, and notes."""
-    keys = _gguf_keys(source)
-    if keys is not None:
-        return {k: v for k, v in keys.items() if not _of_vocabulary(k)}, []
+    if gguf is not None:
+        return {k: v for k, v in gguf.metadata.items() if not _of_vocabulary(k)}, []
     folder = source if source.is_dir() else source.parent
     config = folder / "config.json"
     out: dict[str, Any] = {"general.architecture": "", "general.type": "model", "general.name": folder.resolve().name}
@@ -71,24 +71,24 @@ def _metadata(source: Path, found: vocab.Vocab) -> tuple[dict[str, Any], list[st
     return out, [f"no config.json says which architecture this is: the GGUF says {name}, so that llama.cpp loads it"]
 
 
-def _gguf_keys(source: Path) -> Mapping[str, Any] | None:
+def _gguf(source: Path) -> Checkpoint | None:
+    """The source opened, where it is a GGUF."""
     try:
-        checkpoint = containers.open(source)
+        checkpoint = formats.open(source)
     except BadFile:
         return None  # a tokenizer's files and no model
-    return checkpoint.metadata if checkpoint.dialect == "gguf" else None
+    return checkpoint if checkpoint.dialect == "gguf" else None
 
 
 def _of_vocabulary(key: str) -> bool:
     if key.startswith((WHOLE, CUT)):
         return is_mine(key.removeprefix(WHOLE).removeprefix(CUT))
-    return key.startswith(("tokenizer.", "llmconv.tokenizer."))
+    return key.startswith(("tokenizer.", own_keys.TOKENIZER))
 
 
-def _kept(source: Path) -> dict[str, bytes]:
+def _kept(source: Path, gguf: Checkpoint | None) -> dict[str, bytes]:
     """The config.json that a GGUF keeps, or that lies in the folder."""
-    keys = _gguf_keys(source)
-    if keys is not None:
-        return {name: data for name, data in carried.kept_files(keys).items() if name == "config.json"}
+    if gguf is not None:
+        return {name: data for name, data in carried.kept_files(gguf.metadata).items() if name == "config.json"}
     config = source / "config.json"
     return {"config.json": config.read_bytes()} if config.is_file() else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from malformed import CONFIG, tensors, write_gguf, write_hf
+from good_models import CONFIG, tensors, write_gguf, write_hf
 
 import llmconv
 from llmconv.convert.dialects import foreign_keys

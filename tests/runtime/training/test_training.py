@@ -33,17 +33,10 @@ from llmconv.runtime.training.loop import train
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
 from llmconv.runtime.training.vocabulary import make_vocab
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SENTENCE = "the old man went to the sea and the young man went to the hill while she sat by a tree and sang"
 WORDS = SENTENCE.split(" ")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Tiny models lose to thread switching, and one thread adds in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

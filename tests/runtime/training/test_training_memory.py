@@ -18,15 +18,9 @@ from llmconv.runtime.training.learner import Learner, make_learner
 from llmconv.runtime.training.parallel import Team
 from llmconv.runtime.training.step import _summed_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH, CONTEXT = 2, 48
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def learner_of(preset: str, dim: int, vocab: int = 300, **changes: Any) -> tuple[Learner, TrainConfig, TrainingMemory]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from int8_layers import decode, layer_tensors
 
-from llmconv.errors import UsageError
+from llmconv import formats
+from llmconv.convert.writing.quantize import quantize
+from llmconv.errors import Unsupported, UsageError
 from llmconv.quant import int8
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -143,3 +146,23 @@ def test_transformers_loads_it(layout: str, tmp_path) -> None:  # type: ignore[n
         logits = loaded(ids).logits
     tolerance = 2e-6 if layout == "pack-quantized" else 2e-2  # int-quantized rounds the activations as well
     assert (logits - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_int8_folders(shared: Path, tmp_path: Path) -> None:
+    source = shared / "stories260K" / "hf"
+    made = quantize(source, tmp_path / "int8", "INT8")
+    before, after = formats.open(source), formats.open(tmp_path / "int8")
+    config = json.loads(after.file("config.json") or b"")
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    name = "model.layers.0.mlp.down_proj"
+    q, scale = after.tensors[f"{name}.weight"], after.tensors[f"{name}.weight_scale"]
+    assert (q.type.name, q.shape, scale.shape) == ("I8", (64, 172), (64, 1))
+    close = decode(q.numpy(), scale.numpy())
+    values = before.tensors[f"{name}.weight"].numpy()
+    assert np.abs(close - values).max() <= np.abs(values).max() / 127
+    assert after.tensors["model.embed_tokens.weight"].type.name == "F32"
+    assert made.output.type == "INT8" and "lm_head" in config["quantization_config"]["ignore"]
+    lone = quantize(source, tmp_path / "m.safetensors", "INT8")
+    assert lone.output.paths == (tmp_path / "m.safetensors",)
+    with pytest.raises(Unsupported, match="quantized already"):
+        quantize(tmp_path / "int8", tmp_path / "x", "INT8")

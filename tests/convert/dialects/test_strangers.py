@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_archs import LLAMA, QWEN3_MOE, model
+from hf_models import LLAMA, QWEN3_MOE, model
 
 import llmconv
 from llmconv.convert.dialects import hf

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from malformed import CONFIG, tokenizer, write_hf
+from good_models import CONFIG, tokenizer, write_hf
 from tokenizers_trained import trained
 
 import llmconv

@@ -33,6 +33,8 @@ from llmconv.runtime.training.folder import LOCK
 from llmconv.runtime.training.log import read_log
 from llmconv.runtime.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [
     "the",
     "old",
@@ -58,14 +60,6 @@ WORDS = [
     "and",
     "sang",
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_archs import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
+from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
 
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf

@@ -165,7 +165,7 @@ def test_sharding_divides_the_states() -> None:
 
 
 def test_activations_are_as_wide_as_what_is_computed_in() -> None:
-    """What torch keeps is measured in tests/runtime/test_training_memory.py."""
+    """What torch keeps is measured in tests/runtime/training/test_training_memory.py."""
     shape = shape_of(preset("gpt2-small"))
     two, four = (training_memory(shape, batch=64, context=128, activation_bytes=n).activations for n in (2, 4))
     assert two < four < 2 * two  # the residual and the norms stay float32
