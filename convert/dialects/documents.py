@@ -19,7 +19,7 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts.base import Layout, Words, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
@@ -33,7 +33,7 @@ from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["from_gguf", "listed_words", "to_gguf", "tree_of"]
 
 DOCUMENT, LAYOUT, STYLE = own_keys.JSON_DOCUMENT, own_keys.JSON_LAYOUT, own_keys.JSON_STYLE
 TOKENS = "tokenizer.ggml.tokens"
@@ -215,13 +215,14 @@ def _beside(
                 if path.is_file() and path != source:
                     paths.append(path)
                     break
-    out = []
-    for path in dict.fromkeys(paths):
-        text = _text(path)
-        tree, _ = parse(Text.of(text.encode()), path)
-        document, tensors = cut(tree, path)
-        out.append((path, replace_slots(document, lambda s, t=tensors: inline(s, t[s.name])), text))  # type: ignore[misc]
-    return out
+    return [(path, tree_of(path), _text(path)) for path in dict.fromkeys(paths)]
+
+
+def tree_of(path: Path) -> Any:
+    """The tree of a small JSON file; `BadFile` when it is too big, or none."""
+    tree, _ = parse(Text.of(_text(path).encode()), path)
+    document, tensors = cut(tree, path)
+    return replace_slots(document, lambda slot: inline(slot, tensors[slot.name]))
 
 
 def _text(path: Path) -> str:
@@ -237,24 +238,24 @@ def _text(path: Path) -> str:
 
 def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
-    words, place = _listed_words(documents, table)
     assert table.words is not None
+    words, place = listed_words(documents, table.words)
     if words is not None and len(words) + len(table.words.extra) == count:
         words += table.words.extra
     return words, place
 
 
-def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
-    assert table.words is not None
-    before = table.words.before
+def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[str] | None, tuple[int, str]]:
+    """The vocabulary that the documents list, the first of which is the model, and where: (which document, path)."""
+    before = known.before
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
             return [*before, *document], (k, "")
-        for path in table.words.paths:
+        for path in known.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
-            if isinstance(found, str) and not table.words.separator:
+            if isinstance(found, str) and not known.separator:
                 found = list(found)
             if isinstance(found, list) and found:
                 for i, word in enumerate(found):
