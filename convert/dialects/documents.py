@@ -59,7 +59,9 @@ def to_gguf(
     where = checkpoint.where
     table = _choose(checkpoint, layout, where)
     if table is None:
-        return _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made = _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made.notes += [] if layout is not None else _kin(checkpoint)
+        return made
     paths = list(checkpoint.tensors)
     checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
     document = checkpoint.metadata["document"]
@@ -168,6 +170,17 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
     raise BadFile(
         f"{where}: is no model of a known layout{kin}; --layout plain converts any file of rectangular numeric arrays"
     )
+
+
+def _kin(checkpoint: Checkpoint) -> list[str]:
+    """A note on a document that keeps its own names and has most of what a known layout has."""
+    document = checkpoint.metadata["document"]
+    near = None if named_tensors.is_known(document) else layouts.nearest(document, checkpoint.tensors)
+    if near is None:
+        return []
+    table, shared, lacks = near
+    has = f"has {_list(shared)} as the layout {table.name}, but not {_list(lacks)}"
+    return [f"{has}: its tensors keep their own names, and it is not run"]
 
 
 def _list(names: list[str]) -> str:
@@ -384,10 +397,12 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if table is not None and (table.arch != arch or table.build is None):
         raise Unsupported(f"{where}: a {arch} model can't be written in the layout {table.name}; use --layout named")
     if layout is None:
-        table = layouts.for_arch(arch, checkpoint.tensors)
+        table = layouts.for_arch(arch, checkpoint.tensors, metadata)
     if table is None:
         return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
     assert table.build is not None
+    if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
+        raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
     return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
 
 

@@ -16,10 +16,11 @@ product, as in PyTorch, not to the state).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent"]
+__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent", "shapes"]
 
 ARCH = "char-rnn"
 """`general.architecture` of recurrent character models."""
@@ -38,6 +39,21 @@ class Recurrent:
     activation: str = "tanh"
     gates: str = "sigmoid"
     reset_after: bool = True
+
+
+def shapes(metadata: Mapping[str, Any], one_hot: bool = False) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model with layers of one size, by its keys.   one_hot: whether its inputs are."""
+    vocab, dim, layers, width = (
+        int(metadata[f"{ARCH}.{key}"])
+        for key in ("vocab_size", "embedding_length", "block_count", "feed_forward_length")
+    )
+    rows = GATES[str(metadata[f"{ARCH}.{CELL}"])] * dim
+    out: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, rows if one_hot else width)}
+    for i in range(layers):
+        if i or not one_hot:
+            out[f"blk.{i}.rnn_x.weight"] = (rows, dim if i else width)
+        out |= {f"blk.{i}.rnn_h.weight": (rows, dim), f"blk.{i}.rnn_h.bias": (rows,)}
+    return out | {"output.weight": (vocab, dim), "output.bias": (vocab,)}
 
 
 def recurrent(read: Any) -> Recurrent:

@@ -31,7 +31,8 @@ const kinds = {
     l.lstm({units: 6, returnSequences: true}), l.dropout({rate: 0.2}), l.lstm({units: 4, returnSequences: true}),
     l.timeDistributed({layer: l.dense({units: V})}), l.activation({activation: 'softmax'})]}),
   gru: () => tf.sequential({layers: [l.embedding({inputDim: V, outputDim: 5, inputShape: [null]}),
-    l.gru({units: 6, returnSequences: true, recurrentActivation: 'sigmoid'}), l.dense({units: V, activation: 'softmax'})]}),
+    l.gru({units: 6, returnSequences: true, recurrentActivation: 'sigmoid'}),
+    l.dense({units: V, activation: 'softmax'})]}),
   graph: () => {
     const x = tf.input({shape: [null]}), e = l.embedding({inputDim: V, outputDim: 5}).apply(x);
     const h = l.simpleRNN({units: 6, returnSequences: true}).apply(e);
