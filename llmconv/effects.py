@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.training_files import FORMATS
+from llmconv.convert.dialects.training_files import FORMATS, LAYERED
 from llmconv.errors import UsageError, at, nearest
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -40,7 +40,8 @@ def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]
     to_document = containers.by_name(to).dialect == "json"
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
-        if options.get(name) and not document and not (name == "vocab" and dialect == "hf"):
+        takes = document or (name == "vocab" and (dialect == "hf" or source in LAYERED))
+        if options.get(name) and not takes:
             raise UsageError(f"--{name} has no effect on {what}: it is for JSON models that lack it; leave it out")
     if layout and not document and not to_document and layout != "plain":
         raise UsageError(f"--layout {layout} has no effect on {what}: it is for JSON models; leave it out")
