@@ -52,6 +52,8 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     for slot in arch.slots(dims):
         if not (arch.expected(slot.row, config) or changes.get("all_rows")):
             continue
+        if changes.get("without", "?") in slot.gguf[0] and len(slot.gguf) > 1:
+            continue
         number = min(form, len(slot.row.forms) - 1)
         mxfp4 = any(type(op).__name__ == "PackMxfp4" for op in slot.row.forms[number].ops)
         parts = tuple(
@@ -113,6 +115,8 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
     if arch.gguf in ("opt", "simple-llm", "small-gpt", "microgpt", "blocks", "forge", "transformer-desde-cero"):
         assert arch.gguf not in known
         return
+    if arch.gguf not in known:
+        pytest.skip(f"the installed gguf is older than {arch.gguf}")
     tensors = {gguf.TENSOR_NAMES[t].replace("{bid}", "{i}") for t in gguf.MODEL_TENSORS[known[arch.gguf]]}
     ours = {re.sub(r"\.(weight|bias|scales)$", "", n) for r in arch.rows for n in r.gguf} | {
         re.sub(r"\.weight$", "", m.gguf) for m in arch.made
@@ -224,9 +228,38 @@ GPT2 = {
 }
 
 
+EXAONE = LLAMA | {
+    "architectures": ["ExaoneForCausalLM"],
+    "model_type": "exaone",
+    "num_layers": 2,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "silu",
+}
+CHATGLM = {
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "hidden_size": 16,
+    "ffn_hidden_size": 24,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "multi_query_group_num": 2,
+    "multi_query_attention": True,
+    "add_qkv_bias": True,
+    "kv_channels": 4,
+    "padded_vocab_size": 20,
+    "seq_length": 32,
+    "rope_ratio": 50,
+    "layernorm_epsilon": 1.5625e-07,
+}
+ERNIE = LLAMA | {"architectures": ["Ernie4_5_ForCausalLM"], "model_type": "ernie4_5", "head_dim": 4}
+
+
 @pytest.mark.parametrize(
     ("config", "options"),
     [
+        pytest.param(EXAONE, {}, id="exaone"),
+        pytest.param(CHATGLM, {"form": 1, "all_rows": True, "without": "attn_q"}, id="chatglm"),
+        pytest.param(ERNIE, {"form": 1}, id="ernie-fused"),
         pytest.param(INTERNLM2, {}, id="internlm2"),
         pytest.param(INTERNLM2 | {"bias": True}, {}, id="internlm2-bias"),
         pytest.param(BAICHUAN, {}, id="baichuan"),
