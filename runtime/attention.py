@@ -34,6 +34,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.rope is not None:
         cos, sin = step.rope(spec.rope)
         query, key = (rotate(t, cos, sin, spec.rope.interleaved) for t in (query, key))
+    if spec.growth is not None:
+        query = query * step.growth(spec.growth)
     if spec.norm_after_rope:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)

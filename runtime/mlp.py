@@ -79,7 +79,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         scores = logits
     choice = scores
     if block.exp_probs_b is not None:
-        choice = choice + block.exp_probs_b.bias.to(choice.dtype)
+        bias = block.exp_probs_b
+        choice = choice + (bias if isinstance(bias, Tensor) else bias.bias).to(choice.dtype)
     if experts.groups > 1:
         grouped = choice.unflatten(-1, (experts.groups, -1))
         # A group is as good as its best expert (DeepSeek-V2) or its two best together (V3, which has sigmoid scores).

@@ -72,6 +72,8 @@ def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dic
     for full, shape in shapes.items():
         if full.startswith(prefix) and not _DERIVED.fullmatch(full):
             name, _, part = full[len(prefix) :].rpartition(".")
+            if not name:
+                name, part = part, ""  # a lone tensor (Hy3's exp_probs_b)
             if "." not in name:
                 out.setdefault(name, {})[part] = shape
     return out

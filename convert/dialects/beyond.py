@@ -34,11 +34,13 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
         first = sorted(refused)
         notes.append(f"llama.cpp has no place for {first[0]}{more(first)}, so it will not load this file")
     rope = config.get("rope") or {}
-    if rope.get("rope_type") == "dynamic":
+    if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
     try:
         ours = describe(checkpoint)
         unread = {*NOBODY_READS, *arch.loader.unread}
+        if arch.loader.windows_at not in (None, 0, len(ours.layers)):
+            unread.add("attention.sliding_window")
         theirs = _as_llama_cpp(arch, checkpoint, unread - {PATTERN}, refused)
         said = list(_differences(ours, theirs))
         notes += [f"{what}, which llama.cpp will not do" for what in said]

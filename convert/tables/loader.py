@@ -32,6 +32,7 @@ class Loader:
 
     exists: False: it has no such architecture at all.
     unread: keys, without the architecture's name, that it does not look at.
+    windows_at: the only number of layers at which it has windows; 0: any.
     refused: tensors that it has no place for; a file with one is not loaded.
     pieces: what it computes where that is not what the table's `decoder` says.
     """
@@ -39,6 +40,7 @@ class Loader:
     exists: bool = True
     unread: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    windows_at: int | None = None
     pieces: Pieces = field(default_factory=Pieces)
 
     def more(self, other: Loader) -> Loader:
@@ -48,6 +50,7 @@ class Loader:
             exists=self.exists and other.exists,
             unread=(*self.unread, *other.unread),
             refused=(*self.refused, *other.refused),
+            windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
 

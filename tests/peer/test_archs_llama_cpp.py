@@ -30,6 +30,7 @@ NOT_THERE = {
     "starcoder-heads-apart": "takes every StarCoder for multi-query",
     "command-r-plus": "looks for the norms of queries and keys in models of 64 layers only",
     "deepseek-v2": "knows the models without a query's latent by their number of layers",
+    "exaone4": "has windows in a model of 64 layers only",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 

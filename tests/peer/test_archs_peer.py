@@ -55,6 +55,12 @@ PATCHES: dict[str, dict[str, Any]] = {
     "gpt-neox-serial-f16": {"rotary_pct": 1.0},
     "cohere2": {"rotary_pct": 1.0},
     "mpt": {"architectures": ["MPTForCausalLM"]},
+    "glm": {"seq_length": 128, "layernorm_epsilon": 1.5625e-07},
+    "solar-open": {"partial_rotary_factor": 1.0},
+    "dots1": {"scoring_func": "sigmoid"},
+    "minimax-m2": {"scoring_func": "sigmoid"},
+    "exaone-moe": {"scoring_func": "sigmoid"},
+    "hunyuan-moe": {"moe_intermediate_size": [96, 96], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
     "falcon-7b": {"num_kv_heads": 1},
 }
 
@@ -67,6 +73,9 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "stablelm": {"rope.freq_base"},
     "starcoder2": {"attention.sliding_window"},
     "deepseek2": {"expert_gating_func"},
+    "exaone4": {"attention.key_length", "attention.value_length"},
+    "chatglm": {"attention.key_length", "attention.value_length"},
+    "ernie4_5-moe": {"attention.key_length", "attention.value_length"},
     "bert": {"token_type_count"},
 }
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, experts, gated_mlp
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    NEXTN,
+    NORMS,
+    count_nextn,
+    experts,
+    gated_mlp,
+    shared_experts,
+    uncount_nextn,
+)
+from llmconv.convert.archs.rope import yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
@@ -44,23 +54,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["leading_dense_block_count"] = np.uint32(dense)
     if not third and config.get("topk_method", "greedy") == "greedy":
         own["expert_group_count"] = own["expert_group_used_count"] = np.uint32(1)
-    _magnitudes(own, config.get("rope") or {})
-    if extra := own.pop("nextn_predict_layers", 0):  # GGUF counts these layers among its blocks
-        own["nextn_predict_layers"], own["block_count"] = extra, np.uint32(own["block_count"] + extra)
-
-
-def _magnitudes(own: dict[str, Any], rope: Mapping[str, Any]) -> None:
-    """YaRN: mscale_all_dim, squared, scales the attention; cos and sin are scaled by its quotient with mscale alone."""
-    multiplier = rope.get("mscale_all_dim")
-    if multiplier is None:
-        return
-    own["rope.scaling.yarn_log_multiplier"] = np.float32(0.1 * multiplier)
-    if multiplier and own.get("rope.scaling.type") == "yarn":
-        factor = float(own["rope.scaling.factor"])
-        usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
-        wanted = float(own.pop("rope.scaling.attn_factor", 1.0)) * usual
-        if not math.isclose(wanted, 1.0, rel_tol=1e-6):
-            own["rope.scaling.attn_factor"] = np.float32(wanted)
+    yarn_magnitudes(own, config.get("rope") or {}, 0.1)
+    if not own.get("nextn_predict_layers"):
+        own.pop("nextn_predict_layers", None)
+    count_nextn(own)
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -80,42 +77,11 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
         if multiplier:
             config["rope_scaling"]["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
-    config["num_hidden_layers"] = dims["n_layer"] - dims["n_nextn"]
-    config["num_nextn_predict_layers"] = dims["n_nextn"]
+    uncount_nextn(config, dims)
     config["topk_method"] = "group_limited_greedy" if own.get("expert_group_count", 1) > 1 else "greedy"
     if own.get("expert_gating_func") == 2:
         del config["topk_method"]
 
-
-_extra = "i >= n_layer - n_nextn"
-
-_NEXTN = (
-    row("blk.{i}.nextn.eh_proj.weight", _at + "eh_proj.weight", "n_embd, 2 * n_embd", when=_extra),
-    row("blk.{i}.nextn.enorm.weight", _at + "enorm.weight", "n_embd", when=_extra),
-    row("blk.{i}.nextn.hnorm.weight", _at + "hnorm.weight", "n_embd", when=_extra),
-    row(
-        "blk.{i}.nextn.embed_tokens.weight",
-        _at + "embed_tokens.weight",
-        "n_vocab, n_embd",
-        when=_extra,
-        optional=True,
-    ),
-    row(
-        "blk.{i}.nextn.shared_head_head.weight",
-        _at + "shared_head.head.weight",
-        "n_vocab, n_embd",
-        when=_extra,
-        optional=True,
-    ),
-    row(
-        "blk.{i}.nextn.shared_head_norm.weight",
-        _at + "shared_head.norm.weight",
-        "n_embd",
-        when=_extra,
-        optional=True,
-    ),
-)
-"""What the layers that predict further tokens have beside those of any layer; nothing here computes with them."""
 
 DEEPSEEK2 = Architecture(
     "deepseek2",
@@ -172,25 +138,8 @@ DEEPSEEK2 = Architecture(
             optional=True,
         ),
         *experts()[1:],
-        row(
-            "blk.{i}.ffn_gate_shexp.weight",
-            _at + "mlp.shared_experts.gate_proj.weight",
-            "n_ff_shexp, n_embd",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        row(
-            "blk.{i}.ffn_up_shexp.weight",
-            _at + "mlp.shared_experts.up_proj.weight",
-            "n_ff_shexp, n_embd",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        row(
-            "blk.{i}.ffn_down_shexp.weight",
-            _at + "mlp.shared_experts.down_proj.weight",
-            "n_embd, n_ff_shexp",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        *_NEXTN,
+        *shared_experts(),
+        *NEXTN,
     ),
     finish=_finish,
     rebuild=_rebuild,
