@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
 
@@ -130,6 +131,8 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
         "mpt": {"blk.{i}.ffn.act"},
         "qwen2moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},  # layers without experts
         "qwen3moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "rnd1": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "bailingmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "deepseek2": {n for n in ours if ".nextn." in n},  # which its loader knows, and older constants don't
     }
     assert ours - tensors - {"rope_freqs"} <= beyond.get(arch.gguf, set())
@@ -279,6 +282,19 @@ def test_hand_made_models_come_back(config: dict[str, Any], options: dict[str, A
     gguf = assert_round_trip(model(config, **options))
     arch = archs.by_hf(config)
     assert arch is not None and gguf.metadata["general.architecture"] == arch.gguf
+
+
+@pytest.mark.parametrize("name", by_hand.CONFIGS)
+def test_models_that_transformers_lacks_come_back(name: str) -> None:
+    gguf = assert_round_trip(model(by_hand.CONFIGS[name], form=by_hand.FORMS.get(name, 0)))
+    if not name.endswith(("vl", "paddleocr")):  # whose GGUFs are those of another program's text model
+        assert describe(gguf).vocab_size == 96
+    keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    back = hf.from_gguf(dataclasses.replace(gguf, metadata=keys))
+    config = json.loads(back.file("config.json") or b"{}")
+    assert config.get("num_hidden_layers", config.get("num_layers")) == 2 and len(back.tensors) == len(
+        model(by_hand.CONFIGS[name]).tensors
+    )
 
 
 def test_mixed_types_are_remembered_in_few_words() -> None:
