@@ -45,6 +45,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
+    if block.attn_gate is not None:
+        out = out * torch.sigmoid(block.attn_gate(x))
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
     return result
 

@@ -109,3 +109,10 @@ def yarn_magnitudes(own: dict[str, Any], rope: Mapping[str, Any], unit: float) -
         wanted = float(own.pop("rope.scaling.attn_factor", 1.0)) * usual
         if not math.isclose(wanted, 1.0, rel_tol=1e-6):
             own["rope.scaling.attn_factor"] = np.float32(wanted)
+
+
+def rope_sections(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """How many rotary dimensions turn by time, height and width, which are all the same for a text."""
+    found = (config.get("rope") or {}).get("mrope_section")
+    if found is not None:
+        own["rope.dimension_sections"] = np.asarray([*found, 0, 0, 0, 0][:4], np.int32)

@@ -7,13 +7,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
+import test_archs
 import tiny_models
 
+import llmconv
 from llmconv import formats
 from llmconv.convert.dialects import hf
 from llmconv.formats import gguf_file
+from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -76,3 +80,17 @@ def test_logits_agree(name: str, tmp_path: Path) -> None:
     found = llama_logits(tmp_path / "model.gguf")
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() <= 2e-2 * scale
+
+
+@pytest.mark.parametrize("name", [name for name in by_hand.CONFIGS if name not in ("dream", "rnd1")])  # no cache
+def test_what_transformers_lacks_agrees_with_ours(name: str, tmp_path: Path) -> None:
+    folder = test_archs.model(by_hand.CONFIGS[name], kind="F32", form=by_hand.FORMS.get(name, 0))
+    for key, tensor in list(folder.tensors.items()):
+        values = tensor.numpy() * np.float32(0.1) + np.float32(0.5 if len(tensor.shape) == 1 else 0.0)
+        folder.add(Tensor.from_array(key, values))
+    with torch.no_grad():
+        expected = llmconv.load(folder, "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
+    gguf = hf.to_gguf(folder)
+    gguf_file.save(dataclasses.replace(gguf, metadata=with_a_vocabulary(gguf.metadata, 96)), tmp_path / "model.gguf")
+    found = llama_logits(tmp_path / "model.gguf")
+    assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()

@@ -282,6 +282,24 @@ MODELS: dict[str, Tiny] = {
         _MOE | {"head_dim": 16, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]},
         "bfloat16",
     ),
+    "afmoe": Tiny(
+        "afmoe",
+        "afmoe",
+        _MOE
+        | {
+            "head_dim": 24,
+            "num_dense_layers": 1,
+            "mup_enabled": True,
+            "sliding_window": 32,
+            "num_hidden_layers": 4,
+        },
+        "bfloat16",
+    ),
+    "jais2": Tiny("jais2", "jais2", SMALL, "bfloat16"),
+    "internlm3": Tiny("internlm3", "llama", SMALL | {"head_dim": 16, "qkv_bias": True, "bias": True}, "bfloat16"),
+    "glm4-moe-lite": Tiny(
+        "glm4_moe_lite", "deepseek2", _without(_LATENT, "first_k_dense_replace") | {"norm_topk_prob": True}, "bfloat16"
+    ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, attention, gated_mlp
+from llmconv.convert.archs.rope import rope_sections
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Split
@@ -49,4 +50,13 @@ ERNIE = Architecture(
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 
-ARCHITECTURES = (ERNIE,)
+PADDLE_OCR = ERNIE.variant(
+    "paddleocr",
+    HfName("PaddleOCRVLForConditionalGeneration", "paddleocr_vl"),
+    finish=rope_sections,
+    decoder={"rope": "halves"},
+    reads="mrope_section",
+)
+"""The text model inside PaddleOCR-VL."""
+
+ARCHITECTURES = (ERNIE, PADDLE_OCR)

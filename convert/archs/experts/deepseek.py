@@ -32,6 +32,10 @@ _rope = "head_dim - kv_lora"  # the key is the latent and the rotary part
 _nope = f"nope - ({_rope})"
 
 
+_THIRD = ("deepseek_v3", "glm4_moe_lite", "kimi_vl", "kimi_k25")
+"""Types of models that choose their experts as V3 does."""
+
+
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """GGUF sees the absorbed form: one key and value head as wide as the latent."""
     nope, rope = int(config.get("qk_nope_head_dim", 128)), int(config.get("qk_rope_head_dim", 64))
@@ -43,12 +47,14 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["attention.key_length_mla"] = np.uint32(nope + rope)
     own["attention.value_length_mla"] = np.uint32(value)
     own["rope.dimension_count"] = np.uint32(rope)
-    third = config.get("model_type") == "deepseek_v3"  # whose configs may leave out what V2's code does otherwise
+    third = config.get("model_type") in _THIRD  # whose configs may leave out what V2's code does otherwise
     if third:
         own.setdefault("expert_gating_func", np.uint32(2))
     if not config.get("norm_topk_prob", third):
         own.pop("expert_weights_norm", None)
-    dense = config.get("first_k_dense_replace")
+    dense, kinds = config.get("first_k_dense_replace"), config.get("mlp_layer_types")
+    if isinstance(kinds, list):
+        dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
     if dense is None:
         dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
     own["leading_dense_block_count"] = np.uint32(dense)
@@ -85,7 +91,15 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
 
 DEEPSEEK2 = Architecture(
     "deepseek2",
-    (HfName("DeepseekV2ForCausalLM", "deepseek_v2"), HfName("DeepseekV3ForCausalLM", "deepseek_v3")),
+    (
+        HfName("DeepseekV2ForCausalLM", "deepseek_v2"),
+        HfName("DeepseekV3ForCausalLM", "deepseek_v3"),
+        HfName("Glm4MoeLiteForCausalLM", "glm4_moe_lite"),
+        HfName("YoutuForCausalLM", "youtu"),
+        HfName("YoutuVLForConditionalGeneration", "youtu_vl"),
+        HfName("KimiVLForConditionalGeneration", "kimi_vl"),
+        HfName("KimiK25ForConditionalGeneration", "kimi_k25"),
+    ),
     keys=(
         *COMMON,
         *keys("""
@@ -144,7 +158,8 @@ DEEPSEEK2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
-    reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace topk_method rope_theta",
+    reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace mlp_layer_types topk_method"
+    " rope_theta",
     inert="qk_head_dim head_dim num_experts",
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
     loader=Loader(
