@@ -323,7 +323,7 @@ def _require_importance(plans: Sequence[Plan]) -> None:
         if plan.needs_importance:
             raise UsageError(
                 f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
-                "matrix that has them (--imatrix), or choose a larger type"
+                "matrix that has them (--imatrix; llmconv imatrix MODEL TEXT makes one), or choose a larger type"
             )
 
 

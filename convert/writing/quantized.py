@@ -93,7 +93,9 @@ def _output(plan: Plan) -> QuantizedFile:
     bits = 8 * sum(t.nbytes for t in tensors) / weights if weights else 0.0
     warnings = list(plan.warnings)
     if plan.needs_importance:
-        warnings.append(f"{plan.needs_importance} will need an importance matrix (--imatrix)")
+        warnings.append(
+            f"{plan.needs_importance} will need an importance matrix (--imatrix), which llmconv imatrix makes"
+        )
     return QuantizedFile(
         plan.file_type.name, tuple(f.path for f in plan.files), plan.size, tensors, bits, tuple(warnings)
     )
