@@ -15,6 +15,7 @@ from pathlib import Path
 from llmconv import formats
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing import journal, quantized
+from llmconv.convert.writing.calibrated import Rounder, calibrated
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
@@ -54,6 +55,7 @@ def quantize(
     leave_output_tensor: bool = False,
     allow_requantize: bool = False,
     imatrix: StrPath | None = None,
+    calibration: Rounder | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     override_kv: Sequence[str] = (),
@@ -88,6 +90,9 @@ def quantize(
     output_tensor_type, token_embedding_type: block types for `output.weight` and `token_embd.weight`.
     leave_output_tensor: `output.weight` stays as it is.
     allow_requantize: tensors that are quantized already may become another type.
+    calibration: `llmconv.OnText("text.txt")`, or what `llmconv.calibrate` made of this model and a text: tensors are
+        rounded so that errors cost little there.  Types are those of a run with an importance matrix, the size is the
+        same.
     imatrix: a file of importance weights; include_weights, exclude_weights: parts of names that limit it.
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
@@ -118,6 +123,7 @@ def quantize(
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
         allow_requantize=allow_requantize,
+        calibrated=calibration is not None,
     )
     reading = Reading(layout, config, vocab, pre, strict, lora)
     writing = Writing(force, jobs, progress, provenance, dry_run, allow_nonfinite=allow_nonfinite, resumable=resumable)
@@ -125,11 +131,13 @@ def quantize(
     if not types:
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
     started = time.monotonic()
+    if calibration is not None:
+        _check_calibration(recipe, writing, types)
     if any(name.upper() == INT8 for name in types):
         result = _int8(src, dst, types, reading, writing)
     else:
         chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
-        result = _quantize(src, dst, chosen, reading, recipe, writing)
+        result = _quantize(src, dst, chosen, reading, recipe, writing, calibration)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
@@ -140,6 +148,7 @@ def _quantize(
     reading: Reading,
     recipe: Recipe,
     writing: Writing,
+    calibration: Rounder | None = None,
 ) -> Quantized:
     """GGUFs, one of each type."""
     if writing.provenance and (recipe.prune_layers or reading.lora is not None):
@@ -169,12 +178,47 @@ def _quantize(
     if reading.lora is not None:
         inputs += sorted(p for p in Path(reading.lora).iterdir() if p.is_file())
     with new_folder(paths[0].parent) if len(types) > 1 else contextlib.nullcontext():
-        meter = writing.meter("quantize", result.source_nbytes)
+        if calibration is not None:
+            for file in (f for plan in plans for f in plan.files):  # before minutes of work
+                check_target(file.path, force=writing.force, size=file.size, inputs=inputs)
+            plans, result = _calibrated(plans, result, checkpoint, calibration, writing)
+        sources = {t.source.name: t.source.nbytes for plan in plans for t in plan.tensors}
+        meter = writing.meter("quantize", sum(sources.values()))
         with _outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
             _run(plans, outputs, at(source) if source else "", writing, meter)
     for made in result.outputs:
         log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
+
+
+def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:
+    """What does not go with a calibration."""
+    if recipe.matrix is not None:
+        raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
+    if recipe.prune_layers:
+        raise UsageError("a model without some of its layers is another than was calibrated; leave --prune-layers out")
+    if any(name.upper() == INT8 for name in types):
+        raise UsageError("INT8 is rounded without a calibration; leave it out, or choose a GGUF type")
+    for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
+        if given:
+            raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
+
+
+def _calibrated(
+    plans: Sequence[Plan], result: Quantized, checkpoint: Checkpoint, calibration: Rounder, writing: Writing
+) -> tuple[list[Plan], Quantized]:
+    """The plans with calibrated bytes, and the result with what they are predicted to cost."""
+    done, outputs = [], []
+    for plan, output in zip(plans, result.outputs, strict=True):
+        ready, made = calibrated(plan, checkpoint, calibration, writing.jobs, writing.progress)
+        done.append(ready)
+        names = {t.name: t.source.name for t in plan.tensors}
+        rows = [(row, made.get(names[row.name])) for row in output.tensors]
+        told = tuple(
+            row if m is None else dataclasses.replace(row, loss_before=m.before, loss_after=m.after) for row, m in rows
+        )
+        outputs.append(dataclasses.replace(output, tensors=told))
+    return done, dataclasses.replace(result, outputs=tuple(outputs))
 
 
 @contextlib.contextmanager

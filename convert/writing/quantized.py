@@ -19,6 +19,8 @@ class QuantizedTensor(Shown):
 
     fallback_from: the type that its rows were no whole blocks of, or "".
     importance: whether importance weights were used.
+    loss_before, loss_after: of a calibrated tensor, what errors are predicted to cost, rounded plainly and as it is: in
+        nats of KL divergence, or where no gradients are known a share of the squares of its results; None otherwise.
     """
 
     name: str
@@ -29,6 +31,8 @@ class QuantizedTensor(Shown):
     nbytes: int
     fallback_from: str
     importance: bool
+    loss_before: float | None = None
+    loss_after: float | None = None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,20 @@ class _WithTypes(click.Command):
 @click.option(
     "--exclude-weights", multiple=True, metavar="NAME", help="Don't use the matrix for names with NAME in them."
 )
+@click.option(
+    "--calibrate",
+    "texts",
+    multiple=True,
+    type=PATH,
+    metavar="TEXT",
+    help="Round so that errors cost little on such text; repeatable.  Needs torch, and minutes.",
+)
+@click.option("--calibration", type=PATH, metavar="FILE", help="What llmconv calibrate made of this model.")
+@click.option(
+    "--effort",
+    type=click.Choice(["fast", "standard"]),
+    help="Of --calibrate: fast looks at inputs alone.  [default: standard]",
+)
 @click.option("--pure", is_flag=True, help="The same block type for all matrices; -t then takes any block type.")
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Block type of tensors that match."
@@ -102,6 +116,9 @@ def quantize(
     rest: tuple[str, ...],
     types: tuple[str, ...],
     output: Path | None,
+    texts: tuple[Path, ...],
+    calibration: Path | None,
+    effort: str | None,
     prune_layers: str | None,
     as_json: bool,
     quiet: bool,
@@ -116,6 +133,7 @@ def quantize(
       llmconv quantize model-f16.gguf small.gguf Q4_K_M
       llmconv quantize hf-folder/ -t Q8_0 -t Q4_K_M -t Q6_K -o out/
       llmconv quantize model.gguf -t IQ4_XS --imatrix imatrix.gguf --dry-run
+      llmconv quantize model.gguf -t Q4_K_M --calibrate text.txt
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
@@ -123,7 +141,13 @@ def quantize(
     check_options_of(model, "gguf", options)
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
-            model, output, types, prune_layers=_layers(prune_layers), progress=progress, **options
+            model,
+            output,
+            types,
+            calibration=_calibration(texts, calibration, effort),
+            prune_layers=_layers(prune_layers),
+            progress=progress,
+            **options,
         )
     if quiet:
         return
@@ -133,6 +157,21 @@ def quantize(
     notes(list(result.notes))
     for made in result.outputs:
         _report(result, made, verbose)
+
+
+def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None) -> Any:
+    """What to round by: what is in a file, or texts to look at."""
+    if texts and file is not None:
+        raise click.UsageError(
+            "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
+        )
+    if effort is not None and not texts:
+        raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
+    if file is not None:
+        return llmconv.Calibration.open(file)
+    if not texts:
+        return None
+    return llmconv.OnText(texts, effort=effort or "standard")
 
 
 def _as_llama_quantize(
@@ -167,15 +206,22 @@ def _report(result: Quantized, made: QuantizedFile, verbose: bool) -> None:
     if verbose or not result.written:
         rows = [
             [t.name, "x".join(map(str, t.shape)), t.source_type, t.type, f"{t.source_nbytes:,}", f"{t.nbytes:,}"]
+            + [f"{x:.3g}" if x is not None else "" for x in (t.loss_before, t.loss_after)]
             for t in made.tensors
         ]
-        click.echo(table(rows, ["tensor", "shape", "from", "to", "bytes", "bytes after"], {4, 5}))
+        head = ["tensor", "shape", "from", "to", "bytes", "bytes after", "loss plain", "loss"]
+        width = 8 if any(t.loss_after is not None for t in made.tensors) else 6
+        click.echo(table([row[:width] for row in rows], head[:width], {4, 5, 6, 7}))
     for sentence, count in Counter(_kind_of(w) for w in made.warnings).items():
         example = next(w for w in made.warnings if _kind_of(w) == sentence)
         notes([example + (f" (and {count - 1} more)" if count > 1 else "")])
     names = ", ".join(str(path) for path in made.paths)
     end = f"{result.seconds:.1f} s" if result.written else "nothing was written"
     say(f"{names}: {made.type}, {made.size:,} bytes, {made.bits_per_weight:.2f} bits a weight, {end}")
+    losses = [(t.loss_before, t.loss_after) for t in made.tensors if t.loss_before is not None]
+    if losses:
+        before, after = (sum(x for x in side if x is not None) for side in zip(*losses, strict=True))
+        say(f"predicted loss of {len(losses)} tensors: {before:.4g} rounded plainly, {after:.4g} calibrated")
 
 
 def _kind_of(warning: str) -> str:

@@ -1,6 +1,6 @@
-"""Kernels of rounding to a grid so that tr(E H E' F) is small: one matrix's columns in order, or descent inside a tile.
+"""Kernels of rounding to a grid so that tr(E H E' F) is small: columns in order, or descent inside a tile.
 
-E is what is rounded minus the weights, H (columns) and F (rows) say what an error costs.  Sums are in float32, with plain
+E is what is rounded minus the weights; H (columns) and F (rows) say what an error costs.  Sums are float32, in plain
 operations in a fixed order, so that the result is the same whatever the number of threads.
 """
 

@@ -36,16 +36,24 @@ class Reading:
         return [texts.read(text).name for text in self.texts]
 
 
-def works(model: Model, reading: Reading) -> list[Work]:
-    """One `Work` a text, cut as for perplexity, until there are as many chunks as asked for."""
-    found, left = [], reading.chunks
-    for text in reading.texts:
-        if left == 0:
+def works(model: Model, reading: Reading, tokens: int | None = None) -> list[Work]:
+    """One `Work` a text, cut as for perplexity; a number of chunks is shared out among the texts.
+
+    tokens: about how many are wanted where no number of chunks is; of pairs all are taken.
+    """
+    found: list[Work] = []
+    left = reading.chunks
+    for i, text in enumerate(reading.texts):
+        passage = texts.read(text)
+        if left is None and tokens is not None and passage.pairs is None:
+            left = max(len(reading.texts), tokens // (reading.context or min(512, model.context_length or 512)))
+        share = None if left is None else -(-left // (len(reading.texts) - i))
+        if share == 0:
             break
-        work = work_on(model, texts.read(text), Window(reading.context, left))
+        work = work_on(model, passage, Window(reading.context, share))
         found.append(work)
         left = None if left is None else left - work.total
-    if left:
+    if left and reading.chunks:
         total = sum(work.total for work in found)
         note = f"the texts have {total} chunks of {found[0].context} tokens, fewer than the {reading.chunks} asked for"
         found[-1] = dataclasses.replace(found[-1], notes=[*found[-1].notes, note])

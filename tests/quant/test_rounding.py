@@ -1,7 +1,8 @@
-"""Rounding for a quadratic loss: grids are the types' own, every sweep lowers the loss, and the loss is what it says."""
+"""Rounding for a quadratic loss: grids are the types' own, every sweep lowers the loss, which is what it says."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> Non
     assert loss(apart, grid, ordered, weights) < 0.5 * loss(apart, grid, plain, weights)
     for metric in (apart, both):
         found, losses = rounded(grid, ordered, weights, metric, 4)
-        assert all(b <= a * 1.0001 for a, b in zip(losses, losses[1:], strict=False)) and losses[-1] < 0.8 * losses[0]
+        assert all(b <= a * 1.0001 for a, b in itertools.pairwise(losses)) and losses[-1] < 0.8 * losses[0]
         decoded = grid.type.decode(grid.pack(found)).astype(np.float64)  # what a reader of the file sees
         error = decoded - weights
         rows = np.eye(ROWS) if metric.f is None else f
