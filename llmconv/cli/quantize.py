@@ -13,6 +13,7 @@ from llmconv.cli import complete, envelope
 from llmconv.cli.options import (
     PATH,
     Bar,
+    Number,
     force_option,
     jobs_option,
     json_option,
@@ -21,6 +22,7 @@ from llmconv.cli.options import (
     read_hf_options,
     read_json_options,
     say,
+    size_option,
     strict_option,
 )
 from llmconv.cli.reports import table
@@ -86,6 +88,16 @@ class _WithTypes(click.Command):
     type=click.Choice(["fast", "standard"]),
     help="Of --calibrate: fast looks at inputs alone.  [default: standard]",
 )
+@size_option("--target-size", "In place of -t: the best mix of types for a file of at most so many bytes.")
+@click.option("--bpw", type=Number(0), metavar="X", help="The same for so many bits a weight.")
+@click.option(
+    "--target-kld", type=Number(0), metavar="X", help="The smallest mix predicted to lose no more; with --calibrate."
+)
+@click.option(
+    "--types", "mix_types", metavar="TYPES", help="What a mix may use, with commas.  [default: K, legacy, IQ4]"
+)
+@click.option("--min-type", "min_types", multiple=True, metavar="REGEX=TYPE", help="No fewer bits, where it matches.")
+@click.option("--save-recipe", type=PATH, metavar="FILE", help="Write the mix, for --tensor-type-file.")
 @click.option("--pure", is_flag=True, help="The same block type for all matrices; -t then takes any block type.")
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Block type of tensors that match."
@@ -119,6 +131,7 @@ def quantize(
     texts: tuple[Path, ...],
     calibration: Path | None,
     effort: str | None,
+    mix_types: str | None,
     prune_layers: str | None,
     as_json: bool,
     quiet: bool,
@@ -134,6 +147,7 @@ def quantize(
       llmconv quantize hf-folder/ -t Q8_0 -t Q4_K_M -t Q6_K -o out/
       llmconv quantize model.gguf -t IQ4_XS --imatrix imatrix.gguf --dry-run
       llmconv quantize model.gguf -t Q4_K_M --calibrate text.txt
+      llmconv quantize model.gguf --target-size 3.4G --calibrate text.txt --save-recipe mix.txt
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
@@ -146,6 +160,7 @@ def quantize(
             types,
             calibration=_calibration(texts, calibration, effort),
             prune_layers=_layers(prune_layers),
+            types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
             progress=progress,
             **options,
         )
@@ -183,13 +198,18 @@ def _as_llama_quantize(
     words = list(rest)
     if len(words) > 1 and words[-1].isdecimal() and options["jobs"] is None and not types:
         options["jobs"] = int(words.pop()) or None
-    if words and not types:
+    if words and not types and options["target_size"] is options["bpw"] is options["target_kld"] is None:
         file_type(words[-1], bool(options["pure"])) if words[-1].upper() != "INT8" else None
         types = (words.pop(),)
     if words and output is None:
         output = Path(words.pop())
+    searched = any(options[name] is not None for name in ("target_size", "bpw", "target_kld"))
+    if searched and types:
+        raise click.UsageError("a mix has its own types; leave -t out, or --target-size, --bpw and --target-kld")
     if words:
         raise click.UsageError(f"{words[0]!r} is one word too many; give MODEL, -o OUTPUT and -t TYPE")
+    if searched:
+        return output, ("Q4_K_M",)  # which is not looked at
     if not types:
         raise click.UsageError("Missing option '-t' / '--type'.")
     return output, types

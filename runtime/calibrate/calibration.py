@@ -20,7 +20,7 @@ from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
 from llmconv.runtime.calibrate.matrices import Rounded
-from llmconv.runtime.calibrate.sequence import Calibrated, round_model
+from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.load import load
@@ -77,6 +77,21 @@ class Calibration(Shown):
         weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "round", weights, "weights")
         return round_model(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
+
+    def losses(
+        self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
+    ) -> dict[str, list[float]]:
+        """What rounding each tensor plainly to each of its types is predicted to cost, alone; of those it knows."""
+        model = load(checkpoint, self.device)
+        self.check(model)
+        weights = sum(checkpoint.tensors[name].n_elements * len(offered) for name, offered in kinds.items())
+        meter = Meter(progress, "look at types", weights, "weights")
+        return losses_of(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether losses are nats of KL divergence a token, so that they add up to the file's."""
+        return self.effort != "fast"
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Write it, for `Calibration.open` and `quantize --calibration`: a GGUF, complete or not at all."""
@@ -196,8 +211,22 @@ class OnText:
         self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
     ) -> dict[str, Rounded]:
         """As `Calibration.round`."""
+        return self._known(checkpoint, progress).round(checkpoint, kinds, jobs, progress)
+
+    def losses(
+        self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
+    ) -> dict[str, list[float]]:
+        """As `Calibration.losses`."""
+        return self._known(checkpoint, progress).losses(checkpoint, kinds, jobs, progress)
+
+    @property
+    def in_nats(self) -> bool:
+        """As `Calibration.in_nats`."""
+        return self.effort != "fast"
+
+    def _known(self, checkpoint: Checkpoint, progress: Progress | None) -> Calibration:
         if self.made is None:
             how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
             how |= {"effort": self.effort, "device": self.device, "progress": progress}
             self.made = calibrate(checkpoint, self.text, **how)
-        return self.made.round(checkpoint, kinds, jobs, progress)
+        return self.made

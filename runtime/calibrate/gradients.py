@@ -33,7 +33,8 @@ class Gradients:
     """By tensor name, over N tokens:
 
     tokens: (N,) float32, the mean squared gradient of each token's results; not of experts, whose tokens may change.
-    rows: one matrix E[g g'] for each of `row_groups`.
+    rows: one matrix E[g g'] for each of `row_groups`; of the embedding and the head one vector, how much each row
+        counts: how often a token comes, and the mean of p (1 - p).
     embedding: (dim, dim) E[g g'] at the token embedding's rows.   head: (dim, dim) of a tied head's inputs, weighted.
     """
 
@@ -61,7 +62,6 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
             for tokens in batches:
-                found.predicted = None
                 logits = model(tokens.to(model.device)).float()
                 log = logits.detach().log_softmax(-1).flatten(0, 1)
                 if not bool(log.sum(-1).isfinite().all()):
@@ -72,7 +72,10 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
                 meter(len(tokens), "gradients")
     finally:
         model.token_embd.watch_rows = None
-    return found.result(sum(t.numel() for t in batches))
+    result = found.result(sum(t.numel() for t in batches))
+    often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
+    result.rows[EMBEDDING] = [often / often.sum()]
+    return result
 
 
 def _drawn(log: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,7 +107,7 @@ class _Gathering:
         self.rows: dict[str, list[Tensor]] = {}
         self.embedding: Tensor | None = None
         self.head: Tensor | None = None
-        self.predicted: Tensor | None = None
+        self.spread: Tensor | None = None
 
     def embedded(self, ids: Tensor, rows: Tensor) -> None:
         rows.requires_grad_(True)
@@ -129,6 +132,9 @@ class _Gathering:
             flat = x.reshape(-1, x.shape[-1]).float()
             new = ((flat * weight[:, None]).t() @ flat).cpu()
             self.head = new if self.head is None else self.head + new
+        else:
+            spread = (chances - chances.square()).sum(0).cpu()
+            self.spread = spread if self.spread is None else self.spread + spread
         self.tokens.setdefault(name, []).append(weight.cpu())
 
     def _gradient(self, name: str, g: Tensor) -> None:
@@ -142,5 +148,7 @@ class _Gathering:
     def result(self, n: int) -> Gradients:
         tokens = {name: torch.cat(parts) for name, parts in self.tokens.items()}
         rows = {name: [f / n for f in parts] for name, parts in self.rows.items()}
+        if self.spread is not None:
+            rows["output.weight"] = [self.spread / n]
         embedding = None if self.embedding is None else self.embedding / n
         return Gradients(tokens, rows, embedding, None if self.head is None else self.head / n)

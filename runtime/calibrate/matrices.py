@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
 from llmconv.runtime.calibrate.threads import each, product
 
-__all__ = ["Rounded", "round_tensor"]
+__all__ = ["Rounded", "plain_losses", "round_tensor"]
 
 Doubles = NDArray[np.float64]
 
@@ -41,9 +40,52 @@ class Rounded:
 
 @dataclass(frozen=True)
 class _Piece:
+    """Rows, and what their errors cost.   f: of rows that belong together.   counts: of rows that don't, how much each
+    counts.   share: what the loss of these rows is multiplied with."""
+
     rows: slice
     h: Doubles
     f: Doubles | None
+    counts: NDArray[np.float32] | None
+    share: float
+
+    def loss(self, error: NDArray[np.float32]) -> float:
+        narrow = self.h.astype(np.float32)
+        if self.counts is None:
+            f = None if self.f is None else self.f.astype(np.float32)
+            return self.share * Metric(narrow, f, product).loss(error)
+        each = np.einsum("ij,ij->i", error, product(error, narrow), dtype=np.float64)
+        return self.share * float(each @ self.counts)
+
+    def plain(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Bytes:
+        """Each weight rounded by itself, scales chosen by the columns' importance."""
+        importance = np.ascontiguousarray(np.diag(self.h), np.float32)
+        return kind.encode(weights, importance if importance.any() and kind.uses_importance else None)
+
+
+def _pieces(weights: NDArray[np.float32], inputs: Inputs, gradients: Sequence[Tensor] | None) -> list[_Piece]:
+    """The pieces of (matrices, rows, columns); see `round_tensor`."""
+    matrices, height, _ = weights.shape
+    seen, out = sum(inputs.counts) or 1, []
+    together = gradients is not None and gradients[0].dim() == 2
+    groups = row_groups(height) if together else [slice(s, min(s + _PIECE, height)) for s in range(0, height, _PIECE)]
+    for m in range(matrices):
+        h = inputs.h[min(m, len(inputs.h) - 1)].numpy()
+        for i, group in enumerate(groups):
+            rows = slice(m * height + group.start, m * height + group.stop)
+            f = gradients[i].double().numpy() if together and gradients is not None else None
+            counts = None if gradients is None or together else gradients[0][group].float().numpy()
+            share = 0.5 * (inputs.counts[m] / seen if matrices > 1 else 1.0)  # a token goes through some experts only
+            out.append(_Piece(rows, h, f, counts, share))
+    if gradients is not None:
+        return out
+    flat = weights.reshape(-1, weights.shape[-1])
+    squares = sum(_Piece(p.rows, p.h, None, None, 1.0).loss(_rows(flat, p)) for p in out)
+    return [_Piece(p.rows, p.h, None, None, 1 / squares if squares > 0 else 0.0) for p in out]
+
+
+def _rows(flat: NDArray[np.float32], piece: _Piece) -> NDArray[np.float32]:
+    return np.ascontiguousarray(flat[piece.rows], np.float32)
 
 
 def round_tensor(
@@ -55,56 +97,43 @@ def round_tensor(
 ) -> Rounded:
     """Round all matrices of a tensor.
 
-    weights: (matrices, rows, columns).   gradients: E[g g'] of each row group of a matrix (the same for all matrices),
-    or None.   A type without a grid of its own is rounded by the importance of its columns.
+    weights: (matrices, rows, columns).   gradients: `Gradients.rows` of the tensor (the same for all its matrices), or
+    None.   A type without a grid of its own is rounded by the importance of its columns.
     """
-    matrices, height, columns = weights.shape
-    rows = weights.reshape(-1, columns)
-    pieces = []
-    for m in range(matrices):
-        h = inputs.h[min(m, len(inputs.h) - 1)].numpy()
-        if gradients is not None:
-            groups = row_groups(height)
-            fs: list[Doubles | None] = [f.double().numpy() for f in gradients]
-        else:
-            groups = [slice(s, min(s + _PIECE, height)) for s in range(0, height, _PIECE)]
-            fs = [None] * len(groups)
-        for group, f in zip(groups, fs, strict=True):
-            pieces.append(_Piece(slice(m * height + group.start, m * height + group.stop), h, f))
-    share = 1.0
-    if gradients is None:  # as a share of the squares of the results
-        squares = sum(_squares(rows[p.rows], p.h) for p in pieces)
-        share = 2 / squares if squares > 0 else 0.0
-    seen = sum(inputs.counts) or 1
-
-    def work(piece: _Piece) -> tuple[Bytes, float, float]:
-        return _rounded(np.ascontiguousarray(rows[piece.rows], np.float32), kind, piece)
-
-    found = each(work, pieces, jobs)
-    if matrices > 1 and gradients is not None:  # a token goes through some experts only
-        scales = [inputs.counts[p.rows.start // height] / seen for p in pieces]
-    else:
-        scales = [1.0] * len(pieces)
-    before, after = (0.5 * share * sum(s * item[i] for s, item in zip(scales, found, strict=True)) for i in (1, 2))
+    flat = weights.reshape(-1, weights.shape[-1])
+    pieces = _pieces(weights, inputs, gradients)
+    found = each(lambda piece: _rounded(_rows(flat, piece), kind, piece), pieces, jobs)
+    before, after = (sum(item[i] for item in found) for i in (1, 2))
     return Rounded(np.concatenate([item[0] for item in found]), before, after)
 
 
-def _squares(rows: Any, h: Doubles) -> float:
-    narrow = h.astype(np.float32)
-    return float(np.einsum("ij,ij->", rows, product(np.ascontiguousarray(rows, np.float32), narrow), dtype=np.float64))
+def plain_losses(
+    weights: NDArray[np.float32],
+    kinds: Sequence[type[BlockType]],
+    inputs: Inputs,
+    gradients: Sequence[Tensor] | None,
+    jobs: int = 1,
+) -> list[float]:
+    """What plain rounding to each of several types is predicted to cost; arguments as `round_tensor`'s."""
+    flat = weights.reshape(-1, weights.shape[-1])
+    pieces = _pieces(weights, inputs, gradients)
+
+    def losses(piece: _Piece) -> list[float]:
+        rows = _rows(flat, piece)
+        return [piece.loss(kind.decode(piece.plain(rows, kind)).astype(np.float32) - rows) for kind in kinds]
+
+    return [sum(column) for column in zip(*each(losses, pieces, jobs), strict=True)]
 
 
 def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece) -> tuple[Bytes, float, float]:
-    """The blocks of some rows, and tr(E H E' F) before and after."""
-    true = Metric(piece.h.astype(np.float32), None if piece.f is None else piece.f.astype(np.float32), product)
-    importance = np.ascontiguousarray(np.diag(piece.h), np.float32)
-    plain = kind.encode(weights, importance if importance.any() and kind.uses_importance else None)
-    before = true.loss(kind.decode(plain) - weights)
+    """The blocks of some rows, and what they cost before and after."""
+    plain = piece.plain(weights, kind)
+    before = piece.loss(kind.decode(plain) - weights)
     grid = GRIDS.get(kind.name)
     if grid is None or not before > 0:
         return plain, before, before
     blocks = _searched(grid, plain, weights, piece)
-    after = true.loss(kind.decode(blocks) - weights)
+    after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
 

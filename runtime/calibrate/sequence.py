@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmconv.formats.stream import threads
@@ -14,15 +15,16 @@ from llmconv.progress import Meter
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
-from llmconv.runtime.calibrate.matrices import Rounded, round_tensor
+from llmconv.runtime.calibrate.matrices import Rounded, plain_losses, round_tensor
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["Calibrated", "round_model"]
+__all__ = ["Calibrated", "losses_of", "round_model"]
 
 Kinds = Mapping[str, type[BlockType]]
+Offers = Mapping[str, Sequence[type[BlockType]]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,7 @@ class _Pass:
     def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
         """Round a tensor, and let the model go on with what it has become."""
         kind = self.kinds[name]
-        shape = module.shape
-        stack = (1, *shape) if len(shape) == 2 else shape
-        weights = module.dense(torch.float32).detach().cpu().numpy().reshape(stack)
+        weights = _numbers(module)
         made = round_tensor(weights, kind, inputs, gradients, self.jobs)
         self.found[name] = made
         replace(module, kind, made.blocks)
@@ -78,20 +78,56 @@ def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None,
         states = [(embedded(model, tokens), tokens) for tokens in known.batches]
         for unit in units(model):
             _unit(run, unit, states)
-            states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+            if unit.name != "output":
+                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
     return run.found
+
+
+@torch.inference_mode()
+def losses_of(model: Model, known: Calibrated, kinds: Offers, jobs: int | None, meter: Meter) -> dict[str, list[float]]:
+    """What rounding each tensor plainly to each of its types is predicted to cost, all others being exact."""
+    found: dict[str, list[float]] = {}
+    gradients, metric = known.gradients, known.gradients.embedding_metric()
+
+    def look(name: str, module: Stored, inputs: Inputs) -> None:
+        weights = _numbers(module)
+        found[name] = plain_losses(weights, kinds[name], inputs, gradients.rows.get(name), threads(jobs))
+        meter(weights.size * len(kinds[name]), name)
+
+    with one_thread():
+        if EMBEDDING in kinds and metric is not None:
+            look(EMBEDDING, model.token_embd, _at_rows(metric, known))
+        states = [(embedded(model, tokens), tokens) for tokens in known.batches]
+        for unit in units(model):
+            order = stages(unit, *states[0])
+            for i, names in enumerate(order):
+                wanted = [name for name in names if name in kinds and name not in found]
+                inputs = inputs_of(model, unit, order, i, gradients.tokens, states) if wanted else {}
+                for name in wanted:
+                    if name in inputs and any(inputs[name].counts):
+                        look(name, unit.modules[name], inputs[name])
+            if unit.name != "output":
+                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+    return found
+
+
+def _numbers(module: Stored) -> NDArray[np.float32]:
+    """A module's weights, (matrices, rows, columns)."""
+    shape = module.shape
+    values: NDArray[np.float32] = module.dense(torch.float32).detach().cpu().numpy()
+    return values.reshape((1, *shape) if len(shape) == 2 else shape)
 
 
 def _embedding(run: _Pass) -> None:
     """The token embedding, in the metric of the gradients at its rows; plainly where those are not known."""
     metric = run.known.gradients.embedding_metric()
     if EMBEDDING in run.kinds and metric is not None:
-        run.round(
-            EMBEDDING,
-            run.model.token_embd,
-            Inputs([metric.double()], [sum(batch.numel() for batch in run.known.batches)]),
-            None,
-        )
+        run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.rows.get(EMBEDDING))
+
+
+def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
+    """The embedding's metric, in the place of inputs."""
+    return Inputs([metric.double()], [sum(batch.numel() for batch in known.batches)])
 
 
 def _unit(run: _Pass, unit: Unit, states: list[tuple[Tensor, Tensor]]) -> None:

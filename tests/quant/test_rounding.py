@@ -11,6 +11,7 @@ import pytest
 from llmconv.quant.rounding.descent import Metric, loss, rounded, spread_errors
 from llmconv.quant.rounding.families import GRIDS
 from llmconv.quant.rounding.grid import Grid
+from llmconv.quant.rounding.knapsack import Offer, choose, smallest
 
 ROWS, COLUMNS = 80, 256
 
@@ -98,3 +99,26 @@ def test_rows_and_columns_that_never_matter(problem: dict[str, Any]) -> None:
     found, _ = rounded(grid, start, weights, Metric(h, f), 2)
     assert np.array_equal(found.code[3], start.code[3])
     assert np.isfinite(grid.values(found)).all()
+
+
+def test_the_best_choice_is_found() -> None:
+    """Against all choices there are, of small problems; never over the budget, and close to it where many fit."""
+    rng = np.random.default_rng(4)
+    for _ in range(30):
+        offers = [
+            Offer(sorted(rng.integers(100, 5000, 4).tolist()), sorted(rng.random(4).tolist(), reverse=True))
+            for _ in range(5)
+        ]
+        budget = int(rng.integers(smallest(offers), 25_000))
+        found = choose(offers, budget)
+        assert found is not None
+        size, loss = (
+            sum(getattr(offer, what)[i] for offer, i in zip(offers, found, strict=True)) for what in ("sizes", "losses")
+        )
+        every = [
+            sum(offer.losses[i] for offer, i in zip(offers, picks, strict=True))
+            for picks in itertools.product(range(4), repeat=5)
+            if sum(offer.sizes[i] for offer, i in zip(offers, picks, strict=True)) <= budget
+        ]
+        assert size <= budget and loss <= min(every) * 1.02 + 1e-9
+    assert choose(offers, smallest(offers) - 1) is None
