@@ -104,7 +104,7 @@ def save(
     provenance: record the source, its content hash, the rounding and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
     jobs: threads.   options: of the format: `max_shard_size` (safetensors), `split_max_size`, `split_max_tensors`,
-        `byte_order` (GGUF).
+        `byte_order` (GGUF), `json_digits` ("exact", "shortest"), `json_compact` (JSON).
 
     Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
     when the format can't hold it.
