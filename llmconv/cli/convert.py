@@ -20,6 +20,7 @@ from llmconv.cli.options import (
     layout_option,
     notes,
     one_target,
+    portable_option,
     read_hf_options,
     read_json_options,
     say,
@@ -91,6 +92,7 @@ _JSON_NUMBERS = (
 _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
+    portable_option,
 )
 _READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(

@@ -17,6 +17,7 @@ from llmconv.cli.options import (
     jobs_option,
     json_option,
     notes,
+    portable_option,
     quiet_options,
     read_hf_options,
     read_json_options,
@@ -24,7 +25,6 @@ from llmconv.cli.options import (
     strict_option,
 )
 from llmconv.cli.reports import table
-from llmconv.effects import check_options_of
 
 if TYPE_CHECKING:
     from llmconv.convert.writing.quantize import Quantized, QuantizedFile
@@ -87,6 +87,7 @@ class _WithTypes(click.Command):
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
 )
+@portable_option
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")
@@ -120,7 +121,6 @@ def quantize(
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
     output, types = _as_llama_quantize(rest, output, types, options)
-    check_options_of(model, "gguf", options)
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model, output, types, prune_layers=_layers(prune_layers), progress=progress, **options
