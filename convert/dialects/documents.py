@@ -29,7 +29,7 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
-from llmconv.formats.documents.json_scan import Style, Text, parse
+from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
@@ -408,7 +408,7 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if layout is None:
         table = layouts.for_arch(arch, checkpoint.tensors, metadata)
     if table is None:
-        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
+        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(**COMPACT))
     assert table.build is not None
     if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
         raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
@@ -475,7 +475,7 @@ def _result(
 def _kept_style(metadata: Mapping[str, Any], where: str) -> Style:
     text = metadata.get(STYLE)
     if text is None:
-        return Style()
+        return Style(**COMPACT)  # nobody reads the weights of what was no JSON
     try:
         style = Style(**json.loads(text))
         spaces = [style.newline, style.end, style.comma.replace(",", "", 1), style.colon.replace(":", "", 1)]
