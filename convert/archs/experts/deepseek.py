@@ -19,6 +19,10 @@ _attn = _at + "self_attn."
 
 _rope = "head_dim - kv_lora"  # the key is the latent and the rotary part
 
+_lite = "n_layer - n_nextn == 26 or n_layer - n_nextn == 27 or n_layer - n_nextn == 48 and n_vocab == 128256"
+
+_by_depth = f"({_lite}) and not q_lora or q_lora and not ({_lite})"
+
 _nope = f"nope - ({_rope})"
 
 
@@ -200,6 +204,7 @@ DEEPSEEK2 = Architecture(
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
+        wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},
     ),
 )
 
