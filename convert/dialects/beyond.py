@@ -118,6 +118,10 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
     (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: layer.mlp.experts and layer.mlp.experts.gating, "{where} experts chosen by {}"),
+    (
+        lambda layer: layer.mlp.experts and layer.mlp.experts.groups > 1 and layer.mlp.experts.group_by,
+        "{where} groups of experts judged by the best {} (not {other}) of each",
+    ),
 )
 
 

@@ -94,6 +94,12 @@ TRUE: dict[str, tuple[str, dict[str, Any], str]] = {
     "heads, olmoe": ("olmoe", {"num_key_value_heads": 1}, "wants as many heads"),
     "norms, command-r": ("command-r-plus", {}, "no place for blk.0.attn_k_norm.weight"),
     "by depth, deepseek": ("deepseek-v2", {}, "wants a latent of the queries"),
+    "groups, deepseek": (
+        "deepseek-v2-latent-query",
+        {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1},
+        "groups of experts judged by the best 1 (not 2)",
+    ),
+    "magnitude, deepseek": ("deepseek-v3", {"rope_parameters": _YARN}, "scores times"),
     "no window, gemma3": ("gemma3", {"layer_types": ["full_attention"] * 2}, "it will stop"),
     "plain layers": ("qwen3-moe", {"mlp_only_layers": [0]}, "will not load"),
     "alibi, falcon": ("falcon-7b", {"alibi": True}, "of the kind 'alibi'"),
@@ -125,6 +131,8 @@ AGREES: dict[str, tuple[str, dict[str, Any]]] = {
     "head, gemma3": ("gemma3", {"tie_word_embeddings": False}),
     "biases, llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "attention_factor": ("llama", {"rope_parameters": _YARN | {"attention_factor": 1.0}}),
+    "magnitudes, deepseek": ("deepseek-v3", {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "all groups, deepseek": ("deepseek-v3", {"topk_group": 2}),
     "heads apart": ("starcoder-heads-apart", {}),
 }
 

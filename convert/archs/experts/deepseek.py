@@ -46,7 +46,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if dense is None:
         dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
     own["leading_dense_block_count"] = np.uint32(dense)
-    if not third and config.get("topk_method", "greedy") == "greedy":
+    every = own.get("expert_group_used_count", 0) >= own.get("expert_group_count", 1)  # llama.cpp wants fewer, or one
+    if every or (not third and config.get("topk_method", "greedy") == "greedy"):
         own["expert_group_count"] = own["expert_group_used_count"] = np.uint32(1)
     _magnitudes(own, config.get("rope") or {})
     if extra := own.pop("nextn_predict_layers", 0):  # GGUF counts these layers among its blocks
@@ -205,6 +206,7 @@ DEEPSEEK2 = Architecture(
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
         wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},
+        pieces={"magnitude_in_scores": True, "group_by": 2},
     ),
 )
 
