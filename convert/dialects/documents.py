@@ -20,7 +20,7 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts.base import Layout, Words, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
@@ -29,12 +29,12 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
-from llmconv.formats.documents.json_scan import Style, Text, parse
+from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["from_gguf", "listed_words", "to_gguf", "tree_of"]
 
 DOCUMENT, LAYOUT, STYLE = own_keys.JSON_DOCUMENT, own_keys.JSON_LAYOUT, own_keys.JSON_STYLE
 TOKENS = "tokenizer.ggml.tokens"
@@ -60,7 +60,9 @@ def to_gguf(
     where = checkpoint.where
     table = _choose(checkpoint, layout, where)
     if table is None:
-        return _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made = _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made.notes += [] if layout is not None else _kin(checkpoint)
+        return made
     paths = list(checkpoint.tensors)
     checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
     document = checkpoint.metadata["document"]
@@ -179,6 +181,17 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
     )
 
 
+def _kin(checkpoint: Checkpoint) -> list[str]:
+    """A note on a document that keeps its own names and has most of what a known layout has."""
+    document = checkpoint.metadata["document"]
+    near = None if named_tensors.is_known(document) else layouts.nearest(document, checkpoint.tensors)
+    if near is None:
+        return []
+    table, shared, lacks = near
+    has = f"has {_list(shared)} as the layout {table.name}, but not {_list(lacks)}"
+    return [f"{has}: its tensors keep their own names, and it is not run"]
+
+
 def _list(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -224,13 +237,14 @@ def _beside(
                 if path.is_file() and path != source:
                     paths.append(path)
                     break
-    out = []
-    for path in dict.fromkeys(paths):
-        text = _text(path)
-        tree, _ = parse(Text.of(text.encode()), path)
-        document, tensors = cut(tree, path)
-        out.append((path, replace_slots(document, lambda s, t=tensors: inline(s, t[s.name])), text))  # type: ignore[misc]
-    return out
+    return [(path, tree_of(path), _text(path)) for path in dict.fromkeys(paths)]
+
+
+def tree_of(path: Path) -> Any:
+    """The tree of a small JSON file; `BadFile` when it is too big, or none."""
+    tree, _ = parse(Text.of(_text(path).encode()), path)
+    document, tensors = cut(tree, path)
+    return replace_slots(document, lambda slot: inline(slot, tensors[slot.name]))
 
 
 def _text(path: Path) -> str:
@@ -246,24 +260,24 @@ def _text(path: Path) -> str:
 
 def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
-    words, place = _listed_words(documents, table)
     assert table.words is not None
+    words, place = listed_words(documents, table.words)
     if words is not None and len(words) + len(table.words.extra) == count:
         words += table.words.extra
     return words, place
 
 
-def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
-    assert table.words is not None
-    before = table.words.before
+def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[str] | None, tuple[int, str]]:
+    """The vocabulary that the documents list, the first of which is the model, and where: (which document, path)."""
+    before = known.before
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
             return [*before, *document], (k, "")
-        for path in table.words.paths:
+        for path in known.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
-            if isinstance(found, str) and not table.words.separator:
+            if isinstance(found, str) and not known.separator:
                 found = list(found)
             if isinstance(found, list) and found:
                 for i, word in enumerate(found):
@@ -392,10 +406,12 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if table is not None and (table.arch != arch or table.build is None):
         raise Unsupported(f"{where}: a {arch} model can't be written in the layout {table.name}; use --layout named")
     if layout is None:
-        table = layouts.for_arch(arch, checkpoint.tensors)
+        table = layouts.for_arch(arch, checkpoint.tensors, metadata)
     if table is None:
-        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
+        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(**COMPACT))
     assert table.build is not None
+    if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
+        raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
     return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
 
 
@@ -459,7 +475,7 @@ def _result(
 def _kept_style(metadata: Mapping[str, Any], where: str) -> Style:
     text = metadata.get(STYLE)
     if text is None:
-        return Style()
+        return Style(**COMPACT)  # nobody reads the weights of what was no JSON
     try:
         style = Style(**json.loads(text))
         spaces = [style.newline, style.end, style.comma.replace(",", "", 1), style.colon.replace(":", "", 1)]

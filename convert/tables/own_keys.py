@@ -44,6 +44,9 @@ SHAPES = "llmconv.plain.shapes"
 BITS = "llmconv.plain.bits"
 """Tensors stored as whole numbers of the same bits: name -> [type, shape]."""
 
+LAYERS = "llmconv.layers"
+"""Of a model that listed its layers (Keras, TensorFlow.js): [weight, tensors that it became, how] each."""
+
 GGUF_METADATA = "llmconv.gguf.metadata"
 """In safetensors: keys of a GGUF that the folder has no place for."""
 GGUF_TENSORS = "llmconv.gguf.tensors"

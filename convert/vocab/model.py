@@ -7,7 +7,7 @@ that writes down every kind of tokenizer in the same few arrays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -132,7 +132,7 @@ class Vocab:
     flags: dict[str, bool] = field(default_factory=dict)
     chat_template: str | None = None
     json: str | None = None
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

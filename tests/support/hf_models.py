@@ -66,6 +66,31 @@ GPT2 = {
     "vocab_size": 20,
 }
 
+EXAONE = LLAMA | {
+    "architectures": ["ExaoneForCausalLM"],
+    "model_type": "exaone",
+    "num_layers": 2,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "silu",
+}
+CHATGLM = {
+    "architectures": ["ChatGLMModel"],
+    "model_type": "chatglm",
+    "hidden_size": 16,
+    "ffn_hidden_size": 24,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "multi_query_group_num": 2,
+    "multi_query_attention": True,
+    "add_qkv_bias": True,
+    "kv_channels": 4,
+    "padded_vocab_size": 20,
+    "seq_length": 32,
+    "rope_ratio": 50,
+    "layernorm_epsilon": 1.5625e-07,
+}
+ERNIE = LLAMA | {"architectures": ["Ernie4_5_ForCausalLM"], "model_type": "ernie4_5", "head_dim": 4}
+
 
 def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: Any) -> Checkpoint:
     """A model of this configuration, every tensor that it must have; `form` is the way of writing."""
@@ -79,6 +104,8 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     out = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
     for slot in arch.slots(dims):
         if not (arch.expected(slot.row, config) or changes.get("all_rows")):
+            continue
+        if changes.get("without", "?") in slot.gguf[0] and len(slot.gguf) > 1:
             continue
         number = min(form, len(slot.row.forms) - 1)
         mxfp4 = any(type(op).__name__ == "PackMxfp4" for op in slot.row.forms[number].ops)

@@ -43,6 +43,8 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
     if arch.gguf in ("opt", "simple-llm", "small-gpt", "microgpt", "blocks", "forge", "transformer-desde-cero"):
         assert arch.gguf not in known
         return
+    if arch.gguf not in known:
+        pytest.skip(f"the installed gguf is older than {arch.gguf}")
     tensors = {gguf.TENSOR_NAMES[t].replace("{bid}", "{i}") for t in gguf.MODEL_TENSORS[known[arch.gguf]]}
     ours = {re.sub(r"\.(weight|bias|scales)$", "", n) for r in arch.rows for n in r.gguf} | {
         re.sub(r"\.weight$", "", m.gguf) for m in arch.made
@@ -56,6 +58,8 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
         "mpt": {"blk.{i}.ffn.act"},
         "qwen2moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},  # layers without experts
         "qwen3moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "rnd1": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "bailingmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "deepseek2": {n for n in ours if ".nextn." in n},  # which its loader knows, and older constants don't
     }
     assert ours - tensors - {"rope_freqs"} <= beyond.get(arch.gguf, set())

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
-from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, INTERNLM2, LLAMA, QWEN3_MOE, assert_round_trip, model
+from hf_models import (
+    BAICHUAN,
+    CHATGLM,
+    ERNIE,
+    EXAONE,
+    GEMMA3,
+    GPT2,
+    GPT_OSS,
+    INTERNLM2,
+    LLAMA,
+    QWEN3_MOE,
+    assert_round_trip,
+    model,
+)
 
 from llmconv import formats
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.decoder import describe
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
 
@@ -21,6 +37,9 @@ from llmconv.quant import by_name
 @pytest.mark.parametrize(
     ("config", "options"),
     [
+        pytest.param(EXAONE, {}, id="exaone"),
+        pytest.param(CHATGLM, {"form": 1, "all_rows": True, "without": "attn_q"}, id="chatglm"),
+        pytest.param(ERNIE, {"form": 1}, id="ernie-fused"),
         pytest.param(INTERNLM2, {}, id="internlm2"),
         pytest.param(INTERNLM2 | {"bias": True}, {}, id="internlm2-bias"),
         pytest.param(BAICHUAN, {}, id="baichuan"),
@@ -40,6 +59,19 @@ def test_hand_made_models_come_back(config: dict[str, Any], options: dict[str, A
     gguf = assert_round_trip(model(config, **options))
     arch = archs.by_hf(config)
     assert arch is not None and gguf.metadata["general.architecture"] == arch.gguf
+
+
+@pytest.mark.parametrize("name", by_hand.CONFIGS)
+def test_models_that_transformers_lacks_come_back(name: str) -> None:
+    gguf = assert_round_trip(model(by_hand.CONFIGS[name], form=by_hand.FORMS.get(name, 0)))
+    if not name.endswith(("vl", "paddleocr")):  # whose GGUFs are those of another program's text model
+        assert describe(gguf).vocab_size == 96
+    keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    back = hf.from_gguf(dataclasses.replace(gguf, metadata=keys))
+    config = json.loads(back.file("config.json") or b"{}")
+    assert config.get("num_hidden_layers", config.get("num_layers")) == 2 and len(back.tensors) == len(
+        model(by_hand.CONFIGS[name]).tensors
+    )
 
 
 def test_mixed_types_are_remembered_in_few_words() -> None:

@@ -180,7 +180,7 @@ def test_what_llama_cpp_will_not_do_is_said(name: str) -> None:
 def test_layers_of_its_own_are_said() -> None:
     """Releases that don't read the pattern take the family's; both kinds are about."""
     own = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
-    assert said(converted(GEMMA2, **own), "layer 0 has", "releases of llama.cpp before")
+    assert said(converted(GEMMA2, **own), "layer 0 has", "releases of llama.cpp that read no pattern")
     usual = own | {"layer_types": ["sliding_attention", "full_attention"]}
     assert not said(converted(GEMMA2, **usual), "window")
 

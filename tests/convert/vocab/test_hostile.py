@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import lzma
 import random
 import subprocess
 import sys
@@ -53,12 +54,20 @@ def test_the_control_is_good() -> None:
         ("tokenizer.ggml.merges", {"a": 1}, "array of strings"),
         (CUT + "tokenizer.json", "{", "damaged"),
         (CUT + "merges.txt", '{"head":3,"end":""}', "damaged"),
-        (CUT + "vocab.json", '{"n":2,"style":"no","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[0,2]],"ids":{},"style":"no","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[0,-2]],"ids":{"at":[9],"is":[1]},"style":"compact","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[-1,999999999999]],"ids":{},"style":"compact","end":""}', "damaged"),
+        (CUT + "vocab.txt", '{"runs":[["a",{}]],"head":"","end":""}', "damaged"),
+        (CUT + "tokenizer.json", np.arange(9, dtype=np.uint8), "can't be unpacked"),
+        (CUT + "tokenizer_config.json", np.frombuffer(lzma.compress(b"=abc")[:-9], np.uint8), "can't be unpacked"),
+        (CUT + "tokenizer_config.json", np.frombuffer(lzma.compress(b"{}"), np.uint8), "damaged"),
+        (CUT + "tokenizer.json", np.frombuffer(lzma.compress(bytes(300_000_000), preset=0), np.uint8), "unpacked"),
     ],
 )
 def test_contradicting_metadata_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(BadFile, match=message):
-        vocab.from_gguf({**GOOD, key: value})
+        found = vocab.from_gguf({**GOOD, key: value})
+        vocab.to_files(found)  # type: ignore[arg-type]  # what is kept is put together when it is asked for
 
 
 def test_ids_outside_are_no_ids_and_foreign_names_no_files() -> None:

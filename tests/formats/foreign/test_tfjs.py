@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -201,69 +198,3 @@ def test_written_in_shards_of_four_megabytes(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="'n' has numbers beyond 2"):
         llmconv.save(large, tmp_path / "n", format="tfjs")
     assert not (tmp_path / "n").exists()
-
-
-READ = """
-const tf = require('@tensorflow/tfjs'), fs = require('fs'), path = require('path');
-(async () => {
-  const folder = process.argv[2], model = JSON.parse(fs.readFileSync(path.join(folder, 'model.json')));
-  const specs = model.weightsManifest.flatMap(g => g.weights), files = model.weightsManifest.flatMap(g => g.paths);
-  const all = Buffer.concat(files.map(p => fs.readFileSync(path.join(folder, p))));
-  const weightData = all.buffer.slice(all.byteOffset, all.byteOffset + all.length);
-  const found = tf.io.decodeWeights(weightData, specs), out = {};
-  for (const [name, t] of Object.entries(found)) out[name] = [t.shape, t.dtype, Array.from(t.dataSync().slice(0, 6))];
-  const handler = {load: async () => ({...model, weightSpecs: specs, weightData})};
-  const layers = model.format === 'layers-model';
-  const loaded = layers ? await tf.loadLayersModel(handler) : await tf.loadGraphModel(handler);
-  const node = process.argv[3] ? Array.from(loaded.execute({}, process.argv[3]).dataSync()) : null;
-  const count = layers ? loaded.getWeights().length : Object.keys(loaded.weights).length;
-  console.log(JSON.stringify([out, node, count]));
-})().catch(e => { console.error(e); process.exit(1); });
-"""
-
-
-@pytest.fixture(scope="session")
-def tfjs_reads(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What npm's @tensorflow/tfjs reads in a folder; LLMCONV_TFJS names the folder whose node_modules has it."""
-    home = Path(os.environ.get("LLMCONV_TFJS", tmp_path_factory.mktemp("npm")))
-    if shutil.which("node") is None:
-        pytest.skip("needs node")
-    if not (home / "node_modules" / "@tensorflow" / "tfjs").is_dir():
-        pytest.skip("needs @tensorflow/tfjs: npm install it and name that folder in LLMCONV_TFJS")
-    script = tmp_path_factory.mktemp("script") / "read.cjs"
-    script.write_text(READ)
-
-    def read(folder: Path, node: str = "") -> Any:
-        done = subprocess.run(
-            ["node", str(script), str(folder), *([node] if node else [])],
-            capture_output=True, text=True, env={**os.environ, "NODE_PATH": str(home / "node_modules")},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return read
-
-
-@pytest.mark.slow
-def test_tensorflow_js_reads_what_we_write(tmp_path: Path, tfjs_reads: Any) -> None:
-    llmconv.save(made(), tmp_path / "m.tfjs")
-    found, node, count = tfjs_reads(tmp_path / "m.tfjs", "a/half")
-    assert count == 4 and node == [1.5, -2]
-    kinds = {"a.weight": "float32", "a/half": "float32", "ids:0": "int32", "flag": "bool"}
-    for name, tensor in Checkpoint(llmconv.open(tmp_path / "m.tfjs").tensors).tensors.items():
-        shape, dtype, values = found[name]
-        assert shape == list(tensor.shape) and dtype == kinds[name]
-        assert values == tensor.numpy().reshape(-1)[:6].astype(np.float64).tolist()
-
-
-@pytest.mark.slow
-def test_tensorflow_js_reads_a_language_model_and_its_own(tmp_path: Path, tfjs_reads: Any, shared: Path) -> None:
-    llmconv.convert_file(shared / "stories260K" / "stories260K-f32.gguf", tmp_path / "s.tfjs")
-    opened = llmconv.open(tmp_path / "s.tfjs")
-    found, node, count = tfjs_reads(tmp_path / "s.tfjs", "model.norm.weight")
-    assert count == len(opened.tensors) and node == opened.tensors["model.norm.weight"].numpy().tolist()
-    for name, tensor in opened.tensors.items():
-        assert found[name] == [list(tensor.shape), "float32", tensor.numpy().reshape(-1)[:6].astype(float).tolist()]
-    llmconv.convert_file(shared / "hobby" / "tfjs-layers_model", tmp_path / "m.gguf")
-    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.tfjs")
-    assert tfjs_reads(tmp_path / "back.tfjs") == tfjs_reads(shared / "hobby" / "tfjs-layers_model")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from llmconv.convert.vocab import from_words
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Step
-from llmconv.runtime.measure import sweep as engine, sweep_report
+from llmconv.runtime.measure import sweep as engine, sweep_card, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
@@ -71,6 +72,10 @@ def test_a_report_of_what_was_measured(model: Path, text: Path, tmp_path: Path) 
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rows"][1]["mean_kld"] == four.mean_kld
     assert "| Q4_0 |" in (tmp_path / "report.md").read_text()
+    assert sweep_card.MARK in (tmp_path / "README.md").read_text()
+    made = found.rows[1]
+    assert made.sha256 == hashlib.sha256((tmp_path / made.file).read_bytes()).hexdigest()
+    assert made.ppl_ratio_stderr > 0 and found.kv_cache > 0
 
 
 def test_it_goes_on_where_it_stopped(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,23 +130,75 @@ class Page(HTMLParser):
 
 def test_the_page_is_self_contained_and_safe() -> None:
     sweep = engine.Sweep("<script>x</script>.gguf", "t.txt", 8, 10, 2000, 9.0, 0.1, [ROW, replace(ROW, type="Q4_0")])
-    text = sweep_report.html_page(sweep, b"png")
+    text = sweep_report.html_page(sweep, sweep_report.plot(sweep))
     page = Page()
     page.feed(text)
     assert page.fetched == []
     assert page.tags.count("script") == 2
-    assert page.tags.count("tr") == 3
+    assert page.tags.count("tr") == 4
     assert "<script>x" not in text
 
 
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    sweep = engine.Sweep(
-        "m.gguf", "t.txt", 8, 10, 2000, 9.0, 0.1, [ROW, replace(ROW, type="Q4_0", size=500, mean_kld=0.0)]
-    )
-    with (tmp_path / "p.png").open("wb") as file:
-        sweep_report.plot(sweep, file)
-    assert (tmp_path / "p.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+SWEEP = engine.Sweep(
+    "m.gguf",
+    "t.txt",
+    8,
+    10,
+    2_000_000,
+    9.0,
+    0.1,
+    [
+        replace(ROW, type=name, size=size, mean_kld=kld, ppl=9 + kld, file=f"m-{name}.gguf", sha256="ab" * 32)
+        for name, size, kld in (
+            ("Q8_0", 1_000_000, 0.0),
+            ("Q6_K", 800_000, 0.001),
+            ("Q5_K_M", 795_000, 0.0011),
+            ("Q5_0", 800_000, 0.00105),
+            ("Q4_K_M", 600_000, 0.01),
+            ("Q4_0", 601_000, 0.0101),
+            ("Q3_K_M", 500_000, 0.2),
+        )
+    ],
+    bits_per_weight=16.0,
+    about={"made by": "llmconv 1", "command": "llmconv sweep m.gguf t.txt"},
+    card={"license": "mit", "name": "M"},
+)
+
+
+def test_the_plot_s_labels_keep_apart() -> None:
+    picture = ElementTree.fromstring(sweep_report.plot(SWEEP))
+    of = "{http://www.w3.org/2000/svg}"
+    assert picture.get("role") == "img" and "prefers-color-scheme:dark" in picture.findtext(f"{of}style", "")
+    for panel in picture.findall(f"{of}g"):
+        labels = [t for g in panel.findall(f"{of}g") for t in g.findall(f"{of}text")]
+        assert {t.text for t in labels} == {row.type for row in SWEEP.rows}
+        boxes = [(float(t.get("x", 0)), float(t.get("y", 0)), len(t.text or "") * 6.3) for t in labels]
+        for i, (x, y, wide) in enumerate(boxes):
+            assert all(abs(y - v) >= 12 or x + wide <= u or u + w <= x for u, v, w in boxes[:i])
+            assert x > 60 and x + wide < 562
+        bars = [g for g in panel.findall(f"{of}g") if g.find(f"{of}path[@class='bar']") is not None]
+        assert len(bars) == len(SWEEP.rows) or panel is picture.findall(f"{of}g")[1]
+
+
+def test_every_difference_has_its_error_and_the_original_a_row() -> None:
+    text = sweep_report.markdown(SWEEP)
+    assert "| original | 2.00 | 16.000 | 9.0000 ± 0.1000 |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| Q8_0"))
+    assert row.count("±") == 3 and "sha256 abab" in text and "command: llmconv sweep m.gguf" in text
+
+
+def test_the_card_has_front_matter_and_says_which_to_choose() -> None:
+    text = sweep_card.card(SWEEP)
+    front, rest = text.removeprefix("---\n").split("\n---\n", 1)
+    assert "license: mit" in front and "library_name: gguf" in front and rest.count("| `m-Q") == 7
+    assert "| 1 GB | Q8_0 | 1 MB |" in text
+    big = replace(SWEEP, rows=[replace(r, size=r.size * 4000) for r in SWEEP.rows], kv_cache=10**9, kv_context=4096)
+    chosen = [line for line in sweep_card.card(big).splitlines() if " GB | Q" in line]
+    assert [line.split(" | ")[1] for line in chosen] == ["Q3_K_M", "Q4_K_M", "Q6_K", "Q8_0"] or len(chosen) >= 2
+    for line in chosen:
+        memory, kind, needs = line.strip("| ").split(" | ")
+        row = next(r for r in big.rows if r.type == kind)
+        assert (row.size + 10**9) * 1.1 <= float(memory.split()[0]) * 1e9 and needs.endswith(" MB")
 
 
 def test_bad_input(model: Path, text: Path, tmp_path: Path) -> None:
@@ -220,12 +277,3 @@ def test_an_importance_matrix_is_used_and_recognised(model: Path, text: Path, tm
         run(model, text, tmp_path / "out", "Q4_0", imatrix=weights)
     with pytest.raises(llmconv.BadFile, match="no such file"):
         run(model, text, tmp_path / "out", "Q4_0", imatrix=tmp_path / "nothing.dat")
-
-
-def test_a_missing_matplotlib_is_named_before_any_work(
-    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(llmconv.UsageError, match="needs matplotlib; install it with: pip install matplotlib"):
-        llmconv.sweep(model, text, ["Q8_0"], tmp_path / "out", device="cpu")
-    assert not (tmp_path / "out").exists()

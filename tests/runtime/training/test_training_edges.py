@@ -29,7 +29,7 @@ from llmconv.formats import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.folder import LOCK
+from llmconv.runtime.training.inputs import LOCK
 from llmconv.runtime.training.log import read_log
 from llmconv.runtime.training.loop import train
 

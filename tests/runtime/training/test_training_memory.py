@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="measures what torch keeps")
 
+from llmconv import formats
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
+from llmconv.convert.translate import translate
 from llmconv.convert.vocab import from_words
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
@@ -76,6 +79,27 @@ def test_activations_are_what_autograd_keeps(preset: str, dtype: str, dropout: f
         )
         tokens = torch.randint(0, 300, (BATCH, CONTEXT))
         assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.1), dim
+
+
+ROUTED = ["mixtral", "qwen2-moe", "qwen3-moe", "granite-moe-shared", "gpt-oss"]
+LATENT = ["deepseek-v2", "deepseek-v2-latent-query", "deepseek-v3"]
+
+
+@pytest.mark.parametrize("name", [*ROUTED, *LATENT])
+def test_experts_and_latent_attention_are_counted_too(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="makes the models")
+    import tiny_models
+
+    tiny_models.build(name, tmp_path)
+    start = translate(formats.open(tmp_path), "gguf")
+    for dtype, batch, context in (("f32", 2, 48), ("bf16", 2, 48), ("bf16", 4, 80)):
+        config = TrainConfig(data="-", output="-", from_checkpoint=str(tmp_path), dtype=dtype)
+        planned = training_memory(
+            shape_of(start), batch=batch, context=context, activation_bytes=4 if dtype == "f32" else 2
+        )
+        learner = make_learner(start, config, Team(0, 1, torch.device("cpu")))
+        tokens = torch.randint(3, 96, (batch, context), generator=torch.Generator().manual_seed(1))
+        assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.1), (dtype, batch)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

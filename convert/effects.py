@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.training_files import FORMATS
+from llmconv.convert.dialects.training_files import FORMATS, LAYERED
+from llmconv.convert.reading import Reading, StrPath
 from llmconv.errors import UsageError, at, nearest
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["check_name", "check_options", "check_options_of", "read_with"]
+__all__ = ["check_name", "check_options", "read_with", "with_effect"]
 
 _VOCABULARIES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}
 
@@ -40,7 +42,8 @@ def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]
     to_document = containers.by_name(to).dialect == "json"
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
-        if options.get(name) and not document and not (name == "vocab" and dialect == "hf"):
+        takes = document or (name == "vocab" and (dialect == "hf" or source in LAYERED))
+        if options.get(name) and not takes:
             raise UsageError(f"--{name} has no effect on {what}: it is for JSON models that lack it; leave it out")
     if layout and not document and not to_document and layout != "plain":
         raise UsageError(f"--layout {layout} has no effect on {what}: it is for JSON models; leave it out")
@@ -48,15 +51,6 @@ def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]
         raise UsageError(f"--layout {layout} has no effect on {what}: its tensors have their names; leave it out")
     if options.get("pre") and dialect in ("gguf", "json"):
         raise UsageError(f"--pre has no effect on {what}: it is for Hugging Face models with a BPE; leave it out")
-
-
-def check_options_of(path: Path, to: str, options: Mapping[str, Any]) -> None:
-    """`check_options` for a source that is not open yet; where its content tells the dialect."""
-    if not any(options.get(name) for name in ("config", "vocab", "layout", "pre")):
-        return
-    source = containers.sniff(path)
-    known = source.dialect in ("gguf", "json")
-    check_options(source.name, source.dialect if known else "hf" if path.is_dir() else "plain", to, options)
 
 
 def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Checkpoint:
@@ -73,3 +67,11 @@ def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Check
     beside = (found.parent / n for n in ("merges.txt", "tokenizer_config.json", "special_tokens_map.json"))
     files = {p.name: p for p in (found, *beside) if p.is_file()}
     return checkpoint.but(files={**checkpoint.files, **files})
+
+
+def with_effect(source: StrPath | Checkpoint, to: str, reading: Reading) -> tuple[Checkpoint, Reading]:
+    """A source opened as `read_with` does, and what is left to be said of it."""
+    options = {name: getattr(reading, name) for name in ("config", "vocab", "layout", "pre")}
+    checkpoint = source if isinstance(source, Checkpoint) else containers.open(Path(source))
+    checkpoint = read_with(checkpoint, to, options)
+    return checkpoint, dataclasses.replace(reading, vocab=options.get("vocab"))
