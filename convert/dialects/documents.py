@@ -8,6 +8,7 @@ in its family's layout when there is one, else as a map of named tensors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -30,7 +31,7 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
-from llmconv.formats.documents.json_scan import Style, Text, parse
+from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
@@ -71,37 +72,26 @@ def to_gguf(
     beside = _beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
     own = table.keys(documents, checkpoint.tensors)
-    notes = []
+    notes: list[str] = []
     if table.complete is not None:
-        try:
+        with _naming(where):
             notes = table.complete(own, checkpoint.tensors, paths)
-        except BadFile as error:
-            raise BadFile(f"{where}: {error}") from None
     metadata = table.metadata(own)
     dims = table.dims(metadata)
-    try:
-        problem = table.check(document, dims) if table.check is not None else None
-    except (KeyError, TypeError, IndexError, AttributeError):
-        problem = f"its parts are not what the layout {table.name} has there"
-    if problem is not None:
-        raise BadFile(f"{where}: {problem}")
+    _check(table, document, dims, where)
     tensors: Mapping[str, Tensor] = checkpoint.tensors
-    packed: set[str] = set()
     if table.unpack is not None:
-        try:
+        with _naming(where):
             tensors = table.unpack(document, checkpoint.tensors, dims)
-        except BadFile as error:
-            raise BadFile(f"{where}: {error}") from None
-        packed = set(checkpoint.tensors) - set(tensors)
     out = checkpoint.derived("gguf")
-    used: set[str] = set(packed)
+    used = set(checkpoint.tensors) - set(tensors)  # what was unpacked
     why = f"a model of the layout {table.name} and of its configuration has it, as an array of numbers"
     prefix = prefix_of(table.prefixes, table.rows, dims, tensors)
     for moved in forward(table.slots(dims), tensors, Told(where, "by the configuration", why), prefix):
         used.update(moved.names)
         for tensor in moved.parts:
             out.add(tensor)
-    rest, tokens = _rest(checkpoint, table, used, where), None
+    rest, tokens = _rest(checkpoint, table, used, where), {}
     if table.words is not None:
         words, path = _words(documents, table, dims["n_vocab"])
         if words is None and table.spells:
@@ -112,7 +102,7 @@ def to_gguf(
             if path[0] == 0 and look(document, path[1]) == words:
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
-    out.metadata |= metadata | (tokens or {})
+    out.metadata |= metadata | tokens
     out.metadata |= {LAYOUT: table.name, DOCUMENT: dumps(rest)} | _style(checkpoint)
     out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
     out.notes += notes
@@ -141,6 +131,25 @@ def _null_arrays(node: Any, path: str) -> Iterator[str]:
         else:
             for i, child in enumerate(node if isinstance(inner, dict) else ()):
                 yield from _null_arrays(child, join(path, i))
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """The file before what a table finds wrong in it."""
+    try:
+        yield
+    except BadFile as error:
+        raise BadFile(f"{where}: {error}") from None
+
+
+def _check(table: Layout, document: Any, dims: Mapping[str, int], where: str) -> None:
+    """`BadFile` for a document that contradicts its own sizes, as its table says."""
+    try:
+        problem = table.check(document, dims) if table.check is not None else None
+    except (KeyError, TypeError, IndexError, AttributeError):
+        problem = f"its parts are not what the layout {table.name} has there"
+    if problem is not None:
+        raise BadFile(f"{where}: {problem}")
 
 
 def _spelled(checkpoint: Checkpoint, table: Layout, where: str) -> Checkpoint:
@@ -455,7 +464,7 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if layout is None:
         table = layouts.for_arch(arch, checkpoint.tensors, metadata)
     if table is None:
-        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
+        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(**COMPACT))
     assert table.build is not None
     if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
         raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
@@ -522,7 +531,7 @@ def _result(
 def _kept_style(metadata: Mapping[str, Any], where: str) -> Style:
     text = metadata.get(STYLE)
     if text is None:
-        return Style()
+        return Style(**COMPACT)  # nobody reads the weights of what was no JSON
     try:
         style = Style(**json.loads(text))
         spaces = [style.newline, style.end, style.comma.replace(",", "", 1), style.colon.replace(":", "", 1)]

@@ -6,9 +6,7 @@ the same looks.  Where no table fits, or what one needs is not there, the tensor
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign import pickle_file
 from llmconv.formats.foreign.mappings import REST
 
 __all__ = ["FORMATS", "LAYERED", "from_gguf", "table_of", "to_gguf"]
@@ -105,13 +104,6 @@ def _as_document(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.but(tensors=tensors, metadata={"document": document}, dialect="json")
 
 
-class _Data(pickle.Unpickler):
-    """A pickle machine that builds texts, numbers, lists and maps, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
-
-
 def _pickled(path: Path) -> Any:
     """A small pickle of plain data; `BadFile` for one that holds anything else."""
     if regular_size(path) > limits.SIDE_FILE_BYTES:
@@ -119,8 +111,7 @@ def _pickled(path: Path) -> Any:
     with open_regular(path) as file:
         data = file.read()
     try:
-        found = _Data(io.BytesIO(data)).load()
-        return json.loads(json.dumps(_texts(found, 0)))
+        return json.loads(json.dumps(_texts(pickle_file.loads(data), 0)))
     except Exception as error:  # a pickle can fail in any way
         raise BadFile(f"{at(path)}: is no pickle of plain data ({error}); move it away, or give --vocab") from None
 

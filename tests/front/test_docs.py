@@ -86,6 +86,15 @@ def test_every_public_name_is_there() -> None:
         assert name == "__version__" or (getattr(llmconv, name).__doc__ or "").strip(), f"{name} has no docstring"
 
 
+def test_every_limit_is_documented(root: Path) -> None:
+    from llmconv.formats import limits
+
+    words = (root / "docs" / "reliability.md").read_text()
+    for name in (n for n in vars(limits) if n.isupper()):
+        value = getattr(limits, name)
+        assert f"`{name}`" in words and f"{value:,}" in words, name
+
+
 def test_the_table_of_layouts_is_the_registry() -> None:
     text = (ROOT / "docs" / "json.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([a-z ]+) \| ([a-z]+) \|$", text, re.MULTILINE)

@@ -19,19 +19,13 @@ from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.vocabulary import make_vocab
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 F = torch.nn.functional
 
 IDS = [1, 4, 2, 7, 3, 9]
 Make = Callable[[], Any]
 Logits = Callable[[Any, list[int]], Any]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def micro(document: Any, ids: list[int]) -> Any:
