@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout, Words, look
+from llmconv.convert.layouts.base import Layout, Words, look, look_loosely
 from llmconv.convert.layouts.looks import broken
+from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
 from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, cut as cut_short, more
@@ -64,6 +66,7 @@ def to_gguf(
         made.notes += [] if layout is not None else _kin(checkpoint)
         return made
     paths = list(checkpoint.tensors)
+    _refuse_nulls(checkpoint, table, where)
     checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
     document = checkpoint.metadata["document"]
     beside = _beside(checkpoint, table, config, vocab)
@@ -104,6 +107,30 @@ def to_gguf(
     out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
     out.notes += notes
     return out
+
+
+def _refuse_nulls(checkpoint: Checkpoint, table: Layout, where: str) -> None:
+    """`BadFile` for a part of the model that holds nothing but null: without it the model would be another."""
+    for path in _null_arrays(checkpoint.metadata["document"], ""):
+        if table.spells and spell({path: (1, 1)}).parts:
+            why = "holds only null, where JavaScript had NaN or Infinity; the model is broken, take an earlier one"
+            raise BadFile(f"{where}: {cut_short(path)} {why}, or use --layout plain")
+
+
+def _null_arrays(node: Any, path: str) -> Iterator[str]:
+    """Paths of the lists, however nested, whose first item is null."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from _null_arrays(child, join(path, key))
+    elif isinstance(node, list):
+        inner: Any = node
+        while isinstance(inner, list) and inner:
+            inner = inner[0]
+        if inner is None:
+            yield path
+        else:
+            for i, child in enumerate(node if isinstance(inner, dict) else ()):
+                yield from _null_arrays(child, join(path, i))
 
 
 @contextlib.contextmanager
@@ -172,6 +199,10 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
         raise BadFile(f"{where}: {problem}; --layout plain converts its arrays under their own names")
     if found is not None or named_tensors.choose(document) is not None:
         return found
+    if not tensors and (path := _texts_of_numbers(document, "")):
+        raise BadFile(
+            f"{where}: {cut_short(path)} has its numbers as texts, expected numbers; write them without quotes"
+        )
     near, kin = layouts.nearest(document, tensors), ""
     if near is not None:
         table, shared, lacks = near
@@ -179,6 +210,17 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
     raise BadFile(
         f"{where}: is no model of a known layout{kin}; --layout plain converts any file of rectangular numeric arrays"
     )
+
+
+def _texts_of_numbers(node: Any, path: str) -> str:
+    """The path of a list of nothing but numbers written as texts, "" when there is none."""
+    if isinstance(node, list) and len(node) > 1 and all(isinstance(x, str) and _NUMBER.fullmatch(x) for x in node):
+        return path
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return next((found for key, child in items if (found := _texts_of_numbers(child, join(path, key)))), "")
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 
 
 def _kin(checkpoint: Checkpoint) -> list[str]:
@@ -273,8 +315,12 @@ def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[s
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
             return [*before, *document], (k, "")
-        for path in known.paths:
-            found = look(document, path)
+        paths = {path: look(document, path) for path in known.paths}
+        if all(found is None for found in paths.values()):
+            paths = {path: look_loosely(document, path) for path in known.paths}
+        for path, found in paths.items():
+            if isinstance(found, list):
+                found = _pairs(found)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
             if isinstance(found, str) and not known.separator:
@@ -282,11 +328,21 @@ def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[s
             if isinstance(found, list) and found:
                 for i, word in enumerate(found):
                     if not isinstance(word, str):
-                        raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, expected a text")
+                        why = "expected a text; write the vocabulary as a list or as a map of texts and numbers"
+                        raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, {why}")
                 return [*before, *found], (k, path)
         if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
             return [*before, *(_from_map(document, where) or ())], (k, "")
     return None, (0, "")
+
+
+def _pairs(listed: list[Any]) -> list[Any] | dict[str, Any]:
+    """[token, number] pairs, either way round, and {"id": number, "token": token} objects, as a map of them."""
+    rows = [tuple(row.values()) if isinstance(row, dict) else row for row in listed]
+    if not rows or not all(isinstance(row, list | tuple) and len(row) == 2 for row in rows):
+        return listed
+    turned = {str(a): b for b, a in rows} if all(type(row[0]) is int for row in rows) else {str(a): b for a, b in rows}
+    return turned if len(turned) == len(rows) else listed
 
 
 def _numbers_all(values: list[Any]) -> bool:

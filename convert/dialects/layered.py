@@ -1,4 +1,4 @@
-"""Language models that list their layers (Keras, TensorFlow.js) <-> GGUF, under the names of a recurrent decoder.
+"""Recurrent language models of Keras's, TensorFlow.js's and PyTorch's layers <-> GGUF, as a recurrent decoder.
 
 Everything else goes the way of nobody's tensors (`own_names`); the key `llmconv.layers` says which weight became which
 tensors, so that the file comes back.
@@ -38,8 +38,10 @@ _BESIDE = re.compile(
 _SPECIAL = re.compile(r"\[[^\]]+\]|<[^>]+>")
 
 
-def to_gguf(checkpoint: Checkpoint, model: Model, *, vocab: str | Path | None = None, **_: Any) -> Checkpoint:
-    """The model under GGUF's names, with its vocabulary from a file beside it or from `vocab`."""
+def to_gguf(
+    checkpoint: Checkpoint, model: Model, rest: Mapping[str, Any], *, vocab: str | Path | None = None
+) -> Checkpoint:
+    """The model under GGUF's names, with its vocabulary from the file's `rest`, a file beside it or `vocab`."""
     out = own_names.to_gguf(checkpoint)
     moved = {move.name for move in model.moves}
     left = [name for name in checkpoint.tensors if name not in moved]
@@ -53,7 +55,7 @@ def to_gguf(checkpoint: Checkpoint, model: Model, *, vocab: str | Path | None = 
     out.metadata |= {f"{ARCH}.{key}": value for key, value in model.keys.items()}
     out.metadata[own_keys.LAYERS] = json.dumps([[move.name, list(move.to), move.how] for move in model.moves])
     out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
-    words = _words(checkpoint, vocab, int(model.keys["vocab_size"]))
+    words = _words(checkpoint, rest, vocab, int(model.keys["vocab_size"]))
     if words is None:
         out.notes.append("it has no vocabulary: a file with one (--vocab) lets it read and write text")
     else:
@@ -92,9 +94,10 @@ def _moves(checkpoint: Checkpoint) -> list[Move]:
 # The vocabulary
 
 
-def _words(checkpoint: Checkpoint, vocab: str | Path | None, count: int) -> list[str] | None:
+def _words(checkpoint: Checkpoint, rest: Mapping[str, Any], vocab: str | Path | None, count: int) -> list[str] | None:
     """The tokens of the first file that lists as many as the model has; `vocab` must."""
-    for where, tree in _files(checkpoint, vocab):
+    inside = [] if vocab is not None or not rest else [(checkpoint.where, rest)]
+    for where, tree in (*inside, *_files(checkpoint, vocab)):
         words = _listed(where, tree, count)
         if words is not None and len(words) == count:
             return words

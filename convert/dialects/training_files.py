@@ -12,7 +12,7 @@ from typing import Any
 
 from llmconv.convert import layouts
 from llmconv.convert.dialects import documents, layered, own_names
-from llmconv.convert.layouts import keras
+from llmconv.convert.layouts import keras, torch_rnn
 from llmconv.convert.layouts.base import Layout
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, at
@@ -25,7 +25,7 @@ from llmconv.formats.foreign.mappings import REST
 
 __all__ = ["FORMATS", "LAYERED", "from_gguf", "table_of", "to_gguf"]
 
-FORMATS = ("torch", "numpy", "pickle")
+FORMATS = ("torch", "numpy", "pickle", "llmc")
 """Containers of training programs."""
 LAYERED = ("keras", "tfjs")
 """Containers of models that list their layers."""
@@ -67,12 +67,14 @@ def from_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
 
 def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
     """A file that lists its layers, as the language model that they make; any other under its own names."""
-    model = keras.described(checkpoint) if options.get("layout") != layouts.PLAIN else None
+    model = None
+    if options.get("layout") != layouts.PLAIN:
+        model = keras.described(checkpoint) or torch_rnn.described(checkpoint)
     if model is not None and not model.lacks:
-        return layered.to_gguf(checkpoint, model, vocab=options.get("vocab"))
+        return layered.to_gguf(checkpoint, model, _document(checkpoint), vocab=options.get("vocab"))
     out = own_names.to_gguf(checkpoint, **options)
     if model is not None:
-        out.notes.append(f"looks like a language model of Keras's layers, but keeps its own names: {model.lacks}")
+        out.notes.append(f"looks like a recurrent language model, but keeps its own names: {model.lacks}")
     return out
 
 

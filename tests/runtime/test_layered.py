@@ -265,3 +265,37 @@ def test_a_key_that_describes_nothing_is_said(tmp_path: Path) -> None:
         broken.metadata["llmconv.layers"] = value
         with pytest.raises(BadFile, match=r"llmconv\.layers"):
             llmconv.save(broken, tmp_path / "back.tfjs")
+
+
+# PyTorch's layers in a state dict
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_a_state_dict_of_recurrent_layers_runs(tmp_path: Path, cell: str) -> None:
+    torch.manual_seed(1)
+    embed, body, head = (
+        torch.nn.Embedding(V, W),
+        getattr(torch.nn, cell)(W, U, 2, batch_first=True),
+        torch.nn.Linear(U, V),
+    )
+    state = {
+        f"{n}.{k}": v for n, m in (("fc", head), ("net", body), ("embed", embed)) for k, v in m.state_dict().items()
+    }
+    torch.save({"model": state, "chars": CHARACTERS, "epoch": 3}, tmp_path / "m.pt")
+    with torch.no_grad():
+        wanted = head(body(embed(torch.tensor([IDS])))[0])[0].numpy()
+    result = llmconv.convert_file(tmp_path / "m.pt", tmp_path / "m.gguf")
+    assert any("has tanh" in n or "have tanh" in n for n in result.notes) == (cell == "RNN")
+    for path in (tmp_path / "m.pt", tmp_path / "m.gguf"):
+        np.testing.assert_allclose(run(path), wanted, rtol=0, atol=1e-5)
+    assert llmconv.load(tmp_path / "m.gguf").tokenizer.encode("ab\u00e9") == [2, 3, 6]
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.safetensors")
+    back = llmconv.open(tmp_path / "back.safetensors").tensors
+    assert {n: t.numpy().tolist() for n, t in back.items()} == {n: t.tolist() for n, t in state.items()}
+
+
+def test_a_state_dict_of_other_layers_says_what_is_odd(tmp_path: Path) -> None:
+    embed, body, head = torch.nn.Embedding(V, W), torch.nn.LSTM(W, U, bidirectional=True), torch.nn.Linear(2 * U, V)
+    torch.save(torch.nn.ModuleDict({"e": embed, "lstm": body, "fc": head}).state_dict(), tmp_path / "m.pt")
+    result = llmconv.convert_file(tmp_path / "m.pt", tmp_path / "m.gguf")
+    assert any("keeps its own names" in n and "lstm.weight_ih_l0_reverse" in n for n in result.notes), result.notes

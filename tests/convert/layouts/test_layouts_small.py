@@ -234,3 +234,54 @@ def test_guesses_are_said(tmp_path: Path) -> None:
     stated["cfg"]["activation"] = "relu"
     result = llmconv.convert_file(write(tmp_path, stated), tmp_path / "m.gguf", force=True)
     assert not result.notes and llmconv.open(tmp_path / "m.gguf").metadata["small-gpt.hidden_activation"] == "relu"
+
+
+def _weights() -> dict[str, Any]:
+    return small.microgpt_weights()
+
+
+_CAMEL = {"nEmbd": small.D, "nHead": small.H, "nLayer": small.L, "blockSize": small.T}
+_PLACES: dict[str, Any] = {
+    "keys in capitals": lambda: {"Config": {"N_EMBD": small.D, "N_HEAD": small.H}, "weights": _weights()},
+    "numbers as texts": lambda: {**{k: str(v) for k, v in small.SIZES.items()}, "weights": _weights()},
+    "lightning": lambda: {"hyper_parameters": small.SIZES, "state_dict": _weights()},
+    "camel parts": lambda: {
+        "config": _CAMEL,
+        "weights": {k.replace("attn_w", "attnW"): v for k, v in _weights().items()},
+    },
+    "pairs": lambda: {**small.SIZES, "vocab": [[c, i] for i, c in enumerate(small.CHARACTERS)], "weights": _weights()},
+    "objects": lambda: {
+        **small.SIZES,
+        "vocab": [{"id": i, "token": c} for i, c in enumerate(small.CHARACTERS)],
+        "weights": _weights(),
+    },
+}
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_settings_and_words_in_other_forms(tmp_path: Path, place: str) -> None:
+    source = write(tmp_path, _PLACES[place]())
+    llmconv.convert_file(source, tmp_path / "m.gguf", outtype="f64")
+    made, usual = (
+        llmconv.open(tmp_path / "m.gguf"),
+        translate(llmconv.open(write(tmp_path, small.microgpt(), "u.json")), "gguf"),
+    )
+    assert all(np.array_equal(t.numpy(), made.tensors[n].numpy()) for n, t in usual.tensors.items())
+    assert made.metadata["microgpt.attention.head_count"] == small.H
+    if place in ("pairs", "objects"):
+        assert list(made.metadata["tokenizer.ggml.tokens"]) == small.CHARACTERS
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
+def test_a_part_of_nothing_but_null_is_refused(tmp_path: Path) -> None:
+    document = small.microgpt()
+    document["weights"]["lm_head"] = [[None] * small.D] * small.V
+    with pytest.raises(BadFile, match=r"'weights\.lm_head' holds only null, where JavaScript had NaN"):
+        llmconv.convert_file(write(tmp_path, document), tmp_path / "m.gguf")
+
+
+def test_numbers_as_texts_are_named(tmp_path: Path) -> None:
+    weights = {name: [[str(x) for x in row] for row in w] for name, w in _weights().items()}
+    with pytest.raises(BadFile, match="has its numbers as texts, expected numbers; write them without quotes"):
+        llmconv.convert_file(write(tmp_path, {**small.SIZES, "weights": weights}), tmp_path / "m.gguf")

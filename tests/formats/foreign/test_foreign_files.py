@@ -187,16 +187,22 @@ def onnx_model() -> Any:
 @pytest.mark.parametrize("outside", [False, True])
 def test_onnx_as_the_library_reads_it(tmp_path: Path, onnx_model: Any, outside: bool) -> None:
     onnx = pytest.importorskip("onnx")
-    wanted = {t.name: onnx.numpy_helper.to_array(t) for t in onnx_model.graph.initializer}
+    known = [t for t in onnx_model.graph.initializer if t.name != "complex"]  # which onnx 1.17 itself can't read
+    wanted = {t.name: onnx.numpy_helper.to_array(t) for t in known} | {"complex": np.array([1 + 2j], np.complex64)}
     extra = {"save_as_external_data": True, "size_threshold": 0, "location": "m.data"} if outside else {}
     onnx.save(onnx_model, tmp_path / "m.onnx", **extra)
     opened = llmconv.open(tmp_path / "m.onnx")
     assert opened.metadata["onnx.producer"] == "us" and "graph of 1 nodes is not" in opened.notes[-1]
-    assert list(opened.tensors) == list(wanted)
+    assert list(opened.tensors) == [t.name for t in onnx_model.graph.initializer] and len(wanted) == len(opened.tensors)
     for name, array in wanted.items():
         tensor = opened.tensors[name]
-        assert tensor.shape == array.shape and np.array_equal(tensor.numpy().astype(array.dtype), array), name
-        if name.startswith("four"):
+        own = tensor.numpy()
+        narrow = array.dtype.names is not None
+        if narrow:  # onnx before 1.19 gives the bits of narrow types
+            bits = f"u{array.dtype.itemsize}"
+            own, array = own.reshape(-1).view(bits).reshape(array.shape), array.view(bits)
+        assert tensor.shape == array.shape and np.array_equal(own.astype(array.dtype), array), name
+        if name.startswith("four") and not narrow:
             assert tensor.rows().tolist() == array.reshape(tensor.rows().shape).astype(int).tolist()
     kinds = {n: t.type.name for n, t in opened.tensors.items()}
     assert kinds["brain"] == "BF16" and kinds["eighth"] == "F8_E4M3" and kinds["four"] == "I8"
