@@ -58,3 +58,17 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
         llmconv.train(llmconv.TrainConfig(qat="Q4_0", export="json", **how))
     with pytest.raises(UsageError, match="unknown file type 'Q9'"):
         llmconv.train(llmconv.TrainConfig(qat="Q9", **how))
+
+
+@pytest.mark.slow
+def test_the_simple_models_own_perplexity(shared: Path, tmp_path: Path) -> None:
+    """The 36,496-parameter model as Q4_0, 40 kB: the float model's pair perplexity, 5.5195, to 1 %."""
+    pairs, model = shared / "simple-llm" / "training-data.json", tmp_path / "m.gguf"
+    llmconv.convert_file(shared / "simple-llm" / "default-400.v1.json", model)
+    how = {"data": str(pairs), "output": str(tmp_path / "run"), "from_checkpoint": str(model), **QUIET}
+    config = llmconv.TrainConfig(
+        qat="Q4_0", teacher=str(model), steps=300, batch_size=64, lr=3e-4, weight_decay=0, **how
+    )
+    exported = llmconv.train(config).exports[0]
+    assert exported.stat().st_size < 41_000
+    assert llmconv.perplexity(exported, pairs, device="cpu").perplexity == pytest.approx(5.519523409785105, rel=0.01)
