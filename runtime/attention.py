@@ -34,6 +34,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.rope is not None:
         cos, sin = step.rope(spec.rope)
         query, key = (rotate(t, cos, sin, spec.rope.interleaved) for t in (query, key))
+    if spec.growth is not None:
+        query = query * step.growth(spec.growth)
     if spec.norm_after_rope:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
@@ -43,6 +45,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
+    if block.attn_gate is not None:
+        out = out * torch.sigmoid(block.attn_gate(x))
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
     return result
 

@@ -18,7 +18,7 @@ from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
-from llmconv.runtime.pieces import ENDS, LayerPieces, Pieces, Types, grouped, piece
+from llmconv.runtime.pieces import ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
 
 __all__ = ["Block", "Model"]
@@ -32,6 +32,10 @@ class Block(LayerPieces):
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
+            if "" in parts and name in VECTORS:
+                del self._modules[name]
+                self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
+                continue
             self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):

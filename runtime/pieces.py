@@ -21,7 +21,18 @@ Types = Mapping[str, type[BlockType] | torch.dtype]
 """How each tensor is stored: blocks of a type, or plain numbers; absent: float32."""
 
 LINEAR = (
-    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    *(
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_qkv",
+        "attn_output",
+        "attn_gate",
+        "attn_q_a",
+        "attn_q_b",
+        "attn_kv_a_mqa",
+        "attn_kv_b",
+    ),
     *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
     *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
 )
@@ -72,6 +83,8 @@ def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dic
     for full, shape in shapes.items():
         if full.startswith(prefix) and not _DERIVED.fullmatch(full):
             name, _, part = full[len(prefix) :].rpartition(".")
+            if not name:
+                name, part = part, ""  # a lone tensor (Hy3's exp_probs_b)
             if "." not in name:
                 out.setdefault(name, {})[part] = shape
     return out

@@ -144,6 +144,8 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         out["rope_theta"] = rope["rope_theta"]
     if local.get("rope_theta") is not None:
         out["rope_local_base_freq"] = local["rope_theta"]
+    if out.get("vocab_size") is None and out.get("padded_vocab_size") is not None:
+        out["vocab_size"] = out["padded_vocab_size"]
     out["rope"], out["rope_swa"] = rope, local
     return Settings(out)
 

@@ -25,7 +25,7 @@ from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Attention", "Decoder", "Experts", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
+__all__ = ["Attention", "Decoder", "Experts", "Growth", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,14 @@ class Mla:
 
 
 @dataclass(frozen=True, slots=True)
+class Growth:
+    """Queries grow with their position p: times 1 + scale · ln(1 + floor(p / length)) (Llama 4, Ministral 3)."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """One layer's attention.  scale: what q·k is multiplied by.  window: how many tokens it sees, itself included."""
 
@@ -84,12 +92,16 @@ class Attention:
     alibi_quirk: bool = False
     softmax_start: float = 0.0
     norm_after_rope: bool = False
+    growth: Growth | None = None
     mla: Mla | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture: `used` of `count` experts a token.  `groups` > 1: chosen only within the best `groups_used` groups."""
+    """A mixture: `used` of `count` experts a token.  `groups` > 1: chosen only within the best `groups_used` groups.
+
+    group_by: how many of its experts, added, say how good a group is (one in DeepSeek-V2, two in V3).
+    """
 
     count: int
     used: int
@@ -97,6 +109,7 @@ class Experts:
     normalize: bool
     scale: float = 1.0
     groups: int = 1
+    group_by: int = 1
     groups_used: int = 1
 
 
@@ -419,6 +432,8 @@ class _Layers:
         log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
         if mla and rope and rope.scaling == "yarn" and log_multiplier:
             scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
+        if rope and rope.factor > 1 and pieces.get("magnitude_in_scores"):
+            scale *= (rope.attn_factor if rope.scaling == "yarn" else 1 + 0.1 * math.log(rope.factor)) ** 2
         alibi = None
         if self.positions == "alibi":
             alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
@@ -438,8 +453,15 @@ class _Layers:
             alibi_quirk=bool(pieces.get("alibi_quirk", False)),
             softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
+            growth=self._growth(),
             mla=mla,
         )
+
+    def _growth(self) -> Growth | None:
+        scale = self.read.optional("attention.temperature_scale")
+        context = self.read.count("rope.scaling.original_context_length", self.read.count("context_length", 0))
+        length = self.read.count("attention.temperature_length", context)
+        return Growth(scale, length) if scale and length else None
 
     def _stated_scale(self, i: int) -> float | None:
         """What the file says q·k is multiplied by: a number, or one for each layer."""
@@ -471,7 +493,7 @@ class _Layers:
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
                 return None
-        elif (every and (i + 1) % every == 0) or (pieces.get("rope_layers") == "windowed" and not windowed):
+        elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window()):
             return None
         dims = read.count("rope.dimension_count", head_dim)
         if dims > head_dim or dims % 2:
@@ -485,6 +507,15 @@ class _Layers:
             scaled = pieces.get("window_rope_scaled", True)
         plain = Rope(dims, base, pieces.get("rope") == "pairs")
         return self._scaled(plain) if scaled else plain
+
+    def _turns_without_window(self) -> bool:
+        """Whether layers that attend to everything have rotary positions."""
+        match self.pieces.get("rope_layers"):
+            case "windowed":
+                return False
+            case "windowed if any":
+                return not self.window
+        return True
 
     def _scaled(self, rope: Rope) -> Rope:
         """The rope with the file's scaling."""
@@ -546,7 +577,7 @@ class _Layers:
             raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
         number = read.get("expert_gating_func")
         gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
-        if not number and f"blk.{i}.exp_probs_b.bias" in read.shapes:
+        if not number and "gating" not in pieces and f"blk.{i}.exp_probs_b.bias" in read.shapes:
             gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
         if gating is None:
             raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
@@ -563,5 +594,6 @@ class _Layers:
             normalize=bool(normalize),
             scale=read.optional("expert_weights_scale") or 1.0,
             groups=groups,
+            group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
             groups_used=read.count("expert_group_used_count", groups) or groups,
         )

@@ -14,7 +14,7 @@ class Pieces(TypedDict, total=False):
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000
-    rope_layers: str  # "all" (default) or "windowed": layers with full attention have no positions
+    rope_layers: str  # "all" (default), "windowed": others have no positions; "windowed if any": where some are
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
     alibi_bias: float  # steepest slope's exponent (8), where the file states none
@@ -43,6 +43,8 @@ class Pieces(TypedDict, total=False):
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
     passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
     yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
+    magnitude_in_scores: bool  # llama.cpp's DeepSeek: what multiplies cos and sin multiplies the scores once more
+    group_by: int  # how many of its experts say how good a group is; default: 2 with sigmoid scores, else 1
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves
     initial: str  # how fresh weights are drawn: "gpt2" (default) or "xavier"

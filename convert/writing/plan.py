@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
@@ -136,7 +137,7 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
     """
     tensors = _ordered(checkpoint, recipe.keep_split)
     metadata = _metadata(checkpoint.metadata, tensors, file_type, recipe)
-    model = Model.of(metadata)
+    model = Model.of(metadata, own_keys.is_plain(metadata))
     names, kept_layers = _names(order(checkpoint.tensors), recipe.prune_layers)
     sources = [(t, names[t.name]) for t in tensors if names[t.name] is not None]
     if recipe.prune_layers:

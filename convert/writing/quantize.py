@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import formats
+from llmconv.convert.effects import with_effect
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing import journal, quantized
 from llmconv.convert.writing.calibrated import Rounder, calibrated
@@ -22,6 +23,7 @@ from llmconv.convert.writing.mix import TYPES, Wish, mixed, recipe_text
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
+from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
@@ -70,6 +72,7 @@ def quantize(
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
     provenance: bool = False,
+    portable: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
     allow_nonfinite: bool = False,
@@ -113,6 +116,7 @@ def quantize(
     keep_split: as many files as the source has.
     provenance: record the source, its content hash, the type and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
+    portable: with no keys of ours, for publishing; a note says what can't come back.
     dry_run: only plan; nothing is read or written.
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
@@ -145,16 +149,24 @@ def quantize(
             raise UsageError("only a mix has a recipe to save; give --target-size, --bpw or --target-kld")
         check_target(Path(save_recipe), force=force)
     reading = Reading(layout, config, vocab, pre, strict, lora)
-    writing = Writing(force, jobs, progress, provenance, dry_run, allow_nonfinite=allow_nonfinite, resumable=resumable)
+    writing = Writing(
+        force, jobs, progress, provenance, dry_run, portable=portable, allow_nonfinite=allow_nonfinite,
+        resumable=resumable,
+    )  # fmt: skip
+    if resumable and isinstance(src, Checkpoint):
+        raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
     wanted = [type] if isinstance(type, str) else list(type)
     if not wanted:
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
     started = time.monotonic()
     if calibration is not None:
         _check_calibration(recipe, writing, wanted)
+    as_int8 = any(name.upper() == INT8 for name in wanted)
+    if layout or config or vocab or pre:
+        src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
     if wish is not None:
         result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
-    elif any(name.upper() == INT8 for name in wanted):
+    elif as_int8:
         result = _int8(src, dst, wanted, reading, writing)
     else:
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
@@ -176,12 +188,12 @@ def _quantize(
         raise UsageError(
             "--provenance certifies the same model in other types; leave it out, or --prune-layers and --lora"
         )
-    if writing.resumable and isinstance(src, Checkpoint):
-        raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     opened = reading.open(src) if set(types) == {COPY} else reading.floats(src)
     canonical = reading.translated(opened, "gguf")
     checkpoint = _runnable(canonical, opened)
+    if writing.portable:
+        checkpoint = without_own_keys(checkpoint)
     records: list[dict[str, str]] = [{}] * len(types)
     if writing.provenance:
         records = _certificates(Checkpoint() if writing.dry_run else canonical, opened, types)
@@ -352,8 +364,9 @@ def _int8(
     """The safetensors output: a model folder, or one file where its name says so."""
     if len(types) > 1:
         raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
-    if writing.provenance:
-        raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
+    for name in ("provenance", "portable"):
+        if getattr(writing, name):
+            raise UsageError(f"--{name} is for GGUF, INT8 makes safetensors; leave one of them out")
     from llmconv.convert.scaled.compressed_tensors import to_int8
     from llmconv.convert.scaled.unpack import unpack
 

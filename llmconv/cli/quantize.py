@@ -18,6 +18,7 @@ from llmconv.cli.options import (
     jobs_option,
     json_option,
     notes,
+    portable_option,
     quiet_options,
     read_hf_options,
     read_json_options,
@@ -26,7 +27,6 @@ from llmconv.cli.options import (
     strict_option,
 )
 from llmconv.cli.reports import table
-from llmconv.effects import check_options_of
 
 if TYPE_CHECKING:
     from llmconv.convert.writing.quantize import Quantized, QuantizedFile
@@ -113,6 +113,7 @@ class _WithTypes(click.Command):
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
 )
+@portable_option
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")
@@ -152,7 +153,6 @@ def quantize(
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
     output, types = _as_llama_quantize(rest, output, types, options)
-    check_options_of(model, "gguf", options)
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model,

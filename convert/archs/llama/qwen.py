@@ -9,8 +9,8 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
-from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
+from llmconv.convert.tables.loader import DIVISORS, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -35,14 +35,37 @@ def _windows_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) ->
 
 QWEN2 = Architecture(
     "qwen2",
-    (HfName("Qwen2ForCausalLM", "qwen2"), HfName("Qwen2Model", "qwen2")),
+    (
+        HfName("Qwen2ForCausalLM", "qwen2"),
+        HfName("Qwen2Model", "qwen2"),
+        HfName("KORMoForCausalLM", "kormo"),
+        HfName("Qwen2AudioForConditionalGeneration", "qwen2_audio"),
+        HfName("AudioFlamingo3ForConditionalGeneration", "audioflamingo3"),
+        HfName("DotsOCRForCausalLM", "dots_ocr"),
+    ),
     keys=COMMON,
-    rows=(*EMBEDDINGS, *NORMS, *attention(bias="attention_bias=true", out_bias=True), *gated_mlp()),
+    rows=(
+        *EMBEDDINGS,
+        row(
+            NORMS[0].gguf[0],
+            _at + "input_layernorm.weight",
+            "n_embd",
+            alt=(Form((_at + "pre_attention_layernorm.weight",)),),
+        ),
+        row(
+            NORMS[1].gguf[0],
+            _at + "post_attention_layernorm.weight",
+            "n_embd",
+            alt=(Form((_at + "pre_mlp_layernorm.weight",)),),
+        ),
+        *attention(bias="attention_bias=true", out_bias=True),
+        *gated_mlp(),
+    ),
     made=(ROPE_FREQS,),
     finish=_windows,
     rebuild=_windows_back,
     reads="use_sliding_window sliding_window max_window_layers layer_types",
-    loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS, *DIVISORS)),
 )
 
 QWEN3 = QWEN2.variant(
@@ -108,7 +131,7 @@ QWEN2_MOE = QWEN2.variant(
     finish=_finish2,
     rebuild=_rebuild2,
     reads="decoder_sparse_step mlp_only_layers norm_topk_prob",
-    loader=Loader(unread=("expert_weights_norm",)),
+    loader=Loader(unread=("expert_weights_norm",), needed=HEAD),
 )
 
 
