@@ -27,6 +27,8 @@ class Stored(nn.Module):
     bias: Tensor | None
     activations = "float"
     """How inputs meet blocks: see `products.matmul`."""
+    rounds: type[BlockType] | None = None
+    """In training, the type that the weight's numbers are rounded to as they are used (see `training.grid`)."""
     watch: Callable[[Tensor, Tensor | None, int | None], None] | None = None
     """Told of every product its inputs, its results (None: it was made another way) and which expert's or head's."""
 
@@ -52,6 +54,8 @@ class Stored(nn.Module):
 
     def product(self, x: Tensor, weight: Tensor, part: int | None = None) -> Tensor:
         """x (..., in) times the weight or, of a stack, the matrix `part` of it: (..., out)."""
+        if self.rounds is not None:
+            weight = products.straight_through(weight, self.rounds)
         y = products.matmul(x, weight, self.block_type, self.activations)
         if self.watch is not None:
             self.watch(x, y, part)
@@ -86,6 +90,8 @@ class Embedding(Stored):
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         rows = products.embed(ids, self.weight, self.block_type, dtype)
+        if self.rounds is not None:
+            rows = products.straight_through(rows.flatten(0, -2), self.rounds).view_as(rows)
         if self.watch_rows is not None:
             self.watch_rows(ids, rows)
         return rows

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmconv.formats.stream import threads
 from llmconv.progress import Meter
+from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
@@ -57,13 +58,14 @@ class _Pass:
 
 
 def replace(module: Stored, kind: type[BlockType], blocks: Bytes) -> None:
-    """Give a module blocks in place of what it holds."""
+    """Give a module blocks in place of what it holds; their numbers where the device can't decode them."""
     device = module.weight.device
-    stored = torch.from_numpy(np.array(blocks)).view(*module.shape[:-1], -1).to(device)
+    decoded = device.type != "cpu" and kind.name not in gpu.DECODERS
+    stored = torch.from_numpy(np.array(kind.decode(blocks) if decoded else blocks))
     module._parameters.pop("weight", None)
     module._buffers.pop("weight", None)
-    module.block_type = kind
-    module.register_buffer("weight", stored)
+    module.block_type = None if decoded else kind
+    module.register_buffer("weight", stored.view(*module.shape[:-1], -1).to(device))
 
 
 @torch.inference_mode()

@@ -74,6 +74,8 @@ class TrainConfig:
     eps: float = _setting(1e-8, "AdamW's epsilon")
     weight_decay: float = _setting(0.1, "weight decay, on matrices only")
     clip: float = _setting(1.0, "largest gradient norm (0: no clipping)")
+    qat: str = _setting("", "a quantized type, such as Q4_0, that weights are rounded to as they learn; exported so")
+    teacher: str = _setting("", "a model of any format to imitate, in place of the data's own next tokens")
     # Running.
     device: str = _setting("auto", "where to train: auto, cpu, cuda, mps")
     dtype: Literal["f32", "bf16", "f16"] = _setting("f32", "what to compute in; weights stay float32")
@@ -106,6 +108,10 @@ class TrainConfig:
             object.__setattr__(self, setting.name, value)
         if self.batch_size % self.accumulation:
             raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
+        if self.qat and self.export_type not in ("f32", self.qat):
+            raise UsageError(f"weights trained for {self.qat} are exported as that; leave --export-type out")
+        if self.qat and self.compile:
+            raise UsageError("rounding as weights learn is not compiled; leave --compile or --qat out")
         if bool(self.preset) == bool(self.from_checkpoint):
             raise UsageError(
                 "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
@@ -114,6 +120,11 @@ class TrainConfig:
         fixed = [name for name in ("vocab_size", "dim", "layers", "heads", "ffn") if getattr(self, name)]
         if self.from_checkpoint and fixed:
             raise UsageError(f"a checkpoint has its own {fixed[0]}; leave it out, or start a fresh model with --preset")
+
+    @property
+    def exported_type(self) -> str:
+        """What GGUF exports are made of: the type that was trained for, or `export_type`."""
+        return self.qat or self.export_type
 
     @property
     def peak_lr(self) -> float:

@@ -39,7 +39,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     Under torchrun every process calls this.  Raises `UsageError`, `BadFile`, `OutputError` or, when a number is no
     longer finite, `LlmconvError`, one sentence each.
     """
-    exports = check_exports(config.export, config.export_type, config.layout)
+    exports = check_exports(config.export, config.exported_type, config.layout)
     check_inputs(config)
     with contextlib.ExitStack() as stack:
         team = assemble(config.device, config.parallel)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worded import WORDS, gguf_of
 
 import llmconv
 from llmconv.errors import BadFile, OutputExists, UsageError
@@ -164,6 +165,28 @@ def test_the_command(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.Ca
     assert "standard" in run("calibrate", str(model), str(pairs), "-o", kept, "--device", "cpu")
     assert "predicted loss of" in run("quantize", str(model), "-o", out, "-t", "Q4_0", "--calibration", kept)
     run("quantize", str(model), "-o", out, "-t", "Q4_0", "-f", "--calibrate", str(pairs), "--effort", "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["mixtral", "qwen2-moe", "gpt2", "gemma2", "deepseek-v2", "gpt-oss", "falcon-7b", "command-r"]
+)
+def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
+    """Experts, shared ones, tied heads, fused and latent attention: no further from the float model, mostly nearer."""
+    pytest.importorskip("transformers")
+    path, text, test = gguf_of(name, tmp_path), tmp_path / "text.txt", tmp_path / "test.txt"
+    rng = np.random.default_rng(2)
+    text.write_text(" ".join(rng.choice(WORDS, 3000)))
+    test.write_text(" ".join(rng.choice(WORDS, 1200)))
+    llmconv.imatrix(path, text, tmp_path / "i.gguf", context=32, device="cpu")
+    found = llmconv.OnText(text, context=32, device="cpu")
+    kld = []
+    for how in ({"imatrix": tmp_path / "i.gguf"}, {"calibration": found}):
+        made = llmconv.quantize(path, tmp_path / "q.gguf", "Q4_0", pure=True, force=True, **how)  # type: ignore[arg-type]
+        kld.append(llmconv.compare(path, tmp_path / "q.gguf", test, context=32, device="cpu").mean_kld)
+    rounded = [t for t in made.output.tensors if t.loss_after is not None]
+    assert len(rounded) > 4 and sum(t.loss_after or 0 for t in rounded) < sum(t.loss_before or 0 for t in rounded)
+    assert kld[1] < 0.9 * kld[0], kld
 
 
 @pytest.mark.slow

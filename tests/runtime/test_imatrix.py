@@ -8,32 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
+from worded import WORDS, gguf_of
 
 import llmconv
-from llmconv.convert.translate import translate
 from llmconv.convert.writing.importance import read_importance, read_sums
 from llmconv.errors import BadFile, Cancelled, LlmconvError, OutputError, UsageError
 from llmconv.quant.importance.sums import Sums
 
 torch = pytest.importorskip("torch")
 gguf = pytest.importorskip("gguf")
-
-WORDS = [f"w{i}" for i in range(93)]
-
-
-def with_words(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A vocabulary of 96 words for a tiny model, split at spaces."""
-    return metadata | {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"\u2581{w}" for w in WORDS)],
-        "tokenizer.ggml.scores": np.zeros(96, np.float32),
-        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * 93, np.int32),
-        "tokenizer.ggml.bos_token_id": np.uint32(1),
-        "tokenizer.ggml.eos_token_id": np.uint32(2),
-        "tokenizer.ggml.unknown_token_id": np.uint32(0),
-        "tokenizer.ggml.add_bos_token": True,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("models")
 
-    def get(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        if not path.exists():
-            tiny_models.build(name, folder / name)
-            found = translate(llmconv.open(folder / name), "gguf")
-            found.metadata = with_words(dict(found.metadata))
-            llmconv.save(found, path)
-        return path
-
-    return get
+    return lambda name: gguf_of(name, folder)
 
 
 @pytest.fixture
