@@ -42,6 +42,7 @@ __all__ = [
     "listed",
     "nearest",
     "shown",
+    "telling",
 ]
 
 
@@ -241,6 +242,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def _near(name: str, known: Iterable[str], most: int) -> list[str]:
     names = {k.lower(): k for k in known}
     return [names[n] for n in difflib.get_close_matches(name[:100].lower(), names, most)]
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say `what` of an interruption (Ctrl-C, SIGTERM) in it: that there is something to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what) from None
 
 
 @contextlib.contextmanager

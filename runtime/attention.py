@@ -94,9 +94,10 @@ def attend(
         if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
             key, value = _ungrouped(query, key), _ungrouped(query, value)
             grouped = False
-        return F.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=implied, scale=spec.scale, enable_gqa=grouped
         )
+        return _not_lost(out, query, key) if query.device.type == "cpu" and key.shape[2] < _VECTOR else out
     if grouped:
         key, value = _ungrouped(query, key), _ungrouped(query, value)
     scores = query @ key.transpose(-1, -2) * spec.scale
@@ -108,6 +109,16 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+_VECTOR = 32  # numbers, or more than a CPU takes at once
+
+
+def _not_lost(out: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`out` as NaN where all scores are: a CPU's kernel takes the largest of fewer numbers than a vector has by
+    comparing, which no NaN passes, and gives finite numbers that nobody computed."""
+    lost = query.isnan().any(-1, keepdim=True) | key.isnan().any(-1).all(-1)[..., None, None]
+    return out.masked_fill(lost, float("nan"))
 
 
 def _by_heads(x: Tensor) -> Tensor:

@@ -99,9 +99,15 @@ class _Count:
     def key(self, name: str) -> Any:
         return self.shape.metadata.get(f"{self.shape.arch}.{name}")
 
-    def norm(self, numbers: int) -> int:
-        """A norm keeps its input in float32; the formula of RMS norms on a CPU also the normed one."""
-        return self.tokens * numbers * (8 if self.rms else 4)
+    def norm(self, numbers: int, rows: int = 1, apart: bool = False) -> int:
+        """A norm keeps its input in float32, and each row's mean and spread; the formula of RMS norms on a CPU, and any
+        with a weight for each head (`apart`), also the normed one."""
+        return self.tokens * (numbers * (8 if self.rms or apart else 4) + rows * (4 if self.rms else 8))
+
+    def weightless(self, there: Mapping[str, tuple[int, ...]], *names: str) -> int:
+        """Bytes of those of these norms that the model has without a tensor."""
+        bare = [name for name in self.pieces.get("weightless", ()) if name in names and f"{name}.weight" not in there]
+        return len(bare) * self.norm(self.dim)
 
     def copies(self, names: Mapping[str, tuple[int, ...]]) -> int:
         """16-bit copies of the matrices."""
@@ -111,7 +117,9 @@ class _Count:
     def ends(self) -> int:
         """Before the first block and after the last."""
         tensors = self.shape.tensors
-        total = sum(self.norm(self.dim) for name in ("token_embd_norm", "output_norm") if f"{name}.weight" in tensors)
+        ends = ("token_embd_norm", "output_norm")
+        total = sum(self.norm(self.dim) for name in ends if f"{name}.weight" in tensors)
+        total += self.weightless(tensors, *ends)
         total += self.tokens * (8 + self.width * tensors.get("token_embd.weight", (0, self.dim))[1])
         total += 4 * self.tokens * self.dim if self.dropout else 0
         head = "token_embd.weight" if self.shape.tied else "output.weight"
@@ -123,12 +131,13 @@ class _Count:
         own = {n.removeprefix(prefix): d for n, d in self.shape.tensors.items() if n.startswith(prefix)}
         table = archs.by_gguf(self.shape.arch)
         here = at_layer(self.dims, i) if table else {}
-        total = self.copies(own)
+        total = self.copies(own) + self.weightless(own, "attn_norm", *["ffn_norm"] * (not self.pieces.get("parallel")))
         for name, dims in own.items():
             if "norm" in name and name.endswith(".weight"):
                 heads = {"attn_q_norm": here["n_head"], "attn_k_norm": here["n_head_kv"]}.get(name[:-7], 1)
-                whole = len(dims) > 1 or dims[0] > here["head_dim"]
-                total += self.norm(math.prod(dims) if heads == 1 or whole else heads * dims[0])
+                whole = heads == 1 or len(dims) > 1 or dims[0] > here["head_dim"]
+                rows = 1 if len(dims) == 1 and whole else heads
+                total += self.norm(math.prod(dims) if whole else heads * dims[0], rows, apart=len(dims) > 1)
         numbers = self.attention(own, here) + self.mlp(own, here)
         if self.dropout:  # what each of the two dropouts multiplied with
             numbers += 2 * self.dim
@@ -148,6 +157,8 @@ class _Count:
         given = 0 if self.in_the_open(own) and "attn_output.weight" not in own else heads * here["head_dim_v"]
         if "attn_qkv.weight" in own and self.pieces.get("positions", "rope") == "rope" and heads == here["n_head_kv"]:
             given += 2 * heads * here["head_dim"]  # the values stay where they were projected, beside the unturned rest
+        if self.key("attention.clamp_kqv"):
+            given += heads * here["head_dim"] + here["n_head_kv"] * (here["head_dim"] + here["head_dim_v"])
         # Keys and values once for each head: a CPU's kernels know no groups.
         return fed + heads * (2 * here["head_dim"] + here["head_dim_v"]) + given
 

@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own."""
+    """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own; with what to know of it."""
 
 
 class _ReaderLeft(BaseException):
@@ -87,8 +87,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except KeyboardInterrupt as stop:
+            raise _Interrupted(*stop.args) from None
         except BrokenPipeError:  # which click would answer with an exit code of 1
             raise _ReaderLeft from None
 
@@ -171,8 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()
         code = 0
-    except (KeyboardInterrupt, _Interrupted, click.Abort):
-        click.echo("llmconv: interrupted", err=True)
+    except (KeyboardInterrupt, _Interrupted, click.Abort) as stop:
+        click.echo(one_line("; ".join(("llmconv: interrupted", *map(str, stop.args)))), err=True)
         code = 130
     except Exception as error:
         if "--debug" in args:

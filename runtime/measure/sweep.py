@@ -29,7 +29,7 @@ from llmconv.runtime.measure.chunks import Window, work_on
 from llmconv.runtime.measure.compare import Comparison, compare
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
-from llmconv.runtime.measure.sweep_state import State, file_hash, identity_of, write_text
+from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, identity_of, write_text
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -100,10 +100,12 @@ def _folder(path: Path) -> Iterator[None]:
         raise OutputError(f"{at(path)}: can't be made ({error.strerror})") from None
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if not there:
             with contextlib.suppress(OSError):
                 path.rmdir()
+        if isinstance(error, KeyboardInterrupt) and (path / NAME).exists():
+            raise KeyboardInterrupt(f"the same command goes on from {path / NAME}") from None
         raise
 
 

@@ -12,7 +12,7 @@ from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.runtime.measure.sweep_rows import SweepRow
 
-__all__ = ["State", "file_hash", "identity_of", "write_text"]
+__all__ = ["NAME", "State", "file_hash", "identity_of", "write_text"]
 
 NAME = "sweep.json"
 

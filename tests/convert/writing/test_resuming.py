@@ -109,5 +109,6 @@ def test_ctrl_c(tmp_path: Path, resumable: bool) -> None:
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130 and error.splitlines()[-1] == "llmconv: interrupted"
+    way = f"; the same command goes on from {out / 'q.gguf.partial'}" if resumable else ""
+    assert process.returncode == 130 and error.splitlines()[-1] == f"llmconv: interrupted{way}"
     assert only(out) == (["q.gguf.partial", "q.gguf.partial.journal"] if resumable else [])

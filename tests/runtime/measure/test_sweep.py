@@ -89,7 +89,7 @@ def test_it_goes_on_where_it_stopped(model: Path, text: Path, tmp_path: Path, mo
         return whole(a, b, *rest, **options)
 
     monkeypatch.setattr(engine, "compare", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"the same command goes on from .*sweep\.json"):
         run(model, text, tmp_path, "Q8_0", "Q5_0", "Q4_0")
     stamp = (tmp_path / "m-Q4_0.gguf").stat().st_mtime_ns
     found = run(model, text, tmp_path, "Q8_0", "Q5_0", "Q4_0", keep=False)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -312,7 +313,8 @@ def test_cancelling_leaves_a_checkpoint(what: str, book: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(book: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(number: int, book: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "llmconv", "train", str(book), "-o", str(out), "--preset", "simple-36k-causal"]
     command += [
@@ -329,8 +331,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(book: Path, tmp_path: Path) -> None:
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and len(read_log(out / "log.csv")) < 5:
-            pass
-        process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        process.send_signal(number)
         _, spoken = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "which is saved; go on with --resume" in spoken.splitlines()[-1]

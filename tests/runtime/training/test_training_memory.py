@@ -83,10 +83,11 @@ def test_activations_are_what_autograd_keeps(preset: str, dtype: str, dropout: f
 
 ROUTED = ["mixtral", "qwen2-moe", "qwen3-moe", "granite-moe-shared", "gpt-oss"]
 LATENT = ["deepseek-v2", "deepseek-v2-latent-query", "deepseek-v3"]
+NORMS = ["olmo", "stablelm-12b", "command-r-plus"]  # without weights, with one for each head
 
 
-@pytest.mark.parametrize("name", [*ROUTED, *LATENT])
-def test_experts_and_latent_attention_are_counted_too(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*ROUTED, *LATENT, *NORMS])
+def test_what_other_families_have_is_counted_too(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="makes the models")
     import tiny_models
 
