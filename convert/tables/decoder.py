@@ -107,6 +107,10 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     groups_used: int = 1
+    jitter: float = 0.0
+    """How near rivals of a chosen expert are, of gating "sparsemixer"."""
+    shared_average: bool = False
+    """The shared experts and the chosen ones are averaged instead of summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +353,9 @@ def _norm(read: _Reader, pieces: Pieces) -> Norm:
     for kind, key in kinds.items():
         if read.get(key) is not None and wanted in (None, kind):
             return Norm(kind, read.number(key))
+    stated = next((read.get(key) for key in kinds.values() if read.get(key) is not None), None)
+    if stated is not None:  # under the other kind's name (Phi-3.5-MoE)
+        return Norm(str(wanted), float(stated))
     return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
 
 
@@ -589,4 +596,6 @@ class _Layers:
             scale=read.optional("expert_weights_scale") or 1.0,
             groups=groups,
             groups_used=read.count("expert_group_used_count", groups) or groups,
+            jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
+            shared_average=bool(pieces.get("shared_average", False)),
         )
