@@ -131,6 +131,8 @@ class Layer:
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
+    convolution: bool = False
+    """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -148,6 +150,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
+    output_norm: str = "output_norm"
+    """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
     """Norms without weights, by the names that they would have."""
     embed_scale: float = 1.0
@@ -295,6 +299,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
+        output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
         residual_scale=read.optional("residual_scale") or 1.0,
@@ -405,7 +410,13 @@ class _Layers:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual)
+        if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
+            return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+
+    def _convolution(self) -> Attention:
+        """What a cache must know of a layer without attention."""
+        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces

@@ -321,6 +321,14 @@ MODELS: dict[str, Tiny] = {
         },
         "bfloat16",
     ),
+    "lfm2": Tiny(
+        "lfm2", "lfm2", SMALL | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, "bfloat16"
+    ),
+    "lfm2-moe": Tiny(
+        "lfm2_moe",
+        "lfm2moe",
+        _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
+    ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
 }
