@@ -106,6 +106,8 @@ def put(config: dict[str, Any], name: str, value: Any) -> None:
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the text model, where a config.json is that of several models; else all of them."""
+    if isinstance(config.get("thinker_config"), Mapping):  # of models that also speak
+        config = config["thinker_config"]
     return next((config[name] for name in _TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
 
 

@@ -111,6 +111,10 @@ class Experts:
     groups: int = 1
     group_by: int = 1
     groups_used: int = 1
+    jitter: float = 0.0
+    """How near rivals of a chosen expert are, of gating "sparsemixer"."""
+    shared_average: bool = False
+    """The shared experts and the chosen ones are averaged instead of summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,8 @@ class Layer:
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
+    convolution: bool = False
+    """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -148,6 +154,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
+    output_norm: str = "output_norm"
+    """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
     """Norms without weights, by the names that they would have."""
     embed_scale: float = 1.0
@@ -295,6 +303,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
+        output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
         residual_scale=read.optional("residual_scale") or 1.0,
@@ -353,6 +362,9 @@ def _norm(read: _Reader, pieces: Pieces) -> Norm:
     for kind, key in kinds.items():
         if read.get(key) is not None and wanted in (None, kind):
             return Norm(kind, read.number(key))
+    stated = next((read.get(key) for key in kinds.values() if read.get(key) is not None), None)
+    if stated is not None:  # under the other kind's name (Phi-3.5-MoE)
+        return Norm(str(wanted), float(stated))
     return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
 
 
@@ -402,7 +414,13 @@ class _Layers:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual)
+        if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
+            return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+
+    def _convolution(self) -> Attention:
+        """What a cache must know of a layer without attention."""
+        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces
@@ -596,4 +614,6 @@ class _Layers:
             groups=groups,
             group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
             groups_used=read.count("expert_group_used_count", groups) or groups,
+            jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
+            shared_average=bool(pieces.get("shared_average", False)),
         )

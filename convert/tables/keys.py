@@ -151,6 +151,7 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("window", "attention.sliding_window", "0"),
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
+    ("n_conv", "shortconv.l_cache", "0"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
 )

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 # Models that llama.cpp does not run, or not as transformers does.
 NOT_THERE = {
     "gptj": "no GPT-J",
+    "phimoe": "chooses by a plain softmax",
     "opt": "no OPT",
     "opt-projected": "no OPT",
     "bert": "an encoder: no logits",

@@ -59,6 +59,12 @@ PATCHES: dict[str, dict[str, Any]] = {
     "mpt": {"architectures": ["MPTForCausalLM"]},
     "glm": {"seq_length": 128, "layernorm_epsilon": 1.5625e-07},
     "solar-open": {"partial_rotary_factor": 1.0},
+    "phimoe": {
+        "architectures": ["PhiMoEForCausalLM"],
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": 128,
+    },
+    "exaone": {"activation_function": "silu"},
     "afmoe": {"route_norm": True},
     "glm4-moe-lite": {"first_k_dense_replace": 1},
     "dots1": {"scoring_func": "sigmoid"},
@@ -80,6 +86,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "exaone4": {"attention.key_length", "attention.value_length"},
     "chatglm": {"attention.key_length", "attention.value_length"},
     "ernie4_5-moe": {"attention.key_length", "attention.value_length"},
+    "bailingmoe": {"attention.key_length", "attention.value_length"},
     "exaone": {"attention.layer_norm_rms_epsilon"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
@@ -137,7 +144,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
     for name, config in BY_HAND.items():
         safetensors_file.save(hf_models.model(config, form=by_hand.FORMS.get(name, 0)), root / name)
-        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", {}))
+        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],

@@ -24,7 +24,7 @@ pytestmark = [
 
 LENGTH = 48  # beyond the tiny models' windows and original contexts
 BY_HAND = {"orion", "xverse", "pangu-embedded", "minicpm", "maincoder", "dream", "rnd1", "deepseek", "bailingmoe"}
-BY_HAND |= {"bailingmoe2", "qwen2vl", "qwen3vl", "paddleocr", "qwen"}
+BY_HAND |= {"bailingmoe2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "qwen"}
 """Families that transformers lacks, or has only inside of others: compared with llama.cpp (tests/peer)."""
 DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
 

@@ -25,6 +25,7 @@ _EXPERTS = _LLAMA | {
     "first_k_dense_replace": 1,
     "norm_topk_prob": True,
 }
+_SPARSE = {k: v for k, v in _EXPERTS.items() if k != "first_k_dense_replace"}
 _MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
 
 
@@ -97,6 +98,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         _LLAMA | _MROPE | {"head_dim": 16},
         vision_config={"deepstack_visual_indexes": [0, 1]},
     ),
+    "qwen3-vl-moe": _inside(
+        "Qwen3VLMoeForConditionalGeneration",
+        "qwen3_vl_moe",
+        _SPARSE | _MROPE | {"head_dim": 16, "num_experts": 4},
+        vision_config={"deepstack_visual_indexes": [0, 1]},
+    ),
+    "qwen3-omni": {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "model_type": "qwen3_omni_moe",
+        "thinker_config": {"text_config": _SPARSE | _MROPE | {"head_dim": 16, "num_experts": 4}},
+    },
     "paddleocr": _of("PaddleOCRVLForConditionalGeneration", "paddleocr_vl", _LLAMA | _MROPE, head_dim=16),
     "llava": _inside("LlavaForConditionalGeneration", "llava", _LLAMA),
     "iquestcoder": _of("IQuestCoderForCausalLM", "iquestcoder", _LLAMA, head_dim=16),
@@ -113,5 +125,5 @@ QWEN1 = _of(
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
 
-FORMS = {"kormo": 1}
+FORMS = {"kormo": 1, "qwen3-vl-moe": 1}
 """In which form a model is written, where not the first."""

@@ -300,6 +300,35 @@ MODELS: dict[str, Tiny] = {
     "glm4-moe-lite": Tiny(
         "glm4_moe_lite", "deepseek2", _without(_LATENT, "first_k_dense_replace") | {"norm_topk_prob": True}, "bfloat16"
     ),
+    "phimoe": Tiny(
+        "phimoe",
+        "phimoe",
+        SMALL | {"lm_head_bias": True, "attention_bias": True, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "cohere2-moe": Tiny(
+        "cohere2_moe",
+        "cohere2moe",
+        SMALL
+        | {
+            "head_dim": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+            "prefix_dense_intermediate_size": 80,
+        },
+        "bfloat16",
+    ),
+    "lfm2": Tiny(
+        "lfm2", "lfm2", SMALL | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, "bfloat16"
+    ),
+    "lfm2-moe": Tiny(
+        "lfm2_moe",
+        "lfm2moe",
+        _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
+    ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
 }

@@ -58,6 +58,8 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
         "mpt": {"blk.{i}.ffn.act"},
         "qwen2moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},  # layers without experts
         "qwen3moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "qwen3vlmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "lfm2moe": {"output"},  # an untied head, which llama.cpp loads all the same
         "rnd1": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "bailingmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "deepseek2": {n for n in ours if ".nextn." in n},  # which its loader knows, and older constants don't
