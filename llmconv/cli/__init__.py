@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
     "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
+    "view": ("llmconv.cli.view", "A page for the browser: metadata, tensors, vocabulary."),
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
