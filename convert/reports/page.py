@@ -38,19 +38,22 @@ const rows=(id,map)=>{for(const[k,v]of Object.entries(map)){const tr=make("tr");
   const key=make("td");key.append(make("code",k));tr.append(key,make("td",show(v),"v"));put(id,tr)}};
 rows("facts",data.facts);rows("settings",data.hyperparameters);rows("metadata",data.metadata);
 
+const short=x=>typeof x==="number"?String(Number(x.toPrecision(5))):x;
 function detail(t){const box=make("div"),s=t.stats;
   if(!s){box.append(make("p","Values were not read (--no-stats)."));return box}
-  const text=`min ${s.minimum}, max ${s.maximum}, mean ${s.mean}, deviation ${s.std}, `+
+  const text=`min ${short(s.minimum)}, max ${short(s.maximum)}, mean ${short(s.mean)}, `+
+    `deviation ${short(s.std)}, `+
     `zeros ${(100*s.zeros).toFixed(2)} %, not finite ${s.nonfinite}, outliers (beyond 6 deviations) ${s.outliers}`;
   box.append(make("p",text));const bars=make("div",undefined,"bars"),top=Math.max(1,...s.counts.map(c=>Math.sqrt(c)));
   s.counts.forEach(c=>{const i=make("i");i.style.height=100*Math.sqrt(c)/top+"%";i.title=c;bars.append(i)});
   const ends=make("div",undefined,"ends");
-  ends.append(...[s.edges[0],"height: square root of count",s.edges[1]].map(x=>make("span",x)));
+  ends.append(...[s.edges[0],"height: square root of count",s.edges[1]].map(x=>make("span",short(x))));
   box.append(bars,ends);return box}
 const groups=new Map();
 for(const t of data.tensors){const m=t.name.match(/(?:^|\\.)(?:blk|layers|h|block|blocks)[.\\[]?(\\d+)/);
   const g=m?"layer "+m[1]:"outside the layers";if(!groups.has(g))groups.set(g,[]);groups.get(g).push(t)}
-for(const[g,list]of groups){const d=make("details"),s=make("summary",g+" ");
+const order=g=>Number(g.replace("layer ",""))||(g==="layer 0"?0:-1);
+for(const[g,list]of[...groups].sort((a,b)=>order(a[0])-order(b[0]))){const d=make("details"),s=make("summary",g+" ");
   const types=[...new Set(list.map(t=>t.type))].join(", ");
   s.append(make("span",`${list.length} tensors, ${size(list.reduce((a,t)=>a+t.bytes,0))}, ${types}`));d.append(s);
   d.addEventListener("toggle",()=>{if(!d.open||d.dataset.done)return;d.dataset.done=1;
