@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("llmconv.cli.compare", "What one model lost against another on a text."),
     "generate": ("llmconv.cli.generate", "Continue a text."),
 }
+
+
+class _Compiling(logging.Handler):
+    """Says at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("llmconv.kernels").removeHandler(self)
+        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+
+
+def _say_what_compiles(args: list[str]) -> None:
+    if sys.stderr.isatty() and not {"-q", "--quiet", "warmup"} & {*args}:
+        log = logging.getLogger("llmconv.kernels")
+        log.setLevel(logging.INFO)
+        log.addHandler(_Compiling())
 
 
 class _Interrupted(BaseException):
@@ -160,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    _say_what_compiles(args)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
