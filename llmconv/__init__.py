@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         statistics as statistics,
         verify as verify,
         verify_provenance as verify_provenance,
+        view as view,
         vocabulary as vocabulary,
     )
     from llmconv.runtime.calibrate.calibration import (
@@ -83,6 +84,7 @@ _PUBLIC: dict[str, str] = {
     "shaped": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
+    "view": "llmconv.reports",
     "sweep": "llmconv.runtime.measure.sweep",
     "train": "llmconv.runtime.training.loop",
     "TrainConfig": "llmconv.runtime.training.config",

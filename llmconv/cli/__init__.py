@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
     "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
+    "view": ("llmconv.cli.view", "A page for the browser: metadata, tensors, vocabulary."),
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
@@ -52,6 +54,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("llmconv.cli.compare", "What one model lost against another on a text."),
     "generate": ("llmconv.cli.generate", "Continue a text."),
 }
+
+
+class _Compiling(logging.Handler):
+    """Says at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("llmconv.kernels").removeHandler(self)
+        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+
+
+def _say_what_compiles(args: list[str]) -> None:
+    if sys.stderr.isatty() and not {"-q", "--quiet", "warmup"} & {*args}:
+        log = logging.getLogger("llmconv.kernels")
+        log.setLevel(logging.INFO)
+        log.addHandler(_Compiling())
 
 
 class _Interrupted(BaseException):
@@ -161,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    _say_what_compiles(args)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs

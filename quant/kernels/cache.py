@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import logging
 import operator
 import os
 import shutil
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 _HERE = Path(__file__).parent
+_LOG = logging.getLogger("llmconv.kernels")
 _LOCK = threading.RLock()
 _OUTCOME = ctypes.create_string_buffer(64)
 """Where code writes that it returns nothing, and how it failed; kernels don't fail."""
@@ -82,6 +84,7 @@ class Entry:
             return None
 
     def _new(self, dtype: np.dtype[Any]) -> _Code:
+        _LOG.info("compiling %s.%s for this processor, once", self.family, self.name)
         importlib.import_module(f"{__package__}.{self.family}")
         symbol, parameters, image = self.compiled(dtype)
         head = {"symbol": symbol, "parameters": parameters, "digest": hashlib.sha256(image).hexdigest()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Panel", "Point", "svg"]
@@ -52,7 +52,7 @@ class Panel:
     points: Sequence[Point] = ()
     edge: Sequence[Point] = ()
     level: tuple[float, str] | None = None
-    lines: dict[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     log: bool = False
 
 

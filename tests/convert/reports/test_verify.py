@@ -264,6 +264,9 @@ def test_commands_and_exit_codes(tmp_path: Path) -> None:
     same = CliRunner().invoke(cli, ["verify", str(a), str(a)])
     assert same.exit_code == 0
     assert "the same model" in same.stdout
+    gguf_file.save(cast(model(), "Q8_0"), tmp_path / "q.gguf")
+    rounded = CliRunner().invoke(cli, ["verify", str(a), str(tmp_path / "q.gguf")])
+    assert "the same model, rounded to Q8_0: " in rounded.stdout
     other = CliRunner().invoke(cli, ["verify", str(a), str(b), "--json"])
     assert other.exit_code == 1
     assert json.loads(other.stdout)["result"]["counts"] == {"different": 3}
