@@ -42,6 +42,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own.setdefault("expert_gating_func", np.uint32(2))
     if not config.get("norm_topk_prob", third):
         own.pop("expert_weights_norm", None)
+    elif not third:  # whose code scales weights, or makes them sum to 1; V3's does both
+        own.pop("expert_weights_scale", None)
     dense = config.get("first_k_dense_replace")
     if dense is None:
         dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
@@ -52,6 +54,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _magnitudes(own, config.get("rope") or {})
     if extra := own.pop("nextn_predict_layers", 0):  # GGUF counts these layers among its blocks
         own["nextn_predict_layers"], own["block_count"] = extra, np.uint32(own["block_count"] + extra)
+
+
+def _disputed(config: Mapping[str, Any]) -> list[str]:
+    return ["norm_topk_prob"] if config.get("norm_topk_prob") and config.get("model_type") == "deepseek_v2" else []
 
 
 def _magnitudes(own: dict[str, Any], rope: Mapping[str, Any]) -> None:
@@ -203,6 +209,7 @@ DEEPSEEK2 = Architecture(
     reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace topk_method rope_theta",
     inert="qk_head_dim head_dim num_experts",
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
+    disputed=_disputed,
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
         wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},
