@@ -142,6 +142,8 @@ def _is_size(value: Any) -> bool:
 def _entry(name: str, info: Any, path: Path) -> _Entry:
     """One checked line of the header."""
     what = f"tensor {name[:200]!r}"
+    if not name:
+        raise BadFile(f"{at(path, what)} has no name; give it one, or leave it out, with the program that wrote it")
     if len(name.encode()) > limits.MAX_NAME_BYTES:
         raise BadFile(f"{at(path, what)} has a name longer than {limits.MAX_NAME_BYTES:,} bytes")
     if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:

@@ -40,7 +40,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     if missing := arch.loader.missing(checkpoint.tensors, dims):
         notes.append(f"llama.cpp needs {missing[0]}{more(missing)}, so it will not load this file")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
-    if (pattern := checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")) is not None and not np.any(pattern):
+    pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
+    if PATTERN in arch.loader.unread and pattern is not None and not np.any(pattern):
         notes.append("no layer has a window, for which this family's code in llama.cpp is not made: it will stop")
     rope = config.get("rope") or {}
     if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
@@ -52,6 +53,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
             unread.add("attention.sliding_window")
         theirs = _as_llama_cpp(arch, checkpoint, unread - {PATTERN}, refused)
         said = list(_differences(ours, theirs))
+        if any(layer.attention.window and not layer.attention.causal for layer in ours.layers):
+            said.append("its windows reach to both sides")
         notes += [f"{what}, which llama.cpp will not do" for what in said]
         if PATTERN in unread:
             old = _as_llama_cpp(arch, checkpoint, unread, refused)

@@ -1,11 +1,13 @@
 """Keys of a GGUF that a model folder has no place for: its author and licence, roles of tokens, anybody's own keys.
 
 They travel in the safetensors metadata, under `llmconv.gguf.metadata`, and go back into a GGUF that is made again.
-What config.json or the tokenizer's files say by then wins over them, since those are what people edit.
+What config.json or the tokenizer's files say by then wins over them, since those are what people edit: of a
+tokenizer's key that the files said otherwise from the start, a hash of what they said shows whether they still do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +41,8 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
     metadata: the GGUF's keys.   again: those that the folder gives when it is converted back.
     prefix: the architecture's name, under which keys are config.json's to say.
     """
-    own = own_keys.CONFIG in metadata  # made from a folder, whose name is the model's
+    own = own_keys.CONFIG in metadata  # made from a folder, whose name is the model's unless somebody gave it another
+    own &= metadata.get(own_keys.NAME, metadata.get(_NAME)) == metadata.get(_NAME)
     lost: dict[str, Any] = {}
     for key, value in metadata.items():
         if key.startswith(own_keys.OWN) or key in _OF_THE_FILE or (key == _NAME and own):
@@ -55,20 +58,27 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
     if unsaid:
         some = ", ".join(cut(key) for key in unsaid[:4]) + (f" and {len(unsaid) - 4} more" if len(unsaid) > 4 else "")
         notes.append(f"config.json has no place for {some}: kept in the weights' metadata, for a GGUF to be made again")
-    return {own_keys.GGUF_METADATA: json.dumps(encode_keys(lost), ensure_ascii=False)}, notes
+    kept = {own_keys.GGUF_METADATA: json.dumps(encode_keys(lost), ensure_ascii=False)}
+    if said := {key: _hash(again[key]) for key in lost if key in again and key.startswith("tokenizer.")}:
+        kept[own_keys.GGUF_SAID] = json.dumps(said)
+    return kept, notes
 
 
-def put_back(metadata: dict[str, Any], text: str | None, where: str) -> None:
-    """Add the kept keys to those that the folder itself gave."""
-    if text is None:
+def put_back(metadata: dict[str, Any], folder: Mapping[str, str], where: str) -> None:
+    """Add the keys that are kept in the folder's metadata to those that the folder itself gave."""
+    if own_keys.GGUF_METADATA not in folder:
         return
-    for key, value in decode_keys(
-        carried.kept_json({own_keys.GGUF_METADATA: text}, own_keys.GGUF_METADATA, where), where
-    ).items():
+    said = carried.kept_json(folder, own_keys.GGUF_SAID, where)
+    for key, value in decode_keys(carried.kept_json(folder, own_keys.GGUF_METADATA, where), where).items():
         if key in _OF_THE_FILE or key.startswith(own_keys.OWN):
             continue  # not ours: somebody else wrote this metadata
-        if key not in metadata or key.startswith(("general.", "tokenizer.")):
+        as_then = key.startswith("tokenizer.") and key in metadata and said.get(key) == _hash(metadata[key])
+        if key not in metadata or key.startswith("general.") or as_then:
             metadata[key] = value
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(encode_value(value, "")).hexdigest()[:16]
 
 
 def _harmless(key: str, value: Any) -> bool:

@@ -23,7 +23,7 @@ from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.config import Settings, normalized, read_config, usable
+from llmconv.convert.tables.config import Settings, normalized, read_config, text_config, usable
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
@@ -78,9 +78,11 @@ def to_gguf(
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
     out.metadata = _general(checkpoint, out) | metadata | pooled
+    if "general.name" in out.metadata:
+        out.metadata[own_keys.NAME] = out.metadata["general.name"]
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
     out.metadata |= _own_keys(arch, tensors, names, taken)
-    foreign_keys.put_back(out.metadata, checkpoint.metadata.get(own_keys.GGUF_METADATA), where)
+    foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
@@ -318,11 +320,16 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
 
 def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     """A note about settings that this program does not compute with."""
-    found = unaccounted(arch, config)
-    if not found:
-        return []
-    some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-    return [f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"]
+    notes = [
+        f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
+        for name in arch.disputed(text_config(config))
+    ]
+    if found := unaccounted(arch, config):
+        some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        notes.append(
+            f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"
+        )
+    return notes
 
 
 def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:

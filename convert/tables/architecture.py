@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,8 @@ class Architecture:
     reads: settings of a config.json, by spaces, that are computed with and stand in no key or row: what hooks read.
     inert: settings that change nothing in this family (those of any family: `convert.tables.settings`).
     fixed: settings of which only this value (or one of a tuple) is computed here.
+    disputed: names of a configuration's settings that transformers ignores, and the model's own code does not; they
+        are computed as in that code.
     loader: where llama.cpp computes less than the file says.
     """
 
@@ -87,6 +89,7 @@ class Architecture:
     reads: str = ""
     inert: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
 
     @functools.cached_property

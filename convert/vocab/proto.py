@@ -151,10 +151,14 @@ def _block(number: int, data: bytes) -> bytes:
 
 def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
     """A sentencepiece model as its trainer writes it: pieces first (a normal piece's type left out), then the rest."""
-    out = []
+    out, float32 = [], struct.Struct("<f").pack
+    kinds = {type: b"" if type == 1 else b"\x18" + _number(type) for type in range(8)}
+    sizes = [_number(n) for n in range(1 << 10)]
     for text, score, type in pieces:
-        inner = _block(1, text.encode("utf-8")) + b"\x15" + struct.pack("<f", score)
-        out.append(_block(1, inner if type == 1 else inner + b"\x18" + _number(type)))
+        data = text.encode("utf-8")
+        size = sizes[len(data)] if len(data) < len(sizes) else _number(len(data))
+        inner = b"\x0a" + size + data + b"\x15" + float32(score) + kinds[type]
+        out.append(b"\x0a" + (sizes[len(inner)] if len(inner) < len(sizes) else _number(len(inner))) + inner)
     return b"".join(out) + rest
 
 

@@ -117,7 +117,7 @@ TENSORS = st.tuples(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    tensors=st.dictionaries(NAMES, TENSORS, max_size=8),
+    tensors=st.dictionaries(NAMES.filter(bool), TENSORS, max_size=8),
     metadata=st.dictionaries(NAMES.filter(lambda k: not k.startswith("llmconv.")), TEXTS, max_size=4),
     shard=st.sampled_from([0, 1, 100]),
 )

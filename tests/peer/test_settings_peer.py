@@ -100,6 +100,11 @@ TRUE: dict[str, tuple[str, dict[str, Any], str]] = {
         "groups of experts judged by the best 1 (not 2)",
     ),
     "magnitude, deepseek": ("deepseek-v3", {"rope_parameters": _YARN}, "scores times"),
+    "both sides, gemma3": (
+        "gemma3",
+        {"use_bidirectional_attention": True, "sliding_window": 12},
+        "its windows reach to both sides",
+    ),
     "no window, gemma3": ("gemma3", {"layer_types": ["full_attention"] * 2}, "it will stop"),
     "plain layers": ("qwen3-moe", {"mlp_only_layers": [0]}, "will not load"),
     "alibi, falcon": ("falcon-7b", {"alibi": True}, "of the kind 'alibi'"),
@@ -133,6 +138,7 @@ AGREES: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_factor": ("llama", {"rope_parameters": _YARN | {"attention_factor": 1.0}}),
     "magnitudes, deepseek": ("deepseek-v3", {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     "all groups, deepseek": ("deepseek-v3", {"topk_group": 2}),
+    "no window, smollm3": ("smollm3", {"use_sliding_window": True, "sliding_window": 8}),
     "heads apart": ("starcoder-heads-apart", {}),
 }
 

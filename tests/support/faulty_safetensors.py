@@ -40,11 +40,11 @@ GOOD: dict[str, bytes] = {
     ),
     "header out of order": file({"u": entry(16, 32), "t": entry()}, 32),
     "escaped name": file(b'{"\\u00e4\\ud83d\\ude00":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
-    "empty name": file({"": entry()}),
 }
 
 HUGE = 2**64 - 1
 BAD: dict[str, tuple[bytes, str]] = {
+    "empty name": (file({"": entry()}), "tensor '' has no name"),
     "seven bytes": (b"\0" * 7, "is 7 bytes long, expected at least 8"),
     "header length beyond the file": (file(T, length=10_000), "claims a header of 10,000 bytes"),
     "header length of 64 bits": (file(T, length=HUGE), "claims a header of 18,446,744,073,709,551,615 bytes"),

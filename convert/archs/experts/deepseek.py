@@ -56,6 +56,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own.setdefault("expert_gating_func", np.uint32(2))
     if not config.get("norm_topk_prob", third):
         own.pop("expert_weights_norm", None)
+    elif not third:  # whose code scales weights, or makes them sum to 1; V3's does both
+        own.pop("expert_weights_scale", None)
     dense, kinds = config.get("first_k_dense_replace"), config.get("mlp_layer_types")
     if isinstance(kinds, list):
         dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
@@ -69,6 +71,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if not own.get("nextn_predict_layers"):
         own.pop("nextn_predict_layers", None)
     count_nextn(own)
+
+
+def _disputed(config: Mapping[str, Any]) -> list[str]:
+    return ["norm_topk_prob"] if config.get("norm_topk_prob") and config.get("model_type") == "deepseek_v2" else []
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -167,6 +173,7 @@ DEEPSEEK2 = Architecture(
     " rope_theta",
     inert="qk_head_dim head_dim num_experts",
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
+    disputed=_disputed,
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
         wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},

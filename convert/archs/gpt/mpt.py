@@ -31,6 +31,11 @@ def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
     config["expansion_ratio"] = dims["n_ff"] // dims["n_embd"] if dims["n_embd"] else 4
 
 
+def _disputed(config: Mapping[str, Any]) -> list[str]:
+    exponent = look_up(config, ("attn_config.alibi_bias_max",))
+    return ["attn_config.alibi_bias_max"] if exponent not in (None, 8) else []
+
+
 def _learned(config: Mapping[str, Any]) -> bool:
     return look_up(config, ("attn_config.alibi",)) is False
 
@@ -93,6 +98,7 @@ MPT = Architecture(
         "attn_config.rope": False,
         "attn_config.sliding_window_size": -1,
     },
+    disputed=_disputed,
     loader=Loader(unread=("attention.scale",)),
 )
 

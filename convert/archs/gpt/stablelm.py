@@ -38,7 +38,7 @@ STABLELM = Architecture(
         *_common,
         *keys("""
             attention.layer_norm_epsilon    f32   layer_norm_eps|norm_eps     1e-5
-            use_parallel_residual           bool  use_parallel_residual       true
+            use_parallel_residual           bool  use_parallel_residual       false
         """),
     ),
     rows=(

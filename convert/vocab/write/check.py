@@ -10,6 +10,7 @@ from typing import Any
 from llmconv.convert.vocab import tokenize, wordpiece
 from llmconv.convert.vocab.model import CHARACTERS, SPACE, SPM, WORDPIECE, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.write.library import parse
+from llmconv.convert.vocab.write.tokenizer_json import types_of
 from llmconv.errors import Unsupported, cut, more
 
 __all__ = ["check"]
@@ -46,11 +47,13 @@ def check(vocab: Vocab, files: Mapping[str, bytes]) -> list[str]:
 
 def _check_ids(vocab: Vocab, library: Any) -> None:
     tokens = wordpiece.plain(vocab) if vocab.model == WORDPIECE else vocab.tokens
+    if vocab.model in (WORDS, CHARACTERS):
+        return
     seen: set[str] = set()
-    for id, token in enumerate(tokens):
-        skip = not token or token in seen or (vocab.type_of(id) == TokenType.UNUSED)
+    for id, (token, type) in enumerate(zip(tokens, types_of(vocab), strict=True)):
+        skip = not token or token in seen or type == TokenType.UNUSED
         seen.add(token)
-        if not skip and vocab.model not in (WORDS, CHARACTERS) and (found := library.token_to_id(token)) != id:
+        if not skip and (found := library.token_to_id(token)) != id:
             raise Unsupported(f"the tokenizers library gives token {cut(token)} the id {found}, expected {id}")
 
 

@@ -26,6 +26,7 @@ from llmconv.convert.vocab.model import (
     Vocab,
 )
 from llmconv.convert.vocab.parsing import json_object
+from llmconv.convert.vocab.write.cuts import cuts
 from llmconv.errors import Unsupported
 
 __all__ = ["charsmap", "known", "normalizers", "to_json", "types_of"]
@@ -182,15 +183,13 @@ def score_merges(vocab: Vocab) -> list[list[str]]:
         for id, token in enumerate(vocab.tokens)
         if types[id] == TokenType.NORMAL or (types[id] == TokenType.USER_DEFINED and SPACE in token)
     }
+    pairs = [[token[:cut], token[cut:]] for token, cut in cuts(ids)]
+    pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+    if not pairs:
+        return []
+    left, right, whole = np.array([(ids[a], ids[b], ids[a + b]) for a, b in pairs]).T
     scores = np.zeros(len(vocab), np.float32) if vocab.scores is None else vocab.scores
-    found = [
-        (-float(scores[id]), id, ids[token[:cut]], ids[token[cut:]], token, cut)
-        for token, id in ids.items()
-        for cut in range(1, min(len(token), 512))
-        if token[:cut] in ids and token[cut:] in ids
-    ]
-    found.sort(key=lambda m: m[:4])
-    return [[token[:cut], token[cut:]] for *_, token, cut in found]
+    return [pairs[i] for i in np.lexsort((right, left, whole, -scores[whole])).tolist()]
 
 
 def charsmap(vocab: Vocab) -> bytes:

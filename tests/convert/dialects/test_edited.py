@@ -13,7 +13,7 @@ from good_models import CONFIG, tokenizer, write_hf
 from tokenizers_trained import trained
 
 import llmconv
-from llmconv.convert.dialects import hf
+from llmconv.convert.dialects import foreign_keys, hf
 from llmconv.convert.tables.config import normalized
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -184,3 +184,19 @@ def test_keys_that_are_gone_are_named(tmp_path: Path) -> None:
     del gguf.metadata["tokenizer.chat_template"]
     note = "the GGUF has no key 'tokenizer.chat_template', which its kept files still say; edit those by hand"
     assert note in hf.from_gguf(gguf).notes
+
+
+def test_a_name_that_was_given_comes_along(tmp_path: Path) -> None:
+    gguf, back = edited(folder(tmp_path / "a"), general__name="Mine")
+    assert gguf.metadata["general.name"] == "Mine" and hf.to_gguf(back).metadata["general.name"] == "Mine"
+
+
+def test_files_edited_since_win_over_kept_keys(tmp_path: Path) -> None:
+    """A GGUF says of its tokenizer what the folder's files say otherwise; who edits those files is believed."""
+    gguf = hf.to_gguf(folder(tmp_path / "a"))
+    again = {"tokenizer.ggml.eos_token_id": np.uint32(256)}
+    kept, _ = foreign_keys.keep({"tokenizer.ggml.eos_token_id": np.uint32(257)}, again, "llama")
+    for files_say, wanted in ((256, 257), (258, 258)):
+        metadata = {**gguf.metadata, "tokenizer.ggml.eos_token_id": np.uint32(files_say)}
+        foreign_keys.put_back(metadata, kept, "here")
+        assert metadata["tokenizer.ggml.eos_token_id"] == wanted

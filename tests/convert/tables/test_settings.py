@@ -259,3 +259,33 @@ def test_keys_of_a_gguf_that_a_folder_can_t_say_are_named_and_kept() -> None:
 def test_config_is_kept_whatever_it_says() -> None:
     config = LLAMA | {"hidden_act": "relu", "attention_temperature": 2.0}
     assert json.loads(hf.from_gguf(converted(config)).file("config.json") or b"") == config
+
+
+NEEDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "divisors": (QWEN2, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no place for rope_freqs.weight"),
+    "no window": (GEMMA2, {"sliding_window": 4, "layer_types": ["full_attention"] * 2}, "it will stop"),
+    "heads": (COHERE2, {"head_dim": 16}, "wants as many numbers"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_files_that_llama_cpp_will_not_load_are_said(name: str) -> None:
+    config, changes, words = NEEDS[name]
+    assert said(converted(config, **changes), words)
+
+
+def test_numbers_that_float32_rounds_are_the_same() -> None:
+    """1 / sqrt(8) in float64 and from the configuration's 8 ** -0.5."""
+    assert not said(converted(GEMMA2, query_pre_attn_scalar=8), "scores")
+
+
+def test_dynamic_scaling_is_said_once() -> None:
+    gguf = converted(LLAMA, rope_scaling={"type": "dynamic", "factor": 2.0})
+    assert len([note for note in gguf.notes if "llama.cpp" in note]) == 1
+
+
+def test_a_setting_that_transformers_ignores_is_said() -> None:
+    config = {"model_type": "deepseek_v2", "norm_topk_prob": True}
+    arch = archs.by_hf(config)
+    assert arch is not None and arch.disputed(config) == ["norm_topk_prob"]
+    assert arch.disputed({**config, "model_type": "deepseek_v3"}) == []
