@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import llmconv
-from llmconv import formats
+from llmconv import __version__, formats
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.reports.sizing import size_report
 from llmconv.convert.translate import translate
@@ -227,7 +226,7 @@ def _about(job: _Job, names: Sequence[str], state: State, options: dict[str, Any
     )
     command = f"llmconv sweep {job.model.name} {job.text.name} --types {','.join(names)}{given}"
     made = {
-        "made by": f"llmconv {llmconv.__version__}",
+        "made by": f"llmconv {__version__}",
         "command": command + (f" --imatrix {matrix.name}" if matrix else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "evaluated on": state.base.get("device", ""),
