@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows, where an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Output", "Outputs", "check_target", "open_regular", "output_errors", "regular_size"]
+__all__ = ["Output", "Outputs", "check_parent", "check_target", "open_regular", "output_errors", "regular_size"]
 
 PREFIX, SUFFIX = ".llmconv-", ".tmp"
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -87,6 +87,12 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{at(path)}: can't be written ({error.strerror or error})") from None
 
 
+def check_parent(path: Path) -> None:
+    """Refuse a target in a folder that is not there."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+
+
 def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Path] = ()) -> None:
     """Refuse a target before any work: it exists (without `force`), is an input, or has no room for `size` bytes."""
     with output_errors(path):
@@ -98,8 +104,7 @@ def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Pat
             raise OutputError(f"{at(path)}: is a folder; give a file name")
         if os.path.lexists(path) and not force:
             raise OutputExists(path, f"{at(path)}: exists already; use --force to replace it, or another name")
-        if not path.parent.is_dir():
-            raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+        check_parent(path)
         free = shutil.disk_usage(path.parent).free
         if size > free:
             raise OutputError(f"{at(path)}: needs {size:,} bytes but the disk has {free:,} free; write elsewhere")
@@ -256,8 +261,7 @@ class Outputs:
             with output_errors(folder):
                 if os.path.lexists(folder):
                     raise OutputError(f"{at(folder)}: exists and is no folder; choose another output name")
-                if not folder.parent.is_dir():
-                    raise OutputError(f"{at(folder)}: its folder {folder.parent} does not exist; make it first")
+                check_parent(folder)
                 folder.mkdir()
             self._made.append(folder)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmconv.errors import OutputError, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target
+from llmconv.formats.files import check_parent, check_target
 from llmconv.progress import Meter
 
 __all__ = ["Format"]
@@ -67,8 +67,8 @@ class Format:
             raise Unsupported(f"{at(path)}: {self.name} files are only read; write GGUF or safetensors")
         unknown = [name for name in options if name not in self.options]
         if unknown:
-            has = f"it has {', '.join(self.options)}" if self.options else "it has none of its own"
-            raise UsageError(f"{self.name} has no option {', '.join(unknown)}; {has}")
+            has = f"it has {_as_options(self.options)}" if self.options else "it has none of its own"
+            raise UsageError(f"{self.name} has no option {_as_options(unknown)}; {has}")
         return self.write(checkpoint, Path(path), force=force, jobs=jobs, meter=meter, **options)
 
     def is_named(self, path: Path) -> bool:
@@ -87,6 +87,10 @@ class Format:
             check_target(path, force=force, inputs=inputs)
 
 
+def _as_options(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
 def _check_folder(path: Path, force: bool, inputs: Sequence[Path]) -> None:
     """A model folder may be written where there is none, or an empty one; never over the input."""
     for source in inputs:
@@ -97,5 +101,4 @@ def _check_folder(path: Path, force: bool, inputs: Sequence[Path]) -> None:
         raise OutputError(f"{at(path)}: is a file; give a folder, or a name that ends in .safetensors")
     if path.is_dir() and not force and any(path.iterdir()):
         raise OutputError(f"{at(path)}: exists already and is not empty; use --force to write into it, or another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
+    check_parent(path)

@@ -42,6 +42,7 @@ __all__ = [
     "listed",
     "nearest",
     "shown",
+    "telling",
 ]
 
 
@@ -204,7 +205,10 @@ def at(path: str | os.PathLike[str], item: str | None = None) -> str:
 
 def cut(value: Any, most: int = 80) -> str:
     """A value as messages show it: its repr, the middle left out where that is long."""
-    text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
+    try:
+        text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
+    except (ValueError, RecursionError):  # Python writes no number of 5000 digits, and no list in a thousand others
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a deep {kind_of(value)}"
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
@@ -238,6 +242,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def _near(name: str, known: Iterable[str], most: int) -> list[str]:
     names = {k.lower(): k for k in known}
     return [names[n] for n in difflib.get_close_matches(name[:100].lower(), names, most)]
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Say `what` of an interruption (Ctrl-C, SIGTERM) in it: that there is something to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what) from None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from llmconv import formats
 from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
+from llmconv.show import for_json
 
 if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.content_hash import ContentHash
@@ -30,6 +31,7 @@ __all__ = [
     "statistics",
     "verify",
     "verify_provenance",
+    "view",
     "vocabulary",
 ]
 
@@ -136,6 +138,60 @@ def vocabulary(model: Source) -> list[dict[str, Any]]:
         }
         for i, token in enumerate(found.tokens)
     ]
+
+
+def view(
+    model: Source,
+    output: str | Path | None = None,
+    *,
+    stats: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write one self-contained HTML page about a model; its path.
+
+    output: beside the model, with .html behind its name, when None.   stats: read every tensor for histograms and
+    outliers.   force: replace an existing page.
+    """
+    from llmconv.convert import vocab
+    from llmconv.convert.reports import page, stats as reports
+    from llmconv.convert.reports.describe import describe
+    from llmconv.formats.files import Output, check_target
+
+    checkpoint = _open(model)
+    if output is None and checkpoint.source is None:
+        raise UsageError("a model made in memory has no name to call the page by; give output")
+    path = Path(output) if output is not None else Path(f"{checkpoint.source}.html")
+    inputs = [checkpoint.source] if checkpoint.source else []
+    check_target(path, force=force, inputs=inputs)
+    report = describe(checkpoint)
+    meter = Meter(progress, "statistics", checkpoint.nbytes if stats else 0)
+    for entry in report["tensors"] if stats else ():
+        tensor = checkpoint.tensors[entry["name"]]
+        bins = reports.histogram(tensor)
+        found = reports.tensor_stats(tensor, functools.partial(meter, item=tensor.name)).as_dict()
+        edges = [float(bins.edges[0]), float(bins.edges[-1])]
+        entry["stats"] = for_json({**found, "counts": bins.counts.tolist(), "edges": edges})
+    words = vocab.of(checkpoint)
+    facts = {
+        "format": report["format"],
+        "architecture": report["architecture"] or "unknown",
+        "parameters": f"{report['parameters']:,}",
+        "bytes of weights": f"{checkpoint.nbytes:,}",
+        "types": ", ".join(f"{count} {name}" for name, count in report["types"].items()),
+        **{f"note {i}": note for i, note in enumerate(report["notes"], 1)},
+    }
+    contents = {
+        "facts": facts,
+        **{name: report[name] for name in ("hyperparameters", "metadata", "tensors")},
+        "tokens": list(words.tokens) if words else [],
+        "kinds": [vocab.TokenType(words.type_of(i)).name.lower() for i in range(len(words))] if words else [],
+        "template": words.chat_template if words else None,
+    }
+    text = page.page(Path(str(checkpoint.source or "model")).name, contents).encode()
+    with Output(path, force=force, size=len(text), inputs=inputs) as out:
+        out.file.write(text)
+    return path
 
 
 def size(target: Source, **options: Any) -> SizeReport:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from llmconv.errors import UnknownName
 from llmconv.quant import block
 
-__all__ = ["ALIASES", "COPY", "FILE_TYPES", "GUESSED", "FileType", "file_type", "guessed_number", "number_of"]
+__all__ = [
+    *("ALIASES", "COPY", "FILE_TYPES", "GUESSED", "QUANTIZATION_VERSION"),
+    *("FileType", "file_type", "guessed_number", "number_of"),
+]
+
+QUANTIZATION_VERSION = 2
+"""ggml's GGML_QNT_VERSION, the layout of the block types: `general.quantization_version`."""
 
 
 @dataclass(frozen=True, slots=True)

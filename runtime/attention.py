@@ -34,6 +34,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.rope is not None:
         cos, sin = step.rope(spec.rope)
         query, key = (rotate(t, cos, sin, spec.rope.interleaved) for t in (query, key))
+    if spec.growth is not None:
+        query = query * step.growth(spec.growth)
     if spec.norm_after_rope:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
@@ -43,6 +45,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
+    if block.attn_gate is not None:
+        out = out * torch.sigmoid(block.attn_gate(x))
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
     return result
 
@@ -90,9 +94,10 @@ def attend(
         if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
             key, value = _ungrouped(query, key), _ungrouped(query, value)
             grouped = False
-        return F.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             query, key, value, mask, is_causal=implied, scale=spec.scale, enable_gqa=grouped
         )
+        return _not_lost(out, query, key) if query.device.type == "cpu" and key.shape[2] < _VECTOR else out
     if grouped:
         key, value = _ungrouped(query, key), _ungrouped(query, value)
     scores = query @ key.transpose(-1, -2) * spec.scale
@@ -104,6 +109,16 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+_VECTOR = 32  # numbers, or more than a CPU takes at once
+
+
+def _not_lost(out: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`out` as NaN where all scores are: a CPU's kernel takes the largest of fewer numbers than a vector has by
+    comparing, which no NaN passes, and gives finite numbers that nobody computed."""
+    lost = query.isnan().any(-1, keepdim=True) | key.isnan().any(-1).all(-1)[..., None, None]
+    return out.masked_fill(lost, float("nan"))
 
 
 def _by_heads(x: Tensor) -> Tensor:
@@ -150,14 +165,27 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     turning = rotate(turning, cos, sin, spec.rope.interleaved)
     shared = rotate(shared[:, None], cos, sin, spec.rope.interleaved)
     up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
+    _show_latent(block, nope, latent)
     query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)
     key = torch.cat((latent, shared), -1)
     if step.cache is not None:
         key, latent = step.cache.extend(block.index, key, latent)
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
     out = attend(query, key, latent, spec, step, sinks)  # (B, H, T, rank)
+    if block.attn_v_b is not None and block.attn_v_b.watch is not None:
+        for head in range(spec.n_head):
+            block.attn_v_b.watch(out[:, head], None, head)
     result: Tensor = block.attn_output((out @ up_value.transpose(-1, -2)).transpose(1, 2).flatten(2))
     return result
+
+
+def _show_latent(block: LayerPieces, nope: Tensor, latent: Tensor) -> None:
+    """Tell who watches the keys' up-projection what its stored form is multiplied with, before any absorbing."""
+    if block.attn_k_b is not None and block.attn_k_b.watch is not None:
+        for head in range(nope.shape[1]):
+            block.attn_k_b.watch(nope[:, head], None, head)
+    elif block.attn_kv_b is not None and block.attn_kv_b.watch is not None:
+        block.attn_kv_b.watch(latent[:, 0], None, None)
 
 
 def _latent_projections(block: LayerPieces, spec: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

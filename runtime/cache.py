@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmconv.convert.tables.decoder import Attention, Decoder, Rope
+from llmconv.convert.tables.decoder import Attention, Decoder, Growth, Rope
 from llmconv.runtime.positions import alibi_slopes, rope_tables
 
 __all__ = ["Cache", "Step"]
@@ -109,6 +109,11 @@ class Step:
                 divisors = self.divisors.get("rope_freqs")
             self._tables[rope] = rope_tables(rope, self.positions, self.end, divisors, self.dtype)
         return self._tables[rope]
+
+    def growth(self, growth: Growth) -> Tensor:
+        """(B or 1, 1, T, 1): what queries are multiplied by."""
+        passed = (self.positions // growth.length).to(torch.float32)
+        return (1 + growth.scale * passed.log1p()).to(self.dtype)[:, None, :, None]
 
     def mask(self, causal: bool, window: int | None) -> Tensor | None:
         """(B or 1, 1, T, S) bool, True where a token may look; None when it may look everywhere."""

@@ -77,9 +77,12 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         scores = logits.softmax(-1)
     else:
         scores = logits
+    if experts.gating == "sparsemixer":
+        return _sparse_mixer(logits, experts)
     choice = scores
     if block.exp_probs_b is not None:
-        choice = choice + block.exp_probs_b.bias.to(choice.dtype)
+        bias = block.exp_probs_b
+        choice = choice + (bias if isinstance(bias, Tensor) else bias.bias).to(choice.dtype)
     if experts.groups > 1:
         grouped = choice.unflatten(-1, (experts.groups, -1))
         best = grouped.topk(experts.group_by, -1).values.sum(-1)
@@ -92,6 +95,18 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
     if experts.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
     return weights * experts.scale, chosen
+
+
+def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
+    """One expert after the other, each weighed by a softmax over those that come near it (arXiv:2409.12136)."""
+    weights, chosen, left = [], [], logits
+    for _ in range(experts.used):
+        best, index = left.max(-1, keepdim=True)
+        far = (best - logits) / logits.abs().maximum(best) > 2 * experts.jitter
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, index))
+        chosen.append(index)
+        left = left.scatter(-1, index, float("-inf"))
+    return torch.cat(weights, -1), torch.cat(chosen, -1)
 
 
 def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
@@ -111,7 +126,10 @@ def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tens
         weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
         out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
     out = out.view_as(x)
-    return out + _shared_expert(block, spec, x) if block.ffn_up_shexp is not None else out
+    if block.ffn_up_shexp is None:
+        return out
+    out = out + _shared_expert(block, spec, x)
+    return out / 2 if experts.shared_average else out
 
 
 def _expert(block: LayerPieces, spec: Mlp, expert: int, x: Tensor) -> Tensor:

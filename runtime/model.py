@@ -16,9 +16,10 @@ from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
+from llmconv.runtime.convolution import short_convolution
 from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
-from llmconv.runtime.pieces import ENDS, LayerPieces, Pieces, Types, grouped, piece
+from llmconv.runtime.pieces import ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
 
 __all__ = ["Block", "Model"]
@@ -32,7 +33,15 @@ class Block(LayerPieces):
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
+            if "" in parts and name in VECTORS:
+                del self._modules[name]
+                self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
+                continue
             self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
+        if self.spec.convolution:
+            self.shortconv = Pieces()
+            for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
+                self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
@@ -46,7 +55,8 @@ class Block(LayerPieces):
             return self.ffn_norm(x + feed_forward(self, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        attended = self_attention(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        mix = short_convolution if self.spec.convolution else self_attention
+        attended = mix(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
@@ -127,7 +137,8 @@ class Model(Pieces):
             x = block(x, step)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return x if self.output_norm is None else self.output_norm(x)
+        norm = getattr(self, self.decoder.output_norm)
+        return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim)."""
@@ -185,7 +196,9 @@ class Model(Pieces):
             x = x + sinusoidal(step.positions, spec.dim, self.dtype)
         if self.token_types is not None:
             x = x + self.token_types.weight[0].to(self.dtype)
-        return x if self.token_embd_norm is None else self.token_embd_norm(x)
+        if self.token_embd_norm is None or spec.output_norm == "token_embd_norm":
+            return x
+        return self.token_embd_norm(x)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return (

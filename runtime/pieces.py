@@ -21,9 +21,21 @@ Types = Mapping[str, type[BlockType] | torch.dtype]
 """How each tensor is stored: blocks of a type, or plain numbers; absent: float32."""
 
 LINEAR = (
-    *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    *(
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_qkv",
+        "attn_output",
+        "attn_gate",
+        "attn_q_a",
+        "attn_q_b",
+        "attn_kv_a_mqa",
+        "attn_kv_b",
+    ),
     *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
     *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
+    *("in_proj", "out_proj"),  # of a short convolution
 )
 EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
 ENDS = ("token_embd_in", "output_in")
@@ -32,7 +44,7 @@ NORMS = (
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
     *("attn_sub_norm", "ffn_sub_norm"),
 )
-VECTORS = ("attn_sinks", "exp_probs_b")
+VECTORS = ("attn_sinks", "exp_probs_b", "conv")
 _DERIVED = re.compile(
     r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
 )
@@ -53,7 +65,7 @@ class LayerPieces(Pieces):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in (*LINEAR, *EXPERTS, *NORMS, *VECTORS):
+        for name in (*LINEAR, *EXPERTS, *NORMS, *VECTORS, "shortconv"):
             self.register_module(name, None)
 
 
@@ -72,6 +84,8 @@ def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dic
     for full, shape in shapes.items():
         if full.startswith(prefix) and not _DERIVED.fullmatch(full):
             name, _, part = full[len(prefix) :].rpartition(".")
+            if not name:
+                name, part = part, ""  # a lone tensor (Hy3's exp_probs_b)
             if "." not in name:
                 out.setdefault(name, {})[part] = shape
     return out

@@ -21,7 +21,7 @@ from llmconv.quant import integer_products
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
 
-__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul"]
+__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul", "straight_through"]
 
 ACTIVATIONS = ("float", "int8")
 """What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer_products`)."""
@@ -197,3 +197,20 @@ def embed(ids: Tensor, weight: Tensor, type: type[BlockType] | None, dtype: torc
         return F.embedding(ids, weight).to(dtype)
     rows = weight.index_select(0, ids.flatten())
     return dense(rows, type, dtype).view(*ids.shape, -1)
+
+
+def straight_through(weight: Tensor, type: type[BlockType]) -> Tensor:
+    """Rows of numbers (n, in) as `type` rounds them, for whose gradients the rounding counts as nothing."""
+    return _Rounding.apply(weight, type)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, type: type[BlockType]) -> Tensor:
+        rows = weight.detach().float().cpu().contiguous().numpy()
+        values = type.decode(type.encode(rows)).astype("float32")
+        return torch.from_numpy(values).to(device=weight.device, dtype=weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

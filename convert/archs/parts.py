@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llmconv.convert.tables.architecture import Form, Row, keys, row
-from llmconv.convert.tables.ops import Shift, Split, Stack, Transpose, rope_halves
+import numpy as np
+
+from llmconv.convert.tables.architecture import Form, Key, Row, keys, row
+from llmconv.convert.tables.ops import Dims, Shift, Split, Stack, Transpose, rope_halves
 from llmconv.convert.tables.rows import Optional
 
 COMMON = keys("""
@@ -30,6 +32,30 @@ EXPERTS = keys("""
     expert_count                      u32   num_local_experts|num_experts|n_routed_experts
     expert_used_count                 u32   num_experts_per_tok|num_experts_per_token|top_k_experts
 """)
+
+
+def sigmoid_experts(
+    *,
+    count: str = "n_routed_experts",
+    shared: str = "n_shared_experts",
+    scale: str = "routed_scaling_factor",
+    norm: str = "norm_topk_prob",
+) -> tuple[Key, ...]:
+    """The keys of the families whose experts are scored as DeepSeek V3's are, by what they call them."""
+    return (
+        *keys(f"""
+            expert_count                      u32   {count}|num_local_experts
+            expert_used_count                 u32   num_experts_per_tok
+            expert_feed_forward_length        u32   moe_intermediate_size
+            expert_shared_count               u32   {shared}
+            expert_weights_scale              f32   {scale}
+            expert_weights_norm               bool  {norm}
+            expert_group_count                u32   n_group
+            expert_group_used_count           u32   topk_group
+        """),
+        Key("expert_gating_func", ("scoring_func",), "u32", "sigmoid", {"softmax": 1, "sigmoid": 2}),
+    )
+
 
 EMBEDDINGS = (
     row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
@@ -114,6 +140,68 @@ def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
             alt=(Form((all_of_them + "down_proj",)),),
         ),
     )
+
+
+def shared_experts(at: str = "mlp.shared_experts.", where: str = "i >= n_dense") -> tuple[Row, ...]:
+    """Rows of the experts that every token goes through, which are one gated block.
+
+    where: an expression; the layers that have them.
+    """
+    when = f"n_ff_shexp and {where}"
+    return (
+        row("blk.{i}.ffn_gate_shexp.weight", _at + at + "gate_proj.weight", "n_ff_shexp, n_embd", when=when),
+        row("blk.{i}.ffn_up_shexp.weight", _at + at + "up_proj.weight", "n_ff_shexp, n_embd", when=when),
+        row("blk.{i}.ffn_down_shexp.weight", _at + at + "down_proj.weight", "n_embd, n_ff_shexp", when=when),
+    )
+
+
+def choice_bias(
+    hf: str = "mlp.gate.e_score_correction_bias", where: str = "i >= n_dense", gguf: str = "exp_probs_b.bias"
+) -> Row:
+    """The row of the bias that steers which experts are chosen, and is in none of their weights."""
+    return row("blk.{i}." + gguf, _at + hf, "n_expert", when=f"n_expert and {where}", optional=True)
+
+
+_nextn = "i >= n_layer - n_nextn"
+
+NEXTN = (
+    row("blk.{i}.nextn.eh_proj.weight", _at + "eh_proj.weight", "n_embd, 2 * n_embd", when=_nextn),
+    row("blk.{i}.nextn.enorm.weight", _at + "enorm.weight", "n_embd", when=_nextn),
+    row("blk.{i}.nextn.hnorm.weight", _at + "hnorm.weight", "n_embd", when=_nextn),
+    row(
+        "blk.{i}.nextn.embed_tokens.weight",
+        _at + "embed_tokens.weight",
+        "n_vocab, n_embd",
+        when=_nextn,
+        optional=True,
+    ),
+    row(
+        "blk.{i}.nextn.shared_head_head.weight",
+        _at + "shared_head.head.weight",
+        "n_vocab, n_embd",
+        when=_nextn,
+        optional=True,
+    ),
+    row(
+        "blk.{i}.nextn.shared_head_norm.weight",
+        _at + "shared_head.norm.weight",
+        "n_embd",
+        when=_nextn,
+        optional=True,
+    ),
+)
+"""What the layers that predict further tokens have beside those of any layer; nothing here computes with them."""
+
+
+def count_nextn(own: dict[str, Any]) -> None:
+    """GGUF counts the layers for further tokens among its blocks."""
+    own["block_count"] = np.uint32(own["block_count"] + own.get("nextn_predict_layers", 0))
+
+
+def uncount_nextn(config: dict[str, Any], dims: Dims) -> None:
+    """The way back of `count_nextn`."""
+    config["num_hidden_layers"] = dims["n_layer"] - dims["n_nextn"]
+    config["num_nextn_predict_layers"] = dims["n_nextn"]
 
 
 def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:

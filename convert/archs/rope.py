@@ -92,3 +92,27 @@ def partial_rotary(names: str, default: float) -> tuple[Finish, Finish]:
             config[wanted[0]] = dims["n_rot"] / dims["head_dim"]
 
     return finish, rebuild
+
+
+def yarn_magnitudes(own: dict[str, Any], rope: Mapping[str, Any], unit: float) -> None:
+    """YaRN: mscale_all_dim, squared, scales the attention; cos and sin are scaled by its quotient with mscale alone.
+
+    unit: what the key's number is of mscale_all_dim: 0.1 of DeepSeek, 1 of Mistral.
+    """
+    multiplier = rope.get("mscale_all_dim")
+    if multiplier is None:
+        return
+    own["rope.scaling.yarn_log_multiplier"] = np.float32(unit * multiplier)
+    if multiplier and own.get("rope.scaling.type") == "yarn":
+        factor = float(own["rope.scaling.factor"])
+        usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
+        wanted = float(own.pop("rope.scaling.attn_factor", 1.0)) * usual
+        if not math.isclose(wanted, 1.0, rel_tol=1e-6):
+            own["rope.scaling.attn_factor"] = np.float32(wanted)
+
+
+def rope_sections(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """How many rotary dimensions turn by time, height and width, which are all the same for a text."""
+    found = (config.get("rope") or {}).get("mrope_section")
+    if found is not None:
+        own["rope.dimension_sections"] = np.asarray([*found, 0, 0, 0, 0][:4], np.int32)

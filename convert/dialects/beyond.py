@@ -44,11 +44,13 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     if PATTERN in arch.loader.unread and pattern is not None and not np.any(pattern):
         notes.append("no layer has a window, for which this family's code in llama.cpp is not made: it will stop")
     rope = config.get("rope") or {}
-    if rope.get("rope_type") == "dynamic":
+    if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
     try:
         ours = describe(checkpoint)
         unread = {*NOBODY_READS, *arch.loader.unread}
+        if arch.loader.windows_at not in (None, 0, len(ours.layers)):
+            unread.add("attention.sliding_window")
         theirs = _as_llama_cpp(arch, checkpoint, unread - {PATTERN}, refused)
         said = list(_differences(ours, theirs))
         if any(layer.attention.window and not layer.attention.causal for layer in ours.layers):

@@ -41,8 +41,8 @@ _WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabular
 
 
 def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """Put the folder's small text files into the metadata; the names of those that were left out."""
-    left: list[str] = []
+    """Put the folder's small text files into the metadata; notes of those that were left out."""
+    notes: list[str] = []
     for name in checkpoint.files:
         keys = (own_keys.FILE + name, own_keys.CUT_FILE + name, _WHOLE.get(name))
         if name in _NOT_KEPT or any(key in metadata for key in keys):
@@ -56,8 +56,8 @@ def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
             if "/" in name and len(data) <= FILE_BYTES:  # a module of the model: layers behind it, or their vocabulary
                 metadata[own_keys.FILE + name] = np.frombuffer(data, np.uint8)
             else:
-                left.append(name)
-    return left
+                notes.append(f"{name} is not kept (too big or not text)")
+    return notes
 
 
 def kept_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:

@@ -61,6 +61,8 @@ def _one_prefix(arch: Architecture, names: Mapping[str, str]) -> dict[str, str]:
     if layer is not None:
         anchors.append(layer.forms[0].patterns[0].removeprefix("{p}").replace("{i}", "0"))
     known = any(prefix + anchor in have for prefix in arch.prefixes for anchor in anchors)
+    if not known and _other_names(arch) & have:
+        return dict(names)
     prefix = usual
     if not known:
         ends = [name[: -len(anchor)] for anchor in anchors for name in have if name.endswith("." + anchor)]
@@ -77,6 +79,13 @@ def _one_prefix(arch: Architecture, names: Mapping[str, str]) -> dict[str, str]:
                 bare = end
         out[name] = bare
     return out
+
+
+def _other_names(arch: Architecture) -> set[str]:
+    """What the family's other programs call the token embedding, whole."""
+    rows = [r for r in arch.rows if r.gguf[0] == "token_embd.weight"]
+    patterns = {name for r in rows for form in r.forms[1:] for name in form.patterns}
+    return {name for name in patterns if not name.startswith("{p}")}
 
 
 def _text_prefix(ends: list[str], usual: str) -> str:

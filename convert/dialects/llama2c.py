@@ -17,6 +17,7 @@ from llmconv.convert.tables.rows import Told, forward, row, slots
 from llmconv.convert.vocab.model import SPM, TokenType, Vocab
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.quant.filetypes import FILE_TYPES, QUANTIZATION_VERSION
 
 __all__ = ["from_gguf", "read_tokenizer", "to_gguf"]
 
@@ -55,7 +56,8 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     out.metadata = {"general.architecture": "llama", "general.type": "model"}
     if checkpoint.source is not None:
         out.metadata["general.name"] = checkpoint.source.stem
-    out.metadata |= {"general.file_type": np.uint32(0), "general.quantization_version": np.uint32(2)}
+    out.metadata["general.file_type"] = np.uint32(FILE_TYPES["F32"].number)
+    out.metadata["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
     out.metadata |= {f"llama.{key}": np.uint32(sizes[name]) for key, name in _KEYS.items()}
     out.metadata["llama.rope.dimension_count"] = np.uint32(sizes["dim"] // sizes["n_heads"])
     out.metadata["llama.rope.freq_base"] = np.float32(10000.0)  # run.c and model.py: theta = 10000, eps = 1e-5

@@ -72,7 +72,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         if record:
             out.metadata[key] = json.dumps(record)
     out.metadata[own_keys.SAFETENSORS_METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
-    notes = [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
+    notes = carried.keep_files(out.metadata, checkpoint)
     if "adapter_config.json" in checkpoint.files:
         notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
     elif "config.json" not in checkpoint.files and checkpoint.format not in ("", "gguf"):

@@ -19,7 +19,7 @@ from llmconv.convert.tables.rows import Form, Row, Slot, row, slots
 from llmconv.errors import BadFile
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["Field", "Form", "Layout", "Row", "Words", "look", "row"]
+__all__ = ["Field", "Form", "Layout", "Row", "Words", "look", "look_loosely", "row"]
 
 
 def look(document: Any, path: str) -> Any:
@@ -33,6 +33,26 @@ def look(document: Any, path: str) -> Any:
                 if found is not None:
                     return found
     return None
+
+
+def look_loosely(document: Any, path: str) -> Any:
+    """The same whatever the case of the keys and with or without underscores: `Config.N_EMBD` is `config.nEmbd`.
+
+    None where two keys would do, and for names of less than three letters, whose case tells them apart.
+    """
+    for step in path.split("."):
+        if not isinstance(document, dict) or len(step) < 3 or len(document) > _SETTINGS:
+            return None
+        wanted = step.replace("_", "").lower()
+        found = [key for key in document if key.replace("_", "").lower() == wanted]
+        if len(found) != 1:
+            return None
+        document = document[found[0]]
+    return document
+
+
+_SETTINGS = 1000
+"""Keys of an object that holds settings, at most."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class Layout:
     marks: paths (of values or weights) that a document of the family has, all of them, each in one of its spellings;
         `absent` ones it has not.
     prefixes: what `{p}` in paths may be ("weights.", "state_dict."); a row's further `alt` forms are other spellings.
+    suits: (metadata, dims, tensors) -> why a model of the architecture can't be written so, "" where it can.
     default: whether a model of the architecture is written so when nothing else is asked for.
     spells: whether people choose the weights' names themselves: then marks and rows have GGUF's, and `spelling` says
         which array is which.   fits: what marks can't say of such a document: "" or what is missing.
@@ -103,6 +124,7 @@ class Layout:
     unpack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     pack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     build: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any] | None = None
+    suits: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], str] | None = None
     default: bool = True
     spells: bool = False
     fits: Callable[[Spelled], str] | None = None
@@ -144,7 +166,10 @@ class Layout:
         """
         out: dict[str, Any] = {}
         for item in self.fields:
-            stated = [found for path in self.spelt(item.names) for found in _stated(item, path, documents, tensors)]
+            paths = self.spelt(item.names)
+            stated = [found for path in paths for found in _stated(item, path, documents, tensors, self.spells)]
+            if not stated and self.spells:
+                stated = [found for path in paths for found in _at(item, path, documents, look_loosely, True)]
             if not stated and item.optional:
                 continue
             if not stated and item.default is None:
@@ -189,9 +214,9 @@ def _odd(document: Any) -> str:
 
 
 def _stated(
-    item: Field, path: str, documents: Sequence[tuple[str, Any]], tensors: Mapping[str, Tensor]
+    item: Field, path: str, documents: Sequence[tuple[str, Any]], tensors: Mapping[str, Tensor], texts: bool
 ) -> Iterator[tuple[str, Any]]:
-    """What the documents say at a path: (where, value)."""
+    """What the documents say at a path: (where, value).   texts: whether a number may be written as one."""
     if path.startswith("shape of "):
         name, _, axis = path.removeprefix("shape of ").partition("@")
         if name in tensors and int(axis) < len(tensors[name].shape):
@@ -209,8 +234,26 @@ def _stated(
         if isinstance(found := look(documents[0][1], name), list):
             yield f"the number of {name}", item.typed(len(found), f"the number of {name}")
     else:
-        for where, document in documents:
-            found = look(document, path)
-            listed = isinstance(found, dict | list) or (isinstance(found, str) and path.endswith("vocab"))
-            if found is not None and not listed:  # "vocab" is a count here and a list of characters there
-                yield f"{where}: {path}", item.typed(found, f"{where}: {path}")
+        yield from _at(item, path, documents, look, texts)
+
+
+def _at(
+    item: Field, path: str, documents: Sequence[tuple[str, Any]], find: Callable[[Any, str], Any], texts: bool
+) -> Iterator[tuple[str, Any]]:
+    """What the documents say at a path: (where, value)."""
+    for where, document in documents:
+        found = find(document, path)
+        listed = isinstance(found, dict | list) or (isinstance(found, str) and path.lower().endswith("vocab"))
+        if found is not None and not listed:  # "vocab" is a count here and a list of characters there
+            yield f"{where}: {path}", item.typed(_number(found, item.kind) if texts else found, f"{where}: {path}")
+
+
+def _number(value: Any, kind: str) -> Any:
+    """A number that a program wrote as a text, as a number."""
+    if (
+        kind in ("count", "u32", "f32")
+        and isinstance(value, str)
+        and re.fullmatch(r"\d{1,15}(\.\d{1,15})?(e-?\d{1,2})?", value)
+    ):
+        return float(value) if kind == "f32" else int(value) if value.isdecimal() else value
+    return value

@@ -18,6 +18,7 @@ _OBJECTS = (
         "hyperparameters.",
         "hyperParameters.",
         "hyperparams.",
+        "hyper_parameters.",
         "params.",
     ),
     *(

@@ -99,9 +99,15 @@ class _Count:
     def key(self, name: str) -> Any:
         return self.shape.metadata.get(f"{self.shape.arch}.{name}")
 
-    def norm(self, numbers: int) -> int:
-        """A norm keeps its input in float32; the formula of RMS norms on a CPU also the normed one."""
-        return self.tokens * numbers * (8 if self.rms else 4)
+    def norm(self, numbers: int, rows: int = 1, apart: bool = False) -> int:
+        """A norm keeps its input in float32, and each row's mean and spread; the formula of RMS norms on a CPU, and any
+        with a weight for each head (`apart`), also the normed one."""
+        return self.tokens * (numbers * (8 if self.rms or apart else 4) + rows * (4 if self.rms else 8))
+
+    def weightless(self, there: Mapping[str, tuple[int, ...]], *names: str) -> int:
+        """Bytes of those of these norms that the model has without a tensor."""
+        bare = [name for name in self.pieces.get("weightless", ()) if name in names and f"{name}.weight" not in there]
+        return len(bare) * self.norm(self.dim)
 
     def copies(self, names: Mapping[str, tuple[int, ...]]) -> int:
         """16-bit copies of the matrices."""
@@ -111,7 +117,9 @@ class _Count:
     def ends(self) -> int:
         """Before the first block and after the last."""
         tensors = self.shape.tensors
-        total = sum(self.norm(self.dim) for name in ("token_embd_norm", "output_norm") if f"{name}.weight" in tensors)
+        ends = ("token_embd_norm", "output_norm")
+        total = sum(self.norm(self.dim) for name in ends if f"{name}.weight" in tensors)
+        total += self.weightless(tensors, *ends)
         total += self.tokens * (8 + self.width * tensors.get("token_embd.weight", (0, self.dim))[1])
         total += 4 * self.tokens * self.dim if self.dropout else 0
         head = "token_embd.weight" if self.shape.tied else "output.weight"
@@ -123,29 +131,34 @@ class _Count:
         own = {n.removeprefix(prefix): d for n, d in self.shape.tensors.items() if n.startswith(prefix)}
         table = archs.by_gguf(self.shape.arch)
         here = at_layer(self.dims, i) if table else {}
-        total = self.copies(own)
+        total = self.copies(own) + self.weightless(own, "attn_norm", *["ffn_norm"] * (not self.pieces.get("parallel")))
         for name, dims in own.items():
             if "norm" in name and name.endswith(".weight"):
                 heads = {"attn_q_norm": here["n_head"], "attn_k_norm": here["n_head_kv"]}.get(name[:-7], 1)
-                whole = len(dims) > 1 or dims[0] > here["head_dim"]
-                total += self.norm(math.prod(dims) if heads == 1 or whole else heads * dims[0])
+                whole = heads == 1 or len(dims) > 1 or dims[0] > here["head_dim"]
+                rows = 1 if len(dims) == 1 and whole else heads
+                total += self.norm(math.prod(dims) if whole else heads * dims[0], rows, apart=len(dims) > 1)
         numbers = self.attention(own, here) + self.mlp(own, here)
         if self.dropout:  # what each of the two dropouts multiplied with
             numbers += 2 * self.dim
-        return total + self.width * self.tokens * numbers + self.matrices(own, here)
+        return total + self.width * self.tokens * numbers + self.matrices(own, here) + self.routing(own, here)
 
     def attention(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that attention keeps: what is projected, queries, keys, values, what it gives."""
         heads = here["n_head"]
-        if "attn_kv_a_mqa.weight" in own:  # latent: all heads read one key and one value
-            rank, rope = here["kv_lora"], here["n_rot"]
-            nope = max(0, here["nope"] - rope)
-            return self.dim + here["q_lora"] + heads * (nope + rank + rope + rank + here["v_mla"]) + 2 * rank + rope
+        if "attn_kv_a_mqa.weight" in own:  # latent: what the projections of queries and sums are fed with
+            nope = max(0, here["nope"] - here["n_rot"])
+            fed = self.fed(own, "attn_q", "attn_q_a", "attn_kv_a_mqa") + (
+                here["q_lora"] if "attn_q_b.weight" in own else 0
+            )
+            return fed + heads * (nope + here["kv_lora"] + here["v_mla"])
         fed = self.fed(own, "attn_q", "attn_k", "attn_v", "attn_qkv")
         # What attention gives is kept for what multiplies it, or by the kernel that made it.
         given = 0 if self.in_the_open(own) and "attn_output.weight" not in own else heads * here["head_dim_v"]
         if "attn_qkv.weight" in own and self.pieces.get("positions", "rope") == "rope" and heads == here["n_head_kv"]:
             given += 2 * heads * here["head_dim"]  # the values stay where they were projected, beside the unturned rest
+        if self.key("attention.clamp_kqv"):
+            given += heads * here["head_dim"] + here["n_head_kv"] * (here["head_dim"] + here["head_dim_v"])
         # Keys and values once for each head: a CPU's kernels know no groups.
         return fed + heads * (2 * here["head_dim"] + here["head_dim_v"]) + given
 
@@ -167,6 +180,8 @@ class _Count:
 
     def matrices(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Bytes of attention's matrices, where it has to be computed in the open; of its sums otherwise."""
+        if "attn_kv_a_mqa.weight" in own:
+            return self.latent(here)
         if not self.in_the_open(own):
             return 4 * self.tokens * here["n_head"]
         start = self.key("attention.softmax_start") or self.pieces.get("softmax_start")
@@ -174,19 +189,46 @@ class _Count:
         each += self.width if self.key("attn_logit_softcapping") else 0
         return self.tokens * self.context * here["n_head"] * each
 
+    def latent(self, here: Mapping[str, int]) -> int:
+        """Bytes of attention over latents, whose values are not as long as its keys, which a CPU's kernels don't know:
+        float32 queries, keys and values for each head, the matrix, and the projections once for each sequence."""
+        heads, rank, rope = here["n_head"], here["kv_lora"], here["n_rot"]
+        sequences = self.tokens // self.context
+        projections = sequences * heads * rank * (max(0, here["nope"] - rope) + here["v_mla"])
+        unturned = rope if self.width == 4 else 0  # stays beside the latent that the norm keeps
+        inner = heads * (3 * rank + 2 * rope + self.context) + unturned
+        return 4 * self.tokens * inner + self.width * projections
+
+    def routing(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Bytes of sending tokens to experts and of adding up what these give: float32 and long integers."""
+        if "ffn_gate_inp.weight" not in own:
+            return 0
+        experts, used = own["ffn_gate_inp.weight"][0], here["n_expert_used"]
+        return self.tokens * (4 * experts + used * (4 * self.dim + 32))
+
     def mlp(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that the MLP keeps; with experts, of those that a token is sent to."""
-        total = 0
+        total = self.fed(own, "ffn_gate_inp", "ffn_up_shexp", "ffn_gate_shexp", "ffn_gate_inp_shexp")
         for kind, times in (("", 1), ("_exps", here["n_expert_used"]), ("_shexp", 1)):
             down = own.get(f"ffn_down{kind}.weight")
             if down is None:
                 continue
-            gated = any(f"{name}{kind}.weight" in own for name in ("ffn_gate", "ffn_gate_up"))
-            up = own.get(f"ffn_up{kind}.weight", (0, 0))
-            gated = gated or up[-2] == 2 * down[-1]
-            inner = (4 if gated else 1 if self.pieces.get("activation") == "relu" else 2) * down[-1]
-            fed = self.fed(own, *(f"{name}{kind}" for name in ("ffn_up", "ffn_gate", "ffn_gate_up")))
+            inner = self.inner(own, kind) * down[-1]
+            fed = (
+                0 if kind == "_shexp" else self.fed(own, *(f"{n}{kind}" for n in ("ffn_up", "ffn_gate", "ffn_gate_up")))
+            )
             if self.width == 4 and self.pieces.get("parallel") and "ffn_norm.weight" not in own:
                 fed = 0  # it is what attention gets
-            total += times * (inner + fed + (2 * self.dim if kind == "_exps" else 0))
+            gate = {"_exps": "ffn_gate_inp.weight", "_shexp": "ffn_gate_inp_shexp.weight"}.get(kind)
+            weighted = self.dim if gate in own else 0
+            total += times * (inner + fed + weighted)
         return total
+
+    def inner(self, own: Mapping[str, tuple[int, ...]], kind: str) -> int:
+        """How often the numbers between an MLP's matrices are kept, on their way through the activation."""
+        activation = self.pieces.get("activation")
+        up = own.get(f"ffn_up{kind}.weight", (0, 0))
+        gated = any(f"{name}{kind}.weight" in own for name in ("ffn_gate", "ffn_gate_up"))
+        if gated or up[-2] == 2 * own[f"ffn_down{kind}.weight"][-1]:
+            return 7 if activation == "swiglu_oai" else 4
+        return 1 if activation == "relu" else 2

@@ -158,7 +158,7 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
-        if "layer_types" in self.settings:
+        if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
             window_keys(own, config, self.decoder, source)
         return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
 
@@ -223,6 +223,11 @@ class Architecture:
                 total += sum(int(np.prod(shape, dtype=np.int64)) for shape in slot.shapes)
         return total
 
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head of a model of this configuration is its embedding."""
+        stated = config.get("tie_word_embeddings")
+        return self.tied if stated is None else bool(stated)
+
     def expected(self, table_row: Row, config: Mapping[str, Any]) -> bool:
         """Whether a model of this configuration has the row."""
         flag = table_row.optional
@@ -231,9 +236,8 @@ class Architecture:
         if not isinstance(flag, str):
             return flag(config)
         name, _, given = flag.lstrip("!").partition("=")
-        default = self.tied if name == "tie_word_embeddings" else given == "true"
-        found = config.get(name)
-        value = bool(default if found is None else found)
+        found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
+        value = given == "true" if found is None else bool(found)
         return not value if flag.startswith("!") else value
 
 

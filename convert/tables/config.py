@@ -106,6 +106,8 @@ def put(config: dict[str, Any], name: str, value: Any) -> None:
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the text model, where a config.json is that of several models; else all of them."""
+    if isinstance(config.get("thinker_config"), Mapping):  # of models that also speak
+        config = config["thinker_config"]
     return next((config[name] for name in _TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
 
 
@@ -144,6 +146,8 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         out["rope_theta"] = rope["rope_theta"]
     if local.get("rope_theta") is not None:
         out["rope_local_base_freq"] = local["rope_theta"]
+    if out.get("vocab_size") is None and out.get("padded_vocab_size") is not None:
+        out["vocab_size"] = out["padded_vocab_size"]
     out["rope"], out["rope_swa"] = rope, local
     return Settings(out)
 

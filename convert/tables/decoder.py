@@ -25,7 +25,7 @@ from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Attention", "Decoder", "Experts", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
+__all__ = ["Attention", "Decoder", "Experts", "Growth", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,14 @@ class Mla:
 
 
 @dataclass(frozen=True, slots=True)
+class Growth:
+    """Queries grow with their position p: times 1 + scale · ln(1 + floor(p / length)) (Llama 4, Ministral 3)."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """One layer's attention.  scale: what q·k is multiplied by.  window: how many tokens it sees, itself included."""
 
@@ -84,6 +92,7 @@ class Attention:
     alibi_quirk: bool = False
     softmax_start: float = 0.0
     norm_after_rope: bool = False
+    growth: Growth | None = None
     mla: Mla | None = None
 
 
@@ -102,6 +111,10 @@ class Experts:
     groups: int = 1
     group_by: int = 1
     groups_used: int = 1
+    jitter: float = 0.0
+    """How near rivals of a chosen expert are, of gating "sparsemixer"."""
+    shared_average: bool = False
+    """The shared experts and the chosen ones are averaged instead of summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,8 @@ class Layer:
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
+    convolution: bool = False
+    """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -139,6 +154,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
+    output_norm: str = "output_norm"
+    """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
     """Norms without weights, by the names that they would have."""
     embed_scale: float = 1.0
@@ -286,6 +303,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
+        output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
         residual_scale=read.optional("residual_scale") or 1.0,
@@ -344,6 +362,9 @@ def _norm(read: _Reader, pieces: Pieces) -> Norm:
     for kind, key in kinds.items():
         if read.get(key) is not None and wanted in (None, kind):
             return Norm(kind, read.number(key))
+    stated = next((read.get(key) for key in kinds.values() if read.get(key) is not None), None)
+    if stated is not None:  # under the other kind's name (Phi-3.5-MoE)
+        return Norm(str(wanted), float(stated))
     return Norm(pieces.get("norm", "rms"), float(pieces.get("eps", 1e-5)))
 
 
@@ -393,7 +414,13 @@ class _Layers:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual)
+        if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
+            return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
+        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+
+    def _convolution(self) -> Attention:
+        """What a cache must know of a layer without attention."""
+        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces
@@ -444,8 +471,15 @@ class _Layers:
             alibi_quirk=bool(pieces.get("alibi_quirk", False)),
             softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
+            growth=self._growth(),
             mla=mla,
         )
+
+    def _growth(self) -> Growth | None:
+        scale = self.read.optional("attention.temperature_scale")
+        context = self.read.count("rope.scaling.original_context_length", self.read.count("context_length", 0))
+        length = self.read.count("attention.temperature_length", context)
+        return Growth(scale, length) if scale and length else None
 
     def _stated_scale(self, i: int) -> float | None:
         """What the file says q·k is multiplied by: a number, or one for each layer."""
@@ -477,7 +511,7 @@ class _Layers:
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
                 return None
-        elif (every and (i + 1) % every == 0) or (pieces.get("rope_layers") == "windowed" and not windowed):
+        elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window()):
             return None
         dims = read.count("rope.dimension_count", head_dim)
         if dims > head_dim or dims % 2:
@@ -491,6 +525,15 @@ class _Layers:
             scaled = pieces.get("window_rope_scaled", True)
         plain = Rope(dims, base, pieces.get("rope") == "pairs")
         return self._scaled(plain) if scaled else plain
+
+    def _turns_without_window(self) -> bool:
+        """Whether layers that attend to everything have rotary positions."""
+        match self.pieces.get("rope_layers"):
+            case "windowed":
+                return False
+            case "windowed if any":
+                return not self.window
+        return True
 
     def _scaled(self, rope: Rope) -> Rope:
         """The rope with the file's scaling."""
@@ -552,7 +595,7 @@ class _Layers:
             raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
         number = read.get("expert_gating_func")
         gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
-        if not number and f"blk.{i}.exp_probs_b.bias" in read.shapes:
+        if not number and "gating" not in pieces and f"blk.{i}.exp_probs_b.bias" in read.shapes:
             gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
         if gating is None:
             raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
@@ -571,4 +614,6 @@ class _Layers:
             groups=groups,
             group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
             groups_used=read.count("expert_group_used_count", groups) or groups,
+            jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
+            shared_average=bool(pieces.get("shared_average", False)),
         )

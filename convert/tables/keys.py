@@ -151,6 +151,7 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("window", "attention.sliding_window", "0"),
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
+    ("n_conv", "shortconv.l_cache", "0"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
 )
@@ -160,11 +161,15 @@ _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
 
 def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The dimensions that a GGUF's metadata states; per-layer arrays stay arrays (see `Architecture.layer`)."""
+    """The dimensions that a GGUF's metadata states; per-layer arrays stay arrays (see `Architecture.layer`).
+
+    extra: further ones, and what the absence of a key means where it is not what `DIMS` says.
+    """
     out: dict[str, Any] = {}
     for name, key, default in DIMS:
         value = metadata.get(f"{arch}.{key}")
         if value is None:
+            default = (extra or {}).get(name, default)
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
             continue
         try:
@@ -173,5 +178,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
     for name, expression in (extra or {}).items():
+        if name in out:
+            continue
         out[name] = evaluate(expression, {k: v for k, v in out.items() if isinstance(v, int)})
     return out

@@ -35,6 +35,7 @@ class Loader:
 
     exists: False: it has no such architecture at all.
     unread: keys, without the architecture's name, that it does not look at.
+    windows_at: the only number of layers at which it has windows; 0: any.
     refused: tensors that it has no place for; a file with one is not loaded.  A tensor stands for itself, with `{i}`
         for its layer, or as "tensor if expression over the dimensions".
     needed: tensors that it does not load a file without, in the same way.
@@ -46,6 +47,7 @@ class Loader:
     exists: bool = True
     unread: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    windows_at: int | None = None
     needed: tuple[str, ...] = ()
     wants: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class Loader:
             refused=(*kept(self.refused), *other.refused),
             needed=(*kept(self.needed), *other.needed),
             wants={**self.wants, **other.wants},
+            windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
 

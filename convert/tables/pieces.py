@@ -14,7 +14,7 @@ class Pieces(TypedDict, total=False):
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000
-    rope_layers: str  # "all" (default) or "windowed": layers with full attention have no positions
+    rope_layers: str  # "all" (default), "windowed": others have no positions; "windowed if any": where some are
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
     alibi_bias: float  # steepest slope's exponent (8), where the file states none
@@ -24,6 +24,7 @@ class Pieces(TypedDict, total=False):
     causal: bool  # default True
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
+    output_norm: str  # the tensor of the norm before the head: "output_norm"
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
@@ -37,7 +38,8 @@ class Pieces(TypedDict, total=False):
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
-    gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen)
+    gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"
+    shared_average: bool  # shared experts and chosen ones are averaged
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say
     logit_scale_divides: bool  # Granite divides the logits by its scale
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)

@@ -54,6 +54,8 @@ class Form:
     ops: tuple[Op, ...] = ()
     beside: str = ""
     """A GGUF tensor that is there only in models of this form: how to tell it from a GGUF alone."""
+    backward: bool = False
+    """Only for the way back, of a GGUF that was not made by this program."""
 
     def names(self, dims: Dims, prefix: str = "") -> tuple[str, ...]:
         """The tensor names of one layer."""
@@ -169,7 +171,7 @@ def slots(rows: Iterable[Row], dims: Mapping[str, Any]) -> Iterator[Slot]:
 def find(slot: Slot, prefix: str, tensors: Mapping[str, Any]) -> tuple[int, tuple[str, ...]] | None:
     """The first form of the row whose tensors are all there, and their names."""
     for number, form in enumerate(slot.row.forms):
-        if _too_many(slot, form, len(tensors)):
+        if form.backward or _too_many(slot, form, len(tensors)):
             continue  # a count that the file can't have
         names = form.names(slot.dims, prefix)
         if names and all(name in tensors for name in names):

@@ -110,7 +110,7 @@ def _rope(name: str, value: Any, known: frozenset[str]) -> Iterator[tuple[str, A
         elif inner == "partial_rotary_factor":
             if inner not in known and found not in (None, 1, 1.0):
                 yield f"{name}.{inner}", found
-        elif inner not in _ROPE and not _empty(found):
+        elif inner not in _ROPE and inner not in known and not _empty(found):
             yield f"{name}.{inner}", found
 
 

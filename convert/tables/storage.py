@@ -18,6 +18,7 @@ _F32 = (
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "token_types.weight",
+    "shortconv.conv.weight",
 )
 
 

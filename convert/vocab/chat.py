@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.vocab.model import TEMPLATE, Vocab
+from llmconv.convert.vocab.model import NAMED, TEMPLATE, Vocab
 from llmconv.errors import BadFile, LlmconvError, Unsupported, UsageError, cut
 
 __all__ = ["render"]
 
-_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Under which names messages carry a model's reasoning; templates read the first, gpt-oss's the second."""
 _MARK = "LLMCONV_THE_TEXT_GOES_ON_HERE "
@@ -54,7 +53,7 @@ def render(
     if continue_final_message:
         last = _mark(conversation[-1])
         add_generation_prompt = False
-    named = {f"{role}_token": vocab.tokens[vocab.special[role]] for role in _TOKENS if role in vocab.special}
+    named = {f"{role}_token": vocab.tokens[vocab.special[role]] for role in NAMED if role in vocab.special}
     shown = _rendered(
         text,
         {

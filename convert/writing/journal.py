@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmconv.errors import OutputError, at
+from llmconv.errors import OutputError, at, telling
 from llmconv.formats.files import Output, open_regular, output_errors
 
 try:
@@ -152,7 +152,8 @@ def partials(outputs: Sequence[Partial]) -> Iterator[Sequence[Partial]]:
     try:
         for out in outputs:
             out.create()
-        with output_errors(outputs[0].path if outputs else Path()):
+        kept = ", ".join(str(out.temporary) for out in outputs)
+        with output_errors(outputs[0].path if outputs else Path()), telling(f"the same command goes on from {kept}"):
             yield outputs
         for out in outputs:
             out.finish()

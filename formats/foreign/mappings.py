@@ -47,6 +47,10 @@ def chosen(value: Any, is_tensor: Callable[[Any], bool], where: str, key: str | 
     `BadFile` when there are none, naming what there is; `UsageError` when a key must choose, or names nothing.
     """
     count_items(value, is_tensor, where)
+    if is_tensor(value):
+        value = {"values": value}
+    elif isinstance(value, list | tuple) and any(map(is_tensor, value)):
+        value = {str(i): item for i, item in enumerate(value)}
     groups = dict(_groups(value, is_tensor))
     if key is not None:
         if key not in groups:

@@ -296,7 +296,9 @@ def _loaded(path: Path, program: bytes) -> Any:
     except LlmconvError:
         raise
     except Exception as error:  # a pickle can fail in any way
-        raise BadFile(f"{at(path)}: its pickle {error}; only state dicts are read, convert it to safetensors") from None
+        raise BadFile(
+            f"{at(path)}: its pickle {error}; only state dicts are read, save model.state_dict() instead of the model"
+        ) from None
 
 
 def _lazy(source: Source, name: str, array: _Array, entry: zipfile.ZipInfo) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -33,10 +34,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "GGUF to a Hugging Face style folder or safetensors file.",
     ),
     "quantize": ("llmconv.cli.quantize", "Quantize a model to GGUF: Q4_K_M, Q8_0, IQ4_XS, ..."),
+    "calibrate": ("llmconv.cli.calibrate", "Look at a model on a text, for quantizing it well to many types."),
+    "imatrix": ("llmconv.cli.imatrix", "Make an importance matrix: what of a model's inputs is large on a text."),
     "warmup": ("llmconv.cli.quantize", "Compile all kernels now, so that the first run needn't."),
     "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
     "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
+    "view": ("llmconv.cli.view", "A page for the browser: metadata, tensors, vocabulary."),
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),
     "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
     "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
@@ -52,8 +56,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+class _Compiling(logging.Handler):
+    """Says at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("llmconv.kernels").removeHandler(self)
+        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+
+
+def _say_what_compiles(args: list[str]) -> None:
+    if sys.stderr.isatty() and not {"-q", "--quiet", "warmup"} & {*args}:
+        log = logging.getLogger("llmconv.kernels")
+        log.setLevel(logging.INFO)
+        log.addHandler(_Compiling())
+
+
 class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own."""
+    """Ctrl-C or SIGTERM, under a name that click does not answer with a line of its own; with what to know of it."""
 
 
 class _ReaderLeft(BaseException):
@@ -85,8 +104,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except KeyboardInterrupt as stop:
+            raise _Interrupted(*stop.args) from None
         except BrokenPipeError:  # which click would answer with an exit code of 1
             raise _ReaderLeft from None
 
@@ -159,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    _say_what_compiles(args)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
@@ -169,8 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()
         code = 0
-    except (KeyboardInterrupt, _Interrupted, click.Abort):
-        click.echo("llmconv: interrupted", err=True)
+    except (KeyboardInterrupt, _Interrupted, click.Abort) as stop:
+        click.echo(one_line("; ".join(("llmconv: interrupted", *map(str, stop.args)))), err=True)
         code = 130
     except Exception as error:
         if "--debug" in args:

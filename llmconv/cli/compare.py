@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.measuring import chunks_option, context_option, run_options, with_error
+from llmconv.cli.measuring import chunks_option, context_option, plot_option, run_options, with_error
 from llmconv.cli.options import PATH, STREAM, Bar, Number, notes
 
 __all__ = ["compare"]
@@ -20,6 +20,7 @@ __all__ = ["compare"]
 @click.argument("text", type=STREAM)
 @context_option
 @chunks_option
+@plot_option
 @click.option("--max-kld", type=Number(0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
 @click.option("--max-ppl-ratio", type=Number(0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -32,6 +33,7 @@ def compare(
     text: Path,
     context: int | None,
     chunks: int | None,
+    plot: Path | None,
     max_kld: float | None,
     max_ppl_ratio: float | None,
     as_json: bool,
@@ -57,6 +59,7 @@ def compare(
             text,
             context=context,
             chunks=chunks,
+            plot=plot,
             device=device,
             dtype=dtype,
             activations=activations,

@@ -10,6 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope
+from llmconv.cli.chat import converse
 from llmconv.cli.measuring import run_options
 from llmconv.cli.options import PATH, Number, notes
 
@@ -30,6 +31,7 @@ __all__ = ["generate"]
 @click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given more than once.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("-i", "--interactive", is_flag=True, help="A conversation, by the model's template; /reset begins anew.")
 @click.option("--tools", type=PATH, metavar="FILE", help="A JSON list of tools for --chat, as the template shows them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
 @run_options
@@ -45,6 +47,7 @@ def generate(
     seed: int | None,
     stop: tuple[str, ...],
     chat: bool,
+    interactive: bool,
     tools: Path | None,
     as_json: bool,
     device: str,
@@ -58,7 +61,16 @@ def generate(
     Examples:
       llmconv generate model.gguf -p "Once upon a time" --temperature 0
       llmconv generate hf-folder/ --chat -p "Why is the sky blue?" --seed 1
+      llmconv generate model.gguf -i
     """
+    sampling = llmconv.Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if interactive:
+        if prompt is not None or as_json:
+            raise click.UsageError("-i reads what is said from standard input and prints text; leave -p and --json out")
+        loaded = llmconv.load(model, device, dtype, activations)
+        shown = _tools(tools, True)
+        converse(loaded, quiet, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=stop, tools=shown)
+        return
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     before = iter(() if chat else (prompt,))  # shown when the first text comes, not before an error
@@ -70,7 +82,7 @@ def generate(
         model,
         prompt,
         max_tokens=max_tokens,
-        sampling=llmconv.Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        sampling=sampling,
         seed=seed,
         stop=stop,
         chat=chat,

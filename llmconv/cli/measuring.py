@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-__all__ = ["context_option", "run_options", "with_error"]
+from llmconv.cli.options import PATH
+
+__all__ = ["chunks_option", "context_option", "plot_option", "run_options", "with_error"]
 
 
 def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,6 +44,9 @@ context_option = click.option(
     type=click.IntRange(min=2),
     metavar="N",
     help="Tokens in a chunk.  [default: 512, or the model's]",
+)
+plot_option = click.option(
+    "--plot", type=PATH, metavar="FILE", help="Draw an SVG: along the text, by position, by kind of token."
 )
 chunks_option = click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks.")
 

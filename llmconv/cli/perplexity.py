@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.measuring import chunks_option, context_option, run_options, with_error
+from llmconv.cli.measuring import chunks_option, context_option, plot_option, run_options, with_error
 from llmconv.cli.options import PATH, STREAM, Bar, notes
 
 __all__ = ["perplexity"]
@@ -19,6 +19,7 @@ __all__ = ["perplexity"]
 @click.argument("text", type=STREAM)
 @context_option
 @chunks_option
+@plot_option
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
@@ -27,6 +28,7 @@ def perplexity(
     text: Path,
     context: int | None,
     chunks: int | None,
+    plot: Path | None,
     stride: int | None,
     as_json: bool,
     device: str,
@@ -51,6 +53,7 @@ def perplexity(
             text,
             context=context,
             chunks=chunks,
+            plot=plot,
             stride=stride,
             device=device,
             dtype=dtype,

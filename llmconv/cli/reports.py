@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ import llmconv
 from llmconv.cli import envelope, one_line
 from llmconv.cli.measuring import chunks_option, context_option
 from llmconv.cli.options import PATH, Bar, Number, json_option, notes
+from llmconv.quant import by_name
 
 __all__ = ["diff", "verify"]
 
@@ -123,8 +125,17 @@ def verify(
             run = verdict.run
             click.echo(f"perplexity {run.ppl_a:.4f} against {run.ppl_b:.4f}, mean KL divergence {run.mean_kld:.6f}")
         counts = ", ".join(f"{n} {status}" for status, n in verdict.counts().items())
-        click.echo(f"{'the same model' if verdict.same else 'not the same model'}: {counts or 'no tensors'}")
+        click.echo(f"{_answer(verdict)}: {counts or 'no tensors'}")
     raise SystemExit(0 if verdict.same else 1)
+
+
+def _answer(verdict: Any) -> str:
+    """The verdict in words, with the quantized types that B is rounded to."""
+    if not verdict.same:
+        return "not the same model"
+    found = {t.type_b: None for t in verdict.tensors if t.status == "rounded"}
+    kinds = [name for name in found if not by_name(name).is_plain()]
+    return f"the same model, rounded to {', '.join(kinds)}" if kinds else "the same model"
 
 
 @click.command()

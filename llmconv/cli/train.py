@@ -30,6 +30,8 @@ _METAVARS = {
     "device": "NAME",
     "export": "LIST",
     "export_type": "TYPE",
+    "qat": "TYPE",
+    "teacher": "MODEL",
 }
 _NUMBERS = {int: "N", float: "X"}
 
@@ -104,6 +106,7 @@ def train(
       llmconv train pairs.json -o run --preset simple-36k --export json,gguf
       llmconv train book.txt -o run --preset small-10m --tokenizer char --steps 5000 --dropout 0.2
       llmconv train corpus/ -o run --from model.gguf --lr 1e-4 --export-type Q8_0
+      llmconv train corpus/ -o run --from model.gguf --qat Q4_0 --teacher model.gguf
       torchrun --nproc-per-node 8 -m llmconv train corpus/ -o run --preset gpt2-small --dtype bf16
     """
     given = {name: value for name, value in settings.items() if value is not None}

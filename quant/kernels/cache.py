@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import logging
 import operator
 import os
 import shutil
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 _HERE = Path(__file__).parent
+_LOG = logging.getLogger("llmconv.kernels")
 _LOCK = threading.RLock()
 _OUTCOME = ctypes.create_string_buffer(64)
 """Where code writes that it returns nothing, and how it failed; kernels don't fail."""
@@ -82,6 +84,7 @@ class Entry:
             return None
 
     def _new(self, dtype: np.dtype[Any]) -> _Code:
+        _LOG.info("compiling %s.%s for this processor, once", self.family, self.name)
         importlib.import_module(f"{__package__}.{self.family}")
         symbol, parameters, image = self.compiled(dtype)
         head = {"symbol": symbol, "parameters": parameters, "digest": hashlib.sha256(image).hexdigest()}
@@ -128,11 +131,13 @@ class _Code:
 
     def run(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if named:
-            if named.keys() != set(self._names[len(args) :]):
-                raise TypeError(
-                    f"a kernel takes {', '.join(self._names)}; {len(args)} and {', '.join(named)} are given"
-                )
-            args += tuple(named[name] for name in self._names[len(args) :])
+            count = len(args)
+            try:  # no set, no generator: for small pieces they cost as much as the search
+                args = (*args, *map(named.__getitem__, self._names[count:]))
+            except KeyError:
+                args = ()
+            if len(args) != count + len(named):
+                raise TypeError(f"a kernel takes {', '.join(self._names)}; {count} and {', '.join(named)} are given")
         words: list[Any] = []
         for parameter, value in zip(self._parameters, args, strict=True):
             parameter.give(value, words)

@@ -7,6 +7,7 @@ no file of logits.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from llmconv.errors import UsageError, cut
 from llmconv.progress import Meter, Progress
 from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure import texts
+from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.measure.perplexity import mean_and_error
 from llmconv.runtime.model import Model
@@ -75,17 +77,21 @@ def compare(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    plot: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Run models `a` (the reference) and `b` over a text and compare their predictions, token by token.
 
-    Arguments as `perplexity`'s; of pairs, every position is compared.  Where one vocabulary is the other's with padding
-    behind it, the tokens of both are compared: A's probabilities of them, made to sum to 1, with what B gives them.
+    plot: an SVG to write: both losses along the text, KLD by position and by kind of token.
+    Other arguments as `perplexity`'s; of pairs, every position is compared.  Where one vocabulary is the other's with
+    padding behind it, the tokens of both are compared: A's probabilities of them, made to sum to 1, with what
+    B gives them.
 
     `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
     infinities on either side: it names the model, the position and the likely cause.
     """
     window, how = Window(context, chunks), Running(device, dtype, activations)
+    along = Along(plot, ("A", "B"), "KLD")
     left, right = how.model(a), how.model(b)
     with torch.inference_mode(), device_errors(left.device):
         work = work_on(left, texts.read(text), window)
@@ -96,9 +102,11 @@ def compare(
         for batch in work.batches:
             figures = _token_figures(left, right, batch, work.unit, shared)
             found.append(figures)
+            along.add(batch, *figures[:3])
             seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
             kld, count = kld + figures[2].sum().item(), count + figures.shape[1]
             meter.reach(done, kld=kld / count)
+    along.draw(left.tokenizer, f"{right.where} against {left.where}")
     notes = [f"{side}: {note}" for side, model in (("A", left), ("B", right)) for note in model.notes]
     return _summary(torch.cat(found, 1), work, seen, clock, [*notes, *work.notes])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from llmconv.progress import Meter, Progress
 from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure import texts
+from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.model import Model
 from llmconv.show import Shown
@@ -49,6 +51,7 @@ def perplexity(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    plot: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
     """How well `model` predicts a text.
@@ -58,16 +61,20 @@ def perplexity(
         or a text itself, as `llmconv.Text("Once upon a time")`.
     context: tokens in a chunk; default 512, or what the model takes.  chunks: stop after so many.
     stride: slide a window by so many tokens instead of cutting chunks.
+    plot: an SVG to write: the loss along the text, by position and by kind of token.
     device, dtype, activations: as `load` takes them; a model that is loaded already stays as it is.
 
     `LlmconvError` when a scored position's logits hold NaN or infinities: it names the model, the position and the
     likely cause.
     """
     window = Window(context, chunks, stride)
+    along = Along(plot, ("loss",), "Loss")
     running = Running(device, dtype, activations).model(model)
     with torch.inference_mode(), device_errors(running.device):
         work = work_on(running, texts.read(text), window)
-        return _measured(running, work, stride, Meter(progress, "perplexity", work.total, f"{work.unit}s"))
+        found = _measured(running, work, stride, Meter(progress, "perplexity", work.total, f"{work.unit}s"), along)
+    along.draw(running.tokenizer, f"{running.where}: loss")
+    return found
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -78,7 +85,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return mean, math.sqrt(max(variance, 0.0) / (n - 1)) if n > 1 else 0.0
 
 
-def _measured(model: Model, work: Work, stride: int | None, meter: Meter) -> Perplexity:
+def _measured(model: Model, work: Work, stride: int | None, meter: Meter, along: Along) -> Perplexity:
     every: list[Tensor] = []
     last: list[Tensor] = []
     clock, seen, done, total, count = Clock(), 0, 0, 0.0, 0
@@ -86,6 +93,7 @@ def _measured(model: Model, work: Work, stride: int | None, meter: Meter) -> Per
         losses = _losses(model, batch, work.unit)
         every.append(losses.flatten())
         last.append(losses[:, -1])
+        along.add(batch, losses)
         seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
         total, count = total + losses.sum().item(), count + losses.numel()
         meter.reach(done, perplexity=math.exp(min(total / count, 700)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ FINE_TUNING_LR = 1e-4
 
 
 _MANY = 1 << 31
+_LONGEST = 1 << 20
+"""Bytes of a settings file."""
 ONE = math.nextafter(1, 2)
 """An end of a range that 1 is still in."""
 
@@ -71,6 +74,8 @@ class TrainConfig:
     eps: float = _setting(1e-8, "AdamW's epsilon")
     weight_decay: float = _setting(0.1, "weight decay, on matrices only")
     clip: float = _setting(1.0, "largest gradient norm (0: no clipping)")
+    qat: str = _setting("", "a quantized type, such as Q4_0, that weights are rounded to as they learn; exported so")
+    teacher: str = _setting("", "a model of any format to imitate, in place of the data's own next tokens")
     # Running.
     device: str = _setting("auto", "where to train: auto, cpu, cuda, mps")
     dtype: Literal["f32", "bf16", "f16"] = _setting("f32", "what to compute in; weights stay float32")
@@ -103,6 +108,10 @@ class TrainConfig:
             object.__setattr__(self, setting.name, value)
         if self.batch_size % self.accumulation:
             raise UsageError(f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}")
+        if self.qat and self.export_type not in ("f32", self.qat):
+            raise UsageError(f"weights trained for {self.qat} are exported as that; leave --export-type out")
+        if self.qat and self.compile:
+            raise UsageError("rounding as weights learn is not compiled; leave --compile or --qat out")
         if bool(self.preset) == bool(self.from_checkpoint):
             raise UsageError(
                 "say what to train: a fresh model (--preset NAME) or a checkpoint (--from FILE), one of them"
@@ -111,6 +120,11 @@ class TrainConfig:
         fixed = [name for name in ("vocab_size", "dim", "layers", "heads", "ffn") if getattr(self, name)]
         if self.from_checkpoint and fixed:
             raise UsageError(f"a checkpoint has its own {fixed[0]}; leave it out, or start a fresh model with --preset")
+
+    @property
+    def exported_type(self) -> str:
+        """What GGUF exports are made of: the type that was trained for, or `export_type`."""
+        return self.qat or self.export_type
 
     @property
     def peak_lr(self) -> float:
@@ -167,25 +181,34 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     choices = get_args(hint)
     if choices:
         if value not in choices:
-            raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
+            raise UsageError(f"{name} is {cut(value)}, expected {', '.join(choices)}")
         return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UsageError(f"{name} is {value}, expected a finite number")
-        return float(value)
-    if hint is str and isinstance(value, Path):
-        return str(value)
+    value = str(value) if hint is str and isinstance(value, Path) else value
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and value.bit_length() > 64:  # which no float may hold, and no message show
+        raise UsageError(f"{name} is {cut(value)}, which is more than any setting takes")
+    value = float(value) if hint is float and number else value
     if type(value) is not hint:
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-        raise UsageError(f"{name} is {value!r}, expected {wanted}")
+        raise UsageError(f"{name} is {cut(value)}, expected {wanted}")
+    if hint is str and not _can_be_a_name(value):
+        raise UsageError(f"{name} is {cut(value)}, expected text that a file may have for a name")
     return value
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def read_config(path: str | Path) -> Mapping[str, Any]:
     """Settings from a TOML or JSON file; `BadFile` for one that is neither, or has a key that is no setting."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:  # a pipe is welcome, so not everything has an end
+            text = file.read(_LONGEST).decode()
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.runtime.model import Model
 from llmconv.runtime.training.config import TrainConfig
+from llmconv.runtime.training.grid import put_on_grid, teacher_of
 from llmconv.runtime.training.optim import make_optimizer
 from llmconv.runtime.training.parallel import Team, build_model
 
@@ -33,6 +34,7 @@ class Learner:
     forward: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    teacher: Model | None = None
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -42,7 +44,7 @@ class Learner:
 def make_learner(start: Checkpoint, config: TrainConfig, team: Team) -> Learner:
     """The model of `start`, and all that makes it learn as `config` says."""
     torch.manual_seed(config.seed + team.rank)
-    model, wrapped = build_model(start, team, functools.partial(_prepare, config))
+    model, wrapped = build_model(start, team, functools.partial(_prepare, config, start))
     return Learner(
         team=team,
         model=model,
@@ -50,10 +52,13 @@ def make_learner(start: Checkpoint, config: TrainConfig, team: Team) -> Learner:
         forward=torch.compile(wrapped) if config.compile else wrapped,
         optimizer=make_optimizer(wrapped, config),
         scaler=torch.amp.GradScaler(team.device.type, enabled=config.dtype == "f16"),
+        teacher=teacher_of(config.teacher, model, team),
     )
 
 
-def _prepare(config: TrainConfig, model: Model) -> None:
+def _prepare(config: TrainConfig, start: Checkpoint, model: Model) -> None:
+    if config.qat:
+        put_on_grid(model, start, config.qat)
     _add_dropout(model, config.dropout)
     if config.activation_checkpointing:
         _recompute_blocks(model)

@@ -16,7 +16,7 @@ from llmconv.runtime.training.export import check_exports
 from llmconv.runtime.training.finish import Trained, finish
 from llmconv.runtime.training.log import Log
 from llmconv.runtime.training.optim import learning_rate
-from llmconv.runtime.training.parallel import assemble
+from llmconv.runtime.training.parallel import alone, assemble
 from llmconv.runtime.training.plan import Run, check_inputs, plan
 from llmconv.runtime.training.step import Done, train_step, validate
 from llmconv.runtime.training.stop import Stop
@@ -39,11 +39,12 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     Under torchrun every process calls this.  Raises `UsageError`, `BadFile`, `OutputError` or, when a number is no
     longer finite, `LlmconvError`, one sentence each.
     """
-    exports = check_exports(config.export, config.export_type, config.layout)
+    exports = check_exports(config.export, config.exported_type, config.layout)
     check_inputs(config)
     with contextlib.ExitStack() as stack:
         team = assemble(config.device, config.parallel)
         stack.callback(team.close)
+        stack.enter_context(alone(team, config.output))
         stack.enter_context(device_errors(team.device, _WITHOUT_ROOM))
         run = plan(config, resume, team, stack, progress if team.rank == 0 else None)
         with Course(run, progress if team.rank == 0 else None) as course:

@@ -17,6 +17,7 @@ from llmconv.runtime.load import DTYPES
 from llmconv.runtime.measure.perplexity import log_likelihoods
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch, Pairs, Stream
+from llmconv.runtime.training.grid import imitation_loss
 from llmconv.runtime.training.learner import Learner
 from llmconv.runtime.training.parallel import Team
 
@@ -75,6 +76,8 @@ def _summed_loss(config: TrainConfig, learner: Learner, inputs: Any, mask: Any, 
     """The sum of the losses over the targets; the logits themselves are gone when it returns."""
     with _autocast(config, learner.team):
         logits = learner.forward(inputs, mask)
+        if learner.teacher is not None:
+            return imitation_loss(logits, learner.teacher, inputs, mask, targets)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,28 @@ def test_metavars_are_alike() -> None:
         for param in command.params:
             if isinstance(param, click.Option) and param.opts[-1] in alike:
                 assert param.metavar == alike[param.opts[-1]], f"{name} {param.opts[-1]}"
+
+
+def test_the_first_use_of_a_kernel_says_that_it_compiles(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once at a terminal, kept from pipes and --quiet; programs find it in the log."""
+    from llmconv.quant.kernels import cache
+
+    log = logging.getLogger("llmconv.kernels")
+    said: list[str] = []
+    monkeypatch.setattr(cli.click, "echo", lambda text, err=False: said.append(text))
+    for terminal, words, times in ((True, [], 1), (False, [], 0), (True, ["-q"], 0)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda here=terminal: here, raising=False)
+        monkeypatch.setattr(log, "handlers", [])
+        said.clear()
+        cli._say_what_compiles(words)
+        log.info("compiling one")
+        log.info("compiling two")
+        assert len(said) == times and all("warmup" in text for text in said)
+    with caplog.at_level(logging.INFO, "llmconv.kernels"), pytest.raises(ZeroDivisionError):
+        entry = cache.Entry("q32", "encode_q8_0")
+        monkeypatch.setattr(cache, "cache_folder", lambda: None)
+        entry.compiled = lambda dtype: 1 / 0  # type: ignore[assignment, return-value]
+        entry._new(np.dtype(np.float32))
+    assert "compiling q32.encode_q8_0 for this processor, once" in caplog.text

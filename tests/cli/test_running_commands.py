@@ -95,6 +95,29 @@ def test_generate_command(model: Path) -> None:
     assert code != 0 and "chat template" in out
 
 
+def test_a_conversation(model: Path, tmp_path: Path) -> None:
+    """Each answer is what the API gives for all that was said before; /reset begins anew."""
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    chatty = tmp_path / "chatty.gguf"
+    llmconv.edit(model, set={"tokenizer.chat_template": template}, output=chatty)
+    options = {"max_tokens": 8, "temperature": 0, "device": "cpu"}
+    said = [{"role": "user", "content": "Once upon a time"}]
+    one = llmconv.generate(chatty, said, chat=True, **options).text
+    more = [*said, {"role": "assistant", "content": one}, {"role": "user", "content": "Then"}]
+    two = llmconv.generate(chatty, more, chat=True, **options).text
+    arguments = ["generate", str(chatty), "-i", "-n", "8", "--temperature", "0", "--device", "cpu"]
+    given = "Once upon a time\nThen\n\n/what\n/reset\nOnce upon a time\n"
+    result = CliRunner().invoke(cli, arguments, input=given)
+    assert result.exit_code == 0 and result.stdout.splitlines() == [
+        *one.splitlines(),
+        *two.splitlines(),
+        *one.splitlines(),
+    ]
+    assert "there is no /what, only /reset" in result.stderr
+    code, out = run("generate", model, "-i", "-p", "x")
+    assert code == 2 and "leave -p and --json out" in out
+
+
 def test_a_continuation_keeps_the_space_between(model: Path, root: Path) -> None:
     """Both kinds of vocabulary that mark words by a space before them; at a text's beginning it is dropped."""
     code, out = run("generate", model, "-p", "Once upon a time,", "-n", 4, "--temperature", 0, "--device", "cpu")

@@ -142,3 +142,12 @@ def test_what_is_no_table_is_refused() -> None:
         archs.register(TOY_JSON)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown pieces postions"):
         TOY.variant("toy2", decoder={"postions": "none"})
+
+
+def test_contributing_shows_an_architecture(root: Path) -> None:
+    """The one above, and short."""
+    blocks = (root / "CONTRIBUTING.md").read_text().split("```python\n")
+    code = next(c.split("```", 1)[0] for c in blocks if "TOY = Architecture(" in c)
+    found: dict[str, Any] = {}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), found)
+    assert found["TOY"] == TOY and code.count("\n") < 20

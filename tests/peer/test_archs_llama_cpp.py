@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import by_hand
+import hf_models
 import numpy as np
 import pytest
 import tiny_models
 from llama_cpp_logits import logits
 
+import llmconv
 from llmconv import formats
 from llmconv.convert.dialects import hf
+from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -20,12 +24,14 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 # Models that llama.cpp does not run, or not as transformers does.
 NOT_THERE = {
     "gptj": "no GPT-J",
+    "phimoe": "chooses by a plain softmax",
     "opt": "no OPT",
     "opt-projected": "no OPT",
     "bert": "an encoder: no logits",
     "bert-mlm": "an encoder: no logits",
     "command-r-plus": "looks for the norms of queries and keys in models of 64 layers only",
     "deepseek-v2": "knows the models without a query's latent by their number of layers",
+    "exaone4": "has windows in a model of 64 layers only",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 
@@ -43,3 +49,16 @@ def test_logits_agree(name: str, tmp_path: Path) -> None:
     assert found is not None
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() <= 2e-2 * scale
+
+
+@pytest.mark.parametrize("name", [name for name in by_hand.CONFIGS if name not in ("dream", "rnd1")])  # no cache
+def test_what_transformers_lacks_agrees_with_ours(name: str, tmp_path: Path) -> None:
+    folder = hf_models.model(by_hand.CONFIGS[name], kind="F32", form=by_hand.FORMS.get(name, 0))
+    for key, tensor in list(folder.tensors.items()):
+        values = tensor.numpy() * np.float32(0.1) + np.float32(0.5 if len(tensor.shape) == 1 else 0.0)
+        folder.add(Tensor.from_array(key, values))
+    with torch.no_grad():
+        expected = llmconv.load(folder, "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
+    found = logits(hf.to_gguf(folder), IDS, tmp_path / "model.gguf")
+    assert found is not None
+    assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()

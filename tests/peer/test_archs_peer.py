@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import by_hand
+import hf_models
 import numpy as np
 import pytest
-import test_archs
 import tiny_models
 
 from llmconv import formats
@@ -30,15 +31,16 @@ pytestmark = pytest.mark.peer
 OURS_ALONE = {"gptj", "opt", "opt-projected"}
 # Models made by hand: transformers does not have them, or not so.
 BY_HAND = {
-    "internlm2": test_archs.INTERNLM2 | {"rope_theta": 1000000.0},
-    "baichuan": test_archs.BAICHUAN,
-    "gpt-oss-mxfp4": test_archs.GPT_OSS
+    "internlm2": hf_models.INTERNLM2 | {"rope_theta": 1000000.0},
+    "baichuan": hf_models.BAICHUAN,
+    "gpt-oss-mxfp4": hf_models.GPT_OSS
     | {
         "rope_theta": 150000.0,
         "rope_scaling": {"rope_type": "default"},
         "quantization_config": {"quant_method": "mxfp4"},
     },
 }
+BY_HAND |= by_hand.CONFIGS
 # What the reference refuses or gets wrong, and how: "error" or "bytes".
 REFUSED = {
     "baichuan": ("error", "it calls itself without end"),
@@ -55,6 +57,20 @@ PATCHES: dict[str, dict[str, Any]] = {
     "gpt-neox-serial-f16": {"rotary_pct": 1.0},
     "cohere2": {"rotary_pct": 1.0},
     "mpt": {"architectures": ["MPTForCausalLM"]},
+    "glm": {"seq_length": 128, "layernorm_epsilon": 1.5625e-07},
+    "solar-open": {"partial_rotary_factor": 1.0},
+    "phimoe": {
+        "architectures": ["PhiMoEForCausalLM"],
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": 128,
+    },
+    "exaone": {"activation_function": "silu"},
+    "afmoe": {"route_norm": True},
+    "glm4-moe-lite": {"first_k_dense_replace": 1},
+    "dots1": {"scoring_func": "sigmoid"},
+    "minimax-m2": {"scoring_func": "sigmoid"},
+    "exaone-moe": {"scoring_func": "sigmoid"},
+    "hunyuan-moe": {"moe_intermediate_size": [96, 96], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
     "falcon-7b": {"num_kv_heads": 1},
 }
 
@@ -67,6 +83,13 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "stablelm": {"rope.freq_base"},
     "starcoder2": {"attention.sliding_window"},
     "deepseek2": {"expert_gating_func"},
+    "exaone4": {"attention.key_length", "attention.value_length"},
+    "chatglm": {"attention.key_length", "attention.value_length"},
+    "ernie4_5-moe": {"attention.key_length", "attention.value_length"},
+    "bailingmoe": {"attention.key_length", "attention.value_length"},
+    "exaone": {"attention.layer_norm_rms_epsilon"},
+    "orion": {"rope.freq_base"},
+    "qwen": {"attention.layer_norm_rms_epsilon"},
     "bert": {"token_type_count"},
 }
 
@@ -120,8 +143,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
     for name, config in BY_HAND.items():
-        safetensors_file.save(test_archs.model(config), root / name)
-        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", {}))
+        safetensors_file.save(hf_models.model(config, form=by_hand.FORMS.get(name, 0)), root / name)
+        jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],

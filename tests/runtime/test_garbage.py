@@ -179,3 +179,23 @@ def test_a_checker_for_losses() -> None:
     model = llmconv.load(runnable.checkpoint(), "cpu")
     assert "this model" not in str(not_finite(model, "the loss of step 7"))
     assert "the loss of step 7 are not numbers (NaN); it overflows" in str(not_finite(model, "the loss of step 7"))
+
+
+@pytest.mark.parametrize("name", ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"])
+def test_nan_in_any_weight_comes_out_whatever_the_length(name: str) -> None:
+    """A CPU's attention loses scores that are all NaN where there are few of them."""
+
+    def spoil(values: Any) -> None:
+        values[3, 3] = np.nan
+
+    model = llmconv.load(runnable.changed(runnable.checkpoint(), f"blk.0.{name}.weight", spoil), "cpu", "f32")
+    for length in (1, 2, 5, 9, 17, 33):
+        assert not model(torch.arange(3, 3 + length)[None] % 32).isfinite().any(-1)[0, -1], length
+    cache = model.cache(1, 40)
+    with torch.no_grad():
+        for i in range(1, 24):
+            assert not model(torch.tensor([[i]]), cache=cache).isfinite().all(), i
+    with pytest.raises(
+        llmconv.LlmconvError, match=f"its tensor 'blk.0.{name}.weight' holds numbers that are not finite"
+    ):
+        llmconv.generate(model, "w1", max_tokens=3)

@@ -30,6 +30,7 @@ def _free_port() -> int:
 
 def _fork(config: Any, size: int, log: Path) -> list[int]:
     """The processes of one attempt: resumed where there is anything to resume, begun otherwise."""
+    from llmconv.errors import LlmconvError
     from llmconv.runtime.training.loop import train
 
     port, pids = _free_port(), []
@@ -45,6 +46,8 @@ def _fork(config: Any, size: int, log: Path) -> list[int]:
             os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
             train(config, resume=(Path(config.output) / "config.json").is_file())
             status = 0
+        except LlmconvError as error:
+            print(f"llmconv: {error}", file=sys.stderr)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -143,7 +146,10 @@ def kill_and_resume(kind: str, kills: int, folder: Path, data: Path, seed: int) 
                 assert codes == [0] * size, (codes, log.read_text()[-3000:])
             finished = codes == [0] * size
         _same(folder / "whole", output)
-    return {"kind": kind, "kills": done, "runs": round_number, "other ends": signals, "last checkpoint": where}
+    said = log.read_text() if log.exists() else ""  # who was not killed says in a sentence that it is alone now
+    assert "Traceback" not in said, said[-3000:]
+    ends = {"kill": done, "sentence": said.count("another of the run's"), "other": signals}
+    return {"kind": kind, "kills": done, "runs": round_number, "ends": ends, "last checkpoint": where}
 
 
 def _begun(log: Path, pids: list[int]) -> None:

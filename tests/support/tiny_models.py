@@ -22,8 +22,23 @@ _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 
     k: SMALL[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")
 }
 _FALCON = SMALL | {"max_position_embeddings": 2048}
-_NO_GROUPS = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+
+
+def _without(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != name}
+
+
+_NO_GROUPS = _without(SMALL, "num_key_value_heads")
 _MOE = SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SIGMOID = SMALL | {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 _LATENT = SMALL | {
     "num_key_value_heads": 4,
     "kv_lora_rank": 32,
@@ -193,6 +208,126 @@ MODELS: dict[str, Tiny] = {
         "gpt-oss",
         SMALL | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
         "bfloat16",
+    ),
+    "arcee": Tiny("arcee", "arcee", SMALL, "bfloat16"),
+    "seed-oss": Tiny("seed_oss", "seed_oss", SMALL | {"head_dim": 24}, "bfloat16"),
+    "ernie4.5": Tiny("ernie4_5", "ernie4_5", SMALL | {"head_dim": 24}, "bfloat16"),
+    "hunyuan": Tiny(
+        "hunyuan_v1_dense",
+        "hunyuan-dense",
+        SMALL
+        | {
+            "head_dim": 16,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0},
+        },
+    ),
+    "exaone4": Tiny(
+        "exaone4",
+        "exaone4",
+        SMALL | {"head_dim": 16, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]},
+        "bfloat16",
+    ),
+    "exaone4-without-windows": Tiny(
+        "exaone4", "exaone4", SMALL | {"head_dim": 16, "sliding_window": None, "layer_types": ["full_attention"] * 2}
+    ),
+    "glm4": Tiny("glm4", "glm4", SMALL | {"head_dim": 16}, "bfloat16"),
+    "glm": Tiny("glm", "chatglm", SMALL | {"head_dim": 16}, "bfloat16"),
+    "ministral3": Tiny(
+        "ministral3",
+        "mistral3",
+        SMALL
+        | {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 16.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 16,
+                "llama_4_scaling_beta": 0.1,
+                "rope_theta": 1000000.0,
+            },
+        },
+        "bfloat16",
+    ),
+    "glm4-moe": Tiny(
+        "glm4_moe", "glm4moe", _SIGMOID | {"head_dim": 24, "num_mtp_layers": 0, "use_qk_norm": True, "n_group": 2}
+    ),
+    "solar-open": Tiny("solar_open", "glm4moe", _without(_SIGMOID, "first_k_dense_replace") | {"head_dim": 16}),
+    "dots1": Tiny(
+        "dots1", "dots1", _SIGMOID | {"head_dim": 16, "num_key_value_heads": 4, "norm_topk_prob": True}, "bfloat16"
+    ),
+    "ernie4.5-moe": Tiny(
+        "ernie4_5_moe",
+        "ernie4_5-moe",
+        SMALL | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 2},
+        "bfloat16",
+    ),
+    "minimax-m2": Tiny(
+        "minimax_m2",
+        "minimax-m2",
+        SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8},
+        "bfloat16",
+    ),
+    "hunyuan-moe": Tiny(
+        "hunyuan_v1_moe", "hunyuan-moe", SMALL | {"num_experts": 4, "moe_topk": 2, "head_dim": 16}, "bfloat16"
+    ),
+    "hy3": Tiny("hy_v3", "hy_v3", _MOE | {"head_dim": 24}, "bfloat16"),
+    "exaone-moe": Tiny(
+        "exaone_moe",
+        "exaone-moe",
+        _MOE | {"head_dim": 16, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]},
+        "bfloat16",
+    ),
+    "afmoe": Tiny(
+        "afmoe",
+        "afmoe",
+        _MOE
+        | {
+            "head_dim": 24,
+            "num_dense_layers": 1,
+            "mup_enabled": True,
+            "sliding_window": 32,
+            "num_hidden_layers": 4,
+        },
+        "bfloat16",
+    ),
+    "jais2": Tiny("jais2", "jais2", SMALL, "bfloat16"),
+    "internlm3": Tiny("internlm3", "llama", SMALL | {"head_dim": 16, "qkv_bias": True, "bias": True}, "bfloat16"),
+    "glm4-moe-lite": Tiny(
+        "glm4_moe_lite", "deepseek2", _without(_LATENT, "first_k_dense_replace") | {"norm_topk_prob": True}, "bfloat16"
+    ),
+    "phimoe": Tiny(
+        "phimoe",
+        "phimoe",
+        SMALL | {"lm_head_bias": True, "attention_bias": True, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "cohere2-moe": Tiny(
+        "cohere2_moe",
+        "cohere2moe",
+        SMALL
+        | {
+            "head_dim": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+            "prefix_dense_intermediate_size": 80,
+        },
+        "bfloat16",
+    ),
+    "lfm2": Tiny(
+        "lfm2", "lfm2", SMALL | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, "bfloat16"
+    ),
+    "lfm2-moe": Tiny(
+        "lfm2_moe",
+        "lfm2moe",
+        _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
     ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),

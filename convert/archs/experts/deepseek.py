@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, experts, gated_mlp
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    NEXTN,
+    NORMS,
+    count_nextn,
+    experts,
+    gated_mlp,
+    shared_experts,
+    uncount_nextn,
+)
+from llmconv.convert.archs.rope import yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
@@ -26,6 +36,10 @@ _by_depth = f"({_lite}) and not q_lora or q_lora and not ({_lite})"
 _nope = f"nope - ({_rope})"
 
 
+_THIRD = ("deepseek_v3", "glm4_moe_lite", "kimi_vl", "kimi_k25")
+"""Types of models that choose their experts as V3 does."""
+
+
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """GGUF sees the absorbed form: one key and value head as wide as the latent."""
     nope, rope = int(config.get("qk_nope_head_dim", 128)), int(config.get("qk_rope_head_dim", 64))
@@ -37,41 +51,30 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["attention.key_length_mla"] = np.uint32(nope + rope)
     own["attention.value_length_mla"] = np.uint32(value)
     own["rope.dimension_count"] = np.uint32(rope)
-    third = config.get("model_type") == "deepseek_v3"  # whose configs may leave out what V2's code does otherwise
+    third = config.get("model_type") in _THIRD  # whose configs may leave out what V2's code does otherwise
     if third:
         own.setdefault("expert_gating_func", np.uint32(2))
     if not config.get("norm_topk_prob", third):
         own.pop("expert_weights_norm", None)
     elif not third:  # whose code scales weights, or makes them sum to 1; V3's does both
         own.pop("expert_weights_scale", None)
-    dense = config.get("first_k_dense_replace")
+    dense, kinds = config.get("first_k_dense_replace"), config.get("mlp_layer_types")
+    if isinstance(kinds, list):
+        dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
     if dense is None:
         dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
     own["leading_dense_block_count"] = np.uint32(dense)
     every = own.get("expert_group_used_count", 0) >= own.get("expert_group_count", 1)  # llama.cpp wants fewer, or one
     if every or (not third and config.get("topk_method", "greedy") == "greedy"):
         own["expert_group_count"] = own["expert_group_used_count"] = np.uint32(1)
-    _magnitudes(own, config.get("rope") or {})
-    if extra := own.pop("nextn_predict_layers", 0):  # GGUF counts these layers among its blocks
-        own["nextn_predict_layers"], own["block_count"] = extra, np.uint32(own["block_count"] + extra)
+    yarn_magnitudes(own, config.get("rope") or {}, 0.1)
+    if not own.get("nextn_predict_layers"):
+        own.pop("nextn_predict_layers", None)
+    count_nextn(own)
 
 
 def _disputed(config: Mapping[str, Any]) -> list[str]:
     return ["norm_topk_prob"] if config.get("norm_topk_prob") and config.get("model_type") == "deepseek_v2" else []
-
-
-def _magnitudes(own: dict[str, Any], rope: Mapping[str, Any]) -> None:
-    """YaRN: mscale_all_dim, squared, scales the attention; cos and sin are scaled by its quotient with mscale alone."""
-    multiplier = rope.get("mscale_all_dim")
-    if multiplier is None:
-        return
-    own["rope.scaling.yarn_log_multiplier"] = np.float32(0.1 * multiplier)
-    if multiplier and own.get("rope.scaling.type") == "yarn":
-        factor = float(own["rope.scaling.factor"])
-        usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
-        wanted = float(own.pop("rope.scaling.attn_factor", 1.0)) * usual
-        if not math.isclose(wanted, 1.0, rel_tol=1e-6):
-            own["rope.scaling.attn_factor"] = np.float32(wanted)
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -91,46 +94,23 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
         if multiplier:
             config["rope_scaling"]["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
-    config["num_hidden_layers"] = dims["n_layer"] - dims["n_nextn"]
-    config["num_nextn_predict_layers"] = dims["n_nextn"]
+    uncount_nextn(config, dims)
     config["topk_method"] = "group_limited_greedy" if own.get("expert_group_count", 1) > 1 else "greedy"
     if own.get("expert_gating_func") == 2:
         del config["topk_method"]
 
 
-_extra = "i >= n_layer - n_nextn"
-
-_NEXTN = (
-    row("blk.{i}.nextn.eh_proj.weight", _at + "eh_proj.weight", "n_embd, 2 * n_embd", when=_extra),
-    row("blk.{i}.nextn.enorm.weight", _at + "enorm.weight", "n_embd", when=_extra),
-    row("blk.{i}.nextn.hnorm.weight", _at + "hnorm.weight", "n_embd", when=_extra),
-    row(
-        "blk.{i}.nextn.embed_tokens.weight",
-        _at + "embed_tokens.weight",
-        "n_vocab, n_embd",
-        when=_extra,
-        optional=True,
-    ),
-    row(
-        "blk.{i}.nextn.shared_head_head.weight",
-        _at + "shared_head.head.weight",
-        "n_vocab, n_embd",
-        when=_extra,
-        optional=True,
-    ),
-    row(
-        "blk.{i}.nextn.shared_head_norm.weight",
-        _at + "shared_head.norm.weight",
-        "n_embd",
-        when=_extra,
-        optional=True,
-    ),
-)
-"""What the layers that predict further tokens have beside those of any layer; nothing here computes with them."""
-
 DEEPSEEK2 = Architecture(
     "deepseek2",
-    (HfName("DeepseekV2ForCausalLM", "deepseek_v2"), HfName("DeepseekV3ForCausalLM", "deepseek_v3")),
+    (
+        HfName("DeepseekV2ForCausalLM", "deepseek_v2"),
+        HfName("DeepseekV3ForCausalLM", "deepseek_v3"),
+        HfName("Glm4MoeLiteForCausalLM", "glm4_moe_lite"),
+        HfName("YoutuForCausalLM", "youtu"),
+        HfName("YoutuVLForConditionalGeneration", "youtu_vl"),
+        HfName("KimiVLForConditionalGeneration", "kimi_vl"),
+        HfName("KimiK25ForConditionalGeneration", "kimi_k25"),
+    ),
     keys=(
         *COMMON,
         *keys("""
@@ -183,30 +163,14 @@ DEEPSEEK2 = Architecture(
             optional=True,
         ),
         *experts()[1:],
-        row(
-            "blk.{i}.ffn_gate_shexp.weight",
-            _at + "mlp.shared_experts.gate_proj.weight",
-            "n_ff_shexp, n_embd",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        row(
-            "blk.{i}.ffn_up_shexp.weight",
-            _at + "mlp.shared_experts.up_proj.weight",
-            "n_ff_shexp, n_embd",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        row(
-            "blk.{i}.ffn_down_shexp.weight",
-            _at + "mlp.shared_experts.down_proj.weight",
-            "n_embd, n_ff_shexp",
-            when="n_ff_shexp and i >= n_dense",
-        ),
-        *_NEXTN,
+        *shared_experts(),
+        *NEXTN,
     ),
     finish=_finish,
     rebuild=_rebuild,
     decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
-    reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace topk_method rope_theta",
+    reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace mlp_layer_types topk_method"
+    " rope_theta",
     inert="qk_head_dim head_dim num_experts",
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
     disputed=_disputed,

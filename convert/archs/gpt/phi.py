@@ -108,7 +108,7 @@ def _factors(kind: str) -> Made:
 
 PHI3 = Architecture(
     "phi3",
-    (HfName("Phi3ForCausalLM", "phi3"),),
+    (HfName("Phi3ForCausalLM", "phi3"), HfName("Phi4ForCausalLMV", "phi4-siglip")),
     keys=(*COMMON, *keys("attention.sliding_window  u32  sliding_window")),
     rows=(
         *EMBEDDINGS,

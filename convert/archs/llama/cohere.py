@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, attention, gated_mlp
-from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.archs.parts import (
+    COMMON,
+    NEXTN,
+    attention,
+    count_nextn,
+    experts,
+    gated_mlp,
+    shared_experts,
+    uncount_nextn,
+)
+from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.loader import AS_WIDE, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
@@ -77,4 +86,53 @@ COHERE2 = COMMAND_R.variant(
     loader=Loader(unread=("attention.sliding_window_pattern",), without=_NORMS_OF_THE_PLUS),
 )
 
-ARCHITECTURES = (COMMAND_R, COHERE2)
+
+def _experts_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    kinds, dense = config.get("mlp_layer_types"), config.get("first_k_dense_replace") or 0
+    if isinstance(kinds, list):
+        dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    own["leading_dense_block_count"] = np.uint32(dense)
+    width, shared = int(config.get("intermediate_size", dims["n_ff"])), int(own.get("expert_shared_count", 0))
+    own["expert_feed_forward_length"] = np.uint32(width)
+    if shared:
+        own["expert_shared_feed_forward_length"] = np.uint32(width * shared)
+    if own.get("expert_gating_func") == 1:  # a softmax over the chosen: over all, and made to sum to one
+        own["expert_weights_norm"] = True
+    own["rope.scaling.type"] = "none"
+    if isinstance(layers := config.get("layer_types"), list):
+        own["attention.sliding_window_pattern"] = np.asarray([kind == "sliding_attention" for kind in layers], np.bool_)
+    count_nextn(own)
+
+
+def _experts_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["prefix_dense_intermediate_size"], config["intermediate_size"] = dims["n_ff"], dims["n_ff_exp"]
+    uncount_nextn(config, dims)
+    kinds = ["dense" if i < dims["n_dense"] else "sparse" for i in range(config["num_hidden_layers"])]
+    config["mlp_layer_types"] = kinds
+
+
+COHERE2_MOE = COHERE2.variant(
+    "cohere2moe",
+    HfName("Cohere2MoeForCausalLM", "cohere2_moe"),
+    keys=(
+        *keys("""
+            feed_forward_length             u32   prefix_dense_intermediate_size|intermediate_size
+            expert_count                    u32   num_experts
+            expert_used_count               u32   num_experts_per_tok
+            expert_shared_count             u32   num_shared_experts        0
+            expert_weights_norm             bool  norm_topk_prob            false
+            rope.dimension_count            u32   head_dim
+            nextn_predict_layers            u32   num_nextn_predict_layers
+        """),
+        Key("expert_gating_func", ("expert_selection_fn",), "u32", "softmax", {"softmax": 1, "sigmoid": 2}),
+    ),
+    rows=(*gated_mlp(when="i < n_dense"), *experts(), *shared_experts(), *NEXTN),
+    finish=_experts_finish,
+    rebuild=_experts_rebuild,
+    decoder={"shared_average": True},
+    reads="mlp_layer_types first_k_dense_replace intermediate_size",
+    inert="rms_norm_eps prefix_dense_sliding_window_pattern rope_theta rope_scaling",
+    fixed={"shared_expert_combination_strategy": "average"},
+)
+
+ARCHITECTURES = (COMMAND_R, COHERE2, COHERE2_MOE)

@@ -10,6 +10,8 @@ from llmconv.convert.tables.ops import Stack
 
 _experts = "{p}layers.{i}.block_sparse_moe."
 
+_TEXT_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+
 LLAMA = Architecture(
     "llama",
     (
@@ -18,6 +20,13 @@ LLAMA = Architecture(
         HfName("MistralForCausalLM", "mistral", when="window"),
         HfName("LLaMAForCausalLM", "llama"),
         HfName("LlamaModel", "llama"),
+        HfName("InternLM3ForCausalLM", "internlm3"),
+        HfName("IQuestCoderForCausalLM", "iquestcoder"),
+        HfName("LlavaForConditionalGeneration", "llava"),
+        HfName("VoxtralForConditionalGeneration", "voxtral"),
+        HfName("JanusForConditionalGeneration", "janus"),
+        HfName("Sarashina2VisionForCausalLM", "sarashina2_vision"),
+        HfName("VLlama3ForCausalLM", "vllama3"),
     ),
     keys=(
         *COMMON,
@@ -59,6 +68,8 @@ LLAMA = Architecture(
     ),
     made=(ROPE_FREQS,),
     decoder={"rope": "pairs", "window_pattern": 0, "normalize_experts": True},
+    prefixes=(*_TEXT_PREFIXES, "llm.model.", "model.text_model."),
+    reads="qkv_bias bias",
     loader=Loader(unread=("attention.sliding_window",)),
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
-from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import DIVISORS, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
@@ -35,9 +35,32 @@ def _windows_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) ->
 
 QWEN2 = Architecture(
     "qwen2",
-    (HfName("Qwen2ForCausalLM", "qwen2"), HfName("Qwen2Model", "qwen2")),
+    (
+        HfName("Qwen2ForCausalLM", "qwen2"),
+        HfName("Qwen2Model", "qwen2"),
+        HfName("KORMoForCausalLM", "kormo"),
+        HfName("Qwen2AudioForConditionalGeneration", "qwen2_audio"),
+        HfName("AudioFlamingo3ForConditionalGeneration", "audioflamingo3"),
+        HfName("DotsOCRForCausalLM", "dots_ocr"),
+    ),
     keys=COMMON,
-    rows=(*EMBEDDINGS, *NORMS, *attention(bias="attention_bias=true", out_bias=True), *gated_mlp()),
+    rows=(
+        *EMBEDDINGS,
+        row(
+            NORMS[0].gguf[0],
+            _at + "input_layernorm.weight",
+            "n_embd",
+            alt=(Form((_at + "pre_attention_layernorm.weight",)),),
+        ),
+        row(
+            NORMS[1].gguf[0],
+            _at + "post_attention_layernorm.weight",
+            "n_embd",
+            alt=(Form((_at + "pre_mlp_layernorm.weight",)),),
+        ),
+        *attention(bias="attention_bias=true", out_bias=True),
+        *gated_mlp(),
+    ),
     made=(ROPE_FREQS,),
     finish=_windows,
     rebuild=_windows_back,

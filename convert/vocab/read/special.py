@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmconv.convert.vocab.model import BPE, ROLES, WORDPIECE, Vocab
+from llmconv.convert.vocab.model import BPE, NAMED, ROLES, WORDPIECE, Vocab
 from llmconv.convert.vocab.read.folder import Folder
 
 __all__ = ["fill"]
-
-_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 @dataclass
@@ -57,7 +55,7 @@ def _content(entry: Any) -> str | None:
 def _settings(folder: Folder) -> dict[str, str | None]:
     """The token of each role by tokenizer_config.json, else by special_tokens_map.json."""
     settings, map = folder.json("tokenizer_config.json"), folder.json("special_tokens_map.json")
-    keys = {role: f"{role}_token" for role in _ROLES}
+    keys = {role: f"{role}_token" for role in NAMED}
     return {role: _content(settings.get(key)) or _content(map.get(key)) for role, key in keys.items()}
 
 

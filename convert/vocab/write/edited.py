@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from llmconv.convert.vocab.model import FLAGS, HF_JSON, ROLES, TEMPLATE, Vocab, same_value
+from llmconv.convert.vocab.model import FLAGS, HF_JSON, NAMED, ROLES, TEMPLATE, Vocab, same_value
 from llmconv.convert.vocab.parsing import json_object
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, is_mine, template_name
 from llmconv.convert.vocab.read.templates import key_name
@@ -39,7 +39,7 @@ def agreeing(
     vocab: that of the keys, its kept files with it.   metadata: the GGUF's keys.
     again: those that the kept files give.   reread: files -> the keys that they would give.
     """
-    files = vocab.files
+    files = dict(vocab.files)
 
     silent = dataclasses.replace(vocab, flags={})
     implied = {key: silent.flag(name) for name, key in FLAGS.items()}
@@ -84,7 +84,7 @@ def _patched(vocab: Vocab, files: Mapping[str, bytes], edited: set[str]) -> dict
     settings = json_object(_CONFIG, out[_CONFIG]) if _CONFIG in out else {}
     before = orjson.dumps(settings)
     for role, id in vocab.special.items():
-        if ROLES[role] in edited and role in _TOKENS:
+        if ROLES[role] in edited and role in NAMED:
             settings[f"{role}_token"] = vocab.tokens[id]
             _in_special_tokens(out, f"{role}_token", vocab.tokens[id])
     for name in ("bos", "eos"):
@@ -98,9 +98,6 @@ def _patched(vocab: Vocab, files: Mapping[str, bytes], edited: set[str]) -> dict
     if orjson.dumps(settings) != before:
         out[_CONFIG] = orjson.dumps(settings, option=orjson.OPT_INDENT_2) + b"\n"
     return out
-
-
-_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 def _in_special_tokens(files: dict[str, bytes], name: str, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from llmconv.convert.vocab import proto
-from llmconv.convert.vocab.model import BPE, GEMMA4, SPACE, SPM, TEMPLATE, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.model import BPE, GEMMA4, NAMED, SPACE, SPM, TEMPLATE, WORDPIECE, TokenType, Vocab
 from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.convert.vocab.write.check import check
 from llmconv.convert.vocab.write.tokenizer_json import charsmap, known, to_json, types_of
@@ -24,7 +24,7 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
     otherwise is said in `vocab.notes`.  `Unsupported` when it takes no tokenizer.json, and no other file says the same.
     """
     if vocab.files:
-        return vocab.files
+        return dict(vocab.files)
     files = _rebuilt(vocab)
     try:
         vocab.notes += check(vocab, files)
@@ -43,7 +43,7 @@ def _rebuilt(vocab: Vocab) -> dict[str, bytes]:
             vocab.json.encode() if vocab.json is not None else orjson.dumps(to_json(vocab), option=orjson.OPT_INDENT_2)
         )
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+    for role in NAMED:
         if role in vocab.special:
             settings[f"{role}_token"] = vocab.tokens[vocab.special[role]]
     for name in ("bos", "eos"):

@@ -1,0 +1,1 @@
+"""Later dense families: a gated MLP, norms of queries and keys, norms behind the sublayers."""

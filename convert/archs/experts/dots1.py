@@ -1,0 +1,66 @@
+"""dots.llm1: Qwen 3's attention, DeepSeek V3's experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    HEAD_DIM,
+    NORMS,
+    QK_NORMS,
+    attention,
+    choice_bias,
+    experts,
+    gated_mlp,
+    shared_experts,
+    sigmoid_experts,
+)
+from llmconv.convert.tables.architecture import Architecture, HfName, keys
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.ops import Dims
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """A window is in most of its configurations and in none of its layers."""
+    if own.get("attention.sliding_window") and "sliding_attention" not in (config.get("layer_types") or ()):
+        del own["attention.sliding_window"]
+    own["expert_gating_func"] = np.uint32(2)  # whatever word the configuration has for it
+
+
+DOTS1 = Architecture(
+    "dots1",
+    (HfName("Dots1ForCausalLM", "dots1"),),
+    keys=(
+        *COMMON,
+        *HEAD_DIM,
+        *(key for key in sigmoid_experts() if key.gguf != "expert_gating_func"),
+        *keys("""
+            leading_dense_block_count       u32   first_k_dense_replace
+            attention.sliding_window        u32   sliding_window
+        """),
+    ),
+    rows=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(),
+        *QK_NORMS,
+        *gated_mlp(when="i < n_dense"),
+        *experts(),
+        choice_bias(),
+        *shared_experts(),
+    ),
+    finish=_finish,
+    decoder={"gating": "sigmoid", "window_pattern": 1 << 30},
+    reads="layer_types",
+    inert="max_window_layers num_local_experts scoring_func",
+    loader=Loader(
+        refused=(*MLP_BIASES, *OUT_BIAS), unread=("attention.sliding_window", "attention.sliding_window_pattern")
+    ),
+)
+
+ARCHITECTURES = (DOTS1,)

@@ -1,0 +1,129 @@
+"""Configurations of families (or of a class of one) that transformers lacks: their models are made from the tables.
+
+That the tables have the right shapes and names is what the peer tests prove, against the reference's converter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+_ALONE = _LLAMA | {"num_key_value_heads": 4}
+_EXPERTS = _LLAMA | {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+}
+_SPARSE = {k: v for k, v in _EXPERTS.items() if k != "first_k_dense_replace"}
+_MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+
+
+def _of(cls: str, model_type: str, base: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"architectures": [cls], "model_type": model_type, **base, **more}
+
+
+def _inside(cls: str, model_type: str, base: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A multimodal model's, of which only the text model is there."""
+    return {"architectures": [cls], "model_type": model_type, "text_config": base, **more}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "exaone": _of(
+        "ExaoneForCausalLM",
+        "exaone",
+        {k: v for k, v in _LLAMA.items() if k != "rms_norm_eps"},
+        layer_norm_epsilon=1e-5,
+        activation_function="silu",
+    ),
+    "orion": _of("OrionForCausalLM", "orion", _LLAMA),
+    "xverse": _of("XverseForCausalLM", "xverse", _ALONE),
+    "pangu": _of("PanguEmbeddedForCausalLM", "PanguEmbedded", _LLAMA, bias=True),
+    "minicpm": _of("MiniCPMForCausalLM", "minicpm", _LLAMA, scale_emb=12, scale_depth=1.4, dim_model_base=32),
+    "maincoder": _of("MaincoderForCausalLM", "maincoder", _LLAMA, head_dim=16),
+    "dream": _of("DreamModel", "Dream", _LLAMA, mask_token_id=5),
+    "rnd1": _of(
+        "RND1",
+        "rnd1",
+        _LLAMA,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+    ),
+    "deepseek1": _of(
+        "DeepseekForCausalLM",
+        "deepseek",
+        _EXPERTS | {"norm_topk_prob": False},
+        n_routed_experts=4,
+        n_shared_experts=2,
+    ),
+    "bailing": _of(
+        "BailingMoeForCausalLM",
+        "bailing_moe",
+        _EXPERTS | {"first_k_dense_replace": 0},
+        num_experts=4,
+        num_shared_experts=2,
+    ),
+    "bailing2": _of(
+        "BailingMoeV2ForCausalLM",
+        "bailing_moe_v2",
+        _EXPERTS,
+        num_experts=4,
+        num_shared_experts=1,
+        head_dim=16,
+        n_group=2,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        partial_rotary_factor=0.5,
+        score_function="sigmoid",
+    ),
+    "kormo": _of("KORMoForCausalLM", "kormo", _LLAMA),
+    "qwen2-vl": _inside("Qwen2VLForConditionalGeneration", "qwen2_vl", _LLAMA | _MROPE),
+    "qwen2.5-vl": _inside("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", _LLAMA | _MROPE),
+    "qwen3-vl": _inside(
+        "Qwen3VLForConditionalGeneration",
+        "qwen3_vl",
+        _LLAMA | _MROPE | {"head_dim": 16},
+        vision_config={"deepstack_visual_indexes": [0, 1]},
+    ),
+    "qwen3-vl-moe": _inside(
+        "Qwen3VLMoeForConditionalGeneration",
+        "qwen3_vl_moe",
+        _SPARSE | _MROPE | {"head_dim": 16, "num_experts": 4},
+        vision_config={"deepstack_visual_indexes": [0, 1]},
+    ),
+    "qwen3-omni": {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "model_type": "qwen3_omni_moe",
+        "thinker_config": {"text_config": _SPARSE | _MROPE | {"head_dim": 16, "num_experts": 4}},
+    },
+    "paddleocr": _of("PaddleOCRVLForConditionalGeneration", "paddleocr_vl", _LLAMA | _MROPE, head_dim=16),
+    "llava": _inside("LlavaForConditionalGeneration", "llava", _LLAMA),
+    "iquestcoder": _of("IQuestCoderForCausalLM", "iquestcoder", _LLAMA, head_dim=16),
+    "sarashina2": _inside("Sarashina2VisionForCausalLM", "sarashina2_vision", _LLAMA),
+}
+
+QWEN1 = _of(
+    "QWenLMHeadModel",
+    "qwen",
+    _ALONE | {"intermediate_size": 192},
+    rotary_emb_base=10000,
+    layer_norm_epsilon=1e-6,
+    seq_length=128,
+)
+CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
+
+FORMS = {"kormo": 1, "qwen3-vl-moe": 1}
+"""In which form a model is written, where not the first."""

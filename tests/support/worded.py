@@ -1,0 +1,39 @@
+"""The tiny models of every family with a vocabulary of words, so that texts can be run through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny_models
+
+import llmconv
+from llmconv.convert.translate import translate
+
+WORDS = [f"w{i}" for i in range(93)]
+
+
+def with_words(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A vocabulary of 96 words for a tiny model, split at spaces."""
+    return metadata | {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"\u2581{w}" for w in WORDS)],
+        "tokenizer.ggml.scores": np.zeros(96, np.float32),
+        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * 93, np.int32),
+        "tokenizer.ggml.bos_token_id": np.uint32(1),
+        "tokenizer.ggml.eos_token_id": np.uint32(2),
+        "tokenizer.ggml.unknown_token_id": np.uint32(0),
+        "tokenizer.ggml.add_bos_token": True,
+    }
+
+
+def gguf_of(name: str, folder: Path) -> Path:
+    """The GGUF of a tiny model, made once a folder."""
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        tiny_models.build(name, folder / name)
+        found = translate(llmconv.open(folder / name), "gguf")
+        found.metadata = with_words(dict(found.metadata))
+        llmconv.save(found, path)
+    return path
