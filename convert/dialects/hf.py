@@ -19,6 +19,7 @@ import numpy as np
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -87,7 +88,7 @@ def to_gguf(
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
     notes += carried.keep_files(out.metadata, checkpoint)
-    out.notes += [*notes, *beyond_llama_cpp(arch, out, flat)]
+    out.notes += [*notes, *contradictions(arch, config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
     return out
 
 

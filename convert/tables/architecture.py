@@ -173,6 +173,8 @@ class Architecture:
         """`hidden_activation`, where the configuration names another activation than the family's own."""
         usual, setting = self.decoder.get("activation", "silu"), self.decoder.get("activation_key", "hidden_act")
         stated = config.get(setting) if setting else None
+        if stated is not None and not isinstance(stated, str):
+            raise ValueError("expected a text")
         if isinstance(stated, str) and activation(stated) != usual and usual != "swiglu_oai":
             own["hidden_activation"] = stated
 

@@ -289,3 +289,44 @@ def test_a_setting_that_transformers_ignores_is_said() -> None:
     arch = archs.by_hf(config)
     assert arch is not None and arch.disputed(config) == ["norm_topk_prob"]
     assert arch.disputed({**config, "model_type": "deepseek_v3"}) == []
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "two objects": (
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            "rope_scaling": {"type": "linear", "factor": 2},
+        },
+        "rope_parameters is followed; rope_scaling says otherwise",
+    ),
+    "two bases": (
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        "the rope_theta within, 500000.0, is followed",
+    ),
+    "two types": (
+        {"rope_scaling": YARN | {"type": "linear"}},
+        "the rope_type 'yarn' is followed, not the type 'linear'",
+    ),
+    "another head": ({"tie_word_embeddings": True}, "another head, which is kept"),
+    "no biases": ({"attention_bias": True}, "attention_bias is true, but the file has no such tensors"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_what_is_said_in_two_ways_is_named(name: str) -> None:
+    changes, words = CONTRADICTIONS[name]
+    folder = model(LLAMA)
+    folder.files["config.json"] = json.dumps(LLAMA | changes).encode()
+    assert said(hf.to_gguf(folder), words)
+
+
+def test_a_head_that_is_the_embeddings_again_needs_no_note() -> None:
+    folder = model(LLAMA)
+    folder.tensors["lm_head.weight"] = folder.tensors["model.embed_tokens.weight"].renamed("lm_head.weight")
+    folder.files["config.json"] = json.dumps(LLAMA | {"tie_word_embeddings": True}).encode()
+    assert not said(hf.to_gguf(folder), "another head")
+
+
+def test_an_activation_that_is_no_text_is_refused() -> None:
+    with pytest.raises(LlmconvError, match="hidden_act is"):
+        converted(LLAMA, hidden_act=["silu"])
