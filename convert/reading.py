@@ -75,7 +75,7 @@ class Reading:
 
         checkpoint = self.translated(checkpoint, "gguf")
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
-        plain = not known or own_keys.is_plain(checkpoint.metadata)
+        plain = not known or own_keys.is_plain(checkpoint.metadata) or own_keys.LAYERS in checkpoint.metadata
         return self.translated(checkpoint, "plain" if plain else "hf")
 
 

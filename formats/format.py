@@ -67,8 +67,8 @@ class Format:
             raise Unsupported(f"{at(path)}: {self.name} files are only read; write GGUF or safetensors")
         unknown = [name for name in options if name not in self.options]
         if unknown:
-            has = f"it has {', '.join(self.options)}" if self.options else "it has none of its own"
-            raise UsageError(f"{self.name} has no option {', '.join(unknown)}; {has}")
+            has = f"it has {_as_options(self.options)}" if self.options else "it has none of its own"
+            raise UsageError(f"{self.name} has no option {_as_options(unknown)}; {has}")
         return self.write(checkpoint, Path(path), force=force, jobs=jobs, meter=meter, **options)
 
     def is_named(self, path: Path) -> bool:
@@ -85,6 +85,10 @@ class Format:
             _check_folder(path, force, inputs)
         else:
             check_target(path, force=force, inputs=inputs)
+
+
+def _as_options(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _check_folder(path: Path, force: bool, inputs: Sequence[Path]) -> None:

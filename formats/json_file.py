@@ -8,6 +8,7 @@ that a document comes back byte for byte if its writer was JavaScript's JSON.str
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import BadFile, Unsupported, UsageError, at
+from llmconv.errors import BadFile, UnknownName, Unsupported, UsageError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Slot, write_document
-from llmconv.formats.documents.json_scan import BOM, Style, Text, parse
+from llmconv.formats.documents.json_scan import BOM, COMPACT, Style, Text, parse
 from llmconv.formats.documents.numbers import number, row
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
@@ -29,7 +30,7 @@ from llmconv.formats.source import Source, read_into, reading
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
 
-__all__ = ["FORMAT", "NAME", "SUFFIXES", "Style", "is_exact", "open", "render", "save", "sniff"]
+__all__ = ["DIGITS", "FORMAT", "NAME", "SUFFIXES", "Style", "is_exact", "open", "render", "save", "sniff"]
 
 NAME = "json"
 SUFFIXES = (".json",)
@@ -58,24 +59,50 @@ def open(path: Path) -> Checkpoint:
     return Checkpoint(tensors, {"document": document, "style": style}, "json", {}, NAME, path, info, notes)
 
 
+DIGITS = ("exact", "shortest")
+
+
 def save(
-    checkpoint: Checkpoint, path: Path, *, force: bool = False, jobs: int | None = None, meter: Meter | None = None
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    force: bool = False,
+    jobs: int | None = None,
+    meter: Meter | None = None,
+    json_digits: str = "exact",
+    json_compact: bool = False,
 ) -> list[Path]:
     """Write the document with its tensors in place, laid out in its style.
 
+    json_digits: "exact", of each weight its double; or "shortest", of weights in single precision or less as many
+        digits as give the same float (0.1, not 0.10000000149011612): as F32, all that JSON is read as unless somebody
+        asks for more, they are the same.
+    json_compact: on one line without spaces, whatever its style.
+
     `Unsupported` for a number that is not finite, which JSON can't hold, naming tensor and index.
     """
-    return write_document(checkpoint, Path(path), render, force=force, meter=meter)
+    if json_digits not in DIGITS:
+        raise UnknownName("JSON digits", json_digits, DIGITS)
+    if json_compact:
+        style = dataclasses.replace(_style(checkpoint), **COMPACT)
+        checkpoint = checkpoint.but(metadata={**checkpoint.metadata, "style": style})
+    written = functools.partial(render, shortest=json_digits == "shortest")
+    return write_document(checkpoint, Path(path), written, force=force, meter=meter)
 
 
-def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], meter: Meter | None = None) -> None:
+def _style(checkpoint: Checkpoint) -> Style:
+    style = checkpoint.metadata.get("style")
+    return style if isinstance(style, Style) else Style()  # from another container
+
+
+def render(
+    checkpoint: Checkpoint, write: Callable[[bytes], Any], meter: Meter | None = None, *, shortest: bool = False
+) -> None:
     """The document's bytes, piece by piece, to `write`."""
     if "document" not in checkpoint.metadata:
         raise UsageError("this checkpoint is no document; translate it to JSON's dialect first")
-    document, style = checkpoint.metadata["document"], checkpoint.metadata.get("style") or Style()
-    if not isinstance(style, Style):  # from another container
-        style = Style()
-    writer = _Writer(checkpoint.tensors, style, write, meter)
+    document, style = checkpoint.metadata["document"], _style(checkpoint)
+    writer = _Writer(checkpoint.tensors, style, write, meter, shortest)
     if style.bom:
         write(BOM)
     writer.value(document, 0)
@@ -111,8 +138,16 @@ def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
 
 
 class _Writer:
-    def __init__(self, tensors: dict[str, Tensor], style: Style, write: Callable[[bytes], Any], meter: Meter | None):
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        style: Style,
+        write: Callable[[bytes], Any],
+        meter: Meter | None,
+        shortest: bool,
+    ):
         self.tensors, self.style, self.write, self.meter = tensors, style, write, meter
+        self.shortest = shortest
         self.quote = json.encoder.encode_basestring_ascii if style.ascii else json.encoder.encode_basestring
         self.colon = style.colon.encode()
 
@@ -182,8 +217,9 @@ class _Writer:
 
     def _rows(self, tensor: Tensor, ints: NDArray[np.bool_] | None) -> Iterator[bytes]:
         style = self.style.numbers
+        single = self.shortest and tensor.type.is_float and tensor.type.name != "F64"
         for start, stop in tensor.slabs(1 << 20):
-            rows = tensor.rows(start, stop).astype(np.float64)
+            rows = tensor.rows(start, stop).astype(np.float32 if single else np.float64)
             if not np.isfinite(rows).all():
                 i = np.argwhere(~np.isfinite(rows))[0]
                 where = np.unravel_index((start + i[0]) * tensor.row_len + i[1], tensor.shape)
@@ -233,4 +269,13 @@ class _Writer:
         self.write(b"{" + self.gap(level + 1) + self.between(level + 1).join(items) + self.gap(level) + b"}")
 
 
-FORMAT = Format(name=NAME, dialect="json", sniff=sniff, open=open, write=save, suffixes=SUFFIXES, is_exact=is_exact)
+FORMAT = Format(
+    name=NAME,
+    dialect="json",
+    sniff=sniff,
+    open=open,
+    write=save,
+    suffixes=SUFFIXES,
+    options=("json_digits", "json_compact"),
+    is_exact=is_exact,
+)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
@@ -222,37 +223,51 @@ def save(
     if lone:
         if max_shard_size and checkpoint.nbytes > max_shard_size:
             raise UsageError(f"{at(path)}: one file can't be split; give a folder for several shards")
-        metadata |= _packed_files(checkpoint, path)
-        parts = [_Part(path, tensors, metadata)]
-        files: dict[Path, bytes] = {}
-        index = b""
+        plan = _Plan([_Part(path, tensors, metadata | _packed_files(checkpoint, path))])
     else:
-        files = {path / _safe_name(name, path): checkpoint.file(name) or b"" for name in checkpoint.files}
-        groups = _groups(tensors, max_shard_size)
-        names = [WEIGHTS] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
-        parts = [_Part(path / name, group, metadata) for name, group in zip(names, groups, strict=True)]
-        index = _index(checkpoint, parts) if len(parts) > 1 else b""
-        for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:
-            raise UsageError(f"side file {clash.name!r} is a name of the weights; leave it out or rename it")
-    sizes = {file: len(raw) for file, raw in files.items()} | {part.path: part.size for part in parts}
-    if index:
-        sizes[path / INDEX] = len(index)
-    inputs = _inputs(checkpoint)
-    with Outputs(
-        sizes, force=force, inputs=inputs, folder=None if lone else path, stale=() if lone else _of_a_model(path)
-    ) as outputs:
-        for file, raw in files.items():
-            with outputs.open(file) as out:
-                out.file.write(raw)
-        for part in parts:
+        plan = _folder(checkpoint, path, _groups(tensors, max_shard_size), metadata)
+    stale = () if lone else _of_a_model(path)
+    sizes, inputs = plan.sizes(), _inputs(checkpoint)
+    with Outputs(sizes, force=force, inputs=inputs, folder=None if lone else path, stale=stale) as outputs:
+        _put(outputs, plan.files)
+        for part in plan.parts:
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
                 write_tensors(out, part.plan, jobs=jobs, meter=meter)
-        if index:
-            with outputs.open(path / INDEX) as out:
-                out.file.write(index)
+        _put(outputs, plan.index)
     return list(sizes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is written: the weights, before them the side files, after them the index."""
+
+    parts: list[_Part]
+    files: dict[Path, bytes] = field(default_factory=dict)
+    index: dict[Path, bytes] = field(default_factory=dict)
+
+    def sizes(self) -> dict[Path, int]:
+        parts = {part.path: part.size for part in self.parts}
+        before, after = ({path: len(raw) for path, raw in files.items()} for files in (self.files, self.index))
+        return before | parts | after
+
+
+def _folder(checkpoint: Checkpoint, path: Path, groups: Sequence[list[Tensor]], metadata: dict[str, str]) -> _Plan:
+    """A model folder with a file for each group of tensors."""
+    files = {path / _safe_name(name, path): checkpoint.file(name) or b"" for name in checkpoint.files}
+    names = [WEIGHTS] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
+    parts = [_Part(path / name, group, metadata) for name, group in zip(names, groups, strict=True)]
+    index = {path / INDEX: _index(checkpoint, parts)} if len(parts) > 1 else {}
+    for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:
+        raise UsageError(f"side file {clash.name!r} is a name of the weights; leave it out or rename it")
+    return _Plan(parts, files, index)
+
+
+def _put(outputs: Outputs, files: Mapping[Path, bytes]) -> None:
+    for path, raw in files.items():
+        with outputs.open(path) as out:
+            out.file.write(raw)
 
 
 class _Part:

@@ -48,6 +48,12 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         verify_provenance as verify_provenance,
         vocabulary as vocabulary,
     )
+    from llmconv.runtime.calibrate.calibration import (
+        Calibration as Calibration,
+        OnText as OnText,
+        calibrate as calibrate,
+    )
+    from llmconv.runtime.calibrate.imatrix import ImportanceMatrix as ImportanceMatrix, imatrix as imatrix
     from llmconv.runtime.generate import generate as generate
     from llmconv.runtime.load import load as load
     from llmconv.runtime.measure.compare import compare as compare
@@ -92,6 +98,11 @@ _PUBLIC: dict[str, str] = {
     "Text": "llmconv.runtime.measure.texts",
     "quantize": "llmconv.convert.writing.quantize",
     "warmup": "llmconv.quant.warm",
+    "calibrate": "llmconv.runtime.calibrate.calibration",
+    "OnText": "llmconv.runtime.calibrate.calibration",
+    "Calibration": "llmconv.runtime.calibrate.calibration",
+    "imatrix": "llmconv.runtime.calibrate.imatrix",
+    "ImportanceMatrix": "llmconv.runtime.calibrate.imatrix",
     "Checkpoint": "llmconv.formats.checkpoint",
     "Tensor": "llmconv.formats.tensor",
     "Result": "llmconv.api",

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv import vocab_only as vocab_alone
 from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.dialects.named_tensors import OURS
+from llmconv.convert.effects import check_name, read_with
 from llmconv.convert.reading import Reading
+from llmconv.convert.writing import vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
-from llmconv.effects import check_name, read_with
+from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
@@ -84,6 +85,7 @@ def save(
     exclude: Sequence[str] = (),
     allow_overflow: bool = False,
     provenance: bool = False,
+    portable: bool = False,
     force: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -103,8 +105,9 @@ def save(
     allow_overflow: let values that `outtype` can't hold become infinite.   force: replace an existing file.
     provenance: record the source, its content hash, the rounding and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
+    portable: a GGUF for publishing, with no keys of ours; a note says what can't come back from it.
     jobs: threads.   options: of the format: `max_shard_size` (safetensors), `split_max_size`, `split_max_tensors`,
-        `byte_order` (GGUF).
+        `byte_order` (GGUF), `json_digits` ("exact", "shortest"), `json_compact` (JSON).
 
     Raises `OutputError` when the target can't be written, `BadFile` when the model contradicts itself, `Unsupported`
     when the format can't hold it.
@@ -119,7 +122,7 @@ def save(
     if provenance and exclude:
         raise UsageError("--provenance certifies the whole model; leave it out, or --exclude")
     reading = Reading(layout=layout, config=config, vocab=vocab, pre=pre, strict=strict, exclude=exclude)
-    writing = Writing(force, jobs, progress, provenance, allow_overflow=allow_overflow)
+    writing = Writing(force, jobs, progress, provenance, allow_overflow=allow_overflow, portable=portable)
     target = Path(path)
     container = containers.by_name(format) if format else format_of(target)
     return _save(checkpoint, target, container, reading, writing, outtype, options)
@@ -135,6 +138,8 @@ def _save(
     options: dict[str, Any],
 ) -> Result:
     started = time.monotonic()
+    if writing.portable and container.dialect != "gguf":
+        raise UsageError(f"--portable has no effect on {container.name}: it is for GGUF; leave it out")
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
@@ -143,6 +148,8 @@ def _save(
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
+    if writing.portable:
+        made = without_own_keys(made)
     if writing.provenance:
         from llmconv.convert.reports.provenance import certify
 

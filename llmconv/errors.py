@@ -204,7 +204,10 @@ def at(path: str | os.PathLike[str], item: str | None = None) -> str:
 
 def cut(value: Any, most: int = 80) -> str:
     """A value as messages show it: its repr, the middle left out where that is long."""
-    text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
+    try:
+        text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
+    except (ValueError, RecursionError):  # Python writes no number of 5000 digits, and no list in a thousand others
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a deep {kind_of(value)}"
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 

@@ -16,8 +16,8 @@ MOST_OF_PATH = 160
 MOST_OF_WORD = 80
 
 _FLAGS = {
-    "activation-checkpointing", "allow-nonfinite", "allow-overflow", "allow-requantize", "force", "keep-split", "plot",
-    "portable", "provenance", "pure", "resumable", "resume", "strict",
+    "activation-checkpointing", "allow-nonfinite", "allow-overflow", "allow-requantize", "force", "json-compact",
+    "keep-split", "plot", "portable", "provenance", "pure", "resumable", "resume", "strict",
 }  # fmt: skip
 _KEYWORDS = {"from": "from_checkpoint", "plot": "plots"}  # where an option is not called as its keyword
 _WORDS = r"(?:plain|named|cpu|fsdp)\b"  # that are values of an option, not the sentence going on

@@ -104,7 +104,9 @@ class BlockType:
         if not cls.can_encode():
             raise UsageError(f"{cls.name} can be read but not written; choose another type")
         if cls.needs_importance and importance is None:
-            raise UsageError(f"{cls.name} needs importance weights; give an importance matrix (--imatrix)")
+            raise UsageError(
+                f"{cls.name} needs importance weights; give an importance matrix (--imatrix; llmconv imatrix makes one)"
+            )
         n, k = rows.shape
         size = cls.row_bytes(k)
         if out is None:

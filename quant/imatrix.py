@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, UsageError
 from llmconv.quant.block import BlockType
 
-__all__ = ["MAX_ENTRIES", "Importance", "Stored", "from_dat", "from_tensors"]
+__all__ = ["MAX_ENTRIES", "Importance", "Stored", "dat_entries", "dat_tail", "from_dat", "from_tensors"]
 
 MAX_ENTRIES = 1 << 20
 """Matrices in a file."""
@@ -156,11 +156,19 @@ def from_dat(data: bytes | memoryview, where: str) -> Importance:
     Layout: int32 entries; each an int32 length and its name, int32 calls, int32 n, n float32 (sums); then, in newer
     ones, int32 chunks and the data set's name.  Raises `BadFile` when a number exceeds the bytes that are there.
     """
+    reader, found = dat_entries(data, where)
+    entries = {name: sums / np.float32(calls) if calls > 0 else sums for name, calls, sums in found}
+    chunks, datasets = dat_tail(reader)
+    return Importance(entries, chunks, tuple(datasets))
+
+
+def dat_entries(data: bytes | memoryview, where: str) -> tuple[_Reader, list[tuple[str, int, NDArray[np.float32]]]]:
+    """The entries of a .dat file: name, calls, sums; and a reader behind them."""
     reader = _Reader(data, where)
     n = reader.int32("the number of entries")
     if not 0 < n <= min(MAX_ENTRIES, reader.left // 16 + 1):
         raise BadFile(f"{where}: claims {n:,} entries in {len(reader.data):,} bytes; it is no importance matrix")
-    entries: dict[str, NDArray[np.float32]] = {}
+    entries: dict[str, tuple[str, int, NDArray[np.float32]]] = {}
     for i in range(n):
         name = reader.text(f"entry {i}'s name")
         calls, count = reader.int32(f"{name!r}'s calls"), reader.int32(f"{name!r}'s number of values")
@@ -169,11 +177,16 @@ def from_dat(data: bytes | memoryview, where: str) -> Importance:
         if name in entries:
             raise BadFile(f"{where}: {name!r} is there twice; the file is damaged")
         sums = np.frombuffer(reader.take(4 * count, f"{name!r}'s values"), "<f4").astype(np.float32)
-        entries[name] = sums / np.float32(calls) if calls > 0 else sums
-    chunks, datasets = 0, []  # the rest is optional
+        entries[name] = name, calls, sums
+    return reader, list(entries.values())
+
+
+def dat_tail(reader: _Reader) -> tuple[int, list[str]]:
+    """What newer .dat files have behind the entries: chunks, and the data set's name."""
+    chunks, datasets = 0, []
     if reader.left >= 4:
         chunks = reader.int32("the number of chunks")
         if reader.left >= 4:
             dataset = reader.text("the data set's name")
             datasets = [dataset] if dataset else []
-    return Importance(entries, max(0, chunks), tuple(datasets))
+    return max(0, chunks), datasets

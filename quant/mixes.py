@@ -49,7 +49,7 @@ class Model:
         return self.n_layer == {"qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}.get(self.arch, -1)
 
     @staticmethod
-    def of(metadata: Mapping[str, Any]) -> Model:
+    def of(metadata: Mapping[str, Any], plain: bool = False) -> Model:
         """From GGUF metadata; of values by layer the first counts."""
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str):
@@ -71,7 +71,7 @@ class Model:
             n_head,
             number("attention.head_count_kv", n_head),
             number("expert_count", 0),
-            metadata.get("llmconv.layout") == "plain",
+            plain,
         )
 
 

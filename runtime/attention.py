@@ -154,14 +154,27 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     turning = rotate(turning, cos, sin, spec.rope.interleaved)
     shared = rotate(shared[:, None], cos, sin, spec.rope.interleaved)
     up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
+    _show_latent(block, nope, latent)
     query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)
     key = torch.cat((latent, shared), -1)
     if step.cache is not None:
         key, latent = step.cache.extend(block.index, key, latent)
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
     out = attend(query, key, latent, spec, step, sinks)  # (B, H, T, rank)
+    if block.attn_v_b is not None and block.attn_v_b.watch is not None:
+        for head in range(spec.n_head):
+            block.attn_v_b.watch(out[:, head], None, head)
     result: Tensor = block.attn_output((out @ up_value.transpose(-1, -2)).transpose(1, 2).flatten(2))
     return result
+
+
+def _show_latent(block: LayerPieces, nope: Tensor, latent: Tensor) -> None:
+    """Tell who watches the keys' up-projection what its stored form is multiplied with, before any absorbing."""
+    if block.attn_k_b is not None and block.attn_k_b.watch is not None:
+        for head in range(nope.shape[1]):
+            block.attn_k_b.watch(nope[:, head], None, head)
+    elif block.attn_kv_b is not None and block.attn_kv_b.watch is not None:
+        block.attn_kv_b.watch(latent[:, 0], None, None)
 
 
 def _latent_projections(block: LayerPieces, spec: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ either way the state dict's key is the tensor's name in a GGUF.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ class Stored(nn.Module):
     bias: Tensor | None
     activations = "float"
     """How inputs meet blocks: see `products.matmul`."""
+    watch: Callable[[Tensor, Tensor | None, int | None], None] | None = None
+    """Told of every product its inputs, its results (None: it was made another way) and which expert's or head's."""
 
     def __init__(
         self,
@@ -46,6 +50,13 @@ class Stored(nn.Module):
         """The weight as numbers, in `shape`."""
         return products.dense(self.weight, self.block_type, dtype)
 
+    def product(self, x: Tensor, weight: Tensor, part: int | None = None) -> Tensor:
+        """x (..., in) times the weight or, of a stack, the matrix `part` of it: (..., out)."""
+        y = products.matmul(x, weight, self.block_type, self.activations)
+        if self.watch is not None:
+            self.watch(x, y, part)
+        return y
+
     def extra_repr(self) -> str:
         stored = self.block_type.name if self.block_type else str(self.weight.dtype).removeprefix("torch.")
         return f"{'x'.join(map(str, self.shape))}, {stored}{', bias' if self.bias is not None else ''}"
@@ -55,7 +66,7 @@ class Linear(Stored):
     """(..., in) -> (..., out)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = products.matmul(x, self.weight, self.block_type, self.activations)
+        y = self.product(x, self.weight)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -63,15 +74,21 @@ class ExpertLinear(Stored):
     """The matrices of all experts, (experts, out, in); a call uses one of them."""
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
-        y = products.matmul(x, self.weight[expert], self.block_type, self.activations)
+        y = self.product(x, self.weight[expert], expert)
         return y if self.bias is None else y + self.bias[expert].to(y.dtype)
 
 
 class Embedding(Stored):
     """Token ids -> rows of `dtype`; `project` uses the same matrix as a head."""
 
+    watch_rows: Callable[[Tensor, Tensor], None] | None = None
+    """Told the ids that are looked up and the rows that they get."""
+
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return products.embed(ids, self.weight, self.block_type, dtype)
+        rows = products.embed(ids, self.weight, self.block_type, dtype)
+        if self.watch_rows is not None:
+            self.watch_rows(ids, rows)
+        return rows
 
     def project(self, x: Tensor) -> Tensor:
-        return products.matmul(x, self.weight, self.block_type, self.activations)
+        return self.product(x, self.weight)

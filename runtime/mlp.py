@@ -85,8 +85,7 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         choice = choice + (bias if isinstance(bias, Tensor) else bias.bias).to(choice.dtype)
     if experts.groups > 1:
         grouped = choice.unflatten(-1, (experts.groups, -1))
-        # A group is as good as its best expert (DeepSeek-V2) or its two best together (V3, which has sigmoid scores).
-        best = grouped.topk(2, -1).values.sum(-1) if experts.gating == "sigmoid" else grouped.amax(-1)
+        best = grouped.topk(experts.group_by, -1).values.sum(-1)
         kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(experts.groups_used, -1).indices, True)
         choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
     chosen = choice.topk(experts.used, -1).indices

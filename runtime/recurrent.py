@@ -42,7 +42,7 @@ class Cell(nn.Module):
 
     def __init__(self, decoder: Decoder, spec: Recurrent, index: int, types: Types):
         super().__init__()
-        self.spec = spec
+        self.spec, self.dim = spec, decoder.shapes[f"blk.{index}.rnn_h.weight"][1]
         for name in ("rnn_x", "rnn_h"):
             full = f"blk.{index}.{name}"
             shape, bias = decoder.shapes.get(f"{full}.weight"), decoder.shapes.get(f"{full}.bias")
@@ -54,7 +54,7 @@ class Cell(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, state: tuple[Tensor, Tensor] | None) -> Any:
         """x: (B, T, width) -> (B, T, dim), and the state after it.   mask: (B, T), False at padding."""
         given = x if self.rnn_x is None else self.rnn_x(x)
-        zero = given.new_zeros(x.shape[0], self.spec.dim)
+        zero = given.new_zeros(x.shape[0], self.dim)
         state = (zero, zero) if state is None else state
         out = []
         for t in range(x.shape[1]):
@@ -75,7 +75,7 @@ class Cell(nn.Module):
             first, forget, new, last = (given + self.rnn_h(hidden)).chunk(GATES["lstm"], -1)
             cell = self.gate(forget) * cell + self.gate(first) * self.activation(new)
             return self.gate(last) * self.activation(cell), cell
-        (reset_x, update_x, new_x), dim = given.chunk(GATES["gru"], -1), spec.dim
+        (reset_x, update_x, new_x), dim = given.chunk(GATES["gru"], -1), self.dim
         reset_h, update_h, new_h = self.rnn_h(hidden).chunk(GATES["gru"], -1)
         reset, update = self.gate(reset_x + reset_h), self.gate(update_x + update_h)
         # Before: the reset gate is on the state, and its product is another one.
@@ -87,8 +87,10 @@ class Cell(nn.Module):
         return torch.relu(x) if self.spec.activation == "relu" else torch.tanh(x)
 
     def gate(self, x: Tensor) -> Tensor:
-        """Keras's hard sigmoid is a straight line from -2.5 to 2.5."""
-        return torch.sigmoid(x) if self.spec.gates == "sigmoid" else (0.2 * x + 0.5).clamp(0, 1)
+        """A hard sigmoid is a straight line from -2.5 to 2.5 in Keras 2 and TensorFlow.js, from -3 to 3 in Keras 3."""
+        if self.spec.gates == "sigmoid":
+            return torch.sigmoid(x)
+        return ((x / 6 if self.spec.gates == "hard_sigmoid_6" else 0.2 * x) + 0.5).clamp(0, 1)
 
 
 class RecurrentModel(Model):

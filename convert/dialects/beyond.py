@@ -7,14 +7,18 @@ what it computes whatever a file says; where the two descriptions differ, a note
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.decoder import Decoder, Layer, describe
 from llmconv.convert.tables.loader import NOBODY_READS
 from llmconv.convert.tables.pieces import Pieces
+from llmconv.convert.tables.rows import at_layer
 from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
@@ -26,13 +30,18 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     """Notes about a GGUF made from a model of this (normalized) configuration."""
     if not arch.loader.exists:
         return []
-    refused = {name for name in checkpoint.tensors if _pattern(name) in arch.loader.refused}
+    dims = at_layer(arch.dims_of(checkpoint.metadata), 0)
+    refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
     if f"{arch.gguf}.moe_layers" in checkpoint.metadata:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
-        first = sorted(refused)
-        notes.append(f"llama.cpp has no place for {first[0]}{more(first)}, so it will not load this file")
+        notes.append(f"llama.cpp has no place for {refused[0]}{more(refused)}, so it will not load this file")
+    if missing := arch.loader.missing(checkpoint.tensors, dims):
+        notes.append(f"llama.cpp needs {missing[0]}{more(missing)}, so it will not load this file")
+    notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
+    if (pattern := checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")) is not None and not np.any(pattern):
+        notes.append("no layer has a window, for which this family's code in llama.cpp is not made: it will stop")
     rope = config.get("rope") or {}
     if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
@@ -47,7 +56,7 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
         if PATTERN in unread:
             old = _as_llama_cpp(arch, checkpoint, unread, refused)
             notes += [
-                f"{what}, which releases of llama.cpp before 2026 will not do"
+                f"{what}, which releases of llama.cpp that read no pattern from the file will not do"
                 for what in _differences(ours, old)
                 if what not in said
             ]
@@ -56,13 +65,7 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     return notes
 
 
-def _pattern(name: str) -> str:
-    """A tensor's name with `{i}` for its layer."""
-    parts = name.split(".")
-    return ".".join(["blk", "{i}", *parts[2:]]) if parts[0] == "blk" and len(parts) > 2 else name
-
-
-def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], refused: set[str]) -> Decoder:
+def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], refused: list[str]) -> Decoder:
     """The file as llama.cpp's loader understands it."""
     keys = {f"{arch.gguf}.{key}" for key in unread}
     seen = {k: v for k, v in checkpoint.metadata.items() if k not in keys and not k.startswith(own_keys.OWN)}
@@ -107,7 +110,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
     (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
     (_rotary("base"), "{where} the rotary base {}"),
-    (_rotary("factor"), "{where} rotary scaling by {}"),
+    (_rotary("factor", "linear"), "{where} rotary scaling by {}"),
+    (_rotary("factor", "yarn"), "{where} rotary scaling by {}"),
     (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
     (_rotary("beta_fast", "yarn"), "{where} YaRN's beta_fast {}"),
     (_rotary("beta_slow", "yarn"), "{where} YaRN's beta_slow {}"),
@@ -116,21 +120,32 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
     (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: layer.mlp.experts and layer.mlp.experts.gating, "{where} experts chosen by {}"),
+    (
+        lambda layer: layer.mlp.experts and layer.mlp.experts.groups > 1 and layer.mlp.experts.group_by,
+        "{where} groups of experts judged by the best {} (not {other}) of each",
+    ),
 )
 
 
 def _differences(ours: Decoder, theirs: Decoder) -> Iterator[str]:
     for name, text in _WHOLE:
-        if getattr(ours, name) != getattr(theirs, name):
+        if not _same(getattr(ours, name), getattr(theirs, name)):
             yield text.format(getattr(ours, name))
     for part, text in _PER_LAYER:
         found: dict[tuple[Any, Any], list[int]] = {}
         for i, (one, other) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
-            if part(one) != part(other) and (part(one) is None) == (part(other) is None):
+            if not _same(part(one), part(other)) and (part(one) is None) == (part(other) is None):
                 found.setdefault((part(one), part(other)), []).append(i)
         if found:
             (value, instead), layers = next(iter(found.items()))
             yield text.format(value, where=_where(layers, len(ours.layers)), other=instead)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in float32, as which files state numbers."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
 
 
 def _where(layers: list[int], count: int) -> str:

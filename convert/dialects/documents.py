@@ -8,9 +8,10 @@ in its family's layout when there is one, else as a map of named tensors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import named_tensors
 from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts.base import Layout, Words, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
@@ -28,12 +29,12 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
-from llmconv.formats.documents.json_scan import Style, Text, parse
+from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["from_gguf", "listed_words", "to_gguf", "tree_of"]
 
 DOCUMENT, LAYOUT, STYLE = own_keys.JSON_DOCUMENT, own_keys.JSON_LAYOUT, own_keys.JSON_STYLE
 TOKENS = "tokenizer.ggml.tokens"
@@ -59,44 +60,35 @@ def to_gguf(
     where = checkpoint.where
     table = _choose(checkpoint, layout, where)
     if table is None:
-        return _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made = _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
+        made.notes += [] if layout is not None else _kin(checkpoint)
+        return made
     paths = list(checkpoint.tensors)
     checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
     document = checkpoint.metadata["document"]
     beside = _beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
     own = table.keys(documents, checkpoint.tensors)
-    notes = []
+    notes: list[str] = []
     if table.complete is not None:
-        try:
+        with _naming(where):
             notes = table.complete(own, checkpoint.tensors, paths)
-        except BadFile as error:
-            raise BadFile(f"{where}: {error}") from None
     metadata = table.metadata(own)
     dims = table.dims(metadata)
-    try:
-        problem = table.check(document, dims) if table.check is not None else None
-    except (KeyError, TypeError, IndexError, AttributeError):
-        problem = f"its parts are not what the layout {table.name} has there"
-    if problem is not None:
-        raise BadFile(f"{where}: {problem}")
+    _check(table, document, dims, where)
     tensors: Mapping[str, Tensor] = checkpoint.tensors
-    packed: set[str] = set()
     if table.unpack is not None:
-        try:
+        with _naming(where):
             tensors = table.unpack(document, checkpoint.tensors, dims)
-        except BadFile as error:
-            raise BadFile(f"{where}: {error}") from None
-        packed = set(checkpoint.tensors) - set(tensors)
     out = checkpoint.derived("gguf")
-    used: set[str] = set(packed)
+    used = set(checkpoint.tensors) - set(tensors)  # what was unpacked
     why = f"a model of the layout {table.name} and of its configuration has it, as an array of numbers"
     prefix = prefix_of(table.prefixes, table.rows, dims, tensors)
     for moved in forward(table.slots(dims), tensors, Told(where, "by the configuration", why), prefix):
         used.update(moved.names)
         for tensor in moved.parts:
             out.add(tensor)
-    rest, tokens = _rest(checkpoint, table, used, where), None
+    rest, tokens = _rest(checkpoint, table, used, where), {}
     if table.words is not None:
         words, path = _words(documents, table, dims["n_vocab"])
         if words is None and table.spells:
@@ -107,11 +99,30 @@ def to_gguf(
             if path[0] == 0 and look(document, path[1]) == words:
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": _name(checkpoint)}
-    out.metadata |= metadata | (tokens or {})
+    out.metadata |= metadata | tokens
     out.metadata |= {LAYOUT: table.name, DOCUMENT: dumps(rest)} | _style(checkpoint)
     out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
     out.notes += notes
     return out
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """The file before what a table finds wrong in it."""
+    try:
+        yield
+    except BadFile as error:
+        raise BadFile(f"{where}: {error}") from None
+
+
+def _check(table: Layout, document: Any, dims: Mapping[str, int], where: str) -> None:
+    """`BadFile` for a document that contradicts its own sizes, as its table says."""
+    try:
+        problem = table.check(document, dims) if table.check is not None else None
+    except (KeyError, TypeError, IndexError, AttributeError):
+        problem = f"its parts are not what the layout {table.name} has there"
+    if problem is not None:
+        raise BadFile(f"{where}: {problem}")
 
 
 def _spelled(checkpoint: Checkpoint, table: Layout, where: str) -> Checkpoint:
@@ -170,6 +181,17 @@ def _choose(checkpoint: Checkpoint, layout: str | None, where: str) -> Layout | 
     )
 
 
+def _kin(checkpoint: Checkpoint) -> list[str]:
+    """A note on a document that keeps its own names and has most of what a known layout has."""
+    document = checkpoint.metadata["document"]
+    near = None if named_tensors.is_known(document) else layouts.nearest(document, checkpoint.tensors)
+    if near is None:
+        return []
+    table, shared, lacks = near
+    has = f"has {_list(shared)} as the layout {table.name}, but not {_list(lacks)}"
+    return [f"{has}: its tensors keep their own names, and it is not run"]
+
+
 def _list(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -215,13 +237,14 @@ def _beside(
                 if path.is_file() and path != source:
                     paths.append(path)
                     break
-    out = []
-    for path in dict.fromkeys(paths):
-        text = _text(path)
-        tree, _ = parse(Text.of(text.encode()), path)
-        document, tensors = cut(tree, path)
-        out.append((path, replace_slots(document, lambda s, t=tensors: inline(s, t[s.name])), text))  # type: ignore[misc]
-    return out
+    return [(path, tree_of(path), _text(path)) for path in dict.fromkeys(paths)]
+
+
+def tree_of(path: Path) -> Any:
+    """The tree of a small JSON file; `BadFile` when it is too big, or none."""
+    tree, _ = parse(Text.of(_text(path).encode()), path)
+    document, tensors = cut(tree, path)
+    return replace_slots(document, lambda slot: inline(slot, tensors[slot.name]))
 
 
 def _text(path: Path) -> str:
@@ -237,24 +260,24 @@ def _text(path: Path) -> str:
 
 def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple[list[str] | None, tuple[int, str]]:
     """The word list and where it stands: (index of the document, path)."""
-    words, place = _listed_words(documents, table)
     assert table.words is not None
+    words, place = listed_words(documents, table.words)
     if words is not None and len(words) + len(table.words.extra) == count:
         words += table.words.extra
     return words, place
 
 
-def _listed_words(documents: list[tuple[str, Any]], table: Layout) -> tuple[list[str] | None, tuple[int, str]]:
-    assert table.words is not None
-    before = table.words.before
+def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[str] | None, tuple[int, str]]:
+    """The vocabulary that the documents list, the first of which is the model, and where: (which document, path)."""
+    before = known.before
     for k, (where, document) in enumerate(documents):
         if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
             return [*before, *document], (k, "")
-        for path in table.words.paths:
+        for path in known.paths:
             found = look(document, path)
             if isinstance(found, dict) and found:
                 found = _from_map(found, f"{where}: {path}")
-            if isinstance(found, str) and not table.words.separator:
+            if isinstance(found, str) and not known.separator:
                 found = list(found)
             if isinstance(found, list) and found:
                 for i, word in enumerate(found):
@@ -383,10 +406,12 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if table is not None and (table.arch != arch or table.build is None):
         raise Unsupported(f"{where}: a {arch} model can't be written in the layout {table.name}; use --layout named")
     if layout is None:
-        table = layouts.for_arch(arch, checkpoint.tensors)
+        table = layouts.for_arch(arch, checkpoint.tensors, metadata)
     if table is None:
-        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(indent=None, colon=":"))
+        return _result(checkpoint, *named_tensors.describe(checkpoint), style=Style(**COMPACT))
     assert table.build is not None
+    if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
+        raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
     return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
 
 
@@ -450,7 +475,7 @@ def _result(
 def _kept_style(metadata: Mapping[str, Any], where: str) -> Style:
     text = metadata.get(STYLE)
     if text is None:
-        return Style()
+        return Style(**COMPACT)  # nobody reads the weights of what was no JSON
     try:
         style = Style(**json.loads(text))
         spaces = [style.newline, style.end, style.comma.replace(",", "", 1), style.colon.replace(":", "", 1)]

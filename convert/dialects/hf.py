@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,69 +51,35 @@ def to_gguf(
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
-        if config:
-            classes = config.get("architectures")
-            kind = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
-            why = "as asked" if arch else f"{kind or 'the model'} is no architecture known here"
-            note = (
-                f"{why}: the tensors keep their own names; the model can be quantized and converted back, but not run "
-                "here or in llama.cpp"
-            )
-            out.notes.append(note)
-        return out
+        return out.but(_own_names_kept(config, arch)) if config else out
     where, flat = checkpoint.where, normalized(config)
-    names = disguise.plain_names(arch, checkpoint.tensors, _tied(arch, flat))
+    names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = _as_present(flat, tensors)
     notes = _unknown_settings(arch, config)
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
     dims["n_vocab"] = dims["n_vocab"] or _number(flat.get("vocab_size"))
-    prefix = prefix_of(arch.prefixes, arch.rows, dims, tensors)
-    forms: dict[str, int] = {}
-    exact: dict[str, Any] = {}
-    used: set[str] = set()
     out = checkpoint.derived("gguf")
-    for made in arch.made:
-        with usable(flat, f"{where}: config.json"):
-            values = made.make(flat, at_layer(dims, 0))
-        if values is not None:
-            out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
-    why = (
-        f"a {config.get('model_type') or arch.gguf} model of this config.json needs it; "
-        "--layout plain converts any tensors under their own names"
-    )
-    for moved in forward(arch.slots(dims), tensors, Told(where, "by config.json", why), prefix):
-        if moved.form:
-            forms[moved.slot.row.gguf[0]] = moved.form
-        used.update(moved.names)
-        exact |= {own_keys.EXACT + name: record for name, record in moved.lost.items()}
-        for part in moved.parts:
-            out.add(part.astype(gguf_type(part)))
-    extra = [name for name in tensors if name not in used]
-    without_place = {n: tensors[n] for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.kept)}
+    _make(out, arch, flat, dims)
+    taken = _take(out, arch, tensors, dims, config.get("model_type") or arch.gguf)
+    extra = [name for name in tensors if name not in taken.used]
+    without_place = {n: tensors[n] for n in extra if _matches(arch.kept, n)}
     from_a_gguf = strangers.carried_names(checkpoint.metadata, where) - set(out.tensors)
     for name in extra:
         if name in from_a_gguf:
             out.add(tensors[name])
-    original = {plain_name: name for name, plain_name in names.items()}
     extra = [name for name in extra if name not in without_place and name not in from_a_gguf]
-    parts_of = (n for n in extra if not any(re.fullmatch(pattern, n) for pattern in arch.dropped))
-    refuse_parts(where, parts_of, used, head=any("output.weight" in row.gguf for row in arch.rows))
-    extra = [original[name] for name in extra]
-    notes += _left_out(where, arch, extra, strict)
+    parts_of = (n for n in extra if not _matches(arch.dropped, n))
+    refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
+    original = {plain_name: name for name, plain_name in names.items()}
+    notes += _left_out(where, arch, [original[name] for name in extra], strict)
     out.tensors = unfolded(out.tensors, where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
     out.metadata = _general(checkpoint, out) | metadata | pooled
-    own: dict[str, Any] = {own_keys.DTYPES: carried.keep_dtypes({n: t for n, t in tensors.items() if n in used})}
-    disguise.keep_names(own, {name: new for name, new in names.items() if new in used})
-    if prefix != arch.prefixes[0]:
-        own[own_keys.PREFIX] = prefix
-    if forms:
-        own[own_keys.FORMS] = json.dumps(forms, separators=(",", ":"))
-    out.metadata |= _vocabulary(checkpoint, config, dims, pre, notes, where)
-    out.metadata |= own | exact
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
+    out.metadata |= _own_keys(arch, tensors, names, taken)
     foreign_keys.put_back(out.metadata, checkpoint.metadata.get(own_keys.GGUF_METADATA), where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
@@ -120,6 +87,71 @@ def to_gguf(
     notes += [f"{name} is not kept (too big or not text)" for name in carried.keep_files(out.metadata, checkpoint)]
     out.notes += [*notes, *beyond_llama_cpp(arch, out, flat)]
     return out
+
+
+def _own_names_kept(config: Mapping[str, Any], arch: Architecture | None) -> str:
+    """The note of a model that is written under its own names."""
+    classes = config.get("architectures")
+    kind = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
+    why = "as asked" if arch else f"{kind or 'the model'} is no architecture known here"
+    return (
+        f"{why}: the tensors keep their own names; the model can be quantized and converted back, but not run here or "
+        "in llama.cpp"
+    )
+
+
+def _make(out: Checkpoint, arch: Architecture, config: dict[str, Any], dims: Mapping[str, Any]) -> None:
+    """Add the tensors that a GGUF has and a folder's configuration says."""
+    for made in arch.made:
+        with usable(config, f"{out.where}: config.json"):
+            values = made.make(config, at_layer(dims, 0))
+        if values is not None:
+            out.add(Tensor.from_array(made.gguf, np.ascontiguousarray(values, np.float32)))
+
+
+@dataclass
+class _Taken:
+    """What a table's rows took of a folder: from under which prefix, which tensors, which rows in another than their
+    first form, and what the arithmetic of an op loses (keys of our own)."""
+
+    prefix: str
+    used: set[str] = field(default_factory=set)
+    forms: dict[str, int] = field(default_factory=dict)
+    exact: dict[str, Any] = field(default_factory=dict)
+
+
+def _take(
+    out: Checkpoint, arch: Architecture, tensors: Mapping[str, Tensor], dims: Mapping[str, Any], kind: str
+) -> _Taken:
+    """Add the tensors of all rows of the table, each made of what the folder has."""
+    why = f"a {kind} model of this config.json needs it; --layout plain converts any tensors under their own names"
+    taken = _Taken(prefix_of(arch.prefixes, arch.rows, dims, tensors))
+    for moved in forward(arch.slots(dims), tensors, Told(out.where, "by config.json", why), taken.prefix):
+        if moved.form:
+            taken.forms[moved.slot.row.gguf[0]] = moved.form
+        taken.used.update(moved.names)
+        taken.exact |= {own_keys.EXACT + name: record for name, record in moved.lost.items()}
+        for part in moved.parts:
+            out.add(part.astype(gguf_type(part)))
+    return taken
+
+
+def _own_keys(
+    arch: Architecture, tensors: Mapping[str, Tensor], names: Mapping[str, str], taken: _Taken
+) -> dict[str, Any]:
+    """What it takes to write the folder's tensors again as they were: types, names, prefix, forms."""
+    used = {n: t for n, t in tensors.items() if n in taken.used}
+    own: dict[str, Any] = {own_keys.DTYPES: carried.keep_dtypes(used)}
+    disguise.keep_names(own, {name: new for name, new in names.items() if new in used})
+    if taken.prefix != arch.prefixes[0]:
+        own[own_keys.PREFIX] = taken.prefix
+    if taken.forms:
+        own[own_keys.FORMS] = json.dumps(taken.forms, separators=(",", ":"))
+    return own | taken.exact
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) -> Checkpoint:
@@ -136,45 +168,18 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
         dims["n_vocab"] = embeddings.shape[0]
-    dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
-    forms = carried.kept_json(metadata, own_keys.FORMS, where)
-    original = disguise.kept_names(metadata, where)
-    tensors = folded(checkpoint.tensors, where)
-    prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
-    if not isinstance(prefix, str) or prefix not in arch.prefixes:
-        raise BadFile(
-            f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
-        )
-    used: set[str] = {made.gguf for made in arch.made}
-    rounded: Counter[tuple[str, str]] = Counter()
     out = checkpoint.derived("hf")
     out.metadata = carried.kept_metadata(metadata, where)
-    present: set[str] = set()
-    for moved in backward(
-        arch.slots(dims),
-        tensors,
-        Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
-        prefix,
-        form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
-        type_of=lambda name: carried.dtype_of(name, *dtypes),
-        lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
-    ):
-        used.update(moved.names)
-        present.update(moved.slot.row.gguf)
-        stored = checkpoint.tensors[moved.names[0]].type
-        for tensor in moved.parts:
-            if not stored.is_plain() and tensor.type not in (plain.F32, stored):
-                rounded[stored.name, tensor.type.name] += 1
-            out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
+    given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
-    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
+    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in given.rounded.items()]
     if scales := scales_of(checkpoint.tensors):
         first = list(scales)
         notes.append(f"multiplied into its weight: {first[0]}{more(first)}")
-    strange = [n for n in checkpoint.tensors if n not in used]
+    strange = [n for n in checkpoint.tensors if n not in given.used]
     extra = [n for n in strange if strangers.changes_the_result(n)]
-    refuse_parts(where, extra, used)
+    refuse_parts(where, extra, given.used)
     if extra and strict:
         raise _unknown(where, arch, extra)
     notes += [f"left out, unknown to {arch.gguf}: {n}" for n in extra]
@@ -182,7 +187,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
     notes += strangers.keep_list(out.metadata, others)
-    out.files = dict(_files(arch, checkpoint, dims, present, out, notes))
+    out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     notes += carried.about_kept_files(metadata, out.files)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
@@ -194,9 +199,51 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     return out
 
 
+@dataclass
+class _Given:
+    """What a table's rows gave of a GGUF: which tensors they took, the rows that are there, and how many tensors
+    were decoded from one type and rounded to another."""
+
+    used: set[str]
+    rows: set[str] = field(default_factory=set)
+    rounded: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any]) -> _Given:
+    """Add the folder's tensors of all rows of the table, in the types, forms and under the names that are kept."""
+    metadata, where = checkpoint.metadata, checkpoint.where
+    dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
+    forms = carried.kept_json(metadata, own_keys.FORMS, where)
+    original = disguise.kept_names(metadata, where)
+    tensors = folded(checkpoint.tensors, where)
+    prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
+    if not isinstance(prefix, str) or prefix not in arch.prefixes:
+        raise BadFile(
+            f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
+        )
+    given = _Given({made.gguf for made in arch.made})
+    for moved in backward(
+        arch.slots(dims),
+        tensors,
+        Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
+        prefix,
+        form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
+        type_of=lambda name: carried.dtype_of(name, *dtypes),
+        lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
+    ):
+        given.used.update(moved.names)
+        given.rows.update(moved.slot.row.gguf)
+        stored = checkpoint.tensors[moved.names[0]].type
+        for tensor in moved.parts:
+            if not stored.is_plain() and tensor.type not in (plain.F32, stored):
+                given.rounded[stored.name, tensor.type.name] += 1
+            out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
+    return given
+
+
 def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
     """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
-    derived = [n for n in extra if any(re.fullmatch(pattern, n) for pattern in arch.dropped)]
+    derived = [n for n in extra if _matches(arch.dropped, n)]
     known = set(derived)
     unknown = [n for n in extra if n not in known]
     if unknown and strict:
@@ -261,11 +308,6 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _tied(arch: Architecture, config: Mapping[str, Any]) -> bool:
-    stated = config.get("tie_word_embeddings")
-    return arch.tied if stated is None else bool(stated)
-
-
 def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without layers for further tokens, which it states of many models that come without them."""
     first = f"layers.{config.get('num_hidden_layers')}."
@@ -315,12 +357,7 @@ def _rounded(count: int) -> str:
 
 
 def _vocabulary(
-    checkpoint: Checkpoint,
-    config: dict[str, Any],
-    dims: Mapping[str, Any],
-    pre: str | None,
-    notes: list[str],
-    where: str,
+    checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str
 ) -> dict[str, Any]:
     flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
     try:

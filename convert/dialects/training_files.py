@@ -6,26 +6,29 @@ the same looks.  Where no table fits, or what one needs is not there, the tensor
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 from llmconv.convert import layouts
-from llmconv.convert.dialects import documents, own_names
+from llmconv.convert.dialects import documents, layered, own_names
+from llmconv.convert.layouts import keras
 from llmconv.convert.layouts.base import Layout
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign import pickle_file
 from llmconv.formats.foreign.mappings import REST
 
-__all__ = ["FORMATS", "from_gguf", "table_of", "to_gguf"]
+__all__ = ["FORMATS", "LAYERED", "from_gguf", "table_of", "to_gguf"]
 
 FORMATS = ("torch", "numpy", "pickle")
 """Containers of training programs."""
+LAYERED = ("keras", "tfjs")
+"""Containers of models that list their layers."""
 META = "meta.pkl"
 """nanoGPT's vocabulary, beside the data and often beside the model."""
 
@@ -44,7 +47,7 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     layout = options.get("layout")
     table = table_of(checkpoint, layout)
     if table is None:
-        return own_names.to_gguf(checkpoint, **options)
+        return _by_layers(checkpoint, options)
     try:
         return documents.to_gguf(_as_document(checkpoint), **{**options, "layout": table.name})
     except BadFile as error:
@@ -55,7 +58,22 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
         return out
 
 
-from_gguf = own_names.from_gguf
+def from_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
+    """The way back, to the names that the file had."""
+    if own_keys.LAYERS in checkpoint.metadata:
+        return layered.from_gguf(checkpoint)
+    return own_names.from_gguf(checkpoint, **options)
+
+
+def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
+    """A file that lists its layers, as the language model that they make; any other under its own names."""
+    model = keras.described(checkpoint) if options.get("layout") != layouts.PLAIN else None
+    if model is not None and not model.lacks:
+        return layered.to_gguf(checkpoint, model, vocab=options.get("vocab"))
+    out = own_names.to_gguf(checkpoint, **options)
+    if model is not None:
+        out.notes.append(f"looks like a language model of Keras's layers, but keeps its own names: {model.lacks}")
+    return out
 
 
 def _document(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -84,13 +102,6 @@ def _as_document(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.but(tensors=tensors, metadata={"document": document}, dialect="json")
 
 
-class _Data(pickle.Unpickler):
-    """A pickle machine that builds texts, numbers, lists and maps, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"asks for {module}.{name}")
-
-
 def _pickled(path: Path) -> Any:
     """A small pickle of plain data; `BadFile` for one that holds anything else."""
     if regular_size(path) > limits.SIDE_FILE_BYTES:
@@ -98,8 +109,7 @@ def _pickled(path: Path) -> Any:
     with open_regular(path) as file:
         data = file.read()
     try:
-        found = _Data(io.BytesIO(data)).load()
-        return json.loads(json.dumps(_texts(found, 0)))
+        return json.loads(json.dumps(_texts(pickle_file.loads(data), 0)))
     except Exception as error:  # a pickle can fail in any way
         raise BadFile(f"{at(path)}: is no pickle of plain data ({error}); move it away, or give --vocab") from None
 

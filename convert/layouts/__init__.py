@@ -77,10 +77,14 @@ def nearest(document: Any, tensors: Mapping[str, Tensor]) -> tuple[Layout, list[
     return (best, shared, lacks) if len(shared) > 1 and 2 * len(shared) >= len(best.marks) else None
 
 
-def for_arch(arch: str, has: Mapping[str, Any]) -> Layout | None:
+def for_arch(arch: str, has: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Layout | None:
     """A layout in which a model of this architecture can be written anew; `has` are its tensors."""
     fitting = [table for table in all() if table.arch == arch and table.build is not None and table.default]
     for table in fitting:
+        if table.suits is not None:
+            if not table.suits(metadata, table.dims(metadata), has):
+                return table
+            continue
         if table.spells:
             return table
         needed = {row.gguf[0].replace("{i}", "0") for row in table.rows if not row.optional and not row.when}

@@ -73,6 +73,7 @@ class Layout:
     marks: paths (of values or weights) that a document of the family has, all of them, each in one of its spellings;
         `absent` ones it has not.
     prefixes: what `{p}` in paths may be ("weights.", "state_dict."); a row's further `alt` forms are other spellings.
+    suits: (metadata, dims, tensors) -> why a model of the architecture can't be written so, "" where it can.
     default: whether a model of the architecture is written so when nothing else is asked for.
     spells: whether people choose the weights' names themselves: then marks and rows have GGUF's, and `spelling` says
         which array is which.   fits: what marks can't say of such a document: "" or what is missing.
@@ -103,6 +104,7 @@ class Layout:
     unpack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     pack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     build: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any] | None = None
+    suits: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], str] | None = None
     default: bool = True
     spells: bool = False
     fits: Callable[[Spelled], str] | None = None

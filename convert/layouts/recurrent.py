@@ -9,7 +9,7 @@ gate is on the state).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.recurrent import ARCH, GATES
 from llmconv.errors import BadFile, shown
 from llmconv.formats.documents.cutting import shapes
+from llmconv.formats.documents.document import Slot
 from llmconv.formats.tensor import Tensor
 
 _CANONICAL = "rnn."
@@ -159,6 +160,8 @@ def _layout(name: str, title: str, family: _Family, **more: Any) -> Layout:
         name,
         title,
         ARCH,
+        suits=_suits(family, own, more["words"]),
+        build=_build(family, more.pop("whole"), more.pop("array"), more["words"]),
         rows=_rows(family.gates, family.one_hot),
         constants=own,
         roots=(_CANONICAL,),
@@ -166,6 +169,69 @@ def _layout(name: str, title: str, family: _Family, **more: Any) -> Layout:
         pack=_packed(family),
         **more,
     )
+
+
+_USUAL = {"recurrent.activation": "tanh", "recurrent.gates": "sigmoid", "recurrent.reset_after": True}
+
+
+def _suits(family: _Family, own: Mapping[str, Any], words: Words) -> Any:
+    """Why a recurrent model can't be a document of this family, or ""."""
+
+    def suits(metadata: Mapping[str, Any], dims: Dims, tensors: Mapping[str, Tensor]) -> str:
+        cell = metadata.get(f"{ARCH}.recurrent.cell")
+        if cell != family.cell:
+            return f"its layers are of the kind {cell}, there {family.cell}"
+        for key, usual in _USUAL.items():
+            stated, wanted = metadata.get(f"{ARCH}.{key}", usual), own.get(key, usual)
+            if stated != wanted and not (key.endswith("reset_after") and cell != "gru"):
+                return f"its {key.rpartition('.')[2]} is {stated}, there {wanted}"
+        if ("blk.0.rnn_x.weight" not in tensors) != family.one_hot:
+            return "its inputs are " + ("embeddings, there one-hot" if family.one_hot else "one-hot, there embeddings")
+        if family.one_hot and dims["n_layer"] > 1:
+            return f"it has {dims['n_layer']} layers, there one"
+        if any(tensors[f"blk.{i}.rnn_h.weight"].shape[-1] != dims["n_embd"] for i in range(dims["n_layer"])):
+            return "its layers differ in size"
+        tokens = list(metadata.get(_TOKENS, ()))
+        if words.before and tokens and len(tokens[0]) < 2:
+            return "there token 0 begins and ends a text (train with --tokenizer sentences)"
+        if any(len(token) > 1 for token in tokens[len(words.before) :]):
+            return "its vocabulary is of more than characters"
+        return ""
+
+    return suits
+
+
+_TOKENS = "tokenizer.ggml.tokens"
+
+Whole = Callable[[list[str] | None, Dims, dict[str, Any]], Any]
+"""(characters or None, dims, arrays by path) -> a document."""
+
+
+def _build(family: _Family, whole: Whole, array: Callable[[str, tuple[int, ...]], Any], words: Words) -> Any:
+    """What makes a new document of a family.   array: how its program writes one, of (slot's name, shape)."""
+
+    def build(metadata: Mapping[str, Any], dims: Dims, tensors: Mapping[str, Tensor]) -> Any:
+        full = {**dims, "n_vocab": tensors["output.weight"].shape[0], "n_ff": tensors["token_embd.weight"].shape[1]}
+        arrays = {}
+        for name, paths, shape in _places(family, full):
+            for path in paths:
+                own = path.capitalize() if family.free and path[0] == "w" else path
+                turned = family.free and name == "token_embd.weight"
+                arrays[own] = array(own, shape[::-1] if turned else shape)
+        tokens = metadata.get(_TOKENS)
+        return whole(None if tokens is None else list(tokens)[len(words.before) :], full, arrays)
+
+    return build
+
+
+def _row_by_row(rows: str, columns: str, values: str) -> Callable[[str, tuple[int, ...]], Any]:
+    """A matrix as an object: its sizes and its numbers."""
+
+    def array(name: str, shape: tuple[int, ...]) -> Any:
+        columns_of = shape[1] if len(shape) > 1 else 1
+        return {rows: shape[0], columns: columns_of, values: Slot(name, (shape[0] * columns_of,))}
+
+    return array
 
 
 # Karpathy's char-rnn in JSON: Wxh, Whh, Why, bh, by, as lists, below any of the usual keys; one layer, tanh, one-hot.
@@ -190,6 +256,8 @@ CHAR_RNN = _layout(
     "char-rnn",
     "Karpathy's char-rnn: wxh, whh, why, bh, by as lists",
     _Family("rnn", "wxh", ("wxh",), ("whh",), ("bh",), "why", "by", one_hot=True, free=True),
+    whole=lambda characters, dims, arrays: {**({} if characters is None else {"chars": characters}), **arrays},
+    array=Slot,
     constants={"block_count": np.uint32(1)},
     marks=(_any("wxh"), _any("whh"), _any("why"), _any("bh"), _any("by")),
     prefixes=_ROOTS,
@@ -209,6 +277,18 @@ CHAR_RNN = _layout(
 # recurrentjs: {n, d, w} under `model`, matrices times columns; token 0 begins and ends a text.
 
 _RECURRENTJS_WORDS = Words(("vocab",), unk=None, lowercase=False, separator="", before=("[BOS]",))
+
+
+def _recurrentjs(characters: list[str] | None, dims: Dims, arrays: dict[str, Any]) -> Any:
+    letters = dict(enumerate(characters or (), 1))
+    return {
+        "hidden_sizes": [dims["n_embd"]] * dims["n_layer"],
+        "letter_size": dims["n_ff"],
+        "model": {path.removeprefix("model."): array for path, array in arrays.items()},
+        "letterToIndex": {letter: i for i, letter in letters.items()},
+        "indexToLetter": {str(i): letter for i, letter in letters.items()},
+        "vocab": list(letters.values()),
+    }
 
 
 def _recurrentjs_fields(bias: str) -> tuple[Field, ...]:
@@ -234,6 +314,8 @@ RECURRENTJS = _layout(
     ),
     marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", *(f"model.W{g}h0" for g in "ifco")),
     fields=_recurrentjs_fields("bi"),
+    whole=_recurrentjs,
+    array=_row_by_row("n", "d", "w"),
     words=_RECURRENTJS_WORDS,
 )
 RECURRENTJS_RNN = _layout(
@@ -242,6 +324,8 @@ RECURRENTJS_RNN = _layout(
     _Family("rnn", "model.Wil", ("model.Wxh{i}",), ("model.Whh{i}",), ("model.bhh{i}",), "model.Whd", "model.bd"),
     marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", "model.Wxh0", "model.Whh0", "model.bhh0"),
     fields=_recurrentjs_fields("bhh"),
+    whole=_recurrentjs,
+    array=_row_by_row("n", "d", "w"),
     constants={"recurrent.activation": "relu"},
     words=_RECURRENTJS_WORDS,
 )
@@ -266,6 +350,33 @@ _BRAIN: dict[str, tuple[list[str], list[str], list[str], dict[str, Any]]] = {
 }
 
 
+def _brain_whole(cell: str) -> Whole:
+    def whole(characters: list[str] | None, dims: Dims, arrays: dict[str, Any]) -> Any:
+        layers: list[dict[str, Any]] = [{} for _ in range(dims["n_layer"])]
+        for path, array in arrays.items():
+            if path.startswith("hiddenLayers["):
+                number, _, name = path.removeprefix("hiddenLayers[").partition("].")
+                layers[int(number)][name] = array
+        letters = characters or []
+        formatter = {
+            "indexTable": {letter: i for i, letter in enumerate(letters)},
+            "characterTable": {str(i): letter for i, letter in enumerate(letters)},
+            "values": [],
+            "characters": letters,
+            "specialIndexes": [],
+        }
+        options: dict[str, Any] = {
+            "inputSize": dims["n_ff"],
+            "inputRange": dims["n_vocab"] - 1,
+            "outputSize": dims["n_vocab"] - 1,
+        }
+        options |= {"hiddenLayers": [dims["n_embd"]] * len(layers), "dataFormatter": formatter}
+        outer = {name: arrays[name] for name in ("input", "outputConnector", "output")}
+        return {"type": cell.upper(), "options": options, "hiddenLayers": layers, **outer}
+
+    return whole
+
+
 def _brain(cell: str) -> Layout:
     x, h, bias, constants = _BRAIN[cell]
     weights, states, biases = (tuple(_LAYER + name for name in names) for names in (x, h, bias))
@@ -282,6 +393,8 @@ def _brain(cell: str) -> Layout:
             Field("feed_forward_length", ("shape of input@1",)),
         ),
         constants=constants,
+        whole=_brain_whole(cell),
+        array=_row_by_row("rows", "columns", "weights"),
         words=Words(
             ("options.dataFormatter.characters", "dataFormatter.characters", "characters"),
             unk=None,

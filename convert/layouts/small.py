@@ -285,11 +285,14 @@ def _same_blocks(document: Any, dims: Dims) -> str | None:
     return None
 
 
+_GUESS = guess("its MLP has gelu_tanh", "relu, or gelu for the exact one")
+
+
 def _blocks_activation(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
     if "hidden_activation" in own:
         return []
     own["hidden_activation"] = "gelu_tanh"
-    return [guess("its MLP has gelu_tanh", "relu, or gelu for the exact one")]
+    return [_GUESS]
 
 
 _BLOCKS = (
@@ -377,6 +380,10 @@ BLOCKS = Layout(
 )
 
 
+def _dotted_activation(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
+    return [] if "hidden_activation" in own else [_GUESS]
+
+
 # Flat dotted keys in GPT-2's vocabulary of names, [in][out], tied head: GPT-2 itself.
 
 _QKV = ("block{i}.q.", "block{i}.k.", "block{i}.v.")
@@ -435,6 +442,7 @@ DOTTED = Layout(
     constants={"attention.layer_norm_epsilon": np.float32(1e-5)},
     words=Words(("vocab", "config.vocab")),
     default=False,
+    complete=_dotted_activation,
     build=writer(
         Style(
             "dotted",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmconv.convert import archs
+from llmconv.convert.tables import recurrent
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.presets import Preset
 from llmconv.convert.translate import translate
@@ -44,6 +45,9 @@ class Shape:
 
 
 def _from_metadata(name: str, metadata: Mapping[str, Any], flags: Mapping[str, Any]) -> Shape:
+    if metadata.get("general.architecture") == recurrent.ARCH:
+        shapes = recurrent.shapes(metadata, bool(flags.get("one_hot")))
+        return Shape(name, recurrent.ARCH, shapes, metadata, False, {})
     arch = archs.by_gguf(str(metadata.get("general.architecture")))
     if arch is None:
         raise Unsupported(

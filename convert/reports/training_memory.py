@@ -132,15 +132,17 @@ class _Count:
         numbers = self.attention(own, here) + self.mlp(own, here)
         if self.dropout:  # what each of the two dropouts multiplied with
             numbers += 2 * self.dim
-        return total + self.width * self.tokens * numbers + self.matrices(own, here)
+        return total + self.width * self.tokens * numbers + self.matrices(own, here) + self.routing(own, here)
 
     def attention(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that attention keeps: what is projected, queries, keys, values, what it gives."""
         heads = here["n_head"]
-        if "attn_kv_a_mqa.weight" in own:  # latent: all heads read one key and one value
-            rank, rope = here["kv_lora"], here["n_rot"]
-            nope = max(0, here["nope"] - rope)
-            return self.dim + here["q_lora"] + heads * (nope + rank + rope + rank + here["v_mla"]) + 2 * rank + rope
+        if "attn_kv_a_mqa.weight" in own:  # latent: what the projections of queries and sums are fed with
+            nope = max(0, here["nope"] - here["n_rot"])
+            fed = self.fed(own, "attn_q", "attn_q_a", "attn_kv_a_mqa") + (
+                here["q_lora"] if "attn_q_b.weight" in own else 0
+            )
+            return fed + heads * (nope + here["kv_lora"] + here["v_mla"])
         fed = self.fed(own, "attn_q", "attn_k", "attn_v", "attn_qkv")
         # What attention gives is kept for what multiplies it, or by the kernel that made it.
         given = 0 if self.in_the_open(own) and "attn_output.weight" not in own else heads * here["head_dim_v"]
@@ -167,6 +169,8 @@ class _Count:
 
     def matrices(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Bytes of attention's matrices, where it has to be computed in the open; of its sums otherwise."""
+        if "attn_kv_a_mqa.weight" in own:
+            return self.latent(here)
         if not self.in_the_open(own):
             return 4 * self.tokens * here["n_head"]
         start = self.key("attention.softmax_start") or self.pieces.get("softmax_start")
@@ -174,19 +178,46 @@ class _Count:
         each += self.width if self.key("attn_logit_softcapping") else 0
         return self.tokens * self.context * here["n_head"] * each
 
+    def latent(self, here: Mapping[str, int]) -> int:
+        """Bytes of attention over latents, whose values are not as long as its keys, which a CPU's kernels don't know:
+        float32 queries, keys and values for each head, the matrix, and the projections once for each sequence."""
+        heads, rank, rope = here["n_head"], here["kv_lora"], here["n_rot"]
+        sequences = self.tokens // self.context
+        projections = sequences * heads * rank * (max(0, here["nope"] - rope) + here["v_mla"])
+        unturned = rope if self.width == 4 else 0  # stays beside the latent that the norm keeps
+        inner = heads * (3 * rank + 2 * rope + self.context) + unturned
+        return 4 * self.tokens * inner + self.width * projections
+
+    def routing(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Bytes of sending tokens to experts and of adding up what these give: float32 and long integers."""
+        if "ffn_gate_inp.weight" not in own:
+            return 0
+        experts, used = own["ffn_gate_inp.weight"][0], here["n_expert_used"]
+        return self.tokens * (4 * experts + used * (4 * self.dim + 32))
+
     def mlp(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that the MLP keeps; with experts, of those that a token is sent to."""
-        total = 0
+        total = self.fed(own, "ffn_gate_inp", "ffn_up_shexp", "ffn_gate_shexp", "ffn_gate_inp_shexp")
         for kind, times in (("", 1), ("_exps", here["n_expert_used"]), ("_shexp", 1)):
             down = own.get(f"ffn_down{kind}.weight")
             if down is None:
                 continue
-            gated = any(f"{name}{kind}.weight" in own for name in ("ffn_gate", "ffn_gate_up"))
-            up = own.get(f"ffn_up{kind}.weight", (0, 0))
-            gated = gated or up[-2] == 2 * down[-1]
-            inner = (4 if gated else 1 if self.pieces.get("activation") == "relu" else 2) * down[-1]
-            fed = self.fed(own, *(f"{name}{kind}" for name in ("ffn_up", "ffn_gate", "ffn_gate_up")))
+            inner = self.inner(own, kind) * down[-1]
+            fed = (
+                0 if kind == "_shexp" else self.fed(own, *(f"{n}{kind}" for n in ("ffn_up", "ffn_gate", "ffn_gate_up")))
+            )
             if self.width == 4 and self.pieces.get("parallel") and "ffn_norm.weight" not in own:
                 fed = 0  # it is what attention gets
-            total += times * (inner + fed + (2 * self.dim if kind == "_exps" else 0))
+            gate = {"_exps": "ffn_gate_inp.weight", "_shexp": "ffn_gate_inp_shexp.weight"}.get(kind)
+            weighted = self.dim if gate in own else 0
+            total += times * (inner + fed + weighted)
         return total
+
+    def inner(self, own: Mapping[str, tuple[int, ...]], kind: str) -> int:
+        """How often the numbers between an MLP's matrices are kept, on their way through the activation."""
+        activation = self.pieces.get("activation")
+        up = own.get(f"ffn_up{kind}.weight", (0, 0))
+        gated = any(f"{name}{kind}.weight" in own for name in ("ffn_gate", "ffn_gate_up"))
+        if gated or up[-2] == 2 * own[f"ffn_down{kind}.weight"][-1]:
+            return 7 if activation == "swiglu_oai" else 4
+        return 1 if activation == "relu" else 2

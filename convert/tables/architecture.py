@@ -218,6 +218,11 @@ class Architecture:
                 total += sum(int(np.prod(shape, dtype=np.int64)) for shape in slot.shapes)
         return total
 
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head of a model of this configuration is its embedding."""
+        stated = config.get("tie_word_embeddings")
+        return self.tied if stated is None else bool(stated)
+
     def expected(self, table_row: Row, config: Mapping[str, Any]) -> bool:
         """Whether a model of this configuration has the row."""
         flag = table_row.optional
@@ -226,9 +231,8 @@ class Architecture:
         if not isinstance(flag, str):
             return flag(config)
         name, _, given = flag.lstrip("!").partition("=")
-        default = self.tied if name == "tie_word_embeddings" else given == "true"
-        found = config.get(name)
-        value = bool(default if found is None else found)
+        found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
+        value = given == "true" if found is None else bool(found)
         return not value if flag.startswith("!") else value
 
 

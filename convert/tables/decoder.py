@@ -98,7 +98,10 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture: `used` of `count` experts a token.  `groups` > 1: chosen only within the best `groups_used` groups."""
+    """A mixture: `used` of `count` experts a token.  `groups` > 1: chosen only within the best `groups_used` groups.
+
+    group_by: how many of its experts, added, say how good a group is (one in DeepSeek-V2, two in V3).
+    """
 
     count: int
     used: int
@@ -106,6 +109,7 @@ class Experts:
     normalize: bool
     scale: float = 1.0
     groups: int = 1
+    group_by: int = 1
     groups_used: int = 1
     jitter: float = 0.0
     """How near rivals of a chosen expert are, of gating "sparsemixer"."""
@@ -446,6 +450,8 @@ class _Layers:
         log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
         if mla and rope and rope.scaling == "yarn" and log_multiplier:
             scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
+        if rope and rope.factor > 1 and pieces.get("magnitude_in_scores"):
+            scale *= (rope.attn_factor if rope.scaling == "yarn" else 1 + 0.1 * math.log(rope.factor)) ** 2
         alibi = None
         if self.positions == "alibi":
             alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
@@ -606,6 +612,7 @@ class _Layers:
             normalize=bool(normalize),
             scale=read.optional("expert_weights_scale") or 1.0,
             groups=groups,
+            group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
             groups_used=read.count("expert_group_used_count", groups) or groups,
             jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
             shared_average=bool(pieces.get("shared_average", False)),

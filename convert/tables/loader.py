@@ -1,15 +1,18 @@
 """`Loader`: where llama.cpp's loader computes less than a GGUF of a family says, as its sources have it.
 
-A file may say things for which llama.cpp has no code: its loader leaves a key unread, fixes a value, or refuses a
-tensor that it has no place for.  What is listed here becomes a note when such a model is converted
-(`convert.dialects.beyond`).
+A file may say things for which llama.cpp has no code: its loader leaves a key unread, fixes a value, refuses a
+tensor that it has no place for, or a file without one that it needs.  What is listed here becomes a note when such a
+model is converted (`convert.dialects.beyond`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.pieces import Pieces
 
 __all__ = ["NOBODY_READS", "Loader"]
@@ -33,7 +36,11 @@ class Loader:
     exists: False: it has no such architecture at all.
     unread: keys, without the architecture's name, that it does not look at.
     windows_at: the only number of layers at which it has windows; 0: any.
-    refused: tensors that it has no place for; a file with one is not loaded.
+    refused: tensors that it has no place for; a file with one is not loaded.  A tensor stands for itself, with `{i}`
+        for its layer, or as "tensor if expression over the dimensions".
+    needed: tensors that it does not load a file without, in the same way.
+    wants: expressions over the dimensions that hold of every file that it loads, and what they mean.
+    without: entries of the parent's lists that do not hold of a variant.
     pieces: what it computes where that is not what the table's `decoder` says.
     """
 
@@ -41,19 +48,63 @@ class Loader:
     unread: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     windows_at: int | None = None
+    needed: tuple[str, ...] = ()
+    wants: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     pieces: Pieces = field(default_factory=Pieces)
 
     def more(self, other: Loader) -> Loader:
-        """Both together."""
+        """Both together, `other` a variant's."""
+
+        def kept(entries: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(entry for entry in entries if entry not in other.without)
+
         return dataclasses.replace(
             self,
             exists=self.exists and other.exists,
-            unread=(*self.unread, *other.unread),
-            refused=(*self.refused, *other.refused),
+            unread=(*kept(self.unread), *other.unread),
+            refused=(*kept(self.refused), *other.refused),
+            needed=(*kept(self.needed), *other.needed),
+            wants={**self.wants, **other.wants},
             windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
 
+    def strange(self, names: Iterable[str], dims: Mapping[str, Any]) -> list[str]:
+        """Those of the tensors that it has no place for."""
+        refused = set(_at(self.refused, dims))
+        return sorted(name for name in names if _pattern(name) in refused)
+
+    def missing(self, names: Collection[str], dims: Mapping[str, Any]) -> list[str]:
+        """Tensors that it needs and a file of these dimensions with these tensors does not have."""
+        layers = range(min(int(dims["n_layer"]) - int(dims["n_nextn"]), _LAYERS))
+        wanted = (n.replace("{i}", str(i)) for n in _at(self.needed, dims) for i in (layers if "{i}" in n else (0,)))
+        return [name for name in wanted if name not in names]
+
+    def unfit(self, dims: Mapping[str, Any]) -> list[str]:
+        """What it wants of a file and this one does not have."""
+        return [text for expression, text in self.wants.items() if not evaluate(expression, dims)]
+
+
+_LAYERS = 1 << 10  # as many as are looked at one by one
+
+
+def _at(entries: Iterable[str], dims: Mapping[str, Any]) -> Iterator[str]:
+    """The tensors of a list that are meant in a model of these dimensions."""
+    for entry in entries:
+        name, _, condition = entry.partition(" if ")
+        if not condition or evaluate(condition, dims):
+            yield name
+
+
+def _pattern(name: str) -> str:
+    """A tensor's name with `{i}` for its layer."""
+    parts = name.split(".")
+    return ".".join(["blk", "{i}", *parts[2:]]) if parts[0] == "blk" and len(parts) > 2 else name
+
 
 MLP_BIASES = ("blk.{i}.ffn_gate.bias", "blk.{i}.ffn_up.bias", "blk.{i}.ffn_down.bias")
 OUT_BIAS = ("blk.{i}.attn_output.bias",)
+HEAD = ("output.weight",)
+DIVISORS = ("rope_freqs.weight",)
+AS_WIDE = {"n_head * head_dim == n_embd": "as many numbers in all heads as in a token's vector"}

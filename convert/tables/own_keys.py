@@ -1,4 +1,4 @@
-"""The keys of our own: what a model has and its new container has no place for.  Every `llmconv.*` name stands here."""
+"""The keys of our own: what a model has and its new container has no place for.  Those of containers stand in them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ LAYOUT = "llmconv.layout"
 """PLAIN where tensors bear nobody's names but their own."""
 PLAIN = "plain"
 PROVENANCE = "llmconv.provenance"
+TOKENIZER = "llmconv.tokenizer."
+"""Switches of a tokenizer that GGUF has no key for."""
 
 # Of a Hugging Face folder: its text files, the weights' metadata and types, which of several ways names were written
 # in, the values that arithmetic in float32 would not give back, tensors that GGUF has no name for.
@@ -41,6 +43,9 @@ SAFETENSORS_METADATA = "llmconv.safetensors.metadata"
 SHAPES = "llmconv.plain.shapes"
 BITS = "llmconv.plain.bits"
 """Tensors stored as whole numbers of the same bits: name -> [type, shape]."""
+
+LAYERS = "llmconv.layers"
+"""Of a model that listed its layers (Keras, TensorFlow.js): [weight, tensors that it became, how] each."""
 
 GGUF_METADATA = "llmconv.gguf.metadata"
 """In safetensors: keys of a GGUF that the folder has no place for."""

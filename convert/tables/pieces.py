@@ -45,6 +45,8 @@ class Pieces(TypedDict, total=False):
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
     passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
     yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
+    magnitude_in_scores: bool  # llama.cpp's DeepSeek: what multiplies cos and sin multiplies the scores once more
+    group_by: int  # how many of its experts say how good a group is; default: 2 with sigmoid scores, else 1
     conv1d: bool  # transformers keeps its linear layers [in][out] (GPT-2)
     no_end: bool  # the original program never chose a special token: texts don't end by themselves
     initial: str  # how fresh weights are drawn: "gpt2" (default) or "xavier"

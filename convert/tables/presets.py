@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmconv.convert.tables.recurrent import ARCH
 from llmconv.errors import UnknownName, UsageError
 
 __all__ = ["ALIASES", "PRESETS", "Preset", "check_heads", "preset"]
@@ -24,6 +25,7 @@ class Preset:
     tied: whether the head is the embedding.
     note: one line for people.
     flags: further ones that the architecture's table looks up in a config.json.
+    tokenizer: the kind that a fresh vocabulary has, where it is not the architecture's.
     lr: the highest learning rate to train it with, by AdamW: GPT-3's paper has those of the GPT-2 and GPT-3 shapes
         (Brown et al. 2020, table 2.1), Llama's papers and TinyLlama's code those of theirs; the small ones come from
         short runs.
@@ -36,6 +38,7 @@ class Preset:
     note: str = ""
     lr: float = 1e-3
     flags: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -46,9 +49,8 @@ class Preset:
     def config(self) -> dict[str, Any]:
         """The flags that the architecture tables look up in a config.json."""
         # Of the legacy models, only those of several heads project what attention gives.
-        return {"tie_word_embeddings": self.tied, "output_projection": self.keys["attention.head_count"] > 1} | dict(
-            self.flags
-        )
+        heads = self.keys.get("attention.head_count", 1)
+        return {"tie_word_embeddings": self.tied, "output_projection": heads > 1} | dict(self.flags)
 
 
 def _keys(
@@ -93,6 +95,18 @@ def _own(name: str, arch: str, keys: dict[str, Any], *, lr: float, note: str, **
     return Preset(name, arch, keys | stated, False, note, lr, flags)
 
 
+def _recurrent(name: str, cell: str, dim: int, layers: int, *, note: str, width: int = 0, **more: Any) -> Preset:
+    """A recurrent character model.   width: of its embedding; 0 for one-hot inputs."""
+    sizes = {"vocab_size": 256, "embedding_length": dim, "block_count": layers, "feed_forward_length": width or dim}
+    keys = (
+        sizes
+        | {"recurrent.cell": cell, "recurrent.activation": "tanh"}
+        | {f"recurrent.{k}": v for k, v in more.items()}
+    )
+    kind = "sentences" if width else "characters"
+    return Preset(name, ARCH, keys, False, note, 1e-2, {} if width else {"one_hot": True}, kind)
+
+
 _LLAMA2 = {"ctx": 4096, "vocab": 32000}
 _LLAMA3 = {"ctx": 131072, "vocab": 128256, "kv": 8}
 
@@ -128,6 +142,10 @@ _ALL = (
         bias=True,
         head_bias=True,
     ),
+    _recurrent("char-rnn", "rnn", 100, 1, note="Karpathy's min-char-rnn: one layer, one-hot inputs"),
+    _recurrent("char-lstm", "lstm", 20, 2, width=5, note="recurrentjs's demonstration; also brain.js's LSTM"),
+    _recurrent("char-gru", "gru", 20, 1, width=20, reset_after=False, note="brain.js's GRU"),
+    _recurrent("char-relu-rnn", "rnn", 20, 1, width=20, activation="relu", note="recurrentjs's and brain.js's RNN"),
     _gpt2("small-10m", 384, 6, 6, ctx=256, vocab=256, note="nanoGPT's character-level size"),
     _gpt2("mid-50m-causal", 512, 8, 8, ctx=512, vocab=30000, lr=6e-4, note="mid-50m as a causal, pre-norm GPT-2"),
     _gpt2("gpt2-small", 768, 12, 12, lr=6e-4, note="124M; the paper's 117M is the same model, counted wrongly"),

@@ -10,26 +10,28 @@ out):
     output.weight (vocab, dim), output.bias
 
 Keys, after the architecture's name: `recurrent.cell`, `recurrent.activation` (tanh, relu), `recurrent.gates` (sigmoid,
-hard_sigmoid), `recurrent.reset_after` (a GRU's reset gate is applied to the product, as in PyTorch, not to the state).
+hard_sigmoid of Keras 2, hard_sigmoid_6 of Keras 3), `recurrent.reset_after` (a GRU's reset gate is applied to the
+product, as in PyTorch, not to the state).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent"]
+__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent", "shapes"]
 
 ARCH = "char-rnn"
 """`general.architecture` of recurrent character models."""
 CELL = "recurrent.cell"
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-_ACTIVATIONS, _SIGMOIDS = ("tanh", "relu"), ("sigmoid", "hard_sigmoid")
+_ACTIVATIONS, _SIGMOIDS = ("tanh", "relu"), ("sigmoid", "hard_sigmoid", "hard_sigmoid_6")
 
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """cell: "rnn", "gru" or "lstm".   layers: how many.   dim: of each.   Others: see the keys above."""
+    """cell: "rnn", "gru" or "lstm".   layers: how many.   dim: of the last.   Others: see the keys above."""
 
     cell: str
     layers: int
@@ -37,6 +39,21 @@ class Recurrent:
     activation: str = "tanh"
     gates: str = "sigmoid"
     reset_after: bool = True
+
+
+def shapes(metadata: Mapping[str, Any], one_hot: bool = False) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model with layers of one size, by its keys.   one_hot: whether its inputs are."""
+    vocab, dim, layers, width = (
+        int(metadata[f"{ARCH}.{key}"])
+        for key in ("vocab_size", "embedding_length", "block_count", "feed_forward_length")
+    )
+    rows = GATES[str(metadata[f"{ARCH}.{CELL}"])] * dim
+    out: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, rows if one_hot else width)}
+    for i in range(layers):
+        if i or not one_hot:
+            out[f"blk.{i}.rnn_x.weight"] = (rows, dim if i else width)
+        out |= {f"blk.{i}.rnn_h.weight": (rows, dim), f"blk.{i}.rnn_h.bias": (rows,)}
+    return out | {"output.weight": (vocab, dim), "output.bias": (vocab,)}
 
 
 def recurrent(read: Any) -> Recurrent:
@@ -53,11 +70,13 @@ def recurrent(read: Any) -> Recurrent:
     vocab, width = read.shape("token_embd.weight", 2)
     if read.shape("output.weight", 2)[0] != vocab:
         raise read.bad("tensor 'output.weight'", f"has {read.shapes['output.weight'][0]} rows, expected {vocab}")
-    rows = GATES[cell] * dim
     for i in range(layers):
-        own, bias = read.shape(f"blk.{i}.rnn_h.weight", 2), ((rows,), None)
-        if own != (rows, dim):
-            raise read.bad(f"tensor 'blk.{i}.rnn_h.weight'", f"has shape {list(own)}, expected {[rows, dim]}")
+        own = read.shape(f"blk.{i}.rnn_h.weight", 2)
+        size = dim if i == layers - 1 else own[1]
+        rows = GATES[cell] * size
+        bias = ((rows,), None)
+        if own != (rows, size):
+            raise read.bad(f"tensor 'blk.{i}.rnn_h.weight'", f"has shape {list(own)}, expected {[rows, size]}")
         if i or f"blk.{i}.rnn_x.weight" in read.shapes:
             found = read.shape(f"blk.{i}.rnn_x.weight", 2)
             if found != (rows, width):
@@ -69,7 +88,7 @@ def recurrent(read: Any) -> Recurrent:
         for name in ("rnn_x", "rnn_h"):
             if read.shapes.get(f"blk.{i}.{name}.bias") not in bias:
                 raise read.bad(f"tensor 'blk.{i}.{name}.bias'", f"has another shape than {[rows]}")
-        width = dim
+        width = size
     reset = read.get("recurrent.reset_after", True)
     activation, gates = one_of("recurrent.activation", _ACTIVATIONS), one_of("recurrent.gates", _SIGMOIDS)
     return Recurrent(cell, layers, dim, activation, gates, bool(reset))

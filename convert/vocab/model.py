@@ -7,7 +7,7 @@ that writes down every kind of tokenizer in the same few arrays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.tables import own_keys
 from llmconv.convert.vocab import pre
 from llmconv.errors import BadFile
 
@@ -75,10 +76,10 @@ FLAGS = {
     "lowercase": "tokenizer.ggml.normalizer.lowercase",
     "strip_accents": "tokenizer.ggml.normalizer.strip_accents",
     # Ours, for what GGUF has no key for.  Each is stated only where it differs from what the other keys imply.
-    "nfc": "llmconv.tokenizer.nfc",
-    "leading_space": "llmconv.tokenizer.leading_space",
-    "space_prefix_first": "llmconv.tokenizer.space_prefix_first",
-    "space_prefix_text": "llmconv.tokenizer.space_prefix_text",
+    "nfc": own_keys.TOKENIZER + "nfc",
+    "leading_space": own_keys.TOKENIZER + "leading_space",
+    "space_prefix_first": own_keys.TOKENIZER + "space_prefix_first",
+    "space_prefix_text": own_keys.TOKENIZER + "space_prefix_text",
 }
 """Switches of a tokenizer -> its key.
 
@@ -129,7 +130,7 @@ class Vocab:
     flags: dict[str, bool] = field(default_factory=dict)
     chat_template: str | None = None
     json: str | None = None
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -1,16 +1,18 @@
 """Tokenizer files inside a GGUF, so that coming back gives them byte for byte.
 
 GGUF's arrays already hold the tokens, scores and merges, which is nearly all of a tokenizer.json, tokenizer.model,
-vocab.json, merges.txt or vocab.txt.  So each of those is kept with these parts cut out (`llmconv.hf.cut.NAME`) if
-filling them in again gives exactly the file; otherwise, and for the small side files, whole (`llmconv.hf.file.NAME`).
-A whole tokenizer.json goes where the specification wants it: `tokenizer.huggingface.json`.
+vocab.json, merges.txt or vocab.txt.  So of each of those only what differs from a guess is kept
+(`llmconv.hf.cut.NAME`, see `differences`), with the file's hash, if putting the guess right gives exactly the file;
+otherwise, and of the other files, all of it, packed where it is long.  A whole tokenizer.json that the vocabulary needs
+goes where the specification wants it: `tokenizer.huggingface.json`.  What was kept is put together when asked for.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,17 @@ import orjson
 
 from llmconv.convert.tables import own_keys
 from llmconv.convert.vocab import proto, wordpiece
-from llmconv.convert.vocab.model import HF_JSON, WORDPIECE, TokenType, Vocab
+from llmconv.convert.vocab.differences import (
+    SMALL,
+    again,
+    away,
+    column,
+    column_again,
+    merges_by_score,
+    packed,
+    unpacked,
+)
+from llmconv.convert.vocab.model import HF_JSON, SPACE, WORDPIECE, TokenType, Vocab
 from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.errors import BadFile
 
@@ -41,71 +53,163 @@ def _texts(vocab: Vocab) -> list[str]:
     return wordpiece.plain(vocab) if vocab.model == WORDPIECE else list(vocab.tokens)
 
 
+def _ids_cut(vocab: Vocab, found: Mapping[str, int]) -> dict[str, Any]:
+    """A map of tokens to ids: the tokens in the file's order, and ids that are not those of the GGUF."""
+    left, places = away(list(found), _texts(vocab))
+    return left | {"ids": column(list(found.values()), _as_placed(places))}
+
+
+def _ids_fill(vocab: Vocab, left: Mapping[str, Any]) -> dict[str, int]:
+    tokens, places = again(left, _texts(vocab))
+    return dict(zip(tokens, column_again(left["ids"], _as_placed(places)), strict=True))
+
+
+def _as_placed(places: list[int]) -> list[int]:
+    return [i if place == -1 else place for i, place in enumerate(places)]
+
+
 def _vocab_json_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
-    return {"n": len(orjson.loads(data))}
+    return _ids_cut(vocab, orjson.loads(data))
 
 
-def _vocab_json_fill(vocab: Vocab, cut: Mapping[str, Any]) -> Any:
-    return {token: id for id, token in enumerate(_texts(vocab)[: cut["n"]])}
+def _merges_cut(vocab: Vocab, ids: Mapping[str, int], merges: list[Any]) -> dict[str, Any]:
+    """Merges, as pairs or texts, against the GGUF's, or against those that its scores make."""
+    pairs = bool(merges) and isinstance(merges[0], list)
+    if vocab.merges is not None:
+        made = [" ".join(m) for m in merges] if pairs else merges
+        return {"pairs": pairs, **away(made, vocab.merges)[0]}
+    cuts = [m if pairs else m.split(" ") for m in merges]
+    codes = [_code(ids.get(a, -1), ids.get(b, -1)) for a, b in cuts]
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("two tokens of one id")
+    parts, orders = merges_by_score(ids, vocab.scores)
+    tries = {name: away(codes, _codes(parts[order]))[0] for name, order in orders.items()}
+    name, left = min(tries.items(), key=lambda item: len(item[1]["runs"]))
+    own = iter(cuts[i] for i in _own(left["runs"]))
+    return {"pairs": pairs, "order": name, **left, **({"own": list(own)} if "own" in left else {})}
+
+
+def _own(runs: list[list[int]]) -> Iterator[int]:
+    """Indices of the items that no guess has."""
+    at = 0
+    for start, count in runs:
+        if start == -1:
+            yield from range(at, at + count)
+        at += count
+
+
+def _code(left: int, right: int) -> int:
+    return left << 32 | right if left >= 0 and right >= 0 else -1
+
+
+def _codes(parts: Any) -> list[int]:
+    codes: list[int] = (parts[:, 0] << 32 | parts[:, 1]).tolist()
+    return codes
+
+
+def _merges_fill(vocab: Vocab, ids: Mapping[str, int], left: Mapping[str, Any]) -> list[Any]:
+    if "order" not in left:
+        made, _ = again(left, vocab.merges or ())
+        return [m.split(" ") for m in made] if left["pairs"] else made
+    texts = {id: token for token, id in ids.items()}
+    parts, orders = merges_by_score(ids, vocab.scores)
+    guess = [[texts[a], texts[b]] for a, b in parts[orders[left["order"]]].tolist()]
+    made, _ = again(left, guess)
+    return made if left["pairs"] else [" ".join(m) for m in made]
 
 
 def _tokenizer_json_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
     document = orjson.loads(data)
-    model = document["model"]
-    pairs = bool(model.get("merges")) and isinstance(model["merges"][0], list)
-    out: dict[str, Any] = {"n": len(model["vocab"]), "pairs": pairs}
-    model["vocab"] = []
-    if vocab.merges is not None:
-        model["merges"] = []
-    return {**out, "document": document}
-
-
-def _tokenizer_json_fill(vocab: Vocab, cut: Mapping[str, Any]) -> Any:
-    document = cut["document"]
-    model = dict(document["model"])
-    texts = _texts(vocab)[: cut["n"]]
-    if model.get("type") == "Unigram" and vocab.scores is not None:
-        model["vocab"] = [[t, s] for t, s in zip(texts, vocab.scores.tolist(), strict=False)]
+    model, out = document["model"], {"document": document}
+    if isinstance(model["vocab"], list):  # Unigram's
+        texts, scores = [t for t, _ in model["vocab"]], [s for _, s in model["vocab"]]
+        left, places = away(texts, vocab.tokens)
+        out["vocab"] = left | {"scores": column(scores, _guess(vocab.scores, places, 0.0))}
     else:
-        model["vocab"] = {token: id for id, token in enumerate(texts)}
-    if vocab.merges is not None:
-        model["merges"] = [m.split(" ") if cut["pairs"] else m for m in vocab.merges]
-    return {**document, "model": model}
+        out["vocab"] = _ids_cut(vocab, model["vocab"])
+    if "merges" in model:
+        out["merges"] = _merges_cut(vocab, model["vocab"], model["merges"])
+        model["merges"] = []
+    model["vocab"] = []
+    return out
+
+
+def _guess(values: Any, places: list[int], default: Any) -> list[Any]:
+    """What the GGUF has at each place."""
+    known = [] if values is None else values.tolist()
+    return [known[place] if 0 <= place < len(known) else default for place in places]
+
+
+def _tokenizer_json_fill(vocab: Vocab, left: Mapping[str, Any]) -> Any:
+    model = dict(left["document"]["model"])
+    if "scores" in left["vocab"]:
+        texts, places = again(left["vocab"], vocab.tokens)
+        scores = column_again(left["vocab"]["scores"], _guess(vocab.scores, places, 0.0))
+        model["vocab"] = [[t, s] for t, s in zip(texts, scores, strict=True)]
+    else:
+        model["vocab"] = _ids_fill(vocab, left["vocab"])
+    if "merges" in left:
+        model["merges"] = _merges_fill(vocab, model["vocab"], left["merges"])
+    return {**left["document"], "model": model}
+
+
+def _lines_cut(guess: Sequence[str], data: bytes, head: bytes = b"") -> dict[str, Any]:
+    end = b"\n" if data.endswith(b"\n") else b""
+    lines = data[len(head) : len(data) - len(end)].decode().split("\n")
+    return {"head": head.decode(), "end": end.decode(), **away(lines, guess)[0]}
+
+
+def _lines_fill(guess: Sequence[str], left: Mapping[str, Any]) -> bytes:
+    return "".join([left["head"], "\n".join(again(left, guess)[0]), left["end"]]).encode()
 
 
 def _merges_txt_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
     head = data[: data.find(b"\n") + 1] if data.startswith(b"#version") else b""
-    return {"head": head.decode(), "end": "\n" if data.endswith(b"\n") else ""}
+    return _lines_cut(vocab.merges or (), data, head)
 
 
-def _merges_txt_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    return "".join([cut["head"], "\n".join(vocab.merges or ()), cut["end"]]).encode()
+def _merges_txt_fill(vocab: Vocab, left: Mapping[str, Any]) -> bytes:
+    return _lines_fill(vocab.merges or (), left)
 
 
 def _vocab_txt_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
-    return {"n": data.count(b"\n") + (not data.endswith(b"\n")), "end": "\n" if data.endswith(b"\n") else ""}
+    return _lines_cut(_texts(vocab), data)
 
 
-def _vocab_txt_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    return "".join(["\n".join(_texts(vocab)[: cut["n"]]), cut["end"]]).encode()
+def _vocab_txt_fill(vocab: Vocab, left: Mapping[str, Any]) -> bytes:
+    return _lines_fill(_texts(vocab), left)
+
+
+def _pieces(vocab: Vocab) -> list[str]:
+    """Texts as sentencepiece has them: GGUF writes user-defined tokens with plain spaces."""
+    if vocab.types is None:
+        return list(vocab.tokens)
+    types = vocab.types.tolist()
+    return [
+        t.replace(" ", SPACE) if y == TokenType.USER_DEFINED else t for t, y in zip(vocab.tokens, types, strict=True)
+    ]
 
 
 def _model_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
     model = proto.parse(data)
-    return {"n": len(model.pieces), "rest": base64.b64encode(model.rest).decode()}
+    texts, scores, types = ([piece[i] for piece in model.pieces] for i in range(3))
+    left, places = away(texts, _pieces(vocab))
+    left["scores"] = column(scores, _guess(vocab.scores, places, 0.0))
+    left["types"] = column(types, _guess(vocab.types, places, int(TokenType.NORMAL)))
+    return {**left, "rest": base64.b64encode(model.rest).decode()}
 
 
-def _model_fill(vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    n = cut["n"]
-    scores = [] if vocab.scores is None else vocab.scores[:n].tolist()
-    types = [TokenType.NORMAL] * n if vocab.types is None else vocab.types[:n].tolist()
-    return proto.serialise(zip(vocab.tokens[:n], scores, types, strict=True), base64.b64decode(cut["rest"]))
+def _model_fill(vocab: Vocab, left: Mapping[str, Any]) -> bytes:
+    texts, places = again(left, _pieces(vocab))
+    scores = column_again(left["scores"], _guess(vocab.scores, places, 0.0))
+    types = column_again(left["types"], _guess(vocab.types, places, int(TokenType.NORMAL)))
+    return proto.serialise(zip(texts, scores, types, strict=True), base64.b64decode(left["rest"]))
 
 
 # File -> (what is left of it, the file again: bytes, or a value to be printed as JSON).
 _FILES: dict[str, tuple[Callable[[Vocab, bytes], dict[str, Any]], Callable[[Vocab, Mapping[str, Any]], Any]]] = {
     "tokenizer.json": (_tokenizer_json_cut, _tokenizer_json_fill),
-    "vocab.json": (_vocab_json_cut, _vocab_json_fill),
+    "vocab.json": (_vocab_json_cut, _ids_fill),
     "merges.txt": (_merges_txt_cut, _merges_txt_fill),
     "vocab.txt": (_vocab_txt_cut, _vocab_txt_fill),
     "tokenizer.model": (_model_cut, _model_fill),
@@ -114,11 +218,14 @@ _FILES: dict[str, tuple[Callable[[Vocab, bytes], dict[str, Any]], Callable[[Voca
 }
 
 
-def _fill(name: str, vocab: Vocab, cut: Mapping[str, Any]) -> bytes:
-    if cut.get("whole") and vocab.json is not None:
+def _fill(name: str, vocab: Vocab, left: Mapping[str, Any]) -> bytes:
+    if left.get("whole") and vocab.json is not None:
         return vocab.json.encode()
-    made = _FILES[name][1](vocab, cut)
-    return made if isinstance(made, bytes) else _STYLES[cut["style"]](made) + cut["end"].encode()
+    made = _FILES[name][1](vocab, left)
+    return made if isinstance(made, bytes) else _STYLES[left["style"]](made) + left["end"].encode()
+
+
+_FAULTS = (BadFile, LookupError, TypeError, ValueError, AttributeError, MemoryError, StopIteration, OverflowError)
 
 
 def _cut(name: str, vocab: Vocab, data: bytes) -> dict[str, Any] | None:
@@ -129,10 +236,11 @@ def _cut(name: str, vocab: Vocab, data: bytes) -> dict[str, Any] | None:
         made = _FILES[name][1](vocab, left)
         if isinstance(made, bytes):
             return left if made == data else None
+        lined = data[:2] == b"{\n"
         for style, dump in _STYLES.items():
-            if dump(made) == (data.removesuffix(b"\n") if end else data):
+            if ("indent" in style) == lined and dump(made) == (data.removesuffix(b"\n") if end else data):
                 return {**left, "style": style, "end": end}
-    except (BadFile, LookupError, TypeError, ValueError, AttributeError):
+    except _FAULTS:
         pass  # not of the shape that can be cut
     return None
 
@@ -141,35 +249,66 @@ def keep(vocab: Vocab) -> dict[str, Any]:
     """GGUF keys that hold the folder's own tokenizer files."""
     out: dict[str, Any] = {}
     for name, data in vocab.files.items():
-        whole = name == "tokenizer.json" and vocab.json is not None  # in the GGUF anyway
-        left = _cut(name, vocab, data) if name in _FILES and not whole else None
-        if left is not None:
-            out[CUT + name] = orjson.dumps(left).decode()
+        if name == "tokenizer.json" and vocab.json is not None:  # in the GGUF anyway
+            out |= {HF_JSON: vocab.json, CUT + name: '{"whole":true}'}
             continue
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            out[WHOLE + name] = np.frombuffer(data, np.uint8)
+        left = _cut(name, vocab, data) if name in _FILES else None
+        if left is not None:
+            left["sha256"] = hashlib.sha256(data).hexdigest()
+            out[CUT + name] = packed(orjson.dumps(left))
+        elif len(data) <= SMALL:
+            value = packed(data)
+            out[WHOLE + name] = value if isinstance(value, str) else np.frombuffer(data, np.uint8)
         else:
-            if name == "tokenizer.json":
-                out |= {HF_JSON: text, CUT + name: '{"whole":true}'}
-            else:
-                out[WHOLE + name] = text
+            out[CUT + name] = packed(b"=" + data)
     return out
 
 
-def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
-    """Put the kept files back into `vocab.files`; a damaged one is refused."""
-    for key, value in metadata.items():
-        name = key.removeprefix(CUT).removeprefix(WHOLE)
-        if not is_mine(name):
-            continue  # another file of the folder, or a name that would lead out of it
+class _Kept(Mapping[str, bytes]):
+    """Files by name; those that were cut are put together when somebody asks for them."""
+
+    def __init__(self, vocab: Vocab, metadata: Mapping[str, Any], names: Mapping[str, str]):
+        self.vocab, self.metadata, self.names = vocab, metadata, names
+        self.made: dict[str, bytes] = {}
+
+    def __getitem__(self, name: str) -> bytes:
+        key = self.names[name]
+        if name not in self.made:
+            self.made[name] = self._restored(name, key, self.metadata[key])
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _restored(self, name: str, key: str, value: Any) -> bytes:
         if key.startswith(WHOLE):
-            vocab.files[name] = (
-                value.encode() if isinstance(value, str) else np.asarray(value).astype(np.uint8).tobytes()
-            )
-        elif key.startswith(CUT) and name in _FILES:
-            try:
-                vocab.files[name] = _fill(name, vocab, orjson.loads(value))
-            except (LookupError, TypeError, ValueError, AttributeError, MemoryError):
-                raise BadFile(f"{key}: is damaged: the file that it stands for can't be rebuilt") from None
+            return value.encode() if isinstance(value, str) else np.asarray(value).astype(np.uint8).tobytes()
+        text = unpacked(value, key)
+        if text[:1] == b"=":
+            return text[1:]
+        try:
+            left = orjson.loads(text)
+            data = _fill(name, self.vocab, left)
+        except _FAULTS:
+            raise BadFile(f"{key}: is damaged: the file that it stands for can't be rebuilt") from None
+        if left.get("sha256") not in (None, hashlib.sha256(data).hexdigest()):
+            self.vocab.notes.append(f"{name}: is not the one that was converted, the GGUF's keys were changed since")
+        return data
+
+
+def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
+    """Put the kept files back into `vocab.files`; a damaged one is refused when it is asked for."""
+    names: dict[str, str] = {}
+    for key in metadata:
+        name = key.removeprefix(CUT).removeprefix(WHOLE)
+        if name != key and is_mine(name) and (key.startswith(WHOLE) or name in _FILES or _is_packed(metadata[key])):
+            names[name] = key  # else another file of the folder, or a name that would lead out of it
+    if names:
+        vocab.files = _Kept(vocab, metadata, names)
+
+
+def _is_packed(value: Any) -> bool:
+    return not isinstance(value, str)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ class Recipe(Options):
     matrix: importance weights.  matrix_file: their file's name, as it is recorded.
     overrides: keys to set.  prune_layers: layers to leave out.  keep_split: as many files as the source has.
     allow_requantize: tensors that are quantized already may become another type.
+    calibrated: tensors will be rounded by what a text says of them, which counts as importance.
     """
 
     matrix: Importance | None = None
@@ -48,6 +50,7 @@ class Recipe(Options):
     prune_layers: Sequence[int] = ()
     keep_split: bool = False
     allow_requantize: bool = False
+    calibrated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +137,15 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
     """
     tensors = _ordered(checkpoint, recipe.keep_split)
     metadata = _metadata(checkpoint.metadata, tensors, file_type, recipe)
-    model = Model.of(metadata)
+    model = Model.of(metadata, own_keys.is_plain(metadata))
     names, kept_layers = _names(order(checkpoint.tensors), recipe.prune_layers)
     sources = [(t, names[t.name]) for t in tensors if names[t.name] is not None]
     if recipe.prune_layers:
         _put(metadata, f"{model.arch}.block_count", np.uint32(kept_layers))
     shaped = [dataclasses.replace(t, name=str(name), shape=_shape(t.shape)) for t, name in sources]
     has_importance = recipe.matrix is not None and bool(recipe.matrix.entries)
-    choices = assign(shaped, model, file_type, dataclasses.replace(recipe, importance=has_importance))
+    known = has_importance or recipe.calibrated
+    choices = assign(shaped, model, file_type, dataclasses.replace(recipe, importance=known))
     warnings: list[str] = []
     planned: list[tuple[Tensor, PlannedTensor]] = []
     needing = ""
@@ -150,7 +154,7 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
         if choice.type is not source.type:
             _check(source, choice, recipe)
             importance = _importance(source, tensor.shape, recipe.matrix if has_importance else None, warnings)
-            lacking = importance is None or not importance.any(axis=1).all()
+            lacking = not recipe.calibrated and (importance is None or not importance.any(axis=1).all())
             if lacking and (choice.needs_importance or choice.type.needs_importance):
                 needing = needing or f"tensor {tensor.name!r} as {choice.type.name}"
             if choice.wanted is not choice.type:

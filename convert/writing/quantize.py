@@ -11,14 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmconv import formats
+from llmconv.convert.effects import with_effect
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing import journal, quantized
+from llmconv.convert.writing.calibrated import Rounder, calibrated
 from llmconv.convert.writing.importance import read_importance
+from llmconv.convert.writing.mix import TYPES, Wish, mixed, recipe_text
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
+from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
@@ -54,12 +59,20 @@ def quantize(
     leave_output_tensor: bool = False,
     allow_requantize: bool = False,
     imatrix: StrPath | None = None,
+    calibration: Any = None,
+    target_size: int | None = None,
+    bpw: float | None = None,
+    target_kld: float | None = None,
+    types: Sequence[str] = (),
+    min_types: Sequence[str] = (),
+    save_recipe: StrPath | None = None,
     include_weights: Sequence[str] = (),
     exclude_weights: Sequence[str] = (),
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
     provenance: bool = False,
+    portable: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
     allow_nonfinite: bool = False,
@@ -88,12 +101,22 @@ def quantize(
     output_tensor_type, token_embedding_type: block types for `output.weight` and `token_embd.weight`.
     leave_output_tensor: `output.weight` stays as it is.
     allow_requantize: tensors that are quantized already may become another type.
+    calibration: `llmconv.OnText("text.txt")`, or what `llmconv.calibrate` made of this model and a text: tensors are
+        rounded so that errors cost little there.  Types are those of a run with an importance matrix, the size is the
+        same.
+    target_size, bpw, target_kld: instead of `type`, a mix that is predicted to lose the least within so many bytes of
+        file (`llmconv.parse_size("3.4G")`) or bits a weight, or the smallest predicted to lose no more nats than that
+        (plainly rounded; with a calibration).  What errors cost is taken from `calibration`, from `imatrix`, or from
+        the weights alone, worse each time.
+    types: what a mix may use; K, legacy and IQ4 types and F16 by default.  min_types: `REGEX=TYPE`, no fewer bits than
+        that for tensors that match.  save_recipe: a file to write the mix to, for `tensor_type_file`.
     imatrix: a file of importance weights; include_weights, exclude_weights: parts of names that limit it.
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
     keep_split: as many files as the source has.
     provenance: record the source, its content hash, the type and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
+    portable: with no keys of ours, for publishing; a note says what can't come back.
     dry_run: only plan; nothing is read or written.
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
@@ -118,18 +141,36 @@ def quantize(
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
         allow_requantize=allow_requantize,
+        calibrated=calibration is not None,
     )
+    wish = _wish(target_size, bpw, target_kld, types, min_types)
+    if save_recipe is not None:
+        if wish is None:
+            raise UsageError("only a mix has a recipe to save; give --target-size, --bpw or --target-kld")
+        check_target(Path(save_recipe), force=force)
     reading = Reading(layout, config, vocab, pre, strict, lora)
-    writing = Writing(force, jobs, progress, provenance, dry_run, allow_nonfinite=allow_nonfinite, resumable=resumable)
-    types = [type] if isinstance(type, str) else list(type)
-    if not types:
+    writing = Writing(
+        force, jobs, progress, provenance, dry_run, portable=portable, allow_nonfinite=allow_nonfinite,
+        resumable=resumable,
+    )  # fmt: skip
+    if resumable and isinstance(src, Checkpoint):
+        raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
+    wanted = [type] if isinstance(type, str) else list(type)
+    if not wanted:
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
     started = time.monotonic()
-    if any(name.upper() == INT8 for name in types):
-        result = _int8(src, dst, types, reading, writing)
+    if calibration is not None:
+        _check_calibration(recipe, writing, wanted)
+    as_int8 = any(name.upper() == INT8 for name in wanted)
+    if layout or config or vocab or pre:
+        src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
+    if wish is not None:
+        result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
+    elif as_int8:
+        result = _int8(src, dst, wanted, reading, writing)
     else:
-        chosen = list(dict.fromkeys(file_type(name, pure) for name in types))
-        result = _quantize(src, dst, chosen, reading, recipe, writing)
+        chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
+        result = _quantize(src, dst, chosen, reading, recipe, writing, calibration)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
@@ -140,18 +181,19 @@ def _quantize(
     reading: Reading,
     recipe: Recipe,
     writing: Writing,
+    calibration: Rounder | None = None,
 ) -> Quantized:
     """GGUFs, one of each type."""
     if writing.provenance and (recipe.prune_layers or reading.lora is not None):
         raise UsageError(
             "--provenance certifies the same model in other types; leave it out, or --prune-layers and --lora"
         )
-    if writing.resumable and isinstance(src, Checkpoint):
-        raise UsageError("a resumable run recognises its input by its file; give the path instead of an open model")
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     opened = reading.open(src) if set(types) == {COPY} else reading.floats(src)
     canonical = reading.translated(opened, "gguf")
     checkpoint = _runnable(canonical, opened)
+    if writing.portable:
+        checkpoint = without_own_keys(checkpoint)
     records: list[dict[str, str]] = [{}] * len(types)
     if writing.provenance:
         records = _certificates(Checkpoint() if writing.dry_run else canonical, opened, types)
@@ -169,12 +211,94 @@ def _quantize(
     if reading.lora is not None:
         inputs += sorted(p for p in Path(reading.lora).iterdir() if p.is_file())
     with new_folder(paths[0].parent) if len(types) > 1 else contextlib.nullcontext():
-        meter = writing.meter("quantize", result.source_nbytes)
+        if calibration is not None:
+            for file in (f for plan in plans for f in plan.files):  # before minutes of work
+                check_target(file.path, force=writing.force, size=file.size, inputs=inputs)
+            plans, result = _calibrated(plans, result, checkpoint, calibration, writing)
+        sources = {t.source.name: t.source.nbytes for plan in plans for t in plan.tensors}
+        meter = writing.meter("quantize", sum(sources.values()))
         with _outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
             _run(plans, outputs, at(source) if source else "", writing, meter)
     for made in result.outputs:
         log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
+
+
+def _wish(
+    size: int | None, bpw: float | None, kld: float | None, types: Sequence[str], least: Sequence[str]
+) -> Wish | None:
+    """What is wanted of a mix, if one is wanted."""
+    if size is None and bpw is None and kld is None:
+        if types or least:
+            raise UsageError("--types and --min-type are of a mix; give --target-size, --bpw or --target-kld")
+        return None
+    known = [by_name(name).name for name in types] or TYPES
+    return Wish(size, bpw, kld, known, tensor_type_rules(least))
+
+
+def _mixed(
+    src: StrPath | Checkpoint,
+    dst: StrPath | None,
+    reading: Reading,
+    recipe: Recipe,
+    writing: Writing,
+    how: tuple[Wish, Any, StrPath | None],
+) -> Quantized:
+    """A GGUF whose types are searched, by writing the recipe of it as everybody could."""
+    wish, calibration, recipe_file = how
+    if recipe.pure:
+        raise UsageError("--pure is the opposite of a mix; leave one of them out")
+    if writing.resumable or writing.provenance or recipe.keep_split:
+        raise UsageError("a mix does not go with --resumable, --provenance and --keep-split; leave them out")
+    opened = reading.floats(src)
+    checkpoint = _runnable(reading.translated(opened, "gguf"), opened)
+    path = targets(src.source if isinstance(src, Checkpoint) else Path(src), dst, [FileType("MIX", 0, "")])[0]
+    if not writing.dry_run:
+        check_target(path, force=writing.force, inputs=_inputs(opened, checkpoint))
+    with about(opened.source):
+        plan, loss, basis = mixed(checkpoint, path, recipe, wish, calibration, writing.progress)
+    text = recipe_text(plan)
+    if recipe_file is not None:
+        with Output(Path(recipe_file), force=writing.force) as out:
+            out.file.write(text.encode())
+    rules = tensor_type_rules(text.split())
+    fixed = dataclasses.replace(recipe, tensor_types=rules)
+    result = _quantize(src, path, [plan.file_type], reading, fixed, writing, calibration)
+    unit = "nats of KL divergence a token" if calibration is not None and calibration.in_nats else "of the squares"
+    note = f"the mix is predicted to lose {loss:.4g} {unit} when rounded plainly, by {basis}"
+    if basis != "a calibration":
+        note += "; a calibration (--calibrate TEXT) would find a better one"
+    return dataclasses.replace(result, notes=(*result.notes, note))
+
+
+def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:
+    """What does not go with a calibration."""
+    if recipe.matrix is not None:
+        raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
+    if recipe.prune_layers:
+        raise UsageError("a model without some of its layers is another than was calibrated; leave --prune-layers out")
+    if any(name.upper() == INT8 for name in types):
+        raise UsageError("INT8 is rounded without a calibration; leave it out, or choose a GGUF type")
+    for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
+        if given:
+            raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
+
+
+def _calibrated(
+    plans: Sequence[Plan], result: Quantized, checkpoint: Checkpoint, calibration: Rounder, writing: Writing
+) -> tuple[list[Plan], Quantized]:
+    """The plans with calibrated bytes, and the result with what they are predicted to cost."""
+    done, outputs = [], []
+    for plan, output in zip(plans, result.outputs, strict=True):
+        ready, made = calibrated(plan, checkpoint, calibration, writing.jobs, writing.progress)
+        done.append(ready)
+        names = {t.name: t.source.name for t in plan.tensors}
+        rows = [(row, made.get(names[row.name])) for row in output.tensors]
+        told = tuple(
+            row if m is None else dataclasses.replace(row, loss_before=m.before, loss_after=m.after) for row, m in rows
+        )
+        outputs.append(dataclasses.replace(output, tensors=told))
+    return done, dataclasses.replace(result, outputs=tuple(outputs))
 
 
 @contextlib.contextmanager
@@ -240,8 +364,9 @@ def _int8(
     """The safetensors output: a model folder, or one file where its name says so."""
     if len(types) > 1:
         raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
-    if writing.provenance:
-        raise UsageError("--provenance certifies a GGUF, INT8 makes safetensors; leave one of them out")
+    for name in ("provenance", "portable"):
+        if getattr(writing, name):
+            raise UsageError(f"--{name} is for GGUF, INT8 makes safetensors; leave one of them out")
     from llmconv.convert.scaled.compressed_tensors import to_int8
     from llmconv.convert.scaled.unpack import unpack
 
@@ -323,7 +448,7 @@ def _require_importance(plans: Sequence[Plan]) -> None:
         if plan.needs_importance:
             raise UsageError(
                 f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
-                "matrix that has them (--imatrix), or choose a larger type"
+                "matrix that has them (--imatrix; llmconv imatrix MODEL TEXT makes one), or choose a larger type"
             )
 
 

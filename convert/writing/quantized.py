@@ -19,6 +19,8 @@ class QuantizedTensor(Shown):
 
     fallback_from: the type that its rows were no whole blocks of, or "".
     importance: whether importance weights were used.
+    loss_before, loss_after: of a calibrated tensor, what errors are predicted to cost, rounded plainly and as it is: in
+        nats of KL divergence, or where no gradients are known a share of the squares of its results; None otherwise.
     """
 
     name: str
@@ -29,6 +31,8 @@ class QuantizedTensor(Shown):
     nbytes: int
     fallback_from: str
     importance: bool
+    loss_before: float | None = None
+    loss_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def _output(plan: Plan) -> QuantizedFile:
     bits = 8 * sum(t.nbytes for t in tensors) / weights if weights else 0.0
     warnings = list(plan.warnings)
     if plan.needs_importance:
-        warnings.append(f"{plan.needs_importance} will need an importance matrix (--imatrix)")
+        warnings.append(
+            f"{plan.needs_importance} will need an importance matrix (--imatrix), which llmconv imatrix makes"
+        )
     return QuantizedFile(
         plan.file_type.name, tuple(f.path for f in plan.files), plan.size, tensors, bits, tuple(warnings)
     )

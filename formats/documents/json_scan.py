@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, at
 from llmconv.formats.documents.document import EXACT, Fault, Numbers
 
-__all__ = ["BOM", "Style", "Text", "parse"]
+__all__ = ["BOM", "COMPACT", "Style", "Text", "parse"]
 
 BOM = b"\xef\xbb\xbf"
 LONG = 2048
@@ -51,6 +51,10 @@ class Style:
     bom: bool = False
     ascii: bool = False
     numbers: str = "js"
+
+
+COMPACT: dict[str, Any] = {"indent": None, "comma": ",", "colon": ":"}
+"""A style's fields for a document without a space."""
 
 
 @dataclass(frozen=True, slots=True)

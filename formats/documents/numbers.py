@@ -1,4 +1,8 @@
-"""Numbers as text: the shortest decimal that reads back as the same double, laid out as JavaScript or Python does."""
+"""Numbers as text: the shortest decimal that reads back as the same double, laid out as JavaScript or Python does.
+
+Of a weight in single precision there is a shorter one, that reads back as the same float: 0.1, whose double is
+0.10000000149011612.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +45,8 @@ def _js(value: float) -> str:
     return sign + text
 
 
-def row(values: NDArray[np.float64], style: str, whole: Any = None) -> bytes:
-    """Finite doubles, separated by commas.
+def row(values: NDArray[Any], style: str, whole: Any = None) -> bytes:
+    """Finite doubles, or floats, separated by commas: each the shortest decimal that reads back as what it is.
 
     whole: flat bool array, True where a whole number was written without ".0" (Python style), or None.
     """
@@ -50,11 +54,21 @@ def row(values: NDArray[np.float64], style: str, whole: Any = None) -> bytes:
     # Where every writer agrees orjson does the work; the rest (whole, tiny and huge numbers) is laid out one by one.
     odd = (size < 1e-4) | (size >= 1e15) | (values == np.trunc(values))
     text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-    if not odd.any():
+    single = values.dtype == np.float32
+    twice = _rounded_twice(values, text) if single else []
+    if not odd.any() and not len(twice):
         return text
     items = text.split(b",")
     for i in np.flatnonzero(odd).tolist():
-        value = float(values[i])
+        value = float(items[i])
         is_int = whole is not None and whole[i]
         items[i] = (str(int(value)) if is_int else number(value, style)).encode()
+    for i in twice:
+        items[i] = number(float(values[i]), style).encode()
     return b",".join(items)
+
+
+def _rounded_twice(values: NDArray[np.float32], text: bytes) -> Any:
+    """Where the decimal becomes another float when it is read as a double first, as JSON's readers do."""
+    read = np.array(orjson.loads(b"[%b]" % text), np.float64)
+    return np.flatnonzero(read.astype(np.float32) != values)

@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "GGUF to a Hugging Face style folder or safetensors file.",
     ),
     "quantize": ("llmconv.cli.quantize", "Quantize a model to GGUF: Q4_K_M, Q8_0, IQ4_XS, ..."),
+    "calibrate": ("llmconv.cli.calibrate", "Look at a model on a text, for quantizing it well to many types."),
+    "imatrix": ("llmconv.cli.imatrix", "Make an importance matrix: what of a model's inputs is large on a text."),
     "warmup": ("llmconv.cli.quantize", "Compile all kernels now, so that the first run needn't."),
     "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
     "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),

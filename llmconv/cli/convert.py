@@ -20,6 +20,7 @@ from llmconv.cli.options import (
     layout_option,
     notes,
     one_target,
+    portable_option,
     read_hf_options,
     read_json_options,
     say,
@@ -78,9 +79,20 @@ _WRITE_JSON = (
         help="JSON layout to write; by default the one it came in.",
     ),
 )
+_JSON_NUMBERS = (
+    click.option(
+        "--json-digits",
+        type=click.Choice(["exact", "shortest"]),
+        help="exact: each weight's double, the default; shortest: the digits that give the same float, half the size.",
+    ),
+    click.option(
+        "--json-compact", is_flag=True, default=None, help="JSON on one line without spaces, whatever it was before."
+    ),
+)
 _WRITE_GGUF = (
     size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
+    portable_option,
 )
 _READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(
@@ -176,6 +188,7 @@ convert = _command(
         *_EXCLUDE,
         *_WRITE_GGUF,
         *_WRITE_SAFETENSORS,
+        *_JSON_NUMBERS,
         _VOCAB_ONLY,
     ),
 )
@@ -244,7 +257,7 @@ safetensors_to_json = _command(
       llmconv safetensors-to-json model.safetensors
       llmconv safetensors-to-json ./model-folder model.json
     """,
-    (*_EXCLUDE, *_WRITE_JSON),
+    (*_EXCLUDE, *_WRITE_JSON, *_JSON_NUMBERS),
 )
 
 gguf_to_json = _command(
@@ -261,7 +274,7 @@ gguf_to_json = _command(
       llmconv gguf-to-json model.gguf
       llmconv gguf-to-json model.gguf copy.json --layout named
     """,
-    (*_EXCLUDE, *_WRITE_JSON),
+    (*_EXCLUDE, *_WRITE_JSON, *_JSON_NUMBERS),
 )
 
 gguf_to_safetensors = _command(

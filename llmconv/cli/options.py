@@ -30,6 +30,7 @@ __all__ = [
     "notes",
     "one_target",
     "output_option",
+    "portable_option",
     "quiet_option",
     "quiet_options",
     "read_hf_options",
@@ -94,6 +95,9 @@ strict_option = click.option(
     default=True,
     show_default=True,
     help="Refuse tensors that the architecture does not have, or leave them out.",
+)
+portable_option = click.option(
+    "--portable", is_flag=True, help="A GGUF for publishing: no keys of ours; says what can't come back."
 )
 layout_option = click.option(
     "--layout",

@@ -13,18 +13,20 @@ from llmconv.cli import complete, envelope
 from llmconv.cli.options import (
     PATH,
     Bar,
+    Number,
     force_option,
     jobs_option,
     json_option,
     notes,
+    portable_option,
     quiet_options,
     read_hf_options,
     read_json_options,
     say,
+    size_option,
     strict_option,
 )
 from llmconv.cli.reports import table
-from llmconv.effects import check_options_of
 
 if TYPE_CHECKING:
     from llmconv.convert.writing.quantize import Quantized, QuantizedFile
@@ -72,6 +74,30 @@ class _WithTypes(click.Command):
 @click.option(
     "--exclude-weights", multiple=True, metavar="NAME", help="Don't use the matrix for names with NAME in them."
 )
+@click.option(
+    "--calibrate",
+    "texts",
+    multiple=True,
+    type=PATH,
+    metavar="TEXT",
+    help="Round so that errors cost little on such text; repeatable.  Needs torch, and minutes.",
+)
+@click.option("--calibration", type=PATH, metavar="FILE", help="What llmconv calibrate made of this model.")
+@click.option(
+    "--effort",
+    type=click.Choice(["fast", "standard"]),
+    help="Of --calibrate: fast looks at inputs alone.  [default: standard]",
+)
+@size_option("--target-size", "In place of -t: the best mix of types for a file of at most so many bytes.")
+@click.option("--bpw", type=Number(0), metavar="X", help="The same for so many bits a weight.")
+@click.option(
+    "--target-kld", type=Number(0), metavar="X", help="The smallest mix predicted to lose no more; with --calibrate."
+)
+@click.option(
+    "--types", "mix_types", metavar="TYPES", help="What a mix may use, with commas.  [default: K, legacy, IQ4]"
+)
+@click.option("--min-type", "min_types", multiple=True, metavar="REGEX=TYPE", help="No fewer bits, where it matches.")
+@click.option("--save-recipe", type=PATH, metavar="FILE", help="Write the mix, for --tensor-type-file.")
 @click.option("--pure", is_flag=True, help="The same block type for all matrices; -t then takes any block type.")
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE", help="Block type of tensors that match."
@@ -87,6 +113,7 @@ class _WithTypes(click.Command):
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
 )
+@portable_option
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")
@@ -102,6 +129,10 @@ def quantize(
     rest: tuple[str, ...],
     types: tuple[str, ...],
     output: Path | None,
+    texts: tuple[Path, ...],
+    calibration: Path | None,
+    effort: str | None,
+    mix_types: str | None,
     prune_layers: str | None,
     as_json: bool,
     quiet: bool,
@@ -116,14 +147,22 @@ def quantize(
       llmconv quantize model-f16.gguf small.gguf Q4_K_M
       llmconv quantize hf-folder/ -t Q8_0 -t Q4_K_M -t Q6_K -o out/
       llmconv quantize model.gguf -t IQ4_XS --imatrix imatrix.gguf --dry-run
+      llmconv quantize model.gguf -t Q4_K_M --calibrate text.txt
+      llmconv quantize model.gguf --target-size 3.4G --calibrate text.txt --save-recipe mix.txt
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
     output, types = _as_llama_quantize(rest, output, types, options)
-    check_options_of(model, "gguf", options)
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
-            model, output, types, prune_layers=_layers(prune_layers), progress=progress, **options
+            model,
+            output,
+            types,
+            calibration=_calibration(texts, calibration, effort),
+            prune_layers=_layers(prune_layers),
+            types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
+            progress=progress,
+            **options,
         )
     if quiet:
         return
@@ -135,6 +174,21 @@ def quantize(
         _report(result, made, verbose)
 
 
+def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None) -> Any:
+    """What to round by: what is in a file, or texts to look at."""
+    if texts and file is not None:
+        raise click.UsageError(
+            "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
+        )
+    if effort is not None and not texts:
+        raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
+    if file is not None:
+        return llmconv.Calibration.open(file)
+    if not texts:
+        return None
+    return llmconv.OnText(texts, effort=effort or "standard")
+
+
 def _as_llama_quantize(
     rest: tuple[str, ...], output: Path | None, types: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Path | None, tuple[str, ...]]:
@@ -144,13 +198,18 @@ def _as_llama_quantize(
     words = list(rest)
     if len(words) > 1 and words[-1].isdecimal() and options["jobs"] is None and not types:
         options["jobs"] = int(words.pop()) or None
-    if words and not types:
+    if words and not types and options["target_size"] is options["bpw"] is options["target_kld"] is None:
         file_type(words[-1], bool(options["pure"])) if words[-1].upper() != "INT8" else None
         types = (words.pop(),)
     if words and output is None:
         output = Path(words.pop())
+    searched = any(options[name] is not None for name in ("target_size", "bpw", "target_kld"))
+    if searched and types:
+        raise click.UsageError("a mix has its own types; leave -t out, or --target-size, --bpw and --target-kld")
     if words:
         raise click.UsageError(f"{words[0]!r} is one word too many; give MODEL, -o OUTPUT and -t TYPE")
+    if searched:
+        return output, ("Q4_K_M",)  # which is not looked at
     if not types:
         raise click.UsageError("Missing option '-t' / '--type'.")
     return output, types
@@ -167,15 +226,22 @@ def _report(result: Quantized, made: QuantizedFile, verbose: bool) -> None:
     if verbose or not result.written:
         rows = [
             [t.name, "x".join(map(str, t.shape)), t.source_type, t.type, f"{t.source_nbytes:,}", f"{t.nbytes:,}"]
+            + [f"{x:.3g}" if x is not None else "" for x in (t.loss_before, t.loss_after)]
             for t in made.tensors
         ]
-        click.echo(table(rows, ["tensor", "shape", "from", "to", "bytes", "bytes after"], {4, 5}))
+        head = ["tensor", "shape", "from", "to", "bytes", "bytes after", "loss plain", "loss"]
+        width = 8 if any(t.loss_after is not None for t in made.tensors) else 6
+        click.echo(table([row[:width] for row in rows], head[:width], {4, 5, 6, 7}))
     for sentence, count in Counter(_kind_of(w) for w in made.warnings).items():
         example = next(w for w in made.warnings if _kind_of(w) == sentence)
         notes([example + (f" (and {count - 1} more)" if count > 1 else "")])
     names = ", ".join(str(path) for path in made.paths)
     end = f"{result.seconds:.1f} s" if result.written else "nothing was written"
     say(f"{names}: {made.type}, {made.size:,} bytes, {made.bits_per_weight:.2f} bits a weight, {end}")
+    losses = [(t.loss_before, t.loss_after) for t in made.tensors if t.loss_before is not None]
+    if losses:
+        before, after = (sum(x for x in side if x is not None) for side in zip(*losses, strict=True))
+        say(f"predicted loss of {len(losses)} tensors: {before:.4g} rounded plainly, {after:.4g} calibrated")
 
 
 def _kind_of(warning: str) -> str:

@@ -34,7 +34,7 @@ __all__ = ["sweep"]
 @click.option("--allow-requantize", is_flag=True, help="MODEL may be quantized already; its types then lose twice.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
-@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.png (needs matplotlib).")
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plot.svg.")
 @click.option("-f", "--force", is_flag=True, help="Start over where another sweep's state lies.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
@@ -57,7 +57,8 @@ def sweep(
 ) -> None:
     """Quantize MODEL to each of several types in one read, measure each against it over TEXT, and write a report.
 
-    The folder gets report.md, report.json, report.html (one file, sortable, no network) and plot.png: perplexity, KL
+    The folder gets report.md, report.json, report.html (one file, sortable, no network), plot.svg
+    and a model card, README.md: perplexity, KL
     divergence, agreement, size and time of each type, and which types no other beats.  An interrupted sweep goes on
     where it stopped when the same command is given again.
 
@@ -95,4 +96,4 @@ def sweep(
         from llmconv.runtime.measure.sweep_report import markdown
 
         click.echo(markdown(result))
-        click.echo(f"{folder}: report.md, report.json, report.html{', plot.png' if plot else ''}")
+        click.echo(f"{folder}: report.md, report.json, report.html{', plot.svg' if plot else ''}")

@@ -27,6 +27,7 @@ FAMILIES = {
     "microscaling",
     "q3",
     "q32",
+    "rounding",
     "search",
     "ternary",
 }

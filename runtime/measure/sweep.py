@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmconv import formats
+from llmconv import __version__, formats
+from llmconv.convert.reports.shape import shape_of
+from llmconv.convert.reports.sizing import size_report
+from llmconv.convert.translate import translate
 from llmconv.convert.writing.quantize import quantize
-from llmconv.errors import OutputError, UsageError, at
-from llmconv.formats.files import Output, open_regular
+from llmconv.errors import LlmconvError, OutputError, UsageError, at
+from llmconv.formats.files import open_regular
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime.load import load
 from llmconv.runtime.measure import sweep_report, texts
 from llmconv.runtime.measure.chunks import Window, work_on
 from llmconv.runtime.measure.compare import Comparison, compare
+from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
-from llmconv.runtime.measure.sweep_state import State, identity_of, write_text
+from llmconv.runtime.measure.sweep_state import State, file_hash, identity_of, write_text
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -50,11 +54,11 @@ def sweep(
 
     types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
     keep: leave the quantized files in the folder; else each is removed once measured.
-    plots: draw the PNG (needs matplotlib).  force: start over where another sweep's state lies.
+    plots: draw plot.svg.  force: start over where another sweep's state lies.
     progress: called with each `Step` of quantizing and, with the type as its item, of evaluating.
 
-    Writes report.md, report.json, report.html and plot.png, and `sweep.json` after every step: the same call again goes
-    on where an interrupted one stopped.
+    Writes report.md, report.json, report.html, plot.svg and a model card (README.md, unless there is one of somebody's
+    own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
     job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, progress)
     names = list(dict.fromkeys(file_type(name).name for name in types))
@@ -63,8 +67,6 @@ def sweep(
     if quantize_options.get("imatrix") is not None:
         quantize_options["imatrix"] = Path(quantize_options["imatrix"])
     job.check(quantize_options)
-    if plots:
-        sweep_report.need_matplotlib()
     with _folder(job.output):
         identity = identity_of(job.model, job.text, {"context": context, "chunks": chunks, **quantize_options})
         state = State.of(job.output, identity, fresh=force)
@@ -79,6 +81,8 @@ def sweep(
         ppl_stderr=state.base["ppl_stderr"],
         context=state.base["context"],
         tokens=state.base["tokens"],
+        about=_about(job, names, state, quantize_options),
+        **_facts(job.model),
     )
     _report(result, job.output, plots)
     return result
@@ -170,6 +174,7 @@ class _Job:
                 "ppl_stderr": found.ppl_a_stderr,
                 "context": found.context,
                 "tokens": found.tokens,
+                "device": str(original.device),
             }
             seconds = (state.seconds.get(name, math.nan), time.perf_counter() - started)
             state.rows[name] = asdict(_row(name, self.file(name), found, seconds))
@@ -193,17 +198,53 @@ def _row(name: str, path: Path, found: Comparison, seconds: tuple[float, float])
         top1_agreement=found.top1_agreement,
         quantize_seconds=seconds[0],
         evaluate_seconds=seconds[1],
+        ppl_ratio_stderr=found.ppl_ratio_stderr,
+        file=path.name,
+        sha256=file_hash(path),
     )
 
 
+def _facts(model: Path) -> dict[str, Any]:
+    """What a report says of the original besides what was measured."""
+    checkpoint = formats.open(model)
+    found: dict[str, Any] = {"bits_per_weight": 8 * checkpoint.nbytes / max(1, checkpoint.n_elements)}
+    metadata = translate(checkpoint, "gguf").metadata
+    keys = {"name": "general.name", "license": "general.license", "base_model": "general.base_model.0.name"}
+    found["card"] = {k: v for k, name in keys.items() if isinstance(v := metadata.get(name), str) and v.isprintable()}
+    try:
+        report = size_report(shape_of(checkpoint))
+    except LlmconvError:  # an architecture whose cache nobody knows
+        return found
+    return {**found, "kv_cache": report.kv_cache, "kv_context": report.context}
+
+
+def _about(job: _Job, names: Sequence[str], state: State, options: dict[str, Any]) -> dict[str, str]:
+    """How the report was made, for its foot."""
+    matrix = options.get("imatrix")
+    given = f" -c {job.window.context}" * bool(job.window.context) + f" --chunks {job.window.chunks}" * bool(
+        job.window.chunks
+    )
+    command = f"llmconv sweep {job.model.name} {job.text.name} --types {','.join(names)}{given}"
+    made = {
+        "made by": f"llmconv {__version__}",
+        "command": command + (f" --imatrix {matrix.name}" if matrix else ""),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "evaluated on": state.base.get("device", ""),
+        "importance matrix": f"{matrix.name}, sha256 {file_hash(matrix)}" if matrix else "none",
+        "text": f"{job.text.name}, sha256 {file_hash(job.text)}",
+    }
+    if job.model.is_file():
+        made["original"] = f"{job.model.name}, sha256 {file_hash(job.model)}"
+    return {name: value for name, value in made.items() if value}
+
+
 def _report(result: Sweep, output: Path, plots: bool) -> None:
-    image: bytes | None = None
+    image = sweep_report.plot(result) if plots else ""
     if plots:
-        drawn = io.BytesIO()
-        sweep_report.plot(result, drawn)
-        image = drawn.getvalue()
-        with Output(output / "plot.png", force=True, size=len(image)) as out:
-            out.file.write(image)
+        write_text(output / "plot.svg", image)
     write_text(output / "report.json", json.dumps(result.as_dict(), indent=2) + "\n")
     write_text(output / "report.md", sweep_report.markdown(result))
     write_text(output / "report.html", sweep_report.html_page(result, image))
+    readme = output / "README.md"
+    if not readme.exists() or MARK in readme.read_text("utf-8", "replace"):
+        write_text(readme, card(result))

@@ -12,7 +12,7 @@ from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.runtime.measure.sweep_rows import SweepRow
 
-__all__ = ["State", "identity_of", "write_text"]
+__all__ = ["State", "file_hash", "identity_of", "write_text"]
 
 NAME = "sweep.json"
 
@@ -52,6 +52,15 @@ def identity_of(model: Path, text: Path, options: dict[str, Any]) -> str:
     inputs = [*names, text, *(value for value in options.values() if isinstance(value, Path))]
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     return hashlib.sha256(json.dumps([facts, options], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open_regular(path) as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

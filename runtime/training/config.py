@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ FINE_TUNING_LR = 1e-4
 
 
 _MANY = 1 << 31
+_LONGEST = 1 << 20
+"""Bytes of a settings file."""
 ONE = math.nextafter(1, 2)
 """An end of a range that 1 is still in."""
 
@@ -167,25 +170,34 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     choices = get_args(hint)
     if choices:
         if value not in choices:
-            raise UsageError(f"{name} is {value!r}, expected {', '.join(choices)}")
+            raise UsageError(f"{name} is {cut(value)}, expected {', '.join(choices)}")
         return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UsageError(f"{name} is {value}, expected a finite number")
-        return float(value)
-    if hint is str and isinstance(value, Path):
-        return str(value)
+    value = str(value) if hint is str and isinstance(value, Path) else value
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and value.bit_length() > 64:  # which no float may hold, and no message show
+        raise UsageError(f"{name} is {cut(value)}, which is more than any setting takes")
+    value = float(value) if hint is float and number else value
     if type(value) is not hint:
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-        raise UsageError(f"{name} is {value!r}, expected {wanted}")
+        raise UsageError(f"{name} is {cut(value)}, expected {wanted}")
+    if hint is str and not _can_be_a_name(value):
+        raise UsageError(f"{name} is {cut(value)}, expected text that a file may have for a name")
     return value
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def read_config(path: str | Path) -> Mapping[str, Any]:
     """Settings from a TOML or JSON file; `BadFile` for one that is neither, or has a key that is no setting."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:  # a pipe is welcome, so not everything has an end
+            text = file.read(_LONGEST).decode()
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

@@ -21,23 +21,21 @@ from llmconv.convert.vocab import Vocab, tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.files import Output, open_regular
 from llmconv.progress import Meter
+from llmconv.runtime.training.inputs import data_files
 
 __all__ = [
     "Batch",
     "Cut",
     "Pairs",
     "Stream",
-    "data_files",
     "documents",
     "highest",
     "load_data",
     "read_pairs",
-    "text_bytes",
 ]
 
 PIECE = 1 << 20
 """Characters tokenized at a time."""
-TEXT_SUFFIXES = (".txt", ".md", ".text")
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,6 @@ class Batch:
     inputs: torch.Tensor
     targets: torch.Tensor
     mask: torch.Tensor | None
-
-
-def data_files(path: Path) -> list[Path]:
-    """The files that hold the data: the one, or those of a folder."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
-    if not found:
-        raise BadFile(f"{at(path)}: holds no {', '.join(TEXT_SUFFIXES)} or .jsonl file to train on")
-    return found
-
-
-def text_bytes(path: Path) -> int:
-    """The size of the data's files; of JSON lines a little more than their texts'."""
-    return sum(file.stat().st_size for file in data_files(path))
 
 
 def _pieces(path: Path) -> Iterator[str]:
@@ -311,8 +294,9 @@ def _load_pairs(path: Path, pairs: list[tuple[str, str]], vocab: Vocab, cut: Cut
 
 def _recorded(record: Path) -> str | None:
     try:
-        found = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        with open_regular(record) as file:
+            found = json.loads(file.read())
+    except (BadFile, ValueError, RecursionError):
         return None
     return found.get("key") if isinstance(found, dict) else None
 

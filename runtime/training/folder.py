@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,17 +13,14 @@ from llmconv.errors import BadFile, OutputError, UsageError, at
 from llmconv.formats.files import Output, open_regular, output_errors
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.data import data_files
-from llmconv.runtime.training.vocabulary import KINDS
+from llmconv.runtime.training.inputs import LOCK
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["enter", "fingerprints", "locked"]
-
-LOCK = "run.lock"
+__all__ = ["enter", "locked"]
 
 
 @contextlib.contextmanager
@@ -58,32 +54,6 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def fingerprints(config: TrainConfig) -> dict[str, str]:
-    """SHA-256 of what the run reads, by setting: the data, the checkpoint it starts from, the tokenizer's file."""
-    found = {"data": _fingerprint(Path(config.data), data_files(Path(config.data)))}
-    for name in ("from_checkpoint", "tokenizer"):
-        given = getattr(config, name)
-        path = Path(given)
-        if given and given not in ("auto", *KINDS) and path.exists():
-            inside = path.rglob("*") if path.is_dir() else [path]
-            files = (p for p in inside if p.is_file() and not p.relative_to(path).as_posix().startswith("."))
-            found[name] = _fingerprint(path, sorted(files) if path.is_dir() else [path])
-    return found
-
-
-def _fingerprint(root: Path, files: list[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in files:
-        own = hashlib.sha256()
-        with open_regular(path) as file:
-            while piece := file.read(1 << 20):
-                own.update(piece)
-        if path != root:
-            whole.update(path.relative_to(root).as_posix().encode("utf-8", "surrogatepass") + b"\0")
-        whole.update(own.digest())
-    return whole.hexdigest()
-
-
 def enter(folder: Path, config: TrainConfig, inputs: dict[str, str], resume: bool) -> Path | None:
     """Write the run's `config.json`, or compare it when resuming; the checkpoint to go on from, None at the start.
 
@@ -110,8 +80,9 @@ _EXTENDABLE = ("steps", "patience")
 
 def _compare(record: Path, config: TrainConfig, inputs: dict[str, str]) -> None:
     try:
-        before = json.loads(record.read_bytes())
-    except (OSError, ValueError):
+        with open_regular(record) as file:
+            before = json.loads(file.read())
+    except (BadFile, ValueError, RecursionError):
         before = None
     mine: dict[str, Any] = json.loads(json.dumps(config.identity()))
     if not isinstance(before, dict) or set(before) != {*mine, *_PATHS, "sha256"}:

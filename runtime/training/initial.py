@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llmconv.convert import archs
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.tables.presets import Preset, check_heads, preset
+from llmconv.convert.tables.recurrent import ARCH
 from llmconv.convert.vocab import Vocab, to_gguf
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -35,7 +36,7 @@ def resized(base: Preset, config: TrainConfig, n_vocab: int) -> Preset:
         ("heads", "attention.head_count"),
         ("ffn", "feed_forward_length"),
     ):
-        if value := getattr(config, name):
+        if (value := getattr(config, name)) and key in keys:
             keys[key] = value
     if config.heads and "attention.head_count_kv" in keys:
         keys["attention.head_count_kv"] = min(config.heads, int(keys["attention.head_count_kv"]))
@@ -43,6 +44,8 @@ def resized(base: Preset, config: TrainConfig, n_vocab: int) -> Preset:
         keys["feed_forward_length"] = round(
             base.keys["feed_forward_length"] / base.keys["embedding_length"] * config.dim
         )
+    if base.arch == ARCH:
+        return dataclasses.replace(base, keys=keys)
     dim, heads = keys["embedding_length"], keys["attention.head_count"]
     check_heads(dim, heads, keys.get("attention.head_count_kv", heads))
     if "rope.dimension_count" in keys:
@@ -57,15 +60,17 @@ def fresh_checkpoint(config: TrainConfig, vocab: Vocab) -> Checkpoint:
     narrower by sqrt(2 x layers), norms one, biases zero.  Post-norm simple-llm ones start as Xavier's, as they must.
     """
     shape = resized(preset(config.preset), config, len(vocab))
-    table = archs.by_gguf(shape.arch)
-    assert table is not None
-    # Through the table's own way from a configuration, so that every key is there that a converted model has.
-    described = table.metadata(table.config(_typed(shape.metadata)))
+    described, initial = _typed(shape.metadata), "xavier"
+    if shape.arch != ARCH:
+        table = archs.by_gguf(shape.arch)
+        assert table is not None
+        # Through the table's own way from a configuration, so that every key is there that a converted model has.
+        described, initial = table.metadata(table.config(described)), table.decoder.get("initial", "gpt2")
     metadata = described | {"general.name": config.preset} | to_gguf(vocab)
     out = Checkpoint(metadata=metadata, dialect="gguf")
     n_layer = int(shape.keys["block_count"])
     for name, dims in shape_of(shape).tensors.items():
-        out.add(_drawn(name, dims, _width(name, dims, n_layer, table.decoder.get("initial", "gpt2")), config.seed))
+        out.add(_drawn(name, dims, _width(name, dims, n_layer, initial), config.seed))
     return out
 
 

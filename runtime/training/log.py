@@ -60,11 +60,20 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The lines of a log, as written; none when there is no log."""
+    """The lines of a log, as written; what is no line of one is left out.  None when there is no log."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = (dict(zip(COLUMNS, line.split(","), strict=False)) for line in lines)
+    return [row for row in rows if len(row) == len(COLUMNS) and _is_written(row)]
+
+
+def _is_written(row: dict[str, str]) -> bool:
+    try:
+        numbers = [float(value) for value in row.values() if value]
+    except ValueError:
+        return False
+    return row["step"].isdecimal() and len(row["step"]) < 16 and all(map(math.isfinite, numbers))
 
 
 def _curve(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:

@@ -16,7 +16,7 @@ from llmconv.runtime.training.export import check_exports
 from llmconv.runtime.training.finish import Trained, finish
 from llmconv.runtime.training.log import Log
 from llmconv.runtime.training.optim import learning_rate
-from llmconv.runtime.training.parallel import assemble
+from llmconv.runtime.training.parallel import alone, assemble
 from llmconv.runtime.training.plan import Run, check_inputs, plan
 from llmconv.runtime.training.step import Done, train_step, validate
 from llmconv.runtime.training.stop import Stop
@@ -44,6 +44,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     with contextlib.ExitStack() as stack:
         team = assemble(config.device, config.parallel)
         stack.callback(team.close)
+        stack.enter_context(alone(team, config.output))
         stack.enter_context(device_errors(team.device, _WITHOUT_ROOM))
         run = plan(config, resume, team, stack, progress if team.rank == 0 else None)
         with Course(run, progress if team.rank == 0 else None) as course:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,13 +15,16 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from llmconv.errors import UsageError
+from llmconv.errors import LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.runtime.load import build, pick_device, read_tensor
 from llmconv.runtime.model import Model
 
-__all__ = ["Team", "assemble", "build_model", "wrap"]
+__all__ = ["Team", "alone", "assemble", "build_model", "left_alone", "wrap"]
+
+_FROM_AFAR = re.compile(r"gloo/|TCPStore|ProcessGroup|NCCL|ncclComm|Connection (closed|reset) by peer")
+"""What torch's errors speak of when another process of the run is gone."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,30 @@ def assemble(device: str, parallel: str) -> Team:
     # The others wait while the first tokenizes the data and writes the exports, which torch's own ten minutes cut off.
     distributed.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     return Team(rank, size, where, sharded=parallel == "fsdp")
+
+
+def left_alone(error: BaseException) -> bool:
+    """Whether an error of torch's says that another process of the run is gone."""
+    return isinstance(error, getattr(distributed, "DistError", ())) or bool(_FROM_AFAR.search(str(error)))
+
+
+@contextlib.contextmanager
+def alone(team: Team, folder: str) -> Iterator[None]:
+    """The end of another process of the run, which torch tells in many ways, as one sentence."""
+    if team.size == 1:
+        yield
+        return
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except (RuntimeError, CheckpointException) as error:
+        if not left_alone(error):
+            raise
+        raise LlmconvError(
+            f"{at(folder)}: another of the run's {team.size} processes ended, and this one, number {team.rank}, with "
+            "it; see what that one said, then go on with --resume"
+        ) from None
 
 
 def build_model(start: Checkpoint, team: Team, prepare: Callable[[Model], None]) -> tuple[Model, nn.Module]:

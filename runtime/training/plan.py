@@ -18,9 +18,10 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress, Step
 from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.data import Cut, Pairs, Stream, highest, load_data, text_bytes
+from llmconv.runtime.training.data import Cut, Pairs, Stream, highest, load_data
 from llmconv.runtime.training.export import check_layout
-from llmconv.runtime.training.folder import enter, fingerprints, locked
+from llmconv.runtime.training.folder import enter, locked
+from llmconv.runtime.training.inputs import fingerprints, runs_left_out, text_bytes
 from llmconv.runtime.training.learner import Learner, make_learner
 from llmconv.runtime.training.parallel import Team
 from llmconv.runtime.training.start import (
@@ -74,8 +75,10 @@ def check_inputs(config: TrainConfig) -> None:
     if not config.data or not config.output:
         raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
     for given in (config.data, config.from_checkpoint):
-        if given and not Path(given).exists():
+        if given and not os.path.exists(given):
             raise BadFile(f"{at(given)}: no such file or folder; check the path")
+    if os.path.exists(config.output) and os.path.samefile(config.output, config.data):
+        raise UsageError(f"{at(config.output)}: is where the data are; choose another output folder (-o)")
     if config.preset:
         preset(config.preset)
 
@@ -137,7 +140,8 @@ def _planned(
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
     learner = make_learner(start, config, team)
-    run = Run(config, folder, training, validation, shape, memory, learner, notes=[*notes, *remarks])
+    notes += [*remarks, *filter(None, [runs_left_out(Path(config.data))])]
+    run = Run(config, folder, training, validation, shape, memory, learner, notes=notes)
     if newest is not None:
         _go_on(run, newest)
     return run

@@ -94,7 +94,9 @@ def _config(text: str, vocab: Vocab) -> str:
     """A config.json with the vocabulary's size and special tokens."""
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(config, dict):
         return text
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         if part is config or "vocab_size" in part:

@@ -64,7 +64,7 @@ def _made(config: TrainConfig, source: Checkpoint | None, kind: str) -> Vocab:
         size = config.vocab_size or int(base.keys["vocab_size"])
         if kind == "auto":
             table = archs.by_gguf(base.arch)
-            own = table.decoder.get("tokenizer") if table else None
+            own = base.tokenizer or (table.decoder.get("tokenizer") if table else None)
             kind = own or ("word" if "simple" in base.name else "char" if size <= 256 else "bpe")
     else:
         size = source.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in source.tensors else 0

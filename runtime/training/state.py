@@ -30,6 +30,7 @@ from llmconv.formats.files import flush_folder, open_regular, output_errors
 from llmconv.runtime.load import read_tensor
 from llmconv.runtime.save import checkpoint_of
 from llmconv.runtime.training.learner import Learner
+from llmconv.runtime.training.parallel import left_alone
 
 __all__ = ["Position", "latest", "restore", "save"]
 
@@ -63,8 +64,13 @@ def latest(folder: Path) -> Path | None:
 
 def _checkpoints(root: Path) -> list[Path]:
     """By step; `_NAME` matches them all."""
-    found = {int(match[1]): p for p in root.iterdir() if (match := _NAME.fullmatch(p.name))}
-    return [found[step] for step in sorted(found)]
+    return sorted((p for p in root.iterdir() if _NAME.fullmatch(p.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    """The step that a checkpoint is of."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def _running_state(learner: Learner) -> dict[str, Any]:
@@ -79,11 +85,17 @@ def _running_state(learner: Learner) -> dict[str, Any]:
     return states
 
 
+def _loaded(path: Path) -> dict[str, Any]:
+    with open_regular(path) as file:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return found
+
+
 def _run_on(folder: Path, learner: Learner) -> None:
     """Put the generators where this process's were; one that the run did not have keeps the first's scale only."""
     team = learner.team
     own = folder / f"random-{team.rank}.pt"
-    states = torch.load(own if own.is_file() else folder / "random-0.pt", map_location="cpu", weights_only=True)
+    states = _loaded(own if own.is_file() else folder / "random-0.pt")
     if own.is_file():
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and team.device.type == "cuda":
@@ -103,6 +115,8 @@ def _writing(path: Path) -> Iterator[None]:
         with output_errors(path):
             yield
     except (OutputError, RuntimeError, CheckpointException) as error:
+        if left_alone(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, OutputError):  # which names a file that is no more
             reason = reason.rpartition(": ")[2].removeprefix("can't be written (").removesuffix(")")
@@ -187,7 +201,7 @@ def restore(path: Path, learner: Learner) -> tuple[Position, int]:
     file = "state.json"
     try:
         with open_regular(path / file) as opened:
-            position, processes = _position(json.loads(opened.read(1 << 16)))
+            position, processes = _position(json.loads(opened.read(1 << 16)), _number(path))
         if parts:
             file = ""
             _restore_parts(path, learner)
@@ -195,13 +209,15 @@ def restore(path: Path, learner: Learner) -> tuple[Position, int]:
             file = "model.gguf"
             _fill(learner.model, gguf_file.open(path / file))
             file = "optimizer.pt"
-            states: dict[str, Any] = torch.load(path / file, map_location="cpu", weights_only=True)
+            states = _loaded(path / file)
             learner.optimizer.load_state_dict(states)
         file = "random-0.pt"
         _run_on(path, learner)
     except (LlmconvError, torch.OutOfMemoryError):
         raise
     except (Exception, CheckpointException) as error:  # torch has a kind for each way to be broken
+        if left_alone(error):  # which says nothing of the checkpoint
+            raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
         raise BadFile(f"{at(path / file)}: can't be read ({reason}); remove {path.name} to use an older one") from None
     return position, processes
@@ -217,12 +233,15 @@ def _fill(model: nn.Module, found: Checkpoint) -> None:
         value.copy_(read_tensor(found.tensors[name], value.shape, value.dtype, value.device))
 
 
-def _position(found: Any) -> tuple[Position, int]:
-    """The record in `state.json`; `ValueError` for anything else."""
+def _position(found: Any, step: int) -> tuple[Position, int]:
+    """The record in `state.json` of a step; `ValueError` for anything else."""
     wanted = {f.name: type(f.default) for f in fields(Position)} | {"processes": int}
     if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != wanted:
         raise ValueError(f"expected an object of {', '.join(wanted)}")
     processes = found.pop("processes")
+    whole = [value for value in found.values() if isinstance(value, int)]
+    if found["step"] != step or not 0 < processes < 1 << 31 or not all(0 <= n < 1 << 63 for n in whole):
+        raise ValueError("it speaks of another step")
     return Position(**found), processes
 
 

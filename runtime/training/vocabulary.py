@@ -14,7 +14,7 @@ from llmconv.errors import MissingExtra, UsageError
 
 __all__ = ["KINDS", "make_vocab"]
 
-KINDS = ("word", "char", "characters", "documents", "bpe", "wordpiece")
+KINDS = ("word", "char", "characters", "documents", "sentences", "bpe", "wordpiece")
 SPECIAL = ["[PAD]", "[UNK]", "[EOS]"]
 """The special words of the legacy program, in its order."""
 
@@ -24,8 +24,8 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
 
     word: lower-cased words in order of first use, as the legacy program had them; the most frequent when there are
     too many.  characters: each is a token, as small programs list them; documents: the same, and [BOS] around each
-    text, as microgpt has it.  Through `tokenizers`: char, the bytes that occur; bpe, byte-level BPE; wordpiece, as
-    BERT's.
+    text, as microgpt has it; sentences: with [BOS] first in the list, as recurrentjs has it.  Through `tokenizers`:
+    char, the bytes that occur; bpe, byte-level BPE; wordpiece, as BERT's.
     """
     if kind not in KINDS:
         path = Path(kind)
@@ -34,8 +34,8 @@ def make_vocab(kind: str, size: int, texts: Iterable[str]) -> Vocab:
         return vocab.load(path)
     if kind == "word":
         return _words(size, texts)
-    if kind in ("characters", "documents"):
-        return _characters(size, texts, ends=kind == "documents")
+    if kind in ("characters", "documents", "sentences"):
+        return _characters(size, texts, kind)
     try:
         import tokenizers
     except ImportError:
@@ -85,10 +85,12 @@ def _used_bytes(texts: Iterable[str], alphabet: list[str]) -> tuple[list[str], I
     return [letter[b] for b in seen if letter[b] in alphabet], iter(())
 
 
-def _characters(size: int, texts: Iterable[str], ends: bool) -> Vocab:
+def _characters(size: int, texts: Iterable[str], kind: str) -> Vocab:
+    ends = kind != "characters"
     counts = Counter(character for text in texts for character in text)
     kept = sorted(character for character, _ in counts.most_common(max(0, size - ends)))
-    found = vocab.from_words([*kept, "[BOS]"] if ends else kept, unk=None, lowercase=False, characters=True)
+    listed = {"characters": kept, "documents": [*kept, "[BOS]"], "sentences": ["[BOS]", *kept]}[kind]
+    found = vocab.from_words(listed, unk=None, lowercase=False, characters=True)
     if ends:
         found.special["eos"], found.flags["bos"] = found.special["bos"], True
     return found

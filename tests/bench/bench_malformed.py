@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent / room) for room in ("support", "formats")]
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 OURS = """
 import sys
@@ -75,15 +75,15 @@ def outcome(program: str, path: Path) -> str:
 
 
 def main() -> None:
-    import test_malformed_gguf
-    import test_malformed_safetensors
+    import faulty_gguf
+    import faulty_safetensors
 
     version = importlib.metadata.version
     rows = []
     for kind, table, suffix, peer, program in (
-        ("GGUF", test_malformed_gguf.BAD, ".gguf", f"gguf {version('gguf')}, GGUFReader", GGUF),
+        ("GGUF", faulty_gguf.BAD, ".gguf", f"gguf {version('gguf')}, GGUFReader", GGUF),
         (
-            "safetensors", test_malformed_safetensors.BAD, ".safetensors",
+            "safetensors", faulty_safetensors.BAD, ".safetensors",
             f"safetensors {version('safetensors')}, safe_open", SAFETENSORS,
         ),
     ):  # fmt: skip

@@ -27,7 +27,7 @@ import numpy as np
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent / "peer")]
+sys.path.insert(0, str(HERE.parent / "support"))
 
 REFERENCE = """
 import os, sys, time
@@ -147,7 +147,7 @@ def main() -> None:
                 measured: dict[str, float] = {}
                 if peer:
                     (folder / "theirs.gguf").unlink(missing_ok=True)
-                    words = [sys.executable, "-c", REFERENCE, str(HERE.parent / "peer"), str(source)]
+                    words = [sys.executable, "-c", REFERENCE, str(HERE.parent / "support"), str(source)]
                     *_, memory, text = run([*words, str(folder / "theirs.gguf"), kind, str(args.jobs)])
                     seconds, used, flushed = map(float, text.split())
                     measured |= {"theirs": seconds, "flushed": flushed, "their CPU": used, "their MB": memory}

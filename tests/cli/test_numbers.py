@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import malformed
+import commands
 import pytest
+from commands import Run
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 pytest.importorskip("torch", reason="half of the commands run a model")
@@ -83,7 +84,7 @@ def test_every_command_with_numbers_is_here() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], malformed.Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Run]:
     """A command on small inputs with one option more, in an empty folder."""
     inputs = tmp_path_factory.mktemp("inputs")
     llama = runnable.write(runnable.checkpoint(), inputs / "llama.gguf")
@@ -93,14 +94,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], m
         llmconv.save(simple, inputs / name)
     (inputs / "text.txt").write_text(runnable.text())
 
-    def call(command: str, option: str, value: str) -> malformed.Run:
+    def call(command: str, option: str, value: str) -> Run:
         with tempfile.TemporaryDirectory() as folder:
             places = {p.name: p for p in inputs.iterdir()} | {
                 n: Path(folder) / n for n in ("out", "out.gguf", "out.json")
             }
             given = [str(places.get(word, word)) for word in ARGUMENTS[command].split()]
             extra = [f"{option}={value}"] if option else ["--", value] if value else []
-            return malformed.run(command, *given, *extra)
+            return commands.run(command, *given, *extra)
 
     return call
 
@@ -122,7 +123,7 @@ def test_the_commands_run(command: str, run: Any) -> None:
     assert result.code == 0, result.err
 
 
-def check(case: tuple[str, str, str], run: Callable[[str, str, str], malformed.Run]) -> None:
+def check(case: tuple[str, str, str], run: Callable[[str, str, str], Run]) -> None:
     result = run(*case)
     assert result.code in (0, 1, 2), (case, result)
     assert "bug" not in result.err and "Traceback" not in result.err + result.out, (case, result.err)

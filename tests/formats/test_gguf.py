@@ -24,11 +24,7 @@ from llmconv.formats.gguf_values import Arrays, Strings
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import types
 
-
-@pytest.fixture(autouse=True)
-def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flushing to the disk is tested elsewhere, and slow on a busy one."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 DTYPES = [np.float64, np.float32, np.float16, np.int8, np.int16, np.int32, np.int64]

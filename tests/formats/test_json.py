@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from faulty_documents import JSON
 from hypothesis import given, settings, strategies as st
 
 import llmconv
@@ -176,36 +178,9 @@ def test_any_document_comes_back(tmp_path_factory: pytest.TempPathFactory, tree:
     assert loads(dumps(c.metadata["document"]), "x") == c.metadata["document"]
 
 
-LONG_ROWS = ",".join("[" + ",".join(["0.5"] * 50) + "]" for _ in range(40))
-BAD = {
-    "ragged": ('{"weights":{"wq":[[1,2],[3]]}}', "weights.wq is ragged: row 1 has 1 numbers, expected 2"),
-    "ragged, long": (f'{{"w":{{"q":[{LONG_ROWS},[0.5]]}}}}', "w.q is ragged: row 40 has 1 numbers, expected 50"),
-    "ragged, deep": ('{"w":[[[1,2]],[[1,2],[3,4]]]}', "w is ragged: row 1 has 2x2"),
-    "null": ('{"w":[[1,2],[null,4]]}', "w[1][0] is null among numbers"),
-    "NaN": ('{"w":[1,NaN]}', "w[1] is NaN, which is no JSON number"),
-    "NaN, long": (f'{{"w":[{LONG_ROWS},[{"NaN," * 49}NaN]]}}', "w[40][0] is NaN"),
-    "Infinity": ('{"a":{"w":-Infinity}}', "a.w is -Infinity"),
-    "too large": ('{"w":[1,1e999]}', "w[1] is too large for a 64-bit float"),
-    "key twice": ('{"a":{"b":1,"b":2}}', "a has the key 'b' twice"),
-    "cut": ('{"a":[1,2', "ends too early, it is cut short at byte 9"),
-    "cut, long": (f'{{"w":[{LONG_ROWS}', "ends too early"),
-    "trailing comma": ('{"a":[1,2,]}', "is not valid JSON"),
-    "text after it": ('{"a":[1,2]} x', "is not valid JSON: Extra data at byte 12"),
-    "after a long array": (f'{{"w":[{LONG_ROWS}],"a":tru}}', f"at byte {len(LONG_ROWS) + 12:,}"),
-    "not UTF-8": (b'{"a":"\xff"}', "is not valid UTF-8 at byte 6"),
-    "too deep": ("[" * 100 + "]" * 100, "nests deeper than 64 levels"),
-    "far too deep": ("[" * 200_000, "nests too deep"),
-    "zero byte": (b'{"a":\0}', "has a zero byte at 5"),
-    "huge integer": ('{"a":' + "9" * 5000 + "}", "an integer of thousands of digits"),
-    "wrong size": ('{"a":{"shape":[2,3],"data":[1,2]}}', "a has 2 numbers in data, expected 2x3"),
-    "bad shape": ('{"a":{"shape":[0,3],"data":[1,2]}}', "a states the shape [0, 3], expected positive sizes"),
-    "row in a vector": ('{"a":[1,[2]]}', "a[1] is an array among numbers"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", JSON)
 def test_bad_documents_are_named_in_a_sentence(tmp_path: Path, case: str) -> None:
-    text, message = BAD[case]
+    text, message = JSON[case]
     with pytest.raises(BadFile) as error:
         opened(tmp_path, text)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -240,3 +215,55 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
 def test_opened_by_content(tmp_path: Path) -> None:
     (tmp_path / "weights.dat").write_text('{"w": [1, 2]}')
     assert llmconv.open(tmp_path / "weights.dat").format == "json"
+
+
+def _singles() -> np.ndarray[Any, Any]:
+    """Usual weights, and floats of any bits: tiny, huge, whole, subnormal, negative zero."""
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 2**32, 20000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    odd = np.array([0, -0.0, 1, -2, 16777216, 1e15, 1e-4, 1e-7, 1.4e-45, 3.4e38, 0.1, 2**-126], np.float32)
+    return np.concatenate([rng.normal(0, 0.02, 20000).astype(np.float32), bits[np.isfinite(bits)], odd])
+
+
+@pytest.mark.parametrize("style", ["js", "python"])
+def test_the_shortest_digits_give_every_float_back(tmp_path: Path, style: str) -> None:
+    values = _singles()
+    text = row(values, style)
+    back = np.array([float(x) for x in text.split(b",")]).astype(np.float32)
+    assert (back.view(np.uint32) == values.view(np.uint32)).all()
+    digits = [len(x.lower().partition(b"e")[0].translate(None, b"-.").strip(b"0")) for x in text.split(b",")]
+    assert max(digits) <= 17 and np.mean(np.array(digits) <= 9) > 0.999
+
+
+def test_what_would_be_rounded_twice_gets_more_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.formats.documents import numbers
+
+    monkeypatch.setattr(numbers, "_rounded_twice", lambda values, text: [1])  # too rare to find one
+    assert row(np.array([0.1, 0.2, 0.3], np.float32), "js") == b"0.1,0.20000000298023224,0.3"
+
+
+def test_json_for_publishing_is_small_and_reads_back(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(0, 0.02, (50, 1000)).astype(np.float32)
+    checkpoint = Checkpoint()
+    checkpoint.add(Tensor.from_array("w", values))
+    checkpoint.add(Tensor.from_array("half", values[:2].astype(np.float16)))
+    checkpoint.add(Tensor.from_array("double", values[:2].astype(np.float64) / 3))
+    exact = llmconv.save(checkpoint, tmp_path / "exact.json")
+    small = llmconv.save(checkpoint, tmp_path / "small.json", json_digits="shortest", json_compact=True)
+    assert small.size < 14 * values.size and small.size < 0.65 * exact.size
+    for path in ("exact.json", "small.json"):
+        tensors = llmconv.open(tmp_path / path).tensors
+        for name, was in checkpoint.tensors.items():
+            found = next(t for n, t in tensors.items() if name in n).numpy().reshape(was.shape)
+            kept = found if path == "exact.json" or name == "double" else found.astype(np.float32)
+            assert (kept == was.numpy()).all()
+    with pytest.raises(llmconv.UsageError, match="unknown JSON digits 'few'; known: exact, shortest"):
+        llmconv.save(checkpoint, tmp_path / "x.json", json_digits="few")
+    with pytest.raises(llmconv.UsageError, match="msgpack has no option json_compact=True; it has none of its own"):
+        llmconv.save(checkpoint, tmp_path / "x.msgpack", json_compact=True)
+
+
+def test_a_kept_style_is_made_compact_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"w": [[1.5, 2.5], [3.5, 0.1]], "é": [1]}, indent=4))
+    llmconv.convert_file(tmp_path / "a.json", tmp_path / "b.json", json_compact=True, layout="plain")
+    assert (tmp_path / "b.json").read_text() == '{"w":[[1.5,2.5],[3.5,0.1]],"\\u00e9":[1]}'

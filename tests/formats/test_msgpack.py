@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from faulty_documents import MSGPACK
 from hypothesis import given, settings, strategies as st
 
 import llmconv
@@ -70,26 +71,9 @@ def test_any_document_comes_back(tmp_path_factory: pytest.TempPathFactory, tree:
     assert msgpack_file.is_exact(c)
 
 
-BAD = {
-    "a count that nothing backs": (b"\xdd\xff\xff\xff\xff", "claims 4,294,967,295 items"),
-    "counts within counts": (b"\xdd\x00\x00\x00\x05" * 3, "claims 5 items"),
-    "a map's count": (b"\xdf\x00\x01\x00\x00\xa1a", "claims 65,536 items"),
-    "not a number": (b"\x81\xa1a\xcb\x7f\xf8\0\0\0\0\0\0", "a is nan, expected a finite number"),
-    "not finite in an array": (b"\x81\xa1a\x91\xcb\x7f\xf0\0\0\0\0\0\0", "a[0] is too large"),
-    "key twice": (b"\x82\xa1a\x01\xa1a\x02", "has the key 'a' twice"),
-    "a byte without a meaning": (b"\x91\xc1", "[0] is no valid MessagePack at byte 1"),
-    "a key that is no text": (b"\x81\x01\x02", "has a key of type int"),
-    "not UTF-8": (b"\x91\xa2\xff\xff", "[0] is a text that is not valid UTF-8, at byte 1"),
-    "cut": (b"\x81\xa1a\xda\x01\x00abc", "a is missing: the file ends at byte 9"),
-    "more than a document": (b"\x91\x01\x01", "goes on for 1 bytes after its document"),
-    "too deep": (b"\x91" * 100 + b"\x01", "nests deeper than 64 levels"),
-    "ragged": (msgpack.packb({"w": [[1.0, 2.0], [3.0]]}), "w is ragged: row 1 has 1 numbers, expected 2"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", MSGPACK)
 def test_bad_documents_are_named_in_a_sentence(tmp_path: Path, case: str) -> None:
-    raw, message = BAD[case]
+    raw, message = MSGPACK[case]
     with pytest.raises(BadFile) as error:
         opened(tmp_path, raw)
     assert message in str(error.value) and "\n" not in str(error.value)

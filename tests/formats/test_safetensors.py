@@ -21,11 +21,7 @@ from llmconv.formats.gguf_types import ggml_type
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
-
-@pytest.fixture(autouse=True)
-def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flushing to the disk is tested elsewhere, and slow on a busy one."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_flush")
 
 
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.uint64, np.int32, np.uint32, np.int16, np.uint16]

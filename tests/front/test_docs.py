@@ -14,6 +14,8 @@ import pytest
 
 import llmconv
 from llmconv.cli import COMMANDS
+from llmconv.convert import archs, layouts
+from llmconv.convert.tables.recurrent import ARCH
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -82,3 +84,24 @@ def test_every_public_name_is_there() -> None:
     for name in llmconv.__all__:
         assert getattr(llmconv, name) is not None
         assert name == "__version__" or (getattr(llmconv, name).__doc__ or "").strip(), f"{name} has no docstring"
+
+
+def test_every_limit_is_documented(root: Path) -> None:
+    from llmconv.formats import limits
+
+    words = (root / "docs" / "reliability.md").read_text()
+    for name in (n for n in vars(limits) if n.isupper()):
+        value = getattr(limits, name)
+        assert f"`{name}`" in words and f"{value:,}" in words, name
+
+
+def test_the_table_of_layouts_is_the_registry() -> None:
+    text = (ROOT / "docs" / "json.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([a-z ]+) \| ([a-z]+) \|$", text, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(dict.fromkeys(name for name, _, _ in rows))
+    assert {name for name, _, _ in rows} == set(layouts.names())
+    for name, runs, written in rows:
+        if name not in (layouts.NAMED, layouts.PLAIN):
+            table = layouts.by_name(name)
+            assert runs == "yes" and (table.arch == ARCH or archs.by_gguf(table.arch) is not None)
+            assert (written == "anew") == (table.build is not None), name

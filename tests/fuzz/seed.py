@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / room) for room in ("support", "formats")]
+sys.path.insert(0, str(HERE.parent / "support"))
 
+import faulty_documents
+import faulty_gguf
+import faulty_safetensors
 import msgpack
-import test_json
-import test_malformed_gguf
-import test_malformed_safetensors
-import test_msgpack
 
 MOST = 1500
 """Bytes of a seed."""
@@ -21,15 +20,15 @@ MOST = 1500
 def main() -> None:
     documents = [{"a": [1.0, 2.5], "b": [[1, 2], [3, 4]], "c": None}, {"shape": [2, 1], "data": [0.5, 1.5]}, {"0": 1.0}]
     sets = {
-        "gguf": [*test_malformed_gguf.GOOD.values(), *(raw for raw, _ in test_malformed_gguf.BAD.values())],
+        "gguf": [*faulty_gguf.GOOD.values(), *(raw for raw, _ in faulty_gguf.BAD.values())],
         "safetensors": [
-            *test_malformed_safetensors.GOOD.values(), *(raw for raw, _ in test_malformed_safetensors.BAD.values())
+            *faulty_safetensors.GOOD.values(), *(raw for raw, _ in faulty_safetensors.BAD.values())
         ],
         "json": [
-            *(r.encode() if isinstance(r, str) else r for r, _ in test_json.BAD.values()),
+            *(r.encode() if isinstance(r, str) else r for r, _ in faulty_documents.JSON.values()),
             b'\xef\xbb\xbf{"a": [1, 2.5e-7], "b": {"0": 1, "1": 2}, "c": "\\u00e9\\n", "d": [[1, 2], [3, 4]]}',
         ],
-        "msgpack": [*(r for r, _ in test_msgpack.BAD.values()), *map(msgpack.packb, documents)],
+        "msgpack": [*(r for r, _ in faulty_documents.MSGPACK.values()), *map(msgpack.packb, documents)],
     }  # fmt: skip
     for name, files in sets.items():
         folder = HERE / "corpus" / name

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import by_hand
+import hf_models
 import numpy as np
 import pytest
-import test_archs
 import tiny_models
 
 from llmconv import formats
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.peer
 OURS_ALONE = {"gptj", "opt", "opt-projected"}
 # Models made by hand: transformers does not have them, or not so.
 BY_HAND = {
-    "internlm2": test_archs.INTERNLM2 | {"rope_theta": 1000000.0},
-    "baichuan": test_archs.BAICHUAN,
-    "gpt-oss-mxfp4": test_archs.GPT_OSS
+    "internlm2": hf_models.INTERNLM2 | {"rope_theta": 1000000.0},
+    "baichuan": hf_models.BAICHUAN,
+    "gpt-oss-mxfp4": hf_models.GPT_OSS
     | {
         "rope_theta": 150000.0,
         "rope_scaling": {"rope_type": "default"},
@@ -143,7 +143,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
     for name, config in BY_HAND.items():
-        safetensors_file.save(test_archs.model(config, form=by_hand.FORMS.get(name, 0)), root / name)
+        safetensors_file.save(hf_models.model(config, form=by_hand.FORMS.get(name, 0)), root / name)
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(

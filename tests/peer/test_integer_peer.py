@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import secrets
-from pathlib import Path
 from typing import Any
 
+import ggml
 import numpy as np
 import pytest
 
@@ -24,10 +23,6 @@ Q8_K = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("sums", "<i2", 16)])
 @pytest.fixture(scope="module")
 def cpu() -> Any:
     """ggml's CPU library, beside the one that quantizes."""
-    spec = importlib.util.spec_from_file_location("ggml", Path(__file__).with_name("ggml.py"))
-    assert spec is not None and spec.loader is not None
-    ggml = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ggml)
     base = ggml.find()
     path = base and base.with_name(base.name.replace("ggml-base", "ggml-cpu"))
     if path is None or not path.is_file():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
-from pathlib import Path
 from types import ModuleType
 
+import ggml as peer
 import numpy as np
 import pytest
 
@@ -40,13 +39,9 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module")
 def ggml() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peer_ggml", Path(__file__).with_name("ggml.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.find() is None:
-        pytest.skip(module.MISSING)
-    return module
+    if peer.find() is None:
+        pytest.skip(peer.MISSING)
+    return peer
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import ggml
 import numpy as np
 import pytest
 
 from llmconv.quant import by_name
-
-sys.path.insert(0, str(Path(__file__).parent))
-import ggml
 
 pytestmark = [
     pytest.mark.peer,

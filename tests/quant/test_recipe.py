@@ -232,9 +232,9 @@ def test_what_stays_as_it_is() -> None:
 
 def test_a_model_of_no_known_architecture_is_quantized_whatever_its_names() -> None:
     own = [Named("layers[0].w", (4, 256), by_name("F32")), Named("layers[0].b", (256,), by_name("F32"))]
-    metadata = {"general.architecture": "weird", "llmconv.layout": "plain"}
-    assert [c.type.name for c in assign(own, Model.of(metadata), file_type("Q4_K_M"))] == ["Q4_K", "F32"]
-    del metadata["llmconv.layout"]  # anybody's GGUF: the reference's rule
+    metadata = {"general.architecture": "weird"}
+    assert [c.type.name for c in assign(own, Model.of(metadata, plain=True), file_type("Q4_K_M"))] == ["Q4_K", "F32"]
+    # Anybody's GGUF: the reference's rule.
     assert [c.type.name for c in assign(own, Model.of(metadata), file_type("Q4_K_M"))] == ["F32", "F32"]
 
 

@@ -17,22 +17,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # transformers' own deprecations
+]
 
 LENGTH = 48  # beyond the tiny models' windows and original contexts
 BY_HAND = {"orion", "xverse", "pangu-embedded", "minicpm", "maincoder", "dream", "rnd1", "deepseek", "bailingmoe"}
 BY_HAND |= {"bailingmoe2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "qwen"}
 """Families that transformers lacks, or has only inside of others: compared with llama.cpp (tests/peer)."""
 DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Tiny matrices: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", DECODERS)

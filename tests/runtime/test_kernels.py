@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import blocks
 import numpy as np
 import pytest
+from blocks import KEPT, blocks_of
 
 from llmconv.quant.block import by_name
 
@@ -18,18 +20,6 @@ torch = pytest.importorskip("torch")
 
 from llmconv.quant import gpu
 from llmconv.runtime import decoding, products
-
-KEPT = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4")
-
-
-def blocks_of(name: str, rows: int = 5, blocks: int = 6) -> tuple[Any, Any]:
-    """Rows of random weights with a scale per row, encoded; and their decoded values."""
-    kind = by_name(name)
-    rng = np.random.default_rng(len(name))
-    width = max(kind.block_size, 256) * blocks
-    values = rng.standard_normal((rows, width), np.float32) * rng.lognormal(0, 3, (rows, 1)).astype(np.float32)
-    encoded = kind.encode(values)
-    return encoded, kind.decode(encoded)
 
 
 def test_the_kept_types_are_all_there() -> None:
@@ -77,7 +67,7 @@ _INTERPRETED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_kernels import KEPT, blocks_of
+from blocks import KEPT, blocks_of
 from llmconv.quant.block import by_name
 from llmconv.runtime import triton_kernels
 for name in KEPT:
@@ -97,7 +87,7 @@ def test_triton_by_its_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", _INTERPRETED, str(Path(__file__).parent)],
+        [sys.executable, "-c", _INTERPRETED, str(Path(blocks.__file__).parent)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

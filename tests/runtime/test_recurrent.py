@@ -324,3 +324,60 @@ def test_hobby_css_rnn_runs(tmp_path: Path, shared: Path) -> None:
     assert np.allclose(logits_of(tmp_path / "m.gguf", IDS), char_rnn(turned, IDS), rtol=0, atol=1e-12)
     back = translate(llmconv.open(tmp_path / "m.gguf"), "json")
     assert back.metadata["document"]["vocabulary"] == tree["vocabulary"]
+
+
+# Written anew
+
+WRITTEN = {
+    "char-rnn": "char-rnn",
+    "recurrentjs": "char-lstm",
+    "brain-lstm": "char-lstm",
+    "brain-gru": "char-gru",
+    "recurrentjs-rnn": "char-relu-rnn",
+    "brain-rnn": "char-relu-rnn",
+}
+
+
+def trained(tmp_path: Path, preset: str, layout: str, **more: Any) -> Path:
+    (tmp_path / "t.txt").write_text("emma\nolivia\nava\n" * 20)
+    config = llmconv.TrainConfig(
+        data=str(tmp_path / "t.txt"), output=str(tmp_path / "run"), preset=preset, steps=4, batch_size=4, context=8,
+        dim=6, export="gguf,json", layout=layout, device="cpu", plot=False, tensorboard=False, eval_sequences=4, **more,
+    )  # fmt: skip
+    llmconv.train(config)
+    return tmp_path / "run" / "model.json"
+
+
+@pytest.mark.parametrize("layout", WRITTEN)
+def test_a_preset_writes_the_page_s_file(tmp_path: Path, layout: str) -> None:
+    path = trained(tmp_path, WRITTEN[layout], layout)
+    tree = json.loads(path.read_text())
+    opened = translate(llmconv.open(path), "gguf")
+    assert opened.metadata["llmconv.json.layout"] == layout
+    tokens = list(opened.metadata["tokenizer.ggml.tokens"])
+    assert tokens == [*([] if layout == "char-rnn" else ["[BOS]"]), *sorted(set("emma\nolivia\nava"))]
+    np.testing.assert_allclose(logits_of(path, [1, 3, 2]), logits_of(path.with_suffix(".gguf"), [1, 3, 2]), atol=1e-12)
+    if layout == "char-rnn":
+        weights = {k: np.array(tree[k]) for k in ("Wxh", "Whh", "Why", "bh", "by")}
+        np.testing.assert_allclose(logits_of(path, [1, 3, 2]), char_rnn(weights, [1, 3, 2]), atol=1e-12)
+    if layout.startswith("recurrentjs"):
+        assert tree["letterToIndex"]["e"] == tokens.index("e") and len(tree["model"]["Whd"]["w"]) == 6 * len(tokens)
+    if layout.startswith("brain"):
+        assert tree["type"] == layout[6:].upper() and tree["options"]["dataFormatter"]["characters"] == tokens[1:]
+
+
+def test_a_model_that_a_page_can_t_hold_is_refused_before_training(tmp_path: Path) -> None:
+    for preset, layout, why in (
+        ("char-lstm", "brain-gru", "of the kind lstm, there gru"),
+        ("char-rnn", "recurrentjs-rnn", "activation is tanh, there relu"),
+        ("char-relu-rnn", "char-rnn", "activation is relu, there tanh"),
+    ):
+        with pytest.raises(LlmconvError, match=f"can't be written in the layout {layout}: .*{why}"):
+            trained(tmp_path, preset, layout)
+    with pytest.raises(LlmconvError, match="token 0 begins and ends a text"):
+        trained(tmp_path, "char-lstm", "recurrentjs", tokenizer="characters")
+
+
+def test_half_a_recurrentjs_is_no_model_and_says_what_it_lacks(tmp_path: Path, shared: Path) -> None:
+    result = llmconv.convert_file(shared / "hobby" / "recurrentjs.json", tmp_path / "m.gguf")
+    assert any("as the layout recurrentjs, but not model.Wfh0, model.Wch0, model.Woh0" in n for n in result.notes)

@@ -19,19 +19,13 @@ from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.vocabulary import make_vocab
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 F = torch.nn.functional
 
 IDS = [1, 4, 2, 7, 3, 9]
 Make = Callable[[], Any]
 Logits = Callable[[Any, list[int]], Any]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def micro(document: Any, ids: list[int]) -> Any:
@@ -46,7 +40,10 @@ PROGRAMS: dict[str, tuple[Make, Logits]] = {
     "lecture": (small.lecture, small.lecture_logits),
     "playground": (small.playground, small.playground_logits),
     "ndarray": (small.ndarray, small.ndarray_logits),
+    "blocks": (small.blocks, small.blocks_logits),
+    "dotted": (small.dotted, small.dotted_logits),
 }
+ACTIVATIONS = {"relu": small.relu, "gelu": small.gelu, "gelu_tanh": small.gelu_tanh, "tanh": np.tanh}
 
 
 def greedy(logits: Callable[[list[int]], Any], ids: list[int], count: int) -> list[int]:
@@ -82,6 +79,24 @@ def test_the_first_microgpt_squares_its_relu(tmp_path: Path) -> None:
     wanted = small.microgpt_logits(small.microgpt_weights(), IDS, squared=True)
     with torch.no_grad():
         np.testing.assert_allclose(model(torch.tensor([IDS]))[0].numpy(), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["blocks", "dotted"])
+def test_an_activation_is_what_the_document_or_a_file_says(tmp_path: Path, name: str, activation: str) -> None:
+    make, logits = PROGRAMS[name]
+    document = make()
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    (tmp_path / "c.json").write_text(json.dumps({"activation": activation}))
+    document["config"]["activation"] = activation
+    (tmp_path / "stated.json").write_text(json.dumps(document))
+    notes = llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", config=tmp_path / "c.json", outtype="f64")
+    assert not any("nothing in the file" in note for note in notes.notes)
+    wanted = logits(document, IDS, ACTIVATIONS[activation])  # type: ignore[call-arg]
+    for path in (tmp_path / "m.gguf", tmp_path / "stated.json"):
+        with torch.no_grad():
+            found = llmconv.load(path, "cpu", "f64")(torch.tensor([IDS]))[0].numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
 
 
 REAL: dict[str, Logits] = {

@@ -15,20 +15,13 @@ from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GREEDY = (
     ", there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. "
     "She wanted to play with it, but it was too high.\nLily's mom said, \"Lily, let's go to the park.\" Lily was sad "
     "and didn't know what to do"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Tiny matrices: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

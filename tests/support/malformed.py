@@ -1,155 +1,37 @@
-"""A corpus of bad inputs for every format, and a way to run the whole command over it.
+"""A corpus of bad inputs for every format.
 
-The containers' own one-fault tables live beside their tests (test_malformed_*.py, test_json.py, ...); here they are
-gathered, and joined by models that are whole as containers and wrong in meaning.
+The containers' own one-fault tables (`faulty_*`) are gathered here, and joined by models that are whole as containers
+and wrong in meaning.
 """
 # ruff: noqa: E501 (tables of one line a fault)
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faulty_documents
+import faulty_gguf
+import faulty_safetensors
+import faulty_torch
 import numpy as np
-import test_json
-import test_malformed_gguf
-import test_malformed_safetensors
-import test_msgpack
+from good_models import CONFIG, changed, tensors, tokenizer, tokenizer_with, write_gguf, write_hf
+from imatrix_files import dat
 from simple_model import document
-from test_imatrix import dat
 
-from llmconv.convert.translate import translate
-from llmconv.formats import gguf_file, safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign import llama2c_file
 from llmconv.formats.tensor import Tensor
-
-# Good models, small enough to be made anew for each test.
-
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 260, "hidden_size": 32,
-    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": False,
-    "bos_token_id": 256, "eos_token_id": 257, "torch_dtype": "float32",
-}  # fmt: skip
-
-
-def byte_letters() -> list[str]:
-    """The letters that GPT-2 writes for the 256 bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = iter(range(256, 512))
-    return [chr(b) if b in plain else chr(next(rest)) for b in range(256)]
-
-
-def tokenizer() -> dict[str, Any]:
-    """A byte-level tokenizer.json with one merge and two special tokens."""
-    words = [*byte_letters(), "<s>", "</s>", "th", "<pad>"]
-    special = [
-        {"id": i, "content": words[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True}
-        for i in (256, 257, 259)
-    ]  # fmt: skip
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": ["t h"], "dropout": None,
-                  "unk_token": None, "byte_fallback": False},
-    }  # fmt: skip
-
-
-SHAPES: dict[str, tuple[int, ...]] = {
-    "model.embed_tokens.weight": (260, 32),
-    "model.layers.0.input_layernorm.weight": (32,),
-    "model.layers.0.self_attn.q_proj.weight": (32, 32),
-    "model.layers.0.self_attn.k_proj.weight": (16, 32),
-    "model.layers.0.self_attn.v_proj.weight": (16, 32),
-    "model.layers.0.self_attn.o_proj.weight": (32, 32),
-    "model.layers.0.post_attention_layernorm.weight": (32,),
-    "model.layers.0.mlp.gate_proj.weight": (64, 32),
-    "model.layers.0.mlp.up_proj.weight": (64, 32),
-    "model.layers.0.mlp.down_proj.weight": (32, 64),
-    "model.norm.weight": (32,),
-    "lm_head.weight": (260, 32),
-}
-
-
-def tensors() -> dict[str, Tensor]:
-    rng = np.random.default_rng(0)
-    return {n: Tensor.from_array(n, rng.standard_normal(s).astype(np.float32) * 0.1) for n, s in SHAPES.items()}
-
-
-def encoded(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else json.dumps(value).encode()
-
-
-def write_hf(folder: Path, config: Any = None, words: Any = None, weights: Any = None, **files: Any) -> Path:
-    """A Hugging Face folder; config and words (tokenizer.json) as values or raw bytes."""
-    made = Checkpoint(tensors() if weights is None else weights, dialect="hf")
-    made.files["config.json"] = encoded(CONFIG if config is None else config)
-    made.files["tokenizer.json"] = encoded(tokenizer() if words is None else words)
-    made.files |= {name.replace("__", "."): encoded(value) for name, value in files.items()}
-    safetensors_file.save(made, folder)
-    return folder
-
-
-def write_gguf(path: Path, change: Callable[[Checkpoint], object] = lambda c: None) -> Path:
-    """The same model as GGUF, changed after it was made."""
-    folder = write_hf(path.with_name(path.name + ".source"))
-    made = translate(safetensors_file.open(folder), "gguf")
-    made = Checkpoint({n: Tensor.from_array(n, t.numpy()) for n, t in made.tensors.items()}, dict(made.metadata))
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-    change(made)
-    gguf_file.save(made, path)
-    return path
 
 
 def llama2c() -> bytes:
     sizes = dict(zip(llama2c_file._FIELDS, (8, 12, 2, 2, 1, 5, 4), strict=True))
     n = sum(int(np.prod(s)) for _, s in llama2c_file._tensors(0, sizes, True))
     return struct.pack("<7i", *sizes.values()) + np.full(n, 0.1, "<f4").tobytes()
-
-
-def zipped(program: bytes, **entries: bytes) -> bytes:
-    """A torch file whose pickle is `program`."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", program)
-        for name, raw in entries.items():
-            archive.writestr(f"archive/data/{name.removeprefix('_')}", raw)
-    return out.getvalue()
-
-
-def state_dict(
-    count: int = 4, offset: int = 0, shape: str = "(I4\nt", strides: str = "(I1\nt", key: str = "0"
-) -> bytes:
-    """A pickle, written by hand, of {"w": a tensor over storage `key` of `count` floats}."""
-    storage = f"(Vstorage\nctorch\nFloatStorage\nV{key}\nVcpu\nI{count}\ntQ"
-    return f"(dVw\nctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{shape}{strides}I00\nccollections\nOrderedDict\n(tRtRs.".encode()
-
-
-ATTACK = "touch PWNED"
-PICKLES = {
-    "os.system": f"cposix\nsystem\n(V{ATTACK}\ntR.",
-    "subprocess": f"csubprocess\nPopen\n((lV{ATTACK}\natR.",
-    "eval": "cbuiltins\neval\n(V__import__('os').system('touch PWNED')\ntR.",
-    "getattr chain": "cbuiltins\ngetattr\n(cos\nsystem\nV__call__\ntR(VPWNED\ntR.",
-    "torch.load inside": "ctorch\nload\n(VPWNED\ntR.",
-    "inside a state dict": f"(dVw\ncposix\nsystem\n(V{ATTACK}\ntRs.",
-    "runpy": "crunpy\nrun_path\n(VPWNED.py\ntR.",
-    "dotted name": f"ctorch\n_utils.os.system\n(V{ATTACK}\ntR.",
-}
-FLOATS = np.ones(4, "<f4").tobytes()
 
 
 @dataclass(frozen=True)
@@ -173,10 +55,6 @@ def _file(name: str, raw: bytes) -> Callable[[Path], Path]:
         return folder / name
 
     return make
-
-
-def changed(base: dict[str, Any], *drop: str, **changes: Any) -> dict[str, Any]:
-    return {k: v for k, v in (base | changes).items() if k not in drop}
 
 
 def _weights(**changes: tuple[int, ...] | None) -> dict[str, Tensor]:
@@ -273,12 +151,6 @@ PASSED = {
 }  # fmt: skip
 
 
-def _words(*drop: str, **changes: Any) -> dict[str, Any]:
-    made = tokenizer()
-    made["model"] = changed(made["model"], *drop, **changes)
-    return made
-
-
 _V = tokenizer()["model"]["vocab"]
 TOKENIZERS: dict[str, Any] = {
     "not JSON": b"{oops",
@@ -290,23 +162,23 @@ TOKENIZERS: dict[str, Any] = {
     "nested pre_tokenizer": changed(tokenizer(), pre_tokenizer=json.loads('{"type":"Sequence","pretokenizers":[' * 90 + "null" + "]}" * 90)),
     "no model": changed(tokenizer(), "model"),
     "model a list": changed(tokenizer(), model=[]),
-    "model type unknown": _words(type="Evil"),
-    "model type a number": _words(type=3),
-    "no vocab": _words("vocab"),
-    "vocab a list of numbers": _words(vocab=[1, 2]),
-    "vocab empty": changed(_words(vocab={}, merges=[]), added_tokens=[]),
-    "ids twice": _words(vocab=changed(_V, th=3)),
-    "id negative": _words(vocab=changed(_V, th=-1)),
-    "id huge": _words(vocab=changed(_V, th=2**40)),
-    "id as text": _words(vocab=changed(_V, th="3")),
-    "id true": _words(vocab=changed(_V, th=True)),
-    "more tokens than the model": _words(vocab=changed(_V, **{f"x{i}": 260 + i for i in range(50)})),
-    "merges a map": _words(merges={}),
-    "merge of three": _words(merges=["t h e"]),
-    "merge of one": _words(merges=["th"]),
-    "merge of a number": _words(merges=[5]),
-    "merge of unknown tokens": _words(merges=["q q"]),
-    "merges without their prefix": _words(continuing_subword_prefix="####"),
+    "model type unknown": tokenizer_with(type="Evil"),
+    "model type a number": tokenizer_with(type=3),
+    "no vocab": tokenizer_with("vocab"),
+    "vocab a list of numbers": tokenizer_with(vocab=[1, 2]),
+    "vocab empty": changed(tokenizer_with(vocab={}, merges=[]), added_tokens=[]),
+    "ids twice": tokenizer_with(vocab=changed(_V, th=3)),
+    "id negative": tokenizer_with(vocab=changed(_V, th=-1)),
+    "id huge": tokenizer_with(vocab=changed(_V, th=2**40)),
+    "id as text": tokenizer_with(vocab=changed(_V, th="3")),
+    "id true": tokenizer_with(vocab=changed(_V, th=True)),
+    "more tokens than the model": tokenizer_with(vocab=changed(_V, **{f"x{i}": 260 + i for i in range(50)})),
+    "merges a map": tokenizer_with(merges={}),
+    "merge of three": tokenizer_with(merges=["t h e"]),
+    "merge of one": tokenizer_with(merges=["th"]),
+    "merge of a number": tokenizer_with(merges=[5]),
+    "merge of unknown tokens": tokenizer_with(merges=["q q"]),
+    "merges without their prefix": tokenizer_with(continuing_subword_prefix="####"),
     "added tokens a map": changed(tokenizer(), added_tokens={}),
     "added token id negative": changed(tokenizer(), added_tokens=[{"id": -1, "content": "x", "special": True}]),
     "added token id huge": changed(tokenizer(), added_tokens=[{"id": 2**60, "content": "x", "special": True}]),
@@ -315,7 +187,7 @@ TOKENIZERS: dict[str, Any] = {
     "pre_tokenizer unknown": changed(tokenizer(), pre_tokenizer={"type": "Evil"}),
     "pre_tokenizer a list": changed(tokenizer(), pre_tokenizer=[1]),
     "pattern that never ends": changed(tokenizer(), pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
-    "half a character": json.dumps(_words(vocab=changed(_V, **{"\ud800": 258}))).encode(),
+    "half a character": json.dumps(tokenizer_with(vocab=changed(_V, **{"\ud800": 258}))).encode(),
 }  # fmt: skip
 TOKENIZERS_PASSED = {
     "merges without their prefix",
@@ -459,29 +331,6 @@ LLAMA2C: dict[str, bytes] = {
     "magic and heads 0": struct.pack("<Ii7i", 0x616B3432, 1, 8, 12, 2, 0, 1, 5, 4) + bytes(300),
     "sizes that overflow": struct.pack("<7i", *([2**24 - 1] * 2), 2**12, 1, 1, 2**24 - 1, 1) + bytes(100),
 }
-TORCH: dict[str, bytes] = {
-    **{f"pickle: {name}": zipped(program.encode(), _0=FLOATS) for name, program in PICKLES.items()},
-    "pickle empty": zipped(b""),
-    "pickle cut": zipped(state_dict()[:-30], _0=FLOATS),
-    "pickle of a number": zipped(b"I5\n."),
-    "pickle recursive": zipped(b"(lp0\ng0\na."),
-    "pickle too deep": zipped(b"(" * 200_000 + b"."),
-    "pickle bomb": zipped(b"(lp0\n" + b"".join(b"(g%d\ng%d\nlp%d\n" % (i, i, i + 1) for i in range(40)) + b"."),
-    "pickle memo of 2^31": zipped(b"\x80\x02Nr\xff\xff\xff\x7f."),
-    "pickle long of 2 GB": zipped(b"\x80\x02\x8b\xff\xff\xff\x7f."),
-    "no storage": zipped(state_dict()),
-    "storage too short": zipped(state_dict(count=100), _0=FLOATS),
-    "offset beyond": zipped(state_dict(offset=9), _0=FLOATS),
-    "stride beyond": zipped(state_dict(strides="(I1000000\nt"), _0=FLOATS),
-    "shape of 2^62": zipped(state_dict(shape="(I4611686018427387904\nt"), _0=FLOATS),
-    "shape that no storage backs": zipped(state_dict(shape="(I1000000\nI1000000\nt", strides="(I0\nI0\nt"), _0=FLOATS),
-    "shape as text": zipped(state_dict(shape="(Vx\nt"), _0=FLOATS),
-    "shape a number": zipped(state_dict(shape="I4\n"), _0=FLOATS),
-    "storage key above": zipped(state_dict(key="../../../etc/passwd"), _0=FLOATS),
-    "zip cut": zipped(state_dict(), _0=FLOATS)[:-20],
-    "zip of nothing else": b"PK\x03\x04" + b"archive/data.pkl" + bytes(600),
-    "old format, attack": bytes.fromhex("80028a0a6cfc9c46f9206aa85019") + b"." + PICKLES["os.system"].encode(),
-}
 IMATRICES: dict[str, bytes] = {
     "empty": b"",
     "zeros": bytes(100),
@@ -491,23 +340,21 @@ IMATRICES: dict[str, bytes] = {
     "NaN": dat({"blk.0.attn_q.weight": (1, [float("nan")] * 32)}),
     "other size": dat({"blk.0.attn_q.weight": (1, [1.0] * 5)}),
     "not UTF-8": struct.pack("<ii", 1, 1) + b"\xff" + struct.pack("<iif", 1, 1, 1.0),
-    "a GGUF that is none": test_malformed_gguf.GOOD["plain"],
-    "a damaged GGUF": test_malformed_gguf.BAD["tensors share bytes"][0],
+    "a GGUF that is none": faulty_gguf.GOOD["plain"],
+    "a damaged GGUF": faulty_gguf.BAD["tensors share bytes"][0],
 }
 
 
 def cases() -> list[Case]:
-    found = [Case("gguf", n, _file("bad.gguf", raw)) for n, (raw, _) in test_malformed_gguf.BAD.items()]
-    found += [
-        Case("safetensors", n, _file("bad.safetensors", raw)) for n, (raw, _) in test_malformed_safetensors.BAD.items()
-    ]
+    found = [Case("gguf", n, _file("bad.gguf", raw)) for n, (raw, _) in faulty_gguf.BAD.items()]
+    found += [Case("safetensors", n, _file("bad.safetensors", raw)) for n, (raw, _) in faulty_safetensors.BAD.items()]
     found += [
         Case("json", n, _file("bad.json", raw.encode() if isinstance(raw, str) else raw))
-        for n, (raw, _) in test_json.BAD.items()
+        for n, (raw, _) in faulty_documents.JSON.items()
     ]
-    found += [Case("msgpack", n, _file("bad.msgpack", raw)) for n, (raw, _) in test_msgpack.BAD.items()]
+    found += [Case("msgpack", n, _file("bad.msgpack", raw)) for n, (raw, _) in faulty_documents.MSGPACK.items()]
     found += [Case("llama2c", n, _file("bad.bin", raw)) for n, raw in LLAMA2C.items()]
-    found += [Case("torch", n, _file("bad.pt", raw)) for n, raw in TORCH.items()]
+    found += [Case("torch", n, _file("bad.pt", raw)) for n, raw in faulty_torch.TORCH.items()]
     found += [
         Case(
             "config", n, lambda f, a=a: write_hf(f / "bad", **a), readable=True, says="may pass" if n in PASSED else ""
@@ -539,57 +386,3 @@ def cases() -> list[Case]:
         for n, raw in JSON_MEANING.items()
     ]
     return found
-
-
-# Running the command.
-
-
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
-def run(*args: object) -> Run:
-    """The command in this process, with its own streams."""
-    from llmconv import cli
-
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="surrogateescape") for _ in "12")
-    code: Any = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([os.fspath(a) if isinstance(a, Path) else str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode("utf-8", "backslashreplace"))  # type: ignore[attr-defined]
-    return Run(int(code or 0), *texts)
-
-
-def fault_of(result: Run, names: tuple[str, ...]) -> str:
-    """What is wrong with how a bad input was refused; "" when nothing is."""
-    if result.code not in (1, 2, 130):
-        return f"exit code {result.code}"
-    if result.err.count("\n") != 1 or not result.err.endswith("\n"):
-        return f"{result.err.count(chr(10))} lines on stderr: {result.err[-2000:]!r}"
-    line = result.err[:-1]
-    if not line.startswith("llmconv: ") or "Traceback" in line or "this is a bug" in line:
-        return f"no sentence: {line!r}"
-    if len(line) > 500:
-        return f"{len(line)} characters: {line!r}"
-    if not all(c.isprintable() for c in line):
-        return f"control characters: {line!r}"
-    if not any(name in line for name in names):
-        return f"names no file: {line!r}"
-    return ""
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder, with what tells whether it changed."""
-    return {
-        str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.lstat().st_size) if not p.is_dir() else (0, 0)
-        for p in sorted(folder.rglob("*"))
-    }

@@ -288,3 +288,76 @@ def forge_logits(document: Any, ids: list[int]) -> Any:
     x = x + attend(q, k, v, 1, causal=False)
     x = x + linear(relu(linear(x, "transformer.ff1")), "transformer.ff2")
     return linear(x, "output_proj")
+
+
+# {meta, weights: {projection, blocks, embedding}}: pre-norm, causal, [in][out]; no norm before its head.
+
+
+def blocks() -> Any:
+    def linear(n_in: int, n_out: int, seed: int) -> Any:
+        return {"weights": numbers(n_in, n_out, seed=seed), "bias": numbers(n_out, seed=seed + 50)}
+
+    def block(i: int) -> Any:
+        return {
+            "attention": {f"w{x}": linear(D, D, 10 * i + k) for k, x in enumerate("qkvo")},
+            "feedforward": {"linear1": linear(D, FF, i + 4), "linear2": linear(FF, D, i + 5)},
+            **{f"norm{n}": {"gamma": gain(i + n), "beta": numbers(D, seed=i + 6 + n)} for n in (1, 2)},
+        }
+
+    embedding = {"tokenWeights": numbers(V, D, seed=1), "positionWeights": numbers(T, D, seed=2)}
+    weights = {"projection": linear(D, V, 90), "blocks": [block(i) for i in range(L)], "embedding": embedding}
+    return {"config": {"numHeads": H, "vocab": WORDS}, "meta": {"epoch": 3}, "weights": weights}
+
+
+WORDS = ["[UNK]", *(f"w{i}" for i in range(V - 1))]
+
+
+def blocks_logits(document: Any, ids: list[int], act: Any = gelu_tanh) -> Any:
+    w = document["weights"]
+
+    def linear(x: Any, at: Any) -> Any:
+        return x @ np.array(at["weights"]) + np.array(at["bias"])
+
+    def norm(x: Any, at: Any) -> Any:
+        return layer_norm(x, np.array(at["gamma"]), np.array(at["beta"]))
+
+    x = np.array(w["embedding"]["tokenWeights"])[ids] + np.array(w["embedding"]["positionWeights"])[: len(ids)]
+    for b in w["blocks"]:
+        n = norm(x, b["norm1"])
+        q, k, v = (linear(n, b["attention"][f"w{c}"]) for c in "qkv")
+        x = x + linear(attend(q, k, v, H), b["attention"]["wo"])
+        x = x + linear(act(linear(norm(x, b["norm2"]), b["feedforward"]["linear1"])), b["feedforward"]["linear2"])
+    return linear(x, w["projection"])
+
+
+# Dotted keys, [in][out], GPT-2's arithmetic with the embedding for a head.
+
+
+def dotted() -> Any:
+    w: dict[str, Any] = {"wte": numbers(V, D, seed=1), "wpe": numbers(T, D, seed=2)}
+    for i in range(L):
+        at = f"block{i}."
+        for k, (name, n_in, n_out) in enumerate(
+            [*((x, D, D) for x in "qkvo"), ("ffn.lin1", D, FF), ("ffn.lin2", FF, D)]
+        ):
+            w |= {f"{at}{name}.W": numbers(n_in, n_out, seed=10 * i + k), f"{at}{name}.b": numbers(n_out, seed=i + k)}
+        w |= {f"{at}ln{n}.g": gain(i + n) for n in (1, 2)} | {f"{at}ln{n}.b": numbers(D, seed=i + n) for n in (1, 2)}
+    w |= {"ln_f.g": gain(9), "ln_f.b": numbers(D, seed=90)}
+    config = {"d_model": D, "n_heads": H, "d_ff": FF, "n_layers": L, "max_seq_len": T}
+    return {"config": config, "vocab": WORDS, **w}
+
+
+def dotted_logits(document: Any, ids: list[int], act: Any = gelu_tanh) -> Any:
+    w = arrays({name: value for name, value in document.items() if name not in ("config", "vocab")})
+    x = w["wte"][ids] + w["wpe"][: len(ids)]
+
+    def linear(x: Any, at: str) -> Any:
+        return x @ w[at + ".W"] + w[at + ".b"]
+
+    for i in range(L):
+        at = f"block{i}."
+        n = layer_norm(x, w[at + "ln1.g"], w[at + "ln1.b"])
+        x = x + linear(attend(*(linear(n, at + c) for c in "qkv"), H), at + "o")
+        n = layer_norm(x, w[at + "ln2.g"], w[at + "ln2.b"])
+        x = x + linear(act(linear(n, at + "ffn.lin1")), at + "ffn.lin2")
+    return layer_norm(x, w["ln_f.g"], w["ln_f.b"]) @ w["wte"].T

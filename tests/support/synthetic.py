@@ -134,3 +134,31 @@ def write_exact(path: Path) -> Path:
         checkpoint.add(Tensor.from_array(name, values.astype(np.float16 if len(shape) > 1 else np.float32)))
     gguf_file.save(checkpoint, path)
     return path
+
+
+def broken(at: tuple[int, ...], value: float) -> Any:
+    def change(name: str, values: Any) -> Any:
+        if name == "blk.1.ffn_up.weight":
+            values[at] = value
+        return values
+
+    return change
+
+
+def sparse(path: Path, gigabytes: float) -> Path:
+    """A valid F16 model of zeros that takes no space on the disk."""
+    rows = int(gigabytes * 1e9 / 2 / 4096)
+    writer = gguf.GGUFWriter(path, "nobodys")  # an architecture without a table: any tensors will do
+    writer.add_block_count(1)
+    shape = (rows // 4, 4096)
+    for i in range(4):
+        writer.add_tensor_info(f"blk.0.w{i}.weight", shape, np.dtype(np.float16), rows // 4 * 8192)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        file.seek(0, 2)
+        start = -(-file.tell() // 32) * 32
+        file.truncate(start + 4 * (rows // 4 * 8192))
+    return path

@@ -29,6 +29,10 @@ _attn = _at + "self_attn."
 
 _rope = "head_dim - kv_lora"  # the key is the latent and the rotary part
 
+_lite = "n_layer - n_nextn == 26 or n_layer - n_nextn == 27 or n_layer - n_nextn == 48 and n_vocab == 128256"
+
+_by_depth = f"({_lite}) and not q_lora or q_lora and not ({_lite})"
+
 _nope = f"nope - ({_rope})"
 
 
@@ -58,7 +62,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if dense is None:
         dense = 0 if config.get("n_routed_experts") is not None else dims["n_layer"]
     own["leading_dense_block_count"] = np.uint32(dense)
-    if not third and config.get("topk_method", "greedy") == "greedy":
+    every = own.get("expert_group_used_count", 0) >= own.get("expert_group_count", 1)  # llama.cpp wants fewer, or one
+    if every or (not third and config.get("topk_method", "greedy") == "greedy"):
         own["expert_group_count"] = own["expert_group_used_count"] = np.uint32(1)
     yarn_magnitudes(own, config.get("rope") or {}, 0.1)
     if not own.get("nextn_predict_layers"):
@@ -164,6 +169,8 @@ DEEPSEEK2 = Architecture(
     fixed={"moe_layer_freq": 1, "rope_interleave": True},
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
+        wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},
+        pieces={"magnitude_in_scores": True, "group_by": 2},
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, attention
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, PackMxfp4, Reshape, Split, SwapRows, Transpose
 
 _at = "{p}layers.{i}."
@@ -87,7 +87,9 @@ GPT_OSS = Architecture(
     reads="layer_types",
     inert="hidden_act experts_per_token initial_context_length swiglu_fused",
     fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
-    loader=Loader(unread=("attention.sliding_window_pattern",), pieces={"yarn_truncate": True}),
+    loader=Loader(
+        unread=("attention.sliding_window_pattern",), needed=(*HEAD, *OUT_BIAS), pieces={"yarn_truncate": True}
+    ),
 )
 
 ARCHITECTURES = (GPT_OSS,)

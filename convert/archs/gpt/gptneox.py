@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmconv.convert.archs.parts import linear, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import SwapRows
 
 _heads = SwapRows("n_head", 3, inner="head_dim")  # (head, q k v, ...) -> (q k v, head, ...)
@@ -46,6 +47,7 @@ GPTNEOX = Architecture(
     decoder={"activation": "gelu"},
     reads="rotary_pct partial_rotary_factor rotary_emb_base",
     inert="is_decoder",
+    loader=Loader(needed=(*HEAD, "blk.{i}.attn_qkv.bias", *OUT_BIAS)),
 )
 
 ARCHITECTURES = (GPTNEOX,)

@@ -8,6 +8,7 @@ from typing import Any
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, linear, norm, shifted
 from llmconv.convert.archs.rope import ROPE_FREQS, partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
+from llmconv.convert.tables.loader import AS_WIDE, DIVISORS, HEAD, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -55,6 +56,7 @@ NEMOTRON = Architecture(
     rebuild=_nemotron_rebuild,
     decoder={"norm": "layer", "activation": "relu2"},
     reads="partial_rotary_factor rope_percent",
+    loader=Loader(refused=DIVISORS, needed=HEAD, wants=AS_WIDE),
 )
 
 ARCHITECTURES = (NEMOTRON,)

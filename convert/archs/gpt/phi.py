@@ -11,7 +11,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, linear, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, Made, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile, Unsupported
 
@@ -50,6 +50,7 @@ PHI2 = Architecture(
     reads="partial_rotary_factor",
     inert="rotary_dim flash_attn flash_rotary fused_dense img_processor",
     fixed={"qk_layernorm": False},
+    loader=Loader(needed=HEAD),
 )
 
 

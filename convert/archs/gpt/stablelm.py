@@ -8,7 +8,7 @@ from typing import Any
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, gated_mlp, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Stack
 
 _at = "{p}layers.{i}."
@@ -65,7 +65,7 @@ STABLELM = Architecture(
     rebuild=_rebuild,
     reads="partial_rotary_factor rope_pct",
     inert="rotary_scaling_factor norm_bias head_dim",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD),
 )
 
 ARCHITECTURES = (STABLELM,)

@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.gpt.gpt2 import GPT2, attention_scale, read_attention_scale
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, SwapRows
 
 _at = "{p}h.{i}."
@@ -88,7 +88,7 @@ STARCODER2 = Architecture(
     tied=True,
     decoder={"activation": "gelu_tanh", "window_pattern": 0},
     inert="norm_type mlp_type attention_bias attention_softmax_in_fp32 scale_attention_softmax_in_fp32",
-    loader=Loader(unread=("attention.sliding_window",)),
+    loader=Loader(unread=("attention.sliding_window",), needed=(*MLP_BIASES[1:], *OUT_BIAS)),
 )
 
 ARCHITECTURES = (STARCODER, STARCODER, STARCODER2)

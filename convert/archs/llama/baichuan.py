@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, Loader
 from llmconv.convert.tables.ops import Only, Split, rope_halves
 
 _at = "{p}layers.{i}."
@@ -43,7 +43,7 @@ BAICHUAN = Architecture(
     constants={"tensor_data_layout": "Meta AI original pth"},
     decoder={"rope": "pairs", "alibi_at": 40, "head_norm_vocab": 125_696},
     reads="z_loss_weight model_max_length",
-    loader=Loader(refused=MLP_BIASES),
+    loader=Loader(refused=MLP_BIASES, needed=HEAD),
 )
 
 ARCHITECTURES = (BAICHUAN,)

@@ -18,7 +18,7 @@ from llmconv.convert.archs.parts import (
     uncount_nextn,
 )
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import AS_WIDE, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -27,6 +27,9 @@ _at = "{p}layers.{i}."
 def _no_scaling(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own.setdefault("rope.scaling.type", "none")
 
+
+_NORMS = ("blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight")
+_NORMS_OF_THE_PLUS = tuple(f"{n} if n_layer >= 64" for n in _NORMS)
 
 COMMAND_R = Architecture(
     "command-r",
@@ -55,7 +58,11 @@ COMMAND_R = Architecture(
     tied=True,
     finish=_no_scaling,
     decoder={"rope": "pairs", "parallel": True},
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "output.weight")),
+    loader=Loader(
+        refused=(*MLP_BIASES, *OUT_BIAS, *HEAD, *(f"{n} if n_layer < 64" for n in _NORMS)),
+        needed=_NORMS_OF_THE_PLUS,
+        wants=AS_WIDE,
+    ),
 )
 
 
@@ -72,11 +79,11 @@ COHERE2 = COMMAND_R.variant(
         attention.sliding_window        u32   sliding_window        4096
         vocab_size                      u32   vocab_size
     """),
-    drop=["blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight"],
+    drop=_NORMS,
     finish=_cohere2_finish,
     decoder={"window_pattern": 4, "rope_layers": "windowed"},
     reads="rotary_pct layer_types sliding_window_pattern",
-    loader=Loader(unread=("attention.sliding_window_pattern",)),
+    loader=Loader(unread=("attention.sliding_window_pattern",), without=_NORMS_OF_THE_PLUS),
 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, QK_NORMS, attention, gated_mlp, shifted
 from llmconv.convert.archs.rope import Finish
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.pieces import activation
 from llmconv.errors import BadFile
@@ -57,7 +57,7 @@ GEMMA = Architecture(
     decoder={"embed_scale": "sqrt", "activation": "gelu_tanh", "activation_key": "", "passes_float16": True},
     reads="hidden_act hidden_activation rope_theta",
     fixed={"use_bidirectional_attention": False},
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "output.weight")),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, *HEAD)),
 )
 
 _four_norms = shifted(
@@ -169,7 +169,7 @@ GEMMA3 = GEMMA.variant(
     " use_bidirectional_attention",
     inert="hidden_act cache_implementation mm_tokens_per_image",
     fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": (True, False)},
-    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern")),
+    loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern"), without=HEAD),
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)

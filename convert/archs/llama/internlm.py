@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import COMMON
 from llmconv.convert.tables.architecture import Architecture, HfName, row
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Only, Split, rope_halves
 
 _at = "{p}layers.{i}."
@@ -51,7 +51,7 @@ INTERNLM2 = Architecture(
         row("blk.{i}.ffn_down.weight", _at + "feed_forward.w2.weight", "n_embd, n_ff"),
     ),
     decoder={"rope": "pairs"},
-    loader=Loader(refused=OUT_BIAS),
+    loader=Loader(refused=OUT_BIAS, needed=HEAD),
 )
 
 ARCHITECTURES = (INTERNLM2,)

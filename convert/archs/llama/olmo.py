@@ -9,7 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, NORMS, attention, experts, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -38,11 +38,13 @@ def _olmo2_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) ->
     window, kinds = config.get("sliding_window"), config.get("layer_types")
     if window is None:
         return
-    own["attention.sliding_window"] = np.uint32(window)
     if isinstance(kinds, list):
         pattern = [kind == "sliding_attention" for kind in kinds]
     else:
         pattern = [(i + 1) % 4 != 0 for i in range(min(dims["n_layer"], 1 << 16))]
+    if not any(pattern):
+        return
+    own["attention.sliding_window"] = np.uint32(window)
     own["attention.sliding_window_pattern"] = np.asarray(pattern, np.bool_)
 
 
@@ -74,7 +76,7 @@ OLMO2 = Architecture(
     rebuild=_olmo2_rebuild,
     decoder={"window_pattern": 4, "window_rope_scaled": False},
     reads="sliding_window layer_types",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(unread=("rope.freq_base_swa",), refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD),
 )
 
 
@@ -103,7 +105,12 @@ OLMOE = Architecture(
     rebuild=_olmoe_rebuild,
     reads="norm_topk_prob",
     decoder={"clamp_normed": True},
-    loader=Loader(unread=("expert_weights_norm", "attention.clamp_kqv"), refused=OUT_BIAS),
+    loader=Loader(
+        unread=("expert_weights_norm", "attention.clamp_kqv"),
+        refused=OUT_BIAS,
+        needed=HEAD,
+        wants={"n_head == n_head_kv": "as many heads of keys as of queries"},
+    ),
 )
 
 ARCHITECTURES = (OLMO, OLMO2, OLMOE)

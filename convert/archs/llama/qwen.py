@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import DIVISORS, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -65,7 +65,7 @@ QWEN2 = Architecture(
     finish=_windows,
     rebuild=_windows_back,
     reads="use_sliding_window sliding_window max_window_layers layer_types",
-    loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS, *DIVISORS)),
 )
 
 QWEN3 = QWEN2.variant(
@@ -131,7 +131,7 @@ QWEN2_MOE = QWEN2.variant(
     finish=_finish2,
     rebuild=_rebuild2,
     reads="decoder_sparse_step mlp_only_layers norm_topk_prob",
-    loader=Loader(unread=("expert_weights_norm",)),
+    loader=Loader(unread=("expert_weights_norm",), needed=HEAD),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.tables.architecture import HfName, keys
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import DIVISORS, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _EVERY = 4  # layers, of which the last has no rotary positions
@@ -48,7 +48,7 @@ SMOLLM3 = LLAMA.variant(
     rebuild=_rebuild,
     decoder={"no_rope_every": _EVERY},
     reads="no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, *DIVISORS)),
 )
 
 ARCHITECTURES = (SMOLLM3,)

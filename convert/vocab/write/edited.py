@@ -39,7 +39,7 @@ def agreeing(
     vocab: that of the keys, its kept files with it.   metadata: the GGUF's keys.
     again: those that the kept files give.   reread: files -> the keys that they would give.
     """
-    files = vocab.files
+    files = dict(vocab.files)
 
     silent = dataclasses.replace(vocab, flags={})
     implied = {key: silent.flag(name) for name, key in FLAGS.items()}

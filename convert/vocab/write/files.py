@@ -24,7 +24,7 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
     otherwise is said in `vocab.notes`.  `Unsupported` when it takes no tokenizer.json, and no other file says the same.
     """
     if vocab.files:
-        return vocab.files
+        return dict(vocab.files)
     files = _rebuilt(vocab)
     try:
         vocab.notes += check(vocab, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import lzma
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from good_models import tokenizer_with
 from tokenizers_trained import KINDS, trained
 
 from llmconv.convert import vocab
@@ -52,12 +54,20 @@ def test_the_control_is_good() -> None:
         ("tokenizer.ggml.merges", {"a": 1}, "array of strings"),
         (CUT + "tokenizer.json", "{", "damaged"),
         (CUT + "merges.txt", '{"head":3,"end":""}', "damaged"),
-        (CUT + "vocab.json", '{"n":2,"style":"no","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[0,2]],"ids":{},"style":"no","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[0,-2]],"ids":{"at":[9],"is":[1]},"style":"compact","end":""}', "damaged"),
+        (CUT + "vocab.json", '{"runs":[[-1,999999999999]],"ids":{},"style":"compact","end":""}', "damaged"),
+        (CUT + "vocab.txt", '{"runs":[["a",{}]],"head":"","end":""}', "damaged"),
+        (CUT + "tokenizer.json", np.arange(9, dtype=np.uint8), "can't be unpacked"),
+        (CUT + "tokenizer_config.json", np.frombuffer(lzma.compress(b"=abc")[:-9], np.uint8), "can't be unpacked"),
+        (CUT + "tokenizer_config.json", np.frombuffer(lzma.compress(b"{}"), np.uint8), "damaged"),
+        (CUT + "tokenizer.json", np.frombuffer(lzma.compress(bytes(300_000_000), preset=0), np.uint8), "unpacked"),
     ],
 )
 def test_contradicting_metadata_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(BadFile, match=message):
-        vocab.from_gguf({**GOOD, key: value})
+        found = vocab.from_gguf({**GOOD, key: value})
+        vocab.to_files(found)  # type: ignore[arg-type]  # what is kept is put together when it is asked for
 
 
 def test_ids_outside_are_no_ids_and_foreign_names_no_files() -> None:
@@ -191,9 +201,7 @@ for need in (lambda: vocab.tokenizer(bpe), lambda: vocab.render_chat(chatty, [{{
 @pytest.mark.parametrize("prefix", ["##", "\u2581\u2581\u2581", "a" * 5000])
 def test_what_the_library_would_not_survive(prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
     """It cuts that prefix off every merge unseen: past the end, a panic; within a character, an abort."""
-    from malformed import _words
-
-    words = _words(continuing_subword_prefix=prefix)
+    words = tokenizer_with(continuing_subword_prefix=prefix)
     found = vocab.from_files({"tokenizer.json": json.dumps(words).encode()})
     assert found is not None
     with pytest.raises(BadFile, match=r"merges\[0\]: its second part does not begin with"):

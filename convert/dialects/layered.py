@@ -1,0 +1,156 @@
+"""Language models that list their layers (Keras, TensorFlow.js) <-> GGUF, under the names of a recurrent decoder.
+
+Everything else goes the way of nobody's tensors (`own_names`); the key `llmconv.layers` says which weight became which
+tensors, so that the file comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmconv.convert import vocab as vocabularies
+from llmconv.convert.dialects import documents, own_names
+from llmconv.convert.layouts.base import Words
+from llmconv.convert.layouts.keras import Model, Move
+from llmconv.convert.layouts.settings import vocabulary
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.recurrent import ARCH
+from llmconv.errors import BadFile, at, cut
+from llmconv.formats import limits
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import regular_size
+from llmconv.formats.tensor import Tensor
+
+__all__ = ["from_gguf", "to_gguf"]
+
+_MORE = ("word_index", "wordIndex", "index_word", "char_indices", "charIndices", "indices_char", "indicesChar")
+_WORDS = Words((*vocabulary(), *(f"{at}{name}" for at in ("", "config.", "userDefinedMetadata.") for name in _MORE),
+                *(f"userDefinedMetadata.{name}" for name in ("vocab", "chars", "charset", "vocabulary", "words"))),
+               separator="")  # fmt: skip
+_BESIDE = re.compile(
+    r"(?:.*[-_.])?(?:vocab(?:ulary)?|chars?|charset|char_indices|indices_char|char2idx|idx2char|stoi|itos|tokens?|"
+    r"tokenizer|word_?index|words?|meta|metadata|config|model)\.json"
+)
+_SPECIAL = re.compile(r"\[[^\]]+\]|<[^>]+>")
+
+
+def to_gguf(checkpoint: Checkpoint, model: Model, *, vocab: str | Path | None = None, **_: Any) -> Checkpoint:
+    """The model under GGUF's names, with its vocabulary from a file beside it or from `vocab`."""
+    out = own_names.to_gguf(checkpoint)
+    moved = {move.name for move in model.moves}
+    left = [name for name in checkpoint.tensors if name not in moved]
+    out.tensors = {name: tensor for name, tensor in out.tensors.items() if name in left}
+    for move in model.moves:
+        parts = move.apply(checkpoint.tensors[move.name].numpy())
+        for name, part in zip(move.to, parts, strict=True):
+            out.add(Tensor.from_array(name, part))
+    del out.metadata[own_keys.LAYOUT]
+    out.metadata["general.architecture"] = ARCH
+    out.metadata |= {f"{ARCH}.{key}": value for key, value in model.keys.items()}
+    out.metadata[own_keys.LAYERS] = json.dumps([[move.name, list(move.to), move.how] for move in model.moves])
+    out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
+    words = _words(checkpoint, vocab, int(model.keys["vocab_size"]))
+    if words is None:
+        out.notes.append("it has no vocabulary: a file with one (--vocab) lets it read and write text")
+    else:
+        out.metadata |= _tokens(words)
+    return out
+
+
+def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
+    """The weights under the names that they had."""
+    tensors = dict(checkpoint.tensors)
+    for move in _moves(checkpoint):
+        try:
+            values = move.undo([tensors.pop(name).numpy() for name in move.to])
+        except (KeyError, ValueError):
+            raise BadFile(
+                f"{checkpoint.where}: {own_keys.LAYERS} does not describe its tensors; remove the key"
+            ) from None
+        tensors[move.name] = Tensor.from_array(move.name, values)
+    metadata = {**checkpoint.metadata, own_keys.LAYOUT: own_keys.PLAIN}
+    return own_names.from_gguf(checkpoint.but(tensors=tensors, metadata=metadata))
+
+
+def _moves(checkpoint: Checkpoint) -> list[Move]:
+    try:
+        listed = [
+            Move(str(name), tuple(to), str(how)) for name, to, how in json.loads(checkpoint.metadata[own_keys.LAYERS])
+        ]
+        assert all(isinstance(name, str) for move in listed for name in move.to) and all(move.to for move in listed)
+    except (ValueError, TypeError, AssertionError, RecursionError):
+        raise BadFile(
+            f"{checkpoint.where}: {own_keys.LAYERS} is not what this program writes; remove the key"
+        ) from None
+    return listed
+
+
+# The vocabulary
+
+
+def _words(checkpoint: Checkpoint, vocab: str | Path | None, count: int) -> list[str] | None:
+    """The tokens of the first file that lists as many as the model has; `vocab` must."""
+    for where, tree in _files(checkpoint, vocab):
+        words = _listed(where, tree, count)
+        if words is not None and len(words) == count:
+            return words
+        if vocab is not None:
+            found = "no vocabulary" if words is None else f"{len(words)} words"
+            raise BadFile(f"{where}: has {found}, expected {count}, as many as the model; correct the file")
+    return None
+
+
+def _files(checkpoint: Checkpoint, vocab: str | Path | None) -> Iterator[tuple[str, Any]]:
+    if vocab is not None:
+        yield at(vocab), documents.tree_of(Path(vocab))
+        return
+    for name in checkpoint.files:
+        if name.endswith(".json"):
+            try:
+                yield cut(name), json.loads(checkpoint.file(name) or b"{}")
+            except (ValueError, RecursionError):
+                continue
+    source = checkpoint.source
+    beside = sorted(source.parent.glob("*.json")) if source is not None and source.is_file() else []
+    for path in beside:
+        if _BESIDE.fullmatch(path.name) and path.is_file() and regular_size(path) <= limits.SIDE_FILE_BYTES:
+            try:
+                yield at(path), documents.tree_of(path)
+            except BadFile:
+                continue
+
+
+def _listed(where: str, tree: Any, count: int) -> list[str] | None:
+    """A list, a text of characters or a map; what Keras's `Tokenizer` numbers from 1 has padding before it."""
+    try:
+        return documents.listed_words([("", {}), (where, _from_zero(tree, count))], _WORDS)[0]
+    except BadFile:
+        return None
+
+
+def _from_zero(node: Any, count: int) -> Any:
+    if isinstance(node, str) and node.startswith("{"):  # `Tokenizer.to_json` has texts of JSON in its JSON
+        try:
+            node = json.loads(node)
+        except ValueError:
+            return node
+    if not isinstance(node, dict):
+        return node
+    if node and all(type(v) is int for v in node.values()) and min(node.values()) == 1:
+        kept = {word: index for word, index in node.items() if index < count}
+        return {"[PAD]": 0, **kept} if len(kept) == count - 1 else node
+    if node and "1" in node and "0" not in node and all(isinstance(v, str) for v in node.values()):
+        return {"0": "[PAD]", **node} if len(node) == count - 1 else node
+    return {key: _from_zero(child, count) for key, child in node.items()}
+
+
+def _tokens(words: list[str]) -> Mapping[str, Any]:
+    """Characters where every token is one, but for special ones; else words."""
+    single = all(len(word) == 1 or _SPECIAL.fullmatch(word) for word in words)
+    lower = all(word == word.lower() or _SPECIAL.fullmatch(word) for word in words)
+    unk = next((word for word in ("[UNK]", "<UNK>", "<unk>", "<OOV>", "UNK") if word in words), None)
+    return vocabularies.to_gguf(vocabularies.from_words(words, unk, lower and not single, characters=single))

@@ -1,0 +1,1 @@
+"""Importance matrices being made: sums over tokens, their two file forms, what they say."""

@@ -1,0 +1,167 @@
+"""Rounding a matrix so that tr(E H E' F) is small: GPTQ for a start, then coordinate descent, lower every sweep.
+
+Column blocks stand in sequence; inside one, row tiles do.  A tile's own gradient is kept true while it is searched, and
+products of matrices carry what changed to all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.errors import LlmconvError
+from llmconv.quant.kernels import rounding as kernels
+from llmconv.quant.rounding.grid import Codes, Grid
+
+__all__ = ["Metric", "loss", "rounded", "spread_errors"]
+
+Floats = NDArray[np.float32]
+Product = Callable[[Any, Any], Any]
+
+_ROWS = 64  # of a tile with coupled rows: what one number's move is carried to at once
+_COLUMNS = (256, 128, 64, 32)
+_STEPS = 128  # columns that GPTQ rounds between products
+_STILL = 1e-4  # share of numbers that move in a sweep after which another is not worth its time
+_SLACK = 1e-4  # what float32's rounding may seem to raise a loss by
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an error costs: tr(E H E' F).
+
+    h: (columns, columns), of the inputs; positive definite.   f: (rows, rows) of the outputs' gradients, or None: every
+    row counts alike.   product: multiplies matrices.
+    """
+
+    h: Floats
+    f: Floats | None = None
+    product: Product = np.matmul
+
+    def gradient(self, error: Floats) -> Floats:
+        """F E H: half the loss's."""
+        right = self.product(error, self.h)
+        return np.ascontiguousarray(right if self.f is None else self.product(self.f, right))
+
+    def loss(self, error: Floats) -> float:
+        """tr(E H E' F)."""
+        return float(np.einsum("ij,ij->", error, self.gradient(error), dtype=np.float64))
+
+
+def loss(metric: Metric, grid: Grid, codes: Codes, weights: Floats) -> float:
+    """What codes cost that stand for `weights`."""
+    return metric.loss(grid.values(codes) - weights)
+
+
+def spread_errors(grid: Grid, codes: Codes, weights: Floats, h: NDArray[np.float64], product: Product) -> Codes:
+    """Codes under the scales given, rounded in the order of falling diagonal, errors spread (GPTQ's activation order).
+
+    h: (columns, columns) float64, positive definite.
+    """
+    order = np.argsort(-np.diag(h), kind="stable")
+    upper = _inverse_root(h[order][:, order])
+    step, low = grid.steps(codes)
+    step, low = (np.repeat(a, grid.block, 1)[:, order] for a in (step, low))
+    left = np.ascontiguousarray(weights[:, order], np.float32)
+    columns = len(order)
+    found = np.empty(left.shape, np.int32)
+    for start in range(0, columns, _STEPS):
+        at = slice(start, min(start + _STEPS, columns))
+        part, width = np.array(left[:, at], order="C"), at.stop - start
+        code, error = np.empty(part.shape, np.int32), np.empty(part.shape, np.float32)
+        square = np.array(upper[at, at], order="C")
+        kernels.round_in_order(
+            square.reshape(-1), part.reshape(-1), _flat(step[:, at]), _flat(low[:, at]), grid.levels, grid.uniform,
+            len(part), width, code.reshape(-1), error.reshape(-1),
+        )  # fmt: skip
+        found[:, at] = code
+        left[:, at.stop :] -= product(error, upper[at, at.stop :])
+    back = np.empty_like(found)
+    back[:, order] = found
+    return Codes(back, codes.scale, codes.factor, codes.minimum, codes.shift).copy()
+
+
+def _flat(array: Floats) -> Floats:
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def _inverse_root(h: NDArray[np.float64]) -> Floats:
+    """Upper triangular U with U' U the inverse of H.
+
+    H turned round is L L'; so H is J L J J L' J, whose inverse is (J L^-T J)(J L^-1 J): the second, turned, is lower.
+    """
+    low = np.linalg.cholesky(h)
+    inverse = np.linalg.inv(low)  # H^-1 = inverse' inverse
+    return np.ascontiguousarray(np.linalg.cholesky(inverse.T @ inverse).T, np.float32)
+
+
+def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int) -> tuple[Codes, list[float]]:
+    """Coordinate descent from `start`; the codes, and the loss before the first and after each sweep.
+
+    weights: (rows, columns) float32.   Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
+    """
+    codes = start.copy()
+    error = grid.values(codes) - weights
+    gradient = metric.gradient(error)
+    losses = [_inner(error, gradient)]
+    for _ in range(sweeps):
+        changed = sum(_swept(grid, codes, weights, metric, error, gradient))
+        gradient = metric.gradient(error)
+        losses.append(_inner(error, gradient))
+        if losses[-1] > losses[-2] * (1 + _SLACK):
+            raise LlmconvError(f"rounding to {grid.type.name} raised its loss from {losses[-2]:g} to {losses[-1]:g}")
+        if changed < _STILL * error.size:
+            break
+    return codes, losses
+
+
+def _inner(a: Floats, b: Floats) -> float:
+    return float(np.einsum("ij,ij->", a, b, dtype=np.float64))
+
+
+def _swept(grid: Grid, codes: Codes, weights: Floats, metric: Metric, error: Floats, gradient: Floats) -> Iterator[int]:
+    """One sweep; codes, error and gradient are changed in place.  How many numbers moved, block by block."""
+    rows, columns = weights.shape
+    width = _width(grid, columns)
+    for j in range(0, columns, width):
+        at = slice(j, j + width)
+        h = np.array(metric.h[at, at], order="C")
+        local = np.array(gradient[:, at], order="C")
+        moved = np.zeros_like(local)
+        tile = rows if metric.f is None else _ROWS
+        for r in range(0, rows, tile):
+            here = slice(r, min(r + tile, rows))
+            part = codes.part(here, at, grid)
+            count = _descended(grid, part, h, None if metric.f is None else metric.f[here, here], local[here])
+            if not count:
+                continue
+            yield count
+            codes.put(part, here, at, grid)
+            new = grid.values(part) - weights[here, at]
+            moved[here] = new - error[here, at]
+            error[here, at] = new
+            if metric.f is not None and here.stop < rows:  # for the tiles below; those above are behind us
+                below = metric.f[here.stop :, here]
+                local[here.stop :] += metric.product(below, metric.product(moved[here], h))
+        right = metric.product(moved, metric.h[at])
+        gradient += right if metric.f is None else metric.product(metric.f, right)
+
+
+def _width(grid: Grid, columns: int) -> int:
+    return next(w for w in _COLUMNS if w >= grid.span and w % grid.span == 0 and columns % w == 0)
+
+
+def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: Floats) -> int:
+    """Search one tile; its codes change in place."""
+    rows, columns = part.code.shape
+    counts = np.ones(rows, np.float32) if f is None else _flat(f)
+    changed = np.zeros(1, np.int32)
+    code, scale, factor, minimum, shift = (a.reshape(-1) for a in part.arrays())
+    kernels.descend(
+        h.reshape(-1), counts, grid.levels, np.array(gradient, order="C").reshape(-1), code, scale, factor, minimum,
+        shift, grid.uniform, f is not None, rows, columns, grid.block, grid.span, *grid.factors, *grid.shifts, changed,
+    )  # fmt: skip
+    return int(changed[0])

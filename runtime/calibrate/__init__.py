@@ -1,0 +1,1 @@
+"""What a text makes of a model's weights: importance matrices, and rounding that knows what its error costs."""

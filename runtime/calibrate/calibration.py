@@ -1,0 +1,232 @@
+"""A calibration: texts as a model's tokens, and what errors in its matrices cost there; made once, for many types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmconv.errors import BadFile, UsageError, at, cut
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor as Stored
+from llmconv.progress import Meter, Progress
+from llmconv.quant.block import BlockType
+from llmconv.runtime.calibrate.gradients import Gradients, gather
+from llmconv.runtime.calibrate.matrices import Rounded
+from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
+from llmconv.runtime.calibrate.texts import Reading, rows_of, works
+from llmconv.runtime.calibrate.threads import one_thread
+from llmconv.runtime.load import load
+from llmconv.runtime.measure.chunks import Running, Source, device_errors
+from llmconv.runtime.measure.texts import TextSource
+from llmconv.runtime.model import Model
+from llmconv.show import Shown
+
+__all__ = ["EFFORTS", "Calibration", "OnText", "calibrate"]
+
+EFFORTS = ("fast", "standard")
+_FILE_TYPE = "llmconv.calibration"
+TOKENS = 16_384
+"""Of a calibration for which nobody says how many chunks."""
+_BATCH = 2048  # tokens that run together: what a backward pass keeps of them is in memory at once
+
+
+@dataclass(repr=False)
+class Calibration(Shown):
+    """What `quantize(calibration=…)` rounds by.
+
+    batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too.
+    gradients: empty with "fast".   model: settings by which a model is recognised.   tokens: in all batches.
+    """
+
+    batches: list[Tensor]
+    effort: str
+    gradients: Gradients
+    model: Mapping[str, int | str]
+    notes: list[str] = field(default_factory=list)
+    device: str | torch.device = "auto"
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch.numel() for batch in self.batches)
+
+    def check(self, model: Model) -> None:
+        """`UsageError` for another model than it was made on."""
+        own = _settings(model)
+        differ = [key for key, value in self.model.items() if own.get(key) != value]
+        if differ:
+            key = differ[0]
+            raise UsageError(
+                f"{model.where}: has {key} {own.get(key)}, the calibration's model {self.model[key]}; it is of another "
+                "model, make one with llmconv calibrate"
+            )
+
+    def round(
+        self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
+    ) -> dict[str, Rounded]:
+        """Round tensors of a float model in GGUF's dialect to their types; those that it says something of, by name."""
+        model = load(checkpoint, self.device)
+        self.check(model)
+        weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
+        meter = Meter(progress, "round", weights, "weights")
+        return round_model(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
+
+    def losses(
+        self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
+    ) -> dict[str, list[float]]:
+        """What rounding each tensor plainly to each of its types is predicted to cost, alone; of those it knows."""
+        model = load(checkpoint, self.device)
+        self.check(model)
+        weights = sum(checkpoint.tensors[name].n_elements * len(offered) for name, offered in kinds.items())
+        meter = Meter(progress, "look at types", weights, "weights")
+        return losses_of(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether losses are nats of KL divergence a token, so that they add up to the file's."""
+        return self.effort != "fast"
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write it, for `Calibration.open` and `quantize --calibration`: a GGUF, complete or not at all."""
+        meta: dict[str, Any] = {"general.type": _FILE_TYPE, "calibration.effort": self.effort}
+        meta |= {f"calibration.model.{key}": value for key, value in self.model.items()}
+        made = Checkpoint(metadata=meta)
+        for i, batch in enumerate(self.batches):
+            made.add(Stored.from_array(f"batch.{i}", batch.numpy().astype(np.int32)))
+        g = self.gradients
+        for name, weights in g.tokens.items():
+            made.add(Stored.from_array(f"tokens.{name}", weights.numpy()))
+        for name, parts in g.rows.items():
+            for i, part in enumerate(parts):
+                made.add(Stored.from_array(f"rows.{i}.{name}", part.numpy()))
+        for name, matrix in (("embedding", g.embedding), ("head", g.head)):
+            if matrix is not None:
+                made.add(Stored.from_array(name, matrix.numpy()))
+        gguf_file.save(made, Path(path), force=force)
+        return Path(path)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> Calibration:
+        """What `save` wrote; `BadFile` for anything else."""
+        opened = gguf_file.open(Path(path))
+        meta = opened.metadata
+        if meta.get("general.type") != _FILE_TYPE or meta.get("calibration.effort") not in EFFORTS:
+            raise BadFile(f"{at(path)}: is no calibration; make one with llmconv calibrate MODEL TEXT -o FILE")
+        tensors = {n: torch.from_numpy(np.array(t.numpy())) for n, t in opened.tensors.items()}
+        count = sum(name.startswith("batch.") for name in tensors)
+        try:
+            batches = [tensors[f"batch.{i}"].long() for i in range(count)]
+            rows: dict[str, list[Tensor]] = {}
+            for name in tensors:
+                if name.startswith("rows."):
+                    rest = name.removeprefix("rows.").partition(".")
+                    assert int(rest[0]) == len(rows.setdefault(rest[2], []))
+                    rows[rest[2]].append(tensors[name])
+        except (KeyError, ValueError, AssertionError):
+            raise BadFile(f"{at(path)}: its tensors are not those of a calibration; make it again") from None
+        tokens = {n.removeprefix("tokens."): t for n, t in tensors.items() if n.startswith("tokens.")}
+        gradients = Gradients(tokens, rows, tensors.get("embedding"), tensors.get("head"))
+        prefix = "calibration.model."
+        known = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
+        model = {k: v if isinstance(v, str) else int(v) for k, v in known.items()}
+        return Calibration(batches, str(meta["calibration.effort"]), gradients, model)
+
+
+def _settings(model: Model) -> dict[str, int | str]:
+    spec = model.decoder
+    return {"arch": spec.arch, "width": spec.dim, "layers": len(model.blk), "vocabulary": spec.vocab_size}
+
+
+def calibrate(
+    model: Source,
+    text: TextSource | Sequence[TextSource],
+    *,
+    effort: str = "standard",
+    context: int | None = None,
+    chunks: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Progress | None = None,
+) -> Calibration:
+    """Look at a model on texts, so that `quantize(calibration=…)` rounds what matters there best.
+
+    model: a path, a checkpoint or a loaded model: the float model that will be quantized.
+    text: one or several, as `perplexity` takes them, of the kind that the model is for; there is no default.
+    effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions.
+    context: tokens in a chunk; default 512, or what the model takes.
+    chunks: of all texts together, shared out among them; default as many as make 16,384 tokens (of pairs all).
+    seed: of the labels that are drawn from the model's predictions.   device, dtype: as `load` takes them.
+
+    Raises `UsageError` for texts of less than a chunk, `LlmconvError` where the model computes what is not finite.
+    """
+    _check_effort(effort)
+    texts = [text] if isinstance(text, str | os.PathLike) else list(text)
+    running = Running(device, dtype).model(model)
+    found = works(running, Reading(texts, context, chunks), TOKENS)
+    batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
+    meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")
+    gradients = Gradients()
+    if effort != "fast":
+        with one_thread(), device_errors(running.device, "use a smaller context (-c) or --effort fast"):
+            gradients = gather(running, batches, seed, meter)
+    notes = [*running.notes, *(note for work in found for note in work.notes)]
+    return Calibration(batches, effort, gradients, _settings(running), notes, device)
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in EFFORTS:
+        raise UsageError(f"unknown effort {cut(effort)}; give {' or '.join(EFFORTS)}")
+
+
+def _cut(rows: Tensor) -> list[Tensor]:
+    """A batch in pieces of at most 2048 tokens."""
+    return [part.clone() for part in torch.split(rows, max(1, _BATCH // rows.shape[1]))]
+
+
+@dataclass
+class OnText:
+    """For `quantize(calibration=…)`: calibrate on texts when the model is there; arguments as `calibrate`'s."""
+
+    text: TextSource | Sequence[TextSource]
+    effort: str = "standard"
+    context: int | None = None
+    chunks: int | None = None
+    seed: int = 0
+    device: str | torch.device = "auto"
+    made: Calibration | None = field(default=None, repr=False)
+    """Once it was needed."""
+
+    def __post_init__(self) -> None:
+        _check_effort(self.effort)
+
+    def round(
+        self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
+    ) -> dict[str, Rounded]:
+        """As `Calibration.round`."""
+        return self._known(checkpoint, progress).round(checkpoint, kinds, jobs, progress)
+
+    def losses(
+        self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
+    ) -> dict[str, list[float]]:
+        """As `Calibration.losses`."""
+        return self._known(checkpoint, progress).losses(checkpoint, kinds, jobs, progress)
+
+    @property
+    def in_nats(self) -> bool:
+        """As `Calibration.in_nats`."""
+        return self.effort != "fast"
+
+    def _known(self, checkpoint: Checkpoint, progress: Progress | None) -> Calibration:
+        if self.made is None:
+            how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
+            how |= {"effort": self.effort, "device": self.device, "progress": progress}
+            self.made = calibrate(checkpoint, self.text, **how)
+        return self.made

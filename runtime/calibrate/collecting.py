@@ -1,0 +1,171 @@
+"""Sums of squared inputs, collected while texts are run, kept in a file that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmconv.errors import BadFile, OutputError, at
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor as Stored
+from llmconv.quant.importance.sums import Sums, sums_of_tensors
+from llmconv.runtime.calibrate.watching import matrices
+from llmconv.runtime.checks import not_finite
+from llmconv.runtime.linear import ExpertLinear
+from llmconv.runtime.model import Model
+
+__all__ = ["Collector", "Kept", "coverage", "write_gguf"]
+
+_FEW = 32
+"""An expert with fewer tokens says little of its columns."""
+
+
+@dataclass
+class Collector:
+    """A `Watcher` that sums; the matrices of one input are summed once."""
+
+    model: Model
+    sums: Sums
+    _last: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    def __call__(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        last = self._last
+        if last is None or last[0] is not x:
+            squares = x.detach().reshape(-1, x.shape[-1]).float().square().sum(0)
+            if not bool(squares.isfinite().all()):
+                raise not_finite(self.model, f"the inputs of {name!r}", bool(squares.isnan().any()))
+            last = self._last = x, squares.double().cpu()
+        module = self.model.get_submodule(name.removesuffix(".weight"))
+        stack = module.shape[0] if isinstance(module, ExpertLinear) else 1
+        entry = self.sums.entries.get(name)
+        if entry is None:
+            self.sums.add(name, np.zeros((stack, x.shape[-1])), np.zeros(stack if name_of_experts(name) else 1))
+            entry = self.sums.entries[name]
+        tokens = x.numel() // x.shape[-1]
+        entry.sums[part or 0] += last[1].numpy()
+        if len(entry.counts) > 1 or not part:  # the heads of a latent projection share one count
+            entry.counts[(part or 0) if len(entry.counts) > 1 else 0] += tokens
+
+    def forget_input(self) -> None:
+        """After a batch, whose tensors the memory of the next may take."""
+        self._last = None
+
+
+def name_of_experts(name: str) -> bool:
+    """Whether a tensor stacks the matrices of experts, each of which sees tokens of its own."""
+    return "_exps." in name
+
+
+def write_gguf(
+    path: Path, sums: Sums, *, force: bool, dtype: Any = np.float32, extra: dict[str, Any] | None = None
+) -> None:
+    """The GGUF form; complete or not at all."""
+    made = Checkpoint(metadata=sums.metadata() | (extra or {}))
+    for name, values in sums.arrays(dtype):
+        made.add(Stored.from_array(name, values))
+    gguf_file.save(made, path, force=force)
+
+
+_IDENTITY, _DONE = "llmconv.identity", "llmconv.batches"
+
+
+class Kept:
+    """`NAME.partial`: the sums so far, for the same command to go on from.
+
+    identity: JSON values that say what the run is.   every: batches between two writings; 0: nothing is kept.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any], every: int, force: bool):
+        self.path = output.with_name(output.name + ".partial")
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.every, self.force, self._last = every, force, 0
+
+    def found(self) -> tuple[Sums, int] | None:
+        """What an earlier run left, and how many chunks of it are done."""
+        if not self.every or not self.path.exists():
+            return None
+        if self.force:
+            self.forget()
+            return None
+        try:
+            opened = gguf_file.open(self.path)
+            same = opened.metadata.get(_IDENTITY) == self.identity
+            if same:
+                self._last = int(opened.metadata[_DONE])
+                return sums_of_tensors_exactly(opened), self._last
+        except (BadFile, KeyError, TypeError, ValueError):
+            same = False
+        raise OutputError(
+            f"{at(self.path)}: is of a run with other texts, model or options; give the same, delete it, or start over "
+            "with --force"
+        )
+
+    def keep(self, sums: Sums, done: int) -> None:
+        """Write, if it is time."""
+        if self.every and done - self._last >= self.every:
+            self._last = done
+            extra = {_IDENTITY: self.identity, _DONE: np.uint32(done)}
+            write_gguf(self.path, sums, force=True, dtype=np.float64, extra=extra)
+
+    def forget(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def sums_of_tensors_exactly(opened: Checkpoint) -> Sums:
+    """The float64 sums of a file that `Kept` wrote."""
+    narrow = {n: Stored.from_array(n, t.numpy().astype(np.float32)) for n, t in opened.tensors.items()}
+    found = sums_of_tensors(narrow, opened.metadata, opened.where)
+    for name, entry in found.entries.items():
+        entry.sums[...] = opened.tensors[f"{name}.in_sum2"].numpy().reshape(entry.sums.shape)
+        entry.counts[...] = opened.tensors[f"{name}.counts"].numpy().reshape(entry.counts.shape)
+    return found
+
+
+def coverage(model: Model, sums: Sums, wanted: Sequence[str]) -> list[str]:
+    """Sentences on the matrices and experts that no token, or only a few, went through."""
+    notes, known = [], matrices(model)
+    missing = [name for name in wanted if name not in sums.entries or not sums.entries[name].counts.any()]
+    if missing:
+        notes.append(f"no token went through {_some(missing)}: they have no importance weights")
+    shapes = model.decoder.shapes.items()
+    unrun = [n for n, s in shapes if n.startswith("blk.") and len(s) > 1 and n.endswith(".weight") and n not in known]
+    if unrun:
+        notes.append(f"{_some(unrun)} of the file are not run here: they have no importance weights")
+    for name, entry in sorted(sums.entries.items()):
+        few = [int(i) for i in np.flatnonzero(entry.counts < _FEW)]
+        if len(entry.counts) > 1 and few and entry.counts.any():
+            shown = ", ".join(f"{i}: {entry.counts[i]:.0f}" for i in few[:6]) + (", …" if len(few) > 6 else "")
+            total = len(entry.counts)
+            notes.append(f"{name}: {len(few)} of {total} experts saw fewer than {_FEW} tokens ({shown}); use more text")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def wanted(model: Model, output_too: bool) -> dict[str, Any]:
+    """The modules whose inputs count: those of layers, as llama-imatrix takes them, and the head when asked for."""
+    heads = {"output.weight", "token_embd.weight"} if output_too else set()
+    return {n: m for n, m in matrices(model).items() if n.startswith("blk.") or n in heads}
+
+
+def one_pass(model: Model, tokens: Tensor, head: bool) -> None:
+    """Run a batch for what is watched; the logits of many tokens, if wanted at all, in pieces."""
+    hidden = model.hidden(tokens)
+    if head:
+        for part in torch.split(hidden.flatten(0, 1), max(1, (1 << 24) // model.decoder.vocab_size)):
+            model.head(part)
+    if not bool(torch.isfinite(hidden.sum())):
+        raise not_finite(model, "the last layer's outputs", bool(hidden.isnan().any()))

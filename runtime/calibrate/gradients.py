@@ -1,0 +1,154 @@
+"""What an error in each matrix's results would cost: the squared gradients of the loss, over a text.
+
+The loss is the model's own cross entropy with labels drawn from its predictions, so that the mean of g g' is the Fisher
+information: ½ e' E[g g'] e is the KL divergence that a small error e makes (Martens 2020, arXiv:1412.1193).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmconv.progress import Meter
+from llmconv.runtime.calibrate.collecting import name_of_experts
+from llmconv.runtime.calibrate.watching import matrices, watching
+from llmconv.runtime.checks import not_finite
+from llmconv.runtime.model import Model
+
+__all__ = ["EMBEDDING", "Gradients", "gather", "row_groups"]
+
+EMBEDDING = "token_embd.weight"
+_MOST_ROWS = 1024
+"""Rows whose gradients' products are kept; a matrix with more is cut into groups of equal size."""
+
+
+@dataclass
+class Gradients:
+    """By tensor name, over N tokens:
+
+    tokens: (N,) float32, the mean squared gradient of each token's results; not of experts, whose tokens may change.
+    rows: one matrix E[g g'] for each of `row_groups`; of the embedding and the head one vector, how much each row
+        counts: how often a token comes, and the mean of p (1 - p).
+    embedding: (dim, dim) E[g g'] at the token embedding's rows.   head: (dim, dim) of a tied head's inputs, weighted.
+    """
+
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    embedding: Tensor | None = None
+    head: Tensor | None = None
+
+    def embedding_metric(self) -> Tensor | None:
+        """What errors of the embedding's rows cost, (dim, dim): as inputs, and where it is the head too, as results."""
+        return self.embedding if self.embedding is None or self.head is None else self.embedding + self.head
+
+
+def row_groups(rows: int) -> list[slice]:
+    """The rows of a matrix in groups of at most 1024, of equal size where that is possible."""
+    count = -(-rows // _MOST_ROWS)
+    size = -(-rows // count)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> Gradients:
+    """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn."""
+    found, generator = _Gathering(model), torch.Generator().manual_seed(seed)
+    model.token_embd.watch_rows = found.embedded
+    try:
+        with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
+            for tokens in batches:
+                logits = model(tokens.to(model.device)).float()
+                log = logits.detach().log_softmax(-1).flatten(0, 1)
+                if not bool(log.sum(-1).isfinite().all()):
+                    raise not_finite(model, "the logits of the calibration's text", True)
+                labels = _drawn(log, generator)
+                loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device), reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
+                meter(len(tokens), "gradients")
+    finally:
+        model.token_embd.watch_rows = None
+    result = found.result(sum(t.numel() for t in batches))
+    often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
+    result.rows[EMBEDDING] = [often / often.sum()]
+    return result
+
+
+def _drawn(log: Tensor, generator: torch.Generator) -> Tensor:
+    """A label for each row of log probabilities."""
+    parts = torch.split(log, max(1, (1 << 24) // log.shape[-1]))
+    return torch.cat([torch.multinomial(part.exp().cpu(), 1, generator=generator)[:, 0] for part in parts])
+
+
+@contextmanager
+def _weights_fixed(model: Model) -> Iterator[None]:
+    """No gradient for weights, only for what flows between them."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+class _Gathering:
+    """Sums, while batches run."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.heads = {"output.weight", EMBEDDING}
+        self.tokens: dict[str, list[Tensor]] = {}
+        self.rows: dict[str, list[Tensor]] = {}
+        self.embedding: Tensor | None = None
+        self.head: Tensor | None = None
+        self.spread: Tensor | None = None
+
+    def embedded(self, ids: Tensor, rows: Tensor) -> None:
+        rows.requires_grad_(True)
+        rows.register_hook(self._embedding_gradient)  # type: ignore[no-untyped-call]
+
+    def _embedding_gradient(self, g: Tensor) -> None:
+        flat = g.reshape(-1, g.shape[-1]).float()
+        new = (flat.t() @ flat).cpu()
+        self.embedding = new if self.embedding is None else self.embedding + new
+
+    def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        if name in self.heads and y is not None:
+            self._head(name, x.detach(), y.detach())
+        elif y is not None and y.requires_grad:
+            y.register_hook(functools.partial(self._gradient, name))  # type: ignore[no-untyped-call]
+
+    def _head(self, name: str, x: Tensor, y: Tensor) -> None:
+        """The logits' Fisher information is known: diag(p) - p p', of which the trace is 1 - sum p²."""
+        chances = y.float().flatten(0, -2).softmax(-1)
+        weight = 1 - chances.square().sum(-1)
+        if name == EMBEDDING:
+            flat = x.reshape(-1, x.shape[-1]).float()
+            new = ((flat * weight[:, None]).t() @ flat).cpu()
+            self.head = new if self.head is None else self.head + new
+        else:
+            spread = (chances - chances.square()).sum(0).cpu()
+            self.spread = spread if self.spread is None else self.spread + spread
+        self.tokens.setdefault(name, []).append(weight.cpu())
+
+    def _gradient(self, name: str, g: Tensor) -> None:
+        flat = g.reshape(-1, g.shape[-1]).float()
+        if not name_of_experts(name):
+            self.tokens.setdefault(name, []).append(flat.square().mean(-1).cpu())
+        products = [(flat[:, group].t() @ flat[:, group]).cpu() for group in row_groups(flat.shape[-1])]
+        old = self.rows.get(name)
+        self.rows[name] = products if old is None else [a + b for a, b in zip(old, products, strict=True)]
+
+    def result(self, n: int) -> Gradients:
+        tokens = {name: torch.cat(parts) for name, parts in self.tokens.items()}
+        rows = {name: [f / n for f in parts] for name, parts in self.rows.items()}
+        if self.spread is not None:
+            rows["output.weight"] = [self.spread / n]
+        embedding = None if self.embedding is None else self.embedding / n
+        return Gradients(tokens, rows, embedding, None if self.head is None else self.head / n)

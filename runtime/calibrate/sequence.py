@@ -1,0 +1,145 @@
+"""Layer by layer: each matrix is rounded for the inputs that it will get, from layers that are rounded already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmconv.formats.stream import threads
+from llmconv.progress import Meter
+from llmconv.quant.block import BlockType, Bytes
+from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
+from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
+from llmconv.runtime.calibrate.matrices import Rounded, plain_losses, round_tensor
+from llmconv.runtime.calibrate.threads import one_thread
+from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
+from llmconv.runtime.linear import Stored
+from llmconv.runtime.model import Model
+
+__all__ = ["Calibrated", "losses_of", "round_model"]
+
+Kinds = Mapping[str, type[BlockType]]
+Offers = Mapping[str, Sequence[type[BlockType]]]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What is known of a text.   batches: (rows, tokens) ids each.   gradients: over the same tokens, or of nothing."""
+
+    batches: Sequence[Tensor]
+    gradients: Gradients
+
+
+@dataclass
+class _Pass:
+    """A model on its way from float to rounded.   kinds: the type of each tensor to round.   found: those done."""
+
+    model: Model
+    known: Calibrated
+    kinds: Kinds
+    jobs: int
+    meter: Meter
+    found: dict[str, Rounded]
+
+    def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
+        """Round a tensor, and let the model go on with what it has become."""
+        kind = self.kinds[name]
+        weights = _numbers(module)
+        made = round_tensor(weights, kind, inputs, gradients, self.jobs)
+        self.found[name] = made
+        replace(module, kind, made.blocks)
+        self.meter(weights.size, name)
+
+
+def replace(module: Stored, kind: type[BlockType], blocks: Bytes) -> None:
+    """Give a module blocks in place of what it holds."""
+    device = module.weight.device
+    stored = torch.from_numpy(np.array(blocks)).view(*module.shape[:-1], -1).to(device)
+    module._parameters.pop("weight", None)
+    module._buffers.pop("weight", None)
+    module.block_type = kind
+    module.register_buffer("weight", stored)
+
+
+@torch.inference_mode()
+def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None, meter: Meter) -> dict[str, Rounded]:
+    """Round the tensors of `kinds` in a loaded float model, which is changed to what they become; by tensor name.
+
+    Tensors that no token of the calibration went through are not among the results.
+    """
+    run = _Pass(model, known, kinds, threads(jobs), meter, {})
+    with one_thread():
+        _embedding(run)
+        states = [(embedded(model, tokens), tokens) for tokens in known.batches]
+        for unit in units(model):
+            _unit(run, unit, states)
+            if unit.name != "output":
+                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+    return run.found
+
+
+@torch.inference_mode()
+def losses_of(model: Model, known: Calibrated, kinds: Offers, jobs: int | None, meter: Meter) -> dict[str, list[float]]:
+    """What rounding each tensor plainly to each of its types is predicted to cost, all others being exact."""
+    found: dict[str, list[float]] = {}
+    gradients, metric = known.gradients, known.gradients.embedding_metric()
+
+    def look(name: str, module: Stored, inputs: Inputs) -> None:
+        weights = _numbers(module)
+        found[name] = plain_losses(weights, kinds[name], inputs, gradients.rows.get(name), threads(jobs))
+        meter(weights.size * len(kinds[name]), name)
+
+    with one_thread():
+        if EMBEDDING in kinds and metric is not None:
+            look(EMBEDDING, model.token_embd, _at_rows(metric, known))
+        states = [(embedded(model, tokens), tokens) for tokens in known.batches]
+        for unit in units(model):
+            order = stages(unit, *states[0])
+            for i, names in enumerate(order):
+                wanted = [name for name in names if name in kinds and name not in found]
+                inputs = inputs_of(model, unit, order, i, gradients.tokens, states) if wanted else {}
+                for name in wanted:
+                    if name in inputs and any(inputs[name].counts):
+                        look(name, unit.modules[name], inputs[name])
+            if unit.name != "output":
+                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+    return found
+
+
+def _numbers(module: Stored) -> NDArray[np.float32]:
+    """A module's weights, (matrices, rows, columns)."""
+    shape = module.shape
+    values: NDArray[np.float32] = module.dense(torch.float32).detach().cpu().numpy()
+    return values.reshape((1, *shape) if len(shape) == 2 else shape)
+
+
+def _embedding(run: _Pass) -> None:
+    """The token embedding, in the metric of the gradients at its rows; plainly where those are not known."""
+    metric = run.known.gradients.embedding_metric()
+    if EMBEDDING in run.kinds and metric is not None:
+        run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.rows.get(EMBEDDING))
+
+
+def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
+    """The embedding's metric, in the place of inputs."""
+    return Inputs([metric.double()], [sum(batch.numel() for batch in known.batches)])
+
+
+def _unit(run: _Pass, unit: Unit, states: list[tuple[Tensor, Tensor]]) -> None:
+    wanted = {name for name in unit.modules if name in run.kinds and name not in run.found}
+    if not wanted or not states:
+        return
+    gradients = run.known.gradients
+    order = stages(unit, *states[0])
+    for i, names in enumerate(order):
+        if not wanted & set(names):
+            continue
+        found = inputs_of(run.model, unit, order, i, gradients.tokens, states)
+        for name in names:
+            if name in wanted and name in found and any(found[name].counts):
+                run.round(name, unit.modules[name], found[name], gradients.rows.get(name))

@@ -1,0 +1,38 @@
+"""Threads that change no figure: torch on one, pieces that don't depend on each other on several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+__all__ = ["each", "one_thread", "product"]
+
+T = TypeVar("T")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch uses one thread, so that sums are taken in one order whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def each(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
+    """`work` on every item, on so many threads; the results in order."""
+    if jobs == 1 or len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(jobs, "llmconv-round", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, items))
+
+
+def product(a: Any, b: Any) -> Any:
+    """Two numpy matrices multiplied by torch, on this thread's number of threads."""
+    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()

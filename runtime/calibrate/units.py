@@ -1,0 +1,116 @@
+"""A model taken apart into units that run one after the other, and each unit into stages: matrices of one input.
+
+A unit is a layer; a recurrent model, whose state goes through everything, is one unit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmconv.runtime.cache import Step
+from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
+from llmconv.runtime.linear import Stored
+from llmconv.runtime.model import Model
+from llmconv.runtime.recurrent import RecurrentModel
+
+__all__ = ["Unit", "stages", "units"]
+
+
+class _Enough(Exception):
+    """What was wanted of a unit has been computed."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """name: in words.   modules: its matrices, by tensor name.   run: from the states of a batch to the next unit's."""
+
+    name: str
+    modules: Mapping[str, Stored]
+    run: Callable[[Tensor, Tensor], Tensor]
+
+    def watched(self, states: Tensor, tokens: Tensor, seen: Watcher) -> None:
+        """Run it for what is seen; `seen` may raise `StopIteration` when it has what it wants."""
+
+        def guarded(*given: Any) -> None:
+            try:
+                seen(*given)
+            except StopIteration:
+                raise _Enough from None
+
+        with watching(self.modules, guarded):
+            try:
+                self.run(states, tokens)
+            except _Enough:
+                return
+
+
+def units(model: Model) -> Iterator[Unit]:
+    """The units, in order; states are what the embedding gives, then what each unit gives, (rows, tokens, dim)."""
+    found = matrices(model)
+    head = {n: m for n, m in found.items() if not n.startswith("blk.")}
+    if isinstance(model, RecurrentModel):
+        layers = {n: m for n, m in found.items() if n.startswith("blk.")}
+        yield Unit("layers", layers, lambda _, tokens: model.hidden(tokens.to(model.device)))
+        yield Unit("output", head, lambda states, _: _headed(model, states))
+        return
+    for i, block in enumerate(model.blk):
+        own = {n: m for n, m in found.items() if n.startswith(f"blk.{i}.")}
+        yield Unit(f"layer {i}", own, functools.partial(_layer, model, block))
+    yield Unit("output", head, lambda states, _: _headed(model, _normed(model, states)))
+
+
+def _step(model: Model, tokens: Tensor) -> Step:
+    divisors = {name: t for name, t in model._buffers.items() if t is not None}
+    return Step(tokens.to(model.device), None, None, model.dtype, divisors)
+
+
+def _layer(model: Model, block: torch.nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
+    out: Tensor = block(states, _step(model, tokens))
+    return out
+
+
+def _normed(model: Model, states: Tensor) -> Tensor:
+    out: Tensor = states if model.output_norm is None else model.output_norm(states)
+    return out
+
+
+def _headed(model: Model, states: Tensor) -> Tensor:
+    """The head's products, a few rows at a time; its logits are not kept."""
+    for part in torch.split(states.flatten(0, 1), max(1, (1 << 24) // model.decoder.vocab_size)):
+        model.head(part)
+    return states
+
+
+def embedded(model: Model, tokens: Tensor) -> Tensor:
+    """What the first unit is given."""
+    if isinstance(model, RecurrentModel):
+        return tokens
+    return model._embed(tokens.to(model.device), _step(model, tokens))
+
+
+def stages(unit: Unit, states: Tensor, tokens: Tensor) -> list[list[str]]:
+    """The names of the unit's matrices in the order in which they are used; those with the same input together."""
+    order: list[list[str]] = []
+    known: set[str] = set()
+    last: list[Any] = [None]
+
+    def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        if name not in known:
+            known.add(name)
+            if x is last[0]:
+                order[-1].append(name)
+            else:
+                order.append([name])
+        last[0] = x
+
+    unit.watched(states, tokens, seen)
+    return order
+
+
+__all__ += ["embedded"]

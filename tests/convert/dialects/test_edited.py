@@ -1,0 +1,186 @@
+"""What was edited in a GGUF made of a folder is what the folder made of it says; what was not comes back as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from good_models import CONFIG, tokenizer, write_hf
+from tokenizers_trained import trained
+
+import llmconv
+from llmconv.convert.dialects import hf
+from llmconv.convert.tables.config import normalized
+from llmconv.formats.checkpoint import Checkpoint
+
+SETTINGS = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "chat_template": "old", "x": 1}
+GENERATION = {"eos_token_id": [257, 256], "temperature": 0.5}
+
+
+def folder(path: Path, **config: Any) -> Checkpoint:
+    files = {"tokenizer_config__json": SETTINGS, "generation_config__json": GENERATION}
+    return llmconv.open(write_hf(path, {**CONFIG, **config}, **files))
+
+
+def edited(source: Checkpoint, **keys: Any) -> tuple[Checkpoint, Checkpoint]:
+    """(the GGUF with other keys, the folder made of it)"""
+    gguf = hf.to_gguf(source)
+    gguf.metadata |= {name.replace("__", "."): value for name, value in keys.items()}
+    return gguf, hf.from_gguf(gguf)
+
+
+def document(checkpoint: Checkpoint, name: str) -> Any:
+    return json.loads(checkpoint.file(name) or b"")
+
+
+def agrees(gguf: Checkpoint, back: Checkpoint, *but: str) -> None:
+    """The folder alone, without kept keys, gives a GGUF of the same keys."""
+    again = hf.to_gguf(back.but(metadata={"format": "pt"})).metadata
+    for key, value in gguf.metadata.items():
+        if not key.startswith(("llmconv.", "general.")) and key not in but:
+            assert np.array_equal(again[key], value), key
+
+
+ROPES: list[dict[str, Any]] = [
+    {},
+    {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    {"rope_theta": None, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    {"rope_scaling": {"type": "linear", "factor": 4.0}},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"llama__rope__freq_base": np.float32(5e5)},
+        {"llama__context_length": np.uint32(4096)},
+        {"llama__attention__layer_norm_rms_epsilon": np.float32(1e-6)},
+        {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": np.float32(2)},
+        {
+            "llama__rope__scaling__type": "yarn",
+            "llama__rope__scaling__factor": np.float32(8),
+            "llama__rope__scaling__original_context_length": np.uint32(64),
+            "llama__rope__freq_base": np.float32(2e4),
+        },
+    ],
+)
+def test_config_json_says_it(tmp_path: Path, rope: dict[str, Any], keys: dict[str, Any]) -> None:
+    source = folder(tmp_path / "a", **rope)
+    gguf, back = edited(source, **keys)
+    agrees(gguf, back)
+    said, was = normalized(document(back, "config.json")), normalized(document(source, "config.json"))
+    assert back.metadata == {"format": "pt"}
+    assert sum("edited" in note for note in back.notes) == 1
+    if "llama__rope__freq_base" not in keys:
+        assert said["rope_theta"] == was["rope_theta"]
+    assert back.file("tokenizer.json") == source.file("tokenizer.json")
+
+
+def test_settings_within_a_text_config(tmp_path: Path) -> None:
+    inner = {k: v for k, v in CONFIG.items() if k not in ("architectures", "model_type")}
+    outer = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "text_config": inner}
+    source = llmconv.open(write_hf(tmp_path / "a", outer))
+    gguf, back = edited(source, llama__context_length=np.uint32(999), tokenizer__ggml__eos_token_id=np.uint32(259))
+    agrees(gguf, back)
+    found = document(back, "config.json")
+    assert found["text_config"]["max_position_embeddings"] == 999 and "max_position_embeddings" not in found
+    assert found["text_config"]["eos_token_id"] == 259
+
+
+def test_the_end_of_texts(tmp_path: Path) -> None:
+    gguf, back = edited(folder(tmp_path / "a"), tokenizer__ggml__eos_token_id=np.uint32(259))
+    agrees(gguf, back)
+    assert document(back, "config.json")["eos_token_id"] == 259
+    assert document(back, "generation_config.json") == {"eos_token_id": [259, 256], "temperature": 0.5}
+    assert document(back, "tokenizer_config.json") == {**SETTINGS, "eos_token": "<pad>"}
+
+
+@pytest.mark.parametrize("where", ["settings", "list", "file", "nowhere"])
+def test_chat_template(tmp_path: Path, where: str) -> None:
+    named = [{"name": "default", "template": "old"}, {"name": "rag", "template": "r"}]
+    own = {**SETTINGS, "chat_template": named} if where == "list" else SETTINGS
+    own = {k: v for k, v in own.items() if where in ("settings", "list") or k != "chat_template"}
+    more = {"chat_template__jinja": b"old"} if where == "file" else {}
+    source = llmconv.open(write_hf(tmp_path / "a", tokenizer_config__json=own, **more))
+    gguf, back = edited(source, tokenizer__chat_template="new {{ messages }}")
+    agrees(gguf, back)
+    assert back.file("config.json") == source.file("config.json")
+    if where == "file":
+        assert back.file("tokenizer_config.json") == source.file("tokenizer_config.json")
+        assert back.file("chat_template.jinja") == b"new {{ messages }}"
+    if where == "list":
+        assert document(back, "tokenizer_config.json")["chat_template"][1] == named[1]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "spm"])
+def test_a_token_of_the_vocabulary(tmp_path: Path, kind: str) -> None:
+    """Files that spell the vocabulary out are written anew, and the library reads the new token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = trained(kind)
+    size = words.get_vocab_size()
+    shapes = dict(llmconv.open(write_hf(tmp_path / "x")).tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[name] = llmconv.Tensor.from_array(name, np.zeros((size, 32), np.float32))
+    config = {**CONFIG, "vocab_size": size, "bos_token_id": 1, "eos_token_id": 2}
+    source = llmconv.open(write_hf(tmp_path / "a", config, words.to_str().encode(), shapes))
+    gguf = hf.to_gguf(source)
+    tokens = list(gguf.metadata["tokenizer.ggml.tokens"])
+    old = words.token_to_id("<extra_0>")
+    tokens[old] = "<tool>"
+    gguf, back = edited(source, tokenizer__ggml__tokens=tokens)
+    mere = ("pre", "scores", "add_space_prefix")
+    agrees(gguf, back, "tokenizer.huggingface.json", *(f"tokenizer.ggml.{name}" for name in mere))
+    read = tokenizers.Tokenizer.from_str((back.file("tokenizer.json") or b"").decode())
+    assert read.token_to_id("<tool>") == old and read.token_to_id("<extra_0>") is None
+
+
+def test_a_switch(tmp_path: Path) -> None:
+    gguf, back = edited(folder(tmp_path / "a"), tokenizer__ggml__add_bos_token=True)
+    assert document(back, "tokenizer_config.json")["add_bos_token"] is True
+    agrees(gguf, back)
+
+
+def test_what_begins_a_text_by_the_post_processor(tmp_path: Path) -> None:
+    """tokenizer.json's template puts a token before a text; switched off in the GGUF, it is off in the folder."""
+    words = tokenizer()
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    special = {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}
+    words["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    source = llmconv.open(write_hf(tmp_path / "a", None, words, tokenizer_config__json=SETTINGS))
+    gguf, back = edited(source, tokenizer__ggml__add_bos_token=False)
+    agrees(gguf, back, "tokenizer.ggml.pre")
+    tokenizers = pytest.importorskip("tokenizers")
+    read = tokenizers.Tokenizer.from_str((back.file("tokenizer.json") or b"").decode())
+    assert 256 not in read.encode("th").ids
+    assert document(back, "tokenizer_config.json")["x"] == 1
+
+
+@pytest.mark.parametrize("change", [lambda c: None, lambda c: c.metadata.update({"general.author": "me"})])
+def test_unedited_files_come_back_byte_for_byte(tmp_path: Path, change: Callable[[Checkpoint], object]) -> None:
+    source = folder(tmp_path / "a", rope_scaling={"type": "linear", "factor": 3})
+    gguf = hf.to_gguf(source, pre="llama-bpe")
+    change(gguf)
+    back = hf.from_gguf(gguf)
+    assert {n: back.file(n) for n in back.files} == {n: source.file(n) for n in source.files}
+    assert not [note for note in back.notes if "edited" in note]
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), [[1], [2, 3]], [["a"]], "x", True, np.float32("nan")])
+@pytest.mark.parametrize("key", ["llama__pooling_type", "llama__nobody__knows", "tokenizer__ggml__add_space_prefix"])
+def test_values_of_another_kind_change_no_file(tmp_path: Path, key: str, value: Any) -> None:
+    source = folder(tmp_path / "a")
+    _, back = edited(source, **{key: value})
+    assert {n: back.file(n) for n in back.files} == {n: source.file(n) for n in source.files}
+
+
+def test_keys_that_are_gone_are_named(tmp_path: Path) -> None:
+    gguf = hf.to_gguf(folder(tmp_path / "a"))
+    del gguf.metadata["tokenizer.chat_template"]
+    note = "the GGUF has no key 'tokenizer.chat_template', which its kept files still say; edit those by hand"
+    assert note in hf.from_gguf(gguf).notes

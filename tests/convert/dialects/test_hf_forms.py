@@ -1,0 +1,175 @@
+"""Other ways of writing a model, families that transformers does not have, and stories260K as others convert it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import by_hand
+import numpy as np
+import pytest
+from hf_models import (
+    BAICHUAN,
+    CHATGLM,
+    ERNIE,
+    EXAONE,
+    GEMMA3,
+    GPT2,
+    GPT_OSS,
+    INTERNLM2,
+    LLAMA,
+    QWEN3_MOE,
+    assert_round_trip,
+    model,
+)
+
+from llmconv import formats
+from llmconv.convert import archs
+from llmconv.convert.dialects import hf
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.decoder import describe
+from llmconv.formats.tensor import Tensor
+from llmconv.quant import by_name
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        pytest.param(EXAONE, {}, id="exaone"),
+        pytest.param(CHATGLM, {"form": 1, "all_rows": True, "without": "attn_q"}, id="chatglm"),
+        pytest.param(ERNIE, {"form": 1}, id="ernie-fused"),
+        pytest.param(INTERNLM2, {}, id="internlm2"),
+        pytest.param(INTERNLM2 | {"bias": True}, {}, id="internlm2-bias"),
+        pytest.param(BAICHUAN, {}, id="baichuan"),
+        pytest.param(GPT_OSS, {}, id="gpt-oss-mxfp4"),
+        pytest.param({k: v for k, v in GPT_OSS.items() if k != "quantization_config"}, {"form": 1}, id="gpt-oss-plain"),
+        pytest.param(QWEN3_MOE, {"form": 1}, id="experts-stacked"),
+        pytest.param(GEMMA3, {"prefix": "language_model.model."}, id="gemma3-inside-multimodal"),
+        pytest.param(GPT2, {"prefix": ""}, id="gpt2-without-prefix"),
+        pytest.param(GPT2, {"kind": "F32"}, id="gpt2-f32"),
+        pytest.param(LLAMA, {"all_rows": True, "kind": "F16"}, id="llama-all-biases"),
+        pytest.param(LLAMA | {"head_dim": 6}, {}, id="llama-head-dim"),
+        pytest.param(LLAMA, {"kind": "F64"}, id="llama-f64"),
+        pytest.param(LLAMA, {"kind": "F8_E4M3"}, id="llama-f8"),
+    ],
+)
+def test_hand_made_models_come_back(config: dict[str, Any], options: dict[str, Any]) -> None:
+    gguf = assert_round_trip(model(config, **options))
+    arch = archs.by_hf(config)
+    assert arch is not None and gguf.metadata["general.architecture"] == arch.gguf
+
+
+@pytest.mark.parametrize("name", by_hand.CONFIGS)
+def test_models_that_transformers_lacks_come_back(name: str) -> None:
+    gguf = assert_round_trip(model(by_hand.CONFIGS[name], form=by_hand.FORMS.get(name, 0)))
+    if not name.endswith(("vl", "paddleocr")):  # whose GGUFs are those of another program's text model
+        assert describe(gguf).vocab_size == 96
+    keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    back = hf.from_gguf(dataclasses.replace(gguf, metadata=keys))
+    config = json.loads(back.file("config.json") or b"{}")
+    assert config.get("num_hidden_layers", config.get("num_layers")) == 2 and len(back.tensors) == len(
+        model(by_hand.CONFIGS[name]).tensors
+    )
+
+
+def test_mixed_types_are_remembered_in_few_words() -> None:
+    checkpoint = model(LLAMA)
+    for i in range(2):
+        name = f"model.layers.{i}.mlp.down_proj.weight"
+        checkpoint.tensors[name] = checkpoint.tensors[name].astype(by_name("F32"))
+    one = "model.layers.1.mlp.up_proj.weight"
+    checkpoint.tensors[one] = checkpoint.tensors[one].astype(by_name("F16"))
+    gguf = assert_round_trip(checkpoint)
+    assert json.loads(gguf.metadata[own_keys.DTYPES]) == {
+        "default": "BF16",
+        "F32": ["model.layers.{}.mlp.down_proj.weight"],
+        "F16": [one],
+    }
+
+
+def test_internlm2_is_split_as_its_own_code_reads_it() -> None:
+    """modeling_internlm2: wqkv is (kv head, queries of the group + key + value, head_dim)."""
+    checkpoint = model(INTERNLM2, kind="F32")
+    wqkv = checkpoint.tensors["model.layers.0.attention.wqkv.weight"].numpy().reshape(2, 4, 4, 16)
+    gguf = hf.to_gguf(checkpoint)
+
+    def permuted(x: Any, heads: int) -> Any:
+        return x.reshape(heads, 2, 2, 16).swapaxes(1, 2).reshape(-1, 16)
+
+    assert np.array_equal(gguf.tensors["blk.0.attn_q.weight"].numpy(), permuted(wqkv[:, :2].reshape(-1, 16), 4))
+    assert np.array_equal(gguf.tensors["blk.0.attn_k.weight"].numpy(), permuted(wqkv[:, 2].reshape(-1, 16), 2))
+    assert np.array_equal(gguf.tensors["blk.0.attn_v.weight"].numpy(), wqkv[:, 3].reshape(-1, 16))
+
+
+def test_gpt_oss_blocks_decode_to_the_same_values() -> None:
+    """Decoding ggml's MXFP4 gives what the microscaling format defines: FP4 (E2M1) times a power of two."""
+    checkpoint = model(GPT_OSS)
+    scales = checkpoint.tensors["model.layers.0.mlp.experts.down_proj_scales"].numpy() % 20 + 120
+    checkpoint.add(Tensor.from_array("model.layers.0.mlp.experts.down_proj_scales", scales.astype(np.uint8)))
+    blocks = checkpoint.tensors["model.layers.0.mlp.experts.down_proj_blocks"].numpy()
+    fp4 = np.asarray([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    values = np.stack([fp4[blocks & 15], fp4[blocks >> 4]], -1).reshape(*scales.shape, 32)
+    expected = (values * 2.0 ** (scales.astype(np.float32) - 127)[..., None]).reshape(3, 64, 32)
+    assert np.array_equal(hf.to_gguf(checkpoint).tensors["blk.0.ffn_down_exps.weight"].numpy(), expected)
+
+
+def test_derived_buffers_are_dropped_and_noted() -> None:
+    checkpoint = model(GPT2, kind="F32")
+    for i in range(2):
+        checkpoint.add(Tensor.from_array(f"transformer.h.{i}.attn.bias", np.ones((1, 1, 32, 32), np.bool_)))
+    gguf = hf.to_gguf(checkpoint)
+    assert any("computed from the configuration: transformer.h.0.attn.bias (and 1 more)" in n for n in gguf.notes)
+
+
+def test_quantized_weights_come_back_in_their_old_type() -> None:
+    wide = LLAMA | {"hidden_size": 64, "intermediate_size": 64}
+    gguf = hf.to_gguf(model(wide))
+    name = "blk.0.ffn_up.weight"
+    gguf.tensors[name] = gguf.tensors[name].astype(by_name("Q8_0"))
+    back = hf.from_gguf(gguf)
+    assert back.tensors["model.layers.0.mlp.up_proj.weight"].type is by_name("BF16")
+    assert "1 tensors decoded from Q8_0 are rounded to BF16" in back.notes
+
+
+def test_quantized_q_and_k_are_unpermuted() -> None:
+    wide = LLAMA | {"hidden_size": 64, "intermediate_size": 64}
+    checkpoint = model(wide, kind="F32")
+    q8 = by_name("Q8_0")
+    direct = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"].astype(q8).numpy()
+    gguf = hf.to_gguf(checkpoint)
+    gguf.tensors["blk.0.attn_q.weight"] = gguf.tensors["blk.0.attn_q.weight"].astype(q8)
+    assert np.array_equal(hf.from_gguf(gguf).tensors["model.layers.0.self_attn.q_proj.weight"].numpy(), direct)
+
+
+def test_stories_are_the_reference_s(shared: Path) -> None:
+    folder = shared / "stories260K"
+    ours, theirs = hf.to_gguf(formats.open(folder / "hf")), formats.open(folder / "stories260K-f32.gguf")
+    assert sorted(ours.tensors) == sorted(theirs.tensors)
+    for name, tensor in theirs.tensors.items():
+        assert ours.tensors[name].shape == tensor.shape and ours.tensors[name].type is tensor.type
+        assert ours.tensors[name].blocks().tobytes() == tensor.blocks().tobytes(), name
+    for key, value in theirs.metadata.items():
+        if key.startswith("llama."):
+            assert ours.metadata.get(key, value) == value, key
+
+
+def test_stories_come_back_from_somebody_else_s_gguf(shared: Path) -> None:
+    folder = shared / "stories260K"
+    original, back = formats.open(folder / "hf"), hf.from_gguf(formats.open(folder / "stories260K-f32.gguf"))
+    assert sorted(original.tensors) == sorted(back.tensors)
+    assert all(t.blocks().tobytes() == back.tensors[n].blocks().tobytes() for n, t in original.tensors.items())
+    config, rebuilt = (
+        json.loads((folder / "hf" / "config.json").read_text()),
+        json.loads(back.file("config.json") or b""),
+    )
+    for key in (
+        "hidden_size",
+        "num_key_value_heads",
+        "rope_theta",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "vocab_size",
+    ):
+        assert rebuilt[key] == config[key]

@@ -1,0 +1,261 @@
+"""Settings that change what a model computes, and what llama.cpp will not do: in the GGUF, back from it, in a note."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
+
+from llmconv.convert import archs
+from llmconv.convert.dialects import hf
+from llmconv.convert.tables.decoder import Decoder, describe
+from llmconv.convert.tables.settings import unaccounted
+from llmconv.errors import LlmconvError, Unsupported
+from llmconv.formats.checkpoint import Checkpoint
+
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+SMOLLM3 = LLAMA | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+GEMMA2 = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 8}
+COHERE2 = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | {
+    "architectures": ["Cohere2ForCausalLM"],
+    "model_type": "cohere2",
+}
+BLOOM = {
+    "architectures": ["BloomForCausalLM"],
+    "model_type": "bloom",
+    "hidden_size": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 20,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4}
+
+
+def converted(config: dict[str, Any], **changes: Any) -> Checkpoint:
+    return hf.to_gguf(model(config | changes))
+
+
+def by_keys_alone(gguf: Checkpoint) -> Decoder:
+    """The decoder after a way there and back without the keys of our own."""
+    keys = {k: v for k, v in gguf.metadata.items() if not k.startswith("llmconv.")}
+    return describe(hf.to_gguf(hf.from_gguf(dataclasses.replace(gguf, metadata=keys))))
+
+
+def said(gguf: Checkpoint, *words: str) -> bool:
+    return any(all(word in note for word in words) for note in gguf.notes)
+
+
+HONOURED: dict[str, tuple[dict[str, Any], dict[str, Any], Any, Any]] = {
+    "qwen2 windows": (QWEN2, WINDOWS | {"max_window_layers": 1}, lambda d: [y.attention.window for y in d], [None, 4]),
+    "qwen3moe windows": (QWEN3_MOE, WINDOWS, lambda d: [y.attention.window for y in d], [4, 4]),
+    "qwen windows off": (QWEN2, {"sliding_window": 4}, lambda d: [y.attention.window for y in d], [None, None]),
+    "gemma2 layers": (
+        GEMMA2,
+        {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+        lambda d: [y.attention.window for y in d],
+        [None, 4],
+    ),
+    "cohere2 pattern": (
+        COHERE2,
+        {"sliding_window": 4, "sliding_window_pattern": 2},
+        lambda d: [(y.attention.window, y.attention.rope is not None) for y in d],
+        [(4, True), (None, False)],
+    ),
+    "smollm3 rope": (SMOLLM3, {"no_rope_layers": [0, 1]}, lambda d: [bool(y.attention.rope) for y in d], [False, True]),
+    "smollm3 windows": (
+        SMOLLM3,
+        WINDOWS | {"no_rope_layer_interval": 2},
+        lambda d: [y.attention.window for y in d],
+        [None, 4],
+    ),
+    "gpt2 unscaled": (GPT2, {"scale_attn_weights": False}, lambda d: [y.attention.scale for y in d], [1.0, 1.0]),
+    "gpt2 by layer": (
+        GPT2,
+        {"scale_attn_by_inverse_layer_idx": True},
+        lambda d: [y.attention.scale for y in d],
+        [0.5, 0.25],
+    ),
+    "bloom residual": (
+        BLOOM,
+        {"apply_residual_connection_post_layernorm": True},
+        lambda d: [y.residual_after_norm for y in d],
+        [True, True],
+    ),
+    "relu in a llama": (LLAMA, {"hidden_act": "relu"}, lambda d: [y.mlp.activation for y in d], ["relu", "relu"]),
+    "silu by another name": (LLAMA, {"hidden_act": "swish"}, lambda d: [y.mlp.activation for y in d], ["silu", "silu"]),
+    "moe every second": (
+        QWEN3_MOE,
+        {"decoder_sparse_step": 2},
+        lambda d: [y.mlp.experts is not None for y in d],
+        [False, True],
+    ),
+    "moe but one": (
+        QWEN3_MOE,
+        {"mlp_only_layers": [1]},
+        lambda d: [y.mlp.experts is not None for y in d],
+        [True, False],
+    ),
+    "gemma rope": (
+        LLAMA | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 8},
+        {"rope_theta": 500.0},
+        lambda d: [y.attention.rope.base for y in d],
+        [500.0, 500.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_honoured_and_back(name: str) -> None:
+    config, changes, part, expected = HONOURED[name]
+    gguf = converted(config, **changes)
+    assert part(describe(gguf).layers) == expected
+    assert part(by_keys_alone(gguf).layers) == expected
+    assert not said(gguf, "no effect here")
+
+
+M4 = 1 + 0.1 * math.log(4)
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"),
+    [
+        ({}, M4),
+        ({"attention_factor": 1.0}, 1.0),
+        ({"attention_factor": 1.7}, 1.7),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (1 + 0.2 * math.log(4)) / M4),
+        ({"mscale": 2.0}, M4),
+        ({"attn_factor": 0.5}, 0.5 * M4),
+    ],
+)
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, GPT_OSS], ids=["llama", "qwen2", "gpt-oss"])
+def test_yarn_magnitude(config: dict[str, Any], extra: dict[str, Any], wanted: float) -> None:
+    gguf = converted(config, rope_scaling=YARN | extra)
+    arch = gguf.metadata["general.architecture"]
+    stated = gguf.metadata.get(f"{arch}.rope.scaling.attn_factor")
+    assert (stated is None) == (wanted == M4)
+    if stated is not None:
+        assert float(stated) == pytest.approx(wanted / M4, rel=1e-6)
+    for decoder in (describe(gguf), by_keys_alone(gguf)):
+        rope = decoder.layers[-1].attention.rope
+        assert rope is not None and rope.attn_factor == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("config", "usual"), [(LLAMA, True), (GPT_OSS, False)], ids=["llama", "gpt-oss"])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_ramp(config: dict[str, Any], usual: bool, truncate: bool) -> None:
+    gguf = converted(config, rope_scaling=YARN | {"truncate": truncate, "beta_fast": 16.0})
+    for decoder in (describe(gguf), by_keys_alone(gguf)):
+        rope = decoder.layers[0].attention.rope
+        assert rope is not None and (rope.truncate, rope.beta_fast) == (truncate, 16.0)
+    assert said(gguf, "truncate") is not truncate  # llama.cpp always does
+    assert said(gguf, "beta_fast", "llama.cpp will not do")
+
+
+NOT_BY_LLAMA_CPP: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "relu": (LLAMA, {"hidden_act": "relu"}, ("activation 'relu'", "configuration")),
+    "window of a mistral": (LLAMA, {"sliding_window": 8}, ("window of 8 tokens",)),
+    "windows of a qwen": (QWEN2, WINDOWS | {"max_window_layers": 1}, ("layer 1 has", "window of 4")),
+    "no positions": (SMOLLM3, {"no_rope_layers": [0, 1]}, ("rotary positions",)),
+    "scores": (GPT2, {"scale_attn_weights": False}, ("scores times 1 (not 0.5)",)),
+    "scores of gemma": (GEMMA2, {"query_pre_attn_scalar": 64}, ("scores times 0.125",)),
+    "residuals": (BLOOM, {"apply_residual_connection_post_layernorm": True}, ("residuals",)),
+    "dynamic": (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ("dynamically",)),
+    "not made to sum to 1": (QWEN3_MOE, {"norm_topk_prob": False}, ("sum to 1",)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_BY_LLAMA_CPP)
+def test_what_llama_cpp_will_not_do_is_said(name: str) -> None:
+    config, changes, words = NOT_BY_LLAMA_CPP[name]
+    assert said(converted(config, **changes), *words, "which llama.cpp will not do")
+
+
+def test_layers_of_its_own_are_said() -> None:
+    """Releases that don't read the pattern take the family's; both kinds are about."""
+    own = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
+    assert said(converted(GEMMA2, **own), "layer 0 has", "releases of llama.cpp that read no pattern")
+    usual = own | {"layer_types": ["sliding_attention", "full_attention"]}
+    assert not said(converted(GEMMA2, **usual), "window")
+
+
+@pytest.mark.parametrize("config", [QWEN2, SMOLLM3, GEMMA2, COHERE2], ids=lambda c: c["model_type"])
+def test_biases_without_a_place_are_said(config: dict[str, Any]) -> None:
+    gguf = hf.to_gguf(model(config, all_rows=True))
+    assert said(gguf, "bias", "llama.cpp has no place for", "will not load")
+
+
+ORDINARY = [LLAMA, QWEN2, GPT2, BLOOM, BAICHUAN, QWEN3_MOE | {"norm_topk_prob": True}, GPT_OSS, SMOLLM3]
+
+
+@pytest.mark.parametrize("config", ORDINARY, ids=lambda c: c["model_type"])
+def test_an_ordinary_model_needs_no_note(config: dict[str, Any]) -> None:
+    assert not [note for note in converted(config).notes if "llama.cpp" in note or "no effect" in note]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "named"),
+    [
+        (LLAMA, {"attention_temperature": 2.0}, "attention_temperature = 2.0"),
+        (LLAMA, {"rope_scaling": YARN | {"sharpness": 3}}, "rope_scaling.sharpness = 3"),
+        (LLAMA, {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (GPT_OSS, {"swiglu_limit": 9.0}, "swiglu_limit = 9.0"),
+        (GEMMA3, {"text_config": GEMMA3["text_config"] | {"moon": True}}, "moon = True"),
+        (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+    ],
+)
+def test_an_unknown_setting_is_named(config: dict[str, Any], changes: dict[str, Any], named: str) -> None:
+    arch = archs.by_hf(config)
+    assert arch is not None
+    assert any(named in text for text in unaccounted(arch, config | changes))
+    inside = {"prefix": "language_model.model."} if "text_config" in config else {}
+    assert said(hf.to_gguf(model(config | changes, **inside)), named, "no effect here")
+
+
+def test_settings_without_effect_are_not_named() -> None:
+    quiet = {"attention_dropout": 0.1, "use_cache": False, "initializer_range": 0.5, "mine": None, "also": False}
+    assert not said(converted(LLAMA, **quiet), "no effect here")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (QWEN2, WINDOWS | {"layer_types": ["linear_attention"] * 2}, "layer_types has 'linear_attention'"),
+        (QWEN2, WINDOWS | {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected 2"),
+        (QWEN2, {"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "'longrope' is not known of a qwen2 model"),
+        (GPT_OSS, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'llama3' is not known of a gpt-oss model"),
+        (LLAMA, {"rope_scaling": {"rope_type": "proportional"}}, "unknown rope type 'proportional'"),
+        (LLAMA, {"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor is no positive number"),
+    ],
+)
+def test_what_can_t_be_computed_is_refused(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LlmconvError, match=message) as error:
+        converted(config, **changes)
+    assert isinstance(error.value, Unsupported) or "\n" not in str(error.value)
+
+
+def test_bidirectional_gemma3_and_back() -> None:
+    text = GEMMA3["text_config"] | {"use_bidirectional_attention": True, "sliding_window": 8, "layer_types": None}
+    gguf = hf.to_gguf(model(GEMMA3 | {"text_config": text}, prefix="language_model.model."))
+    for decoder in (describe(gguf), by_keys_alone(gguf)):
+        attention = decoder.layers[0].attention
+        assert (attention.causal, attention.window) == (False, 5)
+
+
+def test_keys_of_a_gguf_that_a_folder_can_t_say_are_named_and_kept() -> None:
+    gguf = converted(LLAMA)
+    gguf.metadata["llama.final_logit_softcapping"] = np.float32(30)
+    folder = hf.from_gguf(gguf)
+    assert any("llama.final_logit_softcapping" in note for note in folder.notes)
+    assert hf.to_gguf(folder).metadata["llama.final_logit_softcapping"] == 30
+
+
+def test_config_is_kept_whatever_it_says() -> None:
+    config = LLAMA | {"hidden_act": "relu", "attention_temperature": 2.0}
+    assert json.loads(hf.from_gguf(converted(config)).file("config.json") or b"") == config

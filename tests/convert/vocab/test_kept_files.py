@@ -1,0 +1,130 @@
+"""What a GGUF keeps of a folder's tokenizer files: little, and enough to give every byte back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from gemma_like import gemma_like
+from tokenizers_trained import bert, gpt2, llama2
+
+from llmconv.convert import vocab
+from llmconv.convert.vocab.differences import again, away, column, column_again
+from llmconv.convert.vocab.side_files import CUT
+
+pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+
+
+def gemma_folder(n: int) -> dict[str, bytes]:
+    """The files of such a folder: merges as transformers makes them of the scores, thousands of unused tokens listed
+    one by one, a sentencepiece model beside it."""
+    slow = pytest.importorskip("transformers.convert_slow_tokenizer", reason="transformers is not installed")
+    keys = gemma_like(n)
+    unused = [f"<unused{i}>" for i in range(n // 40)]
+    keys["tokenizer.ggml.tokens"] = [*keys["tokenizer.ggml.tokens"], *unused]
+    for name, value in (("scores", np.float32(-1000)), ("token_type", np.int32(4))):
+        array = keys[f"tokenizer.ggml.{name}"]
+        keys[f"tokenizer.ggml.{name}"] = np.concatenate([array, np.full(len(unused), value)])
+    found = vocab.from_gguf(keys)
+    assert found is not None and found.scores is not None
+    files = vocab.to_files(found)
+    ids = {token: id for id, token in enumerate(found.tokens)}
+    document = json.loads(files["tokenizer.json"])
+    document["model"]["vocab"] = ids
+    scores = dict(zip(found.tokens, found.scores.tolist(), strict=True))
+    document["model"]["merges"] = [list(m) for m in slow.generate_merges(ids, scores)]
+    settings = {"add_bos_token": True, "added_tokens_decoder": {str(a.pop("id")): a for a in document["added_tokens"]}}
+    document = json.loads(files["tokenizer.json"]) | {"model": document["model"]}
+    return files | {
+        "tokenizer.json": json.dumps(document, indent=2, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False).encode() + b"\n",
+        "special_tokens_map.json": b'{\n  "bos_token": "<bos>"\n}',
+    }
+
+
+def kept(keys: dict[str, Any]) -> int:
+    """Bytes of keys that are not GGUF's own."""
+    sizes = {k: len(v.encode()) if isinstance(v, str) else len(v) for k, v in keys.items() if k.startswith("llmconv")}
+    return sum(sizes.values()) + len(keys.get("tokenizer.huggingface.json", ""))
+
+
+def there_and_back(files: dict[str, Any]) -> int:
+    """Check that files come back; the bytes that were kept for it."""
+    found = vocab.from_files(files, {})
+    assert found is not None
+    keys = vocab.to_gguf(found)
+    back = vocab.from_gguf(keys)
+    assert back is not None
+    for name, data in files.items():
+        assert vocab.to_files(back)[name] == (data.read_bytes() if isinstance(data, Path) else data), name
+    assert back.notes == []
+    return kept(keys)
+
+
+@pytest.mark.parametrize("n", [3000, pytest.param(262_144, marks=pytest.mark.slow)])
+def test_gemma_s_folder_is_kept_in_little(n: int) -> None:
+    files = gemma_folder(n)
+    assert len(files["tokenizer.json"]) > 60 * n
+    assert there_and_back(files) < 20_000
+
+
+@pytest.mark.parametrize("source", [gpt2, llama2, bert])
+def test_so_are_real_tokenizers(shared: Path, source: Callable[[Path], dict[str, Path | bytes]]) -> None:
+    assert there_and_back(source(shared)) < 1500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["model"]["vocab"].update({"zz": 3000}),  # a token beyond the others
+        lambda d: d["model"].update(vocab=dict(sorted(d["model"]["vocab"].items()))),  # in another order
+        lambda d: d["model"]["merges"].reverse(),
+        lambda d: d["model"].update(merges=[" ".join(m) for m in d["model"]["merges"]]),
+        lambda d: d["model"]["merges"].insert(7, ["no", "such"]),
+        lambda d: d["model"].pop("merges"),
+        lambda d: d.update(model="none"),
+    ],
+)
+def test_no_guess_has_to_be_right(change: Callable[[Any], Any]) -> None:
+    files = gemma_folder(700)
+    document = json.loads(files["tokenizer.json"])
+    change(document)
+    found = vocab.from_files(files, {})
+    assert found is not None
+    found.files = {**files, "tokenizer.json": orjson.dumps(document)}
+    keys = vocab.to_gguf(found)
+    back = vocab.from_gguf(keys)
+    assert back is not None and vocab.to_files(back) == found.files
+
+
+def test_keys_that_were_changed_since_are_said() -> None:
+    files = gemma_folder(700)
+    found = vocab.from_files(files, {})
+    assert found is not None
+    keys = vocab.to_gguf(found)
+    tokens = list(keys["tokenizer.ggml.tokens"])
+    tokens[600] = "another"
+    back = vocab.from_gguf({**keys, "tokenizer.ggml.tokens": tokens})
+    assert back is not None and isinstance(keys[CUT + "tokenizer.json"], str | np.ndarray)
+    assert "another" in json.loads(vocab.to_files(back)["tokenizer.json"])["model"]["vocab"]
+    assert any("is not the one that was converted" in note for note in back.notes)
+
+
+def test_lists_as_differences() -> None:
+    rng = np.random.default_rng(0)
+    guess = [f"t{i}" for i in range(200)]
+    for _ in range(30):
+        made = [guess[i] for i in rng.permutation(200)[: rng.integers(0, 200)]] + guess[20:150]
+        for i in rng.integers(0, len(made), 9).tolist():
+            made[i] = f"own{i}"
+        left, places = away(made, guess)
+        assert again(orjson.loads(orjson.dumps(left)), guess) == (made, places)
+        assert all(place == -1 or guess[place] == item for place, item in zip(places, made, strict=True))
+        other = [x if rng.random() < 0.9 else "else" for x in made]
+        assert column_again(column(other, made), made) == other
+    assert away(guess[:50], guess)[0] == {"runs": [[0, 50]]}

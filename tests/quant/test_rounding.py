@@ -1,0 +1,124 @@
+"""Rounding for a quadratic loss: grids are the types' own, every sweep lowers the loss, which is what it says."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmconv.quant.rounding.descent import Metric, loss, rounded, spread_errors
+from llmconv.quant.rounding.families import GRIDS
+from llmconv.quant.rounding.grid import Grid
+from llmconv.quant.rounding.knapsack import Offer, choose, smallest
+
+ROWS, COLUMNS = 80, 256
+
+
+@pytest.fixture(scope="module")
+def problem() -> dict[str, Any]:
+    """Weights, correlated inputs and correlated gradients, as models have them."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 40)) @ rng.standard_normal((40, COLUMNS)) + 0.4 * rng.standard_normal((600, COLUMNS))
+    g = rng.standard_normal((600, 12)) @ rng.standard_normal((12, ROWS)) + 0.4 * rng.standard_normal((600, ROWS))
+    return {
+        "weights": (rng.standard_t(5, (ROWS, COLUMNS)) * 0.02).astype(np.float32),
+        "h": (x.T @ x / 600).astype(np.float32),
+        "f": (g.T @ g / 600).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_any_bytes_are_codes_and_back(grid: Grid) -> None:
+    rng = np.random.default_rng(1)
+    blocks = rng.integers(0, 256, (6, grid.type.row_bytes(512))).astype(np.uint8)
+    fields = blocks.reshape(-1).view(grid.type.layout)
+    for name in grid.type.layout.names or ():
+        if grid.type.layout[name] == np.float16:
+            fields[name] = rng.standard_normal(len(fields)).astype(np.float16)
+    codes = grid.unpack(blocks)
+    assert np.array_equal(grid.pack(codes), blocks)
+    np.testing.assert_allclose(grid.values(codes), grid.type.decode(blocks), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> None:
+    weights, h, f = problem["weights"], problem["h"], problem["f"]
+    importance = np.ascontiguousarray(np.diag(h))
+    plain = grid.unpack(grid.type.encode(weights, importance if grid.type.uses_importance else None))
+    apart, both = Metric(h), Metric(h, f)
+    ordered = spread_errors(grid, plain, weights, h.astype(np.float64), np.matmul)
+    assert loss(apart, grid, ordered, weights) < 0.5 * loss(apart, grid, plain, weights)
+    for metric in (apart, both):
+        found, losses = rounded(grid, ordered, weights, metric, 4)
+        assert all(b <= a * 1.0001 for a, b in itertools.pairwise(losses)) and losses[-1] < 0.8 * losses[0]
+        decoded = grid.type.decode(grid.pack(found)).astype(np.float64)  # what a reader of the file sees
+        error = decoded - weights
+        rows = np.eye(ROWS) if metric.f is None else f
+        assert losses[-1] == pytest.approx(np.trace(error @ h @ error.T @ rows), rel=1e-3)
+
+
+def test_one_column_at_a_time_is_gptq(problem: dict[str, Any]) -> None:
+    """The same codes as the textbook's loop: round a column, and move the rest by the inverse's Cholesky factor."""
+    grid, weights, h = GRIDS["Q4_0"], problem["weights"][:8], problem["h"].astype(np.float64)
+    plain = grid.unpack(grid.type.encode(weights))
+    found = spread_errors(grid, plain, weights, h, np.matmul)
+    left, inverse = weights.astype(np.float64), np.linalg.inv(h)
+    scales = np.repeat(plain.scale, 32, 1).astype(np.float64)
+    code = np.zeros(weights.shape, np.int64)
+    alive = list(np.argsort(-np.diag(h), kind="stable"))
+    while alive:
+        j = alive[0]
+        code[:, j] = np.clip(np.rint(left[:, j] / scales[:, j]), -8, 7) + 8
+        error = (left[:, j] - (code[:, j] - 8) * scales[:, j]) / inverse[j, j]
+        left -= np.outer(error, inverse[j])
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        alive.pop(0)
+    assert (found.code == code).mean() > 0.995  # ties aside
+
+
+def test_scales_stay_what_float16_holds(problem: dict[str, Any]) -> None:
+    for name in ("Q4_1", "Q4_K", "IQ4_XS"):
+        grid = GRIDS[name]
+        start = grid.unpack(grid.type.encode(problem["weights"]))
+        found, _ = rounded(grid, start, problem["weights"], Metric(problem["h"]), 3)
+        for array in (found.scale, found.minimum):
+            assert np.array_equal(array, array.astype(np.float16).astype(np.float32))
+        assert found.factor.min() >= grid.factors[0] and found.factor.max() <= grid.factors[1]
+        assert found.shift.min() >= grid.shifts[0] and found.shift.max() <= grid.shifts[1]
+
+
+def test_rows_and_columns_that_never_matter(problem: dict[str, Any]) -> None:
+    """A row that no loss depends on, and weights of zeros, stay as they were."""
+    h, f, weights = problem["h"], problem["f"].copy(), problem["weights"].copy()
+    f[3] = f[:, 3] = 0
+    weights[5] = 0
+    grid = GRIDS["Q4_K"]
+    start = grid.unpack(grid.type.encode(weights))
+    found, _ = rounded(grid, start, weights, Metric(h, f), 2)
+    assert np.array_equal(found.code[3], start.code[3])
+    assert np.isfinite(grid.values(found)).all()
+
+
+def test_the_best_choice_is_found() -> None:
+    """Against all choices there are, of small problems; never over the budget, and close to it where many fit."""
+    rng = np.random.default_rng(4)
+    for _ in range(30):
+        offers = [
+            Offer(sorted(rng.integers(100, 5000, 4).tolist()), sorted(rng.random(4).tolist(), reverse=True))
+            for _ in range(5)
+        ]
+        budget = int(rng.integers(smallest(offers), 25_000))
+        found = choose(offers, budget)
+        assert found is not None
+        size, loss = (
+            sum(getattr(offer, what)[i] for offer, i in zip(offers, found, strict=True)) for what in ("sizes", "losses")
+        )
+        every = [
+            sum(offer.losses[i] for offer, i in zip(offers, picks, strict=True))
+            for picks in itertools.product(range(4), repeat=5)
+            if sum(offer.sizes[i] for offer, i in zip(offers, picks, strict=True)) <= budget
+        ]
+        assert size <= budget and loss <= min(every) * 1.02 + 1e-9
+    assert choose(offers, smallest(offers) - 1) is None

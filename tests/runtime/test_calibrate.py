@@ -1,0 +1,192 @@
+"""Calibrated rounding: closer to the float model than an importance matrix, and the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmconv
+from llmconv.errors import BadFile, OutputExists, UsageError
+from llmconv.formats.tensor import Tensor
+
+torch = pytest.importorskip("torch")
+
+from llmconv.runtime.calibrate.gradients import gather
+from llmconv.runtime.calibrate.inputs import inputs_of
+from llmconv.runtime.calibrate.units import embedded, stages, units
+
+
+@pytest.fixture(scope="module")
+def model(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's model of 36 thousand parameters, trained on pairs."""
+    path = tmp_path_factory.mktemp("model") / "m.gguf"
+    llmconv.convert_file(root / "examples" / "simple-36k.json", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(root: Path) -> Path:
+    return root / "examples" / "pairs.json"
+
+
+@pytest.fixture(scope="module")
+def known(model: Path, pairs: Path) -> llmconv.Calibration:
+    return llmconv.calibrate(model, pairs, device="cpu")
+
+
+def test_closer_than_an_importance_matrix(model: Path, pairs: Path, known: llmconv.Calibration, tmp_path: Path) -> None:
+    llmconv.imatrix(model, pairs, tmp_path / "i.gguf", device="cpu")
+    ways: dict[str, Any] = {
+        "matrix": {"imatrix": tmp_path / "i.gguf"},
+        "fast": {"calibration": llmconv.OnText(pairs, effort="fast", device="cpu")},
+        "standard": {"calibration": known},
+    }
+    kld = {}
+    for name, how in ways.items():
+        made = llmconv.quantize(model, tmp_path / f"{name}.gguf", "Q4_0", pure=True, **how)
+        kld[name] = llmconv.compare(model, tmp_path / f"{name}.gguf", pairs, device="cpu").mean_kld
+        predicted = [(t.loss_before, t.loss_after) for t in made.output.tensors if t.loss_before is not None]
+        assert all(after <= before for before, after in predicted) and bool(predicted) == (name != "matrix")
+    assert kld["fast"] < 0.75 * kld["matrix"] and kld["standard"] < 0.55 * kld["matrix"], kld
+    files = [llmconv.open(tmp_path / f"{name}.gguf") for name in ways]
+    shapes = [[(t.name, t.shape, t.type.name) for t in f.tensors.values()] for f in files]
+    assert shapes[0] == shapes[1] == shapes[2]
+    total = sum(t.loss_after for t in made.output.tensors if t.loss_after is not None)
+    assert 0.4 < total / kld["standard"] < 2.5  # nats, as predicted
+
+
+def test_the_same_whatever_the_threads(model: Path, known: llmconv.Calibration, pairs: Path, tmp_path: Path) -> None:
+    made = []
+    for jobs in (1, 3):
+        llmconv.quantize(model, tmp_path / f"{jobs}.gguf", "Q4_1", calibration=known, jobs=jobs)
+        made.append((tmp_path / f"{jobs}.gguf").read_bytes())
+    again = llmconv.calibrate(model, pairs, device="cpu")
+    llmconv.quantize(model, tmp_path / "again.gguf", "Q4_1", calibration=again)
+    assert made[0] == made[1] == (tmp_path / "again.gguf").read_bytes()
+
+
+def test_kept_statistics_are_the_same(model: Path, known: llmconv.Calibration, tmp_path: Path) -> None:
+    known.save(tmp_path / "m.calibration")
+    kept = llmconv.Calibration.open(tmp_path / "m.calibration")
+    for name, how in (("a", known), ("b", kept)):
+        llmconv.quantize(model, tmp_path / name, ["Q4_0", "Q8_0"], calibration=how)
+    for kind in ("Q4_0", "Q8_0"):
+        a, b = (next((tmp_path / name).glob(f"*{kind}.gguf")).read_bytes() for name in "ab")
+        assert a == b
+    with pytest.raises(OutputExists):
+        known.save(tmp_path / "m.calibration")
+    with pytest.raises(BadFile, match="is no calibration; make one with llmconv calibrate"):
+        llmconv.Calibration.open(model)
+
+
+def test_gradients_are_the_fisher_information(model: Path) -> None:
+    """Against autograd written out: labels drawn with the same seed, one loss, gradients at one layer's results."""
+    loaded = llmconv.load(model, "cpu")
+    batches = [torch.arange(24).view(3, 8) % loaded.decoder.vocab_size]
+    meter = llmconv.progress.Meter(None, "x", 0)
+    found = gather(loaded, batches, 5, meter)
+    name, kept = "blk.1.ffn_down", []
+    loaded.get_submodule(name).register_forward_hook(lambda m, i, o: kept.append(o) or o.retain_grad())
+    for p in loaded.parameters():
+        p.requires_grad_(True)
+    logits = loaded(batches[0])
+    chances = logits.detach().softmax(-1).flatten(0, 1)
+    labels = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(5))[:, 0]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
+    g = kept[0].grad.flatten(0, 1)
+    np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found.rows[f"{name}.weight"][0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_inputs_are_a_plain_loops(model: Path) -> None:
+    loaded = llmconv.load(model, "cpu")
+    tokens = torch.arange(32).view(4, 8) % loaded.decoder.vocab_size
+    weights = {"blk.0.attn_q.weight": torch.linspace(0.1, 2, 32)}
+    unit = next(iter(units(loaded)))
+    seen: list[Any] = []
+    loaded.blk[0].attn_q.register_forward_pre_hook(lambda m, given: seen.append(given[0].flatten(0, 1)))
+    with torch.inference_mode():
+        states = [(embedded(loaded, part), part) for part in tokens.split(2)]
+        order = stages(unit, *states[0])
+        assert order[0] == [f"blk.0.attn_{c}.weight" for c in "qkv"]
+        assert [names for names in order if "blk.0.ffn_down.weight" in names] == [["blk.0.ffn_down.weight"]]
+        seen.clear()
+        found = inputs_of(loaded, unit, order, 0, weights, states)
+    x, w = torch.cat(seen).double(), weights["blk.0.attn_q.weight"]
+    w = (w / w.mean()).clamp(max=4)
+    w = w / w.mean()
+    wanted = sum(float(w[i]) * torch.outer(x[i], x[i]) for i in range(32)) / 32
+    np.testing.assert_allclose(found["blk.0.attn_q.weight"].h[0], wanted, rtol=1e-5, atol=1e-6)
+    plain = sum(torch.outer(row, row) for row in x) / 32
+    np.testing.assert_allclose(found["blk.0.attn_k.weight"].h[0], plain, rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_does_not_go_with(model: Path, known: llmconv.Calibration, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    llmconv.imatrix(model, pairs, tmp_path / "i.gguf", device="cpu")
+    for how, said in (
+        ({"imatrix": tmp_path / "i.gguf"}, "leave imatrix out"),
+        ({"prune_layers": [0]}, "leave prune_layers out"),
+        ({"resumable": True}, "resumable=True does not go with a calibration"),
+        ({"provenance": True}, "provenance=True does not go with a calibration"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            llmconv.quantize(model, out, "Q4_0", calibration=known, **how)  # type: ignore[arg-type]
+    opened = llmconv.open(model)
+    name = "token_embd.weight"
+    smaller = opened.but(tensors=opened.tensors | {name: Tensor.from_array(name, opened.tensors[name].numpy()[:-8])})
+    smaller.metadata = {k: v for k, v in opened.metadata.items() if not k.startswith("tokenizer")}
+    with pytest.raises((UsageError, BadFile)):
+        llmconv.quantize(smaller, out, "Q4_0", calibration=known)
+    with pytest.raises(UsageError, match="unknown effort 'most'"):
+        llmconv.OnText(pairs, effort="most")
+    out.write_text("there")
+    with pytest.raises(OutputExists):
+        llmconv.quantize(model, out, "Q4_0", calibration=known)
+    assert [p.name for p in tmp_path.iterdir()] == ["i.gguf", "x.gguf"] or len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_command(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmconv.cli import main
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+        said = capsys.readouterr()
+        assert stop.value.code == 0, said.err
+        return said.out
+
+    kept, out = str(tmp_path / "c"), str(tmp_path / "q.gguf")
+    assert "standard" in run("calibrate", str(model), str(pairs), "-o", kept, "--device", "cpu")
+    assert "predicted loss of" in run("quantize", str(model), "-o", out, "-t", "Q4_0", "--calibration", kept)
+    run("quantize", str(model), "-o", out, "-t", "Q4_0", "-f", "--calibrate", str(pairs), "--effort", "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "most"), [("Q4_K", 0.5), ("Q3_K", 0.5), ("Q2_K", 0.6), ("Q4_0", 0.5)])
+def test_a_llama_of_whole_superblocks(kind: str, most: float, llama: Path, shared: Path, tmp_path: Path) -> None:
+    """KL divergence on text that was not seen, as a share of what an importance matrix from the same text gives."""
+    text, test = shared / "text" / "tinyshakespeare.txt", tmp_path / "test.txt"
+    test.write_text(text.read_text()[-60_000:])
+    known, kld = {"context": 128, "chunks": 128, "device": "cpu"}, []
+    llmconv.imatrix(llama, text, tmp_path / "i.gguf", **known)  # type: ignore[arg-type]
+    for how in ({"imatrix": tmp_path / "i.gguf"}, {"calibration": llmconv.calibrate(llama, text, **known)}):  # type: ignore[arg-type]
+        llmconv.quantize(llama, tmp_path / "q.gguf", kind, pure=True, force=True, **how)  # type: ignore[arg-type]
+        kld.append(llmconv.compare(llama, tmp_path / "q.gguf", test, context=128, chunks=60, device="cpu").mean_kld)
+    assert kld[1] < most * kld[0]
+
+
+@pytest.fixture(scope="session")
+def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with rows of whole 256s, trained for a minute."""
+    folder = tmp_path_factory.mktemp("llama")
+    settings = {"preset": "llama-15m", "dim": 256, "layers": 2, "heads": 4, "ffn": 512, "vocab_size": 512}
+    how = {"steps": 150, "batch_size": 8, "context": 128, "tokenizer": "bpe", "device": "cpu", "tensorboard": False}
+    config = llmconv.TrainConfig(
+        data=str(shared / "text" / "tinyshakespeare.txt"), output=str(folder), plot=False, lr=2e-3, **settings, **how
+    )
+    return llmconv.train(config).exports[0]

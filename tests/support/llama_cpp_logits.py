@@ -1,0 +1,70 @@
+"""What llama.cpp computes with a GGUF, through llama-cpp-python, in a process of its own: it may stop altogether."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import faulthandler
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmconv.formats import gguf_file
+from llmconv.formats.checkpoint import Checkpoint
+
+
+def with_a_vocabulary(metadata: dict[str, Any], n: int) -> dict[str, Any]:
+    """llama.cpp wants one: sentencepiece's special tokens and bytes would do, here words."""
+    return metadata | {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, n))],
+        "tokenizer.ggml.scores": np.zeros(n, np.float32),
+        "tokenizer.ggml.token_type": np.asarray([2, 3, 3] + [1] * (n - 3), np.int32),
+        "tokenizer.ggml.bos_token_id": np.uint32(1),
+        "tokenizer.ggml.eos_token_id": np.uint32(2),
+        "tokenizer.ggml.unknown_token_id": np.uint32(0),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def logits(gguf: Checkpoint, ids: list[int], path: Path) -> Any:
+    """Logits of every position, [len(ids), n_vocab]; None where llama.cpp does not load the model, or stops.
+
+    path: where the GGUF is written.
+    """
+    n_vocab = gguf.tensors["token_embd.weight"].shape[0]
+    gguf_file.save(dataclasses.replace(gguf, metadata=with_a_vocabulary(gguf.metadata, n_vocab)), path)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_compute, args=(str(path), ids, there))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+
+
+def _compute(path: str, ids: list[int], pipe: Any) -> None:
+    faulthandler.disable()  # what llama.cpp asserts is none of pytest's business
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def silent(level: int, text: bytes, data: Any) -> None:
+        pass
+
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    try:
+        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1)
+        model.eval(ids)
+        pipe.send(np.array(model.scores[: len(ids)]))
+    except Exception:
+        pipe.send(None)
+    os._exit(0)  # without what pytest would do at the end of its own process
