@@ -79,6 +79,8 @@ def inputs_of(
     leader = order[stage][0]
 
     def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        if y is None:
+            return
         if name in later:
             raise StopIteration
         if name not in names or (alone and name != leader):

@@ -95,12 +95,17 @@ def embedded(model: Model, tokens: Tensor) -> Tensor:
 
 
 def stages(unit: Unit, states: Tensor, tokens: Tensor) -> list[list[str]]:
-    """The names of the unit's matrices in the order in which they are used; those with the same input together."""
+    """The names of the unit's matrices in the order in which they are used; those with the same input together.
+
+    Without those that are never one product, such as a latent attention's up-projections.
+    """
     order: list[list[str]] = []
     known: set[str] = set()
     last: list[Any] = [None]
 
     def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        if y is None:
+            return
         if name not in known:
             known.add(name)
             if x is last[0]:
