@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_settings_walk as walk
+import settings_walk as walk
 from llama_cpp_logits import logits
 from tiny_models import MODELS
 
@@ -31,11 +31,11 @@ NO_LOAD = ("will not load", "will stop")
 def _compared(name: str, changes: dict[str, Any], folder: Path) -> tuple[list[str], Any] | None:
     """(notes about llama.cpp, differences by position or None where it does not run); None: refused or no model."""
     tiny = MODELS[name]
-    if walk._built(tiny, changes, folder / "hf") is None:
+    if walk.built(tiny, changes, folder / "hf") is None:
         return None
     try:
         gguf = hf.to_gguf(llmconv.open(folder / "hf"))
-        ours = walk._ours(gguf, tiny)[0].numpy()
+        ours = walk.ours(gguf, tiny)[0].numpy()
     except LlmconvError:
         return None
     notes = [note for note in gguf.notes if "llama.cpp" in note]
@@ -46,10 +46,10 @@ def _compared(name: str, changes: dict[str, Any], folder: Path) -> tuple[list[st
     return notes, np.abs(ours[:, :width] - theirs[:, :width]).max(axis=1) / np.abs(ours).max()
 
 
-_YARN = walk._YARN
+_YARN = walk.YARN
 _LLAMA3 = MODELS["llama-3.1"].config["rope_parameters"]
 _WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-_SPLIT = {"full_attention": walk._DEFAULT | {"rope_theta": 700.0}, "sliding_attention": walk._DEFAULT}
+_SPLIT = {"full_attention": walk.DEFAULT | {"rope_theta": 700.0}, "sliding_attention": walk.DEFAULT}
 TRUE: dict[str, tuple[str, dict[str, Any], str]] = {
     "relu": ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
     "relu, granite": ("granite", {"hidden_act": "relu"}, "activation 'relu'"),
@@ -131,7 +131,7 @@ AGREES: dict[str, tuple[str, dict[str, Any]]] = {
     "own pattern, gemma2": ("gemma2", _OWN),
     "own pattern, gemma3": ("gemma3", _OWN),
     "own pattern, cohere2": ("cohere2", _OWN),
-    "own pattern, gpt-oss": ("gpt-oss", _OWN | {"rope_parameters": walk._DEFAULT}),
+    "own pattern, gpt-oss": ("gpt-oss", _OWN | {"rope_parameters": walk.DEFAULT}),
     "no window, olmo3": ("olmo3", {"layer_types": ["full_attention"] * 2}),
     "head, gemma3": ("gemma3", {"tie_word_embeddings": False}),
     "biases, llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -160,8 +160,8 @@ FAMILIES = [t for t, name in walk.TYPES.items() if (a := archs.by_gguf(MODELS[na
 def test_without_a_note_it_agrees(model_type: str, tmp_path: Path) -> None:
     """Every setting of the walk.  Experts are chosen by scores that may all but tie, so few positions may differ."""
     name, tried, wrong = walk.TYPES[model_type], 0, []
-    for n, (setting, value) in enumerate(walk._settings(model_type).items()):
-        for m, changes in enumerate(walk._values(setting, value) if setting not in INERT else []):
+    for n, (setting, value) in enumerate(walk.settings_of(model_type).items()):
+        for m, changes in enumerate(walk.other_values(setting, value) if setting not in INERT else []):
             compared = _compared(name, changes, tmp_path / f"{n}-{m}")
             if compared is None:
                 continue
