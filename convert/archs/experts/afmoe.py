@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ AFMOE = Architecture(
         *gated_mlp(when="i < n_dense"),
         row("blk.{i}.ffn_gate_inp.weight", _at + "mlp.router.gate.weight", "n_expert, n_embd", when="i >= n_dense"),
         *experts()[1:],
-        choice_bias("mlp.expert_bias"),
+        replace(choice_bias("mlp.expert_bias"), optional=False),
         *shared_experts(),
     ),
     finish=_finish,

@@ -53,6 +53,14 @@ def _of_transformers(config: Mapping[str, Any]) -> bool:
     return not _of_its_own_code(config)
 
 
+def _biased(config: Mapping[str, Any]) -> bool:
+    return _of_transformers(config) and bool(config.get("attention_bias", True))
+
+
+def _biased_of_its_own_code(config: Mapping[str, Any]) -> bool:
+    return _of_its_own_code(config) and bool(config.get("add_qkv_bias"))
+
+
 _own = "transformer.encoder."
 
 _q, _kv = "n_head * head_dim", "n_head_kv * head_dim"
@@ -69,10 +77,10 @@ def _qkv(part: str, shapes: tuple[str, str, str]) -> tuple[Row, ...]:
     fused = _own + f"layers.{{i}}.self_attention.query_key_value.{part}"
     joined = Form(apart, (Concat((_q, _kv, _kv)),), backward=True)
     rows = (f"{_q} + 2 * {_kv}" + (", n_embd" if part == "weight" else ""),)
-    missing = part == "bias"
+    of_both = (_of_transformers, _of_its_own_code) if part == "weight" else (_biased, _biased_of_its_own_code)
     return (
-        row(tuple(f"blk.{{i}}.attn_{n}.{part}" for n in "qkv"), apart, shapes, optional=missing or _of_transformers),
-        Row((f"blk.{{i}}.attn_qkv.{part}",), (joined, Form((fused,))), rows, optional=missing or _of_its_own_code),
+        row(tuple(f"blk.{{i}}.attn_{n}.{part}" for n in "qkv"), apart, shapes, optional=of_both[0]),
+        Row((f"blk.{{i}}.attn_qkv.{part}",), (joined, Form((fused,))), rows, optional=of_both[1]),
     )
 
 

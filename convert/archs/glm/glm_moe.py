@@ -59,7 +59,7 @@ GLM4_MOE = Architecture(
         *EMBEDDINGS,
         row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
         row("blk.{i}.post_attention_norm.weight", _at + "post_attention_layernorm.weight", "n_embd"),
-        *attention(),
+        *attention(out_bias=True),
         row(QK_NORMS[0].gguf[0], _at + "self_attn.q_norm.weight", "head_dim", optional="use_qk_norm"),
         row(QK_NORMS[1].gguf[0], _at + "self_attn.k_norm.weight", "head_dim", optional="use_qk_norm"),
         *gated_mlp(when="i < n_dense"),
