@@ -31,7 +31,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["leading_dense_block_count"] = np.uint32(dense)
     shared = int(own.get("expert_shared_count", 0)) * int(own["expert_feed_forward_length"])
     own["expert_shared_feed_forward_length"] = np.uint32(shared)
-    own["rope.scaling.type"] = "none"
+    own.setdefault("rope.scaling.type", "none")
     count_nextn(own)
 
 

@@ -98,7 +98,7 @@ def _experts_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) 
         own["expert_shared_feed_forward_length"] = np.uint32(width * shared)
     if own.get("expert_gating_func") == 1:  # a softmax over the chosen: over all, and made to sum to one
         own["expert_weights_norm"] = True
-    own["rope.scaling.type"] = "none"
+    own.setdefault("rope.scaling.type", "none")
     if isinstance(layers := config.get("layer_types"), list):
         own["attention.sliding_window_pattern"] = np.asarray([kind == "sliding_attention" for kind in layers], np.bool_)
     count_nextn(own)
