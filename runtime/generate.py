@@ -16,7 +16,7 @@ from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure.chunks import Running, Source, device_errors, tokenizer_of
 from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
-from llmconv.runtime.sampling import Sampling, choose
+from llmconv.runtime.sampling import Sampling, choose, generator_of
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
@@ -80,7 +80,7 @@ def generate(
     writer = _Writer(tokenizer, stop, on_text, start=chat or not isinstance(prompt, str) or not prompt)
     meter, started = Meter(progress, "generate", max_tokens, "tokens"), time.perf_counter()
     with torch.inference_mode(), device_errors(running.device):
-        for token in _tokens(running, ids, max_tokens, how, _generator(seed)):
+        for token in _tokens(running, ids, max_tokens, how, generator_of(seed)):
             if token is None:
                 writer.finish = "context"
             elif token in _ends(tokenizer) and running.decoder.ends:
@@ -159,17 +159,6 @@ def _banned(model: Model) -> torch.Tensor | None:
     if vocab.types is not None:
         ids += [i for i, kind in enumerate(vocab.types[: model.decoder.vocab_size]) if kind in kinds]
     return torch.tensor(ids, device=model.device) if ids else None
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    elif isinstance(seed, int) and -(1 << 63) <= seed < 1 << 64:
-        generator.manual_seed(seed)
-    else:
-        raise UsageError(f"seed is {seed!r}, expected a whole number of 64 bits")
-    return generator
 
 
 def _tokens(

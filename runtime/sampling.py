@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmconv.errors import UsageError
 
-__all__ = ["Sampling", "choose"]
+__all__ = ["Sampling", "choose", "generator_of"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,15 @@ def _penalize(logits: Tensor, recent: Sequence[int], penalty: float) -> None:
     seen = torch.tensor(sorted(set(recent)), device=logits.device)
     old, most = logits[seen], torch.finfo(logits.dtype).max
     logits[seen] = torch.where(old > 0, old / penalty, old * penalty).clamp(-most, most)
+
+
+def generator_of(seed: int | None) -> torch.Generator:
+    """Chance that is the same for the same seed; None: another each time.   `UsageError` beyond 64 bits."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    elif isinstance(seed, int) and -(1 << 63) <= seed < 1 << 64:
+        generator.manual_seed(seed)
+    else:
+        raise UsageError(f"seed is {seed!r}, expected a whole number of 64 bits")
+    return generator

@@ -30,7 +30,14 @@ __all__ = ["calibrate"]
 @click.option(
     "--chunks", type=click.IntRange(min=1), metavar="N", help="Of all texts together.  [default: 16384 tokens' worth]"
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the labels drawn.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the labels drawn.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 @force_option
 @json_option

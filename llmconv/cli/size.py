@@ -187,8 +187,8 @@ def presets(as_json: bool) -> None:
                 "parameters": report.parameters,
                 "layers": preset.keys["block_count"],
                 "dim": preset.keys["embedding_length"],
-                "heads": preset.keys["attention.head_count"],
-                "context": preset.keys["context_length"],
+                "heads": preset.keys.get("attention.head_count"),  # none in a recurrent model
+                "context": preset.keys.get("context_length"),
                 "vocabulary": preset.keys["vocab_size"],
                 "sees": "back" if family is None or family.decoder.get("causal", True) else "both ways",
                 "training": report.training.total,
@@ -199,6 +199,7 @@ def presets(as_json: bool) -> None:
         envelope.emit(rows)
         return
     texts = [
-        [human(v) if k == "training" else f"{v:,}" if isinstance(v, int) else v for k, v in r.items()] for r in rows
+        [human(v) if k == "training" else f"{v:,}" if isinstance(v, int) else v or "-" for k, v in r.items()]
+        for r in rows
     ]
     click.echo(table(texts, list(rows[0]), right=set(range(2, 8)) | {9}))

@@ -20,6 +20,7 @@ from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.watching import matrices, watching
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.model import Model
+from llmconv.runtime.sampling import generator_of
 
 __all__ = ["EMBEDDING", "Gradients", "gather", "row_groups"]
 
@@ -57,7 +58,7 @@ def row_groups(rows: int) -> list[slice]:
 
 def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> Gradients:
     """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn."""
-    found, generator = _Gathering(model), torch.Generator().manual_seed(seed)
+    found, generator = _Gathering(model), generator_of(seed)
     model.token_embd.watch_rows = found.embedded
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import malformed
+import commands
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -68,8 +68,8 @@ def test_a_setting_is_taken_or_refused_in_a_sentence(field: str, tmp_path: Path)
 def test_settings_in_toml(text: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_bytes(text)
-    result = malformed.run("train", "--config", path)
-    assert not malformed.fault_of(result, ("",)), result
+    result = commands.run("train", "--config", path)
+    assert not commands.fault_of(result, ("",)), result
     assert said in result.err, result.err
 
 
