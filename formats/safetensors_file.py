@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
-from llmconv.formats import limits, side_files
+from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
 from llmconv.formats.format import Format
@@ -79,7 +79,9 @@ def open_alone(path: Path) -> Checkpoint:
 
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / WEIGHTS).is_file():
-        return _open_files(folder, [folder / WEIGHTS])
+        checkpoint = _open_files(folder, [folder / WEIGHTS])
+        checkpoint.notes += _overruled(folder / INDEX, checkpoint)
+        return checkpoint
     if (folder / INDEX).is_file():
         return _open_index(folder / INDEX, folder)
     found = sorted(p for p in folder.iterdir() if _is_weights(p) and p.is_file())
@@ -97,6 +99,20 @@ def _open_folder(folder: Path) -> Checkpoint:
             "name one file"
         )
     return _open_files(folder, found)
+
+
+def _overruled(index: Path, checkpoint: Checkpoint) -> list[str]:
+    """A note about an index beside a whole file, which readers take first, where it speaks of other weights."""
+    if not index.is_file():
+        return []
+    try:
+        listed = read_json(_read_small(index, limits.INDEX_BYTES), index)["weight_map"].items()
+    except (BadFile, LookupError, AttributeError):
+        return [f"{index.name} is damaged; {WEIGHTS} is read without it"]
+    absent = [name for name, _ in listed if name not in checkpoint.tensors]
+    files = sorted({str(file) for _, file in listed} - {WEIGHTS})
+    what = f"tensor {cut(absent[0])}{more(absent)}" if absent else f"{cut(files[0])}{more(files)}" if files else ""
+    return [f"{WEIGHTS} is read, though {index.name} names {what}, which is not in it"] if what else []
 
 
 def _open_index(index: Path, source: Path) -> Checkpoint:
@@ -140,7 +156,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
             checkpoint.metadata.setdefault(key, value)
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
         weights = entry.suffix.lower() in side_files.WEIGHTS or entry.name.endswith(".index.json")
-        if entry.name.startswith(".") or weights or not entry.is_file():
+        if entry.name.startswith(".") or weights or guests.is_unfinished(entry) or not entry.is_file():
             continue
         if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[entry.name] = entry
@@ -149,6 +165,8 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
     for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
         if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
+    if source.is_dir():
+        checkpoint.notes += guests.beside(folder, files, "*.safetensors")
     others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
     if others and source.is_dir():
         checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.errors import BadFile, UsageError
+from llmconv.errors import BadFile, UsageError, cut
 from llmconv.quant.block import BlockType
 
 __all__ = ["MAX_ENTRIES", "Importance", "Stored", "dat_entries", "dat_tail", "from_dat", "from_tensors"]
@@ -35,12 +35,14 @@ class Importance:
 
     entries: name -> float32, one weight a column; for stacked experts, one expert after another.
     chunks: pieces of text that were counted, 0 when the file does not say.
-    datasets: the names of the texts.
+    datasets: the names of the texts.   unseen: name -> how many of its matrices no token went through; ones stand
+    for the weights of those, as in llama-quantize.
     """
 
     entries: Mapping[str, NDArray[np.float32]]
     chunks: int = 0
     datasets: Sequence[str] = field(default_factory=tuple)
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
     def filtered(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Importance:
         """Only entries whose name contains one of `include`, or none of `exclude`; giving both is an error."""
@@ -89,27 +91,32 @@ def from_tensors(tensors: Mapping[str, Stored], metadata: Mapping[str, Any], whe
     names += [name.removesuffix(COUNTS) for name in tensors if name.endswith(COUNTS)]
     if not names:
         raise BadFile(f"{where}: holds no tensor NAME{SUMS}; it is no importance matrix")
-    entries = {}
+    entries, unseen = {}, {}
     for name in dict.fromkeys(names):
         sums, counts = tensors.get(name + SUMS), tensors.get(name + COUNTS)
         if sums is None or counts is None:
             raise BadFile(f"{where}: {name!r} has only one of {SUMS} and {COUNTS}; compute the matrix again")
         if sums.type.name != "F32" or counts.type.name != "F32":
             raise BadFile(f"{where}: sums and counts of {name!r} are not F32; compute the matrix again")
-        entries[name] = _normalised(sums.numpy().reshape(-1), counts.numpy().reshape(-1), f"{where}: {name!r}")
-    return Importance(entries, _whole(metadata[keys[1]], f"{where}: key {keys[1]!r}"), tuple(datasets))
+        entries[name], never = _normalised(
+            sums.numpy().reshape(-1), counts.numpy().reshape(-1), f"{where}: {cut(name)}"
+        )
+        if never:
+            unseen[name] = never
+    return Importance(entries, _whole(metadata[keys[1]], f"{where}: key {keys[1]!r}"), tuple(datasets), unseen)
 
 
-def _normalised(sums: NDArray[np.float32], counts: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+def _normalised(sums: NDArray[np.float32], counts: NDArray[np.float32], what: str) -> tuple[NDArray[np.float32], int]:
+    """The weights of all matrices, and how many of those saw no token."""
     if not len(counts) or not len(sums) or len(sums) % len(counts):
         raise BadFile(f"{what} has {len(sums)} sums and {len(counts)} counts; compute the matrix again")
-    if not np.isfinite(counts).all() or np.abs(counts).max() > 2**62:
+    if not np.isfinite(counts).all() or counts.max() > 2**62 or counts.min() < 0:
         raise BadFile(f"{what} has a count that is no number of tokens; compute the matrix again")
     whole = np.trunc(counts.astype(np.float64) + np.copysign(0.5, counts)).astype(np.float32)  # C's lround
     values = np.ones((len(counts), len(sums) // len(counts)), np.float32)  # an expert that was never used
     with np.errstate(over="ignore", invalid="ignore"):
         np.divide(sums.reshape(values.shape), whole[:, None], out=values, where=whole[:, None] > 0)
-    return values.reshape(-1)
+    return values.reshape(-1), int((whole == 0).sum())
 
 
 def _whole(value: Any, what: str) -> int:

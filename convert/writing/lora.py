@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.writing.untie import untied
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign import torch_file
@@ -28,6 +29,11 @@ from llmconv.formats.tensor import Tensor
 
 __all__ = ["merge"]
 
+_NOT_MERGED = (
+    *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora"),
+    *("use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config"),
+)
+"""Settings of an adapter that make it something else than W + s · B A of whole layers."""
 _PREFIX = "base_model.model."
 _PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<kind>embedding_A|embedding_B|A|B|magnitude_vector)(\.(?!bias$)\w+)??(\.weight)?(?P<bias>\.bias)?"
@@ -45,6 +51,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     checkpoint = unpack(checkpoint)  # into the weights, never into the numbers they are stored as
     config = _config(folder)
     parts, whole = _adapter(folder)
+    checkpoint, whole = untied(checkpoint, parts, whole)
     out = checkpoint.but()
     # First what was trained or saved whole: PEFT keeps the base's embeddings beside an adapter of them.
     for name, tensor in whole.items():
@@ -84,7 +91,7 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ValueError
     except (ValueError, RecursionError):
         raise BadFile(f"{at(path)}: is not a JSON object; fetch it again") from None
-    for setting in ("layer_replication", "trainable_token_indices"):
+    for setting in _NOT_MERGED:
         if config.get(setting):
             raise Unsupported(
                 f"{at(path)}: {setting} is set, which can't be merged; merge the adapter with PEFT itself"
@@ -135,10 +142,6 @@ def _whole_target(name: str, tensors: Mapping[str, Tensor], folder: Path) -> str
         ):
             if candidate in tensors:
                 return candidate
-    if name == "lm_head.weight":
-        raise Unsupported(
-            f"{at(folder)}: holds a trained lm_head, but the base model's head is tied to its embedding; untie it first"
-        )
     raise BadFile(
         f"{at(folder)}: has tensor {name!r}, which the base model does not have; use the adapter's own base model"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.tables import own_keys
-from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
 from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -144,7 +144,7 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
     has_importance = recipe.matrix is not None and bool(recipe.matrix.entries)
     known = has_importance or recipe.calibrated
     choices = assign(shaped, model, file_type, dataclasses.replace(recipe, importance=known))
-    warnings: list[str] = []
+    warnings = _strange_entries(recipe, checkpoint.tensors) if has_importance else []
     planned: list[tuple[Tensor, PlannedTensor]] = []
     needing = ""
     for (source, _), tensor, choice in zip(sources, shaped, choices, strict=True):
@@ -268,6 +268,18 @@ def _check(source: Tensor, choice: Choice, recipe: Recipe) -> None:
         )
 
 
+def _strange_entries(recipe: Recipe, tensors: Container[str]) -> list[str]:
+    """A note about entries of the importance matrix for tensors that are not there; `BadFile` when all are such."""
+    assert recipe.matrix is not None
+    strange = [name for name in recipe.matrix.entries if name not in tensors]
+    if not strange:
+        return []
+    if len(strange) == len(recipe.matrix.entries):
+        what = f"has no entry of this model's tensors, but {cut(strange[0])}{more(strange)}"
+        raise BadFile(f"{at(recipe.matrix_file)}: {what}; it belongs to another model")
+    return [f"the importance matrix has entries of tensors that are not there: {cut(strange[0])}{more(strange)}"]
+
+
 def _importance(
     source: Tensor, shape: tuple[int, ...], importance: Importance | None, warnings: list[str]
 ) -> NDArray[np.float32] | None:
@@ -293,6 +305,9 @@ def _importance(
     if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
         which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
         warnings.append(f"tensor {source.name!r} has importance weights of zeros alone{which}: it counts as without")
+    if never := importance.unseen.get(source.name):
+        which = f"{never} of {matrices} matrices" if matrices > 1 else "it"
+        warnings.append(f"tensor {source.name!r}: no token went through {which}, whose weights count alike")
     return found if zero.size < matrices else None
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, more
-from llmconv.formats import limits, side_files
+from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.foreign.mappings import Chosen, chosen, keep_rest
@@ -65,7 +65,7 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
         _read(checkpoint, path, key)
         return checkpoint
-    listed = _weight_map(path / INDEX) if (path / INDEX).is_file() else {}
+    listed = _weight_map(path / INDEX) if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else {}
     files = [path / name for name in sorted(set(listed.values()))] or _unlisted(path)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
@@ -77,6 +77,7 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
             raise BadFile(f"{at(path / INDEX)}: tensor {cut(missing)} should be in {file.name} but is not; fetch it")
     if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
         checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
+    checkpoint.notes += guests.beside(path, files, "pytorch_model*.bin")
     for entry in sorted(path.iterdir(), key=lambda p: p.name):
         wanted = (
             (entry.suffix in _SIDE_FILES or entry.name.isupper())

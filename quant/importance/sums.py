@@ -66,7 +66,14 @@ class Sums:
 
     def merge(self, other: Sums, where: str) -> None:
         """Add another matrix of the same model; `BadFile` when it is of another one.   where: its file."""
+        if self.entries and other.entries and not self.entries.keys() & other.entries.keys():
+            raise BadFile(
+                f"{where}: has no tensor of the others, such as {cut(min(self.entries))}; it is another model's"
+            )
         for name, entry in other.entries.items():
+            good = np.isfinite(entry.sums).all() and (entry.sums >= 0).all()
+            if not good or not np.isfinite(entry.counts).all() or (entry.counts < 0).any():
+                raise BadFile(f"{where}: sums of {cut(name)} are negative or no numbers; compute the matrix again")
             try:
                 self.add(name, entry.sums, entry.counts)
             except ValueError as error:

@@ -37,6 +37,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+    ],
+)
+def test_a_tied_model_computes_what_it_was_trained_to(tmp_path: Path, settings: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model("llama", vocab_size=64, tie_word_embeddings=True, **LLAMA)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, **({"target_modules": ATTENTION} | settings)))
+    with torch.no_grad():
+        for parameter in (p for p in adapted.parameters() if p.requires_grad):
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    llmconv.convert_file(tmp_path / "base", tmp_path / "merged", lora=tmp_path / "adapter")
+    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.allclose(ours.eval()(ids).logits, adapted.eval()(ids).logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_merged_as_peft_merges(tmp_path: Path, name: str) -> None:
     kind, settings = CASES[name]

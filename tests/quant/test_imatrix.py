@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 from imatrix_files import dat, write_gguf
 
-from llmconv.convert.writing.importance import read_importance
+from llmconv.convert.writing.importance import read_importance, read_sums
 from llmconv.errors import BadFile, UsageError
 from llmconv.quant.imatrix import Importance, from_dat
 
@@ -39,7 +39,7 @@ def test_gguf_with_experts_never_used(tmp_path: Path) -> None:
     found = read_importance(path)
     third = (np.float32([1, 9]) / np.float32(3)).tolist()
     assert found.entries["a"].tolist() == [1.0, 2.0, 1.0, 1.0, *third]
-    assert found.chunks == 7 and list(found.datasets) == ["wiki.txt"]
+    assert found.chunks == 7 and list(found.datasets) == ["wiki.txt"] and found.unseen == {"a": 1}
 
 
 def test_filters() -> None:
@@ -90,6 +90,7 @@ def test_any_bytes_are_refused_or_read(data: bytes) -> None:
         ({"a": [1.0, 2.0, 3.0]}, {"a": [1.0, 1.0]}, True, "3 sums and 2 counts"),
         ({"a": [1.0]}, {"a": [np.nan]}, True, "no number of tokens"),
         ({"a": [1.0]}, {"a": [1e30]}, True, "no number of tokens"),
+        ({"a": [1.0]}, {"a": [-1.0]}, True, "no number of tokens"),
         ({"a": [1.0]}, {"a": [1.0]}, False, "imatrix.datasets"),
     ],
 )
@@ -108,3 +109,18 @@ def test_a_model_is_no_importance_matrix(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(BadFile, match="no importance matrix"):
         read_importance(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("a", [1.0, -1.0], "negative"),
+        ("a", [1.0, np.nan], "negative or no"),
+        ("b", [1.0, 1.0], "another"),
+    ],
+)
+def test_sums_that_can_not_be_added(tmp_path: Path, name: str, values: list[float], message: str) -> None:
+    one = read_sums(write_gguf(tmp_path / "1.gguf", {"a": [[1.0, 2.0]]}, {"a": [[1.0]]}), 512)
+    other = read_sums(write_gguf(tmp_path / "2.gguf", {name: [values]}, {name: [[1.0]]}), 512)
+    with pytest.raises(BadFile, match=message):
+        one.merge(other, "2.gguf")

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmconv.convert.vocab import wordpiece
 from llmconv.convert.vocab.model import BPE, NAMED, ROLES, WORDPIECE, Vocab
 from llmconv.convert.vocab.read.folder import Folder
+from llmconv.errors import cut, more
 
 __all__ = ["fill"]
 
@@ -133,14 +135,40 @@ def _roles(vocab: Vocab, folder: Folder, said: _Said) -> None:
     """The id of each role, where it is one of the vocabulary's."""
     n = folder.size(len(vocab))
     texts: dict[str, int] = {}
+    absent: dict[str, str] = {}
     for role, token in said.named.items():
         id: Any = None
         if token is not None and (id := said.ids.get(token)) is None:
-            texts = texts or {t: i for i, t in enumerate(vocab.tokens)}
+            texts = texts or _texts(vocab)
             id = texts.get(token)
+            if id is None:
+                absent.setdefault(token, f"{role}_token")
         if id is None:
             id = folder.setting(f"{role}_token_id")
             id = id[0] if isinstance(id, list) and id else id  # Llama 3.1 names several ends; the first is the end
         if isinstance(id, int) and not isinstance(id, bool) and 0 <= id < n:
             vocab.special[role] = id
     vocab.special = {role: vocab.special[role] for role in ROLES if role in vocab.special}
+    for token in _additional(folder):
+        if token not in said.ids:
+            texts = texts or _texts(vocab)
+            if token not in texts:
+                absent.setdefault(token, "additional_special_tokens")
+    if absent:
+        first = next(iter(absent))
+        text = f"named but not in the vocabulary: {absent[first]} {cut(first)}{more(list(absent))}"
+        vocab.notes.append(f"{text}; it is not added, though transformers would add it behind the last")
+
+
+def _texts(vocab: Vocab) -> dict[str, int]:
+    """The id of each token, by its text as the folder's files have it."""
+    return {t: i for i, t in enumerate(wordpiece.plain(vocab) if vocab.model == WORDPIECE else vocab.tokens)}
+
+
+def _additional(folder: Folder) -> Iterator[str]:
+    """Special tokens without a role that the settings list."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            found = folder.json(file).get(key)
+            entries = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+            yield from (token for entry in entries if (token := _content(entry)) is not None)

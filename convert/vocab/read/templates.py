@@ -16,13 +16,22 @@ from llmconv.errors import cut
 
 __all__ = ["fill", "key_name"]
 
+_STATING = ("tokenizer_config.json", "chat_template.json")
 _KEPT = frozenset(string.ascii_letters + string.digits)
 
 
 def fill(vocab: Vocab, folder: Folder) -> None:
     """Set `chat_template`, and put the templates with a name into `extra`, under GGUF's keys."""
-    templates = _files(folder) or _stated(folder.json("tokenizer_config.json").get("chat_template"))
-    templates = templates or _stated(folder.json("chat_template.json").get("chat_template"))
+    sources = {
+        "the template files": _files(folder),
+        **{name: _stated(vocab, name, folder.json(name).get("chat_template")) for name in _STATING},
+    }
+    taken = next((source for source, found in sources.items() if found), "")
+    templates = dict(sources.get(taken, {}))
+    for source, found in sources.items():
+        other = next((name for name, text in found.items() if templates.get(name) != text), None)
+        if other is not None:
+            vocab.notes.append(f"{taken} are followed for chat, not {source}, whose template {cut(other)} differs")
     vocab.chat_template = templates.pop("default", None)
     names: dict[str, str] = {}
     for name, text in templates.items():
@@ -47,15 +56,24 @@ def _files(folder: Folder) -> dict[str, str]:
     return {name: folder.files[file].decode("utf-8", "replace") for name, file in found.items()}
 
 
-def _stated(template: Any) -> dict[str, str]:
-    """Templates in a JSON file: one text, or a list or a map of them by name."""
+def _stated(vocab: Vocab, file: str, template: Any) -> dict[str, str]:
+    """Templates in a JSON file: one text, or a list or a map of them by name, of which the last of a name counts."""
     match template:
         case str():
             return {"default": template}
         case list():
-            pairs = [(t.get("name"), t.get("template")) for t in template if isinstance(t, Mapping)]
+            pairs = [(t.get("name"), t.get("template")) if isinstance(t, Mapping) else (None, t) for t in template]
         case dict():
             pairs = list(template.items())
-        case _:
+        case None:
             return {}
-    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+        case _:
+            pairs = [(None, template)]
+    found: dict[str, str] = {}
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str):
+            vocab.notes.append(f"{file}: chat_template holds {cut(text, 40)} under the name {cut(name)}: left out")
+        elif found.setdefault(name, text) != text:
+            vocab.notes.append(f"{file}: has two chat templates {cut(name)} that differ; the last is followed")
+            found[name] = text
+    return found

@@ -153,3 +153,38 @@ def test_nothing_is_written_through_a_link(embedding: Path, tmp_path: Path) -> N
     with pytest.raises(LlmconvError, match="is a link to another folder"):
         llmconv.convert_file(embedding, tmp_path / "out", force=True)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def index(**weight_map: str) -> str:
+    return json.dumps({"weight_map": weight_map})
+
+
+@pytest.mark.parametrize(
+    ("beside", "text", "said"),
+    [
+        ("model.safetensors.index.json", index(absent="model.safetensors"), "names tensor 'absent', which is not in"),
+        ("model.safetensors.index.json", index(absent="m-00001-of-00002.safetensors"), "names tensor 'absent'"),
+        ("model.safetensors.index.json", "{", "is damaged; model.safetensors is read without it"),
+        ("model-00001-of-00002.safetensors", "x", "not read, the weights are taken from 'model.safetensors'"),
+        ("model.safetensors.part", "x", "a download that was not finished: 'model.safetensors.part'"),
+        ("abcdef.incomplete", "x", "a download that was not finished: 'abcdef.incomplete'"),
+    ],
+)
+def test_what_lies_beside_a_whole_file_is_named(tmp_path: Path, beside: str, text: str, said: str) -> None:
+    folder = write_hf(tmp_path / "a")
+    before = llmconv.open(folder)
+    (folder / beside).write_text(text)
+    found = llmconv.open(folder)
+    assert found.tensors.keys() == before.tensors.keys() and found.files.keys() == before.files.keys()
+    new = [note for note in found.notes if note not in before.notes]
+    assert len(new) == 1 and said in new[0]
+
+
+def test_an_index_that_only_names_the_whole_file_is_no_news(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "a")
+    names = dict.fromkeys(llmconv.open(folder).tensors, "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index(**names))
+    assert llmconv.open(folder).notes == []
+    names = dict.fromkeys(names, "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index(**names))
+    assert "names 'other.safetensors', which is not in it" in llmconv.open(folder).notes[0]

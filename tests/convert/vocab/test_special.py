@@ -75,6 +75,31 @@ def test_special_tokens_come_from_the_side_files() -> None:
     assert types[:3].tolist() == [TokenType.CONTROL] * 3 and types[-1] == TokenType.USER_DEFINED
 
 
+@pytest.mark.parametrize(
+    ("file", "settings", "named"),
+    [
+        ("tokenizer_config.json", {"eos_token": "<|gone|>"}, "eos_token '<|gone|>'"),
+        ("special_tokens_map.json", {"eos_token": {"content": "<|gone|>"}}, "eos_token '<|gone|>'"),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<s>", "<tool>"]}, "special_tokens '<tool>'"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"image": "<img>"}}, "special_tokens '<img>'"),
+        ("tokenizer_config.json", {"eos_token": "<s>", "additional_special_tokens": ["<s>"]}, None),
+    ],
+)
+def test_a_named_token_that_is_not_there_is_noted(file: str, settings: dict[str, Any], named: str | None) -> None:
+    files = {"tokenizer.json": trained("bpe", special=("<s>",)).to_str().encode(), file: json.dumps(settings).encode()}
+    found = vocab.from_files(files, {})  # type: ignore[arg-type]
+    assert found is not None
+    assert [n for n in found.notes if "not in the vocabulary" in n and str(named) in n] == found.notes
+    assert bool(found.notes) is (named is not None)
+
+
+def test_words_of_bert_are_found_under_their_own_names() -> None:
+    settings = {"cls_token": "[CLS]", "additional_special_tokens": ["the", "##e"]}
+    files = {"vocab.txt": b"[UNK]\n[CLS]\nthe\n##e\n", "tokenizer_config.json": json.dumps(settings).encode()}
+    found = vocab.from_files(files, {})  # type: ignore[arg-type]
+    assert found is not None and found.notes == []
+
+
 # (single, pair) -> what the reference converter writes of a folder with bos <s> and eos </s>.
 AROUND: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bos": ("<s> $A", "<s> $A <s> $B", {"bos": 0, "eos": 2, "add_bos": True, "add_sep": False}),

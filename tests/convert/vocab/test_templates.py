@@ -59,6 +59,28 @@ def test_which_template_counts(
     assert ours(vocab.to_gguf(reread)).get("tokenizer.chat_template.tool_use") == named.get("tool_use")
 
 
+TWICE = [*LIST, {"name": "default", "template": "E"}]
+
+
+@pytest.mark.parametrize(
+    ("texts", "default", "notes"),
+    [
+        ({"tokenizer_config.json": config(TWICE)}, "E", ["two chat templates 'default' that differ; the last"]),
+        ({"tokenizer_config.json": config([*LIST, LIST[0]])}, "D", []),
+        ({"tokenizer_config.json": config("OLD"), JINJA: "NEW"}, "NEW", ["not tokenizer_config.json, whose template"]),
+        ({"tokenizer_config.json": config("NEW"), JINJA: "NEW"}, "NEW", []),
+        ({JINJA: "NEW", "chat_template.json": config("P")}, "NEW", ["not chat_template.json, whose template"]),
+        ({"tokenizer_config.json": config([{"name": "default"}])}, None, ["holds None under the name 'default'"]),
+        ({"tokenizer_config.json": config(["D"])}, None, ["holds 'D' under the name None"]),
+        ({"tokenizer_config.json": config(5)}, None, ["holds 5 under the name None"]),
+    ],
+)  # fmt: skip
+def test_templates_that_contradict_each_other_are_named(texts: Any, default: str | None, notes: list[str]) -> None:
+    found = vocab.from_files(files(**texts), {})
+    assert found is not None and found.chat_template == default
+    assert len(found.notes) == len(notes) and all(w in n for w, n in zip(notes, found.notes, strict=True))
+
+
 def test_the_one_that_transformers_takes(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "OLD"}

@@ -185,3 +185,48 @@ def test_other_kinds_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
     with pytest.raises(BadFile, match=r"has no adapter_model.safetensors or .bin"):
         merged(tmp_path / "empty")
+
+
+EMBED, HEAD = RNG.normal(size=(2, 6, 4)).astype(np.float32)
+UP, DOWN = RNG.normal(size=(6, 2)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
+AT_EMBED, AT_HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+CHANGE = 2 * UP @ DOWN
+
+
+@pytest.mark.parametrize(
+    ("tensors", "embedding", "head"),
+    [
+        ({f"{AT_EMBED}.weight": HEAD}, HEAD, EMBED),
+        ({f"{AT_HEAD}.weight": HEAD}, EMBED, HEAD),
+        ({f"{AT_EMBED}.weight": HEAD, f"{AT_HEAD}.weight": EMBED + 1}, HEAD, EMBED + 1),
+        ({f"{AT_EMBED}.weight": HEAD, f"{AT_HEAD}.weight": HEAD}, HEAD, None),
+        ({f"{AT_HEAD}.lora_A.weight": DOWN, f"{AT_HEAD}.lora_B.weight": UP}, EMBED, EMBED + CHANGE),
+        (
+            {f"{AT_EMBED}.lora_embedding_A": UP.T.copy(), f"{AT_EMBED}.lora_embedding_B": DOWN.T.copy()},
+            EMBED + CHANGE,
+            EMBED,
+        ),
+        ({f"{AT}.lora_A.weight": A, f"{AT}.lora_B.weight": B}, EMBED, None),
+    ],
+)
+def test_what_was_one_tensor_becomes_two_where_one_is_changed(
+    tmp_path: Path, tensors: Any, embedding: Any, head: Any
+) -> None:
+    checkpoint = base(**{"model.embed_tokens.weight": EMBED})
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    checkpoint.files["config.json"] = json.dumps(config).encode()
+    out = lora.merge(checkpoint, adapter(tmp_path, tensors))
+    assert np.allclose(out.tensors["model.embed_tokens.weight"].numpy(), embedding, atol=1e-6)
+    assert ("lm_head.weight" in out.tensors) is (head is not None)
+    assert json.loads(out.file("config.json") or b"")["tie_word_embeddings"] is (head is None)
+    assert any("which were tied" in note for note in out.notes) is (head is not None)
+    if head is not None:
+        assert np.allclose(out.tensors["lm_head.weight"].numpy(), head, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting", ["target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config"]
+)
+def test_what_is_no_sum_of_products_is_refused(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(Unsupported, match=f"{setting} is set, which can't be merged"):
+        merged(adapter(tmp_path, **{setting: [1]}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 from folders import digest, only
+from imatrix_files import write_gguf
 from synthetic import broken
 
 from llmconv import formats
@@ -79,6 +80,20 @@ def changed_importance(path: Path, changes: dict[str, Any]) -> Path:
         tensor = found.tensors[f"{name}.in_sum2"]
         found.tensors[tensor.name] = Tensor.from_array(tensor.name, change(tensor.numpy().copy()))
     return formats.by_name("gguf").save(found, path.with_name("changed.gguf"), force=True)[0]
+
+
+def test_importance_of_another_model_or_of_nothing_is_named(model: Path, tmp_path: Path) -> None:
+    one = {"blk.0.attn_q.weight": np.ones((1, 256))}
+    count = {"blk.0.attn_q.weight": [[3.0]]}
+    strange = write_gguf(tmp_path / "s.gguf", {"layers.0.q": [[1.0]]}, {"layers.0.q": [[1.0]]})
+    with pytest.raises(BadFile, match=r"s.gguf: has no entry of this model's tensors, but 'layers.0.q'"):
+        quantize(model, tmp_path / "x.gguf", "Q4_0", imatrix=strange)
+    more = write_gguf(tmp_path / "m.gguf", one | {"v.blk.0": [[1.0]]}, count | {"v.blk.0": [[1.0]]})
+    made = quantize(model, tmp_path / "x.gguf", "Q4_0", imatrix=more)
+    assert any("entries of tensors that are not there: 'v.blk.0'" in w for w in made.output.warnings)
+    unseen = write_gguf(tmp_path / "u.gguf", {n: 0 * v for n, v in one.items()}, {n: [[0.0]] for n in one})
+    made = quantize(model, tmp_path / "y.gguf", "Q4_0", imatrix=unseen)
+    assert "tensor 'blk.0.attn_q.weight': no token went through it, whose weights count alike" in made.output.warnings
 
 
 def test_importance_of_zeros_is_none(tmp_path: Path) -> None:
