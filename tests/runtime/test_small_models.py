@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch as safetensors_torch
 import small_models as small
 
 import llmconv
@@ -233,6 +234,37 @@ def test_nanogpt_runs_as_itself(tmp_path: Path, prefix: str, bias: bool) -> None
         assert model.decoder.arch == ("gpt2" if bias else "small-gpt") and model.tokenizer.encode("ab\n") == [2, 3, 0]
         with torch.no_grad():
             torch.testing.assert_close(model(torch.tensor([IDS]))[0], wanted.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["--config", "metadata", "metadata's JSON"])
+def test_a_lone_safetensors_file_of_nanogpt(tmp_path: Path, how: str) -> None:
+    module, source = NanoGpt(True, masks=False), tmp_path / "m.safetensors"
+    metadata = {"metadata": {"n_head": "2"}, "metadata's JSON": {"model_args": json.dumps(small.SIZES)}}.get(how)
+    safetensors_torch.save_model(module, str(source), metadata)  # which leaves one of two names out
+    (tmp_path / "c.json").write_text('{"n_head": 2}')
+    config = tmp_path / "c.json" if how == "--config" else None
+    wanted = mingpt_forward(module.state_dict(), IDS, small.H, small.L, F.gelu, NANO)
+    for target in ("m.gguf", "m.json"):
+        llmconv.convert_file(source, tmp_path / target, config=config)
+    model = llmconv.load(tmp_path / "m.gguf", "cpu", "f32")
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([IDS]))[0], wanted, atol=1e-5, rtol=0)
+    assert {"transformer.wte.weight", "lm_head.weight"} < json.loads((tmp_path / "m.json").read_text()).keys()
+    llmconv.convert_file(source, tmp_path / "same.safetensors")
+    assert llmconv.open(tmp_path / "same.safetensors").tensors.keys() == llmconv.open(source).tensors.keys()
+
+
+def test_a_lone_safetensors_file_is_not_guessed(tmp_path: Path) -> None:
+    """Without the number of heads it keeps its names; Hugging Face's GPT-2, whose matrices are turned, always does."""
+    state = {name: array.clone() for name, array in NanoGpt(True, masks=False).state_dict().items()}
+    safetensors_torch.save_file(state, tmp_path / "m.safetensors")
+    result = llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "m.gguf")
+    assert any("looks like the layout nanogpt" in note and "n_head is missing" in note for note in result.notes)
+    assert llmconv.open(tmp_path / "m.gguf").tensors.keys() == state.keys()
+    turned = {k: a.T.contiguous() if ".c_" in k and a.ndim == 2 else a for k, a in state.items()}
+    safetensors_torch.save_file(turned, tmp_path / "h.safetensors", {"n_head": "2"})
+    llmconv.convert_file(tmp_path / "h.safetensors", tmp_path / "h.gguf")
+    assert llmconv.open(tmp_path / "h.gguf").tensors.keys() == state.keys()
 
 
 @pytest.mark.parametrize("how", ["one storage", "the same bytes", "an older file", "another head"])
