@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.training_files import FORMATS, LAYERED
+from llmconv.convert.dialects.training_files import LAYERED, is_training_file
 from llmconv.convert.reading import Reading, StrPath
 from llmconv.errors import UsageError, at, nearest
 from llmconv.formats.checkpoint import Checkpoint
@@ -36,9 +36,10 @@ def check_name(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{at(path)}: its ending names no format that can be written; {hint} end a folder's name in /")
 
 
-def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]) -> None:
-    """`UsageError` for an option that has no effect on a source of this format and dialect when `to` is written."""
-    document, layout = dialect == "json" or source in FORMATS, options.get("layout")
+def check_options(checkpoint: Checkpoint, to: str, options: Mapping[str, Any]) -> None:
+    """`UsageError` for an option that has no effect on a source when `to` is written."""
+    source, dialect, layout = checkpoint.format, checkpoint.dialect, options.get("layout")
+    document = dialect == "json" or is_training_file(checkpoint)
     to_document = containers.by_name(to).dialect == "json"
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
@@ -55,7 +56,7 @@ def check_options(source: str, dialect: str, to: str, options: Mapping[str, Any]
 
 def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Checkpoint:
     """The checkpoint read as the options say: a folder without tokenizer takes that of `vocab`."""
-    check_options(checkpoint.format, checkpoint.dialect, to, options)
+    check_options(checkpoint, to, options)
     if checkpoint.dialect != "hf" or not options.get("vocab"):
         return checkpoint
     path = Path(options.pop("vocab"))

@@ -62,8 +62,8 @@ class Reading:
         )
 
     def own_names(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint in nobody's dialect is to keep its names."""
-        return training_files.table_of(checkpoint, self.layout) is None
+        """Whether a checkpoint in nobody's dialect is to keep its names; a safetensors file's stay in another."""
+        return checkpoint.format == "safetensors" or training_files.table_of(checkpoint, self.layout) is None
 
     def named(self, checkpoint: Checkpoint, dialect: str) -> Checkpoint:
         """The checkpoint in the dialect of a container: under its own names in "hf" where no table knows it."""

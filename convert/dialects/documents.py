@@ -24,6 +24,7 @@ from llmconv.convert.layouts import masks
 from llmconv.convert.layouts.base import Layout, Words, look, look_loosely
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.layouts.spelling import spell
+from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
 from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, cut as cut_short, more
@@ -153,12 +154,17 @@ def _check(table: Layout, document: Any, dims: Mapping[str, int], where: str) ->
 
 
 def _spelled(checkpoint: Checkpoint, table: Layout, where: str) -> Checkpoint:
-    """The document with its weights under the names that the table's rows have; masks are said, not kept."""
+    """The document with its weights under the names that the table's rows have.
+
+    Masks are said, not kept; a head that is the embedding refers to it.
+    """
     found = table.spelled(checkpoint.tensors)
     if found.strays:
         why = f"is none of the weights that a model of the layout {table.name} has; --layout plain converts any"
         raise UnknownTensor(where, list(found.strays), why)
     names = {path: name for name, path in found.names.items()}
+    if (head := tied_head(found.names, checkpoint.tensors)) is not None:
+        names[head] = "token_embd.weight"
 
     def place(slot: Slot) -> Any:
         if slot.name in found.masks and (mask := masks.said(slot, checkpoint.tensors[slot.name])) is not None:

@@ -1,5 +1,7 @@
 """Maps of named tensors: name -> {shape, data} (or {rows, cols, data}), the JSON that needs no table.
 
+A list of them, each with its name in it ([{name, shape, data}, ...]), is such a map too.
+
 Read: the document's names are the tensors' (a state dict); with a `config` that Hugging Face's tables know it is that
 model.  Written: any model at all, its keys with their exact types beside its tensors, so that it comes back whole.
 """
@@ -20,10 +22,10 @@ from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.layouts.base import look
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import DATA, has_shape
 from llmconv.formats.documents.document import Slot, dumps, replace_slots, slots
-from llmconv.formats.limits import too_large
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant.block import by_name
 
@@ -35,7 +37,7 @@ _ROOTS = ("", "weights", "tensors", "params", "parameters", "state_dict", "model
 
 
 def choose(document: Any) -> str | None:
-    """ "named" when the document holds its tensors in a map by name, else None."""
+    """ "named" when the document holds its tensors by name, else None."""
     return "named" if _map(document) is not None else None
 
 
@@ -55,19 +57,37 @@ def _is_tensor(node: Any) -> bool:
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
     """(root, map) of the named tensors."""
-    if not isinstance(document, dict):
-        return None
-    if document.get("format") == OURS and isinstance(ours := document.get("tensors"), dict):
+    if (
+        isinstance(document, dict)
+        and document.get("format") == OURS
+        and isinstance(ours := document.get("tensors"), dict)
+    ):
         return "tensors", {k: v for k, v in ours.items() if _is_tensor(v)}
-    for root in _ROOTS:
+    for root in _ROOTS if isinstance(document, dict) else ("",):
         node = document.get(root) if root else document
-        if not isinstance(node, dict):
-            continue
-        own = {k: v for k, v in node.items() if _is_tensor(v)}
+        own = {k: v for k, v in _named(node).items() if _is_tensor(v)}
         inside = {id(s) for v in own.values() for s in slots(v)}
         if own and all(id(s) in inside for s in slots(document)):
             return root, own
     return None
+
+
+def _is_ours(document: Any) -> bool:
+    """Whether `describe` made the document."""
+    return isinstance(document, dict) and document.get("format") == OURS
+
+
+def _named(node: Any) -> dict[str, Any]:
+    """What an object holds by name: its values, or the items of a list that each have a name of their own."""
+    if isinstance(node, dict):
+        return node
+    listed = [item for item in node if isinstance(item, dict)] if isinstance(node, list) else []
+    own: dict[str, Any] = {item["name"]: item for item in listed if _is_name(item.get("name"))}
+    return own if isinstance(node, list) and len(own) == len(node) else {}
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= limits.MAX_NAME_BYTES
 
 
 def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_key: str) -> Checkpoint:
@@ -85,7 +105,7 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
         )
     tensors = {names[n]: folded(t.renamed(names[n])) for n, t in checkpoint.tensors.items() if n in names}
     renamed = replace_slots(document, lambda s: dataclasses.replace(s, name=names[s.name]))
-    if document.get("format") == OURS:
+    if _is_ours(document):
         return _ours(checkpoint, document, tensors, maps, where)
     out = _hugging_face(checkpoint, document, tensors)
     if out is None:
@@ -96,7 +116,7 @@ def to_gguf(checkpoint: Checkpoint, where: str, keys: dict[str, str], document_k
 
 
 def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tensor]) -> Checkpoint | None:
-    config = document.get("config")
+    config = document.get("config") if isinstance(document, dict) else None
     if not isinstance(config, dict) or archs.by_hf(config) is None:
         return None
     files: dict[str, Any] = {"config.json": json.dumps(config).encode()}
@@ -170,7 +190,7 @@ def _empty(name: str, node: Any, where: str) -> Tensor:
     text = node.get("shape") if isinstance(node, dict) and node.get("data") == [] else None
     if isinstance(text, str) and re.fullmatch(r"\d{1,15}(x\d{1,15}){0,7}", text):
         shape = tuple(map(int, text.split("x")))
-        if 0 in shape and not too_large(shape):
+        if 0 in shape and not limits.too_large(shape):
             return Tensor(
                 name, shape, by_name("F64"), lambda start, stop: np.empty((stop - start, 8 * shape[-1]), "u1")
             )

@@ -14,6 +14,7 @@ from llmconv.convert import layouts
 from llmconv.convert.dialects import documents, layered, own_names
 from llmconv.convert.layouts import keras, torch_rnn
 from llmconv.convert.layouts.base import Layout
+from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, at
 from llmconv.formats import limits
@@ -23,7 +24,7 @@ from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.foreign import pickle_file
 from llmconv.formats.foreign.mappings import REST
 
-__all__ = ["FORMATS", "LAYERED", "from_gguf", "table_of", "to_gguf"]
+__all__ = ["FORMATS", "LAYERED", "from_gguf", "is_training_file", "table_of", "to_gguf"]
 
 FORMATS = ("torch", "numpy", "pickle", "llmc")
 """Containers of training programs."""
@@ -35,11 +36,41 @@ META = "meta.pkl"
 
 def table_of(checkpoint: Checkpoint, layout: str | None = None) -> Layout | None:
     """The layout that a training program's file is of; None: nobody's."""
-    if checkpoint.format not in FORMATS or layout in (layouts.PLAIN, layouts.NAMED):
+    if layout in (layouts.PLAIN, layouts.NAMED) or not is_training_file(checkpoint):
         return None
+    checkpoint = _twice_named(checkpoint)
     if layout is not None:
         return layouts.by_name(layout)
     return layouts.recognise(_document(checkpoint), checkpoint.tensors)
+
+
+def is_training_file(checkpoint: Checkpoint) -> bool:
+    """Whether a file is one that layouts' tables are asked about."""
+    return checkpoint.format in FORMATS or _is_nanogpt(checkpoint)
+
+
+def _is_nanogpt(checkpoint: Checkpoint) -> bool:
+    """Whether a lone safetensors file is a state dict of minGPT or nanoGPT.
+
+    Its names are those of Hugging Face's GPT-2, whose matrices stand the other way round.
+    """
+    if checkpoint.format != "safetensors" or checkpoint.files or own_keys.GGUF_METADATA in checkpoint.metadata:
+        return False
+    joined = [t.shape for name, t in checkpoint.tensors.items() if name.endswith(".attn.c_attn.weight")]
+    if not joined or any(len(shape) != 2 or shape[0] != 3 * shape[1] for shape in joined):
+        return False
+    found = spell({name: tensor.shape for name, tensor in _twice_named(checkpoint).tensors.items()})
+    return not found.strays and found.has("token_embd.weight", "position_embd.weight", "blk.0.attn_norm.weight")
+
+
+def _twice_named(checkpoint: Checkpoint) -> Checkpoint:
+    """With the names that safetensors' `save_model` leaves out, which its metadata says: {left out: the one there}."""
+    if checkpoint.format != "safetensors":
+        return checkpoint
+    there = checkpoint.tensors
+    stated = {name: of for name, of in checkpoint.metadata.items() if isinstance(of, str)}
+    again = {name: there[of] for name, of in stated.items() if name not in there and of in there}
+    return checkpoint.but(tensors={**there, **again})
 
 
 def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
@@ -49,7 +80,7 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     if table is None:
         return _by_layers(checkpoint, options)
     try:
-        return documents.to_gguf(_as_document(checkpoint), **{**options, "layout": table.name})
+        return documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
     except BadFile as error:
         if layout is not None:
             raise
@@ -80,12 +111,23 @@ def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
 
 def _document(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a file holds besides its tensors, with texts as keys."""
+    if checkpoint.format == "safetensors":
+        return {key: _stated(text) for key, text in checkpoint.metadata.items()}
     try:
         rest = json.loads(checkpoint.metadata.get(REST, "{}"))
     except (TypeError, ValueError, RecursionError):
         return {}
     rest = _plain(rest)
     return rest if isinstance(rest, dict) else {}
+
+
+def _stated(text: Any) -> Any:
+    """A text of a safetensors file's metadata: what it says where it is JSON's object or list."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return text
+    return found if isinstance(found, dict | list) else text
 
 
 def _plain(node: Any) -> Any:

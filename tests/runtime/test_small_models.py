@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch as safetensors_torch
 import small_models as small
 
 import llmconv
@@ -175,7 +176,7 @@ def test_a_trained_checkpoint_gives_its_authors_logits(shared: Path, tmp_path: P
     with torch.no_grad():
         torch.testing.assert_close(model(torch.tensor([ids]))[0], wanted, atol=1e-9, rtol=0)
         result = llmconv.convert_file(source, tmp_path / "m.gguf")
-        assert result.types == {"F32": 53} and any("its MLP has gelu;" in note for note in result.notes)
+        assert result.types == {"F32": 52} and any("its MLP has gelu;" in note for note in result.notes)
 
 
 class NanoGpt(torch.nn.Module):
@@ -233,6 +234,59 @@ def test_nanogpt_runs_as_itself(tmp_path: Path, prefix: str, bias: bool) -> None
         assert model.decoder.arch == ("gpt2" if bias else "small-gpt") and model.tokenizer.encode("ab\n") == [2, 3, 0]
         with torch.no_grad():
             torch.testing.assert_close(model(torch.tensor([IDS]))[0], wanted.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["--config", "metadata", "metadata's JSON"])
+def test_a_lone_safetensors_file_of_nanogpt(tmp_path: Path, how: str) -> None:
+    module, source = NanoGpt(True, masks=False), tmp_path / "m.safetensors"
+    metadata = {"metadata": {"n_head": "2"}, "metadata's JSON": {"model_args": json.dumps(small.SIZES)}}.get(how)
+    safetensors_torch.save_model(module, str(source), metadata)  # which leaves one of two names out
+    (tmp_path / "c.json").write_text('{"n_head": 2}')
+    config = tmp_path / "c.json" if how == "--config" else None
+    wanted = mingpt_forward(module.state_dict(), IDS, small.H, small.L, F.gelu, NANO)
+    for target in ("m.gguf", "m.json"):
+        llmconv.convert_file(source, tmp_path / target, config=config)
+    model = llmconv.load(tmp_path / "m.gguf", "cpu", "f32")
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([IDS]))[0], wanted, atol=1e-5, rtol=0)
+    assert {"transformer.wte.weight", "lm_head.weight"} < json.loads((tmp_path / "m.json").read_text()).keys()
+    llmconv.convert_file(source, tmp_path / "same.safetensors")
+    assert llmconv.open(tmp_path / "same.safetensors").tensors.keys() == llmconv.open(source).tensors.keys()
+
+
+def test_a_lone_safetensors_file_is_not_guessed(tmp_path: Path) -> None:
+    """Without the number of heads it keeps its names; Hugging Face's GPT-2, whose matrices are turned, always does."""
+    state = {name: array.clone() for name, array in NanoGpt(True, masks=False).state_dict().items()}
+    safetensors_torch.save_file(state, tmp_path / "m.safetensors")
+    result = llmconv.convert_file(tmp_path / "m.safetensors", tmp_path / "m.gguf")
+    assert any("looks like the layout nanogpt" in note and "n_head is missing" in note for note in result.notes)
+    assert llmconv.open(tmp_path / "m.gguf").tensors.keys() == state.keys()
+    turned = {k: a.T.contiguous() if ".c_" in k and a.ndim == 2 else a for k, a in state.items()}
+    safetensors_torch.save_file(turned, tmp_path / "h.safetensors", {"n_head": "2"})
+    llmconv.convert_file(tmp_path / "h.safetensors", tmp_path / "h.gguf")
+    assert llmconv.open(tmp_path / "h.gguf").tensors.keys() == state.keys()
+
+
+@pytest.mark.parametrize("how", ["one storage", "the same bytes", "an older file", "another head"])
+def test_a_head_that_is_the_embedding_is_kept_once(tmp_path: Path, how: str) -> None:
+    state = NanoGpt(True, masks=False).state_dict()
+    if how != "one storage":
+        state["lm_head.weight"] = state["lm_head.weight"].clone()
+    if how == "another head":
+        state["lm_head.weight"][-1, -1] += 1
+    saved = {"model": state, "model_args": small.SIZES}
+    torch.save(saved, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=how != "an older file")
+    llmconv.convert_file(tmp_path / "ckpt.pt", tmp_path / "m.gguf")
+    made = llmconv.open(tmp_path / "m.gguf")
+    assert ("output.weight" in made.tensors) == (how == "another head")
+    for source in ("ckpt.pt", "m.gguf"):
+        llmconv.convert_file(tmp_path / source, tmp_path / "m.json", force=True)
+        document = json.loads((tmp_path / "m.json").read_text())
+        assert {name: np.array(document[name], np.float32).tolist() for name in state} == {
+            name: array.numpy().tolist() for name, array in state.items()
+        }
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "m.json").read_bytes()
 
 
 def test_a_nanogpt_folder_runs_in_transformers(tmp_path: Path) -> None:

@@ -176,6 +176,70 @@ def test_named_tensors_of_a_known_model_become_that_model(write: Any, shared: Pa
     assert all(np.array_equal(model.tensors[n].numpy(), t.numpy()) for n, t in wanted.tensors.items())
 
 
+LISTED: list[Any] = [
+    {"name": "w", "shape": [2, 3], "data": [0.5, 1, 1.5, 2, 2.5, 3]},
+    {"name": "b", "data": [[0.1, 0.2]], "shape": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("place", ["", "tensors", "weights"])
+def test_a_list_of_named_tensors_is_a_map_of_them(write: Any, tmp_path: Path, place: str) -> None:
+    source = write("m.json", {"kind": "mine", place: LISTED} if place else LISTED)
+    llmconv.convert_file(source, tmp_path / "m.gguf", outtype="f64")
+    shapes = {name: tensor.shape for name, tensor in llmconv.open(tmp_path / "m.gguf").tensors.items()}
+    assert shapes == {"w": (2, 3), "b": (1, 2)}
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("second", [{"name": "w"}, {"name": ""}, {"name": 3}])
+def test_a_list_whose_names_are_none_is_no_map(write: Any, tmp_path: Path, second: Any) -> None:
+    source = write("m.json", [LISTED[0], LISTED[1] | second])
+    with pytest.raises(BadFile, match="is no model of a known layout"):
+        llmconv.convert_file(source, tmp_path / "m.gguf")
+    llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain")
+    assert set(llmconv.open(tmp_path / "m.gguf").tensors) == {"[0]", "[1]"}
+
+
+# What JavaScript's libraries save of networks that are no language models -> the shapes of their arrays.
+NETWORKS: dict[str, tuple[Any, dict[str, tuple[int, ...]]]] = {
+    "brain.js": (
+        {"type": "NeuralNetwork", "sizes": [2, 3], "layers": [{"weights": [], "biases": []},
+         {"weights": [[0.1, 2], [3, 4], [5, 6]], "biases": [0.5, 1, 2]}]},
+        {"layers[1].weights": (3, 2), "layers[1].biases": (3,)},
+    ),
+    "brain.js before 2": (
+        {"sizes": [2, 1], "layers": [{"0": {}, "1": {}}, {"0": {"bias": -2.5, "weights": {"0": 0.2, "1": 0.3}}}]},
+        {"layers[1].0.weights": (2,)},
+    ),
+    "ConvNetJS": (
+        {"layers": [{"layer_type": "conv", "sx": 2, "filters": [{"sx": 2, "sy": 3, "depth": 2,
+         "w": {str(i): i / 8 for i in range(12)}}], "biases": {"sx": 1, "sy": 1, "depth": 1, "w": {"0": 0.5}}}]},
+        {"layers[0].filters[0]": (3, 2, 2), "layers[0].biases": (1, 1, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", NETWORKS)
+def test_networks_of_javascript_are_plain_with_their_shapes(write: Any, tmp_path: Path, program: str) -> None:
+    tree, shapes = NETWORKS[program]
+    source = write("m.json", tree)
+    llmconv.convert_file(source, tmp_path / "m.gguf", outtype="f64", layout="plain")
+    assert {name: tensor.shape for name, tensor in llmconv.open(tmp_path / "m.gguf").tensors.items()} == shapes
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("program", ["synaptic", "neataptic"])
+def test_networks_of_single_numbers_hold_no_array(write: Any, tmp_path: Path, program: str) -> None:
+    """Their weights are a number a connection: there is no tensor to convert."""
+    units = "neurons" if program == "synaptic" else "nodes"
+    links = [{"from": 0, "to": 1, "weight": 0.25, "gater": None}]
+    source = write("m.json", {units: [{"bias": 0.1, "squash": "LOGISTIC"}] * 2, "connections": links})
+    with pytest.raises(BadFile, match="holds no array of numbers"):
+        llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain")
+
+
 def test_a_model_made_elsewhere_is_written_in_its_familys_layout(write: Any, tmp_path: Path) -> None:
     for tree in (document(), document(heads=2)):
         source = llmconv.open(write("m.json", tree))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,47 @@ def test_the_model_is_found_and_the_rest_kept(tmp_path: Path, what: str) -> None
     assert json.loads(llmconv.open(tmp_path / "c.safetensors").metadata.get(REST, "null")) == rest
 
 
+# what a file holds, W in the places of tensors -> their names and the rest; a lone one in a .pkl has the file's name
+LOOSE: dict[str, tuple[Any, list[str], Any]] = {
+    "a lone tensor": (W, ["values"], None),
+    "a list": ([W, W], ["0", "1"], None),
+    "a tuple": ((W, W), ["0", "1"], None),
+    "a list with more": ([W, {"lr": 0.5}], ["0"], {"1": {"lr": 0.5}}),
+    "lists in a mapping": ({"weights": [W, W], "step": 3}, ["weights.0", "weights.1"], {"step": 3}),
+}
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pkl"])
+@pytest.mark.parametrize("what", LOOSE)
+def test_lists_and_lone_tensors(tmp_path: Path, what: str, suffix: str) -> None:
+    value, names, rest = LOOSE[what]
+    if suffix == "pt":
+        torch.save(value, tmp_path / "c.pt")
+    else:
+        (tmp_path / "c.pkl").write_bytes(pickle.dumps(_numpy(value)))
+        names = ["c"] if what == "a lone tensor" else names
+    opened = llmconv.open(tmp_path / f"c.{suffix}")
+    assert list(opened.tensors) == names
+    assert all(tensor.numpy().tolist() == W.tolist() for tensor in opened.tensors.values())
+    assert json.loads(opened.metadata.get(REST, "null")) == rest
+    assert llmconv.convert_file(tmp_path / f"c.{suffix}", tmp_path / "c.gguf").n_tensors == len(names)
+
+
+def _numpy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _numpy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_numpy, value))
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def test_a_whole_module_is_refused_by_name(tmp_path: Path) -> None:
+    """torch.save(model), not of its state dict: reading it would run its program."""
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "m.pt")
+    with pytest.raises(BadFile, match=r"asks for torch\.nn\.modules\.linear\.Linear.*; .*save model\.state_dict\(\)"):
+        llmconv.open(tmp_path / "m.pt")
+
+
 def test_several_mappings_need_a_key(tmp_path: Path) -> None:
     torch.save({"generator": {"a.w": W}, "critic": {"a.w": W + 1, "b.w": W}}, tmp_path / "gan.pt")
     with pytest.raises(UsageError, match=r"several mappings of tensors, 'generator' \(1\), 'critic' \(2\); choose one"):
@@ -71,8 +113,6 @@ def test_nothing_is_not_a_model(tmp_path: Path, value: Any) -> None:
 
 
 def test_values_that_refer_to_themselves(tmp_path: Path) -> None:
-    import pickle
-
     endless: dict[str, Any] = {"w": 1}
     endless["self"] = endless
     laughs: list[Any] = [0]
