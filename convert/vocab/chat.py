@@ -123,22 +123,14 @@ def _until_mark(text: str, last: str) -> str:
 
 def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
-        import jinja2
+        environment = _environment()
     except ImportError:
         raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
     try:
-        return str(_environment().from_string(text).render(**variables))
+        return str(environment.from_string(text).render(**variables))
     except LlmconvError:
         raise
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as e:
+    except Exception as e:  # a template is a program: it may fail in every way, out of memory and SyntaxError too
         raise BadFile(f"the chat template fails: {type(e).__name__}: {cut(str(e), 200)}") from None
 
 

@@ -54,6 +54,8 @@ def test_chat() -> None:
         "{{ undefined_thing.x }}",
         "{% if %}",
         "{{ 1 / 0 }}",
+        "{{ 'a' * 10 ** 15 }}",
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
     ],
 )
 def test_templates_are_caged(template: str) -> None:
