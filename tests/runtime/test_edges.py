@@ -41,6 +41,13 @@ def learned(positions: int) -> Any:
 # ---- contexts
 
 
+def test_a_prompt_of_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = runnable.write(runnable.checkpoint(), tmp_path / "m.gguf")
+    for prompt in ("w1 \udcff", "w1 \ud800"):  # as Python holds such an argument
+        result = CliRunner().invoke(cli, ["generate", str(path), "-p", prompt, "-n", "1", "--device", "cpu"])
+        assert result.exit_code == 0 and result.output.startswith("w1 \ufffd")
+
+
 def test_a_prompt_longer_than_what_was_learned_is_refused() -> None:
     model = learned(8)
     with pytest.raises(llmconv.UsageError, match=r"the prompt has 9 tokens, but .* has learned 8 positions"):
