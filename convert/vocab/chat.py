@@ -20,6 +20,8 @@ __all__ = ["render"]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Under which names messages carry a model's reasoning; templates read the first, gpt-oss's the second."""
+_DEPTH = 200
+"""How deep lists and objects may be nested: a template's `tojson` takes a Python call for each."""
 _MARK = "LLMCONV_THE_TEXT_GOES_ON_HERE "
 
 
@@ -77,17 +79,19 @@ def _template(vocab: Vocab, wanted: str | None, tools: bool) -> str:
     return text
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Data that a template may see: nothing with methods of its own."""
+    if depth > _DEPTH:
+        raise UsageError(f"what the chat template is to show is nested more than {_DEPTH} deep; give flatter data")
     match value:
         case None | bool() | int() | float() | str():
             return value
         case np.generic():
             return value.item()
         case Mapping():
-            return {_plain(k): _plain(v) for k, v in value.items()}
+            return {_plain(k, depth + 1): _plain(v, depth + 1) for k, v in value.items()}
         case Sequence():
-            return [_plain(v) for v in value]
+            return [_plain(v, depth + 1) for v in value]
     return f"<{type(value).__name__}>"
 
 
@@ -123,22 +127,14 @@ def _until_mark(text: str, last: str) -> str:
 
 def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
-        import jinja2
+        environment = _environment()
     except ImportError:
         raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
     try:
-        return str(_environment().from_string(text).render(**variables))
+        return str(environment.from_string(text).render(**variables))
     except LlmconvError:
         raise
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as e:
+    except Exception as e:  # a template is a program: it may fail in every way, out of memory and SyntaxError too
         raise BadFile(f"the chat template fails: {type(e).__name__}: {cut(str(e), 200)}") from None
 
 

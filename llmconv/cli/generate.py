@@ -73,6 +73,7 @@ def generate(
         return
     if prompt is None:
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+    prompt = prompt.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # bytes of an argument that are no text
     before = iter(() if chat else (prompt,))  # shown when the first text comes, not before an error
 
     def show(text: str) -> None:

@@ -84,8 +84,8 @@ def compare(
 
     plot: an SVG to write: both losses along the text, KLD by position and by kind of token.
     Other arguments as `perplexity`'s; of pairs, every position is compared.  Where one vocabulary is the other's with
-    padding behind it, the tokens of both are compared: A's probabilities of them, made to sum to 1, with what
-    B gives them.
+    padding behind it, the tokens of both are compared.  What either model spends on its padding, a share m of the
+    probability at a position, counts as -ln(1 - m) of that position's KLD, and a note says how much it was.
 
     `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
     infinities on either side: it names the model, the position and the likely cause.
@@ -108,7 +108,9 @@ def compare(
             meter.reach(done, kld=kld / count)
     along.draw(left.tokenizer, f"{right.where} against {left.where}")
     notes = [f"{side}: {note}" for side, model in (("A", left), ("B", right)) for note in model.notes]
-    return _summary(torch.cat(found, 1), work, seen, clock, [*notes, *work.notes])
+    all_figures = torch.cat(found, 1)
+    notes += _padding_notes(left, right, all_figures[5], shared)
+    return _summary(all_figures[:5], work, seen, clock, [*notes, *work.notes])
 
 
 def _shared_words(left: Model, right: Model) -> int:
@@ -137,8 +139,22 @@ def _padded_from(model: Model, first: int) -> bool:
     return all(vocab.type_of(i) == TokenType.UNUSED for i in range(first, len(vocab.tokens)))
 
 
+def _padding_notes(left: Model, right: Model, spent: Tensor, shared: int) -> list[str]:
+    """How many rows one side has alone, and the share of the probability that it spends on them."""
+    for side, model in (("A", left), ("B", right)):
+        if more := model.decoder.vocab_size - shared:
+            rows = "1 row of padding" if more == 1 else f"{more:,} rows of padding"
+            mean, most = spent.mean().item(), spent.max().item()
+            return [f"{side}: its {rows} took {mean:.2g} of the probability on average, at most {most:.2g}"]
+    return []
+
+
 def _token_figures(left: Model, right: Model, batch: Batch, unit: str, shared: int) -> Tensor:
-    """(5, N) float64 for a batch's N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A."""
+    """(6, N) float64 for N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A, share spent on padding.
+
+    KL is that of A's probabilities of the shared tokens, made to sum to 1, from B's, and beside it -ln of that sum:
+    without the latter a model that is sure of its padding would lose nothing against one that never says it.
+    """
     models, device = (left, right), left.device
     hidden = [m.hidden(batch.inputs.to(m.device))[:, batch.scored].flatten(0, 1) for m in models]
     targets = batch.targets.flatten()
@@ -153,11 +169,15 @@ def _token_figures(left: Model, right: Model, batch: Batch, unit: str, shared: i
             logs.append(logits.log_softmax(-1))
         wanted = targets[start : start + step, None]
         chosen_a, chosen_b = (log.gather(-1, wanted)[:, 0] for log in logs)
+        kept_a, kept_b = (log[:, :shared].logsumexp(-1).clamp(max=0) for log in logs)
         log_a = logs[0][:, :shared].log_softmax(-1) if shared < logs[0].shape[1] else logs[0]
         chances = log_a.exp()
         kld = torch.where(chances > 0, chances * (log_a - logs[1][:, :shared]), 0.0).sum(-1)
-        same = (log_a.argmax(-1) == logs[1].argmax(-1)).to(exact)
-        figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp()))
+        if shared < logs[0].shape[1]:
+            kld -= kept_a
+        same = (logs[0].argmax(-1) == logs[1].argmax(-1)).to(exact)
+        spent = -torch.expm1(torch.minimum(kept_a, kept_b))
+        figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp(), spent))
         out.append(figures.to("cpu", torch.float64))
     return torch.cat(out, 1)
 

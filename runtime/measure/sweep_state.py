@@ -15,6 +15,8 @@ from llmconv.runtime.measure.sweep_rows import SweepRow
 __all__ = ["NAME", "State", "file_hash", "identity_of", "write_text"]
 
 NAME = "sweep.json"
+_ROW = {f.name: str(f.type) for f in fields(SweepRow)}
+_BASE = {"ppl": "float", "ppl_stderr": "float", "context": "int", "tokens": "int"}
 
 
 @dataclass
@@ -68,15 +70,30 @@ def _read(path: Path) -> dict[str, Any]:
         raw = file.read(1 << 20)
     try:
         state = json.loads(raw)
-        known = {f.name for f in fields(SweepRow)}
-        good = all(set(row) == known for row in state["rows"].values()) and isinstance(state["identity"], str)
-        good = good and isinstance(state.get("seconds", {}), dict)
-        good = good and (not state["rows"] or {"ppl", "ppl_stderr", "context", "tokens"} <= set(state["base"]))
+        good = (
+            isinstance(state["identity"], str)
+            and all(_are(row, _ROW) and len(row) == len(_ROW) and row["type"] == t for t, row in state["rows"].items())
+            and all(_is(value, "float") for value in state.get("seconds", {}).values())
+            and isinstance(state["base"].get("device", ""), str)
+            and (not state["rows"] or _are(state["base"], _BASE))
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise BadFile(f"{at(path)}: is no state of a sweep; remove it or choose another output folder (-o)")
     return dict(state)
+
+
+def _are(values: dict[str, Any], kinds: dict[str, str]) -> bool:
+    """Whether each of the names has a value of its kind."""
+    return all(_is(values[name], kind) for name, kind in kinds.items())
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether JSON's value is a "str", or an "int" or "float" that counts something; any number will do for a float."""
+    if kind == "str":
+        return isinstance(value, str)
+    return type(value) in ((int, float) if kind == "float" else (int,)) and value == value
 
 
 def write_text(path: Path, text: str) -> None:

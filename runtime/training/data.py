@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from numpy.typing import NDArray
 
@@ -82,14 +83,19 @@ def documents(path: Path) -> Iterator[Iterator[str]]:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                try:
-                    found = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise BadFile(f"{at(file, f'line {number}')}: is no JSON ({error})") from None
+                found = _json(line, at(file, f"line {number}"))
                 text = found.get("text") if isinstance(found, dict) else found
                 if not isinstance(text, str):
                     raise BadFile(f"{at(file, f'line {number}')}: expected a text, or an object with one under 'text'")
                 yield iter((text,))
+
+
+def _json(raw: bytes, place: str) -> Any:
+    """The value of JSON whose texts are Unicode: half of a surrogate pair, which no tokenizer takes, is refused."""
+    try:
+        return orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise BadFile(f"{place}: is no JSON ({error})") from None
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]] | None:
@@ -98,10 +104,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]] | None:
         return None
     with open_regular(path) as file:
         raw = file.read()
-    try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"{at(path)}: is no JSON ({error})") from None
+    found = _json(raw, at(path))
     if not isinstance(found, list):
         raise BadFile(f"{at(path)}: expected a JSON list of objects with 'input' and 'target'")
     pairs = []

@@ -41,6 +41,13 @@ def learned(positions: int) -> Any:
 # ---- contexts
 
 
+def test_a_prompt_of_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = runnable.write(runnable.checkpoint(), tmp_path / "m.gguf")
+    for prompt in ("w1 \udcff", "w1 \ud800"):  # as Python holds such an argument
+        result = CliRunner().invoke(cli, ["generate", str(path), "-p", prompt, "-n", "1", "--device", "cpu"])
+        assert result.exit_code == 0 and result.output.startswith("w1 \ufffd")
+
+
 def test_a_prompt_longer_than_what_was_learned_is_refused() -> None:
     model = learned(8)
     with pytest.raises(llmconv.UsageError, match=r"the prompt has 9 tokens, but .* has learned 8 positions"):
@@ -149,13 +156,14 @@ def test_the_command_prints_notes(tmp_path: Path) -> None:
 # ---- vocabularies that differ by padding
 
 
-def padded(rows: int, kind: TokenType = TokenType.UNUSED, listed: bool = True) -> Any:
+def padded(rows: int, kind: TokenType = TokenType.UNUSED, listed: bool = True, scale: float = 0.0) -> Any:
+    """The model with rows behind its vocabulary: `scale` times those at its beginning."""
     source = runnable.checkpoint()
     tensors = dict(source.tensors)
     for name in ("token_embd.weight", "output.weight"):
         if name in tensors:
             values = np.array(tensors[name].rows(), np.float32)
-            tensors[name] = Tensor.from_array(name, np.concatenate((values, np.zeros((rows, 32), np.float32))))
+            tensors[name] = Tensor.from_array(name, np.concatenate((values, np.float32(scale) * values[:rows])))
     metadata = dict(source.metadata)
     if listed:
         metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *(f"[PAD{i}]" for i in range(rows))]
@@ -172,7 +180,7 @@ def test_padding_is_left_out_of_a_comparison() -> None:
         ours, theirs = (m(tokens)[0, 8:15].double().log_softmax(-1) for m in (plain, wide))
     for a, b, first, second in (
         (plain, wide, ours, theirs[:, :32]),  # what B gives to padding is lost
-        (wide, plain, theirs[:, :32].log_softmax(-1), ours),
+        (wide, plain, theirs[:, :32].log_softmax(-1), ours + theirs[:, :32].exp().sum(-1, keepdim=True).log()),
         (plain, padded(8, listed=False), ours, theirs[:, :32]),
     ):
         found = llmconv.compare(a, b, text, context=16, chunks=1)
@@ -182,6 +190,25 @@ def test_padding_is_left_out_of_a_comparison() -> None:
         llmconv.UsageError, match="the models have 32 and 40 tokens, so their predictions can't be compared"
     ):
         llmconv.compare(plain, padded(8, TokenType.NORMAL), text, context=16)
+
+
+def test_what_goes_to_padding_is_lost_on_either_side() -> None:
+    text, plain = llmconv.Text(runnable.text()), load()
+    lost = []
+    for scale in (1, 200):  # 200: at some positions nearly all, at others nearly nothing
+        wide = padded(8, scale=scale)
+        with torch.inference_mode():
+            tokens = torch.tensor(plain.tokenizer.encode(runnable.text()))[None, :16]
+            kept = wide(tokens)[0, 8:15].double().softmax(-1)[:, :32].sum(-1)
+        for a, b, side in ((wide, plain, "A"), (plain, wide, "B")):
+            found = llmconv.compare(a, b, text, context=16, chunks=1)
+            assert found.mean_kld == pytest.approx(float(-kept.log().mean()), rel=1e-5, abs=1e-7)
+            assert found.mean_kld >= abs(np.log(found.ppl_ratio)) * 0.999  # no gate that sees nothing
+            mean, most = float(1 - kept.mean()), float(1 - kept.min())
+            said = f"{side}: its 8 rows of padding took {mean:.2g} of the probability on average, at most {most:.2g}"
+            assert said in found.notes
+        lost.append(found.mean_kld)
+    assert lost[0] > 0.1 and found.top1_agreement < 1
 
 
 # ---- text from memory

@@ -54,6 +54,8 @@ def test_chat() -> None:
         "{{ undefined_thing.x }}",
         "{% if %}",
         "{{ 1 / 0 }}",
+        "{{ 'a' * 10 ** 15 }}",
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
     ],
 )
 def test_templates_are_caged(template: str) -> None:
@@ -169,6 +171,7 @@ def test_the_template_for_tools(theirs: Any) -> None:
         (["x"], {}, "expected an object"),
         ([{"role": "user"}], {"continue_final_message": True}, "no text to go on with"),
         ([USER], {"continue_final_message": True, "template": "none of it"}, "leaves some"),
+        ([USER], {"tools": [json.loads('{"a":' * 900 + "1" + "}" * 900)]}, "nested more than 200 deep; "),
     ],
 )
 def test_what_can_not_be_rendered_is_one_sentence(messages: Any, options: Any, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Step
 from llmconv.runtime.measure import sweep as engine, sweep_card, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow
+from llmconv.runtime.measure.sweep_state import State
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint
 
@@ -209,6 +210,23 @@ def test_bad_input(model: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("[]")
     with pytest.raises(llmconv.BadFile, match="no state of a sweep"):
         run(model, text, tmp_path, "Q8_0")
+
+
+@pytest.mark.parametrize("where", [*asdict(ROW), "base", "seconds", "identity", "rows", "tokens", "device"])
+def test_a_state_of_wrong_types_is_refused(where: str, tmp_path: Path) -> None:
+    base = {"ppl": 3.0, "ppl_stderr": 0.5, "context": 16, "tokens": 32, "device": "cpu"}
+    state = {"identity": "x", "base": base, "rows": {"Q8_0": asdict(ROW)}, "seconds": {"Q8_0": 1}}
+    place: Any = next(part for part in (state, state["rows"]["Q8_0"], base) if where in part)
+    good, path = place[where], tmp_path / "sweep.json"
+    others = ["800", None, True, [1], {"a": "b"}, 1.5, float("nan")]
+    for value in (v for v in others if type(v) is not type(good) or v != v or (where in state and where != "identity")):
+        place[where] = value
+        path.write_text(json.dumps(state))
+        with pytest.raises(llmconv.BadFile, match="is no state of a sweep; "):
+            State.of(tmp_path, "x", fresh=False)
+    place[where] = good
+    path.write_text(json.dumps(state))
+    assert State.of(tmp_path, "x", fresh=False).rows == {"Q8_0": asdict(ROW)}
 
 
 def test_a_text_that_can_not_be_scored_is_refused_before_quantizing(model: Path, tmp_path: Path) -> None:

@@ -322,6 +322,25 @@ def test_data_kinds(tmp_path: Path) -> None:
     assert found == ["one two\nthree", "four", "five"]
 
 
+HALF = [b'{"text": "w \\ud800"}', b'[{"input": "w \\ud800", "target": "w w"}]', b'"\\udc80"']
+"""JSON of half a surrogate pair, which is no text."""
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("raw", [*HALF, b"\xff", b"[" * 9000, b"9" * 5000, b"NaN", b"{]", b"9e"])
+def test_broken_data_are_a_sentence(raw: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"data.{kind}"
+    path.write_bytes(raw)
+    with pytest.raises(llmconv.BadFile, match=r"data\.json") as caught:
+        list(data_files.texts(path))
+    assert len(str(caught.value)) < 300 + len(str(path))
+    path.write_bytes(b'\xef\xbb\xbf[{"input": "a", "target": "b"}]' if kind == "json" else b'\xef\xbb\xbf"a"\n"b"')
+    if kind == "json":
+        assert data_files.read_pairs(path) == [("a", "b")]
+    else:
+        assert ["".join(document) for document in data_files.documents(path)] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
