@@ -19,6 +19,8 @@ __all__ = ["described"]
 
 _PART = re.compile(r"(.+\.)?(weight|bias)_(ih|hh)_l(\d+)")
 _EMBEDDING = re.compile(r"emb|enc|wte|tok", re.IGNORECASE)
+_JOINED = re.compile(r"cell\.xh_to_(h|z)\.weight")
+"""makemore's RNN and GRU: one matrix on input and state side by side."""
 _OURS = {"ih": "rnn_x", "hh": "rnn_h"}
 _CELLS = {gates: cell for cell, gates in GATES.items()}
 
@@ -30,6 +32,11 @@ def described(checkpoint: Checkpoint) -> Model | None:
     first = next((n for n, f in parts.items() if f[2] == "weight" and f[3] == "hh" and f[4] == "0"), None)
     others = [name for name in shapes if name not in parts]
     tables = [name for name in others if name.endswith("weight") and len(shapes[name]) == 2]
+    joined = next(filter(_JOINED.fullmatch, shapes), None)
+    if first is None and joined is not None and "start" in shapes:
+        return Model(
+            lacks=f"makemore's cells ({joined}) begin from a state that they learned, which is not computed here"
+        )
     if first is None or len(tables) != 2 or shapes[tables[0]][0] != shapes[tables[1]][0]:
         return None
     rows, dim = shapes[first]

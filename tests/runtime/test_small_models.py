@@ -379,10 +379,13 @@ def test_makemore_keeps_its_names_where_it_is_no_decoder(tmp_path: Path) -> None
     """Its MLP and its recurrent cells are not run; its transformer is minGPT's, and lacks only the number of heads."""
     rnn = {"start": torch.zeros(1, 8), "wte.weight": torch.randn(11, 8), "cell.xh_to_h.weight": torch.randn(8, 16)}
     mlp = {"wte.weight": torch.randn(12, 8), "mlp.0.weight": torch.randn(16, 24), "mlp.0.bias": torch.randn(16)}
-    for name, state in (("rnn", rnn), ("mlp", mlp)):
+    gates = {f"cell.xh_to_{x}.weight": torch.randn(8, 16) for x in ("z", "r", "hbar")}
+    gru = {"start": torch.zeros(1, 8), "wte.weight": torch.randn(11, 8), **gates}
+    for name, state in (("rnn", rnn), ("gru", gru), ("mlp", mlp)):
         torch.save(state, tmp_path / f"{name}.pt")
         result = llmconv.convert_file(tmp_path / f"{name}.pt", tmp_path / f"{name}.gguf")
         assert any("keep their own names" in note for note in result.notes)
+        assert any("makemore's cells" in note for note in result.notes) == (name != "mlp")
         assert set(llmconv.open(tmp_path / f"{name}.gguf").tensors) == set(state)
     module = NanoGpt(True, masks=True)
     torch.save(module.state_dict(), tmp_path / "transformer.pt")
