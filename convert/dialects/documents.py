@@ -27,7 +27,8 @@ from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, at, cut as cut_short, more
+from llmconv.convert.vocab.model import same_value
+from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, at, cut as cut_short, more
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
@@ -462,7 +463,8 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
             return _result(checkpoint, document, {t.name: t for t in checkpoint.tensors.values()})
         if kept_as == layouts.NAMED:
             return _result(checkpoint, document, named_tensors.from_gguf(checkpoint, document))
-        return _fill(checkpoint, layouts.by_name(kept_as), document, where)
+        made = _fill(checkpoint, layouts.by_name(kept_as), document, where)
+        return made.but(*_unsaid(metadata, made, kept_as))
     arch = str(metadata.get("general.architecture", ""))
     table = layouts.by_name(layout) if layout and layout not in (layouts.NAMED, layouts.PLAIN) else None
     if table is not None and (table.arch != arch or table.build is None):
@@ -475,6 +477,20 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
         raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
     return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
+
+
+def _unsaid(metadata: Mapping[str, Any], made: Checkpoint, layout: str) -> list[str]:
+    """A note about keys that were edited since the GGUF was made: the document that it keeps says otherwise."""
+    try:
+        again = to_gguf(made, layout=layout).metadata
+    except LlmconvError:  # its configuration or vocabulary was given beside it
+        return []
+    starts = (f"{metadata.get('general.architecture')}.", "tokenizer.")
+    names = [k for k, v in again.items() if k.startswith(starts) and k in metadata and not same_value(metadata[k], v)]
+    if not names:
+        return []
+    what = f"{cut_short(names[0])}{more(names)}"
+    return [f"edited in the GGUF, but the document still says otherwise: {what}; edit it there too"]
 
 
 def _kept(metadata: Mapping[str, Any], where: str) -> Any:

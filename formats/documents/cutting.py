@@ -25,15 +25,18 @@ from llmconv.formats.tensor import Tensor
 
 __all__ = ["DATA", "SHAPE", "cut", "has_shape", "shapes"]
 
-SHAPE = ("shape", "dims", "dim", "size")
+SHAPE = ("shape", "dims", "dim", "size", "sizes", "dimensions", "tensorShape", "Shape")
 """Keys that state a shape as a list."""
 SIZES = (("rows", "cols"), ("rows", "columns"), ("n", "d"), ("sy", "sx", "depth"))
 """Keys that state it one by one (n, d: recurrentjs; sy, sx, depth: ConvNetJS)."""
 DATA = ("data", "values", "value", "weights", "weight", "v", "w", "buffer", "array", "elements")
 """Keys of the numbers, where the name of what is inside an object is the object's."""
-_DTYPE = ("dtype", "datatype", "dataType", "type", "kind")
+_TEXTS = ("base64", "b64", "bytes", "content", "raw", "__ndarray__", "Data")
+"""Keys of base64, where a shape or dtype stands beside it."""
+_ONLY_DTYPE = ("dtype", "datatype", "dataType", "data_type", "elementType", "Dtype")
+_DTYPE = (*_ONLY_DTYPE, "type", "kind", "format")
 _STRICT = ("shape", "dims", "dim", "rows")
-_IS_SIZES = re.compile(r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$")
+_IS_SIZES = re.compile(r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Dd]imension|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$")
 _BASE64 = re.compile(r"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{96}")
 """How a text begins that may be base64 though nothing beside it says so: no word, and no hexadecimal hash."""
 
@@ -68,6 +71,7 @@ class _Cutter:
     nulls: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
     beside: _Around = field(default_factory=_Around)
 
@@ -79,6 +83,7 @@ class _Cutter:
         says = {
             "holds only null, where JavaScript had NaN or Infinity: no tensor": self.nulls,
             "is base64 without a dtype and a shape that fits it: it stays text, no tensor": self.texts,
+            "has numbers under 0, 1, … but not all, in order, with their length behind them: no tensor": self.gaps,
             "is a buffer without a dtype or a shape that fits it: its bytes are the tensor's numbers": self.buffers,
             "has no dtype: its bytes are taken as floats of 32 (or 64) bits, which its shape suggests": self.guessed,
         }
@@ -121,6 +126,8 @@ class _Cutter:
         if all(type(x) is float or type(x) is int for x in node):
             return self.vector(node, path)
         if all(type(x) in (str, bool) for x in node):
+            if any(type(x) is str and _like_base64(x) for x in node):
+                self.texts.append(path)
             return node
         if all(x is None for x in node):
             self.nulls.append(path)
@@ -143,6 +150,8 @@ class _Cutter:
                     raise self.null(join(path, i))
                 if isinstance(x, list) and x:
                     raise self.bad(join(path, i), "is an array among numbers, expected a number; the array is ragged")
+        if any(isinstance(c, Numbers) for c in children):
+            self.nulls += [join(path, i) for i, x in enumerate(node) if x is None]
         return [self.settle(c, join(path, i)) for i, c in enumerate(children)]
 
     def null(self, path: str) -> BadFile:
@@ -182,6 +191,9 @@ class _Cutter:
         counted = n > 1 and keys[-1] == "length" and type(node["length"]) is int and node["length"] == n - 1
         n -= counted
         if keys[:n] != [str(i) for i in range(n)]:
+            digits = [k for k in keys if k.isdecimal()]
+            if len(digits) > 1 and all(type(node[k]) in (int, float) for k in digits):
+                self.gaps.append(path)
             return None
         items = list(node.values())[:n]
         if all(x is None for x in items):
@@ -201,8 +213,12 @@ class _Cutter:
     def buffer(self, node: dict[str, Any], path: str) -> Any:
         """{"type": "Buffer", "data": [bytes]}, as Node serialises its Buffers; None for any other object."""
         if list(node) != ["type", "data"] or node["type"] != "Buffer":
+            if list(node) == ["data", "type"] and node["type"] == "Buffer":  # as no program writes it: plain numbers
+                self.buffers.append(path)
             return None
         data = node["data"]
+        if isinstance(data, str):
+            self.texts.append(path)
         found = self.vector(data, path) if isinstance(data, list) and data and _all_ints(data) else data
         if not isinstance(found, Numbers) or not _are_bytes(found):
             return None
@@ -223,8 +239,11 @@ class _Cutter:
         if key is not None:
             shape = self.stated_shape(node, path)
             lone = key == "data" or (key in DATA and sum(isinstance(c, Numbers) for c in children.values()) < 2)
-            name = path or key if lone else _inside(path, key)
+            name = path or key if lone or key in _TEXTS else _inside(path, key)
             stated = next((d for k in _DTYPE if (d := dtype_named(node.get(k))) is not None), None)
+            if stated is None and isinstance(children[key], str) and _unknown_dtype(node):
+                self.texts.append(name)  # of a type that nobody here knows: no guess
+                return
             children[key] = self.made(children[key], name, shape, stated, _strict(node, key))
         told = key
         for key, child in children.items():
@@ -240,6 +259,9 @@ class _Cutter:
             for key in DATA:
                 if isinstance(children.get(key), kind) and key not in _DTYPE:
                     return key
+        for key in _TEXTS:
+            if isinstance(children.get(key), str) and (has_shape(node) or dtype_named(node.get("dtype")) is not None):
+                return key
         if has_shape(node):  # {"wte": {a Buffer}, "shape": [2, 3]}
             arrays = [k for k, c in children.items() if isinstance(c, Numbers)]
             return arrays[0] if len(arrays) == 1 else None
@@ -296,6 +318,11 @@ class _Cutter:
                 return None
             raise self.bad(path, f"states the shape {short(list(shape))}, expected positive sizes")
         return shape
+
+
+def _unknown_dtype(node: dict[str, Any]) -> bool:
+    """Whether an object states a type under a key that is for nothing else."""
+    return any(isinstance(node.get(key), str) for key in _ONLY_DTYPE)
 
 
 def _beside(node: dict[str, Any]) -> tuple[str, tuple[int, ...] | None]:

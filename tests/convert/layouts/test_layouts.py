@@ -382,3 +382,16 @@ def test_named_tensors_with_a_config_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(BadFile, match=f"has a config that is {kind}, expected an object; layout=.plain."):
             llmconv.convert_file(tmp_path / "m.json", tmp_path / "n.gguf")
         assert llmconv.convert_file(tmp_path / "m.json", to="gguf", layout="plain", force=True).n_tensors >= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("simple-llm.attention.layer_norm_epsilon", 0.5), ("simple-llm.attention.causal", True)]
+)
+def test_what_was_edited_in_the_gguf_of_a_document_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    source = Path(__file__).parents[3] / "examples" / "simple-36k.json"
+    llmconv.convert_file(source, tmp_path / "m.gguf")
+    assert llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "same.json").notes == []
+    assert (tmp_path / "same.json").read_bytes() == source.read_bytes()
+    llmconv.edit(tmp_path / "m.gguf", set={key: value}, output=tmp_path / "e.gguf")
+    notes = llmconv.convert_file(tmp_path / "e.gguf", tmp_path / "back.json").notes
+    assert len(notes) == 1 and f"the document still says otherwise: '{key}'" in notes[0]

@@ -193,3 +193,41 @@ def test_hobby_documents_come_back(tmp_path: Path, shared: Path) -> None:
         assert (tmp_path / "m.json").read_bytes() == source.read_bytes(), source.name
         names = set(llmconv.open(tmp_path / "m.gguf").tensors)
         assert not any(name.endswith((".shape", ".dim", "hidden_sizes")) for name in names)
+
+
+SIX = np.arange(6, dtype="<i4")
+TEXT = base64.b64encode(SIX.tobytes()).decode()
+
+
+@pytest.mark.parametrize("data", ["data", "base64", "b64", "bytes", "content", "raw", "__ndarray__", "Data"])
+@pytest.mark.parametrize("shape", ["shape", "dims", "sizes", "dimensions", "tensorShape", "Shape"])
+@pytest.mark.parametrize("dtype", ["dtype", "dataType", "data_type", "elementType", "format", "Dtype"])
+def test_base64_under_the_words_that_people_use(tmp_path: Path, data: str, shape: str, dtype: str) -> None:
+    text = json.dumps({"w": {dtype: "int32", shape: [2, 3], data: TEXT}})
+    (tmp_path / "m.json").write_text(text)
+    found = llmconv.open(tmp_path / "m.json")
+    assert found.notes == [] and found.tensors["w"].numpy().tolist() == SIX.reshape(2, 3).tolist()
+    llmconv.formats.by_name("json").save(found, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == text
+
+
+LONG = base64.b64encode(np.arange(96, dtype="<f4").tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"dtype": "complex64", "shape": [2, 3], "data": TEXT}, "it stays text, no tensor"),
+        ([LONG, LONG], "it stays text, no tensor"),
+        ({"type": "Buffer", "data": TEXT}, "it stays text, no tensor"),
+        ({"data": [1, 2, 3, 4], "type": "Buffer"}, "its bytes are the tensor's numbers"),
+        ({"length": 2, "0": 1.5, "1": 2.5}, "has numbers under 0, 1"),
+        ({"0": 1.5, "1": 2.5, "length": 3}, "has numbers under 0, 1"),
+        ({"0": 1.5, "2": 2.5, "length": 3}, "has numbers under 0, 1"),
+        ([[1.5, 2.5], None], "'w[1]' holds only null"),
+    ],
+)
+def test_what_is_no_tensor_is_named(tmp_path: Path, value: Any, said: str) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({"w": value, "x": [1.5, 2.5]}))
+    notes = llmconv.open(tmp_path / "m.json").notes
+    assert len(notes) == 1 and said in notes[0]
