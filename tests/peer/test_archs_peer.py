@@ -87,7 +87,12 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "chatglm": {"attention.key_length", "attention.value_length"},
     "ernie4_5-moe": {"attention.key_length", "attention.value_length"},
     "bailingmoe": {"attention.key_length", "attention.value_length"},
-    "exaone": {"attention.layer_norm_rms_epsilon"},
+    "exaone": {  # recent releases of transformers read its configuration as a Llama's
+        "attention.layer_norm_rms_epsilon",
+        "attention.layer_norm_epsilon",
+        "attention.key_length",
+        "attention.value_length",
+    },
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
     "bert": {"token_type_count"},
