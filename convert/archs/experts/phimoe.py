@@ -27,6 +27,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         raise Unsupported(
             "config.json: partial_rotary_factor is not 1, which no phimoe model has: heads turn as a whole"
         )
+    if own.get("expert_used_count", 2) != 2:
+        raise Unsupported(
+            f"config.json: num_experts_per_tok is {own['expert_used_count']}, but a phimoe model's router chooses two"
+        )
     assert PHI3.finish is not None
     PHI3.finish(own, config, dims)
     rope = config.get("rope") or {}

@@ -40,7 +40,7 @@ PHIMOE = LLAMA | {
     "architectures": ["PhimoeForCausalLM"],
     "model_type": "phimoe",
     "num_local_experts": 2,
-    "num_experts_per_tok": 1,
+    "num_experts_per_tok": 2,
 }
 _LONG = {"rope_type": "longrope", "long_factor": [2.0, 3.0], "short_factor": [1.0, 1.0]} | {
     "original_max_position_embeddings": 8
@@ -268,6 +268,7 @@ def test_settings_without_effect_are_not_named() -> None:
         (COHERE2_MOE, {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_scaling is not read"),
         (PHIMOE, {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.2}}, "short_mscale 1.5"),
         (MISTRAL3, {"text_config": LLAMA | {"model_type": "mistral4"}}, "text model is 'mistral4'"),
+        (PHIMOE, {"num_experts_per_tok": 1}, "router chooses two"),
         (PHIMOE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         (LLAMA, {"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor is no positive number"),
     ],
