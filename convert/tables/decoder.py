@@ -511,7 +511,7 @@ class _Layers:
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
                 return None
-        elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window()):
+        elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window(i)):
             return None
         dims = read.count("rope.dimension_count", head_dim)
         if dims > head_dim or dims % 2:
@@ -526,9 +526,11 @@ class _Layers:
         plain = Rope(dims, base, pieces.get("rope") == "pairs")
         return self._scaled(plain) if scaled else plain
 
-    def _turns_without_window(self) -> bool:
-        """Whether layers that attend to everything have rotary positions."""
+    def _turns_without_window(self, i: int) -> bool:
+        """Whether a layer that attends to everything has rotary positions."""
         match self.pieces.get("rope_layers"):
+            case "windowed or dense":
+                return f"blk.{i}.ffn_gate_inp.weight" not in self.read.shapes
             case "windowed":
                 return False
             case "windowed if any":

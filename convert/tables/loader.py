@@ -40,7 +40,7 @@ class Loader:
         for its layer, or as "tensor if expression over the dimensions".
     needed: tensors that it does not load a file without, in the same way.
     wants: expressions over the dimensions that hold of every file that it loads, and what they mean.
-    without: entries of the parent's lists that do not hold of a variant.
+    without: entries of the parent's lists, or expressions it wants, that do not hold of a variant.
     pieces: what it computes where that is not what the table's `decoder` says.
     """
 
@@ -65,7 +65,7 @@ class Loader:
             unread=(*kept(self.unread), *other.unread),
             refused=(*kept(self.refused), *other.refused),
             needed=(*kept(self.needed), *other.needed),
-            wants={**self.wants, **other.wants},
+            wants={**{k: v for k, v in self.wants.items() if k not in other.without}, **other.wants},
             windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )

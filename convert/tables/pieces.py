@@ -14,7 +14,7 @@ class Pieces(TypedDict, total=False):
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000
-    rope_layers: str  # "all" (default), "windowed": others have no positions; "windowed if any": where some are
+    rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
     alibi_bias: float  # steepest slope's exponent (8), where the file states none

@@ -27,7 +27,8 @@ def usual_windows(pieces: Pieces, n_layer: int) -> list[bool]:
 
 def window_keys(own: dict[str, Any], config: Mapping[str, Any], pieces: Pieces, source: str) -> None:
     """Add the pattern to a GGUF's (bare) keys, where the windows are not where the family usually has them."""
-    n_layer, kinds = min(int(own.get("block_count", 0)), _LAYERS), config.get("layer_types")
+    blocks = int(own.get("block_count", 0)) - int(own.get("nextn_predict_layers", 0))
+    n_layer, kinds = min(blocks, _LAYERS), config.get("layer_types")
     every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
     if isinstance(kinds, list):
         unknown = next((kind for kind in kinds if not isinstance(kind, str) or kind not in _KINDS), None)
@@ -36,6 +37,8 @@ def window_keys(own: dict[str, Any], config: Mapping[str, Any], pieces: Pieces, 
         if len(kinds) < n_layer:
             raise BadFile(f"{source}: layer_types has {len(kinds)} entries, expected {n_layer}, one for each layer")
         windows = [_KINDS[kind] for kind in kinds[:n_layer]]
+    elif PATTERN in own:
+        return  # counted in the family's own way
     elif isinstance(every, int) and not isinstance(every, bool) and every > 0:
         windows = [(i + 1) % every != 0 for i in range(n_layer)]
     else:

@@ -35,6 +35,8 @@ NOT_THERE = {
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 
+WITHOUT = ("dream", "rnd1", "youtu")  # no cache; llama.cpp does not load a Youtu of this shape
+
 IDS = [1, 5, 9, 33, 70, 12, 95, 3, 8, 21, 44, 2, 60, 7]
 
 
@@ -51,7 +53,7 @@ def test_logits_agree(name: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 2e-2 * scale
 
 
-@pytest.mark.parametrize("name", [name for name in by_hand.CONFIGS if name not in ("dream", "rnd1")])  # no cache
+@pytest.mark.parametrize("name", [name for name in by_hand.CONFIGS if name not in WITHOUT])
 def test_what_transformers_lacks_agrees_with_ours(name: str, tmp_path: Path) -> None:
     folder = hf_models.model(by_hand.CONFIGS[name], kind="F32", form=by_hand.FORMS.get(name, 0))
     for key, tensor in list(folder.tensors.items()):

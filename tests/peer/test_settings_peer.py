@@ -139,6 +139,9 @@ AGREES: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitudes, deepseek": ("deepseek-v3", {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     "all groups, deepseek": ("deepseek-v3", {"topk_group": 2}),
     "no window, smollm3": ("smollm3", {"use_sliding_window": True, "sliding_window": 8}),
+    "heads, cohere2-moe": ("cohere2-moe", {"head_dim": 32}),
+    "dense and unwindowed, cohere2-moe": ("cohere2-moe", {"layer_types": ["full_attention", "sliding_attention"]}),
+    "norms, cohere2-moe": ("cohere2-moe", {"rms_norm_eps": 1e-5}),
     "heads apart": ("starcoder-heads-apart", {}),
 }
 

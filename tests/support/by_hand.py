@@ -115,6 +115,49 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sarashina2": _inside("Sarashina2VisionForCausalLM", "sarashina2_vision", _LLAMA),
 }
 
+_LATENT = _EXPERTS | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+}
+CONFIGS |= {
+    "voxtral": _inside("VoxtralForConditionalGeneration", "voxtral", _LLAMA | {"head_dim": 16}),
+    "janus": _inside("JanusForConditionalGeneration", "janus", _LLAMA),
+    "smolvlm": _inside("SmolVLMForConditionalGeneration", "smolvlm", _LLAMA | {"model_type": "llama"}),
+    "qwen2-audio": _inside("Qwen2AudioForConditionalGeneration", "qwen2_audio", _LLAMA),
+    "audio-flamingo-3": _inside("AudioFlamingo3ForConditionalGeneration", "audioflamingo3", _LLAMA),
+    "dots-ocr": _of("DotsOCRForCausalLM", "dots_ocr", _LLAMA),
+    "kimi-vl": _inside("KimiVLForConditionalGeneration", "kimi_vl", _LATENT),
+    "kimi-k2.5": _inside("KimiK25ForConditionalGeneration", "kimi_k25", _LATENT),
+    "youtu": _of(
+        "YoutuForCausalLM",
+        "youtu",
+        {k: v for k, v in _LATENT.items() if k.startswith(("q_", "kv_", "qk_", "v_")) or k in _LLAMA},
+    ),
+    "phi4-vision": _of("Phi4ForCausalLMV", "phi4-siglip", _ALONE, original_max_position_embeddings=128),
+    "sarvam": _of(
+        "SarvamMoEForCausalLM",
+        "sarvam_moe",
+        _EXPERTS,
+        num_experts=4,
+        num_shared_experts=1,
+        head_dim=16,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        score_function="sigmoid",
+    ),
+}
+
 QWEN1 = _of(
     "QWenLMHeadModel",
     "qwen",
@@ -124,6 +167,9 @@ QWEN1 = _of(
     seq_length=128,
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
+
+BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
+"""What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "qwen3-vl-moe": 1}
 """In which form a model is written, where not the first."""

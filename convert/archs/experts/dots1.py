@@ -27,8 +27,15 @@ from llmconv.convert.tables.ops import Dims
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """A window is in most of its configurations and in none of its layers."""
-    if own.get("attention.sliding_window") and "sliding_attention" not in (config.get("layer_types") or ()):
-        del own["attention.sliding_window"]
+    kinds, first = config.get("layer_types"), config.get("max_window_layers")
+    n_layer = min(dims["n_layer"], 1 << 16)
+    windows = [i >= (62 if first is None else int(first)) for i in range(n_layer)]
+    if isinstance(kinds, list):
+        windows = [kind == "sliding_attention" for kind in kinds]
+    if any(windows):
+        own["attention.sliding_window_pattern"] = np.asarray(windows, np.bool_)
+    else:
+        own.pop("attention.sliding_window", None)
     own["expert_gating_func"] = np.uint32(2)  # whatever word the configuration has for it
 
 
@@ -56,8 +63,8 @@ DOTS1 = Architecture(
     ),
     finish=_finish,
     decoder={"gating": "sigmoid", "window_pattern": 1 << 30},
-    reads="layer_types",
-    inert="max_window_layers num_local_experts scoring_func",
+    reads="layer_types max_window_layers",
+    inert="num_local_experts scoring_func",
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS), unread=("attention.sliding_window", "attention.sliding_window_pattern")
     ),

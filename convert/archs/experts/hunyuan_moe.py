@@ -90,6 +90,14 @@ def _finish3(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None
     count_nextn(own)
 
 
+def _rebuild3(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    uncount_nextn(config, dims)
+    kinds = ["dense" if i < dims["n_dense"] else "sparse" for i in range(config["num_hidden_layers"])]
+    config["mlp_layer_types"] = kinds
+    if dims["n_ff_exp"]:
+        config["num_shared_experts"] = dims["n_ff_shexp"] // dims["n_ff_exp"]
+
+
 _OWN = ("expert_shared_count", "expert_weights_scale", "expert_weights_norm")
 
 _HY3_EXPERTS = sigmoid_experts(count="num_experts")
@@ -122,7 +130,7 @@ HY3 = Architecture(
     ),
     dims={"n_dense": "1"},
     finish=_finish3,
-    rebuild=lambda config, own, dims: uncount_nextn(config, dims),
+    rebuild=_rebuild3,
     decoder={"gating": "sigmoid"},
     reads="mlp_layer_types first_k_dense_replace num_shared_experts",
     inert="num_local_experts enable_moe_fp32_combine",

@@ -40,6 +40,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     _half_back(config, own, dims)
+    config["first_k_dense_replace"] = dims["n_dense"]  # which a Solar Open leaves out, and means none
     uncount_nextn(config, dims)
 
 

@@ -20,6 +20,7 @@ from llmconv.convert.archs.parts import (
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.loader import AS_WIDE, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
+from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}."
 
@@ -87,6 +88,19 @@ COHERE2 = COMMAND_R.variant(
 )
 
 
+def _windows(config: Mapping[str, Any], n_layer: int) -> list[bool]:
+    """Which layers have a window; where no list says so, the dense ones in front are counted by themselves."""
+    if isinstance(layers := config.get("layer_types"), list):
+        return [kind == "sliding_attention" for kind in layers]
+    n_layer = min(n_layer, 1 << 16)
+    dense = min(int(config.get("first_k_dense_replace") or 0), n_layer)
+    first, every = (
+        int(config.get(f"{of}sliding_window_pattern") or usual) for of, usual in (("prefix_dense_", 1), ("", 4))
+    )
+    counted = [(i, first) for i in range(dense)] + [(i, every) for i in range(n_layer - dense)]
+    return [(i + 1) % pattern != 0 for i, pattern in counted]
+
+
 def _experts_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     kinds, dense = config.get("mlp_layer_types"), config.get("first_k_dense_replace") or 0
     if isinstance(kinds, list):
@@ -98,9 +112,17 @@ def _experts_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) 
         own["expert_shared_feed_forward_length"] = np.uint32(width * shared)
     if own.get("expert_gating_func") == 1:  # a softmax over the chosen: over all, and made to sum to one
         own["expert_weights_norm"] = True
-    own.setdefault("rope.scaling.type", "none")
-    if isinstance(layers := config.get("layer_types"), list):
-        own["attention.sliding_window_pattern"] = np.asarray([kind == "sliding_attention" for kind in layers], np.bool_)
+    if own.setdefault("rope.scaling.type", "none") != "none" and not config.get("rope_parameters"):
+        raise Unsupported(
+            "config.json: rope_scaling is not read in a cohere2_moe model; call it rope_parameters, or remove it"
+        )
+    windows = _windows(config, dims["n_layer"])
+    own["attention.sliding_window_pattern"] = np.asarray(windows, np.bool_)
+    if config.get("prefix_dense_sliding_window_pattern", 1) != 1 and not all(windows[:dense]):
+        raise Unsupported(
+            "config.json: prefix_dense_sliding_window_pattern is not 1, and a dense layer attends to everything "
+            "without positions, for which GGUF has no place"
+        )
     count_nextn(own)
 
 
@@ -109,6 +131,8 @@ def _experts_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims)
     uncount_nextn(config, dims)
     kinds = ["dense" if i < dims["n_dense"] else "sparse" for i in range(config["num_hidden_layers"])]
     config["mlp_layer_types"] = kinds
+    if scaling := config.pop("rope_scaling", None):  # which transformers does not read in this family
+        config["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
 
 
 COHERE2_MOE = COHERE2.variant(
@@ -122,6 +146,7 @@ COHERE2_MOE = COHERE2.variant(
             expert_shared_count             u32   num_shared_experts        0
             expert_weights_norm             bool  norm_topk_prob            false
             rope.dimension_count            u32   head_dim
+            attention.layer_norm_rms_epsilon f32  rms_norm_eps
             nextn_predict_layers            u32   num_nextn_predict_layers
         """),
         Key("expert_gating_func", ("expert_selection_fn",), "u32", "softmax", {"softmax": 1, "sigmoid": 2}),
@@ -129,10 +154,10 @@ COHERE2_MOE = COHERE2.variant(
     rows=(*gated_mlp(when="i < n_dense"), *experts(), *shared_experts(), *NEXTN),
     finish=_experts_finish,
     rebuild=_experts_rebuild,
-    decoder={"shared_average": True},
-    reads="mlp_layer_types first_k_dense_replace intermediate_size",
-    inert="rms_norm_eps prefix_dense_sliding_window_pattern rope_theta rope_scaling",
+    decoder={"shared_average": True, "rope_layers": "windowed or dense"},
+    reads="mlp_layer_types first_k_dense_replace intermediate_size prefix_dense_sliding_window_pattern rope_scaling",
     fixed={"shared_expert_combination_strategy": "average"},
+    loader=Loader(without=(*AS_WIDE, "attention.sliding_window_pattern")),
 )
 
 ARCHITECTURES = (COMMAND_R, COHERE2, COHERE2_MOE)

@@ -25,6 +25,27 @@ COHERE2 = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | {
     "architectures": ["Cohere2ForCausalLM"],
     "model_type": "cohere2",
 }
+COHERE2_MOE = COHERE2 | {
+    "architectures": ["Cohere2MoeForCausalLM"],
+    "model_type": "cohere2_moe",
+    "num_hidden_layers": 6,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "first_k_dense_replace": 1,
+    "head_dim": 4,
+    "sliding_window": 4,
+}
+MISTRAL3 = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+PHIMOE = LLAMA | {
+    "architectures": ["PhimoeForCausalLM"],
+    "model_type": "phimoe",
+    "num_local_experts": 2,
+    "num_experts_per_tok": 2,
+}
+_LONG = {"rope_type": "longrope", "long_factor": [2.0, 3.0], "short_factor": [1.0, 1.0]} | {
+    "original_max_position_embeddings": 8
+}
+_ALL = ["full_attention"] * 6
 BLOOM = {
     "architectures": ["BloomForCausalLM"],
     "model_type": "bloom",
@@ -100,6 +121,18 @@ HONOURED: dict[str, tuple[dict[str, Any], dict[str, Any], Any, Any]] = {
         {"mlp_only_layers": [1]},
         lambda d: [y.mlp.experts is not None for y in d],
         [True, False],
+    ),
+    "cohere2moe windows": (
+        COHERE2_MOE,
+        {},
+        lambda d: [(y.attention.window, y.attention.rope is not None) for y in d],
+        [(None, True), (4, True), (4, True), (4, True), (None, False), (4, True)],
+    ),
+    "phimoe magnitude": (
+        PHIMOE,
+        {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.5}},
+        lambda d: [y.attention.rope.attn_factor for y in d],
+        [1.5, 1.5],
     ),
     "gemma rope": (
         LLAMA | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 8},
@@ -231,6 +264,12 @@ def test_settings_without_effect_are_not_named() -> None:
         (QWEN2, {"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "'longrope' is not known of a qwen2 model"),
         (GPT_OSS, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'llama3' is not known of a gpt-oss model"),
         (LLAMA, {"rope_scaling": {"rope_type": "proportional"}}, "unknown rope type 'proportional'"),
+        (COHERE2_MOE, {"prefix_dense_sliding_window_pattern": 3, "layer_types": _ALL}, "prefix_dense_sliding_window"),
+        (COHERE2_MOE, {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_scaling is not read"),
+        (PHIMOE, {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.2}}, "short_mscale 1.5"),
+        (MISTRAL3, {"text_config": LLAMA | {"model_type": "mistral4"}}, "text model is 'mistral4'"),
+        (PHIMOE, {"num_experts_per_tok": 1}, "router chooses two"),
+        (PHIMOE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         (LLAMA, {"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor is no positive number"),
     ],
 )
