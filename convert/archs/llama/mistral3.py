@@ -23,7 +23,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     text = config.get("text_config")
     kind = text.get("model_type") if isinstance(text, Mapping) else None
     if kind not in (None, *_TEXTS):
-        raise Unsupported(f"config.json: the text model is {kind!r:.60}, known inside Mistral 3: {', '.join(_TEXTS)}")
+        raise Unsupported(
+            f"config.json: the text model is {kind!r:.60}, known inside Mistral 3: {', '.join(_TEXTS)}"
+            "; --layout plain converts any tensors under their own names"
+        )
     rope = config.get("rope") or {}
     yarn_magnitudes(own, rope, 1.0)
     if rope.get("llama_4_scaling_beta"):
