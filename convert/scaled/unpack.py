@@ -61,6 +61,8 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
             tensors[name] = tensor
     _require_scales(tensors, settings, checkpoint.tensors, {weight.rpartition(".")[2] for weight in made})
     note = f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) were read as F32"
+    if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
+        note += f"; {n} scales of activations or caches, for which a float model has no use, are dropped"
     return _as_floats(checkpoint, tensors, note)
 
 

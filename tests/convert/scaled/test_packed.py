@@ -72,6 +72,7 @@ def test_fp8_by_row_or_tensor(shape: tuple[int, ...], dtype: Any) -> None:
     expected = weight.astype(np.float32) * scale.astype(np.float32).reshape(-1, 1)
     assert (made.tensors["a.weight"].numpy() == expected).all()
     assert list(made.tensors) == ["a.weight", "a.bias"]
+    assert any("2 scales of activations or caches" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("layout", int8.LAYOUTS)
