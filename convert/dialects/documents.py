@@ -479,6 +479,10 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
 
 
+_GUESSED = "tokenizer.ggml.token_type"
+"""What no document says: made of the words, and otherwise where a tokenizer.json lay between."""
+
+
 def _unsaid(metadata: Mapping[str, Any], made: Checkpoint, layout: str) -> list[str]:
     """A note about keys that were edited since the GGUF was made: the document that it keeps says otherwise."""
     try:
@@ -486,7 +490,8 @@ def _unsaid(metadata: Mapping[str, Any], made: Checkpoint, layout: str) -> list[
     except LlmconvError:  # its configuration or vocabulary was given beside it
         return []
     starts = (f"{metadata.get('general.architecture')}.", "tokenizer.")
-    names = [k for k, v in again.items() if k.startswith(starts) and k in metadata and not same_value(metadata[k], v)]
+    said = {k: v for k, v in again.items() if k.startswith(starts) and k in metadata and k != _GUESSED}
+    names = [k for k, v in said.items() if not same_value(metadata[k], v)]
     if not names:
         return []
     what = f"{cut_short(names[0])}{more(names)}"
