@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch as safetensors_torch
 import small_models as small
 
 import llmconv
@@ -20,6 +19,7 @@ from llmconv.runtime.training.initial import fresh_checkpoint
 from llmconv.runtime.training.vocabulary import make_vocab
 
 torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 F = torch.nn.functional
