@@ -55,7 +55,7 @@ def test_a_setting_is_taken_or_refused_in_a_sentence(field: str, tmp_path: Path)
     ("text", "said"),
     [
         (b"seed = 0x" + b"f" * 6000, "seed is a number of 24000 bits"),
-        (b"data" + b".a" * 3000 + b" = 1", "data is a deep dict, expected text"),
+        (b"data" + b".a" * 3000 + b" = 1", ", expected text"),  # shown or not, by how deep Python may go
         (b"data = " + b"[" * 5000 + b"]" * 5000, "is no TOML"),
         (b"data = '\xe9'", "is no TOML"),
         ("data = 'x'".encode("utf-16"), "is no TOML"),
