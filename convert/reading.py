@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmconv import formats
-from llmconv.convert.dialects import training_files
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
@@ -63,7 +62,11 @@ class Reading:
 
     def own_names(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint in nobody's dialect is to keep its names; a safetensors file's stay in another."""
-        return checkpoint.format == "safetensors" or training_files.table_of(checkpoint, self.layout) is None
+        if checkpoint.format == "safetensors":
+            return True
+        from llmconv.convert.dialects import training_files  # as `translate` does: a GGUF needs no dialect
+
+        return training_files.table_of(checkpoint, self.layout) is None
 
     def named(self, checkpoint: Checkpoint, dialect: str) -> Checkpoint:
         """The checkpoint in the dialect of a container: under its own names in "hf" where no table knows it."""

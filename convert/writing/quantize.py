@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.convert.effects import with_effect
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing import journal, quantized
 from llmconv.convert.writing.calibrated import Rounder, calibrated
@@ -163,6 +162,8 @@ def quantize(
         _check_calibration(recipe, writing, wanted)
     as_int8 = any(name.upper() == INT8 for name in wanted)
     if layout or config or vocab or pre:
+        from llmconv.convert.effects import with_effect  # loads every dialect, 0.3 s that most runs save
+
         src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
     if wish is not None:
         result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
