@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.convert.tables.architecture import Form, Key, Row, keys, row
+from llmconv.convert.tables.config import text_config
 from llmconv.convert.tables.ops import Dims, Shift, Split, Stack, Transpose, rope_halves
 from llmconv.convert.tables.rows import Optional
+from llmconv.errors import Unsupported
 
 COMMON = keys("""
     block_count                       u32   num_hidden_layers
@@ -242,3 +245,14 @@ def linear(gguf: str, hf: str, n_out: str, n_in: str, *ops: Any, bias: bool | st
         row(gguf + ".weight", hf + ".weight", f"{n_out}, {n_in}", *ops),
         row(gguf + ".bias", hf + ".bias", n_out, *moves, optional=bias),
     )
+
+
+def check_text_model(config: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """`Unsupported` where the text model inside a multimodal configuration is of none of these types."""
+    inner = text_config(config)
+    kind = inner.get("model_type") if inner is not config else None
+    if kind not in (None, *known):
+        raise Unsupported(
+            f"config.json: the text model is {kind!r:.60}, known inside {config.get('model_type')}: {', '.join(known)}"
+            "; --layout plain converts any tensors under their own names"
+        )

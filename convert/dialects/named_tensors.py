@@ -57,11 +57,7 @@ def _is_tensor(node: Any) -> bool:
 
 def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
     """(root, map) of the named tensors."""
-    if (
-        isinstance(document, dict)
-        and document.get("format") == OURS
-        and isinstance(ours := document.get("tensors"), dict)
-    ):
+    if _is_ours(document) and isinstance(ours := document.get("tensors"), dict):
         return "tensors", {k: v for k, v in ours.items() if _is_tensor(v)}
     for root in _ROOTS if isinstance(document, dict) else ("",):
         node = document.get(root) if root else document

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmconv.convert.vocab import TokenType
 from llmconv.errors import OutputExists, at
 from llmconv.formats.files import Output, check_target
 from llmconv.runtime.measure.charts import Panel, Point, svg
@@ -19,6 +20,7 @@ from llmconv.runtime.measure.chunks import Batch
 __all__ = ["Along", "kind_of_token"]
 
 _BINS = 80
+_SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
 
 
 def kind_of_token(token: str, special: bool) -> str:
@@ -93,7 +95,7 @@ def _line(x: NDArray[Any], y: NDArray[np.float64]) -> list[tuple[float, float]]:
 
 def _by_kind(vocab: Any, tokens: NDArray[np.int64], value: NDArray[np.float64]) -> list[Point]:
     kinds: Mapping[int, str] = {
-        id: kind_of_token(vocab.tokens[id], vocab.type_of(id) in (2, 3)) if id < len(vocab) else "special"
+        id: kind_of_token(vocab.tokens[id], vocab.type_of(id) in _SPECIAL) if id < len(vocab) else "special"
         for id in set(tokens.tolist())
     }
     named = np.array([kinds[id] for id in tokens.tolist()])

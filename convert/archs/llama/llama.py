@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, attention, gated_mlp
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    EXPERTS,
+    HEAD_DIM,
+    NORMS,
+    attention,
+    check_text_model,
+    gated_mlp,
+)
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Stack
-from llmconv.errors import Unsupported
 
 _experts = "{p}layers.{i}.block_sparse_moe."
 
@@ -22,13 +30,8 @@ _TEXTS = ("llama", "mistral", "mixtral")
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
-    text = config.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else None
-    if config.get("model_type") in _AROUND and kind not in (None, *_AROUND, *_TEXTS):
-        raise Unsupported(
-            f"config.json: the text model is {kind!r:.60}, known inside {config['model_type']}: {', '.join(_TEXTS)}"
-            "; --layout plain converts any tensors under their own names"
-        )
+    if config.get("model_type") in _AROUND:
+        check_text_model(config, (*_AROUND, *_TEXTS))
 
 
 LLAMA = Architecture(

@@ -8,25 +8,18 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
-from llmconv.convert.archs.parts import HEAD_DIM
+from llmconv.convert.archs.parts import HEAD_DIM, check_text_model
 from llmconv.convert.archs.rope import yarn_magnitudes
 from llmconv.convert.tables.architecture import HfName, keys
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
-from llmconv.errors import Unsupported
 
 _TEXTS = ("mistral", "ministral3", "mistral3")
 """Model types of the text models that the multimodal class has here."""
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
-    text = config.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else None
-    if kind not in (None, *_TEXTS):
-        raise Unsupported(
-            f"config.json: the text model is {kind!r:.60}, known inside Mistral 3: {', '.join(_TEXTS)}"
-            "; --layout plain converts any tensors under their own names"
-        )
+    check_text_model(config, _TEXTS)
     rope = config.get("rope") or {}
     yarn_magnitudes(own, rope, 1.0)
     if rope.get("llama_4_scaling_beta"):
