@@ -1,7 +1,7 @@
 """`Architecture`: one declarative table per model family, Hugging Face <-> GGUF, read in both directions.
 
 A row (`rows`) says which tensors of a GGUF are which of a Hugging Face model and by what ops; a key (`keys`) says the
-same of a hyper-parameter.  From a row's shape expression come the checks, the parameter count and the sizes; `decoder`
+same of a hyper-parameter.  From a row's shape expression come the checks and the sizes; `decoder`
 names the pieces that the runtime builds the model from.  GGUF's names are the canonical ones.
 """
 
@@ -214,14 +214,6 @@ class Architecture:
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
         return out
-
-    def count_parameters(self, metadata: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> int:
-        """Parameters of a model of these dimensions; optional rows count where `config`'s flags say they exist."""
-        total = 0
-        for slot in self.slots(self.dims_of(metadata)):
-            if self.expected(slot.row, config or {}):
-                total += sum(int(np.prod(shape, dtype=np.int64)) for shape in slot.shapes)
-        return total
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head of a model of this configuration is its embedding."""
