@@ -12,7 +12,7 @@ import by_hand
 import numpy as np
 import pytest
 from hf_models import BAICHUAN, INTERNLM2, model
-from llama_cpp_loader import evaluated, optional
+from llama_cpp_loader import evaluated, known, optional
 from tiny_models import MODELS
 
 from llmconv.convert import archs
@@ -115,6 +115,8 @@ def changed(before: Checkpoint, after: Checkpoint) -> list[str]:
 @pytest.mark.parametrize("gguf", FAMILIES)
 def test_optional_tensors_travel_or_are_refused(gguf: str) -> None:
     assert SOURCES is not None
+    if known(Path(SOURCES), gguf) is None:
+        pytest.skip("llama.cpp has no such architecture")
     base = somebodys(gguf)
     arch = archs.by_gguf(gguf)
     assert arch is not None
@@ -136,3 +138,29 @@ def test_optional_tensors_travel_or_are_refused(gguf: str) -> None:
         if found := changed(made, again):
             wrong.append(f"{pattern}: {', '.join(found[:3])}")
     assert wrong == []
+
+
+ELSEWHERE = ("ffn_gate.", "ffn_up.", "ffn_down.", "nextn.", "layer_output_norm.", "exp_probs_b")
+"""Of layers that are of one kind or another: what is said of them is found by other tests."""
+
+
+def plain_names(names: tuple[str, ...], conditional: bool = True) -> set[str]:
+    return {name.partition(" if ")[0] for name in names if conditional or " if " not in name}
+
+
+@pytest.mark.parametrize("gguf", FAMILIES)
+def test_what_is_said_of_the_loader(gguf: str) -> None:
+    """A tensor of our table that the loader lacks is `refused`; one that it needs, and ours may lack, is `needed`."""
+    assert SOURCES is not None
+    arch, found = archs.by_gguf(gguf), known(Path(SOURCES), gguf)
+    assert arch is not None
+    if found is None:
+        pytest.skip("llama.cpp has no such architecture")
+    asked, optional_there = found
+    refused, needed = plain_names(arch.loader.refused), plain_names(arch.loader.needed)
+    rows = [(name, row) for row in arch.rows for name in row.gguf if not any(word in name for word in ELSEWHERE)]
+    assert [name for name, _ in rows if name not in asked and name not in refused] == []
+    lacking = [name for name, row in rows if row.optional is not False and name in asked - optional_there]
+    assert [name for name in lacking if name not in needed] == []
+    assert sorted(asked & plain_names(arch.loader.refused, conditional=False)) == []
+    assert sorted(needed - asked) == []

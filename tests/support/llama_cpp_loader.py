@@ -46,9 +46,10 @@ def _file_of(sources: Path, arch: str) -> Path | None:
     )
 
 
-def _created(text: str) -> Iterator[tuple[str, str, bool, str, str]]:
-    for name, part, layer, shape, flags in _CREATE.findall(text):
-        yield name, part, bool(layer), shape, flags
+def _created(text: str, sources: Path) -> Iterator[tuple[str, str, str]]:
+    """(name with `{i}` for the layer, shape, flags) of every tensor that is asked for."""
+    for name, part, _, shape, flags in _CREATE.findall(text):
+        yield _names(sources)[name].replace("%d", "{i}") + "." + part, shape, flags
 
 
 def _body(text: str, start: str) -> str:
@@ -61,22 +62,33 @@ def optional(sources: Path, arch: str) -> Iterator[tuple[str, str]]:
     path = _file_of(sources, arch)
     if path is None:
         return
-    text, model = path.read_text(), (sources / "src/llama-model.cpp").read_text()
-    text = text[text.index("::load_arch_tensors(") :]
-    parts = [text[: text.index("\n}\n")]]
-    parts.append(_body(model, "// generic pass: load optional per-tensor"))
-    if "create_tensor_qkv(" in parts[0]:
-        parts.append(_body(model, "::create_tensor_qkv("))
-    if "create_tensor_gate_up_exps(" in parts[0]:
-        parts.append(_body(model, "::create_tensor_gate_up_exps("))
+    model = (sources / "src/llama-model.cpp").read_text()
+    parts = [*_parts(path, model), _body(model, "// generic pass: load optional per-tensor")]
     seen = set()
     for body in parts:
-        for name, part, layer, shape, flags in _created(body):
-            if "TENSOR_NOT_REQUIRED" in flags or "flags" in flags:
-                full = _names(sources)[name].replace("%d", "{i}") + "." + part
-                if (full, shape) not in seen and "%" not in full:
-                    seen.add((full, shape))
-                    yield full, shape
+        for full, shape, flags in _created(body, sources):
+            new = (full, shape) not in seen and "%" not in full
+            if new and ("TENSOR_NOT_REQUIRED" in flags or "flags" in flags):
+                seen.add((full, shape))
+                yield full, shape
+
+
+def _parts(path: Path, model: str) -> list[str]:
+    """The loader's function and those of its helpers that it calls."""
+    own = _body(path.read_text(), "::load_arch_tensors(")
+    helpers = ("create_tensor_qkv(", "create_tensor_gate_up_exps(")
+    return [own, *(_body(model, f"::{name}") for name in helpers if name in own)]
+
+
+def known(sources: Path, arch: str) -> tuple[set[str], set[str]] | None:
+    """Names of tensors that the loader asks for, and of those that it can do without; None: there is no loader."""
+    path = _file_of(sources, arch)
+    if path is None:
+        return None
+    model = (sources / "src/llama-model.cpp").read_text()
+    found = [item for part in _parts(path, model) for item in _created(part, sources)]
+    optional = {name for name, _, flags in found if "TENSOR_NOT_REQUIRED" in flags or "skip" in flags}
+    return {name for name, _, _ in found}, optional
 
 
 def evaluated(shape: str, dims: Mapping[str, Any]) -> tuple[int, ...] | None:
