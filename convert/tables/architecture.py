@@ -85,6 +85,8 @@ class Architecture:
     """(metadata without the architecture's prefix, config, dims): keys that no line of the table can express."""
     rebuild: Callable[[dict[str, Any], Mapping[str, Any], Dims], None] | None = None
     """(config, metadata without the prefix, dims): the way back of `finish`."""
+    renewed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda own: {}
+    """(a GGUF's metadata without the prefix): the keys of an older file as newer ones have them."""
     decoder: Pieces = field(default_factory=Pieces)
     reads: str = ""
     inert: str = ""
@@ -129,6 +131,15 @@ class Architecture:
     def dims_of(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Dimensions by name, from a GGUF's metadata."""
         return dims_of(metadata, self.gguf, self.dims)
+
+    def modern(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """A GGUF's metadata, an older file's as newer ones have it."""
+        start = f"{self.gguf}."
+        own = {k.removeprefix(start): v for k, v in metadata.items() if k.startswith(start)}
+        try:
+            return {**metadata, **{start + k: v for k, v in self.renewed(own).items()}}
+        except (TypeError, ValueError):
+            return dict(metadata)  # whoever reads those keys says what is wrong with them
 
     def slots(self, dims: Mapping[str, Any]) -> Iterator[Slot]:
         """Every row at every layer where it exists, in GGUF's customary order."""
