@@ -1,4 +1,4 @@
-"""Recurrent language models of Keras's, TensorFlow.js's and PyTorch's layers <-> GGUF, as a recurrent decoder.
+"""Language models of Keras's, TensorFlow.js's and PyTorch's layers <-> GGUF.
 
 Everything else goes the way of nobody's tensors (`own_names`); the key `llmconv.layers` says which weight became which
 tensors, so that the file comes back.
@@ -15,10 +15,9 @@ from typing import Any
 from llmconv.convert import vocab as vocabularies
 from llmconv.convert.dialects import documents, own_names
 from llmconv.convert.layouts.base import Words
-from llmconv.convert.layouts.keras import Model, Move
+from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.layouts.settings import vocabulary
 from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.recurrent import ARCH
 from llmconv.errors import BadFile, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
@@ -51,8 +50,8 @@ def to_gguf(
         for name, part in zip(move.to, parts, strict=True):
             out.add(Tensor.from_array(name, part))
     del out.metadata[own_keys.LAYOUT]
-    out.metadata["general.architecture"] = ARCH
-    out.metadata |= {f"{ARCH}.{key}": value for key, value in model.keys.items()}
+    out.metadata["general.architecture"] = model.arch
+    out.metadata |= {f"{model.arch}.{key}": value for key, value in model.keys.items()}
     out.metadata[own_keys.LAYERS] = json.dumps([[move.name, list(move.to), move.how] for move in model.moves])
     out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
     words = _words(checkpoint, rest, vocab, int(model.keys["vocab_size"]))

@@ -105,7 +105,7 @@ def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
         return layered.to_gguf(checkpoint, model, _document(checkpoint), vocab=options.get("vocab"))
     out = own_names.to_gguf(checkpoint, **options)
     if model is not None:
-        out.notes.append(f"looks like a recurrent language model, but keeps its own names: {model.lacks}")
+        out.notes.append(f"looks like a language model, but keeps its own names: {model.lacks}")
     return out
 
 

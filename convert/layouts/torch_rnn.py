@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from llmconv.convert.layouts.keras import Model, Move
+from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.tables.recurrent import GATES
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint

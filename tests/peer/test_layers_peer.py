@@ -117,3 +117,65 @@ def test_keras(tmp_path: Path, keras: Any, kind: str, ending: str) -> None:
     given = np.eye(vocab)[[IDS]] if "one-hot" in kind else np.array([IDS])
     wanted = np.asarray(model.predict(given, verbose=0)).reshape(-1, vocab)
     assert np.abs(chances(tmp_path / f"m{ending}")[-len(wanted) :] - wanted).max() < 1e-6
+
+
+def _attending(keras: Any, causal: bool = True) -> Any:
+    """Of Keras's own layers, norms before the sublayers, an MLP as a model among the layers."""
+    at = keras.layers
+    inputs = at.Input((None,), dtype="int32")
+    x = at.Embedding(9, 8)(inputs)
+    for _ in range(2):
+        h = at.LayerNormalization()(x)
+        x = at.Add()([x, at.MultiHeadAttention(2, 5)(h, h, use_causal_mask=causal)])
+        x = x + keras.Sequential([at.Dense(16, activation="gelu"), at.Dense(8)])(at.LayerNormalization()(x))
+    return keras.Model(inputs, at.Dense(9, activation="softmax")(at.LayerNormalization()(x)))
+
+
+def _grouped(keras: Any) -> Any:
+    at = keras.layers
+    inputs = at.Input((None,), dtype="int32")
+    x = at.Embedding(9, 8)(inputs)
+    x = at.LayerNormalization()(x + at.GroupQueryAttention(4, 4, 2)(x, x, use_causal_mask=True))
+    x = at.LayerNormalization()(x + at.Dense(8)(at.ReLU()(at.Dense(12)(x))))
+    return keras.Model(inputs, at.Dense(9, activation="softmax")(x))
+
+
+def _by_hand(keras: Any) -> Any:
+    at = keras.layers
+    inputs = at.Input((None,), dtype="int32")
+    x = at.Embedding(9, 8)(inputs) * 3.0
+    q, k, v = at.Dense(6)(x), at.Dense(6)(x), at.Dense(6)(x)
+    x = x + at.Dense(8)(at.Attention()([q, v, k], use_causal_mask=True))
+    x = x + at.Dense(8)(at.Dense(12, activation="silu")(x))
+    return keras.Model(inputs, at.Dense(9, activation="softmax")(x))
+
+
+def _hub(keras: Any) -> Any:
+    hub = pytest.importorskip("keras_hub").layers
+    inputs = keras.layers.Input((None,), dtype="int32")
+    x = hub.TokenAndPositionEmbedding(9, 12, 8)(inputs)
+    for _ in range(2):
+        x = hub.TransformerDecoder(16, 2)(x)
+    return keras.Model(inputs, keras.layers.Dense(9, activation="softmax")(x))
+
+
+def _tied(keras: Any) -> Any:
+    hub = pytest.importorskip("keras_hub").layers
+    inputs, words = keras.layers.Input((None,), dtype="int32"), hub.ReversibleEmbedding(9, 8)
+    x = words(inputs)
+    x = hub.TransformerDecoder(16, 2, normalize_first=True, activation="gelu")(x + hub.SinePositionEncoding()(x))
+    return keras.Model(inputs, keras.layers.Softmax()(words(x, reverse=True)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.parametrize("make", [_attending, _grouped, _by_hand, _hub, _tied])
+def test_transformers_of_keras(tmp_path: Path, keras: Any, make: Any, ending: str) -> None:
+    model, rng = make(keras), np.random.default_rng(2)
+    for weight in model.weights:
+        weight.assign(rng.normal(0, 0.5, weight.shape))
+    model.save(tmp_path / f"m{ending}")
+    wanted = np.asarray(model.predict(np.array([IDS]), verbose=0))[0]
+    assert np.abs(chances(tmp_path / f"m{ending}") - wanted).max() < 1e-6
+    llmconv.convert_file(tmp_path / f"m{ending}", tmp_path / "m.gguf")
+    assert np.abs(chances(tmp_path / "m.gguf") - wanted).max() < 1e-6
