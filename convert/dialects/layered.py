@@ -42,11 +42,11 @@ def to_gguf(
 ) -> Checkpoint:
     """The model under GGUF's names, with its vocabulary from the file's `rest`, a file beside it or `vocab`."""
     out = own_names.to_gguf(checkpoint)
-    moved = {move.name for move in model.moves}
+    moved = {name for move in model.moves for name in move.names}
     left = [name for name in checkpoint.tensors if name not in moved]
     out.tensors = {name: tensor for name, tensor in out.tensors.items() if name in left}
     for move in model.moves:
-        parts = move.apply(checkpoint.tensors[move.name].numpy())
+        parts = move.apply([checkpoint.tensors[name].numpy() for name in move.names])
         for name, part in zip(move.to, parts, strict=True):
             out.add(Tensor.from_array(name, part))
     del out.metadata[own_keys.LAYOUT]
@@ -54,11 +54,11 @@ def to_gguf(
     out.metadata |= {f"{model.arch}.{key}": value for key, value in model.keys.items()}
     out.metadata[own_keys.LAYERS] = json.dumps([[move.name, list(move.to), move.how] for move in model.moves])
     out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
-    words = _words(checkpoint, rest, vocab, int(model.keys["vocab_size"]))
+    words = _words(checkpoint, rest, vocab, int(model.keys["vocab_size"]), model.first)
     if words is None:
         out.notes.append("it has no vocabulary: a file with one (--vocab) lets it read and write text")
     else:
-        out.metadata |= _tokens(words)
+        out.metadata |= _tokens(words, model.first)
     return out
 
 
@@ -68,11 +68,12 @@ def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
     for move in _moves(checkpoint):
         try:
             values = move.undo([tensors.pop(name).numpy() for name in move.to])
+            named = list(zip(move.names, values, strict=True))
         except (KeyError, ValueError):
             raise BadFile(
                 f"{checkpoint.where}: {own_keys.LAYERS} does not describe its tensors; remove the key"
             ) from None
-        tensors[move.name] = Tensor.from_array(move.name, values)
+        tensors |= {name: Tensor.from_array(name, value) for name, value in named}
     metadata = {**checkpoint.metadata, own_keys.LAYOUT: own_keys.PLAIN}
     return own_names.from_gguf(checkpoint.but(tensors=tensors, metadata=metadata))
 
@@ -80,9 +81,11 @@ def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
 def _moves(checkpoint: Checkpoint) -> list[Move]:
     try:
         listed = [
-            Move(str(name), tuple(to), str(how)) for name, to, how in json.loads(checkpoint.metadata[own_keys.LAYERS])
+            Move(name if isinstance(name, str) else tuple(name), tuple(to), str(how))
+            for name, to, how in json.loads(checkpoint.metadata[own_keys.LAYERS])
         ]
-        assert all(isinstance(name, str) for move in listed for name in move.to) and all(move.to for move in listed)
+        assert all(isinstance(name, str) for move in listed for name in (*move.to, *move.names))
+        assert all(move.to and move.names for move in listed)
     except (ValueError, TypeError, AssertionError, RecursionError):
         raise BadFile(
             f"{checkpoint.where}: {own_keys.LAYERS} is not what this program writes; remove the key"
@@ -93,11 +96,15 @@ def _moves(checkpoint: Checkpoint) -> list[Move]:
 # The vocabulary
 
 
-def _words(checkpoint: Checkpoint, rest: Mapping[str, Any], vocab: str | Path | None, count: int) -> list[str] | None:
-    """The tokens of the first file that lists as many as the model has; `vocab` must."""
+def _words(
+    checkpoint: Checkpoint, rest: Mapping[str, Any], vocab: str | Path | None, count: int, first: str
+) -> list[str] | None:
+    """The tokens of the first file that lists as many as the model has, or all but the `first`; `vocab` must."""
     inside = [] if vocab is not None or not rest else [(checkpoint.where, rest)]
     for where, tree in (*inside, *_files(checkpoint, vocab)):
         words = _listed(where, tree, count)
+        if first and words is not None and len(words) == count - 1:
+            words = [first, *words]
         if words is not None and len(words) == count:
             return words
         if vocab is not None:
@@ -150,9 +157,15 @@ def _from_zero(node: Any, count: int) -> Any:
     return {key: _from_zero(child, count) for key, child in node.items()}
 
 
-def _tokens(words: list[str]) -> Mapping[str, Any]:
-    """Characters where every token is one, but for special ones; else words."""
+def _tokens(words: list[str], first: str) -> Mapping[str, Any]:
+    """Characters where every token is one, but for special ones; else words.   first: what begins and ends a text."""
     single = all(len(word) == 1 or _SPECIAL.fullmatch(word) for word in words)
     lower = all(word == word.lower() or _SPECIAL.fullmatch(word) for word in words)
     unk = next((word for word in ("[UNK]", "<UNK>", "<unk>", "<OOV>", "UNK") if word in words), None)
-    return vocabularies.to_gguf(vocabularies.from_words(words, unk, lower and not single, characters=single))
+    found = vocabularies.from_words(words, unk, lower and not single, characters=single)
+    if first and words[0] == first:
+        found.special |= {"bos": 0, "eos": 0}
+        found.flags["bos"] = True
+        if found.types is not None:
+            found.types[0] = vocabularies.TokenType.CONTROL
+    return vocabularies.to_gguf(found)

@@ -59,7 +59,7 @@ def _model(layers: list[Layer], checkpoint: Checkpoint) -> Model | None:
         _check(model, shapes)
     except Odd as error:
         return Model(lacks=str(error))
-    dim, width = int(cells[-1].config["units"]), shapes[model.moves[0].name][1]
+    dim, width = int(cells[-1].config["units"]), shapes[model.moves[0].names[0]][1]
     sizes = {"vocab_size": vocab, "embedding_length": dim, "block_count": len(cells), "feed_forward_length": width}
     model.keys |= {key: np.uint32(size) for key, size in sizes.items()}
     if embedded and first.config.get("mask_zero"):
@@ -130,9 +130,9 @@ def _cell(layer: Layer, i: int, one_hot: bool) -> Iterator[Move]:
 def _check(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for move in model.moves:
         wanted = 2 if move.to[0].endswith(".weight") or "p" in move.how else 1
-        shape = shapes[move.name]
+        shape = shapes[move.names[0]]
         if len(shape) != wanted or ("p" in move.how and shape[0] != 2) or ("s" in move.how and shape[-1] % 3):
-            raise Odd(f"{cut(move.name)} has shape {shown(shape)}, which its layer does not have")
+            raise Odd(f"{cut(move.names[0])} has shape {shown(shape)}, which its layer does not have")
 
 
 def _hard_sigmoid(checkpoint: Checkpoint) -> str:

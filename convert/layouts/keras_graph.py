@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,8 @@ def weight(layer: Layer, leaf: str, part: str = "") -> str:
     """The file's name of a layer's weight (see `Layer.weight`); `Odd` where there is none."""
     name = layer.weight(leaf, part)
     if name is None:
-        within = f" of its {part.partition('(')[0].rstrip('_')}" if part else ""
+        words = re.findall(r"[a-z]+", re.sub(r"\(\?:[^)]*\)", "", part))
+        within = f" of its {' '.join(words)}" if words else ""
         raise Odd(f"{layer.said} has no {leaf}{within} in the file")
     return name
 

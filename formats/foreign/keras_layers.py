@@ -22,6 +22,8 @@ _NUMBERS = {
     **dict.fromkeys(("embeddings", "kernel", "gamma", "scale"), 0),
     **dict.fromkeys(("bias", "beta", "recurrent_kernel"), 1),
 }
+_OTHERWISE = {"GroupQueryAttention": "GroupedQueryAttention"}
+"""Classes that are registered by another name than their own."""
 _CELLS = ("SimpleRNN", "GRU", "LSTM")
 _ROOTS = ("layers", "_layer_checkpoint_dependencies")
 
@@ -67,7 +69,7 @@ class Names:
 
     def _number(self, kind: str) -> str:
         """What Keras 3 calls the next layer of a class: `dense`, `dense_1`."""
-        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", _OTHERWISE.get(kind, kind)).lower()
         number = self._counts[snake] = self._counts.get(snake, -1) + 1
         return f"{snake}_{number}" if number else snake
 
