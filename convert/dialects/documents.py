@@ -35,6 +35,7 @@ from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
 from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign.trees import JSON_PLACES
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
@@ -552,6 +553,8 @@ def _result(
     if style is None:
         style = _kept_style(checkpoint.metadata, where)
     metadata = {"document": document, "style": style}
+    if JSON_PLACES in checkpoint.metadata:
+        metadata[JSON_PLACES] = checkpoint.metadata[JSON_PLACES]
     return checkpoint.derived("json", tensors=found, metadata=metadata)
 
 
