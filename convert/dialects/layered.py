@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert import vocab as vocabularies
-from llmconv.convert.dialects import documents, own_names
+from llmconv.convert.dialects import own_names
+from llmconv.convert.dialects.word_lists import listed_words, tree_of
 from llmconv.convert.layouts.base import Words
 from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.layouts.settings import vocabulary
@@ -24,7 +25,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["adopt", "from_gguf", "to_gguf", "undone"]
 
 _MORE = ("word_index", "wordIndex", "index_word", "char_indices", "charIndices", "indices_char", "indicesChar")
 _WORDS = Words((*vocabulary(), *(f"{at}{name}" for at in ("", "config.", "userDefinedMetadata.") for name in _MORE),
@@ -41,10 +42,15 @@ def to_gguf(
     checkpoint: Checkpoint, model: Model, rest: Mapping[str, Any], *, vocab: str | Path | None = None
 ) -> Checkpoint:
     """The model under GGUF's names, with its vocabulary from the file's `rest`, a file beside it or `vocab`."""
-    out = own_names.to_gguf(checkpoint)
+    return adopt(own_names.to_gguf(checkpoint), checkpoint, model, rest, vocab)
+
+
+def adopt(
+    out: Checkpoint, checkpoint: Checkpoint, model: Model, rest: Mapping[str, Any], vocab: str | Path | None
+) -> Checkpoint:
+    """`out`, which has the checkpoint's tensors under their own names, as the model that they make."""
     moved = {name for move in model.moves for name in move.names}
-    left = [name for name in checkpoint.tensors if name not in moved]
-    out.tensors = {name: tensor for name, tensor in out.tensors.items() if name in left}
+    out.tensors = {name: tensor for name, tensor in out.tensors.items() if name not in moved}
     for move in model.moves:
         parts = move.apply([checkpoint.tensors[name].numpy() for name in move.names])
         for name, part in zip(move.to, parts, strict=True):
@@ -52,7 +58,8 @@ def to_gguf(
     del out.metadata[own_keys.LAYOUT]
     out.metadata["general.architecture"] = model.arch
     out.metadata |= {f"{model.arch}.{key}": value for key, value in model.keys.items()}
-    out.metadata[own_keys.LAYERS] = json.dumps([[move.name, list(move.to), move.how] for move in model.moves])
+    moves = [[move.name, list(move.to), move.how] for move in model.moves]
+    out.metadata[own_keys.LAYERS] = json.dumps(moves, ensure_ascii=False)
     out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
     words = _words(checkpoint, rest, vocab, int(model.keys["vocab_size"]), model.first)
     if words is None:
@@ -64,6 +71,12 @@ def to_gguf(
 
 def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
     """The weights under the names that they had."""
+    metadata = {**checkpoint.metadata, own_keys.LAYOUT: own_keys.PLAIN}
+    return own_names.from_gguf(checkpoint.but(tensors=undone(checkpoint), metadata=metadata))
+
+
+def undone(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors as they were."""
     tensors = dict(checkpoint.tensors)
     for move in _moves(checkpoint):
         try:
@@ -74,8 +87,7 @@ def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
                 f"{checkpoint.where}: {own_keys.LAYERS} does not describe its tensors; remove the key"
             ) from None
         tensors |= {name: Tensor.from_array(name, value) for name, value in named}
-    metadata = {**checkpoint.metadata, own_keys.LAYOUT: own_keys.PLAIN}
-    return own_names.from_gguf(checkpoint.but(tensors=tensors, metadata=metadata))
+    return tensors
 
 
 def _moves(checkpoint: Checkpoint) -> list[Move]:
@@ -115,7 +127,7 @@ def _words(
 
 def _files(checkpoint: Checkpoint, vocab: str | Path | None) -> Iterator[tuple[str, Any]]:
     if vocab is not None:
-        yield at(vocab), documents.tree_of(Path(vocab))
+        yield at(vocab), tree_of(Path(vocab))
         return
     for name in checkpoint.files:
         if name.endswith(".json"):
@@ -128,7 +140,7 @@ def _files(checkpoint: Checkpoint, vocab: str | Path | None) -> Iterator[tuple[s
     for path in beside:
         if _BESIDE.fullmatch(path.name) and path.is_file() and regular_size(path) <= limits.SIDE_FILE_BYTES:
             try:
-                yield at(path), documents.tree_of(path)
+                yield at(path), tree_of(path)
             except BadFile:
                 continue
 
@@ -136,7 +148,7 @@ def _files(checkpoint: Checkpoint, vocab: str | Path | None) -> Iterator[tuple[s
 def _listed(where: str, tree: Any, count: int) -> list[str] | None:
     """A list, a text of characters or a map; what Keras's `Tokenizer` numbers from 1 has padding before it."""
     try:
-        return documents.listed_words([("", {}), (where, _from_zero(tree, count))], _WORDS)[0]
+        return listed_words([("", {}), (where, _from_zero(tree, count))], _WORDS)[0]
     except BadFile:
         return None
 

@@ -91,7 +91,7 @@ def chosen(value: Any, is_tensor: Callable[[Any], bool], where: str, key: str | 
     for name, n in left.items():
         if not any(_within(name, other) for other in left if other != name):
             out.notes.append(f"{n:,} tensors under {cut(name)} are left out; --key takes them instead")
-    out.rest = _without(whole, is_tensor)
+    out.rest = _without(value, is_tensor)
     return out
 
 

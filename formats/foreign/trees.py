@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.errors import BadFile
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot, replace_slots
 from llmconv.formats.foreign.mappings import PLACES, REST
@@ -91,8 +92,10 @@ def _put(node: Any, path: list[Any], value: Any) -> Any:
         node = {} if node is None else node
         node[key] = _put(node.get(key), rest, value)
         return node
-    items = list(node or ()) if not isinstance(node, dict) else []
-    items += [None] * (int(key[0]) + 1 - len(items))
+    named = {int(k): v for k, v in node.items()} if isinstance(node, dict) else dict(enumerate(node or ()))
+    if max((key[0], *named), default=0) >= limits.MAX_TENSORS or key[0] < 0:
+        raise ValueError("a list of impossible length")
+    items = [named.get(k) for k in range(max(key[0], *named, 0) + 1)]
     items[key[0]] = _put(items[key[0]], rest, value)
     return items
 
