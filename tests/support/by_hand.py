@@ -158,6 +158,73 @@ CONFIGS |= {
     ),
 }
 
+CONFIGS |= {
+    "plm": _of(
+        "PLMForCausalLM",
+        "plm",
+        _ALONE,
+        kv_lora_rank=32,
+        q_lora_rank=None,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        tie_word_embeddings=True,
+        hidden_act="relu2",
+    ),
+    "smallthinker": _of(
+        "SmallThinkerForCausalLM",
+        "smallthinker",
+        {k: v for k, v in _LLAMA.items() if k != "intermediate_size"},
+        head_dim=16,
+        moe_ffn_hidden_size=32,
+        moe_num_primary_experts=4,
+        moe_num_active_primary_experts=2,
+        moe_primary_router_apply_softmax=False,
+        sliding_window_size=4096,
+        sliding_window_layout=[0, 1],
+        rope_layout=[0, 1],
+    ),
+    "grovemoe": _of("GroveMoeForCausalLM", "grove_moe", _SPARSE, head_dim=16, num_experts=4),
+    "arctic": _of("ArcticForCausalLM", "arctic", _LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "openelm": _of(
+        "OpenELMForCausalLM",
+        "openelm",
+        {"vocab_size": 96, "max_context_length": 128, "rope_freq_constant": 10000},
+        num_transformer_layers=2,
+        model_dim=64,
+        head_dim=16,
+        num_query_heads=[4, 6],
+        num_kv_heads=[2, 3],
+        ffn_multipliers=[0.5, 2.0],
+        ffn_dim_divisor=32,
+        activation_fn_name="swish",
+    ),
+    "refact": _of(
+        "GPTRefactForCausalLM",
+        "gpt_refact",
+        {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
+    ),
+    "codeshell": _of(
+        "CodeShellForCausalLM",
+        "codeshell",
+        {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
+        num_query_groups=2,
+    ),
+    "llada": _of(
+        "LLaDAModelLM",
+        "llada",
+        {"vocab_size": 96, "embedding_size": 96, "max_sequence_length": 128, "d_model": 64, "n_layers": 2},
+        n_heads=4,
+        n_kv_heads=4,
+        mlp_hidden_size=96,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+    ),
+    "llada-moe": _of(
+        "LLaDAMoEModelLM", "llada_moe", _ALONE, num_experts=4, num_experts_per_tok=2, expert_intermediate_size=32
+    ),
+}
+
 QWEN1 = _of(
     "QWenLMHeadModel",
     "qwen",
@@ -167,6 +234,9 @@ QWEN1 = _of(
     seq_length=128,
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
+
+NOT_RUN = ("grovemoe",)
+"""Whose forward pass is not known here."""
 
 BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
 """What is compared with nothing of the reference's."""
