@@ -55,8 +55,7 @@ class Block(LayerPieces):
             return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        mix = short_convolution if self.spec.convolution else self_attention
-        attended = mix(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        attended = self._mixed(x, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
@@ -67,6 +66,8 @@ class Block(LayerPieces):
         x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm:
             x = self.attn_output_norm(x)
+        if self.spec.idle:
+            return x
         normed = x if mlp_norm is None else mlp_norm(x)
         inner = feed_forward(self, normed, entered)
         if self.post_ffw_norm is not None:
@@ -74,6 +75,15 @@ class Block(LayerPieces):
         x = normed if self.spec.residual_after_norm else x
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
+
+    def _mixed(self, x: Tensor, normed: Tensor, step: Step) -> Tensor:
+        """What attention gives, or what stands in its place."""
+        if self.spec.convolution:
+            return short_convolution(self, normed, step)
+        if self.spec.mixer == "attention":
+            return self_attention(self, normed, step)
+        mixed: Tensor = self.attn_output(normed) if self.spec.mixer == "linear" else torch.zeros_like(x)
+        return mixed
 
 
 class Model(Pieces):

@@ -153,6 +153,10 @@ class Layer:
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
     convolution: bool = False
     """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
+    mixer: str = "attention"
+    """What stands in the place of attention, for layers that have none: "linear" (attn_output alone) or "none"."""
+    idle: bool = False
+    """The layer has no feed-forward."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -294,6 +298,11 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
     n_layers = read.count("block_count", least=1) - read.count("nextn_predict_layers", 0)
     if n_layers < 1:
         raise read.bad(f"key '{arch}.nextn_predict_layers'", "leaves no layer to compute with")
+    if read.count("num_loops", 1) > 1:
+        raise Unsupported(
+            f"{at(read.where)}: its layers are gone through {read.count('num_loops')} times, which is "
+            "not known to the runtime; convert it, or run it with another program"
+        )
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
     dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
@@ -440,7 +449,12 @@ class _Layers:
         residual = self.read.get("residual_after_norm") is True
         if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
             return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+        idle = bool(self.pieces.get("may_skip")) and f"blk.{i}.ffn_down.weight" not in self.read.shapes
+        mlp = Mlp(self.activation, "none") if idle else self._mlp(i)
+        if self.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in self.read.shapes:
+            mixer = "linear" if f"blk.{i}.attn_output.weight" in self.read.shapes else "none"
+            return Layer(self._convolution(), mlp, self.parallel, mlp_norm, mixer=mixer, idle=idle)
+        return Layer(self._attention(i), mlp, self.parallel, mlp_norm, after, residual_after_norm=residual, idle=idle)
 
     def _convolution(self) -> Attention:
         """What a cache must know of a layer without attention."""
@@ -543,7 +557,7 @@ class _Layers:
                 return None
         elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window(i)):
             return None
-        dims = read.count("rope.dimension_count", head_dim)
+        dims = read.count("rope.dimension_count", head_dim) or head_dim
         if windowed:
             dims = read.count("rope.dimension_count_swa", dims)
         if dims > head_dim or dims % 2:
@@ -551,6 +565,8 @@ class _Layers:
                 f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions"
             )
         base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
+        if alpha := read.optional("rope.scaling.alpha"):
+            base *= alpha ** (dims / (dims - 2))
         scaled = True
         if windowed:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))

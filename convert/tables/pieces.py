@@ -41,6 +41,7 @@ class Pieces(TypedDict, total=False):
     window_first: bool  # of every n layers the first attends to everything, not the last
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
     beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this
     router_first: bool  # the router reads what comes into a layer (SmallThinker)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.archs.dense.spark import turned_parts, turned_parts_back
 from llmconv.convert.archs.parts import (
     COMMON,
     EMBEDDINGS,
@@ -41,13 +42,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if "dense" in kinds[dense:]:
         raise Unsupported("config.json: mlp_layer_types has dense layers behind sparse ones, which no GGUF can say")
     own["leading_dense_block_count"] = np.uint32(dense)
-    for kind, key in (("rope", "rope.dimension_count"), ("rope_swa", "rope.dimension_count_swa")):
-        parameters = (config.get("rope_parameters") or {}).get(
-            "full_attention" if kind == "rope" else "sliding_attention"
-        )
-        if parameters is not None or kind == "rope":
-            part = float((parameters or {}).get("partial_rotary_factor") or 1)
-            own[key] = np.uint32(int(dims["head_dim"] * part))
+    own["rope.dimension_count"] = np.uint32(dims["head_dim"])
+    turned_parts(own, config, dims)
     if isinstance(kinds := config.get("layer_types"), list):
         own["attention.sliding_window_pattern"] = np.asarray([k == "sliding_attention" for k in kinds], np.bool_)
     if (cap := config.get("moe_router_logit_softcapping")) is not None and cap > 0:
@@ -65,11 +61,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["num_attention_heads"] = max((int(n) for n in heads), default=0)
     config["num_attention_heads_per_layer"] = [int(n) for n in heads]
     config["mlp_layer_types"] = ["dense" if i < dims["n_dense"] else "sparse" for i in range(dims["n_layer"])]
-    full = {**config.pop("rope_scaling", {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
-    windowed = {"rope_type": "default", "rope_theta": float(own.get("rope.freq_base_swa", config["rope_theta"]))}
-    full["partial_rotary_factor"] = dims["n_rot"] / dims["head_dim"]
-    windowed["partial_rotary_factor"] = int(own.get("rope.dimension_count_swa", dims["n_rot"])) / dims["head_dim"]
-    config["rope_parameters"] = {"full_attention": full, "sliding_attention": windowed}
+    turned_parts_back(config, own, dims)
     config["moe_router_logit_softcapping"] = float(own.get("router_logit_softcapping", 0))
     config["gating"] = "per-element" if own.get("attention.gate_per_number") else True
 
