@@ -423,7 +423,11 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     assert table.build is not None
     if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
         raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
-    return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
+    document = table.build(metadata, table.dims(metadata), checkpoint.tensors)
+    made = _fill(checkpoint, table, document, where)
+    if TOKENS in metadata and table.words is not None and listed_words([(where, document)], table.words)[0] is None:
+        made.notes.append(f"the layout {table.name} has no place for the vocabulary: keep it, --vocab reads it again")
+    return made
 
 
 _GUESSED = "tokenizer.ggml.token_type"
