@@ -28,7 +28,7 @@ __all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "na
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
 _CERTAIN = (
-    *("gguf_file", "safetensors_file"),
+    *("gguf_file", "foreign.consolidated_file", "safetensors_file"),
     *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")),
 )
 _LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")

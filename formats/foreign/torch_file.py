@@ -63,14 +63,14 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
         path = path.parent
     if not path.is_dir():
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
-        _read(checkpoint, path, key)
+        read_file(checkpoint, path, key)
         return checkpoint
     listed = _weight_map(path / INDEX) if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else {}
     files = [path / name for name in sorted(set(listed.values()))] or _unlisted(path)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
         before = set(checkpoint.tensors)
-        _read(checkpoint, file, key)
+        read_file(checkpoint, file, key)
         missing = next((n for n, f in listed.items() if f == file.name and n not in checkpoint.tensors), None)
         missing = missing or next((n for n, f in listed.items() if f == file.name and n in before), None)
         if missing is not None:
@@ -250,7 +250,7 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"names the storage {pid!r}")
 
 
-def _read(checkpoint: Checkpoint, path: Path, key: str | None) -> None:
+def read_file(checkpoint: Checkpoint, path: Path, key: str | None = None) -> None:
     """Add a file's tensors, and what else it holds."""
     with open_regular(path) as file:
         head = file.read(4)
