@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,19 @@ class Source:
     path: Path
     size: int
     stamp: tuple[int, int, int]
+    start: int = 0
+    """Where it begins in the file, for one that lies inside another (see `window`)."""
 
     @staticmethod
     def of(path: Path) -> Source:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
         return Source(path, status.st_size, _stamp(status))
+
+    def window(self, start: int, size: int) -> Source:
+        """A part of it, as a file of its own."""
+        self._check_range(start, size)
+        return replace(self, start=self.start + start, size=size)
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """Exactly `nbytes` bytes from `offset`, in fresh memory."""
@@ -59,13 +66,13 @@ class Source:
         if not len(out):
             return
         with open_regular(self.path) as file, reading(file.fileno(), self.path, self.stamp):
-            read_into(file.fileno(), out, offset)
+            read_into(file.fileno(), out, self.start + offset)
 
     def tensor(self, name: str, shape: tuple[int, ...], type: BlockClass, offset: int) -> Tensor:
         """The tensor whose bytes lie at `offset`, read when asked for."""
         row = type.row_bytes(shape[-1] if shape else 1)
         tensor = Tensor(name, shape, type, lambda a, b: self.read(offset + a * row, (b - a) * row).reshape(b - a, row))
-        extent = Extent(self.path, offset, tensor.nbytes, self.stamp)
+        extent = Extent(self.path, self.start + offset, tensor.nbytes, self.stamp)
         return Tensor(name, shape, type, tensor.read, extent)
 
 

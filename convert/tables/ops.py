@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.moving import join, swapped, take
+from llmconv.formats.moving.rows import join, swapped, take
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes

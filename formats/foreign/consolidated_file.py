@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, BadKey, MissingTensor, UnknownTensor, Unsupported, WrongShape, at, cut
-from llmconv.formats import guests, limits, moving
+from llmconv.formats import guests, limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.foreign import params_json, torch_file
 from llmconv.formats.format import Format
+from llmconv.formats.moving import rows as moving
 from llmconv.formats.safetensors_header import read_json, read_tensors
 from llmconv.formats.tensor import Tensor
 
