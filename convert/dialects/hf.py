@@ -346,7 +346,9 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     if count:  # "8x7B": as large as the model with one of its experts
         total -= sum(t.n_elements for t in experts) * (count - 1) // count
     general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
-    if source.source is not None:
+    if source.info.get("name"):
+        general["general.name"] = source.info["name"]
+    elif source.source is not None:
         general["general.name"] = places.called(source.source)
     general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
     general["general.file_type"] = np.uint32(number_of(main) or 0)
