@@ -77,7 +77,7 @@ def open_within(source: Source) -> Checkpoint:
 
 def open_alone(path: Path) -> Checkpoint:
     """The same with its tensors as they are in the file."""
-    return _opened(Path(path), _read(Path(path)))
+    return _opened(path, _read(path))
 
 
 def _opened(path: Path, part: _Part) -> Checkpoint:

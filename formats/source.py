@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.files import open_regular
+from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.places.ranges import fill
+from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
@@ -37,8 +39,12 @@ class Source:
 
     @staticmethod
     def of(path: Path) -> Source:
-        with open_regular(path) as file:
-            status = os.fstat(file.fileno())
+        if isinstance(path, RemotePath):
+            regular_size(path)
+            status = path.stat()
+        else:
+            with open_regular(path) as file:
+                status = os.fstat(file.fileno())
         return Source(path, status.st_size, _stamp(status))
 
     def window(self, start: int, size: int) -> Source:
@@ -64,6 +70,11 @@ class Source:
         """As many bytes from `offset` as `out` has (a flat one, of bytes)."""
         self._check_range(offset, len(out))
         if not len(out):
+            return
+        if isinstance(self.path, RemotePath):
+            if self.stamp != _stamp(self.path.stat()):
+                raise BadFile(f"{at(self.path)}: changed since it was opened; open it again")
+            fill(self.path, self.start + offset, out)
             return
         with open_regular(self.path) as file, reading(file.fileno(), self.path, self.stamp):
             read_into(file.fileno(), out, self.start + offset)

@@ -57,7 +57,6 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
 
     key: which of several mappings of tensors in a training program's file to take (see `formats.foreign.mappings`).
     """
-    path = Path(path)
     beside = (path.parent / "config.json").is_file()
     if path.name == INDEX or (beside and (path.name == WEIGHTS or _PART.fullmatch(path.name))):
         path = path.parent
@@ -266,7 +265,7 @@ def read_file(checkpoint: Checkpoint, path: Path, key: str | None = None) -> Non
 def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     source = Source.of(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             listing = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
             if len(listing) != 1 or entries[listing[0]].file_size > limits.PICKLE_BYTES:

@@ -1,7 +1,8 @@
 """Where a model lies, by the name that people give it, and what it is called there.
 
-A path; `ollama://NAME[:TAG]`, of which the manifest is looked up; the folder of a model in the Hub's cache
-(`models--ORG--NAME`), of which the snapshot is taken that its branch main points to.
+A path; `hf://ORG/NAME[@REVISION][/FILE]` and other addresses (see `remote`); `ollama://NAME[:TAG]`, of which the
+manifest is looked up; the folder of a model in the Hub's cache (`models--ORG--NAME`), of which the snapshot is taken
+that its branch main points to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import re
 from pathlib import Path
 
 from llmconv.errors import BadFile, UsageError, at, cut, nearest
+from llmconv.formats.places.hub import download, is_offline
+from llmconv.formats.places.others import SCHEMES
+from llmconv.formats.places.remote import RemotePath
 
 __all__ = ["beside", "called", "place"]
 
@@ -24,12 +28,25 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def place(given: str | os.PathLike[str]) -> Path:
     """The path of what a name stands for; `UsageError` or `BadFile` for a name that stands for nothing."""
     path = Path(given)
+    if isinstance(given, RemotePath):
+        return given
     named = _SCHEME.fullmatch(os.fspath(given))
-    if named and named["scheme"] == "ollama" and not path.exists():
-        return _ollama(named["rest"])
+    if named and not path.exists():
+        if named["scheme"] == "ollama":
+            return _ollama(named["rest"])
+        if named["scheme"] == "hf" or named["scheme"] in SCHEMES:
+            return _remote(path)
     if _CACHED.fullmatch(path.name) and (path / "snapshots").is_dir():
         return _snapshot(path)
     return path
+
+
+def _remote(path: Path) -> Path:
+    """A path on another machine; of the Hub that is offline, the one in its cache."""
+    if path.parts[0] == "hf:" and is_offline():
+        return download(path.parts, offline=True)
+    found = RemotePath(*path.parts)
+    return found if path is found else found.renew()
 
 
 def called(path: Path) -> str:
@@ -43,7 +60,7 @@ def called(path: Path) -> str:
 
 def beside(path: Path) -> Path:
     """The folder for what is made of a model: beside it, or where the caller is if it lies in a library of models."""
-    if _library_name(path) or _is_cached(path):
+    if isinstance(path, RemotePath) or _library_name(path) or _is_cached(path):
         return Path()
     return (path.resolve() if path.name in ("", ".", "..") else path).parent
 
@@ -57,6 +74,8 @@ def _is_cached(path: Path) -> bool:
 def _library_name(path: Path) -> str | None:
     """A name that the path's own does not say."""
     parts = path.absolute().parts
+    if isinstance(path, RemotePath):
+        return path.name.partition("@")[0] if len(parts) == 3 and parts[0] == "hf:" else None
     if len(parts) > 2 and parts[-2] == "snapshots" and (found := _CACHED.fullmatch(parts[-3])):
         return found["name"]
     if parts[-5:-4] == ("manifests",) and Path(*parts[:-5], "blobs").is_dir():  # HOST/NAMESPACE/NAME/TAG
