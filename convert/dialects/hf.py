@@ -31,6 +31,7 @@ from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
@@ -390,10 +391,10 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     if count:  # "8x7B": as large as the model with one of its experts
         total -= sum(t.n_elements for t in experts) * (count - 1) // count
     general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
-    if source.source is not None:
-        general["general.name"] = (
-            source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
-        )
+    if source.info.get("name"):
+        general["general.name"] = source.info["name"]
+    elif source.source is not None:
+        general["general.name"] = places.called(source.source)
     general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
     general["general.file_type"] = np.uint32(number_of(main) or 0)
     general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
