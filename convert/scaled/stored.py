@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmconv.convert.scaled.grid import fitted, multiplied
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.grid import fitted
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
 from llmconv.errors import BadFile, MissingTensor, cut
 from llmconv.formats.tensor import Tensor
@@ -41,14 +41,12 @@ class Stored(Scheme):
         scale = next(parts[end] for end in self.marks if end in parts)
         return self.stored in parts and parts[self.stored].type in TYPES and scale.type is not plain.U8
 
-    def read(self, layer: Layer) -> Tensor:
+    def coded(self, layer: Layer) -> Coded:
         stored = layer.parts[self.stored]
         assert stored.type.dtype is not None
-        lookup = np.arange(256, dtype=np.uint8).view(stored.type.dtype).astype(np.float32)
-
-        def codes(start: int, stop: int) -> NDArray[np.float32]:
-            values: NDArray[np.float32] = lookup[stored.read(start, stop)]
-            return values
+        table = None
+        if stored.type is not plain.I8:
+            table = np.arange(256, dtype=np.uint8).view(stored.type.dtype).astype(np.float32)
 
         scale = factors(layer, next(layer.parts[end] for end in self.marks if end in layer.parts))
         zeros = layer.parts.get("_zero_point")
@@ -56,9 +54,15 @@ class Stored(Scheme):
             raise MissingTensor(
                 layer.settings.where, f"{layer.weight}_zero_point", "config.json says that there is one; fetch it again"
             )
-        zero = None if zeros is None else fitted(layer.weight, stored.shape, zeros, layer.settings)
-        return multiplied(
-            layer.weight, stored.shape, codes, fitted(layer.weight, stored.shape, scale, layer.settings), zero
+        return Coded(
+            layer.weight,
+            stored.shape,
+            lambda start, stop: stored.blocks(start, stop).view(np.uint8 if table is not None else np.int8),
+            -128,
+            127,
+            fitted(layer.weight, stored.shape, scale, layer.settings),
+            0 if zeros is None else fitted(layer.weight, stored.shape, zeros, layer.settings),
+            table=table,
         )
 
 

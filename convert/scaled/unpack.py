@@ -3,7 +3,7 @@
 A value is the stored number, less its zero point, times its scale, computed in float32 as the models' own loaders do;
 the tensors are F32 from then on.  Scales of activations and key/value caches (`input_scale`, `k_scale`, ...) have no
 place in a float model and are left out.  What isn't read yet is called by its name and refused.
-MXFP4 (gpt-oss) is repacked without loss by `convert.tables.ops.PackMxfp4` instead.
+gpt-oss's MXFP4 is repacked without loss by `convert.tables.ops.PackMxfp4` instead.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
+from llmconv.convert.scaled.awq import Awq
+from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
 from llmconv.convert.scaled.compressed_tensors import Packed
-from llmconv.convert.scaled.scheme import Layer, Scheme, Settings, without_settings
+from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
+from llmconv.convert.scaled.gptq import Gptq
+from llmconv.convert.scaled.mlx import Mlx
+from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, without_settings
 from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
@@ -26,7 +31,10 @@ from llmconv.quant import plain
 
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
-SCHEMES: tuple[Scheme, ...] = (Stored(), StoredBeside(), Packed(), *UNREAD)
+SCHEMES: tuple[Scheme, ...] = (
+    Nvfp4Beside(), Stored(), StoredBeside(), Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(),
+    *UNREAD,
+)  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
 _OF_ACTIVATIONS = re.compile(
@@ -51,7 +59,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
-    made = {layer.weight: scheme.read(layer) for scheme, layer in layers.values()}
+    made = {layer.weight: scheme.coded(layer).floats() for scheme, layer in layers.values()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -131,8 +139,7 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
     if not settings.method:
         return checkpoint
     raise Unsupported(
-        f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model, "
-        "or one in fp8, int8 or MXFP4"
+        f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model"
     )
 
 
@@ -140,7 +147,7 @@ def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str)
     """The checkpoint with these tensors, and a config.json that says nothing of how they were stored."""
     kept = {name: tensor for name, tensor in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
     config = without_settings(read_config(checkpoint))
-    files: dict[str, Path | bytes] = dict(checkpoint.files)
+    files: dict[str, Path | bytes] = {n: f for n, f in checkpoint.files.items() if n not in SIDE_FILES}
     if config and "config.json" in files:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     return checkpoint.but(note, tensors=kept, files=files)
