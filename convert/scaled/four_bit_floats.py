@@ -22,11 +22,12 @@ from llmconv.convert.scaled.bits import unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
+from llmconv.convert.scaled.stored import exponents
 from llmconv.errors import BadFile, MissingTensor, cut, shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 
-__all__ = ["E2M1", "Mxfp4", "Nvfp4", "Nvfp4Beside", "exponents", "floats_of_four_bits"]
+__all__ = ["E2M1", "Mxfp4", "Nvfp4", "Nvfp4Beside", "floats_of_four_bits", "one_number"]
 
 E2M1 = np.zeros(256, np.float32)
 """What the sixteen codes stand for."""
@@ -106,18 +107,6 @@ def floats_of_four_bits(layer: Layer, packed: Tensor, scale: Tensor, group: int)
 
     grid = Grid(flat, n, k, 1, group, stacked=bool(lead))
     return Coded(layer.weight, (*lead, n, k), codes, 0, 15, grid, table=E2M1)
-
-
-def exponents(scale: Tensor) -> Tensor:
-    """Powers of two, stored as exponents more 127, as floats."""
-    powers: NDArray[np.float32] = np.ldexp(np.float32(1), np.minimum(np.arange(256), 254) - 127).astype(np.float32)
-    powers[255] = np.nan
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        made: NDArray[np.float32] = powers[scale.blocks(start, stop)]
-        return made.view(np.uint8)
-
-    return Tensor(scale.name, scale.shape, plain.F32, read)
 
 
 def one_number(layer: Layer, end: str) -> NDArray[np.float32]:

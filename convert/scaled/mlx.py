@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.bits import unpacked
 from llmconv.convert.scaled.coded import Coded
-from llmconv.convert.scaled.four_bit_floats import E2M1, exponents
+from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
-from llmconv.convert.scaled.stored import factors
+from llmconv.convert.scaled.stored import exponents, factors
 from llmconv.errors import BadFile, Unsupported, cut, shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain

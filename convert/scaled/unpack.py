@@ -20,8 +20,9 @@ from llmconv.convert.scaled.compressed_tensors import Packed
 from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
 from llmconv.convert.scaled.gptq import Gptq
 from llmconv.convert.scaled.mlx import Mlx
+from llmconv.convert.scaled.planes import BitNet, Hqq
 from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, without_settings
-from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside
+from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside, StoredByMistral, StoredByQuanto, StoredByTorchao
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
 from llmconv.errors import MissingTensor, UnknownTensor, Unsupported, cut
@@ -32,13 +33,13 @@ from llmconv.quant import plain
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
-    Nvfp4Beside(), Stored(), StoredBeside(), Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(),
-    *UNREAD,
+    Nvfp4Beside(), Stored(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(), Packed(), Nvfp4(),
+    Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
 _OF_ACTIVATIONS = re.compile(
-    r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale"
+    r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale|.*\.qscale_act"
 )
 _NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
 _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")

@@ -35,11 +35,11 @@ def _scheme(
 
 
 UNREAD: tuple[Scheme, ...] = (
-    _scheme("quanto", ("quanto",), "._data", "._scale", ()),
-    _scheme("quanto", ("quanto",), "._data._packed", "._scale", ()),
-    _scheme("HQQ", ("hqq",), ".W_q", ".W_q", (), ".weight"),
-    _scheme("MXFP8", (), "_scale", "", (plain.F8_E4M3, plain.F8_E5M2)),  # its scales are exponents
+    _scheme("quanto in 2 or 4 bits", ("quanto",), "._data._data", "._scale", ()),
     _scheme("EETQ", ("eetq",), ".weight_scales", ".weight", (plain.I8,), ".weight"),
     _scheme("AQLM", ("aqlm",), ".codebooks", ".codes", (), ".weight"),
-    _scheme("torchao", ("torchao",), "_qdata", "_qdata", ()),
+    _scheme("EXL2", ("exl2",), ".q_weight", ".q_weight", (), ".weight"),
+    _scheme("EXL3", ("exl3",), ".trellis", ".trellis", (), ".weight"),
+    _scheme("VPTQ", ("vptq",), ".centroids.weight", ".indices", (), ".weight"),
+    _scheme("torchao in 4 bits", ("torchao",), "_qdata", "_qdata", ()),
 )

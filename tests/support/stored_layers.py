@@ -156,3 +156,48 @@ def bitsandbytes(
     made[f"{w}.quant_state.bitsandbytes__{kind}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     want = np.array([table[c] * absmax[i // block] for i, c in enumerate(codes)], np.float32).reshape(shape)
     return made, want
+
+
+def hqq(
+    stem: str, shape: tuple[int, int], seed: int = 0, bits: int = 4, group: int = 32, axis: int = 1
+) -> tuple[Arrays, Any]:
+    rng = np.random.default_rng(seed)
+    n, k = shape
+    groups = n * k // group
+    down, across = (groups, group) if axis else (group, groups)
+    codes = rng.integers(0, 1 << bits, (down, across))
+    scale, zero = (rng.uniform(0.1, 3, groups).astype(np.float16) for _ in range(2))
+    each = 10 if bits == 3 else 8 // bits
+    rows = -(-down // each)
+    packed = np.zeros((rows, across), np.int64)
+    for r in range(down):
+        for c in range(across):
+            packed[r % rows, c] |= int(codes[r, c]) << (bits * (each - 1 - r // rows))
+    want = np.empty(n * k, np.float32)
+    for r in range(down):
+        for c in range(across):
+            g = r if axis else c
+            want[r * across + c] = (np.float32(codes[r, c]) - np.float32(zero[g])) * np.float32(scale[g])
+    over = (groups, 1) if axis else (1, groups)
+    return {
+        f"{stem}.W_q": packed.astype(np.int32 if bits == 3 else np.uint8),
+        f"{stem}.scale": scale.reshape(over),
+        f"{stem}.zero": zero.reshape(over),
+        f"{stem}.shape": np.int64([n, k]),
+        f"{stem}.nbits": np.array(bits, np.int32),
+        f"{stem}.group_size": np.array(group, np.int32),
+        f"{stem}.axis": np.array(axis, np.int32),
+    }, want.reshape(n, k)
+
+
+def bitnet(stem: str, shape: tuple[int, int], seed: int = 0, multiplies: bool = False) -> tuple[Arrays, Any]:
+    rng = np.random.default_rng(seed)
+    n, k = shape
+    codes = rng.integers(-1, 2, shape)
+    packed = np.zeros((n // 4, k), np.uint8)
+    for r in range(n):
+        for c in range(k):
+            packed[r % (n // 4), c] |= int(codes[r, c] + 1) << (2 * (r // (n // 4)))
+    scale = np.array([1.375], ml_dtypes.bfloat16)
+    factor = np.float32(scale[0]) if multiplies else np.float32(1) / np.float32(scale[0])
+    return {f"{stem}.weight": packed, f"{stem}.weight_scale": scale}, codes.astype(np.float32) * factor

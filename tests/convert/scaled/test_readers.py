@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from stored_layers import awq, bitsandbytes, four_bit_floats, gptq, mlx
+from stored_layers import awq, bitnet, bitsandbytes, four_bit_floats, gptq, hqq, mlx
 from stored_models import LINEAR, folder, in_memory, llama
 
 import llmconv
@@ -30,7 +30,7 @@ def check(made: tuple[dict[str, Any], Any], settings: Any = None, **more: Any) -
     tensor = found.tensors["a.weight"]
     assert tensor.shape == want.shape and np.array_equal(tensor.numpy(), want)
     n = want.shape[0]
-    for start, stop in ((0, 1), (1, n), (n // 3, n // 3 + 5), (n - 1, n), (3, 3)):
+    for start, stop in ((0, 1), (1, n), (n // 3, n // 3 + 4), (n - 1, n), (3, 3)):
         assert np.array_equal(tensor.rows(start, stop), want[start:stop])
     assert b"quant" not in (found.file("config.json") or b"")
 
@@ -122,6 +122,48 @@ def test_llm_int8() -> None:
         unpack(in_memory(arrays | {"a.weight_format": np.array(1, np.uint8)}))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_hqq(bits: int, axis: int) -> None:
+    arrays, want = hqq("a", (12, 64), bits, bits, 16, axis)
+    check((arrays, want), {"quant_method": "hqq"})
+    fewer = {name: array for name, array in arrays.items() if not name.endswith(("nbits", "group_size", "axis"))}
+    said = {"weight_quant_params": {"nbits": bits, "group_size": 16, "axis": axis}}
+    check((fewer, want), {"quant_method": "hqq", "quant_config": said})
+    with pytest.raises(BadFile, match="does not hold weights"):
+        unpack(in_memory(arrays | {"a.shape": np.int64([12, 32])}))
+
+
+def test_bitnet() -> None:
+    settings = {"quant_method": "bitnet"}
+    check(bitnet("a", (16, 24)), settings)
+    check(bitnet("a", (16, 24), multiplies=True), settings | {"linear_class": "autobitlinear"})
+    arrays, _ = bitnet("a", (16, 24))
+    with pytest.raises(BadFile, match="holds a 3"):
+        unpack(in_memory(arrays | {"a.weight": np.full((4, 24), 255, np.uint8)}, settings)).tensors["a.weight"].rows()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, E4M3])
+def test_numbers_of_eight_bits_under_other_names(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(-9, 9, (6, 64)).astype(dtype), rng.uniform(1, 2, (6, 1)).astype(np.float32)
+    want, wide = codes.astype(np.float32) * scale, codes.astype(np.float32)
+    check(
+        ({"a.weight._data": codes, "a.weight._scale": scale, "a.input_scale": np.ones(())}, want),
+        {"quant_method": "quanto"},
+    )
+    check(({"a._weight_qdata": codes, "a._weight_scale": scale}, want), {"quant_method": "torchao"})
+    one = np.float32(0.5)
+    check(({"a.weight": codes, "a.qscale_weight": np.array(one), "a.qscale_act": np.array(one)}, wide * one))
+    powers = rng.integers(120, 130, (6, 2)).astype(np.uint8)
+    mx = np.repeat(np.float32(2) ** (powers.astype(np.float32) - 127), 32, 1)
+    check(({"a.weight": codes, "a.weight_scale": powers}, wide * mx))
+    if dtype is np.int8:
+        zero = rng.integers(-3, 3, (6, 1)).astype(np.int8)
+        arrays = {"a._weight_qdata": codes, "a._weight_scale": scale, "a._weight_zero_point": zero}
+        check((arrays, (wide - zero) * scale), {"quant_method": "torchao"})
+
+
 def test_a_whole_model_in_each(tmp_path: Path) -> None:
     """A folder of any of them becomes the GGUF that its floats become."""
     ways = {
@@ -130,6 +172,8 @@ def test_a_whole_model_in_each(tmp_path: Path) -> None:
         "nvfp4": (four_bit_floats, CT),
         "nf4": (bitsandbytes, BNB),
         "mlx": (mlx, None),
+        "hqq": (hqq, {"quant_method": "hqq"}),
+        "bitnet": (bitnet, {"quant_method": "bitnet"}),
     }
     for name, (stored, settings) in ways.items():
         wants: dict[str, Any] = {}
