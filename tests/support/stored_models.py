@@ -43,7 +43,7 @@ def folder(path: Path, arrays: Arrays, settings: Any = None, **more: Any) -> Pat
     (path / "config.json").write_text(json.dumps(config))
     made = Checkpoint(dialect="plain")
     for name, array in arrays.items():
-        made.add(Tensor.from_array(name, np.asarray(array)))
+        made.add(Tensor.from_array(name, array))
     formats.by_name("safetensors").save(made, path / "model.safetensors")
     return path
 
@@ -52,7 +52,7 @@ def in_memory(arrays: Arrays, settings: Any = None, **more: Any) -> Checkpoint:
     """The same without files."""
     made = Checkpoint(dialect="hf")
     for name, array in arrays.items():
-        made.add(Tensor.from_array(name, np.asarray(array)))
+        made.add(Tensor.from_array(name, array))
     config = CONFIG | ({"quantization_config": settings} if settings is not None else {}) | more
     made.files["config.json"] = json.dumps(config).encode()
     return made
