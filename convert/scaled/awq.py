@@ -91,7 +91,14 @@ class Awq(Scheme):
 
     def _gemv(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> Coded:
         n, words = packed.shape
-        k, size = words * _EACH, layer.settings.group() or words * _EACH
+        k = words * _EACH
+        said = layer.settings.values.get("group_size", layer.settings.values.get("q_group_size"))
+        size = layer.settings.group() or (k if said == -1 else 0)
+        if not size:
+            raise BadFile(
+                f"{layer.settings.where}: config.json says no group_size, and the scales of {cut(layer.weight)} are "
+                "padded, as AWQ's gemv has them; fetch the model again"
+            )
         groups = -(-k // size)
         if groups > scales.shape[1]:
             raise BadFile(

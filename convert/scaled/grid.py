@@ -40,15 +40,20 @@ class Grid:
 
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """The number for each weight of rows start..stop: (rows, k), or (rows, 1) where a row has but one."""
-        matrix, row = np.divmod(np.arange(start, stop), self.n)
-        place = row // self.rows + (matrix * -(-self.n // self.rows) if self.stacked else 0)
-        if not place.size:
-            return np.empty((0, 1), np.float32)
-        low = int(place.min())
-        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)[place - low]
+        own = self.by_group(start, stop)
         if self.order is not None:
             return own[:, self.order]
         return own if own.shape[1] == 1 else np.repeat(own, self.columns, axis=1)[:, : self.k]
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The numbers of rows start..stop, one a group: (rows, across)."""
+        matrix, row = np.divmod(np.arange(start, stop), self.n)
+        place = row // self.rows + (matrix * -(-self.n // self.rows) if self.stacked else 0)
+        if not place.size:
+            return np.empty((0, self.values.row_len), np.float32)
+        low = int(place.min())
+        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)[place - low]
+        return own
 
 
 def fitted(weight: str, shape: tuple[int, ...], numbers: Tensor, settings: Settings) -> Grid:

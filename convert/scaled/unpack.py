@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
 from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
 from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
 from llmconv.convert.scaled.gptq import Gptq
@@ -46,8 +47,10 @@ _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
 _FLOATS = (plain.F64, plain.F32, plain.F16, plain.BF16)
 
 
-def unpack(checkpoint: Checkpoint) -> Checkpoint:
+def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.floats) -> Checkpoint:
     """The checkpoint with each layer of stored weights and scales as one lazy F32 tensor; itself when there is none.
+
+    made_of: makes another tensor of a layer than that (`convert.writing.repack`).
 
     config.json loses its `quantization_config` then, and a note says so; so it does where the weights are plain floats
     in spite of it.  Raises `Unsupported` for schemes that aren't read, `MissingTensor` for a scale that isn't there,
@@ -60,7 +63,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
-    made = {layer.weight: scheme.coded(layer).floats() for scheme, layer in layers.values()}
+    made = {layer.weight: made_of(scheme.coded(layer)) for scheme, layer in layers.values()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():

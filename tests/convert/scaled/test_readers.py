@@ -203,6 +203,7 @@ FAULTS: dict[str, tuple[Any, Any, str]] = {
     "gptq: no zero points": (gptq, {"a.qzeros": None}, "'a.qzeros' is missing"),
     "gptq: integers for scales": (gptq, {"a.scales": np.ones((2, 32), np.int32)}, "expected floats"),
     "awq: other scales": (awq, {"a.scales": np.ones((2, 24), np.float16)}, "does not go with"),
+    "awq: gemv without a group": (lambda *a: awq(*a, gemv=True), {}, "says no group_size"),
     "mlx: other biases": (mlx, {"a.biases": np.ones((32, 1), np.float16)}, "does not go with"),
     "nvfp4: other scales": (four_bit_floats, {"a.weight_scale": np.ones((32, 3), E4M3)}, "does not scale"),
     "nvfp4: no global scale": (four_bit_floats, {"a.weight_global_scale": None}, "_global_scale' is missing"),
@@ -224,5 +225,9 @@ def test_faults_are_told_by_the_tensor(name: str) -> None:
             arrays[key] = value.astype(ml_dtypes.float8_e4m3fn) if value.dtype == np.float32 else value
     methods = {gptq: GPTQ | {"group_size": 32}, awq: {"quant_method": "awq"}, four_bit_floats: CT, bitsandbytes: BNB}
     with pytest.raises((BadFile, MissingTensor), match=sentence) as error:
-        unpack(in_memory(arrays, methods.get(stored)))
+        unpack(
+            in_memory(
+                arrays, methods.get(stored, {"quant_method": "awq", "version": "gemv"} if "gemv" in name else None)
+            )
+        )
     assert "'a." in str(error.value) and len(str(error.value)) < 320
