@@ -104,7 +104,7 @@ def _affine(coded: Coded, whole: int) -> Carried | str:
         coded.scale.rows, coded.scale.columns, coded.scale.stacked
     ):  # fmt: skip
         return "biases that lie otherwise than the scales"
-    zero = _zeros_of(coded.scale, bias)
+    zero = _zeros_of(coded.scale, bias, (coded.high + 1) // 2)
     if zero is not None:
         found = _integers(dataclasses.replace(coded, zero=zero, bias=None), whole)
         if not isinstance(found, str) and (found.type.name != "Q8_0" or coded.high > 31):
@@ -175,14 +175,14 @@ def _extremes(coded: Coded) -> tuple[int, int]:
     return int(min(low for low, _ in ends)), int(max(high for _, high in ends))
 
 
-def _zeros_of(scale: Grid, bias: Grid) -> Grid | None:
+def _zeros_of(scale: Grid, bias: Grid, middle: int) -> Grid | None:
     """The zero points that say the same as these biases; None where some don't."""
 
     def zeros(start: int, stop: int) -> NDArray[np.float32]:
         s, b = (g.values.rows(start, stop).astype(np.float32) for g in (scale, bias))
         with np.errstate(all="ignore"):
-            whole: NDArray[np.float32] = np.nan_to_num(np.rint(-b / s), nan=0, posinf=1e9, neginf=1e9)
-        return whole
+            whole: NDArray[np.float32] = np.nan_to_num(np.rint(-b / s), nan=middle, posinf=1e9, neginf=1e9)
+        return whole  # the middle where all weights of a group are 0, whatever their codes
 
     tensor = scale.values
     for slab in _slabs(tensor.n_rows, tensor.row_len):

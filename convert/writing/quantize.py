@@ -43,6 +43,8 @@ __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 StrPath = str | os.PathLike[str]
 INT8 = "INT8"
 _REPACK = ("REPACK", "AUTO")
+FOLDERS = ("W4A16", "MLX")
+"""What becomes a model folder besides INT8: see `writing.four_bits`."""
 _MOST_RULES = 16 << 20
 
 
@@ -95,7 +97,8 @@ def quantize(
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`); or REPACK (AUTO): of a quantized model folder every layer in the smallest
+        (`convert.scaled.compressed_tensors`); or W4A16 or MLX: the same in four bits, a GGUF's Q4_0, Q8_0 ... number
+        for number (`writing.four_bits`); or REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest
         type that says its numbers exactly, its integers and scales carried, and compared after (`writing.repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
@@ -169,7 +172,8 @@ def quantize(
         _check_repack(recipe, writing, wanted)
     elif fallback is not None:
         raise UsageError("--fallback is for what REPACK can't say exactly; give -t REPACK, or leave it out")
-    as_int8 = any(name.upper() == INT8 for name in wanted)
+    as_folder = any(name.upper() in FOLDERS for name in wanted)
+    as_int8 = as_folder or any(name.upper() == INT8 for name in wanted)
     if layout or config or vocab or pre:
         from llmconv.convert.effects import with_effect  # loads every dialect, 0.3 s that most runs save
 
@@ -289,8 +293,8 @@ def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str]) -
         raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
     if recipe.prune_layers:
         raise UsageError("a model without some of its layers is another than was calibrated; leave --prune-layers out")
-    if any(name.upper() == INT8 for name in types):
-        raise UsageError("INT8 is rounded without a calibration; leave it out, or choose a GGUF type")
+    if any(name.upper() in (INT8, *FOLDERS) for name in types):
+        raise UsageError("INT8, W4A16 and MLX are rounded without a calibration; leave it out, or choose a GGUF type")
     for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
         if given:
             raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
@@ -437,21 +441,29 @@ def _int8(
 ) -> Quantized:
     """The safetensors output: a model folder, or one file where its name says so."""
     if len(types) > 1:
-        raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
+        raise UsageError(
+            f"{types[0].upper()} makes a safetensors model, the other types GGUF; make it in a run of its own"
+        )
     for name in ("provenance", "portable"):
         if getattr(writing, name):
-            raise UsageError(f"--{name} is for GGUF, INT8 makes safetensors; leave one of them out")
+            raise UsageError(f"--{name} is for GGUF, {types[0].upper()} makes safetensors; leave one of them out")
     from llmconv.convert.scaled.compressed_tensors import to_int8
     from llmconv.convert.scaled.unpack import unpack
 
+    kind = types[0].upper()
     opened = reading.open(src)
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
-    model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
-    path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
+    if kind == INT8:
+        model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
+    else:
+        from llmconv.convert.writing.four_bits import written
+
+        model = written(floats, kind, lambda c: reading.translated(c, "hf"))
+    path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
-    result = quantized.of_tensors(opened.source, opened, model, INT8, [path])
+    result = quantized.of_tensors(opened.source, opened, model, kind, [path])
     if not container.is_folder(path):
         check_target(path, force=writing.force, size=model.nbytes, inputs=_inputs(opened))
     if writing.dry_run:

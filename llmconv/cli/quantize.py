@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize", "warmup"]
 
-_NO_FILE_TYPES = ("INT8", "REPACK", "AUTO")
+_NO_FILE_TYPES = ("INT8", "W4A16", "MLX", "REPACK", "AUTO")
 
 
 class _WithTypes(click.Command):
@@ -49,6 +49,8 @@ class _WithTypes(click.Command):
         rows += [
             ("COPY", "only metadata and order change"),
             ("INT8", "safetensors for transformers and vLLM, not GGUF"),
+            ("W4A16", "4 bits for transformers and vLLM; a GGUF's Q4_0 and Q8_0 number for number"),
+            ("MLX", "4 bits for MLX; a GGUF's Q4_0, Q4_1, Q8_0 number for number"),
             ("REPACK, AUTO", "of a quantized folder, each layer's smallest type that says its numbers exactly"),
         ]
         with formatter.section("Types"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from stored_models import in_memory
 
+import llmconv
 from llmconv.convert.scaled.unpack import unpack
 
 pytestmark = pytest.mark.peer
@@ -170,3 +172,31 @@ def test_gptqmodel(bits: int, order: bool, v2: bool) -> None:
         made["a.qzeros"] = (made["a.qzeros"].long() - fields).int()
     found = read(made, {"quant_method": "gptq", "bits": bits, "checkpoint_format": "gptq_v2" if v2 else "gptq"})
     assert torch.allclose(found, want, rtol=1e-3)  # gptqmodel multiplies in float16
+
+
+def test_what_we_write_is_loaded_by_transformers_and_mlx(tmp_path: Path) -> None:
+    """A Llama from a Q4_0 GGUF: transformers' logits with compressed-tensors are those of the decoded weights."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "in")
+    llmconv.quantize(tmp_path / "in", tmp_path / "a.gguf", "Q4_0", pure=True, output_tensor_type="F32")
+    llmconv.quantize(tmp_path / "a.gguf", tmp_path / "w4", "W4A16")
+    llmconv.convert_file(tmp_path / "a.gguf", tmp_path / "f32", outtype="f32")
+    ids = torch.arange(1, 20)[None]
+    logits = [
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)(ids).logits
+        for name in ("w4", "f32")
+    ]
+    assert torch.allclose(*logits, rtol=1e-4, atol=1e-5)
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    llmconv.quantize(tmp_path / "a.gguf", tmp_path / "mlx", "MLX")
+    made = mx.load(str(tmp_path / "mlx" / "model.safetensors"))
+    stem = "model.layers.1.self_attn.q_proj"
+    got = mx.dequantize(made[f"{stem}.weight"], made[f"{stem}.scales"], made[f"{stem}.biases"], group_size=32, bits=4)
+    want = llmconv.open(tmp_path / "f32").tensors[f"{stem}.weight"].numpy()
+    assert np.allclose(np.array(got.astype(mx.float32)), want, rtol=2e-3, atol=1e-5)  # MLX computes in float16
