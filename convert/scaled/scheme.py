@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.tables.config import TEXT_MODELS, read_config
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -15,6 +17,7 @@ __all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where config.json, or the text model's part of it, says how the weights are stored."""
+SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,11 +45,16 @@ class Settings:
             key = next((key for key in KEYS if part.get(key) is not None), None)
             if key is not None:
                 break
-        values = {} if key is None else part[key]
+        values = _beside(checkpoint) if key is None else part[key]
         if not isinstance(values, Mapping):
             raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
         method = values.get("quant_method")
         return Settings(where, method if isinstance(method, str) else "", values)
+
+    def bits(self, weight: str) -> int | None:
+        """Bits of a number of that weight, where it says so."""
+        found = self.weights.get("num_bits", self.values.get("bits", self.values.get("w_bit")))
+        return found if type(found) is int and not isinstance(self.values.get("dynamic"), dict) else None
 
     @property
     def weights(self) -> Mapping[str, Any]:
@@ -70,8 +78,23 @@ class Settings:
 
     def group(self) -> int | None:
         """Columns that share a scale, where it says so."""
-        size = self.weights.get("group_size", self.values.get("group_size"))
+        size = self.weights.get("group_size", self.values.get("group_size", self.values.get("q_group_size")))
         return size if type(size) is int and size > 0 else None
+
+
+def _beside(checkpoint: Checkpoint) -> Any:
+    """What a file beside config.json says, as GPTQ's and AWQ's programs wrote it once."""
+    for name in SIDE_FILES:
+        raw = checkpoint.file(name)
+        if raw is not None:
+            try:
+                found = json.loads(raw)
+            except (ValueError, RecursionError):
+                raise BadFile(f"{checkpoint.where}: {name} is no JSON; fetch it again") from None
+            if not isinstance(found, dict):
+                raise BadFile(f"{checkpoint.where}: {name} is {found!r:.60}, expected an object")
+            return found
+    return {}
 
 
 @dataclass(frozen=True)
@@ -107,9 +130,9 @@ class Scheme:
         """Whether these tensors, found under one stem, are a layer of this scheme."""
         raise NotImplementedError
 
-    def read(self, layer: Layer) -> Tensor:
-        """The weight as floats; lazily."""
+    def coded(self, layer: Layer) -> Coded:
+        """The codes and scales of the weight; lazily."""
         raise Unsupported(
             f"{layer.settings.where}: tensor {layer.weight!r} is quantized with {self.name}, which can't be read; "
-            "give the original model, or one in fp8, int8 or MXFP4"
+            "give the original model"
         )
