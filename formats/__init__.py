@@ -26,7 +26,19 @@ from llmconv.formats.places.names import place
 from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
+__all__ = [
+    "Checkpoint",
+    "Extent",
+    "Format",
+    "Tensor",
+    "by_name",
+    "formats",
+    "named_by",
+    "of_folders",
+    "open",
+    "register",
+    "sniff",
+]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
 _CERTAIN = (
@@ -75,8 +87,15 @@ def formats() -> list[Format]:
 
 
 def named_by(path: Path) -> Format | None:
-    """The format that a file name asks for."""
+    """The format that a file name asks for, by its ending."""
+    if not path.suffix:
+        return None
     return next((format for format in _each() if format.is_named(path)), None)
+
+
+def of_folders() -> Format:
+    """The format of a model folder that is written."""
+    return next(format for format in _each() if format.folder)
 
 
 def by_name(name: str) -> Format:

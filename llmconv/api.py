@@ -13,9 +13,9 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.dialects.gguf import check_not_empty
-from llmconv.convert.dialects.named_tensors import OURS
 from llmconv.convert.effects import check_name, read_with
 from llmconv.convert.reading import Reading
+from llmconv.convert.tables import own_keys
 from llmconv.convert.writing import vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
@@ -287,13 +287,12 @@ def format_of(path: Path) -> Format:
     named = containers.named_by(path)
     if named is not None:
         return named
-    known = containers.formats()
     if path.suffix and not path.is_dir() and path.suffix.lower() in _ONLY_READ:
-        endings = ", ".join(s for container in known for s in container.suffixes[:1])
+        endings = ", ".join(s for container in containers.formats() for s in container.suffixes[:1])
         raise UsageError(
             f"{at(path)}: its ending names no format that can be written; use one of {endings}, or a folder"
         )
-    return next(container for container in known if container.folder)
+    return containers.of_folders()
 
 
 def _named_format(path: Path, wanted: Format) -> Format:
@@ -326,7 +325,7 @@ def _states_types(checkpoint: Checkpoint) -> bool:
     if not isinstance(document, dict):
         return False
 
-    return document.get("format") == OURS
+    return document.get("format") == own_keys.OURS
 
 
 def _size(path: Path, checkpoint: Checkpoint) -> int:

@@ -1,6 +1,6 @@
 """The command from start to finish, of this checkout beside another, in CPU seconds.
 
-    python tests/bench/bench_startup.py [--base CHECKOUT] [--rounds 9] [--columns 1024]
+    python tests/bench/bench_startup.py [--base CHECKOUT] [--rounds 9] [--columns 1024] [--only WORD]
 
 Makes a Llama in F16 with that many columns (1024: 306 MB), a small one (12 MB) and a simple-llm in JSON in a temporary
 folder, converts and quantizes each in turn by either checkout, each time in a process of its own, and prints the least
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--columns", type=int, default=1024)
+    parser.add_argument("--only", default="", metavar="WORD", help="rows with that word")
     options = parser.parse_args()
     roots = {"base": options.base, "ours": HERE} if options.base else {"ours": HERE}
     folder = Path(tempfile.mkdtemp())
@@ -122,7 +123,7 @@ def main() -> None:
         make_llama(folder / "small.gguf", 256, 2, 8000)
         make_json(folder / "small.json", 20000, 128)
         spent(HERE, folder, ("-m", "llmconv", "gguf-to-safetensors", "large.gguf", "folder"), "folder")
-        for name, arguments in RUNS.items():
+        for name, arguments in ((name, run) for name, run in RUNS.items() if options.only in name):
             times: dict[str, list[float]] = {side: [] for side in roots}
             for round_ in range(options.rounds + 1):  # the first one compiles
                 for side, root in roots.items():
