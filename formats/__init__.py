@@ -120,6 +120,7 @@ def sniff(path: Path) -> Format:
     for format in _each(path):
         if format.sniff(path, head):
             return format
+    guests.written(path, head)
     what = "holds no model" if path.is_dir() else "is no model file of a known format"
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 

@@ -12,12 +12,30 @@ from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more
 
-__all__ = ["beside", "check", "is_unfinished", "whole"]
+__all__ = ["beside", "check", "is_unfinished", "whole", "written"]
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
 _BEFORE_GGUF = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt and ggla, little-endian: llama.cpp's of before August 2023."""
+_WRITTEN = (
+    (re.compile(rb"(?:\xff\xfe|\xfe\xff)"), "is text in UTF-16; save it in UTF-8"),
+    (
+        re.compile(
+            rb"(?:export\s+default|export\s+const|module\.exports|exports\.|(?:const|let|var)\s+\w+\s*=|\w+\s*=\s*[\[{])"
+        ),
+        "is a program that holds a model, no JSON; save the object alone, as JSON.stringify gives it",
+    ),
+    (re.compile(rb"[\w$.]+\(\s*[\[{]"), "is JSONP, a call around JSON; save what is between the parentheses"),
+    (re.compile(rb"//|/\*|#"), "begins with a comment, which JSON has none of; remove the comments"),
+    (re.compile(rb"```"), "is Markdown around JSON; save what is between the fences"),
+    (
+        re.compile(rb'"(?:\s|\\[nrt])*[\[{](?:\s|\\[nrt])*(?:\\"|[\[\d{-])'),
+        "is JSON in a text, encoded twice; decode it once",
+    ),
+    (re.compile(rb"\)\]\}'"), "begins with )]}', which keeps JSON from being run; remove it"),
+)
+"""How texts begin that hold a model's JSON in something else, and what to say of them."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".download", ".aria2", ".!ut")
 
 
@@ -69,3 +87,11 @@ def check(path: Path, head: bytes) -> None:
         raise BadFile(f"{at(path)}: is a download that was not finished ({path.suffix}); fetch it to its end")
     if len(head) >= 512 and not any(head):
         raise BadFile(f"{at(path)}: begins with nothing but zeros: its download was not finished; fetch it again")
+
+
+def written(path: Path, head: bytes) -> None:
+    """`BadFile` with what it is for a text that has a model's JSON in something else."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for begins, text in _WRITTEN:
+        if begins.match(start):
+            raise BadFile(f"{at(path)}: {text}")

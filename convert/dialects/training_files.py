@@ -65,6 +65,20 @@ def _is_nanogpt(checkpoint: Checkpoint) -> bool:
     return not found.strays and found.has("token_embd.weight", "position_embd.weight", "blk.0.attn_norm.weight")
 
 
+_BIGCODE = (
+    "taken as nanoGPT's, though a GPTBigCode of transformers with heads of its own keys has the same names and shapes "
+    "and other rows; if it is one, give its folder with config.json"
+)
+
+
+def _may_be_bigcode(checkpoint: Checkpoint) -> bool:
+    """Whether transformers may have saved it, whose GPTBigCode differs from nanoGPT in the order of rows alone."""
+    if checkpoint.format != "safetensors" or checkpoint.metadata.get("format") != "pt":
+        return False
+    names = checkpoint.tensors
+    return "lm_head.weight" not in names and "transformer.h.0.attn.c_attn.bias" in names
+
+
 def _twice_named(checkpoint: Checkpoint) -> Checkpoint:
     """With the names that safetensors' `save_model` leaves out, which its metadata says: {left out: the one there}."""
     if checkpoint.format != "safetensors":
@@ -85,6 +99,7 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
         made = documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
         if checkpoint.format in ("torch", "pickle"):
             made.metadata[JSON_PLACES] = _places(checkpoint, made)
+        made.notes += [_BIGCODE] if _may_be_bigcode(checkpoint) else []
         return made
     except BadFile as error:
         if layout is not None:

@@ -1,7 +1,8 @@
 """Merging a LoRA adapter (PEFT's files) into the model it was trained on, lazily, row by row.
 
 W' = W + s · B A with s = alpha / r (alpha / √r for rank-stabilised ones), summed in float32 and rounded once to W's
-type.  With DoRA the rows are then scaled to the trained magnitudes.  Tensors that were trained whole
+type.  With DoRA the outputs' vectors (rows; columns of embeddings and of GPT-2's matrices) are then scaled to the
+trained magnitudes.  Tensors that were trained whole
 (`modules_to_save`, biases) replace the base's.  Source: Hu et al. 2021; Kalajdzievski 2023;
 Liu et al. 2024; PEFT's files.
 """
@@ -9,6 +10,7 @@ Liu et al. 2024; PEFT's files.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -186,6 +188,22 @@ def _matrix(tensor: Tensor, rank: int, axis: int, folder: Path) -> NDArray[np.fl
     return tensor.numpy().astype(np.float32)
 
 
+def _lengths(magnitude: Tensor | None, count: int, folder: Path) -> NDArray[np.float32] | None:
+    """DoRA's trained magnitudes, one for each output; None where there are none."""
+    if magnitude is None:
+        return None
+    lengths = magnitude.numpy().astype(np.float32).reshape(-1)
+    if lengths.shape != (count,):
+        raise BadFile(f"{at(folder)}: tensor {magnitude.name!r} has {lengths.size} values, expected {count}")
+    return lengths
+
+
+def _stretch(lengths: NDArray[np.float32], norms: NDArray[Any]) -> NDArray[np.float32]:
+    """What vectors of these norms are multiplied by to be of these lengths; nothing changes one of zeros."""
+    norms = norms.astype(np.float32)
+    return np.divide(lengths, np.where(norms == 0, np.float32(1), norms), dtype=np.float32)
+
+
 def _merged(base: Tensor, module: str, found: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> Tensor:
     embedding = "embedding_A" in found
     a, b = (found.get("embedding_A"), found.get("embedding_B")) if embedding else (found.get("A"), found.get("B"))
@@ -203,24 +221,30 @@ def _merged(base: Tensor, module: str, found: Mapping[str, Tensor], config: Mapp
         )
     if not base.type.is_float or not base.type.can_encode():
         raise Unsupported(f"tensor {base.name!r} is {base.type.name}, into which nothing can be merged")
-    magnitude = found.get("magnitude_vector")
-    lengths = None
-    if magnitude is not None:
-        if embedding or config.get("fan_in_fan_out"):
-            raise Unsupported(f"{at(folder)}: DoRA on {module!r}, which is no plain linear layer, can't be merged")
-        lengths = magnitude.numpy().astype(np.float32).reshape(-1)
-        if lengths.shape != (base.shape[0],):
-            raise BadFile(
-                f"{at(folder)}: tensor {magnitude.name!r} has {lengths.size} values, expected {base.shape[0]}"
-            )
+    by_columns = embedding or bool(config.get("fan_in_fan_out"))
+    lengths = _lengths(found.get("magnitude_vector"), base.shape[1 if by_columns else 0], folder)
+
+    def changed(start: int, stop: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = base.rows(start, stop).astype(np.float32) + scale * (left[start:stop] @ right)
+        return rows
+
+    @functools.cache
+    def columns() -> NDArray[np.float32]:
+        """What each column is multiplied by, for DoRA on a matrix that stands [in][out]."""
+        assert lengths is not None
+        squares, step = np.zeros(base.row_len), max(1, (1 << 22) // max(1, base.row_len))
+        for start in range(0, base.n_rows, step):
+            squares += np.square(changed(start, min(start + step, base.n_rows)), dtype=np.float64).sum(axis=0)
+        return _stretch(lengths, np.sqrt(squares))
 
     def read(start: int, stop: int) -> NDArray[np.uint8]:
         before = base.rows(start, stop).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = before + scale * (left[start:stop] @ right)
-            if lengths is not None:
-                norms = np.linalg.norm(rows, axis=1)
-                rows *= (lengths[start:stop] / np.where(norms == 0, np.float32(1), norms))[:, None]
+            rows = changed(start, stop)
+            if lengths is not None and by_columns:
+                rows *= columns()
+            elif lengths is not None:
+                rows *= _stretch(lengths[start:stop], np.linalg.norm(rows, axis=1))[:, None]
         stored = base.type.encode(rows)
         lost = ~np.isfinite(base.type.decode(stored).astype(np.float32)) & np.isfinite(before)
         if lost.any():

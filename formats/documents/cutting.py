@@ -18,6 +18,8 @@ import numpy as np
 
 from llmconv.errors import BadFile, at, cut as short, more
 from llmconv.formats import limits
+from llmconv.formats.documents import disguised
+from llmconv.formats.documents.disguised import sizes as _sizes
 from llmconv.formats.documents.document import DEPTH, EXACT, Fault, Numbers, Slot, join, quoted, slots
 from llmconv.formats.documents.numbers import number
 from llmconv.formats.documents.typed_bytes import decode, dtype_named, from_text
@@ -54,10 +56,14 @@ def _is_sizes(key: str, node: Any) -> bool:
     """Whether what stands under the key are sizes, no weights: shapes, dimensions, strides."""
     if key == "shapes" and isinstance(node, dict):
         return all(_sizes(x) is not None for x in node.values())
-    if not isinstance(node, list) or not node or len(node) > limits.MAX_DIMS or not _IS_SIZES.search(key):
+    if not _IS_SIZES.search(key):
+        return False
+    if isinstance(node, str | dict) and _sizes(node) is not None:
+        return True
+    if not isinstance(node, list) or not node or len(node) > limits.MAX_DIMS:
         return False
     flat = [y for x in node for y in (x if isinstance(x, list) else [x])]
-    return all(x is None or type(x) is int for x in flat)
+    return all(x is None or disguised.size(x) is not None for x in flat)
 
 
 @dataclass
@@ -76,6 +82,9 @@ class _Cutter:
     texts: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    unsaved: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
     beside: _Around = field(default_factory=_Around)
 
@@ -88,6 +97,9 @@ class _Cutter:
             "holds only null, where JavaScript had NaN or Infinity: no tensor": self.nulls,
             "is base64 without a dtype and a shape that fits it: it stays text, no tensor": self.texts,
             "has numbers under 0, 1, … but not all, in order, with their length behind them: no tensor": self.gaps,
+            "holds numbers as text or in objects, not as numbers: no tensor": self.written,
+            "states a shape and a dtype and has no numbers, as libraries print a tensor: no tensor": self.unsaved,
+            "is whole numbers beside a scale, which is not multiplied in: they are taken as they are": self.scaled,
             "is a buffer without a dtype or a shape that fits it: its bytes are the tensor's numbers": self.buffers,
             "has no dtype: its bytes are taken as floats of 32 (or 64) bits, which its shape suggests": self.guessed,
         }
@@ -118,6 +130,8 @@ class _Cutter:
             return self.array(node, path, depth)
         if isinstance(node, dict):
             return self.object(node, path, depth)
+        if isinstance(node, str) and disguised.is_numbers_in_a_text(node):
+            self.written.append(path)
         if isinstance(node, Fault):
             raise self.bad(path, node.message)
         if isinstance(node, float) and not math.isfinite(node):
@@ -132,6 +146,8 @@ class _Cutter:
         if all(type(x) in (str, bool) for x in node):
             if any(type(x) is str and _like_base64(x) for x in node):
                 self.texts.append(path)
+            elif disguised.number_words(node):
+                self.written.append(path)
             return node
         if all(x is None for x in node):
             self.nulls.append(path)
@@ -148,7 +164,14 @@ class _Cutter:
                     )
             if all(c.form == form for c in children):
                 return _stacked(children)
+        if disguised.wrapped_numbers(node):
+            self.written.append(path)
+            return node
         if any(type(x) in (float, int) for x in node):
+            if (
+                sum(type(x) is float for x in node) > 1 and any(type(x) is bool for x in node)
+            ) or disguised.number_words(node):
+                self.written.append(path)
             for i, x in enumerate(node):
                 if x is None:
                     raise self.null(join(path, i))
@@ -185,6 +208,8 @@ class _Cutter:
         }  # fmt: skip
         self.beside = outer
         self.typed(node, children, path)
+        if disguised.is_unsaved(node) and not any(isinstance(child, Slot | Numbers) for child in children.values()):
+            self.unsaved.append(path)
         return {k: self.settle(c, _inside(path, k)) for k, c in children.items()}
 
     def indexed(self, node: dict[str, Any], path: str) -> Any:
@@ -248,6 +273,7 @@ class _Cutter:
             if stated is None and isinstance(children[key], str) and _unknown_dtype(node):
                 self.texts.append(name)  # of a type that nobody here knows: no guess
                 return
+            self.check(node, children[key], name, shape, stated)
             children[key] = self.made(children[key], name, shape, stated, _strict(node, key))
         told = key
         for key, child in children.items():
@@ -256,6 +282,18 @@ class _Cutter:
             shape = _sizes(self.beside.shapes.get(key))
             if shape is not None or (key != told and isinstance(child, str) and _like_base64(child)):
                 children[key] = self.made(child, _inside(path, key), shape, None, strict=True)
+
+    def check(self, node: dict[str, Any], child: Any, name: str, shape: Any, dtype: str | None) -> None:
+        """`BadFile` for numbers that are not what they look like; what stands beside them says so."""
+        flat = isinstance(child, str | bytes) or (isinstance(child, Numbers) and child.values.ndim == 1)
+        if shape is not None and flat and (how := disguised.not_by_rows(node, shape)) is not None:
+            raise self.bad(name, f"is stored by {how}, expected row after row; write a copy of the array")
+        if not isinstance(child, Numbers) or child.form == "buffer" or _are_bytes(child):
+            return
+        if disguised.are_bits(child, dtype):
+            raise self.bad(name, "has the bits of floats as whole numbers, by its dtype; write the numbers themselves")
+        if child.ints == "all" and any(key in node for key in ("scale", "zeroPoint", "zero_point")):
+            self.scaled.append(name)
 
     def data_key(self, node: dict[str, Any], children: dict[str, Any]) -> str | None:
         """The key of the array that a shape or dtype in the same object is about; None when there is none."""
@@ -340,8 +378,9 @@ def _beside(node: dict[str, Any]) -> tuple[str, tuple[int, ...] | None]:
         if (shape := _sizes(node.get(key))) is not None:
             return key, shape[::-1] if key == "ne" else shape
     for keys in SIZES:
-        if all(type(node.get(k)) is int for k in keys):
-            return keys[0], tuple(node[k] for k in keys)
+        found = [disguised.size(node.get(key)) for key in keys]
+        if None not in found:
+            return keys[0], tuple(n for n in found if n is not None)
     return "", None
 
 
@@ -376,11 +415,6 @@ def _like_base64(text: str) -> bool:
 def _strict(node: dict[str, Any], key: str) -> bool:
     """Whether numbers that do not fit the shape beside them are an error, not numbers of something else."""
     return (key == "data" and any(k in node for k in _STRICT)) or (key == "values" and "shape" in node)
-
-
-def _sizes(stated: Any) -> tuple[int, ...] | None:
-    listed = isinstance(stated, list) and 0 < len(stated) <= limits.MAX_DIMS and _all_ints(stated)
-    return tuple(stated) if listed else None
 
 
 def _all_ints(node: list[Any]) -> bool:

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "biases": ("llama", {"lora_bias": True, "target_modules": ["q_proj"]}),
     "one layer": ("llama", {"layers_to_transform": [1]}),
     "transposed": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "dora, embeddings": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "dora, transposed": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
     "trained biases": ("gpt2", {"target_modules": ["c_fc"], "fan_in_fan_out": True, "bias": "lora_only"}),
 }
 

@@ -254,6 +254,18 @@ def test_a_lone_safetensors_file_of_nanogpt(tmp_path: Path, how: str) -> None:
     assert llmconv.open(tmp_path / "same.safetensors").tensors.keys() == llmconv.open(source).tensors.keys()
 
 
+def test_what_transformers_may_have_saved_is_said(tmp_path: Path) -> None:
+    """Its GPTBigCode has nanoGPT's names and shapes, without the head's; nothing in a lone file tells them apart."""
+    state = {n: a.clone() for n, a in NanoGpt(True, masks=False).state_dict().items() if n != "lm_head.weight"}
+    (tmp_path / "c.json").write_text('{"n_head": 2}')
+    for name, metadata in (("m", None), ("t", {"format": "pt"})):
+        safetensors_torch.save_file(state, tmp_path / f"{name}.safetensors", metadata)
+        result = llmconv.convert_file(
+            tmp_path / f"{name}.safetensors", tmp_path / f"{name}.gguf", config=tmp_path / "c.json"
+        )
+        assert any("GPTBigCode" in note for note in result.notes) == (name == "t")
+
+
 def test_a_lone_safetensors_file_is_not_guessed(tmp_path: Path) -> None:
     """Without the number of heads it keeps its names; Hugging Face's GPT-2, whose matrices are turned, always does."""
     state = {name: array.clone() for name, array in NanoGpt(True, masks=False).state_dict().items()}

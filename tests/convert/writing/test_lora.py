@@ -135,6 +135,18 @@ def test_dora(tmp_path: Path) -> None:
     )
 
 
+def test_dora_of_a_transposed_layer(tmp_path: Path) -> None:
+    """GPT-2's matrices stand [in][out]: the columns get the trained lengths."""
+    lengths = RNG.uniform(1, 2, 12).astype(np.float32)
+    tensors = {f"{AT}.lora_A.weight": A, f"{AT}.lora_B.weight": B, f"{AT}.lora_magnitude_vector": lengths}
+    folder = adapter(tmp_path, tensors, use_dora=True, fan_in_fan_out=True)
+    checkpoint = base()
+    checkpoint.add(Tensor.from_array(f"{NAME}.weight", np.ascontiguousarray(W.T)))
+    turned = merged(folder, checkpoint).numpy()
+    sum_ = (W + 2 * B @ A).T
+    assert np.allclose(turned, sum_ / np.linalg.norm(sum_, axis=0) * lengths, atol=1e-5)
+
+
 def test_whole_tensors_replace_the_base_s(tmp_path: Path) -> None:
     tensors = {
         f"{AT}.lora_A.default.weight": A,

@@ -245,3 +245,104 @@ def test_gradients_beside_numbers_change_no_name(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps(document))
     found = llmconv.open(tmp_path / "m.json").tensors
     assert {n: t.shape for n, t in found.items()} == {"w1": (2, 1), "w1.dw": (2,)}
+
+
+def written(folder: Path, tree: Any) -> Path:
+    (folder / "m.json").write_text(json.dumps(tree))
+    return folder / "m.json"
+
+
+@pytest.mark.parametrize("shape", ["2,3", "[2, 3]", "(2, 3)", "2x3", ["2", "3"], [2.0, 3.0], {"0": 2, "1": 3}])
+def test_shapes_as_programs_write_them(tmp_path: Path, shape: Any) -> None:
+    document = {"w": {"shape": shape, "data": FLAT}, "x": {"rows": "3", "cols": "2", "data": FLAT}}
+    found = llmconv.open(written(tmp_path, document))
+    assert {name: t.shape for name, t in found.tensors.items()} == {"w": (2, 3), "x": (3, 2)}
+    json_file.save(found, tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_bytes()) == document
+
+
+NO_NUMBERS: dict[str, Any] = {
+    "texts": ["0.1", "0.2", "-3e-5"],
+    "not finite": ["NaN", "-Infinity"],
+    "BigInts": ["1n", "2n"],
+    "among numbers": [0.5, "0.25"],
+    "not finite, among numbers": [0.5, "NaN"],
+    "among truths": [0.5, 0.25, True],
+    "commas": "0.1,0.2,0.3,0.4",
+    "spaces": "0.1 0.2 0.3 0.4",
+    "JSON in a text": json.dumps(VALUES.tolist()),
+    "an object in a text": json.dumps({"shape": [2, 3], "data": FLAT}),
+    "hexadecimal": (RAW * 8).hex(),
+    "MongoDB's": [{"$numberDouble": "0.1"}, {"$numberDouble": "0.2"}],
+    "MongoDB's among numbers": [0.5, {"$numberDouble": "Infinity"}],
+    "complex": [{"re": 1.5, "im": 0}, {"re": 2.5, "im": 1}],
+}
+
+
+@pytest.mark.parametrize("form", NO_NUMBERS)
+def test_numbers_in_disguise_are_named(tmp_path: Path, form: str) -> None:
+    found = llmconv.open(written(tmp_path, {"w": NO_NUMBERS[form], "x": [1.5]}))
+    assert list(found.tensors) == ["x"]
+    assert found.notes == ["'w' holds numbers as text or in objects, not as numbers: no tensor"]
+
+
+@pytest.mark.parametrize(
+    "value", [["0", "1", "2"], ["a", "b"], "a sentence, with 3.5 commas, 1 or 2", "f" * 64, {"a": "0.5"}]
+)
+def test_words_are_no_numbers(tmp_path: Path, value: Any) -> None:
+    assert llmconv.open(written(tmp_path, {"w": value, "x": [1.5]})).notes == []
+
+
+def test_a_tensor_without_its_numbers_is_named(tmp_path: Path) -> None:
+    """What JSON.stringify makes of TensorFlow.js's tensors."""
+    printed = {"kept": False, "isDisposedInternal": False, "shape": [2, 3], "dtype": "float32", "dataId": {}, "id": 7}
+    notes = llmconv.open(written(tmp_path, {"w": printed, "x": [1.5]})).notes
+    assert notes == ["'w' states a shape and a dtype and has no numbers, as libraries print a tensor: no tensor"]
+
+
+def test_whole_numbers_beside_a_scale_are_named(tmp_path: Path) -> None:
+    notes = llmconv.open(written(tmp_path, {"w": {"data": [1, 2, -3], "scale": 0.02, "zeroPoint": 0}})).notes
+    assert len(notes) == 1 and "whole numbers beside a scale" in notes[0]
+
+
+REFUSED_FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "a transposed view": ({"data": FLAT, "shape": [3, 2], "stride": [1, 3], "offset": 0}, r"by stride \[1, 3\]"),
+    "bytes of one": ({"data": FLAT, "shape": [2, 3], "strides": [8, 16]}, "by strides"),
+    "columns": ({"data": FLAT, "shape": [2, 3], "order": "F"}, "by order 'F'"),
+    "numpy's columns": ({"data": FLAT, "shape": [2, 3], "fortran_order": True}, "by fortran_order True"),
+    "bits of halves": ({"dtype": "float16", "shape": [3], "data": [15360, 16384, 14336]}, "has the bits of floats"),
+    "bits of bfloat16": ({"dtype": "bfloat16", "data": [16256, 16384]}, "has the bits of floats"),
+    "bits of floats": ({"dtype": "float32", "data": [1065353216, 1073741824]}, "has the bits of floats"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED_FORMS)
+def test_numbers_that_are_others_are_refused(tmp_path: Path, form: str) -> None:
+    value, message = REFUSED_FORMS[form]
+    with pytest.raises(BadFile, match=message):
+        llmconv.open(written(tmp_path, {"w": value}))
+
+
+def test_strides_of_rows_are_fine(tmp_path: Path) -> None:
+    for strides in ([3, 1], [24, 8], [12, 4]):
+        document = {"w": {"data": FLAT, "shape": [2, 3], "strides": strides, "order": "C"}}
+        assert llmconv.open(written(tmp_path, document)).tensors["w"].shape == (2, 3)
+
+
+NO_JSON = {
+    b'export default {"w": [[1, 2]]};': "is a program",
+    b'const model = {"w": [[1, 2]]};': "is a program",
+    b'module.exports = {"w": [[1, 2]]}': "is a program",
+    b'callback({"w": [[1, 2]]});': "is JSONP",
+    b'// model\n{"w": [[1, 2]]}': "begins with a comment",
+    b'```json\n{"w": [[1, 2]]}\n```': "is Markdown",
+    b'"{\\"w\\": [[1, 2]]}"': "is JSON in a text",
+    '{"w": [[1, 2]]}'.encode("utf-16"): "is text in UTF-16",
+}
+
+
+@pytest.mark.parametrize("text", NO_JSON)
+def test_what_has_json_inside_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "model.json").write_bytes(text)
+    with pytest.raises(BadFile, match=NO_JSON[text]):
+        llmconv.open(tmp_path / "model.json")

@@ -1,0 +1,127 @@
+"""Numbers that a document writes as something else: sizes as text, weights in a text, bits of floats as whole numbers.
+
+What can be read is read; the rest is recognised, so that a reader of the document is told that it is no tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llmconv.formats import limits
+from llmconv.formats.documents.document import Numbers
+
+__all__ = [
+    "are_bits",
+    "is_numbers_in_a_text",
+    "is_unsaved",
+    "not_by_rows",
+    "number_words",
+    "size",
+    "sizes",
+    "wrapped_numbers",
+]
+
+_FLOAT = r"[-+]?(?:\d+\.\d*|\.?\d+)(?:[eE][-+]?\d+)?"
+_REAL = r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?"
+_SIZES = re.compile(r"[\[(]?\s*\d{1,12}(?:\s*[,x×*]\s*\d{1,12})*\s*,?\s*[\])]?")
+_WORD = re.compile(rf"[-+]?(?:{_FLOAT}|NaN|Inf(?:inity)?|\d+n)", re.IGNORECASE)
+_WHOLE = re.compile(r"[-+]?\d+")
+_LISTED = re.compile(rf"\s*[\[(]*\s*(?:{_REAL}[,;\s\])(\[]+){{3}}{_REAL}|\s*\[\s*\[?\s*{_REAL}\s*,")
+_INSIDE = re.compile(rf"[\[:]\s*{_REAL}\s*,\s*{_FLOAT}")
+_HEX = re.compile(r"[0-9a-fA-F]{192}")
+_WRAPPED = (
+    {"re", "im"},
+    {"$numberDouble"},
+    {"$numberInt"},
+    {"$numberLong"},
+    {"$numberDecimal"},
+    {"__bigint"},
+    {"$bigint"},
+)
+_LOOKED_AT = 1 << 16
+_STRIDES = ("stride", "strides")
+_BY_COLUMNS = {"order": ("F", "f"), "fortran_order": (True,), "Corder": (False,), "columnMajor": (True,)}
+
+
+def sizes(stated: Any) -> tuple[int, ...] | None:
+    """Sizes as writers state them: [2, 3], [2.0, 3.0], ["2", "3"], "2,3", "(2, 3)", "2x3", {"0": 2, "1": 3}."""
+    if isinstance(stated, str) and len(stated) < 200 and _SIZES.fullmatch(stated.strip()):
+        stated = re.findall(r"\d+", stated)
+    elif isinstance(stated, dict) and list(stated) == [str(i) for i in range(len(stated))]:
+        stated = list(stated.values())
+    if not isinstance(stated, list) or not 0 < len(stated) <= limits.MAX_DIMS:
+        return None
+    out = [size(item) for item in stated]
+    return tuple(n for n in out if n is not None) if None not in out else None
+
+
+def size(stated: Any) -> int | None:
+    """One of them."""
+    if type(stated) is int:
+        return stated
+    if type(stated) is float and stated.is_integer():
+        return int(stated)
+    return int(stated) if isinstance(stated, str) and re.fullmatch(r"\d{1,12}", stated) else None
+
+
+def number_words(node: list[Any]) -> bool:
+    """Whether a list of texts is one of numbers: not of words, and not of whole numbers, which words may be."""
+    words = [x for x in node if type(x) is str]
+    if not words or not all(_WORD.fullmatch(x[:40]) for x in words[:3]) or not all(_WORD.fullmatch(x) for x in words):
+        return False
+    return len(words) < len(node) or any(not _WHOLE.fullmatch(x) for x in words)
+
+
+def is_numbers_in_a_text(text: str) -> bool:
+    """Whether a text holds numbers: JSON in a text, decimals with commas or spaces, hexadecimal bytes."""
+    if len(text) < 12:
+        return False
+    if text.lstrip()[:1] in ("{", "["):
+        return _INSIDE.search(text[:_LOOKED_AT]) is not None or _LISTED.match(text) is not None
+    return _LISTED.match(text) is not None or _HEX.match(text) is not None
+
+
+def wrapped_numbers(node: list[Any]) -> bool:
+    """Whether numbers of a list have an object around each: MongoDB's, complex ones, BigInts."""
+    around = [isinstance(x, dict) and len(x) <= 2 and set(x) in _WRAPPED for x in node]
+    return (
+        len(node) > 1 and any(around) and all(a or type(x) in (int, float) for a, x in zip(around, node, strict=True))
+    )
+
+
+def is_unsaved(node: Mapping[str, Any]) -> bool:
+    """Whether an object states a shape and a dtype, and nothing in it could be the numbers of a tensor."""
+    if sizes(node.get("shape")) is None or not isinstance(node.get("dtype"), str) or "name" in node:
+        return False
+    return not any(isinstance(x, list | dict | bytes) and x for k, x in node.items() if k != "shape") and not any(
+        isinstance(x, str) and len(x) > 20 for x in node.values()
+    )
+
+
+def are_bits(numbers: Numbers, dtype: str | None) -> bool:
+    """Whether whole numbers under a float's dtype are the bits of its floats: none is as a float of it would be."""
+    largest = {"<f2": 2048, ">f2": 2048, "bfloat16": 2048, "<f4": 1 << 24, ">f4": 1 << 24}.get(dtype or "")
+    if largest is None or numbers.ints != "all" or not numbers.values.size:
+        return False
+    return bool((numbers.values >= 0).all() and numbers.values.max() >= largest)
+
+
+def not_by_rows(node: Mapping[str, Any], shape: tuple[int, ...]) -> str | None:
+    """How flat numbers lie that do not lie row after row, in words; None where they do."""
+    if sum(n > 1 for n in shape) < 2:
+        return None
+    for key, values in _BY_COLUMNS.items():
+        if key in node and node[key] in values and type(node[key]) is type(values[0]):
+            return f"{key} {node[key]!r}"
+    for key in _STRIDES:
+        strides = sizes(node.get(key))
+        if strides is not None and len(strides) == len(shape):
+            usual = np.cumprod((1, *shape[:0:-1]))[::-1]
+            unit = strides[-1] // int(usual[-1])
+            if any(n > 1 and s != int(u) * unit for s, u, n in zip(strides, usual, shape, strict=True)):
+                return f"{key} {list(strides)}"
+    return None
