@@ -13,7 +13,7 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.dialects.gguf import check_not_empty
-from llmconv.convert.effects import check_name, read_with
+from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
 from llmconv.convert.writing import vocab_only as vocab_alone
@@ -126,6 +126,7 @@ def save(
     writing = Writing(force, jobs, progress, provenance, allow_overflow=allow_overflow, portable=portable)
     target = Path(path)
     container = containers.by_name(format) if format else format_of(target)
+    check_options(checkpoint, container.name, {"layout": layout, "config": config, "vocab": vocab, "pre": pre})
     return _save(checkpoint, target, container, reading, writing, outtype, options)
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "nearest",
     "shown",
     "telling",
+    "worded",
 ]
 
 
@@ -50,13 +51,18 @@ _spoken_by_command = False
 
 @contextlib.contextmanager
 def in_command() -> Iterator[None]:
-    """Within it, errors speak of the command's options."""
+    """Within it, errors and notes speak of the command's options."""
     global _spoken_by_command
     before, _spoken_by_command = _spoken_by_command, True
     try:
         yield
     finally:
         _spoken_by_command = before
+
+
+def worded(sentence: str) -> str:
+    """A sentence with options in the terms of whoever reads it: the command's, or keyword arguments."""
+    return sentence if _spoken_by_command else wording.as_keywords(sentence)
 
 
 class LlmconvError(Exception):
@@ -73,7 +79,7 @@ class LlmconvError(Exception):
 
     def __str__(self) -> str:
         sentence = str(self.args[0]) if self.args else ""
-        return sentence if _spoken_by_command else wording.as_keywords(sentence)
+        return worded(sentence)
 
     def as_dict(self) -> dict[str, Any]:
         """The class, the sentence and the data, as plain values."""

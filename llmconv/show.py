@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.errors import worded
+
 __all__ = ["Shown", "for_json", "html_table", "log_written"]
 
 MOST = 60
@@ -104,7 +106,16 @@ def log_written(paths: Iterable[PurePath], types: Mapping[str, int], notes: Iter
 
 
 class Shown:
-    """A dataclass whose repr is a line however much it holds, and that a notebook shows as a table of its fields."""
+    """A dataclass whose repr is a line however much it holds, and that a notebook shows as a table of its fields.
+
+    Its notes and warnings speak of keyword arguments to a program, of options to the command.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("notes", "warnings"):
+            said = getattr(self, name, ())
+            if isinstance(said, list | tuple) and (now := [worded(str(note)) for note in said]) != list(said):
+                object.__setattr__(self, name, type(said)(now))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields for JSON: see `for_json`."""

@@ -25,7 +25,7 @@ _NOTHING = frozenset(
 """Layers that compute nothing when a model is used."""
 _Ends = tuple[list[int], list[int]]
 """The places of a model's inputs and outputs."""
-_MOST = 10_000
+_MOST = 4_000
 """Calls of layers in a model."""
 
 
@@ -166,23 +166,37 @@ def _functional(made: Graph, config: Mapping[str, Any], names: Names, given: lis
     for k, name in enumerate(starts):
         node = Node(layers[name], ())
         places[name, 0] = made.add(node) if given is None else given[k]
-    while waiting := [key for key in calls if key not in places]:
-        ready = [key for key in waiting if all(source in places for source in calls[key].sources)]
-        if not ready:
-            raise ValueError("has layers that wait for each other")
-        for name, k in ready:
-            call = calls[name, k]
-            inputs = [places[source] for source in call.sources]
-            if name in inner:
-                _, outputs = _model(made, entries[name], inner[name], inputs)
-                places[name, k] = outputs[0]
-            else:
-                places[name, k] = made.add(Node(layers[name], tuple(inputs), call.settings, tuple(call.numbers)))
+    for name, k in _in_order(calls, set(places)):
+        call = calls[name, k]
+        inputs = [places[source] for source in call.sources]
+        if name in inner:
+            _, outputs = _model(made, entries[name], inner[name], inputs)
+            places[name, k] = outputs[0]
+        else:
+            places[name, k] = made.add(Node(layers[name], tuple(inputs), call.settings, tuple(call.numbers)))
     outputs = [places[end] for end in _ends(config.get("output_layers"))]
     if not outputs:
         taken = {source for call in calls.values() for source in call.sources}
         outputs = [place for key, place in places.items() if key not in taken]
     return [places[name, 0] for name in starts], outputs
+
+
+def _in_order(calls: Mapping[tuple[str, int], _Call], there: set[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The calls, each behind those that it takes from; `ValueError` where some wait for each other."""
+    waits = {key: set(call.sources) - there for key, call in calls.items() if key not in there}
+    behind: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for key, sources in waits.items():
+        for source in sources:
+            behind.setdefault(source, []).append(key)
+    ready = [key for key, sources in waits.items() if not sources]
+    for key in ready:
+        yield key
+        for after in behind.get(key, ()):
+            waits[after].discard(key)
+            if not waits[after]:
+                ready.append(after)
+    if len(ready) < len(waits):
+        raise ValueError("has layers that wait for each other")
 
 
 def _ends(listed: Any) -> list[tuple[str, int]]:

@@ -64,7 +64,11 @@ class Names:
     """
 
     def __init__(self, names: Iterable[str], named: Sequence[str] = (), numbered: Sequence[str] = ()):
-        self._names, self._named, self._numbered = list(names), named, numbered
+        self._named, self._numbered = named, numbered
+        self._parts: dict[str, list[str]] = {}  # a part of a name between slashes -> the names that have it
+        for full in names:
+            for part in dict.fromkeys(full.split("/")):
+                self._parts.setdefault(part, []).append(full)
         self._counts: dict[str, int] = {}
 
     def _number(self, kind: str) -> str:
@@ -91,7 +95,9 @@ class Names:
         """The names of the layers of a model that stands among the layers."""
         name = str(entry["config"].get("name", ""))
         numbered = [*self._numbered, self._number(str(entry["class_name"]))]
-        return Names(self._names, [*self._named, name], numbered)
+        within = Names((), [*self._named, name], numbered)
+        within._parts = self._parts
+        return within
 
     def _below(self, name: str, number: str) -> dict[str, str]:
         """The weights of a layer, by their paths below it."""
@@ -101,7 +107,7 @@ class Names:
             "".join(f"(?:{re.escape(own)}/)*" for own in self._named) + rf"(?:{re.escape(name)}/)+(.+?)(?::\d+)?"
         )
         out = {}
-        for full in self._names:
+        for full in dict.fromkeys((*self._parts.get(name.split("/")[0], ()), *self._parts.get(number, ()))):
             found = numbered.fullmatch(full) or named.fullmatch(full)
             if found is not None:
                 out[found[1]] = full

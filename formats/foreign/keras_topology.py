@@ -43,7 +43,7 @@ def layers_model(checkpoint: Checkpoint) -> tuple[dict[str, Any], Checkpoint] | 
     if set(names) != set(checkpoint.tensors) or len(set(names.values())) != len(names):
         return None
     tensors = {names[name]: tensor.renamed(names[name]) for name, tensor in checkpoint.tensors.items()}
-    model = {"format": "layers-model", "generatedBy": "llmconv", "convertedBy": None, "modelTopology": topology}
+    model = {"format": "layers-model", "generatedBy": "keras", "convertedBy": "llmconv", "modelTopology": topology}
     metadata = {key: value for key, value in checkpoint.metadata.items() if not key.startswith("keras.")}
     return model, checkpoint.but(tensors=tensors, metadata=metadata)
 
@@ -72,7 +72,7 @@ def _of_layer(layer: Layer) -> Iterator[tuple[str, str]]:
             if len(parts) > 3 or int(leaf) >= len(leaves):
                 return
             leaf = leaves[int(leaf)]
-        elif len(parts) > 2:  # of a layer within: its own name stays
+        elif layer.kind not in _LEAVES:  # of a layer within: its own name stays
             leaf = "/".join(parts)
         yield full, f"{layer.name}/{leaf}"
 

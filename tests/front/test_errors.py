@@ -135,3 +135,12 @@ def test_without_torch_the_names_can_be_looked_at() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_notes_speak_as_errors_do() -> None:
+    said = "it has no vocabulary: a file with one (--vocab) lets it read and write text"
+    sizes: dict[str, Any] = {"paths": [], "format": "gguf", "size": 0, "n_tensors": 0, "n_elements": 0, "types": {}}
+    made = llmconv.Result(target=Path("m.gguf"), seconds=0.0, notes=[said, "use --force"], **sizes)
+    assert made.notes == [said.replace("--vocab", "vocab"), "use force=True"]
+    with errors.in_command():
+        assert llmconv.Result(target=Path("m.gguf"), seconds=0.0, notes=[said], **sizes).notes == [said]

@@ -177,7 +177,7 @@ def test_a_folder_without_config_says_what_it_can_not_do(tmp_path: Path) -> None
     (tmp_path / "m.safetensors").rename(tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     result = llmconv.convert_file(tmp_path / "adapter", tmp_path / "a.gguf")
-    assert any("PEFT adapter" in n and "--lora" in n for n in result.notes)
+    assert any("PEFT adapter" in n and "with lora" in n for n in result.notes)
 
 
 def test_whole_numbers_that_json_would_round_are_refused(tmp_path: Path) -> None:

@@ -222,6 +222,9 @@ def test_what_a_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
         llmconv.save(model, tmp_path / "new.json", layout="flat")
     with pytest.raises(LlmconvError, match="a microgpt model can't be written in the layout lecture"):
         llmconv.save(model, tmp_path / "new.json", layout="lecture")
+    for options in ({"layout": "microgpt"}, {"config": "c.json"}, {"vocab": "v.json"}, {"pre": "gpt-2"}):
+        with pytest.raises(LlmconvError, match="has no effect on a GGUF"):
+            llmconv.save(model, tmp_path / "new.gguf", **options)
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
 
 
