@@ -74,6 +74,15 @@ def test_groups_of_128_where_scales_agree(tmp_path: Path, way: str) -> None:
     assert len(LINEAR) == 7
 
 
+def test_embeddings_are_integers_for_mlx_alone(tmp_path: Path) -> None:
+    llmconv.quantize(floats(tmp_path / "in"), tmp_path / "a.gguf", "Q4_0", pure=True)
+    for way, there in (("W4A16", False), ("MLX", True)):
+        llmconv.quantize(tmp_path / "a.gguf", tmp_path / way, way)
+        names = llmconv.open(tmp_path / way / "model.safetensors").tensors
+        assert ("model.embed_tokens.weight" in names) and ("model.embed_tokens.scales" in names) is there
+        assert ("lm_head.scales" in names) is there and "model.embed_tokens.weight_packed" not in names
+
+
 def test_words_by_loops(tmp_path: Path) -> None:
     """compressed-tensors: eight numbers of four bits in a word, lowest first, each plus 8."""
     llmconv.quantize(floats(tmp_path / "in"), tmp_path / "out", "W4A16")
