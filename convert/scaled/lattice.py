@@ -19,7 +19,7 @@ from llmconv.quant.block import Bytes
 
 __all__ = ["GRIDS", "encoder", "grid_of"]
 
-GRIDS = ("TQ2_0", "MXFP4", "Q4_0", "NVFP4", "Q8_0")
+GRIDS = ("TQ2_0", "MXFP4", "Q4_0", "NVFP4", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0")
 """Types that are looked for, the smallest first."""
 _FLOATS = (plain.F32, plain.F16, plain.BF16)
 _FIRST = 1 << 14

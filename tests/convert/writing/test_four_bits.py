@@ -64,6 +64,8 @@ def test_groups_of_128_where_scales_agree(tmp_path: Path, way: str) -> None:
 
     one = lambda stem, shape: gptq(stem, shape, len(stem), group=64)[0]  # noqa: E731
     source = folder(tmp_path / "in", llama(one), {"quant_method": "gptq", "bits": 4, "group_size": 64})
+    with pytest.raises(Unsupported, match="-t REPACK"):
+        llmconv.quantize(source, tmp_path / way, way)
     llmconv.quantize(source, tmp_path / "a.gguf", "REPACK")
     llmconv.quantize(tmp_path / "a.gguf", tmp_path / way, way)
     shape = llmconv.open(tmp_path / way / "model.safetensors").tensors
