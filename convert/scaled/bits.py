@@ -13,7 +13,7 @@ from llmconv.formats.tensor import Tensor
 
 __all__ = ["columns", "transposed", "unpacked"]
 
-_KEPT_BYTES = 128 << 20
+_KEPT_BYTES = 64 << 20
 """Of matrices that are read by columns: the last ones stay in memory, or every slab would read them whole."""
 _STEP_BYTES = 8 << 20
 

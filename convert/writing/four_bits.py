@@ -10,8 +10,8 @@ types round it (Q4_0, Q4_1).  Groups are of 32 columns, of 64 or 128 where all s
 | Q8_0 | 8 bits, symmetric | 8 bits, bias = -128 scales |
 | Q4_1, Q5_1 | decoded | 4, 5 bits |
 
-Other blocks are decoded, as where a folder is written without integers.  Sources: the compressed-tensors package
-(`compressors/pack_quantized`), MLX's `mx.quantize`.
+MLX loads embeddings and heads so too, the others linear layers alone.  Other blocks are decoded, as where a folder is
+written without integers.  Sources: the compressed-tensors package (`compressors/pack_quantized`), MLX's `mx.quantize`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _layers(
     fields = _fields(checkpoint, kind, to_hf)
     default = block.by_name("Q4_1" if kind == "MLX" else "Q4_0")
     for name, tensor in model.tensors.items():
-        number = int(fields["kind"][name].rows(0, 1)[0, 0]) if name in fields["kind"] and len(tensor.shape) == 2 else 0
+        known = name in fields["kind"] and (is_linear(tensor) if kind == "W4A16" else len(tensor.shape) == 2)
+        number = int(fields["kind"][name].rows(0, 1)[0, 0]) if known else 0
         if number:
             parts = {which: found[name] for which, found in fields.items() if which != "kind"}
             yield _Layer(name, tensor.shape, _NUMBERS[number - 1], **parts)

@@ -23,7 +23,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.errors import BadFile, UsageError, about, at, kind_of
+from llmconv.errors import BadFile, Unsupported, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.places import names as places
@@ -459,6 +459,11 @@ def _int8(
         opened = floats  # nothing was stored with scales, whatever config.json says
     if kind == INT8:
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
+    elif opened is not floats:
+        raise Unsupported(
+            f"{opened.where}: is quantized already; llmconv quantize MODEL -t REPACK carries its numbers into a GGUF, "
+            f"of which {kind} can be made"
+        )
     else:
         from llmconv.convert.writing.four_bits import written
 

@@ -1,7 +1,8 @@
 """`-t REPACK`: a quantized model folder into a GGUF, every layer in the smallest type that says its numbers exactly.
 
 Codes and scales are carried (`scaled.exact`); layers that no type says are read as F32, or become the fallback type.
-Every repacking ends with a proof: what the written bytes decode to is compared with the source, weight by weight.
+Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking ends with a proof: what
+the written bytes decode to is compared with the source, weight by weight.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
+from llmconv.convert.scaled.lattice import encoder, grid_of
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
@@ -74,7 +76,26 @@ def repacked(opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint]) ->
     beside = to_gguf(floats.but(tensors=decoded)).tensors
     if any(isinstance(layer, Carried) and layer.factor is not None for layer in found.values()):
         _add_factors(out, to_gguf(floats.but(tensors=factors)).tensors)
-    return Repacked(out, {name: beside[name] for name in out.tensors if name in beside}, reasons)
+    decoded_as = {name: beside[name] for name in out.tensors if name in beside}
+    grids = _on_grids(out)
+    said = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
+    return Repacked(out.but(*said), decoded_as, reasons)
+
+
+def _on_grids(out: Checkpoint) -> Counter[str]:
+    """Put matrices in floats that lie on a type's grid into that type; how many for each."""
+    found: Counter[str] = Counter()
+    for name, tensor in out.tensors.items():
+        kind = None if stays_f32(tensor) else grid_of(tensor)
+        if kind is not None:
+            out.tensors[name] = _encoded(tensor, kind)
+            found[kind.name] += 1
+    return found
+
+
+def _encoded(tensor: Tensor, kind: BlockClass) -> Tensor:
+    encode = encoder(kind)
+    return Tensor(tensor.name, tensor.shape, kind, lambda start, stop: encode(tensor.rows(start, stop)))
 
 
 def _together(found: Mapping[str, Carried | str]) -> dict[str, BlockClass]:
@@ -145,8 +166,8 @@ def proof(tensor: Tensor, want: Tensor, descriptor: int, offset: int) -> int:
     for start in range(0, tensor.n_rows, step):
         stop = min(tensor.n_rows, start + step)
         raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, offset + start * row), np.uint8)
-        got = kind.decode(raw.reshape(stop - start, row))
         expected = want.rows(start, stop)
+        got = kind.decode(raw.reshape(stop - start, row)).astype(expected.dtype)  # of a grid, in its floats' own type
         if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
             at = int(np.flatnonzero((got != expected).reshape(-1))[0])
             raise LlmconvError(

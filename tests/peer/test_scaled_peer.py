@@ -197,6 +197,7 @@ def test_what_we_write_is_loaded_by_transformers_and_mlx(tmp_path: Path) -> None
     llmconv.quantize(tmp_path / "a.gguf", tmp_path / "mlx", "MLX")
     made = mx.load(str(tmp_path / "mlx" / "model.safetensors"))
     stem = "model.layers.1.self_attn.q_proj"
-    got = mx.dequantize(made[f"{stem}.weight"], made[f"{stem}.scales"], made[f"{stem}.biases"], group_size=32, bits=4)
+    scales, biases = (made[f"{stem}.{end}"].astype(mx.float32) for end in ("scales", "biases"))
+    got = np.array(mx.dequantize(made[f"{stem}.weight"], scales, biases, group_size=32, bits=4))
     want = llmconv.open(tmp_path / "f32").tensors[f"{stem}.weight"].numpy()
-    assert np.allclose(np.array(got.astype(mx.float32)), want, rtol=2e-3, atol=1e-5)  # MLX computes in float16
+    assert np.allclose(got, want, rtol=1e-6, atol=1e-7)

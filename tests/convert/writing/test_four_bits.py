@@ -64,6 +64,8 @@ def test_groups_of_128_where_scales_agree(tmp_path: Path, way: str) -> None:
 
     one = lambda stem, shape: gptq(stem, shape, len(stem), group=64)[0]  # noqa: E731
     source = folder(tmp_path / "in", llama(one), {"quant_method": "gptq", "bits": 4, "group_size": 64})
+    with pytest.raises(Unsupported, match="-t REPACK"):
+        llmconv.quantize(source, tmp_path / way, way)
     llmconv.quantize(source, tmp_path / "a.gguf", "REPACK")
     llmconv.quantize(tmp_path / "a.gguf", tmp_path / way, way)
     shape = llmconv.open(tmp_path / way / "model.safetensors").tensors
@@ -72,6 +74,15 @@ def test_groups_of_128_where_scales_agree(tmp_path: Path, way: str) -> None:
     llmconv.quantize(tmp_path / way, tmp_path / "b.gguf", "REPACK")
     assert llmconv.verify(tmp_path / "a.gguf", tmp_path / "b.gguf").same
     assert len(LINEAR) == 7
+
+
+def test_embeddings_are_integers_for_mlx_alone(tmp_path: Path) -> None:
+    llmconv.quantize(floats(tmp_path / "in"), tmp_path / "a.gguf", "Q4_0", pure=True)
+    for way, there in (("W4A16", False), ("MLX", True)):
+        llmconv.quantize(tmp_path / "a.gguf", tmp_path / way, way)
+        names = llmconv.open(tmp_path / way / "model.safetensors").tensors
+        assert ("model.embed_tokens.weight" in names) and ("model.embed_tokens.scales" in names) is there
+        assert ("lm_head.scales" in names) is there and "model.embed_tokens.weight_packed" not in names
 
 
 def test_words_by_loops(tmp_path: Path) -> None:
