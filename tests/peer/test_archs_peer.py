@@ -73,6 +73,7 @@ PATCHES: dict[str, dict[str, Any]] = {
     "hunyuan-moe": {"moe_intermediate_size": [96, 96], "moe_topk": [2, 2], "num_shared_expert": [1, 1]},
     "falcon-7b": {"num_kv_heads": 1},
 }
+PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
 
 # Keys that only we write, by architecture; docs/architectures.md says why.
 EXTRA_KEYS: dict[str, set[str]] = {
