@@ -402,6 +402,8 @@ CONFIGS |= {
         beta_slow=1,
     ),
 }
+CONFIGS["cogvlm"] = _of("CogVLMForCausalLM", "cogvlm", {k: v for k, v in _ALONE.items() if k != "rope_theta"})
+
 QWEN1 = _of(
     "QWenLMHeadModel",
     "qwen",
