@@ -40,7 +40,7 @@ def check_options(checkpoint: Checkpoint, to: str, options: Mapping[str, Any]) -
     """`UsageError` for an option that has no effect on a source when `to` is written."""
     source, dialect, layout = checkpoint.format, checkpoint.dialect, options.get("layout")
     document = dialect == "json" or is_training_file(checkpoint)
-    to_document = containers.by_name(to).dialect == "json"
+    to_document = containers.by_name(to).dialect in ("json", "program")
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
         takes = document or (name == "vocab" and (dialect == "hf" or source in LAYERED))
@@ -73,6 +73,6 @@ def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Check
 def with_effect(source: StrPath | Checkpoint, to: str, reading: Reading) -> tuple[Checkpoint, Reading]:
     """A source opened as `read_with` does, and what is left to be said of it."""
     options = {name: getattr(reading, name) for name in ("config", "vocab", "layout", "pre")}
-    checkpoint = source if isinstance(source, Checkpoint) else containers.open(Path(source))
+    checkpoint = source if isinstance(source, Checkpoint) else containers.open(source)
     checkpoint = read_with(checkpoint, to, options)
     return checkpoint, dataclasses.replace(reading, vocab=options.get("vocab"))

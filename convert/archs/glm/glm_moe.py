@@ -23,7 +23,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import partial_rotary, rope_sections, sections_back
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import CHOICE, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -83,7 +83,7 @@ GLM4_MOE = Architecture(
     prefixes=("model.", "", "model.language_model.", "language_model.model."),
     reads="partial_rotary_factor model_type mrope_section",
     inert="num_local_experts num_mtp_layers",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=CHOICE),
 )
 
 ARCHITECTURES = (GLM4_MOE,)
