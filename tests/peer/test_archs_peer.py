@@ -102,6 +102,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "minicpm3": {"attention.value_length", "rope.freq_base"},
     "granite_swa": {"attention.key_length", "attention.value_length", "attention.rope_pattern"},
     "nanbeige": {"attention.key_length", "attention.value_length"},
+    "cogvlm": {"rope.freq_base"},
     "laguna": {"attention.sliding_window_pattern"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
 }

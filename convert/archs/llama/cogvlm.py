@@ -14,7 +14,7 @@ _qkv, _out = "3 * n_head * head_dim, n_embd", "n_embd, n_head * head_dim"
 def _set(gguf: str, attn: str, mlp: str) -> tuple[Row, ...]:
     """One of the two sets; gguf: what stands before its names there."""
     start, inner = f"{_at}self_attn.{attn}_expert_", f"{_at}mlp.{mlp}."
-    ffn = "ffn_" if not gguf else gguf
+    ffn = gguf or "ffn_"
     return (
         row(f"blk.{{i}}.{gguf}attn_qkv.weight", start + "query_key_value.weight", _qkv),
         row(f"blk.{{i}}.{gguf}attn_output.weight", start + "dense.weight", _out),
