@@ -106,7 +106,7 @@ class Step:
                     "rope_factors_long" if self.planned > rope.original_context else "rope_factors_short"
                 )
             else:
-                divisors = self.divisors.get("rope_freqs")
+                divisors = self.divisors.get("rope_freqs") if rope.divided else None
             self._tables[rope] = rope_tables(rope, self.positions, self.end, divisors, self.dtype)
         return self._tables[rope]
 

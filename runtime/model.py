@@ -59,12 +59,15 @@ class Block(LayerPieces):
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
+        inside = self.spec.norms_inside
+        if inside and self.attn_output_norm is not None:
+            attended = self.attn_output_norm(attended)
         if self.spec.parallel:
             inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x), x)
             return x + (attended + inner) * self.residual_scale
         entered, kept = x, normed if self.spec.residual_after_norm else x
         x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
-        if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm:
+        if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
         if self.spec.idle:
             return x
@@ -72,9 +75,11 @@ class Block(LayerPieces):
         inner = feed_forward(self, normed, entered)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
+        if inside and self.layer_output_norm is not None:
+            inner = self.layer_output_norm(inner)
         x = normed if self.spec.residual_after_norm else x
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
-        return x if self.layer_output_norm is None else self.layer_output_norm(x)
+        return x if self.layer_output_norm is None or inside else self.layer_output_norm(x)
 
     def _mixed(self, x: Tensor, normed: Tensor, step: Step) -> Tensor:
         """What attention gives, or what stands in its place."""

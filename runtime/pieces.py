@@ -45,8 +45,9 @@ NORMS = (
     *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv")
+# What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.
 _DERIVED = re.compile(
-    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
+    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|blk\.\d+\.vis_.*|rope_factors_.*|rope_freqs\..*"
 )
 
 

@@ -14,26 +14,36 @@ from llmconv.convert.tables.ops import Dims
 from llmconv.errors import BadFile
 
 
-def _llama3(factor: float, low: float, high: float, original: int, base: float, dim: int) -> Any:
-    """Llama 3.1's divisors of each rotary frequency (Meta's `apply_scaling`), in float32 as the reference computes."""
+def _llama3(
+    factor: float, low: float, high: float, original: int, base: float, dim: int, number: type = np.float32
+) -> Any:
+    """Llama 3.1's divisors of each rotary frequency (Meta's `apply_scaling`), in float32 as the reference computes.
+
+    number: what the steps between the frequency and its divisor are computed in.
+    """
     if not base > 0:
         raise ValueError(f"a rope base of {base:g}")
     freqs = np.float32(1) / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     long_wave, short_wave = original / low, original / high
     out = []
     for freq in freqs:
-        wave = np.float32(2 * math.pi) / freq
+        wave = number(2 * math.pi) / number(freq)
         if wave < short_wave:
             out.append(1.0)
         elif wave > long_wave:
             out.append(factor)
         else:
-            smooth = (np.float32(original) / wave - np.float32(low)) / np.float32(high - low)
-            out.append(float(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)))
+            smooth = (number(original) / wave - number(low)) / number(high - low)
+            out.append(float(number(1) / ((number(1) - smooth) / number(factor) + smooth)))
     return np.asarray(out, np.float32)
 
 
 def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
+    return llama3_divisors(config, dims["n_rot"])
+
+
+def llama3_divisors(config: Mapping[str, Any], n_rot: int, number: type = np.float32) -> Any:
+    """Llama 3.1's divisors for that many rotary dimensions; None where the configuration has none; see `_llama3`."""
     rope = config.get("rope") or {}
     if str(rope.get("rope_type", "")).lower() != "llama3":
         return None
@@ -49,7 +59,8 @@ def _make_rope_freqs(config: Mapping[str, Any], dims: Dims) -> Any:
         high,
         int(rope.get("original_max_position_embeddings", 8192)),
         float(rope.get("rope_theta", 10000.0)),
-        dims["n_rot"],
+        n_rot,
+        number,
     )
 
 

@@ -133,6 +133,9 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(parameters.get("full_attention"), Mapping):
         rope, local = dict(parameters["full_attention"]), dict(parameters.get("sliding_attention") or {})
     theta, local_theta = look_up(out, THETAS), look_up(out, LOCAL_THETAS)
+    if isinstance(theta, list):
+        theta, local_theta = _by_kind(theta, out.get("layer_types"))
+        out["rope_theta"] = theta
     if theta is not None:
         rope.setdefault("rope_theta", theta)
     if local_theta is not None:
@@ -152,6 +155,19 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         out["vocab_size"] = out["padded_vocab_size"]
     out["rope"], out["rope_swa"] = rope, local
     return Settings(out)
+
+
+def _by_kind(thetas: list[Any], kinds: Any) -> tuple[Any, Any]:
+    """Of bases listed by layer, the one of layers that see everything, and that of windows."""
+    found: dict[str, set[Any]] = {"full_attention": set(), "sliding_attention": set()}
+    for theta, kind in zip(
+        thetas, kinds if isinstance(kinds, list) else ["full_attention"] * len(thetas), strict=False
+    ):
+        found.setdefault(str(kind), set()).add(theta)
+    if any(len(each) > 1 for each in found.values()):
+        raise Unsupported("config.json: rope_theta has several numbers for layers of one kind, expected one")
+    full, windowed = (next(iter(found[kind]), None) for kind in ("full_attention", "sliding_attention"))
+    return (windowed if full is None else full), windowed
 
 
 # rope_parameters -> GGUF, for YaRN's fine settings.

@@ -55,6 +55,8 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    divided: bool = True
+    """Whether a tensor of divisors, where the file has one, is for this layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class Layer:
     """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
     mixer: str = "attention"
     """What stands in the place of attention, for layers that have none: "linear" (attn_output alone) or "none"."""
+    norms_inside: bool = False
+    """attn_output_norm and layer_output_norm are of what the sublayers give, not of the residual sums."""
     idle: bool = False
     """The layer has no feed-forward."""
     residual_after_norm: bool = False
@@ -454,7 +458,17 @@ class _Layers:
         if self.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in self.read.shapes:
             mixer = "linear" if f"blk.{i}.attn_output.weight" in self.read.shapes else "none"
             return Layer(self._convolution(), mlp, self.parallel, mlp_norm, mixer=mixer, idle=idle)
-        return Layer(self._attention(i), mlp, self.parallel, mlp_norm, after, residual_after_norm=residual, idle=idle)
+        inside = bool(self.pieces.get("norms_inside", False))
+        return Layer(
+            self._attention(i),
+            mlp,
+            self.parallel,
+            mlp_norm,
+            after,
+            residual_after_norm=residual,
+            norms_inside=inside,
+            idle=idle,
+        )
 
     def _convolution(self) -> Attention:
         """What a cache must know of a layer without attention."""
@@ -526,7 +540,7 @@ class _Layers:
         """What the file says q·k is multiplied by: a number, or one for each layer."""
         value = self.read.get("attention.scale")
         if not isinstance(value, np.ndarray | list | tuple):
-            return self.read.optional("attention.scale")
+            return self.read.optional("attention.scale") or self.read.optional("attention.output_scale")
         try:
             return float(value[i])
         except (IndexError, TypeError, ValueError):
@@ -558,8 +572,8 @@ class _Layers:
         elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window(i)):
             return None
         dims = read.count("rope.dimension_count", head_dim) or head_dim
-        if windowed:
-            dims = read.count("rope.dimension_count_swa", dims)
+        part = 1 if windowed else pieces.get("full_turn_part", 1)
+        dims = read.count("rope.dimension_count_swa", dims) if windowed else int(dims * part)
         if dims > head_dim or dims % 2:
             raise read.bad(
                 f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions"
@@ -574,7 +588,7 @@ class _Layers:
         # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
         pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
         plain = Rope(dims, base, pairs)
-        return self._scaled(plain) if scaled else plain
+        return self._scaled(plain) if scaled else dataclasses.replace(plain, divided=False)
 
     def _turns_without_window(self, i: int) -> bool:
         """Whether a layer that attends to everything has rotary positions."""

@@ -41,6 +41,8 @@ class Pieces(TypedDict, total=False):
     window_first: bool  # of every n layers the first attends to everything, not the last
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    full_turn_part: float  # the part of a head that turns in layers without a window
+    norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
     beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this

@@ -48,7 +48,8 @@ def window_keys(own: dict[str, Any], config: Mapping[str, Any], pieces: Pieces, 
     if not int(own.get("attention.sliding_window", 0)):
         return
     if PATTERN in own or windows != usual_windows(pieces, n_layer):
-        own[PATTERN] = np.asarray(windows, np.bool_)
+        further = np.atleast_1d(own.get(PATTERN, [])).tolist()[n_layer:]  # layers for further tokens
+        own[PATTERN] = np.asarray([*windows, *further], np.bool_)
 
 
 def windows_config(config: dict[str, Any], own: Mapping[str, Any], pieces: Pieces) -> None:

@@ -341,6 +341,69 @@ CONFIGS |= {
     "deci-7b": _of("DeciLMForCausalLM", "deci", _LLAMA, num_key_value_heads_per_layer=[2, 4]),
 }
 
+_STEP = {k: v for k, v in _LLAMA.items() if k not in ("num_key_value_heads", "rope_theta", "num_hidden_layers")} | {
+    "num_hidden_layers": 3,
+    "num_nextn_predict_layers": 1,
+    "num_attention_groups": 2,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "partial_rotary_factors": [0.5, 1.0, 0.5, 1.0],
+    "rope_theta": [500000.0, 10000.0, 500000.0, 10000.0],
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 32.0,
+        "original_max_position_embeddings": 64,
+    },
+    "attention_other_setting": {"num_attention_heads": 6, "num_attention_groups": 3, "head_dim": 16},
+    "moe_num_experts": 4,
+    "moe_top_k": 2,
+    "moe_intermediate_size": 32,
+    "share_expert_dim": 48,
+    "moe_layers_enum": "1,2",
+    "moe_every_n_layer": 1,
+    "moe_router_scaling_factor": 3.0,
+    "moe_router_activation": "sigmoid",
+    "norm_expert_weight": True,
+    "swiglu_limits": [0.0, 1.5, 0.0, 0.0],
+    "swiglu_limits_shared": [0.0, 0.0, 1.5, 0.0],
+    "use_head_wise_attn_gate": True,
+    "zero_centered": True,
+}
+CONFIGS |= {
+    "step3.5": _of("Step3p5ForCausalLM", "step3p5", _STEP),
+    "step3.7": _inside("Step3p7ForConditionalGeneration", "step3p7", _STEP),
+}
+
+_GROK = _LLAMA | {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "embedding_multiplier_scale": 78.38367176906169,
+    "output_multiplier_scale": 0.5773502691896257,
+}
+CONFIGS |= {
+    "grok1": _of("Grok1ForCausalLM", "grok-1", _GROK, tie_word_embeddings=True),
+    "grok2": _of(
+        "GrokForCausalLM",
+        "grok",
+        _GROK,
+        head_dim=16,
+        moe_intermediate_size=32,
+        attn_temperature_len=1024,
+        final_logit_softcapping=50.0,
+        rope_type="original",
+        scaling_factor=16.0,
+        original_max_position_embeddings=8,
+        extrapolation_factor=1.0,
+        attn_factor=1.0,
+        beta_fast=8,
+        beta_slow=1,
+    ),
+}
+CONFIGS["cogvlm"] = _of("CogVLMForCausalLM", "cogvlm", {k: v for k, v in _ALONE.items() if k != "rope_theta"})
+
 QWEN1 = _of(
     "QWenLMHeadModel",
     "qwen",
@@ -357,5 +420,5 @@ NOT_RUN = ("grovemoe", "plamo3", "nanbeige-looped")
 BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
 """What is compared with nothing of the reference's."""
 
-FORMS = {"kormo": 1, "qwen3-vl-moe": 1}
+FORMS = {"kormo": 1, "qwen3-vl-moe": 1, "grok1": 1}
 """In which form a model is written, where not the first."""

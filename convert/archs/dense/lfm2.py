@@ -64,7 +64,7 @@ _conv, _full = "not n_head_kv", "n_head_kv"
 
 LFM2 = Architecture(
     "lfm2",
-    (HfName("Lfm2ForCausalLM", "lfm2"), HfName("LFM2ForCausalLM", "lfm2")),
+    (HfName("Lfm2ForCausalLM", "lfm2"), HfName("LFM2ForCausalLM", "lfm2"), HfName("Lfm2Model", "lfm2")),
     keys=keys("""
         block_count                       u32   num_hidden_layers
         context_length                    u32   max_position_embeddings

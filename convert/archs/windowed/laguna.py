@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.dense.spark import turned_parts, turned_parts_back
 from llmconv.convert.archs.parts import (
     COMMON,
     EMBEDDINGS,
-    EXPERTS,
     HEAD_DIM,
     NORMS,
     QK_NORMS,
@@ -20,6 +18,7 @@ from llmconv.convert.archs.parts import (
     gated_mlp,
     shared_experts,
 )
+from llmconv.convert.archs.windowed.spark import turned_parts, turned_parts_back
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
@@ -72,9 +71,10 @@ LAGUNA = Architecture(
     keys=(
         *COMMON,
         *HEAD_DIM,
-        *EXPERTS,
         *keys("""
             vocab_size                          u32   vocab_size
+            expert_count                        u32   num_experts
+            expert_used_count                   u32   num_experts_per_tok
             attention.sliding_window            u32   sliding_window
             expert_feed_forward_length          u32   moe_intermediate_size
             expert_shared_feed_forward_length   u32   shared_expert_intermediate_size
