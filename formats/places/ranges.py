@@ -34,7 +34,7 @@ class _Pieces:
     """What was fetched lately or is being fetched."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a piece that failed at once is forgotten by who asked for it
         self._found: OrderedDict[_Key, Future[bytes]] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmconv-fetch")
         self._kept = 0
