@@ -115,7 +115,6 @@ class Hub:
             request.wfile.write(body)
 
     def _file(self, request: BaseHTTPRequestHandler, name: str, redirected: bool) -> None:
-        data = self.files()[name].read_bytes()
         path = self.files()[name]
         size = path.stat().st_size
         if size >= LARGE and not redirected:
