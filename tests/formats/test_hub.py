@@ -263,3 +263,24 @@ def test_memory_and_disk(hub, tmp_path, monkeypatch):
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 400_000
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["out.gguf"]
+
+
+def test_the_cache_on_demand(hub, folder, tmp_path, monkeypatch):
+    """Kept where the Hub's own programs keep them, and read from there when there is no line."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setenv(names.KEEP, "1")
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+    assert llmconv.quantize("hf://org/toy", type="Q8_0").output.paths == (Path("toy-Q8_0.gguf"),)
+    assert list((tmp_path / "home" / "hub" / "models--org--toy" / "blobs").iterdir())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv(names.KEEP)
+    before = hub.asked.total()
+    same(llmconv.open("hf://org/toy/sub/toy.gguf"), llmconv.open(folder / "sub" / "toy.gguf"))
+    assert hub.asked.total() == before
+
+
+def test_outputs_are_written_to_a_disk(hub, folder):
+    with pytest.raises(LlmconvError, match="upload it then"):
+        llmconv.convert_file(folder, "hf://me/toy.gguf")

@@ -118,7 +118,15 @@ class Hub:
         path = self.files()[name]
         size = path.stat().st_size
         if size >= LARGE and not redirected:
-            return self._say(request, 302, "", Location=f"{self.url}/cdn/{name}", X_Repo_Commit=COMMIT)
+            return self._say(
+                request,
+                302,
+                "",
+                Location=f"{self.url}/cdn/{name}",
+                X_Repo_Commit=COMMIT,
+                X_Linked_Size=str(size),
+                X_Linked_Etag=f'"{self.digest(path)}"',
+            )
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, size)
         with self._lock:
@@ -138,6 +146,7 @@ class Hub:
         total = size + (fault == "other size")
         request.send_response(206 if found else 200)
         request.send_header("Content-Length", str(len(part)))
+        request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{total}")
         etag = "changed" if fault == "other tag" else self.digest(path)
         request.send_header("ETag", f'"{etag}"')
