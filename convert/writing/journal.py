@@ -44,7 +44,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns or status.st_ino,
+        "mtime_ns": status.st_mtime_ns,
         "head_sha256": head,
     }
 

@@ -7,7 +7,6 @@ listing gave.  What fails on the way (a cut connection, 429, 5xx) is tried again
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import time
@@ -171,6 +170,8 @@ def _is_plain(name: str) -> bool:
 
 def _is_hash(data: bytes, tag: str) -> bool:
     """Whether data are those of a hash that the Hub states: SHA-256 of large files, git's SHA-1 of small ones."""
+    import hashlib  # loads OpenSSL, which a local file needs not
+
     if len(tag) == 64:
         return hashlib.sha256(data).hexdigest() == tag
     return len(tag) != 40 or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == tag

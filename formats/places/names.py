@@ -19,6 +19,8 @@ from llmconv.formats.places.remote import RemotePath
 
 __all__ = ["beside", "called", "place"]
 
+KEEP = "LLMCONV_HUB_CACHE"
+"""Environment variable: not empty, the Hub's files are kept in its own cache and read from there."""
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+]{1,15}):/{1,2}(?P<rest>.*)", re.DOTALL)
 _PIECE = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 _CACHED = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
@@ -42,9 +44,9 @@ def place(given: str | os.PathLike[str]) -> Path:
 
 
 def _remote(path: Path) -> Path:
-    """A path on another machine; of the Hub that is offline, the one in its cache."""
-    if path.parts[0] == "hf:" and is_offline():
-        return download(path.parts, offline=True)
+    """A path on another machine; of the Hub the one in its cache, where it is offline or the cache is asked for."""
+    if path.parts[0] == "hf:" and (is_offline() or os.environ.get(KEEP)):
+        return download(path.parts, offline=is_offline())
     found = RemotePath(*path.parts)
     return found if path is found else found.renew()
 

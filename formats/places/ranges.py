@@ -10,12 +10,14 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmconv.errors import BadFile, at
 from llmconv.formats.places.remote import Entry, RemotePath
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["expect", "fill", "open_remote"]
 
@@ -34,10 +36,18 @@ class _Pieces:
     """What was fetched lately or is being fetched."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a piece that failed at once is forgotten by who asked for it
         self._found: OrderedDict[_Key, Future[bytes]] = OrderedDict()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmconv-fetch")
+        self._threads: ThreadPoolExecutor | None = None
         self._kept = 0
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor  # with it logging: not for local files
+
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmconv-fetch")
+        return self._threads
 
     def ask(self, path: RemotePath, offset: int, size: int) -> Future[bytes]:
         """The bytes of a piece, as soon as they are there."""

@@ -225,3 +225,62 @@ def test_memory_has_a_bound(monkeypatch):
 
 def test_formats_are_recognised_by_content(hub):
     assert formats.sniff(names.place("hf://org/toy/sub/toy.gguf")).name == "gguf"
+
+
+def test_other_addresses(folder, tmp_path, monkeypatch):
+    """What fsspec opens: a file by its whole address, and nothing beside it is asked for in vain."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ranges, "_pieces", ranges._Pieces())
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: system)
+    data = (folder / "sub" / "toy.gguf").read_bytes()
+    system.store.clear()
+    system.pipe_file("s3://bucket/deep/toy.gguf", data)
+    same(llmconv.open("s3://bucket/deep/toy.gguf"), llmconv.open(folder / "sub" / "toy.gguf"))
+    made = llmconv.quantize("s3://bucket/deep/toy.gguf", type="Q8_0")
+    assert made.output.paths == (Path("toy-Q8_0.gguf"),)
+    with pytest.raises(BadFile, match="no such file"):
+        llmconv.open("s3://bucket/deep/none.gguf")
+    names.place("s3://bucket/deep/toy.gguf")
+    system.pipe_file("s3://bucket/deep/toy.gguf", data + b"x" * 40)
+    with pytest.raises(BadFile, match="goes on after its last tensor"):
+        llmconv.open("s3://bucket/deep/toy.gguf")
+
+
+@pytest.mark.slow
+def test_memory_and_disk(hub, tmp_path, monkeypatch):
+    """A process of its own: nothing but the output on the disk, and memory below 400 MB."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import resource, llmconv; llmconv.quantize('hf://org/toy', 'out.gguf', 'Q4_K_M'); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 400_000
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["out.gguf"]
+
+
+def test_the_cache_on_demand(hub, folder, tmp_path, monkeypatch):
+    """Kept where the Hub's own programs keep them, and read from there when there is no line."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setenv(names.KEEP, "1")
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+    assert llmconv.quantize("hf://org/toy", type="Q8_0").output.paths == (Path("toy-Q8_0.gguf"),)
+    assert list((tmp_path / "home" / "hub" / "models--org--toy" / "blobs").iterdir())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv(names.KEEP)
+    before = hub.asked.total()
+    same(llmconv.open("hf://org/toy/sub/toy.gguf"), llmconv.open(folder / "sub" / "toy.gguf"))
+    assert hub.asked.total() == before
+
+
+def test_outputs_are_written_to_a_disk(hub, folder):
+    with pytest.raises(LlmconvError, match="upload it then"):
+        llmconv.convert_file(folder, "hf://me/toy.gguf")

@@ -18,6 +18,14 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 LARGE = 1000  # bytes; files from here on are LFS's, and are had by a redirect
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # what waits beyond is dropped without a word
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that leave are no news."""
+
+
 class Hub:
     """One repository `org/toy` with the files of a folder.
 
@@ -33,8 +41,8 @@ class Hub:
         self.sent = 0
         self.ranges: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._digests: dict[Path, str] = {}
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> Hub:
@@ -54,12 +62,18 @@ class Hub:
         return {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
 
     def entry(self, name: str, path: Path) -> dict[str, Any]:
-        data = path.read_bytes()
-        out: dict[str, Any] = {"type": "file", "path": name, "size": len(data)}
-        out["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        if len(data) >= LARGE:
-            out["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        size = path.stat().st_size
+        out: dict[str, Any] = {"type": "file", "path": name, "size": size}
+        out["oid"] = hashlib.sha1(b"blob %d\0" % size + (path.read_bytes() if size < LARGE else b"")).hexdigest()
+        if size >= LARGE:
+            out["lfs"] = {"oid": self.digest(path), "size": size, "pointerSize": 134}
         return out
+
+    def digest(self, path: Path) -> str:
+        if path not in self._digests:
+            with path.open("rb") as file:
+                self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[path]
 
     def _handler(hub) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
@@ -101,11 +115,20 @@ class Hub:
             request.wfile.write(body)
 
     def _file(self, request: BaseHTTPRequestHandler, name: str, redirected: bool) -> None:
-        data = self.files()[name].read_bytes()
-        if len(data) >= LARGE and not redirected:
-            return self._say(request, 302, "", Location=f"{self.url}/cdn/{name}", X_Repo_Commit=COMMIT)
+        path = self.files()[name]
+        size = path.stat().st_size
+        if size >= LARGE and not redirected:
+            return self._say(
+                request,
+                302,
+                "",
+                Location=f"{self.url}/cdn/{name}",
+                X_Repo_Commit=COMMIT,
+                X_Linked_Size=str(size),
+                X_Linked_Etag=f'"{self.digest(path)}"',
+            )
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
-        start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, len(data))
+        start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, size)
         with self._lock:
             self.asked["bytes"] += 1
             self.asked[name] += 1
@@ -115,14 +138,17 @@ class Hub:
         time.sleep(self.delay)
         if fault.isdigit():
             return self._say(request, int(fault), {"error": "busy"}, Retry_After="0")
-        part = data[start:stop]
+        with path.open("rb") as file:
+            file.seek(start)
+            part = file.read(stop - start)
         if fault == "flipped":
             part = bytes([part[0] ^ 1]) + part[1:]
-        total = len(data) + (fault == "other size")
+        total = size + (fault == "other size")
         request.send_response(206 if found else 200)
         request.send_header("Content-Length", str(len(part)))
+        request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{total}")
-        etag = "changed" if fault == "other tag" else hashlib.sha256(data).hexdigest()
+        etag = "changed" if fault == "other tag" else self.digest(path)
         request.send_header("ETag", f'"{etag}"')
         request.end_headers()
         if request.command == "HEAD":
