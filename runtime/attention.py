@@ -26,6 +26,9 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.mla is not None:
         return _latent(block, x, step)
     query, key, value = _project(block, spec, x)
+    gate = None
+    if spec.gated:
+        query, gate = query.chunk(2, -1)
     if not spec.norm_after_rope:
         query, key = _norm_heads(block.attn_q_norm, query), _norm_heads(block.attn_k_norm, key)
     if spec.clamp is not None and spec.clamp_normed:
@@ -45,6 +48,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
+    if gate is not None:
+        out = out * torch.sigmoid(gate.flatten(2))
     if block.attn_gate is not None:
         out = out * torch.sigmoid(block.attn_gate(x))
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
@@ -52,7 +57,7 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
 
 
 def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (B, T, H, D), keys and values (B, T, KV heads, D)."""
+    """Queries (B, T, H, D), or 2 D with their gates, keys and values (B, T, KV heads, D)."""
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
         parts = block.attn_qkv(x).split(sizes, -1)
@@ -62,7 +67,7 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
         parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
     query, key, value = parts
     return (
-        query.unflatten(-1, (spec.n_head, spec.head_dim)),
+        query.unflatten(-1, (spec.n_head, -1)),
         key.unflatten(-1, (spec.n_head_kv, spec.head_dim)),
         value.unflatten(-1, (spec.n_head_kv, spec.value_dim)),
     )

@@ -53,6 +53,7 @@ def _join(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
 def feed_forward(block: LayerPieces, x: Tensor) -> Tensor:
     """x: (B, T, dim), normed -> (B, T, dim)."""
     spec = block.spec.mlp
+    assert spec is not None
     if spec.experts is not None:
         return _mixture(block, spec, spec.experts, x)
     gate, up = None, block.ffn_up(x)

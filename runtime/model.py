@@ -21,8 +21,12 @@ from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
 from llmconv.runtime.pieces import ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
+from llmconv.runtime.scans.scan import scan
 
-__all__ = ["Block", "Model"]
+__all__ = ["MIXERS", "Block", "Model"]
+
+MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan": scan}
+"""What mixes tokens, by the names of `Layer.mixers`."""
 
 
 class Block(LayerPieces):
@@ -38,14 +42,14 @@ class Block(LayerPieces):
                 self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
                 continue
             self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
-        if self.spec.convolution:
+        if "convolution" in self.spec.mixers:
             self.shortconv = Pieces()
             for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
                 self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
-        if self.spec.mlp.activation != "swiglu_oai":
+        if self.spec.mlp is not None and self.spec.mlp.activation != "swiglu_oai":
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -54,17 +58,19 @@ class Block(LayerPieces):
             x = self.attn_norm(x + self_attention(self, x, step))
             return self.ffn_norm(x + feed_forward(self, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
+        if not self.spec.mixers:
+            return self._added(x, feed_forward(self, normed))
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        mix = short_convolution if self.spec.convolution else self_attention
-        attended = mix(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         if self.spec.parallel:
             inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
             return x + (attended + inner) * self.residual_scale
-        kept = normed if self.spec.residual_after_norm else x
-        x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
+        x = self._added(normed if self.spec.residual_after_norm else x, attended)
+        if self.spec.mlp is None:
+            return x
         if self.attn_output_norm is not None:
             x = self.attn_output_norm(x)
         normed = x if mlp_norm is None else mlp_norm(x)
@@ -72,8 +78,16 @@ class Block(LayerPieces):
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         x = normed if self.spec.residual_after_norm else x
-        x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
+        x = self._added(x, inner)
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
+
+    def _mixed(self, x: Tensor, step: Step) -> Tensor:
+        """What the layer's mixers make of x, added up."""
+        first, *others = (MIXERS[name](self, x, step) for name in self.spec.mixers)
+        return sum(others, start=first)
+
+    def _added(self, x: Tensor, made: Tensor) -> Tensor:
+        return x + (made * self.residual_scale if self.residual_scale != 1 else made)
 
 
 class Model(Pieces):

@@ -36,15 +36,16 @@ LINEAR = (
     *("ffn_up", "ffn_gate", "ffn_down", "ffn_gate_inp"),
     *("ffn_up_shexp", "ffn_gate_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp"),
     *("in_proj", "out_proj"),  # of a short convolution
+    *("ssm_in", "ssm_x", "ssm_dt", "ssm_out", "ssm_ba", "ssm_alpha", "ssm_beta"),
 )
 EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
 ENDS = ("token_embd_in", "output_in")
 NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
-    *("attn_sub_norm", "ffn_sub_norm"),
+    *("attn_sub_norm", "ffn_sub_norm", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
 )
-VECTORS = ("attn_sinks", "exp_probs_b", "conv")
+VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d")
 _DERIVED = re.compile(
     r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|rope_factors_.*|rope_freqs\..*"
 )
@@ -96,7 +97,7 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
     shape, bias = parts.get("weight"), parts.get("bias")
     stored = types.get(f"{full}.weight", torch.float32)
     kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
-    if name in VECTORS:
+    if name in VECTORS or (name == "ssm_dt" and shape is None):
         return _Vector(parts, dtype if shape is not None else torch.float32)
     if shape is not None and set(parts) <= {"weight", "bias"}:
         if name in ("token_embd", "position_embd", "token_types"):

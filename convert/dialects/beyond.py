@@ -98,13 +98,21 @@ def _rotary(part: str, scaling: str = "") -> Callable[[Layer], Any]:
     return of
 
 
+def _experts(layer: Layer) -> Any:
+    return layer.mlp and layer.mlp.experts
+
+
+def _activation(layer: Layer) -> Any:
+    return layer.mlp and layer.mlp.activation
+
+
 def _seen(layer: Layer) -> str:
     window = layer.attention.window
     return "all tokens" if window is None else f"a window of {window} tokens"
 
 
 _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
-    (lambda layer: layer.mlp.activation, "{where} the activation {!r} of the configuration (not {other!r})"),
+    (_activation, "{where} the activation {!r} of the configuration (not {other!r})"),
     (_seen, "{where} attention over {} (not {other})"),
     (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
     (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),
@@ -121,10 +129,10 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
     (lambda layer: layer.parallel, "{where} attention and feed-forward in parallel: {}"),
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
-    (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
-    (lambda layer: layer.mlp.experts and layer.mlp.experts.gating, "{where} experts chosen by {}"),
+    (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
+    (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
     (
-        lambda layer: layer.mlp.experts and layer.mlp.experts.groups > 1 and layer.mlp.experts.group_by,
+        lambda layer: _experts(layer) and _experts(layer).groups > 1 and _experts(layer).group_by,
         "{where} groups of experts judged by the best {} (not {other}) of each",
     ),
 )

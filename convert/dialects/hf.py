@@ -316,6 +316,9 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     first = f"layers.{config.get('num_hidden_layers')}."
     if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
         return Settings({**config, "num_nextn_predict_layers": 0})
+    further = {name.split(".")[2] for name in tensors if name.startswith("mtp.layers.")}  # what Qwen calls them
+    if further or config.get("mtp_num_hidden_layers"):
+        return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
 
 

@@ -158,7 +158,8 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
-        if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
+        others = own.keys() & {"shortconv.l_cache", "ssm.conv_kernel"}  # whose kinds of layers are others
+        if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
         return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
 

@@ -22,10 +22,24 @@ from llmconv.convert.tables.config import Settings, normalized, usable
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.pieces import Pieces, activation, head_norm
 from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
+from llmconv.convert.tables.scans import Scan, scan_of
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Attention", "Decoder", "Experts", "Growth", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
+__all__ = [
+    "Attention",
+    "Decoder",
+    "Experts",
+    "Growth",
+    "Layer",
+    "Mla",
+    "Mlp",
+    "Norm",
+    "Pieces",
+    "Rope",
+    "Scan",
+    "describe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,8 @@ class Attention:
     norm_after_rope: bool = False
     growth: Growth | None = None
     mla: Mla | None = None
+    gated: bool = False
+    """Each head's query comes with a gate of its result (Qwen3-Next)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +144,17 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """mlp: None where a layer has none (Mamba).   mixers: what mixes tokens, added up: see `runtime.model.MIXERS`."""
+
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp | None
     parallel: bool
     mlp_norm: str = "ffn_norm"
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
-    convolution: bool = False
-    """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
+    mixers: tuple[str, ...] = ("attention",)
+    scan: Scan | None = None
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -414,12 +432,28 @@ class _Layers:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
-        if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
-            return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+        mixers, scan = self._mixers(i)
+        mlp = self._mlp(i) if self._has_mlp(i, mixers) else None
+        attention = self._attention(i) if "attention" in mixers else self._none()
+        return Layer(attention, mlp, self.parallel, mlp_norm if mixers else "attn_norm", after, mixers, scan, residual)
 
-    def _convolution(self) -> Attention:
-        """What a cache must know of a layer without attention."""
+    def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
+        """What mixes tokens in a layer, and its scan."""
+        shapes, scan = self.read.shapes, scan_of(self.read, i)
+        attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))
+        if f"blk.{i}.shortconv.conv.weight" in shapes:
+            return ("convolution",), None
+        if scan is not None:
+            return (("scan", "attention") if attends else ("scan",)), scan
+        return (() if self.pieces.get("single") and not attends else ("attention",)), None
+
+    def _has_mlp(self, i: int, mixers: tuple[str, ...]) -> bool:
+        """A layer without one is known of scans, and of families whose layers are one thing each."""
+        there = any(f"blk.{i}.ffn_{name}.weight" in self.read.shapes for name in ("down", "gate_inp"))
+        return there or not mixers or not ("scan" in mixers or self.pieces.get("single"))
+
+    def _none(self) -> Attention:
+        """What a cache must know of a layer without attention: a convolution's is that of one head."""
         return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
 
     def _attention(self, i: int) -> Attention:
@@ -473,7 +507,11 @@ class _Layers:
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
             growth=self._growth(),
             mla=mla,
+            gated=self._gated(i),
         )
+
+    def _gated(self, i: int) -> bool:
+        return bool(self.pieces.get("gated_queries")) and f"blk.{i}.attn_q.weight" in self.read.shapes
 
     def _growth(self) -> Growth | None:
         scale = self.read.optional("attention.temperature_scale")
@@ -493,7 +531,7 @@ class _Layers:
 
     def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int) -> None:
         read, start = self.read, f"blk.{i}.attn_"
-        sizes = {"q": n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
+        sizes = {"q": (1 + self._gated(i)) * n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
         if f"{start}qkv.weight" in read.shapes:
             read.expect(f"{start}qkv.weight", sum(sizes.values()), f"{n_head} + {n_kv} + {n_kv} heads of {head_dim}")
             return

@@ -152,9 +152,21 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
     ("n_conv", "shortconv.l_cache", "0"),
+    ("d_conv", "ssm.conv_kernel", "0"),
+    ("d_inner", "ssm.inner_size", "0"),
+    ("d_state", "ssm.state_size", "0"),
+    ("dt_rank", "ssm.time_step_rank", "0"),
+    ("n_group", "ssm.group_count", "0"),
+    ("interval", "full_attention_interval", "4"),
+    ("recurrent", "attention.recurrent_layers", "0 - 1"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
 )
+
+
+def _flag(value: Any) -> int:
+    """One of an array: a whole number, or a flag as one."""
+    return int(value) if isinstance(value, bool | np.bool_) else whole(value)
 
 
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
@@ -174,7 +186,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             continue
         try:
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
-            out[name] = [whole(v) for v in value] if many else whole(value)
+            out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
     for name, expression in (extra or {}).items():

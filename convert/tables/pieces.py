@@ -28,7 +28,9 @@ class Pieces(TypedDict, total=False):
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
+    gated_queries: bool  # attn_q gives each head's query and a gate of its result
     clamp_normed: bool  # queries and keys are clamped behind their norms (OLMoE) instead of before
+    single: bool  # a layer is one thing: a scan, attention, or a feed-forward (Nemotron-H)
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
     activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
     activation_key: str  # the setting that names it: "hidden_act" (default); "": none does

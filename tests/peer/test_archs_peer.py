@@ -93,6 +93,8 @@ EXTRA_KEYS: dict[str, set[str]] = {
         "attention.key_length",
         "attention.value_length",
     },
+    "qwen3next": {"expert_weights_norm"},
+    "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
     "bert": {"token_type_count"},
@@ -123,6 +125,8 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             ModelBase.load_hparams = staticmethod(lambda *args, **more: load(*args, **more) | patch)
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+            if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
+                cls.no_mtp = not any(b"mtp.layers." in file.read_bytes() for file in Path(folder).glob("*.safetensors"))
             cls(Path(folder), kinds[dtype], Path(out)).write()
         result[name] = None
     except Exception as error:
@@ -181,6 +185,9 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     different = [
         k for k, their in theirs.tensors.items() if not np.array_equal(ours.tensors[k].blocks(), their.blocks())
     ]
+    for key in [key for key in different if key.endswith(".ssm_a")]:  # torch's exp is not rounded as float64's is
+        np.testing.assert_array_max_ulp(ours.tensors[key].numpy(), theirs.tensors[key].numpy(), 2)
+        different.remove(key)
     assert bool(different) == (kind == "bytes"), different
     if name == "starcoder-heads-apart":
         return  # nor are the keys of its mistake ours
