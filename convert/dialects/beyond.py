@@ -103,7 +103,7 @@ def _experts(layer: Layer) -> Any:
 
 
 def _activation(layer: Layer) -> Any:
-    return layer.mlp and layer.mlp.activation
+    return layer.mlp.activation if layer.mlp is not None else layer.scan and layer.scan.activation
 
 
 def _seen(layer: Layer) -> str:

@@ -366,6 +366,8 @@ def _positions(read: _Reader, pieces: Pieces, n_layers: int) -> str:
     stated = _STATED.get(stated, stated)
     if stated not in ("rope", "learned", "sinusoidal", "alibi", "none"):
         raise read.bad(f"key '{read.arch}.position_embedding'", f"is {_short(stated)}, which is no kind known here")
+    if "positions_when" in pieces and read.get(pieces["positions_when"]) is False:
+        return "none"
     bias = read.optional("attention.max_alibi_bias")
     if bias or pieces.get("alibi_at") == n_layers:
         return "alibi"
@@ -440,6 +442,8 @@ class _Layers:
     def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
         """What mixes tokens in a layer, and its scan."""
         shapes, scan = self.read.shapes, scan_of(self.read, i)
+        if scan is not None and self.pieces.get("activation_key", "hidden_act") == "hidden_act":
+            scan = dataclasses.replace(scan, activation=self.activation)
         attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))
         if f"blk.{i}.shortconv.conv.weight" in shapes:
             return ("convolution",), None

@@ -39,6 +39,8 @@ class Scan:
     state: int
     rank: int = 0
     norm_eps: float = 0.0
+    activation: str = "silu"
+    """Behind the convolution."""
     tiled: bool = False
     """Heads that share keys and queries are not next to each other: head h has those of h modulo `groups`."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmconv.convert.tables.scans import Scan
+from llmconv.runtime.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, in_chunks, wide
 
@@ -25,7 +26,7 @@ def delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     """x: (B, T, dim) -> (B, T, dim)."""
     spec, kind = block.spec.scan, wide(x)
     assert spec is not None
-    mixed = F.silu(past.convolve(block.attn_qkv(x), block.ssm_conv1d.weight, None)).to(kind)
+    mixed = activation(spec.activation)(past.convolve(block.attn_qkv(x), block.ssm_conv1d.weight, None)).to(kind)
     shared = spec.groups * spec.state
     query, key, value = torch.split(mixed, [shared, shared, spec.inner], -1)
     query, key = (_for_heads(unit(t.reshape(*t.shape[:2], spec.groups, spec.state)), spec) for t in (query, key))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmconv.runtime.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, wide
 
@@ -26,7 +27,7 @@ def mamba(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     spec = block.spec.scan
     assert spec is not None
     inner, gate = block.ssm_in(x).chunk(2, -1)
-    inner = F.silu(past.convolve(inner, block.ssm_conv1d.weight, _bias(block.ssm_conv1d)))
+    inner = activation(spec.activation)(past.convolve(inner, block.ssm_conv1d.weight, _bias(block.ssm_conv1d)))
     dt, b, c = _steps(block, inner)
     dt = past.real(F.softplus(block.ssm_dt(dt).to(wide(x))))
     state = past.state(spec.inner, spec.state, like=x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmconv.runtime.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, in_chunks, wide
 
@@ -25,7 +26,9 @@ def mamba2(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     assert spec is not None
     shared = spec.groups * spec.state
     gate, inner, dt = block.ssm_in(x).split((spec.inner, spec.inner + 2 * shared, spec.heads), -1)
-    inner = F.silu(past.convolve(inner, block.ssm_conv1d.weight, getattr(block.ssm_conv1d, "bias", None)))
+    inner = activation(spec.activation)(
+        past.convolve(inner, block.ssm_conv1d.weight, getattr(block.ssm_conv1d, "bias", None))
+    )
     kind = wide(x)
     inner, b, c = torch.split(inner.to(kind), [spec.inner, shared, shared], -1)
     dt = past.real(F.softplus(dt.to(kind) + block.ssm_dt.bias.to(kind)))

@@ -65,6 +65,8 @@ PATCHES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 128,
     },
     "exaone": {"activation_function": "silu"},
+    "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
     "glm4-moe-lite": {"first_k_dense_replace": 1},
     "dots1": {"scoring_func": "sigmoid"},
@@ -94,6 +96,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
         "attention.value_length",
     },
     "qwen3next": {"expert_weights_norm"},
+    "jamba": {"moe_layers"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
@@ -127,7 +130,7 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
             if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
                 cls.no_mtp = not any(b"mtp.layers." in file.read_bytes() for file in Path(folder).glob("*.safetensors"))
-            cls(Path(folder), kinds[dtype], Path(out)).write()
+            cls(Path(folder), kinds[dtype], Path(out), **({"hparams": hparams} if patch else {})).write()
         result[name] = None
     except Exception as error:
         result[name] = f"{type(error).__name__}: {error}"

@@ -60,6 +60,26 @@ _SCAN = {k: v for k, v in SMALL.items() if k in ("vocab_size", "hidden_size", "n
 }
 
 
+_JAMBA = SMALL | {
+    "num_hidden_layers": 3,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "mamba_d_state": 8,
+}
+_MAMBA2 = SMALL | {
+    "num_hidden_layers": 3,
+    "num_experts_per_tok": 2,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
 _DELTA = {
     "head_dim": 32,
     "num_hidden_layers": 4,
@@ -345,18 +365,32 @@ MODELS: dict[str, Tiny] = {
         "lfm2moe",
         _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
     ),
+    "jamba": Tiny("jamba", "jamba", _JAMBA, "bfloat16"),
+    "granite-hybrid": Tiny(
+        "granitemoehybrid", "granitehybrid", _MAMBA2 | {"num_local_experts": 4, "shared_intermediate_size": 48}
+    ),
+    "granite-hybrid-dense": Tiny(
+        "granitemoehybrid",
+        "granitehybrid",
+        _MAMBA2
+        | {
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+        },
+        "bfloat16",
+    ),
     "mamba": Tiny("mamba", "mamba", _SCAN),
     "mamba-bf16-untied": Tiny("mamba", "mamba", _SCAN | {"tie_word_embeddings": False}, "bfloat16"),
     "falcon-mamba": Tiny("falcon_mamba", "mamba", _SCAN | {"layer_norm_epsilon": 1e-5}, "bfloat16"),
     "mamba2": Tiny("mamba2", "mamba2", _SCAN | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16}),
     "qwen3-next": Tiny("qwen3_next", "qwen3next", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}),
     "qwen3.5": Tiny("qwen3_5_text", "qwen35", SMALL | _DELTA, "bfloat16"),
-    "qwen3.5-moe": Tiny(
-        "qwen3_5_moe_text", "qwen35moe", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}, "bfloat16"
-    ),
-    "qwen3.5-predicting": Tiny(
-        "qwen3_5_text", "qwen35", SMALL | _DELTA | {"tie_word_embeddings": True}, "bfloat16", further=True
-    ),
+    "qwen3.5-moe": Tiny("qwen3_5_moe_text", "qwen35moe", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}),
+    "qwen3.5-predicting": Tiny("qwen3_5_text", "qwen35", SMALL | _DELTA | {"tie_word_embeddings": True}, further=True),
     "qwen3-next-predicting": Tiny(
         "qwen3_next", "qwen3next", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}, further=True
     ),

@@ -124,10 +124,10 @@ def _queries(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def _predicting(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """The rows of a layer for further tokens, which lie beside the model, and what it has beside those of any layer."""
-    own = tuple(replace(r, when=_further, forms=tuple(_beside(form) for form in r.forms)) for r in rows if r.per_layer)
+    own = tuple(replace(r, forms=tuple(_beside(form) for form in r.forms)) for r in rows if r.per_layer)
     at = "blk.{i}.nextn."
     return (
-        *own,
+        *only(own, _further),
         row(at + "eh_proj.weight", "mtp.fc.weight", "n_embd, 2 * n_embd", when=_first),
         row(at + "enorm.weight", "mtp.pre_fc_norm_embedding.weight", "n_embd", Shift(), when=_first),
         row(at + "hnorm.weight", "mtp.pre_fc_norm_hidden.weight", "n_embd", Shift(), when=_first),
@@ -241,7 +241,7 @@ def _family(
         loader=_LOADER,
         **changes,
     )
-    here = tuple(replace(r, when=f"i < n_layer - n_nextn and ({r.when or 1})") for r in table.rows if r.per_layer)
+    here = only(tuple(r for r in table.rows if r.per_layer), f"not ({_further})")
     ends = tuple(r for r in table.rows if not r.per_layer)
     return replace(table, rows=(*ends, *here, *_predicting((*shared, *_attention))))
 
@@ -298,9 +298,9 @@ QWEN35_MOE = _family(
     "qwen35moe",
     HfName("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"),
     HfName("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe"),
-    keys=(*(k for k in KEYS if k.gguf != "feed_forward_length"), *_EXPERT_KEYS),
+    keys=(*KEYS, *_EXPERT_KEYS),
     delta=_tiled,
-    mlp=_mixture,
+    mlp=tuple(r for r in _mixture if r.when != "not sparse"),
     pieces={"normalize_experts": True},
     finish=_sections,
     rebuild=_sections_back,
