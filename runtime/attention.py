@@ -159,16 +159,17 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     The keys' up-projection is moved to the queries, the values' behind the sum, so that all heads read one latent.
     """
     spec, mla = block.spec.attention, block.spec.attention.mla
-    assert mla is not None and spec.rope is not None
+    assert mla is not None
     apart = block.attn_q_a is None
     query = block.attn_q(x) if apart else block.attn_q_b(block.attn_q_a_norm(block.attn_q_a(x)))
     query = query.unflatten(-1, (spec.n_head, spec.head_dim)).transpose(1, 2)
     nope, turning = query.split((mla.nope_dims, mla.rope_dims), -1)
     latent, shared = block.attn_kv_a_mqa(x).split((mla.kv_rank, mla.rope_dims), -1)
     latent = block.attn_kv_a_norm(latent)[:, None]  # (B, 1, T, kv_rank)
-    cos, sin = step.rope(spec.rope)
-    turning = rotate(turning, cos, sin, spec.rope.interleaved)
-    shared = rotate(shared[:, None], cos, sin, spec.rope.interleaved)
+    shared = shared[:, None]
+    if spec.rope is not None:
+        cos, sin = step.rope(spec.rope)
+        turning, shared = (rotate(t, cos, sin, spec.rope.interleaved) for t in (turning, shared))
     up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
     _show_latent(block, nope, latent)
     query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)

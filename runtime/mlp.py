@@ -113,6 +113,8 @@ def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
 def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
     flat = x.flatten(0, -2)  # (N, dim)
     weights, chosen = _route(block, experts, flat)
+    if block.ffn_latent_down is not None:
+        flat = block.ffn_latent_down(flat)
     out = torch.zeros_like(flat)
     order = chosen.flatten().argsort(stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=experts.count).tolist()
@@ -126,6 +128,7 @@ def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tens
         inner = _expert(block, spec, expert, flat[tokens])
         weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
         out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
+    out = out if block.ffn_latent_up is None else block.ffn_latent_up(out)
     out = out.view_as(x)
     if block.ffn_up_shexp is None:
         return out

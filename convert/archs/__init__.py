@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.config import text_config
 from llmconv.quant.entry_points import Registry
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
@@ -41,11 +42,12 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture of a Hugging Face config.json: by class name, else by model type; None when unknown."""
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():
-        found = _REGISTRY.first(lambda table: any(name.cls == wanted for name in table.hf))  # noqa: B023
+        found = _REGISTRY.first(lambda table: table.is_called(wanted, config))  # noqa: B023
         if found is not None:
             return found
     types = [config.get("model_type")]
     for inner in ("text_config", "llm_config"):
         if isinstance(config.get(inner), Mapping):
             types.append(config[inner].get("model_type"))
-    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf))
+    fitting = text_config(config)
+    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf) and table.fits(fitting))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
+from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, text_config, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
@@ -91,6 +91,8 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
+    fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 
     @functools.cached_property
     def settings(self) -> frozenset[str]:
@@ -104,6 +106,10 @@ class Architecture:
         unknown = set(self.decoder) - set(Pieces.__annotations__)
         if unknown:
             raise ValueError(f"architecture {self.gguf}: unknown pieces {', '.join(sorted(unknown))}; see `Pieces`")
+
+    def is_called(self, cls: Any, config: Mapping[str, Any]) -> bool:
+        """Whether it covers this class of transformers, and a configuration of it."""
+        return any(name.cls == cls for name in self.hf) and self.fits(text_config(config))
 
     def variant(self, gguf: str, *hf: HfName, **changes: Any) -> Architecture:
         """This table with differences: `rows` and `keys` replace those of the same GGUF name and add the others.

@@ -172,6 +172,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
+    latent_eps: float | None = None
+    """The epsilon of the latents' norms, where it is not that of the others."""
     output_norm: str = "output_norm"
     """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
@@ -321,6 +323,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
+        latent_eps=pieces.get("latent_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
@@ -448,6 +451,7 @@ class _Layers:
         if f"blk.{i}.shortconv.conv.weight" in shapes:
             return ("convolution",), None
         if scan is not None:
+            attends = attends and scan.kind != "kda"
             return (("scan", "attention") if attends else ("scan",)), scan
         return (() if self.pieces.get("single") and not attends else ("attention",)), None
 

@@ -157,6 +157,7 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("d_state", "ssm.state_size", "0"),
     ("dt_rank", "ssm.time_step_rank", "0"),
     ("n_group", "ssm.group_count", "0"),
+    ("n_latent", "moe_latent_size", "0"),
     ("kda_dim", "kda.head_dim", "0"),
     ("interval", "full_attention_interval", "4"),
     ("recurrent", "attention.recurrent_layers", "0 - 1"),

@@ -25,6 +25,7 @@ class Pieces(TypedDict, total=False):
     causal: bool  # default True
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
+    latent_eps: float  # of the norms of latents, where it is not the others' (Kimi Linear)
     output_norm: str  # the tensor of the norm before the head: "output_norm"
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights

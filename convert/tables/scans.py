@@ -9,6 +9,8 @@ Names in GGUF, layer `i`:
     ssm_norm, ssm_out     the norm before the last projection, and that projection
     attn_qkv, attn_gate   delta rule: queries, keys and values; what its results are gated by
     ssm_ba                delta rule: what says how much is learned and forgotten, by heads that share keys
+    ssm_f_a, ssm_f_b      Kimi's: what says how much every number of a head forgets
+    ssm_g_a, ssm_g_b      Kimi's: what its results are gated by
     ssm_beta, ssm_alpha   the same in two matrices, heads in another order (Qwen 3.5)
 
 Mamba 1: arXiv:2312.00752; Mamba 2: arXiv:2405.21060; gated delta rule: arXiv:2412.06464.
@@ -26,7 +28,7 @@ __all__ = ["Scan", "scan_of"]
 class Scan:
     """One layer's scan.
 
-    kind: "mamba", "mamba2" or "delta".   inner: numbers that go through it, in `heads` heads.
+    kind: "mamba", "mamba2", "delta" or "kda".   inner: numbers that go through it, in `heads` heads.
     state: numbers of state for each of them.   groups: how many B and C (keys and queries) the heads share.
     rank: of the steps' projection.   norm_eps: of norms without weights of steps, B and C
     (Falcon Mamba); 0: there are none.
@@ -59,6 +61,8 @@ def scan_of(read: Any, i: int) -> Scan | None:
         return _selective(read, start)
     if f"{start}ba.weight" in read.shapes or f"{start}alpha.weight" in read.shapes:
         return _delta(read, i)
+    if f"{start}f_a.weight" in read.shapes:
+        return _kimi(read, i)
     if f"{start}in.weight" in read.shapes:
         return _dual(read, start)
     return None
@@ -99,6 +103,20 @@ def _delta(read: Any, i: int) -> Scan:
         read.expect(f"{start}{name}.weight", heads, "one for each head")
     _whole(read, start, inner, channels)
     return Scan("delta", inner, heads, groups, state, tiled=f"{start}alpha.weight" in read.shapes)
+
+
+def _kimi(read: Any, i: int) -> Scan:
+    start = f"blk.{i}.ssm_"
+    inner, state = read.shape(f"{start}f_b.weight", 2)
+    if inner % state:
+        raise read.bad(f"tensor '{start}f_b.weight'", f"has {inner} rows, which are no heads of {state}")
+    read.expect(f"{start}f_a.weight", state, "as many as ssm_f_b has columns")
+    read.expect(f"{start}beta.weight", inner // state, f"one for each head of {state}")
+    for part in "qkv":
+        read.expect(f"blk.{i}.attn_{part}.weight", inner, "as many as ssm_f_b has")
+        if len(found := read.shape(f"{start}conv1d_{part}.weight")) < 2 or inner not in found:
+            raise read.bad(f"tensor '{start}conv1d_{part}.weight'", f"has shape {list(found)}, expected {inner} rows")
+    return Scan("kda", inner, inner // state, inner // state, state)
 
 
 def _whole(read: Any, start: str, inner: int, channels: int) -> None:

@@ -8,6 +8,8 @@ chunk what is learned of each token solves a triangular system; from chunk to ch
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from llmconv.runtime.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, in_chunks, wide
 
-__all__ = ["delta", "delta_rule", "unit"]
+__all__ = ["delta", "delta_rule", "kimi_delta", "unit"]
 
 _CHUNK, _FINE = 64, 16  # of decays for each number of a key, which can't be taken out of the products
 
@@ -40,6 +42,31 @@ def delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     gate = F.silu(block.attn_gate(x).to(kind).unflatten(-1, (spec.heads, spec.head_dim)))
     made: Tensor = block.ssm_out((block.ssm_norm(out) * gate).flatten(2).to(x.dtype))
     return made
+
+
+def kimi_delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
+    """x: (B, T, dim) -> (B, T, dim), every number of a head's keys with a decay of its own."""
+    spec, kind = block.spec.scan, wide(x)
+    assert spec is not None
+    shape = (*x.shape[:2], spec.heads, spec.state)
+    weight = torch.cat([part.weight.reshape(spec.inner, -1) for part in _convolutions(block)])
+    mixed = torch.cat((block.attn_q(x), block.attn_k(x), block.attn_v(x)), -1)
+    mixed = activation(spec.activation)(past.convolve(mixed, weight, None)).to(kind)
+    query, key, value = (t.reshape(shape) for t in mixed.chunk(3, -1))
+    alpha = block.ssm_f_b(block.ssm_f_a(x)).to(kind) + block.ssm_dt.bias.to(kind)
+    decay = block.ssm_a.to(kind).reshape(-1, 1) * F.softplus(alpha).reshape(shape)
+    beta = block.ssm_beta(x).to(kind).sigmoid()
+    state = past.state(spec.heads, spec.state, spec.state, like=x)
+    out, state = delta_rule(unit(query), unit(key), value, past.real(decay), past.real(beta), state)
+    past.keep(state)
+    past.end()
+    gate = block.ssm_g_b(block.ssm_g_a(x)).to(kind).sigmoid().reshape(shape)
+    made: Tensor = block.attn_output((block.ssm_norm(out) * gate).flatten(2).to(x.dtype))
+    return made
+
+
+def _convolutions(block: LayerPieces) -> tuple[Any, Any, Any]:
+    return block.ssm_conv1d_q, block.ssm_conv1d_k, block.ssm_conv1d_v
 
 
 def unit(x: Tensor) -> Tensor:

@@ -9,14 +9,19 @@ from torch import Tensor
 
 from llmconv.runtime.cache import Step
 from llmconv.runtime.pieces import LayerPieces
-from llmconv.runtime.scans.delta import delta
+from llmconv.runtime.scans.delta import delta, kimi_delta
 from llmconv.runtime.scans.mamba import mamba
 from llmconv.runtime.scans.mamba2 import mamba2
 from llmconv.runtime.scans.past import Past
 
 __all__ = ["scan"]
 
-_KINDS: dict[str, Callable[[LayerPieces, Tensor, Past], Tensor]] = {"mamba": mamba, "mamba2": mamba2, "delta": delta}
+_KINDS: dict[str, Callable[[LayerPieces, Tensor, Past], Tensor]] = {
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "delta": delta,
+    "kda": kimi_delta,
+}
 
 
 def scan(block: LayerPieces, x: Tensor, step: Step) -> Tensor:

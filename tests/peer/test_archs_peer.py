@@ -44,12 +44,14 @@ BY_HAND |= {name: config for name, config in by_hand.CONFIGS.items() if name not
 # What the reference refuses or gets wrong, and how: "error" or "bytes".
 REFUSED = {
     "baichuan": ("error", "it calls itself without end"),
+    "kimi-linear-dense": ("error", "it does not know the names under which transformers saves dense layers"),
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
     "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
-# What published config.json files say and transformers 5 no longer writes; the reference reads nothing else.
+# What published config.json files say and transformers 5 no longer writes, or (None) does; the reference reads nothing
+# else.
 PATCHES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": 128},
     "gpt2-untied-bf16": {"n_ctx": 128},
@@ -65,6 +67,13 @@ PATCHES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 128,
     },
     "exaone": {"activation_function": "silu"},
+    "kimi-linear": {
+        "num_shared_experts": 1,
+        "first_k_dense_replace": 0,
+        "linear_attn_config": {"full_attn_layers": [2], "short_conv_kernel_size": 4, "head_dim": 16, "num_heads": 4},
+    },
+    "nemotron-h": {"norm_eps": 1e-5, "hybrid_override_pattern": "M*-", "num_experts_per_tok": None},
+    "nemotron-h-moe": {"norm_eps": 1e-5, "hybrid_override_pattern": "ME*"},
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
@@ -97,6 +106,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     },
     "qwen3next": {"expert_weights_norm"},
     "jamba": {"moe_layers"},
+    "kimi-linear": {"expert_gating_func"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
@@ -120,12 +130,13 @@ for cls in [TextModel, *every(TextModel)]:
         cls.set_vocab = lambda self: None
 kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
          "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
+present = lambda hparams: {name: value for name, value in hparams.items() if value is not None}
 result = {}
 load = ModelBase.load_hparams
 for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
     try:
         with torch.inference_mode():
-            ModelBase.load_hparams = staticmethod(lambda *args, **more: load(*args, **more) | patch)
+            ModelBase.load_hparams = staticmethod(lambda *args, **more: present(load(*args, **more) | patch))
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
             if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so

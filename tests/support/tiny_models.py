@@ -80,6 +80,32 @@ _MAMBA2 = SMALL | {
     "mamba_d_state": 16,
     "mamba_chunk_size": 16,
 }
+_NEMOTRON = {k: v for k, v in SMALL.items() if k != "num_hidden_layers"} | {
+    "head_dim": 24,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "num_experts_per_tok": 2,
+}
+_KIMI = SMALL | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 _DELTA = {
     "head_dim": 32,
     "num_hidden_layers": 4,
@@ -383,6 +409,17 @@ MODELS: dict[str, Tiny] = {
         },
         "bfloat16",
     ),
+    "nemotron-h": Tiny(
+        "nemotron_h", "nemotron_h", _NEMOTRON | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}
+    ),
+    "nemotron-h-moe": Tiny(
+        "nemotron_h",
+        "nemotron_h_moe",
+        _NEMOTRON | {"layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_latent_size": 32},
+        "bfloat16",
+    ),
+    "kimi-linear": Tiny("kimi_linear", "kimi-linear", _KIMI | {"mlp_layer_types": ["sparse"] * 3}),
+    "kimi-linear-dense": Tiny("kimi_linear", "kimi-linear", _KIMI | {"q_lora_rank": 48}, "bfloat16"),
     "mamba": Tiny("mamba", "mamba", _SCAN),
     "mamba-bf16-untied": Tiny("mamba", "mamba", _SCAN | {"tie_word_embeddings": False}, "bfloat16"),
     "falcon-mamba": Tiny("falcon_mamba", "mamba", _SCAN | {"layer_norm_epsilon": 1e-5}, "bfloat16"),
