@@ -106,9 +106,10 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
         if name in ("token_embd", "position_embd", "token_types"):
             return Embedding(shape, kind, None, dtype)
         if name in NORMS or name in ("token_embd_norm", "output_norm"):
-            latent = name in ("attn_q_a_norm", "attn_kv_a_norm") and decoder.latent_eps is not None
-            kind_of_norm = dataclasses.replace(decoder.norm, eps=decoder.latent_eps) if latent else decoder.norm
-            return Norm(kind_of_norm, shape, bias is not None, dtype)
+            spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm")
+            if decoder.latent_eps is not None and name in latents:
+                spec = dataclasses.replace(spec, eps=decoder.latent_eps)
+            return Norm(spec, shape, bias is not None, dtype)
         if (name in LINEAR or name == "output" or name in ENDS) and len(shape) == 2:
             return Linear(shape, kind, bias, dtype)
         if name == "ffn_gate_inp_shexp":  # one row, stored as a vector

@@ -403,7 +403,6 @@ MODELS: dict[str, Tiny] = {
             "num_local_experts": 0,
             "num_experts_per_tok": 0,
             "shared_intermediate_size": 96,
-            "position_embedding_type": "rope",
             "residual_multiplier": 0.22,
             "embedding_multiplier": 12.0,
         },
