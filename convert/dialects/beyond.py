@@ -33,7 +33,7 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     dims = at_layer(arch.dims_of(checkpoint.metadata), 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
-    if f"{arch.gguf}.moe_layers" in checkpoint.metadata:
+    if f"{arch.gguf}.moe_layers" in checkpoint.metadata and "moe_layers" not in arch.loader.untold:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
         notes.append(f"llama.cpp has no place for {refused[0]}{more(refused)}, so it will not load this file")
@@ -114,6 +114,7 @@ def _seen(layer: Layer) -> str:
 
 _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (_activation, "{where} the activation {!r} of the configuration (not {other!r})"),
+    (lambda layer: layer.scan and layer.scan.norm_eps, "{where} norms inside its scans with the epsilon {}"),
     (_seen, "{where} attention over {} (not {other})"),
     (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
     (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),

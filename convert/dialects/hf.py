@@ -167,6 +167,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
+    untold = {f"{arch.gguf}.{k}": v for k, v in arch.told(checkpoint.tensors, arch.dims_of(metadata)).items()}
+    if untold.keys() - metadata.keys():
+        metadata = untold | dict(metadata)
+        checkpoint = checkpoint.but(metadata=metadata)
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:

@@ -91,6 +91,8 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
+    told: Callable[[Mapping[str, Any], Dims], dict[str, Any]] = lambda tensors, dims: {}
+    """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 

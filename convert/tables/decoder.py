@@ -444,7 +444,7 @@ class _Layers:
 
     def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
         """What mixes tokens in a layer, and its scan."""
-        shapes, scan = self.read.shapes, scan_of(self.read, i)
+        shapes, scan = self.read.shapes, scan_of(self.read, i, bool(self.pieces.get("scan_norms_by_model")))
         if scan is not None and self.pieces.get("activation_key", "hidden_act") == "hidden_act":
             scan = dataclasses.replace(scan, activation=self.activation)
         attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))

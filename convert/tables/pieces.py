@@ -12,6 +12,7 @@ class Pieces(TypedDict, total=False):
     """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
 
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
+    scan_norms_by_model: bool  # norms inside a scan have the model's epsilon, where the file says none (llama.cpp)
     positions_when: str  # a key that says whether there are positions (Granite's hybrids); without it there are
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000

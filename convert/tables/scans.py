@@ -51,14 +51,14 @@ class Scan:
         return self.inner // self.heads
 
 
-def scan_of(read: Any, i: int) -> Scan | None:
+def scan_of(read: Any, i: int, by_model: bool = False) -> Scan | None:
     """The scan of layer `i` by the file's keys and shapes, which must agree; None where it has none.
 
-    read: a reader of `tables.decoder`.
+    read: a reader of `tables.decoder`.   by_model: norms inside have the model's epsilon, where the file says none.
     """
     start = f"blk.{i}.ssm_"
     if f"{start}x.weight" in read.shapes:
-        return _selective(read, start)
+        return _selective(read, start, by_model)
     if f"{start}ba.weight" in read.shapes or f"{start}alpha.weight" in read.shapes:
         return _delta(read, i)
     if f"{start}f_a.weight" in read.shapes:
@@ -68,13 +68,14 @@ def scan_of(read: Any, i: int) -> Scan | None:
     return None
 
 
-def _selective(read: Any, start: str) -> Scan:
+def _selective(read: Any, start: str, by_model: bool) -> Scan:
     inner, state = read.shape(f"{start}a", 2)
     rank = read.shape(f"{start}dt.weight", 2)[1]
     read.expect(f"{start}in.weight", 2 * inner, f"twice the {inner} of ssm_a")
     read.expect(f"{start}x.weight", rank + 2 * state, f"{rank} + 2 * {state}")
     _whole(read, start, inner, inner)
-    norm_eps = read.number("ssm.dt_b_c_rms_epsilon", 1e-6) if read.get("ssm.dt_b_c_rms", False) else 0.0
+    usual = read.number("attention.layer_norm_rms_epsilon", 1e-5) if by_model else 1e-6
+    norm_eps = read.number("ssm.dt_b_c_rms_epsilon", usual) if read.get("ssm.dt_b_c_rms", False) else 0.0
     return Scan("mamba", inner, inner, 1, state, rank, norm_eps)
 
 

@@ -418,7 +418,7 @@ MODELS: dict[str, Tiny] = {
         "bfloat16",
     ),
     "kimi-linear": Tiny("kimi_linear", "kimi-linear", _KIMI | {"mlp_layer_types": ["sparse"] * 3}),
-    "kimi-linear-dense": Tiny("kimi_linear", "kimi-linear", _KIMI | {"q_lora_rank": 48}, "bfloat16"),
+    "kimi-linear-dense": Tiny("kimi_linear", "kimi-linear", _KIMI, "bfloat16"),
     "mamba": Tiny("mamba", "mamba", _SCAN),
     "mamba-bf16-untied": Tiny("mamba", "mamba", _SCAN | {"tie_word_embeddings": False}, "bfloat16"),
     "falcon-mamba": Tiny("falcon_mamba", "mamba", _SCAN | {"layer_norm_epsilon": 1e-5}, "bfloat16"),

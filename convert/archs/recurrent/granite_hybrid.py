@@ -9,7 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.llama.granite import GRANITE_MOE
 from llmconv.convert.archs.parts import attention
-from llmconv.convert.archs.recurrent.parts import dual_scan, only
+from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan, only
 from llmconv.convert.tables.architecture import HfName, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Split
@@ -97,7 +97,7 @@ GRANITE_HYBRID = GRANITE_MOE.variant(
     decoder={"positions_when": "rope.scaling.finetuned"},
     reads="layer_types layers_block_type attn_layer_indices position_embedding_type mamba_expand mamba_d_head",
     inert="mamba_chunk_size init_method normalization_function",
-    fixed={"time_step_limit": ([0.0, float("inf")], (0.0, float("inf")))},
+    fixed={"time_step_limit": NO_LIMIT},
     loader=Loader(
         refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
         wants={

@@ -56,6 +56,12 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["mamba_expand"] = dims["d_inner"] // dims["n_embd"]
 
 
+def _sparse(tensors: Mapping[str, Any], dims: Dims) -> dict[str, Any]:
+    """Which layers have experts, by their routers."""
+    layers = range(min(dims["n_layer"], len(tensors)))
+    return {"moe_layers": np.asarray([f"blk.{i}.ffn_gate_inp.weight" in tensors for i in layers], np.uint32)}
+
+
 def _dense(name: str, hf: str, shape: str) -> Any:
     """A plain feed-forward's row; older files keep it as an only expert."""
     return row(
@@ -125,12 +131,14 @@ JAMBA = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
+    told=_sparse,
     decoder={"positions": "none", "normalize_experts": False},
     reads="mamba_dt_rank mamba_expand attn_layer_period attn_layer_offset expert_layer_period expert_layer_offset",
     inert="use_mamba_kernels use_mambapy use_associative_scan num_logits_to_keep",
     loader=Loader(
+        untold=("moe_layers",),
         refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
-        needed=("blk.{i}.ssm_conv1d.bias if not n_head_kv",),
+        wants={"d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector"},
     ),
 )
 

@@ -61,6 +61,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["attention.key_length"] = np.uint32(rank + rope)
     own["attention.key_length_mla"] = np.uint32(config["qk_nope_head_dim"] + rope)
     own["attention.value_length_mla"] = np.uint32(config["v_head_dim"])
+    if own.get("expert_weights_norm", True):  # as llama.cpp always does
+        own.pop("expert_weights_norm", None)
+    if own.get("expert_group_count", 1) == 1:
+        own.pop("expert_group_count", None)
     own["leading_dense_block_count"] = np.uint32(_dense(config))
 
 
@@ -71,6 +75,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["num_key_value_heads"] = config["linear_num_heads"] = dims["n_head"]
     config["qk_rope_head_dim"], config["v_head_dim"] = dims["n_rot"], dims["v_mla"]
     config["qk_nope_head_dim"] = dims["nope"] - dims["n_rot"]
+    config.setdefault("moe_renormalize", True)
     config["kv_lora_rank"], config["q_lora_rank"] = dims["kv_lora"], dims["q_lora"] or None
 
 
@@ -112,6 +117,7 @@ KIMI_LINEAR = Architecture(
         *keys("""
             context_length                  u32   model_max_length|max_position_embeddings   1048576
             rope.freq_base                  f32   rope_theta
+            attention.value_length          u32   head_dim
             vocab_size                      u32   vocab_size
             attention.q_lora_rank           u32   q_lora_rank
             attention.kv_lora_rank          u32   kv_lora_rank
@@ -160,15 +166,17 @@ KIMI_LINEAR = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"positions": "none", "gating": "sigmoid", "latent_eps": 1e-6},
+    decoder={"positions": "none", "gating": "sigmoid", "normalize_experts": True, "latent_eps": 1e-6},
     reads="layer_types mlp_layer_types first_k_dense_replace linear_num_heads linear_attn_config.num_heads"
     " linear_attn_config.full_attn_layers linear_attn_config.kda_layers qk_nope_head_dim qk_rope_head_dim v_head_dim"
     " kv_lora_rank",
-    inert="head_dim qk_head_dim num_key_value_heads use_grouped_topk",
+    inert="qk_head_dim num_key_value_heads use_grouped_topk",
     fixed={"mla_use_nope": True, "moe_layer_freq": 1},
     loader=Loader(
         refused=(*OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
+        unread=("expert_weights_norm", "expert_group_count"),
         needed=("output.weight",),
+        wants={"not q_lora": "no latent of the queries"},
         pieces={"latent_eps": 0.0},
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.parts import HEAD
-from llmconv.convert.archs.recurrent.parts import dual_scan, selective_scan
+from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan, selective_scan
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
@@ -94,6 +94,7 @@ MAMBA = Architecture(
     inert=_INERT,
     loader=Loader(
         unread=("ssm.dt_b_c_rms_epsilon",),
+        pieces={"scan_norms_by_model": True},
         refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
         needed=("blk.{i}.ssm_conv1d.bias",),
         wants={"d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector"},
@@ -127,7 +128,7 @@ MAMBA2 = MAMBA.variant(
     rebuild=_rebuild2,
     reads="head_dim",
     inert="num_heads time_step_rank chunk_size norm_before_gate",
-    fixed={"time_step_limit": ([0.0, float("inf")], (0.0, float("inf")))},
+    fixed={"time_step_limit": NO_LIMIT},
     loader=Loader(
         without=("d_inner == 2 * n_embd",),
         wants={"d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector"},

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, choice_bias
-from llmconv.convert.archs.recurrent.parts import dual_scan
+from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
-from llmconv.convert.tables.ops import Dims, Stack
+from llmconv.convert.tables.ops import Dims, Stack, rope_halves
 from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}.mixer."
@@ -60,6 +60,8 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["mamba_head_dim"] = dims["d_inner"] // dims["dt_rank"]
 
 
+_turned, _turned_kv = rope_halves("n_head"), rope_halves("n_head_kv")  # as if there were positions
+
 NEMOTRON_H = Architecture(
     "nemotron_h",
     (HfName("NemotronHForCausalLM", "nemotron_h"),),
@@ -86,9 +88,21 @@ NEMOTRON_H = Architecture(
         row("output_norm.weight", "{p}norm_f.weight", "n_embd"),
         HEAD,
         row("blk.{i}.attn_norm.weight", "{p}layers.{i}.norm.weight", "n_embd"),
-        *dual_scan(_at, _scan, "mamba_proj_bias"),
-        row("blk.{i}.attn_q.weight", _at + "q_proj.weight", "n_head * head_dim, n_embd", when=_full),
-        row("blk.{i}.attn_k.weight", _at + "k_proj.weight", "n_head_kv * head_dim, n_embd", when=_full),
+        *dual_scan(_at, _scan),
+        row(
+            "blk.{i}.attn_q.weight",
+            _at + "q_proj.weight",
+            "n_head * head_dim, n_embd",
+            rope_halves("n_head"),
+            when=_full,
+        ),
+        row(
+            "blk.{i}.attn_k.weight",
+            _at + "k_proj.weight",
+            "n_head_kv * head_dim, n_embd",
+            rope_halves("n_head_kv"),
+            when=_full,
+        ),
         row("blk.{i}.attn_v.weight", _at + "v_proj.weight", "n_head_kv * head_dim_v, n_embd", when=_full),
         row("blk.{i}.attn_output.weight", _at + "o_proj.weight", "n_embd, n_head * head_dim_v", when=_full),
         row("blk.{i}.ffn_up.weight", _at + "up_proj.weight", "n_ff, n_embd", when=_ff),
@@ -112,8 +126,9 @@ NEMOTRON_H = Architecture(
     " rescale_prenorm_residual use_mamba_kernels mamba_ssm_cache_dtype num_logits_to_keep mtp_layers_block_type"
     " mtp_hybrid_override_pattern num_nextn_predict_layers moe_shared_expert_overlap n_routed_experts n_shared_experts"
     " moe_intermediate_size moe_shared_expert_intermediate_size num_experts_per_tok routed_scaling_factor n_group"
-    " topk_group norm_topk_prob sliding_window rope_theta attention_bias use_bias",
-    fixed={"mamba_hidden_act": "silu", "time_step_limit": ([0.0, float("inf")], (0.0, float("inf")))},
+    " topk_group norm_topk_prob sliding_window rope_theta attention_bias mamba_proj_bias moe_latent_size"
+    " max_position_embeddings",
+    fixed={"mamba_hidden_act": "silu", "time_step_limit": NO_LIMIT},
     loader=Loader(refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias")),
 )
 

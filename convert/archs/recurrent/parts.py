@@ -8,9 +8,12 @@ from llmconv.convert.tables.architecture import Row, row
 from llmconv.convert.tables.ops import NegativeExp, Reshape
 from llmconv.convert.tables.rows import Optional
 
-__all__ = ["ARCHITECTURES", "convolution", "dual_scan", "only", "selective_scan"]
+__all__ = ["ARCHITECTURES", "NO_LIMIT", "convolution", "dual_scan", "only", "selective_scan"]
 
 ARCHITECTURES = ()
+
+NO_LIMIT = ([0.0, float("inf")], (0.0, float("inf")), [0.0, {"__float__": "Infinity"}])
+"""How configurations say that a scan's steps may be of any size, which is all that is computed here."""
 
 
 def only(rows: tuple[Row, ...], when: str) -> tuple[Row, ...]:
