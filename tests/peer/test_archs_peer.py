@@ -72,7 +72,11 @@ PATCHES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
         "linear_attn_config": {"full_attn_layers": [2], "short_conv_kernel_size": 4, "head_dim": 16, "num_heads": 4},
     },
-    "nemotron-h": {"norm_eps": 1e-5, "hybrid_override_pattern": "M*-", "num_experts_per_tok": None},
+    "nemotron-h": {
+        "norm_eps": 1e-5,
+        "hybrid_override_pattern": "M*-",
+        **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")),
+    },
     "nemotron-h-moe": {"norm_eps": 1e-5, "hybrid_override_pattern": "ME*"},
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
