@@ -110,7 +110,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     },
     "qwen3next": {"expert_weights_norm"},
     "jamba": {"moe_layers"},
-    "kimi-linear": {"expert_gating_func"},
+    "kimi-linear": {"expert_gating_func", "rope.freq_base"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},

@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.parts import EXPERTS, attention
 from llmconv.convert.archs.recurrent.parts import only, selective_scan
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Split, Stack
 
 _at = "{p}layers.{i}."
@@ -137,7 +137,7 @@ JAMBA = Architecture(
     inert="use_mamba_kernels use_mambapy use_associative_scan num_logits_to_keep",
     loader=Loader(
         untold=("moe_layers",),
-        refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
+        refused=(*OUT_BIAS, "blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
         wants={"d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector"},
     ),
 )

@@ -116,7 +116,7 @@ KIMI_LINEAR = Architecture(
         *(key for key in COMMON if key.gguf not in ("context_length", "rope.freq_base")),
         *keys("""
             context_length                  u32   model_max_length|max_position_embeddings   1048576
-            rope.freq_base                  f32   rope_theta
+            rope.freq_base                  f32   rope_theta                     10000
             attention.value_length          u32   head_dim
             vocab_size                      u32   vocab_size
             attention.q_lora_rank           u32   q_lora_rank
