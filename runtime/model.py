@@ -25,7 +25,13 @@ from llmconv.runtime.scans.scan import scan
 
 __all__ = ["MIXERS", "Block", "Model"]
 
-MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan": scan}
+
+def _linear(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
+    out: Tensor = block.attn_output(x)
+    return out
+
+
+MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan": scan, "linear": _linear}
 """What mixes tokens, by the names of `Layer.mixers`."""
 
 
@@ -49,32 +55,31 @@ class Block(LayerPieces):
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
-        if self.spec.mlp is not None and self.spec.mlp.activation != "swiglu_oai":
+        if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: (B, T, dim) -> (B, T, dim)."""
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
-            return self.ffn_norm(x + feed_forward(self, x))  # type: ignore[no-any-return]
+            return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
-        if not self.spec.mixers:
-            return self._added(x, feed_forward(self, normed))
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         if self.spec.parallel:
-            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
+            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x), x)
             return x + (attended + inner) * self.residual_scale
-        x = self._added(normed if self.spec.residual_after_norm else x, attended)
+        entered, kept = x, normed if self.spec.residual_after_norm else x
+        x = self._added(kept, attended)
+        if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm:
+            x = self.attn_output_norm(x)
         if self.spec.mlp is None:
             return x
-        if self.attn_output_norm is not None:
-            x = self.attn_output_norm(x)
         normed = x if mlp_norm is None else mlp_norm(x)
-        inner = feed_forward(self, normed)
+        inner = feed_forward(self, normed, entered)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         x = normed if self.spec.residual_after_norm else x
@@ -82,7 +87,9 @@ class Block(LayerPieces):
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
 
     def _mixed(self, x: Tensor, step: Step) -> Tensor:
-        """What the layer's mixers make of x, added up."""
+        """What the layer's mixers make of x, added up; zeros where it has none."""
+        if not self.spec.mixers:
+            return torch.zeros_like(x)
         first, *others = (MIXERS[name](self, x, step) for name in self.spec.mixers)
         return sum(others, start=first)
 

@@ -46,7 +46,7 @@ ENDS = ("token_embd_in", "output_in")
 NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
-    *("attn_sub_norm", "ffn_sub_norm", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
+    *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
 _DERIVED = re.compile(

@@ -141,6 +141,7 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_expert", "expert_count", "0"),
     ("n_expert_used", "expert_used_count", "0"),
     ("n_ff_exp", "expert_feed_forward_length", "n_ff"),
+    ("n_ff_small", "expert_chunk_feed_forward_length", "0"),
     ("n_expert_shared", "expert_shared_count", "0"),
     ("n_ff_shexp", "expert_shared_feed_forward_length", "n_expert_shared * n_ff_exp"),
     ("n_dense", "leading_dense_block_count", "0"),
@@ -163,6 +164,8 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("recurrent", "attention.recurrent_layers", "0 - 1"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
+    ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
+    ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
 )
 
 
@@ -171,6 +174,7 @@ def _flag(value: Any) -> int:
     return int(value) if isinstance(value, bool | np.bool_) else whole(value)
 
 
+_THERE = {"folds", "each_gate"}  # 1 where the key is there
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
 
@@ -185,6 +189,9 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
         if value is None:
             default = (extra or {}).get(name, default)
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
+            continue
+        if name in _THERE:
+            out[name] = 1
             continue
         try:
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
