@@ -26,6 +26,9 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.mla is not None:
         return _latent(block, x, step)
     query, key, value = _project(block, spec, x)
+    gate = None
+    if spec.gated:
+        query, gate = query.chunk(2, -1)
     if not spec.norm_after_rope:
         query, key = _norm_heads(block.attn_q_norm, query), _norm_heads(block.attn_k_norm, key)
     if spec.clamp is not None and spec.clamp_normed:
@@ -45,6 +48,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
+    if gate is not None:
+        out = out * torch.sigmoid(gate.flatten(2))
     if block.attn_gate is not None:
         out = _gated(out, block.attn_gate(x), spec.gate)
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
@@ -59,7 +64,7 @@ def _gated(out: Tensor, gate: Tensor, kind: str) -> Tensor:
 
 
 def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (B, T, H, D), keys and values (B, T, KV heads, D)."""
+    """Queries (B, T, H, D), or 2 D with their gates, keys and values (B, T, KV heads, D)."""
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
         parts = block.attn_qkv(x).split(sizes, -1)
@@ -71,7 +76,7 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
     if spec.value_scale != 1:
         value = value * spec.value_scale
     return (
-        query.unflatten(-1, (spec.n_head, spec.head_dim)),
+        query.unflatten(-1, (spec.n_head, -1)),
         key.unflatten(-1, (spec.n_head_kv, spec.head_dim)),
         value.unflatten(-1, (spec.n_head_kv, spec.value_dim)),
     )
@@ -163,16 +168,17 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     The keys' up-projection is moved to the queries, the values' behind the sum, so that all heads read one latent.
     """
     spec, mla = block.spec.attention, block.spec.attention.mla
-    assert mla is not None and spec.rope is not None
+    assert mla is not None
     apart = block.attn_q_a is None
     query = block.attn_q(x) if apart else block.attn_q_b(block.attn_q_a_norm(block.attn_q_a(x)))
     query = query.unflatten(-1, (spec.n_head, spec.head_dim)).transpose(1, 2)
     nope, turning = query.split((mla.nope_dims, mla.rope_dims), -1)
     latent, shared = block.attn_kv_a_mqa(x).split((mla.kv_rank, mla.rope_dims), -1)
     latent = block.attn_kv_a_norm(latent)[:, None]  # (B, 1, T, kv_rank)
-    cos, sin = step.rope(spec.rope)
-    turning = rotate(turning, cos, sin, spec.rope.interleaved)
-    shared = rotate(shared[:, None], cos, sin, spec.rope.interleaved)
+    shared = shared[:, None]
+    if spec.rope is not None:
+        cos, sin = step.rope(spec.rope)
+        turning, shared = (rotate(t, cos, sin, spec.rope.interleaved) for t in (turning, shared))
     up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
     _show_latent(block, nope, latent)
     query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)

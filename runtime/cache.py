@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmconv.convert.tables.decoder import Attention, Decoder, Growth, Rope
+from llmconv.errors import UsageError
 from llmconv.runtime.positions import alibi_slopes, rope_tables
 
 __all__ = ["Cache", "Step"]
@@ -18,13 +19,19 @@ class Cache:
 
     `length` tokens are filled; `valid` (batch, length) says which of them are tokens rather than padding.  A cache
     grows by itself; `capacity` saves the growing (of the first 4096 tokens), and says how long the text is planned to
-    be.  MLA layers keep their latent vectors instead: one "head".
+    be.  MLA layers keep their latent vectors instead: one "head"; scans, their `states` after the last token.
     """
 
     def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
         self.batch, self.capacity, self.planned, self.length = batch, max(1, min(capacity, 4096)), capacity, 0
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        self.states: list[tuple[Tensor, ...] | None] = [None] * len(decoder.layers)
         self.valid: Tensor | None = None
+
+    def keep(self, index: int, *states: Tensor) -> None:
+        """The states of layer `index` after the tokens of this step."""
+        with torch.inference_mode(False):  # they outlive this call
+            self.states[index] = tuple(state.detach().clone() for state in states)
 
     def extend(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) keys and values of layer `index` after `length`; all of them, old and new."""
@@ -51,7 +58,9 @@ class Cache:
         self.length += tokens
 
     def cut(self, length: int) -> None:
-        """Forget everything after the first `length` tokens."""
+        """Forget everything after the first `length` tokens; `UsageError` where a state can't be taken back."""
+        if length < self.length and any(state is not None for state in self.states):
+            raise UsageError("a recurrent model keeps no earlier states, so it can't go back in a text")
         self.length = min(self.length, length)
         if self.valid is not None:
             self.valid = self.valid[:, : self.length]
@@ -97,6 +106,23 @@ class Step:
         self.planned = max(self.end, cache.planned if cache else 0)
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
+        self._order: Tensor | None = None
+        self.packed = self.valid is not None and not bool(self.valid[:, past:].all())
+        """Whether some of this step's tokens are padding, so that scans see the others moved together."""
+
+    @property
+    def order(self) -> Tensor:
+        """(B, T): where this step's tokens stand, padding last."""
+        if self._order is None:
+            assert self.valid is not None
+            self._order = (~self.valid[:, self.past :]).long().argsort(dim=1, stable=True)
+        return self._order
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,): how many of this step's are tokens."""
+        assert self.valid is not None
+        return self.valid[:, self.past :].sum(1)
 
     def rope(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin of this step's tokens."""

@@ -68,6 +68,7 @@ def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Ten
 def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
     """x: (B, T, dim), normed -> (B, T, dim).   entered: what came into the layer, which some routers read."""
     spec = block.spec.mlp
+    assert spec is not None
     if spec.experts is None:
         return _dense(block, spec, x)
     inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
@@ -135,6 +136,8 @@ def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
 def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor, routed: Tensor) -> Tensor:
     flat = x.flatten(0, -2)  # (N, dim)
     weights, chosen = _route(block, experts, routed.flatten(0, -2))
+    if block.ffn_latent_down is not None:
+        flat = block.ffn_latent_down(flat)
     out = torch.zeros_like(flat)
     order = chosen.flatten().argsort(stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=experts.count).tolist()
@@ -148,6 +151,7 @@ def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor, routed:
         inner = _expert(block, spec, expert, flat[tokens])
         weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
         out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
+    out = out if block.ffn_latent_up is None else block.ffn_latent_up(out)
     out = out.view_as(x)
     if block.ffn_up_shexp is None:
         return out

@@ -21,8 +21,18 @@ from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
 from llmconv.runtime.pieces import ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
+from llmconv.runtime.scans.scan import scan
 
-__all__ = ["Block", "Model"]
+__all__ = ["MIXERS", "Block", "Model"]
+
+
+def _linear(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
+    out: Tensor = block.attn_output(x)
+    return out
+
+
+MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan": scan, "linear": _linear}
+"""What mixes tokens, by the names of `Layer.mixers`."""
 
 
 class Block(LayerPieces):
@@ -38,14 +48,14 @@ class Block(LayerPieces):
                 self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
                 continue
             self.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.{name}"))
-        if self.spec.convolution:
+        if "convolution" in self.spec.mixers:
             self.shortconv = Pieces()
             for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
                 self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
-        if self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
+        if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -55,7 +65,7 @@ class Block(LayerPieces):
             return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        attended = self._mixed(x, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
@@ -66,10 +76,10 @@ class Block(LayerPieces):
             inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x), x)
             return x + (attended + inner) * self.residual_scale
         entered, kept = x, normed if self.spec.residual_after_norm else x
-        x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
+        x = self._added(kept, attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
-        if self.spec.idle:
+        if self.spec.mlp is None:
             return x
         normed = x if mlp_norm is None else mlp_norm(x)
         inner = feed_forward(self, normed, entered)
@@ -78,17 +88,18 @@ class Block(LayerPieces):
         if inside and self.layer_output_norm is not None:
             inner = self.layer_output_norm(inner)
         x = normed if self.spec.residual_after_norm else x
-        x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
+        x = self._added(x, inner)
         return x if self.layer_output_norm is None or inside else self.layer_output_norm(x)
 
-    def _mixed(self, x: Tensor, normed: Tensor, step: Step) -> Tensor:
-        """What attention gives, or what stands in its place."""
-        if self.spec.convolution:
-            return short_convolution(self, normed, step)
-        if self.spec.mixer == "attention":
-            return self_attention(self, normed, step)
-        mixed: Tensor = self.attn_output(normed) if self.spec.mixer == "linear" else torch.zeros_like(x)
-        return mixed
+    def _mixed(self, x: Tensor, step: Step) -> Tensor:
+        """What the layer's mixers make of x, added up; zeros where it has none."""
+        if not self.spec.mixers:
+            return torch.zeros_like(x)
+        first, *others = (MIXERS[name](self, x, step) for name in self.spec.mixers)
+        return sum(others, start=first)
+
+    def _added(self, x: Tensor, made: Tensor) -> Tensor:
+        return x + (made * self.residual_scale if self.residual_scale != 1 else made)
 
 
 class Model(Pieces):

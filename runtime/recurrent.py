@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.convert.tables.recurrent import GATES, Recurrent
-from llmconv.errors import UsageError
 from llmconv.quant.block import BlockType
 from llmconv.runtime.cache import Cache
 from llmconv.runtime.linear import Embedding, Linear
@@ -27,11 +26,7 @@ class State(Cache):
 
     def __init__(self, decoder: Decoder, batch: int, layers: int):
         super().__init__(decoder, batch, 1)
-        self.states: list[tuple[Tensor, Tensor] | None] = [None] * layers
-
-    def cut(self, length: int) -> None:
-        if length < self.length:
-            raise UsageError("a recurrent model keeps no earlier states, so it can't go back in a text")
+        self.states = [None] * layers
 
 
 def _stored(types: Types, name: str) -> tuple[type[BlockType] | None, torch.dtype]:

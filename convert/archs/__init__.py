@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.config import text_config
 from llmconv.quant.entry_points import Registry
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
@@ -52,12 +53,17 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():
         for text in (*texts, None):
-            found = _REGISTRY.first(lambda table: _has(table, wanted, text), wanted)  # noqa: B023
+            found = _REGISTRY.first(lambda table: _has(table, wanted, text, config), wanted)  # noqa: B023
             if found is not None:
                 return found
-    types = [config.get("model_type"), *texts]
-    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf), *types)
+    types, inside = [config.get("model_type"), *texts], text_config(config)
+    return _REGISTRY.first(
+        lambda table: any(name.model_type in types for name in table.hf) and table.fits(inside), *types
+    )
 
 
-def _has(table: Architecture, cls: Any, model_type: Any) -> bool:
-    return any(n.cls == cls and (n.model_type == model_type or (model_type is None and not n.around)) for n in table.hf)
+def _has(table: Architecture, cls: Any, model_type: Any, config: Mapping[str, Any]) -> bool:
+    """Whether the table covers this class around a text model of this type (None: of any), and the configuration."""
+    named = (n for n in table.hf if n.cls == cls)
+    fitting = any(n.model_type == model_type or (model_type is None and not n.around) for n in named)
+    return fitting and table.fits(text_config(config))

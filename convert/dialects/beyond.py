@@ -34,7 +34,7 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     dims = at_layer(of_all, 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
-    if f"{arch.gguf}.moe_layers" in checkpoint.metadata:
+    if f"{arch.gguf}.moe_layers" in checkpoint.metadata and "moe_layers" not in arch.loader.untold:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
         notes.append(f"llama.cpp has no place for {refused[0]}{more(refused)}, so it will not load this file")
@@ -87,6 +87,7 @@ _WHOLE: tuple[tuple[str, str], ...] = (
     ("final_softcap", "its logits are capped at {}"),
     ("logit_scale", "its logits are scaled by {}"),
     ("embed_scale", "its embeddings are scaled by {}"),
+    ("latent_eps", "its latents' norms have the epsilon {}"),
     ("residual_scale", "its residuals are scaled by {}"),
     ("positions", "its positions are of the kind {!r}"),
 )
@@ -102,13 +103,22 @@ def _rotary(part: str, scaling: str = "") -> Callable[[Layer], Any]:
     return of
 
 
+def _experts(layer: Layer) -> Any:
+    return layer.mlp and layer.mlp.experts
+
+
+def _activation(layer: Layer) -> Any:
+    return layer.mlp.activation if layer.mlp is not None else layer.scan and layer.scan.activation
+
+
 def _seen(layer: Layer) -> str:
     window = layer.attention.window
     return "all tokens" if window is None else f"a window of {window} tokens"
 
 
 _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
-    (lambda layer: layer.mlp.activation, "{where} the activation {!r} of the configuration (not {other!r})"),
+    (_activation, "{where} the activation {!r} of the configuration (not {other!r})"),
+    (lambda layer: layer.scan and layer.scan.norm_eps, "{where} norms inside its scans with the epsilon {}"),
     (_seen, "{where} attention over {} (not {other})"),
     (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
     (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),
@@ -125,10 +135,10 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
     (lambda layer: layer.parallel, "{where} attention and feed-forward in parallel: {}"),
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
-    (lambda layer: layer.mlp.experts and layer.mlp.experts.normalize, "{where} experts' weights made to sum to 1: {}"),
-    (lambda layer: layer.mlp.experts and layer.mlp.experts.gating, "{where} experts chosen by {}"),
+    (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
+    (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
     (
-        lambda layer: layer.mlp.experts and layer.mlp.experts.groups > 1 and layer.mlp.experts.group_by,
+        lambda layer: _experts(layer) and _experts(layer).groups > 1 and _experts(layer).group_by,
         "{where} groups of experts judged by the best {} (not {other}) of each",
     ),
 )

@@ -172,8 +172,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
-    checkpoint = checkpoint.but(metadata=arch.modern(checkpoint.metadata))
-    metadata = checkpoint.metadata
+    metadata = arch.modern(checkpoint.metadata)
+    told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
+    metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
+    checkpoint = checkpoint.but(metadata=metadata)
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
@@ -362,6 +364,9 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     first = f"layers.{config.get('num_hidden_layers')}."
     if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
         return Settings({**config, "num_nextn_predict_layers": 0})
+    further = {name.split(".")[2] for name in tensors if name.startswith("mtp.layers.")}  # what Qwen calls them
+    if further or config.get("mtp_num_hidden_layers"):
+        return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
 
 

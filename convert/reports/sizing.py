@@ -35,6 +35,7 @@ PARTS: dict[str, str] = {
     "embedding": r"(token_embd|position_embd|token_types|token_embd_norm)\.",
     "attention q/k/v": r"blk\.\d+\.(attn_(q|k|v|qkv)(_a|_b|_a_mqa)?|attn_kv_.*|attn_k_b|attn_v_b)\.",
     "attention output": r"blk\.\d+\.attn_(output|sinks)\.",
+    "scan": r"blk\.\d+\.(ssm_(?!.*norm)|shortconv\.|attn_gate\.).*",
     "ffn": r"blk\.\d+\.(ffn_(?!norm|.*_norm)|exp_probs_b).*",
     "norms": r".*norm.*",
     "head": r"output\.",
@@ -88,7 +89,8 @@ class SizeReport(Shown):
     weights: bytes of all weights by type name, every matrix in that type or what stands in for it.
     files: file sizes by format and type: JSON estimated, safetensors (model.safetensors of a folder) and GGUF exact.
     kv_per_token, kv_cache: bytes of the KV cache in F16, for a token and at `context`.
-    inference: bytes to run at each type with the cache at `context`.
+    states: bytes of what convolutions and scans keep of a text, however long, in F32.
+    inference: bytes to run at each type with the cache at `context` and the states.
     """
 
     name: str
@@ -105,6 +107,7 @@ class SizeReport(Shown):
     files: dict[str, int]
     kv_per_token: int
     kv_cache: int
+    states: int
     inference: dict[str, int]
     training: TrainingMemory
 
@@ -138,9 +141,32 @@ def _active(shape: Shape) -> int:
     return total
 
 
+def _attending(shape: Shape) -> int:
+    """How many layers keep keys and values: all, but those with a scan, a convolution or nothing instead."""
+    if not any(_STATE.match(name) for name in shape.tensors):
+        return shape.dim("n_layer")
+    pattern = re.compile(r"blk\.\d+\.attn_(k|kv_a_mqa)\.weight")
+    return sum(pattern.fullmatch(name) is not None for name in shape.tensors)
+
+
+_STATE = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv|ssm_a)(\.weight)?$")
+
+
+def _states(shape: Shape) -> int:
+    """F32 bytes of the ends of convolutions' inputs and of scans' states, all layers."""
+    numbers = 0
+    for name, dims in shape.tensors.items():
+        found = _STATE.match(name)
+        if found and found[1] == "ssm_a":
+            numbers += max(shape.dim("d_inner") * shape.dim("d_state"), math.prod(dims) * shape.dim("kda_dim") ** 2)
+        elif found:
+            numbers += dims[0] * (dims[-1] - 1)
+    return 4 * numbers
+
+
 def _kv_per_token(shape: Shape) -> int:
     """F16 bytes of keys and values per token, all layers; of the latent with MLA."""
-    layers = shape.dim("n_layer")
+    layers = _attending(shape)
     if shape.dim("kv_lora"):
         return 2 * layers * (shape.dim("kv_lora") + shape.dim("n_rot"))
     return 2 * layers * shape.dim("n_head_kv") * (shape.dim("head_dim") + shape.dim("head_dim_v"))
@@ -211,12 +237,12 @@ def size_report(
     embedding = math.prod(shape.tensors.get("token_embd.weight", (0,)))
     looked_up = _by_part(shape.tensors)["embedding"]
     matmul = active - looked_up + (embedding if shape.tied else 0)
-    attention = 2 * 2 * shape.dim("n_layer") * shape.dim("n_head") * shape.dim("head_dim") * context
+    attention = 2 * 2 * _attending(shape) * shape.dim("n_head") * shape.dim("head_dim") * context
     kinds = [t for t in types() if t.is_float and t.ggml_id is not None]
     bits = {t.name: 8 * t.row_bytes(t.block_size) / t.block_size for t in kinds} | {"INT8": 8.0}
     weights = {t.name: _bytes_at(shape, t) for t in kinds} | {"INT8": _int8_bytes(shape)}
     weights = dict(sorted(weights.items(), key=lambda item: -bits[item[0]]))
-    kv = _kv_per_token(shape)
+    kv, states = _kv_per_token(shape), _states(shape)
     files = {"json": round(json_bytes_per_number * parameters)}
     for kind in ("F32", "F16"):
         files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, kind))
@@ -237,6 +263,7 @@ def size_report(
         files=files,
         kv_per_token=kv,
         kv_cache=kv * context,
-        inference={kind: weights[kind] + kv * context for kind in main if kind in weights},
+        states=states,
+        inference={kind: weights[kind] + kv * context + states for kind in main if kind in weights},
         training=training_memory(shape, batch=batch, devices=devices, context=context),
     )

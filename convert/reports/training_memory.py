@@ -145,6 +145,11 @@ class _Count:
 
     def attention(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that attention keeps: what is projected, queries, keys, values, what it gives."""
+        scanned = self.scan(own, here)
+        if scanned and "attn_k.weight" not in own:
+            return scanned
+        if not any(name.startswith("attn_") and "norm" not in name for name in own):
+            return 0
         heads = here["n_head"]
         if "attn_kv_a_mqa.weight" in own:  # latent: what the projections of queries and sums are fed with
             nope = max(0, here["nope"] - here["n_rot"])
@@ -160,7 +165,21 @@ class _Count:
         if self.key("attention.clamp_kqv"):
             given += heads * here["head_dim"] + here["n_head_kv"] * (here["head_dim"] + here["head_dim_v"])
         # Keys and values once for each head: a CPU's kernels know no groups.
-        return fed + heads * (2 * here["head_dim"] + here["head_dim_v"]) + given
+        return scanned + fed + heads * (2 * here["head_dim"] + here["head_dim_v"]) + given
+
+    def scan(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
+        """Numbers a token that a scan or a convolution keeps, about: float32 whatever is computed in."""
+        inner, state, wide = here["d_inner"], here["d_state"], 4 // self.width
+        if "shortconv.conv.weight" in own:
+            return 8 * self.dim
+        if "ssm_conv1d.weight" not in own:
+            return 0
+        channels = own["ssm_conv1d.weight"][0]
+        if "ssm_x.weight" in own:  # the state after every token
+            return self.dim + 8 * inner + wide * 6 * inner * state
+        chunk = 64 * here["dt_rank"]  # what each token of a chunk is to each
+        shared = 6 * here["dt_rank"] * state  # keys or B and C, once for each head
+        return self.dim + 4 * channels + wide * (5 * inner + 4 * chunk + shared)
 
     def fed(self, own: Mapping[str, tuple[int, ...]], *names: str) -> int:
         """Numbers a token of what goes into these matrices: once, but autocast makes each its own 16-bit copy."""

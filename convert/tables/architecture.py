@@ -98,6 +98,10 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
+    told: Callable[[Mapping[str, Any], Dims], dict[str, Any]] = lambda tensors, dims: {}
+    """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
+    fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 
     @functools.cached_property
     def settings(self) -> frozenset[str]:
@@ -174,7 +178,8 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
-        if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
+        others = own.keys() & {"shortconv.l_cache", "ssm.conv_kernel"}  # whose kinds of layers are others
+        if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
         named = {k[1:] if k.startswith("/") else f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
         return {"general.architecture": self.gguf} | named

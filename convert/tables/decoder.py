@@ -22,11 +22,25 @@ from llmconv.convert.tables.config import Settings, normalized, usable
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.pieces import Pieces, activation, head_norm
 from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
+from llmconv.convert.tables.scans import Scan, scan_of
 from llmconv.convert.tables.windows import usual_windows
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["Attention", "Decoder", "Experts", "Growth", "Layer", "Mla", "Mlp", "Norm", "Pieces", "Rope", "describe"]
+__all__ = [
+    "Attention",
+    "Decoder",
+    "Experts",
+    "Growth",
+    "Layer",
+    "Mla",
+    "Mlp",
+    "Norm",
+    "Pieces",
+    "Rope",
+    "Scan",
+    "describe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +114,8 @@ class Attention:
     """What opens the gate on what attention gives, where there is one: "sigmoid" or "softplus"."""
     value_scale: float = 1.0
     mla: Mla | None = None
+    gated: bool = False
+    """Each head's query comes with a gate of its result (Qwen3-Next)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +162,19 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """mlp: None where a layer has none (Mamba).   mixers: what mixes tokens, added up: see `runtime.model.MIXERS`."""
+
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp | None
     parallel: bool
     mlp_norm: str = "ffn_norm"
     """The tensor of the norm before the MLP; gpt-oss calls it post_attention_norm."""
     norm_after: bool = False
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
-    convolution: bool = False
-    """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
-    mixer: str = "attention"
-    """What stands in the place of attention, for layers that have none: "linear" (attn_output alone) or "none"."""
+    mixers: tuple[str, ...] = ("attention",)
+    scan: Scan | None = None
     norms_inside: bool = False
     """attn_output_norm and layer_output_norm are of what the sublayers give, not of the residual sums."""
-    idle: bool = False
-    """The layer has no feed-forward."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -178,6 +192,8 @@ class Decoder:
     shapes: Mapping[str, tuple[int, ...]]
     positions: str = "rope"
     position_offset: int = 0
+    latent_eps: float | None = None
+    """The epsilon of the latents' norms, where it is not that of the others."""
     output_norm: str = "output_norm"
     """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
@@ -333,6 +349,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
+        latent_eps=pieces.get("latent_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
@@ -383,6 +400,8 @@ def _positions(read: _Reader, pieces: Pieces, n_layers: int) -> str:
     stated = _STATED.get(stated, stated)
     if stated not in ("rope", "learned", "sinusoidal", "alibi", "none"):
         raise read.bad(f"key '{read.arch}.position_embedding'", f"is {_short(stated)}, which is no kind known here")
+    if "positions_when" in pieces and read.get(pieces["positions_when"]) is False:
+        return "none"
     bias = read.optional("attention.max_alibi_bias")
     if bias or pieces.get("alibi_at") == n_layers:
         return "alibi"
@@ -451,27 +470,38 @@ class _Layers:
         mlp_norm = str(self.pieces.get("mlp_norm", "ffn_norm"))
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
-        if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
-            return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
-        idle = bool(self.pieces.get("may_skip")) and f"blk.{i}.ffn_down.weight" not in self.read.shapes
-        mlp = Mlp(self.activation, "none") if idle else self._mlp(i)
-        if self.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in self.read.shapes:
-            mixer = "linear" if f"blk.{i}.attn_output.weight" in self.read.shapes else "none"
-            return Layer(self._convolution(), mlp, self.parallel, mlp_norm, mixer=mixer, idle=idle)
+        mixers, scan = self._mixers(i)
+        mlp = self._mlp(i) if self._has_mlp(i, mixers) else None
+        attention = self._attention(i) if "attention" in mixers else self._none()
+        if self.pieces.get("single") and not mixers:
+            mlp_norm = "attn_norm"
         inside = bool(self.pieces.get("norms_inside", False))
-        return Layer(
-            self._attention(i),
-            mlp,
-            self.parallel,
-            mlp_norm,
-            after,
-            residual_after_norm=residual,
-            norms_inside=inside,
-            idle=idle,
-        )
+        return Layer(attention, mlp, self.parallel, mlp_norm, after, mixers, scan, inside, residual)
 
-    def _convolution(self) -> Attention:
-        """What a cache must know of a layer without attention."""
+    def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
+        """What mixes tokens in a layer, and its scan."""
+        shapes, scan = self.read.shapes, scan_of(self.read, i, bool(self.pieces.get("scan_norms_by_model")))
+        if scan is not None and self.pieces.get("activation_key", "hidden_act") == "hidden_act":
+            scan = dataclasses.replace(scan, activation=self.activation)
+        attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))
+        if f"blk.{i}.shortconv.conv.weight" in shapes:
+            return ("convolution",), None
+        if self.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in shapes:
+            return (("linear",) if f"blk.{i}.attn_output.weight" in shapes else ()), None
+        if scan is not None:
+            attends = attends and scan.kind != "kda"
+            return (("scan", "attention") if attends else ("scan",)), scan
+        return (() if self.pieces.get("single") and not attends else ("attention",)), None
+
+    def _has_mlp(self, i: int, mixers: tuple[str, ...]) -> bool:
+        """A layer without one is known of scans, and of families whose layers are one thing each or may lack some."""
+        there = any(f"blk.{i}.ffn_{name}.weight" in self.read.shapes for name in ("down", "gate_inp"))
+        if self.pieces.get("may_skip"):
+            return there
+        return there or not mixers or not ("scan" in mixers or self.pieces.get("single"))
+
+    def _none(self) -> Attention:
+        """What a cache must know of a layer without attention: a convolution's is that of one head."""
         return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
 
     def _attention(self, i: int) -> Attention:
@@ -528,7 +558,11 @@ class _Layers:
             gate=str(pieces.get("attention_gate", "sigmoid")),
             value_scale=read.optional("attention.value_scale") or 1.0,
             mla=mla,
+            gated=self._gated(i),
         )
+
+    def _gated(self, i: int) -> bool:
+        return bool(self.pieces.get("gated_queries")) and f"blk.{i}.attn_q.weight" in self.read.shapes
 
     def _growth(self) -> Growth | None:
         scale = self.read.optional("attention.temperature_scale")
@@ -548,7 +582,7 @@ class _Layers:
 
     def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int) -> None:
         read, start = self.read, f"blk.{i}.attn_"
-        sizes = {"q": n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
+        sizes = {"q": (1 + self._gated(i)) * n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
         if f"{start}qkv.weight" in read.shapes:
             read.expect(f"{start}qkv.weight", sum(sizes.values()), f"{n_head} + {n_kv} + {n_kv} heads of {head_dim}")
             return

@@ -153,11 +153,25 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
     ("n_conv", "shortconv.l_cache", "0"),
+    ("d_conv", "ssm.conv_kernel", "0"),
+    ("d_inner", "ssm.inner_size", "0"),
+    ("d_state", "ssm.state_size", "0"),
+    ("dt_rank", "ssm.time_step_rank", "0"),
+    ("n_group", "ssm.group_count", "0"),
+    ("n_latent", "moe_latent_size", "0"),
+    ("kda_dim", "kda.head_dim", "0"),
+    ("interval", "full_attention_interval", "4"),
+    ("recurrent", "attention.recurrent_layers", "0 - 1"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
 )
+
+
+def _flag(value: Any) -> int:
+    """One of an array: a whole number, or a flag as one."""
+    return int(value) if isinstance(value, bool | np.bool_) else whole(value)
 
 
 _THERE = {"folds", "each_gate"}  # 1 where the key is there
@@ -181,7 +195,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             continue
         try:
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
-            out[name] = [whole(v) for v in value] if many else whole(value)
+            out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
     for name, expression in (extra or {}).items():

@@ -37,6 +37,7 @@ class Loader:
     exists: False: it has no such architecture at all.
     unread: keys, without the architecture's name, that it does not look at.
     windows_at: the only number of layers at which it has windows; 0: any.
+    untold: keys that say what it sees in the tensors.
     refused: tensors that it has no place for; a file with one is not loaded.  A tensor stands for itself, with `{i}`
         for its layer, or as "tensor if expression over the dimensions".
     needed: tensors that it does not load a file without, in the same way; the expression is asked of each layer.
@@ -49,6 +50,7 @@ class Loader:
 
     exists: bool = True
     unread: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     windows_at: int | None = None
     always_windows: bool = False

@@ -29,15 +29,18 @@ __all__ = [
     "Concat",
     "Dims",
     "Inverse",
+    "NegativeExp",
     "Only",
     "Op",
     "PackMxfp4",
     "Parts",
     "Reshape",
+    "Rounds",
     "Shift",
     "Size",
     "Split",
     "Stack",
+    "SwapColumns",
     "SwapRows",
     "Transpose",
     "Unpaired",
@@ -149,6 +152,38 @@ class SwapRows(Op):
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         outer, a, b, inner = (evaluate(s, dims) for s in (self.outer, self.a, self.b, self.inner))
         return tuple(_like(swapped(_rows(p), outer, b, a, inner), p) for p in parts)
+
+
+@dataclass(frozen=True)
+class SwapColumns(Op):
+    """Columns seen as (a, b, inner) -> (b, a, inner).  Needs plain values."""
+
+    a: Size
+    b: Size
+    inner: Size
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(_with_columns(p, *(evaluate(s, dims) for s in (self.a, self.b, self.inner))) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(_with_columns(p, *(evaluate(s, dims) for s in (self.b, self.a, self.inner))) for p in parts)
+
+
+def _with_columns(tensor: Tensor, a: int, b: int, inner: int) -> Tensor:
+    if tensor.type.dtype is None:
+        raise Unsupported(
+            f"the columns of tensor {tensor.name!r} of type {tensor.type.name} can't be reordered, only those of plain "
+            "values; decode it first"
+        )
+    if a * b * inner != tensor.row_len:
+        raise UsageError(f"tensor {tensor.name!r} has rows of {tensor.row_len}, expected {a} x {b} x {inner}")
+    source, dtype = tensor.read, tensor.type.dtype
+
+    def read(start: int, stop: int) -> Bytes:
+        values = source(start, stop).view(dtype).reshape(stop - start, a, b, inner)
+        return np.ascontiguousarray(values.swapaxes(1, 2)).reshape(stop - start, -1).view(np.uint8)
+
+    return dataclasses.replace(tensor, read=read, extent=None)
 
 
 def rope_halves(heads: Size, head_dim: Size = "head_dim") -> SwapRows:
@@ -286,17 +321,15 @@ class Stack(Op):
 
 @dataclass(frozen=True)
 class Only(Op):
-    """Another op on one of the parts."""
+    """Another op on one of the parts, or on `count` of them, of which it makes one."""
 
     index: int
     op: Op
+    count: int = 1
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
-        return (
-            *parts[: self.index],
-            *self.op.apply(parts[self.index : self.index + 1], dims),
-            *parts[self.index + 1 :],
-        )
+        end = self.index + self.count
+        return (*parts[: self.index], *self.op.apply(parts[self.index : end], dims), *parts[end:])
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return (*parts[: self.index], *self.op.undo(parts[self.index : self.index + 1], dims), *parts[self.index + 1 :])
@@ -352,50 +385,82 @@ def _transposed(tensor: Tensor) -> Tensor:
     return dataclasses.replace(tensor, shape=(*lead, m, n), read=read, extent=None)
 
 
-@dataclass(frozen=True)
-class Shift(Op):
-    """Values plus a constant, computed in float32 and stored as F32 (Gemma's norms, which multiply by 1 + w).
+class Rounds(Op):
+    """A function of each value, computed in float32 and stored as F32.
 
-    A sum rounds, so `undo` alone does not always give the original bits: `convert.dialects.hf` stores what is `lost`.
+    It rounds, so `undo` alone does not always give the original bits: `convert.dialects.hf` stores what is `lost`.
     """
 
     exact = False
-    by: float = 1.0
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        raise NotImplementedError
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
-        by = np.float32(self.by)
-        return tuple(p.map(lambda rows: rows.astype(np.float32) + by, plain.F32) for p in parts)
+        return tuple(p.map(self.forward, plain.F32) for p in parts)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
-        by = np.float32(self.by)
-        return tuple(p.map(lambda rows: rows.astype(np.float32) - by, plain.F32) for p in parts)
+        return tuple(p.map(self.back, plain.F32) for p in parts)
 
     def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
         """(n, 2) flattened: index and original bits of every value that `undo`, rounded, would not give back."""
-        values, by = tensor.numpy().reshape(-1), np.float32(self.by)
+        values = tensor.numpy().reshape(-1)
         if values.dtype.itemsize > 4:
             return None
-        back = ((values.astype(np.float32) + by) - by).astype(values.dtype)
+        back = self.back(self.forward(values)).astype(values.dtype)
         bits = values.view(f"u{values.dtype.itemsize}").astype(np.uint32)
         index = np.flatnonzero(back.view(f"u{values.dtype.itemsize}") != bits)
         return np.stack([index.astype(np.uint32), bits[index]], axis=1).reshape(-1) if index.size else None
 
     def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
-        """Kept values go back into a vector, each only where the sum is still what its original gives."""
-        if tensor.type.dtype is None or not isinstance(record, np.ndarray) or record.size % 2 or len(tensor.shape) != 1:
+        """Kept values go back, each only where the stored one is still what its original gives."""
+        if tensor.type.dtype is None or not isinstance(record, np.ndarray) or record.size % 2 or not tensor.shape:
             return tensor
         dtype, (index, bits) = tensor.type.dtype, record.reshape(-1, 2).T
-        index, bits = index[index < tensor.shape[0]].astype(np.intp), bits[index < tensor.shape[0]]
+        inside = index < tensor.n_elements
+        index, bits = index[inside].astype(np.intp), bits[inside]
         originals = bits.astype(f"u{dtype.itemsize}").view(dtype)
-        sums = (originals.astype(np.float32) + np.float32(self.by)).view(np.uint32)
+        made = self.forward(originals).view(np.uint32)
 
         def patch(rows: NDArray[Any]) -> NDArray[Any]:
-            same = sums == moved.rows().reshape(-1)[index].view(np.uint32)
+            same = made == moved.rows().reshape(-1)[index].view(np.uint32)
             out = np.array(rows)
             out[0, index[same]] = originals[same]
             return out
 
-        return tensor.map(patch, tensor.type)
+        return tensor.reshaped((tensor.n_elements,)).map(patch, tensor.type).reshaped(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Shift(Rounds):
+    """Values plus a constant (Gemma's norms, which multiply by 1 + w)."""
+
+    by: float = 1.0
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return values.astype(np.float32) + np.float32(self.by)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return values.astype(np.float32) - np.float32(self.by)
+
+
+@dataclass(frozen=True)
+class NegativeExp(Rounds):
+    """x -> -exp(x): the rates of decay of selective scans, which Hugging Face keeps as logarithms (A_log).
+
+    Computed in float64 and rounded once, so that every machine gets the same bits.
+    """
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            return (-np.exp(values.astype(np.float64))).astype(np.float32)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(-values.astype(np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True)

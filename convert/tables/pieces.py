@@ -12,6 +12,8 @@ class Pieces(TypedDict, total=False):
     """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
 
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
+    scan_norms_by_model: bool  # norms inside a scan have the model's epsilon, where the file says none (llama.cpp)
+    positions_when: str  # a key that says whether there are positions (Granite's hybrids); without it there are
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000
     rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
@@ -24,11 +26,14 @@ class Pieces(TypedDict, total=False):
     causal: bool  # default True
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
+    latent_eps: float  # of the norms of latents, where it is not the others' (Kimi Linear)
     output_norm: str  # the tensor of the norm before the head: "output_norm"
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
+    gated_queries: bool  # attn_q gives each head's query and a gate of its result
     clamp_normed: bool  # queries and keys are clamped behind their norms (OLMoE) instead of before
+    single: bool  # a layer is one thing: a scan, attention, or a feed-forward (Nemotron-H)
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
     activation: str  # of the MLP: "silu" (default), "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai", ...
     activation_key: str  # the setting that names it: "hidden_act" (default); "": none does

@@ -19,6 +19,9 @@ _F32 = (
     "position_embd.weight",
     "token_types.weight",
     "shortconv.conv.weight",
+    *("ssm_conv1d.weight", "ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
+    "ssm_a",
+    "ssm_d",
 )
 
 

@@ -60,6 +60,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
             [
                 ("per token", [human(r.kv_per_token) for r in reports]),
                 ("at context", [f"{human(r.kv_cache)} at {r.context:,}" for r in reports]),
+                *([("states, in F32", [human(r.states) for r in reports])] if any(r.states for r in reports) else []),
             ],
         ),
         ("Inference, weights and cache", rows(lambda r: r.inference, human)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hf_models
 import llama_quantize as reference
 import pytest
 import synthetic
 
+from llmconv.convert.dialects import hf
 from llmconv.convert.writing.quantize import quantize
 from llmconv.formats import gguf_file
 from llmconv.quant import by_name
@@ -23,6 +25,70 @@ pytestmark = [
 NEEDS_IMPORTANCE = [n for n in FILE_TYPES if "needs an importance" in FILE_TYPES[n].note]
 ENCODABLE = [n for n, t in FILE_TYPES.items() if by_name(t.default).can_encode()]
 PLAIN = [n for n in ENCODABLE if n not in NEEDS_IMPORTANCE]
+
+_SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 128,
+}
+_SCAN = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 96, "state_size": 16}
+_DELTA = _SIZES | {
+    "head_dim": 64,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}
+_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 256,
+}
+WIDE: dict[str, dict[str, Any]] = {
+    "mamba": _SCAN | {"architectures": ["MambaForCausalLM"]},
+    "mamba2": _SCAN | {"architectures": ["Mamba2ForCausalLM"], "head_dim": 64, "n_groups": 2},
+    "qwen3.5": _DELTA | {"architectures": ["Qwen3_5ForCausalLM"]},
+    "qwen3-next": _DELTA | _MOE | {"architectures": ["Qwen3NextForCausalLM"]},
+    "jamba": _SIZES
+    | {
+        "architectures": ["JambaForCausalLM"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 4,
+        "attn_layer_offset": 1,
+    },
+    "nemotron-h": _SIZES
+    | {
+        "architectures": ["NemotronHForCausalLM"],
+        "hybrid_override_pattern": "M*-M",
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 64,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "head_dim": 64,
+    },
+    "kimi-linear": _SIZES
+    | {
+        "architectures": ["KimiLinearForCausalLM"],
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 256,
+        "routed_scaling_factor": 2.0,
+        "kv_lora_rank": 256,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "linear_attn_config": {"full_attn_layers": [2], "short_conv_kernel_size": 4, "head_dim": 64, "num_heads": 4},
+    },
+}
+"""Models with rows of whole blocks: what their scans are stored as when quantized."""
 
 
 def assert_same(tmp_path: Path, src: Path, type: str, **options: Any) -> None:
@@ -62,6 +128,15 @@ def test_same_file(models: dict[str, Path], tmp_path: Path, type: str, source: s
     if type == "Q1_0" and source == "odd rows":
         pytest.skip("neither has a type to fall back to")
     assert_same(tmp_path, models[source], type)
+
+
+@pytest.mark.parametrize("type", ["Q4_K_M", "Q2_K", "Q4_0", "Q8_0", "IQ4_XS"])
+@pytest.mark.parametrize("name", WIDE)
+def test_same_file_of_scans(tmp_path: Path, name: str, type: str) -> None:
+    """Which of a scan's tensors stay as they are, and what the others become."""
+    made = hf.to_gguf(hf_models.model(WIDE[name], kind="F16"))
+    gguf_file.save(made, tmp_path / "m.gguf")
+    assert_same(tmp_path, tmp_path / "m.gguf", type)
 
 
 @pytest.mark.parametrize("type", ENCODABLE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _CREATE = re.compile(
-    r"create_tensor\(\s*tn\(\s*LLM_TENSOR_(\w+)\s*,\s*\"(\w+)\"\s*(,\s*\w+\s*)?\)\s*,\s*\{([^{}]*)\}\s*,([^;]*?)\)\s*;"
+    r"create_tensor\(\s*tn\(\s*LLM_TENSOR_(\w+)\s*(?:,\s*\"(\w+)\"\s*)?(,\s*\w+\s*)?\)\s*,\s*\{([^{}]*)\}\s*,([^;]*?)\)\s*;"
 )
 
 
@@ -49,7 +49,7 @@ def _file_of(sources: Path, arch: str) -> Path | None:
 def _created(text: str, sources: Path) -> Iterator[tuple[str, str, str]]:
     """(name with `{i}` for the layer, shape, flags) of every tensor that is asked for."""
     for name, part, _, shape, flags in _CREATE.findall(text):
-        yield _names(sources)[name].replace("%d", "{i}") + "." + part, shape, flags
+        yield _names(sources)[name].replace("%d", "{i}") + ("." + part if part else ""), shape, flags
 
 
 def _body(text: str, start: str) -> str:

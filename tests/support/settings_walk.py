@@ -57,6 +57,7 @@ OTHERS: dict[str, list[Any]] = {
         {"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": DEFAULT | {"rope_theta": 900.0}}},
         {"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": YARN}},
     ],
+    "position_embedding_type": ["rope"],
     "topk_method": [{"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}],
     "attn_config": [
         {"attn_config": {"softmax_scale": 0.5}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,65 @@ _LATENT = SMALL | {
     "n_group": 1,
     "topk_group": 1,
 }
+_SCAN = {k: v for k, v in SMALL.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers") or "token" in k} | {
+    "state_size": 8
+}
+
+
+_JAMBA = SMALL | {
+    "num_hidden_layers": 3,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "mamba_d_state": 8,
+}
+_MAMBA2 = SMALL | {
+    "num_hidden_layers": 3,
+    "num_experts_per_tok": 2,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+_NEMOTRON = {k: v for k, v in SMALL.items() if k != "num_hidden_layers"} | {
+    "head_dim": 24,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "num_experts_per_tok": 2,
+}
+_KIMI = SMALL | {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_DELTA = {
+    "head_dim": 32,
+    "num_hidden_layers": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +125,8 @@ class Tiny:
     config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     task: str = "CausalLM"
+    further: bool = False
+    """Whether a layer for further tokens lies beside it, as Qwen's do; transformers leaves it out."""
 
 
 _llama3 = {
@@ -410,6 +472,45 @@ MODELS: dict[str, Tiny] = {
         "lfm2moe",
         _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
     ),
+    "jamba": Tiny("jamba", "jamba", _JAMBA, "bfloat16"),
+    "granite-hybrid": Tiny(
+        "granitemoehybrid", "granitehybrid", _MAMBA2 | {"num_local_experts": 4, "shared_intermediate_size": 48}
+    ),
+    "granite-hybrid-dense": Tiny(
+        "granitemoehybrid",
+        "granitehybrid",
+        _MAMBA2
+        | {
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 96,
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+        },
+        "bfloat16",
+    ),
+    "nemotron-h": Tiny(
+        "nemotron_h", "nemotron_h", _NEMOTRON | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}
+    ),
+    "nemotron-h-moe": Tiny(
+        "nemotron_h",
+        "nemotron_h_moe",
+        _NEMOTRON | {"layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_latent_size": 32},
+        "bfloat16",
+    ),
+    "kimi-linear": Tiny("kimi_linear", "kimi-linear", _KIMI | {"mlp_layer_types": ["sparse"] * 3}),
+    "kimi-linear-dense": Tiny("kimi_linear", "kimi-linear", _KIMI, "bfloat16"),
+    "mamba": Tiny("mamba", "mamba", _SCAN),
+    "mamba-bf16-untied": Tiny("mamba", "mamba", _SCAN | {"tie_word_embeddings": False}, "bfloat16"),
+    "falcon-mamba": Tiny("falcon_mamba", "mamba", _SCAN | {"layer_norm_epsilon": 1e-5}, "bfloat16"),
+    "mamba2": Tiny("mamba2", "mamba2", _SCAN | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16}),
+    "qwen3-next": Tiny("qwen3_next", "qwen3next", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}),
+    "qwen3.5": Tiny("qwen3_5_text", "qwen35", SMALL | _DELTA, "bfloat16"),
+    "qwen3.5-moe": Tiny("qwen3_5_moe_text", "qwen35moe", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}),
+    "qwen3.5-predicting": Tiny("qwen3_5_text", "qwen35", SMALL | _DELTA | {"tie_word_embeddings": True}, further=True),
+    "qwen3-next-predicting": Tiny(
+        "qwen3_next", "qwen3next", _MOE | _DELTA | {"shared_expert_intermediate_size": 48}, further=True
+    ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
 }
@@ -445,4 +546,25 @@ def build(name: str, folder: Path, seed: int = 0) -> Any:
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
     model.eval()
     model.save_pretrained(folder)
+    if tiny.further:
+        _predict(folder, len(model.model.layers) - 1)
     return model
+
+
+def _predict(folder: Path, layer: int) -> None:
+    """Add a layer for further tokens, the copy of a layer with attention, and say so where config.json does."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    start = f"model.layers.{layer}."
+    for name in [name for name in tensors if name.startswith(start)]:
+        tensors[f"mtp.layers.0.{name.removeprefix(start)}"] = tensors[name] * 2
+    dim, dtype = tensors["model.norm.weight"].shape[0], tensors["model.norm.weight"].dtype
+    tensors["mtp.fc.weight"] = torch.randn(dim, 2 * dim).to(dtype)
+    for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        tensors[f"mtp.{name}.weight"] = torch.randn(dim).to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] != "qwen3_next":
+        (folder / "config.json").write_text(json.dumps(config | {"mtp_num_hidden_layers": 1}, indent=2) + "\n")

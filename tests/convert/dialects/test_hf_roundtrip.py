@@ -86,3 +86,14 @@ def test_config_is_rebuilt_from_the_keys(name: str, built: Callable[[str], tuple
     assert config["vocab_size"] == 96
     expected, found = logits(original), logits(loaded)
     assert torch.allclose(expected, found, atol=1e-4, rtol=1e-4), (expected - found).abs().max()
+
+
+def test_a_jamba_of_others_says_by_its_tensors_where_experts_are(built: Callable[[str], tuple[Any, Path]]) -> None:
+    _model, folder = built("jamba")
+    gguf = hf.to_gguf(formats.open(folder))
+    kept = dict(hf.from_gguf(gguf).tensors)
+    gguf.metadata = {k: v for k, v in gguf.metadata.items() if not k.startswith("llmconv.") and "moe_layers" not in k}
+    back = hf.from_gguf(gguf)
+    config = json.loads(back.file("config.json") or b"")
+    assert (config["expert_layer_period"], config["expert_layer_offset"]) == (3, 1)
+    assert {name for name in kept if "router" in name} == {name for name in back.tensors if "router" in name}
