@@ -40,6 +40,7 @@ __all__ = [
     "Stack",
     "SwapRows",
     "Transpose",
+    "Unpaired",
     "evaluate",
     "rope_halves",
 ]
@@ -153,6 +154,31 @@ class SwapRows(Op):
 def rope_halves(heads: Size, head_dim: Size = "head_dim") -> SwapRows:
     """Rotary pairs: (first half, second half) of each head in Hugging Face -> neighbours in GGUF's Llama."""
     return SwapRows(2, f"({head_dim}) // 2", outer=heads)
+
+
+@dataclass(frozen=True)
+class Unpaired(Op):
+    """Rotary pairs: neighbours among the first `n_rot` rows of each head -> as far apart as half of them.
+
+    Only where positions are three-fold (`folds`), which GGUF's readers know in no other order.
+    """
+
+    heads: Size
+
+    def _index(self, dims: Dims) -> NDArray[np.intp]:
+        heads, head_dim, turned = evaluate(self.heads, dims), dims["head_dim"], dims["n_rot"]
+        one = np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2), np.arange(turned, head_dim)])
+        index: NDArray[np.intp] = (np.arange(heads)[:, None] * head_dim + one).reshape(-1)
+        return index
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, self._index(dims)) if dims.get("folds") else parts
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, np.argsort(self._index(dims))) if dims.get("folds") else parts
+
+    def _moved(self, parts: Parts, index: NDArray[np.intp]) -> Parts:
+        return tuple(_like(_gathered(_rows(part), index), part) for part in parts)
 
 
 @dataclass(frozen=True)

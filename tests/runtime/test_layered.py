@@ -158,9 +158,10 @@ def test_it_computes_what_keras_does_and_comes_back(tmp_path: Path, kind: str, c
     llmconv.convert_file(source, tmp_path / "m.gguf")
     np.testing.assert_allclose(run(tmp_path / "m.gguf"), wanted, rtol=0, atol=1e-12)
     llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.tfjs")
-    there, back = llmconv.open(source), llmconv.open(tmp_path / "back.tfjs")
-    assert set(there.tensors) == set(back.tensors)
-    assert all(np.array_equal(t.numpy(), back.tensors[n].numpy()) for n, t in there.tensors.items())
+    back = llmconv.open(tmp_path / "back.tfjs")
+    own = {f"{layer['config']['name']}/{n}": x for layer, w in zip(layers, weights, strict=True) for n, x in w.items()}
+    assert {n: t.numpy().tolist() for n, t in back.tensors.items()} == {n: x.tolist() for n, x in own.items()}
+    assert json.loads((tmp_path / "back.tfjs" / "model.json").read_text())["format"] == "layers-model"
     if container != "h5":
         files = {p.name: p.read_bytes() for p in source.iterdir()}
         assert {p.name: p.read_bytes() for p in (tmp_path / "back.tfjs").iterdir()} == files
@@ -292,6 +293,23 @@ def test_a_state_dict_of_recurrent_layers_runs(tmp_path: Path, cell: str) -> Non
     llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.safetensors")
     back = llmconv.open(tmp_path / "back.safetensors").tensors
     assert {n: t.numpy().tolist() for n, t in back.items()} == {n: t.tolist() for n, t in state.items()}
+
+
+@pytest.mark.parametrize("root", ["state_dict", ""])
+def test_a_state_dict_in_json_runs_and_comes_back(tmp_path: Path, root: str) -> None:
+    embed, body, head = torch.nn.Embedding(V, W), torch.nn.LSTM(W, U, batch_first=True), torch.nn.Linear(U, V)
+    parts = (("fc", head), ("lstm", body), ("embedding", embed))
+    state = {f"{n}.{k}": v.tolist() for n, m in parts for k, v in m.state_dict().items()}
+    text = json.dumps({**({root: state} if root else state), "chars": CHARACTERS})
+    (tmp_path / "m.json").write_text(text)
+    with torch.no_grad():
+        wanted = head(body(embed(torch.tensor([IDS])))[0])[0].numpy()
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", outtype="f64")
+    for path in (tmp_path / "m.json", tmp_path / "m.gguf"):
+        np.testing.assert_allclose(run(path), wanted, rtol=0, atol=1e-6)
+    assert llmconv.load(tmp_path / "m.gguf").tokenizer.encode("ab\u00e9") == [2, 3, 6]
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_text() == text
 
 
 def test_a_state_dict_of_other_layers_says_what_is_odd(tmp_path: Path) -> None:
