@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,11 +198,9 @@ def test_offline(hub, monkeypatch, tmp_path):
 
 def test_latency_is_hidden(hub, folder):
     """Pieces are asked for before they are needed: several are on their way at once."""
-    hub.delay, most = 0.05, 0
-    running = threading.active_count()
+    hub.delay = 0.2
     found = llmconv.open("hf://org/toy")
-    most = threading.active_count()
-    assert most > running
+    assert hub.most > 1  # the shards' headers
     same(found, llmconv.open(folder))
 
 

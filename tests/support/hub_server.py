@@ -31,14 +31,14 @@ class Hub:
 
     token: one that every request must bring.   delay: seconds before each answer of weights.
     faults: called with (file, start, number of the request of that file's bytes); what it names goes wrong.
-    asked: requests by kind;   sent: bytes of files.
+    asked: requests by kind;   sent: bytes of files.   most: requests of bytes under way at once.
     """
 
     def __init__(self, folder: Path, token: str = ""):
         self.folder, self.token, self.delay = folder, token, 0.0
         self.faults: Callable[[str, int, int], str] = lambda name, start, number: ""
         self.asked: Counter[str] = Counter()
-        self.sent = 0
+        self.sent = self.most = self._now = 0
         self.ranges: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
         self._digests: dict[Path, str] = {}
@@ -135,7 +135,12 @@ class Hub:
             number = self.asked[name]
             self.ranges.append((name, start, stop))
         fault = self.faults(name, start, number)
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
         time.sleep(self.delay)
+        with self._lock:
+            self._now -= 1
         if fault.isdigit():
             return self._say(request, int(fault), {"error": "busy"}, Retry_After="0")
         with path.open("rb") as file:
