@@ -138,11 +138,11 @@ def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece)
 
 
 def _searched(grid: Grid, plain: Bytes, weights: NDArray[np.float32], piece: _Piece) -> Bytes:
-    """GPTQ, then descent in the inputs' metric, then in that of inputs and results."""
+    """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
     h = _damped(piece.h, _DAMP)
     start = grid.unpack(plain)
     metric = Metric(h.astype(np.float32), None, product)
-    ordered = spread_errors(grid, start, weights, h, product)
+    ordered = start if grid.book else spread_errors(grid, start, weights, h, product)
     if metric.loss(grid.values(ordered) - weights) > metric.loss(grid.values(start) - weights):
         ordered = start
     codes, _ = rounded(grid, ordered, weights, metric, _SWEEPS if piece.f is None else _COUPLED_SWEEPS)
