@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         calibrate as calibrate,
     )
     from llmconv.runtime.calibrate.imatrix import ImportanceMatrix as ImportanceMatrix, imatrix as imatrix
+    from llmconv.runtime.calibrate.verified import Verified as Verified
     from llmconv.runtime.generate import generate as generate
     from llmconv.runtime.live.callback import GGUFCallback as GGUFCallback
     from llmconv.runtime.live.giving import state_dict as state_dict, to_torch as to_torch
@@ -111,6 +112,7 @@ _PUBLIC: dict[str, str] = {
     "calibrate": "llmconv.runtime.calibrate.calibration",
     "OnText": "llmconv.runtime.calibrate.calibration",
     "Calibration": "llmconv.runtime.calibrate.calibration",
+    "Verified": "llmconv.runtime.calibrate.verified",
     "imatrix": "llmconv.runtime.calibrate.imatrix",
     "ImportanceMatrix": "llmconv.runtime.calibrate.imatrix",
     "Checkpoint": "llmconv.formats.checkpoint",

@@ -23,7 +23,9 @@ _SHELLS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3
 _LOCK = threading.Lock()
 
 
-class _Codebook(NamedTuple):
+class Codebook(NamedTuple):
+    """A list of entries; see the module."""
+
     size: int
     """Dimensions."""
     bits: int
@@ -40,7 +42,7 @@ class _Codebook(NamedTuple):
 
 
 @functools.cache
-def _codebooks() -> dict[str, _Codebook]:
+def _codebooks() -> dict[str, Codebook]:
     text = Path(__file__).with_name("codebooks.txt").read_text("ascii")
     found: dict[str, tuple[str, list[str]]] = {}
     for line in text.splitlines():
@@ -55,16 +57,21 @@ def _codebooks() -> dict[str, _Codebook]:
     return {name: _codebook(*parts) for name, parts in found.items()}
 
 
-def _codebook(head: str, words: list[str]) -> _Codebook:
+def _codebook(head: str, words: list[str]) -> Codebook:
     numbers, _, stands_for = head.partition("; ")
     size, bits = map(int, numbers.split(", "))
-    return _Codebook(size, bits, np.array([int(w, 16) for w in words]), np.array(stands_for.split(), np.uint8))
+    return Codebook(size, bits, np.array([int(w, 16) for w in words]), np.array(stands_for.split(), np.uint8))
+
+
+def codebook(name: str) -> Codebook:
+    """That of type `name`."""
+    return _codebooks()[_SHARED.get(name, name)]
 
 
 @functools.cache
 def values(name: str) -> NDArray[np.uint8]:
     """The entries of type `name` as decoding uses them, flat; IQ1's -1, 0 and 1 plus 1."""
-    book = _codebooks()[_SHARED.get(name, name)]
+    book = codebook(name)
     return book.stands_for[book.levels()]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +30,10 @@ class Made(Protocol):
 
 
 class Rounder(Protocol):
-    """What knows how to round a model's tensors (`llmconv.calibrate` makes one)."""
+    """What knows how to round a model's tensors (`llmconv.calibrate` makes one).   notes: what to say of that."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def round(
         self, checkpoint: Checkpoint, kinds: Mapping[str, BlockClass], jobs: int | None, progress: Progress | None

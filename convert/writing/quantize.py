@@ -314,7 +314,7 @@ def _calibrated(
             row if m is None else dataclasses.replace(row, loss_before=m.before, loss_after=m.after) for row, m in rows
         )
         outputs.append(dataclasses.replace(output, tensors=told))
-    return done, dataclasses.replace(result, outputs=tuple(outputs))
+    return done, dataclasses.replace(result, outputs=tuple(outputs), notes=(*result.notes, *calibration.notes))
 
 
 @contextlib.contextmanager

@@ -93,6 +93,14 @@ class _WithTypes(click.Command):
     type=click.Choice(["fast", "standard"]),
     help="Of --calibrate: fast looks at inputs alone.  [default: standard]",
 )
+@click.option(
+    "--verify-calibration",
+    "unseen",
+    multiple=True,
+    type=PATH,
+    metavar="TEXT",
+    help="Other such text: measure there, and round plainly what is worse; repeatable.",
+)
 @size_option("--target-size", "In place of -t: the best mix of types for a file of at most so many bytes.")
 @click.option("--bpw", type=Number(0), metavar="X", help="The same for so many bits a weight.")
 @click.option(
@@ -138,6 +146,7 @@ def quantize(
     texts: tuple[Path, ...],
     calibration: Path | None,
     effort: str | None,
+    unseen: tuple[Path, ...],
     mix_types: str | None,
     prune_layers: str | None,
     as_json: bool,
@@ -165,7 +174,7 @@ def quantize(
             model,
             output,
             types,
-            calibration=_calibration(texts, calibration, effort),
+            calibration=_calibration(texts, calibration, effort, unseen),
             prune_layers=_layers(prune_layers),
             types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
             progress=progress,
@@ -181,19 +190,20 @@ def quantize(
         _report(result, made, verbose)
 
 
-def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None) -> Any:
-    """What to round by: what is in a file, or texts to look at."""
+def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...]) -> Any:
+    """What to round by: what is in a file, or texts to look at; checked on other texts."""
     if texts and file is not None:
         raise click.UsageError(
             "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
         )
     if effort is not None and not texts:
         raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
-    if file is not None:
-        return llmconv.Calibration.open(file)
-    if not texts:
+    if not texts and file is None:
+        if unseen:
+            raise click.UsageError("--verify-calibration is for --calibrate and --calibration; give one of them")
         return None
-    return llmconv.OnText(texts, effort=effort or "standard")
+    known = llmconv.Calibration.open(file) if file else llmconv.OnText(texts, effort=effort or "standard")
+    return llmconv.Verified(known, unseen) if unseen else known
 
 
 def _as_llama_quantize(

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import LlmconvError
-from llmconv.quant.kernels import rounding as kernels
+from llmconv.quant.kernels import descent as kernels
+from llmconv.quant.kernels.entry_search import descend_entries
+from llmconv.quant.kernels.rounding import round_in_order
 from llmconv.quant.rounding.grid import Codes, Grid
 
 __all__ = ["Metric", "loss", "rounded", "spread_errors"]
@@ -73,7 +75,7 @@ def spread_errors(grid: Grid, codes: Codes, weights: Floats, h: NDArray[np.float
         part, width = np.array(left[:, at], order="C"), at.stop - start
         code, error = np.empty(part.shape, np.int32), np.empty(part.shape, np.float32)
         square = np.array(upper[at, at], order="C")
-        kernels.round_in_order(
+        round_in_order(
             square.reshape(-1), part.reshape(-1), _flat(step[:, at]), _flat(low[:, at]), grid.levels, grid.uniform,
             len(part), width, code.reshape(-1), error.reshape(-1),
         )  # fmt: skip
@@ -160,8 +162,20 @@ def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: F
     counts = np.ones(rows, np.float32) if f is None else _flat(f)
     changed = np.zeros(1, np.int32)
     code, scale, factor, minimum, shift = (a.reshape(-1) for a in part.arrays())
-    kernels.descend(
-        h.reshape(-1), counts, grid.levels, np.array(gradient, order="C").reshape(-1), code, scale, factor, minimum,
-        shift, grid.uniform, f is not None, rows, columns, grid.block, grid.span, *grid.factors, *grid.shifts, changed,
-    )  # fmt: skip
+    flat_h = h.reshape(-1)
+    given: dict[str, Any] = {"f": counts, "levels": grid.levels, "coupled": f is not None, "block": grid.block}
+    given |= {"rows": rows, "columns": columns, "changed": changed, "code": code}
+    given["gradient"] = np.array(gradient, order="C").reshape(-1)
+    scales: dict[str, Any] = {"scale": scale, "factor": factor, "minimum": minimum, "shift": shift}
+    scales |= {"factor_low": grid.factors[0], "factor_high": grid.factors[1], "apart": grid.apart}
+    scales |= {"shift_low": grid.shifts[0], "shift_high": grid.shifts[1], "span": grid.span, "rule": grid.rule}
+    kernels.descend_scales(flat_h, **given, **scales)
+    step = grid.steps(part)[0].reshape(-1)
+    if grid.book is None:
+        kernels.descend_codes(flat_h, **given, step=step, uniform=grid.uniform)
+    else:
+        book = grid.book()
+        entries: dict[str, Any] = {"table": book.table, "places": book.places.reshape(-1), "n": len(book.places)}
+        entries |= {"sides": book.sides, "width": book.width, "group": book.places.shape[1]}
+        descend_entries(flat_h, **given, step=step, **entries)
     return int(changed[0])

@@ -1,4 +1,4 @@
-"""The grids of the types whose codes each stand for one weight.  Layouts: ggml's `ggml-common.h`."""
+"""The grids of the legacy and the K types, and the table of all.  Layouts: ggml's `ggml-common.h`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from llmconv.quant.iq4 import IQ4_NL, IQ4_XS
 from llmconv.quant.k import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from llmconv.quant.kernels.levels import IQ4
 from llmconv.quant.q32 import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from llmconv.quant.rounding.bits import as_float, gathered, spread
+from llmconv.quant.rounding.codebooks import CODEBOOKS
 from llmconv.quant.rounding.grid import Fields, Grid
+from llmconv.quant.rounding.low import LOW
 
 __all__ = ["GRIDS"]
 
@@ -20,33 +23,8 @@ Blocks = NDArray[np.void]
 Whole = NDArray[Any]
 
 
-def _float(field: Whole) -> NDArray[np.float32]:
-    return field.astype(np.float32)
-
-
 def _range(low: int, high: int) -> NDArray[np.float32]:
     return np.arange(low, high + 1, dtype=np.float32)
-
-
-# Bits that are kept apart: `planes` of `width` bits in bytes that hold as many weights as fit, a stride apart.
-
-
-def _spread(packed: Whole, width: int, run: int) -> Whole:
-    """(n, bytes) -> (n, weights): in each run of bytes the lowest bits first are the run's weights, then the next."""
-    n, each = len(packed), 8 // width
-    runs = packed.reshape(n, -1, 1, run)
-    shifts = (np.arange(each, dtype=np.uint8) * width).reshape(1, 1, each, 1)
-    return ((runs >> shifts) & ((1 << width) - 1)).reshape(n, -1)
-
-
-def _gathered(codes: Whole, width: int, run: int) -> Whole:
-    """The inverse of `_spread`."""
-    n, each = len(codes), 8 // width
-    parts = codes.reshape(n, -1, each, run).astype(np.uint8)
-    out = np.zeros((n, parts.shape[1], run), np.uint8)
-    for i in range(each):
-        out |= parts[:, :, i] << (i * width)
-    return out.reshape(n, -1)
 
 
 # Blocks of 32: nibbles, a fifth bit, a scale, perhaps a minimum.
@@ -54,13 +32,13 @@ def _gathered(codes: Whole, width: int, run: int) -> Whole:
 
 def _small(width: int, affine: bool) -> tuple[Callable[[Blocks], Fields], Callable[[Fields, Blocks], None]]:
     def read(blocks: Blocks) -> Fields:
-        code = _spread(blocks["qs"], 4, 16).astype(np.int32)
+        code = spread(blocks["qs"], 4, 16).astype(np.int32)
         if width == 5:
             code |= np.unpackbits(blocks["qh"], axis=1, bitorder="little").astype(np.int32) << 4
-        return Fields(code, _float(blocks["d"]), minimum=-_float(blocks["m"]) if affine else None)
+        return Fields(code, as_float(blocks["d"]), minimum=-as_float(blocks["m"]) if affine else None)
 
     def write(fields: Fields, out: Blocks) -> None:
-        out["d"], out["qs"] = fields.scale, _gathered(fields.code & 15, 4, 16)
+        out["d"], out["qs"] = fields.scale, gathered(fields.code & 15, 4, 16)
         if affine and fields.minimum is not None:
             out["m"] = -fields.minimum
         if width == 5:
@@ -70,7 +48,7 @@ def _small(width: int, affine: bool) -> tuple[Callable[[Blocks], Fields], Callab
 
 
 def _read_q8(blocks: Blocks) -> Fields:
-    return Fields(blocks["qs"].astype(np.int32) + 128, _float(blocks["d"]))
+    return Fields(blocks["qs"].astype(np.int32) + 128, as_float(blocks["d"]))
 
 
 def _write_q8(fields: Fields, out: Blocks) -> None:
@@ -78,11 +56,11 @@ def _write_q8(fields: Fields, out: Blocks) -> None:
 
 
 def _read_iq4_nl(blocks: Blocks) -> Fields:
-    return Fields(_spread(blocks["qs"], 4, 16), _float(blocks["d"]))
+    return Fields(spread(blocks["qs"], 4, 16), as_float(blocks["d"]))
 
 
 def _write_iq4_nl(fields: Fields, out: Blocks) -> None:
-    out["d"], out["qs"] = fields.scale, _gathered(fields.code, 4, 16)
+    out["d"], out["qs"] = fields.scale, gathered(fields.code, 4, 16)
 
 
 # Super-blocks of 256.
@@ -90,28 +68,28 @@ def _write_iq4_nl(fields: Fields, out: Blocks) -> None:
 
 def _read_q2(blocks: Blocks) -> Fields:
     both = blocks["scales"].astype(np.int32)
-    return Fields(_spread(blocks["qs"], 2, 32), _float(blocks["d"]), both & 15, _float(blocks["dmin"]), both >> 4)
+    return Fields(spread(blocks["qs"], 2, 32), as_float(blocks["d"]), both & 15, as_float(blocks["dmin"]), both >> 4)
 
 
 def _write_q2(fields: Fields, out: Blocks) -> None:
     assert fields.factor is not None and fields.shift is not None
-    out["d"], out["dmin"], out["qs"] = fields.scale, fields.minimum, _gathered(fields.code, 2, 32)
+    out["d"], out["dmin"], out["qs"] = fields.scale, fields.minimum, gathered(fields.code, 2, 32)
     out["scales"] = fields.factor | (fields.shift << 4)
 
 
 def _read_q3(blocks: Blocks) -> Fields:
-    high = _spread(blocks["hmask"], 1, 32).astype(np.int32)
+    high = spread(blocks["hmask"], 1, 32).astype(np.int32)
     packed = blocks["scales"].astype(np.int32)
     low = np.concatenate((packed[:, :8] & 15, packed[:, :8] >> 4), 1)
     top = ((packed[:, None, 8:] >> np.array([0, 2, 4, 6]).reshape(1, 4, 1)) & 3).reshape(len(blocks), 16)
     factor = (low | (top << 4)) - 32
-    return Fields(_spread(blocks["qs"], 2, 32) + 4 * high, _float(blocks["d"]), factor)
+    return Fields(spread(blocks["qs"], 2, 32) + 4 * high, as_float(blocks["d"]), factor)
 
 
 def _write_q3(fields: Fields, out: Blocks) -> None:
     assert fields.factor is not None
-    out["d"], out["qs"] = fields.scale, _gathered(fields.code & 3, 2, 32)
-    out["hmask"] = _gathered(fields.code >> 2, 1, 32)
+    out["d"], out["qs"] = fields.scale, gathered(fields.code & 3, 2, 32)
+    out["hmask"] = gathered(fields.code >> 2, 1, 32)
     six = (fields.factor + 32).astype(np.uint8)
     top = (six >> 4).reshape(len(out), 4, 4)
     out["scales"][:, :8] = (six[:, :8] & 15) | ((six[:, 8:] & 15) << 4)
@@ -134,44 +112,44 @@ def _six_bits(factor: Whole, shift: Whole) -> Whole:
 
 def _k45(width: int) -> tuple[Callable[[Blocks], Fields], Callable[[Fields, Blocks], None]]:
     def read(blocks: Blocks) -> Fields:
-        code = _spread(blocks["qs"], 4, 32).astype(np.int32)
+        code = spread(blocks["qs"], 4, 32).astype(np.int32)
         if width == 5:
-            code += _spread(blocks["qh"], 1, 32).astype(np.int32) << 4
+            code += spread(blocks["qh"], 1, 32).astype(np.int32) << 4
         factor, shift = _read_six_bits(blocks["scales"])
-        return Fields(code, _float(blocks["d"]), factor, _float(blocks["dmin"]), shift)
+        return Fields(code, as_float(blocks["d"]), factor, as_float(blocks["dmin"]), shift)
 
     def write(fields: Fields, out: Blocks) -> None:
         assert fields.factor is not None and fields.shift is not None
         out["d"], out["dmin"] = fields.scale, fields.minimum
-        out["scales"], out["qs"] = _six_bits(fields.factor, fields.shift), _gathered(fields.code & 15, 4, 32)
+        out["scales"], out["qs"] = _six_bits(fields.factor, fields.shift), gathered(fields.code & 15, 4, 32)
         if width == 5:
-            out["qh"] = _gathered(fields.code >> 4, 1, 32)
+            out["qh"] = gathered(fields.code >> 4, 1, 32)
 
     return read, write
 
 
 def _read_q6(blocks: Blocks) -> Fields:
-    low = _spread(blocks["ql"], 4, 64).astype(np.int32)
-    high = _spread(blocks["qh"], 2, 32).astype(np.int32)
-    return Fields(low | (high << 4), _float(blocks["d"]), blocks["scales"])
+    low = spread(blocks["ql"], 4, 64).astype(np.int32)
+    high = spread(blocks["qh"], 2, 32).astype(np.int32)
+    return Fields(low | (high << 4), as_float(blocks["d"]), blocks["scales"])
 
 
 def _write_q6(fields: Fields, out: Blocks) -> None:
     out["d"], out["scales"] = fields.scale, fields.factor
-    out["ql"], out["qh"] = _gathered(fields.code & 15, 4, 64), _gathered(fields.code >> 4, 2, 32)
+    out["ql"], out["qh"] = gathered(fields.code & 15, 4, 64), gathered(fields.code >> 4, 2, 32)
 
 
 def _read_iq4_xs(blocks: Blocks) -> Fields:
     n = len(blocks)
     low = np.stack((blocks["scales_l"] & 15, blocks["scales_l"] >> 4), -1).reshape(n, 8).astype(np.int32)
     high = (blocks["scales_h"][:, None].astype(np.int32) >> (2 * np.arange(8))) & 3
-    return Fields(_spread(blocks["qs"].reshape(n, -1), 4, 16), _float(blocks["d"]), (low | (high << 4)) - 32)
+    return Fields(spread(blocks["qs"].reshape(n, -1), 4, 16), as_float(blocks["d"]), (low | (high << 4)) - 32)
 
 
 def _write_iq4_xs(fields: Fields, out: Blocks) -> None:
     assert fields.factor is not None
     six = fields.factor + 32
-    out["d"], out["qs"] = fields.scale, _gathered(fields.code, 4, 16).reshape(-1, 8, 16)
+    out["d"], out["qs"] = fields.scale, gathered(fields.code, 4, 16).reshape(-1, 8, 16)
     out["scales_l"] = ((six[:, 0::2] & 15) | ((six[:, 1::2] & 15) << 4)).astype(np.uint8)
     out["scales_h"] = ((six >> 4) << (2 * np.arange(8))).sum(1).astype(np.uint16)
 
@@ -193,6 +171,8 @@ GRIDS = {
         Grid(Q6_K, 16, 256, _range(-32, 31), (-128, 127), _NONE, _read_q6, _write_q6),
         Grid(IQ4_NL, 32, 32, IQ4, _ONE, _NONE, _read_iq4_nl, _write_iq4_nl),
         Grid(IQ4_XS, 32, 256, IQ4, (-32, 31), _NONE, _read_iq4_xs, _write_iq4_xs),
+        *LOW,
+        *CODEBOOKS,
     )
 }
 """By the type's name."""

@@ -1,9 +1,9 @@
 """Grids: what a block type's bytes can say, as numbers that can be searched.
 
-A weight is `scale * factor * level - minimum * shift`: a float16 scale and minimum for `span` weights, an integer
+A weight is `scale * factor * level - minimum * shift`: a scale and a float16 minimum for `span` weights, an integer
 factor and shift for `block` of them, and one of a few levels for each.  Where a type has no sub-blocks, factor is one;
 where it has no minimum, shift is nothing; where its minimum stands alone (Q4_1, Q5_1), shift is one and the minimum of
-any sign.
+any sign.  Where a type has a codebook, the levels of a few weights together are one of its entries.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.kernels import rules
 
 __all__ = ["Codes", "Fields", "Grid"]
 
@@ -73,9 +74,22 @@ class Fields:
 
 
 @dataclass(frozen=True)
+class Book:
+    """A codebook.   table: the levels of its entries, by side (one, or two where sides are shifts), place and entry,
+    flat.   places: (entries, group), the same without sides.   sides, width: what `width` weights share, of
+    `kernels.rules`."""
+
+    table: Floats
+    places: NDArray[np.uint8]
+    sides: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Grid:
     """One type's.   block, span: weights under a factor, under a scale.   levels: what codes stand for, ascending.
-    factors, shifts: the lowest and highest.   read, write: between blocks of the type's layout and `Fields`."""
+    factors, shifts: the lowest and highest.   read, write: between blocks of the type's layout and `Fields`.
+    apart: between neighbouring factors.   rule: what scales may be, of `kernels.rules`.   book: makes the codebook."""
 
     type: type[BlockType]
     block: int
@@ -85,6 +99,9 @@ class Grid:
     shifts: tuple[int, int]
     read: Callable[[NDArray[np.void]], Fields] = dataclasses.field(repr=False)
     write: Callable[[Fields, NDArray[np.void]], None] = dataclasses.field(repr=False)
+    apart: int = 1
+    rule: int = rules.F16
+    book: Callable[[], Book] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def uniform(self) -> bool:
@@ -107,10 +124,11 @@ class Grid:
     def pack(self, codes: Codes) -> Bytes:
         """Codes -> rows of bytes."""
         rows, columns = codes.code.shape
-        n = rows * columns // self.span
+        n = rows * columns // self.type.block_size
         out = np.zeros(n, self.type.layout)
-        values = (codes.code.reshape(n, -1), codes.scale.reshape(n), codes.factor.reshape(n, -1))
-        self.write(Fields(*values, codes.minimum.reshape(n), codes.shift.reshape(n, -1)), out)
+        several = (n, -1) if self.span < self.type.block_size else n
+        values = (codes.code.reshape(n, -1), codes.scale.reshape(several), codes.factor.reshape(n, -1))
+        self.write(Fields(*values, codes.minimum.reshape(several), codes.shift.reshape(n, -1)), out)
         return out.view(np.uint8).reshape(rows, -1)
 
     def steps(self, codes: Codes) -> tuple[Floats, Floats]:

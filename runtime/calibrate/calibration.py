@@ -84,7 +84,7 @@ class Calibration(Shown):
         """What rounding each tensor plainly to each of its types is predicted to cost, alone; of those it knows."""
         model = load(checkpoint, self.device)
         self.check(model)
-        weights = sum(checkpoint.tensors[name].n_elements * len(offered) for name, offered in kinds.items())
+        weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "look at types", weights, "weights")
         return losses_of(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
 
@@ -223,6 +223,11 @@ class OnText:
     def in_nats(self) -> bool:
         """As `Calibration.in_nats`."""
         return self.effort != "fast"
+
+    @property
+    def notes(self) -> list[str]:
+        """As `Calibration.notes`."""
+        return [] if self.made is None else self.made.notes
 
     def _known(self, checkpoint: Checkpoint, progress: Progress | None) -> Calibration:
         if self.made is None:

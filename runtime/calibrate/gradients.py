@@ -29,6 +29,11 @@ _MOST_ROWS = 1024
 """Rows whose gradients' products are kept; a matrix with more is cut into groups of equal size."""
 
 
+_MOST_BYTES = 1 << 28
+"""Of what a backward pass keeps, as far as more than one row takes."""
+_MOST_LOGITS = 1 << 23
+
+
 @dataclass
 class Gradients:
     """By tensor name, over N tokens:
@@ -62,15 +67,10 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
     model.token_embd.watch_rows = found.embedded
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
-            for tokens in batches:
-                logits = model(tokens.to(model.device)).float()
-                log = logits.detach().log_softmax(-1).flatten(0, 1)
-                if not bool(log.sum(-1).isfinite().all()):
-                    raise not_finite(model, "the logits of the calibration's text", True)
-                labels = _drawn(log, generator)
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device), reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-                meter(len(tokens), "gradients")
+            for part in _parts(model, batches):
+                hidden = model.hidden(part.to(model.device))
+                hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
+                meter(len(part), "gradients")
     finally:
         model.token_embd.watch_rows = None
     result = found.result(sum(t.numel() for t in batches))
@@ -79,10 +79,27 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
     return result
 
 
-def _drawn(log: Tensor, generator: torch.Generator) -> Tensor:
-    """A label for each row of log probabilities."""
-    parts = torch.split(log, max(1, (1 << 24) // log.shape[-1]))
-    return torch.cat([torch.multinomial(part.exp().cpu(), 1, generator=generator)[:, 0] for part in parts])
+def _parts(model: Model, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Rows that run together: as many as what a backward pass keeps of them has room for, at least one."""
+    numbers = 2 * sum(sum(module.shape[-2:]) for module in matrices(model).values())
+    for tokens in batches:
+        yield from torch.split(tokens, max(1, _MOST_BYTES // (4 * numbers * tokens.shape[1])))
+
+
+def _at_the_head(model: Model, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss's gradient at the head's inputs (rows, tokens, dim), for labels drawn here; few logits at a time."""
+    parts = []
+    for part in torch.split(hidden.flatten(0, 1), max(1, _MOST_LOGITS // model.decoder.vocab_size)):
+        part.requires_grad_(True)
+        logits = model.head(part).float()
+        log = logits.detach().log_softmax(-1)
+        if not bool(log.sum(-1).isfinite().all()):
+            raise not_finite(model, "the logits of the calibration's text", True)
+        labels = torch.multinomial(log.exp().cpu(), 1, generator=generator)[:, 0]
+        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]
+        assert part.grad is not None
+        parts.append(part.grad)
+    return torch.cat(parts).view_as(hidden)
 
 
 @contextmanager

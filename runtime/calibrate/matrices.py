@@ -17,7 +17,7 @@ from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
 from llmconv.runtime.calibrate.threads import each, product
 
-__all__ = ["Rounded", "plain_losses", "round_tensor"]
+__all__ = ["Rounded", "loss_of", "plain_losses", "round_tensor"]
 
 Doubles = NDArray[np.float64]
 
@@ -31,11 +31,19 @@ _PIECE = 2048
 @dataclass(frozen=True)
 class Rounded:
     """blocks: (rows, row bytes).   before, after: what errors are predicted to cost, rounded one by one and as here: in
-    nats of KL divergence where gradients are known, else as a share of the results' squares."""
+    nats of KL divergence where gradients are known, else as a share of the results' squares.   importance: of columns,
+    one (columns,) a matrix or one for all; what plain rounding goes by."""
 
     blocks: Bytes
     before: float
     after: float
+    importance: list[NDArray[np.float32]]
+
+    def plainly(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Rounded:
+        """The same tensor, (matrices, rows, columns), each weight rounded by itself."""
+        last = len(self.importance) - 1
+        parts = [_plain(matrix, kind, self.importance[min(i, last)]) for i, matrix in enumerate(weights)]
+        return Rounded(np.concatenate(parts), self.before, self.before, self.importance)
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,12 @@ class _Piece:
 
     def plain(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Bytes:
         """Each weight rounded by itself, scales chosen by the columns' importance."""
-        importance = np.ascontiguousarray(np.diag(self.h), np.float32)
-        return kind.encode(weights, importance if importance.any() and kind.uses_importance else None)
+        return _plain(weights, kind, np.ascontiguousarray(np.diag(self.h), np.float32))
+
+
+def _plain(weights: NDArray[np.float32], kind: type[BlockType], importance: NDArray[np.float32]) -> Bytes:
+    given = importance if importance.any() and kind.uses_importance else None
+    return kind.encode(np.ascontiguousarray(weights), given)
 
 
 def _pieces(weights: NDArray[np.float32], inputs: Inputs, gradients: Sequence[Tensor] | None) -> list[_Piece]:
@@ -104,7 +116,8 @@ def round_tensor(
     pieces = _pieces(weights, inputs, gradients)
     found = each(lambda piece: _rounded(_rows(flat, piece), kind, piece), pieces, jobs)
     before, after = (sum(item[i] for item in found) for i in (1, 2))
-    return Rounded(np.concatenate([item[0] for item in found]), before, after)
+    importance = [np.ascontiguousarray(np.diag(h.numpy()), np.float32) for h in inputs.h]
+    return Rounded(np.concatenate([item[0] for item in found]), before, after, importance)
 
 
 def plain_losses(
@@ -125,6 +138,23 @@ def plain_losses(
     return [sum(column) for column in zip(*each(losses, pieces, jobs), strict=True)]
 
 
+def loss_of(
+    weights: NDArray[np.float32],
+    kind: type[BlockType],
+    blocks: Bytes,
+    inputs: Inputs,
+    gradients: Sequence[Tensor] | None,
+    jobs: int = 1,
+) -> float:
+    """What these blocks are predicted to cost; arguments as `round_tensor`'s."""
+    flat = weights.reshape(-1, weights.shape[-1])
+
+    def loss(piece: _Piece) -> float:
+        return piece.loss(kind.decode(blocks[piece.rows]).astype(np.float32) - _rows(flat, piece))
+
+    return sum(each(loss, _pieces(weights, inputs, gradients), jobs))
+
+
 def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
@@ -138,11 +168,11 @@ def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece)
 
 
 def _searched(grid: Grid, plain: Bytes, weights: NDArray[np.float32], piece: _Piece) -> Bytes:
-    """GPTQ, then descent in the inputs' metric, then in that of inputs and results."""
+    """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
     h = _damped(piece.h, _DAMP)
     start = grid.unpack(plain)
     metric = Metric(h.astype(np.float32), None, product)
-    ordered = spread_errors(grid, start, weights, h, product)
+    ordered = start if grid.book else spread_errors(grid, start, weights, h, product)
     if metric.loss(grid.values(ordered) - weights) > metric.loss(grid.values(start) - weights):
         ordered = start
     codes, _ = rounded(grid, ordered, weights, metric, _SWEEPS if piece.f is None else _COUPLED_SWEEPS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
-from llmconv.runtime.calibrate.matrices import Rounded, plain_losses, round_tensor
+from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["Calibrated", "losses_of", "round_model"]
+__all__ = ["Calibrated", "compare_losses", "losses_of", "numbers", "round_model"]
 
+T = TypeVar("T")
+Floats = NDArray[np.float32]
 Kinds = Mapping[str, type[BlockType]]
 Offers = Mapping[str, Sequence[type[BlockType]]]
 
@@ -50,7 +53,7 @@ class _Pass:
     def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
         """Round a tensor, and let the model go on with what it has become."""
         kind = self.kinds[name]
-        weights = _numbers(module)
+        weights = numbers(module)
         made = round_tensor(weights, kind, inputs, gradients, self.jobs)
         self.found[name] = made
         replace(module, kind, made.blocks)
@@ -85,38 +88,65 @@ def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None,
     return run.found
 
 
-@torch.inference_mode()
 def losses_of(model: Model, known: Calibrated, kinds: Offers, jobs: int | None, meter: Meter) -> dict[str, list[float]]:
     """What rounding each tensor plainly to each of its types is predicted to cost, all others being exact."""
-    found: dict[str, list[float]] = {}
+
+    def look(name: str, weights: Floats, inputs: Inputs) -> list[float]:
+        return plain_losses(weights, kinds[name], inputs, known.gradients.rows.get(name), threads(jobs))
+
+    return _of_each(model, known, kinds, look, meter)
+
+
+def compare_losses(
+    model: Model, known: Calibrated, kinds: Kinds, made: Mapping[str, Rounded], jobs: int | None, meter: Meter
+) -> dict[str, tuple[float, float]]:
+    """What tensors rounded plainly and as they are made are predicted to cost on other batches, each alone."""
+
+    def look(name: str, weights: Floats, inputs: Inputs) -> tuple[float, float]:
+        rows, kind, found = known.gradients.rows.get(name), kinds[name], made[name]
+        plain, now = (
+            loss_of(weights, kind, blocks, inputs, rows, threads(jobs))
+            for blocks in (found.plainly(weights, kind).blocks, found.blocks)
+        )
+        return plain, now
+
+    return _of_each(model, known, made, look, meter)
+
+
+@torch.inference_mode()
+def _of_each(
+    model: Model, known: Calibrated, names: Collection[str], look: Callable[[str, Floats, Inputs], T], meter: Meter
+) -> dict[str, T]:
+    """What is found of each tensor's weights, (matrices, rows, columns), and inputs, in a model that stays as it is."""
+    found: dict[str, T] = {}
     gradients, metric = known.gradients, known.gradients.embedding_metric()
 
-    def look(name: str, module: Stored, inputs: Inputs) -> None:
-        weights = _numbers(module)
-        found[name] = plain_losses(weights, kinds[name], inputs, gradients.rows.get(name), threads(jobs))
-        meter(weights.size * len(kinds[name]), name)
+    def add(name: str, module: Stored, inputs: Inputs) -> None:
+        weights = numbers(module)
+        found[name] = look(name, weights, inputs)
+        meter(weights.size, name)
 
     with one_thread():
-        if EMBEDDING in kinds and metric is not None:
-            look(EMBEDDING, model.token_embd, _at_rows(metric, known))
+        if EMBEDDING in names and metric is not None:
+            add(EMBEDDING, model.token_embd, _at_rows(metric, known))
         states = [(embedded(model, tokens), tokens) for tokens in known.batches]
         for unit in units(model):
             order = stages(unit, *states[0])
-            for i, names in enumerate(order):
-                wanted = [name for name in names if name in kinds and name not in found]
+            for i, stage in enumerate(order):
+                wanted = [name for name in stage if name in names and name not in found]
                 inputs = inputs_of(model, unit, order, i, gradients.tokens, states) if wanted else {}
                 for name in wanted:
                     if name in inputs and any(inputs[name].counts):
-                        look(name, unit.modules[name], inputs[name])
+                        add(name, unit.modules[name], inputs[name])
             if unit.name != "output":
                 states = [(unit.run(state, tokens), tokens) for state, tokens in states]
     return found
 
 
-def _numbers(module: Stored) -> NDArray[np.float32]:
+def numbers(module: Stored) -> Floats:
     """A module's weights, (matrices, rows, columns)."""
     shape = module.shape
-    values: NDArray[np.float32] = module.dense(torch.float32).detach().cpu().numpy()
+    values: Floats = module.dense(torch.float32).detach().cpu().numpy()
     return values.reshape((1, *shape) if len(shape) == 2 else shape)
 
 

@@ -37,6 +37,12 @@ def test_any_bytes_are_codes_and_back(grid: Grid) -> None:
     for name in grid.type.layout.names or ():
         if grid.type.layout[name] == np.float16:
             fields[name] = rng.standard_normal(len(fields)).astype(np.float16)
+    if grid.type.name == "IQ1_M":  # the float16 scale is in the words' top bits: a finite one
+        fields["scales"][:, 3] &= 0xBFFF
+    elif grid.type.name == "MXFP4":
+        fields["e"] = rng.integers(0, 250, len(fields))  # 12 times greater ones are beyond float32
+    elif grid.type.name in ("TQ1_0", "TQ2_0", "NVFP4"):  # not all bytes are a number, or say it in one way
+        blocks = grid.type.encode(rng.standard_normal((6, 512)).astype(np.float32))
     codes = grid.unpack(blocks)
     assert np.array_equal(grid.pack(codes), blocks)
     np.testing.assert_allclose(grid.values(codes), grid.type.decode(blocks), rtol=1e-6, atol=1e-4)
@@ -46,17 +52,40 @@ def test_any_bytes_are_codes_and_back(grid: Grid) -> None:
 def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> None:
     weights, h, f = problem["weights"], problem["h"], problem["f"]
     importance = np.ascontiguousarray(np.diag(h))
-    plain = grid.unpack(grid.type.encode(weights, importance if grid.type.uses_importance else None))
+    start = grid.unpack(grid.type.encode(weights, importance if grid.type.uses_importance else None))
     apart, both = Metric(h), Metric(h, f)
-    ordered = spread_errors(grid, plain, weights, h.astype(np.float64), np.matmul)
-    assert loss(apart, grid, ordered, weights) < 0.5 * loss(apart, grid, plain, weights)
+    if grid.book is None:
+        plain, start = start, spread_errors(grid, start, weights, h.astype(np.float64), np.matmul)
+        assert loss(apart, grid, start, weights) < 0.5 * loss(apart, grid, plain, weights)
     for metric in (apart, both):
-        found, losses = rounded(grid, ordered, weights, metric, 4)
+        found, losses = rounded(grid, start, weights, metric, 4)
         assert all(b <= a * 1.0001 for a, b in itertools.pairwise(losses)) and losses[-1] < 0.8 * losses[0]
+        assert grid.book is None or losses[-1] < 0.1 * losses[0]
         decoded = grid.type.decode(grid.pack(found)).astype(np.float64)  # what a reader of the file sees
         error = decoded - weights
         rows = np.eye(ROWS) if metric.f is None else f
         assert losses[-1] == pytest.approx(np.trace(error @ h @ error.T @ rows), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ3_S", "IQ1_S"])
+def test_no_single_entry_is_better(name: str, problem: dict[str, Any]) -> None:
+    """Where the search has ended, no other entry with the same signs and shift lowers the loss, tried one by one."""
+    grid, weights, h = GRIDS[name], problem["weights"][:2], problem["h"].astype(np.float64)
+    start = grid.unpack(grid.type.encode(weights, np.ascontiguousarray(np.diag(problem["h"]))))
+    found, _ = rounded(grid, start, weights, Metric(problem["h"]), 40)
+    assert grid.book is not None
+    places, group = grid.book().places.astype(int), grid.book().places.shape[1]
+    values, step = grid.values(found).astype(np.float64), np.repeat(grid.steps(found)[0], grid.block, 1)
+    for row in range(2):
+        for at in range(0, COLUMNS, 5 * group):
+            here, codes = slice(at, at + group), found.code[row, at : at + group]
+            half = len(grid.levels) // 2
+            same = 2 * places + (codes[0] & 1) if half == 3 and name.startswith("IQ1") else None
+            other = np.where(codes < half, half - 1 - places, half + places) if same is None else same
+            moved = grid.levels[other] * step[row, here] - values[row, here]
+            error = values[row] - weights[row]
+            change = 2 * moved @ (h[here] @ error) + np.einsum("ij,jk,ik->i", moved, h[here, here], moved)
+            assert change.min() > -1e-5 * (error @ h @ error)
 
 
 def test_one_column_at_a_time_is_gptq(problem: dict[str, Any]) -> None:
@@ -79,12 +108,13 @@ def test_one_column_at_a_time_is_gptq(problem: dict[str, Any]) -> None:
 
 
 def test_scales_stay_what_float16_holds(problem: dict[str, Any]) -> None:
-    for name in ("Q4_1", "Q4_K", "IQ4_XS"):
+    for name in ("Q4_1", "Q4_K", "IQ4_XS", "IQ3_XXS"):
         grid = GRIDS[name]
         start = grid.unpack(grid.type.encode(problem["weights"]))
         found, _ = rounded(grid, start, problem["weights"], Metric(problem["h"]), 3)
         for array in (found.scale, found.minimum):
             assert np.array_equal(array, array.astype(np.float16).astype(np.float32))
+        assert ((found.factor - grid.factors[0]) % grid.apart == 0).all()
         assert found.factor.min() >= grid.factors[0] and found.factor.max() <= grid.factors[1]
         assert found.shift.min() >= grid.shifts[0] and found.shift.max() <= grid.shifts[1]
 

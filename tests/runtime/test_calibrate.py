@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_kept_statistics_are_the_same(model: Path, known: llmconv.Calibration, t
         known.save(tmp_path / "m.calibration")
     with pytest.raises(BadFile, match="is no calibration; make one with llmconv calibrate"):
         llmconv.Calibration.open(model)
+
+
+def test_what_does_harm_elsewhere_is_left_out(
+    model: Path, pairs: Path, known: llmconv.Calibration, tmp_path: Path
+) -> None:
+    """Verified on its own pairs it stays; made of one pair and verified on the others, tensors become plain again."""
+    every = json.loads(pairs.read_text())
+    one, others = tmp_path / "one.json", tmp_path / "others.json"
+    one.write_text(json.dumps(every[:1]))
+    others.write_text(json.dumps(every[1:]))
+    kld = {}
+    ways = {"plain": None, "checked": llmconv.Verified(llmconv.OnText(one, device="cpu"), others)}
+    for name, how in ways.items():
+        done = llmconv.quantize(model, tmp_path / name, "Q4_0", pure=True, calibration=how)
+        kld[name] = llmconv.compare(model, tmp_path / name, others, device="cpu").mean_kld
+    (note, *_rest) = done.notes
+    assert note.startswith("KL divergence on the text to verify by: ") and kld["checked"] <= kld["plain"] * 1.0001
+    assert any("plainly" in said for said in done.notes[1:]) or "everything" in note
+    ready = llmconv.quantize(model, tmp_path / "kept", "Q4_0", calibration=llmconv.Verified(known, pairs))
+    said, *tensors = ready.notes
+    assert "everything" not in said and "plainly 0." in said and not tensors
+    shown = [float(word.rstrip(",;")) for word in said.split() if word[0].isdigit()]
+    assert shown[0] == pytest.approx(llmconv.compare(model, tmp_path / "kept", pairs, device="cpu").mean_kld, rel=1e-3)
 
 
 def test_gradients_are_the_fisher_information(model: Path) -> None:
