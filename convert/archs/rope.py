@@ -65,29 +65,34 @@ def llama3_divisors(config: Mapping[str, Any], n_rot: int, number: type = np.flo
 
 
 def _read_rope_freqs(values: Any, config: dict[str, Any]) -> None:
-    """The factor is the largest divisor; the original context is the one that gives these values, else 8192."""
+    """The factor is the largest divisor; context and high factor are those that give these values, else 8192 and 4."""
     values = np.asarray(values, np.float32).reshape(-1)
     factor, base = float(values.max()), float(config.get("rope_theta", 10000.0))
 
-    def fits(original: int) -> bool:
-        return bool(np.allclose(_llama3(factor, 1.0, 4.0, original, base, 2 * values.size), values, rtol=1e-5))
+    def fits(original: int, high: float) -> bool:
+        return bool(np.allclose(_llama3(factor, 1.0, high, original, base, 2 * values.size), values, rtol=1e-5))
 
-    likely = (8192, *(1 << k for k in range(5, 21)), *_originals(values, factor, base))
+    usual = (8192, *(1 << k for k in range(5, 21)))
+    likely = ((n, high) for high in _HIGH for n in (*usual, *_originals(values, factor, base, high)))
+    original, high = next((pair for pair in likely if fits(*pair)), (8192, _HIGH[0]))
     config["rope_scaling"] = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": next((n for n in likely if fits(n)), 8192),
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
     }
 
 
-def _originals(values: Any, factor: float, base: float) -> list[int]:
+_HIGH = (4.0, 32.0)  # of Llama 3.1 and later, of Step 3.5
+
+
+def _originals(values: Any, factor: float, base: float, high: float) -> list[int]:
     """The original contexts of which divisors between 1 and the factor speak, by `_llama3` turned around."""
     between = np.flatnonzero((values > 1.001) & (values < factor * 0.999))
     waves = 2 * math.pi * base ** (between / values.size)
     smooth = (1 / values[between] - 1 / factor) / (1 - 1 / factor) if factor != 1 else values[between]
-    return [round(float(n)) for n in waves * (smooth * (4.0 - 1.0) + 1.0) if 1 <= n < 1 << 31]
+    return [round(float(n)) for n in waves * (smooth * (high - 1.0) + 1.0) if 1 <= n < 1 << 31]
 
 
 ROPE_FREQS = Made("rope_freqs.weight", _make_rope_freqs, _read_rope_freqs)
