@@ -138,6 +138,7 @@ JAMBA = Architecture(
     loader=Loader(
         untold=("moe_layers",),
         refused=(*OUT_BIAS, "blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
+        needed=("blk.{i}.ssm_conv1d.bias if not n_head_kv",),
         wants={"d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector"},
     ),
 )
