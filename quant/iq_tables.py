@@ -84,12 +84,8 @@ class Search(NamedTuple):
     """At a point's number, the entry that it is, or -1 - its place in `first`."""
     first: NDArray[np.int32]
     """The chunk where a point's neighbours begin; they end where the next one's begin."""
-    members: NDArray[np.int32]
-    """The neighbours, sixteen a chunk."""
-    coordinates: NDArray[np.uint8]
-    """Their levels: for each chunk and dimension, sixteen."""
-    counts: NDArray[np.int32]
-    """How many neighbours a point has; the last chunk repeats its last one."""
+    numbers: NDArray[np.uint16]
+    """The neighbours' numbers, sixteen a chunk, the nearest first; a point's last chunk repeats its last one."""
 
 
 def search(name: str) -> Search:
@@ -109,10 +105,8 @@ def _search(name: str) -> Search:
     points = every[entry[every] < 0].astype(np.int32)
     entry[points] = -1 - np.arange(len(points))
     first = np.empty(len(points) + 1, np.int32)
-    counts = np.empty(len(points), np.int32)
-    given = {"size": size, "bits": bits, "points": points, "shells": _SHELLS[name], "first": first, "counts": counts}
-    iq_neighbours.neighbours(levels, **given, members=np.empty(0, np.int32), coordinates=np.empty(0, np.uint8))
-    members = np.empty(first[-1] * 16, np.int32)
-    coordinates = np.empty(first[-1] * 16 * size, np.uint8)
-    iq_neighbours.neighbours(levels, **given, members=members, coordinates=coordinates)
-    return Search(levels, entry, first, members, coordinates, counts)
+    given = {"size": size, "bits": bits, "points": points, "shells": _SHELLS[name], "first": first}
+    iq_neighbours.neighbours(levels, **given, numbers=np.empty(0, np.uint16))
+    numbers = np.empty(first[-1] * 16, np.uint16)
+    iq_neighbours.neighbours(levels, **given, numbers=numbers)
+    return Search(levels, entry, first, numbers)

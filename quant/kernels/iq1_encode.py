@@ -11,14 +11,14 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel
-from llmconv.quant.kernels.iq_search import TABLES, nearest, nearest_entry, widen
+from llmconv.quant.kernels.iq_search import NEAR, TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, i4, put_f16
 from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.simd import any_lane, count_ones, f16_bits, mask_bits, splat, sqrt
 from llmconv.quant.kernels.vectors.stack import empty, zeros
 
-_near_entry = nearest_entry(8)
+_spread, _, _near, _ = nearest_entry(8)
 _ROW = 64  # sums in a row
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
@@ -59,7 +59,7 @@ def _levels(order, count, low, middle, flip, level):
 
 
 @inner
-def _entries(xs, at, parts, scale, shifts, w, level, picked, tables):
+def _entries(xs, at, parts, scale, shifts, w, level, picked, near, tables):
     """Codebook entries for the levels of `parts` eights, and the scale that suits them."""
     levels, entry = tables[0], tables[1]
     on_grid = True
@@ -70,7 +70,8 @@ def _entries(xs, at, parts, scale, shifts, w, level, picked, tables):
         picked[k] = entry[point]
         if entry[point] < 0:
             on_grid = False
-            picked[k] = _near_entry(point, scale, shifts[k], xs, at + 8 * k, w, 8 * k, tables)
+            _spread(xs, at + 8 * k, w, 8 * k, near, 0)
+            picked[k] = entry[tables[3][_near(point, scale, shifts[k], near, 0, tables)[0]]]
     if on_grid:
         return scale
     qx, q2 = f4(0), f4(0)
@@ -126,9 +127,10 @@ def _split_s(xs, at, w, order, sums, found):
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq1_s(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, w, shifts, sums = empty(256, f4), empty(32, f4), empty(4, f4), zeros(8 * _ROW, f4)
+    near = empty(NEAR, f4)
     order, level, picked, found = empty(32, np.int64), empty(32, np.int32), empty(4, np.int32), empty(3, np.int64)
     scales, down = empty(8, f4), empty(8, np.int64)
     for block in range(rows.size // 256):
@@ -149,7 +151,7 @@ def encode_iq1_s(rows, importance, columns, levels, entry, first, members, coord
             _levels(order, 32, found[0], found[1], flip, level)
             down[part] = found[2] ^ flip
             fill(shifts, 0, 4, MINUS if down[part] else PLUS)
-            scale = _entries(xs, 32 * part, 4, abs(scale), shifts, w, level, picked, tables)
+            scale = _entries(xs, 32 * part, 4, abs(scale), shifts, w, level, picked, near, tables)
             high = 0
             for k in range(4):
                 out[at + 2 + 4 * part + k] = picked[k] & 255
@@ -224,9 +226,10 @@ def _split_m(xs, at, w, order, sums, found):
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq1_m(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, w, shifts, sums = empty(256, f4), empty(32, f4), empty(4, f4), zeros(8 * _ROW, f4)
+    near = empty(NEAR, f4)
     order, level, picked, found = empty(32, np.int64), empty(32, np.int32), empty(4, np.int32), empty(3, np.int64)
     scales, kinds, picks = empty(16, f4), empty(16, np.int64), empty(32, np.int32)
     words = empty(4, np.int64)
@@ -250,7 +253,7 @@ def encode_iq1_m(rows, importance, columns, levels, entry, first, members, coord
             kinds[part] = 3 - found[2] if flip else found[2]
             shifts[0] = MINUS if kinds[part] & 2 else PLUS
             shifts[1] = MINUS if kinds[part] & 1 else PLUS
-            scale = _entries(xs, 16 * part, 2, abs(scale), shifts, w, level, picked, tables)
+            scale = _entries(xs, 16 * part, 2, abs(scale), shifts, w, level, picked, near, tables)
             for k in range(2):
                 picks[2 * part + k] = picked[k]
                 out[at + 2 * part + k] = picked[k] & 255

@@ -21,7 +21,6 @@ from llmconv.quant.kernels.iq_search import (
     weigh,
     widen,
 )
-from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, put_f16
 from llmconv.quant.kernels.vectors.stack import empty
 
@@ -33,11 +32,10 @@ def _put_u32(out, at, word):
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq2_xxs(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
-    costs = empty(32 * 32, f4)
+    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
     signs, some = empty(4, np.int64), empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
@@ -52,7 +50,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, members, coo
             scale = positive_scale(s, some)
             if scale * f4(3) <= f4(0):
                 continue
-            scale = fit_iq2_xxs(scale * f4(3), scale, s, costs, points, picks, picked, tables)
+            scale = fit_iq2_xxs(scale * f4(3), scale, s, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -79,11 +77,10 @@ def _put_levels(out, at, scales, count, greatest):
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
-    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
-    costs = empty(32 * 32, f4)
+    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
@@ -96,7 +93,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
             peak = split_signs(xs, 16 * part, 16, True, s, signs)
             if peak < f4(1e-15):
                 continue
-            scale = fit_iq2_xs(peak, peak / f4(5), s, costs, points, picks, picked, tables)
+            scale = fit_iq2_xs(peak, peak / f4(5), s, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -113,11 +110,10 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, members, coor
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
-    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
-    costs = empty(32 * 32, f4)
+    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
@@ -131,7 +127,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
             peak = split_signs(xs, 16 * part, 16, False, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = fit_iq2_xs(peak, peak / f4(5), s, costs, points, picks, picked, tables)
+            scale = fit_iq2_xs(peak, peak / f4(5), s, points, picks, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -147,11 +143,10 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, members, coord
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
-    costs = empty(32 * 32, f4)
+    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
@@ -164,7 +159,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
             peak = split_signs(xs, 32 * part, 32, True, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = fit_iq3_xxs(peak, peak / f4(15), s, costs, points, picks, picked, tables)
+            scale = fit_iq3_xxs(peak, peak / f4(15), s, points, picks, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -184,11 +179,10 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, members, coo
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
-def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coordinates, counts, out):
-    tables = levels, entry, first, members, coordinates, counts
+def encode_iq3_s(rows, importance, columns, levels, entry, first, numbers, out):
+    tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256 + LANES, np.int32), empty(8, np.int32)
-    costs = empty(32 * 32, f4)
+    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
@@ -203,7 +197,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, members, coord
             peak = split_signs(xs, 32 * part, 32, False, s, signs)
             if peak == f4(0):
                 continue
-            scale = fit_iq3_s(peak, peak / f4(15), s, costs, points, picks, picked, tables)
+            scale = fit_iq3_s(peak, peak / f4(15), s, points, picks, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(8):

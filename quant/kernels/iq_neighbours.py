@@ -9,7 +9,7 @@ from numba import types
 
 from llmconv.quant.kernels.build import I32, U8, inner, kernel, out
 from llmconv.quant.kernels.vectors.codegen import LANES
-from llmconv.quant.kernels.vectors.lanes import OUT_U8, i4
+from llmconv.quant.kernels.vectors.lanes import i4
 from llmconv.quant.kernels.vectors.stack import empty
 
 
@@ -27,14 +27,13 @@ def _distances(levels, entries, size, u, bits, found):
     return least
 
 
-@kernel(U8, types.intp, types.intp, I32, types.intp, out(types.int32), out(types.int32), out(types.int32), OUT_U8)
-def neighbours(levels, size, bits, points, shells, first, counts, members, coordinates):
+@kernel(U8, types.intp, types.intp, I32, types.intp, out(types.int32), out(types.uint16))
+def neighbours(levels, size, bits, points, shells, first, numbers):
     """Lay out the neighbours of `points`: all entries at the `shells` smallest distances that occur.
 
-    counts: how many there are of each point.
     first: chunk where a point's neighbours start, one more than there are points.
-    members, coordinates: the chunks' entries (16 each) and levels (`size` times 16 each); may be empty: then only
-        `first` is filled.  A last chunk is filled up with its last member.
+    numbers: the chunks, 16 each; may be empty: then only `first` is filled.  A last chunk is filled up with its last
+        member.
     """
     entries = levels.size // size
     found = empty(entries, np.int32)
@@ -47,21 +46,18 @@ def neighbours(levels, size, bits, points, shells, first, counts, members, coord
             following = i4(1 << 30)
             for entry in range(entries):
                 if found[entry] == shell:
-                    if members.size:
-                        members[LANES * chunk + count] = entry
+                    if numbers.size:
+                        number = 0
+                        for i in range(size):
+                            number |= np.int64(levels[entry * size + i]) << (bits * i)
+                        numbers[LANES * chunk + count] = number
                     count += 1
                 elif found[entry] > shell:
                     following = min(following, found[entry])
             shell = following
-        counts[p] = count
         width = (count + LANES - 1) // LANES
-        if members.size:
+        if numbers.size:
             for i in range(LANES * chunk + count, LANES * (chunk + width)):
-                members[i] = members[i - 1]
-            for c in range(chunk, chunk + width):
-                for i in range(size):
-                    for lane in range(LANES):
-                        entry = members[LANES * c + lane]
-                        coordinates[(c * size + i) * LANES + lane] = levels[entry * size + i]
+                numbers[i] = numbers[i - 1]
         chunk += width
     first[points.size] = chunk

@@ -1,8 +1,8 @@
 """The search of IQ2 and IQ3 types: the scale and the codebook entries for 16 or 32 weights.
 
 Tries 13 to 31 scales; each one rounds every eight (IQ3: four) weights to the nearest codebook entry; the scale that
-explains the weights best wins, and they are rounded once more with it.  Here the tries lie in the lanes.  Every
-number is computed in the reference's order.
+explains the weights best wins, and they are rounded once more with it.  Here the tries lie in the lanes, and in the
+search among a point's neighbours those.  Every number is computed in the reference's order.
 
 Source of the rules: `quantize_row_iq2_xxs_impl` and the like, `make_qp_quants` and the `…_find_best_neighbour`
 functions of ggml.
@@ -10,16 +10,20 @@ functions of ggml.
 
 import numpy as np
 
-from llmconv.quant.kernels.build import I32, U8, inner
+from llmconv.quant.kernels.build import I32, U8, U16, inner
+from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
-from llmconv.quant.kernels.vectors.lanes import f4, fill, i4
+from llmconv.quant.kernels.vectors.lanes import LANE, f4, fill, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store
 from llmconv.quant.kernels.vectors.simd import (
+    any_lane,
     bits,
     clamp,
     from_bits,
     mask_bits,
+    min_,
     nearest_int,
+    not_,
     reduce_umax,
     select,
     splat,
@@ -28,7 +32,7 @@ from llmconv.quant.kernels.vectors.simd import (
     trailing_zeros,
 )
 
-TABLES = U8, I32, I32, I32, U8, I32
+TABLES = U8, I32, I32, U16
 """`llmconv.quant.iq_tables.Search`, field by field."""
 
 _FLOAT_MAX = f4(3.4028235e38)
@@ -44,9 +48,10 @@ def _targets(middle, tries, step):
 
 # The scratch of a search, one float32 array: the weights' magnitudes, their importance and its root, ...
 _X, _W, _ROOT = 0, 32, 64
-# ... and for each of up to 32 tries: its scale, the sums it gives, and what it rounds each weight to.
-_SCALE, _QX, _Q2, _Q = 96, 128, 160, 192
-SCRATCH = _Q + 32 * 32
+# ... for each of up to 32 tries its scale and the sums it gives, and what `nearest_entry` needs.
+_SCALE, _QX, _Q2, _NEAR = 96, 128, 160, 192
+NEAR = 2 * 48
+SCRATCH = _NEAR + NEAR
 
 
 @inner
@@ -61,30 +66,88 @@ def level_of(inverse, scale, top):
     return max(i4(0), min(i4(top), nearest(f4(0.5) * (inverse * scale - f4(1)))))
 
 
+_QUARTER0, _QUARTER1, _QUARTER2, _QUARTER3 = choose4
+_HALF0, _HALF1 = choose8
+
+
+# What the levels in `number`, a codebook's points, add to the distance: the first dimensions, and the others to those.
+@inner
+def _first_of_8(costs, number):
+    total = _QUARTER0(costs[0], number) + _QUARTER1(costs[0], number >> i4(2))
+    return (total + _QUARTER2(costs[0], number >> i4(4))) + _QUARTER3(costs[0], number >> i4(6))
+
+
+@inner
+def _others_of_8(total, costs, number):
+    total = (total + _QUARTER0(costs[1], number >> i4(8))) + _QUARTER1(costs[1], number >> i4(10))
+    return (total + _QUARTER2(costs[1], number >> i4(12))) + _QUARTER3(costs[1], number >> i4(14))
+
+
+@inner
+def _first_of_4(costs, number):
+    return _HALF0(costs[0], number) + _HALF1(costs[0], number >> i4(3))
+
+
+@inner
+def _others_of_4(total, costs, number):
+    return (total + _HALF0(costs[1], number >> i4(6))) + _HALF1(costs[1], number >> i4(9))
+
+
 def nearest_entry(size):
-    """The search among the neighbours of one point, sixteen at a time, in `size` dimensions."""
+    """Functions that search among the neighbours of one point, sixteen at a time, in `size` dimensions.
+
+    They work in a scratch of `NEAR` floats from `place` on: for every dimension and level (32 in all) the weight and
+    the root of its importance.
+    """
+    slots = 32 // size
+    level_of_slot = np.arange(32, dtype=np.float32) % slots
+    first_of, others_of = (_first_of_8, _others_of_8) if size == 8 else (_first_of_4, _others_of_4)
 
     @inner
-    def near_entry(point, scale, shift, x, at, w, wat, tables):
-        """The neighbour of `point` for which scale * (level + shift) is nearest to `x[at:]`, weighted by `w[wat:]`."""
-        entry, first, members, coordinates = tables[1], tables[2], tables[3], tables[4]
-        place = -1 - entry[point]
-        start = first[place]
-        best, found = _FLOAT_MAX, members[LANES * start]
-        for chunk in range(start, first[place + 1]):
-            distance = splat(f4(0))
-            for i in range(size):
-                q = to_float(load_i32(coordinates, (chunk * size + i) * LANES)) + shift
-                off = q * scale - x[at + i]
-                distance = distance + off * w[wat + i] * off
+    def spread(x, at, w, wat, s, place):
+        """Prepare for the weights `x[at:]` with `w[wat:]`."""
+        for i in range(size):  # each leaves the slots behind its own to the next ones
+            store(s, place + slots * i, splat(x[at + i]))
+            store(s, place + 48 + slots * i, splat(w[wat + i]))
+
+    @inner
+    def costs_of(scale, shift, s, place):
+        """What each level in each dimension adds to the distance."""
+        low = (load(level_of_slot, 0) + shift) * scale - load(s, place)
+        high = (load(level_of_slot, LANES) + shift) * scale - load(s, place + LANES)
+        return low * load(s, place + 48) * low, high * load(s, place + 48 + LANES) * high
+
+    @inner
+    def near(point, scale, shift, s, place, tables):
+        """Where in `numbers` the neighbour of `point` is for which scale * (level + shift) is nearest, the first of
+        equals; and the square of its distance."""
+        first, numbers = tables[2], tables[3]
+        costs = costs_of(scale, shift, s, place)
+        which = -1 - tables[1][point]
+        start = np.int64(first[which])
+        best, found = _FLOAT_MAX, LANES * start
+        for chunk in range(start, np.int64(first[which + 1])):
+            number = load_i32(numbers, LANES * chunk)
+            distance = first_of(costs, number)
+            if chunk > start and not any_lane(distance < best):
+                continue  # what the other dimensions add is not negative
+            distance = others_of(distance, costs, number)
             # Distances are positive: their bit patterns are in their order, and the least is the greatest inverted.
             least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
             if from_bits(least) < best:
                 best = from_bits(least)
-                found = members[LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))]
-        return found
+                found = LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))
+        return found, best
 
-    return near_entry
+    @inner
+    def is_clear(found, best, margin, costs, tables):
+        """Whether all other neighbours of a point, after `near`, are farther by `margin`; asked of up to sixteen."""
+        numbers = tables[3]
+        number = load_i32(numbers, found // LANES * LANES)
+        distance = others_of(first_of(costs, number), costs, number)
+        return not any_lane(not_(distance > best + margin) & not_(number == i4(numbers[found])))
+
+    return spread, costs_of, near, is_clear
 
 
 @inner
@@ -153,66 +216,67 @@ def _fitter(targets, tries, count, size, step, top, again):
     again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
         (or when no try succeeded); 2, all.
     """
-    parts, kinds = count // size, top + 1
+    parts, mask = count // size, (1 << step) - 1
+    spread, costs_of, near, is_clear = nearest_entry(size)
 
     @inner
-    def tabulate(part, s, costs):
-        """`costs[32 * (kinds * i + level) + try]`: what dimension i of a part adds to the distance at that level."""
-        for v in range(0, tries, LANES):
-            scale = load(s, _SCALE + v)
-            for i in range(size):
-                x, w = s[_X + part * size + i], s[_ROOT + part * size + i]
-                for level in range(kinds):
-                    off = scale * f4(2 * level + 1) - x
-                    store(costs, 32 * (kinds * i + level) + v, off * w * off)
+    def margin_of(part, s):
+        """More than what rounding can add to the difference of two distances, at any of the scales tried.
+
+        Two neighbours' distances are squares in the scale that share their constant, so that their difference over the
+        scale is linear: who is nearer at both ends of a run of scales is nearer within.  A distance is off by less than
+        14 units in the last place of the sum below, and the least scale is more than 0.6 of the greatest.
+        """
+        total = f4(0)
+        for i in range(size):
+            far = s[_SCALE] * f4(2 * top + 1) + abs(s[_X + part * size + i])
+            total += s[_ROOT + part * size + i] * far * far
+        return f4(1e-5) * total
 
     @inner
-    def nearest_of(point, v, costs, tables):
-        """For sixteen tries, the neighbour of `point` with the least distance, the first of equals."""
-        levels, entry, first, members = tables[0], tables[1], tables[2], tables[3]
-        place = -1 - entry[point]
-        start = LANES * first[place]
-        least, found = splat(_FLOAT_MAX), splat(members[start])
-        for n in range(start, start + tables[5][place]):
-            member = members[n]
-            at = np.uint64(member) * np.uint64(size)
-            distance = load(costs, 32 * np.int64(levels[at]) + v)
-            for i in range(1, size):
-                distance = distance + load(costs, 32 * (kinds * i + np.int64(levels[at + np.uint64(i)])) + v)
-            closer = distance < least
-            least = select(closer, distance, least)
-            found = select(closer, splat(member), found)
-        return found
-
-    @inner
-    def round_part(part, s, costs, points, picks, tables):
-        """Entries for one part under every try; what they stand for, to the scratch."""
-        levels, entry = tables[0], tables[1]
-        tabulated = False
-        t = 0
-        while t < tries:
-            point = points[32 * part + t]
+    def round_part(part, s, points, picks, tables):
+        """The numbers of entries for one part under every try."""
+        entry, first, numbers = tables[1], tables[2], tables[3]
+        margin = f4(-1)
+        t = 32 * part
+        last, scales = t + tries, _SCALE - t
+        while t < last:
+            point = points[t]
             end = t + 1
-            while end < tries and points[32 * part + end] == point:
+            while end < last and points[end] == point:
                 end += 1  # greater scales never lower a level, so equal points are neighbours
             if entry[point] >= 0:
-                fill(picks, 32 * part + t, 32 * part + end, entry[point])
-            else:
-                if not tabulated:
-                    tabulate(part, s, costs)
-                    tabulated = True
-                for v in range(t // LANES * LANES, end, LANES):
-                    found = nearest_of(point, v, costs, tables)
-                    store(picks, 32 * parts, found)
-                    for j in range(max(t, v), min(end, v + LANES)):
-                        pick = picks[32 * parts + j - v]
-                        picks[32 * part + j] = pick
-                        for i in range(size):
-                            s[_Q + 32 * (part * size + i) + j] = f4(2 * levels[pick * size + i] + 1)
+                fill(picks, t, end, point)
+                t = end
+                continue
+            if margin < f4(0):
+                margin = margin_of(part, s)
+                spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
+            which = -1 - entry[point]
+            alone = first[which + 1] - first[which] == 1
+            u, jumping = t, alone and end - t > 2
+            while u < end:
+                scale = s[scales + u] * f4(2)
+                found, best = near(point, scale, f4(0.5), s, _NEAR, tables)
+                number = i4(numbers[found])
+                settled = jumping and is_clear(found, best, margin, costs_of(scale, f4(0.5), s, _NEAR), tables)
+                if settled and u == t:
+                    picks[t] = number
+                    u = end - 1
+                elif settled and number == picks[t]:
+                    fill(picks, t, end, number)
+                    u = end
+                elif jumping and u > t:
+                    jumping = False
+                    u = t + 1
+                else:
+                    picks[u] = number
+                    jumping = False
+                    u += 1
             t = end
 
     @inner
-    def fit(peak, scale, s, costs, points, picks, picked, tables):
+    def fit(peak, scale, s, points, picks, picked, tables):
         """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
         levels, entry = tables[0], tables[1]
         for v in range(0, tries, LANES):
@@ -223,18 +287,20 @@ def _fitter(targets, tries, count, size, step, top, again):
                 for i in range(size):
                     x = s[_X + part * size + i]
                     level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
-                    store(s, _Q + 32 * (part * size + i) + v, to_float(level + level + i4(1)))
                     point = point | (level << i4(step * i))
                 store(points, 32 * part + v, point)
         for part in range(parts):
-            round_part(part, s, costs, points, picks, tables)
+            round_part(part, s, points, picks, tables)
         for v in range(0, tries, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
-            for i in range(count):
-                w = s[_W + i]
-                q = load(s, _Q + 32 * i + v)
-                qx = qx + q * (w * s[_X + i])
-                q2 = q2 + q * w * q
+            for part in range(parts):
+                number = load_i32(picks, 32 * part + v)
+                for i in range(size):
+                    w = s[_W + part * size + i]
+                    level = (number >> i4(step * i)) & i4(mask)
+                    q = to_float(level + level + i4(1))
+                    qx = qx + q * (w * s[_X + part * size + i])
+                    q2 = q2 + q * w * q
             store(s, _QX + v, qx)
             store(s, _Q2 + v, q2)
         best, winner = f4(0), -1
@@ -246,7 +312,7 @@ def _fitter(targets, tries, count, size, step, top, again):
                 winner = t
         off_grid = again == 2 or (again == 1 and winner < 0)
         for part in range(parts):
-            picked[part] = picks[32 * part + winner] if winner >= 0 else entry[0]
+            picked[part] = entry[picks[32 * part + winner]] if winner >= 0 else entry[0]
             off_grid |= winner >= 0 and entry[points[32 * part + winner]] < 0
         if off_grid and scale > f4(0):
             inverse = f4(1) / scale
@@ -257,8 +323,10 @@ def _fitter(targets, tries, count, size, step, top, again):
                 for i in range(size):
                     level = level_of(inverse, s[_X + part * size + i], top)
                     point |= level << i4(step * i)
-                pick = entry[point]
-                picked[part] = pick if pick >= 0 else near(point, scale, part * size, s, tables)
+                if entry[point] < 0:
+                    spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
+                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)[0]])
+                picked[part] = entry[point]
             qx, q2 = f4(0), f4(0)
             for i in range(count):
                 w = s[_W + i]
@@ -269,12 +337,6 @@ def _fitter(targets, tries, count, size, step, top, again):
                 scale = qx / q2
         return scale
 
-    near_entry = nearest_entry(size)
-
-    @inner
-    def near(point, scale, at, s, tables):
-        return near_entry(point, scale * f4(2), f4(0.5), s, _X + at, s, _ROOT + at, tables)
-
     return fit
 
 
@@ -282,6 +344,9 @@ fit_iq2_xxs = _fitter(_targets(5, 6, 0.1), 13, 32, 8, 2, 2, 2)
 fit_iq2_xs = _fitter(_targets(5, 9, 0.1), 19, 16, 8, 2, 2, 0)
 fit_iq3_xxs = _fitter(_targets(15, 15, 0.2), 31, 32, 4, 3, 7, 0)
 fit_iq3_s = _fitter(_targets(15, 9, 0.2), 19, 32, 4, 3, 7, 1)
+
+
+_POSITIVE = np.float32(0.1) * np.arange(-4, LANES - 4, dtype=np.float32) + np.float32(4)
 
 
 @inner
@@ -293,24 +358,20 @@ def positive_scale(s, levels):
     peak = f4(0)
     for i in range(32):
         peak = max(peak, s[_X + i])
-    inverse = f4(4) / peak
-    scale = f4(1) / inverse
-    best = f4(0)
+    these = load(_POSITIVE, 0) / peak
+    scale, error = f4(1) / these, splat(f4(0))
+    plain = load_i32(LANE, 0) == i4(4)  # the middle try, which alone keeps levels in bytes
     for i in range(32):
-        off = s[_X + i] - scale * f4(nearest(inverse * s[_X + i]) & i4(255))
-        best += s[_W + i] * off * off
-    for t in range(-4, 5):
-        if t == 0:
-            continue
-        this = (f4(0.1) * f4(t) + f4(4)) / peak
-        scale = f4(1) / this
-        error = f4(0)
-        for i in range(32):
-            off = s[_X + i] - scale * f4(min(i4(4), nearest(this * s[_X + i])))
-            error += s[_W + i] * off * off
-        if error < best:
-            best = error
-            inverse = this
+        level = nearest_int(these * s[_X + i])
+        level = select(plain, level & i4(255), min_(level, i4(4)))
+        off = s[_X + i] - scale * to_float(level)
+        error = error + s[_W + i] * off * off
+    store(s, _SCALE, these)
+    store(s, _QX, error)
+    inverse, best = s[_SCALE + 4], s[_QX + 4]
+    for t in range(9):
+        if s[_QX + t] < best:
+            inverse, best = s[_SCALE + t], s[_QX + t]
     lx, l2 = f4(0), f4(0)
     for i in range(32):
         level = min(i4(4), nearest(inverse * s[_X + i]))

@@ -15,13 +15,13 @@ _BYTES_PICKS = ir.VectorType(_I32, 4 * LANES)
 _ZERO = ir.Constant(ir.IntType(64), 0)
 
 
-def _has_avx2(context):
+def has_avx2(context):
     """Whether the CPU that numba compiles for has AVX2."""
     triple, _, features = context.codegen().magic_tuple()
     return triple.startswith(("x86_64", "i686")) and "+avx2" in features.split(",")
 
 
-def _halves(builder, vector):
+def halves(builder, vector):
     """The lower and the upper eight lanes, which is what a register of AVX2 holds."""
     undefined = ir.Constant(_WORDS, ir.Undefined)
     picks = (ir.Constant(ir.VectorType(_I32, 8), list(range(at, at + 8))) for at in (0, 8))
@@ -37,7 +37,7 @@ def _joined(builder, low, high):
 def _by_halves(builder, name, element, result, x, y):
     """An AVX2 instruction on both halves of two vectors."""
     args, out = ir.VectorType(element, 256 // element.width), ir.VectorType(result, 256 // result.width)
-    parts = zip(_halves(builder, x), _halves(builder, y), strict=True)
+    parts = zip(halves(builder, x), halves(builder, y), strict=True)
     return _joined(builder, *(call(builder, name, out, [builder.bitcast(a, args) for a in pair]) for pair in parts))
 
 
@@ -61,7 +61,7 @@ def dot_bytes(typingctx, x, y):
     """Unsigned bytes of x times signed bytes of y, neighbours added: two int16 a lane, which must hold the sums."""
 
     def generate(context, builder, sig, args):
-        if _has_avx2(context):
+        if has_avx2(context):
             return _by_halves(builder, "llvm.x86.avx2.pmadd.ub.sw", _I8, _I16, *args)
         return _dot(builder, *args, _I16, False)
 
@@ -73,7 +73,7 @@ def dot_shorts(typingctx, x, y):
     """Signed int16 of x times those of y, neighbours added: one int32 a lane."""
 
     def generate(context, builder, sig, args):
-        if _has_avx2(context):
+        if has_avx2(context):
             return _by_halves(builder, "llvm.x86.avx2.pmadd.wd", _I16, _I32, *args)
         return _dot(builder, *args, _I32, True)
 
@@ -99,7 +99,7 @@ def look_up(typingctx, table, index):
         sixteen = builder.load(pointer(context, builder, sig.args[0], args[0], _ZERO, vec(_I8)))
         sixteen.align = 1
         undefined = ir.Constant(vec(_I8), ir.Undefined)
-        if _has_avx2(context):
+        if has_avx2(context):
             every = ir.Constant(_BYTES_PICKS, [i % 16 for i in range(4 * LANES)])
             table = builder.bitcast(builder.shuffle_vector(sixteen, undefined, every), _WORDS)
             return _by_halves(builder, "llvm.x86.avx2.pshuf.b", _I8, _I8, table, args[1])

@@ -1,0 +1,41 @@
+"""Lanes out of small tables: each lane of an i32x16 says which of four or eight neighbouring lanes of a vector it gets.
+
+The tables are vectors, not arrays: LLVM would take loads of what was just stored apart into shifts of one huge integer.
+"""
+
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from llmconv.quant.kernels.vectors.byte_lanes import halves, has_avx2
+from llmconv.quant.kernels.vectors.codegen import FLOAT, I32, LANES, call, f32x16, i32, vec
+
+_EIGHT = ir.VectorType(FLOAT, 8)
+
+
+def _chooser(count, part, instruction):
+    @intrinsic
+    def choose(typingctx, table, index):
+        def generate(context, builder, sig, args):
+            table_, index_ = args
+            if not has_avx2(context):
+                found = ir.Constant(vec(FLOAT), ir.Undefined)
+                for lane in map(i32, range(LANES)):
+                    step = builder.and_(builder.extract_element(index_, lane), i32(count - 1))
+                    number = builder.extract_element(table_, builder.add(step, i32(count * part)))
+                    found = builder.insert_element(found, number, lane)
+                return found
+            lanes = ir.Constant(ir.VectorType(I32, 8), [count * part + i % count for i in range(8)])
+            eight = builder.shuffle_vector(table_, table_, lanes)
+            low, high = (call(builder, instruction, _EIGHT, [eight, half]) for half in halves(builder, index_))
+            return builder.shuffle_vector(low, high, ir.Constant(vec(I32), list(range(LANES))))
+
+        return f32x16(table, index), generate
+
+    choose.__doc__ = f"Lane i: lane {count * part} + (index[i] & {count - 1}) of the table."
+    return choose
+
+
+choose4 = [_chooser(4, part, "llvm.x86.avx.vpermilvar.ps.256") for part in range(4)]
+"""By the quarter of the vector that is the table."""
+choose8 = [_chooser(8, part, "llvm.x86.avx2.permps") for part in range(2)]
+"""By the half of the vector that is the table."""
