@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.dialects.training_files import LAYERED, is_training_file
 from llmconv.convert.reading import Reading, StrPath
 from llmconv.errors import UsageError, at, nearest
 from llmconv.formats.checkpoint import Checkpoint
@@ -38,6 +37,10 @@ def check_name(path: str | os.PathLike[str]) -> None:
 
 def check_options(checkpoint: Checkpoint, to: str, options: Mapping[str, Any]) -> None:
     """`UsageError` for an option that has no effect on a source when `to` is written."""
+    if not any(options.get(name) for name in ("config", "vocab", "layout", "pre")):
+        return
+    from llmconv.convert.dialects.training_files import LAYERED, is_training_file  # as `translate`: with all layouts
+
     source, dialect, layout = checkpoint.format, checkpoint.dialect, options.get("layout")
     document = dialect == "json" or is_training_file(checkpoint)
     to_document = containers.by_name(to).dialect in ("json", "program")
@@ -73,6 +76,6 @@ def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Check
 def with_effect(source: StrPath | Checkpoint, to: str, reading: Reading) -> tuple[Checkpoint, Reading]:
     """A source opened as `read_with` does, and what is left to be said of it."""
     options = {name: getattr(reading, name) for name in ("config", "vocab", "layout", "pre")}
-    checkpoint = source if isinstance(source, Checkpoint) else containers.open(Path(source))
+    checkpoint = source if isinstance(source, Checkpoint) else containers.open(source)
     checkpoint = read_with(checkpoint, to, options)
     return checkpoint, dataclasses.replace(reading, vocab=options.get("vocab"))

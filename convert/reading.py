@@ -39,7 +39,7 @@ class Reading:
 
     def open(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The source, the adapter merged in, without what is excluded."""
-        checkpoint = source if isinstance(source, Checkpoint) else formats.open(Path(source))
+        checkpoint = source if isinstance(source, Checkpoint) else formats.open(source)
         if self.lora is not None:
             from llmconv.convert.writing.lora import merge
 
@@ -48,9 +48,12 @@ class Reading:
 
     def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The same for who changes the weights: those that are stored with scales as what they stand for."""
+        checkpoint = self.open(source)
+        if checkpoint.dialect == "gguf":  # whose block types hold their scales
+            return checkpoint
         from llmconv.convert.scaled.unpack import unpack
 
-        return unpack(self.open(source))
+        return unpack(checkpoint)
 
     def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
         """The checkpoint in another dialect."""

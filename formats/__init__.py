@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +22,31 @@ from llmconv.formats import (
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
+from llmconv.formats.places.names import place
 from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import entry_points
 
-__all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "named_by", "open", "register", "sniff"]
+__all__ = [
+    "Checkpoint",
+    "Extent",
+    "Format",
+    "Tensor",
+    "by_name",
+    "formats",
+    "named_by",
+    "of_folders",
+    "open",
+    "register",
+    "sniff",
+]
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
 _CERTAIN = (
-    *("gguf_file", "safetensors_file"),
-    *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")),
+    *("gguf_file", "foreign.consolidated_file", "safetensors_file"),
+    *(
+        f"foreign.{name}_file"
+        for name in ("torch", "llamafile", "ollama", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")
+    ),
 )
 _LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []
@@ -70,8 +87,15 @@ def formats() -> list[Format]:
 
 
 def named_by(path: Path) -> Format | None:
-    """The format that a file name asks for."""
+    """The format that a file name asks for, by its ending."""
+    if not path.suffix:
+        return None
     return next((format for format in _each() if format.is_named(path)), None)
+
+
+def of_folders() -> Format:
+    """The format of a model folder that is written."""
+    return next(format for format in _each() if format.folder)
 
 
 def by_name(name: str) -> Format:
@@ -100,12 +124,12 @@ def sniff(path: Path) -> Format:
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
-def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder.
 
     key: which of several mappings of tensors in a training program's file to take.
     """
-    path = Path(path)
+    path = place(path)
     return read(sniff(path), path, key)
 
 

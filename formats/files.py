@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import secrets
 import shutil
 import signal
 import stat
@@ -23,6 +21,8 @@ from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
 
 from llmconv.errors import BadFile, OutputError, OutputExists, at, nearest
+from llmconv.formats.places.ranges import open_remote
+from llmconv.formats.places.remote import RemotePath
 
 try:
     import fcntl
@@ -59,12 +59,14 @@ def _instead(path: Path) -> str:
         return f"did you mean {at(path.with_name(near))}?"
     parts = path.parts
     if len(parts) == 2 and path.suffix.lower() not in (".gguf", ".json", ".safetensors") and not path.parent.exists():
-        return "a name on a model hub? fetch it first, and name the folder it is in"
+        return f"for the Hub's repository write hf://{'/'.join(parts)}"
     return "check the path"
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never blocks on a pipe or device."""
+    if isinstance(path, RemotePath):
+        return open_remote(path)
     regular_size(path)
     try:
         handle = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
@@ -151,7 +153,7 @@ class Output:
         self.force = force
         check_target(self.path, force=force, size=size, inputs=inputs)
         self._name = _temporary_name(self.path.name)
-        self.temporary = self.path.with_name(f"{PREFIX}{self._name}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        self.temporary = self.path.with_name(f"{PREFIX}{self._name}-{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}")
         self._stop = _Stoppable()
         self.file: BinaryIO
 
@@ -396,7 +398,11 @@ def flush_folder(folder: Path) -> None:
 def _temporary_name(name: str) -> str:
     """What stands for the target in its temporary's name: short enough for every file system."""
     raw = os.fsencode(name)
-    return name if len(raw) <= 150 else hashlib.sha256(raw).hexdigest()[:32]
+    if len(raw) <= 150:
+        return name
+    import hashlib  # loads OpenSSL
+
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _clear_orphans(folder: Path, name: str) -> None:

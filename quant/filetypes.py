@@ -12,7 +12,7 @@ from llmconv.errors import UnknownName
 from llmconv.quant import block
 
 __all__ = [
-    *("ALIASES", "COPY", "FILE_TYPES", "GUESSED", "QUANTIZATION_VERSION"),
+    *("ALIASES", "COPY", "FILE_TYPES", "GUESSED", "QUANTIZATION_VERSION", "REPACK"),
     *("FileType", "file_type", "guessed_number", "number_of"),
 ]
 
@@ -76,6 +76,7 @@ MEANT = {
     "3bit": "Q3_K_M", "q3": "Q3_K_M", "int3": "Q3_K_M", "2bit": "Q2_K", "q2": "Q2_K", "int2": "Q2_K",
 }  # fmt: skip
 """What people elsewhere call it -> the file type to suggest."""
+REPACK = FileType("REPACK", -1, "", "every tensor in the smallest type that says its numbers exactly")
 COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
 
 GUESSED = 1024

@@ -100,18 +100,22 @@ def kept_json(metadata: Mapping[str, Any], key: str, source: str) -> dict[str, A
 
 
 def keep_dtypes(tensors: Mapping[str, Tensor]) -> str:
-    """The types of a model's tensors in few words: the most common, and the exceptions by name, `{}` for any layer."""
+    """The types of a model's tensors in few words: the most common, and the exceptions by name, `{}` for any layer.
+
+    Block types, which no folder stores, count as the F32 that they decode to.
+    """
+    types = {name: tensor.type.name if tensor.type.is_plain() else "F32" for name, tensor in tensors.items()}
     sizes: Counter[str] = Counter()
     patterns: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
-        sizes[tensor.type.name] += tensor.nbytes
-        patterns.setdefault(_LAYER.sub(".{}.", name), set()).add(tensor.type.name)
+        sizes[types[name]] += tensor.nbytes
+        patterns.setdefault(_LAYER.sub(".{}.", name), set()).add(types[name])
     default = sizes.most_common(1)[0][0] if sizes else "F32"
     out: dict[str, Any] = {"default": default}
-    for name, tensor in tensors.items():
-        if tensor.type.name != default:
+    for name, kind in types.items():
+        if kind != default:
             pattern = _LAYER.sub(".{}.", name)
-            entry = out.setdefault(tensor.type.name, [])
+            entry = out.setdefault(kind, [])
             wanted = pattern if len(patterns[pattern]) == 1 else name
             if wanted not in entry[-50:]:
                 entry.append(wanted)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
+from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, fused, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
@@ -26,10 +26,12 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import Settings, normalized, read_config, text_config, usable
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
+from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, more
+from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
@@ -75,10 +77,10 @@ def to_gguf(
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
     notes += _left_out(where, arch, [original[name] for name in extra], strict)
-    out.tensors = unfolded(out.tensors, where)
+    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    out.metadata = _general(checkpoint, out) | metadata | pooled
+    out.metadata = _general(checkpoint, out) | metadata | out.metadata | pooled
     if "general.name" in out.metadata:
         out.metadata[own_keys.NAME] = out.metadata["general.name"]
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
@@ -126,10 +128,14 @@ class _Taken:
 def _take(
     out: Checkpoint, arch: Architecture, tensors: Mapping[str, Tensor], dims: Mapping[str, Any], kind: str
 ) -> _Taken:
-    """Add the tensors of all rows of the table, each made of what the folder has."""
+    """Add the tensors of all rows of the table, each made of what the folder has, and the keys of lone numbers."""
     why = f"a {kind} model of this config.json needs it; --layout plain converts any tensors under their own names"
+    told = Told(out.where, "by config.json", why)
     taken = _Taken(prefix_of(arch.prefixes, arch.rows, dims, tensors))
-    for moved in forward(arch.slots(dims), tensors, Told(out.where, "by config.json", why), taken.prefix):
+    keys, numbers = scalar_keys(arch.scalars, tensors, dims, taken.prefix, told)
+    out.metadata = keys
+    taken.used.update(tensor.name for tensor in numbers)
+    for moved in forward(arch.slots(dims), tensors, told, taken.prefix):
         if moved.form:
             taken.forms[moved.slot.row.gguf[0]] = moved.form
         taken.used.update(moved.names)
@@ -162,11 +168,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
 
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
-    metadata, where = checkpoint.metadata, checkpoint.where
-    name = metadata.get("general.architecture")
+    where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
-    if arch is None or own_keys.is_plain(metadata):
+    if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
+    checkpoint = checkpoint.but(metadata=arch.modern(checkpoint.metadata))
+    metadata = checkpoint.metadata
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
@@ -189,8 +196,9 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     others = [n for n in strange if n not in extra]
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
-    notes += strangers.keep_list(out.metadata, others)
+    notes += [*strangers.keep_list(out.metadata, others), *fused.keep_list(out.metadata, given.fused)]
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
+    _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
@@ -202,12 +210,30 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     return out
 
 
+def _check_made(arch: Architecture, checkpoint: Checkpoint, out: Checkpoint, dims: Mapping[str, Any]) -> None:
+    """`BadFile` for a tensor that a folder's configuration has to say, and none does."""
+    made = [made for made in arch.made if made.gguf in checkpoint.tensors]
+    config = normalized(read_config(out)) if made else {}
+    for each in made:
+        values, here = checkpoint.tensors[each.gguf].numpy(), at_layer(dims, 0)
+        if values.shape != (here["n_rot"] // 2,):
+            raise WrongShape(checkpoint.where, each.gguf, values.shape, (here["n_rot"] // 2,), "by its keys")
+        with usable(config, f"{checkpoint.where}: config.json"):
+            said = each.make(config, here)
+        if said is None or np.shape(said) != values.shape or not np.allclose(said, values, rtol=1e-4):
+            raise BadFile(
+                f"{checkpoint.where}: tensor {each.gguf!r} has values that no config.json of a {arch.gguf} model says; "
+                "a GGUF keeps them, a model folder has no place for them"
+            )
+
+
 @dataclass
 class _Given:
-    """What a table's rows gave of a GGUF: which tensors they took, the rows that are there, and how many tensors
-    were decoded from one type and rounded to another."""
+    """What a table's rows gave of a GGUF: which tensors they took, and which of these they took apart, the rows that
+    are there, and how many tensors were decoded from one type and rounded to another."""
 
     used: set[str]
+    fused: list[str] = field(default_factory=list)
     rows: set[str] = field(default_factory=set)
     rounded: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -218,27 +244,34 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
     dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     forms = carried.kept_json(metadata, own_keys.FORMS, where)
     original = disguise.kept_names(metadata, where)
-    tensors = folded(checkpoint.tensors, where)
+    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where), where)
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
             f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
         )
-    given = _Given({made.gguf for made in arch.made})
+    given = _Given({*(made.gguf for made in arch.made), *split}, split)
+    for tensor in scalar_tensors(arch.scalars, metadata, dims, prefix):
+        kind = carried.dtype_of(tensor.name, *dtypes)
+        tensor = tensor.astype(kind) if kind is not None and kind.is_float else tensor
+        out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
     for moved in backward(
         arch.slots(dims),
         tensors,
         Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
         prefix,
-        form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
+        form_of=lambda slot: _form(slot, forms, tensors, where),
         type_of=lambda name: carried.dtype_of(name, *dtypes),
         lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
     ):
         given.used.update(moved.names)
         given.rows.update(moved.slot.row.gguf)
-        stored = checkpoint.tensors[moved.names[0]].type
+        form = moved.slot.row.forms[moved.form]
+        if form.backward:
+            given.fused += moved.names
+        stored = checkpoint.tensors.get(moved.names[0], tensors[moved.names[0]]).type
         for tensor in moved.parts:
-            if not stored.is_plain() and tensor.type not in (plain.F32, stored):
+            if not stored.is_plain() and form.stored_as is None and tensor.type not in (plain.F32, stored):
                 given.rounded[stored.name, tensor.type.name] += 1
             out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
     return given
@@ -301,10 +334,23 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     try:
         keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
         keys |= pooling.keys_of(folder, arch.gguf)[0]
+        keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
+
+
+def _scalars(
+    arch: Architecture, folder: Checkpoint, config: Mapping[str, Any], keys: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys that a folder's lone numbers say."""
+    if not arch.scalars:
+        return {}
+    names = disguise.plain_names(arch, folder.tensors, arch.is_tied(config))
+    tensors, dims = {plain_name: folder.tensors[name] for name, plain_name in names.items()}, arch.dims_of(keys)
+    prefix = prefix_of(arch.prefixes, arch.rows, dims, tensors)
+    return scalar_keys(arch.scalars, tensors, dims, prefix, Told(folder.where, "", ""))[0]
 
 
 def _number(value: Any) -> int:
@@ -345,10 +391,10 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     if count:  # "8x7B": as large as the model with one of its experts
         total -= sum(t.n_elements for t in experts) * (count - 1) // count
     general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
-    if source.source is not None:
-        general["general.name"] = (
-            source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
-        )
+    if source.info.get("name"):
+        general["general.name"] = source.info["name"]
+    elif source.source is not None:
+        general["general.name"] = places.called(source.source)
     general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
     general["general.file_type"] = np.uint32(number_of(main) or 0)
     general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
@@ -391,11 +437,11 @@ def _check_vocabulary(metadata: Mapping[str, Any], dims: Mapping[str, Any], note
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
-    stored, number = tensors[slot.gguf[0]].type, 0
+    stored, number = {tensors[name].type for name in slot.gguf}, 0
     for i, form in enumerate(slot.row.forms):
         if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
             number = i
-        elif number == i and form.stored_as not in (None, stored):
+        elif number == i and form.stored_as is not None and stored != {form.stored_as}:
             number = min(i + 1, len(slot.row.forms) - 1)
     number = forms.get(slot.row.gguf[0], number)
     if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):

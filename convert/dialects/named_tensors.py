@@ -31,8 +31,6 @@ from llmconv.quant.block import by_name
 
 __all__ = ["choose", "describe", "from_gguf", "is_known", "to_gguf"]
 
-OURS = "llmconv"
-"""The `format` of documents that `describe` makes."""
 _ROOTS = ("", "weights", "tensors", "params", "parameters", "state_dict", "model")
 
 
@@ -46,7 +44,7 @@ def is_known(document: Any) -> bool:
     if not isinstance(document, dict):
         return False
     config = document.get("config")
-    return document.get("format") == OURS or (isinstance(config, dict) and archs.by_hf(config) is not None)
+    return document.get("format") == own_keys.OURS or (isinstance(config, dict) and archs.by_hf(config) is not None)
 
 
 def _is_tensor(node: Any) -> bool:
@@ -70,7 +68,7 @@ def _map(document: Any) -> tuple[str, dict[str, Any]] | None:
 
 def _is_ours(document: Any) -> bool:
     """Whether `describe` made the document."""
-    return isinstance(document, dict) and document.get("format") == OURS
+    return isinstance(document, dict) and document.get("format") == own_keys.OURS
 
 
 def _named(node: Any) -> dict[str, Any]:
@@ -164,7 +162,7 @@ def describe(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]
                 f"tensor {name!r} holds whole numbers beyond 2^53, which JSON's readers round; use another format, or "
                 "--exclude it"
             )
-    document = {"format": OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
+    document = {"format": own_keys.OURS, "metadata": encode_keys(checkpoint.metadata), "tensors": tensors}
     return document, {n: t for n, t in checkpoint.tensors.items() if t.n_elements}
 
 

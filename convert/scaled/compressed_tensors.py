@@ -22,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.scaled.grid import Grid, fitted, multiplied
+from llmconv.convert.scaled.bits import unpacked
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.gptq import ordered
+from llmconv.convert.scaled.grid import Grid, fitted
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
 from llmconv.convert.scaled.stored import factors
 from llmconv.convert.tables.config import read_config
@@ -48,7 +51,7 @@ class Packed(Scheme):
     def fits(self, parts: Mapping[str, Tensor], settings: Settings) -> bool:
         return parts["_packed"].type is plain.I32
 
-    def read(self, layer: Layer) -> Tensor:
+    def coded(self, layer: Layer) -> Coded:
         where, packed = layer.settings.where, layer.parts["_packed"]
         for end in ("_scale", "_shape"):
             if end not in layer.parts:
@@ -57,23 +60,21 @@ class Packed(Scheme):
         bits = _bits(packed, shape, layer.settings)
         scale = fitted(layer.weight, shape, factors(layer, layer.parts["_scale"]), layer.settings)
         zeros = layer.parts.get("_zero_point")
-        zero = None
+        zero: Grid | int = 0
         if zeros is not None:
             zero = dataclasses.replace(scale, values=_zero_points(layer, zeros, scale, bits))
         elif layer.settings.weights.get("symmetric") is False:
             raise MissingTensor(where, f"{layer.weight}_zero_point", "config.json says that there is one")
-        if "_g_idx" in layer.parts:
-            order = layer.parts["_g_idx"].numpy().reshape(-1).astype(np.intp)
-            across = scale.values.row_len
-            if order.shape != (shape[1],) or (order.size and not 0 <= order.min() <= order.max() < across):
-                raise BadFile(f"{where}: tensor {layer.weight + '_g_idx'!r} does not name a group for each column")
+        order = ordered(layer, shape[1], scale.values.row_len, "_g_idx")
+        if order is not None:
             scale = dataclasses.replace(scale, order=order)
-            zero = zero and dataclasses.replace(zero, order=order)
+            zero = dataclasses.replace(zero, order=order) if isinstance(zero, Grid) else zero
+        half = 1 << (bits - 1)
 
-        def codes(start: int, stop: int) -> NDArray[np.float32]:
+        def codes(start: int, stop: int) -> NDArray[np.int8]:
             return _numbers(packed.rows(start, stop), bits, shape[1])
 
-        return multiplied(layer.weight, shape, codes, scale, zero)
+        return Coded(layer.weight, shape, codes, -half, half - 1, scale, zero)
 
 
 def _bits(packed: Tensor, shape: tuple[int, ...], settings: Settings) -> int:
@@ -90,14 +91,10 @@ def _bits(packed: Tensor, shape: tuple[int, ...], settings: Settings) -> int:
     )
 
 
-def _numbers(words: NDArray[np.int32], bits: int, k: int) -> NDArray[np.float32]:
+def _numbers(words: NDArray[np.int32], bits: int, k: int) -> NDArray[np.int8]:
     """(n, words) -> (n, k): the numbers in the words, lowest bits first, their offset taken off."""
     raw = np.ascontiguousarray(words, "<i4").view(np.uint8)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = raw[:, :, None] >> shifts & np.uint8((1 << bits) - 1)
-    values: NDArray[np.float32] = parts.reshape(len(raw), -1)[:, :k].astype(np.float32)
-    values -= np.float32(1 << (bits - 1))
-    return values
+    return (unpacked(raw, bits, k) - np.uint8(1 << (bits - 1))).view(np.int8)
 
 
 def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.scheme import Settings
 from llmconv.errors import BadFile, cut, shown
 from llmconv.formats.tensor import Tensor
-from llmconv.quant import plain
-from llmconv.quant.block import Bytes
 
-__all__ = ["Grid", "fitted", "multiplied"]
+if TYPE_CHECKING:
+    from llmconv.convert.scaled.scheme import Settings
+
+__all__ = ["Grid", "fitted"]
 
 _BLOCK = (128, 128)
 """What shares a scale where scales are by block and nobody says of which size (DeepSeek-V3)."""
@@ -41,15 +40,20 @@ class Grid:
 
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """The number for each weight of rows start..stop: (rows, k), or (rows, 1) where a row has but one."""
-        matrix, row = np.divmod(np.arange(start, stop), self.n)
-        place = row // self.rows + (matrix * -(-self.n // self.rows) if self.stacked else 0)
-        if not place.size:
-            return np.empty((0, 1), np.float32)
-        low = int(place.min())
-        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)[place - low]
+        own = self.by_group(start, stop)
         if self.order is not None:
             return own[:, self.order]
         return own if own.shape[1] == 1 else np.repeat(own, self.columns, axis=1)[:, : self.k]
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The numbers of rows start..stop, one a group: (rows, across)."""
+        matrix, row = np.divmod(np.arange(start, stop), self.n)
+        place = row // self.rows + (matrix * -(-self.n // self.rows) if self.stacked else 0)
+        if not place.size:
+            return np.empty((0, self.values.row_len), np.float32)
+        low = int(place.min())
+        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)[place - low]
+        return own
 
 
 def fitted(weight: str, shape: tuple[int, ...], numbers: Tensor, settings: Settings) -> Grid:
@@ -102,25 +106,3 @@ def _lines(found: tuple[int, ...], n: int, k: int) -> dict[tuple[int, ...], tupl
     if n == k:
         return {}
     return {found: (1, k, True)} if found[-1] == n else {found: (n, 1, True)} if found[-1] == k else {}
-
-
-def multiplied(
-    weight: str,
-    shape: tuple[int, ...],
-    codes: Callable[[int, int], NDArray[np.float32]],
-    scale: Grid,
-    zero: Grid | None = None,
-) -> Tensor:
-    """(codes - zero) * scale, in float32 as the models' own loaders compute it, row by row.
-
-    codes: gives the stored numbers of rows start..stop as floats, (rows, k), in fresh memory.
-    """
-
-    def read(start: int, stop: int) -> Bytes:
-        values: NDArray[Any] = codes(start, stop)
-        if zero is not None:
-            values -= zero.for_rows(start, stop)
-        values *= scale.for_rows(start, stop)
-        return values.view(np.uint8)
-
-    return Tensor(weight, shape, plain.F32, read)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmconv.convert.tables.config import read_config
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.tables.config import TEXT_MODELS, read_config
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -14,15 +16,14 @@ from llmconv.formats.tensor import Tensor
 __all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
-"""Where config.json says how the weights are stored."""
-PARTS = ("text_config", "language_config", "llm_config")
-"""Parts of a config.json of several models that may say it for theirs."""
+"""Where config.json, or the text model's part of it, says how the weights are stored."""
+SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says nothing of how the weights are stored."""
     rest = {key: value for key, value in config.items() if key not in KEYS}
-    return {k: without_settings(v) if k in PARTS and isinstance(v, dict) else v for k, v in rest.items()}
+    return {k: without_settings(v) if k in TEXT_MODELS and isinstance(v, dict) else v for k, v in rest.items()}
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,20 @@ class Settings:
     def of(checkpoint: Checkpoint) -> Settings:
         where = checkpoint.where
         config = read_config(checkpoint)
-        for part in (config, *(config[name] for name in PARTS if isinstance(config.get(name), dict))):
+        for part in (config, *(config[name] for name in TEXT_MODELS if isinstance(config.get(name), dict))):
             key = next((key for key in KEYS if part.get(key) is not None), None)
             if key is not None:
                 break
-        values = {} if key is None else part[key]
+        values = _beside(checkpoint) if key is None else part[key]
         if not isinstance(values, Mapping):
             raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
         method = values.get("quant_method")
         return Settings(where, method if isinstance(method, str) else "", values)
+
+    def bits(self, weight: str) -> int | None:
+        """Bits of a number of that weight, where it says so."""
+        found = self.weights.get("num_bits", self.values.get("bits", self.values.get("w_bit")))
+        return found if type(found) is int and not isinstance(self.values.get("dynamic"), dict) else None
 
     @property
     def weights(self) -> Mapping[str, Any]:
@@ -72,8 +78,23 @@ class Settings:
 
     def group(self) -> int | None:
         """Columns that share a scale, where it says so."""
-        size = self.weights.get("group_size", self.values.get("group_size"))
+        size = self.weights.get("group_size", self.values.get("group_size", self.values.get("q_group_size")))
         return size if type(size) is int and size > 0 else None
+
+
+def _beside(checkpoint: Checkpoint) -> Any:
+    """What a file beside config.json says, as GPTQ's and AWQ's programs wrote it once."""
+    for name in SIDE_FILES:
+        raw = checkpoint.file(name)
+        if raw is not None:
+            try:
+                found = json.loads(raw)
+            except (ValueError, RecursionError):
+                raise BadFile(f"{checkpoint.where}: {name} is no JSON; fetch it again") from None
+            if not isinstance(found, dict):
+                raise BadFile(f"{checkpoint.where}: {name} is {found!r:.60}, expected an object")
+            return found
+    return {}
 
 
 @dataclass(frozen=True)
@@ -109,9 +130,9 @@ class Scheme:
         """Whether these tensors, found under one stem, are a layer of this scheme."""
         raise NotImplementedError
 
-    def read(self, layer: Layer) -> Tensor:
-        """The weight as floats; lazily."""
+    def coded(self, layer: Layer) -> Coded:
+        """The codes and scales of the weight; lazily."""
         raise Unsupported(
             f"{layer.settings.where}: tensor {layer.weight!r} is quantized with {self.name}, which can't be read; "
-            "give the original model, or one in fp8, int8 or MXFP4"
+            "give the original model"
         )

@@ -3,20 +3,27 @@
 A value is the stored number, less its zero point, times its scale, computed in float32 as the models' own loaders do;
 the tensors are F32 from then on.  Scales of activations and key/value caches (`input_scale`, `k_scale`, ...) have no
 place in a float model and are left out.  What isn't read yet is called by its name and refused.
-MXFP4 (gpt-oss) is repacked without loss by `convert.tables.ops.PackMxfp4` instead.
+gpt-oss's MXFP4 is repacked without loss by `convert.tables.ops.PackMxfp4` instead.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
+from llmconv.convert.scaled.awq import Awq
+from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
-from llmconv.convert.scaled.scheme import Layer, Scheme, Settings, without_settings
-from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside
+from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
+from llmconv.convert.scaled.gptq import Gptq
+from llmconv.convert.scaled.mlx import Mlx
+from llmconv.convert.scaled.planes import BitNet, Hqq
+from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, without_settings
+from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside, StoredByMistral, StoredByQuanto, StoredByTorchao
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
 from llmconv.errors import MissingTensor, UnknownTensor, Unsupported, cut
@@ -26,19 +33,24 @@ from llmconv.quant import plain
 
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
-SCHEMES: tuple[Scheme, ...] = (Stored(), StoredBeside(), Packed(), *UNREAD)
+SCHEMES: tuple[Scheme, ...] = (
+    Nvfp4Beside(), Stored(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(), Packed(), Nvfp4(),
+    Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
+)  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
 _OF_ACTIVATIONS = re.compile(
-    r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale"
+    r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale|.*\.qscale_act"
 )
 _NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
 _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
 _FLOATS = (plain.F64, plain.F32, plain.F16, plain.BF16)
 
 
-def unpack(checkpoint: Checkpoint) -> Checkpoint:
+def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.floats) -> Checkpoint:
     """The checkpoint with each layer of stored weights and scales as one lazy F32 tensor; itself when there is none.
+
+    made_of: makes another tensor of a layer than that (`convert.writing.repack`).
 
     config.json loses its `quantization_config` then, and a note says so; so it does where the weights are plain floats
     in spite of it.  Raises `Unsupported` for schemes that aren't read, `MissingTensor` for a scale that isn't there,
@@ -51,7 +63,7 @@ def unpack(checkpoint: Checkpoint) -> Checkpoint:
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
-    made = {layer.weight: scheme.read(layer) for scheme, layer in layers.values()}
+    made = {layer.weight: made_of(scheme.coded(layer)) for scheme, layer in layers.values()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -131,8 +143,7 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
     if not settings.method:
         return checkpoint
     raise Unsupported(
-        f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model, "
-        "or one in fp8, int8 or MXFP4"
+        f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model"
     )
 
 
@@ -140,7 +151,7 @@ def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str)
     """The checkpoint with these tensors, and a config.json that says nothing of how they were stored."""
     kept = {name: tensor for name, tensor in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
     config = without_settings(read_config(checkpoint))
-    files: dict[str, Path | bytes] = dict(checkpoint.files)
+    files: dict[str, Path | bytes] = {n: f for n, f in checkpoint.files.items() if n not in SIDE_FILES}
     if config and "config.json" in files:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     return checkpoint.but(note, tensors=kept, files=files)

@@ -1,7 +1,7 @@
 """`Architecture`: one declarative table per model family, Hugging Face <-> GGUF, read in both directions.
 
 A row (`rows`) says which tensors of a GGUF are which of a Hugging Face model and by what ops; a key (`keys`) says the
-same of a hyper-parameter.  From a row's shape expression come the checks, the parameter count and the sizes; `decoder`
+same of a hyper-parameter.  From a row's shape expression come the checks and the sizes; `decoder`
 names the pieces that the runtime builds the model from.  GGUF's names are the canonical ones.
 """
 
@@ -21,6 +21,7 @@ from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.pieces import Pieces, activation
 from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
+from llmconv.convert.tables.scalars import Scalar
 from llmconv.convert.tables.windows import window_keys, windows_config
 from llmconv.errors import Unsupported
 
@@ -35,6 +36,8 @@ class HfName:
     model_type: str
     when: str = ""
     """An expression over the dimensions that picks this name when a config.json is rebuilt from a GGUF alone."""
+    around: bool = False
+    """A multimodal class that is this architecture only where the text model inside is of that type."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Architecture:
     prefixes: what `{p}` may be, the modern one first.
     dropped: regular expressions of HF tensors that are derived data and are left out (rotary tables, causal masks).
     kept: regular expressions of HF tensors that GGUF has no place for (a pooler); they travel in the metadata.
-    constants: keys that are written whatever the configuration says.
+    scalars: numbers that are tensors there and keys in GGUF.
+    constants: keys that are written whatever the configuration says; after a "/" one without the family's name.
     decoder: named pieces for the runtime, see `convert.tables.pieces`.
     reads: settings of a config.json, by spaces, that are computed with and stand in no key or row: what hooks read.
     inert: settings that change nothing in this family (those of any family: `convert.tables.settings`).
@@ -77,6 +81,7 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kept: tuple[str, ...] = ()
+    scalars: tuple[Scalar, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
@@ -85,6 +90,8 @@ class Architecture:
     """(metadata without the architecture's prefix, config, dims): keys that no line of the table can express."""
     rebuild: Callable[[dict[str, Any], Mapping[str, Any], Dims], None] | None = None
     """(config, metadata without the prefix, dims): the way back of `finish`."""
+    renewed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda own: {}
+    """(a GGUF's metadata without the prefix): the keys of an older file as newer ones have them."""
     decoder: Pieces = field(default_factory=Pieces)
     reads: str = ""
     inert: str = ""
@@ -130,6 +137,15 @@ class Architecture:
         """Dimensions by name, from a GGUF's metadata."""
         return dims_of(metadata, self.gguf, self.dims)
 
+    def modern(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """A GGUF's metadata, an older file's as newer ones have it."""
+        start = f"{self.gguf}."
+        own = {k.removeprefix(start): v for k, v in metadata.items() if k.startswith(start)}
+        try:
+            return {**metadata, **{start + k: v for k, v in self.renewed(own).items()}}
+        except (TypeError, ValueError):
+            return dict(metadata)  # whoever reads those keys says what is wrong with them
+
     def slots(self, dims: Mapping[str, Any]) -> Iterator[Slot]:
         """Every row at every layer where it exists, in GGUF's customary order."""
         return slots(self.rows, dims)
@@ -160,7 +176,8 @@ class Architecture:
             self.finish(own, config, dims)
         if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
             window_keys(own, config, self.decoder, source)
-        return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+        named = {k[1:] if k.startswith("/") else f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+        return {"general.architecture": self.gguf} | named
 
     def _check_rope(self, config: Mapping[str, Any], source: str) -> None:
         """`Unsupported` for rotary scaling by a tensor of divisors, in a family that has none."""
@@ -214,14 +231,6 @@ class Architecture:
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
         return out
-
-    def count_parameters(self, metadata: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> int:
-        """Parameters of a model of these dimensions; optional rows count where `config`'s flags say they exist."""
-        total = 0
-        for slot in self.slots(self.dims_of(metadata)):
-            if self.expected(slot.row, config or {}):
-                total += sum(int(np.prod(shape, dtype=np.int64)) for shape in slot.shapes)
-        return total
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head of a model of this configuration is its embedding."""

@@ -10,6 +10,8 @@ OWN = "llmconv."
 LAYOUT = "llmconv.layout"
 """PLAIN where tensors bear nobody's names but their own."""
 PLAIN = "plain"
+OURS = "llmconv"
+"""The `format` of documents of named tensors that are made here."""
 PROVENANCE = "llmconv.provenance"
 TOKENIZER = "llmconv.tokenizer."
 """Switches of a tokenizer that GGUF has no key for."""
@@ -55,6 +57,8 @@ GGUF_SAID = "llmconv.gguf.said"
 """In safetensors: what the folder itself said of those keys by then, as short hashes."""
 GGUF_TENSORS = "llmconv.gguf.tensors"
 """In safetensors: names of tensors that a GGUF had and its architecture's table does not know."""
+GGUF_FUSED = "llmconv.gguf.fused"
+"""In safetensors: names of tensors that a GGUF had in one, and the folder has apart."""
 
 
 def is_plain(metadata: Mapping[str, Any]) -> bool:

@@ -22,6 +22,8 @@ def usual_windows(pieces: Pieces, n_layer: int) -> list[bool]:
     every = pieces.get("window_pattern")
     if every is None:
         return [False] * n_layer
+    if pieces.get("window_first"):
+        return [i % every > 0 for i in range(n_layer)]
     return [not every or i % every < every - 1 for i in range(n_layer)]
 
 

@@ -16,15 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmconv.convert.writing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
 from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.places.remote import RemotePath
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Partial", "fingerprint", "partials"]
+__all__ = ["Partial", "digest", "fingerprint", "partials"]
 
 _EVERY = 2.0  # seconds between flushes to the disk
 _MOST_JOURNAL = 64 << 20
@@ -32,11 +34,28 @@ _HEAD = 1 << 20  # bytes of an input that its fingerprint covers, besides its si
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What an input file is recognised by: name, size, time of change, and a hash of its first megabyte."""
+    """What an input file is recognised by: name, size, time of change and a hash of its first megabyte, or its tag."""
+    if isinstance(path, RemotePath):
+        entry = path.entry
+        return {"name": path.name, "size": entry.size, "tag": entry.tag} if entry else {"name": path.name}
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         head = hashlib.sha256(file.read(_HEAD)).hexdigest()
-    return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "head_sha256": head}
+    return {
+        "name": path.name,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns or status.st_ino,
+        "head_sha256": head,
+    }
+
+
+def digest(file: FilePlan, allow_nonfinite: bool) -> str:
+    """A hash of everything that decides the file's bytes, besides the weights: header, types, importance."""
+    found = hashlib.sha256(file.head + bytes([allow_nonfinite]))
+    for tensor in file.tensors:
+        if tensor.importance is not None:
+            found.update(tensor.importance.tobytes())
+    return found.hexdigest()
 
 
 class Partial(Output):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -15,24 +14,25 @@ from typing import Any
 
 from llmconv import formats
 from llmconv.convert.reading import Reading
-from llmconv.convert.writing import journal, quantized
+from llmconv.convert.writing import quantized
 from llmconv.convert.writing.calibrated import Rounder, calibrated
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.mix import TYPES, Wish, mixed, recipe_text
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
+from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
+from llmconv.formats.places import names as places
 from llmconv.formats.stream import stream
 from llmconv.formats.target import Item, Sink, Target
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import COPY, FileType, file_type
+from llmconv.quant.filetypes import COPY, REPACK, FileType, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import tensor_type_rules
@@ -42,6 +42,9 @@ __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
 StrPath = str | os.PathLike[str]
 INT8 = "INT8"
+_REPACK = ("REPACK", "AUTO")
+FOLDERS = ("W4A16", "MLX")
+"""What becomes a model folder besides INT8: see `writing.four_bits`."""
 _MOST_RULES = 16 << 20
 
 
@@ -70,6 +73,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
+    fallback: str | None = None,
     provenance: bool = False,
     portable: bool = False,
     dry_run: bool = False,
@@ -93,7 +97,9 @@ def quantize(
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`).
+        (`convert.scaled.compressed_tensors`); or W4A16 or MLX: the same in four bits, a GGUF's Q4_0, Q8_0 ... number
+        for number (`writing.four_bits`); or REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest
+        type that says its numbers exactly, its integers and scales carried, and compared after (`writing.repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
         of more of them, separated by spaces or lines.
@@ -113,6 +119,7 @@ def quantize(
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
     keep_split: as many files as the source has.
+    fallback: of REPACK, the block type of matrices that would be in F32 (those that no type says exactly).
     provenance: record the source, its content hash, the type and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
     portable: with no keys of ours, for publishing; a note says what can't come back.
@@ -160,13 +167,21 @@ def quantize(
     started = time.monotonic()
     if calibration is not None:
         _check_calibration(recipe, writing, wanted)
-    as_int8 = any(name.upper() == INT8 for name in wanted)
+    as_repack = any(name.upper() in _REPACK for name in wanted)
+    if as_repack:
+        _check_repack(recipe, writing, wanted)
+    elif fallback is not None:
+        raise UsageError("--fallback is for what REPACK can't say exactly; give -t REPACK, or leave it out")
+    as_folder = any(name.upper() in FOLDERS for name in wanted)
+    as_int8 = as_folder or any(name.upper() == INT8 for name in wanted)
     if layout or config or vocab or pre:
         from llmconv.convert.effects import with_effect  # loads every dialect, 0.3 s that most runs save
 
         src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
     if wish is not None:
         result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
+    elif as_repack:
+        result = _repack(src, dst, reading, writing, by_name(fallback) if fallback else None)
     elif as_int8:
         result = _int8(src, dst, wanted, reading, writing)
     else:
@@ -189,7 +204,7 @@ def _quantize(
         raise UsageError(
             "--provenance certifies the same model in other types; leave it out, or --prune-layers and --lora"
         )
-    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    source = src.source if isinstance(src, Checkpoint) else places.place(src)
     opened = reading.open(src) if set(types) == {COPY} else reading.floats(src)
     canonical = reading.translated(opened, "gguf")
     checkpoint = _runnable(canonical, opened)
@@ -253,7 +268,7 @@ def _mixed(
         raise UsageError("a mix does not go with --resumable, --provenance and --keep-split; leave them out")
     opened = reading.floats(src)
     checkpoint = _runnable(reading.translated(opened, "gguf"), opened)
-    path = targets(src.source if isinstance(src, Checkpoint) else Path(src), dst, [FileType("MIX", 0, "")])[0]
+    path = targets(src.source if isinstance(src, Checkpoint) else places.place(src), dst, [FileType("MIX", 0, "")])[0]
     if not writing.dry_run:
         check_target(path, force=writing.force, inputs=_inputs(opened, checkpoint))
     with about(opened.source):
@@ -278,8 +293,8 @@ def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str]) -
         raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
     if recipe.prune_layers:
         raise UsageError("a model without some of its layers is another than was calibrated; leave --prune-layers out")
-    if any(name.upper() == INT8 for name in types):
-        raise UsageError("INT8 is rounded without a calibration; leave it out, or choose a GGUF type")
+    if any(name.upper() in (INT8, *FOLDERS) for name in types):
+        raise UsageError("INT8, W4A16 and MLX are rounded without a calibration; leave it out, or choose a GGUF type")
     for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
         if given:
             raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
@@ -313,6 +328,8 @@ def _outputs(
         with Outputs(sizes, force=writing.force, inputs=inputs) as together, contextlib.ExitStack() as stack:
             yield [stack.enter_context(together.open(path)) for path in sizes]
         return
+    from llmconv.convert.writing import journal  # hashes, by OpenSSL
+
     identity = {
         "input": [journal.fingerprint(p) for p in inputs if p.is_file()],
         "importance matrix": journal.fingerprint(Path(matrix_file)) if matrix_file else None,
@@ -320,7 +337,7 @@ def _outputs(
     outputs = [
         journal.Partial(
             f.path,
-            identity | {"options": _digest(f, writing.allow_nonfinite)},
+            identity | {"options": journal.digest(f, writing.allow_nonfinite)},
             force=writing.force,
             inputs=inputs,
             size=f.size,
@@ -359,26 +376,96 @@ def _run(plans: Sequence[Plan], outputs: Sequence[Output], where: str, writing: 
     stream(items, jobs=writing.jobs, check=not writing.allow_nonfinite, meter=meter, finished=finished)
 
 
+def _check_repack(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:
+    """What does not go with a repacking, which has no choice."""
+    if len(types) > 1:
+        raise UsageError("REPACK decides every type itself; make other types in a run of their own")
+    given = {
+        "--pure": recipe.pure,
+        "--tensor-type": recipe.tensor_types,
+        "--output-tensor-type": recipe.output_type,
+        "--token-embedding-type": recipe.embedding_type,
+        "--imatrix": recipe.matrix,
+        "--prune-layers": recipe.prune_layers,
+        "--keep-split": recipe.keep_split,
+        "--calibrate": recipe.calibrated,
+        "--override-kv": recipe.overrides,
+        "--provenance": writing.provenance,
+        "--resumable": writing.resumable,
+    }
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag} does not go with REPACK, which carries numbers as they are; leave it out")
+
+
+def _repack(
+    src: StrPath | Checkpoint, dst: StrPath | None, reading: Reading, writing: Writing, fallback: BlockClass | None
+) -> Quantized:
+    """A GGUF that says what the source says; nothing is left where it doesn't."""
+    from llmconv.convert.writing.repack import fallen_back, proof, repacked
+
+    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    opened = reading.open(src)
+    with about(source):
+        found = repacked(opened, lambda c: _runnable(reading.translated(c, "gguf"), c))
+        checkpoint = found.checkpoint.but(*found.notes)
+        if writing.portable:
+            checkpoint = without_own_keys(checkpoint)
+        exact = checkpoint.tensors
+        if fallback is not None:
+            checkpoint = fallen_back(checkpoint, fallback)
+        path = targets(source, dst, [REPACK])[0]
+        plan = make_plan(checkpoint, COPY, path, Recipe())
+    result = quantized.of_plans(source, checkpoint, [dataclasses.replace(plan, file_type=REPACK)], 0.0)
+    if writing.dry_run:
+        return result
+    meter = writing.meter("quantize", sum(t.source.nbytes for t in plan.tensors))
+    with _outputs([plan], _inputs(opened, checkpoint), "", writing) as outputs:
+        _run([plan], outputs, at(source) if source else "", writing, meter)
+        kept = [
+            t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.decoded
+        ]
+        check = writing.meter("verify", sum(t.nbytes for t in kept))
+        compared = 0
+        for tensor in kept:
+            want = found.decoded[tensor.source.name]
+            compared += proof(tensor.source, want, outputs[0].file.fileno(), tensor.offset)
+            check(tensor.nbytes, tensor.name)
+    total = checkpoint.n_elements
+    rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
+    made = dataclasses.replace(result.output, proof=f"{compared:,} weights compared, every one equal{rounded}")
+    log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
+    return dataclasses.replace(result, outputs=(made,), written=True)
+
+
 def _int8(
     src: StrPath | Checkpoint, dst: StrPath | None, types: Sequence[str], reading: Reading, writing: Writing
 ) -> Quantized:
     """The safetensors output: a model folder, or one file where its name says so."""
     if len(types) > 1:
-        raise UsageError("INT8 makes a safetensors model, the other types GGUF; make it in a run of its own")
+        raise UsageError(
+            f"{types[0].upper()} makes a safetensors model, the other types GGUF; make it in a run of its own"
+        )
     for name in ("provenance", "portable"):
         if getattr(writing, name):
-            raise UsageError(f"--{name} is for GGUF, INT8 makes safetensors; leave one of them out")
+            raise UsageError(f"--{name} is for GGUF, {types[0].upper()} makes safetensors; leave one of them out")
     from llmconv.convert.scaled.compressed_tensors import to_int8
     from llmconv.convert.scaled.unpack import unpack
 
+    kind = types[0].upper()
     opened = reading.open(src)
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
-    model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
-    path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(INT8, -1, "")])[0].with_suffix("")
+    if kind == INT8:
+        model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
+    else:
+        from llmconv.convert.writing.four_bits import written
+
+        model = written(floats, kind, lambda c: reading.translated(c, "hf"))
+    path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
-    result = quantized.of_tensors(opened.source, opened, model, INT8, [path])
+    result = quantized.of_tensors(opened.source, opened, model, kind, [path])
     if not container.is_folder(path):
         check_target(path, force=writing.force, size=model.nbytes, inputs=_inputs(opened))
     if writing.dry_run:
@@ -451,12 +538,3 @@ def _require_importance(plans: Sequence[Plan]) -> None:
                 f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
                 "matrix that has them (--imatrix; llmconv imatrix MODEL TEXT makes one), or choose a larger type"
             )
-
-
-def _digest(file: FilePlan, allow_nonfinite: bool) -> str:
-    """A hash of everything that decides the file's bytes, besides the weights: header, types, importance."""
-    digest = hashlib.sha256(file.head + bytes([allow_nonfinite]))
-    for tensor in file.tensors:
-        if tensor.importance is not None:
-            digest.update(tensor.importance.tobytes())
-    return digest.hexdigest()

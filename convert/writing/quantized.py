@@ -40,7 +40,7 @@ class QuantizedFile(Shown):
     """One output.
 
     type: the file type's name.  paths: its files.  size: their exact bytes, header and padding included.
-    bits_per_weight: of the tensors' data.  warnings: sentences.
+    bits_per_weight: of the tensors' data.  warnings: sentences.  proof: what a repacking compared, in words, or "".
     """
 
     type: str
@@ -49,6 +49,7 @@ class QuantizedFile(Shown):
     tensors: tuple[QuantizedTensor, ...]
     bits_per_weight: float
     warnings: tuple[str, ...]
+    proof: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from llmconv.convert.vocab.side_files import CUT, WHOLE
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
+from llmconv.formats.places import names as places
 
 __all__ = ["is_vocab_only", "write"]
 
@@ -59,7 +60,7 @@ def _metadata(source: Path, gguf: Checkpoint | None, found: vocab.Vocab) -> tupl
         return {k: v for k, v in gguf.metadata.items() if not _of_vocabulary(k)}, []
     folder = source if source.is_dir() else source.parent
     config = folder / "config.json"
-    out: dict[str, Any] = {"general.architecture": "", "general.type": "model", "general.name": folder.resolve().name}
+    out: dict[str, Any] = {"general.architecture": "", "general.type": "model", "general.name": places.called(folder)}
     checkpoint = Checkpoint(files={"config.json": config} if config.is_file() else {}, source=folder)
     settings = read_config(checkpoint)
     arch = archs.by_hf(settings) if settings else None

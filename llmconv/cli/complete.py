@@ -24,7 +24,9 @@ def _starting(names: Iterable[str], begun: str, files: bool = False) -> _Items:
 def types(ctx: click.Context, param: click.Parameter, incomplete: str) -> _Items:
     from llmconv.quant.filetypes import FILE_TYPES
 
-    return _starting([*FILE_TYPES, "COPY", "INT8"], incomplete, files=isinstance(param, click.Argument))
+    return _starting(
+        [*FILE_TYPES, "COPY", "INT8", "MLX", "REPACK", "W4A16"], incomplete, files=isinstance(param, click.Argument)
+    )
 
 
 def presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> _Items:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize", "warmup"]
 
+_NO_FILE_TYPES = ("INT8", "W4A16", "MLX", "REPACK", "AUTO")
+
 
 class _WithTypes(click.Command):
     """A command whose help ends with the file types."""
@@ -47,6 +49,9 @@ class _WithTypes(click.Command):
         rows += [
             ("COPY", "only metadata and order change"),
             ("INT8", "safetensors for transformers and vLLM, not GGUF"),
+            ("W4A16", "4 bits for transformers and vLLM; a GGUF's Q4_0 and Q8_0 number for number"),
+            ("MLX", "4 bits for MLX; a GGUF's Q4_0, Q4_1, Q8_0 number for number"),
+            ("REPACK, AUTO", "of a quantized folder, each layer's smallest type that says its numbers exactly"),
         ]
         with formatter.section("Types"):
             formatter.write_dl(rows)
@@ -109,6 +114,7 @@ class _WithTypes(click.Command):
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already; loses quality.")
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave out layers; the others move up.")
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata: int, float, bool, str.")
+@click.option("--fallback", metavar="TYPE", help="Of REPACK: block type of matrices that no type says exactly.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
@@ -150,6 +156,7 @@ def quantize(
       llmconv quantize model.gguf -t Q4_K_M --calibrate text.txt
       llmconv quantize model.gguf --target-size 3.4G --calibrate text.txt --save-recipe mix.txt
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
+      llmconv quantize awq-folder/ -t REPACK --dry-run
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
     output, types = _as_llama_quantize(rest, output, types, options)
@@ -199,7 +206,7 @@ def _as_llama_quantize(
     if len(words) > 1 and words[-1].isdecimal() and options["jobs"] is None and not types:
         options["jobs"] = int(words.pop()) or None
     if words and not types and options["target_size"] is options["bpw"] is options["target_kld"] is None:
-        file_type(words[-1], bool(options["pure"])) if words[-1].upper() != "INT8" else None
+        file_type(words[-1], bool(options["pure"])) if words[-1].upper() not in _NO_FILE_TYPES else None
         types = (words.pop(),)
     if words and output is None:
         output = Path(words.pop())
@@ -237,6 +244,7 @@ def _report(result: Quantized, made: QuantizedFile, verbose: bool) -> None:
         notes([example + (f" (and {count - 1} more)" if count > 1 else "")])
     names = ", ".join(str(path) for path in made.paths)
     end = f"{result.seconds:.1f} s" if result.written else "nothing was written"
+    end = f"{made.proof}, {end}" if made.proof else end
     say(f"{names}: {made.type}, {made.size:,} bytes, {made.bits_per_weight:.2f} bits a weight, {end}")
     losses = [(t.loss_before, t.loss_after) for t in made.tensors if t.loss_before is not None]
     if losses:

@@ -30,9 +30,19 @@ def test_table_is_sound(arch: Architecture) -> None:
 def test_found_by_every_name(arch: Architecture) -> None:
     assert archs.by_gguf(arch.gguf) is arch
     for name in arch.hf:
-        assert archs.by_hf({"architectures": [name.cls], "model_type": "?"}) is arch
+        inside = {"text_config": {"model_type": name.model_type}} if name.around else {}
+        assert archs.by_hf({"architectures": [name.cls], "model_type": "?"} | inside) is arch
         assert archs.by_hf({"model_type": name.model_type}) is arch
     assert archs.by_hf({"architectures": "LlamaForCausalLM"}) is None
+
+
+@pytest.mark.parametrize("arch", archs.all(), ids=lambda a: a.gguf)
+def test_a_name_loads_few_files(arch: Architecture) -> None:
+    """By each of its names a table is found among few others: without loading all."""
+    for name in {arch.gguf, *(n for known in arch.hf for n in (known.cls, known.model_type))}:
+        found = list(archs._own(name))
+        assert arch in found or name == ""
+        assert len(found) < 16, f"{name!r} is mentioned by many files"
 
 
 @pytest.mark.parametrize("arch", archs.all(), ids=lambda a: a.gguf)
@@ -59,6 +69,7 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
         "qwen2moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},  # layers without experts
         "qwen3moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "qwen3vlmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
+        "openelm": {"output"},
         "lfm2moe": {"output"},  # an untied head, which llama.cpp loads all the same
         "rnd1": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "bailingmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
@@ -116,4 +127,5 @@ def test_parameters_are_counted(name: str) -> None:
     assert arch is not None
     metadata = arch.metadata(normalized(config))
     metadata.setdefault(f"{arch.gguf}.vocab_size", np.uint32(config["vocab_size"]))
-    assert arch.count_parameters(metadata, config) == expected
+    there = (slot for slot in arch.slots(arch.dims_of(metadata)) if arch.expected(slot.row, config))
+    assert sum(int(np.prod(shape, dtype=np.int64)) for slot in there for shape in slot.shapes) == expected

@@ -1,0 +1,308 @@
+"""Codes and scales carried into GGUF's block types, where a type says the same numbers: nothing is decoded or rounded.
+
+| type | what it can say | where scales stand for |
+|---|---|---|
+| TQ2_0 | integers -1 … 1, one scale | whole blocks of 256 |
+| Q4_0, Q5_0, Q8_0 | integers -8 … 7, -16 … 15, -128 … 127, one scale | whole blocks of 32 |
+| Q4_1, Q5_1 | 0 … 15, 0 … 31, a scale and a sum | whole blocks of 32 |
+| MXFP4 | E2M1, a power of two | blocks of 32 |
+| NVFP4 | E2M1, an E4M3 | blocks of 16 |
+
+Scales and sums must be float16 numbers.  An integer is a code less its zero point, so that asymmetric codes of four
+bits go into five.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.four_bit_floats import E2M1
+from llmconv.convert.scaled.grid import Grid
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import block
+from llmconv.quant.block import Bytes
+
+__all__ = ["WIDER", "Carried", "carried"]
+
+WIDER = ("TQ2_0", "Q4_0", "Q5_0", "Q8_0")
+"""Types of integers under a scale, each of which says all that the ones before it say."""
+_RANGES = {"TQ2_0": (-1, 1, 256), "Q4_0": (-8, 7, 32), "Q5_0": (-16, 15, 32), "Q8_0": (-128, 127, 32)}
+_SLAB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A weight in a block type that says the same numbers.
+
+    type: the smallest such type.   alike: those of `WIDER` that say them too, where the type is one of these.
+    factor: a float32 that GGUF keeps beside the weight; None where there is none.
+    """
+
+    coded: Coded
+    type: BlockClass
+    alike: tuple[str, ...] = ()
+    factor: NDArray[np.float32] | None = None
+
+    def tensor(self, kind: BlockClass | None = None) -> Tensor:
+        """The weight in its type, or in another one of `alike`."""
+        kind = kind or self.type
+        return Tensor(self.coded.weight, self.coded.shape, kind, _PACKERS[kind.name](self.coded, kind))
+
+    def floats(self) -> Tensor:
+        """What the bytes decode to: the weight without the factor beside it."""
+        return dataclasses.replace(self.coded, factor=None, divisor=None).floats()
+
+
+def carried(coded: Coded) -> Carried | str:
+    """The weight in the smallest type that says it, or why there is none, in a few words.  Its scales are read."""
+    scale = coded.scale
+    k = coded.shape[-1]
+    if not isinstance(scale, Grid) or coded.after is not None:
+        return "scales of another kind than GGUF's"
+    if scale.order is not None:
+        return "columns out of their groups' order (act-order)"
+    if scale.columns < k and k % scale.columns:
+        return f"groups of {scale.columns} in rows of {k}"
+    if coded.table is not None:
+        return _floats(coded, scale)
+    if coded.factor is not None or coded.divisor is not None:
+        return "a factor over its scales"
+    if not _all(scale, _is_half):
+        return "scales that float16 can't say"
+    whole = scale.columns if scale.columns < k else k
+    if coded.bias is not None:
+        return _affine(coded, whole)
+    if not isinstance(coded.zero, int) and not (isinstance(coded.zero, Grid) and _all(coded.zero, _is_integer)):
+        return "zero points that are no integers"
+    return _integers(coded, whole)
+
+
+def _integers(coded: Coded, whole: int) -> Carried | str:
+    """Integers under a scale; `whole`: columns that share it."""
+    low, high = _bounds(coded)
+    if not any(lo <= low and high <= hi and whole % span == 0 for lo, hi, span in _RANGES.values() if hi < 100):
+        low, high = _extremes(coded)
+    fitting = tuple(n for n, (lo, hi, span) in _RANGES.items() if lo <= low and high <= hi and whole % span == 0)
+    if not fitting:
+        return f"groups of {whole}" if whole % 32 else f"integers from {low} to {high}"
+    return Carried(coded, block.by_name(fitting[0]), fitting)
+
+
+def _affine(coded: Coded, whole: int) -> Carried | str:
+    """code * scale + bias: where all biases are whole numbers of scales, integers under a scale."""
+    bias = coded.bias
+    assert isinstance(coded.scale, Grid)
+    if not isinstance(bias, Grid) or (bias.rows, bias.columns, bias.stacked) != (
+        coded.scale.rows, coded.scale.columns, coded.scale.stacked
+    ):  # fmt: skip
+        return "biases that lie otherwise than the scales"
+    zero = _zeros_of(coded.scale, bias, (coded.high + 1) // 2)
+    if zero is not None:
+        found = _integers(dataclasses.replace(coded, zero=zero, bias=None), whole)
+        if not isinstance(found, str) and (found.type.name != "Q8_0" or coded.high > 31):
+            return found
+    if whole % 32 or coded.high > 31 or not _all(bias, _is_half):
+        return "biases beside codes of more than 5 bits" if coded.high > 31 else "biases that float16 can't say"
+    return Carried(coded, block.by_name("Q4_1" if coded.high < 16 else "Q5_1"))
+
+
+def _floats(coded: Coded, scale: Grid) -> Carried | str:
+    """Floats of four bits."""
+    if coded.table is not E2M1 or scale.rows != 1:
+        return "floats of eight bits" if coded.table is not E2M1 else "scales over rows"
+    factor = coded.factor if coded.divisor is None else np.float32(1) / coded.divisor
+    if scale.columns == 32 and factor is None and _all(scale, _is_power):
+        return Carried(coded, block.by_name("MXFP4"))
+    if scale.columns == 16 and coded.shape[-1] % 64 == 0 and _all(scale, _is_e4m3):
+        return Carried(coded, block.by_name("NVFP4"), factor=None if factor is None else np.asarray(factor))
+    return "groups or scales that MXFP4 and NVFP4 can't say"
+
+
+# What numbers are.
+
+
+def _slabs(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _SLAB // max(1, width))
+    return ((start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _all(grid: Grid, test: Callable[[NDArray[np.float32]], Any]) -> bool:
+    """Whether all numbers pass."""
+    tensor = grid.values
+    return all(test(tensor.rows(*slab).astype(np.float32)).all() for slab in _slabs(tensor.n_rows, tensor.row_len))
+
+
+def _is_half(x: NDArray[np.float32]) -> Any:
+    with np.errstate(over="ignore"):
+        return np.isfinite(x) & (x.astype(np.float16).astype(np.float32) == x)
+
+
+def _is_integer(x: NDArray[np.float32]) -> Any:
+    return (np.abs(x) < 1 << 15) & (np.rint(x) == x)
+
+
+def _is_power(x: NDArray[np.float32]) -> Any:
+    return np.isfinite(x) & (np.frexp(x)[0] == 0.5)
+
+
+def _is_e4m3(x: NDArray[np.float32]) -> Any:
+    with np.errstate(over="ignore"):
+        return ~np.signbit(x) & (x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) == x)
+
+
+def _bounds(coded: Coded) -> tuple[int, int]:
+    """The least and the largest integer that there could be, by the zero points alone."""
+    if isinstance(coded.zero, int):
+        return coded.low - coded.zero, coded.high - coded.zero
+    assert isinstance(coded.zero, Grid)
+    tensor = coded.zero.values
+    ends = [(rows.min(), rows.max()) for rows in (tensor.rows(*s) for s in _slabs(tensor.n_rows, tensor.row_len))]
+    return coded.low - int(max(high for _, high in ends)), coded.high - int(min(low for low, _ in ends))
+
+
+def _extremes(coded: Coded) -> tuple[int, int]:
+    """The least and the largest integer that there is."""
+    rows, k = coded.shape[0] if len(coded.shape) == 2 else int(np.prod(coded.shape[:-1])), coded.shape[-1]
+    ends = [(part.min(), part.max()) for part in (_numbers(coded, *slab) for slab in _slabs(rows, k))]
+    return int(min(low for low, _ in ends)), int(max(high for _, high in ends))
+
+
+def _zeros_of(scale: Grid, bias: Grid, middle: int) -> Grid | None:
+    """The zero points that say the same as these biases; None where some don't."""
+
+    def zeros(start: int, stop: int) -> NDArray[np.float32]:
+        s, b = (g.values.rows(start, stop).astype(np.float32) for g in (scale, bias))
+        with np.errstate(all="ignore"):
+            whole: NDArray[np.float32] = np.nan_to_num(np.rint(-b / s), nan=middle, posinf=1e9, neginf=1e9)
+        return whole  # the middle where all weights of a group are 0, whatever their codes
+
+    tensor = scale.values
+    for slab in _slabs(tensor.n_rows, tensor.row_len):
+        found = zeros(*slab)
+        s, b = (g.values.rows(*slab).astype(np.float32) for g in (scale, bias))
+        if np.abs(found).max(initial=0) > 128 or (found * s != -b).any():
+            return None
+    lazy = Tensor(tensor.name, tensor.shape, block.by_name("F32"), lambda a, b: zeros(a, b).view(np.uint8))
+    return dataclasses.replace(scale, values=lazy)
+
+
+# Bytes of blocks.
+
+
+def _numbers(coded: Coded, start: int, stop: int) -> NDArray[np.int16]:
+    """The integers, codes less zero points."""
+    codes = coded.codes(start, stop).astype(np.int16)
+    if isinstance(coded.zero, int):
+        return codes - np.int16(coded.zero)
+    assert isinstance(coded.zero, Grid)
+    return codes - coded.zero.for_rows(start, stop).astype(np.int16)
+
+
+def _shared(grid: Grid, start: int, stop: int, span: int) -> NDArray[np.float32]:
+    """A number for each block of `span` columns: (rows, blocks)."""
+    own = grid.by_group(start, stop)
+    blocks = grid.k // span
+    return np.broadcast_to(own, (len(own), blocks)) if own.shape[1] == 1 else np.repeat(own, grid.columns // span, 1)
+
+
+def _filled(
+    kind: BlockClass, fill: Callable[[NDArray[np.void], int, int], None], shape: tuple[int, ...]
+) -> Callable[[int, int], Bytes]:
+    """Rows of blocks, whose fields `fill` writes."""
+    blocks = shape[-1] // kind.block_size
+
+    def read(start: int, stop: int) -> Bytes:
+        out = np.empty((stop - start, blocks), kind.layout)
+        fill(out, start, stop)
+        return out.view(np.uint8).reshape(stop - start, blocks * kind.layout.itemsize)
+
+    return read
+
+
+def _halves(q: NDArray[np.uint8], span: int = 32) -> NDArray[np.uint8]:
+    """(rows, k) numbers of four bits -> (rows, blocks, span / 2): number j low, number j + span / 2 high."""
+    pairs = q.reshape(len(q), q.shape[1] // span, 2, span // 2)
+    return pairs[:, :, 0] | pairs[:, :, 1] << np.uint8(4)
+
+
+def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    """Q4_0, Q5_0, Q4_1, Q5_1."""
+    affine, wide = kind.name.endswith("1"), kind.name.startswith("Q5")
+    offset = 0 if affine else 16 if wide else 8
+    scale, bias = coded.scale, coded.bias
+    assert isinstance(scale, Grid)
+
+    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
+        q = (_numbers(coded, start, stop) + np.int16(offset)).astype(np.uint8)
+        out["d"] = _shared(scale, start, stop, 32)
+        if affine:
+            assert isinstance(bias, Grid)
+            out["m"] = _shared(bias, start, stop, 32)
+        out["qs"] = _halves(q & np.uint8(15))
+        if wide:
+            out["qh"] = np.packbits(q.reshape(len(q), q.shape[1] // 32, 32) >> 4, axis=-1, bitorder="little")
+
+    return _filled(kind, fill, coded.shape)
+
+
+def _bytes(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    """Q8_0."""
+    scale = coded.scale
+    assert isinstance(scale, Grid)
+
+    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
+        out["d"] = _shared(scale, start, stop, 32)
+        out["qs"] = _numbers(coded, start, stop).astype(np.int8).reshape(*out.shape, 32)
+
+    return _filled(kind, fill, coded.shape)
+
+
+def _ternary(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    """TQ2_0."""
+    scale = coded.scale
+    assert isinstance(scale, Grid)
+
+    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
+        out["d"] = _shared(scale, start, stop, 256)
+        q = (_numbers(coded, start, stop) + np.int16(1)).astype(np.uint8).reshape(*out.shape, 2, 4, 32)
+        parts = q[..., 0, :] | q[..., 1, :] << 2 | q[..., 2, :] << 4 | q[..., 3, :] << 6
+        out["qs"] = parts.reshape(*out.shape, 64)
+
+    return _filled(kind, fill, coded.shape)
+
+
+def _mxfp4(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    scale = coded.scale
+    assert isinstance(scale, Grid)
+
+    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
+        out["e"] = np.frexp(_shared(scale, start, stop, 32))[1] + 126
+        out["qs"] = _halves(coded.codes(start, stop))
+
+    return _filled(kind, fill, coded.shape)
+
+
+def _nvfp4(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    scale = coded.scale
+    assert isinstance(scale, Grid)
+
+    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
+        small = _shared(scale, start, stop, 16).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        out["d"] = small.reshape(*out.shape, 4)
+        out["qs"] = _halves(coded.codes(start, stop), 16).reshape(*out.shape, 4, 8)
+
+    return _filled(kind, fill, coded.shape)
+
+
+_PACKERS = {
+    "TQ2_0": _ternary, "Q4_0": _quants, "Q5_0": _quants, "Q4_1": _quants, "Q5_1": _quants, "Q8_0": _bytes,
+    "MXFP4": _mxfp4, "NVFP4": _nvfp4,
+}  # fmt: skip

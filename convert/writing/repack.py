@@ -1,0 +1,156 @@
+"""`-t REPACK`: a quantized model folder into a GGUF, every layer in the smallest type that says its numbers exactly.
+
+Codes and scales are carried (`scaled.exact`); layers that no type says are read as F32, or become the fallback type.
+Every repacking ends with a proof: what the written bytes decode to is compared with the source, weight by weight.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.exact import WIDER, Carried, carried
+from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.tables.storage import stays_f32
+from llmconv.errors import LlmconvError, Unsupported, cut
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import block, plain
+
+__all__ = ["Repacked", "fallen_back", "proof", "repacked"]
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_SLAB = 1 << 20
+
+
+@dataclass
+class Repacked:
+    """A model with its layers in block types, and what it takes to prove that they say the same.
+
+    checkpoint: in GGUF's dialect.   decoded: the same tensors in F32, read from the source by the way of its scales.
+    reasons: why layers are not carried, and how many for each.
+    """
+
+    checkpoint: Checkpoint
+    decoded: Mapping[str, Tensor]
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"no type says {n} weights exactly, they are read as F32: {why}" for why, n in self.reasons.items()]
+
+
+def repacked(opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint]) -> Repacked:
+    """The model in GGUF's dialect, its stored layers carried where a type says them.   Scales are read, codes lazily.
+
+    to_gguf: translates a checkpoint, as the caller wishes it to be read.
+    """
+    found: dict[str, Carried | str] = {}
+
+    def look(coded: Coded) -> Tensor:
+        found[coded.weight] = carried(coded)
+        return coded.floats()
+
+    floats = unpack(opened, look)
+    types = _together(found)
+    made, decoded, factors = dict(floats.tensors), dict(floats.tensors), dict(floats.tensors)
+    for name, kind in types.items():
+        layer = found[name]
+        assert isinstance(layer, Carried)
+        made[name], decoded[name] = layer.tensor(kind), layer.floats()
+        factors[name] = _constant(decoded[name], np.float32(1) if layer.factor is None else layer.factor)
+    reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
+    if mixed := len(found) - len(types) - reasons.total():
+        reasons["experts of a layer in different types"] = mixed
+    notes = [note for note in floats.notes if note in opened.notes or not found]
+    out = to_gguf(floats.but(tensors=made, notes=notes))
+    beside = to_gguf(floats.but(tensors=decoded)).tensors
+    if any(isinstance(layer, Carried) and layer.factor is not None for layer in found.values()):
+        _add_factors(out, to_gguf(floats.but(tensors=factors)).tensors)
+    return Repacked(out, {name: beside[name] for name in out.tensors if name in beside}, reasons)
+
+
+def _together(found: Mapping[str, Carried | str]) -> dict[str, BlockClass]:
+    """The type of each layer that is carried; experts that GGUF stacks get one that says all of them."""
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        groups.setdefault(_EXPERT.sub(".experts.*.", name), []).append(name)
+    types: dict[str, BlockClass] = {}
+    for names in groups.values():
+        layers = [layer for layer in map(found.__getitem__, names) if isinstance(layer, Carried)]
+        if len(layers) < len(names):
+            continue
+        common = [kind for kind in WIDER if all(kind in layer.alike for layer in layers)]
+        kinds = {layer.type for layer in layers}
+        if common or len(kinds) == 1:
+            types |= dict.fromkeys(names, block.by_name(common[0]) if common else kinds.pop())
+    return types
+
+
+def _constant(like: Tensor, value: NDArray[np.float32] | np.float32) -> Tensor:
+    """A tensor of that shape, all of one number."""
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return np.full((stop - start, like.row_len), value, np.float32).view(np.uint8)
+
+    return Tensor(like.name, like.shape, plain.F32, read)
+
+
+def _add_factors(out: Checkpoint, constants: Mapping[str, Tensor]) -> None:
+    """Put beside each NVFP4 weight the factor that it has, which came the same way as the weight.
+
+    Raises `Unsupported` where a matrix was joined of several with different ones.
+    """
+    for name, tensor in list(out.tensors.items()):
+        if tensor.type.name != "NVFP4":
+            continue
+        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        each = tensor.n_rows // matrices
+        factors = np.empty(matrices, np.float32)
+        for i in range(matrices):
+            column = constants[name].rows(i * each, (i + 1) * each)[:, 0]
+            if (column != column[0]).any():
+                raise Unsupported(
+                    f"{out.where}: tensor {cut(name)} is joined of several whose global scales differ, which NVFP4 "
+                    "can't say in a GGUF; quantize to another type instead of REPACK"
+                )
+            factors[i] = column[0]
+        if (factors != 1).any():
+            out.add(Tensor.from_array(name.removesuffix(".weight") + ".scale", factors))
+
+
+def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
+    """The checkpoint in GGUF's dialect, its matrices in F32 rounded to a type, or F16 where their rows don't fit."""
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in tensors.items():
+        if tensor.type is plain.F32 and not stays_f32(tensor):
+            tensors[name] = tensor.astype(kind if tensor.row_len % kind.block_size == 0 else plain.F16)
+    return checkpoint.but(tensors=tensors)
+
+
+def proof(tensor: Tensor, want: Tensor, descriptor: int, offset: int) -> int:
+    """Compare a tensor, as it was written at an offset of a file, with what it should decode to; the weights compared.
+
+    Raises `LlmconvError` at the first that differs.
+    """
+    row, kind = tensor.row_bytes, tensor.type
+    step = max(1, _SLAB // max(1, tensor.row_len))
+    for start in range(0, tensor.n_rows, step):
+        stop = min(tensor.n_rows, start + step)
+        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, offset + start * row), np.uint8)
+        got = kind.decode(raw.reshape(stop - start, row))
+        expected = want.rows(start, stop)
+        if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
+            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
+            raise LlmconvError(
+                f"tensor {cut(tensor.name)}: weight {start * tensor.row_len + at} reads {got.reshape(-1)[at]} from the "
+                f"written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was written, report this as a bug"
+            )
+    return tensor.n_elements
