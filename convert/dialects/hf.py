@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, vocab
+from llmconv.convert import archs, cards, vocab
 from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.contradictions import contradictions
@@ -78,9 +78,11 @@ def to_gguf(
     out.tensors = unfolded(out.tensors, where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    out.metadata = _general(checkpoint, out) | metadata | pooled
-    if "general.name" in out.metadata:
-        out.metadata[own_keys.NAME] = out.metadata["general.name"]
+    general, said = _general(checkpoint, config, out)
+    notes += said
+    out.metadata = general | metadata | pooled
+    if folder := _folder_name(checkpoint):
+        out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
     out.metadata |= _own_keys(arch, tensors, names, taken)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
@@ -196,6 +198,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out.files |= pooled
     notes += said
     again = _as_edited(arch, metadata, out, notes)
+    if own_keys.CONFIG not in metadata:  # else the folder comes back as it was
+        out.files |= cards.files_of(metadata, out.files)
+    if again:
+        folder = metadata.get(own_keys.NAME)
+        folder = folder if isinstance(folder, str) else None
+        again |= cards.keys_of(out, read_config(out), folder, checkpoint.n_elements)[0]
     lost, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= lost
     out.notes += [*notes, *said]
@@ -333,8 +341,8 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
     return notes
 
 
-def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
-    """The general keys: name, type and what most weights are stored in."""
+def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """The general keys: type, what most weights are stored in, what card and name say; and notes."""
     sizes: Counter[str] = Counter()
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
@@ -344,15 +352,20 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     count = experts[0].shape[0] if experts else 0
     if count:  # "8x7B": as large as the model with one of its experts
         total -= sum(t.n_elements for t in experts) * (count - 1) // count
-    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
-    if source.source is not None:
-        general["general.name"] = (
-            source.source.resolve().stem if source.source.is_file() else source.source.resolve().name
-        )
-    general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
+    about, notes = cards.keys_of(source, config, _folder_name(source), out.n_elements)
+    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"} | about
+    general.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
     general["general.file_type"] = np.uint32(number_of(main) or 0)
     general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
-    return general
+    return general, notes
+
+
+def _folder_name(folder: Checkpoint) -> str | None:
+    """The name of a model's folder, or of its lone file."""
+    if folder.source is None:
+        return None
+    path = folder.source.resolve()
+    return path.stem if path.is_file() else path.name
 
 
 def _rounded(count: int) -> str:
