@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         calibrate as calibrate,
     )
     from llmconv.runtime.calibrate.imatrix import ImportanceMatrix as ImportanceMatrix, imatrix as imatrix
+    from llmconv.runtime.embed import embed as embed
     from llmconv.runtime.generate import generate as generate
     from llmconv.runtime.load import load as load
     from llmconv.runtime.measure.compare import compare as compare
@@ -95,6 +96,7 @@ _PUBLIC: dict[str, str] = {
     "load": "llmconv.runtime.load",
     "perplexity": "llmconv.runtime.measure.perplexity",
     "compare": "llmconv.runtime.measure.compare",
+    "embed": "llmconv.runtime.embed",
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
     "Text": "llmconv.runtime.measure.texts",

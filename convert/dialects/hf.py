@@ -406,7 +406,7 @@ def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], w
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
     stored, number = tensors[slot.gguf[0]].type, 0
     for i, form in enumerate(slot.row.forms):
-        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
+        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors or (form.without and form.without not in tensors):
             number = i
         elif number == i and form.stored_as not in (None, stored):
             number = min(i + 1, len(slot.row.forms) - 1)
@@ -444,7 +444,7 @@ def _rebuilt(
     arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
 ) -> bytes:
     """A config.json for a GGUF that was not made from one by us."""
-    config = arch.config(checkpoint.metadata)
+    config = arch.config(checkpoint.metadata, checkpoint.tensors)
     config["vocab_size"] = dims["n_vocab"]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     for table_row in arch.rows:
@@ -463,5 +463,6 @@ def _rebuilt(
     config["torch_dtype"] = torch_names.get(sizes.most_common(1)[0][0] if sizes else "F32", "float32")
     for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        config[f"{name}_token_id"] = None if value is None else int(value)
+        if value is not None or f"{name}_token_id" not in config:
+            config[f"{name}_token_id"] = None if value is None else int(value)
     return json.dumps(config, indent=2).encode() + b"\n"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.loader import Loader
@@ -160,7 +161,8 @@ class Architecture:
             self.finish(own, config, dims)
         if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
             window_keys(own, config, self.decoder, source)
-        return {"general.architecture": self.gguf} | {f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+        named = {k if k.startswith(own_keys.OWN) else f"{self.gguf}.{k}": v for k, v in own.items()}
+        return {"general.architecture": self.gguf} | {k: v for k, v in named.items() if v is not None}
 
     def _check_rope(self, config: Mapping[str, Any], source: str) -> None:
         """`Unsupported` for rotary scaling by a tensor of divisors, in a family that has none."""
@@ -186,9 +188,13 @@ class Architecture:
             if value is not None and key.values is None and not isinstance(value, np.ndarray | list | tuple):
                 dataclasses.replace(key, kind=key.kind.replace("2s", "2")).typed(value, f"key {name!r}")
 
-    def config(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """GGUF keys -> a config.json for transformers, as far as the keys go."""
+    def config(self, metadata: Mapping[str, Any], tensors: Container[str] | None = None) -> dict[str, Any]:
+        """GGUF keys -> a config.json for transformers, as far as the keys go.
+
+        tensors: names of those that there are; a class may be told by one that is not.
+        """
         dims = at_layer(self.dims_of(metadata), 0)
+        dims |= {without(r.gguf[0]): 1 for r in self.rows if tensors is not None and r.gguf[0] not in tensors}
         name = next((n for n in self.hf if n.when and evaluate(n.when, dims)), self.hf[0])
         out: dict[str, Any] = {"architectures": [name.cls], "model_type": name.model_type}
         own = Settings({"rope.freq_base": np.float32(10000.0)})  # what its absence means in llama.cpp
@@ -239,6 +245,11 @@ class Architecture:
         found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
         value = given == "true" if found is None else bool(found)
         return not value if flag.startswith("!") else value
+
+
+def without(name: str) -> str:
+    """What conditions of an `HfName` call the absence of a tensor: "cls.weight" is `without_cls`."""
+    return "without_" + name.removesuffix(".weight").replace(".", "_")
 
 
 def _merged(old: Any, new: Any, name: Callable[[Any], Any], drop: set[str]) -> Any:

@@ -5,12 +5,13 @@ From a GGUF's keys come the dimensions (`DIMS`), over which shapes and condition
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.ops import evaluate
 from llmconv.errors import BadFile, cut
 
@@ -154,7 +155,10 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_conv", "shortconv.l_cache", "0"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
+    ("n_skip", own_keys.SKIPPED, "0"),
 )
+LABELS = "classifier.output_labels"
+"""What the numbers that a classifier gives are called; their count is the dimension n_cls."""
 
 
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
@@ -167,7 +171,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
     """
     out: dict[str, Any] = {}
     for name, key, default in DIMS:
-        value = metadata.get(f"{arch}.{key}")
+        value = metadata.get(key if key.startswith(own_keys.OWN) else f"{arch}.{key}")
         if value is None:
             default = (extra or {}).get(name, default)
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
@@ -177,6 +181,8 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             out[name] = [whole(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+    labels = metadata.get(f"{arch}.{LABELS}", ())
+    out["n_cls"] = len(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else 0
     for name, expression in (extra or {}).items():
         if name in out:
             continue

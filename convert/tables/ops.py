@@ -38,6 +38,7 @@ __all__ = [
     "Split",
     "Stack",
     "SwapRows",
+    "Tail",
     "Transpose",
     "evaluate",
     "rope_halves",
@@ -112,7 +113,7 @@ class Op:
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         raise NotImplementedError
 
-    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[Any] | None:
         """A record of the values that undoing would not give back; None when it gives all."""
         return None
 
@@ -408,7 +409,7 @@ class Shift(Op):
         by = np.float32(self.by)
         return tuple(p.map(lambda rows: rows.astype(np.float32) - by, plain.F32) for p in parts)
 
-    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[np.uint32] | None:
         """(n, 2) flattened: index and original bits of every value that `undo`, rounded, would not give back."""
         values, by = tensor.numpy().reshape(-1), np.float32(self.by)
         if values.dtype.itemsize > 4:
@@ -434,6 +435,45 @@ class Shift(Op):
             return out
 
         return tensor.map(patch, tensor.type)
+
+
+@dataclass(frozen=True)
+class Tail(Op):
+    """All rows but the first ones, which no token uses (RoBERTa's positions before the first).
+
+    What those hold is `lost`, and put back from the record; without one they are zeros.
+    """
+
+    exact = False
+    skip: Size = 0
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        n = evaluate(self.skip, dims)
+        return tuple(_take(p, n, p.n_rows - n, (p.shape[0] - n, *p.shape[1:])) if n else p for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        n = evaluate(self.skip, dims)
+        return tuple(self._after(p, np.zeros((n, p.row_bytes), np.uint8)) if n else p for p in parts)
+
+    @staticmethod
+    def _after(tensor: Tensor, first: Bytes) -> Tensor:
+        """The tensor with rows before its own."""
+        head = dataclasses.replace(
+            tensor, shape=(len(first), *tensor.shape[1:]), read=lambda a, b: first[a:b], extent=None
+        )
+        return _join((head, tensor), (tensor.shape[0] + len(first), *tensor.shape[1:])).renamed(tensor.name)
+
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[np.uint8] | None:
+        """The bytes of the rows that are left out, unless all are zero."""
+        found = tensor.blocks(0, min(evaluate(self.skip, dims), tensor.n_rows))
+        return np.ascontiguousarray(found).reshape(-1) if found.any() else None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+        n = tensor.n_rows - moved.n_rows
+        if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != n * tensor.row_bytes:
+            return tensor
+        rest = _take(tensor, n, moved.n_rows, moved.shape)
+        return self._after(rest, record.reshape(n, -1))
 
 
 @dataclass(frozen=True)

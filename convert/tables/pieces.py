@@ -36,6 +36,8 @@ class Pieces(TypedDict, total=False):
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
+    window_first_full: bool  # the layer without a window is the first of every n, not the last (ModernBERT)
+    window_both_sides: bool  # the file counts a window's tokens on both sides together
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"

@@ -56,6 +56,17 @@ _LATENT = SMALL | {
 }
 
 
+_PADDED = _NO_GROUPS | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
+_DISTIL = {"vocab_size": 96, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
+_MODERN = _NO_GROUPS | {
+    "num_hidden_layers": 4,
+    "local_attention": 8,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "mask_token_id": 3,
+}
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A family's variant: transformers' model type, configuration, and the GGUF architecture it must become."""
@@ -331,17 +342,42 @@ MODELS: dict[str, Tiny] = {
     ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
+    "bert-classifier": Tiny("bert", "bert", _NO_GROUPS | {"num_labels": 3}, "float16", "SequenceClassification"),
+    "roberta": Tiny("roberta", "bert", _PADDED, task="Model"),
+    "xlm-roberta-reranker": Tiny("xlm-roberta", "bert", _PADDED | {"num_labels": 1}, task="SequenceClassification"),
+    "camembert": Tiny("camembert", "bert", _PADDED, "bfloat16", "Model"),
+    "distilbert": Tiny("distilbert", "bert", _DISTIL, task="Model"),
+    "distilbert-classifier": Tiny("distilbert", "bert", _DISTIL | {"num_labels": 3}, task="SequenceClassification"),
+    "modernbert": Tiny("modernbert", "modern-bert", _MODERN, task="Model"),
+    "modernbert-reranker": Tiny(
+        "modernbert",
+        "modern-bert",
+        _MODERN | {"num_labels": 1, "global_attn_every_n_layers": 2, "classifier_pooling": "mean"},
+        task="SequenceClassification",
+    ),
+    "eurobert": Tiny("eurobert", "eurobert", SMALL | {"mask_token_id": 3}, "bfloat16", "Model"),
+    "nomic-bert": Tiny("nomic_bert", "nomic-bert", _NO_GROUPS | {"max_position_embeddings": 2048}, task="Model"),
+    "embeddinggemma": Tiny(
+        "gemma3_text",
+        "gemma-embedding",
+        SMALL | {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32, "use_bidirectional_attention": True},
+        "bfloat16",
+        "Model",
+    ),
 }
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Any:
-    """Make the model, with every parameter random (norms and biases too), save it to `folder`, and give it back."""
+def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+    """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
+
+    changes: to its configuration.
+    """
     import torch
     import transformers
 
     tiny = MODELS[name]
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config)
+    config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
     auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
     model = auto.from_config(config).to(getattr(torch, tiny.dtype))
     with torch.no_grad():
