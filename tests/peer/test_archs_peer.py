@@ -84,6 +84,14 @@ PATCHES: dict[str, dict[str, Any]] = {
     "modernbert": {"layer_norm_eps": 1e-5},
     "modernbert-reranker": {"layer_norm_eps": 1e-5},
     "eurobert": {"classifier_pooling": None},
+    "nomic-bert-published": {  # recent releases of transformers add their own names with their own defaults
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        "head_dim": 16,
+    },
 }
 
 # Keys that only we write, by architecture; docs/architectures.md says why.
@@ -109,6 +117,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
     "bert": {"token_type_count"},
+    "nomic-bert": {"token_type_count", "attention.key_length", "attention.value_length"},
 }
 
 DRIVER = """

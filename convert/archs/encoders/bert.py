@@ -38,6 +38,21 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own["context_length"] = np.uint32(dims["n_ctx"] - padding - 1)
 
 
+_DISTIL = {
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+}
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    rebuild(config, own, dims)
+    if config["model_type"] == "distilbert":
+        for name, theirs in _DISTIL.items():
+            config[theirs] = config.pop(name)
+
+
 def _linear(gguf: str, bert: str, distil: str, shape: str) -> tuple[Row, Row]:
     at = ("{p}encoder.layer.{i}.", "{p}transformer.layer.{i}.")
     return _both(gguf + ".weight", at[0] + bert + ".weight", at[1] + distil + ".weight", shape), _both(
@@ -105,7 +120,7 @@ BERT = Architecture(
     ),
     tied=True,
     finish=_finish,
-    rebuild=rebuild,
+    rebuild=_rebuild,
     decoder={"positions": "learned", "causal": False, "activation": "gelu"},
     fixed={
         "is_decoder": False,

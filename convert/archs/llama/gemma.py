@@ -175,8 +175,7 @@ GEMMA3 = GEMMA.variant(
 
 def _finish_embedding(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _finish3(own, config, dims)
-    own["attention.causal"] = not config.get("use_bidirectional_attention", False)
-    if own["attention.causal"]:
+    if not config.get("use_bidirectional_attention", False):
         raise Unsupported(
             "config.json: a Gemma 3 that looks back alone, and has no head; name its class Gemma3ForCausalLM to convert"
         )
