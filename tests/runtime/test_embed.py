@@ -10,62 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 from commands import run
+from tiny_encoders import QUERY, TEXTS, folder_of, unigram, wordpiece
 
 import llmconv
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-TEXTS = ["the llama is an animal", "a file format", "the format of a file is the format", "animal"]
-QUERY = "what is the llama"
-WORDS = [*TEXTS, QUERY, "some more words that a vocabulary may be made of, and letters: abcdefghijklmnopqrstuvwxyz"]
-
-
-def wordpiece() -> Any:
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = (
-        tokenizers.normalizers.BertNormalizer(),
-        tokenizers.pre_tokenizers.BertPreTokenizer(),
-    )
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    made.train_from_iterator(WORDS, tokenizers.trainers.WordPieceTrainer(vocab_size=96, special_tokens=special))
-    made.decoder = tokenizers.decoders.WordPiece()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return made
-
-
-def unigram() -> Any:
-    made = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    made.pre_tokenizer, made.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = tokenizers.trainers.UnigramTrainer(vocab_size=96, special_tokens=special, unk_token="<unk>")
-    made.train_from_iterator(WORDS, trainer)
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return made
-
-
-NAMES = {
-    wordpiece: {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"},
-    unigram: {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>",
-              "unk_token": "<unk>", "mask_token": "<mask>"},
-}  # fmt: skip
-
-
-def folder_of(path: Path, name: str, tokenizer: Any, **changes: Any) -> tuple[Any, Any]:
-    """A folder with a tiny model and a vocabulary; (the model in float32, its tokenizer)."""
-    made = tokenizer()
-    built = tiny_models.build(name, path, vocab_size=made.get_vocab_size(), **changes)
-    made.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps(NAMES[tokenizer]))
-    return type(built).from_pretrained(path, dtype=torch.float32).eval(), made
 
 
 def modules(path: Path, pooling: dict[str, Any], dense: tuple[int, ...] = (), normalize: bool = True) -> list[Any]:
