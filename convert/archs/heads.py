@@ -25,7 +25,7 @@ CLASSIFIER = tuple(
             "{p}" + f"pooler.dense.{part}",
             shape,
             when="n_cls",
-            optional=True,
+            optional=lambda config: True,
             alt=(Form((f"classifier.dense.{part}",)), Form((f"pre_classifier.{part}",), without=_DISTIL)),
         ),
         row(
@@ -33,12 +33,12 @@ CLASSIFIER = tuple(
             f"classifier.{part}",
             out,
             when="n_cls",
-            optional=True,
+            optional=lambda config: True,
             alt=(Form((f"classifier.out_proj.{part}",)),),
         ),
     )
 )
-"""Rows of BERT's, RoBERTa's and DistilBERT's heads."""
+"""Rows of BERT's, RoBERTa's and DistilBERT's heads; a GGUF of somebody else's may have but the projection."""
 
 
 def labels(own: dict[str, Any], config: Mapping[str, Any]) -> None:

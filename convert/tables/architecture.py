@@ -194,7 +194,8 @@ class Architecture:
         tensors: names of those that there are; a class may be told by one that is not.
         """
         dims = at_layer(self.dims_of(metadata), 0)
-        dims |= {without(r.gguf[0]): 1 for r in self.rows if tensors is not None and r.gguf[0] not in tensors}
+        names = (r.gguf[0].replace("{i}", str(i)) for r in self.rows for i in (0, 1) if tensors is not None)
+        dims |= {without(name): 1 for name in names if tensors is not None and name not in tensors}
         name = next((n for n in self.hf if n.when and evaluate(n.when, dims)), self.hf[0])
         out: dict[str, Any] = {"architectures": [name.cls], "model_type": name.model_type}
         own = Settings({"rope.freq_base": np.float32(10000.0)})  # what its absence means in llama.cpp

@@ -330,6 +330,8 @@ def _pieces(arch: str, where: str) -> Pieces:
             f"{at(where)}: architecture {arch!r} has no decoder here, so it can't be run; convert it, or run it with "
             "another program"
         )
+    if why := table.decoder.get("not_run"):
+        raise Unsupported(f"{at(where)}: a {arch} model is not run here: {why}; convert it, or run it with llama.cpp")
     return table.decoder
 
 

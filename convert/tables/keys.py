@@ -156,6 +156,8 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
     ("n_skip", own_keys.SKIPPED, "0"),
+    ("n_decoder", "decoder_block_count", "n_layer"),
+    ("n_buckets", "attention.relative_buckets_count", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""

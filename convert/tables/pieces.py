@@ -11,6 +11,7 @@ __all__ = ["Pieces", "activation", "head_norm"]
 class Pieces(TypedDict, total=False):
     """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
 
+    not_run: str  # why the runtime does not run it
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000

@@ -58,6 +58,8 @@ _LATENT = SMALL | {
 
 _PADDED = _NO_GROUPS | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
 _DISTIL = {"vocab_size": 96, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
+_T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+       "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
 _MODERN = _NO_GROUPS | {
     "num_hidden_layers": 4,
     "local_attention": 8,
@@ -357,6 +359,12 @@ MODELS: dict[str, Tiny] = {
     ),
     "eurobert": Tiny("eurobert", "eurobert", SMALL | {"mask_token_id": 3}, "bfloat16", "Model"),
     "nomic-bert": Tiny("nomic_bert", "nomic-bert", _NO_GROUPS | {"max_position_embeddings": 2048}, task="Model"),
+    "t5": Tiny("t5", "t5", _T5, task="Seq2SeqLM"),
+    "t5-gated-untied": Tiny(
+        "mt5", "t5", _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, "bfloat16", "Seq2SeqLM"
+    ),
+    "umt5": Tiny("umt5", "t5", _T5 | {"feed_forward_proj": "gated-gelu", "num_decoder_layers": 1}, task="Seq2SeqLM"),
+    "t5-encoder": Tiny("t5", "t5encoder", _T5 | {"feed_forward_proj": "gated-gelu"}, task="TextEncoding"),
     "embeddinggemma": Tiny(
         "gemma3_text",
         "gemma-embedding",

@@ -53,7 +53,7 @@ def assert_same(a: Checkpoint, b: Checkpoint) -> None:
 def logits(model: Any) -> Any:
     ids = torch.arange(2, 26).reshape(2, 12) % 96  # none is for padding
     with torch.no_grad():
-        out = model(ids)
+        out = model(ids, decoder_input_ids=ids) if hasattr(model, "decoder") else model(ids)
     return out.logits if hasattr(out, "logits") else out.last_hidden_state
 
 
