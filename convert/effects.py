@@ -40,7 +40,7 @@ def check_options(checkpoint: Checkpoint, to: str, options: Mapping[str, Any]) -
     """`UsageError` for an option that has no effect on a source when `to` is written."""
     source, dialect, layout = checkpoint.format, checkpoint.dialect, options.get("layout")
     document = dialect == "json" or is_training_file(checkpoint)
-    to_document = containers.by_name(to).dialect == "json"
+    to_document = containers.by_name(to).dialect in ("json", "program")
     what = {"gguf": "a GGUF", "hf": "a Hugging Face model", "plain": "a file of tensors"}.get(dialect, source)
     for name in ("config", "vocab"):
         takes = document or (name == "vocab" and (dialect == "hf" or source in LAYERED))

@@ -48,9 +48,12 @@ class Reading:
 
     def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The same for who changes the weights: those that are stored with scales as what they stand for."""
+        checkpoint = self.open(source)
+        if checkpoint.dialect == "gguf":  # whose block types hold their scales
+            return checkpoint
         from llmconv.convert.scaled.unpack import unpack
 
-        return unpack(self.open(source))
+        return unpack(checkpoint)
 
     def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
         """The checkpoint in another dialect."""
@@ -70,6 +73,8 @@ class Reading:
 
     def named(self, checkpoint: Checkpoint, dialect: str) -> Checkpoint:
         """The checkpoint in the dialect of a container: under its own names in "hf" where no table knows it."""
+        if dialect == "program":
+            return self._program(checkpoint)
         if dialect != "hf":
             return self.translated(checkpoint, dialect)
         if checkpoint.dialect == "hf" or (checkpoint.dialect == "plain" and self.own_names(checkpoint)):
@@ -80,6 +85,25 @@ class Reading:
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
         plain = not known or own_keys.is_plain(checkpoint.metadata) or own_keys.LAYERS in checkpoint.metadata
         return self.translated(checkpoint, "plain" if plain else "hf")
+
+    def _program(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint as a training program's file: as it was, as a document of a layout, or names and tensors."""
+        if self.layout in (None, "plain") and checkpoint.dialect == "plain":
+            return checkpoint
+        if checkpoint.dialect == "json":
+            return (
+                checkpoint
+                if self.layout in (None, "plain")
+                else self.translated(self.translated(checkpoint, "gguf"), "json")
+            )
+        made = self.translated(checkpoint, "gguf")
+        document = self.layout not in (None, "plain") or own_keys.JSON_LAYOUT in made.metadata
+        if document:
+            return self.translated(made, "json")
+        named = self.named(made, "hf")
+        if named.dialect == "hf" or own_keys.GGUF_METADATA in named.metadata:
+            named.notes.append("such a file takes names and tensors alone: settings and vocabulary are left out")
+        return named
 
 
 def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:

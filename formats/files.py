@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import secrets
 import shutil
 import signal
 import stat
@@ -151,7 +149,7 @@ class Output:
         self.force = force
         check_target(self.path, force=force, size=size, inputs=inputs)
         self._name = _temporary_name(self.path.name)
-        self.temporary = self.path.with_name(f"{PREFIX}{self._name}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        self.temporary = self.path.with_name(f"{PREFIX}{self._name}-{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}")
         self._stop = _Stoppable()
         self.file: BinaryIO
 
@@ -396,7 +394,11 @@ def flush_folder(folder: Path) -> None:
 def _temporary_name(name: str) -> str:
     """What stands for the target in its temporary's name: short enough for every file system."""
     raw = os.fsencode(name)
-    return name if len(raw) <= 150 else hashlib.sha256(raw).hexdigest()[:32]
+    if len(raw) <= 150:
+        return name
+    import hashlib  # loads OpenSSL
+
+    return hashlib.sha256(raw).hexdigest()[:32]
 
 
 def _clear_orphans(folder: Path, name: str) -> None:

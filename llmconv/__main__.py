@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import Any
@@ -18,9 +19,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # of a shell's background job
             signal.signal(number, _stop)
+    gc.set_threshold(10_000)  # a start makes objects by the ten thousand and no garbage; looking costs a tenth of it
     from llmconv.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()  # nor is there any to look for at the end, where the interpreter looks several times
 
 
 if __name__ == "__main__":

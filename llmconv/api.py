@@ -140,6 +140,8 @@ def _save(
     started = time.monotonic()
     if writing.portable and container.dialect != "gguf":
         raise UsageError(f"--portable has no effect on {container.name}: it is for GGUF; leave it out")
+    if writing.provenance and container.dialect == "program":
+        raise UsageError(f"--provenance has no effect on {container.name}: it has no place for one; leave it out")
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
@@ -277,8 +279,8 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
 
 
 _ONLY_READ = (
-    *(".bin", ".pt", ".pth", ".txt", ".ggml"),
-    *(".npy", ".npz", ".pkl", ".pickle", ".h5", ".hdf5", ".keras", ".onnx"),
+    *(".bin", ".txt", ".ggml"),
+    *(".npy", ".h5", ".hdf5", ".keras", ".onnx"),
 )
 """Endings of files that nobody means as the name of a folder."""
 

@@ -11,7 +11,6 @@ However long the names in a file are, a message stays short (`llmconv.wording`).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -240,6 +239,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _near(name: str, known: Iterable[str], most: int) -> list[str]:
+    import difflib  # for mistakes alone
+
     names = {k.lower(): k for k in known}
     return [names[n] for n in difflib.get_close_matches(name[:100].lower(), names, most)]
 

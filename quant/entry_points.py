@@ -47,10 +47,18 @@ class Registry(Generic[T]):
     """Things of a kind by name.
 
     group: of the entry points.   own: gives this package's, asked once.   name: a thing's name.
+    some: given names, all of this package's that bear one of them; asked until `own` was.
     """
 
-    def __init__(self, group: str, kind: type[T], own: Callable[[], Iterable[T]], name: Callable[[T], str]):
-        self.group, self.kind, self._own, self._name = group, kind, own, name
+    def __init__(
+        self,
+        group: str,
+        kind: type[T],
+        own: Callable[[], Iterable[T]],
+        name: Callable[[T], str],
+        some: Callable[..., Iterable[T]] | None = None,
+    ):
+        self.group, self.kind, self._own, self._name, self._some = group, kind, own, name, some
         self._known: dict[str, T] | None = None
         self._loaded = False
 
@@ -85,12 +93,19 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T | None:
         """The thing of that name; other packages are asked only when nothing here has it."""
-        return self.known().get(name) or self.all().get(name)
+        return self.first(lambda thing: self._name(thing) == name, name)
 
-    def first(self, fits: Callable[[T], bool]) -> T | None:
-        """The first that fits; other packages are asked only when nothing here does."""
+    def first(self, fits: Callable[[T], bool], *names: Any) -> T | None:
+        """The first that fits; other packages are asked only when nothing here does.
+
+        names: one of which it must bear to fit, where that is known.
+        """
+        if names and self._some is not None and self._known is None:
+            found = next(filter(fits, self._some(*names)), None)
+            if found is not None:
+                return found
         for things in (self.known, self.all):
-            found = next((thing for thing in list(things().values()) if fits(thing)), None)
+            found = next(filter(fits, list(things().values())), None)
             if found is not None:
                 return found
         return None

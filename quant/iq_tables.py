@@ -7,9 +7,9 @@ IQ3, 0 … 7 in each.  A point is also a number, with the levels two (IQ3: three
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import itertools
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ class _Codebook(NamedTuple):
 
 @functools.cache
 def _codebooks() -> dict[str, _Codebook]:
-    text = importlib.resources.files("llmconv.quant").joinpath("codebooks.txt").read_text("ascii")
+    text = Path(__file__).with_name("codebooks.txt").read_text("ascii")
     found: dict[str, tuple[str, list[str]]] = {}
     for line in text.splitlines():
         if line.startswith("#"):

@@ -15,7 +15,7 @@ from llmconv.convert.tables.recurrent import GATES, Recurrent
 from llmconv.errors import UsageError
 from llmconv.quant.block import BlockType
 from llmconv.runtime.cache import Cache
-from llmconv.runtime.linear import Linear
+from llmconv.runtime.linear import Embedding, Linear
 from llmconv.runtime.model import Model
 from llmconv.runtime.pieces import Types
 
@@ -34,6 +34,12 @@ class State(Cache):
             raise UsageError("a recurrent model keeps no earlier states, so it can't go back in a text")
 
 
+def _stored(types: Types, name: str) -> tuple[type[BlockType] | None, torch.dtype]:
+    """How a weight is stored: blocks of a type, or plain numbers."""
+    stored = types.get(name, torch.float32)
+    return (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
+
+
 class Cell(nn.Module):
     """One layer: `rnn_x` on what it is given, `rnn_h` on its own last output."""
 
@@ -46,16 +52,20 @@ class Cell(nn.Module):
         for name in ("rnn_x", "rnn_h"):
             full = f"blk.{index}.{name}"
             shape, bias = decoder.shapes.get(f"{full}.weight"), decoder.shapes.get(f"{full}.bias")
-            stored = types.get(f"{full}.weight", torch.float32)
-            kind: type[BlockType] | None = None if isinstance(stored, torch.dtype) else stored
-            dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+            kind, dtype = _stored(types, f"{full}.weight")
             self.register_module(name, Linear(shape, kind, bias, dtype) if shape is not None else None)
+        self.register_module("rnn_start", None)
+        if (shape := decoder.shapes.get(f"blk.{index}.rnn_start.weight")) is not None:
+            kind, dtype = _stored(types, f"blk.{index}.rnn_start.weight")
+            self.rnn_start = Embedding(shape, kind, None, dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None, state: tuple[Tensor, Tensor] | None) -> Any:
         """x: (B, T, width) -> (B, T, dim), and the state after it.   mask: (B, T), False at padding."""
         given = x if self.rnn_x is None else self.rnn_x(x)
-        zero = given.new_zeros(x.shape[0], self.dim)
-        state = (zero, zero) if state is None else state
+        if state is None:
+            zero = given.new_zeros(x.shape[0], self.dim)
+            first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+            state = (zero if self.rnn_start is None else self.rnn_start(first, x.dtype), zero)
         out = []
         for t in range(x.shape[1]):
             new = self.step(given[:, t], *state)

@@ -1,13 +1,15 @@
 """Architectures: one declarative table per model family, a file each, found by being here.
 
-Another package adds its own by `register`, or by an entry point of the group `llmconv.architectures`.
+A file is imported when a name is asked for that its text mentions, or when all are listed: a model needs one table, and
+all of them take longer than many a conversion.  Another package adds its own by `register`, or by an entry point of the
+group `llmconv.architectures`.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
@@ -16,14 +18,17 @@ from llmconv.quant.entry_points import Registry
 __all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
 
 
-def _own() -> Iterator[Architecture]:
-    """The tables of every module in a folder below this package: a family is added by adding its file."""
-    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
-        if not module.ispkg and module.name.removeprefix(f"{__name__}.").count("."):
-            yield from importlib.import_module(module.name).ARCHITECTURES
+def _own(*names: Any) -> Iterator[Architecture]:
+    """The tables of every file in a folder below this one, or of those that mention one of the names, in quotes."""
+    for path in sorted(Path(__file__).parent.glob("*/[!_]*.py")):
+        if names:
+            text = path.read_text("utf-8")
+            if not any(f'"{name}"' in text for name in names):
+                continue
+        yield from importlib.import_module(f"{__name__}.{path.parent.name}.{path.stem}").ARCHITECTURES
 
 
-_REGISTRY = Registry("llmconv.architectures", Architecture, _own, lambda table: table.gguf)
+_REGISTRY = Registry("llmconv.architectures", Architecture, _own, lambda table: table.gguf, some=_own)
 register, unregister = _REGISTRY.register, _REGISTRY.unregister
 
 
@@ -41,11 +46,11 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture of a Hugging Face config.json: by class name, else by model type; None when unknown."""
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():
-        found = _REGISTRY.first(lambda table: any(name.cls == wanted for name in table.hf))  # noqa: B023
+        found = _REGISTRY.first(lambda table: any(name.cls == wanted for name in table.hf), wanted)  # noqa: B023
         if found is not None:
             return found
     types = [config.get("model_type")]
     for inner in ("text_config", "llm_config"):
         if isinstance(config.get(inner), Mapping):
             types.append(config[inner].get("model_type"))
-    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf))
+    return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf), *types)

@@ -204,7 +204,8 @@ def count_nextn(own: dict[str, Any]) -> None:
 def uncount_nextn(config: dict[str, Any], dims: Dims) -> None:
     """The way back of `count_nextn`."""
     config["num_hidden_layers"] = dims["n_layer"] - dims["n_nextn"]
-    config["num_nextn_predict_layers"] = dims["n_nextn"]
+    if dims["n_nextn"]:
+        config["num_nextn_predict_layers"] = dims["n_nextn"]
 
 
 def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:

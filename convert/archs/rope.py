@@ -61,13 +61,22 @@ def _read_rope_freqs(values: Any, config: dict[str, Any]) -> None:
     def fits(original: int) -> bool:
         return bool(np.allclose(_llama3(factor, 1.0, 4.0, original, base, 2 * values.size), values, rtol=1e-5))
 
+    likely = (8192, *(1 << k for k in range(5, 21)), *_originals(values, factor, base))
     config["rope_scaling"] = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": next((n for n in (8192, *(1 << k for k in range(5, 21))) if fits(n)), 8192),
+        "original_max_position_embeddings": next((n for n in likely if fits(n)), 8192),
     }
+
+
+def _originals(values: Any, factor: float, base: float) -> list[int]:
+    """The original contexts of which divisors between 1 and the factor speak, by `_llama3` turned around."""
+    between = np.flatnonzero((values > 1.001) & (values < factor * 0.999))
+    waves = 2 * math.pi * base ** (between / values.size)
+    smooth = (1 / values[between] - 1 / factor) / (1 - 1 / factor) if factor != 1 else values[between]
+    return [round(float(n)) for n in waves * (smooth * (4.0 - 1.0) + 1.0) if 1 <= n < 1 << 31]
 
 
 ROPE_FREQS = Made("rope_freqs.weight", _make_rope_freqs, _read_rope_freqs)

@@ -30,18 +30,22 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     """Notes about a GGUF made from a model of this (normalized) configuration."""
     if not arch.loader.exists:
         return []
-    dims = at_layer(arch.dims_of(checkpoint.metadata), 0)
+    of_all = arch.dims_of(checkpoint.metadata)
+    dims = at_layer(of_all, 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
     if f"{arch.gguf}.moe_layers" in checkpoint.metadata:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
         notes.append(f"llama.cpp has no place for {refused[0]}{more(refused)}, so it will not load this file")
-    if missing := arch.loader.missing(checkpoint.tensors, dims):
+    if missing := arch.loader.missing(checkpoint.tensors, of_all):
         notes.append(f"llama.cpp needs {missing[0]}{more(missing)}, so it will not load this file")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
     pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
-    if PATTERN in arch.loader.unread and pattern is not None and not np.any(pattern):
+    lacking = arch.loader.nowhere(checkpoint.tensors)
+    notes += [f"no layer has {what}, without which llama.cpp will stop" for what in lacking]
+    always = arch.loader.always_windows or PATTERN in arch.loader.unread
+    if always and pattern is not None and not np.any(pattern):
         notes.append("no layer has a window, for which this family's code in llama.cpp is not made: it will stop")
     rope = config.get("rope") or {}
     if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:

@@ -19,26 +19,26 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import layouts, vocab as vocabularies
-from llmconv.convert.dialects import named_tensors
-from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout, Words, look, look_loosely
+from llmconv.convert.dialects import layered, named_tensors
+from llmconv.convert.dialects.word_lists import listed_words, text_of, tree_of
+from llmconv.convert.layouts import masks, torch_rnn
+from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.looks import broken
+from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, forward, prefix_of
 from llmconv.convert.vocab.model import same_value
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, at, cut as cut_short, more
-from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Ref, Slot, dumps, inline, join, loads, replace_slots, slots
-from llmconv.formats.documents.json_scan import COMPACT, Style, Text, parse
-from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.documents.json_scan import COMPACT, Style
+from llmconv.formats.foreign.trees import JSON_PLACES
 from llmconv.formats.tensor import Tensor, folded
 from llmconv.quant import plain
 
-__all__ = ["from_gguf", "listed_words", "to_gguf", "tree_of"]
+__all__ = ["from_gguf", "to_gguf"]
 
 DOCUMENT, LAYOUT, STYLE = own_keys.JSON_DOCUMENT, own_keys.JSON_LAYOUT, own_keys.JSON_STYLE
 TOKENS = "tokenizer.ggml.tokens"
@@ -62,6 +62,8 @@ def to_gguf(
     configuration, weights and vocabulary contradict each other.
     """
     where = checkpoint.where
+    if layout is None and (listed := _listed_layers(checkpoint)) is not None:
+        return layered.adopt(_plain(checkpoint, layouts.PLAIN, where), checkpoint, *listed, vocab)
     table = _choose(checkpoint, layout, where)
     if table is None:
         made = _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
@@ -109,6 +111,23 @@ def to_gguf(
     out.metadata |= {own_keys.JSON_CONFIG + path.name: text for path, _, text in beside}
     out.notes += notes
     return out
+
+
+def _listed_layers(checkpoint: Checkpoint) -> tuple[Model, Any] | None:
+    """The model that a state dict of PyTorch's recurrent layers makes, and the document; None for any other."""
+    document = checkpoint.metadata["document"]
+    paths = {_NAME.sub("", path).replace('"]', ""): path for path in checkpoint.tensors}
+    if len(paths) < len(checkpoint.tensors) or not any("weight_hh_l0" in name for name in paths):
+        return None
+    model = torch_rnn.described(checkpoint.but(tensors={n: checkpoint.tensors[p] for n, p in paths.items()}))
+    if model is None or model.lacks or layouts.recognise(document, checkpoint.tensors) is not None:
+        return None
+    model.moves = [Move(tuple(paths[name] for name in move.names), move.to, move.how) for move in model.moves]
+    return model, document
+
+
+_NAME = re.compile(r'^.*\["|^(?:(?:state_dict|model_state_dict|weights|params|model|state)\.)+')
+"""What stands before a weight's own name in its path."""
 
 
 def _refuse_nulls(checkpoint: Checkpoint, table: Layout, where: str) -> None:
@@ -286,25 +305,7 @@ def _beside(
                 if path.is_file() and path != source:
                     paths.append(path)
                     break
-    return [(path, tree_of(path), _text(path)) for path in dict.fromkeys(paths)]
-
-
-def tree_of(path: Path) -> Any:
-    """The tree of a small JSON file; `BadFile` when it is too big, or none."""
-    tree, _ = parse(Text.of(_text(path).encode()), path)
-    document, tensors = cut(tree, path)
-    return replace_slots(document, lambda slot: inline(slot, tensors[slot.name]))
-
-
-def _text(path: Path) -> str:
-    if regular_size(path) > limits.SIDE_FILE_BYTES:
-        raise BadFile(f"{at(path)}: is too big for a configuration, expected at most {limits.SIDE_FILE_BYTES:,} bytes")
-    with open_regular(path) as file:
-        raw = file.read()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadFile(f"{at(path)}: is not valid UTF-8 at byte {error.start}; save it as UTF-8") from None
+    return [(path, tree_of(path), text_of(path)) for path in dict.fromkeys(paths)]
 
 
 def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple[list[str] | None, tuple[int, str]]:
@@ -314,61 +315,6 @@ def _words(documents: list[tuple[str, Any]], table: Layout, count: int) -> tuple
     if words is not None and len(words) + len(table.words.extra) == count:
         words += table.words.extra
     return words, place
-
-
-def listed_words(documents: list[tuple[str, Any]], known: Words) -> tuple[list[str] | None, tuple[int, str]]:
-    """The vocabulary that the documents list, the first of which is the model, and where: (which document, path)."""
-    before = known.before
-    for k, (where, document) in enumerate(documents):
-        if k and isinstance(document, list) and all(isinstance(w, str) for w in document):
-            return [*before, *document], (k, "")
-        paths = {path: look(document, path) for path in known.paths}
-        if all(found is None for found in paths.values()):
-            paths = {path: look_loosely(document, path) for path in known.paths}
-        for path, found in paths.items():
-            if isinstance(found, list):
-                found = _pairs(found)
-            if isinstance(found, dict) and found:
-                found = _from_map(found, f"{where}: {path}")
-            if isinstance(found, str) and not known.separator:
-                found = list(found)
-            if isinstance(found, list) and found:
-                for i, word in enumerate(found):
-                    if not isinstance(word, str):
-                        why = "expected a text; write the vocabulary as a list or as a map of texts and numbers"
-                        raise BadFile(f"{where}: {path}[{i}] is {str(word)[:40]!r}, {why}")
-                return [*before, *found], (k, path)
-        if k and isinstance(document, dict) and document and _numbers_all(list(document.values())):
-            return [*before, *(_from_map(document, where) or ())], (k, "")
-    return None, (0, "")
-
-
-def _pairs(listed: list[Any]) -> list[Any] | dict[str, Any]:
-    """[token, number] pairs, either way round, and {"id": number, "token": token} objects, as a map of them."""
-    rows = [tuple(row.values()) if isinstance(row, dict) else row for row in listed]
-    if not rows or not all(isinstance(row, list | tuple) and len(row) == 2 for row in rows):
-        return listed
-    turned = {str(a): b for b, a in rows} if all(type(row[0]) is int for row in rows) else {str(a): b for a, b in rows}
-    return turned if len(turned) == len(rows) else listed
-
-
-def _numbers_all(values: list[Any]) -> bool:
-    """Whether the values are the numbers from 0 on, each once."""
-    return all(type(v) is int for v in values) and set(values) == set(range(len(values)))
-
-
-def _from_map(found: dict[str, Any], where: str) -> list[Any] | None:
-    """Words in order, from {word: index} or {"index": word}."""
-    n = len(found)
-    if all(type(v) is int for v in found.values()):
-        words = {index: word for word, index in found.items()}
-    elif all(key.isdecimal() for key in found):
-        words = {int(key): word for key, word in found.items()}
-    else:
-        return None
-    if set(words) != set(range(n)):
-        raise BadFile(f"{where} does not number its {n} words from 0 to {n - 1}; expected each number once")
-    return [words[i] for i in range(n)]
 
 
 def _check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int], where: str) -> None:
@@ -460,7 +406,8 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     if isinstance(kept_as, str) and (layout is None or layout == kept_as):
         document = _kept(metadata, where)
         if kept_as == layouts.PLAIN:
-            return _result(checkpoint, document, {t.name: t for t in checkpoint.tensors.values()})
+            own = layered.undone(checkpoint) if own_keys.LAYERS in metadata else checkpoint.tensors
+            return _result(checkpoint, document, own)
         if kept_as == layouts.NAMED:
             return _result(checkpoint, document, named_tensors.from_gguf(checkpoint, document))
         made = _fill(checkpoint, layouts.by_name(kept_as), document, where)
@@ -552,6 +499,8 @@ def _result(
     if style is None:
         style = _kept_style(checkpoint.metadata, where)
     metadata = {"document": document, "style": style}
+    if JSON_PLACES in checkpoint.metadata:
+        metadata[JSON_PLACES] = checkpoint.metadata[JSON_PLACES]
     return checkpoint.derived("json", tensors=found, metadata=metadata)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, cards, vocab
-from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, own_names, pooling, strangers
+from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, fused, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
@@ -28,7 +28,7 @@ from llmconv.convert.tables.config import Settings, normalized, read_config, tex
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, more
+from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -75,7 +75,7 @@ def to_gguf(
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
     notes += _left_out(where, arch, [original[name] for name in extra], strict)
-    out.tensors = unfolded(out.tensors, where)
+    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
     general, said = _general(checkpoint, config, out)
@@ -164,11 +164,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
 
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
-    metadata, where = checkpoint.metadata, checkpoint.where
-    name = metadata.get("general.architecture")
+    where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
-    if arch is None or own_keys.is_plain(metadata):
+    if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
+    checkpoint = checkpoint.but(metadata=arch.modern(checkpoint.metadata))
+    metadata = checkpoint.metadata
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
@@ -191,8 +192,9 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     others = [n for n in strange if n not in extra]
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
-    notes += strangers.keep_list(out.metadata, others)
+    notes += [*strangers.keep_list(out.metadata, others), *fused.keep_list(out.metadata, given.fused)]
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
+    _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
@@ -210,12 +212,30 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     return out
 
 
+def _check_made(arch: Architecture, checkpoint: Checkpoint, out: Checkpoint, dims: Mapping[str, Any]) -> None:
+    """`BadFile` for a tensor that a folder's configuration has to say, and none does."""
+    made = [made for made in arch.made if made.gguf in checkpoint.tensors]
+    config = normalized(read_config(out)) if made else {}
+    for each in made:
+        values, here = checkpoint.tensors[each.gguf].numpy(), at_layer(dims, 0)
+        if values.shape != (here["n_rot"] // 2,):
+            raise WrongShape(checkpoint.where, each.gguf, values.shape, (here["n_rot"] // 2,), "by its keys")
+        with usable(config, f"{checkpoint.where}: config.json"):
+            said = each.make(config, here)
+        if said is None or np.shape(said) != values.shape or not np.allclose(said, values, rtol=1e-4):
+            raise BadFile(
+                f"{checkpoint.where}: tensor {each.gguf!r} has values that no config.json of a {arch.gguf} model says; "
+                "a GGUF keeps them, a model folder has no place for them"
+            )
+
+
 @dataclass
 class _Given:
-    """What a table's rows gave of a GGUF: which tensors they took, the rows that are there, and how many tensors
-    were decoded from one type and rounded to another."""
+    """What a table's rows gave of a GGUF: which tensors they took, and which of these they took apart, the rows that
+    are there, and how many tensors were decoded from one type and rounded to another."""
 
     used: set[str]
+    fused: list[str] = field(default_factory=list)
     rows: set[str] = field(default_factory=set)
     rounded: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -226,27 +246,30 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
     dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     forms = carried.kept_json(metadata, own_keys.FORMS, where)
     original = disguise.kept_names(metadata, where)
-    tensors = folded(checkpoint.tensors, where)
+    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where), where)
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
             f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
         )
-    given = _Given({made.gguf for made in arch.made})
+    given = _Given({*(made.gguf for made in arch.made), *split}, split)
     for moved in backward(
         arch.slots(dims),
         tensors,
         Told(where, "by its keys", f"a {arch.gguf} model of these keys needs it"),
         prefix,
-        form_of=lambda slot: _form(slot, forms, checkpoint.tensors, where),
+        form_of=lambda slot: _form(slot, forms, tensors, where),
         type_of=lambda name: carried.dtype_of(name, *dtypes),
         lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
     ):
         given.used.update(moved.names)
         given.rows.update(moved.slot.row.gguf)
-        stored = checkpoint.tensors[moved.names[0]].type
+        form = moved.slot.row.forms[moved.form]
+        if form.backward:
+            given.fused += moved.names
+        stored = checkpoint.tensors.get(moved.names[0], tensors[moved.names[0]]).type
         for tensor in moved.parts:
-            if not stored.is_plain() and tensor.type not in (plain.F32, stored):
+            if not stored.is_plain() and form.stored_as is None and tensor.type not in (plain.F32, stored):
                 given.rounded[stored.name, tensor.type.name] += 1
             out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
     return given
@@ -404,11 +427,11 @@ def _check_vocabulary(metadata: Mapping[str, Any], dims: Mapping[str, Any], note
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
-    stored, number = tensors[slot.gguf[0]].type, 0
+    stored, number = {tensors[name].type for name in slot.gguf}, 0
     for i, form in enumerate(slot.row.forms):
         if form.beside.replace("{i}", str(slot.dims["i"])) in tensors or (form.without and form.without not in tensors):
             number = i
-        elif number == i and form.stored_as not in (None, stored):
+        elif number == i and form.stored_as is not None and stored != {form.stored_as}:
             number = min(i + 1, len(slot.row.forms) - 1)
     number = forms.get(slot.row.gguf[0], number)
     if not isinstance(number, int) or not 0 <= number < len(slot.row.forms):

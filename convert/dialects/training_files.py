@@ -7,6 +7,7 @@ the same looks.  Where no table fits, or what one needs is not there, the tensor
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.foreign import pickle_file
-from llmconv.formats.foreign.mappings import REST
+from llmconv.formats.foreign.mappings import PLACES, REST
+from llmconv.formats.foreign.trees import JSON_PLACES
 
 __all__ = ["FORMATS", "LAYERED", "from_gguf", "is_training_file", "table_of", "to_gguf"]
 
@@ -80,7 +82,10 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     if table is None:
         return _by_layers(checkpoint, options)
     try:
-        return documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
+        made = documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
+        if checkpoint.format in ("torch", "pickle"):
+            made.metadata[JSON_PLACES] = _places(checkpoint, made)
+        return made
     except BadFile as error:
         if layout is not None:
             raise
@@ -105,7 +110,7 @@ def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
         return layered.to_gguf(checkpoint, model, _document(checkpoint), vocab=options.get("vocab"))
     out = own_names.to_gguf(checkpoint, **options)
     if model is not None:
-        out.notes.append(f"looks like a recurrent language model, but keeps its own names: {model.lacks}")
+        out.notes.append(f"looks like a language model, but keeps its own names: {model.lacks}")
     return out
 
 
@@ -138,12 +143,49 @@ def _plain(node: Any) -> Any:
 
 
 def _as_document(checkpoint: Checkpoint) -> Checkpoint:
-    """The file as a document: its rest, its vocabulary, and a place for each array (lone numbers are none)."""
+    """The file as a document: its rest, its vocabulary, and a place for each array (lone numbers stand as such)."""
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor.shape}
-    document = {**_document(checkpoint), **{name: Slot(name, tensor.shape) for name, tensor in tensors.items()}}
-    if checkpoint.source is not None and (meta := checkpoint.source.with_name(META)).is_file():
+    lone = {name: tensor.numpy().item() for name, tensor in checkpoint.tensors.items() if not tensor.shape}
+    places = {name: Slot(name, tensor.shape) for name, tensor in tensors.items()}
+    document = {**_document(checkpoint), **lone, **places}
+    if (meta := _meta(checkpoint)) is not None:
         document.setdefault("meta", _plain(_pickled(meta)))
     return checkpoint.but(tensors=tensors, metadata={"document": document}, dialect="json")
+
+
+def _meta(checkpoint: Checkpoint) -> Path | None:
+    """nanoGPT's vocabulary beside a model."""
+    found = None if checkpoint.source is None else checkpoint.source.with_name(META)
+    return found if found is not None and found.is_file() else None
+
+
+def _places(checkpoint: Checkpoint, made: Checkpoint) -> str:
+    """Where the tensors stood in the file, and what its document says otherwise (see `trees.JSON_PLACES`)."""
+    document = json.loads(made.metadata[own_keys.JSON_DOCUMENT])
+    out: dict[str, Any] = {"under": [], **json.loads(checkpoint.metadata.get(PLACES, "{}"))}
+    kept = {name: t.type.name for name, t in checkpoint.tensors.items() if "$tensor" not in _object(document.get(name))}
+    if kept:
+        out["arrays"] = kept
+    if ints := list(_numbered(json.loads(checkpoint.metadata.get(REST, "{}")), [])):
+        out["ints"] = ints
+    if _meta(checkpoint) is not None and "meta" not in _document(checkpoint):
+        out["beside"] = ["meta"]
+    return json.dumps(out, ensure_ascii=False)
+
+
+def _object(node: Any) -> Any:
+    return node if isinstance(node, dict) else {}
+
+
+def _numbered(node: Any, path: list[str]) -> Iterator[list[str]]:
+    """Paths of the mappings whose keys are numbers."""
+    if isinstance(node, dict):
+        if set(node) == {"$items"}:
+            if all(type(key) is int for key, _ in node["$items"]):
+                yield path
+            return
+        for key, child in node.items():
+            yield from _numbered(child, [*path, key])
 
 
 def _pickled(path: Path) -> Any:

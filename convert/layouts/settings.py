@@ -32,6 +32,7 @@ _OBJECTS = (
         "model.",
         "model.config.",
     ),
+    *("hyper.", "opts.", "options.", "gpt.", "gpt.config.", "transformer.config.", "hyperParams."),
     *("checkpoint.config.", "weights.config.", "state.config.", "architecture.", "arch."),
 )
 

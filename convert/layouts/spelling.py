@@ -56,28 +56,28 @@ _BLOCK: tuple[tuple[str, str, str], ...] = (
         r"pre_mlp_norm",
         "norm",
     ),
-    ("attn_qkv", rf"(?:{_ATT})?(?:c_attn|w_?qkv|qkv|qkv_proj|in_proj)", r"b_?qkv|qkv_?b"),
-    ("attn_q", _projection("q", "query"), r"b_?q|w_?q_?b"),
-    ("attn_k", _projection("k", "key"), r"b_?k|w_?k_?b"),
-    ("attn_v", _projection("v", "value"), r"b_?v|w_?v_?b"),
+    ("attn_qkv", rf"(?:{_ATT})?(?:c_attn|w_?qkv|qkv|qkv_proj|in_proj)", rf"(?:{_ATT})?(?:b_?qkv|qkv_?b)"),
+    ("attn_q", _projection("q", "query"), rf"(?:{_ATT})?(?:b_?q|w_?q_?b)"),
+    ("attn_k", _projection("k", "key"), rf"(?:{_ATT})?(?:b_?k|w_?k_?b)"),
+    ("attn_v", _projection("v", "value"), rf"(?:{_ATT})?(?:b_?v|w_?v_?b)"),
     (
         "attn_output",
         rf"{_ATT}(?:c_proj|proj|out|output|projection|dense|fc_out|c_o)|"
         rf"(?:{_ATT})?(?:w_?o|o|o_proj|out_proj|output_proj|w_out)|proj",
-        r"b_?o|w_?o_?b",
+        rf"(?:{_ATT})?(?:b_?o|w_?o_?b)",
     ),
-    ("ffn_gate", rf"(?:{_MLP})?(?:gate|gate_proj|w_?gate|w_?g|fc_gate)", r"b_?g|b_gate"),
-    ("ffn_3", rf"(?:{_MLP})?(?:w_?3|fc_?3|linear_?3)", r"b_?3"),
+    ("ffn_gate", rf"(?:{_MLP})?(?:gate|gate_proj|w_?gate|w_?g|fc_gate)", rf"(?:{_MLP})?(?:b_?g|b_gate)"),
+    ("ffn_3", rf"(?:{_MLP})?(?:w_?3|fc_?3|linear_?3)", rf"(?:{_MLP})?b_?3"),
     (
         "ffn_down",
         rf"{_MLP}(?:c_proj|proj|out|output|2)|"
         rf"(?:{_MLP})?(?:fc_?2|w_?2|down|down_proj|w_down|lin_?2|linear_?2|net_2|dense_?2)",
-        r"b_?2|fc_?2_?b|w_?2_?b",
+        rf"(?:{_MLP})?(?:b_?2|fc_?2_?b|w_?2_?b|b_down)",
     ),
     (
         "ffn_up",
         rf"{_MLP}(?:in|0)|(?:{_MLP})?(?:c_fc|fc|fc_?1|w_?1|up|up_proj|w_up|lin_?1|linear_?1|net_0|dense_?1)",
-        r"b_?1|fc_?1_?b|w_?1_?b",
+        rf"(?:{_MLP})?(?:b_?1|fc_?1_?b|w_?1_?b|b_up)",
     ),
 )
 _EMBED = r"(?:emb|embed|embedding|embeddings|embedding_table|embd)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmconv.convert.tables.config import read_config
+from llmconv.convert.tables.config import TEXT_MODELS, read_config
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -14,15 +14,13 @@ from llmconv.formats.tensor import Tensor
 __all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
-"""Where config.json says how the weights are stored."""
-PARTS = ("text_config", "language_config", "llm_config")
-"""Parts of a config.json of several models that may say it for theirs."""
+"""Where config.json, or the text model's part of it, says how the weights are stored."""
 
 
 def without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says nothing of how the weights are stored."""
     rest = {key: value for key, value in config.items() if key not in KEYS}
-    return {k: without_settings(v) if k in PARTS and isinstance(v, dict) else v for k, v in rest.items()}
+    return {k: without_settings(v) if k in TEXT_MODELS and isinstance(v, dict) else v for k, v in rest.items()}
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Settings:
     def of(checkpoint: Checkpoint) -> Settings:
         where = checkpoint.where
         config = read_config(checkpoint)
-        for part in (config, *(config[name] for name in PARTS if isinstance(config.get(name), dict))):
+        for part in (config, *(config[name] for name in TEXT_MODELS if isinstance(config.get(name), dict))):
             key = next((key for key in KEYS if part.get(key) is not None), None)
             if key is not None:
                 break

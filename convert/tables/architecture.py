@@ -1,7 +1,7 @@
 """`Architecture`: one declarative table per model family, Hugging Face <-> GGUF, read in both directions.
 
 A row (`rows`) says which tensors of a GGUF are which of a Hugging Face model and by what ops; a key (`keys`) says the
-same of a hyper-parameter.  From a row's shape expression come the checks, the parameter count and the sizes; `decoder`
+same of a hyper-parameter.  From a row's shape expression come the checks and the sizes; `decoder`
 names the pieces that the runtime builds the model from.  GGUF's names are the canonical ones.
 """
 
@@ -86,6 +86,8 @@ class Architecture:
     """(metadata without the architecture's prefix, config, dims): keys that no line of the table can express."""
     rebuild: Callable[[dict[str, Any], Mapping[str, Any], Dims], None] | None = None
     """(config, metadata without the prefix, dims): the way back of `finish`."""
+    renewed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda own: {}
+    """(a GGUF's metadata without the prefix): the keys of an older file as newer ones have them."""
     decoder: Pieces = field(default_factory=Pieces)
     reads: str = ""
     inert: str = ""
@@ -130,6 +132,15 @@ class Architecture:
     def dims_of(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Dimensions by name, from a GGUF's metadata."""
         return dims_of(metadata, self.gguf, self.dims)
+
+    def modern(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """A GGUF's metadata, an older file's as newer ones have it."""
+        start = f"{self.gguf}."
+        own = {k.removeprefix(start): v for k, v in metadata.items() if k.startswith(start)}
+        try:
+            return {**metadata, **{start + k: v for k, v in self.renewed(own).items()}}
+        except (TypeError, ValueError):
+            return dict(metadata)  # whoever reads those keys says what is wrong with them
 
     def slots(self, dims: Mapping[str, Any]) -> Iterator[Slot]:
         """Every row at every layer where it exists, in GGUF's customary order."""
@@ -221,14 +232,6 @@ class Architecture:
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
         return out
-
-    def count_parameters(self, metadata: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> int:
-        """Parameters of a model of these dimensions; optional rows count where `config`'s flags say they exist."""
-        total = 0
-        for slot in self.slots(self.dims_of(metadata)):
-            if self.expected(slot.row, config or {}):
-                total += sum(int(np.prod(shape, dtype=np.int64)) for shape in slot.shapes)
-        return total
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head of a model of this configuration is its embedding."""

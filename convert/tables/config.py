@@ -15,6 +15,7 @@ from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = [
+    "TEXT_MODELS",
     "LOCAL_THETAS",
     "THETAS",
     "Settings",
@@ -28,7 +29,8 @@ __all__ = [
     "usable",
 ]
 
-_TEXT_MODELS = ("text_config", "llm_config", "language_config")
+TEXT_MODELS = ("text_config", "llm_config", "language_config")
+"""Where a config.json of several models keeps the text model's."""
 THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 
@@ -108,7 +110,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the text model, where a config.json is that of several models; else all of them."""
     if isinstance(config.get("thinker_config"), Mapping):  # of models that also speak
         config = config["thinker_config"]
-    return next((config[name] for name in _TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
+    return next((config[name] for name in TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
 
 
 def normalized(config: Mapping[str, Any]) -> dict[str, Any]:

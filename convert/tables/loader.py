@@ -14,6 +14,7 @@ from typing import Any
 
 from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.pieces import Pieces
+from llmconv.convert.tables.rows import at_layer
 
 __all__ = ["NOBODY_READS", "Loader"]
 
@@ -38,7 +39,9 @@ class Loader:
     windows_at: the only number of layers at which it has windows; 0: any.
     refused: tensors that it has no place for; a file with one is not loaded.  A tensor stands for itself, with `{i}`
         for its layer, or as "tensor if expression over the dimensions".
-    needed: tensors that it does not load a file without, in the same way.
+    needed: tensors that it does not load a file without, in the same way; the expression is asked of each layer.
+    always_windows: it stops where no layer has a window.
+    somewhere: tensors of which some layer must have one, and what they are; it stops where none has.
     wants: expressions over the dimensions that hold of every file that it loads, and what they mean.
     without: entries of the parent's lists, or expressions it wants, that do not hold of a variant.
     pieces: what it computes where that is not what the table's `decoder` says.
@@ -48,7 +51,9 @@ class Loader:
     unread: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     windows_at: int | None = None
+    always_windows: bool = False
     needed: tuple[str, ...] = ()
+    somewhere: Mapping[str, str] = field(default_factory=dict)
     wants: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     pieces: Pieces = field(default_factory=Pieces)
@@ -65,7 +70,9 @@ class Loader:
             unread=(*kept(self.unread), *other.unread),
             refused=(*kept(self.refused), *other.refused),
             needed=(*kept(self.needed), *other.needed),
+            somewhere={**self.somewhere, **other.somewhere},
             wants={**{k: v for k, v in self.wants.items() if k not in other.without}, **other.wants},
+            always_windows=self.always_windows or other.always_windows,
             windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
@@ -76,10 +83,17 @@ class Loader:
         return sorted(name for name in names if _pattern(name) in refused)
 
     def missing(self, names: Collection[str], dims: Mapping[str, Any]) -> list[str]:
-        """Tensors that it needs and a file of these dimensions with these tensors does not have."""
+        """Tensors that it needs and a file of these dimensions (of all layers) with these tensors does not have."""
         layers = range(min(int(dims["n_layer"]) - int(dims["n_nextn"]), _LAYERS))
-        wanted = (n.replace("{i}", str(i)) for n in _at(self.needed, dims) for i in (layers if "{i}" in n else (0,)))
+        wanted = [name for name in _at(self.needed, at_layer(dims, 0)) if "{i}" not in name]
+        for i in layers if len(wanted) < len(self.needed) else ():
+            wanted += [n.replace("{i}", str(i)) for n in _at(self.needed, at_layer(dims, i)) if "{i}" in n]
         return [name for name in wanted if name not in names]
+
+    def nowhere(self, names: Iterable[str]) -> list[str]:
+        """What some layer must have and none does."""
+        patterns = {_pattern(name) for name in names}
+        return [text for pattern, text in self.somewhere.items() if pattern not in patterns]
 
     def unfit(self, dims: Mapping[str, Any]) -> list[str]:
         """What it wants of a file and this one does not have."""
@@ -107,4 +121,6 @@ MLP_BIASES = ("blk.{i}.ffn_gate.bias", "blk.{i}.ffn_up.bias", "blk.{i}.ffn_down.
 OUT_BIAS = ("blk.{i}.attn_output.bias",)
 HEAD = ("output.weight",)
 DIVISORS = ("rope_freqs.weight",)
+MLP_BIASES_UNGATED = MLP_BIASES[1:]
+CHOICE = ("blk.{i}.exp_probs_b.bias if n_expert and i >= n_dense",)
 AS_WIDE = {"n_head * head_dim == n_embd": "as many numbers in all heads as in a token's vector"}

@@ -59,6 +59,8 @@ GGUF_SAID = "llmconv.gguf.said"
 """In safetensors: what the folder itself said of those keys by then, as short hashes."""
 GGUF_TENSORS = "llmconv.gguf.tensors"
 """In safetensors: names of tensors that a GGUF had and its architecture's table does not know."""
+GGUF_FUSED = "llmconv.gguf.fused"
+"""In safetensors: names of tensors that a GGUF had in one, and the folder has apart."""
 
 
 def is_plain(metadata: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ out):
     blk.i.rnn_x.weight (G * dim, width)      on what the layer below gives; absent at layer 0 of one-hot inputs
     blk.i.rnn_h.weight (G * dim, dim)        on the layer's own last output
     blk.i.rnn_x.bias, blk.i.rnn_h.bias       (G * dim), each optional
+    blk.i.rnn_start.weight (1, dim)          the state before the first token, optional: zeros
     output.weight (vocab, dim), output.bias
 
 Keys, after the architecture's name: `recurrent.cell`, `recurrent.activation` (tanh, relu), `recurrent.gates` (sigmoid,
@@ -85,6 +86,8 @@ def recurrent(read: Any) -> Recurrent:
             raise read.bad(
                 "tensor 'token_embd.weight'", f"has rows of {width}, expected {rows}: its inputs are one-hot"
             )
+        if read.shapes.get(f"blk.{i}.rnn_start.weight", (1, size)) != (1, size):
+            raise read.bad(f"tensor 'blk.{i}.rnn_start.weight'", f"has another shape than {[1, size]}")
         for name in ("rnn_x", "rnn_h"):
             if read.shapes.get(f"blk.{i}.{name}.bias") not in bias:
                 raise read.bad(f"tensor 'blk.{i}.{name}.bias'", f"has another shape than {[rows]}")

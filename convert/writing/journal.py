@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmconv.convert.writing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
 from llmconv.formats.files import Output, open_regular, output_errors
 
@@ -24,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Partial", "fingerprint", "partials"]
+__all__ = ["Partial", "digest", "fingerprint", "partials"]
 
 _EVERY = 2.0  # seconds between flushes to the disk
 _MOST_JOURNAL = 64 << 20
@@ -37,6 +38,15 @@ def fingerprint(path: Path) -> dict[str, Any]:
         status = os.fstat(file.fileno())
         head = hashlib.sha256(file.read(_HEAD)).hexdigest()
     return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "head_sha256": head}
+
+
+def digest(file: FilePlan, allow_nonfinite: bool) -> str:
+    """A hash of everything that decides the file's bytes, besides the weights: header, types, importance."""
+    found = hashlib.sha256(file.head + bytes([allow_nonfinite]))
+    for tensor in file.tensors:
+        if tensor.importance is not None:
+            found.update(tensor.importance.tobytes())
+    return found.hexdigest()
 
 
 class Partial(Output):

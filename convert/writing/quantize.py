@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -15,13 +14,13 @@ from typing import Any
 
 from llmconv import formats
 from llmconv.convert.reading import Reading
-from llmconv.convert.writing import journal, quantized
+from llmconv.convert.writing import quantized
 from llmconv.convert.writing.calibrated import Rounder, calibrated
 from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.mix import TYPES, Wish, mixed, recipe_text
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.plan import FilePlan, Plan, Recipe, make_plan, parse_override
+from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
@@ -314,6 +313,8 @@ def _outputs(
         with Outputs(sizes, force=writing.force, inputs=inputs) as together, contextlib.ExitStack() as stack:
             yield [stack.enter_context(together.open(path)) for path in sizes]
         return
+    from llmconv.convert.writing import journal  # hashes, by OpenSSL
+
     identity = {
         "input": [journal.fingerprint(p) for p in inputs if p.is_file()],
         "importance matrix": journal.fingerprint(Path(matrix_file)) if matrix_file else None,
@@ -321,7 +322,7 @@ def _outputs(
     outputs = [
         journal.Partial(
             f.path,
-            identity | {"options": _digest(f, writing.allow_nonfinite)},
+            identity | {"options": journal.digest(f, writing.allow_nonfinite)},
             force=writing.force,
             inputs=inputs,
             size=f.size,
@@ -452,12 +453,3 @@ def _require_importance(plans: Sequence[Plan]) -> None:
                 f"{plan.needs_importance} needs importance weights, the result would be garbage; give an importance "
                 "matrix that has them (--imatrix; llmconv imatrix MODEL TEXT makes one), or choose a larger type"
             )
-
-
-def _digest(file: FilePlan, allow_nonfinite: bool) -> str:
-    """A hash of everything that decides the file's bytes, besides the weights: header, types, importance."""
-    digest = hashlib.sha256(file.head + bytes([allow_nonfinite]))
-    for tensor in file.tensors:
-        if tensor.importance is not None:
-            digest.update(tensor.importance.tobytes())
-    return digest.hexdigest()

@@ -25,8 +25,8 @@ from llmconv.formats.tensor import Tensor
 
 __all__ = ["DATA", "SHAPE", "cut", "has_shape", "shapes"]
 
-SHAPE = ("shape", "dims", "dim", "size", "sizes", "dimensions", "tensorShape", "Shape")
-"""Keys that state a shape as a list."""
+SHAPE = ("shape", "dims", "dim", "size", "sizes", "dimensions", "tensorShape", "Shape", "ne")
+"""Keys that state a shape as a list; ggml's `ne` from the last dimension on."""
 SIZES = (("rows", "cols"), ("rows", "columns"), ("n", "d"), ("sy", "sx", "depth"))
 """Keys that state it one by one (n, d: recurrentjs; sy, sx, depth: ConvNetJS)."""
 DATA = ("data", "values", "value", "weights", "weight", "v", "w", "buffer", "array", "elements")
@@ -35,8 +35,12 @@ _TEXTS = ("base64", "b64", "bytes", "content", "raw", "__ndarray__", "Data")
 """Keys of base64, where a shape or dtype stands beside it."""
 _ONLY_DTYPE = ("dtype", "datatype", "dataType", "data_type", "elementType", "Dtype")
 _DTYPE = (*_ONLY_DTYPE, "type", "kind", "format")
+_GRADIENTS = ("dw", "grad", "grads", "gradient", "gradients")
 _STRICT = ("shape", "dims", "dim", "rows")
-_IS_SIZES = re.compile(r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Dd]imension|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$")
+_IS_SIZES = re.compile(
+    r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Dd]imension|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$|^ne$"
+    r"|^(?:hidden_?[lL]ayers|layers|nouts|topology|architecture|units)$"
+)
 _BASE64 = re.compile(r"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{96}")
 """How a text begins that may be base64 though nothing beside it says so: no word, and no hexadecimal hash."""
 
@@ -238,7 +242,7 @@ class _Cutter:
         key = self.data_key(node, children)
         if key is not None:
             shape = self.stated_shape(node, path)
-            lone = key == "data" or (key in DATA and sum(isinstance(c, Numbers) for c in children.values()) < 2)
+            lone = key == "data" or (key in DATA and sum(_is_array(k, c) for k, c in children.items()) < 2)
             name = path or key if lone or key in _TEXTS else _inside(path, key)
             stated = next((d for k in _DTYPE if (d := dtype_named(node.get(k))) is not None), None)
             if stated is None and isinstance(children[key], str) and _unknown_dtype(node):
@@ -320,6 +324,11 @@ class _Cutter:
         return shape
 
 
+def _is_array(key: str, child: Any) -> bool:
+    """Whether a child is an array of its own: no gradient of another."""
+    return isinstance(child, Numbers) and key not in _GRADIENTS
+
+
 def _unknown_dtype(node: dict[str, Any]) -> bool:
     """Whether an object states a type under a key that is for nothing else."""
     return any(isinstance(node.get(key), str) for key in _ONLY_DTYPE)
@@ -329,7 +338,7 @@ def _beside(node: dict[str, Any]) -> tuple[str, tuple[int, ...] | None]:
     """The shape that an object states, and the key of it."""
     for key in SHAPE:
         if (shape := _sizes(node.get(key))) is not None:
-            return key, shape
+            return key, shape[::-1] if key == "ne" else shape
     for keys in SIZES:
         if all(type(node.get(k)) is int for k in keys):
             return keys[0], tuple(node[k] for k in keys)

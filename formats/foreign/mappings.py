@@ -18,11 +18,15 @@ from llmconv.errors import BadFile, UsageError, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["REST", "Chosen", "chosen", "count_items", "keep_rest"]
+__all__ = ["PLACES", "REST", "Chosen", "chosen", "count_items", "keep_rest"]
 
 REST = "checkpoint.rest"
 """The metadata key of what a file held besides its tensors, as JSON: [key, value] pairs under "$items" where keys are
 no texts, {"$bytes": base64} for bytes."""
+
+PLACES = "checkpoint.places"
+"""The metadata key of where the tensors stood, as JSON: {"under": keys, "paths": {name: keys} of those that do not
+stand there under their own name}; a place in a list is [number]."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state", "weights", "params", "net")
 """Keys under which programs put their state dict, in the order of asking."""
@@ -34,10 +38,14 @@ _MOST_ITEMS = 1 << 21
 
 @dataclass
 class Chosen:
-    """tensors: by name.   rest: what else the file holds.   notes: on tensors that were left out."""
+    """tensors: by name.   rest: what else the file holds.   notes: on tensors that were left out.
+
+    places: where the tensors stood (see `PLACES`).
+    """
 
     tensors: dict[str, Any]
     rest: Any = None
+    places: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -47,6 +55,7 @@ def chosen(value: Any, is_tensor: Callable[[Any], bool], where: str, key: str | 
     `BadFile` when there are none, naming what there is; `UsageError` when a key must choose, or names nothing.
     """
     count_items(value, is_tensor, where)
+    whole = value
     if is_tensor(value):
         value = {"values": value}
     elif isinstance(value, list | tuple) and any(map(is_tensor, value)):
@@ -61,7 +70,15 @@ def chosen(value: Any, is_tensor: Callable[[Any], bool], where: str, key: str | 
     inside = _at(value, path)
     if key is None:
         inside = {k: v for k, v in inside.items() if is_tensor(v) or not _of_training(k)}
-    out = Chosen(dict(_walk(inside, is_tensor, "")))
+    walked = list(_walk_keys(inside, is_tensor, []))
+    out = Chosen({".".join(str(k[0] if isinstance(k, list) else k) for k in keys) or "values": x for keys, x in walked})
+    under = _keys(value, path)
+    paths = {name: [*under, *keys] for name, (keys, _) in zip(out.tensors, walked, strict=True) if keys != [name]}
+    if is_tensor(whole):
+        paths = {"values": []}
+    elif value is not whole:
+        paths = {name: [[int(keys[0])], *keys[1:]] for name, (keys, _) in zip(out.tensors, walked, strict=True)}
+    out.places = {"under": under} | ({"paths": paths} if paths else {})
     names = [name for name in out.tensors if len(name) > limits.MAX_NAME_BYTES]
     if names:
         raise BadFile(f"{where}: a tensor has a name of {len(names[0]):,} letters, no model's has")
@@ -174,6 +191,32 @@ def _at(value: Any, path: str) -> Any:
     raise KeyError(path)
 
 
+def _walk_keys(value: Any, is_tensor: Callable[[Any], bool], keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:
+    """(keys, tensor) as `_walk`; a place in a list is [number]."""
+    if is_tensor(value):
+        yield keys, value
+    elif len(keys) <= limits.JSON_DEPTH:
+        if isinstance(value, Mapping):
+            for name, child in value.items():
+                if isinstance(name, str | int):
+                    yield from _walk_keys(child, is_tensor, [*keys, name])
+        elif isinstance(value, list | tuple):
+            for i, child in enumerate(value):
+                yield from _walk_keys(child, is_tensor, [*keys, [i]])
+
+
+def _keys(value: Any, path: str) -> list[str]:
+    """The keys of a dotted one, as `_at` reads it."""
+    if not path:
+        return []
+    for name, child in value.items():
+        if isinstance(name, str) and (path == name or path.startswith(name + ".")):
+            rest = path[len(name) + 1 :]
+            if not rest or isinstance(child, Mapping):
+                return [name, *_keys(child, rest)]
+    raise KeyError(path)
+
+
 def _listed(groups: Mapping[str, int]) -> str:
     names = [f"{cut(name)} ({n})" for name, n in groups.items() if name]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -205,7 +248,9 @@ def _without(value: Any, is_tensor: Callable[[Any], bool], depth: int = 0) -> An
 
 
 def keep_rest(checkpoint: Checkpoint, found: Chosen) -> None:
-    """Put what a file holds besides its tensors into the checkpoint's metadata."""
+    """Put what a file holds besides its tensors, and where these stood, into the checkpoint's metadata."""
+    if found.places not in ({}, {"under": []}):
+        checkpoint.metadata[PLACES] = json.dumps(found.places, ensure_ascii=False)
     if found.rest is _NOTHING or found.rest in ({}, [], None):
         return
     try:

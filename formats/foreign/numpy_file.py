@@ -1,4 +1,4 @@
-"""numpy's `.npy` (one array) and `.npz` (a zip of them, stored or deflated).  Read only, and nothing is unpickled.
+"""numpy's `.npy` (one array) and `.npz` (a zip of them, stored or deflated).  Nothing is unpickled.
 
 A file begins with "\\x93NUMPY", a version, and a Python literal {'descr', 'fortran_order', 'shape'}; then the numbers.
 Layout: numpy/lib/format.py.  An array of texts is no tensor: it is kept in the metadata, as JSON, under its name.
@@ -20,6 +20,7 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import numpy_writing
 from llmconv.formats.foreign.zipped import entries
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
@@ -181,4 +182,11 @@ def _texts(lump: _Lump, found: _Header, where: str) -> Any:
         raise BadFile(f"{where} holds text that can't be read; save it again") from None
 
 
-FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open)
+FORMAT = Format(
+    name=NAME,
+    dialect="program",
+    sniff=sniff,
+    open=open,
+    write=numpy_writing.save_npz,
+    suffixes=(".npz",),
+)

@@ -1,4 +1,4 @@
-"""A pickle of numpy arrays: names and arrays, nested as the program had them.  Read only, as data: nothing is run.
+"""A pickle of numpy arrays: names and arrays, nested as the program had them.  Read as data: nothing is run.
 
 The machine here knows the few names that pickled arrays need and builds its own inert records for them; a pickle that
 asks for anything else is refused with that name.  Layout: numpy's `ndarray.__reduce__` and `__reduce_ex__`.
@@ -18,6 +18,7 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign import numpy_writing
 from llmconv.formats.foreign.mappings import chosen, count_items, keep_rest
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
@@ -187,4 +188,12 @@ def _settled(value: Any, depth: int = 0) -> Any:
     return value
 
 
-FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open, keyed=True)
+FORMAT = Format(
+    name=NAME,
+    dialect="program",
+    sniff=sniff,
+    open=open,
+    write=numpy_writing.save_pickle,
+    suffixes=(".pkl", ".pickle"),
+    keyed=True,
+)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llmconv.errors import Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
+from llmconv.formats.foreign import keras_topology
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
 from llmconv.quant import plain
@@ -54,13 +55,16 @@ class _Weight:
 def save(
     checkpoint: Checkpoint, path: Path, *, force: bool = False, jobs: int | None = None, meter: Meter | None = None
 ) -> list[Path]:
-    """Write a folder that `tf.loadGraphModel` and `tf.io` read, or `tf.loadLayersModel` where it came from one.
+    """Write a folder that `tf.loadGraphModel` and `tf.io` read, or `tf.loadLayersModel` where it came from one, or from
+    Keras.
 
     float32, int32, bool and complex64; 16-bit floats as float16, which TensorFlow.js reads as float32.  Block types are
     decoded.  Where the model was TensorFlow.js its topology stays, and a quantized weight keeps its codes if they give
     its numbers exactly.
     """
     original = _original(checkpoint)
+    if not original and (layers := keras_topology.layers_model(checkpoint)) is not None:
+        original, checkpoint = layers
     specs = {w["name"]: w for group in original.get("weightsManifest", ()) for w in group["weights"]}
     weights = [[_weight(t, specs) for t in group] for group in _grouped(checkpoint, original)]
     names = [_shards(i, sum(w.size for w in group)) for i, group in enumerate(weights)]

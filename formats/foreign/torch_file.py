@@ -28,6 +28,7 @@ from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, more
 from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.foreign import torch_writing
 from llmconv.formats.foreign.mappings import Chosen, chosen, keep_rest
 from llmconv.formats.foreign.pickle_file import DType, scalar
 from llmconv.formats.format import Format
@@ -366,4 +367,12 @@ def _legacy(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     return tensors(), found
 
 
-FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open, keyed=True)
+FORMAT = Format(
+    name=NAME,
+    dialect="program",
+    sniff=sniff,
+    open=open,
+    write=torch_writing.save,
+    suffixes=(".pt", ".pth"),
+    keyed=True,
+)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -57,19 +56,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class _Compiling(logging.Handler):
-    """Says at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger("llmconv.kernels").removeHandler(self)
-        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
-
-
 def _say_what_compiles(args: list[str]) -> None:
-    if sys.stderr.isatty() and not {"-q", "--quiet", "warmup"} & {*args}:
-        log = logging.getLogger("llmconv.kernels")
-        log.setLevel(logging.INFO)
-        log.addHandler(_Compiling())
+    """Say at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+    if not sys.stderr.isatty() or {"-q", "--quiet", "warmup"} & {*args}:
+        return
+    import logging  # as long as the rest of `llmconv --help`
+
+    log = logging.getLogger("llmconv.kernels")
+
+    def say(record: logging.LogRecord) -> bool:
+        log.removeFilter(say)
+        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+        return True
+
+    log.setLevel(logging.INFO)
+    log.addFilter(say)
 
 
 class _Interrupted(BaseException):

@@ -178,8 +178,8 @@ convert = _command(
     """Convert a model between formats: SRC by its content, DST by its name.
 
     SRC is a GGUF, safetensors, JSON, MessagePack, PyTorch, numpy, Keras, ONNX or TensorFlow.js file, or a model folder.
-    DST ends in .gguf, .safetensors, .json, .msgpack or .tfjs; a name without an ending is a model folder.  Without DST,
-    a GGUF beside SRC.
+    DST ends in .gguf, .safetensors, .json, .msgpack, .tfjs, .pt, .npz or .pkl; a name without an ending is a model
+    folder.  Without DST, a GGUF beside SRC.
 
     \b
     Examples:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -19,7 +18,6 @@ import operator
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -87,7 +85,7 @@ class Entry:
         _LOG.info("compiling %s.%s for this processor, once", self.family, self.name)
         importlib.import_module(f"{__package__}.{self.family}")
         symbol, parameters, image = self.compiled(dtype)
-        head = {"symbol": symbol, "parameters": parameters, "digest": hashlib.sha256(image).hexdigest()}
+        head = {"symbol": symbol, "parameters": parameters, "digest": _digest(image)}
         content = json.dumps(head).encode() + b"\n" + image
         code, path = _Code(content), self._file(dtype)
         if path is not None:
@@ -120,7 +118,7 @@ class _Code:
     def __init__(self, content: bytes):
         line, _, image = content.partition(b"\n")
         head = json.loads(line)
-        if hashlib.sha256(image).hexdigest() != head["digest"]:
+        if _digest(image) != head["digest"]:
             raise ValueError("damaged")
         self._names = [name for name, *_ in head["parameters"]]
         self._parameters = [_PARAMETERS[kind](*rest) for _, kind, *rest in head["parameters"]]
@@ -217,17 +215,21 @@ def _link(symbol: str, image: bytes) -> Any:
 
 def _keep(path: Path, content: bytes) -> None:
     """Write a file of the cache, whole or not at all; a full or vanished folder means compiling again."""
+    temporary = path.with_name(f"{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(content)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError:
         return
+
+
+def _digest(content: bytes) -> str:
+    """Tells contents apart; a hash against forgery would need OpenSSL, which takes longer to load than a kernel."""
+    return importlib.util.source_hash(content).hex()
 
 
 # Where code is kept.
@@ -246,7 +248,7 @@ def cache_folder() -> Path | None:
     root = _cache_root()
     if root is None:
         return None
-    folder = root / f"kernels-{_fingerprint()[:16]}"
+    folder = root / f"kernels-{_fingerprint()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)  # it is in use; fails where it can't be written
@@ -261,13 +263,11 @@ def _fingerprint() -> str:
     import llvmlite
     import llvmlite.binding as llvm
 
-    digest = hashlib.sha256()
-    for source in sorted(_HERE.rglob("*.py")):
-        digest.update(source.read_bytes())
+    sources = b"".join(source.read_bytes() for source in sorted(_HERE.rglob("*.py")))
     cpu = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     options = [os.environ.get(f"NUMBA_{name}") for name in _CODE_OPTIONS]  # that numba goes by
-    digest.update(repr((cpu, options, _numba_version(), llvmlite.__version__, sys.version_info[:2])).encode())
-    return digest.hexdigest()
+    versions = _numba_version(), llvmlite.__version__, sys.version_info[:2]
+    return _digest(sources + repr((cpu, options, versions)).encode())
 
 
 def _numba_version() -> bytes:

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import contributing
 import numpy as np
 import pytest
 
@@ -144,10 +145,19 @@ def test_what_is_no_table_is_refused() -> None:
         TOY.variant("toy2", decoder={"postions": "none"})
 
 
-def test_contributing_shows_an_architecture(root: Path) -> None:
-    """The one above, and short."""
-    blocks = (root / "CONTRIBUTING.md").read_text().split("```python\n")
-    code = next(c.split("```", 1)[0] for c in blocks if "TOY = Architecture(" in c)
-    found: dict[str, Any] = {}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), found)
-    assert found["TOY"] == TOY and code.count("\n") < 20
+def test_contributing_shows_an_architecture() -> None:
+    """The one above."""
+    assert contributing.run("TOY = Architecture(")["TOY"] == TOY
+
+
+@pytest.mark.usefixtures("toys")
+def test_contributing_shows_a_layout(tmp_path: Path) -> None:
+    """In the place of the one above, for documents that it is enough for."""
+    layouts.unregister("toy-json")
+    layouts.register(contributing.run("TOY_JSON = Layout(")["TOY_JSON"])
+    up = np.random.default_rng(0).normal(0, 1, (4, 8))
+    (tmp_path / "m.json").write_text(json.dumps({"depth": 1, "words": up.T.tolist(), "up0": up.tolist()}))
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", outtype="f64")
+    gguf = formats.open(tmp_path / "m.gguf")
+    assert gguf.metadata["llmconv.json.layout"] == "toy-json"
+    np.testing.assert_array_equal(gguf.tensors["blk.0.ffn_up.weight"].numpy(), up.T)

@@ -8,32 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from contributing import example
 
-TOY = """
-import numpy as np
-from llmconv.quant.block import BlockType
-
-class TOY4(BlockType):
-    "Eight weights under a float32 scale, four bits each, in plain numpy."
-    name, ggml_id, block_size = "TOY4", 1004, 8
-    layout = np.dtype([("d", "<f4"), ("q", "i1", 8)])
-
-    @classmethod
-    def _encode(cls, rows, importance, out):
-        x = rows.astype(np.float32).reshape(-1, 8)
-        blocks = out.reshape(-1).view(cls.layout)
-        blocks["d"] = np.abs(x).max(1) / 7
-        blocks["q"] = np.rint(x / np.where(blocks["d"] > 0, blocks["d"], 1)[:, None])
-
-    @classmethod
-    def _decode(cls, blocks, out):
-        read = blocks.reshape(-1).view(cls.layout)
-        out.reshape(-1, 8)[...] = read["q"] * read["d"][:, None]
-
+TOY = (
+    example("class TOY4(BlockType)")
+    + """
 class TOYLESS(TOY4):
     "The same, but no number: no GGUF holds it."
     name, ggml_id = "TOYLESS", None
 """
+)
 POINTS = """[llmconv.types]
 TOY4 = toy:TOY4
 TOYLESS = toy:TOYLESS

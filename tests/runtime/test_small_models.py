@@ -375,18 +375,75 @@ def test_a_fresh_lecture_gpt_fits_every_page_of_its_kind(tmp_path: Path, layout:
         torch.testing.assert_close(again(torch.tensor([[1, 4, 2]])), ours(torch.tensor([[1, 4, 2]])), atol=1e-6, rtol=0)
 
 
+MAKEMORE = {"rnn": ("h",), "gru": ("r", "z", "hbar")}
+
+
+def makemore(cell: str) -> dict[str, Any]:
+    """A state dict of makemore's recurrent models: 11 tokens of 5 numbers, a state of 6."""
+    torch.manual_seed(3)
+    state = {"start": torch.randn(1, 6), "wte.weight": torch.randn(11, 5)}
+    for x in MAKEMORE[cell]:
+        state |= {f"cell.xh_to_{x}.weight": torch.randn(6, 11) / 2, f"cell.xh_to_{x}.bias": torch.randn(6) / 2}
+    return state | {"lm_head.weight": torch.randn(11, 6), "lm_head.bias": torch.randn(11)}
+
+
+def makemore_logits(state: dict[str, Any], ids: list[int]) -> Any:
+    w = {name: x.double().numpy() for name, x in state.items()}
+    h, out = w["start"][0], []
+    for token in ids:
+        x = w["wte.weight"][token]
+
+        def of(name: str, h: Any, x: Any = x) -> Any:
+            return w[f"cell.xh_to_{name}.weight"] @ np.concatenate([x, h]) + w[f"cell.xh_to_{name}.bias"]
+
+        if "cell.xh_to_h.weight" in w:
+            h = np.tanh(of("h", h))
+        else:
+            r, z = (1 / (1 + np.exp(-of(name, h))) for name in "rz")
+            h = (1 - z) * h + z * np.tanh(of("hbar", r * h))
+        out.append(w["lm_head.weight"] @ h + w["lm_head.bias"])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("cell", MAKEMORE)
+def test_makemores_cells_begin_from_the_state_that_they_learned(tmp_path: Path, cell: str) -> None:
+    state, ids = makemore(cell), [0, 4, 1, 9, 9, 2]
+    torch.save(state, tmp_path / "m.pt")
+    (tmp_path / "chars.json").write_text(json.dumps(list("abcdefghij")))
+    llmconv.convert_file(tmp_path / "m.pt", tmp_path / "m.gguf", vocab=tmp_path / "chars.json")
+    for path in (tmp_path / "m.pt", tmp_path / "m.gguf"):
+        with torch.no_grad():
+            found = llmconv.load(path, "cpu", "f64")(torch.tensor([ids]))[0].numpy()
+        np.testing.assert_allclose(found, makemore_logits(state, ids), rtol=0, atol=1e-12)
+    model = llmconv.load(tmp_path / "m.gguf", "cpu", "f64")
+    assert model.tokenizer.encode("abj") == [1, 2, 10]
+    best = [int(makemore_logits(state, [0, 1, 2])[-1].argmax())]
+    text = llmconv.generate(model, "ab", max_tokens=1, temperature=0).text
+    assert text == ("" if best == [0] else "abcdefghij"[best[0] - 1])
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.safetensors")
+    back = llmconv.open(tmp_path / "back.safetensors").tensors
+    assert {n: t.numpy().tolist() for n, t in back.items()} == {n: t.tolist() for n, t in state.items()}
+
+
 def test_makemore_keeps_its_names_where_it_is_no_decoder(tmp_path: Path) -> None:
-    """Its MLP and its recurrent cells are not run; its transformer is minGPT's, and lacks only the number of heads."""
-    rnn = {"start": torch.zeros(1, 8), "wte.weight": torch.randn(11, 8), "cell.xh_to_h.weight": torch.randn(8, 16)}
-    mlp = {"wte.weight": torch.randn(12, 8), "mlp.0.weight": torch.randn(16, 24), "mlp.0.bias": torch.randn(16)}
-    gates = {f"cell.xh_to_{x}.weight": torch.randn(8, 16) for x in ("z", "r", "hbar")}
-    gru = {"start": torch.zeros(1, 8), "wte.weight": torch.randn(11, 8), **gates}
-    for name, state in (("rnn", rnn), ("gru", gru), ("mlp", mlp)):
-        torch.save(state, tmp_path / f"{name}.pt")
+    """Its MLP and its bag of words are not run; its transformer is minGPT's, and lacks only the number of heads."""
+    mlp = {f"mlp.{i}.{x}": torch.randn(4, *[24] * (x == "weight")) for i in (0, 2) for x in ("weight", "bias")}
+    block = "context_block."
+    bag = {f"{block}mlp.{x}.{y}": torch.randn(8, *[8] * (y == "weight")) for x in ("c_fc", "c_proj")
+           for y in ("weight", "bias")}  # fmt: skip
+    bag |= {
+        "wpe.weight": torch.randn(6, 8),
+        f"{block}cbow.bias": torch.ones(1, 6, 6),
+        "lm_head.weight": mlp["mlp.0.weight"],
+    }
+    less = {name: x for name, x in makemore("gru").items() if name != "cell.xh_to_r.bias"}
+    for name, state, why in (
+        ("mlp", mlp, "through one MLP"), ("bag", bag, "average what they see"), ("less", less, "not of the shapes")
+    ):  # fmt: skip
+        torch.save({"wte.weight": torch.randn(12, 8), **state}, tmp_path / f"{name}.pt")
         result = llmconv.convert_file(tmp_path / f"{name}.pt", tmp_path / f"{name}.gguf")
-        assert any("keep their own names" in note for note in result.notes)
-        assert any("makemore's cells" in note for note in result.notes) == (name != "mlp")
-        assert set(llmconv.open(tmp_path / f"{name}.gguf").tensors) == set(state)
+        assert any("keeps its own names" in note and why in note for note in result.notes), result.notes
+        assert set(llmconv.open(tmp_path / f"{name}.gguf").tensors) == {"wte.weight", *state}
     module = NanoGpt(True, masks=True)
     torch.save(module.state_dict(), tmp_path / "transformer.pt")
     (tmp_path / "c.json").write_text('{"n_head": 2}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, attention, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
+from llmconv.convert.tables.loader import MLP_BIASES_UNGATED, OUT_BIAS, Loader
 
 _at = "{p}layers.{i}."
 
@@ -29,6 +30,7 @@ JAIS2 = Architecture(
         *linear("blk.{i}.ffn_down", _at + "mlp.down_proj", "n_embd", "n_ff", bias="mlp_bias=true"),
     ),
     decoder={"norm": "layer", "activation": "relu2"},
+    loader=Loader(needed=(*OUT_BIAS, *MLP_BIASES_UNGATED)),
 )
 
 ARCHITECTURES = (JAIS2,)

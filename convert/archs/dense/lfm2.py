@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import choice_bias
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import CHOICE, Loader
 from llmconv.convert.tables.ops import Dims, Reshape, Stack
 from llmconv.errors import Unsupported
 
@@ -108,6 +109,7 @@ LFM2 = Architecture(
     inert="block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu"
     " block_use_xavier_init conv_dim conv_dim_out conv_use_xavier_init num_heads use_pos_enc theta",
     fixed={"conv_bias": False},
+    loader=Loader(somewhere={"blk.{i}.shortconv.conv.weight": "a short convolution"}),
 )
 
 _when = "i >= n_dense"
@@ -154,6 +156,7 @@ LFM2_MOE = LFM2.variant(
     decoder={"gating": "sigmoid", "normalize_experts": True},
     inert="num_local_experts",
     fixed={"norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": (True, False)},
+    loader=Loader(needed=CHOICE),
 )
 
 ARCHITECTURES = (LFM2, LFM2_MOE)

@@ -11,7 +11,7 @@ import numpy as np
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, attention, gated_mlp, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -40,7 +40,7 @@ ORION = Architecture(
     constants=_META,
     decoder={"norm": "layer"},
     reads="max_position_embeddings model_max_length",
-    loader=Loader(unread=("rope.freq_base",)),
+    loader=Loader(unread=("rope.freq_base",), needed=HEAD),
 )
 
 XVERSE = LLAMA.variant(
@@ -50,7 +50,7 @@ XVERSE = LLAMA.variant(
     keys=(),
     constants=_META,
     inert="max_tokenizer_truncation",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD),
 )
 
 PANGU = Architecture(
@@ -65,7 +65,7 @@ PANGU = Architecture(
         """),
     ),
     rows=(*EMBEDDINGS, *NORMS, *attention(bias="bias"), *gated_mlp()),
-    loader=Loader(refused=MLP_BIASES),
+    loader=Loader(refused=MLP_BIASES, needed=OUT_BIAS),
 )
 
 
@@ -93,7 +93,6 @@ MINICPM = LLAMA.variant(
     reads="scale_emb scale_depth dim_model_base",
     inert="rope_type max_length",
     fixed={"num_experts": 0},
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 
 ARCHITECTURES = (ORION, XVERSE, PANGU, MINICPM)

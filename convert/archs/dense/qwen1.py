@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import HEAD, Loader
 
 _h = "{p}h.{i}."
 
@@ -40,6 +41,7 @@ QWEN1 = Architecture(
     inert="bf16 fp16 fp32 onnx_safe use_logn_attn use_dynamic_ntk softmax_in_fp32 kv_channels no_bias rotary_pct"
     " tokenizer_type use_cache_quantization use_cache_kernel seq_length",
     fixed={"scale_attn_weights": True},
+    loader=Loader(needed=HEAD),
 )
 
 ARCHITECTURES = (QWEN1,)

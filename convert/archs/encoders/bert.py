@@ -70,11 +70,15 @@ BERT = Architecture(
         HfName("BertModel", "bert"),
         HfName("BertForMaskedLM", "bert"),
         HfName("BertForSequenceClassification", "bert", "n_cls and not without_cls and not without_token_types"),
-        *(
-            HfName(f"{name}{task}", kind)
-            for name, kind in (("Roberta", "roberta"), ("XLMRoberta", "xlm-roberta"), ("Camembert", "camembert"))
-            for task in ("Model", "ForMaskedLM", "ForSequenceClassification")
-        ),
+        HfName("RobertaModel", "roberta"),
+        HfName("RobertaForMaskedLM", "roberta"),
+        HfName("RobertaForSequenceClassification", "roberta"),
+        HfName("XLMRobertaModel", "xlm-roberta"),
+        HfName("XLMRobertaForMaskedLM", "xlm-roberta"),
+        HfName("XLMRobertaForSequenceClassification", "xlm-roberta"),
+        HfName("CamembertModel", "camembert"),
+        HfName("CamembertForMaskedLM", "camembert"),
+        HfName("CamembertForSequenceClassification", "camembert"),
         HfName(
             "DistilBertForSequenceClassification", "distilbert", "n_cls and not without_cls and without_token_types"
         ),

@@ -23,6 +23,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, Loader
 from llmconv.convert.tables.ops import Dims, Only, Split, rope_halves
 
 _at = "{p}layers.{i}."
@@ -71,6 +72,7 @@ BAILING = Architecture(
     decoder={"rope": "pairs"},
     inert="max_window_layers num_nextn_predict_layers output_dropout",
     fixed={"norm_head": False, "use_bias": False, "use_qkv_bias": False, "norm_softmax": False, "use_rmsnorm": True},
+    loader=Loader(refused=tuple(f"blk.{{i}}.ffn_{n}.weight" for n in ("gate", "up", "down")), needed=HEAD),
 )
 
 _half, _half_back = partial_rotary("partial_rotary_factor", 0.5)
@@ -149,6 +151,7 @@ BAILING2 = Architecture(
         "norm_head": False,
         "norm_softmax": False,
     },
+    loader=Loader(refused=MLP_BIASES, needed=HEAD),
 )
 
 ARCHITECTURES = (BAILING, BAILING2)

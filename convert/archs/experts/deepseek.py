@@ -20,6 +20,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
+from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
 
@@ -71,6 +72,20 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if not own.get("nextn_predict_layers"):
         own.pop("nextn_predict_layers", None)
     count_nextn(own)
+
+
+def _renewed(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Files from before the absorbed form state the heads as the model's configuration does."""
+    latent, rope = whole(own.get("attention.kv_lora_rank", 0)), whole(own.get("rope.dimension_count", 0))
+    if "attention.key_length_mla" in own or "attention.key_length" not in own or not 0 < latent + rope < 1 << 31:
+        return {}
+    return {
+        "attention.head_count_kv": np.uint32(1),
+        "attention.key_length_mla": own["attention.key_length"],
+        "attention.value_length_mla": own.get("attention.value_length", own["attention.key_length"]),
+        "attention.key_length": np.uint32(latent + rope),
+        "attention.value_length": np.uint32(latent),
+    }
 
 
 def _disputed(config: Mapping[str, Any]) -> list[str]:
@@ -168,6 +183,7 @@ DEEPSEEK2 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
+    renewed=_renewed,
     decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
     reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace mlp_layer_types topk_method"
     " rope_theta",

@@ -21,7 +21,7 @@ from llmconv.convert.archs.parts import (
     sigmoid_experts,
 )
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 
@@ -66,7 +66,9 @@ DOTS1 = Architecture(
     reads="layer_types max_window_layers",
     inert="num_local_experts scoring_func",
     loader=Loader(
-        refused=(*MLP_BIASES, *OUT_BIAS), unread=("attention.sliding_window", "attention.sliding_window_pattern")
+        refused=(*MLP_BIASES, *OUT_BIAS),
+        unread=("attention.sliding_window", "attention.sliding_window_pattern"),
+        needed=HEAD,
     ),
 )
 

@@ -19,7 +19,7 @@ from llmconv.convert.archs.parts import (
     uncount_nextn,
 )
 from llmconv.convert.tables.architecture import HfName, keys
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims
 
 
@@ -58,7 +58,7 @@ EXAONE_MOE = EXAONE4.variant(
     rebuild=lambda config, own, dims: uncount_nextn(config, dims),
     decoder={"gating": "sigmoid", "rope_layers": "windowed"},
     reads="mlp_layer_types",
-    loader=Loader(windows_at=0),
+    loader=Loader(windows_at=0, needed=HEAD),
 )
 
 ARCHITECTURES = (EXAONE_MOE,)

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, HEAD_DIM, NORMS, attention, choice_bias
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import CHOICE, HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Stack
 
 _at = "{p}layers.{i}."
@@ -56,7 +56,7 @@ MINIMAX_M2 = Architecture(
     reads="rotary_dim partial_rotary_factor",
     inert="num_experts attn_type_list mtp_transformer_layers num_mtp_modules use_mtp shared_moe_mode use_routing_bias",
     fixed={"use_qk_norm": True, "qk_norm_type": "per_layer", "shared_intermediate_size": 0},
-    loader=Loader(refused=OUT_BIAS),
+    loader=Loader(refused=OUT_BIAS, needed=(*HEAD, *CHOICE)),
 )
 
 ARCHITECTURES = (MINIMAX_M2,)

@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.gpt.phi import PHI3
 from llmconv.convert.archs.parts import EXPERTS, attention, norm
 from llmconv.convert.tables.architecture import HfName, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Stack
 from llmconv.errors import Unsupported
 
@@ -74,7 +74,7 @@ PHIMOE = PHI3.variant(
     decoder={"norm": "layer", "gating": "sparsemixer"},
     reads="router_jitter_noise short_mscale long_mscale",
     inert="input_jitter_noise",
-    loader=Loader(pieces={"gating": "softmax", "normalize_experts": True}),
+    loader=Loader(needed=(*HEAD, "output.bias", *OUT_BIAS), pieces={"gating": "softmax", "normalize_experts": True}),
 )
 
 ARCHITECTURES = (PHIMOE,)

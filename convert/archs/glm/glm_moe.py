@@ -22,7 +22,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import CHOICE, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -74,7 +74,7 @@ GLM4_MOE = Architecture(
     decoder={"mlp_norm": "post_attention_norm", "gating": "sigmoid", "normalize_experts": True},
     reads="partial_rotary_factor model_type",
     inert="num_local_experts num_mtp_layers",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=CHOICE),
 )
 
 ARCHITECTURES = (GLM4_MOE,)

@@ -157,7 +157,7 @@ COHERE2_MOE = COHERE2.variant(
     decoder={"shared_average": True, "rope_layers": "windowed or dense"},
     reads="mlp_layer_types first_k_dense_replace intermediate_size prefix_dense_sliding_window_pattern rope_scaling",
     fixed={"shared_expert_combination_strategy": "average"},
-    loader=Loader(without=(*AS_WIDE, "attention.sliding_window_pattern")),
+    loader=Loader(without=(*AS_WIDE, *HEAD, "attention.sliding_window_pattern"), always_windows=True),
 )
 
 ARCHITECTURES = (COMMAND_R, COHERE2, COHERE2_MOE)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmconv.convert.archs.llama.qwen import QWEN2, QWEN3, QWEN3_MOE
 from llmconv.convert.archs.parts import experts
-from llmconv.convert.archs.rope import rope_sections
+from llmconv.convert.archs.rope import Finish, rope_sections
 from llmconv.convert.tables.architecture import Architecture, Form, HfName
 from llmconv.convert.tables.ops import Dims, Split, Transpose
 
@@ -27,10 +27,10 @@ def _deepstack(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> No
     own["n_deepstack_layers"] = np.uint32(len(layers or []))
 
 
-def _deepstack_experts(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
-    assert QWEN3_MOE.finish is not None
-    QWEN3_MOE.finish(own, config, dims)
-    _deepstack(own, config, dims)
+def _deepstack_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    _sections_back(config, own, dims)
+    if count := int(own.get("n_deepstack_layers", 0)):  # which of its layers, only the vision model's file says
+        config["vision_config"] = {"deepstack_visual_indexes": list(range(min(count, dims["n_layer"])))}
 
 
 def _sections_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -38,9 +38,28 @@ def _sections_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -
         config["rope_scaling"] = {"rope_type": "default", "mrope_section": [int(n) for n in sections][:3]}
 
 
-def _text_of(parent: Architecture, gguf: str, *names: HfName, **changes: Any) -> Architecture:
+def _after(first: Finish | None, then: Finish) -> Finish:
+    """Two hooks, one after the other."""
+
+    def both(into: dict[str, Any], source: Mapping[str, Any], dims: Dims) -> None:
+        if first is not None:
+            first(into, source, dims)
+        then(into, source, dims)
+
+    return both
+
+
+def _text_of(
+    parent: Architecture, gguf: str, *names: HfName, finish: Finish, rebuild: Finish, **changes: Any
+) -> Architecture:
     return parent.variant(
-        gguf, *names, rebuild=_sections_back, prefixes=_PREFIXES, reads="mrope_section mrope_interleaved", **changes
+        gguf,
+        *names,
+        finish=_after(parent.finish, finish),
+        rebuild=_after(parent.rebuild, rebuild),
+        prefixes=_PREFIXES,
+        reads="mrope_section mrope_interleaved",
+        **changes,
     )
 
 
@@ -52,6 +71,7 @@ QWEN2_VL = _text_of(
     HfName("Qwen2VLModel", "qwen2_vl_text"),
     HfName("Qwen2_5OmniModel", "qwen2_5_omni"),
     finish=rope_sections,
+    rebuild=_sections_back,
 )
 
 QWEN3_VL = _text_of(
@@ -60,6 +80,7 @@ QWEN3_VL = _text_of(
     HfName("Qwen3VLForConditionalGeneration", "qwen3_vl"),
     HfName("Qwen3ASRForConditionalGeneration", "qwen3_asr"),
     finish=_deepstack,
+    rebuild=_deepstack_back,
 )
 
 _experts = "{p}layers.{i}.mlp.experts."
@@ -77,7 +98,8 @@ QWEN3_VL_MOE = _text_of(
         replace(_gate_up, forms=(_gate_up.forms[0], Form((_experts + "gate_up_proj",), (Transpose(), _halves)))),
         replace(_down, forms=(_down.forms[0], Form((_experts + "down_proj",), (Transpose(),)))),
     ),
-    finish=_deepstack_experts,
+    finish=_deepstack,
+    rebuild=_deepstack_back,
 )
 
 ARCHITECTURES = (QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE)

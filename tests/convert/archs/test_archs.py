@@ -32,8 +32,19 @@ def test_found_by_every_name(arch: Architecture) -> None:
     for name in arch.hf:
         assert archs.by_hf({"architectures": [name.cls], "model_type": "?"}) is arch
         first = next(a for a in archs.all() if any(n.model_type == name.model_type for n in a.hf))
-        assert archs.by_hf({"model_type": name.model_type}) is first and (first is arch or first.gguf in ("gemma3", "t5"))
+        assert archs.by_hf({"model_type": name.model_type}) is first and (
+            first is arch or first.gguf in ("gemma3", "t5")
+        )
     assert archs.by_hf({"architectures": "LlamaForCausalLM"}) is None
+
+
+@pytest.mark.parametrize("arch", archs.all(), ids=lambda a: a.gguf)
+def test_a_name_loads_few_files(arch: Architecture) -> None:
+    """By each of its names a table is found among few others: without loading all."""
+    for name in {arch.gguf, *(n for known in arch.hf for n in (known.cls, known.model_type))}:
+        found = list(archs._own(name))
+        assert arch in found or name == ""
+        assert len(found) < 16, f"{name!r} is mentioned by many files"
 
 
 @pytest.mark.parametrize("arch", archs.all(), ids=lambda a: a.gguf)
@@ -117,4 +128,5 @@ def test_parameters_are_counted(name: str) -> None:
     assert arch is not None
     metadata = arch.metadata(normalized(config))
     metadata.setdefault(f"{arch.gguf}.vocab_size", np.uint32(config["vocab_size"]))
-    assert arch.count_parameters(metadata, config) == expected
+    there = (slot for slot in arch.slots(arch.dims_of(metadata)) if arch.expected(slot.row, config))
+    assert sum(int(np.prod(shape, dtype=np.int64)) for slot in there for shape in slot.shapes) == expected

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
+from hf_models import DEEPSEEK, GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
 
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
@@ -122,24 +122,6 @@ def test_both_of_a_tied_pair(equal: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------ layers for further tokens
-
-DEEPSEEK = LLAMA | {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "model_type": "deepseek_v3",
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 8,
-    "q_lora_rank": 12,
-    "qk_nope_head_dim": 4,
-    "qk_rope_head_dim": 2,
-    "v_head_dim": 6,
-    "n_routed_experts": 3,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 8,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
 
 
 @pytest.mark.parametrize("with_embeddings", [True, False])

@@ -1,4 +1,4 @@
-"""PyTorch and llama2.c files, which are only read."""
+"""PyTorch and llama2.c files are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from llmconv import formats
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported
-from llmconv.formats.foreign import llama2c_file, torch_file
+from llmconv.formats.foreign import llama2c_file
 
 # --------------------------------------------------------------------------------------------------------- PyTorch
 
@@ -116,11 +116,6 @@ def test_views_beyond_their_storage_are_refused(tmp_path: Path) -> None:
         assert wrong != program
         with pytest.raises(BadFile, match=r"'w' (reaches beyond its storage|needs 384 bytes)"):
             formats.open(_zip(tmp_path / "bad.pt", wrong, _0=names["good/data/0"]))
-
-
-def test_torch_files_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="only read"):
-        torch_file.FORMAT.save(formats.Checkpoint(), tmp_path / "x.bin")
 
 
 # -------------------------------------------------------------------------------------------------------- llama2.c

@@ -17,7 +17,7 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign import keras_file, numpy_file, onnx_file, pickle_file
+from llmconv.formats.foreign import keras_file, onnx_file
 
 RNG = np.random.default_rng(5)
 ARRAYS: dict[str, Any] = {
@@ -257,7 +257,7 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
         llmconv.open(tmp_path / "b.npz").tensors["w"].blocks()
 
 
-@pytest.mark.parametrize("module", [numpy_file, pickle_file, keras_file, onnx_file])
+@pytest.mark.parametrize("module", [keras_file, onnx_file])
 def test_read_only_formats_say_so(tmp_path: Path, module: Any) -> None:
     with pytest.raises(Unsupported, match="only read"):
         module.FORMAT.save(Checkpoint(), tmp_path / "x")
