@@ -73,6 +73,6 @@ def read_with(checkpoint: Checkpoint, to: str, options: dict[str, Any]) -> Check
 def with_effect(source: StrPath | Checkpoint, to: str, reading: Reading) -> tuple[Checkpoint, Reading]:
     """A source opened as `read_with` does, and what is left to be said of it."""
     options = {name: getattr(reading, name) for name in ("config", "vocab", "layout", "pre")}
-    checkpoint = source if isinstance(source, Checkpoint) else containers.open(Path(source))
+    checkpoint = source if isinstance(source, Checkpoint) else containers.open(source)
     checkpoint = read_with(checkpoint, to, options)
     return checkpoint, dataclasses.replace(reading, vocab=options.get("vocab"))

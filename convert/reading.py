@@ -39,7 +39,7 @@ class Reading:
 
     def open(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The source, the adapter merged in, without what is excluded."""
-        checkpoint = source if isinstance(source, Checkpoint) else formats.open(Path(source))
+        checkpoint = source if isinstance(source, Checkpoint) else formats.open(source)
         if self.lora is not None:
             from llmconv.convert.writing.lora import merge
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from llmconv.formats import (
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
+from llmconv.formats.places.names import place
 from llmconv.formats.tensor import Extent, Tensor
 from llmconv.quant import entry_points
 
@@ -28,8 +30,11 @@ __all__ = ["Checkpoint", "Extent", "Format", "Tensor", "by_name", "formats", "na
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
 _CERTAIN = (
-    *("gguf_file", "safetensors_file"),
-    *(f"foreign.{name}_file" for name in ("torch", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")),
+    *("gguf_file", "foreign.consolidated_file", "safetensors_file"),
+    *(
+        f"foreign.{name}_file"
+        for name in ("torch", "llamafile", "ollama", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")
+    ),
 )
 _LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []
@@ -100,12 +105,12 @@ def sniff(path: Path) -> Format:
     raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
 
 
-def open(path: str | Path, *, key: str | None = None) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """Open a checkpoint of any format, lazily: a file, the first shard of several, or a model folder.
 
     key: which of several mappings of tensors in a training program's file to take.
     """
-    path = Path(path)
+    path = place(path)
     return read(sniff(path), path, key)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llmconv.formats.files import open_regular, output_errors
+from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.source import read_into, reading
 from llmconv.formats.target import Item, Sink, to_disk
 from llmconv.formats.tensor import Extent
@@ -23,7 +24,13 @@ _NOT_HERE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EB
 
 def is_copied(item: Item, check: bool) -> bool:
     """Whether an item's bytes go as they are from one file to one other, and nobody has to look at them."""
-    if item.tensor.extent is None or len(item.targets) != 1 or (check and item.tensor.type.is_float):
+    extent = item.tensor.extent
+    if (
+        extent is None
+        or isinstance(extent.path, RemotePath)
+        or len(item.targets) != 1
+        or (check and item.tensor.type.is_float)
+    ):
         return False
     return item.targets[0].change is None and item.targets[0].type is item.tensor.type
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llmconv.errors import BadWeight, UsageError
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.source import read_into, reading
 from llmconv.formats.target import Item, Target
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -85,7 +86,7 @@ class Worker:
 
     def _read(self, tensor: Tensor, start: int, stop: int) -> Bytes:
         extent, row = tensor.extent, tensor.row_bytes
-        if extent is None:
+        if extent is None or isinstance(extent.path, RemotePath):
             return _checked(tensor, start, stop, tensor.read(start, stop))
         out = self._buffer("in", (stop - start) * row)
         if len(out):

@@ -21,6 +21,8 @@ from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
 
 from llmconv.errors import BadFile, OutputError, OutputExists, at, nearest
+from llmconv.formats.places.ranges import open_remote
+from llmconv.formats.places.remote import RemotePath
 
 try:
     import fcntl
@@ -57,12 +59,14 @@ def _instead(path: Path) -> str:
         return f"did you mean {at(path.with_name(near))}?"
     parts = path.parts
     if len(parts) == 2 and path.suffix.lower() not in (".gguf", ".json", ".safetensors") and not path.parent.exists():
-        return "a name on a model hub? fetch it first, and name the folder it is in"
+        return f"for the Hub's repository write hf://{'/'.join(parts)}"
     return "check the path"
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never blocks on a pipe or device."""
+    if isinstance(path, RemotePath):
+        return open_remote(path)
     regular_size(path)
     try:
         handle = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")

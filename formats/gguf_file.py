@@ -1,8 +1,9 @@
-"""GGUF: versions 2 and 3 read, in either byte order, whole or split; version 3 written.
+"""GGUF: versions 1 to 3 read, in either byte order, whole or split; version 3 written.
 
 Layout (ggml/docs/gguf.md): magic `GGUF`, version, number of tensors, number of keys; the keys, each a string and a
 typed value; the tensors' descriptions, each a name, its dimensions from the fastest on, its type and its offset;
 zeros up to a multiple of `general.alignment` (32 when absent); the tensors' bytes, each padded to that multiple.
+Version 1 has 32 bits for counts, lengths and dimensions, the later ones 64.
 
 A checkpoint opened from GGUF is in dialect "gguf"; shapes are in row-major order, the reverse of the file's.
 Tolerated beyond the specification: more than 4 dimensions, holes between tensors, a last tensor without padding.
@@ -26,6 +27,7 @@ from llmconv.formats.files import Outputs
 from llmconv.formats.format import Format
 from llmconv.formats.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf_values import Cursor, encode_string, encode_value
+from llmconv.formats.moving.experts import stacked
 from llmconv.formats.source import Source
 from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -61,9 +63,24 @@ class _Part:
 
 
 def open(path: Path) -> Checkpoint:
-    """A GGUF file, or all parts of a split one given any of them.  Lazy: tensors and string arrays stay in the file."""
-    path = Path(path)
-    part = _read(path)
+    """A GGUF file, or all parts of a split one given any of them.  Lazy: tensors and string arrays stay in the file.
+
+    Experts that an old file has in tensors of their own are stacked, as they are since (see `moving.experts`).
+    """
+    return stacked(open_alone(path))
+
+
+def open_within(source: Source) -> Checkpoint:
+    """A GGUF that lies inside another file."""
+    return stacked(_opened(source.path, _read(source.path, source)))
+
+
+def open_alone(path: Path) -> Checkpoint:
+    """The same with its tensors as they are in the file."""
+    return _opened(path, _read(path))
+
+
+def _opened(path: Path, part: _Part) -> Checkpoint:
     count = _split_number(part, SPLIT_COUNT, path)
     if count == 0 and _split_number(part, SPLIT_TENSORS, path) != len(part.tensors):  # 0 where parts were merged again
         raise BadFile(f"{at(path)}: key '{SPLIT_COUNT}' is 0, expected the number of its parts; the file is damaged")
@@ -92,21 +109,22 @@ def open(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read(path: Path) -> _Part:
-    """Keys and tensors of one file."""
-    cursor = Cursor(Source.of(path))
+def _read(path: Path, source: Source | None = None) -> _Part:
+    """Keys and tensors of one file.   source: its bytes, where they lie inside another."""
+    cursor = Cursor(source or Source.of(path))
     if bytes(cursor.data[:4]) != MAGIC:
         raise BadFile(f"{at(path)}: does not begin with 'GGUF'; it is no GGUF file")
     cursor.pos = 4
     version = cursor.number("u4", "the version")
     if version & 0xFFFF == 0 and version:
         cursor.big, version = True, int.from_bytes(version.to_bytes(4, "little"), "big")
-    if version not in (2, 3):
-        raise Unsupported(f"{at(path)}: is GGUF version {version}, expected 2 or 3; convert the original model again")
-    n_tensors, n_keys = cursor.number("u8", "the tensor count"), cursor.number("u8", "the key count")
+    if version not in (1, 2, 3):
+        raise Unsupported(f"{at(path)}: is GGUF version {version}, expected 1 to 3; convert the original model again")
+    cursor.count = "u4" if version == 1 else "u8"
+    n_tensors, n_keys = (cursor.number(cursor.count, f"the {what} count") for what in ("tensor", "key"))
     for n, most, least, what in (
-        (n_tensors, limits.MAX_TENSORS, 24, "tensors"),
-        (n_keys, limits.GGUF_KEYS, 13, "keys"),
+        (n_tensors, limits.MAX_TENSORS, 20, "tensors"),
+        (n_keys, limits.GGUF_KEYS, 9, "keys"),
     ):
         if n > most or n * least > cursor.source.size:
             raise BadFile(
@@ -148,7 +166,7 @@ def _describe(cursor: Cursor, i: int) -> tuple[str, tuple[int, ...], BlockClass,
     n_dims = cursor.number("u4", what)
     if n_dims > limits.GGUF_DIMS:
         raise BadFile(f"{at(path, what)} has {n_dims} dimensions, expected at most {limits.GGUF_DIMS}")
-    shape = tuple(cursor.number("u8", what) for _ in range(n_dims))[::-1]
+    shape = tuple(cursor.number(cursor.count, what) for _ in range(n_dims))[::-1]
     number, offset = cursor.number("u4", what), cursor.number("u8", what)
     if limits.too_large(shape):
         raise BadFile(f"{at(path, what)} has shape {shape}, more elements than any file holds; the file is damaged")
@@ -421,4 +439,5 @@ FORMAT = Format(
     options=("split_max_size", "split_max_tensors", "byte_order"),
     split=_split,
     refit=_refit,
+    open_alone=open_alone,
 )

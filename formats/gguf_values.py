@@ -88,6 +88,8 @@ class Cursor:
 
     def __init__(self, source: Source):
         self.source, self.big, self.pos = source, False, 0
+        self.count = "u8"
+        """Code of lengths and counts; u4 in version 1."""
         self._nested = self._n_strings = 0
         self._stepping = False
         self._limit = min(source.size, limits.GGUF_METADATA_BYTES)
@@ -126,7 +128,7 @@ class Cursor:
         return value
 
     def text(self, what: str, limit: int = limits.GGUF_STRING_BYTES) -> str:
-        length = self.number("u8", f"{what}'s length")
+        length = self.number(self.count, f"{what}'s length")
         if length > limit:
             raise BadFile(f"{at(self.source.path, what)} is {length:,} bytes long, expected at most {limit:,}")
         end = self.need(length, what)
@@ -155,7 +157,7 @@ class Cursor:
         raise BadFile(f"{at(self.source.path, what)} has value type {kind}, expected 0 to 12; the file is damaged")
 
     def _items(self, what: str, depth: int) -> Any:
-        kind, count = self.number("u4", f"{what}'s item type"), self.number("u8", f"{what}'s item count")
+        kind, count = self.number("u4", f"{what}'s item type"), self.number(self.count, f"{what}'s item count")
         if kind in NUMBERS:
             return self._array(np.dtype(NUMBERS[kind]), count, what)
         if kind == BOOL:
@@ -187,14 +189,16 @@ class Cursor:
             raise BadFile(f"{at(self.source.path, what)} has a boolean of {int(raw.max())}, expected 0 or 1")
         return raw.view(np.bool_)
 
-    def _strings(self, count: int, what: str) -> Strings:
+    def _strings(self, count: int, what: str) -> Sequence[str]:
         self._n_strings += count
         if self._n_strings > limits.GGUF_STRINGS and 8 * count <= self.source.size:
             raise BadFile(
                 f"{at(self.source.path, what)} holds {count:,} strings, expected at most {limits.GGUF_STRINGS:,} "
                 "in all arrays together; it is damaged or no model"
             )
-        self.need(8 * count, what)  # what that many empty strings take
+        self.need(int(self.count[1]) * count, what)  # what that many empty strings take
+        if self.count == "u4":
+            return [self.text(f"{what}[{i}]") for i in range(count)]
         begin, positions, lengths, found = self.pos, [], [], 0
         while found < count:
             self.need(8, what)

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llmconv.errors import BadFile, at, cut, more
+from llmconv.errors import BadFile, Unsupported, at, cut, more
 
 __all__ = ["beside", "check", "is_unfinished", "whole"]
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
+_BEFORE_GGUF = (b"lmgg", b"fmgg", b"tjgg", b"algg")
+"""ggml, ggmf, ggjt and ggla, little-endian: llama.cpp's of before August 2023."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".download", ".aria2", ".!ut")
 
 
@@ -55,11 +57,14 @@ def beside(folder: Path, taken: Iterable[Path], pattern: str) -> Iterator[str]:
 
 
 def check(path: Path, head: bytes) -> None:
-    """`BadFile` with its name for a file that is none of a model; head: its first bytes."""
+    """`BadFile` or `Unsupported` with its name for a file that is none of a model; head: its first bytes."""
     if _is_pointer(head):
         raise _pointer(path, head)
     if _PAGE.match(head):
         raise BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
+    if head[:4] in _BEFORE_GGUF:
+        name = head[3::-1].decode()
+        raise Unsupported(f"{at(path)}: is {name.upper()}, a format of before GGUF; convert the original model again")
     if is_unfinished(path):
         raise BadFile(f"{at(path)}: is a download that was not finished ({path.suffix}); fetch it to its end")
     if len(head) >= 512 and not any(head):

@@ -26,7 +26,7 @@ from llmconv.formats.documents.json_scan import BOM, COMPACT, Style, Text, parse
 from llmconv.formats.documents.numbers import number, row
 from llmconv.formats.files import open_regular
 from llmconv.formats.format import Format
-from llmconv.formats.source import Source, read_into, reading
+from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Meter
 
@@ -43,14 +43,12 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """A JSON document.  Its numbers are read at once; `metadata` is {"document": the rest, "style": `Style`}."""
-    path = Path(path)
     source = Source.of(path)
     if not source.size:
         raise BadFile(f"{at(path)}: is empty, expected a model file")
     if source.size > limits.JSON_BYTES:
         raise BadFile(f"{at(path)}: is {source.size:,} bytes, expected at most {limits.JSON_BYTES:,} of JSON")
-    with open_regular(path) as file, reading(file.fileno(), path, source.stamp):
-        tree, style = parse(Text(source.size, lambda view, at_: read_into(file.fileno(), view, at_)), path)
+    tree, style = parse(Text(source.size, lambda view, at_: source.fill(at_, view)), path)
     if tree in ([], {}):
         raise BadFile(f"{at(path)}: is an empty {'list' if tree == [] else 'object'}, expected a model")
     notes: list[str] = []

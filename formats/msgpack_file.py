@@ -43,7 +43,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """A MessagePack document.  Its numbers are read at once; `metadata` is {"document": the rest}."""
-    path = Path(path)
     size = regular_size(path)
     if size > limits.JSON_BYTES:
         raise BadFile(f"{at(path)}: is {size:,} bytes, expected at most {limits.JSON_BYTES:,} of MessagePack")

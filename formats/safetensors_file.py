@@ -20,6 +20,7 @@ from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs, regular_size
 from llmconv.formats.format import Format
+from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
 from llmconv.formats.stream import write_tensors
@@ -55,7 +56,6 @@ def _is_weights(path: Path) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """A file, an index, or a model folder.  Lazy: tensors stay in the files, side files are paths."""
-    path = Path(path)
     if path.is_dir():
         return _open_folder(path)
     if path.name.endswith(".safetensors.index.json"):
@@ -152,6 +152,7 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
 def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> Checkpoint:
     folder = folder or source
     checkpoint = Checkpoint(format=NAME, source=source, dialect="plain", info={"shards": len(files)}, parts=files)
+    expect(files)
     for file in files:
         for key, value in read_tensors(checkpoint, file).items():
             checkpoint.metadata.setdefault(key, value)

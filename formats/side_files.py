@@ -7,7 +7,6 @@ so), or where it holds no weights; any other is another model's, and a note name
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -70,16 +69,16 @@ def _modules(folder: Path) -> set[str]:
 
 def _files(folder: Path, start: str, most: int) -> Iterator[tuple[str, Path]]:
     """Name and path of the files in a folder and below, at most so many."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
         if most <= 0 or entry.name.startswith((".", "__")):
             continue
-        if entry.is_dir(follow_symlinks=False) and start.count("/") < _DEPTH:
-            for one in _files(Path(entry.path), f"{start}{entry.name}/", most):
+        if entry.is_dir() and not entry.is_symlink() and start.count("/") < _DEPTH:
+            for one in _files(entry, f"{start}{entry.name}/", most):
                 most -= 1
                 yield one
         elif entry.is_file():
             most -= 1
-            yield f"{start}{entry.name}", Path(entry.path)
+            yield f"{start}{entry.name}", entry
 
 
 def _inside(file: Path, folder: Path) -> bool:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.files import open_regular
+from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.places.ranges import fill
+from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
@@ -32,12 +34,23 @@ class Source:
     path: Path
     size: int
     stamp: tuple[int, int, int]
+    start: int = 0
+    """Where it begins in the file, for one that lies inside another (see `window`)."""
 
     @staticmethod
     def of(path: Path) -> Source:
-        with open_regular(path) as file:
-            status = os.fstat(file.fileno())
+        if isinstance(path, RemotePath):
+            regular_size(path)
+            status = path.stat()
+        else:
+            with open_regular(path) as file:
+                status = os.fstat(file.fileno())
         return Source(path, status.st_size, _stamp(status))
+
+    def window(self, start: int, size: int) -> Source:
+        """A part of it, as a file of its own."""
+        self._check_range(start, size)
+        return replace(self, start=self.start + start, size=size)
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """Exactly `nbytes` bytes from `offset`, in fresh memory."""
@@ -58,14 +71,19 @@ class Source:
         self._check_range(offset, len(out))
         if not len(out):
             return
+        if isinstance(self.path, RemotePath):
+            if self.stamp != _stamp(self.path.stat()):
+                raise BadFile(f"{at(self.path)}: changed since it was opened; open it again")
+            fill(self.path, self.start + offset, out)
+            return
         with open_regular(self.path) as file, reading(file.fileno(), self.path, self.stamp):
-            read_into(file.fileno(), out, offset)
+            read_into(file.fileno(), out, self.start + offset)
 
     def tensor(self, name: str, shape: tuple[int, ...], type: BlockClass, offset: int) -> Tensor:
         """The tensor whose bytes lie at `offset`, read when asked for."""
         row = type.row_bytes(shape[-1] if shape else 1)
         tensor = Tensor(name, shape, type, lambda a, b: self.read(offset + a * row, (b - a) * row).reshape(b - a, row))
-        extent = Extent(self.path, offset, tensor.nbytes, self.stamp)
+        extent = Extent(self.path, self.start + offset, tensor.nbytes, self.stamp)
         return Tensor(name, shape, type, tensor.read, extent)
 
 

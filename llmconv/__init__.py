@@ -57,6 +57,9 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.runtime.calibrate.imatrix import ImportanceMatrix as ImportanceMatrix, imatrix as imatrix
     from llmconv.runtime.embed import embed as embed
     from llmconv.runtime.generate import generate as generate
+    from llmconv.runtime.live.callback import GGUFCallback as GGUFCallback
+    from llmconv.runtime.live.giving import state_dict as state_dict, to_torch as to_torch
+    from llmconv.runtime.live.taking import from_torch as from_torch, save_gguf as save_gguf
     from llmconv.runtime.load import load as load
     from llmconv.runtime.measure.compare import compare as compare
     from llmconv.runtime.measure.perplexity import perplexity as perplexity
@@ -94,6 +97,11 @@ _PUBLIC: dict[str, str] = {
     "parse_size": "llmconv.tools",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
+    "from_torch": "llmconv.runtime.live.taking",
+    "save_gguf": "llmconv.runtime.live.taking",
+    "to_torch": "llmconv.runtime.live.giving",
+    "state_dict": "llmconv.runtime.live.giving",
+    "GGUFCallback": "llmconv.runtime.live.callback",
     "perplexity": "llmconv.runtime.measure.perplexity",
     "compare": "llmconv.runtime.measure.compare",
     "embed": "llmconv.runtime.embed",
@@ -132,7 +140,7 @@ _PUBLIC: dict[str, str] = {
 __all__ = ["__version__", *_PUBLIC]
 
 # Library that some public names need -> the extra of ours that brings it.
-_EXTRAS = {"torch": "torch"}
+_EXTRAS = {"torch": "torch", "transformers": "transformers"}
 
 
 def _load(name: str) -> Any:

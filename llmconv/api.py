@@ -23,6 +23,7 @@ from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
+from llmconv.formats.places import names as places
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
 
@@ -68,7 +69,7 @@ def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
     """
     if not isinstance(path, str | os.PathLike):
         raise UsageError(f"open takes the path of a model, not {kind_of(path)}")
-    return containers.open(Path(path), key=key)
+    return containers.open(path, key=key)
 
 
 def save(
@@ -201,7 +202,7 @@ def convert_file(
     options: those of `save`.
     """
     started = time.monotonic()
-    source = Path(src)
+    source = places.place(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
     if vocab_only:
@@ -235,7 +236,7 @@ def convert_file(
 def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
     """`convert_file` of a vocabulary without weights."""
     started = time.monotonic()
-    target = source.with_name(f"{source.resolve().name}-vocab.gguf") if dst is None else Path(dst)
+    target = places.beside(source) / f"{places.called(source)}-vocab.gguf" if dst is None else Path(dst)
     paths, notes = vocab_alone.write(source, target, pre=options.get("pre"), force=bool(options.get("force")))
     return Result(
         target=target,
@@ -257,7 +258,7 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     checkpoint = open(path)
     report = describe(checkpoint)
-    report["size"] = _size(Path(path), checkpoint)
+    report["size"] = _size(checkpoint.source or Path(path), checkpoint)
     return report
 
 
@@ -313,9 +314,9 @@ def _named_format(path: Path, wanted: Format) -> Format:
 
 def default_target(source: Path, container: Format) -> Path:
     """Beside the input, with the ending of the format."""
-    source = source.resolve() if source.name in ("", ".", "..") else source
-    stem = source.name if source.is_dir() or not source.suffix else source.name[: -len(source.suffix)]
-    return source.with_name(stem + (container.suffixes[0] if container.suffixes else f".{container.name}"))
+    return places.beside(source) / (
+        places.called(source) + (container.suffixes[0] if container.suffixes else f".{container.name}")
+    )
 
 
 def _same_family(a: Format, b: Format) -> bool:

@@ -12,6 +12,7 @@ from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.names import place
 from llmconv.progress import Meter, Progress
 from llmconv.show import Shown
 
@@ -100,7 +101,7 @@ def split(
     A GGUF becomes `TARGET-00001-of-0000N.gguf` (default: the source's own stem); a safetensors model becomes a
     folder with an index (default: the source's name with `-split`), by size alone.
     """
-    checkpoint, container = _splittable(Path(source), "split")
+    checkpoint, container = _splittable(place(source), "split")
     if not (max_size or max_tensors):
         raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
     assert container.split is not None
@@ -118,6 +119,6 @@ def merge(
     source: str | Path, target: str | Path, *, force: bool = False, progress: Progress | None = None
 ) -> list[Path]:
     """Join the shards of a GGUF or safetensors model (any shard, the index, or the folder) into one file or folder."""
-    checkpoint, container = _splittable(Path(source), "merged")
+    checkpoint, container = _splittable(place(source), "merged")
     meter = Meter(progress, "write", checkpoint.nbytes)
     return container.save(checkpoint, Path(target), force=force, meter=meter)

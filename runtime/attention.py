@@ -46,9 +46,16 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
     if block.attn_gate is not None:
-        out = out * torch.sigmoid(block.attn_gate(x))
+        out = _gated(out, block.attn_gate(x), spec.gate)
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
     return result
+
+
+def _gated(out: Tensor, gate: Tensor, kind: str) -> Tensor:
+    """What attention gives (B, T, H * D) times a gate for each of its numbers, or for each head."""
+    opened = torch.sigmoid(gate) if kind == "sigmoid" else F.softplus(gate.float()).to(gate.dtype)
+    each: Tensor = out.view(*gate.shape, -1) * opened[..., None]
+    return each.flatten(-2)
 
 
 def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,6 +68,8 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
     if spec.clamp is not None and not spec.clamp_normed:
         parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
     query, key, value = parts
+    if spec.value_scale != 1:
+        value = value * spec.value_scale
     return (
         query.unflatten(-1, (spec.n_head, spec.head_dim)),
         key.unflatten(-1, (spec.n_head_kv, spec.head_dim)),
@@ -167,6 +176,8 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     up_key, up_value = _latent_projections(block, spec, x.dtype)  # (H, nope, rank), (H, value, rank)
     _show_latent(block, nope, latent)
     query = torch.cat((nope @ up_key, turning), -1)  # (B, H, T, rank + rope)
+    if spec.growth is not None:
+        query = query * step.growth(spec.growth)
     key = torch.cat((latent, shared), -1)
     if step.cache is not None:
         key, latent = step.cache.extend(block.index, key, latent)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def load(
     Raises `BadFile` for broken or contradictory files, `Unsupported` for models that have no decoder here, `BadWeight`
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else _formats.open(Path(path))
+    checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
     checkpoint = _with_scales(translate(checkpoint, "gguf"))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)

@@ -34,33 +34,54 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """Activation by name; "swiglu_oai" joins gate and up in its own way."""
 
 
+def _xielu(x: Tensor, numbers: tuple[float, ...]) -> Tensor:
+    """xIELU (arXiv:2411.13010), as transformers computes it: softplus keeps what was learned above zero."""
+    up, down, beta, eps = (torch.tensor(n, dtype=x.dtype, device=x.device) for n in numbers)
+    low = (torch.expm1(torch.minimum(x, eps)) - x) * (beta + F.softplus(down))
+    return torch.where(x > 0, F.softplus(up) * x * x, low) + beta * x
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation called `name`; `Unsupported` names the known ones."""
     found = ACTIVATIONS.get(name)
     if found is None:
-        known = ", ".join((*ACTIVATIONS, "swiglu_oai"))
+        known = ", ".join((*ACTIVATIONS, "swiglu_oai", "xielu"))
         raise Unsupported(f"the activation {name!r} is not known to the runtime; known: {known}")
     return found
 
 
-def _join(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """What goes into the down projection."""
+def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Tensor:
+    """What goes into the down projection.   clamp: of the gate, behind its activation or before, and of `up`."""
+    name = spec.activation
     if name == "swiglu_oai" and gate is not None:
         return _swiglu_oai(gate, up)
-    return activation(name)(up) if gate is None else activation(name)(gate) * up
+    if name == "xielu":
+        return _xielu(up, spec.numbers)
+    if gate is None:
+        return activation(name)(up)
+    if clamp and spec.experts is not None and spec.experts.clamp_first:
+        gate = gate.clamp(max=clamp)
+    opened = activation(name)(gate)
+    return opened.clamp(max=clamp) * up.clamp(-clamp, clamp) if clamp else opened * up
 
 
-def feed_forward(block: LayerPieces, x: Tensor) -> Tensor:
-    """x: (B, T, dim), normed -> (B, T, dim)."""
+def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
+    """x: (B, T, dim), normed -> (B, T, dim).   entered: what came into the layer, which some routers read."""
     spec = block.spec.mlp
-    if spec.experts is not None:
-        return _mixture(block, spec, spec.experts, x)
+    if spec.experts is None:
+        return _dense(block, spec, x)
+    inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
+    out = _mixture(block, spec, spec.experts, inner, entered if spec.experts.router_first else inner)
+    return (out + _dense(block, spec, x)) * spec.beside if spec.beside else out
+
+
+def _dense(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
     gate, up = None, block.ffn_up(x)
-    if spec.gate == "fused":
-        gate, up = up.chunk(2, -1)
-    elif spec.gate == "apart":
+    if block.ffn_gate is not None:
         gate = block.ffn_gate(x)
-    inner = _join(spec.activation, gate, up)
+    elif spec.gate == "fused":
+        gate, up = up.chunk(2, -1)
+    inner = _join(spec, gate, up)
     if block.ffn_sub_norm is not None:
         inner = block.ffn_sub_norm(inner)
     out: Tensor = block.ffn_down(inner)
@@ -71,6 +92,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
     """For tokens (N, dim): weights (N, used), in float32 or better, and which experts (N, used)."""
     logits = block.ffn_gate_inp(x)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if experts.softcap is not None:
+        logits = experts.softcap * torch.tanh(logits / experts.softcap)
     if experts.gating == "sigmoid":
         scores = logits.sigmoid()
     elif experts.gating == "softmax":
@@ -109,9 +132,9 @@ def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
     return torch.cat(weights, -1), torch.cat(chosen, -1)
 
 
-def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor) -> Tensor:
+def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor, routed: Tensor) -> Tensor:
     flat = x.flatten(0, -2)  # (N, dim)
-    weights, chosen = _route(block, experts, flat)
+    weights, chosen = _route(block, experts, routed.flatten(0, -2))
     out = torch.zeros_like(flat)
     order = chosen.flatten().argsort(stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=experts.count).tolist()
@@ -139,13 +162,19 @@ def _expert(block: LayerPieces, spec: Mlp, expert: int, x: Tensor) -> Tensor:
     else:
         up = block.ffn_up_exps(x, expert)
         gate = None if block.ffn_gate_exps is None else block.ffn_gate_exps(x, expert)
-    out: Tensor = block.ffn_down_exps(_join(spec.activation, gate, up), expert)
+    clamp = 0.0 if spec.experts is None else spec.experts.clamp
+    out: Tensor = block.ffn_down_exps(_join(spec, gate, up, clamp), expert)
     return out
 
 
 def _shared_expert(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
-    gate = None if block.ffn_gate_shexp is None else block.ffn_gate_shexp(x)
-    out: Tensor = block.ffn_down_shexp(_join(spec.activation, gate, block.ffn_up_shexp(x)))
+    gate, up = None, block.ffn_up_shexp(x)
+    if block.ffn_gate_shexp is not None:
+        gate = block.ffn_gate_shexp(x)
+    elif up.shape[-1] == 2 * block.ffn_down_shexp.shape[1]:  # both in one matrix
+        gate, up = up.chunk(2, -1)
+    clamp = 0.0 if spec.experts is None else spec.experts.shared_clamp
+    out: Tensor = block.ffn_down_shexp(_join(spec, gate, up, clamp))
     if block.ffn_gate_inp_shexp is not None:
         out = out * torch.sigmoid(block.ffn_gate_inp_shexp(x))
     return out

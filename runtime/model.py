@@ -45,35 +45,45 @@ class Block(LayerPieces):
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
-        if self.spec.mlp.activation != "swiglu_oai":
+        if self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: (B, T, dim) -> (B, T, dim)."""
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
-            return self.ffn_norm(x + feed_forward(self, x))  # type: ignore[no-any-return]
+            return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        mix = short_convolution if self.spec.convolution else self_attention
-        attended = mix(self, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        attended = self._mixed(x, normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         if self.spec.parallel:
-            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x))
+            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x), x)
             return x + (attended + inner) * self.residual_scale
-        kept = normed if self.spec.residual_after_norm else x
+        entered, kept = x, normed if self.spec.residual_after_norm else x
         x = kept + (attended * self.residual_scale if self.residual_scale != 1 else attended)
-        if self.attn_output_norm is not None:
+        if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm:
             x = self.attn_output_norm(x)
+        if self.spec.idle:
+            return x
         normed = x if mlp_norm is None else mlp_norm(x)
-        inner = feed_forward(self, normed)
+        inner = feed_forward(self, normed, entered)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         x = normed if self.spec.residual_after_norm else x
         x = x + (inner * self.residual_scale if self.residual_scale != 1 else inner)
         return x if self.layer_output_norm is None else self.layer_output_norm(x)
+
+    def _mixed(self, x: Tensor, normed: Tensor, step: Step) -> Tensor:
+        """What attention gives, or what stands in its place."""
+        if self.spec.convolution:
+            return short_convolution(self, normed, step)
+        if self.spec.mixer == "attention":
+            return self_attention(self, normed, step)
+        mixed: Tensor = self.attn_output(normed) if self.spec.mixer == "linear" else torch.zeros_like(x)
+        return mixed
 
 
 class Model(Pieces):

@@ -42,7 +42,7 @@ ENDS = ("token_embd_in", "output_in", "dense_2", "dense_3")
 NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
-    *("attn_sub_norm", "ffn_sub_norm"),
+    *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv")
 CLASSIFIER = "cls"

@@ -13,9 +13,9 @@ from llmconv.quant.block import Bytes, by_name
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["checkpoint_of"]
+__all__ = ["NAMES", "checkpoint_of"]
 
-_NAMES = {
+NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -25,7 +25,9 @@ _NAMES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
+"""torch's dtype -> the type that stores it."""
 
 
 def checkpoint_of(model: torch.nn.Module, metadata: dict[str, Any] | None = None) -> Checkpoint:
@@ -47,10 +49,10 @@ def checkpoint_of(model: torch.nn.Module, metadata: dict[str, Any] | None = None
         name = key if "." in key else f"{key}.weight"  # rope_freqs is a buffer under its bare name
         module = stored.get(name.rpartition(".")[0])
         if module is not None and name.endswith(".weight"):
-            kind = module.block_type or by_name(_NAMES[value.dtype])
+            kind = module.block_type or by_name(NAMES[value.dtype])
             shape = module.shape[1:] if name.endswith("ffn_gate_inp_shexp.weight") else module.shape
         else:
-            kind, shape = by_name(_NAMES[value.dtype]), tuple(value.shape)
+            kind, shape = by_name(NAMES[value.dtype]), tuple(value.shape)
         out.add(_tensor(name, shape, kind, value.detach()))
     return out
 

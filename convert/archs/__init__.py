@@ -43,14 +43,21 @@ def by_gguf(name: str) -> Architecture | None:
 
 
 def by_hf(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture of a Hugging Face config.json: by class name, else by model type; None when unknown."""
+    """The architecture of a Hugging Face config.json: by class name, else by model type; None when unknown.
+
+    Where several tables have one (multimodal) class, the type of its text model decides, else the first is taken.
+    """
+    inner = (config.get(key) for key in ("text_config", "llm_config"))
+    texts = [text.get("model_type") for text in inner if isinstance(text, Mapping)]
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():
-        found = _REGISTRY.first(lambda table: any(name.cls == wanted for name in table.hf), wanted)  # noqa: B023
-        if found is not None:
-            return found
-    types = [config.get("model_type")]
-    for inner in ("text_config", "llm_config"):
-        if isinstance(config.get(inner), Mapping):
-            types.append(config[inner].get("model_type"))
+        for text in (*texts, None):
+            found = _REGISTRY.first(lambda table: _has(table, wanted, text), wanted)  # noqa: B023
+            if found is not None:
+                return found
+    types = [config.get("model_type"), *texts]
     return _REGISTRY.first(lambda table: any(name.model_type in types for name in table.hf), *types)
+
+
+def _has(table: Architecture, cls: Any, model_type: Any) -> bool:
+    return any(n.cls == cls and (n.model_type == model_type or (model_type is None and not n.around)) for n in table.hf)

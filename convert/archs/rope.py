@@ -125,3 +125,12 @@ def rope_sections(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) ->
     found = (config.get("rope") or {}).get("mrope_section")
     if found is not None:
         own["rope.dimension_sections"] = np.asarray([*found, 0, 0, 0, 0][:4], np.int32)
+
+
+def sections_back(config: dict[str, Any], own: Mapping[str, Any]) -> bool:
+    """The way back of `rope_sections`; whether there are any."""
+    if (sections := own.get("rope.dimension_sections")) is None:
+        return False
+    scaling = config.setdefault("rope_scaling", {"rope_type": "default"})
+    scaling["mrope_section"] = [int(n) for n in sections][:3]
+    return True

@@ -25,6 +25,7 @@ from llmconv.convert.layouts import masks, torch_rnn
 from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.layouts.moves import Model, Move
+from llmconv.convert.layouts.settings import GUESSED
 from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
@@ -423,21 +424,27 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
     assert table.build is not None
     if table.suits is not None and (why := table.suits(metadata, table.dims(metadata), checkpoint.tensors)):
         raise Unsupported(f"{where}: can't be written in the layout {table.name}: {why}; use --layout named")
-    return _fill(checkpoint, table, table.build(metadata, table.dims(metadata), checkpoint.tensors), where)
+    document = table.build(metadata, table.dims(metadata), checkpoint.tensors)
+    made = _fill(checkpoint, table, document, where)
+    if TOKENS in metadata and table.words is not None and listed_words([(where, document)], table.words)[0] is None:
+        made.notes.append(f"the layout {table.name} has no place for the vocabulary: keep it, --vocab reads it again")
+    return made
 
 
-_GUESSED = "tokenizer.ggml.token_type"
+_UNSAID = "tokenizer.ggml.token_type"
 """What no document says: made of the words, and otherwise where a tokenizer.json lay between."""
 
 
 def _unsaid(metadata: Mapping[str, Any], made: Checkpoint, layout: str) -> list[str]:
     """A note about keys that were edited since the GGUF was made: the document that it keeps says otherwise."""
     try:
-        again = to_gguf(made, layout=layout).metadata
+        again = to_gguf(made, layout=layout)
     except LlmconvError:  # its configuration or vocabulary was given beside it
         return []
     starts = (f"{metadata.get('general.architecture')}.", "tokenizer.")
-    said = {k: v for k, v in again.items() if k.startswith(starts) and k in metadata and k != _GUESSED}
+    guessed = any(note.startswith(GUESSED) for note in again.notes)
+    gone = (_UNSAID, *((f"{metadata.get('general.architecture')}.hidden_activation",) if guessed else ()))
+    said = {k: v for k, v in again.metadata.items() if k.startswith(starts) and k in metadata and k not in gone}
     names = [k for k, v in said.items() if not same_value(metadata[k], v)]
     if not names:
         return []

@@ -26,10 +26,12 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import Settings, normalized, read_config, text_config, usable
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
+from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
@@ -80,7 +82,7 @@ def to_gguf(
     notes += said
     general, said = _general(checkpoint, config, out)
     notes += said
-    out.metadata = general | metadata | pooled
+    out.metadata = general | metadata | out.metadata | pooled
     if folder := _folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
@@ -128,10 +130,14 @@ class _Taken:
 def _take(
     out: Checkpoint, arch: Architecture, tensors: Mapping[str, Tensor], dims: Mapping[str, Any], kind: str
 ) -> _Taken:
-    """Add the tensors of all rows of the table, each made of what the folder has."""
+    """Add the tensors of all rows of the table, each made of what the folder has, and the keys of lone numbers."""
     why = f"a {kind} model of this config.json needs it; --layout plain converts any tensors under their own names"
+    told = Told(out.where, "by config.json", why)
     taken = _Taken(prefix_of(arch.prefixes, arch.rows, dims, tensors))
-    for moved in forward(arch.slots(dims), tensors, Told(out.where, "by config.json", why), taken.prefix):
+    keys, numbers = scalar_keys(arch.scalars, tensors, dims, taken.prefix, told)
+    out.metadata = keys
+    taken.used.update(tensor.name for tensor in numbers)
+    for moved in forward(arch.slots(dims), tensors, told, taken.prefix):
         if moved.form:
             taken.forms[moved.slot.row.gguf[0]] = moved.form
         taken.used.update(moved.names)
@@ -253,6 +259,10 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
             f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
         )
     given = _Given({*(made.gguf for made in arch.made), *split}, split)
+    for tensor in scalar_tensors(arch.scalars, metadata, dims, prefix):
+        kind = carried.dtype_of(tensor.name, *dtypes)
+        tensor = tensor.astype(kind) if kind is not None and kind.is_float else tensor
+        out.add(tensor.renamed(disguise.original_name(tensor.name, original)))
     for moved in backward(
         arch.slots(dims),
         tensors,
@@ -332,10 +342,23 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     try:
         keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
         keys |= pooling.keys_of(folder, arch.gguf)[0]
+        keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
+
+
+def _scalars(
+    arch: Architecture, folder: Checkpoint, config: Mapping[str, Any], keys: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keys that a folder's lone numbers say."""
+    if not arch.scalars:
+        return {}
+    names = disguise.plain_names(arch, folder.tensors, arch.is_tied(config))
+    tensors, dims = {plain_name: folder.tensors[name] for name, plain_name in names.items()}, arch.dims_of(keys)
+    prefix = prefix_of(arch.prefixes, arch.rows, dims, tensors)
+    return scalar_keys(arch.scalars, tensors, dims, prefix, Told(folder.where, "", ""))[0]
 
 
 def _number(value: Any) -> int:
@@ -384,11 +407,10 @@ def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> 
 
 
 def _folder_name(folder: Checkpoint) -> str | None:
-    """The name of a model's folder, or of its lone file."""
-    if folder.source is None:
-        return None
-    path = folder.source.resolve()
-    return path.stem if path.is_file() else path.name
+    """The name of a model's folder, of its lone file, or of where it came from."""
+    if folder.info.get("name"):
+        return str(folder.info["name"])
+    return None if folder.source is None else places.called(folder.source)
 
 
 def _rounded(count: int) -> str:

@@ -6,7 +6,17 @@ from typing import Any
 
 from llmconv.convert.layouts.base import Field
 
-__all__ = ["ACTIVATIONS", "EPSILON", "activation", "guess", "heads_and_positions", "places", "sizes", "vocabulary"]
+__all__ = [
+    "ACTIVATIONS",
+    "EPSILON",
+    "GUESSED",
+    "activation",
+    "guess",
+    "heads_and_positions",
+    "places",
+    "sizes",
+    "vocabulary",
+]
 
 _OBJECTS = (
     *(
@@ -93,12 +103,13 @@ def vocabulary() -> tuple[str, ...]:
     return places(*names, objects=(*_OBJECTS, "tokenizer.", "model.tokenizer.", "vocab.", "dataset.", "data."))
 
 
+GUESSED = "nothing in the file says so"
+"""How a note begins about an activation that was guessed."""
+
+
 def guess(taken: str, otherwise: str) -> str:
     """What to say of an activation that nothing states."""
-    return (
-        f"nothing in the file says so: it is taken that {taken}; if not, say activation in a file for --config "
-        f"({otherwise})"
-    )
+    return f"{GUESSED}: it is taken that {taken}; if not, say activation in a file for --config ({otherwise})"
 
 
 def heads_and_positions(own: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.pieces import Pieces, activation
 from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
+from llmconv.convert.tables.scalars import Scalar
 from llmconv.convert.tables.windows import window_keys, windows_config
 from llmconv.errors import Unsupported
 
@@ -36,6 +36,8 @@ class HfName:
     model_type: str
     when: str = ""
     """An expression over the dimensions that picks this name when a config.json is rebuilt from a GGUF alone."""
+    around: bool = False
+    """A multimodal class that is this architecture only where the text model inside is of that type."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Architecture:
     prefixes: what `{p}` may be, the modern one first.
     dropped: regular expressions of HF tensors that are derived data and are left out (rotary tables, causal masks).
     kept: regular expressions of HF tensors that GGUF has no place for (a pooler); they travel in the metadata.
-    constants: keys that are written whatever the configuration says.
+    scalars: numbers that are tensors there and keys in GGUF.
+    constants: keys that are written whatever the configuration says; after a "/" one without the family's name.
     decoder: named pieces for the runtime, see `convert.tables.pieces`.
     reads: settings of a config.json, by spaces, that are computed with and stand in no key or row: what hooks read.
     inert: settings that change nothing in this family (those of any family: `convert.tables.settings`).
@@ -78,6 +81,7 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kept: tuple[str, ...] = ()
+    scalars: tuple[Scalar, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
@@ -172,8 +176,8 @@ class Architecture:
             self.finish(own, config, dims)
         if "layer_types" in self.settings and "shortconv.l_cache" not in own:  # whose kinds are others
             window_keys(own, config, self.decoder, source)
-        named = {k if k.startswith(own_keys.OWN) else f"{self.gguf}.{k}": v for k, v in own.items()}
-        return {"general.architecture": self.gguf} | {k: v for k, v in named.items() if v is not None}
+        named = {k[1:] if k.startswith("/") else f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
+        return {"general.architecture": self.gguf} | named
 
     def _check_rope(self, config: Mapping[str, Any], source: str) -> None:
         """`Unsupported` for rotary scaling by a tensor of divisors, in a family that has none."""

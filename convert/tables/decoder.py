@@ -94,6 +94,9 @@ class Attention:
     softmax_start: float = 0.0
     norm_after_rope: bool = False
     growth: Growth | None = None
+    gate: str = "sigmoid"
+    """What opens the gate on what attention gives, where there is one: "sigmoid" or "softplus"."""
+    value_scale: float = 1.0
     mla: Mla | None = None
 
 
@@ -114,6 +117,14 @@ class Experts:
     groups_used: int = 1
     jitter: float = 0.0
     """How near rivals of a chosen expert are, of gating "sparsemixer"."""
+    softcap: float | None = None
+    """The router's logits are capped at it."""
+    clamp: float = 0.0
+    """What the gate is clamped to from above, and the up branch on both sides, where not 0; `shared_clamp` likewise."""
+    shared_clamp: float = 0.0
+    clamp_first: bool = False
+    router_first: bool = False
+    """The router reads what comes into the layer, not what the experts read."""
     shared_average: bool = False
     """The shared experts and the chosen ones are averaged instead of summed."""
 
@@ -125,6 +136,10 @@ class Mlp:
     activation: str
     gate: str
     experts: Experts | None = None
+    beside: float = 0.0
+    """Not 0: a dense feed-forward stands beside the experts; the sum of both is multiplied by this."""
+    numbers: tuple[float, ...] = ()
+    """What the layer has learned of its activation: of xIELU alpha_p, alpha_n (before softplus), beta and eps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,10 @@ class Layer:
     """attn_norm and ffn_norm stand behind the residual sums (OPT-350M) instead of before the sublayers."""
     convolution: bool = False
     """A short convolution stands in the place of attention (LFM2); its cache is that of one head."""
+    mixer: str = "attention"
+    """What stands in the place of attention, for layers that have none: "linear" (attn_output alone) or "none"."""
+    idle: bool = False
+    """The layer has no feed-forward."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
 
@@ -279,6 +298,11 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
     n_layers = read.count("block_count", least=1) - read.count("nextn_predict_layers", 0)
     if n_layers < 1:
         raise read.bad(f"key '{arch}.nextn_predict_layers'", "leaves no layer to compute with")
+    if read.count("num_loops", 1) > 1:
+        raise Unsupported(
+            f"{at(read.where)}: its layers are gone through {read.count('num_loops')} times, which is "
+            "not known to the runtime; convert it, or run it with another program"
+        )
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
     dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
@@ -290,7 +314,8 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
     norm = _norm(read, pieces)
     kinds = _Layers(read, pieces, n_layers, dim)
     embed_scale = read.optional("embedding_scale") or pieces.get("embed_scale", 1.0)
-    logit_scale = read.optional("logit_scale") or 1.0
+    residual_scale = read.optional("residual_scale") or pieces.get("residual_depth", 0.0) / math.sqrt(n_layers)
+    logit_scale = read.optional("logit_scale") or dim / pieces.get("logit_base", dim)
     positions = _positions(read, pieces, n_layers)
     if positions == "learned":
         read.shape("position_embd.weight", 2)
@@ -307,7 +332,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
-        residual_scale=read.optional("residual_scale") or 1.0,
+        residual_scale=residual_scale or 1.0,
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
         final_softcap=read.optional("final_logit_softcapping"),
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
@@ -330,8 +355,11 @@ def _pieces(arch: str, where: str) -> Pieces:
             f"{at(where)}: architecture {arch!r} has no decoder here, so it can't be run; convert it, or run it with "
             "another program"
         )
-    if why := table.decoder.get("not_run"):
-        raise Unsupported(f"{at(where)}: a {arch} model is not run here: {why}; convert it, or run it with llama.cpp")
+    if "not_run" in table.decoder:
+        raise Unsupported(
+            f"{at(where)}: a {arch} model can't be run here ({table.decoder['not_run']}); convert it, or run it with "
+            "another program"
+        )
     return table.decoder
 
 
@@ -421,7 +449,12 @@ class _Layers:
         residual = self.read.get("residual_after_norm") is True
         if f"blk.{i}.shortconv.conv.weight" in self.read.shapes:
             return Layer(self._convolution(), self._mlp(i), self.parallel, mlp_norm, convolution=True)
-        return Layer(self._attention(i), self._mlp(i), self.parallel, mlp_norm, after, residual_after_norm=residual)
+        idle = bool(self.pieces.get("may_skip")) and f"blk.{i}.ffn_down.weight" not in self.read.shapes
+        mlp = Mlp(self.activation, "none") if idle else self._mlp(i)
+        if self.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in self.read.shapes:
+            mixer = "linear" if f"blk.{i}.attn_output.weight" in self.read.shapes else "none"
+            return Layer(self._convolution(), mlp, self.parallel, mlp_norm, mixer=mixer, idle=idle)
+        return Layer(self._attention(i), mlp, self.parallel, mlp_norm, after, residual_after_norm=residual, idle=idle)
 
     def _convolution(self) -> Attention:
         """What a cache must know of a layer without attention."""
@@ -440,6 +473,7 @@ class _Layers:
         if f"blk.{i}.attn_kv_a_mqa.weight" in read.shapes:
             kv_rank, rope_dims = read.count("attention.kv_lora_rank", least=1), read.count("rope.dimension_count")
             head_dim = read.count("attention.key_length_mla", head_dim)
+            value_dim = read.count("attention.value_length", self.dim // n_head)
             value_dim = read.count("attention.value_length_mla", value_dim)
             n_kv = n_head
             mla = Mla(kv_rank, head_dim - rope_dims, rope_dims)
@@ -477,6 +511,8 @@ class _Layers:
             softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
             growth=self._growth(),
+            gate=str(pieces.get("attention_gate", "sigmoid")),
+            value_scale=read.optional("attention.value_scale") or 1.0,
             mla=mla,
         )
 
@@ -512,23 +548,32 @@ class _Layers:
         listed = read.get("rope.layers", read.config.get("no_rope_layers"))  # the setting says which do have it
         if self.positions != "rope":
             return None
+        stated = read.get("attention.rope_pattern")
+        if isinstance(stated, np.ndarray | list | tuple) and i < len(stated) and not stated[i]:
+            return None
         listed = listed.tolist() if isinstance(listed, np.ndarray) else listed
         if isinstance(listed, list) and len(listed) >= self.n and every:
             if not listed[i]:
                 return None
         elif (every and (i + 1) % every == 0) or not (windowed or self._turns_without_window(i)):
             return None
-        dims = read.count("rope.dimension_count", head_dim)
+        dims = read.count("rope.dimension_count", head_dim) or head_dim
+        if windowed:
+            dims = read.count("rope.dimension_count_swa", dims)
         if dims > head_dim or dims % 2:
             raise read.bad(
                 f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions"
             )
         base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
+        if alpha := read.optional("rope.scaling.alpha"):
+            base *= alpha ** (dims / (dims - 2))
         scaled = True
         if windowed:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
             scaled = pieces.get("window_rope_scaled", True)
-        plain = Rope(dims, base, pieces.get("rope") == "pairs")
+        # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
+        pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
+        plain = Rope(dims, base, pairs)
         return self._scaled(plain) if scaled else plain
 
     def _turns_without_window(self, i: int) -> bool:
@@ -584,7 +629,8 @@ class _Layers:
             gate = "apart" if f"{start}gate_exps.weight" in read.shapes else "fused"
             if gate == "fused" and f"{start}gate_up_exps.weight" not in read.shapes:
                 gate = "none"
-            return Mlp(self.activation, gate, self._experts(i))
+            beside = self.pieces.get("beside", 0.0) if f"{start}up.weight" in read.shapes else 0.0
+            return Mlp(self.activation, gate, self._experts(i), beside)
         ff, up = read.shape(f"{start}down.weight", 2)[1], read.shape(f"{start}up.weight", 2)[0]
         if f"{start}gate.weight" in read.shapes:
             read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
@@ -592,7 +638,25 @@ class _Layers:
         else:
             gate = "fused" if up == 2 * ff else "none"
         read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
-        return Mlp(self.activation, gate)
+        return Mlp(self.activation, gate, numbers=self._numbers(i) if self.activation == "xielu" else ())
+
+    def _of_layer(self, key: str, i: int) -> float:
+        """A number for all layers or for each; 0 where the file has none."""
+        value = self.read.get(key, 0.0)
+        try:
+            return float(value[i] if isinstance(value, np.ndarray | list | tuple) else value)
+        except (IndexError, TypeError, ValueError):
+            raise self.read.bad(f"key '{self.read.arch}.{key}'", f"has no number for layer {i}") from None
+
+    def _numbers(self, i: int) -> tuple[float, ...]:
+        found = []
+        for name in ("alpha_p", "alpha_n", "beta", "eps"):
+            value = self.read.metadata.get(f"xielu.{name}")
+            try:
+                found.append(float(value[i] if isinstance(value, np.ndarray | list | tuple) else value))
+            except (IndexError, TypeError, ValueError):
+                raise self.read.bad(f"key 'xielu.{name}'", f"has no number for layer {i}") from None
+        return tuple(found)
 
     def _experts(self, i: int) -> Experts:
         read, pieces = self.read, self.pieces
@@ -622,5 +686,10 @@ class _Layers:
             group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
             groups_used=read.count("expert_group_used_count", groups) or groups,
             jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
+            softcap=read.optional("router_logit_softcapping") if pieces.get("router_capped") else None,
+            clamp=self._of_layer("swiglu_clamp_exp", i),
+            shared_clamp=self._of_layer("swiglu_clamp_shexp", i),
+            clamp_first=bool(pieces.get("clamp_first", False)),
+            router_first=bool(pieces.get("router_first", False)),
             shared_average=bool(pieces.get("shared_average", False)),
         )

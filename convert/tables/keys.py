@@ -142,6 +142,7 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_expert", "expert_count", "0"),
     ("n_expert_used", "expert_used_count", "0"),
     ("n_ff_exp", "expert_feed_forward_length", "n_ff"),
+    ("n_ff_small", "expert_chunk_feed_forward_length", "0"),
     ("n_expert_shared", "expert_shared_count", "0"),
     ("n_ff_shexp", "expert_shared_feed_forward_length", "n_expert_shared * n_ff_exp"),
     ("n_dense", "leading_dense_block_count", "0"),
@@ -158,11 +159,14 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_skip", own_keys.SKIPPED, "0"),
     ("n_decoder", "decoder_block_count", "n_layer"),
     ("n_buckets", "attention.relative_buckets_count", "0"),
+    ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
+    ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""
 
 
+_THERE = {"folds", "each_gate"}  # 1 where the key is there
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
 
@@ -177,6 +181,9 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
         if value is None:
             default = (extra or {}).get(name, default)
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
+            continue
+        if name in _THERE:
+            out[name] = 1
             continue
         try:
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE

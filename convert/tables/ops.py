@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, UsageError
+from llmconv.formats.moving.rows import join, swapped, take
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
@@ -40,6 +41,7 @@ __all__ = [
     "SwapRows",
     "Tail",
     "Transpose",
+    "Unpaired",
     "evaluate",
     "rope_halves",
 ]
@@ -132,71 +134,6 @@ def _like(tensor: Tensor, old: Tensor) -> Tensor:
     return tensor.reshaped((tensor.shape[0],)) if len(old.shape) == 1 else tensor
 
 
-def _take(tensor: Tensor, start: int, count: int, shape: tuple[int, ...]) -> Tensor:
-    """`count` consecutive rows from `start`, as `shape`.  Still an extent if it was one."""
-    read, extent, row_bytes = tensor.read, tensor.extent, tensor.row_bytes
-    if extent is not None:
-        extent = dataclasses.replace(extent, offset=extent.offset + start * row_bytes, nbytes=count * row_bytes)
-    return dataclasses.replace(tensor, shape=shape, read=lambda a, b: read(start + a, start + b), extent=extent)
-
-
-def _join(parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    """All rows of the parts, one part after another, as `shape`."""
-    first = parts[0]
-    for part in parts[1:]:
-        if part.type is not first.type or part.row_len != first.row_len:
-            raise Unsupported(
-                f"tensors {first.name!r} ({first.type.name}, rows of {first.row_len}) and {part.name!r} "
-                f"({part.type.name}, rows of {part.row_len}) can't be joined; expected one type and row length"
-            )
-    starts = np.cumsum([0] + [part.n_rows for part in parts]).tolist()
-
-    def read(start: int, stop: int) -> Bytes:
-        pieces = [
-            part.read(max(start - lo, 0), min(stop, hi) - lo)
-            for part, lo, hi in zip(parts, starts, starts[1:], strict=False)
-            if lo < stop and start < hi
-        ]
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else first.read(0, 0)
-
-    return Tensor(first.name, shape, first.type, read)
-
-
-def _swapped(tensor: Tensor, outer: int, a: int, b: int, inner: int) -> Tensor:
-    """Rows seen as (outer, a, b, inner), reordered to (outer, b, a, inner)."""
-    if outer * a * b * inner != tensor.n_rows:
-        raise UsageError(
-            f"tensor {tensor.name!r} has {tensor.n_rows} rows, expected {outer} x {a} x {b} x {inner}; "
-            "the configuration does not fit the weights"
-        )
-    source, group = tensor.read, a * b * inner
-
-    def read(start: int, stop: int) -> Bytes:
-        if stop <= start:
-            return source(0, 0)
-        if inner * tensor.row_bytes >= 1 << 14:  # long runs: read each by itself
-            out = np.empty((stop - start, tensor.row_bytes), np.uint8)
-            row = start
-            while row < stop:
-                run, offset = divmod(row, inner)
-                o, rest = divmod(run, a * b)
-                j, i = divmod(rest, a)
-                count = min(inner - offset, stop - row)
-                first = ((o * a + i) * b + j) * inner + offset
-                out[row - start : row - start + count] = source(first, first + count)
-                row += count
-            return out
-        lo, hi = start // group, -(-stop // group)
-        rows = source(lo * group, hi * group)
-        width = rows.shape[1]
-        moved = rows.reshape(hi - lo, a, b, inner * width).swapaxes(1, 2).reshape(-1, width)
-        return moved[start - lo * group : stop - lo * group]
-
-    return dataclasses.replace(tensor, read=read, extent=None)
-
-
 @dataclass(frozen=True)
 class SwapRows(Op):
     """Rows (or the elements of a vector) seen as (outer, a, b, inner) -> (outer, b, a, inner)."""
@@ -208,16 +145,41 @@ class SwapRows(Op):
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         outer, a, b, inner = (evaluate(s, dims) for s in (self.outer, self.a, self.b, self.inner))
-        return tuple(_like(_swapped(_rows(p), outer, a, b, inner), p) for p in parts)
+        return tuple(_like(swapped(_rows(p), outer, a, b, inner), p) for p in parts)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         outer, a, b, inner = (evaluate(s, dims) for s in (self.outer, self.a, self.b, self.inner))
-        return tuple(_like(_swapped(_rows(p), outer, b, a, inner), p) for p in parts)
+        return tuple(_like(swapped(_rows(p), outer, b, a, inner), p) for p in parts)
 
 
 def rope_halves(heads: Size, head_dim: Size = "head_dim") -> SwapRows:
     """Rotary pairs: (first half, second half) of each head in Hugging Face -> neighbours in GGUF's Llama."""
     return SwapRows(2, f"({head_dim}) // 2", outer=heads)
+
+
+@dataclass(frozen=True)
+class Unpaired(Op):
+    """Rotary pairs: neighbours among the first `n_rot` rows of each head -> as far apart as half of them.
+
+    Only where positions are three-fold (`folds`), which GGUF's readers know in no other order.
+    """
+
+    heads: Size
+
+    def _index(self, dims: Dims) -> NDArray[np.intp]:
+        heads, head_dim, turned = evaluate(self.heads, dims), dims["head_dim"], dims["n_rot"]
+        one = np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2), np.arange(turned, head_dim)])
+        index: NDArray[np.intp] = (np.arange(heads)[:, None] * head_dim + one).reshape(-1)
+        return index
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, self._index(dims)) if dims.get("folds") else parts
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, np.argsort(self._index(dims))) if dims.get("folds") else parts
+
+    def _moved(self, parts: Parts, index: NDArray[np.intp]) -> Parts:
+        return tuple(_like(_gathered(_rows(part), index), part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -242,7 +204,7 @@ class Split(Op):
         for size in sizes:
             shape = (groups, size, rows.row_len) if self.gguf_stacked else (groups * size, rows.row_len)
             if groups == 1:
-                piece = _take(rows, start, size, shape)
+                piece = take(rows, start, size, shape)
             else:
                 index = (np.arange(groups)[:, None] * total + np.arange(start, start + size)).reshape(-1)
                 piece = dataclasses.replace(_gathered(rows, index), shape=shape)
@@ -253,7 +215,7 @@ class Split(Op):
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         sizes, groups = [evaluate(s, dims) for s in self.sizes], evaluate(self.groups, dims)
         rows, total = tuple(_rows(p) for p in parts), sum(sizes)
-        whole = _join(rows, (groups * total, rows[0].row_len))  # all groups of the first piece, then of the second, ...
+        whole = join(rows, (groups * total, rows[0].row_len))  # all groups of the first piece, then of the second, ...
         if groups > 1:
             starts = np.cumsum([0, *sizes]).tolist()
             runs = [(starts[k] * groups + g * size, size) for g in range(groups) for k, size in enumerate(sizes)]
@@ -312,14 +274,14 @@ class Stack(Op):
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         n = len(parts) // self.kinds
         series = [parts[k * n : (k + 1) * n] for k in range(self.kinds)]
-        return tuple(_join(tuple(p.reshaped((1, *p.shape)) for p in one), (n, *one[0].shape)) for one in series)
+        return tuple(join(tuple(p.reshaped((1, *p.shape)) for p in one), (n, *one[0].shape)) for one in series)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         out = []
         for whole in parts:
             n, *rest = whole.shape
             each = math.prod(rest[:-1])
-            out += [_take(whole, i * each, each, tuple(rest)) for i in range(n)]
+            out += [take(whole, i * each, each, tuple(rest)) for i in range(n)]
         return tuple(out)
 
 
@@ -449,7 +411,7 @@ class Tail(Op):
 
     def apply(self, parts: Parts, dims: Dims) -> Parts:
         n = evaluate(self.skip, dims)
-        return tuple(_take(p, n, p.n_rows - n, (p.shape[0] - n, *p.shape[1:])) if n else p for p in parts)
+        return tuple(take(p, n, p.n_rows - n, (p.shape[0] - n, *p.shape[1:])) if n else p for p in parts)
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         n = evaluate(self.skip, dims)
@@ -461,7 +423,7 @@ class Tail(Op):
         head = dataclasses.replace(
             tensor, shape=(len(first), *tensor.shape[1:]), read=lambda a, b: first[a:b], extent=None
         )
-        return _join((head, tensor), (tensor.shape[0] + len(first), *tensor.shape[1:])).renamed(tensor.name)
+        return join((head, tensor), (tensor.shape[0] + len(first), *tensor.shape[1:])).renamed(tensor.name)
 
     def lost(self, tensor: Tensor, dims: Dims) -> NDArray[np.uint8] | None:
         """The bytes of the rows that are left out, unless all are zero."""
@@ -472,7 +434,7 @@ class Tail(Op):
         n = tensor.n_rows - moved.n_rows
         if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != n * tensor.row_bytes:
             return tensor
-        rest = _take(tensor, n, moved.n_rows, moved.shape)
+        rest = take(tensor, n, moved.n_rows, moved.shape)
         return self._after(rest, record.reshape(n, -1))
 
 

@@ -11,7 +11,6 @@ __all__ = ["Pieces", "activation", "head_norm"]
 class Pieces(TypedDict, total=False):
     """What a family's table states of its block; everything has a default, so a Llama states almost nothing."""
 
-    not_run: str  # why the runtime does not run it
     positions: str  # "rope" (default), "learned", "sinusoidal", "alibi", "none"
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     rope_base: float  # where the file states none: 10000
@@ -35,12 +34,21 @@ class Pieces(TypedDict, total=False):
     activation_key: str  # the setting that names it: "hidden_act" (default); "": none does
     softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
+    residual_depth: float  # where the file states no residual scale, it is this by the root of the number of layers
+    logit_base: int  # where the file states no logit scale, it is the model's width by this
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
-    window_first_full: bool  # the layer without a window is the first of every n, not the last (ModernBERT)
+    window_first: bool  # of every n layers the first attends to everything, not the last
     window_both_sides: bool  # the file counts a window's tokens on both sides together
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
+    not_run: str  # why a family can't be run here
+    beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this
+    router_first: bool  # the router reads what comes into a layer (SmallThinker)
+    clamp_first: bool  # a clamped gate is clamped before its activation (Maple), not after it
+    attention_gate: str  # what opens the gate on what attention gives: "sigmoid" (default), "softplus"
+    router_capped: bool  # whether the router's logits are capped at the file's number
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"
     shared_average: bool  # shared experts and chosen ones are averaged
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say

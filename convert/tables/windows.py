@@ -25,7 +25,7 @@ def usual_windows(pieces: Pieces, n_layer: int) -> list[bool]:
 
 def every_nth(every: int, pieces: Pieces, n_layer: int) -> list[bool]:
     """The layers with a window, where every n-th has none: the last of n, or the first; 0: all have one."""
-    full = 0 if pieces.get("window_first_full") else every - 1
+    full = 0 if pieces.get("window_first") else every - 1
     return [not every or i % every != full for i in range(n_layer)]
 
 

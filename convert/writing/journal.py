@@ -19,6 +19,7 @@ from typing import Any
 from llmconv.convert.writing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
 from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.places.remote import RemotePath
 
 try:
     import fcntl
@@ -33,11 +34,19 @@ _HEAD = 1 << 20  # bytes of an input that its fingerprint covers, besides its si
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """What an input file is recognised by: name, size, time of change, and a hash of its first megabyte."""
+    """What an input file is recognised by: name, size, time of change and a hash of its first megabyte, or its tag."""
+    if isinstance(path, RemotePath):
+        entry = path.entry
+        return {"name": path.name, "size": entry.size, "tag": entry.tag} if entry else {"name": path.name}
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         head = hashlib.sha256(file.read(_HEAD)).hexdigest()
-    return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "head_sha256": head}
+    return {
+        "name": path.name,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns or status.st_ino,
+        "head_sha256": head,
+    }
 
 
 def digest(file: FilePlan, allow_nonfinite: bool) -> str:

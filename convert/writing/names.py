@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmconv.errors import UsageError, at
+from llmconv.formats.places import names as places
 from llmconv.quant.filetypes import FILE_TYPES, FileType
 
 __all__ = ["targets"]
@@ -33,10 +34,7 @@ def targets(src: Path | None, dst: str | os.PathLike[str] | None, types: Sequenc
                     f"{at(path)}: is one name for {len(types)} outputs; give a folder or a name with {{type}}"
                 )
         folder = path
-    elif src.is_dir() and src.name in ("", ".", ".."):
-        folder = src.resolve().parent
     else:
-        folder = src.parent
-    stem = src.resolve().name if src.is_dir() else src.name.removesuffix(src.suffix)
-    stem = _TYPE_SUFFIX.sub("", _SHARD_SUFFIX.sub("", stem))
+        folder = places.beside(src)
+    stem = _TYPE_SUFFIX.sub("", _SHARD_SUFFIX.sub("", places.called(src)))
     return [folder / f"{stem}-{t.name}.gguf" for t in types]

@@ -26,6 +26,7 @@ from llmconv.convert.writing.quantized import Quantized, QuantizedFile, Quantize
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
+from llmconv.formats.places import names as places
 from llmconv.formats.stream import stream
 from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import Tensor
@@ -188,7 +189,7 @@ def _quantize(
         raise UsageError(
             "--provenance certifies the same model in other types; leave it out, or --prune-layers and --lora"
         )
-    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    source = src.source if isinstance(src, Checkpoint) else places.place(src)
     opened = reading.open(src) if set(types) == {COPY} else reading.floats(src)
     canonical = reading.translated(opened, "gguf")
     checkpoint = _runnable(canonical, opened)
@@ -253,7 +254,7 @@ def _mixed(
         raise UsageError("a mix does not go with --resumable, --provenance and --keep-split; leave them out")
     opened = reading.floats(src)
     checkpoint = _runnable(reading.translated(opened, "gguf"), opened)
-    path = targets(src.source if isinstance(src, Checkpoint) else Path(src), dst, [FileType("MIX", 0, "")])[0]
+    path = targets(src.source if isinstance(src, Checkpoint) else places.place(src), dst, [FileType("MIX", 0, "")])[0]
     if not writing.dry_run:
         check_target(path, force=writing.force, inputs=_inputs(opened, checkpoint))
     with about(opened.source):

@@ -15,6 +15,7 @@ from llmconv.convert.vocab.side_files import CUT, WHOLE
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Outputs
+from llmconv.formats.places import names as places
 
 __all__ = ["is_vocab_only", "write"]
 
@@ -63,7 +64,7 @@ def _metadata(source: Path, gguf: Checkpoint | None, found: vocab.Vocab) -> tupl
     checkpoint = Checkpoint(files={"config.json": config} if config.is_file() else {}, source=folder)
     settings = read_config(checkpoint)
     about = {n: folder / n for n in ("README.md", "generation_config.json") if (folder / n).is_file()}
-    out |= cards.keys_of(checkpoint.but(files=about), settings, folder.resolve().name, 0)[0]
+    out |= cards.keys_of(checkpoint.but(files=about), settings, places.called(folder), 0)[0]
     arch = archs.by_hf(settings) if settings else None
     if arch is not None:
         keys = arch.metadata(normalized(settings), f"{at(folder)}: config.json")

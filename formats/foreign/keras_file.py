@@ -40,7 +40,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """The datasets of the file, read when asked for; `MissingExtra` without h5py."""
-    path = Path(path)
     source = Source.of(path)
     out = Checkpoint(format=NAME, source=path, dialect="plain", parts=[path])
     if source.read(0, min(8, source.size)).tobytes() == _MAGIC:

@@ -79,7 +79,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 
 def open(path: Path) -> Checkpoint:
-    path = Path(path)
     with open_regular(path) as file:
         head = file.read(_HEADER)
     found = _config(head)

@@ -33,7 +33,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """The tensors, and the sizes as a training program's configuration; `BadFile` for a file of another length."""
-    path = Path(path)
     with open_regular(path) as file:
         head = file.read(_HEADER)
     version, *numbers, padded = struct.unpack_from("<7i", head, 4)

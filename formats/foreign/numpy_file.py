@@ -42,7 +42,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """The array, named as the file, or those of the archive; `Unsupported` for objects and structured arrays."""
-    path = Path(path)
     out = Checkpoint(format=NAME, source=path, dialect="plain", parts=[path])
     source = Source.of(path)
     if source.read(0, min(source.size, 6)).tobytes() == _MAGIC:

@@ -63,7 +63,6 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """The initializers under their names; `MissingExtra` without onnx.  The graph itself is not kept."""
-    path = Path(path)
     if regular_size(path) > limits.ONNX_BYTES:
         raise BadFile(f"{at(path)}: is larger than {limits.ONNX_BYTES:,} bytes, expected an ONNX model")
     source = Source.of(path)

@@ -46,7 +46,6 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
 
     key: which of several mappings of arrays to take.   `BadFile` for a pickle that asks for more than arrays.
     """
-    path = Path(path)
     source = Source.of(path)
     if source.size > limits.PICKLED_ARRAYS_BYTES:
         raise BadFile(

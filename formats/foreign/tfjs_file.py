@@ -67,7 +67,6 @@ def _is_manifest(path: Path) -> bool:
 
 def open(path: Path) -> Checkpoint:
     """A folder, or its model.json; tensors stay in the shards."""
-    path = Path(path)
     file = next((path / n for n in (MODEL, MANIFEST) if (path / n).is_file()), path) if path.is_dir() else path
     stated = _json(file)
     out = Checkpoint(format=NAME, source=path, dialect="plain")

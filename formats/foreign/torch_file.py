@@ -58,20 +58,19 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
 
     key: which of several mappings of tensors in a training program's file to take (see `formats.foreign.mappings`).
     """
-    path = Path(path)
     beside = (path.parent / "config.json").is_file()
     if path.name == INDEX or (beside and (path.name == WEIGHTS or _PART.fullmatch(path.name))):
         path = path.parent
     if not path.is_dir():
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
-        _read(checkpoint, path, key)
+        read_file(checkpoint, path, key)
         return checkpoint
     listed = _weight_map(path / INDEX) if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else {}
     files = [path / name for name in sorted(set(listed.values()))] or _unlisted(path)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
     for file in files:
         before = set(checkpoint.tensors)
-        _read(checkpoint, file, key)
+        read_file(checkpoint, file, key)
         missing = next((n for n, f in listed.items() if f == file.name and n not in checkpoint.tensors), None)
         missing = missing or next((n for n, f in listed.items() if f == file.name and n in before), None)
         if missing is not None:
@@ -251,7 +250,7 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"names the storage {pid!r}")
 
 
-def _read(checkpoint: Checkpoint, path: Path, key: str | None) -> None:
+def read_file(checkpoint: Checkpoint, path: Path, key: str | None = None) -> None:
     """Add a file's tensors, and what else it holds."""
     with open_regular(path) as file:
         head = file.read(4)
@@ -267,7 +266,7 @@ def _read(checkpoint: Checkpoint, path: Path, key: str | None) -> None:
 def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     source = Source.of(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             listing = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
             if len(listing) != 1 or entries[listing[0]].file_size > limits.PICKLE_BYTES:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llmconv.errors import BadFile, Unsupported, at, cut
 from llmconv.formats import limits
+from llmconv.formats.files import open_regular
 from llmconv.formats.source import Source
 from llmconv.quant.block import Bytes
 
@@ -66,7 +67,7 @@ class Entry:
 def entries(path: Path, source: Source) -> dict[str, Entry]:
     """The archive's files by name; `BadFile` when it is no whole zip file, or one that claims what it can't hold."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise BadFile(f"{at(path)}: is no whole zip file ({error}); fetch it again") from None

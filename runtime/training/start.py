@@ -23,7 +23,7 @@ __all__ = ["context_of", "opened", "refuse_looking_ahead", "settle_vocab", "star
 
 def opened(config: TrainConfig) -> Checkpoint | None:
     """The checkpoint to train on from, in GGUF's dialect; None for a fresh model."""
-    return translate(formats.open(Path(config.from_checkpoint)), "gguf") if config.from_checkpoint else None
+    return translate(formats.open(config.from_checkpoint), "gguf") if config.from_checkpoint else None
 
 
 def refuse_looking_ahead(config: TrainConfig, source: Checkpoint | None) -> None:

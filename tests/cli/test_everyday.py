@@ -50,7 +50,10 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.Ca
         ("split model.gguf --max-size 100", "give a unit: 100M"),
         ("convert model.json f/ --max-shard-size 5", "give a unit: 5M"),
         ("inspect modl.gguf", "did you mean model.gguf?"),
-        ("inspect meta-llama/Llama-3.2-1B", "a name on a model hub? fetch it first"),
+        (
+            "inspect meta-llama/Llama-3.2-1B",
+            "no such file; for the Hub's repository write hf://meta-llama/Llama-3.2-1B",
+        ),
         ("inspect -", "'-', a stream, is of no use here"),
         ("convert - < x", "one word"),
         ("convert model.gguf x.safetensors --vocab model.json", "--vocab has no effect on a GGUF"),

@@ -35,7 +35,8 @@ NOT_THERE = {
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 
-WITHOUT = ("dream", "rnd1", "youtu")  # no cache; llama.cpp does not load a Youtu of this shape
+WITHOUT = ("dream", "rnd1", "llada", "llada-moe", "llama-embed", "youtu", *by_hand.NOT_RUN)
+"""No cache; llama.cpp does not load a Youtu of this shape; the others are not run here."""
 
 IDS = [1, 5, 9, 33, 70, 12, 95, 3, 8, 21, 44, 2, 60, 7]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import pytest
 import tiny_models
 from kin import KIN
@@ -23,8 +24,7 @@ pytestmark = [
 ]
 
 LENGTH = 48  # beyond the tiny models' windows and original contexts
-BY_HAND = {"orion", "xverse", "pangu-embedded", "minicpm", "maincoder", "dream", "rnd1", "deepseek", "bailingmoe"}
-BY_HAND |= {"bailingmoe2", "qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "qwen"}
+BY_HAND = {table.gguf for config in by_hand.CONFIGS.values() if (table := archs.by_hf(config)) is not None}
 """Families that transformers lacks, or has only inside of others: compared with llama.cpp (tests/peer)."""
 DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
 

@@ -295,6 +295,23 @@ def test_a_state_dict_of_recurrent_layers_runs(tmp_path: Path, cell: str) -> Non
     assert {n: t.numpy().tolist() for n, t in back.items()} == {n: t.tolist() for n, t in state.items()}
 
 
+@pytest.mark.parametrize("root", ["state_dict", ""])
+def test_a_state_dict_in_json_runs_and_comes_back(tmp_path: Path, root: str) -> None:
+    embed, body, head = torch.nn.Embedding(V, W), torch.nn.LSTM(W, U, batch_first=True), torch.nn.Linear(U, V)
+    parts = (("fc", head), ("lstm", body), ("embedding", embed))
+    state = {f"{n}.{k}": v.tolist() for n, m in parts for k, v in m.state_dict().items()}
+    text = json.dumps({**({root: state} if root else state), "chars": CHARACTERS})
+    (tmp_path / "m.json").write_text(text)
+    with torch.no_grad():
+        wanted = head(body(embed(torch.tensor([IDS])))[0])[0].numpy()
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", outtype="f64")
+    for path in (tmp_path / "m.json", tmp_path / "m.gguf"):
+        np.testing.assert_allclose(run(path), wanted, rtol=0, atol=1e-6)
+    assert llmconv.load(tmp_path / "m.gguf").tokenizer.encode("ab\u00e9") == [2, 3, 6]
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_text() == text
+
+
 def test_a_state_dict_of_other_layers_says_what_is_odd(tmp_path: Path) -> None:
     embed, body, head = torch.nn.Embedding(V, W), torch.nn.LSTM(W, U, bidirectional=True), torch.nn.Linear(2 * U, V)
     torch.save(torch.nn.ModuleDict({"e": embed, "lstm": body, "fc": head}).state_dict(), tmp_path / "m.pt")

@@ -158,6 +158,189 @@ CONFIGS |= {
     ),
 }
 
+CONFIGS |= {
+    "plm": _of(
+        "PLMForCausalLM",
+        "plm",
+        _ALONE,
+        kv_lora_rank=32,
+        q_lora_rank=None,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        tie_word_embeddings=True,
+        hidden_act="relu2",
+    ),
+    "smallthinker": _of(
+        "SmallThinkerForCausalLM",
+        "smallthinker",
+        {k: v for k, v in _LLAMA.items() if k != "intermediate_size"},
+        head_dim=16,
+        moe_ffn_hidden_size=32,
+        moe_num_primary_experts=4,
+        moe_num_active_primary_experts=2,
+        moe_primary_router_apply_softmax=False,
+        sliding_window_size=4096,
+        sliding_window_layout=[0, 1],
+        rope_layout=[0, 1],
+    ),
+    "grovemoe": _of("GroveMoeForCausalLM", "grove_moe", _SPARSE, head_dim=16, num_experts=4),
+    "arctic": _of("ArcticForCausalLM", "arctic", _LLAMA, num_local_experts=4, num_experts_per_tok=2),
+    "openelm": _of(
+        "OpenELMForCausalLM",
+        "openelm",
+        {"vocab_size": 96, "max_context_length": 128, "rope_freq_constant": 10000},
+        num_transformer_layers=2,
+        model_dim=64,
+        head_dim=16,
+        num_query_heads=[4, 6],
+        num_kv_heads=[2, 3],
+        ffn_multipliers=[0.5, 2.0],
+        ffn_dim_divisor=32,
+        activation_fn_name="swish",
+    ),
+    "refact": _of(
+        "GPTRefactForCausalLM",
+        "gpt_refact",
+        {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
+    ),
+    "codeshell": _of(
+        "CodeShellForCausalLM",
+        "codeshell",
+        {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
+        num_query_groups=2,
+    ),
+    "llada": _of(
+        "LLaDAModelLM",
+        "llada",
+        {"vocab_size": 96, "embedding_size": 96, "max_sequence_length": 128, "d_model": 64, "n_layers": 2},
+        n_heads=4,
+        n_kv_heads=4,
+        mlp_hidden_size=96,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+    ),
+    "llada-moe": _of(
+        "LLaDAMoEModelLM", "llada_moe", _ALONE, num_experts=4, num_experts_per_tok=2, expert_intermediate_size=32
+    ),
+}
+
+_GLM_V = _LLAMA | {"head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+CONFIGS |= {
+    "glm4v": _inside("Glm4vForConditionalGeneration", "glm4v", _GLM_V),
+    "glm-ocr": _inside("GlmOcrForConditionalGeneration", "glm_ocr", _GLM_V, num_nextn_predict_layers=1),
+    "glm4v-moe": _inside(
+        "Glm4vMoeForConditionalGeneration",
+        "glm4v_moe",
+        _GLM_V
+        | {k: v for k, v in _LATENT.items() if k not in _LLAMA and not k.startswith(("q_", "kv_", "qk_", "v_"))}
+        | {"use_qk_norm": False},
+    ),
+    "granite-speech": _inside(
+        "GraniteSpeechForConditionalGeneration",
+        "granite_speech",
+        _LLAMA
+        | {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "attention_multiplier": 0.25}
+        | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    ),
+    "mistral4": _inside(
+        "Mistral3ForConditionalGeneration",
+        "mistral3",
+        _LATENT
+        | {
+            "model_type": "mistral4",
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 16.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale_all_dim": 1.0,
+                "mscale": 1.0,
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+}
+CONFIGS["mistral4-inside"] = CONFIGS.pop("mistral4")
+del CONFIGS["mistral4-inside"]["text_config"]["scoring_func"]
+
+CONFIGS |= {
+    "deepseek-ocr": _of(
+        "DeepseekOCRForCausalLM",
+        "DeepseekOCR",
+        {},
+        language_config=_EXPERTS
+        | {
+            "num_key_value_heads": 4,
+            "norm_topk_prob": False,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "use_mla": False,
+            "kv_lora_rank": None,
+            "qk_rope_head_dim": 0,
+        },
+    ),
+    "hunyuan-vl": _of(
+        "HunYuanVLForConditionalGeneration",
+        "hunyuan_vl",
+        _LLAMA,
+        head_dim=16,
+        tie_word_embeddings=True,
+        rope_scaling={"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [2, 2, 2, 2]},
+    ),
+    "llama-embed": _of("LlamaBidirectionalModel", "llama_bidirec", _LLAMA, head_dim=16),
+    "spark": _of(
+        "Spark2_5ForCausalLM",
+        "spark2_5",
+        {k: v for k, v in _LLAMA.items() if k != "rope_theta"},
+        head_dim=16,
+        hidden_act="gelu",
+        gate_attn_act_mode="sigmoid",
+        headwise_attn_output_gate=True,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.25},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "maple": _of(
+        "MapleForCausalLM",
+        "maple",
+        _SPARSE,
+        num_experts=4,
+        head_dim=16,
+        hidden_act="silu",
+        nope_on_global_attention=True,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "plamo3": _of(
+        "Plamo3ForCausalLM",
+        "plamo3",
+        _LLAMA,
+        head_dim=16,
+        window_size=16,
+        sliding_window_pattern=2,
+    ),
+    "nanbeige": _of("NanbeigeForCausalLM", "nanbeige", _LLAMA, num_loops=1),
+    "nanbeige-looped": _of("NanbeigeForCausalLM", "nanbeige", _LLAMA, num_loops=2),
+    "deci": _of(
+        "DeciLMForCausalLM",
+        "nemotron-nas",
+        {k: v for k, v in _LLAMA.items() if k not in ("num_key_value_heads", "intermediate_size")}
+        | {"num_hidden_layers": 4},
+        block_configs=[
+            {"attention": {"n_heads_in_group": heads, "replace_with_linear": linear}, "ffn": {"ffn_mult": mult}}
+            for heads, linear, mult in ((2, False, 2.0), (1, False, 6.5), (None, True, 2.0), (None, False, 2.0))
+        ],
+    ),
+    "deci-7b": _of("DeciLMForCausalLM", "deci", _LLAMA, num_key_value_heads_per_layer=[2, 4]),
+}
+
 QWEN1 = _of(
     "QWenLMHeadModel",
     "qwen",
@@ -167,6 +350,9 @@ QWEN1 = _of(
     seq_length=128,
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
+
+NOT_RUN = ("grovemoe", "plamo3", "nanbeige-looped")
+"""Whose forward pass is not known here."""
 
 BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
 """What is compared with nothing of the reference's."""

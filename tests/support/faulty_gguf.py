@@ -65,7 +65,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "only the magic": (b"GGUF", "the version needs 4 bytes"),
     "cut in the counts": (file()[:14], "needs 8 bytes"),
     "version 0": (file(version=0), "is GGUF version 0"),
-    "version 1": (file(version=1), "is GGUF version 1, expected 2 or 3"),
+    "version 2 called version 1": (file(version=1), "dimensions, expected"),
     "version 4": (file(version=4), "is GGUF version 4"),
     "version of no byte order": (file(version=0x00030003), "is GGUF version"),
     "key count beyond the file": (file(n_keys=2**40), "claims 1,099,511,627,776 keys"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import MODELS, Tiny
+from tiny_models import MODELS, Tiny, automatic
 
 import llmconv
 from llmconv.formats.checkpoint import Checkpoint
@@ -120,8 +120,7 @@ def built(tiny: Tiny, changes: dict[str, Any], folder: Path) -> Any:
     torch.manual_seed(0)
     try:
         config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
-        auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
-        model = auto.from_config(config, attn_implementation=attention_of(tiny)).float().eval()
+        model = automatic(tiny).from_config(config, attn_implementation=attention_of(tiny)).float().eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))

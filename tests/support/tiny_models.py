@@ -334,6 +334,87 @@ MODELS: dict[str, Tiny] = {
         },
         "bfloat16",
     ),
+    "mistral4": Tiny(
+        "mistral4",
+        "mistral4",
+        _without(_LATENT, "first_k_dense_replace")
+        | {
+            "n_group": 2,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 16.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.1,
+                "rope_theta": 10000.0,
+            },
+        },
+        "bfloat16",
+    ),
+    "dbrx": Tiny(
+        "dbrx",
+        "dbrx",
+        {
+            "vocab_size": 96,
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 128,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 10000.0},
+            "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+        "bfloat16",
+    ),
+    "granite-swa": Tiny(
+        "granite_swa",
+        "granite_swa",
+        SMALL | {"num_hidden_layers": 4, "sliding_window": 16, "layer_rope_theta": [10000.0, 0, 10000.0, 10000.0]},
+        "bfloat16",
+    ),
+    "granite-moe-swa": Tiny(
+        "granitemoe_swa",
+        "granite_swa",
+        SMALL | {"num_local_experts": 4, "shared_intermediate_size": 48, "sliding_window": 16},
+        "bfloat16",
+    ),
+    "mellum": Tiny(
+        "mellum",
+        "mellum",
+        _MOE
+        | {
+            "head_dim": 24,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 500000.0}
+                for kind in ("full_attention", "sliding_attention")
+            },
+        },
+        "bfloat16",
+    ),
+    "laguna": Tiny(
+        "laguna",
+        "laguna",
+        _MOE
+        | {
+            "head_dim": 16,
+            "shared_expert_intermediate_size": 48,
+            "sliding_window": 16,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "num_attention_heads_per_layer": [4, 6],
+        },
+        "bfloat16",
+    ),
+    "minicpm3": Tiny(
+        "minicpm3",
+        "minicpm3",
+        {k: v for k, v in _LATENT.items() if k in SMALL or k.startswith(("q_", "kv_", "qk_", "v_"))},
+        "bfloat16",
+    ),
+    "apertus": Tiny("apertus", "apertus", SMALL | {"rope_parameters": _llama3}, "bfloat16"),
     "lfm2": Tiny(
         "lfm2", "lfm2", SMALL | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, "bfloat16"
     ),
@@ -375,6 +456,22 @@ MODELS: dict[str, Tiny] = {
 }
 
 
+def automatic(tiny: Tiny) -> Any:
+    """transformers' Auto class of the task, which is told of the text models inside multimodal ones."""
+    import transformers
+
+    if tiny.task == "Model":
+        return transformers.AutoModel
+    auto = getattr(transformers, f"AutoModelFor{tiny.task}")
+    if tiny.model_type in INSIDE:
+        auto.register(*(getattr(transformers, name) for name in INSIDE[tiny.model_type]), exist_ok=True)
+    return auto
+
+
+INSIDE = {"mistral4": ("Mistral4Config", "Mistral4ForCausalLM")}
+"""Text models that transformers has and its Auto classes do not know: the classes of configuration and model."""
+
+
 def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
     """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
 
@@ -386,8 +483,7 @@ def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
     tiny = MODELS[name]
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
-    auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
-    model = auto.from_config(config).to(getattr(torch, tiny.dtype))
+    model = automatic(tiny).from_config(config).to(getattr(torch, tiny.dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))

@@ -34,7 +34,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         padding = config.get("pad_token_id", 1)
         if not isinstance(padding, int) or not 0 <= padding < dims["n_ctx"] - 1:
             raise BadFile(f"config.json: pad_token_id is {padding!r:.40}, expected one before the last position")
-        own[own_keys.SKIPPED] = np.uint32(padding + 1)
+        own["/" + own_keys.SKIPPED] = np.uint32(padding + 1)
         own["context_length"] = np.uint32(dims["n_ctx"] - padding - 1)
 
 

@@ -82,7 +82,7 @@ MODERNBERT = Architecture(
         "activation": "gelu",
         "activation_key": "hidden_activation",
         "window_pattern": 3,
-        "window_first_full": True,
+        "window_first": True,
         "window_both_sides": True,
     },
     reads="global_attn_every_n_layers layer_types hidden_activation architectures id2label",

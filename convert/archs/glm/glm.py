@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, attention
-from llmconv.convert.archs.rope import partial_rotary
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    HEAD_DIM,
+    NEXTN,
+    attention,
+    count_nextn,
+    uncount_nextn,
+)
+from llmconv.convert.archs.rope import partial_rotary, rope_sections, sections_back
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
-from llmconv.convert.tables.ops import Concat, Dims
+from llmconv.convert.tables.ops import Concat, Dims, Unpaired
 
 _at = "{p}layers.{i}."
 
@@ -23,23 +32,51 @@ MLP = (
 
 _finish, _rebuild = partial_rotary("partial_rotary_factor", 0.5)
 
+
+def _finish4(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    _finish(own, config, dims)
+    rope_sections(own, config, dims)
+    count_nextn(own)
+
+
+def _rebuild4(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    _rebuild(config, own, dims)
+    if dims["n_nextn"]:
+        uncount_nextn(config, dims)
+    if sections_back(config, own):
+        config.update(architectures=["Glm4vForConditionalGeneration"], model_type="glm4v")
+
+
+_attention = tuple(
+    replace(r, forms=(replace(r.forms[0], ops=(Unpaired("n_head" if "_q" in r.gguf[0] else "n_head_kv"),)),))
+    if r.gguf[0].startswith(("blk.{i}.attn_q.", "blk.{i}.attn_k."))
+    else r
+    for r in attention(bias="attention_bias=true", out_bias=True)
+)
+
 GLM4 = Architecture(
     "glm4",
-    (HfName("Glm4ForCausalLM", "glm4"),),
-    keys=(*COMMON, *HEAD_DIM),
+    (
+        HfName("Glm4ForCausalLM", "glm4"),
+        HfName("Glm4vForConditionalGeneration", "glm4v"),
+        HfName("GlmOcrForConditionalGeneration", "glm_ocr"),
+    ),
+    keys=(*COMMON, *HEAD_DIM, *keys("nextn_predict_layers  u32  num_nextn_predict_layers")),
     rows=(
         *EMBEDDINGS,
         row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
-        *attention(bias="attention_bias=true", out_bias=True),
+        *_attention,
         row("blk.{i}.post_attention_norm.weight", _at + "post_self_attn_layernorm.weight", "n_embd"),
         row("blk.{i}.ffn_norm.weight", _at + "post_attention_layernorm.weight", "n_embd"),
         *MLP,
         row("blk.{i}.post_ffw_norm.weight", _at + "post_mlp_layernorm.weight", "n_embd"),
+        *NEXTN,
     ),
-    finish=_finish,
-    rebuild=_rebuild,
+    finish=_finish4,
+    rebuild=_rebuild4,
     decoder={"rope": "pairs"},
-    reads="partial_rotary_factor",
+    prefixes=("model.", "", "model.language_model.", "language_model.model."),
+    reads="partial_rotary_factor mrope_section",
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
 )
 

@@ -61,11 +61,13 @@ def _phi3_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> 
     original = rope.get("original_max_position_embeddings") or dims["n_ctx"]
     own["rope.scaling.original_context_length"] = np.uint32(original)
     own.setdefault("attention.sliding_window", np.uint32(0))
-    if not rope.get("long_factor"):
-        return
-    if own.pop("rope.scaling.type", None) is None:
-        return
-    scale = dims["n_ctx"] / original
+    if rope.get("long_factor") and own.pop("rope.scaling.type", None) is not None:
+        own["rope.scaling.attn_factor"] = np.float32(long_magnitude(rope, dims["n_ctx"], original))
+
+
+def long_magnitude(rope: Mapping[str, Any], n_ctx: int, original: int) -> float:
+    """What cos and sin are multiplied by where rotary frequencies have long factors."""
+    scale = n_ctx / original
     if rope["rope_type"] == "yarn":
         factor = 0.1 * math.log(scale) + 1.0 if scale > 1.0 else 1.0
     elif rope["rope_type"] in ("su", "longrope"):
@@ -73,7 +75,7 @@ def _phi3_finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> 
     else:
         raise Unsupported(f"config.json: rope type {rope['rope_type']!r} with long factors; known: longrope, su, yarn")
     stated = rope.get("attention_factor")
-    own["rope.scaling.attn_factor"] = np.float32(factor if stated is None else stated)
+    return factor if stated is None else float(stated)
 
 
 def _phi3_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -106,6 +108,8 @@ def _factors(kind: str) -> Made:
     return Made(f"rope_factors_{kind}.weight", make, read)
 
 
+LONG_FACTORS = (_factors("long"), _factors("short"))
+
 PHI3 = Architecture(
     "phi3",
     (HfName("Phi3ForCausalLM", "phi3"), HfName("Phi4ForCausalLMV", "phi4-siglip")),
@@ -122,7 +126,7 @@ PHI3 = Architecture(
         row("blk.{i}.ffn_up.weight", _at + "mlp.gate_up_proj.weight", "2 * n_ff, n_embd"),
         row("blk.{i}.ffn_down.weight", _at + "mlp.down_proj.weight", "n_embd, n_ff"),
     ),
-    made=(_factors("long"), _factors("short")),
+    made=LONG_FACTORS,
     finish=_phi3_finish,
     rebuild=_phi3_rebuild,
     decoder={"window_pattern": 0},

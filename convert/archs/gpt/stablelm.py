@@ -33,7 +33,11 @@ def _norm_between(config: Mapping[str, Any]) -> bool:
 
 STABLELM = Architecture(
     "stablelm",
-    (HfName("StableLmForCausalLM", "stablelm"), HfName("StableLMEpochForCausalLM", "stablelm_epoch")),
+    (
+        HfName("StableLmForCausalLM", "stablelm"),
+        HfName("StableLMEpochForCausalLM", "stablelm_epoch"),
+        HfName("LlavaStableLMEpochForCausalLM", "llava_stablelm_epoch"),
+    ),
     keys=(
         *_common,
         *keys("""

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
-from llmconv.convert.archs.parts import EXPERTS, gated_mlp
+from llmconv.convert.archs.parts import EXPERTS, check_text_model, gated_mlp
 from llmconv.convert.tables.architecture import HfName, keys, row
-from llmconv.convert.tables.ops import Split
+from llmconv.convert.tables.ops import Dims, Split
 
 _at = "{p}layers.{i}."
 
 _dense = [r.gguf[0] for r in gated_mlp()]
 
+_AROUND = ("granite_speech", "granite_speech_plus")
+
+
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    if config.get("model_type") in _AROUND:
+        check_text_model(config, (*_AROUND, "granite"))
+
+
 GRANITE = LLAMA.variant(
     "granite",
     HfName("GraniteForCausalLM", "granite"),
+    HfName("GraniteSpeechForConditionalGeneration", "granite_speech"),
+    HfName("GraniteSpeechPlusForConditionalGeneration", "granite_speech_plus"),
     drop=NOT_DENSE,
     keys=keys("""
         attention.scale     f32   attention_multiplier
@@ -21,6 +34,7 @@ GRANITE = LLAMA.variant(
         residual_scale      f32   residual_multiplier
         logit_scale         f32   logits_scaling
     """),
+    finish=_finish,
     decoder={"logit_scale_divides": True},
     inert="logits_to_keep",
 )

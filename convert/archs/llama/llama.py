@@ -24,7 +24,7 @@ _experts = "{p}layers.{i}.block_sparse_moe."
 
 _TEXT_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 
-_AROUND = ("llava", "voxtral", "janus", "sarashina2_vision", "vllama3")
+_AROUND = ("llava", "voxtral", "janus", "sarashina2_vision", "vllama3", "ultravox")
 """Model types of multimodal classes, whose text model is a Llama, or may be another that is not known here."""
 _TEXTS = ("llama", "mistral", "mixtral")
 
@@ -49,6 +49,7 @@ LLAMA = Architecture(
         HfName("JanusForConditionalGeneration", "janus"),
         HfName("Sarashina2VisionForCausalLM", "sarashina2_vision"),
         HfName("VLlama3ForCausalLM", "vllama3"),
+        HfName("UltravoxModel", "ultravox"),
     ),
     keys=(
         *COMMON,

@@ -10,7 +10,7 @@ import numpy as np
 
 from llmconv.convert.archs.llama.qwen import QWEN2, QWEN3, QWEN3_MOE
 from llmconv.convert.archs.parts import experts
-from llmconv.convert.archs.rope import Finish, rope_sections
+from llmconv.convert.archs.rope import Finish, rope_sections, sections_back
 from llmconv.convert.tables.architecture import Architecture, Form, HfName
 from llmconv.convert.tables.ops import Dims, Split, Transpose
 
@@ -34,8 +34,7 @@ def _deepstack_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) 
 
 
 def _sections_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    if (sections := own.get("rope.dimension_sections")) is not None:
-        config["rope_scaling"] = {"rope_type": "default", "mrope_section": [int(n) for n in sections][:3]}
+    sections_back(config, own)
 
 
 def _after(first: Finish | None, then: Finish) -> Finish:

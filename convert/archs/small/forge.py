@@ -16,6 +16,7 @@ FORGE = Architecture(
     keys=KEYS,
     rows=(*ENDS, *HEAD, *APART, *MLP[2:]),
     prefixes=("model.", ""),
+    constants={"attention.causal": False},
     decoder={"positions": "none", "causal": False, "activation": "relu", "no_end": True, "tokenizer": "characters"},
 )
 

@@ -1,8 +1,8 @@
 """Tokenizer files of a Hugging Face folder -> `Vocab`.
 
 Which file speaks: a tokenizer.json whose tokens are bytes, word pieces or words speaks alone; beside one in
-sentencepiece's style the sentencepiece model is asked, because it has the scores; then vocab.json + merges.txt and
-vocab.txt.  Added and special tokens are gathered from all side files.
+sentencepiece's style the sentencepiece model is asked, because it has the scores; then Mistral's tekken.json,
+vocab.json + merges.txt and vocab.txt.  Added and special tokens are gathered from all side files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab.model import Vocab
-from llmconv.convert.vocab.read import gpt2, sentencepiece, special, templates, tokenizer_json, wordpiece
+from llmconv.convert.vocab.read import gpt2, ranks, sentencepiece, special, templates, tokenizer_json, wordpiece
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, Folder, is_mine
 from llmconv.convert.vocab.read.steps import like_sentencepiece
 from llmconv.errors import BadFile
@@ -47,6 +47,10 @@ def _read(folder: Folder) -> Vocab | None:
     pieces = next((name for name in SENTENCEPIECE if name in mine), None)
     if "tokenizer.json" in mine and not (pieces and like_sentencepiece(folder.tokenizer)):
         vocab = tokenizer_json.read(folder)
+    elif ranks.TEKKEN in mine:  # it says more than a sentencepiece model beside it
+        vocab = ranks.tekken(folder)
+    elif pieces and ranks.is_tiktoken(mine[pieces]):
+        vocab = ranks.tiktoken(folder, pieces)
     elif pieces:
         vocab = sentencepiece.read(folder, pieces)
     elif "vocab.json" in mine and "merges.txt" in mine:

@@ -17,6 +17,7 @@ NAMES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "tekken.json",
     "vocab.json",
     "merges.txt",
     "vocab.txt",

@@ -108,6 +108,8 @@ def test_heads_apart_become_one_matrix(tmp_path: Path) -> None:
         ("state_dict.position_embedding_table.weight", "position_embd.weight"),
         ("lnb", "output_norm.bias"),
         ("head_b", "output.bias"),
+        ("model.blocks[0].mlp.b1", "blk.0.ffn_up.bias"),
+        ("Gpt.blocks[1].attn.bq", "blk.1.attn_q.bias"),
     ],
 )
 def test_parts_are_known_by_many_names(path: str, part: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from settings_walk import TYPES, attention_of, built, other_values, ours, reference, settings_of
-from tiny_models import MODELS, Tiny
+from tiny_models import MODELS, Tiny, automatic
 
 import llmconv
 from llmconv.convert import archs
@@ -41,12 +41,9 @@ def _near(one: Any, other: Any) -> bool:
 
 def _by_keys_alone(checkpoint: Checkpoint, tiny: Tiny, folder: Path) -> Any:
     """What transformers computes with a folder made of the GGUF as if somebody else had written it."""
-    import transformers
-
     keys = {k: v for k, v in checkpoint.metadata.items() if not k.startswith("llmconv.")}
     llmconv.save(hf.from_gguf(dataclasses.replace(checkpoint, metadata=keys)), folder)
-    auto = transformers.AutoModel if tiny.task == "Model" else getattr(transformers, f"AutoModelFor{tiny.task}")
-    return reference(auto.from_pretrained(folder, attn_implementation=attention_of(tiny)).float().eval())
+    return reference(automatic(tiny).from_pretrained(folder, attn_implementation=attention_of(tiny)).float().eval())
 
 
 @pytest.mark.slow

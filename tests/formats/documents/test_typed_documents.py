@@ -231,3 +231,17 @@ def test_what_is_no_tensor_is_named(tmp_path: Path, value: Any, said: str) -> No
     (tmp_path / "m.json").write_text(json.dumps({"w": value, "x": [1.5, 2.5]}))
     notes = llmconv.open(tmp_path / "m.json").notes
     assert len(notes) == 1 and said in notes[0]
+
+
+def test_ggmls_ne_is_a_shape_from_the_last_dimension_on(tmp_path: Path) -> None:
+    document = {"tensors": [{"name": "wte", "type": "f32", "ne": [3, 2], "data": [1, 2, 3, 4, 5, 6.5]}]}
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    found = llmconv.open(tmp_path / "m.json").tensors
+    assert [t.numpy().tolist() for t in found.values()] == [[[1, 2, 3], [4, 5, 6.5]]]
+
+
+def test_gradients_beside_numbers_change_no_name(tmp_path: Path) -> None:
+    document = {"w1": {"n": 2, "d": 1, "w": [1.5, 2], "dw": [0, 0]}, "hiddenLayers": [4, 5]}
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    found = llmconv.open(tmp_path / "m.json").tensors
+    assert {n: t.shape for n, t in found.items()} == {"w1": (2, 1), "w1.dw": (2,)}

@@ -79,7 +79,8 @@ def test_a_pt_comes_back_with_all_that_is_in_it(tmp_path: Path, way: str) -> Non
         llmconv.convert_file(source, tmp_path / "m.gguf")
         assert llmconv.open(tmp_path / "m.gguf").metadata["general.architecture"] == "gpt2"
         source = tmp_path / "m.gguf"
-    llmconv.convert_file(source, tmp_path / "back.pt")
+    result = llmconv.convert_file(source, tmp_path / "back.pt")
+    assert not any("edited" in note for note in result.notes), result.notes
     same(unordered(value), unordered(torch.load(tmp_path / "back.pt", weights_only=True)))
     first = (tmp_path / "back.pt").read_bytes()
     llmconv.convert_file(source, tmp_path / "back.pt", force=True)

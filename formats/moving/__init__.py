@@ -1,0 +1,1 @@
+"""Tensors taken apart, joined and reordered by rows, lazily."""

@@ -1,0 +1,1 @@
+"""Where a model lies, by the name that people give it: a path, a library of models, a hub."""

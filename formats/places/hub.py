@@ -1,0 +1,230 @@
+"""Repositories of the Hugging Face Hub, through `huggingface_hub`: its endpoint, token, cache and session.
+
+A revision is looked up once and everything is read of that commit; each answer must be of the size and hash that the
+listing gave.  What fails on the way (a cut connection, 429, 5xx) is tried again, from the byte that came last.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmconv.errors import BadFile, LlmconvError, MissingExtra, UsageError, cut
+from llmconv.formats.places.remote import Entry, stores
+
+__all__ = ["HubStore", "download", "is_offline"]
+
+_T = TypeVar("_T")
+TRIES = 6
+WAIT = 0.5
+"""Seconds before the second try; doubled each time."""
+_LONGEST_WAIT = 20.0
+_TIMEOUT = 30.0
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_PIECE = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}")
+_SMALL = 128 << 20  # a file that is read at once up to here is checked by its hash
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtra("hf://", "huggingface_hub", "hub") from None
+    return huggingface_hub
+
+
+def _parsed(parts: tuple[str, ...]) -> tuple[str, str]:
+    """(ORG/NAME, revision)."""
+    name, _, revision = (parts[2] if len(parts) > 2 else "").partition("@")
+    org = parts[1] if len(parts) > 1 else ""
+    if not _PIECE.fullmatch(org) or not _PIECE.fullmatch(name):
+        raise UsageError(f"{'/'.join(parts[1:])!r} is no repository of the Hub; write hf://ORG/NAME")
+    return f"{org}/{name}", urllib.parse.unquote(revision) or "main"
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE says that nothing is to be fetched."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def download(parts: tuple[str, ...], offline: bool = False) -> Path:
+    """The repository (or one file of it) in the Hub's own cache, fetched as far as it is not there."""
+    hub = _library()
+    repo, revision = _parsed(parts)
+    inside = "/".join(parts[3:])
+    try:
+        folder = hub.snapshot_download(
+            repo, revision=revision, local_files_only=offline, endpoint=_endpoint(),
+            allow_patterns=[inside, f"{inside}/*"] if inside else None,
+        )  # fmt: skip
+    except Exception as error:
+        if offline:
+            raise BadFile(f"hf://{repo}: is not in the Hub's cache, and HF_HUB_OFFLINE is set; unset it") from None
+        raise _refusal(f"hf://{repo}", error) from None
+    found = Path(folder, *parts[3:])
+    if not found.exists():
+        raise BadFile(f"hf://{repo}/{inside}: no such file in the Hub's cache; check the path")
+    return found
+
+
+def _endpoint() -> str:
+    stated = os.environ.get("HF_ENDPOINT") or _library().constants.ENDPOINT
+    return str(stated).rstrip("/")
+
+
+class HubStore:
+    """One revision of a repository."""
+
+    depth = 3
+
+    def __init__(self, parts: tuple[str, ...]):
+        self.repo, self._revision = _parsed(parts)
+        self._hub = _library()
+        self._tags: dict[str, str] = {}
+
+    @functools.cached_property
+    def _commit(self) -> str:
+        return str(self._listed[0])
+
+    @functools.cached_property
+    def _listed(self) -> tuple[str, Mapping[str, Entry]]:
+        where = f"hf://{self.repo}" + (f"@{self._revision}" if self._revision != "main" else "")
+        api = self._hub.HfApi(endpoint=_endpoint())
+
+        def ask() -> tuple[str, Mapping[str, Entry]]:
+            commit = api.repo_info(self.repo, revision=self._revision).sha
+            tree = api.list_repo_tree(self.repo, recursive=True, revision=commit)
+            return commit, {f.path: _entry(f) for f in tree if hasattr(f, "size") and _is_plain(f.path)}
+
+        return _tried(ask, where)
+
+    def entries(self) -> Mapping[str, Entry]:
+        return self._listed[1]
+
+    def read(self, name: str, offset: int, nbytes: int) -> bytes:
+        if nbytes == 0:
+            return b""
+        entry = self.entries()[name]
+        where = f"hf://{self.repo}/{name}"
+        url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=_endpoint())
+        got = bytearray()
+
+        def ask() -> bytes:
+            start = offset + len(got)
+            headers = self._hub.utils.build_hf_headers()
+            headers["Range"] = f"bytes={start}-{offset + nbytes - 1}"
+            headers["Accept-Encoding"] = "identity"
+            with _streamed(self._hub.utils.get_session(), url, headers) as answer:
+                self._check(answer, where, name, (start, offset + nbytes, entry.size))
+                for piece in _body(answer):
+                    got.extend(piece)
+                    if len(got) > nbytes:
+                        raise BadFile(f"{where}: more came than was asked for; the server is at fault, try again later")
+            if len(got) < nbytes:
+                raise ConnectionError(f"{nbytes - len(got):,} bytes are missing")
+            return bytes(got)
+
+        data = _tried(ask, where)
+        if nbytes == entry.size <= _SMALL and not _is_hash(data, entry.tag):
+            raise BadFile(f"{where}: what came has another hash than the Hub states; it was changed on the way")
+        return data
+
+    def _check(self, answer: Any, where: str, name: str, asked: tuple[int, int, int]) -> None:
+        """`BadFile` for an answer of another file, or another part of it; what passes is raised to be tried again."""
+        start, stop, size = asked
+        if answer.status_code in _PASSING:
+            raise _Passing(answer.status_code, answer.headers.get("Retry-After"))
+        if answer.status_code == 200 and start == 0 and stop == size:
+            stated = f"bytes 0-{size - 1}/{answer.headers.get('Content-Length', size)}"
+        elif answer.status_code == 206:
+            stated = answer.headers.get("Content-Range", "")
+        elif answer.status_code == 416:
+            stated = f"bytes 0-0/{-1}"
+        else:
+            raise _refusal(where, status=answer.status_code)
+        if stated != f"bytes {start}-{stop - 1}/{size}":
+            total = stated.rpartition("/")[2]
+            if total not in (str(size), "*"):
+                raise BadFile(f"{where}: is {total} bytes, {size:,} when it was listed; it changed, run again")
+            raise ConnectionError(f"another range came: {stated}")
+        tag = answer.headers.get("ETag", "")
+        if tag and self._tags.setdefault(name, tag) != tag:
+            raise BadFile(f"{where}: changed while it was being read; run again")
+
+
+def _entry(file: Any) -> Entry:
+    lfs = getattr(file, "lfs", None)
+    digest = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
+    return Entry(int(file.size), str(digest or file.blob_id))
+
+
+def _is_plain(name: str) -> bool:
+    return all(piece not in ("", ".", "..") for piece in name.split("/")) and "\\" not in name and "\0" not in name
+
+
+def _is_hash(data: bytes, tag: str) -> bool:
+    """Whether data are those of a hash that the Hub states: SHA-256 of large files, git's SHA-1 of small ones."""
+    if len(tag) == 64:
+        return hashlib.sha256(data).hexdigest() == tag
+    return len(tag) != 40 or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == tag
+
+
+class _Passing(Exception):
+    """A refusal that passes: too many requests, a server that is restarted."""
+
+    def __init__(self, status: int, after: str | None):
+        super().__init__(f"the server answered {status}")
+        self.wait = min(float(after), _LONGEST_WAIT) if after and after.isdigit() else 0.0
+
+
+def _streamed(session: Any, url: str, headers: dict[str, str]) -> Any:
+    """An answer whose body is read as it comes, of httpx's or requests' session."""
+    if hasattr(session, "stream"):
+        return session.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True)
+    return session.get(url, headers=headers, timeout=_TIMEOUT, stream=True)
+
+
+def _body(answer: Any) -> Any:
+    return answer.iter_raw() if hasattr(answer, "iter_raw") else answer.iter_content(1 << 18)
+
+
+def _tried(ask: Callable[[], _T], where: str) -> _T:
+    """What `ask` gives; again after what passes, with longer waits."""
+    for attempt in range(TRIES):
+        try:
+            return ask()
+        except LlmconvError:
+            raise
+        except Exception as error:  # the libraries beneath have a dozen classes for a line that fails
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status is not None and status not in _PASSING:
+                raise _refusal(where, error, status) from None
+            if isinstance(error, ValueError | TypeError | AttributeError | LookupError):
+                raise _refusal(where, error) from None
+            if attempt == TRIES - 1:
+                raise BadFile(f"{where}: can't be fetched, tried {TRIES} times ({_said(error)}); try later") from None
+            time.sleep(max(getattr(error, "wait", 0.0), min(WAIT * 2**attempt, _LONGEST_WAIT)))
+    raise AssertionError
+
+
+def _refusal(where: str, error: Exception | None = None, status: int | None = None) -> BadFile:
+    status = status or getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return BadFile(f"{where}: needs a token that may read it, or does not exist; log in with hf auth login")
+    if status == 404:
+        return BadFile(f"{where}: no such repository, revision or file on the Hub; check the name")
+    return BadFile(f"{where}: can't be fetched ({_said(error) if error else f'the server answered {status}'})")
+
+
+def _said(error: Exception) -> str:
+    return cut(str(error).strip().split("\n")[0] or type(error).__name__, 100)
+
+
+stores["hf"] = HubStore

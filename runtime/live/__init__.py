@@ -1,0 +1,1 @@
+"""Models in memory: transformers' to checkpoints, without a folder between, and back."""

@@ -1,0 +1,145 @@
+"""A module's values under the names of its saved folder: adapters merged, ties once, transformers' fusions undone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from llmconv.errors import Unsupported, cut, kind_of
+
+__all__ = ["Values", "values_of"]
+
+Values: TypeAlias = tuple[torch.Tensor, Callable[[], torch.Tensor] | None]
+"""A tensor whose shape and dtype are those of the value; and what gives the value, where it is not the tensor's own."""
+
+
+def values_of(model: torch.nn.Module) -> tuple[Any, dict[str, Values]]:
+    """The innermost model, and its values by name."""
+    for wrapper in ("module", "_orig_mod"):  # DDP, torch.compile
+        outer: Any = model
+        model = getattr(outer, wrapper, outer)
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        peft_model: Any = model
+        inner: Any = peft_model.get_base_model()
+        values = _merged(inner)
+    else:
+        inner = model
+        values = {name: (value, None) for name, value in inner.state_dict().items()}
+    _check(inner, values)
+    for pattern in getattr(inner, "_keys_to_ignore_on_save", None) or ():
+        values = {name: value for name, value in values.items() if not re.search(pattern, name)}
+    values = _untied(inner, values)
+    return inner, _as_saved(inner, values)
+
+
+def _check(model: Any, values: Mapping[str, Values]) -> None:
+    """`Unsupported` for values that are not this process's numbers."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise Unsupported(f"the {kind_of(model)} is quantized in memory; load it without, or call its dequantize()")
+    for name, (value, _) in values.items():
+        if not isinstance(value, torch.Tensor):
+            raise Unsupported(f"{cut(name)} is {kind_of(value)}, expected a tensor; save the model's folder instead")
+        if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
+            raise Unsupported(
+                f"{cut(name)} is sharded over processes; gather it first, with get_model_state_dict and "
+                "full_state_dict, and give that and config="
+            )
+        if value.is_quantized or value.layout != torch.strided:
+            raise Unsupported(f"{cut(name)} is {value.layout}, {value.dtype}; make it dense floats first")
+        if value.is_meta and not hasattr(model, "hf_device_map"):
+            raise Unsupported(f"{cut(name)} has no values (device meta); load them first")
+
+
+def _merged(model: Any) -> dict[str, Values]:
+    """The base model's names, each with what its active adapters add."""
+    out: dict[str, Values] = {}
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    replaced = {name: module for name, module in model.named_modules() if hasattr(module, "modules_to_save")}
+    for name, value in model.state_dict().items():
+        layer = next((prefix for prefix in layers if name.startswith(prefix + ".")), None)
+        whole = next((prefix for prefix in replaced if name.startswith(prefix + ".")), None)
+        if layer is not None:
+            rest = name[len(layer) + 1 :]
+            if rest.startswith("base_layer."):
+                one = rest.removeprefix("base_layer.")
+                change = _change(layers[layer], layer) if one == "weight" else None
+                out[f"{layer}.{one}"] = value, change
+        elif whole is not None:
+            active = replaced[whole].active_adapters[0] if replaced[whole].active_adapters else ""
+            for kept in (f"{whole}.modules_to_save.{active}.",) if active else (f"{whole}.original_module.",):
+                if name.startswith(kept):
+                    out[f"{whole}.{name[len(kept) :]}"] = value, None
+        else:
+            out[name] = value, None
+    return out
+
+
+def _change(layer: Any, name: str) -> Callable[[], torch.Tensor] | None:
+    """The weight with its adapters' products added, made anew at each reading; None where there are none."""
+    if getattr(layer, "merged", False):
+        return None
+    active = [a for a in layer.active_adapters if a in getattr(layer, "lora_A", ())]
+    others = [a for a in layer.active_adapters if a not in active and _has_adapter(layer, a)]
+    variants = [a for a in active if a in getattr(layer, "lora_variant", ()) or getattr(layer, "lora_bias", {}).get(a)]
+    if others or variants:
+        raise Unsupported(f"the adapter of {cut(name)} is no plain LoRA; merge it first, with merge_and_unload()")
+    if not active or layer.disable_adapters:
+        return None
+    weight = layer.get_base_layer().weight
+
+    def merged() -> torch.Tensor:
+        # As PEFT merges: one adapter after another, each sum rounded to the weight's type.
+        value: torch.Tensor = weight.data.clone()
+        for adapter in active:
+            value += layer.get_delta_weight(adapter)
+        return value
+
+    return merged
+
+
+def _has_adapter(layer: Any, adapter: str) -> bool:
+    return any(adapter in getattr(layer, names, ()) for names in layer.adapter_layer_names)
+
+
+def _untied(model: Any, values: dict[str, Values]) -> dict[str, Values]:
+    """Each tensor once: of names that share memory, one that the class does not list as tied to another."""
+    tied = getattr(model, "_tied_weights_keys", None) or ()
+    by_place: dict[Any, list[str]] = {}
+    for name, (value, _) in values.items():
+        place = id(model.get_parameter_or_buffer(name)) if value.is_meta else value.data_ptr()
+        by_place.setdefault((place, tuple(value.shape), value.numel() == 0 and name), []).append(name)
+    gone: set[str] = set()
+    for names in by_place.values():
+        listed = [name for name in names if any(re.search(pattern, name) for pattern in tied)]
+        gone.update(sorted(listed)[: len(names) - 1] if len(names) > 1 else ())
+    return {name: value for name, value in values.items() if name not in gone}
+
+
+def _as_saved(model: Any, values: dict[str, Values]) -> dict[str, Values]:
+    """Under the names and shapes of the saved folder, where transformers fuses weights when it loads."""
+    if getattr(model, "hf_device_map", None) and any(value.is_meta for value, _ in values.values()):
+        from transformers.integrations.accelerate import load_offloaded_parameter
+
+        def loading(name: str) -> Callable[[], torch.Tensor]:
+            return lambda: load_offloaded_parameter(model, name)
+
+        values = {n: (v, loading(n) if v.is_meta else change) for n, (v, change) in values.items()}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before version 5 nothing is fused
+        return values
+    if not hasattr(model, "config") or not hasattr(model, "base_model_prefix"):
+        return values
+    plain = {name: value for name, (value, _) in values.items()}
+    saved = revert_weight_conversion(model, dict(plain))
+    if saved.keys() == plain.keys():
+        return values
+    if any(change is not None for _, change in values.values()):
+        raise Unsupported(
+            f"the {kind_of(model)} is fused in memory, and has an adapter or is offloaded; merge the adapter first, "
+            "with merge_and_unload(), or load the model whole"
+        )
+    return {name: (value, None) for name, value in saved.items()}

@@ -1,0 +1,227 @@
+"""`hf://`: read by ranges from a Hub on this machine, whatever goes wrong on the line."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("huggingface_hub", reason="they need huggingface_hub")
+
+from hub_server import COMMIT, Hub
+
+import llmconv
+from llmconv import formats
+from llmconv.errors import BadFile, LlmconvError, UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places import hub as hubs, names, ranges
+from llmconv.formats.tensor import Tensor
+
+RNG = np.random.default_rng(11)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+def model(folder: Path) -> None:
+    """A small Llama in three shards."""
+    shapes = {"model.embed_tokens": (512, 256), "lm_head": (512, 256), "model.norm": (256,)}
+    for i in range(2):
+        at = f"model.layers.{i}."
+        shapes |= {at + "input_layernorm": (256,), at + "post_attention_layernorm": (256,)}
+        shapes |= {at + f"self_attn.{n}_proj": (256 if n in "qo" else 128, 256) for n in "qkvo"}
+        shapes |= {at + "mlp.gate_proj": (512, 256), at + "mlp.up_proj": (512, 256), at + "mlp.down_proj": (256, 512)}
+    made = Checkpoint(dialect="hf", files={"config.json": json.dumps(CONFIG).encode(), "README.md": b"# Toy\n"})
+    for name, shape in shapes.items():
+        made.add(Tensor.from_array(f"{name}.weight", RNG.standard_normal(shape).astype(np.float32)))
+    llmconv.save(made, folder, max_shard_size=2_500_000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    found = tmp_path_factory.mktemp("hub") / "toy"
+    model(found)
+    llmconv.convert_file(found, found / "gguf.gguf")
+    (found / "sub").mkdir()
+    (found / "gguf.gguf").rename(found / "sub" / "toy.gguf")
+    return found
+
+
+@pytest.fixture
+def hub(folder, monkeypatch, tmp_path) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(hubs, "WAIT", 0.0)
+    monkeypatch.setattr(ranges, "_pieces", ranges._Pieces())
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+    with Hub(folder) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.chdir(tmp_path)
+        yield server
+
+
+def same(a: Checkpoint, b: Checkpoint) -> None:
+    assert list(a.tensors) == list(b.tensors) and a.files.keys() == b.files.keys()
+    assert all(np.array_equal(a.tensors[n].blocks(), b.tensors[n].blocks()) for n in a.tensors)
+    assert all(a.file(n) == b.file(n) for n in a.files)
+
+
+def test_a_folder_and_a_file(hub, folder):
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+    same(llmconv.open("hf://org/toy@v1/sub/toy.gguf"), llmconv.open(folder / "sub" / "toy.gguf"))
+    same(llmconv.open(f"hf://org/toy@{COMMIT}"), llmconv.open(folder))
+    assert hub.asked["tree"] == 3
+    path = names.place("hf://org/toy")
+    assert (names.called(path), names.beside(path), str(path)) == ("toy", Path(), "hf://org/toy")
+
+
+def test_quantizing_is_the_same_as_of_the_folder(hub, folder, tmp_path):
+    made = llmconv.quantize("hf://org/toy", type=["Q4_K_M", "Q8_0"], dst=tmp_path)
+    for output in made.outputs:
+        llmconv.quantize(folder, tmp_path / "want.gguf", output.type, force=True)
+        assert output.paths[0].read_bytes() == (tmp_path / "want.gguf").read_bytes()
+    assert [o.paths[0].name for o in made.outputs] == ["toy-Q4_K_M.gguf", "toy-Q8_0.gguf"]
+    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    assert hub.sent < 1.5 * weights  # two types of one read
+    assert not (tmp_path / "home").exists() or not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_converting_and_default_names(hub, folder, tmp_path):
+    assert llmconv.convert_file("hf://org/toy/sub/toy.gguf", to="gguf").target == Path("toy.gguf")
+    assert Path("toy.gguf").read_bytes() == (folder / "sub" / "toy.gguf").read_bytes()
+    assert llmconv.convert_file("hf://org/toy", "copy").target == Path("copy")
+    same(llmconv.open("copy"), llmconv.open(folder))
+
+
+def test_inspecting_reads_headers_alone(hub, folder):
+    found = llmconv.inspect_file("hf://org/toy")
+    assert len(found["tensors"]) == len(llmconv.open(folder).tensors)
+    assert all(stop - start <= 256 << 10 for name, start, stop in hub.ranges if name.endswith(".safetensors"))
+
+
+FAULTS = {
+    "cut": lambda name, start, number: "cut" if number % 3 == 1 else "",
+    "busy": lambda name, start, number: "503" if number % 2 == 1 else "",
+    "too many": lambda name, start, number: "429" if number % 2 == 1 else "",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_is_tried_again(hub, folder, tmp_path, fault):
+    hub.faults = FAULTS[fault]
+    llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0")
+    llmconv.quantize(folder, tmp_path / "b.gguf", "Q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    if fault == "cut":  # and what came before the cut is not asked for again
+        first = hub.ranges[0]
+        assert any(name == first[0] and start > first[1] and stop == first[2] for name, start, stop in hub.ranges)
+
+
+def later(what: str, first: int = 2):
+    return lambda name, start, number: what if name.endswith(".safetensors") and number >= first else ""
+
+
+@pytest.mark.parametrize(
+    ("faults", "says"),
+    [
+        (later("other size"), "it changed"),
+        (later("other tag"), "changed while it was being read"),
+        (later("503"), r"tried 6 times"),
+        (later("cut"), r"tried 6 times"),
+        (lambda name, start, number: "flipped" if name == "config.json" else "", "another hash"),
+        (later("404"), "no such repository, revision or file"),
+        (later("403"), "needs a token"),
+    ],
+)
+def test_what_does_not_pass_is_said_and_leaves_nothing(hub, folder, tmp_path, faults, says):
+    hub.faults = faults
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BadFile, match=says):
+        llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_run_goes_on(hub, folder, tmp_path):
+    hub.faults = lambda name, start, number: "404" if "-00003-" in name and number > 1 else ""
+    with pytest.raises(BadFile):
+        llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0", resumable=True, jobs=1)
+    assert (tmp_path / "a.gguf.partial").exists()
+    done = json.loads((tmp_path / "a.gguf.partial.journal").read_text().split("\n")[1])["done"]
+    assert done
+    hub.faults, before = lambda name, start, number: "", hub.sent
+    ranges._pieces.__init__()
+    llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0", resumable=True)
+    llmconv.quantize(folder, tmp_path / "b.gguf", "Q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert hub.sent - before < before  # what was done is not fetched again
+
+
+def test_tokens(hub, monkeypatch):
+    hub.token = "hf_secret"
+    with pytest.raises(BadFile, match="needs a token"):
+        llmconv.open("hf://org/toy")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert llmconv.open("hf://org/toy").tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("hf://org/none", BadFile, "no such repository"),
+        ("hf://org/toy@none", BadFile, "no such repository"),
+        ("hf://org/toy/none.gguf", BadFile, "no such file"),
+        ("hf://toy", UsageError, "write hf://ORG/NAME"),
+        ("hf://org/../x", UsageError, "write hf://ORG/NAME"),
+        ("hf://", UsageError, "write hf://ORG/NAME"),
+    ],
+)
+def test_names_that_stand_for_nothing(hub, name, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        llmconv.open(name)
+
+
+def test_a_repository_named_as_a_path():
+    with pytest.raises(LlmconvError, match=re.escape("write hf://meta-llama/Llama-3.2-1B")):
+        llmconv.open("meta-llama/Llama-3.2-1B")
+
+
+def test_offline(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadFile, match="HF_HUB_OFFLINE is set"):
+        llmconv.open("hf://org/toy")
+    assert not hub.asked
+
+
+def test_latency_is_hidden(hub, folder):
+    """Pieces are asked for before they are needed: several are on their way at once."""
+    hub.delay, most = 0.05, 0
+    running = threading.active_count()
+    found = llmconv.open("hf://org/toy")
+    most = threading.active_count()
+    assert most > running
+    same(found, llmconv.open(folder))
+
+
+def test_memory_has_a_bound(monkeypatch):
+    """Pieces are forgotten when their room is needed."""
+    monkeypatch.setattr(ranges, "_MOST", 10)
+    kept = ranges._Pieces()
+
+    class Path:
+        within = "x"
+
+        class store:
+            read = staticmethod(lambda name, offset, size: bytes(size))
+
+    for i in range(20):
+        kept.ask(Path, 4 * i, 4).result()
+    assert len(kept._found) <= 3 and kept._kept <= 12
+
+
+def test_formats_are_recognised_by_content(hub):
+    assert formats.sniff(names.place("hf://org/toy/sub/toy.gguf")).name == "gguf"

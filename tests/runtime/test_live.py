@@ -1,0 +1,173 @@
+"""Models in memory: the bytes that saving the folder and converting that gives, and back into transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import llmconv
+from llmconv.errors import LlmconvError, Unsupported, UsageError
+
+LLAMA = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+OLD_NAMES = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # PEFT asks transformers by them
+KINDS = {
+    "llama": lambda: transformers.LlamaConfig(**LLAMA),
+    "tied": lambda: transformers.Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=True),
+    "experts": lambda: transformers.MixtralConfig(**LLAMA, num_local_experts=4),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32),
+}
+
+
+def made(kind: str, dtype=torch.bfloat16):
+    torch.manual_seed(5)
+    return transformers.AutoModelForCausalLM.from_config(KINDS[kind]()).to(dtype)
+
+
+def tokenizer():
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {chr(33 + i): i for i in range(60)} | {"<s>": 60, "</s>": 61}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bytes_as_by_way_of_a_folder(tmp_path, kind):
+    model, words = made(kind), tokenizer()
+    model.save_pretrained(tmp_path / "folder")
+    words.save_pretrained(tmp_path / "folder")
+    for type in ("Q8_0", "COPY"):
+        llmconv.quantize(tmp_path / "folder", tmp_path / "a.gguf", type, force=True)
+        llmconv.save_gguf(model, tmp_path / "b.gguf", type, words, name="folder", force=True)
+        assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    found, folder = llmconv.from_torch(model, words, name="folder"), llmconv.open(tmp_path / "folder")
+    assert list(found.tensors) == list(folder.tensors)
+    llmconv.convert_file(tmp_path / "folder", tmp_path / "c.gguf")
+    llmconv.save(found, tmp_path / "d.gguf")
+    assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "d.gguf").read_bytes()
+
+
+def test_a_state_dict_with_a_config(tmp_path):
+    model = made("llama")
+    model.save_pretrained(tmp_path / "folder")
+    (tmp_path / "folder" / "generation_config.json").unlink()
+    config = tmp_path / "folder"
+    a = llmconv.save_gguf(model.state_dict(), tmp_path / "a.gguf", "Q4_K_M", config=config, name="folder")
+    llmconv.quantize(tmp_path / "folder", tmp_path / "b.gguf", "Q4_K_M")
+    assert a.written and (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    config = json.loads((tmp_path / "folder" / "config.json").read_bytes())
+    for given in (model.config, config, tmp_path / "folder", str(tmp_path / "folder" / "config.json")):
+        found = llmconv.from_torch(model.state_dict(), config=given)
+        assert json.loads(found.file("config.json"))["hidden_size"] == 32
+    assert llmconv.from_torch({"w": torch.ones(2, 3)}).dialect == "plain"
+
+
+def test_nothing_is_copied_before_it_is_written():
+    model = made("llama")
+    found = llmconv.from_torch(model)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3)
+    assert np.all(found.tensors["model.norm.weight"].numpy() == 3)
+    assert model.config.architectures is None  # and nothing of it is changed
+
+
+@OLD_NAMES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_merged_as_peft_merges_it(tmp_path, dtype):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, modules_to_save=["lm_head"])
+    model = peft.get_peft_model(made("llama", dtype), config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                value.normal_()
+    llmconv.save_gguf(model, tmp_path / "a.gguf", "Q8_0", name="m")
+    merged = model.merge_and_unload()
+    llmconv.save_gguf(merged, tmp_path / "b.gguf", "Q8_0", name="m")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    merged.save_pretrained(tmp_path / "folder")
+    llmconv.quantize(tmp_path / "folder", tmp_path / "c.gguf", "Q8_0")
+    rows = llmconv.open(tmp_path / "c.gguf"), llmconv.open(tmp_path / "a.gguf")
+    assert all(np.array_equal(rows[0].tensors[n].blocks(), t.blocks()) for n, t in rows[1].tensors.items())
+
+
+@OLD_NAMES
+def test_what_is_no_plain_lora_is_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], r=4, use_dora=True)
+    with pytest.raises(Unsupported, match=r"q_proj.*merge_and_unload"):
+        llmconv.from_torch(peft.get_peft_model(made("llama", torch.float32), config))
+
+
+def test_wrappers_are_taken_off():
+    model = made("llama")
+    wrapped = torch.nn.Module()
+    wrapped.module = model
+    assert llmconv.from_torch(wrapped).tensors.keys() == llmconv.from_torch(model).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "says"),
+    [
+        (3, UsageError, "takes a model or a state dict"),
+        ({"w": 3}, UsageError, "'w'"),
+        ({"w": torch.ones(2, dtype=torch.complex128)}, UsageError, "complex128"),
+        (torch.nn.Linear(2, 2, device="meta"), Unsupported, "no values"),
+    ],
+)
+def test_what_is_no_model_is_named(model, error, says):
+    with pytest.raises(error, match=says):
+        llmconv.from_torch(model)
+
+
+@pytest.mark.parametrize("tokenizer", [3, "nowhere"])
+def test_what_is_no_tokenizer_is_named(tokenizer):
+    with pytest.raises(LlmconvError, match="tokenizer"):
+        llmconv.from_torch({"w": torch.ones(2)}, tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_back_into_transformers(tmp_path, kind):
+    model = made(kind, torch.float32).eval()
+    llmconv.save_gguf(model, tmp_path / "m.gguf")
+    back = llmconv.to_torch(tmp_path / "m.gguf")
+    assert type(back) is type(model) and back.dtype == torch.float32
+    ids = torch.arange(12)[None] % 60
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, back(ids).logits)
+
+
+def test_quantized_weights_are_decoded(tmp_path):
+    model = made("llama", torch.float32)
+    llmconv.save_gguf(model, tmp_path / "m.gguf", "Q8_0")
+    back = llmconv.to_torch(tmp_path / "m.gguf", dtype="bf16")
+    assert {p.dtype for p in back.parameters()} == {torch.bfloat16}
+    named = dict(llmconv.state_dict(tmp_path / "m.gguf"))
+    assert named["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
+    assert torch.allclose(named["lm_head.weight"], model.lm_head.weight, atol=0.01)
+    assert named.keys() == model.state_dict().keys()
+    with pytest.raises(UsageError, match="unknown dtype"):
+        llmconv.state_dict(tmp_path / "m.gguf", dtype="q4")
+
+
+def test_a_trainer_writes_ggufs(tmp_path):
+    model = made("llama", torch.float32)
+    args = transformers.TrainingArguments(
+        tmp_path / "out", max_steps=2, save_steps=1, per_device_train_batch_size=1, report_to=[], use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
+    callback = llmconv.GGUFCallback("Q8_0")
+    transformers.Trainer(model, args, train_dataset=rows, callbacks=[callback]).train()
+    assert [p.parent.name for p in callback.paths] == ["checkpoint-1", "checkpoint-2"]
+    folder: Path = callback.paths[1].parent
+    llmconv.quantize(folder, tmp_path / "want.gguf", "Q8_0")
+    a, b = llmconv.open(callback.paths[1]), llmconv.open(tmp_path / "want.gguf")
+    assert all(np.array_equal(t.blocks(), b.tensors[n].blocks()) for n, t in a.tensors.items())

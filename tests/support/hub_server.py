@@ -1,0 +1,138 @@
+"""A small Hub on this machine: the endpoints that listing and reading a repository need, with faults to be put in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+LARGE = 1000  # bytes; files from here on are LFS's, and are had by a redirect
+
+
+class Hub:
+    """One repository `org/toy` with the files of a folder.
+
+    token: one that every request must bring.   delay: seconds before each answer of weights.
+    faults: called with (file, start, number of the request of that file's bytes); what it names goes wrong.
+    asked: requests by kind;   sent: bytes of files.
+    """
+
+    def __init__(self, folder: Path, token: str = ""):
+        self.folder, self.token, self.delay = folder, token, 0.0
+        self.faults: Callable[[str, int, int], str] = lambda name, start, number: ""
+        self.asked: Counter[str] = Counter()
+        self.sent = 0
+        self.ranges: list[tuple[str, int, int]] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> Hub:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def files(self) -> dict[str, Path]:
+        return {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+
+    def entry(self, name: str, path: Path) -> dict[str, Any]:
+        data = path.read_bytes()
+        out: dict[str, Any] = {"type": "file", "path": name, "size": len(data)}
+        out["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        if len(data) >= LARGE:
+            out["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return out
+
+    def _handler(hub) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            do_HEAD = do_GET
+
+        return Handler
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = unquote(urlsplit(request.path).path)
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}" and "/cdn/" not in path:
+            return self._say(request, 401, {"error": "no"})
+        if path == "/api/models/org/toy" or re.fullmatch(r"/api/models/org/toy/revision/(main|v1|[0-9a-f]{40})", path):
+            self.asked["info"] += 1
+            return self._say(request, 200, {"id": "org/toy", "sha": COMMIT, "siblings": [], "tags": []})
+        if path == f"/api/models/org/toy/tree/{COMMIT}":
+            self.asked["tree"] += 1
+            return self._say(request, 200, [self.entry(n, p) for n, p in self.files().items()])
+        for start, redirected in ((f"/org/toy/resolve/{COMMIT}/", False), ("/cdn/", True)):
+            name = path.removeprefix(start)
+            if path.startswith(start) and name in self.files():
+                return self._file(request, name, redirected)
+        return self._say(request, 404, {"error": "not found"})
+
+    def _say(self, request: BaseHTTPRequestHandler, status: int, value: Any, **headers: str) -> None:
+        body = json.dumps(value).encode()
+        request.send_response(status)
+        for key, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            request.send_header(key.replace("_", "-"), text)
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(body)
+
+    def _file(self, request: BaseHTTPRequestHandler, name: str, redirected: bool) -> None:
+        data = self.files()[name].read_bytes()
+        if len(data) >= LARGE and not redirected:
+            return self._say(request, 302, "", Location=f"{self.url}/cdn/{name}", X_Repo_Commit=COMMIT)
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, len(data))
+        with self._lock:
+            self.asked["bytes"] += 1
+            self.asked[name] += 1
+            number = self.asked[name]
+            self.ranges.append((name, start, stop))
+        fault = self.faults(name, start, number)
+        time.sleep(self.delay)
+        if fault.isdigit():
+            return self._say(request, int(fault), {"error": "busy"}, Retry_After="0")
+        part = data[start:stop]
+        if fault == "flipped":
+            part = bytes([part[0] ^ 1]) + part[1:]
+        total = len(data) + (fault == "other size")
+        request.send_response(206 if found else 200)
+        request.send_header("Content-Length", str(len(part)))
+        request.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{total}")
+        etag = "changed" if fault == "other tag" else hashlib.sha256(data).hexdigest()
+        request.send_header("ETag", f'"{etag}"')
+        request.end_headers()
+        if request.command == "HEAD":
+            return None
+        if fault == "cut":
+            part = part[: len(part) // 2]
+            request.close_connection = True
+        request.wfile.write(part)
+        request.wfile.flush()
+        self.sent += len(part)
+        if fault == "cut":
+            request.connection.close()
+        return None
