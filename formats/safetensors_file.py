@@ -32,6 +32,7 @@ SUFFIXES = (".safetensors",)
 TEMPLATES = "additional_chat_templates"
 """A folder within a model folder: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.safetensors", re.DOTALL)
@@ -275,7 +276,9 @@ class _Plan:
 def _folder(checkpoint: Checkpoint, path: Path, groups: Sequence[list[Tensor]], metadata: dict[str, str]) -> _Plan:
     """A model folder with a file for each group of tensors."""
     files = {path / _safe_name(name, path): checkpoint.file(name) or b"" for name in checkpoint.files}
-    names = [WEIGHTS] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
+    adapter = "adapter_config.json" in checkpoint.files and "config.json" not in checkpoint.files
+    one = ADAPTER if adapter else WEIGHTS
+    names = [one] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
     parts = [_Part(path / name, group, metadata) for name, group in zip(names, groups, strict=True)]
     index = {path / INDEX: _index(checkpoint, parts)} if len(parts) > 1 else {}
     for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:

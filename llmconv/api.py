@@ -16,7 +16,7 @@ from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
-from llmconv.convert.writing import vocab_only as vocab_alone
+from llmconv.convert.writing import adapters, vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
@@ -188,13 +188,16 @@ def convert_file(
     source_format: str | None = None,
     key: str | None = None,
     lora: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
     vocab_only: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
-    source_format: refuse an input of another format.   key: as in `open`.   lora: folder of a PEFT adapter to merge in.
+    source_format: refuse an input of another format.   key: as in `open`.
+    lora: folder or GGUF of an adapter to merge in.
+    base: of an adapter that is itself converted: the model that it was trained on; config.json, or a GGUF, is enough.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
     options: those of `save`.
@@ -225,6 +228,7 @@ def convert_file(
     size = _size(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
+    checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
     result = save(checkpoint, target, format=container.name, **options)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)

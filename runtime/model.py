@@ -19,7 +19,7 @@ from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.convolution import short_convolution
 from llmconv.runtime.mlp import activation, feed_forward
 from llmconv.runtime.norms import Norm
-from llmconv.runtime.pieces import ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
+from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
 from llmconv.runtime.scans.scan import scan
 
@@ -121,8 +121,14 @@ class Model(Pieces):
         self._head_lengths: Tensor | None = None
         for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *ENDS):
             self.register_module(name, None)
+        self.register_module(CLASSIFIER, None)
         for name, parts in grouped(decoder.shapes, "").items():
             self.add_module(name, piece(name, parts, decoder, types, name))
+        for name, parts in grouped(decoder.shapes, f"{CLASSIFIER}.").items():
+            if name in ("norm", "output"):
+                if self.cls is None:
+                    self.add_module(CLASSIFIER, Pieces())
+                self.cls.add_module(name, piece(name, parts, decoder, types, f"{CLASSIFIER}.{name}"))
         for name in ("token_embd_norm", "output_norm"):
             if name in decoder.weightless:
                 self.add_module(name, Norm(decoder.norm))
@@ -154,11 +160,13 @@ class Model(Pieces):
             raise UsageError(f"a {self.decoder.arch} model sees all tokens at once, so it can't use a cache")
         return Cache(self.decoder, batch, capacity)
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """The last layer's output, normed: (B, T, dim).  Arguments as `forward`."""
+    def hidden(
+        self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None, kinds: Tensor | None = None
+    ) -> Tensor:
+        """The last layer's output, normed: (B, T, dim).  Arguments as `forward`; kinds: (B, T), types of tokens."""
         divisors = {name: t for name, t in self._buffers.items() if t is not None}
         step = Step(tokens, mask, cache, self.dtype, divisors)
-        x = self._embed(tokens, step)
+        x = self._embed(tokens, step, kinds)
         for block in self.blk:
             x = block(x, step)
         if cache is not None:
@@ -206,7 +214,7 @@ class Model(Pieces):
         """
         return self.head(self.hidden(tokens, mask, cache))
 
-    def _embed(self, tokens: Tensor, step: Step) -> Tensor:
+    def _embed(self, tokens: Tensor, step: Step, kinds: Tensor | None = None) -> Tensor:
         spec = self.decoder
         x: Tensor = self.token_embd(tokens, self.dtype)
         if self.token_embd_in is not None:
@@ -221,7 +229,7 @@ class Model(Pieces):
         elif spec.positions == "sinusoidal":
             x = x + sinusoidal(step.positions, spec.dim, self.dtype)
         if self.token_types is not None:
-            x = x + self.token_types.weight[0].to(self.dtype)
+            x = x + self.token_types(torch.zeros_like(tokens) if kinds is None else kinds, self.dtype)
         if self.token_embd_norm is None or spec.output_norm == "token_embd_norm":
             return x
         return self.token_embd_norm(x)  # type: ignore[no-any-return]

@@ -42,13 +42,15 @@ LINEAR = (
     *("ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b"),
 )
 EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
-ENDS = ("token_embd_in", "output_in")
+ENDS = ("token_embd_in", "output_in", "dense_2", "dense_3")
 NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
     *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
+CLASSIFIER = "cls"
+"""The layer in front of a classifier's `cls.output`, with its norm, `cls.norm`."""
 # What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.
 _DERIVED = re.compile(
     r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|blk\.\d+\.vis_.*|rope_factors_.*|rope_freqs\..*"
@@ -106,12 +108,12 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
     if shape is not None and set(parts) <= {"weight", "bias"}:
         if name in ("token_embd", "position_embd", "token_types"):
             return Embedding(shape, kind, None, dtype)
-        if name in NORMS or name in ("token_embd_norm", "output_norm"):
+        if name in NORMS or name in ("token_embd_norm", "output_norm", "norm"):
             spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm")
             if decoder.latent_eps is not None and name in latents:
                 spec = dataclasses.replace(spec, eps=decoder.latent_eps)
             return Norm(spec, shape, bias is not None, dtype)
-        if (name in LINEAR or name == "output" or name in ENDS) and len(shape) == 2:
+        if (name in LINEAR or name in (CLASSIFIER, "output", *ENDS)) and len(shape) == 2:
             return Linear(shape, kind, bias, dtype)
         if name == "ffn_gate_inp_shexp":  # one row, stored as a vector
             return Linear((1, *shape), kind, bias, dtype)

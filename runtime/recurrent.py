@@ -110,7 +110,9 @@ class RecurrentModel(Model):
     def cache(self, batch: int = 1, capacity: int = 256) -> State:
         return State(self.decoder, batch, self.spec.layers)
 
-    def hidden(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None, kinds: Tensor | None = None
+    ) -> Tensor:
         """The last layer's outputs: (B, T, dim)."""
         states = cache.states if isinstance(cache, State) else [None] * self.spec.layers
         mask = None if mask is None else mask.to(device=tokens.device, dtype=torch.bool)

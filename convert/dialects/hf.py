@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, vocab
+from llmconv.convert import archs, cards, vocab
 from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, fused, own_names, pooling, strangers
 from llmconv.convert.dialects.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.contradictions import contradictions
@@ -80,9 +80,11 @@ def to_gguf(
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    out.metadata = _general(checkpoint, out) | metadata | out.metadata | pooled
-    if "general.name" in out.metadata:
-        out.metadata[own_keys.NAME] = out.metadata["general.name"]
+    general, said = _general(checkpoint, config, out)
+    notes += said
+    out.metadata = general | metadata | out.metadata | pooled
+    if folder := _folder_name(checkpoint):
+        out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
     out.metadata |= _own_keys(arch, tensors, names, taken)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
@@ -206,6 +208,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out.files |= pooled
     notes += said
     again = _as_edited(arch, metadata, out, notes)
+    if own_keys.CONFIG not in metadata:  # else the folder comes back as it was
+        out.files |= cards.files_of(metadata, out.files)
+    if again:
+        folder = metadata.get(own_keys.NAME)
+        folder = folder if isinstance(folder, str) else None
+        again |= cards.keys_of(out, read_config(out), folder, checkpoint.n_elements)[0]
     lost, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= lost
     out.notes += [*notes, *said]
@@ -384,8 +392,8 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
     return notes
 
 
-def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
-    """The general keys: name, type and what most weights are stored in."""
+def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """The general keys: type, what most weights are stored in, what card and name say; and notes."""
     sizes: Counter[str] = Counter()
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
@@ -395,15 +403,19 @@ def _general(source: Checkpoint, out: Checkpoint) -> dict[str, Any]:
     count = experts[0].shape[0] if experts else 0
     if count:  # "8x7B": as large as the model with one of its experts
         total -= sum(t.n_elements for t in experts) * (count - 1) // count
-    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
-    if source.info.get("name"):
-        general["general.name"] = source.info["name"]
-    elif source.source is not None:
-        general["general.name"] = places.called(source.source)
-    general["general.size_label"] = (f"{count}x" if count else "") + _rounded(total)
+    about, notes = cards.keys_of(source, config, _folder_name(source), out.n_elements)
+    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"} | about
+    general.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
     general["general.file_type"] = np.uint32(number_of(main) or 0)
     general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
-    return general
+    return general, notes
+
+
+def _folder_name(folder: Checkpoint) -> str | None:
+    """The name of a model's folder, of its lone file, or of where it came from."""
+    if folder.info.get("name"):
+        return str(folder.info["name"])
+    return None if folder.source is None else places.called(folder.source)
 
 
 def _rounded(count: int) -> str:
@@ -444,7 +456,7 @@ def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], w
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
     stored, number = {tensors[name].type for name in slot.gguf}, 0
     for i, form in enumerate(slot.row.forms):
-        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors:
+        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors or (form.without and form.without not in tensors):
             number = i
         elif number == i and form.stored_as is not None and stored != {form.stored_as}:
             number = min(i + 1, len(slot.row.forms) - 1)
@@ -482,7 +494,7 @@ def _rebuilt(
     arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
 ) -> bytes:
     """A config.json for a GGUF that was not made from one by us."""
-    config = arch.config(checkpoint.metadata)
+    config = arch.config(checkpoint.metadata, checkpoint.tensors)
     config["vocab_size"] = dims["n_vocab"]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     for table_row in arch.rows:
@@ -501,5 +513,6 @@ def _rebuilt(
     config["torch_dtype"] = torch_names.get(sizes.most_common(1)[0][0] if sizes else "F32", "float32")
     for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        config[f"{name}_token_id"] = None if value is None else int(value)
+        if value is not None or f"{name}_token_id" not in config:
+            config[f"{name}_token_id"] = None if value is None else int(value)
     return json.dumps(config, indent=2).encode() + b"\n"

@@ -74,7 +74,10 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     out.metadata[own_keys.SAFETENSORS_METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
     notes = carried.keep_files(out.metadata, checkpoint)
     if "adapter_config.json" in checkpoint.files:
-        notes.append("this is a PEFT adapter, not a model: convert its base model with --lora to merge it in")
+        notes.append(
+            "this is a PEFT adapter, not a model: --base MODEL makes a GGUF adapter of it, converting its base with "
+            "--lora merges it in"
+        )
     elif "config.json" not in checkpoint.files and checkpoint.format not in ("", "gguf"):
         notes.append(
             "there is no config.json: the tensors keep their own names; they can be quantized and converted back, but "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,9 +208,14 @@ class Architecture:
             if value is not None and key.values is None and not isinstance(value, np.ndarray | list | tuple):
                 dataclasses.replace(key, kind=key.kind.replace("2s", "2")).typed(value, f"key {name!r}")
 
-    def config(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """GGUF keys -> a config.json for transformers, as far as the keys go."""
+    def config(self, metadata: Mapping[str, Any], tensors: Container[str] | None = None) -> dict[str, Any]:
+        """GGUF keys -> a config.json for transformers, as far as the keys go.
+
+        tensors: names of those that there are; a class may be told by one that is not.
+        """
         dims = at_layer(self.dims_of(metadata), 0)
+        names = (r.gguf[0].replace("{i}", str(i)) for r in self.rows for i in (0, 1) if tensors is not None)
+        dims |= {without(name): 1 for name in names if tensors is not None and name not in tensors}
         name = next((n for n in self.hf if n.when and evaluate(n.when, dims)), self.hf[0])
         out: dict[str, Any] = {"architectures": [name.cls], "model_type": name.model_type}
         own = Settings({"rope.freq_base": np.float32(10000.0)})  # what its absence means in llama.cpp
@@ -253,6 +258,11 @@ class Architecture:
         found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
         value = given == "true" if found is None else bool(found)
         return not value if flag.startswith("!") else value
+
+
+def without(name: str) -> str:
+    """What conditions of an `HfName` call the absence of a tensor: "cls.weight" is `without_cls`."""
+    return "without_" + name.removesuffix(".weight").replace(".", "_")
 
 
 def _merged(old: Any, new: Any, name: Callable[[Any], Any], drop: set[str]) -> Any:

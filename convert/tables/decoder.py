@@ -23,7 +23,7 @@ from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.pieces import Pieces, activation, head_norm
 from llmconv.convert.tables.recurrent import CELL, Recurrent, recurrent
 from llmconv.convert.tables.scans import Scan, scan_of
-from llmconv.convert.tables.windows import usual_windows
+from llmconv.convert.tables.windows import every_nth
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -436,6 +436,8 @@ class _Layers:
             kv or h for kv, h in zip(read.per_layer("attention.head_count_kv", n_layers, 0), self.heads, strict=True)
         ]
         self.window = read.count("attention.sliding_window", 0)
+        if self.window and pieces.get("window_both_sides"):
+            self.window = self.window // 2 + 1
         self.windowed = self._windowed()
         parallel = read.get("use_parallel_residual")
         self.parallel = bool(pieces.get("parallel", False) if parallel is None else parallel)
@@ -454,9 +456,7 @@ class _Layers:
             if len(pattern) < self.n:
                 raise self.read.bad("key 'attention.sliding_window_pattern'", f"has no entry for all {self.n} layers")
             return [bool(flag) for flag in pattern[: self.n]]
-        if pattern is usual:
-            return usual_windows(self.pieces, self.n)
-        return [not pattern or i % int(pattern) < int(pattern) - 1 for i in range(self.n)]
+        return every_nth(int(pattern), self.pieces, self.n)
 
     def _activation(self) -> str:
         own = str(self.pieces.get("activation", "silu"))

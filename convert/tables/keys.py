@@ -5,12 +5,13 @@ From a GGUF's keys come the dimensions (`DIMS`), over which shapes and condition
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.ops import evaluate
 from llmconv.errors import BadFile, cut
 
@@ -164,9 +165,14 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("recurrent", "attention.recurrent_layers", "0 - 1"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
+    ("n_skip", own_keys.SKIPPED, "0"),
+    ("n_decoder", "decoder_block_count", "n_layer"),
+    ("n_buckets", "attention.relative_buckets_count", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
 )
+LABELS = "classifier.output_labels"
+"""What the numbers that a classifier gives are called; their count is the dimension n_cls."""
 
 
 def _flag(value: Any) -> int:
@@ -185,7 +191,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
     """
     out: dict[str, Any] = {}
     for name, key, default in DIMS:
-        value = metadata.get(f"{arch}.{key}")
+        value = metadata.get(key if key.startswith(own_keys.OWN) else f"{arch}.{key}")
         if value is None:
             default = (extra or {}).get(name, default)
             out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
@@ -198,6 +204,8 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+    labels = metadata.get(f"{arch}.{LABELS}", ())
+    out["n_cls"] = len(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else 0
     for name, expression in (extra or {}).items():
         if name in out:
             continue

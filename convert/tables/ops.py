@@ -42,6 +42,7 @@ __all__ = [
     "Stack",
     "SwapColumns",
     "SwapRows",
+    "Tail",
     "Transpose",
     "Unpaired",
     "evaluate",
@@ -117,7 +118,7 @@ class Op:
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         raise NotImplementedError
 
-    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[Any] | None:
         """A record of the values that undoing would not give back; None when it gives all."""
         return None
 
@@ -405,7 +406,7 @@ class Rounds(Op):
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return tuple(p.map(self.back, plain.F32) for p in parts)
 
-    def lost(self, tensor: Tensor) -> NDArray[np.uint32] | None:
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[np.uint32] | None:
         """(n, 2) flattened: index and original bits of every value that `undo`, rounded, would not give back."""
         values = tensor.numpy().reshape(-1)
         if values.dtype.itemsize > 4:
@@ -461,6 +462,45 @@ class NegativeExp(Rounds):
     def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(-values.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tail(Op):
+    """All rows but the first ones, which no token uses (RoBERTa's positions before the first).
+
+    What those hold is `lost`, and put back from the record; without one they are zeros.
+    """
+
+    exact = False
+    skip: Size = 0
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        n = evaluate(self.skip, dims)
+        return tuple(take(p, n, p.n_rows - n, (p.shape[0] - n, *p.shape[1:])) if n else p for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        n = evaluate(self.skip, dims)
+        return tuple(self._after(p, np.zeros((n, p.row_bytes), np.uint8)) if n else p for p in parts)
+
+    @staticmethod
+    def _after(tensor: Tensor, first: Bytes) -> Tensor:
+        """The tensor with rows before its own."""
+        head = dataclasses.replace(
+            tensor, shape=(len(first), *tensor.shape[1:]), read=lambda a, b: first[a:b], extent=None
+        )
+        return join((head, tensor), (tensor.shape[0] + len(first), *tensor.shape[1:])).renamed(tensor.name)
+
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[np.uint8] | None:
+        """The bytes of the rows that are left out, unless all are zero."""
+        found = tensor.blocks(0, min(evaluate(self.skip, dims), tensor.n_rows))
+        return np.ascontiguousarray(found).reshape(-1) if found.any() else None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+        n = tensor.n_rows - moved.n_rows
+        if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != n * tensor.row_bytes:
+            return tensor
+        rest = take(tensor, n, moved.n_rows, moved.shape)
+        return self._after(rest, record.reshape(n, -1))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Pieces(TypedDict, total=False):
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_first: bool  # of every n layers the first attends to everything, not the last
+    window_both_sides: bool  # the file counts a window's tokens on both sides together
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
     full_turn_part: float  # the part of a head that turns in layers without a window

@@ -57,6 +57,8 @@ class Form:
     ops: tuple[Op, ...] = ()
     beside: str = ""
     """A GGUF tensor that is there only in models of this form: how to tell it from a GGUF alone."""
+    without: str = ""
+    """A GGUF tensor that is there only in models of other forms."""
     backward: bool = False
     """Only for the way back, of a GGUF that was not made by this program."""
 
@@ -236,7 +238,7 @@ def forward(places: Iterable[Slot], tensors: Mapping[str, Tensor], told: Told, p
         _check_theirs(slot, number, parts, told)
         lost = {}
         if form.rounding is not None:
-            records = {name: form.rounding.lost(part) for name, part in zip(names, parts, strict=True)}
+            records = {name: form.rounding.lost(part, slot.dims) for name, part in zip(names, parts, strict=True)}
             lost = {name: record for name, record in records.items() if record is not None}
         for op in form.ops:
             parts = op.apply(parts, slot.dims)

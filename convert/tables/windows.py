@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.errors import BadFile, Unsupported
 
-__all__ = ["usual_windows", "window_keys", "windows_config"]
+__all__ = ["every_nth", "usual_windows", "window_keys", "windows_config"]
 
 _LAYERS = 1 << 16
 PATTERN = "attention.sliding_window_pattern"
@@ -20,11 +20,13 @@ _KINDS = {"sliding_attention": True, "full_attention": False}
 def usual_windows(pieces: Pieces, n_layer: int) -> list[bool]:
     """The layers with a window in a model of the family that has one and does not say where."""
     every = pieces.get("window_pattern")
-    if every is None:
-        return [False] * n_layer
-    if pieces.get("window_first"):
-        return [i % every > 0 for i in range(n_layer)]
-    return [not every or i % every < every - 1 for i in range(n_layer)]
+    return [False] * n_layer if every is None else every_nth(every, pieces, n_layer)
+
+
+def every_nth(every: int, pieces: Pieces, n_layer: int) -> list[bool]:
+    """The layers with a window, where every n-th has none: the last of n, or the first; 0: all have one."""
+    full = 0 if pieces.get("window_first") else every - 1
+    return [not every or i % every != full for i in range(n_layer)]
 
 
 def window_keys(own: dict[str, Any], config: Mapping[str, Any], pieces: Pieces, source: str) -> None:
@@ -47,6 +49,9 @@ def window_keys(own: dict[str, Any], config: Mapping[str, Any], pieces: Pieces, 
         return
     if not int(own.get("attention.sliding_window", 0)):
         return
+    stated = own.get(PATTERN)
+    if isinstance(stated, np.integer) and windows == every_nth(int(stated), pieces, n_layer):
+        return
     if PATTERN in own or windows != usual_windows(pieces, n_layer):
         further = np.atleast_1d(own.get(PATTERN, [])).tolist()[n_layer:]  # layers for further tokens
         own[PATTERN] = np.asarray([*windows, *further], np.bool_)
@@ -59,6 +64,5 @@ def windows_config(config: dict[str, Any], own: Mapping[str, Any], pieces: Piece
         config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in pattern]
     elif isinstance(pattern, int | np.integer) and pattern > 0:
         n_layer = min(int(own.get("block_count", 0)), _LAYERS)
-        config["layer_types"] = [
-            "sliding_attention" if (i + 1) % int(pattern) else "full_attention" for i in range(n_layer)
-        ]
+        windows = every_nth(int(pattern), pieces, n_layer)
+        config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows]

@@ -48,7 +48,7 @@ class Tokenizer:
         ids = self._encode(text, parse_special)
         if not add_special:
             return ids
-        before, after = self._around
+        before, after = self.around
         return before + ids + after
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -96,7 +96,7 @@ class Tokenizer:
         return self._tokens[id].encode("utf-8", "surrogatepass")
 
     @property
-    def _around(self) -> tuple[list[int], list[int]]:
+    def around(self) -> tuple[list[int], list[int]]:
         vocab = self.vocab
         if vocab.model == WORDPIECE:
             first, last = vocab.special.get("cls", vocab.bos), vocab.special.get("sep")

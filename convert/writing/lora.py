@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,38 +19,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv import formats
 from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.translate import translate
+from llmconv.convert.writing import adapters
+from llmconv.convert.writing.peft import config_of, opened, parted, scale_of
 from llmconv.convert.writing.untie import untied
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign import torch_file
-from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["merge"]
-
-_NOT_MERGED = (
-    *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora"),
-    *("use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config"),
-)
-"""Settings of an adapter that make it something else than W + s · B A of whole layers."""
-_PREFIX = "base_model.model."
-_PART = re.compile(
-    r"(?P<module>.+)\.lora_(?P<kind>embedding_A|embedding_B|A|B|magnitude_vector)(\.(?!bias$)\w+)??(\.weight)?(?P<bias>\.bias)?"
-)
 
 
 def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """The model with the adapter of `folder` merged in.
 
     checkpoint: in Hugging Face's dialect (`translate(…, "hf")`).
-    folder: adapter_config.json with adapter_model.safetensors or adapter_model.bin.
+    folder: adapter_config.json with adapter_model.safetensors or adapter_model.bin; or an adapter's GGUF.
 
     Raises `BadFile` for an adapter that does not fit the model, `Unsupported` for kinds other than LoRA and DoRA.
     """
     checkpoint = unpack(checkpoint)  # into the weights, never into the numbers they are stored as
-    config = _config(folder)
-    parts, whole = _adapter(folder)
+    gguf = _from_gguf(folder, checkpoint) if folder.is_file() else None
+    config = config_of(folder) if gguf is None else json.loads(gguf.file("adapter_config.json") or b"{}")
+    parts, whole = parted(opened(folder) if gguf is None else gguf)
     checkpoint, whole = untied(checkpoint, parts, whole)
     out = checkpoint.but()
     # First what was trained or saved whole: PEFT keeps the base's embeddings beside an adapter of them.
@@ -71,7 +62,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             name = name.removesuffix("weight") + "bias"
             if name not in out.tensors:
                 raise BadFile(f"{at(folder)}: has a bias for {module!r}, which has none in the base model")
-            out.tensors[name] = _biased(out.tensors[name], found["B.bias"], _scale(config, module, folder)[1], folder)
+            out.tensors[name] = _biased(out.tensors[name], found["B.bias"], scale_of(config, module, folder)[1], folder)
     kind = "DoRA" if config.get("use_dora") else "LoRA"
     note = f"{kind} adapter {folder.name} merged into {len(parts)} tensors"
     note += f"; {len(whole)} replaced" if whole else ""
@@ -83,46 +74,12 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return out
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise BadFile(f"{at(folder)}: has no adapter_config.json, expected a PEFT adapter's folder")
-    try:
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise BadFile(f"{at(path)}: is not a JSON object; fetch it again") from None
-    for setting in _NOT_MERGED:
-        if config.get(setting):
-            raise Unsupported(
-                f"{at(path)}: {setting} is set, which can't be merged; merge the adapter with PEFT itself"
-            )
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        raise Unsupported(f"{at(path)}: peft_type is {config['peft_type']!r}; only LORA adapters are merged")
-    return config
-
-
-def _adapter(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """(module -> its lora_A, lora_B, ...; tensors trained whole)."""
-    loose, packed = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
-    if loose.is_file():
-        opened = Checkpoint(source=loose)
-        read_tensors(opened, loose)
-    elif packed.is_file():
-        opened = torch_file.open(packed)
-    else:
-        raise BadFile(f"{at(folder)}: has no adapter_model.safetensors or .bin, expected a PEFT adapter's folder")
-    parts: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    for name, tensor in opened.tensors.items():
-        bare = name.removeprefix(_PREFIX)
-        match = _PART.fullmatch(bare)
-        if match:
-            parts.setdefault(match["module"], {})[match["kind"] + (match["bias"] or "")] = tensor
-        else:
-            whole[bare] = tensor
-    return parts, whole
+def _from_gguf(path: Path, base: Checkpoint) -> Checkpoint:
+    """An adapter's GGUF as PEFT's files."""
+    found = formats.open(path)
+    if not adapters.is_adapter(found):
+        raise BadFile(f"{at(path)}: is no adapter, expected a PEFT adapter's folder or a GGUF made of one")
+    return adapters.from_gguf(found, translate(base, "gguf").metadata)
 
 
 def _target(module: str, tensors: Mapping[str, Tensor], folder: Path) -> str:
@@ -147,27 +104,6 @@ def _whole_target(name: str, tensors: Mapping[str, Tensor], folder: Path) -> str
     raise BadFile(
         f"{at(folder)}: has tensor {name!r}, which the base model does not have; use the adapter's own base model"
     )
-
-
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rank_pattern and alpha_pattern: a key is the end of a module's name, or a regular expression for it."""
-    for key, value in patterns.items() if isinstance(patterns, dict) else ():
-        try:
-            if re.fullmatch(rf"(.*\.)?({key})", module):
-                return value
-        except re.error:
-            continue
-    return default
-
-
-def _scale(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int, np.float32]:
-    """A module's rank r, and what its B A is multiplied by.  PEFT's defaults where the file leaves them out."""
-    rank = _pattern(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in (rank, alpha))
-    if not numbers or not isinstance(rank, int) or rank < 1:
-        raise BadFile(f"{at(folder)}: adapter_config.json gives r {rank!r} and lora_alpha {alpha!r}, expected numbers")
-    return rank, np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _biased(base: Tensor, change: Tensor, scale: np.float32, folder: Path) -> Tensor:
@@ -209,7 +145,7 @@ def _merged(base: Tensor, module: str, found: Mapping[str, Tensor], config: Mapp
     a, b = (found.get("embedding_A"), found.get("embedding_B")) if embedding else (found.get("A"), found.get("B"))
     if a is None or b is None:
         raise BadFile(f"{at(folder)}: module {module!r} lacks lora_A or lora_B; fetch the adapter again")
-    rank, scale = _scale(config, module, folder)
+    rank, scale = scale_of(config, module, folder)
     down, up = _matrix(a, rank, 0, folder), _matrix(b, rank, 1, folder)  # (r, in), (out, r)
     left, right = up, down  # the change is left @ right, row by row
     if embedding or config.get("fan_in_fan_out"):

@@ -225,7 +225,8 @@ def _quantize(
     _require_importance(plans)
     inputs = _inputs(opened, checkpoint)
     if reading.lora is not None:
-        inputs += sorted(p for p in Path(reading.lora).iterdir() if p.is_file())
+        adapter = Path(reading.lora)
+        inputs += [adapter] if adapter.is_file() else sorted(p for p in adapter.iterdir() if p.is_file())
     with new_folder(paths[0].parent) if len(types) > 1 else contextlib.nullcontext():
         if calibration is not None:
             for file in (f for plan in plans for f in plan.files):  # before minutes of work

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.convert import archs, vocab
+from llmconv.convert import archs, cards, vocab
 from llmconv.convert.dialects import carried
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import normalized, read_config
@@ -60,9 +60,11 @@ def _metadata(source: Path, gguf: Checkpoint | None, found: vocab.Vocab) -> tupl
         return {k: v for k, v in gguf.metadata.items() if not _of_vocabulary(k)}, []
     folder = source if source.is_dir() else source.parent
     config = folder / "config.json"
-    out: dict[str, Any] = {"general.architecture": "", "general.type": "model", "general.name": places.called(folder)}
+    out: dict[str, Any] = {"general.architecture": "", "general.type": "model"}
     checkpoint = Checkpoint(files={"config.json": config} if config.is_file() else {}, source=folder)
     settings = read_config(checkpoint)
+    about = {n: folder / n for n in ("README.md", "generation_config.json") if (folder / n).is_file()}
+    out |= cards.keys_of(checkpoint.but(files=about), settings, places.called(folder), 0)[0]
     arch = archs.by_hf(settings) if settings else None
     if arch is not None:
         keys = arch.metadata(normalized(settings), f"{at(folder)}: config.json")

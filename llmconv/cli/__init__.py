@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "warmup": ("llmconv.cli.quantize", "Compile all kernels now, so that the first run needn't."),
     "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
     "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
+    "embed": ("llmconv.cli.tokenize", "Texts as vectors; the scores of a reranker."),
     "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
     "view": ("llmconv.cli.view", "A page for the browser: metadata, tensors, vocabulary."),
     "verify": ("llmconv.cli.reports", "Are two files the same model?"),

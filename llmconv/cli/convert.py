@@ -11,6 +11,7 @@ import click
 import llmconv
 from llmconv.cli import complete, envelope, streams
 from llmconv.cli.options import (
+    PATH,
     STREAM,
     TARGET,
     Bar,
@@ -50,6 +51,12 @@ class _Outtype(click.Choice):  # type: ignore[type-arg]  # generic only since cl
 
 
 _OUTTYPES = _Outtype(["auto", "f64", "f32", "f16", "bf16"])
+_BASE = click.option(
+    "--base",
+    type=PATH,
+    metavar="MODEL",
+    help="Of an adapter (LoRA): the model that it is for; its config.json will do.",
+)
 _WEIGHTS = (
     click.option(
         "--outtype",
@@ -179,6 +186,7 @@ convert = _command(
       llmconv convert model.json model.gguf
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
+      llmconv convert ./adapter adapter.gguf --base ./TinyLlama
     """,
     (
         read_json_options,
@@ -190,6 +198,7 @@ convert = _command(
         *_WRITE_SAFETENSORS,
         *_JSON_NUMBERS,
         _VOCAB_ONLY,
+        _BASE,
     ),
 )
 

@@ -111,7 +111,9 @@ read_json_options = _chain(
     click.option("--vocab", type=PATH, metavar="FILE", help="File with the vocabulary that the JSON lacks."),
 )
 read_hf_options = _chain(
-    click.option("--lora", type=PATH, metavar="DIR", help="Merge the PEFT adapter (LoRA, DoRA) of that folder in."),
+    click.option(
+        "--lora", type=PATH, metavar="PATH", help="Merge an adapter in: PEFT's folder (LoRA, DoRA), or a GGUF."
+    ),
     click.option(
         "--pre",
         metavar="NAME",

