@@ -152,7 +152,7 @@ def loss_of(
     def loss(piece: _Piece) -> float:
         return piece.loss(kind.decode(blocks[piece.rows]).astype(np.float32) - _rows(flat, piece))
 
-    return sum(each(loss, _pieces(weights, inputs, gradients), jobs))
+    return float(sum(each(loss, _pieces(weights, inputs, gradients), jobs)))
 
 
 def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece) -> tuple[Bytes, float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,7 @@ class Verified:
         return mixed
 
     def _texts(self) -> list[TextSource]:
-        return [self.text] if _is_one(self.text) else list(self.text)  # type: ignore[arg-type]
+        return [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
 
     def _worse(
         self, checkpoint: Checkpoint, kinds: Kinds, made: Mapping[str, Rounded], jobs: int | None, progress: Any
@@ -105,10 +106,6 @@ class Verified:
             found = compare(checkpoint, rounded, text, device=self.calibration.device, **how)
             total, tokens = total + found.mean_kld * found.tokens, tokens + found.tokens
         return total / tokens
-
-
-def _is_one(text: Any) -> bool:
-    return not isinstance(text, Iterable) or isinstance(text, str)
 
 
 def _plain(checkpoint: Checkpoint, kinds: Kinds, made: Mapping[str, Rounded]) -> dict[str, Rounded]:
