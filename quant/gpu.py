@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmconv.errors import UsageError
 from llmconv.quant.block import by_name
-from llmconv.quant.kernels.levels import E2M1, IQ4, LOG2_ROUNDS_UP
+from llmconv.quant.kernels.terms.levels import E2M1, IQ4, LOG2_ROUNDS_UP
 
 __all__ = ["DECODERS", "ENCODERS", "decode", "encode"]
 

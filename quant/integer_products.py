@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llmconv.errors import UsageError
 from llmconv.quant.block import BlockType, Bytes, Floats
 from llmconv.quant.kernels import integer_products as kernels
-from llmconv.quant.kernels.forms import FORMS, OUTPUTS_ABREAST, ROWS_ABREAST
+from llmconv.quant.kernels.terms.forms import FORMS, OUTPUTS_ABREAST, ROWS_ABREAST
 
 __all__ = ["TYPES", "Rounded", "multiply", "round_inputs"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmconv.quant.block import Bytes
 from llmconv.quant.kernels import kquants, q3
-from llmconv.quant.kernels.fields import BY_BOTH, BY_IMPORTANCE, BY_RMS, BY_SIZE, BY_SQUARE
+from llmconv.quant.kernels.terms.fields import BY_BOTH, BY_IMPORTANCE, BY_RMS, BY_SIZE, BY_SQUARE
 from llmconv.quant.slabs import Abreast, Slab, Trials, Weighing
 
 _F2 = "<f2"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
 from llmconv.quant.kernels import flat, q32
-from llmconv.quant.kernels.fields import BY_BOTH
+from llmconv.quant.kernels.terms.fields import BY_BOTH
 from llmconv.quant.slabs import Abreast, Slab, Trials, Weighing
 
 _WEIGHING = Weighing(BY_BOTH, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes, Floats
 from llmconv.quant.kernels import flat, search
-from llmconv.quant.kernels.fields import BY_BOTH, SUB
+from llmconv.quant.kernels.terms.fields import BY_BOTH, SUB
 
 __all__ = ["NONE", "Abreast", "Slab", "Trials", "Weighing"]
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmconv.quant.block import BlockType
-from llmconv.quant.kernels.levels import E2M1, IQ4
+from llmconv.quant.kernels.terms.levels import E2M1, IQ4
 
 __all__ = ["PARTS", "decode", "matvec"]
 

@@ -471,8 +471,8 @@ class _Layers:
         after = self.read.get("norm_before") is False
         residual = self.read.get("residual_after_norm") is True
         mixers, scan = self._mixers(i)
-        mlp = self._mlp(i) if self._has_mlp(i, mixers) else None
         attention = self._attention(i) if "attention" in mixers else self._none()
+        mlp = self._mlp(i) if self._has_mlp(i, mixers) else None
         if self.pieces.get("single") and not mixers:
             mlp_norm = "attn_norm"
         inside = bool(self.pieces.get("norms_inside", False))

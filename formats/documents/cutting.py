@@ -77,6 +77,7 @@ class _Around:
 @dataclass
 class _Cutter:
     source: Path
+    ours: bool = False
     tensors: dict[str, Tensor] = field(default_factory=dict)
     nulls: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -290,7 +291,7 @@ class _Cutter:
             raise self.bad(name, f"is stored by {how}, expected row after row; write a copy of the array")
         if not isinstance(child, Numbers) or child.form == "buffer" or _are_bytes(child):
             return
-        if disguised.are_bits(child, dtype):
+        if not self.ours and disguised.are_bits(child, dtype):
             raise self.bad(name, "has the bits of floats as whole numbers, by its dtype; write the numbers themselves")
         if child.ints == "all" and any(key in node for key in ("scale", "zeroPoint", "zero_point")):
             self.scaled.append(name)
@@ -454,7 +455,7 @@ def cut(tree: Any, source: Path, notes: list[str] | None = None) -> tuple[Any, d
     notes: gets a sentence for each kind of array that is no tensor, or one by a guess.
     `BadFile`, with the path of the item, for ragged arrays, numbers that are not finite, and faults of the parser.
     """
-    cutter = _Cutter(source)
+    cutter = _Cutter(source, ours=isinstance(tree, dict) and tree.get("format") == "llmconv")
     try:
         document = cutter.settle(cutter.walk(tree, "", 0), "")
     except RecursionError:

@@ -103,11 +103,15 @@ def is_unsaved(node: Mapping[str, Any]) -> bool:
 
 
 def are_bits(numbers: Numbers, dtype: str | None) -> bool:
-    """Whether whole numbers under a float's dtype are the bits of its floats: none is as a float of it would be."""
-    largest = {"<f2": 2048, ">f2": 2048, "bfloat16": 2048, "<f4": 1 << 24, ">f4": 1 << 24}.get(dtype or "")
-    if largest is None or numbers.ints != "all" or not numbers.values.size:
+    """Whether whole numbers under a float's dtype are the bits of its floats, all of them from 2^-31 to 2^31."""
+    half, brain, single = (1 << 15, 0, 31 << 10), (1 << 15, 96 << 7, 158 << 7), (1 << 31, 96 << 23, 158 << 23)
+    found = {"<f2": half, ">f2": half, "bfloat16": brain, "<f4": single, ">f4": single}.get(dtype or "")
+    values = numbers.values[numbers.values != 0]
+    if found is None or numbers.ints != "all" or not values.size or (values < 0).any() or values.max() < 2048:
         return False
-    return bool((numbers.values >= 0).all() and numbers.values.max() >= largest)
+    sign, low, high = found
+    magnitudes = values % sign
+    return bool((values < 2 * sign).all() and ((magnitudes >= low) & (magnitudes < high)).all())
 
 
 def not_by_rows(node: Mapping[str, Any], shape: tuple[int, ...]) -> str | None:

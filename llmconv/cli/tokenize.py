@@ -113,7 +113,13 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
 @click.option("--raw", is_flag=True, help="Vectors not brought to length 1, a reranker's numbers as they are.")
 @click.option("-o", "--output", type=PATH, metavar="FILE.npy", help="Write an array (texts, numbers), float32.")
 @force_option
-@click.option("--dtype", type=click.Choice(["auto", "f64", "f32", "bf16", "f16"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "f64", "f32", "bf16", "f16"]),
+    default="auto",
+    show_default=True,
+    help="What to compute in; quantized weights stay quantized.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 @json_option
 def embed(

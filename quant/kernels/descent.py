@@ -9,7 +9,7 @@ from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel
 from llmconv.quant.kernels.rounding import OUT_F32, OUT_I32, f4, nearest, nearest_code
-from llmconv.quant.kernels.rules import E8M0, F16
+from llmconv.quant.kernels.terms.rules import E8M0, F16
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.simd import bits, from_bits, splat

@@ -10,7 +10,7 @@ from numba import types
 from llmconv.quant.kernels.build import F32, U8, inner, kernel
 from llmconv.quant.kernels.descent import spread
 from llmconv.quant.kernels.rounding import OUT_F32, OUT_I32, f4
-from llmconv.quant.kernels.rules import EVEN_SIGNS, SHIFTS
+from llmconv.quant.kernels.terms.rules import EVEN_SIGNS, SHIFTS
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store

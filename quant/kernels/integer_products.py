@@ -10,8 +10,8 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
-from llmconv.quant.kernels.forms import ROWS_ABREAST
 from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
+from llmconv.quant.kernels.terms.forms import ROWS_ABREAST
 from llmconv.quant.kernels.vectors.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store

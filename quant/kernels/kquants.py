@@ -9,8 +9,8 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, U8, inner, kernel, out
-from llmconv.quant.kernels.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.search import TINY, best_positive
+from llmconv.quant.kernels.terms.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.vectors.lanes import divide, get_f16, multiply, put_f16
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store
 from llmconv.quant.kernels.vectors.simd import fabs, max_, min_, nearest_int, select, splat, to_float, to_u8

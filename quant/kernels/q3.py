@@ -11,8 +11,8 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, inner, kernel, out
-from llmconv.quant.kernels.fields import INVERSE, SCALE, SUB, WEIGHT
 from llmconv.quant.kernels.search import TINY, best_symmetric
+from llmconv.quant.kernels.terms.fields import INVERSE, SCALE, SUB, WEIGHT
 from llmconv.quant.kernels.vectors.lanes import divide, multiply
 from llmconv.quant.kernels.vectors.memory import (
     load,

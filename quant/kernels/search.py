@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.build import F32, ROWS, inner, kernel, out
-from llmconv.quant.kernels.fields import (
+from llmconv.quant.kernels.terms.fields import (
     BY_BOTH,
     BY_IMPORTANCE,
     BY_RMS,

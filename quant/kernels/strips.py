@@ -16,8 +16,8 @@ Sources of the layouts: ggml's `ggml-common.h`.
 import numpy as np
 
 from llmconv.quant.kernels.build import inner
-from llmconv.quant.kernels.forms import IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
-from llmconv.quant.kernels.levels import E2M1, IQ4
+from llmconv.quant.kernels.terms.forms import IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
+from llmconv.quant.kernels.terms.levels import E2M1, IQ4
 from llmconv.quant.kernels.vectors.byte_lanes import load_words, look_up
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import i4

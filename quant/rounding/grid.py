@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.block import BlockType, Bytes
-from llmconv.quant.kernels import rules
+from llmconv.quant.kernels.terms import rules
 
 __all__ = ["Codes", "Fields", "Grid"]
 

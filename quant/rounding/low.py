@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.quant.kernels import rules
-from llmconv.quant.kernels.levels import E2M1
+from llmconv.quant.kernels.terms import rules
+from llmconv.quant.kernels.terms.levels import E2M1
 from llmconv.quant.low import Q1_0, Q2_0
 from llmconv.quant.microscaling import MXFP4, NVFP4
 from llmconv.quant.rounding.bits import as_float, gathered, spread

@@ -335,7 +335,7 @@ def test_help_has_examples_and_options_have_the_same_names(name: str) -> None:
         if isinstance(param, click.Option):
             assert param.help and (SHORT.get(param.opts[-1]) in (None, param.opts[0]))
     options = {o for p in command.params for o in p.opts}
-    assert "--quiet" in options or name in ("tokenize", "detokenize", "inspect", "size", "presets")
+    assert "--quiet" in options or name in ("tokenize", "detokenize", "inspect", "size", "presets", "embed")
     assert "--json" in options or name in ("detokenize", "warmup")
 
 

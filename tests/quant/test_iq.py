@@ -12,7 +12,7 @@ import pytest
 
 from llmconv.errors import UsageError
 from llmconv.quant import by_name, iq_tables
-from llmconv.quant.kernels.levels import LOG2_ROUNDS_UP
+from llmconv.quant.kernels.terms.levels import LOG2_ROUNDS_UP
 
 GGUF = ["TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"]
 CODEBOOKS = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]

@@ -80,7 +80,7 @@ def test_an_encoder_gives_hidden_states(name: str, tmp_path: Path) -> None:
 
 def test_every_family_is_tried() -> None:
     tried = {tiny_models.MODELS[name].gguf for name in (*DECODERS, *ENCODERS)} | {"simple-llm"}
-    tried |= {"small-gpt", "microgpt", "blocks", "forge", "transformer-desde-cero"}  # test_small_models.py
+    tried |= {"small-gpt", "microgpt", "keras-gpt", "blocks", "forge", "transformer-desde-cero"}  # test_small_models.py
     missing = {table.gguf for table in archs.all()} - tried
     # Not in transformers: test_references.py, test_kin.py, or tables alone.
     assert missing <= {"t5", "t5encoder", "internlm2", "baichuan", *KIN.values(), *BY_HAND}

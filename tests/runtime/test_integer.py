@@ -160,8 +160,8 @@ def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.Monkey
     from llmconv.quant.kernels.vectors import byte_lanes
     from llmconv.quant.kernels.vectors.memory import load_i32, store
 
-    has = byte_lanes._has_avx2
-    monkeypatch.setattr(byte_lanes, "_has_avx2", lambda context: avx2 and has(context))
+    has = byte_lanes.has_avx2
+    monkeypatch.setattr(byte_lanes, "has_avx2", lambda context: avx2 and has(context))
 
     @numba.njit
     def all_of_them(x: Any, y: Any, table: Any, out: Any) -> None:

@@ -126,8 +126,12 @@ T5 = Architecture(
     decoder={"not_run": "it has an encoder and a decoder"},
     reads="feed_forward_proj",
     inert="dense_act_fn is_gated_act output_past task_specific_params scalable_attention classifier_dropout"
-    " is_encoder_decoder tokenizer_class",
-    fixed={"relative_attention_max_distance": 128, "feed_forward_proj": ("relu", "gated-gelu")},
+    " is_encoder_decoder tokenizer_class dropout_rate is_decoder",
+    fixed={
+        "scale_decoder_outputs": False,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": ("relu", "gated-gelu"),
+    },
 )
 
 T5_ENCODER = T5.variant(

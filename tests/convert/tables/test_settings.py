@@ -269,7 +269,7 @@ def test_settings_without_effect_are_not_named() -> None:
         (COHERE2_MOE, {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_scaling is not read"),
         (PHIMOE, {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.2}}, "short_mscale 1.5"),
         (LLAVA, {"text_config": LLAMA | {"model_type": "phi3"}}, "text model is 'phi3'"),
-        (MISTRAL3, {"text_config": LLAMA | {"model_type": "mistral4"}}, "text model is 'mistral4'"),
+        (MISTRAL3, {"text_config": LLAMA | {"model_type": "mistral9"}}, "text model is 'mistral9'"),
         (PHIMOE, {"num_experts_per_tok": 1}, "router chooses two"),
         (PHIMOE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         (LLAMA, {"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor is no positive number"),

@@ -1,0 +1,1 @@
+"""What kernels and those who call them agree on; needs no numba."""
