@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hf_models import BAICHUAN, INTERNLM2, model
 from llama_cpp_loader import evaluated, known, optional
-from tiny_models import MODELS
+from tiny_models import INSIDE, MODELS
 
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf
@@ -39,12 +39,16 @@ FAMILIES = [arch.gguf for arch in archs.all() if arch.loader.exists and arch.hf]
 def configurations() -> dict[str, tuple[str, dict[str, Any]]]:
     """The first configuration of each architecture that makes a model from its table alone."""
     transformers = pytest.importorskip("transformers")
-    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    auto = transformers.models.auto.modeling_auto
+    mappings = {"Model": "", "Seq2SeqLM": "FOR_SEQ_TO_SEQ_CAUSAL_LM_", "TextEncoding": "FOR_TEXT_ENCODING_"}
+    mappings |= {"CausalLM": "FOR_CAUSAL_LM_", "MaskedLM": "FOR_MASKED_LM_"}
+    mappings |= {"SequenceClassification": "FOR_SEQUENCE_CLASSIFICATION_"}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, tiny in MODELS.items():
         config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config).to_dict()
-        classes = {"Model": "BertModel", "MaskedLM": "BertForMaskedLM"}
-        config["architectures"] = [classes.get(tiny.task) or names[tiny.model_type]]
+        names = getattr(auto, f"MODEL_{mappings[tiny.task]}MAPPING_NAMES")
+        inside = INSIDE.get(tiny.model_type)
+        config["architectures"] = [inside[1] if inside else names[tiny.model_type]]
         found.setdefault(tiny.gguf, (name, config))
     for name, config in (by_hand.CONFIGS | {"baichuan": BAICHUAN, "internlm2": INTERNLM2}).items():
         arch = archs.by_hf(config)

@@ -58,7 +58,7 @@ EXAONE_MOE = EXAONE4.variant(
     rebuild=lambda config, own, dims: uncount_nextn(config, dims),
     decoder={"gating": "sigmoid", "rope_layers": "windowed"},
     reads="mlp_layer_types",
-    loader=Loader(windows_at=0, needed=HEAD),
+    loader=Loader(windows_at=0, needed=HEAD, always_windows=True),
 )
 
 ARCHITECTURES = (EXAONE_MOE,)
