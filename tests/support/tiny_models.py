@@ -528,6 +528,7 @@ MODELS: dict[str, Tiny] = {
     "bert-mlm": Tiny("bert", "bert", _NO_GROUPS | {"type_vocab_size": 2}, task="MaskedLM"),
     "bert-classifier": Tiny("bert", "bert", _NO_GROUPS | {"num_labels": 3}, "float16", "SequenceClassification"),
     "roberta": Tiny("roberta", "bert", _PADDED, task="Model"),
+    "xlm-roberta": Tiny("xlm-roberta", "bert", _PADDED, task="Model"),
     "xlm-roberta-reranker": Tiny("xlm-roberta", "bert", _PADDED | {"num_labels": 1}, task="SequenceClassification"),
     "camembert": Tiny("camembert", "bert", _PADDED, "bfloat16", "Model"),
     "distilbert": Tiny("distilbert", "bert", _DISTIL, task="Model"),

@@ -28,8 +28,9 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     rebuild(config, own, dims)
     pattern = own.get("attention.sliding_window_pattern", 3)
     config["global_attn_every_n_layers"] = int(pattern) if isinstance(pattern, int | np.integer) else 3
+    scaled = config.pop("rope_scaling", None) or {}  # of the layers without a window
     config["rope_parameters"] = {
-        "full_attention": {"rope_type": "default", "rope_theta": float(own["rope.freq_base"])},
+        "full_attention": {"rope_type": "default", "rope_theta": float(own["rope.freq_base"])} | scaled,
         "sliding_attention": {"rope_type": "default", "rope_theta": float(own.get("rope.freq_base_swa", 10000.0))},
     }
 
@@ -77,6 +78,7 @@ MODERNBERT = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={
+        "window_rope_scaled": False,
         "norm": "layer",
         "causal": False,
         "activation": "gelu",
