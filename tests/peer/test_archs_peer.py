@@ -53,6 +53,7 @@ BY_HAND |= {name: config for name, config in by_hand.CONFIGS.items() if name not
 # What the reference refuses or gets wrong, and how: "error", "bytes" or "tensors".
 REFUSED = {
     "baichuan": ("error", "it calls itself without end"),
+    "mistral4": ("error", "it knows the multimodal class alone"),
     "kimi-linear-dense": ("error", "it does not know the names under which transformers saves dense layers"),
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),

@@ -75,7 +75,7 @@ def optional(sources: Path, arch: str) -> Iterator[tuple[str, str]]:
 
 def _parts(path: Path, model: str) -> list[str]:
     """The loader's function and those of its helpers that it calls."""
-    own = _body(path.read_text(), "::load_arch_tensors(")
+    own = re.sub(r"//[^\n]*", "", _body(path.read_text(), "::load_arch_tensors("))
     helpers = ("create_tensor_qkv(", "create_tensor_gate_up_exps(")
     return [own, *(_body(model, f"::{name}") for name in helpers if name in own)]
 

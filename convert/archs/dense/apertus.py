@@ -8,7 +8,7 @@ from typing import Any
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.archs.parts import HEAD_DIM, QK_NORMS, attention, gated_mlp
 from llmconv.convert.tables.architecture import HfName, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.scalars import Scalar
 
@@ -40,7 +40,7 @@ APERTUS = LLAMA.variant(
     rebuild=_rebuild,
     decoder={"rope": "halves", "activation": "xielu"},
     inert="qk_norm post_norm mlp_bias",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=MLP_BIASES, needed=HEAD),
 )
 
 ARCHITECTURES = (APERTUS,)

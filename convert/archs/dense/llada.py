@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, NORMS, QK_NORMS, attention, experts
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import rope_halves
 
 _block = "{p}blocks.{i}."
@@ -73,7 +73,7 @@ LLADA_MOE = Architecture(
     decoder={"causal": False},
     inert="dense_intermediate_size moe_layer_freq shared_expert_intermediate_size mask_token_id partial_rotary_factor",
     fixed={"qk_layernorm": True, "norm_topk_prob": False, "moe_router_enable_expert_bias": False, "rope_scaling": None},
-    loader=Loader(refused=OUT_BIAS),
+    loader=Loader(refused=OUT_BIAS, needed=HEAD),
 )
 
 ARCHITECTURES = (LLADA, LLADA_MOE)

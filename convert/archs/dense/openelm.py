@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, Split
 
 _at = "{p}layers.{i}."
@@ -71,6 +72,7 @@ OPENELM = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={"activation_key": "activation_fn_name"},
+    loader=Loader(refused=HEAD),
     reads="ffn_multipliers ffn_dim_divisor share_input_output_layers",
     inert="num_gqa_groups qkv_multipliers rope_max_length",
     fixed={"ffn_with_glu": True, "normalization_layer_name": "rms_norm", "normalize_qk_projections": True},

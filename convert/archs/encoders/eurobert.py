@@ -8,6 +8,7 @@ from typing import Any
 from llmconv.convert.archs.heads import rebuild
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, attention, gated_mlp
 from llmconv.convert.tables.architecture import Architecture, HfName
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 
@@ -25,6 +26,7 @@ EUROBERT = Architecture(
     kept=(r"lm_head\.bias",),
     finish=_finish,
     rebuild=rebuild,
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
     decoder={"causal": False},
     inert="pretraining_tp classifier_pooling mask_token_id cls_token_id sep_token_id clip_qkv",
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, Reshape, Transpose
 from llmconv.errors import BadFile
 
@@ -74,6 +75,7 @@ DBRX = Architecture(
     prefixes=("transformer.", ""),
     finish=_finish,
     rebuild=_rebuild,
+    loader=Loader(needed=HEAD),
     decoder={"mlp_norm": "attn_output_norm", "normalize_experts": True, "activation_key": ""},
     reads="ffn_config.moe_normalize_expert_weights",
     inert="ffn_config.hidden_size ffn_config.moe_jitter_eps ffn_config.moe_loss_weight attn_config.attn_pdrop"

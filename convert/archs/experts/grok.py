@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EXPERTS, HEAD_DIM
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Op, Stack
 
 _own = "transformer.decoder_layer.{i}."  # of Grok 1, as it was first published
@@ -123,6 +124,7 @@ GROK = Architecture(
         ),
     ),
     finish=_finish,
+    loader=Loader(needed=("blk.{i}.post_ffw_norm.weight",)),
     decoder={
         "activation": "gelu_tanh",
         "activation_key": "",

@@ -6,6 +6,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 
 _at = "{p}h.{i}."
 
@@ -37,6 +38,7 @@ CODESHELL = Architecture(
     dropped=(r".*\.rotary_emb\.inv_freq", r".*\.attn\.bias"),
     constants={"rope.scaling.type": "linear", "rope.scaling.factor": np.float32(1)},
     decoder={"activation": "gelu_tanh", "activation_key": "activation_function"},
+    loader=Loader(needed=("output.weight",)),
     inert="attention_softmax_in_fp32 scale_attention_softmax_in_fp32 group_query_attention",
     fixed={"position_embedding_type": "rope", "scale_attn_weights": True},
 )

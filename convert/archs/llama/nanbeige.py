@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.archs.parts import HEAD_DIM
 from llmconv.convert.tables.architecture import HfName
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 
@@ -32,7 +32,7 @@ NANBEIGE = LLAMA.variant(
     finish=_finish,
     rebuild=_rebuild,
     reads="num_loops skip_loop_final_norm",
-    loader=Loader(),
+    loader=Loader(refused=OUT_BIAS),
 )
 
 ARCHITECTURES = (NANBEIGE,)

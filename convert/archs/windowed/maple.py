@@ -19,7 +19,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.windows import PATTERN
 
@@ -54,7 +54,7 @@ MAPLE = Architecture(
     reads="layer_types partial_rotary_factor",
     inert="intermediate_size",
     fixed={"nope_on_global_attention": True, "norm_topk_prob": True, "num_shared_experts": 0},
-    loader=Loader(refused=OUT_BIAS),
+    loader=Loader(refused=OUT_BIAS, needed=HEAD),
 )
 
 ARCHITECTURES = (MAPLE,)

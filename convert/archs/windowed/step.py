@@ -22,7 +22,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import ROPE_FREQS, llama3_divisors
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Made, Row, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import Unsupported
@@ -181,7 +181,7 @@ STEP = Architecture(
         "moe_every_n_layer": 1,
         "att_impl_type": "GQA",
     },
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD),
 )
 
 ARCHITECTURES = (STEP,)
