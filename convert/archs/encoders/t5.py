@@ -141,6 +141,7 @@ T5_ENCODER = T5.variant(
     HfName("UMT5EncoderModel", "umt5"),
     drop=(
         "decoder_block_count",
+        "decoder_start_token_id",
         "dec.output_norm.weight",
         "output.weight",
         *(r.gguf[0] for r in T5.rows if r.gguf[0].startswith("dec.")),
