@@ -56,7 +56,10 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
             found = _REGISTRY.first(lambda table: _has(table, wanted, text, config), wanted)  # noqa: B023
             if found is not None:
                 return found
-    types, inside = [config.get("model_type"), *texts], text_config(config)
+    types = [name for name in (config.get("model_type"), *texts) if isinstance(name, str)]
+    if not types:  # a program's own settings; looking through every table would take longer than reading them
+        return None
+    inside = text_config(config)
     return _REGISTRY.first(
         lambda table: any(name.model_type in types for name in table.hf) and table.fits(inside), *types
     )
