@@ -7,6 +7,7 @@ group `llmconv.architectures`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,12 +22,16 @@ __all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
 
 def _own(*names: Any) -> Iterator[Architecture]:
     """The tables of every file in a folder below this one, or of those that mention one of the names, in quotes."""
-    for path in sorted(Path(__file__).parent.glob("*/[!_]*.py")):
-        if names:
-            text = path.read_text("utf-8")
-            if not any(f'"{name}"' in text for name in names):
-                continue
-        yield from importlib.import_module(f"{__name__}.{path.parent.name}.{path.stem}").ARCHITECTURES
+    for module, text in _texts().items():
+        if not names or any(f'"{name}"' in text for name in names):
+            yield from importlib.import_module(module).ARCHITECTURES
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """The files' texts by module, read once: a conversion asks for several names."""
+    files = sorted(Path(__file__).parent.glob("*/[!_]*.py"))
+    return {f"{__name__}.{path.parent.name}.{path.stem}": path.read_text("utf-8") for path in files}
 
 
 _REGISTRY = Registry("llmconv.architectures", Architecture, _own, lambda table: table.gguf, some=_own)

@@ -116,6 +116,8 @@ def to_gguf(
 
 def _listed_layers(checkpoint: Checkpoint) -> tuple[Model, Any] | None:
     """The model that a state dict of PyTorch's recurrent layers makes, and the document; None for any other."""
+    if not any("weight_hh_l0" in path for path in checkpoint.tensors):
+        return None
     document = checkpoint.metadata["document"]
     paths = {_NAME.sub("", path).replace('"]', ""): path for path in checkpoint.tensors}
     if len(paths) < len(checkpoint.tensors) or not any("weight_hh_l0" in name for name in paths):

@@ -10,7 +10,7 @@ import click
 import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.measuring import context_option
-from llmconv.cli.options import PATH, STREAM, Bar, force_option, json_option, notes, quiet_option, say
+from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
 
 __all__ = ["calibrate"]
 
@@ -38,7 +38,7 @@ __all__ = ["calibrate"]
     metavar="N",
     help="Of the labels drawn.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @force_option
 @json_option
 @quiet_option

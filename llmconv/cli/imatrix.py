@@ -11,7 +11,7 @@ import click
 import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.measuring import chunks_option, context_option
-from llmconv.cli.options import PATH, STREAM, Bar, force_option, json_option, notes, quiet_option, say
+from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ __all__ = ["imatrix"]
     show_default=True,
     help="What to compute in.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @force_option
 @json_option
 @quiet_option

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llmconv.cli.options import PATH
+from llmconv.cli.options import PATH, device_option
 
 __all__ = ["chunks_option", "context_option", "plot_option", "run_options", "with_error"]
 
@@ -30,9 +30,7 @@ def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What to compute in; quantized weights stay quantized.",
         ),
-        click.option(
-            "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."
-        ),
+        device_option,
     ):
         fn = option(fn)
     return fn

@@ -21,6 +21,7 @@ __all__ = [
     "Bar",
     "Number",
     "command_options",
+    "device_option",
     "force_option",
     "human",
     "jobs_option",
@@ -89,6 +90,9 @@ jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."
+)
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing file.")
 strict_option = click.option(
     "--strict/--no-strict",

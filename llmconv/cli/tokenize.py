@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope, streams
-from llmconv.cli.options import PATH, STREAM, force_option, json_option
+from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_option
 from llmconv.errors import about
 
 _MODEL = click.argument("model", type=PATH)
@@ -120,7 +120,7 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
     show_default=True,
     help="What to compute in; quantized weights stay quantized.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+@device_option
 @json_option
 def embed(
     model: Path,

@@ -16,6 +16,8 @@ from llmconv.quant.kernels.cache import Family, cache_folder, flat
 __all__ = ["FAMILIES", "Family", "cache_folder", "flat"]
 
 FAMILIES = {
+    "descent",
+    "entry_search",
     "integer_products",
     "iq1_encode",
     "iq4",

@@ -10,14 +10,13 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from llmconv.quant.kernels.build import U8, inner, kernel
+from llmconv.quant.kernels.terms.rules import FULL_SIGNS
 from llmconv.quant.kernels.vectors.codegen import LANES, i32x16, pointer
 from llmconv.quant.kernels.vectors.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store
 from llmconv.quant.kernels.vectors.simd import f16_value, from_bits, splat, to_float
 from llmconv.quant.kernels.vectors.stack import empty
 
-FULL_SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
-"""Seven stored signs to eight: an even number of weights is negative."""
 _TO_TOP = 31 - LANE
 _SIGN, _ONE = i4(-(2**31)), i4(0x3F800000)
 

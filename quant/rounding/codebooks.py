@@ -24,7 +24,6 @@ __all__ = ["CODEBOOKS"]
 Blocks = NDArray[np.void]
 Whole = NDArray[Any]
 
-_FULL_SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
 _SHIFT = 0.125
 
 
@@ -133,7 +132,7 @@ def _word(levels: Whole, negative: Whole) -> Whole:
 
 def _from_word(words: Whole) -> tuple[Whole, Whole]:
     seven = _bits_of(words, 7, 4).reshape(len(words), -1)
-    return words >> 28, _negative(_FULL_SIGNS[seven])
+    return words >> 28, _negative(rules.FULL_SIGNS[seven])
 
 
 def _read_iq2_xxs(blocks: Blocks) -> Fields:
@@ -151,7 +150,7 @@ def _write_iq2_xxs(fields: Fields, out: Blocks) -> None:
 
 
 def _read_iq2_xs(blocks: Blocks) -> Fields:
-    code = _entries("IQ2_XS").signed(blocks["qs"] & 511, _negative(_FULL_SIGNS[blocks["qs"] >> 9]))
+    code = _entries("IQ2_XS").signed(blocks["qs"] & 511, _negative(rules.FULL_SIGNS[blocks["qs"] >> 9]))
     return Fields(code, as_float(blocks["d"]), _odd(_nibbles(blocks["scales"])))
 
 
@@ -161,17 +160,21 @@ def _write_iq2_xs(fields: Fields, out: Blocks) -> None:
     out["scales"] = _in_nibbles(_level(fields))
 
 
-def _read_iq2_s(blocks: Blocks) -> Fields:
-    entries = blocks["qs"] | (_bits_of(blocks["qh"], 2, 4).reshape(len(blocks), -1) << 8)
-    code = _entries("IQ2_S").signed(entries, _negative(blocks["signs"]))
-    return Fields(code, as_float(blocks["d"]), _odd(_nibbles(blocks["scales"])))
+def _with_signs(name: str, high: int) -> tuple[Any, Any]:
+    """IQ2_S and IQ3_S: signs apart, and `high` bits of each entry beside its lower eight."""
 
+    def read(blocks: Blocks) -> Fields:
+        entries = blocks["qs"] | (_bits_of(blocks["qh"], high, 8 // high).reshape(len(blocks), -1) << 8)
+        code = _entries(name).signed(entries, _negative(blocks["signs"]))
+        return Fields(code, as_float(blocks["d"]), _odd(_nibbles(blocks["scales"])))
 
-def _write_iq2_s(fields: Fields, out: Blocks) -> None:
-    entries, negative = _entries("IQ2_S").unsigned(fields.code)
-    out["d"], out["qs"], out["signs"] = fields.scale, entries & 255, _signs(negative)
-    out["qh"] = _joined((entries >> 8).reshape(len(out), -1, 4), 2)
-    out["scales"] = _in_nibbles(_level(fields))
+    def write(fields: Fields, out: Blocks) -> None:
+        entries, negative = _entries(name).unsigned(fields.code)
+        out["d"], out["qs"], out["signs"] = fields.scale, entries & 255, _signs(negative)
+        out["qh"] = _joined((entries >> 8).reshape(len(out), -1, 8 // high), high)
+        out["scales"] = _in_nibbles(_level(fields))
+
+    return read, write
 
 
 def _read_iq3_xxs(blocks: Blocks) -> Fields:
@@ -182,19 +185,6 @@ def _read_iq3_xxs(blocks: Blocks) -> Fields:
 def _write_iq3_xxs(fields: Fields, out: Blocks) -> None:
     entries, negative = _entries("IQ3_XXS").unsigned(fields.code)
     out["d"], out["qs"], out["scales_and_signs"] = fields.scale, entries, _word(_level(fields), negative)
-
-
-def _read_iq3_s(blocks: Blocks) -> Fields:
-    entries = blocks["qs"] | (_bits_of(blocks["qh"], 1, 8).reshape(len(blocks), -1) << 8)
-    code = _entries("IQ3_S").signed(entries, _negative(blocks["signs"]))
-    return Fields(code, as_float(blocks["d"]), _odd(_nibbles(blocks["scales"])))
-
-
-def _write_iq3_s(fields: Fields, out: Blocks) -> None:
-    entries, negative = _entries("IQ3_S").unsigned(fields.code)
-    out["d"], out["qs"], out["signs"] = fields.scale, entries & 255, _signs(negative)
-    out["qh"] = _joined((entries >> 8).reshape(len(out), -1, 8), 1)
-    out["scales"] = _in_nibbles(_level(fields))
 
 
 def _read_iq1_s(blocks: Blocks) -> Fields:
@@ -239,9 +229,9 @@ def _grid(kind: type[BlockType], block: int, unit: float, how: Any, sides: int, 
 CODEBOOKS = (
     _grid(IQ2_XXS, 32, 1 / 8, (_read_iq2_xxs, _write_iq2_xxs), rules.EVEN_SIGNS, 8),
     _grid(IQ2_XS, 16, 1 / 8, (_read_iq2_xs, _write_iq2_xs), rules.EVEN_SIGNS, 8),
-    _grid(IQ2_S, 16, 1 / 8, (_read_iq2_s, _write_iq2_s), rules.ANY_SIGNS, 8),
+    _grid(IQ2_S, 16, 1 / 8, _with_signs("IQ2_S", 2), rules.ANY_SIGNS, 8),
     _grid(IQ3_XXS, 32, 1 / 4, (_read_iq3_xxs, _write_iq3_xxs), rules.EVEN_SIGNS, 8),
-    _grid(IQ3_S, 32, 1, (_read_iq3_s, _write_iq3_s), rules.ANY_SIGNS, 8),
+    _grid(IQ3_S, 32, 1, _with_signs("IQ3_S", 1), rules.ANY_SIGNS, 8),
     _grid(IQ1_S, 32, 1, (_read_iq1_s, _write_iq1_s), rules.SHIFTS, 32),
     _grid(IQ1_M, 16, 1, (_read_iq1_m, _write_iq1_m), rules.SHIFTS, 8),
 )

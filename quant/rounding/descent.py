@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import LlmconvError
-from llmconv.quant.kernels import descent as kernels
-from llmconv.quant.kernels.entry_search import descend_entries
-from llmconv.quant.kernels.rounding import round_in_order
+from llmconv.quant.kernels import descent as kernels, entry_search, rounding
 from llmconv.quant.rounding.grid import Codes, Grid
 
 __all__ = ["Metric", "loss", "rounded", "spread_errors"]
@@ -75,7 +73,7 @@ def spread_errors(grid: Grid, codes: Codes, weights: Floats, h: NDArray[np.float
         part, width = np.array(left[:, at], order="C"), at.stop - start
         code, error = np.empty(part.shape, np.int32), np.empty(part.shape, np.float32)
         square = np.array(upper[at, at], order="C")
-        round_in_order(
+        rounding.round_in_order(
             square.reshape(-1), part.reshape(-1), _flat(step[:, at]), _flat(low[:, at]), grid.levels, grid.uniform,
             len(part), width, code.reshape(-1), error.reshape(-1),
         )  # fmt: skip
@@ -177,5 +175,5 @@ def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: F
         book = grid.book()
         entries: dict[str, Any] = {"table": book.table, "places": book.places.reshape(-1), "n": len(book.places)}
         entries |= {"sides": book.sides, "width": book.width, "group": book.places.shape[1]}
-        descend_entries(flat_h, **given, step=step, **entries)
+        entry_search.descend_entries(flat_h, **given, step=step, **entries)
     return int(changed[0])
