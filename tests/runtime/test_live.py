@@ -158,6 +158,7 @@ def test_quantized_weights_are_decoded(tmp_path):
 
 
 def test_a_trainer_writes_ggufs(tmp_path):
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     model = made("llama", torch.float32)
     args = transformers.TrainingArguments(
         tmp_path / "out", max_steps=2, save_steps=1, per_device_train_batch_size=1, report_to=[], use_cpu=True,
