@@ -45,7 +45,7 @@ _CERTAIN = (
     *("gguf_file", "foreign.consolidated_file", "safetensors_file"),
     *(
         f"foreign.{name}_file"
-        for name in ("torch", "llamafile", "ollama", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")
+        for name in ("distcp", "torch", "llamafile", "ollama", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")
     ),
 )
 _LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")

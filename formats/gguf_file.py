@@ -333,11 +333,11 @@ def _inputs(checkpoint: Checkpoint) -> list[Path]:
     found.update(checkpoint.parts)
     if checkpoint.source is not None:
         found.add(checkpoint.source)
-        found.update(_parts_beside(checkpoint.source))
+        found.update(parts_beside(checkpoint.source))
     return sorted(found)
 
 
-def _parts_beside(path: Path) -> list[Path]:
+def parts_beside(path: Path) -> list[Path]:
     """Names of all parts of the split model that `path` is named as a part of."""
     match = _SHARD.fullmatch(path.name)
     count = int(match["count"]) if match else 0

@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),
     "split": ("llmconv.cli.edit", "Split a model into shards."),
     "merge": ("llmconv.cli.edit", "Join the shards of a model."),
+    "upload": ("llmconv.cli.upload", "Send files to a repository of the Hugging Face Hub."),
     "perplexity": ("llmconv.cli.perplexity", "How well a model predicts a text."),
     "compare": ("llmconv.cli.compare", "What one model lost against another on a text."),
     "generate": ("llmconv.cli.generate", "Continue a text."),

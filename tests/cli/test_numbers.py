@@ -40,6 +40,7 @@ ARGUMENTS = {
     " --no-tensorboard",
     "sweep": "llama.gguf text.txt --types Q8_0 -o out --no-plot -c 16 --chunks 1 --device cpu",
     "split": "llama.gguf out.gguf",
+    "upload": "llama.gguf hf://me/llama --dry-run",
     "perplexity": "llama.gguf text.txt -c 16 --chunks 2 --device cpu",
     "compare": "llama.gguf llama.gguf text.txt -c 16 --chunks 1 --device cpu",
     "imatrix": "llama.gguf text.txt -o out.gguf -c 16 --chunks 1 --device cpu",
