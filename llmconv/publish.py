@@ -108,7 +108,7 @@ def _named(paths: list[Path]) -> Iterator[tuple[str, Path]]:
 
 def _parts(path: Path) -> list[Path]:
     """A file, with the other parts of a split GGUF."""
-    from llmconv.formats.gguf_file import parts_beside
+    from llmconv.formats.gguf.gguf_file import parts_beside
 
     parts = parts_beside(path) or [path]
     if missing := next((part for part in parts if not part.is_file()), None):

@@ -23,10 +23,10 @@ from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.quant import gpu, integer_products
 from llmconv.quant.block import BlockType
+from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
-from llmconv.runtime.recurrent import RecurrentModel
 
 __all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite"]
 

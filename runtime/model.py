@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
 from llmconv.runtime import products
-from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.convolution import short_convolution
-from llmconv.runtime.mlp import activation, feed_forward
-from llmconv.runtime.norms import Norm
+from llmconv.runtime.layers.attention import self_attention
+from llmconv.runtime.layers.convolution import short_convolution
+from llmconv.runtime.layers.mlp import activation, feed_forward
+from llmconv.runtime.layers.norms import Norm
+from llmconv.runtime.layers.positions import sinusoidal
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
-from llmconv.runtime.positions import sinusoidal
 from llmconv.runtime.scans.scan import scan
 
 __all__ = ["MIXERS", "Block", "Model"]

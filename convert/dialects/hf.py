@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, cards, vocab
-from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, fused, own_names, pooling, strangers
-from llmconv.convert.dialects.beyond import beyond_llama_cpp
-from llmconv.convert.dialects.contradictions import contradictions
+from llmconv.convert.dialects import carried, own_names
+from llmconv.convert.dialects.hugging_face import disguise, edited, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys

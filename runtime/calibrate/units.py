@@ -15,9 +15,9 @@ from torch import Tensor
 
 from llmconv.runtime.cache import Step
 from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
+from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
-from llmconv.runtime.recurrent import RecurrentModel
 
 __all__ = ["Unit", "stages", "units"]
 

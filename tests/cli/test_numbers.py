@@ -40,7 +40,6 @@ ARGUMENTS = {
     " --no-tensorboard",
     "sweep": "llama.gguf text.txt --types Q8_0 -o out --no-plot -c 16 --chunks 1 --device cpu",
     "split": "llama.gguf out.gguf",
-    "upload": "llama.gguf hf://me/llama --dry-run",
     "perplexity": "llama.gguf text.txt -c 16 --chunks 2 --device cpu",
     "compare": "llama.gguf llama.gguf text.txt -c 16 --chunks 1 --device cpu",
     "imatrix": "llama.gguf text.txt -o out.gguf -c 16 --chunks 1 --device cpu",
@@ -67,7 +66,7 @@ def numeric() -> list[tuple[str, str, Any]]:
     """(command, option or "" for an argument, its numbers)."""
     found = []
     for name, (module, _) in COMMANDS.items():
-        for parameter in getattr(importlib.import_module(module), name.replace("-", "_")).params:
+        for parameter in getattr(importlib.import_module(f"llmconv.cli.{module}"), name.replace("-", "_")).params:
             option = max(parameter.opts, key=len) if isinstance(parameter, click.Option) else ""
             if isinstance(parameter.type, click.types.FloatParamType):
                 found.append((name, option, REAL))

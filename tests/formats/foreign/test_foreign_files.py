@@ -17,7 +17,8 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign import keras_file, onnx_file
+from llmconv.formats.foreign import onnx_file
+from llmconv.formats.foreign.keras import keras_file
 
 RNG = np.random.default_rng(5)
 ARRAYS: dict[str, Any] = {
