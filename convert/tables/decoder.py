@@ -365,8 +365,9 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
 
 def _recurrent(read: _Reader) -> Decoder:
     spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
-    norm = Norm("layer", 0.0)
-    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
+    positions = "learned" if spec.cell == "mean" else "recurrent"
+    norm, context = Norm("layer", 0.0), read.count("context_length", 0)
+    return Decoder(read.arch, spec.dim, vocab_size, context, norm, (), read.shapes, positions, recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:
