@@ -621,7 +621,8 @@ class _Layers:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
             scaled = pieces.get("window_rope_scaled", True)
         # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
-        pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
+        stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
+        pairs = stated and read.get("rope.dimension_sections") is None
         plain = Rope(dims, base, pairs)
         return self._scaled(plain) if scaled else dataclasses.replace(plain, divided=False)
 
