@@ -30,11 +30,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ARCH", "CELL", "GATES", "Recurrent", "recurrent", "shapes"]
+__all__ = ["ARCH", "CELL", "GATES", "SIZES", "Recurrent", "recurrent", "shapes"]
 
 ARCH = "char-rnn"
 """`general.architecture` of recurrent character models."""
 CELL = "recurrent.cell"
+SIZES = "recurrent.sizes"
+"""The layers' sizes, where they differ; `embedding_length` is the last one's."""
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 _CELLS = (*GATES, "window", "mean", "table")
 _ACTIVATIONS, _SIGMOIDS = ("tanh", "relu"), ("sigmoid", "hard_sigmoid", "hard_sigmoid_6")
