@@ -282,7 +282,7 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
 
 _ONLY_READ = (
     *(".bin", ".txt", ".ggml"),
-    *(".npy", ".h5", ".hdf5", ".keras", ".onnx"),
+    *(".npy", ".onnx"),
 )
 """Endings of files that nobody means as the name of a folder."""
 

@@ -365,8 +365,9 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
 
 def _recurrent(read: _Reader) -> Decoder:
     spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
-    norm = Norm("layer", 0.0)
-    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
+    positions = "learned" if spec.cell == "mean" else "recurrent"
+    norm, context = Norm("layer", 0.0), read.count("context_length", 0)
+    return Decoder(read.arch, spec.dim, vocab_size, context, norm, (), read.shapes, positions, recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:
@@ -620,7 +621,8 @@ class _Layers:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
             scaled = pieces.get("window_rope_scaled", True)
         # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
-        pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
+        stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
+        pairs = stated and read.get("rope.dimension_sections") is None
         plain = Rope(dims, base, pairs)
         return self._scaled(plain) if scaled else dataclasses.replace(plain, divided=False)
 
