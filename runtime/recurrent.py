@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmconv.convert.reports.streaming import EMBEDDING
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.convert.tables.recurrent import GATES, Recurrent
 from llmconv.quant.block import BlockType
-from llmconv.runtime.cache import Cache
+from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.linear import Embedding, Linear
 from llmconv.runtime.model import Model
 from llmconv.runtime.pieces import Types
@@ -116,9 +117,29 @@ class RecurrentModel(Model):
         """The last layer's outputs: (B, T, dim)."""
         states = cache.states if isinstance(cache, State) else [None] * self.spec.layers
         mask = None if mask is None else mask.to(device=tokens.device, dtype=torch.bool)
-        x: Tensor = self.token_embd(tokens, self.dtype)
+        x = self.begin(tokens)
         for i, cell in enumerate(self.blk):
+            if self.wants is not None:
+                self.wants(i)
             x, states[i] = cell(x, mask, states[i])
         if cache is not None:
             cache.advance(tokens.shape[1])
+        return x
+
+    def begin(self, tokens: Tensor, step: Step | None = None, kinds: Tensor | None = None) -> Tensor:
+        """The rows of the embedding."""
+        if self.wants is not None:
+            self.wants(EMBEDDING)
+        x: Tensor = self.token_embd(tokens, self.dtype)
+        return x
+
+    def through(self, layer: int, x: Tensor, step: Step) -> Tensor:
+        """x through one layer, from its first token on."""
+        if self.wants is not None:
+            self.wants(layer)
+        out: Tensor = self.blk[layer](x, None, None)[0]
+        return out
+
+    def end(self, x: Tensor) -> Tensor:
+        """The last layer's outputs go to the head as they are."""
         return x
