@@ -138,7 +138,7 @@ def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
 
 
-def _in_float16(checkpoint: Checkpoint, device: torch.device, memory: int | None) -> Model:
+def _in_float16(checkpoint: Checkpoint, device: torch.device, memory: int | None = None) -> Model:
     """The model in float16 if that holds its weights and what it computes, else in bfloat16 or float32, with a note."""
     try:
         if describe(checkpoint).passes_float16:

@@ -102,16 +102,17 @@ class _Parts:
 def plan_streaming(sizes: Sizes, memory: int, tokens: int = 0, context: int = 1) -> StreamingPlan:
     """The plan for a model within `memory` bytes.
 
-    tokens: of the text, in chunks of `context`; 0: nobody knows yet.
+    tokens: of the text, in chunks of `context`; 0: nobody knows yet, so that the plan is one for few.
     `UsageError` where not even the largest part fits.
     """
     parts = _parts(sizes)
-    batch = min(max(context, BATCH // context * context), tokens or BATCH)
+    usual = max(context, BATCH // context * context)
+    batch = min(usual, tokens or 1)
     work = working_bytes(sizes, batch)
     width = sizes.shapes["token_embd.weight"][-1] if "token_embd.weight" in sizes.shapes else 1
     state = batch * width * sizes.width
     batches = -(-tokens // batch)
-    if sizes.total + work <= memory:
+    if sizes.total + (work if tokens else working_bytes(sizes, usual)) <= memory:
         return StreamingPlan(memory, True, 0, False, (), sizes.total, work, 0, 0, batches, 1, sizes.total)
     room = memory - parts.always - work
     least = max((_least(parts, part) for part in parts.whole), default=0)

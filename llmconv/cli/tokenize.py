@@ -10,6 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope, streams
+from llmconv.cli.measuring import memory_option
 from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_option
 from llmconv.errors import about
 
@@ -121,6 +122,7 @@ def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None
     help="What to compute in; quantized weights stay quantized.",
 )
 @device_option
+@memory_option
 @json_option
 def embed(
     model: Path,
@@ -134,6 +136,7 @@ def embed(
     force: bool,
     dtype: str,
     device: str,
+    memory: int | None,
     as_json: bool,
 ) -> None:
     """The vectors of TEXTs (or of lines of standard input) by an embedding model; a reranker's scores.
@@ -149,7 +152,8 @@ def embed(
     given: list[Any] = _given(texts, json_texts)
     if query is not None:
         given = [(query, text) for text in given]
-    found = llmconv.embed(model, given, prompt=prompt, pooling=pooling, normalize=not raw, device=device, dtype=dtype)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "memory": memory}
+    found = llmconv.embed(model, given, prompt=prompt, pooling=pooling, normalize=not raw, **how)
     if output is not None:
         _save(found, output, force)
     if as_json:

@@ -37,9 +37,15 @@ class Running:
     activations: str = "float"
     memory: Memory = None
 
-    def model(self, source: Source) -> Model:
-        """The model itself, or loaded; its layers stay in the file where they don't fit into the memory."""
-        return self._loaded(source, self._limit())
+    def model(self, source: Source, streamed: bool = True) -> Model:
+        """The model itself, or loaded; its layers stay in the file where they don't fit into the memory.
+
+        streamed: False for what needs all weights at once.   `UsageError` for a model that has not.
+        """
+        found = self._loaded(source, self._limit() if streamed else None)
+        if not streamed and found.wants is not None:
+            raise UsageError(f"{found.where}: its weights were left in the file; load it without a limit of memory")
+        return found
 
     def models(self, a: Source, b: Source) -> tuple[Model, Model]:
         """Two that share the memory."""
