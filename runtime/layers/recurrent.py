@@ -170,8 +170,10 @@ class RecurrentModel(Model):
         """The last layer's outputs: (B, T, dim)."""
         states = cache.states if isinstance(cache, State) else [None] * self.spec.layers
         mask = None if mask is None else mask.to(device=tokens.device, dtype=torch.bool)
-        x = self._embed(tokens, Step(tokens, mask, cache, self.dtype, {}))
+        x = self.begin(tokens, Step(tokens, mask, cache, self.dtype, {}))
         for i, cell in enumerate(self.blk):
+            if self.wants is not None:
+                self.wants(i)
             x, states[i] = cell(x, mask, states[i])
         if cache is not None:
             cache.advance(tokens.shape[1])
@@ -180,3 +182,14 @@ class RecurrentModel(Model):
     def head(self, hidden: Tensor) -> Tensor:
         """A table's rows are logits already."""
         return hidden if self.spec.cell == "table" else super().head(hidden)
+
+    def through(self, layer: int, x: Tensor, step: Step) -> Tensor:
+        """x through one layer, from its first token on."""
+        if self.wants is not None:
+            self.wants(layer)
+        out: Tensor = self.blk[layer](x, None, None)[0]
+        return out
+
+    def end(self, x: Tensor) -> Tensor:
+        """The last layer's outputs go to the head as they are."""
+        return x
