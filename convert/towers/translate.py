@@ -28,7 +28,18 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.filetypes import number_of
 
-__all__ = ["from_gguf", "is_known", "is_tower", "text_half", "to_gguf", "together", "tower_half", "tower_of"]
+__all__ = [
+    "from_gguf",
+    "halves",
+    "is_known",
+    "is_text_half",
+    "is_tower",
+    "text_half",
+    "to_gguf",
+    "together",
+    "tower_half",
+    "tower_of",
+]
 
 SMALL = 64 << 10
 """Bytes of a tensor without a place that is kept among the keys; a larger one is a tensor under its own name."""
@@ -43,6 +54,14 @@ def is_tower(checkpoint: Checkpoint) -> bool:
 def is_known(checkpoint: Checkpoint) -> bool:
     """Whether a GGUF is an mmproj file of a projector known here."""
     return is_tower(checkpoint) and towers.by_gguf(checkpoint.metadata, checkpoint.tensors) is not None
+
+
+def is_text_half(checkpoint: Checkpoint) -> bool:
+    """Whether a GGUF was made of the text model of a multimodal folder whose tower is known here."""
+    said = checkpoint.metadata.get(own_keys.CONFIG)
+    if is_tower(checkpoint) or not isinstance(said, str) or checkpoint.dialect != "gguf":
+        return False
+    return towers.by_config(read_config(checkpoint.but(files={"config.json": said.encode()}))) is not None
 
 
 def tower_of(folder: Checkpoint) -> Tower | None:
@@ -122,6 +141,13 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
     notes += carried.keep_files(out.metadata, half.but(files=prepared))
     out.notes += [*said, *notes]
     return out
+
+
+def halves(folder: Checkpoint, *, strict: bool = True) -> tuple[Checkpoint, Checkpoint | None]:
+    """A multimodal folder's text model, and its tower in GGUF's names; any other checkpoint and None."""
+    if tower_of(folder) is None:
+        return folder, None
+    return text_half(folder)[0], to_gguf(folder, strict=strict)
 
 
 def _told(where: str, tower: Tower) -> Told:
