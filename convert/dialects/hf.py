@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, cards, vocab
+from llmconv.convert.cards.general import folder_name, general as general_keys
 from llmconv.convert.dialects import carried, own_names
 from llmconv.convert.dialects.hugging_face import disguise, edited, foreign_keys, fused, pooling, strangers
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
@@ -30,12 +31,11 @@ from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward,
 from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
+from llmconv.convert.towers import translate as towers
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
-from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
 
 __all__ = ["from_gguf", "to_gguf"]
 
@@ -52,6 +52,9 @@ def to_gguf(
     """
     checkpoint = unpack(checkpoint)
     config = read_config(checkpoint)
+    checkpoint, count = towers.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
+    if count:
+        checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
@@ -81,10 +84,10 @@ def to_gguf(
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    general, said = _general(checkpoint, config, out)
+    general, said = general_keys(checkpoint, config, out)
     notes += said
     out.metadata = general | metadata | out.metadata | pooled
-    if folder := _folder_name(checkpoint):
+    if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
     out.metadata |= _own_keys(arch, tensors, names, taken)
@@ -172,6 +175,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
     where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
+    if towers.is_known(checkpoint):
+        return towers.from_gguf(checkpoint, strict=strict)
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
@@ -391,41 +396,6 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
             f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"
         )
     return notes
-
-
-def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> tuple[dict[str, Any], list[str]]:
-    """The general keys: type, what most weights are stored in, what card and name say; and notes."""
-    sizes: Counter[str] = Counter()
-    for tensor in out.tensors.values():
-        sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
-    main = "MXFP4" if "MXFP4" in sizes else sizes.most_common(1)[0][0] if sizes else "F32"
-    total = out.n_elements
-    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
-    count = experts[0].shape[0] if experts else 0
-    if count:  # "8x7B": as large as the model with one of its experts
-        total -= sum(t.n_elements for t in experts) * (count - 1) // count
-    about, notes = cards.keys_of(source, config, _folder_name(source), out.n_elements)
-    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"} | about
-    general.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
-    general["general.file_type"] = np.uint32(number_of(main) or 0)
-    general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
-    return general, notes
-
-
-def _folder_name(folder: Checkpoint) -> str | None:
-    """The name of a model's folder, of its lone file, or of where it came from."""
-    if folder.info.get("name"):
-        return str(folder.info["name"])
-    return None if folder.source is None else places.called(folder.source)
-
-
-def _rounded(count: int) -> str:
-    """A parameter count of at least two digits, as names of models give it: 1.1B, 8.0B, 70B, 260K."""
-    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale or letter == "K":
-            value = count / scale
-            return f"{value:.{max(2 - len(str(round(value)).lstrip('0')), 0)}f}{letter}"
-    raise AssertionError
 
 
 def _vocabulary(

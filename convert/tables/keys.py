@@ -170,6 +170,13 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_buckets", "attention.relative_buckets_count", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
+    ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
+    ("image", "image_size", "0"),
+    ("patch", "patch_size", "0"),
+    ("n_mel", "num_mel_bins", "0"),
+    ("scale", "projector.scale_factor", "0"),
+    ("merge", "spatial_merge_size", "0"),
+    ("stack", "projector.stack_factor", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""
