@@ -228,7 +228,7 @@ def size_report(
     json_bytes_per_number: for the estimate of a JSON file.
     """
     from llmconv.formats import safetensors_file
-from llmconv.formats.gguf import gguf_file
+    from llmconv.formats.gguf import gguf_file
 
     parameters = _elements(shape.tensors.values())
     active = _active(shape)

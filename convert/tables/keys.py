@@ -187,6 +187,25 @@ def _flag(value: Any) -> int:
     return int(value) if isinstance(value, bool | np.bool_) else whole(value)
 
 
+SCALED_BY = "scaled_by"
+"""What stands before the names of numbers that weights are multiplied by (`tables.times`): keys, and one dimension."""
+
+
+def _factors(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """The factors by name: a number, or a tuple of several."""
+    start, out = f"{arch}.{SCALED_BY}.", {}
+    for key in metadata:
+        if key.startswith(start):
+            try:
+                values: Any = np.asarray(metadata[key], np.float32)
+            except (TypeError, ValueError):
+                values = np.empty((0, 0))
+            if values.ndim > 1 or not np.isfinite(values).all():
+                raise BadFile(f"key '{key}' is {cut(metadata[key], 60)}, expected numbers")
+            out[key.removeprefix(start)] = tuple(values.tolist()) if values.ndim else float(values)
+    return out
+
+
 _THERE = {"folds", "each_gate"}  # 1 where the key is there
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
@@ -211,6 +230,8 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+    if factors := _factors(metadata, arch):
+        out[SCALED_BY] = factors
     labels = metadata.get(f"{arch}.{LABELS}", ())
     out["n_cls"] = len(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else 0
     for name, expression in (extra or {}).items():

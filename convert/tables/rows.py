@@ -303,6 +303,6 @@ def backward(
             if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
                 part = part.astype(wanted)
             if form.rounding is not None and lost and name in lost:
-                part = form.rounding.restored(part, before[i], lost[name])
+                part = form.rounding.restored(part, before[i], lost[name], slot.dims)
             out.append(part.renamed(name))
         yield Moved(slot, number, slot.gguf, tuple(out))
