@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from llmconv import formats as _formats
+from llmconv.convert import archs
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
@@ -126,8 +127,10 @@ def load(
 
 def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with per-tensor scales multiplied into their weights, which are decoded for it."""
-    scales = scales_of(checkpoint.tensors)
-    tensors = folded(checkpoint.tensors, str(checkpoint.where)) if scales else checkpoint.tensors
+    arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
+    own = arch.scales if arch else ()
+    scales = scales_of(checkpoint.tensors, own)
+    tensors = folded(checkpoint.tensors, str(checkpoint.where), own) if scales else checkpoint.tensors
     kept = {n: t for n, t in tensors.items() if n not in scales and not n.endswith(".input_scale")}
     return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
 

@@ -12,7 +12,7 @@ from llmconv.convert.tables.decoder import Experts, Mlp
 from llmconv.errors import Unsupported
 from llmconv.runtime.pieces import LayerPieces
 
-__all__ = ["ACTIVATIONS", "activation", "feed_forward"]
+__all__ = ["ACTIVATIONS", "activation", "dense_and_experts", "feed_forward"]
 
 
 def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
@@ -61,8 +61,26 @@ def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Ten
         return activation(name)(up)
     if clamp and spec.experts is not None and spec.experts.clamp_first:
         gate = gate.clamp(max=clamp)
+    if spec.cut is not None:
+        gate = _cut(gate, spec.cut)
     opened = activation(name)(gate)
     return opened.clamp(max=clamp) * up.clamp(-clamp, clamp) if clamp else opened * up
+
+
+def _cut(gate: Tensor, deviations: float) -> Tensor:
+    """What is above the mean by so many standard deviations, less that; zeros elsewhere (Gemma 3n)."""
+    return F.relu(gate - gate.mean(-1, keepdim=True) - gate.std(-1, keepdim=True, unbiased=False) * deviations)
+
+
+def dense_and_experts(block: LayerPieces, x: Tensor) -> Tensor:
+    """x: (B, T, dim), not normed -> (B, T, dim): a dense feed-forward and experts beside each other, each with norms of
+    its own; the router reads x at length one, each number times its own factor (Gemma 4)."""
+    spec = block.spec.mlp
+    assert spec is not None and spec.experts is not None
+    dense = block.post_ffw_norm_1(_dense(block, spec, block.ffn_norm(x)))
+    routed = block.router_norm(x) * block.ffn_gate_inp.scale.to(x.dtype) * x.shape[-1] ** -0.5
+    out: Tensor = dense + block.post_ffw_norm_2(_mixture(block, spec, spec.experts, block.pre_ffw_norm_2(x), routed))
+    return out
 
 
 def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
@@ -118,6 +136,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         weights = weights.softmax(-1)
     if experts.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+    if (each := getattr(block.ffn_down_exps, "scale", None)) is not None:
+        weights = weights * each[chosen].to(weights.dtype)
     return weights * experts.scale, chosen
 
 

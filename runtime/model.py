@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
-from llmconv.runtime import products
+from llmconv.runtime import altup, layer_vectors, products
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.convolution import short_convolution
-from llmconv.runtime.mlp import activation, feed_forward
+from llmconv.runtime.mlp import activation, dense_and_experts, feed_forward
 from llmconv.runtime.norms import Norm
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
@@ -55,11 +55,23 @@ class Block(LayerPieces):
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
+        if self.spec.attention.value_norm and self.spec.attention.borrows is None:
+            self.add_module("attn_v_norm", Norm(decoder.norm))
+        if self.spec.mlp is not None and self.spec.mlp.apart:
+            self.add_module("router_norm", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x: (B, T, dim) -> (B, T, dim)."""
+        """x: (B, T, dim) -> (B, T, dim); of models with several streams (streams, B, T, dim)."""
+        if self.altup_router is not None:
+            return altup.layer(self, x, step)
+        x = self._layer(x, step)
+        if self.inp_gate is not None:
+            x = x + layer_vectors.made(self, x, step)
+        return x if self.layer_output_scale is None else x * self.layer_output_scale.weight.to(x.dtype)
+
+    def _layer(self, x: Tensor, step: Step) -> Tensor:
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
             return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
@@ -82,7 +94,8 @@ class Block(LayerPieces):
         if self.spec.mlp is None:
             return x
         normed = x if mlp_norm is None else mlp_norm(x)
-        inner = feed_forward(self, normed, entered)
+        apart = self.spec.mlp.apart
+        inner = dense_and_experts(self, x) if apart else feed_forward(self, normed, entered)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         if inside and self.layer_output_norm is not None:
@@ -120,6 +133,8 @@ class Model(Pieces):
         self.notes: list[str] = []
         self._head_lengths: Tensor | None = None
         for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *ENDS):
+            self.register_module(name, None)
+        for name in ("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm", *altup.ENDS):
             self.register_module(name, None)
         self.register_module(CLASSIFIER, None)
         for name, parts in grouped(decoder.shapes, "").items():
@@ -167,8 +182,14 @@ class Model(Pieces):
         divisors = {name: t for name, t in self._buffers.items() if t is not None}
         step = Step(tokens, mask, cache, self.dtype, divisors)
         x = self._embed(tokens, step, kinds)
+        if self.per_layer_token_embd is not None:
+            step.per_layer = layer_vectors.vectors(self, tokens, x)
+        if self.altup_proj is not None:
+            x = altup.spread(self, x)
         for block in self.blk:
             x = block(x, step)
+        if self.altup_proj is not None:
+            x = altup.merged(self, x)
         if cache is not None:
             cache.advance(tokens.shape[1])
         norm = getattr(self, self.decoder.output_norm)
