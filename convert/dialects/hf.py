@@ -81,7 +81,7 @@ def to_gguf(
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
     notes += _left_out(where, arch, [original[name] for name in extra], strict)
-    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
+    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
     general, said = general_keys(checkpoint, config, out)
@@ -194,7 +194,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in given.rounded.items()]
-    if scales := scales_of(checkpoint.tensors):
+    if scales := scales_of(checkpoint.tensors, arch.scales):
         first = list(scales)
         notes.append(f"multiplied into its weight: {first[0]}{more(first)}")
     strange = [n for n in checkpoint.tensors if n not in given.used]
@@ -250,7 +250,7 @@ class _Given:
 
     used: set[str]
     fused: list[str] = field(default_factory=list)
-    rows: set[str] = field(default_factory=set)
+    rows: set[tuple[tuple[str, ...], str]] = field(default_factory=set)
     rounded: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -260,7 +260,7 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
     dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     forms = carried.kept_json(metadata, own_keys.FORMS, where)
     original = disguise.kept_names(metadata, where)
-    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where), where)
+    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where, arch.scales), where)
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
@@ -281,7 +281,7 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
         lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
     ):
         given.used.update(moved.names)
-        given.rows.update(moved.slot.row.gguf)
+        given.rows.add((moved.slot.row.gguf, moved.slot.row.when))
         form = moved.slot.row.forms[moved.form]
         if form.backward:
             given.fused += moved.names
@@ -443,7 +443,7 @@ def _files(
     arch: Architecture,
     checkpoint: Checkpoint,
     dims: Mapping[str, Any],
-    present: set[str],
+    present: set[tuple[tuple[str, ...], str]],
     out: Checkpoint,
     notes: list[str],
 ) -> Iterator[tuple[str, bytes]]:
@@ -462,16 +462,21 @@ def _files(
 
 
 def _rebuilt(
-    arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
+    arch: Architecture,
+    checkpoint: Checkpoint,
+    dims: Mapping[str, Any],
+    present: set[tuple[tuple[str, ...], str]],
+    out: Checkpoint,
 ) -> bytes:
     """A config.json for a GGUF that was not made from one by us."""
-    config = arch.config(checkpoint.metadata, checkpoint.tensors)
+    sized = {f"{arch.gguf}.vocab_size": np.uint32(dims["n_vocab"])} | dict(checkpoint.metadata)
+    config = arch.config(sized, checkpoint.tensors)
     config["vocab_size"] = dims["n_vocab"]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     for table_row in arch.rows:
         flag = table_row.optional
         if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
-            there = table_row.gguf[0] in present
+            there = (table_row.gguf, table_row.when) in present
             config[flag.lstrip("!").partition("=")[0]] = not there if flag.startswith("!") else there
     for made in arch.made:
         if made.gguf in checkpoint.tensors:

@@ -151,6 +151,13 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("q_lora", "attention.q_lora_rank", "0"),
     ("kv_lora", "attention.kv_lora_rank", "0"),
     ("window", "attention.sliding_window", "0"),
+    ("swa", "attention.sliding_window_pattern", "0"),  # of a layer: 1 with a window, else 0
+    ("d_swa", "attention.key_length_swa", "head_dim"),
+    ("n_shared", "attention.shared_kv_layers", "0"),
+    ("n_ple", "embedding_length_per_layer_input", "0"),
+    ("n_ple_vocab", "vocab_size_per_layer_input", "0"),
+    ("n_altup", "altup.num_inputs", "0"),
+    ("n_laurel", "laurel_rank", "64"),
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
     ("n_conv", "shortconv.l_cache", "0"),

@@ -36,7 +36,14 @@ __all__ = [
     "slots",
 ]
 
-SERIES = {"{e}": "n_expert", "{g}": "n_group", "{q}": "n_head", "{k}": "n_head_kv", "{l}": "n_layer"}
+SERIES = {
+    "{e}": "n_expert",
+    "{g}": "n_group",
+    "{q}": "n_head",
+    "{k}": "n_head_kv",
+    "{l}": "n_layer",
+    "{a}": "n_more",
+}
 """Patterns that stand for several names (experts, heads, layers), and the dimension that says how many."""
 
 

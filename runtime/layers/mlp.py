@@ -12,7 +12,7 @@ from llmconv.convert.tables.decoder import Experts, Mlp
 from llmconv.errors import Unsupported
 from llmconv.runtime.pieces import LayerPieces
 
-__all__ = ["ACTIVATIONS", "Mixture", "activation", "feed_forward"]
+__all__ = ["ACTIVATIONS", "Mixture", "activation", "dense_and_experts", "feed_forward"]
 
 
 def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
@@ -61,8 +61,26 @@ def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Ten
         return activation(name)(up)
     if clamp and spec.experts is not None and spec.experts.clamp_first:
         gate = gate.clamp(max=clamp)
+    if spec.cut is not None:
+        gate = _cut(gate, spec.cut)
     opened = activation(name)(gate)
     return opened.clamp(max=clamp) * up.clamp(-clamp, clamp) if clamp else opened * up
+
+
+def _cut(gate: Tensor, deviations: float) -> Tensor:
+    """What is above the mean by so many standard deviations, less that; zeros elsewhere (Gemma 3n)."""
+    return F.relu(gate - gate.mean(-1, keepdim=True) - gate.std(-1, keepdim=True, unbiased=False) * deviations)
+
+
+def dense_and_experts(block: LayerPieces, x: Tensor) -> Tensor:
+    """x: (B, T, dim), not normed -> (B, T, dim): a dense feed-forward and experts beside each other, each with norms of
+    its own; the router reads x at length one, each number times its own factor (Gemma 4)."""
+    spec = block.spec.mlp
+    assert spec is not None and spec.experts is not None
+    dense = block.post_ffw_norm_1(_dense(block, spec, block.ffn_norm(x)))
+    routed = block.router_norm(x) * block.ffn_gate_inp.scale.to(x.dtype) * x.shape[-1] ** -0.5
+    out: Tensor = dense + block.post_ffw_norm_2(_all(Mixture(block, block.pre_ffw_norm_2(x), x, routed)))
+    return out
 
 
 def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
@@ -71,7 +89,10 @@ def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
     assert spec is not None
     if spec.experts is None:
         return _dense(block, spec, x)
-    mixture = Mixture(block, x, entered)
+    return _all(Mixture(block, x, entered))
+
+
+def _all(mixture: Mixture) -> Tensor:
     for expert in mixture.used:
         mixture.add(expert)
     return mixture.result()
@@ -119,6 +140,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         weights = weights.softmax(-1)
     if experts.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+    if (each := getattr(block.ffn_down_exps, "scale", None)) is not None:
+        weights = weights * each[chosen].to(weights.dtype)
     return weights * experts.scale, chosen
 
 
@@ -137,16 +160,18 @@ def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
 class Mixture:
     """A mixture of experts over some tokens, one expert after the other.
 
-    x: (B, T, dim), normed.   entered: what came into the layer, which some routers read.   used: the experts that any
-    of the tokens goes to, each of which is to be added, in rising order.
+    x: (B, T, dim), normed.   entered: what came into the layer, which some routers read.   routed: what the router
+    reads, where it is neither.   used: the experts that any of the tokens goes to, each of which is to be added, in
+    rising order.
     """
 
-    def __init__(self, block: LayerPieces, x: Tensor, entered: Tensor):
+    def __init__(self, block: LayerPieces, x: Tensor, entered: Tensor, routed: Tensor | None = None):
         spec = block.spec.mlp
         assert spec is not None and spec.experts is not None
         self.block, self.spec, self.experts, self.x = block, spec, spec.experts, x
         inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
-        routed = entered if self.experts.router_first else inner
+        if routed is None:
+            routed = entered if self.experts.router_first else inner
         weights, chosen = _route(block, self.experts, routed.flatten(0, -2))
         self._weights, self._inner = weights.flatten(), inner
         self._flat = inner.flatten(0, -2)  # (N, dim)

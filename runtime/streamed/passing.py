@@ -65,7 +65,7 @@ class Passed:
                 ids = tokens.to(weights.device)
                 states.put(i, model.begin(ids, self._step(i), self._kind(i)))
             for layer in range(len(model.blk)):
-                if weights.experts_of(layer):
+                if weights.experts_of(layer) and not _apart(model, layer):
                     self._by_experts(layer, weights, states)
                 else:
                     for i in range(len(self._batches)):
@@ -97,3 +97,9 @@ class Passed:
                             weights.expect(layer, then)
             for i, half, mixture in zip(some, halves, mixtures, strict=True):
                 states.put(i, block.after_mlp(half, mixture.result()))
+
+
+def _apart(model: Model, layer: int) -> bool:
+    """Whether a layer's experts stand beside a dense feed-forward, with norms of their own (Gemma 4)."""
+    mlp = model.decoder.layers[layer].mlp
+    return mlp is not None and mlp.apart
