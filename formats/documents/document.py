@@ -259,8 +259,7 @@ def write_document(
     checkpoint: Checkpoint, path: Path, render: Callable[..., None], *, force: bool, meter: Meter | None
 ) -> list[Path]:
     """Write what `render(checkpoint, write, meter)` gives, complete or not at all; the file."""
-    inputs = (checkpoint.source,) if checkpoint.source else ()
     least = 2 * checkpoint.n_elements
-    with Output(path, force=force, size=least, inputs=inputs) as out:
+    with Output(path, force=force, size=least, inputs=checkpoint.inputs()) as out:
         render(checkpoint, out.file.write, meter)
     return [path]
