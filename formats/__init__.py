@@ -45,6 +45,7 @@ _CERTAIN = (
     "gguf.gguf_file",
     "foreign.torch.consolidated_file",
     "safetensors_file",
+    "foreign.torch.distcp_file",
     "foreign.torch.torch_file",
     "foreign.llamafile_file",
     "foreign.ollama_file",

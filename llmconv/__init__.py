@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.formats.checkpoint import Checkpoint as Checkpoint
     from llmconv.formats.tensor import Tensor as Tensor
     from llmconv.progress import Step as Step
+    from llmconv.publish import Upload as Upload, upload as upload
     from llmconv.quant.warm import warmup as warmup
     from llmconv.reports import (
         content_hash as content_hash,
@@ -96,6 +97,8 @@ _PUBLIC: dict[str, str] = {
     "edit": "llmconv.tools",
     "merge": "llmconv.tools",
     "parse_size": "llmconv.tools",
+    "upload": "llmconv.publish",
+    "Upload": "llmconv.publish",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
     "from_torch": "llmconv.runtime.live.taking",

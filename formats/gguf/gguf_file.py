@@ -329,10 +329,10 @@ def _wanted_alignment(checkpoint: Checkpoint) -> int:
 
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
     """Files that the checkpoint may still be read from, all parts of a split one among them."""
-    return [*checkpoint.inputs(), *(_parts_beside(checkpoint.source) if checkpoint.source is not None else ())]
+    return [*checkpoint.inputs(), *(parts_beside(checkpoint.source) if checkpoint.source is not None else ())]
 
 
-def _parts_beside(path: Path) -> list[Path]:
+def parts_beside(path: Path) -> list[Path]:
     """Names of all parts of the split model that `path` is named as a part of."""
     match = _SHARD.fullmatch(path.name)
     count = int(match["count"]) if match else 0

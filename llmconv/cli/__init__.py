@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "edit": ("edit", "Change metadata without touching tensor data."),
     "split": ("edit", "Split a model into shards."),
     "merge": ("edit", "Join the shards of a model."),
+    "upload": ("upload", "Send files to a repository of the Hugging Face Hub."),
     "perplexity": ("running.perplexity", "How well a model predicts a text."),
     "compare": ("running.compare", "What one model lost against another on a text."),
     "generate": ("running.generate", "Continue a text."),

@@ -27,6 +27,8 @@ from llmconv.runtime.embedding.embed_rows import Rows
 from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.measure.chunks import Running, device_errors
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory
+from llmconv.runtime.streamed.passing import Passed
 
 __all__ = ["embed"]
 
@@ -42,6 +44,7 @@ def embed(
     normalize: bool = True,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    memory: Memory = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The vectors of texts, (n, dim) float32; or what a reranker or classifier says of pairs or texts, (n, labels).
@@ -52,12 +55,13 @@ def embed(
     pooling: "auto" (what the model's files say, else the mean), "mean", "cls", "last" or "max".
     normalize: vectors have length 1, and the single number of a reranker goes through the logistic function unless its
         own files say otherwise; False gives them as they are.
+    memory: as `perplexity` takes it.
 
     `UsageError` for texts that do not suit the model, `Unsupported` for modules that are not known here.
     """
     if not texts or isinstance(texts, str):
         raise UsageError("there are no texts; give a list of one or more")
-    running = Running(device, dtype, "float").model(model)
+    running = Running(device, dtype, "float", memory).model(model)
     if not isinstance(running, Model):
         raise Unsupported(f"{running.where}: a recurrent model makes no vectors of texts")
     said = Said(running, pooling)
@@ -68,12 +72,13 @@ def embed(
     out: dict[int, Tensor] = {}
     meter = Meter(progress, "embed", len(rows), "texts")
     with torch.inference_mode(), device_errors(running.device):
-        for same in by_length.values():  # of one length: nothing is padded
-            for start in range(0, len(same), _BATCH):
-                batch = same[start : start + _BATCH]
-                tokens = torch.tensor([rows[n][0] for n in batch], device=running.device)
-                kinds = torch.tensor([rows[n][1] for n in batch], device=running.device)
-                hidden = running.hidden(tokens, kinds=kinds if kinds.any() else None)
+        batches = [same[start : start + _BATCH] for same in by_length.values() for start in range(0, len(same), _BATCH)]
+        tokens, kinds = (
+            [torch.tensor([rows[n][k] for n in b], device=running.device) for b in batches] for k in (0, 1)
+        )
+        with Passed(running, tokens, progress, [of if of.any() else None for of in kinds]) as passed:
+            for i, batch in enumerate(batches):  # of one length: nothing is padded
+                hidden = passed.hidden(i)
                 found = _scores(running, said, hidden) if running.cls is not None else _vectors(running, said, hidden)
                 found = found if found.dtype == torch.float64 else found.float()
                 found = _finished(running, said, found) if normalize else found

@@ -25,6 +25,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     spec = block.spec.attention
     if spec.mla is not None:
         return _latent(block, x, step)
+    if spec.borrows is not None:
+        return _borrowing(block, x, step)
     query, key, value = _project(block, spec, x)
     gate = None
     if spec.gated:
@@ -44,6 +46,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
     if step.cache is not None:
         key, value = step.cache.extend(block.index, key, value)
+    if spec.lends:
+        step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
     out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
@@ -53,6 +57,19 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if block.attn_gate is not None:
         out = _gated(out, block.attn_gate(x), spec.gate)
     result: Tensor = out if block.attn_output is None else block.attn_output(out)
+    return result
+
+
+def _borrowing(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
+    """Attention to the keys and values of an earlier layer: this one has queries alone."""
+    spec = block.spec.attention
+    assert spec.borrows is not None
+    query = block.attn_q(x).unflatten(-1, (spec.n_head, spec.head_dim))
+    query = _norm_heads(block.attn_q_norm, query).transpose(1, 2)
+    if spec.rope is not None:
+        query = rotate(query, *step.rope(spec.rope), spec.rope.interleaved)
+    out = attend(query, *step.lent[spec.borrows], spec, step)
+    result: Tensor = block.attn_output(out.transpose(1, 2).flatten(2))
     return result
 
 
@@ -69,17 +86,17 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
         parts = block.attn_qkv(x).split(sizes, -1)
     else:
-        parts = (block.attn_q(x), block.attn_k(x), block.attn_v(x))
+        key = block.attn_k(x)
+        parts = (block.attn_q(x), key, key if block.attn_v is None else block.attn_v(x))
     if spec.clamp is not None and not spec.clamp_normed:
         parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
     query, key, value = parts
     if spec.value_scale != 1:
         value = value * spec.value_scale
-    return (
-        query.unflatten(-1, (spec.n_head, -1)),
-        key.unflatten(-1, (spec.n_head_kv, spec.head_dim)),
-        value.unflatten(-1, (spec.n_head_kv, spec.value_dim)),
-    )
+    value = value.unflatten(-1, (spec.n_head_kv, spec.value_dim))
+    if block.attn_v_norm is not None:
+        value = block.attn_v_norm(value)
+    return query.unflatten(-1, (spec.n_head, -1)), key.unflatten(-1, (spec.n_head_kv, spec.head_dim)), value
 
 
 def _norm_heads(norm: Norm | None, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from llmconv.convert.tables.decoder import Experts, Mlp
 from llmconv.errors import Unsupported
 from llmconv.runtime.pieces import LayerPieces
 
-__all__ = ["ACTIVATIONS", "activation", "feed_forward"]
+__all__ = ["ACTIVATIONS", "Mixture", "activation", "dense_and_experts", "feed_forward"]
 
 
 def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
@@ -61,8 +61,26 @@ def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Ten
         return activation(name)(up)
     if clamp and spec.experts is not None and spec.experts.clamp_first:
         gate = gate.clamp(max=clamp)
+    if spec.cut is not None:
+        gate = _cut(gate, spec.cut)
     opened = activation(name)(gate)
     return opened.clamp(max=clamp) * up.clamp(-clamp, clamp) if clamp else opened * up
+
+
+def _cut(gate: Tensor, deviations: float) -> Tensor:
+    """What is above the mean by so many standard deviations, less that; zeros elsewhere (Gemma 3n)."""
+    return F.relu(gate - gate.mean(-1, keepdim=True) - gate.std(-1, keepdim=True, unbiased=False) * deviations)
+
+
+def dense_and_experts(block: LayerPieces, x: Tensor) -> Tensor:
+    """x: (B, T, dim), not normed -> (B, T, dim): a dense feed-forward and experts beside each other, each with norms of
+    its own; the router reads x at length one, each number times its own factor (Gemma 4)."""
+    spec = block.spec.mlp
+    assert spec is not None and spec.experts is not None
+    dense = block.post_ffw_norm_1(_dense(block, spec, block.ffn_norm(x)))
+    routed = block.router_norm(x) * block.ffn_gate_inp.scale.to(x.dtype) * x.shape[-1] ** -0.5
+    out: Tensor = dense + block.post_ffw_norm_2(_all(Mixture(block, block.pre_ffw_norm_2(x), x, routed)))
+    return out
 
 
 def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
@@ -71,9 +89,13 @@ def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
     assert spec is not None
     if spec.experts is None:
         return _dense(block, spec, x)
-    inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
-    out = _mixture(block, spec, spec.experts, inner, entered if spec.experts.router_first else inner)
-    return (out + _dense(block, spec, x)) * spec.beside if spec.beside else out
+    return _all(Mixture(block, x, entered))
+
+
+def _all(mixture: Mixture) -> Tensor:
+    for expert in mixture.used:
+        mixture.add(expert)
+    return mixture.result()
 
 
 def _dense(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
@@ -118,6 +140,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         weights = weights.softmax(-1)
     if experts.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
+    if (each := getattr(block.ffn_down_exps, "scale", None)) is not None:
+        weights = weights * each[chosen].to(weights.dtype)
     return weights * experts.scale, chosen
 
 
@@ -133,30 +157,48 @@ def _sparse_mixer(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
     return torch.cat(weights, -1), torch.cat(chosen, -1)
 
 
-def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor, routed: Tensor) -> Tensor:
-    flat = x.flatten(0, -2)  # (N, dim)
-    weights, chosen = _route(block, experts, routed.flatten(0, -2))
-    if block.ffn_latent_down is not None:
-        flat = block.ffn_latent_down(flat)
-    out = torch.zeros_like(flat)
-    order = chosen.flatten().argsort(stable=True)
-    counts = torch.bincount(chosen.flatten(), minlength=experts.count).tolist()
-    start = 0
-    for expert, count in enumerate(counts):
-        if not count:
-            continue
-        slots = order[start : start + count]  # flat positions in (N, used)
-        start += count
-        tokens = slots // experts.used
-        inner = _expert(block, spec, expert, flat[tokens])
-        weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
-        out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
-    out = out if block.ffn_latent_up is None else block.ffn_latent_up(out)
-    out = out.view_as(x)
-    if block.ffn_up_shexp is None:
-        return out
-    out = out + _shared_expert(block, spec, x)
-    return out / 2 if experts.shared_average else out
+class Mixture:
+    """A mixture of experts over some tokens, one expert after the other.
+
+    x: (B, T, dim), normed.   entered: what came into the layer, which some routers read.   routed: what the router
+    reads, where it is neither.   used: the experts that any of the tokens goes to, each of which is to be added, in
+    rising order.
+    """
+
+    def __init__(self, block: LayerPieces, x: Tensor, entered: Tensor, routed: Tensor | None = None):
+        spec = block.spec.mlp
+        assert spec is not None and spec.experts is not None
+        self.block, self.spec, self.experts, self.x = block, spec, spec.experts, x
+        inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
+        if routed is None:
+            routed = entered if self.experts.router_first else inner
+        weights, chosen = _route(block, self.experts, routed.flatten(0, -2))
+        self._weights, self._inner = weights.flatten(), inner
+        self._flat = inner.flatten(0, -2)  # (N, dim)
+        if block.ffn_latent_down is not None:
+            self._flat = block.ffn_latent_down(self._flat)
+        self._out = torch.zeros_like(self._flat)
+        order = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=self.experts.count)
+        self._slots = dict(enumerate(torch.split(order, counts.tolist())))  # flat positions in (N, used)
+        self.used = [expert for expert, slots in self._slots.items() if len(slots)]
+
+    def add(self, expert: int) -> None:
+        """What one expert makes of its tokens."""
+        slots = self._slots[expert]
+        tokens = slots // self.experts.used
+        inner = _expert(self.block, self.spec, expert, self._flat[tokens])
+        weighted = inner * self._weights[slots, None].to(inner.dtype)
+        self._out.index_add_(0, tokens, weighted.to(self._out.dtype))  # autocast makes `inner` narrower
+
+    def result(self) -> Tensor:
+        """(B, T, dim), with what shared experts and an MLP beside them add."""
+        out = self._out if self.block.ffn_latent_up is None else self.block.ffn_latent_up(self._out)
+        out = out.view_as(self._inner)
+        if self.block.ffn_up_shexp is not None:
+            out = out + _shared_expert(self.block, self.spec, self._inner)
+            out = out / 2 if self.experts.shared_average else out
+        return (out + _dense(self.block, self.spec, self.x)) * self.spec.beside if self.spec.beside else out
 
 
 def _expert(block: LayerPieces, spec: Mlp, expert: int, x: Tensor) -> Tensor:

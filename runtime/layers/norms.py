@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from llmconv.convert.tables.decoder import Norm as NormSpec
 
-__all__ = ["Norm"]
+__all__ = ["Norm", "normed"]
 
 
 class Norm(nn.Module):
@@ -35,24 +35,27 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> the same shape and dtype."""
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        weight: Tensor | None = self.weight
-        bias: Tensor | None = self.bias
-        if weight is not None and weight.dtype != wide.dtype:
-            weight = weight.to(wide.dtype)
-        if bias is not None and bias.dtype != wide.dtype:
-            bias = bias.to(wide.dtype)
-        size = wide.shape[-1:]
-        flat = weight if weight is None or weight.dim() == 1 else None
-        if self.kind == "rms":
-            out = F.rms_norm(wide, size, flat, self.eps)
-        else:
-            out = F.layer_norm(wide, size, flat, bias if flat is not None else None, self.eps)
-        if flat is None and weight is not None:  # one weight row per head
-            out = out * weight
-        if bias is not None and (self.kind == "rms" or flat is None):
-            out = out + bias
-        return out.to(x.dtype)
+        return normed(x, self.kind, self.eps, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
+
+
+def normed(x: Tensor, kind: str, eps: float, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """What a `Norm` of these makes of x."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if weight is not None and weight.dtype != wide.dtype:
+        weight = weight.to(wide.dtype)
+    if bias is not None and bias.dtype != wide.dtype:
+        bias = bias.to(wide.dtype)
+    size = wide.shape[-1:]
+    flat = weight if weight is None or weight.dim() == 1 else None
+    if kind == "rms":
+        out = F.rms_norm(wide, size, flat, eps)
+    else:
+        out = F.layer_norm(wide, size, flat, bias if flat is not None else None, eps)
+    if flat is None and weight is not None:  # one weight row per head
+        out = out * weight
+    if bias is not None and (kind == "rms" or flat is None):
+        out = out + bias
+    return out.to(x.dtype)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.convert.tables.recurrent import GATES, Recurrent
 from llmconv.quant.block import BlockType
-from llmconv.runtime.cache import Cache
+from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.linear import Embedding, Linear
 from llmconv.runtime.model import Model
-from llmconv.runtime.pieces import Types
+from llmconv.runtime.pieces import LayerPieces, Types, grouped
 
 __all__ = ["RecurrentModel", "State"]
 
@@ -52,7 +52,7 @@ class Cell(nn.Module):
         self.register_module("rnn_start", None)
         if (shape := decoder.shapes.get(f"blk.{index}.rnn_start.weight")) is not None:
             kind, dtype = _stored(types, f"blk.{index}.rnn_start.weight")
-            self.rnn_start = Embedding(shape, kind, None, dtype)
+            self.rnn_start = Embedding((1, shape[-1]), kind, None, dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None, state: tuple[Tensor, Tensor] | None) -> Any:
         """x: (B, T, width) -> (B, T, dim), and the state after it.   mask: (B, T), False at padding."""
@@ -98,6 +98,59 @@ class Cell(nn.Module):
         return ((x / 6 if self.spec.gates == "hard_sigmoid_6" else 0.2 * x) + 0.5).clamp(0, 1)
 
 
+class _Seeing(LayerPieces):
+    """A layer whose state is what it must remember of earlier tokens, not what it computed."""
+
+    def __init__(self, decoder: Decoder, spec: Recurrent, index: int, types: Types):
+        super().__init__()
+        self.n = spec.window
+        for name, parts in grouped(decoder.shapes, f"blk.{index}.").items():
+            full = f"blk.{index}.{name}"
+            kind, dtype = _stored(types, f"{full}.weight")
+            made, shape = (Embedding if name == "rnn_start" else Linear), parts["weight"]
+            self.add_module(name, made((1, *shape)[-2:], kind, parts.get("bias"), dtype))
+
+
+class Window(_Seeing):
+    """The last n tokens side by side, the newest first, through one matrix; `rnn_start` for those before the first.
+
+    Its state are the n - 1 last inputs, (B, n - 1, width), the newest last.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> Any:
+        if state is None:
+            first = torch.zeros(x.shape[0], self.n - 1, dtype=torch.long, device=x.device)
+            state = self.rnn_start(first, x.dtype)
+        count = x.shape[1]
+        if mask is not None:  # tokens first, padding behind them
+            order = (~mask).long().argsort(dim=1, stable=True)
+            x = x.gather(1, order[..., None].expand_as(x))
+        seen = torch.cat([state, x], 1)
+        joined = torch.cat([seen[:, self.n - 1 - k :][:, :count] for k in range(self.n)], -1)
+        out = torch.tanh(self.rnn_x(joined))
+        if mask is None:
+            return out, seen[:, count:]
+        last = mask.sum(1, keepdim=True) + torch.arange(self.n - 1, device=x.device)
+        back = order.argsort(1)[..., None].expand_as(out)
+        return out.gather(1, back), seen.gather(1, last[..., None].expand_as(state))
+
+
+class Mean(_Seeing):
+    """The average of what came so far is added, then an MLP.  Its state: the sum, (B, 1, width), and the count."""
+
+    def forward(self, x: Tensor, mask: Tensor | None, state: tuple[Tensor, Tensor] | None) -> Any:
+        there = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device) if mask is None else mask.to(x.dtype)
+        total, count = (x * there[..., None]).cumsum(1), there.cumsum(1)[..., None]
+        if state is not None:
+            total, count = total + state[0], count + state[1]
+        x = x + total / count.clamp_min(1)
+        out = x + self.ffn_down(torch.tanh(self.ffn_up(x)))
+        return out, (total[:, -1:], count[:, -1:])
+
+
+_CELLS = {"window": Window, "mean": Mean}
+
+
 class RecurrentModel(Model):
     """A recurrent decoder with `Model`'s interface: token ids in, logits out; its cache is a `State`."""
 
@@ -105,7 +158,8 @@ class RecurrentModel(Model):
         super().__init__(decoder, types, dtype)
         assert decoder.recurrent is not None
         self.spec = decoder.recurrent
-        self.blk = nn.ModuleList(Cell(decoder, self.spec, i, types or {}) for i in range(self.spec.layers))
+        cell = _CELLS.get(self.spec.cell, Cell)
+        self.blk = nn.ModuleList(cell(decoder, self.spec, i, types or {}) for i in range(self.spec.layers))
 
     def cache(self, batch: int = 1, capacity: int = 256) -> State:
         return State(self.decoder, batch, self.spec.layers)
@@ -116,9 +170,26 @@ class RecurrentModel(Model):
         """The last layer's outputs: (B, T, dim)."""
         states = cache.states if isinstance(cache, State) else [None] * self.spec.layers
         mask = None if mask is None else mask.to(device=tokens.device, dtype=torch.bool)
-        x: Tensor = self.token_embd(tokens, self.dtype)
+        x = self.begin(tokens, Step(tokens, mask, cache, self.dtype, {}))
         for i, cell in enumerate(self.blk):
+            if self.wants is not None:
+                self.wants(i)
             x, states[i] = cell(x, mask, states[i])
         if cache is not None:
             cache.advance(tokens.shape[1])
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """A table's rows are logits already."""
+        return hidden if self.spec.cell == "table" else super().head(hidden)
+
+    def through(self, layer: int, x: Tensor, step: Step) -> Tensor:
+        """x through one layer, from its first token on."""
+        if self.wants is not None:
+            self.wants(layer)
+        out: Tensor = self.blk[layer](x, None, None)[0]
+        return out
+
+    def end(self, x: Tensor) -> Tensor:
+        """The last layer's outputs go to the head as they are."""
         return x

@@ -1,4 +1,4 @@
-"""Keras weights: `.h5` (HDF5: weights of Keras 2 and 3, whole models) and `.keras`, a zip with one.  Read only.
+"""Keras weights: `.h5` (HDF5: weights of Keras 2 and 3, whole models) and `.keras`, a zip with one.
 
 Every dataset of numbers is a tensor named by its path; the attributes of the file (the layers' names, the model's
 configuration) are kept in the metadata.  HDF5 is read through the optional h5py; nothing outside the file is followed.
@@ -18,6 +18,8 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.foreign.keras import keras_writing
+from llmconv.formats.foreign.keras.keras_writing import TEXTS, WEIGHTS
 from llmconv.formats.foreign.zipped import entries
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
@@ -27,8 +29,6 @@ from llmconv.quant.block import Bytes
 NAME = "keras"
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_WEIGHTS = "model.weights.h5"
-_TEXTS = ("config.json", "metadata.json")
 _ROOT, _TRAINING = "model_weights/", ("optimizer_weights", "optimizer")
 
 
@@ -46,18 +46,18 @@ def open(path: Path) -> Checkpoint:
         _read(out, lambda: _opened(path, path, source))
         return out
     found = entries(path, source)
-    if _WEIGHTS not in found:
-        raise BadFile(f"{at(path)}: is a zip file without {_WEIGHTS}, expected a Keras model")
-    weights = found[_WEIGHTS]
+    if WEIGHTS not in found:
+        raise BadFile(f"{at(path)}: is a zip file without {WEIGHTS}, expected a Keras model")
+    weights = found[WEIGHTS]
     if weights.size > limits.JSON_BYTES:
-        raise BadFile(f"{at(path)}: {_WEIGHTS} is {weights.size:,} bytes, expected at most {limits.JSON_BYTES:,}")
+        raise BadFile(f"{at(path)}: {WEIGHTS} is {weights.size:,} bytes, expected at most {limits.JSON_BYTES:,}")
     data = io.BytesIO(weights.read(0, weights.size).tobytes())
     _read(out, lambda: _opened(data, path, source))
-    for name in _TEXTS:
+    for name in TEXTS:
         entry = found.get(name)
         if entry is not None and entry.size <= limits.SIDE_FILE_BYTES:
             out.metadata[f"keras.{name}"] = entry.read(0, entry.size).tobytes().decode("utf-8", "replace")
-    out.notes += [f"{cut(name)} is left out" for name in found if name not in (_WEIGHTS, *_TEXTS)]
+    out.notes += [f"{cut(name)} is left out" for name in found if name not in (WEIGHTS, *TEXTS)]
     return out
 
 
@@ -88,6 +88,9 @@ def _read(out: Checkpoint, opened: Callable[[], Any]) -> None:
             for holder in (file, file.get("model_weights")):
                 for key, value in holder.attrs.items() if holder is not None else ():
                     out.metadata.setdefault(f"keras.{key}", _text(value))
+            root = _ROOT if "model_weights" in file else ""
+            told = keras_writing.structure(file, root, _TRAINING, out.metadata)
+            out.metadata[keras_writing.STRUCTURE] = told
     except LlmconvError:
         raise
     except Exception as error:  # the library has many, from C
@@ -187,4 +190,11 @@ def _text(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False)
 
 
-FORMAT = Format(name=NAME, dialect="plain", sniff=sniff, open=open)
+FORMAT = Format(
+    name=NAME,
+    dialect="hf",
+    sniff=sniff,
+    open=open,
+    write=keras_writing.save,
+    suffixes=(".h5", ".hdf5", ".keras"),
+)

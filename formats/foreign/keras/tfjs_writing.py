@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ OURS = "llmconv"
 """The key of `userDefinedMetadata` that holds a checkpoint's metadata."""
 _SHARD = 4 << 20
 """Bytes of a shard, as tensorflowjs_converter cuts them: browsers cache files of this size."""
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.bin|group\d+-shard\d+of\d+")
+"""Names of shards that may be used again."""
 _NODE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 """Names that a node of a graph may have."""
 _ENUM = {"float32": "DT_FLOAT", "int32": "DT_INT32", "bool": "DT_BOOL", "complex64": "DT_COMPLEX64"}
@@ -66,8 +68,10 @@ def save(
     if not original and (layers := keras_topology.layers_model(checkpoint)) is not None:
         original, checkpoint = layers
     specs = {w["name"]: w for group in original.get("weightsManifest", ()) for w in group["weights"]}
-    weights = [[_weight(t, specs) for t in group] for group in _grouped(checkpoint, original)]
-    names = [_shards(i, sum(w.size for w in group)) for i, group in enumerate(weights)]
+    groups = _grouped(checkpoint, original)
+    weights = [[_weight(t, specs) for t in group] for _, group in groups]
+    kept = _kept([paths for paths, _ in groups], [sum(w.size for w in group) for group in weights])
+    names = kept or [_shards(i, sum(w.size for w in group)) for i, group in enumerate(weights)]
     manifest = [
         {"paths": paths, "weights": [w.entry for w in ws]} for paths, ws in zip(names, weights, strict=True)
     ]  # fmt: skip
@@ -76,7 +80,8 @@ def save(
     sizes = {file: len(raw) for file, raw in files.items()}
     for paths, ws in zip(names, weights, strict=True):
         total = sum(w.size for w in ws)
-        sizes |= {path / name: min(_SHARD, total - i * _SHARD) for i, name in enumerate(paths)}
+        room = _room(paths)
+        sizes |= {path / name: min(room, total - i * room) if room else total for i, name in enumerate(paths)}
     sizes[path / "model.json"] = len(model)
     stale = [p for p in path.glob("group*-shard*of*.bin") if p.is_file()] if path.is_dir() else []
     with Outputs(sizes, force=force, inputs=checkpoint.inputs(), folder=path, stale=stale) as outputs:
@@ -101,14 +106,31 @@ def _original(checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
 
 
-def _grouped(checkpoint: Checkpoint, original: dict[str, Any]) -> list[list[Tensor]]:
-    """The tensors in the groups and the order of the original manifest, those that it lacks in one of their own."""
+def _grouped(checkpoint: Checkpoint, original: dict[str, Any]) -> list[tuple[Any, list[Tensor]]]:
+    """The tensors in the groups and the order of the original manifest, with its names of shards; those that it lacks
+    in a group of their own."""
     left = dict(checkpoint.tensors)
     groups = [
-        [left.pop(w["name"]) for w in group["weights"] if w["name"] in left]
+        (group.get("paths"), [left.pop(w["name"]) for w in group["weights"] if w["name"] in left])
         for group in original.get("weightsManifest", ())
     ]
-    return [group for group in (*groups, list(left.values())) if group]
+    return [(paths, group) for paths, group in (*groups, (None, list(left.values()))) if group]
+
+
+def _kept(stated: list[Any], sizes: list[int]) -> list[list[str]]:
+    """The shards' names in the original manifest, [] where they don't fit what is written: one file of any size for a
+    group, or as many as it is cut into."""
+    for paths, size in zip(stated, sizes, strict=True):
+        plain_names = isinstance(paths, list) and all(isinstance(p, str) and _FILE.fullmatch(p) for p in paths)
+        if not plain_names or len(paths) not in (1, -(-size // _SHARD)):
+            return []
+    every = [name.lower() for paths in stated for name in paths]
+    return stated if len(set(every)) == len(every) else []
+
+
+def _room(paths: Sequence[object]) -> int:
+    """Bytes of a shard; 0: all of its group's."""
+    return 0 if len(paths) == 1 else _SHARD
 
 
 def _shards(group: int, size: int) -> list[str]:
@@ -207,7 +229,7 @@ def _write(outputs: Outputs, paths: list[Path], weights: list[_Weight], meter: M
     rest, pieces = b"", _bytes(weights, meter)
     for path in paths:
         with outputs.open(path) as out:
-            room = _SHARD
+            room = _room(paths) or sum(w.size for w in weights)
             while room and (rest or (rest := next(pieces, b""))):
                 out.file.write(rest[:room])
                 rest, room = rest[room:], room - min(room, len(rest))
@@ -225,6 +247,8 @@ def _bytes(weights: list[_Weight], meter: Meter | None) -> Iterator[bytes]:
 
 def _model(checkpoint: Checkpoint, original: dict[str, Any], manifest: list[dict[str, Any]]) -> bytes:
     """model.json: the original's with the new manifest, or a graph of constants."""
+    if original and not checkpoint.metadata and original.get("weightsManifest") == manifest:
+        return checkpoint.file("model.json") or b""
     made = original or {
         "format": "graph-model",
         "generatedBy": "llmconv",

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, more
+from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, kind_of, more
 from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
@@ -263,10 +263,29 @@ def read_file(checkpoint: Checkpoint, path: Path, key: str | None = None) -> Non
     checkpoint.notes += found.notes
 
 
-def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
-    source = Source.of(path)
+@dataclass(frozen=True)
+class _Archive:
+    """The zip file that torch.save writes.   root: the folder in it."""
+
+    source: Source
+    root: str
+    entries: dict[str, zipfile.ZipInfo]
+    program: bytes
+
+    def lazy(self, name: str, array: _Array) -> Tensor:
+        where = f"data/{array.storage.key}"
+        entry = self.entries.get(self.root + where)
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+            raise BadFile(
+                f"{at(self.source.path)}: tensor {cut(name)} has no stored bytes {cut(where)}; fetch it again"
+            )
+        return _lazy(self.source, name, array, entry)
+
+
+def _archive(source: Source) -> _Archive:
+    path = source.path
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(source.opened()) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             listing = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
             if len(listing) != 1 or entries[listing[0]].file_size > limits.PICKLE_BYTES:
@@ -278,17 +297,22 @@ def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
         raise BadFile(f"{at(path)}: is no whole zip file ({error}); fetch it again") from None
     if order != b"little":
         raise Unsupported(f"{at(path)}: is big-endian; save it again on a little-endian machine")
-    found = chosen(_loaded(path, program), lambda x: isinstance(x, _Array), at(path), key)
+    return _Archive(source, root, entries, program)
 
-    def tensors() -> Iterator[Tensor]:
-        for name, array in found.tensors.items():
-            where = f"data/{array.storage.key}"
-            entry = entries.get(root + where)
-            if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-                raise BadFile(f"{at(path)}: tensor {cut(name)} has no stored bytes {cut(where)}; fetch it again")
-            yield _lazy(source, name, array, entry)
 
-    return tensors(), found
+def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
+    archive = _archive(Source.of(path))
+    found = chosen(_loaded(path, archive.program), lambda x: isinstance(x, _Array), at(path), key)
+    return (archive.lazy(name, array) for name, array in found.tensors.items()), found
+
+
+def saved_tensor(source: Source, name: str) -> Tensor:
+    """The one tensor that torch.save wrote to a file, or a part of one; lazily, as any other."""
+    archive = _archive(source)
+    value = _loaded(source.path, archive.program)
+    if not isinstance(value, _Array):
+        raise BadFile(f"{at(source.path)}: tensor {cut(name)} is a {kind_of(value)} there; save the checkpoint again")
+    return archive.lazy(name, value)
 
 
 def _loaded(path: Path, program: bytes) -> Any:

@@ -9,7 +9,14 @@ import click
 import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.options import PATH, STREAM, Bar, Number, notes
-from llmconv.cli.running.measuring import chunks_option, context_option, plot_option, run_options, with_error
+from llmconv.cli.running.measuring import (
+    chunks_option,
+    context_option,
+    memory_option,
+    plot_option,
+    run_options,
+    with_error,
+)
 
 __all__ = ["compare"]
 
@@ -21,6 +28,7 @@ __all__ = ["compare"]
 @context_option
 @chunks_option
 @plot_option
+@memory_option
 @click.option("--max-kld", type=Number(0), metavar="X", help="Exit with 1 when the mean KLD exceeds X.")
 @click.option("--max-ppl-ratio", type=Number(0), metavar="X", help="Exit with 1 when PPL(B)/PPL(A) does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -34,6 +42,7 @@ def compare(
     context: int | None,
     chunks: int | None,
     plot: Path | None,
+    memory: int | None,
     max_kld: float | None,
     max_ppl_ratio: float | None,
     as_json: bool,
@@ -62,6 +71,7 @@ def compare(
             plot=plot,
             device=device,
             dtype=dtype,
+            memory=memory,
             activations=activations,
             progress=progress,
         )

@@ -11,6 +11,7 @@ import click
 import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_option
+from llmconv.cli.running.measuring import memory_option
 
 
 @click.command()
@@ -37,6 +38,7 @@ from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_
     help="What to compute in; quantized weights stay quantized.",
 )
 @device_option
+@memory_option
 @json_option
 def embed(
     model: Path,
@@ -50,6 +52,7 @@ def embed(
     force: bool,
     dtype: str,
     device: str,
+    memory: int | None,
     as_json: bool,
 ) -> None:
     """The vectors of TEXTs (or of lines of standard input) by an embedding model; a reranker's scores.
@@ -65,7 +68,8 @@ def embed(
     given: list[Any] = _given(texts, json_texts)
     if query is not None:
         given = [(query, text) for text in given]
-    found = llmconv.embed(model, given, prompt=prompt, pooling=pooling, normalize=not raw, device=device, dtype=dtype)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "memory": memory}
+    found = llmconv.embed(model, given, prompt=prompt, pooling=pooling, normalize=not raw, **how)
     if output is not None:
         _save(found, output, force)
     if as_json:

@@ -12,7 +12,7 @@ import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
 from llmconv.cli.reports import table
-from llmconv.cli.running.measuring import chunks_option, context_option
+from llmconv.cli.running.measuring import chunks_option, context_option, memory_option
 
 if TYPE_CHECKING:
     from llmconv.runtime.calibrate.imatrix import ImportanceMatrix
@@ -45,6 +45,7 @@ __all__ = ["imatrix"]
     help="What to compute in.",
 )
 @device_option
+@memory_option
 @force_option
 @json_option
 @quiet_option
@@ -61,6 +62,7 @@ def imatrix(
     show_statistics: bool,
     dtype: str,
     device: str,
+    memory: int | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -94,6 +96,7 @@ def imatrix(
             output_frequency=output_frequency,
             device=device,
             dtype=dtype,
+            memory=memory,
             force=force,
             progress=progress,
         )

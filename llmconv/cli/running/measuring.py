@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from llmconv.cli.options import PATH, device_option
+from llmconv.cli.options import PATH, device_option, size_option
 
-__all__ = ["chunks_option", "context_option", "plot_option", "run_options", "with_error"]
+__all__ = ["chunks_option", "context_option", "memory_option", "plot_option", "run_options", "with_error"]
 
 
 def run_options(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +45,10 @@ context_option = click.option(
 )
 plot_option = click.option(
     "--plot", type=PATH, metavar="FILE", help="Draw an SVG: along the text, by position, by kind of token."
+)
+memory_option = size_option(
+    "--memory",
+    "What weights and results may take; a larger model is run layer by layer.  [default: most of what is free]",
 )
 chunks_option = click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after N chunks.")
 

@@ -9,7 +9,14 @@ import click
 import llmconv
 from llmconv.cli import envelope, streams
 from llmconv.cli.options import PATH, STREAM, Bar, notes
-from llmconv.cli.running.measuring import chunks_option, context_option, plot_option, run_options, with_error
+from llmconv.cli.running.measuring import (
+    chunks_option,
+    context_option,
+    memory_option,
+    plot_option,
+    run_options,
+    with_error,
+)
 
 __all__ = ["perplexity"]
 
@@ -20,6 +27,7 @@ __all__ = ["perplexity"]
 @context_option
 @chunks_option
 @plot_option
+@memory_option
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
@@ -29,6 +37,7 @@ def perplexity(
     context: int | None,
     chunks: int | None,
     plot: Path | None,
+    memory: int | None,
     stride: int | None,
     as_json: bool,
     device: str,
@@ -57,6 +66,7 @@ def perplexity(
             stride=stride,
             device=device,
             dtype=dtype,
+            memory=memory,
             activations=activations,
             progress=progress,
         )

@@ -9,6 +9,7 @@ import click
 import llmconv
 from llmconv.cli import complete, envelope
 from llmconv.cli.options import PATH, Bar
+from llmconv.cli.running.measuring import memory_option
 
 __all__ = ["sweep"]
 
@@ -30,6 +31,7 @@ __all__ = ["sweep"]
 @click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Where to evaluate: auto, cpu, cuda, mps."
 )
+@memory_option
 @click.option("--imatrix", type=PATH, metavar="FILE", help="Importance weights for quantizing.")
 @click.option("--allow-requantize", is_flag=True, help="MODEL may be quantized already; its types then lose twice.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]")
@@ -46,6 +48,7 @@ def sweep(
     context: int | None,
     chunks: int | None,
     device: str,
+    memory: int | None,
     imatrix: Path | None,
     allow_requantize: bool,
     jobs: int | None,
@@ -82,6 +85,7 @@ def sweep(
             context=context or 0,
             chunks=chunks or 0,
             device=device,
+            memory=memory,
             keep=keep,
             plots=plot,
             force=force,

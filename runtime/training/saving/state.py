@@ -27,7 +27,7 @@ from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import flush_folder, open_regular, output_errors
 from llmconv.formats.gguf import gguf_file
-from llmconv.runtime.load import read_tensor
+from llmconv.runtime.reading import read_tensor
 from llmconv.runtime.save import checkpoint_of
 from llmconv.runtime.training.learner import Learner
 from llmconv.runtime.training.parallel import left_alone

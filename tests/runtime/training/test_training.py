@@ -24,7 +24,8 @@ from llmconv.cli import cli
 from llmconv.convert.vocab import from_words, tokenizer
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
-from llmconv.runtime.load import build, read_tensor
+from llmconv.runtime.load import build
+from llmconv.runtime.reading import read_tensor
 from llmconv.runtime.training import data as data_files, loop, parallel, plan as loop_plan
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
