@@ -76,15 +76,14 @@ def column_again(left: Mapping[str, Any], guess: Sequence[Any]) -> list[Any]:
     return out
 
 
-ORDERS = ("parts", "lengths", "ids")
-"""How programs order the merges that they make of sentencepiece's scores: the best piece first and of one piece by the
-ids of its parts, or the longest first part first; or by the piece's id."""
-
-
 def merges_by_score(
     ids: Mapping[str, int], scores: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.intp]]]:
-    """Every way to cut a piece in two pieces, (n, 2) ids of the parts, and its `ORDERS`."""
+    """Every way to cut a piece in two pieces, (n, 2) ids of the parts, and how programs order these merges.
+
+    "parts", "lengths": the best piece first, and of one piece by the ids of its parts, or the longest first part first;
+    "ids": by the piece's id.
+    """
     found = [
         (id, cut, left, right, len(token))
         for token, id in ids.items()

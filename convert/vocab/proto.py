@@ -5,7 +5,8 @@ ModelProto { repeated SentencePiece pieces = 1; TrainerSpec trainer_spec = 2; No
 SentencePiece { string piece = 1; float score = 2; Type type = 3 [default NORMAL]; }
 TrainerSpec { ModelType model_type = 3; bool treat_whitespace_as_suffix = 24; bool byte_fallback = 35;
   int32 unk_id = 40, bos_id = 41, eos_id = 42, pad_id = 43; }
-NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4; }
+NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4;
+bool escape_whitespaces = 5; }
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Model:
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -126,6 +128,7 @@ def _spec(model: Model, number: int, data: memoryview) -> None:
         (2, 43): "pad_id",
         (3, 3): "add_dummy_prefix",
         (3, 4): "remove_extra_whitespaces",
+        (3, 5): "escape_whitespaces",
     }
     for inner, value, _ in _fields(data):
         name = numbers.get((number, inner))

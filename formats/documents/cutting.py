@@ -43,7 +43,8 @@ _IS_SIZES = re.compile(
     r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Dd]imension|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$|^ne$"
     r"|^(?:hidden_?[lL]ayers|layers|nouts|topology|architecture|units)$"
 )
-_BASE64 = re.compile(r"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{96}")
+_TO_BE_BASE64 = 96
+_BASE64 = re.compile(rf"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{{{_TO_BE_BASE64}}}")
 """How a text begins that may be base64 though nothing beside it says so: no word, and no hexadecimal hash."""
 
 
@@ -145,7 +146,7 @@ class _Cutter:
         if all(type(x) is float or type(x) is int for x in node):
             return self.vector(node, path)
         if all(type(x) in (str, bool) for x in node):
-            if any(type(x) is str and _like_base64(x) for x in node):
+            if any(_like_base64(x) for x in node if type(x) is str):
                 self.texts.append(path)
             elif disguised.number_words(node):
                 self.written.append(path)
@@ -410,7 +411,7 @@ def _inside(path: str, key: str) -> str:
 
 
 def _like_base64(text: str) -> bool:
-    return _BASE64.match(text) is not None
+    return len(text) >= _TO_BE_BASE64 and _BASE64.match(text) is not None
 
 
 def _strict(node: dict[str, Any], key: str) -> bool:
