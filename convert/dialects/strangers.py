@@ -24,7 +24,9 @@ __all__ = ["carry", "carried_names", "changes_the_result", "keep_list"]
 _PIECES = {
     *("token_embd", "token_embd_norm", "token_embd_in", "token_types", "position_embd"),
     *("output", "output_norm", "output_in", "rope_freqs", "rope_factors_long", "rope_factors_short"),
+    *("enc.output_norm", "dec.output_norm"),
 }
+_LAYER = re.compile(r"(enc\.|dec\.)?blk\.")
 _NOTHING = re.compile(r"blk\.\d+\.(attn_rot_embd|nextn\.\w+)\.weight")
 """Of a layer, and yet nothing is computed with it: rotary tables, predictors of further tokens."""
 
@@ -34,7 +36,7 @@ def changes_the_result(name: str) -> bool:
     stem, _, part = name.rpartition(".")
     if part not in ("weight", "bias") or _NOTHING.fullmatch(name):
         return False
-    return stem in _PIECES or name.startswith("blk.")
+    return stem in _PIECES or _LAYER.match(name) is not None
 
 
 def carry(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab import pre, wordpiece, words
+from llmconv.convert.vocab.cuts import cuts
 from llmconv.convert.vocab.model import (
     BPE,
     CHARACTERS,
@@ -26,7 +27,6 @@ from llmconv.convert.vocab.model import (
     Vocab,
 )
 from llmconv.convert.vocab.parsing import json_object
-from llmconv.convert.vocab.write.cuts import cuts
 from llmconv.errors import Unsupported
 
 __all__ = ["charsmap", "known", "normalizers", "to_json", "types_of"]

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["cuts"]
+__all__ = ["LONGEST", "cuts"]
 
 _BASE = 0x9E3779B97F4A7C15  # odd, its bits well mixed; all is modulo 2**64
-_LONGEST = 512
+LONGEST = 512
+"""Characters of the tokens that are asked about."""
 
 
 def cuts(pieces: Iterable[str]) -> Iterator[tuple[str, int]]:
     """(token, cut) where token[:cut] and token[cut:] are tokens, all but surely: whoever asks looks once more."""
     by_length: dict[int, list[str]] = {}
     for token in pieces:
-        if 0 < len(token) <= _LONGEST:
+        if 0 < len(token) <= LONGEST:
             by_length.setdefault(len(token), []).append(token)
     begun = {length: _beginnings(tokens, length) for length, tokens in by_length.items()}
     known = {length: np.sort(hashes[:, -1]) for length, hashes in begun.items()}
