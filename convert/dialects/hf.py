@@ -69,6 +69,7 @@ def to_gguf(
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = _as_present(flat, tensors)
+    _check_words(arch, flat, where)
     notes = _unknown_settings(arch, config)
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
@@ -215,7 +216,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     others = [n for n in strange if n not in extra]
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
-    notes += [*strangers.keep_list(out.metadata, others), *fused.keep_list(out.metadata, given.fused)]
+    notes += [*strangers.keep_list(out.metadata, others, set(scales)), *fused.keep_list(out.metadata, given.fused)]
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
@@ -432,6 +433,17 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     if further or config.get("mtp_num_hidden_layers"):
         return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
+
+
+_WORDS = {"true", "false", "null", "none"}
+
+
+def _check_words(arch: Architecture, config: Mapping[str, Any], where: str) -> None:
+    """`BadFile` for a setting that is a word between quotes: the text "false" would count as true."""
+    for name in sorted(arch.settings | {"tie_word_embeddings"}):
+        value = config.get(name)
+        if isinstance(value, str) and value.lower() in _WORDS:
+            raise BadFile(f"{where}: config.json: {name} is the text {value!r}; write it without quotes")
 
 
 def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert import vocab
+from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, foreign_keys
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
@@ -142,6 +142,7 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if own_keys.SAFETENSORS_METADATA not in metadata:
         out.tensors = dict(checkpoint.tensors)
         out.metadata = {"format": "pt", own_keys.GGUF_METADATA: json.dumps(encode_keys(metadata), ensure_ascii=False)}
+        out.notes += _without_a_table(metadata.get("general.architecture"))
         return out
     texts = carried.kept_json(metadata, own_keys.SAFETENSORS_METADATA, where)
     if not all(isinstance(v, str) for v in texts.values()):
@@ -171,6 +172,14 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
+
+
+def _without_a_table(name: Any) -> list[str]:
+    """The note of somebody's GGUF whose tensors keep their own names, because nobody knows what they are."""
+    if isinstance(name, str) and archs.by_gguf(name) is not None:
+        return []
+    why = f"{cut(name)} is no architecture known here" if name is not None else "the file names no architecture"
+    return [f"{why}: the tensors keep their own names, and no config.json is written"]
 
 
 def _unsaid(metadata: Mapping[str, Any], out: Checkpoint) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from llmconv.convert.dialects import carried
@@ -45,12 +45,13 @@ def carry(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:
     return [t if t.type.is_plain() else t.astype(plain.F32) for t in found]
 
 
-def keep_list(metadata: dict[str, Any], names: list[str]) -> list[str]:
-    """List the carried tensors in the folder's metadata; the note about them."""
+def keep_list(metadata: dict[str, Any], names: list[str], computed: Container[str] = ()) -> list[str]:
+    """List the carried tensors in the folder's metadata; the note about them.   computed: those that are in others."""
     if not names:
         return []
     metadata[own_keys.GGUF_TENSORS] = json.dumps({"names": names}, ensure_ascii=False, separators=(",", ":"))
-    return [f"carried under its own name, nothing here computes with it: {names[0]}{more(names)}"]
+    names = [name for name in names if name not in computed]
+    return [f"carried under its own name, nothing here computes with it: {names[0]}{more(names)}"] if names else []
 
 
 def carried_names(metadata: Mapping[str, Any], where: str) -> set[str]:

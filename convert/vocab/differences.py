@@ -6,7 +6,6 @@ scores.  What is kept is where the guess is wrong, so that nothing has to be gue
 
 from __future__ import annotations
 
-import itertools
 import lzma
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.vocab.cuts import LONGEST, cuts
+from llmconv.convert.vocab.cuts import cuts
 from llmconv.errors import BadFile
 
 __all__ = ["again", "away", "column", "column_again", "merges_by_score", "packed", "unpacked"]
@@ -87,18 +86,13 @@ def merges_by_score(
     ids: Mapping[str, int], scores: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.intp]]]:
     """Every way to cut a piece in two pieces, (n, 2) ids of the parts, and its `ORDERS`."""
-    order = {token: n for n, token in enumerate(ids)}
-    long = ((token, cut) for token in ids if len(token) > LONGEST for cut in range(1, LONGEST))
-    found = [
-        (order[token], cut, ids[token], left, right, len(token))
-        for token, cut in itertools.chain(cuts(ids), long)
-        if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
-    ]
-    table = np.array(sorted(found), np.int64).reshape(-1, 6)[:, [2, 1, 3, 4, 5]]
-    piece, first, left_id, right_id, size = table.T
+    tokens, numbers = tuple(ids), np.fromiter(ids.values(), np.int64, len(ids))
+    table = cuts(tokens)
+    piece, left_id, right_id = numbers[table[:, [0, 2, 3]]].T
+    first, size = table[:, 1], np.fromiter(map(len, tokens), np.int64, len(tokens))[table[:, 0]]
     rank = np.zeros(len(table)) if scores is None else _at(scores, piece)
     place = np.arange(len(table))
-    return table[:, 2:4], {
+    return np.stack([left_id, right_id], axis=1), {
         "parts": np.lexsort((right_id, left_id, piece, -rank)),
         "lengths": np.lexsort((place, first - size, -first, -rank)),
         "ids": np.lexsort((size - first, first, piece)),
