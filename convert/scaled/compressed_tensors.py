@@ -94,7 +94,7 @@ def _bits(packed: Tensor, shape: tuple[int, ...], settings: Settings) -> int:
 def _numbers(words: NDArray[np.int32], bits: int, k: int) -> NDArray[np.int8]:
     """(n, words) -> (n, k): the numbers in the words, lowest bits first, their offset taken off."""
     raw = np.ascontiguousarray(words, "<i4").view(np.uint8)
-    return (unpacked(raw, bits, k) - np.uint8(1 << (bits - 1))).view(np.int8)
+    return unpacked(raw, bits, k, 1 << (bits - 1)).view(np.int8)
 
 
 def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:

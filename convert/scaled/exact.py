@@ -29,6 +29,7 @@ from llmconv.convert.scaled.grid import Grid
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block
 from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["WIDER", "Carried", "carried"]
 
@@ -238,34 +239,34 @@ def _halves(q: NDArray[np.uint8], span: int = 32) -> NDArray[np.uint8]:
     return pairs[:, :, 0] | pairs[:, :, 1] << np.uint8(4)
 
 
+def _each(numbers: NDArray[Any], blocks: int) -> NDArray[np.int32]:
+    """(rows, 1) or (rows, blocks) -> flat, one for each block; float16 numbers as their bits."""
+    found = numbers.astype(np.float16).view(np.int16).astype(np.int32) if numbers.dtype == np.float32 else numbers
+    return np.ascontiguousarray(np.broadcast_to(found, (len(found), blocks)), np.int32).reshape(-1)
+
+
 def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
-    """Q4_0, Q5_0, Q4_1, Q5_1."""
-    affine, wide = kind.name.endswith("1"), kind.name.startswith("Q5")
-    offset = 0 if affine else 16 if wide else 8
-    scale, bias = coded.scale, coded.bias
+    """Q4_0, Q5_0, Q8_0, Q4_1, Q5_1."""
+    width = int(kind.name[1])
+    scale, bias, zero = coded.scale, coded.bias, coded.zero
     assert isinstance(scale, Grid)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        q = (_numbers(coded, start, stop) + np.int16(offset)).astype(np.uint8)
-        out["d"] = _shared(scale, start, stop, 32)
-        if affine:
+        blocks = out.shape[1]
+        codes = np.ascontiguousarray(coded.codes(start, stop))
+        flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
+        raw = out.reshape(-1).view(np.uint8)
+        scales = _each(_shared(scale, start, stop, 32), blocks)
+        if kind.name.endswith("1"):
             assert isinstance(bias, Grid)
-            out["m"] = _shared(bias, start, stop, 32)
-        out["qs"] = _halves(q & np.uint8(15))
-        if wide:
-            out["qh"] = np.packbits(q.reshape(len(q), q.shape[1] // 32, 32) >> 4, axis=-1, bitorder="little")
-
-    return _filled(kind, fill, coded.shape)
-
-
-def _bytes(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
-    """Q8_0."""
-    scale = coded.scale
-    assert isinstance(scale, Grid)
-
-    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        out["d"] = _shared(scale, start, stop, 32)
-        out["qs"] = _numbers(coded, start, stop).astype(np.int8).reshape(*out.shape, 32)
+            kernels.to_affine(numbers, scales, _each(_shared(bias, start, stop, 32), blocks), width, raw)
+            return
+        if isinstance(zero, int):
+            zeros = np.full(len(scales), zero, np.int32)
+        else:
+            assert isinstance(zero, Grid)
+            zeros = _each(_shared(zero, start, stop, 32).astype(np.int32), blocks)
+        kernels.to_blocks(numbers, flip, zeros, scales, width, raw)
 
     return _filled(kind, fill, coded.shape)
 
@@ -308,6 +309,6 @@ def _nvfp4(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
 
 
 _PACKERS = {
-    "TQ2_0": _ternary, "Q4_0": _quants, "Q5_0": _quants, "Q4_1": _quants, "Q5_1": _quants, "Q8_0": _bytes,
+    "TQ2_0": _ternary, "Q4_0": _quants, "Q5_0": _quants, "Q4_1": _quants, "Q5_1": _quants, "Q8_0": _quants,
     "MXFP4": _mxfp4, "NVFP4": _nvfp4,
 }  # fmt: skip

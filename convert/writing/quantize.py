@@ -27,7 +27,7 @@ from llmconv.errors import BadFile, Unsupported, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.places import names as places
-from llmconv.formats.stream import stream
+from llmconv.formats.stream import stream, threads
 from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter, Progress
@@ -403,7 +403,7 @@ def _repack(
     src: StrPath | Checkpoint, dst: StrPath | None, reading: Reading, writing: Writing, fallback: BlockClass | None
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.writing.repack import fallen_back, proof, repacked
+    from llmconv.convert.writing.repack import Pair, fallen_back, proved, repacked
 
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     opened = reading.open(src)
@@ -426,12 +426,9 @@ def _repack(
         kept = [
             t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.decoded
         ]
+        pairs = [Pair(t.source, found.decoded[t.source.name], t.offset) for t in kept]
         check = writing.meter("verify", sum(t.nbytes for t in kept))
-        compared = 0
-        for tensor in kept:
-            want = found.decoded[tensor.source.name]
-            compared += proof(tensor.source, want, outputs[0].file.fileno(), tensor.offset)
-            check(tensor.nbytes, tensor.name)
+        compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
     total = checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
     made = dataclasses.replace(result.output, proof=f"{compared:,} weights compared, every one equal{rounded}")

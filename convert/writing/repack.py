@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,9 +25,10 @@ from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.progress import Meter
 from llmconv.quant import block, plain
 
-__all__ = ["Repacked", "fallen_back", "proof", "repacked"]
+__all__ = ["Pair", "Repacked", "fallen_back", "proved", "repacked"]
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _SLAB = 1 << 20
@@ -156,22 +158,47 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
     return checkpoint.but(tensors=tensors)
 
 
-def proof(tensor: Tensor, want: Tensor, descriptor: int, offset: int) -> int:
-    """Compare a tensor, as it was written at an offset of a file, with what it should decode to; the weights compared.
+@dataclass(frozen=True)
+class Pair:
+    """A tensor as it is in a file, at an offset, and what it must decode to."""
 
-    Raises `LlmconvError` at the first that differs.
-    """
-    row, kind = tensor.row_bytes, tensor.type
-    step = max(1, _SLAB // max(1, tensor.row_len))
-    for start in range(0, tensor.n_rows, step):
-        stop = min(tensor.n_rows, start + step)
-        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, offset + start * row), np.uint8)
-        expected = want.rows(start, stop)
-        got = kind.decode(raw.reshape(stop - start, row)).astype(expected.dtype)  # of a grid, in its floats' own type
+    tensor: Tensor
+    want: Tensor
+    offset: int
+
+    def compared(self, descriptor: int, start: int, stop: int) -> None:
+        """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
+        tensor, kind, row = self.tensor, self.tensor.type, self.tensor.row_bytes
+        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, self.offset + start * row), np.uint8)
+        expected = self.want.rows(start, stop)
+        got = kind.decode(raw.reshape(stop - start, row))
+        got = got.astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
         if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
             at = int(np.flatnonzero((got != expected).reshape(-1))[0])
             raise LlmconvError(
                 f"tensor {cut(tensor.name)}: weight {start * tensor.row_len + at} reads {got.reshape(-1)[at]} from the "
                 f"written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was written, report this as a bug"
             )
-    return tensor.n_elements
+
+
+def proved(pairs: Sequence[Pair], descriptor: int, jobs: int, meter: Meter) -> int:
+    """Compare tensors in a file with what they must decode to, on threads; how many weights that were."""
+
+    def slabs() -> Iterator[tuple[Pair, int, int]]:
+        for pair in pairs:
+            step = max(1, _SLAB // max(1, pair.tensor.row_len))
+            for start in range(0, pair.tensor.n_rows, step):
+                yield pair, start, min(pair.tensor.n_rows, start + step)
+
+    def compared(slab: tuple[Pair, int, int]) -> tuple[Tensor, int]:
+        pair, start, stop = slab
+        pair.compared(descriptor, start, stop)
+        return pair.tensor, stop - start
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for tensor, rows in pool.map(compared, slabs()) if jobs > 1 else map(compared, slabs()):
+                meter(rows * tensor.row_bytes, tensor.name)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return sum(pair.tensor.n_elements for pair in pairs)

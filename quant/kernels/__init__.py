@@ -16,6 +16,7 @@ from llmconv.quant.kernels.cache import Family, cache_folder, flat
 __all__ = ["FAMILIES", "Family", "cache_folder", "flat"]
 
 FAMILIES = {
+    "codes",
     "descent",
     "entry_search",
     "integer_products",
