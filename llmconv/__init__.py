@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.reports import (
         content_hash as content_hash,
         diff as diff,
+        grids as grids,
         histogram as histogram,
         shaped as shaped,
         size as size,
@@ -82,6 +83,7 @@ _PUBLIC: dict[str, str] = {
     "inspect_file": "llmconv.api",
     "content_hash": "llmconv.reports",
     "diff": "llmconv.reports",
+    "grids": "llmconv.reports",
     "histogram": "llmconv.reports",
     "size": "llmconv.reports",
     "statistics": "llmconv.reports",

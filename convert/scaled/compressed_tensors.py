@@ -108,6 +108,14 @@ def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:
                 f"the zero points of {shown(scale.values.shape)} scales; the model is damaged"
             )
         return Tensor.from_array(zeros.name, np.ascontiguousarray(_numbers(words.T, bits, down).T))
+    half = 1 << (bits - 1)
+    for start, stop in zeros.slabs():
+        numbers = zeros.rows(start, stop).astype(np.float32)
+        if numbers.size and not -half <= numbers.min() <= numbers.max() < half:
+            raise BadFile(
+                f"{layer.settings.where}: tensor {cut(zeros.name)} has zero points from {numbers.min():g} to "
+                f"{numbers.max():g}, expected {-half} to {half - 1} beside codes of {bits} bits; the model is damaged"
+            )
     return fitted(layer.weight, (scale.n, scale.k), zeros, layer.settings).values
 
 

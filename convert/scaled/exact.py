@@ -47,12 +47,14 @@ class Carried:
 
     type: the smallest such type.   alike: those of `WIDER` that say them too, where the type is one of these.
     factor: a float32 that GGUF keeps beside the weight; None where there is none.
+    rounded: how far off the sums are at most, in steps, where they were rounded to float16; 0 where nothing was.
     """
 
     coded: Coded
     type: BlockClass
     alike: tuple[str, ...] = ()
     factor: NDArray[np.float32] | None = None
+    rounded: float = 0.0
 
     def tensor(self, kind: BlockClass | None = None) -> Tensor:
         """The weight in its type, or in another one of `alike`."""
@@ -64,8 +66,11 @@ class Carried:
         return dataclasses.replace(self.coded, factor=None, divisor=None).floats()
 
 
-def carried(coded: Coded) -> Carried | str:
-    """The weight in the smallest type that says it, or why there is none, in a few words.  Its scales are read."""
+def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
+    """The weight in the smallest type that says it, or why there is none, in a few words.  Its scales are read.
+
+    round_sums: zero points of four bits may become sums, rounded to float16 (Q4_1), where only a larger type is exact.
+    """
     scale = coded.scale
     k = coded.shape[-1]
     if not isinstance(scale, Grid) or coded.after is not None:
@@ -85,7 +90,41 @@ def carried(coded: Coded) -> Carried | str:
         return _affine(coded, whole)
     if not isinstance(coded.zero, int) and not (isinstance(coded.zero, Grid) and _all(coded.zero, _is_integer)):
         return "zero points that are no integers"
-    return _integers(coded, whole)
+    found = _integers(coded, whole)
+    small = not isinstance(found, str) and found.type.name in ("TQ2_0", "Q4_0")
+    if not round_sums or small or isinstance(coded.zero, int) or coded.high - coded.low > 15 or whole % 32:
+        return found
+    return _with_sums(coded) or found
+
+
+def _with_sums(coded: Coded) -> Carried | None:
+    """Codes under scales and sums, -zero * scale as float16 says it; None where it says infinity."""
+    scale, zero, shift = coded.scale, coded.zero, np.uint8(-coded.low)
+    assert isinstance(scale, Grid) and isinstance(zero, Grid)
+    if (zero.rows, zero.columns, zero.stacked) != (scale.rows, scale.columns, scale.stacked):
+        return None
+    given = coded.codes
+
+    def sums(start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        s, z = (g.values.rows(start, stop).astype(np.float32) for g in (scale, zero))
+        exact: NDArray[np.float32] = -(z + np.float32(shift)) * s
+        with np.errstate(over="ignore"):
+            return exact.astype(np.float16).astype(np.float32), exact, s
+
+    worst = 0.0
+    for slab in _slabs(scale.values.n_rows, scale.values.row_len):
+        half, exact, s = sums(*slab)
+        if not np.isfinite(half).all():
+            return None
+        steps = np.abs(half - exact) / np.where(s == 0, np.float32(1), np.abs(s))
+        worst = max(worst, float(steps.max(initial=0)))
+    values = scale.values
+    lazy = Tensor(values.name, values.shape, block.by_name("F32"), lambda a, b: sums(a, b)[0].view(np.uint8))
+    made = dataclasses.replace(
+        coded, codes=lambda a, b: given(a, b).view(np.uint8) + shift, low=0, high=coded.high - coded.low, zero=0,
+        bias=dataclasses.replace(scale, values=lazy),
+    )  # fmt: skip
+    return Carried(made, block.by_name("Q4_1"), rounded=worst)
 
 
 def _integers(coded: Coded, whole: int) -> Carried | str:

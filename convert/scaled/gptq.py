@@ -129,6 +129,13 @@ def ordered(layer: Layer, k: int, groups: int, end: str = ".g_idx") -> NDArray[n
     if order.shape != (k,) or (order.size and not 0 <= order.min() <= order.max() < groups):
         raise BadFile(f"{layer.settings.where}: tensor {given.name!r} does not name a group for each column")
     size = -(-k // max(groups, 1))
+    counts = np.bincount(order, minlength=groups)
+    if k % max(groups, 1) == 0 and (counts != size).any():
+        group = int(np.flatnonzero(counts != size)[0])
+        raise BadFile(
+            f"{layer.settings.where}: tensor {cut(given.name)} puts {counts[group]} columns into group {group}, "
+            f"expected {size} in each; it is no order of {cut(layer.weight)}'s columns, the model is damaged"
+        )
     return None if (order == np.arange(k) // size).all() else order
 
 
