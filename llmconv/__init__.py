@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.reports import (
         content_hash as content_hash,
         diff as diff,
+        grids as grids,
         histogram as histogram,
         shaped as shaped,
         shares as shares,
@@ -85,6 +86,7 @@ _PUBLIC: dict[str, str] = {
     "inspect_file": "llmconv.api",
     "content_hash": "llmconv.reports",
     "diff": "llmconv.reports",
+    "grids": "llmconv.reports",
     "histogram": "llmconv.reports",
     "size": "llmconv.reports",
     "statistics": "llmconv.reports",

@@ -147,7 +147,7 @@ def _step(item: Item, jobs: int) -> int:
     """Rows of a slab."""
     tensor, row_len = item.tensor, max(1, item.tensor.row_len)
     if tensor.extent is None and not item.encodes:  # only moved: what is read from a file is looked at, too
-        return max(1, SLAB_BYTES // max(1, tensor.row_bytes))
+        return max(1, SLAB_BYTES // max(1, tensor.row_bytes if tensor.type.is_plain() else 4 * row_len))  # decoded
     row_bytes = tensor.row_bytes + sum(t.type.row_bytes(tensor.row_len) for t in item.targets)
     if not tensor.type.is_plain():
         row_bytes += 4 * row_len  # decoded
