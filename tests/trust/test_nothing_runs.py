@@ -48,6 +48,7 @@ def guarded(tmp_path: Path, lines: list[list[object]], allowed: set[str]) -> lis
     return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("exit ")]
 
 
+@pytest.mark.slow
 def test_no_command_goes_to_the_network(tmp_path: Path, good: Path, text: Path) -> None:
     hf = write_hf(tmp_path / "hf")
     (tmp_path / "model.json").write_text(json.dumps(document(heads=2)))
