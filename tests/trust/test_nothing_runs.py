@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import malformed
+import pytest
 from commands import command
 from good_models import CONFIG, changed, write_hf
 from simple_model import document
