@@ -121,8 +121,9 @@ def save(
                 ) from None
         if zipped:
             with zipfile.ZipFile(out.file, "w") as archive:
-                for name, data in (*texts.items(), (WEIGHTS, inner.getvalue())):
-                    archive.writestr(zipfile.ZipInfo(name), data)
+                for name, text in texts.items():
+                    archive.writestr(zipfile.ZipInfo(name), text)
+                archive.writestr(zipfile.ZipInfo(WEIGHTS), inner.getvalue())
     return [path]
 
 
