@@ -79,6 +79,7 @@ def open_alone(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    guests.check_links(folder)
     if (folder / WEIGHTS).is_file():
         checkpoint = _open_files(folder, [folder / WEIGHTS])
         checkpoint.notes += _overruled(folder / INDEX, checkpoint)

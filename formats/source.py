@@ -24,7 +24,7 @@ from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Source", "read_extent", "read_into", "reading"]
+__all__ = ["Source", "read_columns", "read_extent", "read_into", "reading"]
 
 _MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
 
@@ -100,6 +100,13 @@ def read_extent(extent: Extent, out: memoryview) -> None:
     """
     source = Source.of(extent.path) if extent.stamp is None else Source(extent.path, extent.stamp[0], extent.stamp)
     source.fill(extent.offset, out)
+
+
+def read_columns(extent: Extent, row_bytes: int, first: int, out: Bytes) -> None:
+    """Bytes `first` and on of every row of a local tensor's bytes: (rows, bytes)."""
+    with open_regular(extent.path) as file, reading(file.fileno(), extent.path, extent.stamp):
+        for row, part in enumerate(out):
+            read_into(file.fileno(), part.data, extent.offset + row * row_bytes + first)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ __all__ = [
     "unregister",
 ]
 
-_FAMILIES = ("simple_llm", "flat", "desde_cero", "forge", "blocks", "dotted", "recurrent", "gpt")
+_FAMILIES = ("simple_llm", "desde_cero", "forge", "blocks", "dotted", "recurrent", "gpt", "flat")
+"""In the order of asking; `flat` is known by settings alone, which documents with weights by name have too."""
 
 PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""

@@ -85,6 +85,8 @@ class _Cutter:
     buffers: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
+    partly: list[str] = field(default_factory=list)
     unsaved: list[str] = field(default_factory=list)
     scaled: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
@@ -100,6 +102,8 @@ class _Cutter:
             "is base64 without a dtype and a shape that fits it: it stays text, no tensor": self.texts,
             "has numbers under 0, 1, … but not all, in order, with their length behind them: no tensor": self.gaps,
             "holds numbers as text or in objects, not as numbers: no tensor": self.written,
+            "has whole numbers that no 64-bit float holds: no tensor": self.wide,
+            "is an array of numbers and other things beside arrays of numbers: no tensor": self.partly,
             "states a shape and a dtype and has no numbers, as libraries print a tensor: no tensor": self.unsaved,
             "is whole numbers beside a scale, which is not multiplied in: they are taken as they are": self.scaled,
             "is a buffer without a dtype or a shape that fits it: its bytes are the tensor's numbers": self.buffers,
@@ -181,6 +185,7 @@ class _Cutter:
                     raise self.bad(join(path, i), "is an array among numbers, expected a number; the array is ragged")
         if any(isinstance(c, Numbers) for c in children):
             self.nulls += [join(path, i) for i, x in enumerate(node) if x is None]
+            self.partly += [join(path, i) for i, x in enumerate(children) if _has_numbers(x)]
         return [self.settle(c, join(path, i)) for i, c in enumerate(children)]
 
     def null(self, path: str) -> BadFile:
@@ -196,6 +201,7 @@ class _Cutter:
             abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(float(values[i]), "js"))
             for i in ints
         ):
+            self.wide.append(path)
             return node  # whole numbers that no double holds stay as they are
         return Numbers(values, ints="all" if len(ints) == len(node) else tuple(ints))
 
@@ -417,6 +423,10 @@ def _like_base64(text: str) -> bool:
 def _strict(node: dict[str, Any], key: str) -> bool:
     """Whether numbers that do not fit the shape beside them are an error, not numbers of something else."""
     return (key == "data" and any(k in node for k in _STRICT)) or (key == "values" and "shape" in node)
+
+
+def _has_numbers(node: Any) -> bool:
+    return isinstance(node, list) and any(type(x) in (int, float) for x in node)
 
 
 def _all_ints(node: list[Any]) -> bool:

@@ -16,6 +16,7 @@ from llmconv.quant.kernels.compiling.cache import Family, cache_folder, flat
 __all__ = ["FAMILIES", "Family", "cache_folder", "flat"]
 
 FAMILIES = {
+    "codes",
     "descent",
     "entry_search",
     "integer_products",
