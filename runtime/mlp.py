@@ -168,8 +168,11 @@ def _mixture(block: LayerPieces, spec: Mlp, experts: Experts, x: Tensor, routed:
         slots = order[start : start + count]  # flat positions in (N, used)
         start += count
         tokens = slots // experts.used
-        inner = _expert(block, spec, expert, flat[tokens])
-        weighted = inner * weights.flatten()[slots, None].to(inner.dtype)
+        weighed = weights.flatten()[slots, None].to(flat.dtype)
+        if experts.weighed_before:
+            weighted = _expert(block, spec, expert, flat[tokens] * weighed)
+        else:
+            weighted = _expert(block, spec, expert, flat[tokens]) * weighed
         out.index_add_(0, tokens, weighted.to(out.dtype))  # autocast makes `inner` narrower than `out`
     out = out if block.ffn_latent_up is None else block.ffn_latent_up(out)
     out = out.view_as(x)

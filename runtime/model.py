@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
-from llmconv.runtime import altup, layer_vectors, products
+from llmconv.runtime import products
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.convolution import short_convolution
@@ -22,6 +22,7 @@ from llmconv.runtime.norms import Norm
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.positions import sinusoidal
 from llmconv.runtime.scans.scan import scan
+from llmconv.runtime.streams import altup, layer_vectors
 
 __all__ = ["MIXERS", "Block", "Model"]
 
@@ -57,6 +58,8 @@ class Block(LayerPieces):
                 self.add_module(name, Norm(decoder.norm))
         if self.spec.attention.value_norm and self.spec.attention.borrows is None:
             self.add_module("attn_v_norm", Norm(decoder.norm))
+        if self.spec.attention.length_one:
+            self.add_module("length_one", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.apart:
             self.add_module("router_norm", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):

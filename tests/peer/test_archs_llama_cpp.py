@@ -31,6 +31,7 @@ NOT_THERE = {
     "deepseek-v2": "knows the models without a query's latent by their number of layers",
     "exaone4": "has windows in a model of 64 layers only",
     "gemma3n": "is made for the published sizes: 20 layers with keys, vectors of 256, keys in all layers",
+    "llama4": "has chunks of 8192 tokens, and queries that grow every 8192",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmconv.runtime import layer_vectors
 from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Step
 from llmconv.runtime.mlp import feed_forward
 from llmconv.runtime.pieces import LayerPieces, Pieces
+from llmconv.runtime.streams import layer_vectors
 
 __all__ = ["ENDS", "layer", "merged", "spread"]
 
