@@ -320,13 +320,13 @@ MODELS: dict[str, Tiny] = {
     "deepseek-v3.2": Tiny(
         "deepseek_v32",
         "deepseek32",
-        _LATENT | {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "n_group": 2},
+        _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "n_group": 2},
         "bfloat16",
     ),
     "glm-5": Tiny(
         "glm_moe_dsa",
         "glm-dsa",
-        _LATENT | {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "indexer_types": ["full", "shared"]},
+        _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "indexer_types": ["full", "shared"]},
         "bfloat16",
     ),
     "llama4": Tiny(
