@@ -75,6 +75,8 @@ class Block(LayerPieces):
                 self.add_module(name, Norm(decoder.norm))
         if self.spec.attention.value_norm and self.spec.attention.borrows is None:
             self.add_module("attn_v_norm", Norm(decoder.norm))
+        if self.spec.attention.length_one:
+            self.add_module("length_one", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.apart:
             self.add_module("router_norm", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):

@@ -32,6 +32,7 @@ NOT_THERE = {
     "exaone4": "has windows in a model of 64 layers only",
     "falcon-h1-normed-tied": "no scale of its own for a tied head, no norm before the gate",
     "gemma3n": "is made for the published sizes: 20 layers with keys, vectors of 256, keys in all layers",
+    "llama4": "has chunks of 8192 tokens, and queries that grow every 8192",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 

@@ -156,6 +156,9 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "cogvlm": {"rope.freq_base"},
     "laguna": {"attention.sliding_window_pattern"},
     "gemma3n": {"laurel_rank"},
+    "llama4": {"attention.chunk_size", "attention.temperature_length"},
+    "deepseek32": {"expert_gating_func"},
+    "glm-dsa": {"expert_gating_func"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
 }
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight"}  # which we keep in F32, as those of all models
