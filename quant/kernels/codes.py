@@ -6,7 +6,7 @@ A code is a byte, or an int8 where `flip` is 128.  Eight numbers of four bits st
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, I32, U8, inner, kernel, out
 from llmconv.quant.kernels.q32 import get_quants, put_quants
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, i4
 from llmconv.quant.kernels.vectors.memory import gather, load_i32, store, store_u16
