@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         WrongShape as WrongShape,
     )
     from llmconv.formats.checkpoint import Checkpoint as Checkpoint
+    from llmconv.formats.sharing.team import together as together
     from llmconv.formats.tensor import Tensor as Tensor
     from llmconv.progress import Step as Step
     from llmconv.publish import Upload as Upload, upload as upload
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         grids as grids,
         histogram as histogram,
         shaped as shaped,
+        shares as shares,
         size as size,
         statistics as statistics,
         verify as verify,
@@ -90,10 +92,12 @@ _PUBLIC: dict[str, str] = {
     "statistics": "llmconv.reports",
     "vocabulary": "llmconv.reports",
     "shaped": "llmconv.reports",
+    "shares": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
     "view": "llmconv.reports",
     "sweep": "llmconv.runtime.measure.sweep",
+    "together": "llmconv.formats.sharing.team",
     "train": "llmconv.runtime.training.loop",
     "TrainConfig": "llmconv.runtime.training.config",
     "edit": "llmconv.tools",

@@ -11,6 +11,7 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.reading import Reading
+from llmconv.convert.tables import own_keys
 from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, UsageError, at, more
@@ -111,7 +112,8 @@ def _whole(
     if not towers.is_tower(tower):
         raise UsageError(f"{at(found)}: is no mmproj file but a model of its own; give the tower's GGUF with --mmproj")
     strict = bool(options.get("strict", True))
-    made = towers.together(translate(text, "hf", strict=strict), tower, strict=strict)
+    rebuilt = own_keys.CONFIG not in text.metadata
+    made = towers.together(translate(text, "hf", strict=strict), tower, rebuilt=rebuilt, strict=strict)
     return made if mmproj else made.but(f"with its tower from {found.name}; --text-only leaves it out")
 
 

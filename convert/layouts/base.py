@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,31 @@ def look_loosely(document: Any, path: str) -> Any:
             return None
         document = document[found[0]]
     return document
+
+
+_LISTED = re.compile(r"(.*?)\[(\d+)\](\[1\]|\.\w+)?")
+
+
+def called_in_lists(document: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Path -> what it is called: items of a list that state their names, `[{name, data}]` or `[[name, data]]`, by them.
+
+    All as they are where two would be called alike.
+    """
+    lists: dict[str, Any] = {}
+    out = {}
+    for path in paths:
+        out[path], found = path, _LISTED.fullmatch(path)
+        if found is None:
+            continue
+        parent, number = found[1], int(found[2])
+        if parent not in lists:
+            lists[parent] = look(document, parent) if parent else document
+        items = lists[parent]
+        item = items[number] if isinstance(items, list) and number < len(items) else None
+        name = item.get("name") if isinstance(item, dict) else item[0] if isinstance(item, list) and item else None
+        if isinstance(name, str) and (isinstance(item, dict) or found[3] == "[1]"):
+            out[path] = f"{parent}.{name}" if parent else name
+    return out if len(set(out.values())) == len(out) else {path: path for path in out}
 
 
 _SETTINGS = 1000
@@ -140,7 +165,7 @@ class Layout:
     def missing(self, document: Any, tensors: Mapping[str, Tensor]) -> list[str]:
         """The marks that a document lacks, and (as "no PATH") those that it should not have."""
 
-        found = self.spelled(tensors) if self.spells else None
+        found = self.spelled(document, tensors) if self.spells else None
 
         def has(mark: str | tuple[str, ...]) -> bool:
             if found is not None:
@@ -153,9 +178,18 @@ class Layout:
             lacks.append(lack)
         return lacks
 
-    def spelled(self, tensors: Mapping[str, Tensor]) -> Spelled:
+    def spelled(self, document: Any, tensors: Mapping[str, Tensor]) -> Spelled:
         """Which of a document's arrays are which parts."""
-        return spell({name: tensor.shape for name, tensor in tensors.items()})
+        called = {name: path for path, name in called_in_lists(document, tensors).items()}
+        named = spell({name: tensors[path].shape for name, path in called.items()})
+        if all(name == path for name, path in called.items()):
+            return named
+        return Spelled(
+            {part: called[name] for part, name in named.names.items()},
+            frozenset(called[name] for name in named.masks),
+            tuple(called[name] for name in named.strays),
+            named.parts,
+        )
 
     def spelt(self, paths: str | tuple[str, ...]) -> list[str]:
         """Paths with every prefix in the place of `{p}`."""

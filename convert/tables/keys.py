@@ -45,6 +45,8 @@ class Key:
             found = KINDS[self.kind](value)
             if self.gguf.endswith("epsilon") and not found >= 0:
                 raise ValueError("negative")
+            if "freq_base" in self.gguf and not found > 0:
+                raise ValueError("no base of powers")
             return found
         except (TypeError, ValueError, OverflowError):
             raise BadFile(f"{item} is {cut(value, 60)}, expected {_WORDS[self.kind]}") from None
@@ -101,7 +103,7 @@ _WORDS = {
     "u32": "a whole number from 0 to 4294967295",
     "count": "a whole number of at least 1",
     "i32": "a whole number",
-    "f32": "a number (finite, and not below 0 for an epsilon)",
+    "f32": "a number (finite, not below 0 for an epsilon, above 0 for a rotary base)",
     "bool": "true or false",
     "str": "a text",
     "u32s": "a list of whole numbers",

@@ -63,6 +63,8 @@ class Side:
     def dims(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The dimensions that keys say, and those that tensors do; shapes: of the tensors that `measured` names."""
         dims = self.table.dims_of(metadata)
+        deep = metadata.get(f"{self.table.gguf}.is_deepstack_layers", ())
+        dims["deep"] = [sum(map(bool, deep[: i + 1])) if flag else 0 for i, flag in enumerate(deep)]
         for name, (tensor, axis) in self.measured.items():
             shape = shapes.get(tensor, ())
             dims[name] = shape[axis] if axis < len(shape) else 0
@@ -73,9 +75,10 @@ class Side:
         wanted = {tensor for tensor, _ in self.measured.values()}
         found: dict[str, tuple[int, ...]] = {}
         for row in self.table.rows:
-            for name in wanted.intersection(row.gguf):
+            first = [name.replace("{i}", "0") for name in row.gguf]
+            for name in wanted.intersection(first):
                 for form in row.forms:
-                    theirs = form.patterns[min(row.gguf.index(name), len(form.patterns) - 1)].replace("{i}", "0")
+                    theirs = form.patterns[min(first.index(name), len(form.patterns) - 1)].replace("{i}", "0")
                     if theirs in tensors:
                         found.setdefault(name, tensors[theirs].shape)
         return found
@@ -91,6 +94,7 @@ class Tower:
     spellings: (regular expression, replacement): other ways in which files write names -> the table's.
     dropped: tensors computed from the configuration.   kept: those that llama.cpp leaves out, carried along.
     text: (beginning of the text table's usual names, that of the text model's names inside this class).
+    written: (beginning of the table's names, that of the names in published files), where these differ.
     flat: the text model's settings stand among the outer ones.
     projectors: further names of the projector, of towers with a kind for each side.
     fits: of towers of one class, whether a config.json is this one's.
@@ -106,6 +110,7 @@ class Tower:
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     text: tuple[tuple[str, str], ...] = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
+    written: tuple[tuple[str, str], ...] = ()
     flat: bool = False
     told: str = ""
     projectors: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ rounds, tensors that llama.cpp leaves out.  config.json and what prepares pictur
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -203,8 +204,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     metadata, where = checkpoint.metadata, checkpoint.where
     files = carried.kept_files(metadata)
     kept = read_config(checkpoint.but(files=files)) if "config.json" in files else None
-    tower = towers.by_config(kept or config or {}) or towers.by_gguf(metadata, checkpoint.tensors)
+    tower = towers.by_config(kept or config or {})
     if tower is None or not set(towers.projectors(metadata)) & {tower.projector, *tower.projectors}:
+        tower = towers.by_gguf(metadata, checkpoint.tensors)
+    if tower is None:
         named = ", ".join(towers.projectors(metadata)) or "none"
         raise Unsupported(
             f"{where}: is an mmproj file whose projector ({named:.60}) is not known here; llmconv convert FILE "
@@ -241,7 +244,15 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     out.files = {name: data for name, data in files.items() if name == "config.json" or name in _PROCESSORS}
     if kept is None:
         out.files |= _rebuilt(tower, checkpoint)
+    if own_keys.DTYPES not in metadata:
+        tensors = {_begun(name, tower.written): tensor for name, tensor in out.tensors.items()}
+        out.tensors = {name: tensor.renamed(name) for name, tensor in tensors.items()}
     return out
+
+
+def _begun(name: str, starts: tuple[tuple[str, str], ...]) -> str:
+    """A name with another beginning, the first that fits."""
+    return next((new + name.removeprefix(old) for old, new in starts if name.startswith(old)), name)
 
 
 def _form(slot: Slot, tensors: Mapping[str, Tensor]) -> int:
@@ -275,7 +286,9 @@ def _rebuilt(tower: Tower, checkpoint: Checkpoint) -> dict[str, bytes]:
     config: dict[str, Any] = {"architectures": [tower.classes[0]], "model_type": tower.model_type}
     prepared: dict[str, Any] = {}
     for side in tower.sides:
-        found = side.table.config(checkpoint.metadata)
+        dims = side.dims(checkpoint.metadata, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+        measured = {name: str(dims[name]) for name in side.measured}
+        found = dataclasses.replace(side.table, dims=measured).config(checkpoint.metadata)
         found.pop("text", None)
         outer, processor = found.pop("outer", {}), found.pop("processor", {})
         found = {k: v for k, v in found.items() if k != "architectures" and v != ""}
@@ -295,13 +308,13 @@ def _rebuilt(tower: Tower, checkpoint: Checkpoint) -> dict[str, bytes]:
     return files
 
 
-def together(text: Checkpoint, tower: Checkpoint, *, strict: bool = True) -> Checkpoint:
+def together(text: Checkpoint, tower: Checkpoint, *, rebuilt: bool = False, strict: bool = True) -> Checkpoint:
     """Two halves in Hugging Face's names and an mmproj file -> the whole folder.
 
-    text: the folder of the text model's half.   tower: the mmproj file.
+    text: the text model's half, a folder.   tower: the mmproj file.
+    rebuilt: whether the text model's GGUF said nothing of a folder, so that config.json was made of its keys.
     """
     config = read_config(text)
-    whole = towers.by_config(config)
     half = from_gguf(tower, strict=strict, config=config)
     twice = [name for name in half.tensors if name in text.tensors]
     if twice:
@@ -309,10 +322,12 @@ def together(text: Checkpoint, tower: Checkpoint, *, strict: bool = True) -> Che
             f"{tower.where}: holds {twice[0]!r}{more(twice)}, and so does {text.where}; they are no halves"
         )
     out = text.but(*half.notes)
-    if whole is None:
-        whole = towers.by_config(read_config(half))
-        assert whole is not None
-        out = _inside(out, whole, config, read_config(half))
+    if rebuilt:
+        outer = read_config(half)
+        whole = towers.by_config(outer)
+        if whole is None:
+            raise Unsupported(f"{tower.where}: its config.json names no class known here; remove {own_keys.CONFIG}")
+        out = _inside(out, whole, config, outer)
     out.tensors |= half.tensors
     for name, data in half.files.items():
         out.files.setdefault(name, data)
@@ -322,14 +337,8 @@ def together(text: Checkpoint, tower: Checkpoint, *, strict: bool = True) -> Che
 
 def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Mapping[str, Any]) -> Checkpoint:
     """A text model's folder as the one inside a multimodal class: its names, and its settings in `text_config`."""
-
-    def inner(name: str) -> str:
-        for usual, new in tower.text:
-            if name.startswith(usual):
-                return new + name.removeprefix(usual)
-        return name
-
-    tensors = {inner(name): tensor.renamed(inner(name)) for name, tensor in text.tensors.items()}
+    named = {name: _begun(name, tower.text) for name in text.tensors}
+    tensors = {named[name]: tensor.renamed(named[name]) for name, tensor in text.tensors.items()}
     made = {k: v for k, v in outer.items() if k not in ("architectures", "model_type")}
     whole: dict[str, Any] = {"architectures": outer["architectures"], "model_type": outer["model_type"]}
     settings = {k: v for k, v in config.items() if k != "architectures"}

@@ -328,13 +328,8 @@ def _wanted_alignment(checkpoint: Checkpoint) -> int:
 
 
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
-    """Files that the checkpoint may still be read from: its source (all parts of a split one), its tensors' files."""
-    found = {tensor.extent.path for tensor in checkpoint.tensors.values() if tensor.extent is not None}
-    found.update(checkpoint.parts)
-    if checkpoint.source is not None:
-        found.add(checkpoint.source)
-        found.update(parts_beside(checkpoint.source))
-    return sorted(found)
+    """Files that the checkpoint may still be read from, all parts of a split one among them."""
+    return [*checkpoint.inputs(), *(parts_beside(checkpoint.source) if checkpoint.source is not None else ())]
 
 
 def parts_beside(path: Path) -> list[Path]:

@@ -26,11 +26,16 @@ from llmconv.formats import limits
 from llmconv.formats.source import Source
 from llmconv.quant.block import Bytes
 
-__all__ = ["Arrays", "Cursor", "Strings", "encode_string", "encode_value"]
+__all__ = ["SCALARS", "Arrays", "Cursor", "Strings", "encode_string", "encode_value"]
 
 BOOL, STRING, ARRAY = 7, 8, 9
 NUMBERS: dict[int, str] = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 10: "u8", 11: "i8", 12: "f8"}
 """GGUF's value type -> numpy's code."""
+SCALARS: dict[str, Any] = {
+    "u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16, "u32": np.uint32, "i32": np.int32,
+    "u64": np.uint64, "i64": np.int64, "f32": np.float32, "f64": np.float64,
+}  # fmt: skip
+"""The types of numbers, by the names that people write and documents keep."""
 _CODES = {np.dtype(code): number for number, code in NUMBERS.items()} | {np.dtype(np.bool_): BOOL}
 _FIRST_READ = 1 << 18  # enough for a part of a split model, which holds no vocabulary; then eight times more
 _FEW = 512  # strings: fewer than this in a window, and stepping is as fast

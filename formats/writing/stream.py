@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from llmconv.errors import UsageError
 from llmconv.formats.files import Output
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
 from llmconv.formats.writing.encoding import Worker
@@ -22,12 +23,13 @@ from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes
 
-__all__ = ["processors", "stream", "threads", "write_tensors"]
+__all__ = ["cost", "processors", "stream", "threads", "write_tensors"]
 
 SLAB_WEIGHTS = 1 << 20
 """Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
 _MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
 _FEWEST = 1 << 14
+_ARITHMETIC = 8  # bytes that could be moved while a weight is encoded, for most types
 
 Slab = tuple[Item, int, int]
 """An item, its first row and the one behind its last."""
@@ -45,7 +47,8 @@ def stream(
 ) -> None:
     """Read, encode and write every item.
 
-    jobs: threads; as many as this process may use processors by default.
+    jobs: threads; as many as this process may use processors by default.  Of several processes (`sharing.team`) each
+        does some of the items.
     check: refuse NaN and infinity, and what overflows its type, by tensor and index.
     meter: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
         called from this thread, and what they raise ends the work.
@@ -53,6 +56,9 @@ def stream(
     Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
     `OutputError` for a full disk, and whatever reading a tensor raises.
     """
+    team, every = current(), sum(item.tensor.nbytes for item in items)
+    if team is not None:
+        items = [items[i] for i in team.share([cost(item) for item in items])]
     with contextlib.closing(_worked(items, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
@@ -60,6 +66,15 @@ def stream(
             if finished is not None:
                 for item in complete:
                     finished(item)
+    if team is not None and meter is not None:
+        meter(every - sum(item.tensor.nbytes for item in items), "by other processes")
+
+
+def cost(item: Item) -> float:
+    """About what an item takes, in bytes moved: arithmetic for a weight counts as so many."""
+    written = sum(t.type.row_bytes(item.tensor.row_len) for t in item.targets) * item.tensor.n_rows
+    encoded = sum(t.type is not item.tensor.type and not t.type.is_plain() for t in item.targets)
+    return item.tensor.nbytes + written + _ARITHMETIC * encoded * item.tensor.n_elements
 
 
 def write_tensors(

@@ -7,6 +7,7 @@ so that `llmconv --help` stays quick.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import signal
@@ -171,6 +172,29 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
+SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix")
+"""The commands whose work the processes of torchrun share; `train` has its own ways, others do all of it in each."""
+
+
+def _run(args: list[str]) -> Any:
+    """The command; of several processes, the first one speaks for all."""
+    run = functools.partial(cli.main, args=args, prog_name="llmconv", standalone_mode=False)
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not args or args[0] not in SHARED:
+        return run()
+    from llmconv.formats.sharing.team import together
+
+    with together() as team:
+        if team is None or not team.rank:
+            return run()
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            try:
+                return run()
+            except (Exception, KeyboardInterrupt):
+                if "--debug" in args:
+                    raise
+                return 1
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
     _open_closed_streams()
@@ -184,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
                 signal.signal(number, _stop)
         with in_command():
-            code = cli.main(args=args, prog_name="llmconv", standalone_mode=False)
+            code = _run(args)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from llmconv.convert.writing import journal
 from llmconv.convert.writing.importance import read_sums
 from llmconv.errors import OutputError, UsageError, at, cut
 from llmconv.formats.files import Output, check_target
+from llmconv.formats.sharing.team import current
 from llmconv.progress import Meter, Progress
 from llmconv.quant.importance.statistics import TensorStatistics, statistics_of
 from llmconv.quant.importance.sums import Sums
@@ -164,7 +166,9 @@ def _collect(
     model: Model, reading: Reading, head: bool, kept: Kept | None, progress: Progress | None
 ) -> tuple[Sums, list[str], int]:
     """The sums of a model over texts, notes, and how many tokens were run."""
-    found = works(model, reading)
+    found, team = works(model, reading), current()
+    if team is not None and kept is not None:
+        raise UsageError("--output-frequency is for one process; leave it out, or run without torchrun")
     total = sum(work.total for work in found)
     before = kept.found() if kept is not None else None
     sums, done = before or (Sums({}, 0, found[0].context, reading.names), 0)
@@ -173,9 +177,10 @@ def _collect(
     with watching(modules, collector), device_errors(model.device):
         for some in _together(rows_of(found), kept):
             left = []
-            for rows in some:
+            for i, rows in enumerate(some):
                 at_chunk += len(rows)
-                left += [rows] if at_chunk > done else []  # not an earlier run's
+                mine = team is None or i % team.size == team.rank
+                left += [rows] if mine and at_chunk > done else []  # nor an earlier run's
             with Passed(model, left, progress) as passed:
                 for i, rows in enumerate(left):
                     at_end(model, passed.hidden(i), head)
@@ -185,8 +190,19 @@ def _collect(
             if kept is not None and left:
                 kept.keep(sums, at_chunk)
             meter.reach(at_chunk)
+    if team is not None:
+        sums, tokens = _added(team.all(sums), at_chunk), sum(team.all(tokens))
     notes = [*model.notes, *(note for work in found for note in work.notes)]
     return sums, [*notes, *coverage(model, sums, list(modules))], tokens
+
+
+def _added(parts: Sequence[Sums], chunks: int) -> Sums:
+    """The sums of several processes, in their order: those of one but for the last bits of a float64."""
+    found = Sums({}, 0, parts[0].chunk_size, parts[0].datasets)
+    for part in parts:
+        found.merge(dataclasses.replace(part, datasets=()), "a process of this run")
+    found.chunks = chunks
+    return found
 
 
 def _together(batches: Iterable[Tensor], kept: Kept | None) -> Iterator[list[Tensor]]:

@@ -6,9 +6,10 @@ no file of logits.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,9 +24,9 @@ from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.measure.perplexity import mean_and_error
+from llmconv.runtime.measure.sharing import of_each
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
-from llmconv.runtime.streamed.passing import Passed
 from llmconv.show import Shown
 
 __all__ = ["Comparison", "compare"]
@@ -97,18 +98,15 @@ def compare(
     window, how = Window(context, chunks), Running(device, dtype, activations, memory)
     along = Along(plot, ("A", "B"), "KLD")
     left, right = how.models(a, b)
-    with torch.inference_mode(), device_errors(left.device), contextlib.ExitStack() as stack:
+    with torch.inference_mode(), device_errors(left.device):
         work = work_on(left, texts.read(text), window)
         shared = _shared_words(left, right)
         found: list[Tensor] = []
         meter, clock, seen, done = Meter(progress, "compare", work.total, f"{work.unit}s"), Clock(), 0, 0
         kld, count = 0.0, 0
         batches = list(work.batches)
-        tokens = [batch.inputs for batch in batches]
-        passed = [stack.enter_context(Passed(model, tokens, progress)) for model in (left, right)]
-        for i, batch in enumerate(batches):
-            hidden = [of.hidden(i)[:, batch.scored].flatten(0, 1) for of in passed]
-            figures = _token_figures((left, right), hidden, batch, work.unit, shared)
+        make = functools.partial(_token_figures, (left, right), work.unit, shared)
+        for batch, figures in of_each((left, right), batches, make, progress):
             found.append(figures)
             along.add(batch, *figures[:3])
             seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
@@ -157,7 +155,9 @@ def _padding_notes(left: Model, right: Model, spent: Tensor, shared: int) -> lis
     return []
 
 
-def _token_figures(models: tuple[Model, Model], hidden: list[Tensor], batch: Batch, unit: str, shared: int) -> Tensor:
+def _token_figures(
+    models: tuple[Model, Model], unit: str, shared: int, batch: Batch, hidden: Sequence[Tensor]
+) -> Tensor:
     """(6, N) float64 for N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A, share spent on padding.
 
     KL is that of A's probabilities of the shared tokens, made to sum to 1, from B's, and beside it -ln of that sum:

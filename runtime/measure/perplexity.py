@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,9 +16,9 @@ from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure.sharing import of_each
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
-from llmconv.runtime.streamed.passing import Passed
 from llmconv.show import Shown
 
 __all__ = ["Perplexity", "log_likelihoods", "mean_and_error", "perplexity"]
@@ -96,15 +98,14 @@ def _measured(model: Model, work: Work, stride: int | None, progress: Progress |
     clock, seen, done, total, count = Clock(), 0, 0, 0.0, 0
     batches = list(work.batches)
     meter = Meter(progress, "perplexity", work.total, f"{work.unit}s")
-    with Passed(model, [batch.inputs for batch in batches], progress) as passed:
-        for i, batch in enumerate(batches):
-            losses = _losses(model, batch, passed.hidden(i), work.unit)
-            every.append(losses.flatten())
-            last.append(losses[:, -1])
-            along.add(batch, losses)
-            seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
-            total, count = total + losses.sum().item(), count + losses.numel()
-            meter.reach(done, perplexity=math.exp(min(total / count, 700)))
+    make = functools.partial(_losses, model, work.unit)
+    for batch, losses in of_each([model], batches, make, progress):
+        every.append(losses.flatten())
+        last.append(losses[:, -1])
+        along.add(batch, losses)
+        seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
+        total, count = total + losses.sum().item(), count + losses.numel()
+        meter.reach(done, perplexity=math.exp(min(total / count, 700)))
     mean, error = mean_and_error(torch.cat(every))
     value = math.exp(min(mean, 700))
     return Perplexity(
@@ -124,9 +125,9 @@ def _measured(model: Model, work: Work, stride: int | None, progress: Progress |
 _SLICE = 1 << 24  # logits in memory at once
 
 
-def _losses(model: Model, batch: Batch, hidden: Tensor, unit: str) -> Tensor:
-    """-ln p of a batch's targets: (B, S) float64 on the CPU.   hidden: what the last layer gave for it."""
-    hidden, targets = hidden[:, batch.scored].flatten(0, 1), batch.targets.flatten()
+def _losses(model: Model, unit: str, batch: Batch, states: Sequence[Tensor]) -> Tensor:
+    """-ln p of a batch's targets: (B, S) float64 on the CPU.   states: what the last layer gave where they are."""
+    (hidden,), targets = states, batch.targets.flatten()
     start = model.decoder.softmax_start if unit == "pair" else 0.0
     step, out = max(1, _SLICE // model.decoder.vocab_size), []
     for first in range(0, len(targets), step):

@@ -39,6 +39,7 @@ def make(path: Path, layers: int, dim: int, vocabulary: int = 32000) -> Path:
     """A Llama with random bf16 weights, and words as its vocabulary."""
     from llmconv.convert.vocab import from_words
     from llmconv.formats.gguf import gguf_file
+    from llmconv.formats.tensor import Tensor
     from llmconv.quant.plain import BF16
     from llmconv.runtime.training.config import TrainConfig
     from llmconv.runtime.training.initial import fresh_checkpoint
@@ -47,7 +48,15 @@ def make(path: Path, layers: int, dim: int, vocabulary: int = 32000) -> Path:
     shape = {"dim": dim, "layers": layers, "heads": 6 * max(1, dim // 768), "ffn": 8 * dim // 3 // 256 * 256}
     config = TrainConfig(data="-", output="-", preset="llama-15m", context=512, **shape)  # type: ignore[arg-type]
     made = fresh_checkpoint(config, vocab)
-    narrow = {n: t.astype(BF16) if len(t.shape) > 1 else t for n, t in made.tensors.items()}
+    base = np.random.default_rng(0).standard_normal((1024, max(dim, shape["ffn"])), np.float32) * np.float32(0.02)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        """The same shape with numbers that cost nothing to draw."""
+        columns = tensor.shape[-1]
+        read = lambda a, b: BF16.encode(base.take(range(a, b), 0, mode="wrap")[:, :columns])  # noqa: E731
+        return Tensor(tensor.name, tensor.shape, BF16, read)
+
+    narrow = {n: drawn(t) if len(t.shape) > 1 else t for n, t in made.tensors.items()}
     gguf_file.save(made.but(tensors=narrow), path)
     return path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import text_config
 from llmconv.errors import cut
 from llmconv.formats.tensor import Tensor
@@ -14,7 +13,7 @@ from llmconv.quant import plain
 __all__ = ["contradictions"]
 
 
-def contradictions(arch: Architecture, config: Mapping[str, Any], out: Mapping[str, Tensor]) -> Iterator[str]:
+def contradictions(config: Mapping[str, Any], out: Mapping[str, Tensor]) -> Iterator[str]:
     """Notes about a config.json, and the GGUF's tensors that were made of its folder's."""
     text = text_config(config)
     parameters, scaling = text.get("rope_parameters"), text.get("rope_scaling")
@@ -34,12 +33,6 @@ def contradictions(arch: Architecture, config: Mapping[str, Any], out: Mapping[s
             "config.json ties the head to the embeddings, but the file has another head, which is kept; releases of "
             "transformers before 5 take the embeddings"
         )
-    for flag in dict.fromkeys(r.optional for r in arch.rows if isinstance(r.optional, str) and r.optional[0] != "!"):
-        name = flag.partition("=")[0]
-        rows = [r for r in arch.rows if r.optional == flag]
-        there = any(r.gguf[0].replace("{i}", "0") in out for r in rows)
-        if text.get(name) is True and not there:
-            yield f"config.json: {name} is true, but the file has no such tensors: converted without"
 
 
 def _differ(one: Tensor | None, other: Tensor | None) -> bool:

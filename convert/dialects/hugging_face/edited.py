@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from llmconv.convert.dialects.hugging_face import absent
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import LOCAL_THETAS, THETAS, put, text_config
-from llmconv.convert.vocab.model import ROLES, Vocab, same_value
+from llmconv.convert.vocab import pre as vocab_pre
+from llmconv.convert.vocab.model import BPE, ROLES, Vocab, same_value
 from llmconv.errors import LlmconvError, cut, listed, more
 
-__all__ = ["configured", "differing", "gone", "with_ids"]
+__all__ = ["configured", "differing", "gone", "otherwise_split", "with_ids", "without"]
 
 Again = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """The keys that a GGUF made of a folder with these files would have."""
@@ -59,6 +61,22 @@ def configured(
         return []
     files["config.json"] = data
     return [f"config.json says what was edited in the GGUF: {listed(said, 4)}"]
+
+
+def without(
+    arch: Architecture, files: dict[str, Any], lacking: Mapping[str, list[str]], metadata: Mapping[str, Any]
+) -> list[str]:
+    """Set in files["config.json"] the flags of tensors that were taken out of the GGUF; notes."""
+    known = absent.known(metadata)
+    flags = [flag for flag in lacking if flag and flag not in known]
+    names = [name for name in lacking.get("", ()) if name not in known]
+    notes = [f"the GGUF has no {cut(names[0])}{more(names)}, which config.json says there is"] if names else []
+    if flags:
+        config = json.loads(files["config.json"])
+        listed_flags = [_set(arch, config, f.lstrip("!").partition("=")[0], f.startswith("!")) for f in flags]
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+        notes.append(f"config.json says what was taken out of the GGUF: {listed(listed_flags, 4)}")
+    return notes
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,6 +144,15 @@ def _set_rope(places: list[dict[str, Any]], value: Mapping[str, Any] | None) -> 
 
 
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
+
+
+def otherwise_split(metadata: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """A note about a name of a pre-tokenizer that is not that of the kept files, which spell theirs out."""
+    mine, said = (keys.get("tokenizer.ggml.pre") for keys in (metadata, again))
+    one, other = (vocab_pre.by_name(name) if isinstance(name, str) else None for name in (mine, said))
+    if again.get("tokenizer.ggml.model") != BPE or one is None or other is None or one.patterns == other.patterns:
+        return []
+    return [f"tokenizer.json splits texts as {said!r} does, not as tokenizer.ggml.pre {mine!r} of the GGUF; it is kept"]
 
 
 def with_ids(files: dict[str, Any], vocab: Vocab, again: Mapping[str, Any]) -> list[str]:

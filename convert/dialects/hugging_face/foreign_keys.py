@@ -18,9 +18,9 @@ from llmconv.convert.tables import own_keys
 from llmconv.errors import cut
 from llmconv.formats.gguf.gguf_values import encode_value
 
-__all__ = ["keep", "put_back"]
+__all__ = ["OF_THE_FILE", "keep", "put_back"]
 
-_OF_THE_FILE = {
+OF_THE_FILE = {
     "general.architecture",
     "general.type",
     "general.alignment",
@@ -45,7 +45,7 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
     own &= metadata.get(own_keys.NAME, metadata.get(_NAME)) == metadata.get(_NAME)
     lost: dict[str, Any] = {}
     for key, value in metadata.items():
-        if key.startswith(own_keys.OWN) or key in _OF_THE_FILE or (key == _NAME and own):
+        if key.startswith(own_keys.OWN) or key in OF_THE_FILE or (key == _NAME and own):
             continue
         if (key in _ARRAYS and _ARRAYS[0] in again) or (key in again and _same(value, again[key])):
             continue
@@ -70,7 +70,7 @@ def put_back(metadata: dict[str, Any], folder: Mapping[str, str], where: str) ->
         return
     said = carried.kept_json(folder, own_keys.GGUF_SAID, where)
     for key, value in decode_keys(carried.kept_json(folder, own_keys.GGUF_METADATA, where), where).items():
-        if key in _OF_THE_FILE or key.startswith(own_keys.OWN):
+        if key in OF_THE_FILE or key.startswith(own_keys.OWN):
             continue  # not ours: somebody else wrote this metadata
         as_then = key.startswith("tokenizer.") and key in metadata and said.get(key) == _hash(metadata[key])
         if key not in metadata or key.startswith("general.") or as_then:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from llmconv.convert.dialects import carried
@@ -24,7 +24,9 @@ __all__ = ["carry", "carried_names", "changes_the_result", "keep_list"]
 _PIECES = {
     *("token_embd", "token_embd_norm", "token_embd_in", "token_types", "position_embd"),
     *("output", "output_norm", "output_in", "rope_freqs", "rope_factors_long", "rope_factors_short"),
+    *("enc.output_norm", "dec.output_norm"),
 }
+_LAYER = re.compile(r"(enc\.|dec\.)?blk\.")
 _NOTHING = re.compile(r"blk\.\d+\.(attn_rot_embd|nextn\.\w+)\.weight")
 """Of a layer, and yet nothing is computed with it: rotary tables, predictors of further tokens."""
 
@@ -34,7 +36,7 @@ def changes_the_result(name: str) -> bool:
     stem, _, part = name.rpartition(".")
     if part not in ("weight", "bias") or _NOTHING.fullmatch(name):
         return False
-    return stem in _PIECES or name.startswith("blk.")
+    return stem in _PIECES or _LAYER.match(name) is not None
 
 
 def carry(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:
@@ -43,12 +45,13 @@ def carry(tensors: Mapping[str, Tensor], names: Iterable[str]) -> list[Tensor]:
     return [t if t.type.is_plain() else t.astype(plain.F32) for t in found]
 
 
-def keep_list(metadata: dict[str, Any], names: list[str]) -> list[str]:
-    """List the carried tensors in the folder's metadata; the note about them."""
+def keep_list(metadata: dict[str, Any], names: list[str], computed: Container[str] = ()) -> list[str]:
+    """List the carried tensors in the folder's metadata; the note about them.   computed: those that are in others."""
     if not names:
         return []
     metadata[own_keys.GGUF_TENSORS] = json.dumps({"names": names}, ensure_ascii=False, separators=(",", ":"))
-    return [f"carried under its own name, nothing here computes with it: {names[0]}{more(names)}"]
+    names = [name for name in names if name not in computed]
+    return [f"carried under its own name, nothing here computes with it: {names[0]}{more(names)}"] if names else []
 
 
 def carried_names(metadata: Mapping[str, Any], where: str) -> set[str]:

@@ -18,8 +18,8 @@ import numpy as np
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign import keras_writing
-from llmconv.formats.foreign.keras_writing import TEXTS, WEIGHTS
+from llmconv.formats.foreign.keras import keras_writing
+from llmconv.formats.foreign.keras.keras_writing import TEXTS, WEIGHTS
 from llmconv.formats.foreign.zipped import entries
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source

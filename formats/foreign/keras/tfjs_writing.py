@@ -83,10 +83,8 @@ def save(
         room = _room(paths)
         sizes |= {path / name: min(room, total - i * room) if room else total for i, name in enumerate(paths)}
     sizes[path / "model.json"] = len(model)
-    inputs = [*checkpoint.parts]
-    inputs += [file for file in checkpoint.files.values() if isinstance(file, Path)]
     stale = [p for p in path.glob("group*-shard*of*.bin") if p.is_file()] if path.is_dir() else []
-    with Outputs(sizes, force=force, inputs=inputs, folder=path, stale=stale) as outputs:
+    with Outputs(sizes, force=force, inputs=checkpoint.inputs(), folder=path, stale=stale) as outputs:
         for file, raw in files.items():
             with outputs.open(file) as out:
                 out.file.write(raw)

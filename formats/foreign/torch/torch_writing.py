@@ -101,7 +101,7 @@ def save(
     writer.dump(tree_of(checkpoint))
     total = len(program.getvalue()) + sum(tensor.nbytes for tensor in writer.storages)
     with (
-        Outputs({path: total}, force=force, inputs=checkpoint.parts) as outputs,
+        Outputs({path: total}, force=force, inputs=checkpoint.inputs()) as outputs,
         outputs.open(path) as out,
         zipfile.ZipFile(out.file, "w") as archive,
     ):

@@ -110,7 +110,7 @@ def save(
     except ImportError:
         raise MissingExtra(f"{at(path)}: writing HDF5", "h5py", "h5") from None
     size = sum(t.n_elements * _dtype(t).itemsize for t in checkpoint.tensors.values())
-    with Outputs({path: size}, force=force, inputs=checkpoint.parts) as outputs, outputs.open(path) as out:
+    with Outputs({path: size}, force=force, inputs=checkpoint.inputs()) as outputs, outputs.open(path) as out:
         inner = io.BytesIO()
         with h5py.File(inner if zipped else out.file, "w", track_order=told["ordered"]) as file:
             try:
@@ -121,8 +121,9 @@ def save(
                 ) from None
         if zipped:
             with zipfile.ZipFile(out.file, "w") as archive:
-                for name, data in (*texts.items(), (WEIGHTS, inner.getvalue())):
-                    archive.writestr(zipfile.ZipInfo(name), data)
+                for name, text in texts.items():
+                    archive.writestr(zipfile.ZipInfo(name), text)
+                archive.writestr(zipfile.ZipInfo(WEIGHTS), inner.getvalue())
     return [path]
 
 
