@@ -28,7 +28,7 @@ from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
 from llmconv.runtime.recurrent import RecurrentModel
 
-__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite"]
+__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite", "tensor_of"]
 
 DTYPES = {
     "f64": torch.float64,
@@ -240,12 +240,20 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
         old = getattr(module, part)
         if old is None:
             continue
-        tensor = checkpoint.tensors.get(name) or checkpoint.tensors[f"{name}.weight"]
+        tensor = tensor_of(checkpoint, name)
         values = read_tensor(tensor, old.shape, old.dtype, device)
         if part in module._parameters:
             module._parameters[part] = torch.nn.Parameter(values, requires_grad=values.is_floating_point())
         else:
             module._buffers[part] = values
+
+
+def tensor_of(checkpoint: Checkpoint, name: str) -> Tensor:
+    """The tensor of a parameter or buffer: buffers' names have no ".weight", some norms' tensors have none."""
+    found = (checkpoint.tensors.get(n) for n in (name, f"{name}.weight", name.removesuffix(".weight")))
+    tensor = next((t for t in found if t is not None), None)
+    assert tensor is not None
+    return tensor
 
 
 def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

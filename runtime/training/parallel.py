@@ -18,7 +18,7 @@ from torch import distributed, nn
 from llmconv.errors import LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.runtime.load import build, pick_device, read_tensor
+from llmconv.runtime.load import build, pick_device, read_tensor, tensor_of
 from llmconv.runtime.model import Model
 
 __all__ = ["Team", "alone", "assemble", "build_model", "left_alone", "wrap"]
@@ -116,7 +116,7 @@ def _fill_shards(model: Model, start: Checkpoint, team: Team) -> None:
 
     model.to_empty(device=team.device)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        tensor = start.tensors.get(name) or start.tensors[f"{name}.weight"]
+        tensor = tensor_of(start, name)
         local, first = value, 0
         if isinstance(value, DTensor):  # FSDP2 cuts the first dimension as `chunk` does
             local = value.to_local()
