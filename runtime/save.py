@@ -10,9 +10,9 @@ import torch
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes, by_name
+from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
-from llmconv.runtime.norms import Norm
 
 __all__ = ["NAMES", "checkpoint_of"]
 

@@ -45,6 +45,8 @@ class Key:
             found = KINDS[self.kind](value)
             if self.gguf.endswith("epsilon") and not found >= 0:
                 raise ValueError("negative")
+            if "freq_base" in self.gguf and not found > 0:
+                raise ValueError("no base of powers")
             return found
         except (TypeError, ValueError, OverflowError):
             raise BadFile(f"{item} is {cut(value, 60)}, expected {_WORDS[self.kind]}") from None
@@ -101,7 +103,7 @@ _WORDS = {
     "u32": "a whole number from 0 to 4294967295",
     "count": "a whole number of at least 1",
     "i32": "a whole number",
-    "f32": "a number (finite, and not below 0 for an epsilon)",
+    "f32": "a number (finite, not below 0 for an epsilon, above 0 for a rotary base)",
     "bool": "true or false",
     "str": "a text",
     "u32s": "a list of whole numbers",
@@ -151,6 +153,13 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("q_lora", "attention.q_lora_rank", "0"),
     ("kv_lora", "attention.kv_lora_rank", "0"),
     ("window", "attention.sliding_window", "0"),
+    ("swa", "attention.sliding_window_pattern", "0"),  # of a layer: 1 with a window, else 0
+    ("d_swa", "attention.key_length_swa", "head_dim"),
+    ("n_shared", "attention.shared_kv_layers", "0"),
+    ("n_ple", "embedding_length_per_layer_input", "0"),
+    ("n_ple_vocab", "vocab_size_per_layer_input", "0"),
+    ("n_altup", "altup.num_inputs", "0"),
+    ("n_laurel", "laurel_rank", "64"),
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
     ("n_conv", "shortconv.l_cache", "0"),
@@ -170,6 +179,13 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_buckets", "attention.relative_buckets_count", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
+    ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
+    ("image", "image_size", "0"),
+    ("patch", "patch_size", "0"),
+    ("n_mel", "num_mel_bins", "0"),
+    ("scale", "projector.scale_factor", "0"),
+    ("merge", "spatial_merge_size", "0"),
+    ("stack", "projector.stack_factor", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.runtime.mlp import activation
+from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.mamba2 import state_space
 from llmconv.runtime.scans.past import Past, wide

@@ -32,6 +32,7 @@ NOT_THERE = {
     "exaone4": "has windows in a model of 64 layers only",
     "bitnet-relu2": "SiLU in every BitNet, no head of its own",
     "falcon-h1-normed-tied": "no scale of its own for a tied head, no norm before the gate",
+    "gemma3n": "is made for the published sizes: 20 layers with keys, vectors of 256, keys in all layers",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 

@@ -67,7 +67,8 @@ REFUSED = {
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
 # What published config.json files say and transformers 5 no longer writes, or (None) does; the reference reads nothing
-# else.
+# else.  NULL stands for a null that it looks for.
+NULL = "null"
 PATCHES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": 128},
     "gpt2-untied-bf16": {"n_ctx": 128},
@@ -114,6 +115,7 @@ PATCHES: dict[str, dict[str, Any]] = {
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
+    "gemma4-effective": {"moe_intermediate_size": NULL},
     "glm4-moe-lite": {"first_k_dense_replace": 1},
     "dots1": {"scoring_func": "sigmoid"},
     "minimax-m2": {"scoring_func": "sigmoid"},
@@ -130,6 +132,7 @@ PATCHES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 2048,
         "head_dim": 16,
+        "rotary_emb_scale_base": NULL,
     },
 }
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
@@ -171,6 +174,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "nanbeige": {"attention.key_length", "attention.value_length"},
     "cogvlm": {"rope.freq_base"},
     "laguna": {"attention.sliding_window_pattern"},
+    "gemma3n": {"laurel_rank"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
 }
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight"}  # which we keep in F32, as those of all models
@@ -192,7 +196,7 @@ for cls in [TextModel, *every(TextModel)]:
         cls.set_vocab = lambda self: None
 kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
          "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
-present = lambda hparams: {name: value for name, value in hparams.items() if value is not None}
+present = lambda hparams: {k: None if v == "null" else v for k, v in hparams.items() if v is not None}
 result = {}
 load = ModelBase.load_hparams
 for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
@@ -223,7 +227,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         if name in OURS_ALONE:
             continue
         tiny_models.build(name, root / name)
-        if tiny.gguf in ("gemma3", "gemma-embedding"):  # the reference cuts the embedding to this vocabulary
+        if tiny.gguf in (
+            "gemma3",
+            "gemma-embedding",
+            "gemma3n",
+            "gemma4",
+        ):  # the reference cuts the embedding to this vocabulary
             words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))

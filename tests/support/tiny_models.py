@@ -129,6 +129,15 @@ _DELTA = {
 }
 
 
+_GEMMA4 = SMALL | {
+    "num_hidden_layers": 6,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+}
 _PADDED = _NO_GROUPS | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
 _DISTIL = {"vocab_size": 96, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
 _T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 2, "num_heads": 4,
@@ -208,6 +217,36 @@ MODELS: dict[str, Tiny] = {
     ),
     "gemma3": Tiny(
         "gemma3_text", "gemma3", SMALL | {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32}, "float16"
+    ),
+    "gemma4": Tiny(
+        "gemma4_text",
+        "gemma4",
+        _GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+            "hidden_size_per_layer_input": 0,
+        },
+        "bfloat16",
+    ),
+    "gemma4-effective": Tiny(
+        "gemma4_text", "gemma4", _GEMMA4 | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    ),
+    "gemma3n": Tiny(
+        "gemma3n_text",
+        "gemma3n",
+        _without(_GEMMA4, "global_head_dim")
+        | {
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0, 0.0, 0.0],
+            "altup_active_idx": 1,
+        },
+        "bfloat16",
     ),
     "gpt2": Tiny("gpt2", "gpt2", _GPT),
     "gpt2-untied-bf16": Tiny("gpt2", "gpt2", _GPT | {"tie_word_embeddings": False}, "bfloat16"),
@@ -634,6 +673,8 @@ def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
+        for _name, buffer in (pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")):
+            buffer.fill_(0.9)
     model.eval()
     model.save_pretrained(folder)
     if tiny.further:

@@ -12,8 +12,9 @@ import tiny_models
 
 from llmconv import formats
 from llmconv.convert.dialects import hf
-from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
