@@ -24,6 +24,7 @@ from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places import names as places
+from llmconv.formats.sharing.team import current
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
@@ -145,6 +146,8 @@ def _save(
         raise UsageError(f"--portable has no effect on {container.name}: it is for GGUF; leave it out")
     if writing.provenance and container.dialect == "program":
         raise UsageError(f"--provenance has no effect on {container.name}: it has no place for one; leave it out")
+    if current() is not None and container.name not in ("gguf", "safetensors"):
+        raise UsageError(f"several processes write GGUF and safetensors, not {container.name}; run it without torchrun")
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
@@ -162,6 +165,7 @@ def _save(
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
         paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
+        rounding.settle()
     result = Result(
         target=target,
         paths=list(paths),
@@ -316,7 +320,7 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
 
 _ONLY_READ = (
     *(".bin", ".txt", ".ggml"),
-    *(".npy", ".h5", ".hdf5", ".keras", ".onnx"),
+    *(".npy", ".onnx"),
 )
 """Endings of files that nobody means as the name of a folder."""
 

@@ -186,7 +186,7 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
 
 def _gguf_sizes(shape: Shape) -> dict[str, int]:
     """Exact sizes of GGUFs by type: cast as `convert --outtype` does, quantized as `quantize` plans it."""
-    from llmconv.formats import gguf_file
+    from llmconv.formats.gguf import gguf_file
 
     wide = _as_checkpoint(shape, plain.F32)
     floats = {kind: cast(wide, kind.lower(), Rounding(), to="gguf") for kind in ("F32", "F16")}
@@ -227,7 +227,8 @@ def size_report(
     batch, devices: for the training figures.
     json_bytes_per_number: for the estimate of a JSON file.
     """
-    from llmconv.formats import gguf_file, safetensors_file
+    from llmconv.formats import safetensors_file
+    from llmconv.formats.gguf import gguf_file
 
     parameters = _elements(shape.tensors.values())
     active = _active(shape)

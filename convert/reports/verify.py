@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.progress import Meter
 from llmconv.quant import plain
@@ -258,14 +260,16 @@ def verify_checkpoints(
     meter: called with (bytes of A just done, tensor name).  Memory is a few slabs, whatever the models' size.
     """
     a, b = comparable(a, b)
-    rows: list[TensorVerdict] = []
-    for name, tensor in a.tensors.items():
+
+    def verdict(i: int) -> TensorVerdict:
+        name, tensor = names[i], a.tensors[names[i]]
         other = b.tensors.get(name)
         if other is None:
-            rows.append(TensorVerdict(name, "missing", type_a=tensor.type.name))
-            continue
-        step = (lambda n, name=name: meter(n, name)) if meter else None
-        rows.append(compare_tensors(tensor, other, tolerance, step))
+            return TensorVerdict(name, "missing", type_a=tensor.type.name)
+        return compare_tensors(tensor, other, tolerance, functools.partial(meter, item=name) if meter else None)
+
+    names, team = list(a.tensors), current()
+    rows = [verdict(i) for i in range(len(names))] if team is None else team.pieces(len(names), verdict)
     rows += [
         TensorVerdict(name, "extra", type_b=tensor.type.name)
         for name, tensor in b.tensors.items()

@@ -17,7 +17,8 @@ import numpy as np
 
 from llmconv.convert import towers
 from llmconv.convert.cards.general import folder_name, general
-from llmconv.convert.dialects import carried, disguise
+from llmconv.convert.dialects import carried
+from llmconv.convert.dialects.hugging_face import disguise
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config, text_config

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llmconv.convert.tables.storage import is_typical, stored_in
 from llmconv.errors import UnknownName, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.filetypes import ALIASES, FILE_TYPES, number_of
@@ -93,6 +94,15 @@ class Rounding:
             self.underflows += under
             if largest > self.largest:
                 self.largest, self.tensor = largest, tensor.name
+
+    def settle(self) -> None:
+        """Of several processes, each of which has cast some tensors: what all of them have measured."""
+        team = current()
+        if team is None:
+            return
+        found = team.all((self.largest, self.tensor, self.overflows, self.underflows))
+        self.largest, self.tensor = max((largest, tensor) for largest, tensor, *_ in found)
+        self.overflows, self.underflows = (sum(part[i] for part in found) for i in (2, 3))
 
     @staticmethod
     def _overflow(tensor: Tensor, flat: int, to: BlockClass) -> Unsupported:

@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import llama_quantize
 import numpy as np
 import pytest
 import tiny_towers
+import tower_folders
 
+import llmconv
 from llmconv import formats
+from llmconv.convert import towers
 from llmconv.convert.towers import translate
 
 pytest.importorskip("torch")
@@ -56,6 +60,20 @@ for name, folder, out, dtype in json.loads(sys.stdin.read()):
         result[name] = f"{type(error).__name__}: {error}"
 print("RESULT " + json.dumps(result))
 """
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q5_0"])
+def test_quantized_as_llama_quantize_does(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not llama_quantize.available():
+        pytest.skip(llama_quantize.MISSING)
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    monkeypatch.setattr(tower_folders, "SEES", tower_folders.SEES | wide)
+    tower = next(tower for tower in towers.all() if tower.projector == "gemma3")
+    made = translate.to_gguf(tower_folders.tower_folder(tower, tower.classes[0], "F16"))
+    llmconv.save(made, tmp_path / "m.gguf", portable=True)
+    llama_quantize.quantize(tmp_path / "m.gguf", tmp_path / "theirs.gguf", kind)
+    llmconv.quantize(tmp_path / "m.gguf", tmp_path / "ours.gguf", kind)
+    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 @pytest.fixture(scope="session")
