@@ -203,6 +203,7 @@ def test_a_model_that_sees_ahead_takes_no_plain_text(book: Path, pairs: Path, tm
         train(settings(book, tmp_path / "again", from_checkpoint=str(trained.exports[0])))
 
 
+@pytest.mark.slow
 def test_presets_are_listed_with_what_they_take() -> None:
     run = CliRunner().invoke(cli, ["presets"])
     line = next(line for line in run.stdout.splitlines() if line.startswith("simple-36k "))
