@@ -23,8 +23,8 @@ from llmconv.formats.format import Format
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
-from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.stream import write_tensors
 from llmconv.progress import Meter
 
 NAME = "safetensors"

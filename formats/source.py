@@ -8,16 +8,18 @@ needs no thousand descriptors, and compared with what it was when its header was
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from llmconv.errors import BadFile, at
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.places.ranges import fill
+from llmconv.formats.places.ranges import Filled, fill
 from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
@@ -58,6 +60,10 @@ class Source:
         out = np.empty(nbytes, np.uint8)
         self.fill(offset, out.data)
         return out
+
+    def opened(self) -> BinaryIO:
+        """It as Python reads files."""
+        return io.BufferedReader(Filled(self.fill, self.size), 1 << 12)
 
     def _check_range(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:

@@ -20,7 +20,7 @@ from llmconv.convert.tables.keys import KINDS
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["files_of", "keys_of"]
+__all__ = ["CARD", "are_texts", "files_of", "head_of", "keys_of"]
 
 CARD, SAMPLING = "README.md", "generation_config.json"
 
@@ -187,7 +187,7 @@ def files_of(metadata: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     }
     if sampling and SAMPLING not in files:
         out[SAMPLING] = json.dumps(sampling, indent=2).encode() + b"\n"
-    if CARD not in files and (head := _head(own)):
+    if CARD not in files and (head := head_of(own)):
         name = own["name"] if isinstance(own.get("name"), str) else "A model"
         body = f"# {' '.join(name.split())}\n\nConverted from a GGUF file, whose keys this card repeats.\n"
         out[CARD] = f"---\n{head}---\n\n{body}".encode("utf-8", "replace")
@@ -201,10 +201,10 @@ def plain_number(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float | np.floating) else int(value)
 
 
-def _head(own: Mapping[str, Any]) -> str:
+def head_of(own: Mapping[str, Any]) -> str:
     """The lines of a card's head; none where the keys say nothing that a reader of cards would miss."""
     texts = {key: own[key] for key in TEXTS if isinstance(own.get(key), str) and key != "size_label"}
-    lists = {key: own[key] for key in _LISTS if _are_texts(own.get(key))}
+    lists = {key: own[key] for key in _LISTS if are_texts(own.get(key))}
     sources = {key: _named_sources(own, key) for key in _SOURCES}
     if not set(texts) - {"name"} and not lists and not any(sources.values()):
         return ""
@@ -213,7 +213,7 @@ def _head(own: Mapping[str, Any]) -> str:
     return out + "".join(written({"languages": "language"}.get(key, key), list(v)) for key, v in lists.items())
 
 
-def _are_texts(value: Any) -> bool:
+def are_texts(value: Any) -> bool:
     many = isinstance(value, Sequence) and not isinstance(value, str) and 0 < len(value) < 10000
     return many and all(isinstance(v, str) for v in value)
 

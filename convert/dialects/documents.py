@@ -21,7 +21,7 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import layered, named_tensors
 from llmconv.convert.dialects.word_lists import listed_words, text_of, tree_of
-from llmconv.convert.layouts import masks, torch_rnn
+from llmconv.convert.layouts import makemore, masks, torch_rnn
 from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.layouts.moves import Model, Move
@@ -116,17 +116,21 @@ def to_gguf(
 
 def _listed_layers(checkpoint: Checkpoint) -> tuple[Model, Any] | None:
     """The model that a state dict of PyTorch's recurrent layers makes, and the document; None for any other."""
-    if not any("weight_hh_l0" in path for path in checkpoint.tensors):
+    if not any(_tells(path) for path in checkpoint.tensors):
         return None
     document = checkpoint.metadata["document"]
     paths = {_NAME.sub("", path).replace('"]', ""): path for path in checkpoint.tensors}
-    if len(paths) < len(checkpoint.tensors) or not any("weight_hh_l0" in name for name in paths):
+    if len(paths) < len(checkpoint.tensors) or not any(_tells(name) for name in paths):
         return None
     model = torch_rnn.described(checkpoint.but(tensors={n: checkpoint.tensors[p] for n, p in paths.items()}))
     if model is None or model.lacks or layouts.recognise(document, checkpoint.tensors) is not None:
         return None
     model.moves = [Move(tuple(paths[name] for name in move.names), move.to, move.how) for move in model.moves]
     return model, document
+
+
+def _tells(name: str) -> bool:
+    return "weight_hh_l0" in name or makemore.may_be(name.removesuffix('"]'))
 
 
 _NAME = re.compile(r'^.*\["|^(?:(?:state_dict|model_state_dict|weights|params|model|state)\.)+')

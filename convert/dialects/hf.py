@@ -17,19 +17,11 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, cards, vocab
-from llmconv.convert.dialects import (
-    absent,
-    carried,
-    disguise,
-    edited,
-    foreign_keys,
-    fused,
-    own_names,
-    pooling,
-    strangers,
-)
-from llmconv.convert.dialects.beyond import beyond_llama_cpp
-from llmconv.convert.dialects.contradictions import contradictions
+from llmconv.convert.cards.general import folder_name, general as general_keys
+from llmconv.convert.dialects import carried, own_names
+from llmconv.convert.dialects.hugging_face import absent, disguise, edited, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -39,12 +31,11 @@ from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward,
 from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
+from llmconv.convert.towers import translate as towers
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
-from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
 
 __all__ = ["from_gguf", "to_gguf"]
 
@@ -61,6 +52,9 @@ def to_gguf(
     """
     checkpoint = unpack(checkpoint)
     config = read_config(checkpoint)
+    checkpoint, count = towers.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
+    if count:
+        checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
@@ -91,13 +85,13 @@ def to_gguf(
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
     notes += absent.said(lacking)
-    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where)
+    out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    general, said = _general(checkpoint, config, out)
+    general, said = general_keys(checkpoint, config, out)
     notes += said
     out.metadata = general | metadata | out.metadata | pooled
-    if folder := _folder_name(checkpoint):
+    if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
     out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking)
@@ -185,6 +179,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
     where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
+    if towers.is_known(checkpoint):
+        return towers.from_gguf(checkpoint, strict=strict)
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
@@ -204,7 +200,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
     notes += [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in given.rounded.items()]
-    if scales := scales_of(checkpoint.tensors):
+    if scales := scales_of(checkpoint.tensors, arch.scales):
         first = list(scales)
         notes.append(f"multiplied into its weight: {first[0]}{more(first)}")
     strange = [n for n in checkpoint.tensors if n not in given.used]
@@ -220,8 +216,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
-    lost = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
-    notes += _without_absent(arch, metadata, dims, given.used - lost, out)
+    unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
+    notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
     notes += said
@@ -260,7 +256,7 @@ class _Given:
 
     used: set[str]
     fused: list[str] = field(default_factory=list)
-    rows: set[str] = field(default_factory=set)
+    rows: set[tuple[tuple[str, ...], str]] = field(default_factory=set)
     rounded: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -270,7 +266,7 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
     dtypes = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     forms = carried.kept_json(metadata, own_keys.FORMS, where)
     original = disguise.kept_names(metadata, where)
-    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where), where)
+    tensors, split = fused.apart(arch.slots(dims), folded(checkpoint.tensors, where, arch.scales), where)
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
@@ -291,7 +287,7 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
         lost={k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)},
     ):
         given.used.update(moved.names)
-        given.rows.update(moved.slot.row.gguf)
+        given.rows.add((moved.slot.row.gguf, moved.slot.row.when))
         form = moved.slot.row.forms[moved.form]
         if form.backward:
             given.fused += moved.names
@@ -460,41 +456,6 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
     return notes
 
 
-def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> tuple[dict[str, Any], list[str]]:
-    """The general keys: type, what most weights are stored in, what card and name say; and notes."""
-    sizes: Counter[str] = Counter()
-    for tensor in out.tensors.values():
-        sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
-    main = "MXFP4" if "MXFP4" in sizes else sizes.most_common(1)[0][0] if sizes else "F32"
-    total = out.n_elements
-    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
-    count = experts[0].shape[0] if experts else 0
-    if count:  # "8x7B": as large as the model with one of its experts
-        total -= sum(t.n_elements for t in experts) * (count - 1) // count
-    about, notes = cards.keys_of(source, config, _folder_name(source), out.n_elements)
-    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"} | about
-    general.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
-    general["general.file_type"] = np.uint32(number_of(main) or 0)
-    general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
-    return general, notes
-
-
-def _folder_name(folder: Checkpoint) -> str | None:
-    """The name of a model's folder, of its lone file, or of where it came from."""
-    if folder.info.get("name"):
-        return str(folder.info["name"])
-    return None if folder.source is None else places.called(folder.source)
-
-
-def _rounded(count: int) -> str:
-    """A parameter count of at least two digits, as names of models give it: 1.1B, 8.0B, 70B, 260K."""
-    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale or letter == "K":
-            value = count / scale
-            return f"{value:.{max(2 - len(str(round(value)).lstrip('0')), 0)}f}{letter}"
-    raise AssertionError
-
-
 def _vocabulary(
     checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str
 ) -> dict[str, Any]:
@@ -540,7 +501,7 @@ def _files(
     arch: Architecture,
     checkpoint: Checkpoint,
     dims: Mapping[str, Any],
-    present: set[str],
+    present: set[tuple[tuple[str, ...], str]],
     out: Checkpoint,
     notes: list[str],
 ) -> Iterator[tuple[str, bytes]]:
@@ -559,16 +520,21 @@ def _files(
 
 
 def _rebuilt(
-    arch: Architecture, checkpoint: Checkpoint, dims: Mapping[str, Any], present: set[str], out: Checkpoint
+    arch: Architecture,
+    checkpoint: Checkpoint,
+    dims: Mapping[str, Any],
+    present: set[tuple[tuple[str, ...], str]],
+    out: Checkpoint,
 ) -> bytes:
     """A config.json for a GGUF that was not made from one by us."""
-    config = arch.config(checkpoint.metadata, checkpoint.tensors)
+    sized = {f"{arch.gguf}.vocab_size": np.uint32(dims["n_vocab"])} | dict(checkpoint.metadata)
+    config = arch.config(sized, checkpoint.tensors)
     config["vocab_size"] = dims["n_vocab"]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
     for table_row in arch.rows:
         flag = table_row.optional
         if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
-            there = table_row.gguf[0] in present
+            there = (table_row.gguf, table_row.when) in present
             config[flag.lstrip("!").partition("=")[0]] = not there if flag.startswith("!") else there
     for made in arch.made:
         if made.gguf in checkpoint.tensors:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried, foreign_keys
+from llmconv.convert.dialects import carried
+from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config

@@ -7,6 +7,7 @@ Marks are the paths by which a document is recognised.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,8 +60,9 @@ _SETTINGS = 1000
 class Field(Key):
     """A hyper-parameter: the paths at which documents state it, and its GGUF key; all that state it must agree.
 
-    `shape of PATH@axis` reads it from a weight, `length of PATH` from a list, `count of PATH` counts the numbers that
-    stand at `{}` in weights' names; `{p}` is any of the layout's prefixes.
+    `shape of PATH@axis` reads it from a weight, `shapes of PATH@axis` one from each layer's (`{}`), `length of PATH`
+    from a list, `count of PATH` counts the numbers that stand at `{}` in weights' names; `{p}` is any of the layout's
+    prefixes.
     optional: may be missing without a default.
     """
 
@@ -102,6 +104,7 @@ class Layout:
     roots: beginnings of paths below which everything must be a weight that the table knows.
     constants: GGUF keys that the program fixes.   words: the vocabulary.
     finish: (keys without the architecture's prefix, dims): keys that no field can express.
+    by_layer: (metadata, dims) -> further dimensions, a list where each layer has its own.
     unpack: (document, tensors, dims) -> tensors by path, for documents that pack several weights into one array;
         `pack` the way back.
     build: (metadata, dims, tensors) -> a document for a GGUF that was not made from one, with slots; None: there is
@@ -121,6 +124,7 @@ class Layout:
     constants: Mapping[str, Any] = field(default_factory=dict)
     words: Words | None = None
     finish: Callable[[dict[str, Any], Dims], None] | None = None
+    by_layer: Callable[[Mapping[str, Any], Dims], dict[str, Any]] | None = None
     unpack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     pack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     build: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any] | None = None
@@ -194,7 +198,8 @@ class Layout:
 
     def dims(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         found = dims_of(metadata, self.arch)
-        return {k: v for k, v in found.items() if isinstance(v, int)}
+        single = {k: v for k, v in found.items() if isinstance(v, int)}
+        return single if self.by_layer is None else {**single, **self.by_layer(metadata, single)}
 
     def slots(self, dims: Dims) -> Iterator[Slot]:
         """Every row at every layer where it exists."""
@@ -222,6 +227,11 @@ def _stated(
         if name in tensors and int(axis) < len(tensors[name].shape):
             where = f"{documents[0][0]}: {name}"
             yield where, item.typed(tensors[name].shape[int(axis)], where)
+    elif path.startswith("shapes of "):
+        name, _, axis = path.removeprefix("shapes of ").partition("@")
+        each = itertools.takewhile(tensors.__contains__, (name.replace("{}", str(i)) for i in itertools.count()))
+        if (shapes := [tensors[one].shape for one in each]) and all(int(axis) < len(shape) for shape in shapes):
+            yield f"{documents[0][0]}: {name}", item.typed([shape[int(axis)] for shape in shapes], name)
     elif path.startswith("count of "):
         before, _, after = path.removeprefix("count of ").partition("{}")
         pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))

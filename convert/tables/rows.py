@@ -36,7 +36,14 @@ __all__ = [
     "slots",
 ]
 
-SERIES = {"{e}": "n_expert", "{g}": "n_group", "{q}": "n_head", "{k}": "n_head_kv", "{l}": "n_layer"}
+SERIES = {
+    "{e}": "n_expert",
+    "{g}": "n_group",
+    "{q}": "n_head",
+    "{k}": "n_head_kv",
+    "{l}": "n_layer",
+    "{a}": "n_more",
+}
 """Patterns that stand for several names (experts, heads, layers), and the dimension that says how many."""
 
 
@@ -303,6 +310,6 @@ def backward(
             if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
                 part = part.astype(wanted)
             if form.rounding is not None and lost and name in lost:
-                part = form.rounding.restored(part, before[i], lost[name])
+                part = form.rounding.restored(part, before[i], lost[name], slot.dims)
             out.append(part.renamed(name))
         yield Moved(slot, number, slot.gguf, tuple(out))

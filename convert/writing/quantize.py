@@ -27,9 +27,9 @@ from llmconv.errors import BadFile, Unsupported, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.places import names as places
-from llmconv.formats.stream import stream
-from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.stream import stream
+from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import COPY, REPACK, FileType, file_type

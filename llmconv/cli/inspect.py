@@ -121,6 +121,16 @@ def histogram_lines(bins: Histogram) -> list[str]:
     return [*out, f"{bins.nonfinite:,} values are not finite"] if bins.nonfinite else out
 
 
+def _half(half: dict[str, Any]) -> str:
+    """Which half of a multimodal model a file is."""
+    if half["is"] == "both":
+        return "both: the text model and its tower"
+    what, other = ("the tower", "its text model") if half["is"] == "tower" else ("the text model", "its tower")
+    if not half["partner"]:
+        return f"{what} of a multimodal model"
+    return f"{what} of a multimodal model; {other}: {half['partner']}" + ("" if half["there"] else " (not there)")
+
+
 def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
     """The report for people."""
     out = [
@@ -131,6 +141,8 @@ def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
         f"parameters    {report['parameters']:,} in {len(report['tensors'])} tensors"
         + "".join(f", {count} {name}" for name, count in report["types"].items()),
     ]
+    if half := report["half"]:
+        out.append(f"half          {_half(half)}")
     vocabulary = report["vocabulary"]
     if vocabulary:
         special = ", ".join(f"{role} {token!r} ({id})" for role, (id, token) in vocabulary["special"].items())

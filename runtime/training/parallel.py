@@ -18,8 +18,9 @@ from torch import distributed, nn
 from llmconv.errors import LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.runtime.load import build, pick_device, read_tensor
+from llmconv.runtime.load import build, pick_device
 from llmconv.runtime.model import Model
+from llmconv.runtime.reading import read_tensor
 
 __all__ = ["Team", "alone", "assemble", "build_model", "left_alone", "wrap"]
 

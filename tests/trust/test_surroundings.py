@@ -18,8 +18,8 @@ from commands import command, fault_of, run
 from good_models import write_hf
 
 import llmconv
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 

@@ -15,7 +15,8 @@ from good_models import CONFIG, tokenizer, write_hf
 from tokenizers_trained import trained
 
 import llmconv
-from llmconv.convert.dialects import foreign_keys, hf
+from llmconv.convert.dialects import hf
+from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.tables.config import normalized
 from llmconv.formats.checkpoint import Checkpoint
 
