@@ -20,7 +20,7 @@ from llmconv.convert.layouts.moves import Model, Move, Odd
 from llmconv.convert.tables.recurrent import SIZES
 from llmconv.errors import cut, shown
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign.keras_layers import Layer
+from llmconv.formats.foreign.keras.keras_layers import Layer
 
 __all__ = ["described"]
 
