@@ -37,7 +37,7 @@ def card_of(models: Sequence[Checkpoint], base_model: str | None = None) -> str:
 
 
 def _row(model: Checkpoint) -> str:
-    first, *more = [part.name for part in model.parts or [model.source] if part is not None]
+    first, *more = [part.name for part in (*model.parts, *(() if model.parts else (model.source,))) if part is not None]
     name = f"`{first}`" + (f" and {len(more)} more" if more else "")
     bits = 8 * model.nbytes / max(1, model.n_elements)
     return f"| {name} | {_type(model)} | {model.nbytes / 1e6:,.1f} MB | {bits:.2f} |\n"

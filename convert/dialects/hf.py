@@ -216,8 +216,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
-    lost = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
-    notes += _without_absent(arch, metadata, dims, given.used - lost, out)
+    unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
+    notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
     notes += said
