@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from llmconv.convert.cards.about import CARD, are_texts, head_of
 from llmconv.convert.cards.head import written
@@ -46,7 +49,7 @@ def _row(model: Checkpoint) -> str:
 def _type(model: Checkpoint) -> str:
     """The file type that a model states, or the type of most of its weights."""
     stated = model.metadata.get("general.file_type")
-    number = int(stated) & ~GUESSED if isinstance(stated, int) or hasattr(stated, "__index__") else None
+    number = operator.index(stated) & ~GUESSED if isinstance(stated, int | np.integer) else None
     found = next((t.name for t in FILE_TYPES.values() if t.number == number), None)
     weights: Counter[str] = Counter()
     for tensor in model.tensors.values():
