@@ -80,7 +80,7 @@ def _layers(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _layers_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    config.update(model_type="siglip2_vision_model", num_patches=dims["n_places"])
+    config.update(model_type="siglip2_vision_model", num_patches=dims["n_places"], vision_use_head=False)
     config["outer"] = {"downsample_factor": int(own.get("projector.scale_factor", 2))}
 
 

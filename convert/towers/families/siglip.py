@@ -39,7 +39,7 @@ def _pooled(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 def _pooled_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     side = dims["image"] // max(1, dims["patch"]) // int(own.get("projector.scale_factor", 4))
     config["outer"] = {"mm_tokens_per_image": side * side}
-    config["model_type"] = "siglip_vision_model"
+    config.update(model_type="siglip_vision_model", vision_use_head=False)
 
 
 GEMMA3 = Tower(
