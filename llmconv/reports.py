@@ -17,6 +17,7 @@ from llmconv.show import for_json
 if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.content_hash import ContentHash
     from llmconv.convert.reports.diff import Difference
+    from llmconv.convert.reports.grids import TensorGrid
     from llmconv.convert.reports.provenance import Certificate
     from llmconv.convert.reports.shape import Shape
     from llmconv.convert.reports.sharing import SharePlan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # each is loaded when its function runs
 __all__ = [
     "content_hash",
     "diff",
+    "grids",
     "histogram",
     "shaped",
     "shares",
@@ -107,6 +109,14 @@ def statistics(model: Source, *, progress: Progress | None = None) -> list[Tenso
     for name, tensor in checkpoint.tensors.items():
         found.append(tensor_stats(tensor, functools.partial(meter, item=name)))
     return found
+
+
+def grids(model: Source, *, progress: Progress | None = None) -> list[TensorGrid]:
+    """Which matrices lie on the grid of a block type, wholly: what `quantize(..., "REPACK")` would carry as it is."""
+    from llmconv.convert.reports.grids import grids_of
+
+    checkpoint = _open(model)
+    return grids_of(checkpoint, Meter(progress, "grids", checkpoint.nbytes))
 
 
 def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
@@ -235,7 +245,7 @@ def shares(
     jobs: threads of each process; default as many as there are processors here.
     """
     from llmconv.convert.reports.sharing import Rates, plan_shares
-    from llmconv.formats.stream import threads
+    from llmconv.formats.writing.stream import threads
 
     shape, config = _shape(target)
     return plan_shares(shape, type, processes, Rates(disk, network, threads(jobs)), config)

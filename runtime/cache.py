@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmconv.convert.tables.decoder import Attention, Decoder, Growth, Rope
 from llmconv.errors import UsageError
-from llmconv.runtime.positions import alibi_slopes, rope_tables
+from llmconv.runtime.layers.positions import alibi_slopes, rope_tables
 
 __all__ = ["Cache", "Step"]
 
@@ -107,6 +107,10 @@ class Step:
         self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
         self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._order: Tensor | None = None
+        self.lent: dict[int, tuple[Tensor, Tensor]] = {}
+        """Keys and values that other layers borrow, by layer."""
+        self.per_layer: Tensor | None = None
+        """(B, T, layers, numbers): vectors of the tokens for each layer."""
         self.packed = self.valid is not None and not bool(self.valid[:, past:].all())
         """Whether some of this step's tokens are padding, so that scans see the others moved together."""
 

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from llmconv import formats as _formats
+from llmconv.convert import archs
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
-from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
+from llmconv.errors import BadWeight, LlmconvError, Unsupported, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products
 from llmconv.quant.block import BlockType
+from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
 from llmconv.runtime.reading import PLAIN, put, read_tensor, slots_of
-from llmconv.runtime.recurrent import RecurrentModel
 from llmconv.runtime.streamed.memory import Memory, limit
 from llmconv.runtime.streamed.weights import Weights
 
@@ -132,8 +133,10 @@ def load(
 
 def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with per-tensor scales multiplied into their weights, which are decoded for it."""
-    scales = scales_of(checkpoint.tensors)
-    tensors = folded(checkpoint.tensors, str(checkpoint.where)) if scales else checkpoint.tensors
+    arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
+    own = arch.scales if arch else ()
+    scales = scales_of(checkpoint.tensors, own)
+    tensors = folded(checkpoint.tensors, str(checkpoint.where), own) if scales else checkpoint.tensors
     kept = {n: t for n, t in tensors.items() if n not in scales and not n.endswith(".input_scale")}
     return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
 
@@ -192,6 +195,11 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
         with about(checkpoint.source):
             if memory is None or (plan := plan_streaming(sizes, memory)).resident:
                 _fill(model, checkpoint, device)
+            elif decoder.recurrent is None and not decoder.layers_alone:
+                raise Unsupported(
+                    f"its layers read what earlier ones made, so it can't be run a layer at a time within "
+                    f"{memory:,} bytes; give it the {needed:,} that its weights take"
+                )
             else:
                 model.home, model.wants = device, Weights(model, checkpoint.tensors, device, sizes, plan)
     except (torch.OutOfMemoryError, MemoryError):

@@ -6,6 +6,7 @@ Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a can
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,13 +17,14 @@ from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
 from llmconv.runtime import products
-from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.convolution import short_convolution
-from llmconv.runtime.mlp import activation, feed_forward
-from llmconv.runtime.norms import Norm
+from llmconv.runtime.layers import altup, layer_vectors
+from llmconv.runtime.layers.attention import self_attention
+from llmconv.runtime.layers.convolution import short_convolution
+from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
+from llmconv.runtime.layers.norms import Norm, normed
+from llmconv.runtime.layers.positions import sinusoidal
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
-from llmconv.runtime.positions import sinusoidal
 from llmconv.runtime.scans.scan import scan
 
 __all__ = ["MIXERS", "Block", "Halfway", "Model"]
@@ -56,9 +58,10 @@ class Block(LayerPieces):
     def __init__(self, decoder: Decoder, index: int, types: Types):
         super().__init__()
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
+        self.norm = decoder.norm
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
-            if "" in parts and name in VECTORS:
+            if "" in parts and (name in VECTORS or name == "ffn_norm"):  # Falcon-H1's has a bare name
                 del self._modules[name]
                 self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
                 continue
@@ -70,13 +73,29 @@ class Block(LayerPieces):
         for name in ("attn_norm", "ffn_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
+        if self.spec.attention.value_norm and self.spec.attention.borrows is None:
+            self.add_module("attn_v_norm", Norm(decoder.norm))
+        if self.spec.mlp is not None and self.spec.mlp.apart:
+            self.add_module("router_norm", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x: (B, T, dim) -> (B, T, dim)."""
+        """x: (B, T, dim) -> (B, T, dim); of models with several streams (streams, B, T, dim)."""
+        if self.altup_router is not None:
+            return altup.layer(self, x, step)
         half = self.before_mlp(x, step)
-        return self.after_mlp(half, None if half.normed is None else feed_forward(self, half.normed, half.entered))
+        x = self.after_mlp(half, self._mlp(half))
+        if self.inp_gate is not None:
+            x = x + layer_vectors.made(self, x, step)
+        return x if self.layer_output_scale is None else x * self.layer_output_scale.weight.to(x.dtype)
+
+    def _mlp(self, half: Halfway) -> Tensor | None:
+        if half.normed is None:
+            return None
+        if self.spec.mlp is not None and self.spec.mlp.apart:
+            return dense_and_experts(self, half.kept)
+        return feed_forward(self, half.normed, half.entered)
 
     def before_mlp(self, x: Tensor, step: Step) -> Halfway:
         """The first half: up to what the MLP is given."""
@@ -86,7 +105,7 @@ class Block(LayerPieces):
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
-        mlp_norm = getattr(self, self.spec.mlp_norm)
+        mlp_norm = self._mlp_norm()
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         inside = self.spec.norms_inside
@@ -118,6 +137,13 @@ class Block(LayerPieces):
             inner = self.layer_output_norm(inner)
         x = self._added(half.kept, inner)
         return x if self.layer_output_norm is None or inside else self.layer_output_norm(x)
+
+    def _mlp_norm(self) -> Any:
+        """The norm before the MLP, or None; a function where it is a lone vector."""
+        found = getattr(self, self.spec.mlp_norm)
+        if isinstance(found, nn.Parameter):
+            return functools.partial(normed, kind=self.norm.kind, eps=self.norm.eps, weight=found)
+        return found
 
     def _mixed(self, x: Tensor, step: Step) -> Tensor:
         """What the layer's mixers make of x, added up; zeros where it has none."""
@@ -153,6 +179,8 @@ class Model(Pieces):
         self.notes: list[str] = []
         self._head_lengths: Tensor | None = None
         for name in ("token_embd", "position_embd", "token_types", "token_embd_norm", "output_norm", "output", *ENDS):
+            self.register_module(name, None)
+        for name in ("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm", *altup.ENDS):
             self.register_module(name, None)
         self.register_module(CLASSIFIER, None)
         for name, parts in grouped(decoder.shapes, "").items():
@@ -219,6 +247,8 @@ class Model(Pieces):
 
     def end(self, x: Tensor) -> Tensor:
         """What the last layer gives, as the head takes it."""
+        if self.altup_proj is not None:
+            x = altup.merged(self, x)
         norm = getattr(self, self.decoder.output_norm)
         return x if norm is None else norm(x)
 
@@ -283,9 +313,11 @@ class Model(Pieces):
             x = x + sinusoidal(step.positions, spec.dim, self.dtype)
         if self.token_types is not None:
             x = x + self.token_types(torch.zeros_like(tokens) if kinds is None else kinds, self.dtype)
-        if self.token_embd_norm is None or spec.output_norm == "token_embd_norm":
-            return x
-        return self.token_embd_norm(x)  # type: ignore[no-any-return]
+        if self.token_embd_norm is not None and spec.output_norm != "token_embd_norm":
+            x = self.token_embd_norm(x)
+        if self.per_layer_token_embd is not None:
+            step.per_layer = layer_vectors.vectors(self, tokens, x)
+        return x if self.altup_proj is None else altup.spread(self, x)
 
     def extra_repr(self) -> str:
         return (

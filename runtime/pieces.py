@@ -13,8 +13,8 @@ from torch import nn
 from llmconv.convert.tables.decoder import Decoder, Layer
 from llmconv.errors import Unsupported
 from llmconv.quant.block import BlockType
+from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
-from llmconv.runtime.norms import Norm
 
 __all__ = ["LayerPieces", "Pieces", "Types", "grouped", "piece"]
 
@@ -40,15 +40,23 @@ LINEAR = (
     *("in_proj", "out_proj"),  # of a short convolution
     *("ssm_in", "ssm_x", "ssm_dt", "ssm_out", "ssm_ba", "ssm_alpha", "ssm_beta"),
     *("ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b"),
+    *("per_layer_model_proj", "inp_gate", "proj"),  # of vectors for each layer
+    *("altup_router", "altup_correct_coef", "altup_predict_coef", "laurel_l", "laurel_r"),
 )
-EXPERTS = ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b")
+EXPERTS = (
+    *("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b"),
+    *("altup_proj", "altup_unembd_proj"),
+)
 ENDS = ("token_embd_in", "output_in", "dense_2", "dense_3")
 NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
     *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
+    *("attn_v_norm", "router_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"),
+    *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
+VECTORS += ("layer_output_scale", "altup_correct_scale")
 CLASSIFIER = "cls"
 """The layer in front of a classifier's `cls.output`, with its norm, `cls.norm`."""
 # What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.
@@ -100,13 +108,17 @@ def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dic
 
 def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, types: Types, full: str) -> nn.Module:
     """The module for one tensor or a weight with its bias."""
+    if "scale" in parts:  # Gemma 4's, of what a router reads and of what its experts give
+        made = piece(name, {k: v for k, v in parts.items() if k != "scale"}, decoder, types, full)
+        made.register_parameter("scale", nn.Parameter(torch.zeros(parts["scale"])))
+        return made
     shape, bias = parts.get("weight"), parts.get("bias")
     stored = types.get(f"{full}.weight", torch.float32)
     kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
     if name in VECTORS or (name == "ssm_dt" and shape is None):
         return _Vector(parts, dtype if shape is not None else torch.float32)
     if shape is not None and set(parts) <= {"weight", "bias"}:
-        if name in ("token_embd", "position_embd", "token_types"):
+        if name in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
             return Embedding(shape, kind, None, dtype)
         if name in NORMS or name in ("token_embd_norm", "output_norm", "norm"):
             spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm")

@@ -14,9 +14,9 @@ from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.sharing.team import shared_out
-from llmconv.formats.stream import cost
-from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.stream import cost
+from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType
 from llmconv.quant.filetypes import file_type

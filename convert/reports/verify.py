@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs, vocab as vocabulary
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ from llmconv.quant import plain
 from llmconv.quant.block import BlockType
 from llmconv.show import Shown
 
-__all__ = ["TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
+__all__ = ["comparable", "TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
 
 SAMPLE = (
     "Once upon a time, in 1984, naïve Zoë paid €3.50; then she said: “Hello, world!”\n\tdef f(x): return x**2  # 你好"
@@ -231,6 +232,21 @@ def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
         yield f"the sample text gives {len(ia)} ids against {len(ib)}, and not the same ones"
 
 
+def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both in GGUF's names: with their towers where both have one, and a folder's tower where the other is one."""
+    (text_a, tower_a), (text_b, tower_b) = towers.halves(a), towers.halves(b)
+    if tower_a is not None and towers.is_tower(b):
+        return tower_a, b
+    if tower_b is not None and towers.is_tower(a):
+        return a, tower_b
+    a, b = translate(text_a, "gguf"), translate(text_b, "gguf")
+    if tower_a is None or tower_b is None:
+        return a, b
+    return tuple(  # type: ignore[return-value]
+        text.but(tensors={**text.tensors, **tower.tensors}) for text, tower in ((a, tower_a), (b, tower_b))
+    )
+
+
 def verify_checkpoints(
     a: Checkpoint,
     b: Checkpoint,
@@ -243,7 +259,7 @@ def verify_checkpoints(
     tolerance: the relative error (rms of the difference / rms of A) up to which a tensor counts as close.
     meter: called with (bytes of A just done, tensor name).  Memory is a few slabs, whatever the models' size.
     """
-    a, b = translate(a, "gguf"), translate(b, "gguf")
+    a, b = comparable(a, b)
 
     def verdict(i: int) -> TensorVerdict:
         name, tensor = names[i], a.tensors[names[i]]

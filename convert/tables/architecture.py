@@ -51,6 +51,8 @@ class Made:
     gguf: str
     make: Callable[[Mapping[str, Any], Dims], Any]
     read: Callable[[Any, dict[str, Any]], None]
+    kinds: tuple[str, ...] = ("llama3", "longrope", "su")
+    """Kinds of rotary scaling that it is made for."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class Architecture:
     """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
+
+    @functools.cached_property
+    def scales(self) -> frozenset[str]:
+        """Tensors of the table that are called as per-tensor scales are, and are none."""
+        return frozenset(name for r in self.rows for name in r.gguf if name.endswith(".scale"))
 
     @functools.cached_property
     def settings(self) -> frozenset[str]:
@@ -187,8 +194,8 @@ class Architecture:
     def _check_rope(self, config: Mapping[str, Any], source: str) -> None:
         """`Unsupported` for rotary scaling by a tensor of divisors, in a family that has none."""
         kind = str((config.get("rope") or {}).get("rope_type")).lower()
-        wanted = {"llama3": "rope_freqs", "longrope": "rope_factors_long", "su": "rope_factors_long"}.get(kind)
-        if wanted and not any(made.gguf == f"{wanted}.weight" for made in self.made):
+        wanted = _DIVISORS.get(kind)
+        if wanted and not any(made.gguf == f"{wanted}.weight" and kind in made.kinds for made in self.made):
             raise Unsupported(f"{source}: rope type {kind!r} is not known of a {self.gguf} model; remove it to convert")
 
     def _activation_key(self, own: dict[str, Any], config: Mapping[str, Any]) -> None:
@@ -258,6 +265,15 @@ class Architecture:
         found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
         value = given == "true" if found is None else bool(found)
         return not value if flag.startswith("!") else value
+
+
+_DIVISORS = {
+    "llama3": "rope_freqs",
+    "proportional": "rope_freqs",
+    "longrope": "rope_factors_long",
+    "su": "rope_factors_long",
+}
+"""Kinds of rotary scaling that are tensors of divisors in a GGUF."""
 
 
 def without(name: str) -> str:

@@ -224,8 +224,8 @@ def rope_keys(own: dict[str, Any], config: Mapping[str, Any], source: str, trunc
         raise BadFile(f"{source}: rope_type is {kind!r}, expected a text")
     try:
         match kind and kind.lower():
-            case None | "default" | "none" | "llama3" | "dynamic" | "mrope" | "xdrope":
-                pass  # llama3: its factors are the tensor rope_freqs; dynamic: nothing until the context overflows
+            case "llama3" | "proportional" | None | "default" | "none" | "dynamic" | "mrope" | "xdrope":
+                pass  # the first two: their factors are a tensor; dynamic: nothing until the context overflows
             case "linear":
                 own["rope.scaling.type"] = "linear"
                 own["rope.scaling.factor"] = _factor(rope["factor"])

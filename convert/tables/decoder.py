@@ -116,6 +116,12 @@ class Attention:
     mla: Mla | None = None
     gated: bool = False
     """Each head's query comes with a gate of its result (Qwen3-Next)."""
+    value_norm: bool = False
+    """Values are normed, without weights; they are the keys where there is no matrix of theirs (Gemma 4)."""
+    borrows: int | None = None
+    """The layer whose keys and values it reads, having none of its own."""
+    lends: bool = False
+    """Whether another layer borrows its keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,10 @@ class Mlp:
     experts: Experts | None = None
     beside: float = 0.0
     """Not 0: a dense feed-forward stands beside the experts; the sum of both is multiplied by this."""
+    apart: bool = False
+    """A dense feed-forward and experts have norms of their own before and behind (Gemma 4)."""
+    cut: float | None = None
+    """What of the gate is not above its mean by so many standard deviations is cut off (Gemma 3n)."""
     numbers: tuple[float, ...] = ()
     """What the layer has learned of its activation: of xIELU alpha_p, alpha_n (before softplus), beta and eps."""
 
@@ -177,6 +187,8 @@ class Layer:
     """attn_output_norm and layer_output_norm are of what the sublayers give, not of the residual sums."""
     residual_after_norm: bool = False
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
+    stream: int = 0
+    """Of several streams that go through the layers (Gemma 3n), the one that is computed."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,12 @@ class Decoder:
     @property
     def causal(self) -> bool:
         return all(layer.attention.causal for layer in self.layers)
+
+    @property
+    def layers_alone(self) -> bool:
+        """Whether a layer needs nothing but what the one before gives: no other's keys, no vectors for each layer."""
+        borrowing = any(layer.attention.borrows is not None for layer in self.layers)
+        return self.recurrent is None and not borrowing and "per_layer_token_embd.weight" not in self.shapes
 
     @property
     def tied(self) -> bool:
@@ -365,8 +383,9 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
 
 def _recurrent(read: _Reader) -> Decoder:
     spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
-    norm = Norm("layer", 0.0)
-    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
+    positions = "learned" if spec.cell == "mean" else "recurrent"
+    norm, context = Norm("layer", 0.0), read.count("context_length", 0)
+    return Decoder(read.arch, spec.dim, vocab_size, context, norm, (), read.shapes, positions, recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:
@@ -476,7 +495,8 @@ class _Layers:
         if self.pieces.get("single") and not mixers:
             mlp_norm = "attn_norm"
         inside = bool(self.pieces.get("norms_inside", False))
-        return Layer(attention, mlp, self.parallel, mlp_norm, after, mixers, scan, inside, residual)
+        stream = self.read.count("altup.active_idx", 0)
+        return Layer(attention, mlp, self.parallel, mlp_norm, after, mixers, scan, inside, residual, stream)
 
     def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
         """What mixes tokens in a layer, and its scan."""
@@ -511,8 +531,12 @@ class _Layers:
             raise read.bad(f"layer {i}", f"has {n_head} heads for {n_kv} key-value heads, not a multiple")
         if read.get("attention.key_length") is None and self.dim % n_head:
             raise read.bad(f"layer {i}", f"has {n_head} heads in {self.dim} dimensions, not a multiple")
+        near = "_swa" if self.windowed[i] else ""
         head_dim = read.count("attention.key_length", self.dim // n_head, 1)
         value_dim = read.count("attention.value_length", head_dim, 1)
+        head_dim = read.count(f"attention.key_length{near}", head_dim, 1)
+        value_dim = read.count(f"attention.value_length{near}", value_dim, 1)
+        borrows, lends = self._lending(i)
         mla = None
         if f"blk.{i}.attn_kv_a_mqa.weight" in read.shapes:
             kv_rank, rope_dims = read.count("attention.kv_lora_rank", least=1), read.count("rope.dimension_count")
@@ -524,8 +548,8 @@ class _Layers:
             if mla.nope_dims < 1:
                 raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
         else:
-            self._check_projections(i, n_head, n_kv, head_dim, value_dim)
-        scale, rope = 1 / math.sqrt(head_dim), self._rope(i, head_dim)
+            self._check_projections(i, n_head, n_kv, head_dim, value_dim, borrows is not None)
+        scale, rope = pieces.get("attention_scale", 1 / math.sqrt(head_dim)), self._rope(i, head_dim)
         if pieces.get("scale_by_model") == self.n:
             scale = 1 / math.sqrt(self.dim / n_head)
         if read.config.get("query_pre_attn_scalar"):
@@ -559,7 +583,26 @@ class _Layers:
             value_scale=read.optional("attention.value_scale") or 1.0,
             mla=mla,
             gated=self._gated(i),
+            value_norm=bool(pieces.get("value_norm", False)),
+            borrows=borrows,
+            lends=lends,
         )
+
+    def _lending(self, i: int) -> tuple[int | None, bool]:
+        """The layer whose keys and values a layer reads: the last of its kind that has some; and whether it is one."""
+        first = self.n - self.read.count(
+            "attention.shared_kv_layers", max(0, self.n - self.pieces.get("lends_from", self.n))
+        )
+        if first == self.n:
+            return None, False
+        if i >= first and self.pieces.get("lends_last_two"):
+            return first - 1 - self.windowed[i], False
+        if i >= first:
+            kin = [k for k in range(first) if self.windowed[k] == self.windowed[i]]
+            if not kin:
+                raise self.read.bad(f"layer {i}", "reads keys of an earlier layer of its kind, and there is none")
+            return kin[-1], False
+        return None, not any(self.windowed[k] == self.windowed[i] for k in range(i + 1, first))
 
     def _gated(self, i: int) -> bool:
         return bool(self.pieces.get("gated_queries")) and f"blk.{i}.attn_q.weight" in self.read.shapes
@@ -580,12 +623,16 @@ class _Layers:
         except (IndexError, TypeError, ValueError):
             raise self.read.bad("key 'attention.scale'", f"has no number for layer {i}") from None
 
-    def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int) -> None:
+    def _check_projections(self, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int, borrows: bool) -> None:
         read, start = self.read, f"blk.{i}.attn_"
         sizes = {"q": (1 + self._gated(i)) * n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
         if f"{start}qkv.weight" in read.shapes:
             read.expect(f"{start}qkv.weight", sum(sizes.values()), f"{n_head} + {n_kv} + {n_kv} heads of {head_dim}")
             return
+        if borrows:
+            sizes = {"q": sizes["q"]}
+        elif self.pieces.get("value_norm") and f"{start}v.weight" not in read.shapes:
+            del sizes["v"]
         for part, rows in sizes.items():
             read.shape(f"{start}{part}.weight", 2)
             read.expect(f"{start}{part}.weight", rows, f"{rows // head_dim} heads of {head_dim}")
@@ -607,7 +654,7 @@ class _Layers:
             return None
         dims = read.count("rope.dimension_count", head_dim) or head_dim
         part = 1 if windowed else pieces.get("full_turn_part", 1)
-        dims = read.count("rope.dimension_count_swa", dims) if windowed else int(dims * part)
+        dims = read.count("rope.dimension_count_swa", min(dims, head_dim)) if windowed else int(dims * part)
         if dims > head_dim or dims % 2:
             raise read.bad(
                 f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions"
@@ -620,7 +667,8 @@ class _Layers:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
             scaled = pieces.get("window_rope_scaled", True)
         # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
-        pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
+        stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
+        pairs = stated and read.get("rope.dimension_sections") is None
         plain = Rope(dims, base, pairs)
         return self._scaled(plain) if scaled else dataclasses.replace(plain, divided=False)
 
@@ -678,7 +726,8 @@ class _Layers:
             if gate == "fused" and f"{start}gate_up_exps.weight" not in read.shapes:
                 gate = "none"
             beside = self.pieces.get("beside", 0.0) if f"{start}up.weight" in read.shapes else 0.0
-            return Mlp(self.activation, gate, self._experts(i), beside)
+            apart = f"blk.{i}.pre_ffw_norm_2.weight" in read.shapes
+            return Mlp(self.activation, gate, self._experts(i), beside, apart)
         ff, up = read.shape(f"{start}down.weight", 2)[1], read.shape(f"{start}up.weight", 2)[0]
         if f"{start}gate.weight" in read.shapes:
             read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
@@ -686,7 +735,15 @@ class _Layers:
         else:
             gate = "fused" if up == 2 * ff else "none"
         read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
-        return Mlp(self.activation, gate, numbers=self._numbers(i) if self.activation == "xielu" else ())
+        numbers = self._numbers(i) if self.activation == "xielu" else ()
+        return Mlp(self.activation, gate, cut=self._cut(i), numbers=numbers)
+
+    def _cut(self, i: int) -> float | None:
+        key = "activation_sparsity_scale"
+        if self.read.get(key) is None:
+            return 1.6448536 if i < self.pieces.get("cut_layers", 0) else None
+        found = self._of_layer(key, i)
+        return found if math.isfinite(found) else None  # minus infinity: nothing
 
     def _of_layer(self, key: str, i: int) -> float:
         """A number for all layers or for each; 0 where the file has none."""

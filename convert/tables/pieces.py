@@ -41,6 +41,11 @@ class Pieces(TypedDict, total=False):
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
     residual_depth: float  # where the file states no residual scale, it is this by the root of the number of layers
     logit_base: int  # where the file states no logit scale, it is the model's width by this
+    attention_scale: float  # what q·k is multiplied by, where the file does not say
+    lends_last_two: bool  # keys are those of the last layer that has some; with windows, of that before (llama.cpp)
+    lends_from: int  # the first layer that borrows keys, where the file does not say (llama.cpp's Gemma 3n)
+    cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)
+    value_norm: bool  # values are normed, without weights; where they have no matrix they are the keys
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_first: bool  # of every n layers the first attends to everything, not the last

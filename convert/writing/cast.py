@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.tables.storage import stays_f32
+from llmconv.convert.tables.storage import is_typical, stored_in
 from llmconv.errors import UnknownName, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.sharing.team import current
@@ -142,14 +142,17 @@ def cast(
         if not from_document or to == "json":
             return _described(checkpoint, to)
         outtype = "f32"
-    target = _BY_NAME[outtype]
+    target, projector = _BY_NAME[outtype], _projector(checkpoint)
     out = dataclasses.replace(checkpoint, tensors={}, metadata=dict(checkpoint.metadata))
     for name, tensor in checkpoint.tensors.items():
-        kind = target
-        if to == "gguf" and target in (plain.F16, plain.BF16) and stays_f32(tensor):
-            kind = plain.F32
+        kind = stored_in(tensor, target, projector) if to == "gguf" else target
         out.tensors[name] = rounding.cast(tensor, kind) if tensor.type.is_float else tensor
     return _described(out, to)
+
+
+def _projector(checkpoint: Checkpoint) -> str:
+    """A tower's kind, "" for any other model."""
+    return str(checkpoint.metadata.get("clip.projector_type", ""))
 
 
 def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
@@ -157,10 +160,11 @@ def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
     if to != "gguf":
         return checkpoint
     sizes: Counter[BlockClass] = Counter()
+    projector = _projector(checkpoint)
     for tensor in checkpoint.tensors.values():
         if not tensor.type.is_plain():
             return checkpoint
-        if not stays_f32(tensor):
+        if is_typical(tensor, projector):
             sizes[tensor.type] += tensor.n_elements
     main = sizes.most_common(1)[0][0] if sizes else plain.F32
     key = "general.file_type"

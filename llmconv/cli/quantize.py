@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize", "warmup"]
 
-_NO_FILE_TYPES = ("INT8", "W4A16", "MLX", "REPACK", "AUTO")
+_NO_FILE_TYPES = (
+    "INT8", "W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK", "REPACK", "AUTO",
+)  # fmt: skip
 
 
 class _WithTypes(click.Command):
@@ -51,8 +53,11 @@ class _WithTypes(click.Command):
         rows += [
             ("COPY", "only metadata and order change"),
             ("INT8", "safetensors for transformers and vLLM, not GGUF"),
-            ("W4A16", "4 bits for transformers and vLLM; a GGUF's Q4_0 and Q8_0 number for number"),
-            ("MLX", "4 bits for MLX; a GGUF's Q4_0, Q4_1, Q8_0 number for number"),
+            ("W4A16", "4 bits for transformers and vLLM; Q4_0, Q8_0, GPTQ ... number for number"),
+            ("W4A16_ASYM", "the same with zero points; AWQ number for number"),
+            ("MLX", "4 bits for MLX; Q4_0, Q4_1, Q8_0 ... number for number"),
+            ("NVFP4A16, MXFP4A16", "floats of 4 bits for transformers and vLLM; NVFP4, MXFP4 number for number"),
+            ("FP8_DYNAMIC, FP8_BLOCK", "floats of 8 bits for them, scaled by row, or by blocks of 128 x 128"),
             ("REPACK, AUTO", "of a quantized folder, each layer's smallest type that says its numbers exactly"),
         ]
         with formatter.section("Types"):
@@ -125,6 +130,8 @@ class _WithTypes(click.Command):
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave out layers; the others move up.")
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata: int, float, bool, str.")
 @click.option("--fallback", metavar="TYPE", help="Of REPACK: block type of matrices that no type says exactly.")
+@click.option("--round-sums", is_flag=True, help="Of REPACK: zero points as Q4_1's sums, in float16, not as Q5_0.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Of W4A16 and MLX: columns under a scale.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
@@ -191,6 +198,7 @@ def quantize(
         return
     if disk or network:
         raise click.UsageError("--disk and --network are of a plan; give --plan N")
+    options["group_size"] = int(options["group_size"]) if options["group_size"] else None
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, UsageError, at, cut
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, OutputError, at
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.quant.importance.sums import Sums, sums_of_tensors
 from llmconv.runtime.calibrate.watching import matrices

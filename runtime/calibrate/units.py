@@ -1,6 +1,6 @@
 """A model taken apart into units that run one after the other, and each unit into stages: matrices of one input.
 
-A unit is a layer; a recurrent model, whose state goes through everything, is one unit.
+A unit is a layer; a model whose layers need more than what the one before gives is one unit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
-from llmconv.runtime.recurrent import RecurrentModel
 
 __all__ = ["Unit", "stages", "units"]
 
@@ -53,7 +52,7 @@ def units(model: Model) -> Iterator[Unit]:
     """The units, in order; states are what the embedding gives, then what each unit gives, (rows, tokens, dim)."""
     found = matrices(model)
     head = {n: m for n, m in found.items() if not n.startswith("blk.")}
-    if isinstance(model, RecurrentModel):
+    if not model.decoder.layers_alone:
         layers = {n: m for n, m in found.items() if n.startswith("blk.")}
         yield Unit("layers", layers, lambda _, tokens: model.hidden(tokens.to(model.device)))
         yield Unit("output", head, lambda states, _: _headed(model, states))
@@ -77,7 +76,7 @@ def _headed(model: Model, states: Tensor) -> Tensor:
 
 def embedded(model: Model, tokens: Tensor) -> Tensor:
     """What the first unit is given."""
-    if isinstance(model, RecurrentModel):
+    if not model.decoder.layers_alone:
         return tokens
     tokens = tokens.to(model.device)
     return model.begin(tokens, model.step(tokens))

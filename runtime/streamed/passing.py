@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmconv.progress import Meter, Progress
 from llmconv.runtime.cache import Step
-from llmconv.runtime.mlp import Mixture
+from llmconv.runtime.layers.mlp import Mixture
 from llmconv.runtime.model import Block, Model
 from llmconv.runtime.streamed.states import States
 from llmconv.runtime.streamed.weights import Weights
@@ -36,6 +36,8 @@ class Passed:
         if isinstance(model.wants, Weights):
             longest = max((batch.shape[1] for batch in self._batches), default=1)
             model.wants.prepare(sum(batch.numel() for batch in self._batches), longest)
+            if not (model.decoder.layers_alone or model.decoder.recurrent is not None):
+                return  # layers hand each other more than states: each batch goes through all of them
             self._pass(model.wants, Meter(progress, "layers", len(model.blk), "layers"))
 
     def hidden(self, i: int) -> Tensor:
@@ -65,7 +67,7 @@ class Passed:
                 ids = tokens.to(weights.device)
                 states.put(i, model.begin(ids, self._step(i), self._kind(i)))
             for layer in range(len(model.blk)):
-                if weights.experts_of(layer):
+                if weights.experts_of(layer) and not _apart(model, layer):
                     self._by_experts(layer, weights, states)
                 else:
                     for i in range(len(self._batches)):
@@ -97,3 +99,9 @@ class Passed:
                             weights.expect(layer, then)
             for i, half, mixture in zip(some, halves, mixtures, strict=True):
                 states.put(i, block.after_mlp(half, mixture.result()))
+
+
+def _apart(model: Model, layer: int) -> bool:
+    """Whether a layer's experts stand beside a dense feed-forward, with norms of their own (Gemma 4)."""
+    mlp = model.decoder.layers[layer].mlp
+    return mlp is not None and mlp.apart

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmconv.errors import OutputError, at
 from llmconv.formats.files import output_errors
 from llmconv.formats.source import read_into
-from llmconv.formats.target import write_at
+from llmconv.formats.writing.target import write_at
 
 __all__ = ["States"]
 

@@ -38,7 +38,7 @@ print(json.dumps({"ppl": found.perplexity, "wall": time.perf_counter() - started
 def make(path: Path, layers: int, dim: int, vocabulary: int = 32000) -> Path:
     """A Llama with random bf16 weights, and words as its vocabulary."""
     from llmconv.convert.vocab import from_words
-    from llmconv.formats import gguf_file
+    from llmconv.formats.gguf import gguf_file
     from llmconv.formats.tensor import Tensor
     from llmconv.quant.plain import BF16
     from llmconv.runtime.training.config import TrainConfig

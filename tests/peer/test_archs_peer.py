@@ -58,11 +58,13 @@ REFUSED = {
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
     "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
+    "falcon-h1-normed-tied": ("bytes", "it multiplies the biases of queries and values as if they were weights"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
 # What published config.json files say and transformers 5 no longer writes, or (None) does; the reference reads nothing
-# else.
+# else.  NULL stands for a null that it looks for.
+NULL = "null"
 PATCHES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_ctx": 128},
     "gpt2-untied-bf16": {"n_ctx": 128},
@@ -89,9 +91,13 @@ PATCHES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")),
     },
     "nemotron-h-moe": {"norm_eps": 1e-5, "hybrid_override_pattern": "ME*"},
+    "falcon-h1": {"head_dim": 16, "rope_theta": 10000.0},
+    "falcon-h1-bf16": {"head_dim": 16, "rope_theta": 10000.0},
+    "falcon-h1-normed-tied": {"head_dim": 16, "rope_theta": 10000.0},
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
+    "gemma4-effective": {"moe_intermediate_size": NULL},
     "glm4-moe-lite": {"first_k_dense_replace": 1},
     "dots1": {"scoring_func": "sigmoid"},
     "minimax-m2": {"scoring_func": "sigmoid"},
@@ -108,6 +114,7 @@ PATCHES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": 2048,
         "head_dim": 16,
+        "rotary_emb_scale_base": NULL,
     },
 }
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
@@ -134,6 +141,8 @@ EXTRA_KEYS: dict[str, set[str]] = {
     },
     "qwen3next": {"expert_weights_norm"},
     "jamba": {"moe_layers"},
+    "falcon-h1": {"logit_scale", "ssm.norm_before_gate", "scaled_by.ssm", "scaled_by.mlp"}
+    | {f"scaled_by.{n}" for n in ("attention_in", "attention_out", "key", "ssm_in", "ssm_out", "embedding", "lm_head")},
     "kimi-linear": {"expert_gating_func", "rope.freq_base"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},
@@ -146,6 +155,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "nanbeige": {"attention.key_length", "attention.value_length"},
     "cogvlm": {"rope.freq_base"},
     "laguna": {"attention.sliding_window_pattern"},
+    "gemma3n": {"laurel_rank"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
 }
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight"}  # which we keep in F32, as those of all models
@@ -167,7 +177,7 @@ for cls in [TextModel, *every(TextModel)]:
         cls.set_vocab = lambda self: None
 kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
          "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
-present = lambda hparams: {name: value for name, value in hparams.items() if value is not None}
+present = lambda hparams: {k: None if v == "null" else v for k, v in hparams.items() if v is not None}
 result = {}
 load = ModelBase.load_hparams
 for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
@@ -198,7 +208,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         if name in OURS_ALONE:
             continue
         tiny_models.build(name, root / name)
-        if tiny.gguf in ("gemma3", "gemma-embedding"):  # the reference cuts the embedding to this vocabulary
+        if tiny.gguf in (
+            "gemma3",
+            "gemma-embedding",
+            "gemma3n",
+            "gemma4",
+        ):  # the reference cuts the embedding to this vocabulary
             words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))

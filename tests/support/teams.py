@@ -39,7 +39,7 @@ def runs(*wanted: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _killed_after(slabs: int) -> None:
-    from llmconv.formats.encoding import Worker
+    from llmconv.formats.writing.encoding import Worker
 
     real, left = Worker.encode, [slabs]
 

@@ -80,6 +80,19 @@ _MAMBA2 = SMALL | {
     "mamba_d_state": 16,
     "mamba_chunk_size": 16,
 }
+_FALCON_H1 = {k: v for k, v in _MAMBA2.items() if k not in ("layer_types", "num_experts_per_tok")} | {
+    "mamba_d_ssm": 128,
+    "mamba_norm_before_gate": False,
+    "attention_in_multiplier": 1.25,
+    "attention_out_multiplier": 0.9375,
+    "key_multiplier": 0.390625,
+    "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.23570226039551587,
+    "ssm_multipliers": [0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.7],
+    "mlp_multipliers": [0.8838834764831845, 0.5859375],
+    "embedding_multiplier": 5.656854249492381,
+    "lm_head_multiplier": 0.0390625,
+}
 _NEMOTRON = {k: v for k, v in SMALL.items() if k != "num_hidden_layers"} | {
     "head_dim": 24,
     "mamba_num_heads": 8,
@@ -116,6 +129,15 @@ _DELTA = {
 }
 
 
+_GEMMA4 = SMALL | {
+    "num_hidden_layers": 6,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+}
 _PADDED = _NO_GROUPS | {"pad_token_id": 1, "bos_token_id": 0, "type_vocab_size": 1}
 _DISTIL = {"vocab_size": 96, "dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128}
 _T5 = {"vocab_size": 96, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 2, "num_heads": 4,
@@ -140,6 +162,8 @@ class Tiny:
     task: str = "CausalLM"
     further: bool = False
     """Whether a layer for further tokens lies beside it, as Qwen's do; transformers leaves it out."""
+    rounded: bool = False
+    """Whether its GGUF holds rounded products, so that its logits are only near."""
 
 
 _llama3 = {
@@ -193,6 +217,36 @@ MODELS: dict[str, Tiny] = {
     ),
     "gemma3": Tiny(
         "gemma3_text", "gemma3", SMALL | {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32}, "float16"
+    ),
+    "gemma4": Tiny(
+        "gemma4_text",
+        "gemma4",
+        _GEMMA4
+        | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+            "hidden_size_per_layer_input": 0,
+        },
+        "bfloat16",
+    ),
+    "gemma4-effective": Tiny(
+        "gemma4_text", "gemma4", _GEMMA4 | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    ),
+    "gemma3n": Tiny(
+        "gemma3n_text",
+        "gemma3n",
+        _without(_GEMMA4, "global_head_dim")
+        | {
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0, 0.0, 0.0],
+            "altup_active_idx": 1,
+        },
+        "bfloat16",
     ),
     "gpt2": Tiny("gpt2", "gpt2", _GPT),
     "gpt2-untied-bf16": Tiny("gpt2", "gpt2", _GPT | {"tie_word_embeddings": False}, "bfloat16"),
@@ -502,6 +556,14 @@ MODELS: dict[str, Tiny] = {
         },
         "bfloat16",
     ),
+    "falcon-h1": Tiny("falcon_h1", "falcon-h1", _FALCON_H1),
+    "falcon-h1-bf16": Tiny("falcon_h1", "falcon-h1", _FALCON_H1, "bfloat16", rounded=True),
+    "falcon-h1-normed-tied": Tiny(
+        "falcon_h1",
+        "falcon-h1",
+        _FALCON_H1
+        | dict.fromkeys(("tie_word_embeddings", "mamba_rms_norm", "mamba_norm_before_gate", "attention_bias"), True),
+    ),
     "nemotron-h": Tiny(
         "nemotron_h", "nemotron_h", _NEMOTRON | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}
     ),
@@ -589,6 +651,8 @@ def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
+        for _name, buffer in (pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")):
+            buffer.fill_(0.9)
     model.eval()
     model.save_pretrained(folder)
     if tiny.further:

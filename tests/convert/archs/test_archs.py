@@ -68,6 +68,7 @@ def test_names_are_the_ecosystem_s(arch: Architecture) -> None:
         "gemma2": {"output"},
         "falcon": {"blk.{i}.ffn_norm"},  # Falcon-RW's serial blocks
         "mpt": {"blk.{i}.ffn.act"},
+        "gemma4": {"blk.{i}.ffn_gate_inp.scale", "blk.{i}.ffn_down_exps.scale"},
         "qwen2moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},  # layers without experts
         "qwen3moe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},
         "qwen3vlmoe": {"blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_down"},

@@ -1,0 +1,1 @@
+"""Gemma and its successors."""
