@@ -104,7 +104,7 @@ class Step:
         self.past, self.count, self.end = past, count, past + count
         # Rotated keys can't be turned back, so a cache that will pass the original context starts with long factors.
         self.planned = max(self.end, cache.planned if cache else 0)
-        self._masks: dict[tuple[bool, int | None], Tensor | None] = {}
+        self._masks: dict[tuple[bool, int | None, int | None], Tensor | None] = {}
         self._tables: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._order: Tensor | None = None
         self.lent: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,14 +142,16 @@ class Step:
 
     def growth(self, growth: Growth) -> Tensor:
         """(B or 1, 1, T, 1): what queries are multiplied by."""
-        passed = (self.positions // growth.length).to(torch.float32)
+        passed = ((self.positions + growth.offset) // growth.length).to(torch.float32)
         return (1 + growth.scale * passed.log1p()).to(self.dtype)[:, None, :, None]
 
-    def mask(self, causal: bool, window: int | None) -> Tensor | None:
+    def mask(self, causal: bool, window: int | None, chunk: int | None = None) -> Tensor | None:
         """(B or 1, 1, T, S) bool, True where a token may look; None when it may look everywhere."""
         if window is not None and self.end <= window and causal:
             window = None
-        key = (causal, window)
+        if chunk is not None and self.end <= chunk:
+            chunk = None
+        key = (causal, window, chunk)
         if key not in self._masks:
             mine, keys = self.positions[:, None, :, None], self.key_positions[:, None, None, :]
             allowed: Tensor | None = None
@@ -160,6 +162,9 @@ class Step:
                 if not causal:
                     near = near & (keys < mine + window)
                 allowed = near if allowed is None else allowed & near
+            if chunk is not None:
+                same = keys // chunk == mine // chunk
+                allowed = same if allowed is None else allowed & same
             if self.valid is not None:
                 real = self.valid[:, None, None, :]
                 if allowed is not None:
@@ -182,6 +187,7 @@ class Step:
             and self.count > 1
             and self.valid is None
             and (window is None or self.end <= window)
+            and (attention.chunk is None or self.end <= attention.chunk)
         )
 
     def alibi(self, attention: Attention) -> Tensor:

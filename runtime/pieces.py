@@ -52,7 +52,7 @@ NORMS = (
     *("attn_norm", "attn_norm_2", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_output_norm"),
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
     *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
-    *("attn_v_norm", "router_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"),
+    *("length_one", "attn_v_norm", "router_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"),
     *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
@@ -61,7 +61,7 @@ CLASSIFIER = "cls"
 """The layer in front of a classifier's `cls.output`, with its norm, `cls.norm`."""
 # What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.
 _DERIVED = re.compile(
-    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|blk\.\d+\.vis_.*|rope_factors_.*|rope_freqs\..*"
+    r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight|blk\.\d+\.nextn\..*|blk\.\d+\.vis_.*|blk\.\d+\.indexer\..*|rope_factors_.*|rope_freqs\..*"
 )
 
 
@@ -117,6 +117,8 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
     kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
     if name in VECTORS or (name == "ssm_dt" and shape is None):
         return _Vector(parts, dtype if shape is not None else torch.float32)
+    if name in NORMS and set(parts) == {""}:
+        return Norm(decoder.norm, parts[""], bare=True)
     if shape is not None and set(parts) <= {"weight", "bias"}:
         if name in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
             return Embedding(shape, kind, None, dtype)

@@ -185,7 +185,7 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
-        others = own.keys() & {"shortconv.l_cache", "ssm.conv_kernel"}  # whose kinds of layers are others
+        others = own.keys() & _OTHER_KINDS  # whose kinds of layers are others
         if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
         named = {k[1:] if k.startswith("/") else f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}
@@ -267,6 +267,7 @@ class Architecture:
         return not value if flag.startswith("!") else value
 
 
+_OTHER_KINDS = {"shortconv.l_cache", "ssm.conv_kernel", "attention.indexer.top_k", "interleave_moe_layer_step"}
 _DIVISORS = {
     "llama3": "rope_freqs",
     "proportional": "rope_freqs",

@@ -80,6 +80,8 @@ class Mla:
     kv_rank: int
     nope_dims: int
     rope_dims: int
+    top_k: int = 0
+    """Not 0: of longer texts it sees only so many tokens, which an indexer chooses (DeepSeek V3.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Growth:
 
     scale: float
     length: int
+    offset: int = 0
+    """What the position is counted from: p + offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,10 @@ class Attention:
     """Values are normed, without weights; they are the keys where there is no matrix of theirs (Gemma 4)."""
     borrows: int | None = None
     """The layer whose keys and values it reads, having none of its own."""
+    chunk: int | None = None
+    """The text is cut into chunks of so many tokens, of which it sees its own alone (Llama 4)."""
+    length_one: bool = False
+    """Queries and keys are normed without weights (Llama 4)."""
     lends: bool = False
     """Whether another layer borrows its keys and values."""
 
@@ -149,6 +157,8 @@ class Experts:
     clamp_first: bool = False
     router_first: bool = False
     """The router reads what comes into the layer, not what the experts read."""
+    weighed_before: bool = False
+    """What goes into an expert is weighed, not what comes out of it (Llama 4)."""
     shared_average: bool = False
     """The shared experts and the chosen ones are averaged instead of summed."""
 
@@ -522,7 +532,8 @@ class _Layers:
 
     def _none(self) -> Attention:
         """What a cache must know of a layer without attention: a convolution's is that of one head."""
-        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
+        causal = bool(self.read.get("attention.causal", self.pieces.get("causal", True)))
+        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0, causal=causal)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces
@@ -544,7 +555,8 @@ class _Layers:
             value_dim = read.count("attention.value_length", self.dim // n_head)
             value_dim = read.count("attention.value_length_mla", value_dim)
             n_kv = n_head
-            mla = Mla(kv_rank, head_dim - rope_dims, rope_dims)
+            top_k = read.count("attention.indexer.top_k", 0)
+            mla = Mla(kv_rank, head_dim - rope_dims, rope_dims, top_k)
             if mla.nope_dims < 1:
                 raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
         else:
@@ -578,7 +590,7 @@ class _Layers:
             alibi_quirk=bool(pieces.get("alibi_quirk", False)),
             softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
             norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
-            growth=self._growth(),
+            growth=self._growth(rope is None),
             gate=str(pieces.get("attention_gate", "sigmoid")),
             value_scale=read.optional("attention.value_scale") or 1.0,
             mla=mla,
@@ -586,6 +598,8 @@ class _Layers:
             value_norm=bool(pieces.get("value_norm", False)),
             borrows=borrows,
             lends=lends,
+            chunk=self._chunk(rope is not None),
+            length_one=rope is not None and self._length_one(),
         )
 
     def _lending(self, i: int) -> tuple[int | None, bool]:
@@ -607,7 +621,21 @@ class _Layers:
     def _gated(self, i: int) -> bool:
         return bool(self.pieces.get("gated_queries")) and f"blk.{i}.attn_q.weight" in self.read.shapes
 
-    def _growth(self) -> Growth | None:
+    def _chunk(self, turns: bool) -> int | None:
+        """How long the chunks are that a layer sees, where it has rotary positions and the family such chunks."""
+        usual = self.pieces.get("chunk", 0)
+        return (self.read.count("attention.chunk_size", usual) or None) if turns and usual else None
+
+    def _length_one(self) -> bool:
+        """Whether queries and keys are normed; the larger Llama 4's are not, and llama.cpp knows it by its experts."""
+        usual = self.read.count("expert_count", 0) != 128
+        return bool(self.pieces.get("length_one") and self.read.get("attention.qk_norm", usual))
+
+    def _growth(self, still: bool) -> Growth | None:
+        if usual := self.pieces.get("growth_without_rope"):
+            by = self.read.number("attention.temperature_scale", 0.1)
+            length = self.read.count("attention.temperature_length", int(usual))
+            return Growth(by, length, 1) if still and by and length else None
         scale = self.read.optional("attention.temperature_scale")
         context = self.read.count("rope.scaling.original_context_length", self.read.count("context_length", 0))
         length = self.read.count("attention.temperature_length", context)
@@ -797,4 +825,5 @@ class _Layers:
             clamp_first=bool(pieces.get("clamp_first", False)),
             router_first=bool(pieces.get("router_first", False)),
             shared_average=bool(pieces.get("shared_average", False)),
+            weighed_before=bool(pieces.get("weighed_before", False)),
         )

@@ -42,6 +42,10 @@ class Pieces(TypedDict, total=False):
     residual_depth: float  # where the file states no residual scale, it is this by the root of the number of layers
     logit_base: int  # where the file states no logit scale, it is the model's width by this
     attention_scale: float  # what q·k is multiplied by, where the file does not say
+    chunk: int  # layers with rotary positions see chunks of so many tokens, where the file does not say (Llama 4)
+    length_one: bool  # they norm queries and keys, without weights
+    growth_without_rope: int  # queries of layers without rotary positions grow every so many tokens, by 0.1
+    weighed_before: bool  # what goes into an expert is weighed
     lends_last_two: bool  # keys are those of the last layer that has some; with windows, of that before (llama.cpp)
     lends_from: int  # the first layer that borrows keys, where the file does not say (llama.cpp's Gemma 3n)
     cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)

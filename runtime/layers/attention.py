@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmconv.convert.tables.decoder import Attention
+from llmconv.errors import Unsupported
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.layers.positions import rotate
@@ -41,6 +42,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         query, key = (rotate(t, cos, sin, spec.rope.interleaved) for t in (query, key))
     if spec.growth is not None:
         query = query * step.growth(spec.growth)
+    if spec.length_one:
+        query, key = block.length_one(query), block.length_one(key)
     if spec.norm_after_rope:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
@@ -120,7 +123,7 @@ def attend(
         if step.plain_causal(spec):
             mask, implied = None, True
         else:
-            mask, implied = step.mask(spec.causal, spec.window), False
+            mask, implied = step.mask(spec.causal, spec.window, spec.chunk), False
         query, key, value = (_by_heads(t) for t in (query, key, value))
         if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
             key, value = _ungrouped(query, key), _ungrouped(query, value)
@@ -136,7 +139,7 @@ def attend(
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if spec.alibi is not None:
         scores = scores + step.alibi(spec)
-    mask = step.mask(spec.causal, spec.window)
+    mask = step.mask(spec.causal, spec.window, spec.chunk)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
@@ -186,6 +189,11 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     """
     spec, mla = block.spec.attention, block.spec.attention.mla
     assert mla is not None
+    if 0 < mla.top_k < step.end:
+        raise Unsupported(
+            f"of more than {mla.top_k} tokens this model sees only those that its indexer chooses, which is not known "
+            "to the runtime; give it a shorter text, or another program"
+        )
     apart = block.attn_q_a is None
     query = block.attn_q(x) if apart else block.attn_q_b(block.attn_q_a_norm(block.attn_q_a(x)))
     query = query.unflatten(-1, (spec.n_head, spec.head_dim)).transpose(1, 2)

@@ -187,8 +187,12 @@ class Mixture:
         """What one expert makes of its tokens."""
         slots = self._slots[expert]
         tokens = slots // self.experts.used
-        inner = _expert(self.block, self.spec, expert, self._flat[tokens])
-        weighted = inner * self._weights[slots, None].to(inner.dtype)
+        x, weights = self._flat[tokens], self._weights[slots, None].to(self._flat.dtype)
+        if self.experts.weighed_before:
+            weighted = _expert(self.block, self.spec, expert, x * weights)
+        else:
+            inner = _expert(self.block, self.spec, expert, x)
+            weighted = inner * weights.to(inner.dtype)
         self._out.index_add_(0, tokens, weighted.to(self._out.dtype))  # autocast makes `inner` narrower
 
     def result(self) -> Tensor:

@@ -332,6 +332,34 @@ MODELS: dict[str, Tiny] = {
     "deepseek-v2-latent-query": Tiny("deepseek_v2", "deepseek2", _LATENT),
     "deepseek-v3": Tiny("deepseek_v3", "deepseek2", _LATENT | {"n_group": 2}),
     "deepseek-v3-bf16": Tiny("deepseek_v3", "deepseek2", _LATENT, "bfloat16"),
+    "deepseek-v3.2": Tiny(
+        "deepseek_v32",
+        "deepseek32",
+        _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "n_group": 2},
+        "bfloat16",
+    ),
+    "glm-5": Tiny(
+        "glm_moe_dsa",
+        "glm-dsa",
+        _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "indexer_types": ["full", "shared"]},
+        "bfloat16",
+    ),
+    "llama4": Tiny(
+        "llama4_text",
+        "llama4",
+        SMALL
+        | {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "intermediate_size_mlp": 80,
+            "interleave_moe_layer_step": 2,
+            "num_local_experts": 4,
+            "attention_chunk_size": 16,
+            "floor_scale": 8,
+            "rope_parameters": _llama3,
+        },
+        "bfloat16",
+    ),
     "gpt-oss": Tiny(
         "gpt_oss",
         "gpt-oss",
@@ -538,6 +566,28 @@ MODELS: dict[str, Tiny] = {
         "lfm2_moe",
         "lfm2moe",
         _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
+    ),
+    "mimo2": Tiny(
+        "mimo_v2_flash",
+        "mimo2",
+        _without(_without(_SIGMOID, "first_k_dense_replace"), "n_shared_experts")
+        | {
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "sliding_window": 9,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        "bfloat16",
+    ),
+    "bitnet": Tiny("bitnet", "bitnet", SMALL | {"hidden_act": "silu", "tie_word_embeddings": True}, "bfloat16"),
+    "bitnet-relu2": Tiny("bitnet", "bitnet", SMALL),
+    "bamba": Tiny(
+        "bamba",
+        "granitehybrid",
+        _without(_without(_MAMBA2, "layer_types"), "num_experts_per_tok") | {"attn_layer_indices": [1]},
+        "bfloat16",
     ),
     "jamba": Tiny("jamba", "jamba", _JAMBA, "bfloat16"),
     "granite-hybrid": Tiny(
