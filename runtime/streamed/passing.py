@@ -36,6 +36,8 @@ class Passed:
         if isinstance(model.wants, Weights):
             longest = max((batch.shape[1] for batch in self._batches), default=1)
             model.wants.prepare(sum(batch.numel() for batch in self._batches), longest)
+            if not (model.decoder.layers_alone or model.decoder.recurrent is not None):
+                return  # layers hand each other more than states: each batch goes through all of them
             self._pass(model.wants, Meter(progress, "layers", len(model.blk), "layers"))
 
     def hidden(self, i: int) -> Tensor:
