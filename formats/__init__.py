@@ -42,11 +42,19 @@ __all__ = [
 
 # In the order of asking: the most certain signature first, those that take almost any file last.
 _CERTAIN = (
-    *("gguf_file", "foreign.consolidated_file", "safetensors_file"),
-    *(
-        f"foreign.{name}_file"
-        for name in ("torch", "llamafile", "ollama", "numpy", "keras", "pickle", "onnx", "tfjs", "llmc")
-    ),
+    "gguf.gguf_file",
+    "foreign.torch.consolidated_file",
+    "safetensors_file",
+    "foreign.torch.distcp_file",
+    "foreign.torch.torch_file",
+    "foreign.llamafile_file",
+    "foreign.ollama_file",
+    "foreign.numpy_file",
+    "foreign.keras.keras_file",
+    "foreign.torch.pickle_file",
+    "foreign.onnx_file",
+    "foreign.keras.tfjs_file",
+    "foreign.llmc_file",
 )
 _LOOSE = ("msgpack_file", "json_file", "foreign.llama2c_file")
 _registered: list[Format] = []

@@ -55,6 +55,12 @@ class Checkpoint:
         """How messages call it: its file or folder, or "model" if it was made in memory."""
         return at(self.source) if self.source else "model"
 
+    def inputs(self) -> list[Path]:
+        """Files that it may still be read from, which an output must not replace."""
+        found = {tensor.extent.path for tensor in self.tensors.values() if tensor.extent is not None}
+        found.update(self.parts, (file for file in self.files.values() if isinstance(file, Path)))
+        return sorted(found | {self.source} if self.source is not None else found)
+
     def but(self, *notes: str, **changes: Any) -> Checkpoint:
         """This checkpoint with other fields and with further notes; nothing of it is shared with the original's."""
         own = {name: dict(getattr(self, name)) for name in ("tensors", "metadata", "files", "info")}

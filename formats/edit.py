@@ -23,14 +23,12 @@ from llmconv import formats
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
+from llmconv.formats.gguf.gguf_values import SCALARS
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
 
 __all__ = ["TYPES", "open_alone", "parse_all", "parse_value", "recover", "rewrite_metadata"]
 
-TYPES: dict[str, Any] = {
-    "u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16, "u32": np.uint32, "i32": np.int32,
-    "u64": np.uint64, "i64": np.int64, "f32": np.float32, "f64": np.float64, "bool": bool, "str": str,
-}  # fmt: skip
+TYPES: dict[str, Any] = {**SCALARS, "bool": bool, "str": str}
 """Value types by the name used in `--set key=type:value`."""
 
 _JOURNAL = struct.Struct("<8sQ32s")  # magic, length of the old header, its SHA-256

@@ -16,21 +16,33 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TypeVar
 
 from llmconv.errors import BadFile, OutputError, OutputExists, at, nearest
 from llmconv.formats.places.ranges import open_remote
 from llmconv.formats.places.remote import RemotePath
+from llmconv.formats.sharing.team import current
 
 try:
     import fcntl
 except ImportError:  # Windows, where an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Output", "Outputs", "check_parent", "check_target", "open_regular", "output_errors", "regular_size"]
+__all__ = [
+    "Output",
+    "Outputs",
+    "by_first",
+    "check_parent",
+    "check_target",
+    "open_regular",
+    "output_errors",
+    "regular_size",
+]
+
+T = TypeVar("T")
 
 PREFIX, SUFFIX = ".llmconv-", ".tmp"
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -93,7 +105,7 @@ def output_errors(path: Path) -> Iterator[None]:
 def check_parent(path: Path) -> None:
     """Refuse a target in a folder that is not there."""
     if re.fullmatch(r"[a-z][a-z0-9]+:", path.parts[0] if path.parts else "") and not Path(path.parts[0]).exists():
-        raise OutputError(f"{at(path)}: outputs are written to a disk; name a file there, and upload it then")
+        raise OutputError(f"{at(path)}: outputs are written to a disk; name a file there, then llmconv upload it")
     if not path.parent.is_dir():
         raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
 
@@ -118,10 +130,7 @@ def check_target(path: Path, *, force: bool, size: int = 0, inputs: Sequence[Pat
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
     """A folder for outputs, made if it is not there; gone again after an error that left it empty."""
-    with output_errors(path):
-        made = not path.exists()
-        if made:
-            path.mkdir()
+    made = by_first(lambda: _new_folder(path))
     try:
         yield
     except BaseException:
@@ -129,6 +138,31 @@ def new_folder(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _new_folder(path: Path) -> list[Path]:
+    """The folder, if it was not there and is made now."""
+    with output_errors(path):
+        if path.exists():
+            return []
+        path.mkdir()
+    return [path]
+
+
+def _folder_for_outputs(folder: Path) -> list[Path]:
+    """As `_new_folder`, where there may be something else of that name."""
+    if not folder.is_dir():
+        with output_errors(folder):
+            if os.path.lexists(folder):
+                raise OutputError(f"{at(folder)}: exists and is no folder; choose another output name")
+            check_parent(folder)
+    return _new_folder(folder)
+
+
+def by_first(make: Callable[[], T]) -> T:
+    """What is made once, whether by this process or by the first of several."""
+    team = current()
+    return make() if team is None else team.first(make)
 
 
 class Output:
@@ -172,12 +206,14 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        team = current()
         try:
             if kind is None:
                 self.finish()
-                with output_errors(self.path):
-                    self.publish()
-                    flush_folder(self.path.parent)
+            if team is not None:
+                team.agree(error)
+            if kind is None:
+                by_first(self._named)
             elif isinstance(error, OSError):
                 with output_errors(self.path):
                     raise error
@@ -185,7 +221,20 @@ class Output:
             self.discard()
             self._stop.leave()
 
+    def _named(self) -> None:
+        with output_errors(self.path):
+            self.publish()
+            flush_folder(self.path.parent)
+
     def create(self) -> None:
+        """Make the temporary; of several processes the first makes it, and the others open it."""
+        self.temporary = by_first(self._make)
+        team = current()
+        if team is not None and team.rank:
+            with output_errors(self.path):
+                self.file = os.fdopen(os.open(self.temporary, os.O_RDWR | getattr(os, "O_BINARY", 0)), "r+b")
+
+    def _make(self) -> Path:
         """Clear what a killed run left, and make the temporary."""
         _clear_orphans(self.path.parent, self._name)
         with output_errors(self.path):
@@ -194,6 +243,7 @@ class Output:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # file systems without locks: the process number must do
                 fcntl.flock(self.file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self.temporary
 
     def reserve(self, size: int) -> None:
         """Make the file `size` bytes long, its space taken on the disk where the file system can do that."""
@@ -262,21 +312,13 @@ class Outputs:
         self._done: list[Output] = []
         self._stop = _Stoppable()
         self._made: list[Path] = []
-        if folder is not None and not folder.is_dir():
-            with output_errors(folder):
-                if os.path.lexists(folder):
-                    raise OutputError(f"{at(folder)}: exists and is no folder; choose another output name")
-                check_parent(folder)
-                folder.mkdir()
-            self._made.append(folder)
+        if folder is not None:
+            self._made += by_first(lambda: _folder_for_outputs(folder))
         try:
             for inner in _folders_within(folder, sizes) if folder is not None else ():
                 if inner.is_symlink():
                     raise OutputError(f"{at(inner)}: is a link to another folder; remove it")
-                if not inner.is_dir():
-                    with output_errors(inner):
-                        inner.mkdir()
-                    self._made.append(inner)
+                self._made += by_first(lambda inner=inner: _new_folder(inner))  # type: ignore[misc]
             total = sum(sizes.values())
             for path in sizes:
                 check_target(path, force=force, size=total, inputs=inputs)
@@ -301,10 +343,12 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        published = False
+        published, team = False, current()
         try:
+            if team is not None:
+                team.agree(error)
             if kind is None:
-                self._publish()
+                by_first(self._publish)
                 published = True
         finally:
             for out in self._done:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more
 
-__all__ = ["beside", "check", "is_unfinished", "whole", "written"]
+__all__ = ["beside", "check", "check_links", "is_unfinished", "whole", "written"]
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
@@ -36,6 +36,23 @@ _WRITTEN = (
     (re.compile(rb"\)\]\}'"), "begins with )]}', which keeps JSON from being run; remove it"),
 )
 """How texts begin that hold a model's JSON in something else, and what to say of them."""
+_MESSAGE = re.compile(
+    rb"""\s*(?:\{\s*"(?:error|errors|message|detail)"\s*:|(?:entry|repository|revision|file|page|not)\s+(?:not\s+)?found"""
+    rb"""|invalid\s+(?:username|credentials|token)|access\s+(?:to|denied)|unauthori[sz]ed|forbidden)""",
+    re.IGNORECASE,
+)
+"""How the answers begin that servers give in place of a file."""
+_LONG = 4096  # bytes, of which no such answer has as many
+_ARCHIVES = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"\xfd7zXZ\0": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"BZh": "compressed by bzip2",
+    b"%PDF-": "a PDF",
+}
+"""How archives and their like begin; a zip may be a model of numpy's, torch's or Keras's."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".download", ".aria2", ".!ut")
 
 
@@ -56,6 +73,13 @@ def whole(path: Path) -> bytes:
     if _is_pointer(data):
         raise _pointer(path, data)
     return data
+
+
+def check_links(folder: Path) -> None:
+    """`BadFile` for a link that leads nowhere, as a download to the Hub's cache leaves it that was broken off."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() and not entry.exists() and not entry.name.startswith("."):
+            raise BadFile(f"{at(entry)}: is a link to a file that is not there; fetch the model again")
 
 
 def is_unfinished(path: Path) -> bool:
@@ -80,6 +104,11 @@ def check(path: Path, head: bytes) -> None:
         raise _pointer(path, head)
     if _PAGE.match(head):
         raise BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
+    if _MESSAGE.match(head) and path.suffix.lower() != ".json" and len(head) < _LONG:
+        text = head.decode("utf-8", "replace").split("\n")[0]
+        raise BadFile(f"{at(path)}: is the message of a server, no model: {cut(text, 60)}; fetch it again")
+    if kind := next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None):
+        raise BadFile(f"{at(path)}: is {kind}, no model; take what is in it")
     if head[:4] in _BEFORE_GGUF:
         name = head[3::-1].decode()
         raise Unsupported(f"{at(path)}: is {name.upper()}, a format of before GGUF; convert the original model again")

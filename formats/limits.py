@@ -7,7 +7,10 @@ hostile file never costs gigabytes or minutes.  All checks are made in Python in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+
+from llmconv.errors import UsageError, cut
 
 MAX_DIMS = 32
 """Dimensions of a tensor.  (ggml itself reads 4; numpy 64.)"""
@@ -68,3 +71,15 @@ JSON_BYTES = 1 << 32
 def too_large(shape: Sequence[int]) -> bool:
     """Whether a tensor has more elements, or if empty more rows, than any file of use holds."""
     return math.prod(n or 1 for n in shape) > (MAX_EMPTY_ROWS if 0 in shape else MAX_ELEMENTS)
+
+
+def parse_size(text: str) -> int:
+    """`4G`, `500M`, `2GB`, `1GiB`, `123456` -> bytes (K, M, G, T are powers of 1000; KiB, … of 1024)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"{text!r} is no size; write it like 4G, 500M or 1GiB")
+    unit = 1024 if match[3] else 1000
+    number = float(match[1]) * unit ** " KMGT".index(match[2].upper() or " ")
+    if not 1 <= number < 1 << 63:
+        raise UsageError(f"{cut(text)} is no size between 1 byte and 2^63")
+    return int(number)

@@ -23,8 +23,8 @@ from llmconv.formats.format import Format
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
-from llmconv.formats.stream import write_tensors
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.stream import write_tensors
 from llmconv.progress import Meter
 
 NAME = "safetensors"
@@ -79,6 +79,7 @@ def open_alone(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    guests.check_links(folder)
     if (folder / WEIGHTS).is_file():
         checkpoint = _open_files(folder, [folder / WEIGHTS])
         checkpoint.notes += _overruled(folder / INDEX, checkpoint)
@@ -303,14 +304,8 @@ class _Part:
 
 
 def _inputs(checkpoint: Checkpoint) -> list[Path]:
-    """Files that the checkpoint may still be read from."""
-    found = {tensor.extent.path for tensor in checkpoint.tensors.values() if tensor.extent is not None}
-    found.update(checkpoint.parts)
-    found.update(file for file in checkpoint.files.values() if isinstance(file, Path))
-    if checkpoint.source is not None:
-        found.add(checkpoint.source)
-        found.update(_weights_in(checkpoint.source))
-    return sorted(found)
+    """Files that the checkpoint may still be read from, all weights beside them among them."""
+    return [*checkpoint.inputs(), *(_weights_in(checkpoint.source) if checkpoint.source is not None else ())]
 
 
 def _weights_in(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 from llmconv.errors import BadFile, LlmconvError, Unsupported, at
 from llmconv.formats import guests, limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.gguf_types import CARRIED, carried, ggml_type
+from llmconv.formats.gguf.gguf_types import CARRIED, carried, ggml_type
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_name

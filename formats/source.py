@@ -8,21 +8,23 @@ needs no thousand descriptors, and compared with what it was when its header was
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from llmconv.errors import BadFile, at
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.places.ranges import fill
+from llmconv.formats.places.ranges import Filled, fill
 from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Source", "read_extent", "read_into", "reading"]
+__all__ = ["Source", "read_columns", "read_extent", "read_into", "reading"]
 
 _MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
 
@@ -59,6 +61,10 @@ class Source:
         self.fill(offset, out.data)
         return out
 
+    def opened(self) -> BinaryIO:
+        """It as Python reads files."""
+        return io.BufferedReader(Filled(self.fill, self.size), 1 << 12)
+
     def _check_range(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise BadFile(
@@ -94,6 +100,13 @@ def read_extent(extent: Extent, out: memoryview) -> None:
     """
     source = Source.of(extent.path) if extent.stamp is None else Source(extent.path, extent.stamp[0], extent.stamp)
     source.fill(extent.offset, out)
+
+
+def read_columns(extent: Extent, row_bytes: int, first: int, out: Bytes) -> None:
+    """Bytes `first` and on of every row of a local tensor's bytes: (rows, bytes)."""
+    with open_regular(extent.path) as file, reading(file.fileno(), extent.path, extent.stamp):
+        for row, part in enumerate(out):
+            read_into(file.fileno(), part.data, extent.offset + row * row_bytes + first)
 
 
 @contextlib.contextmanager

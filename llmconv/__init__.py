@@ -34,14 +34,18 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         WrongShape as WrongShape,
     )
     from llmconv.formats.checkpoint import Checkpoint as Checkpoint
+    from llmconv.formats.sharing.team import together as together
     from llmconv.formats.tensor import Tensor as Tensor
     from llmconv.progress import Step as Step
+    from llmconv.publish import Upload as Upload, upload as upload
     from llmconv.quant.warm import warmup as warmup
     from llmconv.reports import (
         content_hash as content_hash,
         diff as diff,
+        grids as grids,
         histogram as histogram,
         shaped as shaped,
+        shares as shares,
         size as size,
         statistics as statistics,
         verify as verify,
@@ -56,7 +60,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     )
     from llmconv.runtime.calibrate.imatrix import ImportanceMatrix as ImportanceMatrix, imatrix as imatrix
     from llmconv.runtime.calibrate.verified import Verified as Verified
-    from llmconv.runtime.embed import embed as embed
+    from llmconv.runtime.embedding.embed import embed as embed
     from llmconv.runtime.generate import generate as generate
     from llmconv.runtime.live.callback import GGUFCallback as GGUFCallback
     from llmconv.runtime.live.giving import state_dict as state_dict, to_torch as to_torch
@@ -82,20 +86,25 @@ _PUBLIC: dict[str, str] = {
     "inspect_file": "llmconv.api",
     "content_hash": "llmconv.reports",
     "diff": "llmconv.reports",
+    "grids": "llmconv.reports",
     "histogram": "llmconv.reports",
     "size": "llmconv.reports",
     "statistics": "llmconv.reports",
     "vocabulary": "llmconv.reports",
     "shaped": "llmconv.reports",
+    "shares": "llmconv.reports",
     "verify": "llmconv.reports",
     "verify_provenance": "llmconv.reports",
     "view": "llmconv.reports",
     "sweep": "llmconv.runtime.measure.sweep",
+    "together": "llmconv.formats.sharing.team",
     "train": "llmconv.runtime.training.loop",
     "TrainConfig": "llmconv.runtime.training.config",
     "edit": "llmconv.tools",
     "merge": "llmconv.tools",
     "parse_size": "llmconv.tools",
+    "upload": "llmconv.publish",
+    "Upload": "llmconv.publish",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
     "from_torch": "llmconv.runtime.live.taking",
@@ -105,7 +114,7 @@ _PUBLIC: dict[str, str] = {
     "GGUFCallback": "llmconv.runtime.live.callback",
     "perplexity": "llmconv.runtime.measure.perplexity",
     "compare": "llmconv.runtime.measure.compare",
-    "embed": "llmconv.runtime.embed",
+    "embed": "llmconv.runtime.embedding.embed",
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
     "Text": "llmconv.runtime.measure.texts",

@@ -24,6 +24,8 @@ from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places import names as places
+from llmconv.formats.sharing.team import current
+from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
 
@@ -144,6 +146,8 @@ def _save(
         raise UsageError(f"--portable has no effect on {container.name}: it is for GGUF; leave it out")
     if writing.provenance and container.dialect == "program":
         raise UsageError(f"--provenance has no effect on {container.name}: it has no place for one; leave it out")
+    if current() is not None and container.name not in ("gguf", "safetensors"):
+        raise UsageError(f"several processes write GGUF and safetensors, not {container.name}; run it without torchrun")
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
@@ -161,6 +165,7 @@ def _save(
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
         paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
+        rounding.settle()
     result = Result(
         target=target,
         paths=list(paths),
@@ -190,6 +195,8 @@ def convert_file(
     lora: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | None = None,
     vocab_only: bool = False,
+    mmproj: bool | str | os.PathLike[str] | None = None,
+    text_only: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
@@ -200,6 +207,10 @@ def convert_file(
     base: of an adapter that is itself converted: the model that it was trained on; config.json, or a GGUF, is enough.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
+    mmproj: of a multimodal folder that becomes a GGUF: True writes its tower alone (llama.cpp's mmproj file); of a GGUF
+        that becomes a folder: the tower's file, found beside it by its name when None.
+    text_only: leave the tower out.  With neither, a multimodal folder gives both files: `dst`, and `mmproj-` before its
+        name.
     options: those of `save`.
     """
     started = time.monotonic()
@@ -229,9 +240,36 @@ def convert_file(
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
     checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
-    result = save(checkpoint, target, format=container.name, **options)
+    if dst is None and container.name == "gguf" and is_multimodal(checkpoint) and not options.get("layout"):
+        kind = main_type(checkpoint, str(options.get("outtype", "auto")))
+        target = target.with_name(f"{'mmproj-' if mmproj else ''}{target.stem}-{kind}.gguf")
+    parts = parted(checkpoint, container, target, mmproj, text_only, options)
+    result = _both([save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts])
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def _both(results: list[Result]) -> Result:
+    """What was written, of one file or of two."""
+    first, *rest = results
+    worst = max(results, key=lambda result: result.rounding)
+    return (
+        dataclasses.replace(
+            first,
+            paths=[path for result in results for path in result.paths],
+            size=sum(result.size for result in results),
+            n_tensors=sum(result.n_tensors for result in results),
+            n_elements=sum(result.n_elements for result in results),
+            types=dict(sum((Counter(result.types) for result in results), Counter())),
+            rounding=worst.rounding,
+            rounding_tensor=worst.rounding_tensor,
+            overflows=sum(result.overflows for result in results),
+            underflows=sum(result.underflows for result in results),
+            notes=[note for result in results for note in result.notes],
+        )
+        if rest
+        else first
+    )
 
 
 def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[str, Any]) -> Result:
@@ -282,7 +320,7 @@ def _inexact(checkpoint: Checkpoint, container: Format, outtype: str) -> list[st
 
 _ONLY_READ = (
     *(".bin", ".txt", ".ggml"),
-    *(".npy", ".h5", ".hdf5", ".keras", ".onnx"),
+    *(".npy", ".onnx"),
 )
 """Endings of files that nobody means as the name of a folder."""
 

@@ -17,7 +17,10 @@ from llmconv.show import for_json
 if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.content_hash import ContentHash
     from llmconv.convert.reports.diff import Difference
+    from llmconv.convert.reports.grids import TensorGrid
     from llmconv.convert.reports.provenance import Certificate
+    from llmconv.convert.reports.shape import Shape
+    from llmconv.convert.reports.sharing import SharePlan
     from llmconv.convert.reports.sizing import SizeReport
     from llmconv.convert.reports.stats import Histogram, TensorStats
     from llmconv.convert.reports.verify import Verdict
@@ -25,8 +28,10 @@ if TYPE_CHECKING:  # each is loaded when its function runs
 __all__ = [
     "content_hash",
     "diff",
+    "grids",
     "histogram",
     "shaped",
+    "shares",
     "size",
     "statistics",
     "verify",
@@ -102,6 +107,14 @@ def statistics(model: Source, *, progress: Progress | None = None) -> list[Tenso
     for name, tensor in checkpoint.tensors.items():
         found.append(tensor_stats(tensor, functools.partial(meter, item=name)))
     return found
+
+
+def grids(model: Source, *, progress: Progress | None = None) -> list[TensorGrid]:
+    """Which matrices lie on the grid of a block type, wholly: what `quantize(..., "REPACK")` would carry as it is."""
+    from llmconv.convert.reports.grids import grids_of
+
+    checkpoint = _open(model)
+    return grids_of(checkpoint, Meter(progress, "grids", checkpoint.nbytes))
 
 
 def histogram(model: Source, tensor: str, bins: int = 40) -> Histogram:
@@ -200,21 +213,45 @@ def size(target: Source, **options: Any) -> SizeReport:
     options: context, batch, devices (see `llmconv.convert.reports.sizing.size_report`).
     """
     _check_sizes(options)
-    from llmconv.convert.reports.sizing import shape_of, size_report
+    from llmconv.convert.reports.sizing import size_report
+
+    shape, _ = _shape(target)
+    with about(None if isinstance(target, Checkpoint) else Path(target)):
+        return size_report(shape, **options)
+
+
+def shares(
+    target: Source, type: str, processes: int, *, disk: int = 0, network: int = 0, jobs: int | None = None
+) -> SharePlan:
+    """Who of `processes` (under torchrun) quantizes what of a model, and how long it takes: from its shape alone.
+
+    target: a checkpoint, a config.json, or a preset by name.   type: a file type, as Q4_K_M.
+    disk: bytes a second of the disk that all share.   network: of each process's way to it; 0: no limit.
+    jobs: threads of each process; default as many as there are processors here.
+    """
+    from llmconv.convert.reports.sharing import Rates, plan_shares
+    from llmconv.formats.writing.stream import threads
+
+    shape, config = _shape(target)
+    return plan_shares(shape, type, processes, Rates(disk, network, threads(jobs)), config)
+
+
+def _shape(target: Source) -> tuple[Shape, dict[str, Any]]:
+    """The shape of what `size` takes, and its config.json where it is one."""
+    from llmconv.convert.reports.shape import shape_of
     from llmconv.convert.tables.presets import preset
 
     if isinstance(target, Checkpoint):
-        return size_report(shape_of(target), **options)
+        return shape_of(target), {}
     path = Path(target)
     if not path.exists():
         if isinstance(target, Path) or len(path.parts) > 1 or path.suffix in (".json", ".gguf", ".safetensors"):
             raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
-        return size_report(shape_of(preset(str(target))), **options)
-    if path.is_file() and path.suffix == ".json" and (config := _config(path)) is not None:
-        with about(path):
-            return size_report(shape_of(config, path.name), **options)
+        return shape_of(preset(str(target))), {}
     with about(path):
-        return size_report(shape_of(formats.open(path), path.name), **options)
+        if path.is_file() and path.suffix == ".json" and (config := _config(path)) is not None:
+            return shape_of(config, path.name), config
+        return shape_of(formats.open(path), path.name), {}
 
 
 def _check_sizes(sizes: Mapping[str, Any]) -> None:

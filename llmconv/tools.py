@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmconv import formats
-from llmconv.errors import BadFile, UsageError, at, cut
+from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.limits import parse_size
 from llmconv.formats.places.names import place
 from llmconv.progress import Meter, Progress
 from llmconv.show import Shown
@@ -27,18 +27,6 @@ class EditResult(Shown):
     path: Path
     in_place: bool
     recovered: bool = False
-
-
-def parse_size(text: str) -> int:
-    """`4G`, `500M`, `2GB`, `1GiB`, `123456` -> bytes (K, M, G, T are powers of 1000; KiB, … of 1024)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise UsageError(f"{text!r} is no size; write it like 4G, 500M or 1GiB")
-    unit = 1024 if match[3] else 1000
-    number = float(match[1]) * unit ** " KMGT".index(match[2].upper() or " ")
-    if not 1 <= number < 1 << 63:
-        raise UsageError(f"{cut(text)} is no size between 1 byte and 2^63")
-    return int(number)
 
 
 def edit(

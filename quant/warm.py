@@ -12,7 +12,7 @@ def warmup(progress: Progress | None = None) -> int:
 
     progress: called with a `Step` after each kernel.
     """
-    from llmconv.quant.kernels import build
+    from llmconv.quant.kernels.compiling import build
 
     entries = list(build.entries())
     meter = Meter(progress, "compile", len(entries), "kernels")

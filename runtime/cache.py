@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmconv.convert.tables.decoder import Attention, Decoder, Growth, Rope
 from llmconv.errors import UsageError
-from llmconv.runtime.positions import alibi_slopes, rope_tables
+from llmconv.runtime.layers.positions import alibi_slopes, rope_tables
 
 __all__ = ["Cache", "Step"]
 

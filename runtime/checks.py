@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import LlmconvError, UsageError, cut
 from llmconv.runtime import products
-from llmconv.runtime.linear import Stored
+from llmconv.runtime.linear import ExpertLinear, Stored
 from llmconv.runtime.model import Model
 
 __all__ = ["check_finite", "check_looks_back", "not_finite"]
@@ -61,12 +62,32 @@ def _cause(model: Model) -> str:
 @torch.no_grad()
 def bad_tensor(model: Model) -> str | None:
     """The first of the model's tensors with an infinity or NaN in it."""
+    if model.wants is None:
+        return _bad_in(model)
+    for part in (EMBEDDING, *range(len(model.blk)), HEAD):
+        model.wants(part)
+        found = _bad_in(model, f"blk.{part}.")
+        if found:
+            return found
+    return None
+
+
+def _bad_in(model: Model, layer: str = "") -> str | None:
+    """The first of those that are in memory, and of the experts of a layer that are not."""
     for prefix, module in model.named_modules():
         for part in (*module._parameters, *module._buffers):
             values = getattr(module, part)
-            if values is not None and not _finite(values, module):
+            if values is not None and not values.is_meta and not _finite(values, module):
                 return f"{prefix}.{part}" if prefix else f"{part}.weight"
+        if isinstance(module, ExpertLinear) and prefix.startswith(layer) and not _all_finite(module):
+            return f"{prefix}.weight"
     return None
+
+
+def _all_finite(module: ExpertLinear) -> bool:
+    """Whether the experts that are read one by one, if they are, are finite."""
+    one = module.one
+    return one is None or all(_finite(one(expert), module) for expert in range(module.shape[0]))
 
 
 def _finite(values: Tensor, module: torch.nn.Module) -> bool:

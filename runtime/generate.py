@@ -68,7 +68,7 @@ def generate(
     `UsageError` for a prompt that is longer than the positions that the model has learned; `LlmconvError` when its
     logits are not finite.
     """
-    running = Running(device, dtype, activations).model(model)
+    running = Running(device, dtype, activations).model(model, streamed=False)
     how = sampling or Sampling()
     if temperature is not None:
         how = Sampling(**{**asdict(how), "temperature": temperature})

@@ -10,26 +10,28 @@ import os
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmconv import formats as _formats
 from llmconv.convert import archs
 from llmconv.convert.dialects.scales import folded, scales_of
+from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
-from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
+from llmconv.errors import BadWeight, LlmconvError, Unsupported, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.source import read_extent
-from llmconv.formats.tensor import SLAB_BYTES, Tensor
+from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products
 from llmconv.quant.block import BlockType
+from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
-from llmconv.runtime.recurrent import RecurrentModel
+from llmconv.runtime.reading import PLAIN, put, read_tensor, slots_of
+from llmconv.runtime.streamed.memory import Memory, limit
+from llmconv.runtime.streamed.weights import Weights
 
-__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "read_tensor", "runs_finite"]
+__all__ = ["DTYPES", "build", "load", "pick_device", "pick_dtype", "runs_finite"]
 
 DTYPES = {
     "f64": torch.float64,
@@ -37,7 +39,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "f16": torch.float16,
 }
-_PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -91,6 +92,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    memory: Memory = None,
 ) -> Model:
     """A model from any file or folder that llmconv opens, ready to run; in `eval()` mode.
 
@@ -102,6 +104,9 @@ def load(
     activations: what quantized weights are multiplied with.  "float": the numbers themselves.  "int8": rounded to bytes
         as llama.cpp does on a CPU, which is faster and brings figures closer to its own; on the CPU only, for the types
         in `llmconv.quant.integer_products.TYPES` (others, and float weights, are multiplied with floats).
+    memory: bytes that the weights may take, as a number or like "2G".  Of a model that needs more, the layers are read
+        from the file as they are used, each time: what runs many tokens at once, as `perplexity` does, then reads the
+        file once.  None: all weights are in memory.
 
     The model's `notes` say what was decided for it and should be known.
 
@@ -113,10 +118,11 @@ def load(
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
     _check_activations(activations, where, kind)
+    most = None if memory is None else limit(memory, where)
     if dtype == "auto" and kind == torch.float16:
-        model = _in_float16(checkpoint, where)
+        model = _in_float16(checkpoint, where, most)
     else:
-        model = build(checkpoint, where, kind)
+        model = build(checkpoint, where, kind, most)
     takers = [m for m in model.modules() if isinstance(m, Stored)]
     for module in takers:
         module.activations = activations
@@ -135,12 +141,12 @@ def _with_scales(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if len(kept) == len(checkpoint.tensors) else checkpoint.but(tensors=kept)
 
 
-def _in_float16(checkpoint: Checkpoint, device: torch.device) -> Model:
+def _in_float16(checkpoint: Checkpoint, device: torch.device, memory: int | None = None) -> Model:
     """The model in float16 if that holds its weights and what it computes, else in bfloat16 or float32, with a note."""
     try:
         if describe(checkpoint).passes_float16:
             raise _Overflow("models of its family pass float16's 65504 inside")
-        model = build(checkpoint, device, torch.float16)
+        model = build(checkpoint, device, torch.float16, memory)
         if not runs_finite(model):
             raise _Overflow("it passes float16's 65504 inside")
     except (BadWeight, _Overflow) as error:
@@ -148,7 +154,7 @@ def _in_float16(checkpoint: Checkpoint, device: torch.device) -> Model:
     else:
         return model
     wider = torch.bfloat16 if _has_bfloat16(device) else torch.float32
-    model = build(checkpoint, device, wider)
+    model = build(checkpoint, device, wider, memory)
     model.notes.append(f"{model.where}: computed in {str(wider).removeprefix('torch.')}, because {why}")
     return model
 
@@ -175,17 +181,27 @@ def _check_activations(activations: str, device: torch.device, dtype: torch.dtyp
         raise UsageError("int8 activations are rounded from float32, not f64; leave one of the two out")
 
 
-def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> Model:
-    """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None."""
+def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, memory: int | None = None) -> Model:
+    """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None, `load` for `memory`."""
     decoder = describe(checkpoint)
     types = _storage(checkpoint, device, dtype)
-    needed = sum(_nbytes(t, types[name]) for name, t in checkpoint.tensors.items())
+    stored = {name: _nbytes(tensor, types[name]) for name, tensor in checkpoint.tensors.items()}
+    needed = sum(stored.values())
+    sizes = Sizes({n: t.shape for n, t in checkpoint.tensors.items()}, stored, (dtype or torch.float32).itemsize)
     try:
         with torch.device("meta"):
             made = Model if decoder.recurrent is None else RecurrentModel
             model = made(decoder, types, dtype or torch.float32)
         with about(checkpoint.source):
-            _fill(model, checkpoint, device)
+            if memory is None or (plan := plan_streaming(sizes, memory)).resident:
+                _fill(model, checkpoint, device)
+            elif decoder.recurrent is None and not decoder.layers_alone:
+                raise Unsupported(
+                    f"its layers read what earlier ones made, so it can't be run a layer at a time within "
+                    f"{memory:,} bytes; give it the {needed:,} that its weights take"
+                )
+            else:
+                model.home, model.wants = device, Weights(model, checkpoint.tensors, device, sizes, plan)
     except (torch.OutOfMemoryError, MemoryError):
         raise _no_room(device, needed) from None
     except RuntimeError as error:
@@ -213,7 +229,7 @@ def _storage(
     out: dict[str, type[BlockType] | torch.dtype] = {}
     decoded = set()
     for name, tensor in checkpoint.tensors.items():
-        own = _PLAIN.get(tensor.type.name)
+        own = PLAIN.get(tensor.type.name)
         if len(tensor.shape) < 2:  # norms and biases: their few numbers stay exact
             out[name] = torch.float64 if dtype == torch.float64 else torch.float32
         elif own is not None or tensor.type.is_plain():
@@ -235,72 +251,10 @@ def _nbytes(tensor: Tensor, stored: type[BlockType] | torch.dtype) -> int:
 
 def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
     """Give every parameter and buffer its storage on `device` and its values."""
-    slots: dict[str, tuple[torch.nn.Module, str]] = {}
-    for prefix, module in model.named_modules():
-        for part in (*module._parameters, *module._buffers):
-            slots[f"{prefix}.{part}" if prefix else part] = (module, part)
-    for name, (module, part) in slots.items():
+    for name, (module, part) in slots_of(model).items():
         old = getattr(module, part)
-        if old is None:
-            continue
         tensor = checkpoint.tensors.get(name) or checkpoint.tensors[f"{name}.weight"]
-        values = read_tensor(tensor, old.shape, old.dtype, device)
-        if part in module._parameters:
-            module._parameters[part] = torch.nn.Parameter(values, requires_grad=values.is_floating_point())
-        else:
-            module._buffers[part] = values
-
-
-def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab, or at once where they will live."""
-    out = torch.empty(shape, dtype=dtype, device=device)
-    if device.type == "meta" or not out.numel():
-        return out
-    rows = out.view(tensor.n_rows, -1)
-    raw = dtype == torch.uint8 or _PLAIN.get(tensor.type.name) == dtype
-    flat = rows.view(torch.uint8) if raw else rows
-    if raw and tensor.extent is not None and device.type == "cpu":
-        read_extent(tensor.extent, flat.view(-1).numpy().data)
-        return out
-    for start, stop in tensor.slabs(4 * SLAB_BYTES):
-        source = tensor.blocks(start, stop) if raw else _numbers(tensor, start, stop)
-        if dtype == torch.float16 and not raw:
-            _check_fits(tensor, start, source)
-        flat[start:stop].copy_(_from_numpy(source))
-    return out
-
-
-_FIRST_INFINITE = 65520.0
-"""What rounds to infinity in float16, whose largest number is 65504."""
-
-
-def _check_fits(tensor: Tensor, start: int, values: Any) -> None:
-    """`BadWeight` for rows, from `start` on, with a finite number that float16 can't hold."""
-    over = (np.abs(values) >= _FIRST_INFINITE) & np.isfinite(values)
-    if over.any():
-        row, column = np.unravel_index(int(over.argmax()), over.shape)
-        value = float(values[row, column])
-        raise BadWeight(
-            f"tensor {cut(tensor.name)} holds {value:g}, which float16 can't; use --dtype bf16 or f32",
-            tensor=tensor.name,
-            index=(start + int(row), int(column)),
-            value=value,
-            type="F16",
-        )
-
-
-def _numbers(tensor: Tensor, start: int, stop: int) -> Any:
-    """Values of some rows in a dtype that torch knows."""
-    values = tensor.rows(start, stop)
-    if tensor.type.name not in _PLAIN or tensor.type.name == "BF16":
-        values = values.astype(np.float32)
-    return values
-
-
-def _from_numpy(array: Any) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a mapped file is read-only; it is only read
-        return torch.from_numpy(np.ascontiguousarray(array))
+        put(module, part, read_tensor(tensor, old.shape, old.dtype, device))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -6,25 +6,28 @@ Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a can
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
 from llmconv.runtime import products
-from llmconv.runtime.attention import self_attention
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.convolution import short_convolution
-from llmconv.runtime.mlp import activation, dense_and_experts, feed_forward
-from llmconv.runtime.norms import Norm
+from llmconv.runtime.layers import altup, layer_vectors
+from llmconv.runtime.layers.attention import self_attention
+from llmconv.runtime.layers.convolution import short_convolution
+from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
+from llmconv.runtime.layers.norms import Norm, normed
+from llmconv.runtime.layers.positions import sinusoidal
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
-from llmconv.runtime.positions import sinusoidal
 from llmconv.runtime.scans.scan import scan
-from llmconv.runtime.streams import altup, layer_vectors
 
-__all__ = ["MIXERS", "Block", "Model"]
+__all__ = ["MIXERS", "Block", "Halfway", "Model"]
 
 
 def _linear(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
@@ -36,15 +39,29 @@ MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan":
 """What mixes tokens, by the names of `Layer.mixers`."""
 
 
+class Halfway(NamedTuple):
+    """A layer's work before its MLP, (B, T, dim) each.
+
+    kept: what the MLP's results are added to.   normed: what it is given; None where there is none.   entered: what
+    came into the layer.   attended: what is added with it, in layers whose halves run side by side.
+    """
+
+    kept: Tensor
+    normed: Tensor | None
+    entered: Tensor
+    attended: Tensor | None = None
+
+
 class Block(LayerPieces):
     """One layer.  Every piece is an attribute, None when the layer has no such tensor."""
 
     def __init__(self, decoder: Decoder, index: int, types: Types):
         super().__init__()
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
+        self.norm = decoder.norm
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
-            if "" in parts and name in VECTORS:
+            if "" in parts and (name in VECTORS or name == "ffn_norm"):  # Falcon-H1's has a bare name
                 del self._modules[name]
                 self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
                 continue
@@ -69,43 +86,66 @@ class Block(LayerPieces):
         """x: (B, T, dim) -> (B, T, dim); of models with several streams (streams, B, T, dim)."""
         if self.altup_router is not None:
             return altup.layer(self, x, step)
-        x = self._layer(x, step)
+        half = self.before_mlp(x, step)
+        x = self.after_mlp(half, self._mlp(half))
         if self.inp_gate is not None:
             x = x + layer_vectors.made(self, x, step)
         return x if self.layer_output_scale is None else x * self.layer_output_scale.weight.to(x.dtype)
 
-    def _layer(self, x: Tensor, step: Step) -> Tensor:
+    def _mlp(self, half: Halfway) -> Tensor | None:
+        if half.normed is None:
+            return None
+        if self.spec.mlp is not None and self.spec.mlp.apart:
+            return dense_and_experts(self, half.kept)
+        return feed_forward(self, half.normed, half.entered)
+
+    def before_mlp(self, x: Tensor, step: Step) -> Halfway:
+        """The first half: up to what the MLP is given."""
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
-            return self.ffn_norm(x + feed_forward(self, x, x))  # type: ignore[no-any-return]
+            return Halfway(x, x, x)
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
-        mlp_norm = getattr(self, self.spec.mlp_norm)
+        mlp_norm = self._mlp_norm()
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         inside = self.spec.norms_inside
         if inside and self.attn_output_norm is not None:
             attended = self.attn_output_norm(attended)
         if self.spec.parallel:
-            inner = feed_forward(self, normed if mlp_norm is None else mlp_norm(x), x)
-            return x + (attended + inner) * self.residual_scale
+            return Halfway(x, normed if mlp_norm is None else mlp_norm(x), x, attended)
         entered, kept = x, normed if self.spec.residual_after_norm else x
         x = self._added(kept, attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
         if self.spec.mlp is None:
-            return x
+            return Halfway(x, None, x)
         normed = x if mlp_norm is None else mlp_norm(x)
-        apart = self.spec.mlp.apart
-        inner = dense_and_experts(self, x) if apart else feed_forward(self, normed, entered)
+        return Halfway(normed if self.spec.residual_after_norm else x, normed, entered)
+
+    def after_mlp(self, half: Halfway, inner: Tensor | None) -> Tensor:
+        """The second half: what the MLP gave, added.   inner: (B, T, dim), None where the layer has no MLP."""
+        if inner is None:
+            return half.kept
+        if self.spec.norm_after:
+            return self.ffn_norm(half.kept + inner)  # type: ignore[no-any-return]
+        if half.attended is not None:
+            return half.kept + (half.attended + inner) * self.residual_scale
+        inside = self.spec.norms_inside
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         if inside and self.layer_output_norm is not None:
             inner = self.layer_output_norm(inner)
-        x = normed if self.spec.residual_after_norm else x
-        x = self._added(x, inner)
+        x = self._added(half.kept, inner)
         return x if self.layer_output_norm is None or inside else self.layer_output_norm(x)
+
+    def _mlp_norm(self) -> Any:
+        """The norm before the MLP, or None; a function where it is a lone vector."""
+        found = getattr(self, self.spec.mlp_norm)
+        if isinstance(found, nn.Parameter):
+            return functools.partial(normed, kind=self.norm.kind, eps=self.norm.eps, weight=found)
+        return found
 
     def _mixed(self, x: Tensor, step: Step) -> Tensor:
         """What the layer's mixers make of x, added up; zeros where it has none."""
@@ -123,8 +163,13 @@ class Model(Pieces):
 
     decoder: what it is made of.  types: how its tensors are stored (see `Types`).
     `tokenizer`, `metadata`, `where` (what messages call it) and `notes` (what was decided for it, and should be known)
-    come with a loaded model; `dtype` is what it computes in.
+    come with a loaded model; `dtype` is what it computes in.   `wants`, in one whose weights are left in the file, is
+    called with a layer's number, `EMBEDDING` or `HEAD` before that part is used (see `runtime.streamed`).
     """
+
+    wants: Callable[[int | str], None] | None = None
+    home: torch.device | None = None
+    """The device of one whose weights come and go."""
 
     def __init__(self, decoder: Decoder, types: Types | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -159,7 +204,7 @@ class Model(Pieces):
     @property
     def device(self) -> torch.device:
         weight: Tensor = self.token_embd.weight
-        return weight.device
+        return self.home or weight.device
 
     @property
     def context_length(self) -> int:
@@ -182,24 +227,37 @@ class Model(Pieces):
         self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None, kinds: Tensor | None = None
     ) -> Tensor:
         """The last layer's output, normed: (B, T, dim).  Arguments as `forward`; kinds: (B, T), types of tokens."""
-        divisors = {name: t for name, t in self._buffers.items() if t is not None}
-        step = Step(tokens, mask, cache, self.dtype, divisors)
-        x = self._embed(tokens, step, kinds)
-        if self.per_layer_token_embd is not None:
-            step.per_layer = layer_vectors.vectors(self, tokens, x)
-        if self.altup_proj is not None:
-            x = altup.spread(self, x)
-        for block in self.blk:
-            x = block(x, step)
-        if self.altup_proj is not None:
-            x = altup.merged(self, x)
+        step = self.step(tokens, mask, cache)
+        x = self.begin(tokens, step, kinds)
+        for i in range(len(self.blk)):
+            x = self.through(i, x, step)
         if cache is not None:
             cache.advance(tokens.shape[1])
+        return self.end(x)
+
+    def step(self, tokens: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Step:
+        """What the layers need to know of where the tokens (B, T) stand."""
+        divisors = {name: t for name, t in self._buffers.items() if t is not None}
+        return Step(tokens, mask, cache, self.dtype, divisors)
+
+    def through(self, layer: int, x: Tensor, step: Step) -> Tensor:
+        """x through one layer, (B, T, dim) -> (B, T, dim)."""
+        if self.wants is not None:
+            self.wants(layer)
+        out: Tensor = self.blk[layer](x, step)
+        return out
+
+    def end(self, x: Tensor) -> Tensor:
+        """What the last layer gives, as the head takes it."""
+        if self.altup_proj is not None:
+            x = altup.merged(self, x)
         norm = getattr(self, self.decoder.output_norm)
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim)."""
+        if self.wants is not None:
+            self.wants(HEAD)
         if self.output_in is not None:
             hidden = self.output_in(hidden)
         logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
@@ -238,7 +296,10 @@ class Model(Pieces):
         """
         return self.head(self.hidden(tokens, mask, cache))
 
-    def _embed(self, tokens: Tensor, step: Step, kinds: Tensor | None = None) -> Tensor:
+    def begin(self, tokens: Tensor, step: Step, kinds: Tensor | None = None) -> Tensor:
+        """What the first layer is given: (B, T, dim) for ids (B, T), with their types."""
+        if self.wants is not None:
+            self.wants(EMBEDDING)
         spec = self.decoder
         x: Tensor = self.token_embd(tokens, self.dtype)
         if self.token_embd_in is not None:
@@ -254,9 +315,11 @@ class Model(Pieces):
             x = x + sinusoidal(step.positions, spec.dim, self.dtype)
         if self.token_types is not None:
             x = x + self.token_types(torch.zeros_like(tokens) if kinds is None else kinds, self.dtype)
-        if self.token_embd_norm is None or spec.output_norm == "token_embd_norm":
-            return x
-        return self.token_embd_norm(x)  # type: ignore[no-any-return]
+        if self.token_embd_norm is not None and spec.output_norm != "token_embd_norm":
+            x = self.token_embd_norm(x)
+        if self.per_layer_token_embd is not None:
+            step.per_layer = layer_vectors.vectors(self, tokens, x)
+        return x if self.altup_proj is None else altup.spread(self, x)
 
     def extra_repr(self) -> str:
         return (

@@ -13,8 +13,8 @@ from torch import nn
 from llmconv.convert.tables.decoder import Decoder, Layer
 from llmconv.errors import Unsupported
 from llmconv.quant.block import BlockType
+from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.linear import Embedding, ExpertLinear, Linear
-from llmconv.runtime.norms import Norm
 
 __all__ = ["LayerPieces", "Pieces", "Types", "grouped", "piece"]
 

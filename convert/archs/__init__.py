@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.config import text_config
+from llmconv.convert.tables.config import TEXT_MODELS, text_config
 from llmconv.quant.entry_points import Registry
 
 __all__ = ["Architecture", "all", "by_gguf", "by_hf", "register", "unregister"]
@@ -53,7 +53,7 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
 
     Where several tables have one (multimodal) class, the type of its text model decides, else the first is taken.
     """
-    inner = (config.get(key) for key in ("text_config", "llm_config"))
+    inner = (config.get(key) for key in TEXT_MODELS)
     texts = [text.get("model_type") for text in inner if isinstance(text, Mapping)]
     classes = config.get("architectures")
     for wanted in classes if isinstance(classes, list) else ():

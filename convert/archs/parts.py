@@ -26,6 +26,9 @@ COMMON = keys("""
 """)
 """The keys of most models since Llama."""
 
+COMMON_BUT_EPSILON = tuple(key for key in COMMON if key.gguf != "attention.layer_norm_rms_epsilon")
+"""Those of models with LayerNorms."""
+
 HEAD_DIM = keys("""
     attention.key_length              u32   head_dim                    = n_embd // n_head
     attention.value_length            u32   head_dim                    = n_embd // n_head
@@ -60,10 +63,12 @@ def sigmoid_experts(
     )
 
 
+HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
+
 EMBEDDINGS = (
     row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
     row("output_norm.weight", "{p}norm.weight", "n_embd"),
-    row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings"),
+    HEAD,
 )
 
 NORMS = (
@@ -228,8 +233,6 @@ GPT_KEYS = keys("""
     attention.layer_norm_epsilon    f32   layer_norm_epsilon|layer_norm_eps   1e-5
 """)
 
-HEAD = row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings")
-
 
 def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
     """Rows of a LayerNorm: weight and bias."""
@@ -239,6 +242,15 @@ def norm(gguf: str, hf: str, when: str = "", optional: Optional = False) -> Any:
     )
 
 
+LAYER_NORMS = (
+    EMBEDDINGS[0],
+    *norm("output_norm", "{p}norm"),
+    HEAD,
+    *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
+)
+"""Embeddings and the norm before attention where norms are LayerNorms."""
+
+
 def linear(gguf: str, hf: str, n_out: str, n_in: str, *ops: Any, bias: bool | str = False) -> Any:
     """Rows of a linear layer with a bias; GPT-2's Conv1D needs a Transpose of the weight."""
     moves = tuple(op for op in ops if not isinstance(op, Transpose))
@@ -246,6 +258,11 @@ def linear(gguf: str, hf: str, n_out: str, n_in: str, *ops: Any, bias: bool | st
         row(gguf + ".weight", hf + ".weight", f"{n_out}, {n_in}", *ops),
         row(gguf + ".bias", hf + ".bias", n_out, *moves, optional=bias),
     )
+
+
+def each_layer(own: Mapping[str, Any], key: str) -> list[int]:
+    """A setting that GGUF states for each layer, or once for all."""
+    return [int(n) for n in np.atleast_1d(own.get(key, 0))]
 
 
 def check_text_model(config: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -20,12 +20,12 @@ from llmconv.convert.tables.keys import KINDS
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["files_of", "keys_of"]
+__all__ = ["CARD", "are_texts", "files_of", "head_of", "keys_of"]
 
 CARD, SAMPLING = "README.md", "generation_config.json"
 
 # GGUF's general.* -> names in a card's head, the first that is there; texts.
-_TEXTS = {
+TEXTS = {
     "name": ("name", "model_name"),
     "author": ("author", "model_author", "model_creator"),
     "version": ("version", "model_version"),
@@ -63,6 +63,7 @@ _SAMPLING = {
     "mirostat_tau": ("f32", ("mirostat_tau",)),
     "mirostat_eta": ("f32", ("mirostat_eta",)),
 }
+SAMPLING_NAMES = {key: names for key, (_, names) in _SAMPLING.items()}
 _HUB = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
 _OF_A_NAME = ("organization", "basename", "finetune", "version", "size_label")
 
@@ -76,12 +77,12 @@ def keys_of(
     """
     card, notes = _card(folder)
     sampling, said = _sampling(folder)
-    found: dict[str, Any] = {key: text for key, names in _TEXTS.items() if (text := _text(card, names)) is not None}
+    found: dict[str, Any] = {key: text for key, names in TEXTS.items() if (text := _text(card, names)) is not None}
     path = config.get("_name_or_path")
     for source in (path if isinstance(path, str) and path.count("/") < 2 else None, name):
         for key, value in _from_name(source, parameters):
             found.setdefault(key, value)
-    ordered = {key: found[key] for key in _TEXTS if key in found}
+    ordered = {key: found[key] for key in TEXTS if key in found}
     for key, places in _SOURCES.items():
         ordered |= _sources(card, key, places, parameters)
     for key, names in _LISTS.items():
@@ -180,39 +181,39 @@ def files_of(metadata: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str,
     own = {k.removeprefix("general."): v for k, v in metadata.items() if k.startswith("general.")}
     out = {}
     sampling = {
-        names[0]: _plain(own[f"sampling.{key}"])
+        names[0]: plain_number(own[f"sampling.{key}"])
         for key, (kind, names) in _SAMPLING.items()
         if isinstance(own.get(f"sampling.{key}"), str if kind == "str" else int | float | np.number)
     }
     if sampling and SAMPLING not in files:
         out[SAMPLING] = json.dumps(sampling, indent=2).encode() + b"\n"
-    if CARD not in files and (head := _head(own)):
+    if CARD not in files and (head := head_of(own)):
         name = own["name"] if isinstance(own.get("name"), str) else "A model"
         body = f"# {' '.join(name.split())}\n\nConverted from a GGUF file, whose keys this card repeats.\n"
         out[CARD] = f"---\n{head}---\n\n{body}".encode("utf-8", "replace")
     return out
 
 
-def _plain(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """A number as JSON prints it: 0.7, not 0.699999988079071."""
     if isinstance(value, str):
         return value
     return float(str(np.float32(value))) if isinstance(value, float | np.floating) else int(value)
 
 
-def _head(own: Mapping[str, Any]) -> str:
+def head_of(own: Mapping[str, Any]) -> str:
     """The lines of a card's head; none where the keys say nothing that a reader of cards would miss."""
-    texts = {key: own[key] for key in _TEXTS if isinstance(own.get(key), str) and key != "size_label"}
-    lists = {key: own[key] for key in _LISTS if _are_texts(own.get(key))}
+    texts = {key: own[key] for key in TEXTS if isinstance(own.get(key), str) and key != "size_label"}
+    lists = {key: own[key] for key in _LISTS if are_texts(own.get(key))}
     sources = {key: _named_sources(own, key) for key in _SOURCES}
     if not set(texts) - {"name"} and not lists and not any(sources.values()):
         return ""
-    out = "".join(written(_TEXTS[key][0], value) for key, value in texts.items())
+    out = "".join(written(TEXTS[key][0], value) for key, value in texts.items())
     out += "".join(written(_SOURCES[key][0], value) for key, value in sources.items() if value)
     return out + "".join(written({"languages": "language"}.get(key, key), list(v)) for key, v in lists.items())
 
 
-def _are_texts(value: Any) -> bool:
+def are_texts(value: Any) -> bool:
     many = isinstance(value, Sequence) and not isinstance(value, str) and 0 < len(value) < 10000
     return many and all(isinstance(v, str) for v in value)
 

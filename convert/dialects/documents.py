@@ -21,8 +21,8 @@ import numpy as np
 from llmconv.convert import layouts, vocab as vocabularies
 from llmconv.convert.dialects import layered, named_tensors
 from llmconv.convert.dialects.word_lists import listed_words, text_of, tree_of
-from llmconv.convert.layouts import masks, torch_rnn
-from llmconv.convert.layouts.base import Layout, look
+from llmconv.convert.layouts import makemore, masks, torch_rnn
+from llmconv.convert.layouts.base import Layout, called_in_lists, look
 from llmconv.convert.layouts.looks import broken
 from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.layouts.settings import GUESSED
@@ -70,7 +70,7 @@ def to_gguf(
         made = _plain(checkpoint, layout or named_tensors.choose(checkpoint.metadata["document"]), where)
         made.notes += [] if layout is not None else _kin(checkpoint)
         return made
-    paths = list(checkpoint.tensors)
+    paths = list(called_in_lists(checkpoint.metadata["document"], checkpoint.tensors).values())
     _refuse_nulls(checkpoint, table, where)
     checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
     document = checkpoint.metadata["document"]
@@ -116,17 +116,22 @@ def to_gguf(
 
 def _listed_layers(checkpoint: Checkpoint) -> tuple[Model, Any] | None:
     """The model that a state dict of PyTorch's recurrent layers makes, and the document; None for any other."""
-    if not any("weight_hh_l0" in path for path in checkpoint.tensors):
-        return None
     document = checkpoint.metadata["document"]
-    paths = {_NAME.sub("", path).replace('"]', ""): path for path in checkpoint.tensors}
-    if len(paths) < len(checkpoint.tensors) or not any("weight_hh_l0" in name for name in paths):
+    called = called_in_lists(document, checkpoint.tensors)
+    if not any(_tells(name) for name in called.values()):
+        return None
+    paths = {_NAME.sub("", name).replace('"]', ""): path for path, name in called.items()}
+    if len(paths) < len(checkpoint.tensors) or not any(_tells(name) for name in paths):
         return None
     model = torch_rnn.described(checkpoint.but(tensors={n: checkpoint.tensors[p] for n, p in paths.items()}))
     if model is None or model.lacks or layouts.recognise(document, checkpoint.tensors) is not None:
         return None
     model.moves = [Move(tuple(paths[name] for name in move.names), move.to, move.how) for move in model.moves]
     return model, document
+
+
+def _tells(name: str) -> bool:
+    return "weight_hh_l0" in name or makemore.may_be(name.removesuffix('"]'))
 
 
 _NAME = re.compile(r'^.*\["|^(?:(?:state_dict|model_state_dict|weights|params|model|state)\.)+')
@@ -181,7 +186,7 @@ def _spelled(checkpoint: Checkpoint, table: Layout, where: str) -> Checkpoint:
 
     Masks are said, not kept; a head that is the embedding refers to it.
     """
-    found = table.spelled(checkpoint.tensors)
+    found = table.spelled(checkpoint.metadata["document"], checkpoint.tensors)
     if found.strays:
         why = f"is none of the weights that a model of the layout {table.name} has; --layout plain converts any"
         raise UnknownTensor(where, list(found.strays), why)

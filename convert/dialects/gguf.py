@@ -16,7 +16,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
 from llmconv.errors import BadFile, MissingTensor, about
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.gguf_values import Strings
+from llmconv.formats.gguf.gguf_values import Strings
 
 __all__ = ["check_gguf", "check_not_empty"]
 

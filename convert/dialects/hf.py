@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, cards, vocab
-from llmconv.convert.dialects import carried, disguise, edited, foreign_keys, fused, own_names, pooling, strangers
-from llmconv.convert.dialects.beyond import beyond_llama_cpp
-from llmconv.convert.dialects.contradictions import contradictions
+from llmconv.convert.cards.general import folder_name, general as general_keys
+from llmconv.convert.dialects import carried, own_names
+from llmconv.convert.dialects.hugging_face import absent, disguise, edited, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -29,12 +31,11 @@ from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward,
 from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
+from llmconv.convert.towers import translate as towers
 from llmconv.errors import BadFile, LlmconvError, UnknownTensor, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
-from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
 
 __all__ = ["from_gguf", "to_gguf"]
 
@@ -51,6 +52,9 @@ def to_gguf(
     """
     checkpoint = unpack(checkpoint)
     config = read_config(checkpoint)
+    checkpoint, count = towers.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
+    if count:
+        checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
@@ -59,6 +63,7 @@ def to_gguf(
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = _as_present(flat, tensors)
+    _check_words(arch, flat, where)
     notes = _unknown_settings(arch, config)
     metadata = arch.metadata(flat, f"{where}: config.json")
     dims = arch.dims_of(metadata)
@@ -77,22 +82,25 @@ def to_gguf(
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
     notes += _left_out(where, arch, [original[name] for name in extra], strict)
+    with usable(flat, f"{where}: config.json"):
+        lacking = absent.absent(arch, flat, dims, out.tensors)
+    notes += absent.said(lacking)
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     notes += said
-    general, said = _general(checkpoint, config, out)
+    general, said = general_keys(checkpoint, config, out)
     notes += said
     out.metadata = general | metadata | out.metadata | pooled
-    if folder := _folder_name(checkpoint):
+    if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
-    out.metadata |= _own_keys(arch, tensors, names, taken)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
     notes += carried.keep_files(out.metadata, checkpoint)
-    out.notes += [*notes, *contradictions(arch, config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
+    out.notes += [*notes, *contradictions(config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
     return out
 
 
@@ -171,23 +179,27 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
     where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
+    if towers.is_known(checkpoint):
+        return towers.from_gguf(checkpoint, strict=strict)
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
+    notes: list[str] = []
     checkpoint = checkpoint.but(metadata=metadata)
     dims = arch.dims_of(metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     if embeddings is not None and embeddings.shape:
         dims["n_vocab"] = embeddings.shape[0]
+        notes += _as_many_rows(metadata, f"{arch.gguf}.vocab_size", embeddings.shape[0])
     out = checkpoint.derived("hf")
     out.metadata = carried.kept_metadata(metadata, where)
     given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
-    notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in given.rounded.items()]
+    notes += [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in given.rounded.items()]
     if scales := scales_of(checkpoint.tensors, arch.scales):
         first = list(scales)
         notes.append(f"multiplied into its weight: {first[0]}{more(first)}")
@@ -200,10 +212,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     others = [n for n in strange if n not in extra]
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
-    notes += [*strangers.keep_list(out.metadata, others), *fused.keep_list(out.metadata, given.fused)]
+    notes += [*strangers.keep_list(out.metadata, others, set(scales)), *fused.keep_list(out.metadata, given.fused)]
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
+    lost = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
+    notes += _without_absent(arch, metadata, dims, given.used - lost, out)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
     notes += said
@@ -211,9 +225,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     if own_keys.CONFIG not in metadata:  # else the folder comes back as it was
         out.files |= cards.files_of(metadata, out.files)
     if again:
-        folder = metadata.get(own_keys.NAME)
-        folder = folder if isinstance(folder, str) else None
-        again |= cards.keys_of(out, read_config(out), folder, checkpoint.n_elements)[0]
+        again |= _about(metadata, out, checkpoint.n_elements, notes)
     lost, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= lost
     out.notes += [*notes, *said]
@@ -305,6 +317,31 @@ def _unknown(where: str, arch: Architecture, names: list[str]) -> UnknownTensor:
     return UnknownTensor(where, names, why)
 
 
+def _as_many_rows(metadata: dict[str, Any], key: str, rows: int) -> list[str]:
+    """Let a key say how many tokens the embedding has; a note where it said otherwise."""
+    stated = metadata.get(key)
+    if stated is None or np.array_equal(stated, rows):
+        return []
+    metadata[key] = np.uint32(rows)
+    return [f"{key} is {stated!s:.30}, but token_embd.weight has {rows} rows: config.json says {rows}"]
+
+
+def _without_absent(
+    arch: Architecture, metadata: Mapping[str, Any], dims: Mapping[str, Any], names: set[str], out: Checkpoint
+) -> list[str]:
+    """Make a kept config.json say what was taken out of the GGUF since; notes.   names: of the GGUF's tensors."""
+    if own_keys.CONFIG not in metadata:
+        return []
+    config = normalized(read_config(out))
+    with usable(config, f"{out.where}: config.json"):
+        lacking = absent.absent(arch, config, dims, names)
+        here = at_layer(dims, 0)
+        made = [made.gguf for made in arch.made if made.gguf not in names and made.make(config, here) is not None]
+        if made:
+            lacking.setdefault("", []).extend(made)
+        return edited.without(arch, out.files, lacking, metadata)
+
+
 def _as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, notes: list[str]) -> dict[str, Any]:
     """Make kept files say what was edited in the GGUF since; the keys that a GGUF made of the folder would have."""
 
@@ -318,6 +355,7 @@ def _as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint,
     if again.get("tokenizer.ggml.pre", "") != pre:
         again = reread({})
     before = dict(out.files)
+    notes += edited.otherwise_split(metadata, plainly)
     if own_keys.CONFIG in metadata:
         notes += edited.gone(metadata, again, (f"{arch.gguf}.", "tokenizer.chat_template"))
         notes += edited.configured(arch, metadata, out.files, again, reread)
@@ -331,6 +369,21 @@ def _as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint,
         out.files = _swapped(out, kept, files)
         notes += said
     return plainly if out.files == before else _again(arch, out)
+
+
+def _about(metadata: Mapping[str, Any], out: Checkpoint, parameters: int, notes: list[str]) -> Mapping[str, Any]:
+    """The general keys that a GGUF made of this folder would have; kept files say what was edited of them."""
+    folder = metadata.get(own_keys.NAME)
+    folder = folder if isinstance(folder, str) else None
+
+    def general() -> Mapping[str, Any]:
+        return cards.keys_of(out, read_config(out), folder, parameters)[0]
+
+    if own_keys.CONFIG not in metadata:
+        return general()
+    found, said = cards.agreeing(metadata, out.files, general)
+    notes += said
+    return found
 
 
 def _swapped(out: Checkpoint, kept: set[str], files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -378,6 +431,17 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     return config
 
 
+_WORDS = {"true", "false", "null", "none"}
+
+
+def _check_words(arch: Architecture, config: Mapping[str, Any], where: str) -> None:
+    """`BadFile` for a setting that is a word between quotes: the text "false" would count as true."""
+    for name in sorted(arch.settings | {"tie_word_embeddings"}):
+        value = config.get(name)
+        if isinstance(value, str) and value.lower() in _WORDS:
+            raise BadFile(f"{where}: config.json: {name} is the text {value!r}; write it without quotes")
+
+
 def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     """A note about settings that this program does not compute with."""
     notes = [
@@ -390,41 +454,6 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
             f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"
         )
     return notes
-
-
-def _general(source: Checkpoint, config: Mapping[str, Any], out: Checkpoint) -> tuple[dict[str, Any], list[str]]:
-    """The general keys: type, what most weights are stored in, what card and name say; and notes."""
-    sizes: Counter[str] = Counter()
-    for tensor in out.tensors.values():
-        sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
-    main = "MXFP4" if "MXFP4" in sizes else sizes.most_common(1)[0][0] if sizes else "F32"
-    total = out.n_elements
-    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
-    count = experts[0].shape[0] if experts else 0
-    if count:  # "8x7B": as large as the model with one of its experts
-        total -= sum(t.n_elements for t in experts) * (count - 1) // count
-    about, notes = cards.keys_of(source, config, _folder_name(source), out.n_elements)
-    general: dict[str, Any] = {"general.architecture": "", "general.type": "model"} | about
-    general.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
-    general["general.file_type"] = np.uint32(number_of(main) or 0)
-    general["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
-    return general, notes
-
-
-def _folder_name(folder: Checkpoint) -> str | None:
-    """The name of a model's folder, of its lone file, or of where it came from."""
-    if folder.info.get("name"):
-        return str(folder.info["name"])
-    return None if folder.source is None else places.called(folder.source)
-
-
-def _rounded(count: int) -> str:
-    """A parameter count of at least two digits, as names of models give it: 1.1B, 8.0B, 70B, 260K."""
-    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale or letter == "K":
-            value = count / scale
-            return f"{value:.{max(2 - len(str(round(value)).lstrip('0')), 0)}f}{letter}"
-    raise AssertionError
 
 
 def _vocabulary(

@@ -97,7 +97,7 @@ def _moves(checkpoint: Checkpoint) -> list[Move]:
             for name, to, how in json.loads(checkpoint.metadata[own_keys.LAYERS])
         ]
         assert all(isinstance(name, str) for move in listed for name in (*move.to, *move.names))
-        assert all(move.to and move.names for move in listed)
+        assert all((move.to or "m" in move.how) and move.names for move in listed)
     except (ValueError, TypeError, AssertionError, RecursionError):
         raise BadFile(
             f"{checkpoint.where}: {own_keys.LAYERS} is not what this program writes; remove the key"

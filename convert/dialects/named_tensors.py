@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import hf
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.layouts.base import look
 from llmconv.convert.tables import own_keys
+from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
@@ -115,7 +115,7 @@ def _hugging_face(checkpoint: Checkpoint, document: Any, tensors: dict[str, Tens
         return None
     files: dict[str, Any] = {"config.json": json.dumps(config).encode()}
     source = checkpoint.derived("hf", tensors=tensors, files=files)
-    return hf.to_gguf(source)
+    return translate(source, "gguf")
 
 
 def _vocabulary(document: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def from_gguf(checkpoint: Checkpoint, document: Any) -> Mapping[str, Tensor]:
     names = {slot.name for slot in slots(document)}
     if names <= set(checkpoint.tensors):
         return checkpoint.tensors
-    return hf.from_gguf(checkpoint).tensors
+    return translate(checkpoint, "hf").tensors
 
 
 # Any model, whole

@@ -11,20 +11,26 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert import vocab
+from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried
+from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import BadFile, LlmconvError
+from llmconv.convert.vocab.model import same_value
+from llmconv.errors import BadFile, LlmconvError, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import BlockClass, Tensor, folded
 from llmconv.quant import plain
 
 __all__ = ["from_gguf", "to_gguf"]
+
+_OURS = {*foreign_keys.OF_THE_FILE, "general.name"}
+"""General keys that `to_gguf` and quantizing set."""
 
 # Types that GGUF does not have -> the narrowest of its types that holds all their values.
 _HELD_BY: dict[BlockClass, BlockClass] = {
@@ -137,6 +143,7 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     if own_keys.SAFETENSORS_METADATA not in metadata:
         out.tensors = dict(checkpoint.tensors)
         out.metadata = {"format": "pt", own_keys.GGUF_METADATA: json.dumps(encode_keys(metadata), ensure_ascii=False)}
+        out.notes += _without_a_table(metadata.get("general.architecture"))
         return out
     texts = carried.kept_json(metadata, own_keys.SAFETENSORS_METADATA, where)
     if not all(isinstance(v, str) for v in texts.values()):
@@ -162,9 +169,27 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     out.notes += notes
     out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}
     out.notes += carried.about_kept_files(metadata, out.files)
+    out.notes += _unsaid(metadata, out)
     if "config.json" in out.files:
         out.dialect = "hf"
     return out
+
+
+def _without_a_table(name: Any) -> list[str]:
+    """The note of somebody's GGUF whose tensors keep their own names, because nobody knows what they are."""
+    if isinstance(name, str) and archs.by_gguf(name) is not None:
+        return []
+    why = f"{cut(name)} is no architecture known here" if name is not None else "the file names no architecture"
+    return [f"{why}: the tensors keep their own names, and no config.json is written"]
+
+
+def _unsaid(metadata: Mapping[str, Any], out: Checkpoint) -> list[str]:
+    """A note about keys that were edited since the GGUF was made: nothing that it keeps says them."""
+    again = _vocabulary(out)
+    spoken = [k for k in {**metadata, **again} if k.startswith("tokenizer.")]
+    spoken += [k for k in metadata if k.startswith("general.") and k not in _OURS]
+    names = [k for k in spoken if not same_value(metadata.get(k), again.get(k))]
+    return [f"the files do not say what {cut(names[0])}{more(names)} of the GGUF says; edit them too"] if names else []
 
 
 def _tokenizer(checkpoint: Checkpoint, notes: list[str]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.errors import WrongShape
+from llmconv.errors import BadFile, WrongShape
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
@@ -56,13 +56,16 @@ def _times(weight: Tensor, scale: Tensor, where: str, by: Callable[..., Any]) ->
     """A scale is one number for the whole weight, or one for each expert (its first dimension)."""
     if scale.n_elements not in (1, weight.shape[0] if len(weight.shape) == 3 else 1):
         raise WrongShape(where, scale.name, scale.shape, (1,), f"by {weight.name}")
+    if not all(np.isfinite(numbers := scale.numpy().reshape(-1).astype(np.float64)) & (numbers != 0)):
+        raise BadFile(
+            f"{where}: tensor {scale.name!r} is {numbers[0]:g}, expected a number that can be taken out again"
+        )
     rows_each = weight.n_rows // max(scale.n_elements, 1)
     wide = weight if weight.type in (plain.F32, plain.F64) else weight.astype(plain.F32)
 
     def read(start: int, stop: int) -> Bytes:
-        factors = scale.numpy().reshape(-1).astype(np.float64)
         rows = np.asarray(wide.rows(start, stop), np.float64)
-        each = factors[np.arange(start, stop) // max(rows_each, 1)] if factors.size > 1 else factors
+        each = numbers[np.arange(start, stop) // max(rows_each, 1)] if numbers.size > 1 else numbers
         with np.errstate(all="ignore"):
             return wide.type.encode(by(rows, each.reshape(-1, 1)).astype(wide.type.dtype))
 

@@ -22,8 +22,8 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.foreign import pickle_file
 from llmconv.formats.foreign.mappings import PLACES, REST
+from llmconv.formats.foreign.torch import pickle_file
 from llmconv.formats.foreign.trees import JSON_PLACES
 
 __all__ = ["FORMATS", "LAYERED", "from_gguf", "is_training_file", "table_of", "to_gguf"]

@@ -9,22 +9,11 @@ from typing import Any
 import numpy as np
 
 from llmconv.errors import BadFile
+from llmconv.formats.gguf.gguf_values import SCALARS
 
 __all__ = ["decode_keys", "encode_keys"]
 
-_SCALARS: dict[str, Any] = {
-    "u8": np.uint8,
-    "i8": np.int8,
-    "u16": np.uint16,
-    "i16": np.int16,
-    "u32": np.uint32,
-    "i32": np.int32,
-    "u64": np.uint64,
-    "i64": np.int64,
-    "f32": np.float32,
-    "f64": np.float64,
-    "bool": np.bool_,
-}
+_SCALARS: dict[str, Any] = {**SCALARS, "bool": np.bool_}
 _NAMES = {np.dtype(t): name for name, t in _SCALARS.items()}
 
 

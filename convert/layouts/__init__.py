@@ -37,6 +37,7 @@ PLAIN, NAMED = "plain", "named"
 def _own() -> Iterator[Layout]:
     for family in _FAMILIES:
         yield from importlib.import_module(f"{__name__}.{family}").LAYOUTS
+    yield from importlib.import_module(f"{__name__}.small").LAST
 
 
 _REGISTRY = Registry("llmconv.layouts", Layout, _own, lambda table: table.name)

@@ -7,8 +7,9 @@ Marks are the paths by which a document is recognised.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,31 @@ def look_loosely(document: Any, path: str) -> Any:
     return document
 
 
+_LISTED = re.compile(r"(.*?)\[(\d+)\](\[1\]|\.\w+)?")
+
+
+def called_in_lists(document: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Path -> what it is called: items of a list that state their names, `[{name, data}]` or `[[name, data]]`, by them.
+
+    All as they are where two would be called alike.
+    """
+    lists: dict[str, Any] = {}
+    out = {}
+    for path in paths:
+        out[path], found = path, _LISTED.fullmatch(path)
+        if found is None:
+            continue
+        parent, number = found[1], int(found[2])
+        if parent not in lists:
+            lists[parent] = look(document, parent) if parent else document
+        items = lists[parent]
+        item = items[number] if isinstance(items, list) and number < len(items) else None
+        name = item.get("name") if isinstance(item, dict) else item[0] if isinstance(item, list) and item else None
+        if isinstance(name, str) and (isinstance(item, dict) or found[3] == "[1]"):
+            out[path] = f"{parent}.{name}" if parent else name
+    return out if len(set(out.values())) == len(out) else {path: path for path in out}
+
+
 _SETTINGS = 1000
 """Keys of an object that holds settings, at most."""
 
@@ -59,8 +85,9 @@ _SETTINGS = 1000
 class Field(Key):
     """A hyper-parameter: the paths at which documents state it, and its GGUF key; all that state it must agree.
 
-    `shape of PATH@axis` reads it from a weight, `length of PATH` from a list, `count of PATH` counts the numbers that
-    stand at `{}` in weights' names; `{p}` is any of the layout's prefixes.
+    `shape of PATH@axis` reads it from a weight, `shapes of PATH@axis` one from each layer's (`{}`), `length of PATH`
+    from a list, `count of PATH` counts the numbers that stand at `{}` in weights' names; `{p}` is any of the layout's
+    prefixes.
     optional: may be missing without a default.
     """
 
@@ -102,6 +129,7 @@ class Layout:
     roots: beginnings of paths below which everything must be a weight that the table knows.
     constants: GGUF keys that the program fixes.   words: the vocabulary.
     finish: (keys without the architecture's prefix, dims): keys that no field can express.
+    by_layer: (metadata, dims) -> further dimensions, a list where each layer has its own.
     unpack: (document, tensors, dims) -> tensors by path, for documents that pack several weights into one array;
         `pack` the way back.
     build: (metadata, dims, tensors) -> a document for a GGUF that was not made from one, with slots; None: there is
@@ -121,6 +149,7 @@ class Layout:
     constants: Mapping[str, Any] = field(default_factory=dict)
     words: Words | None = None
     finish: Callable[[dict[str, Any], Dims], None] | None = None
+    by_layer: Callable[[Mapping[str, Any], Dims], dict[str, Any]] | None = None
     unpack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     pack: Callable[[Any, Mapping[str, Tensor], Dims], dict[str, Tensor]] | None = None
     build: Callable[[Mapping[str, Any], Dims, Mapping[str, Tensor]], Any] | None = None
@@ -136,7 +165,7 @@ class Layout:
     def missing(self, document: Any, tensors: Mapping[str, Tensor]) -> list[str]:
         """The marks that a document lacks, and (as "no PATH") those that it should not have."""
 
-        found = self.spelled(tensors) if self.spells else None
+        found = self.spelled(document, tensors) if self.spells else None
 
         def has(mark: str | tuple[str, ...]) -> bool:
             if found is not None:
@@ -149,9 +178,18 @@ class Layout:
             lacks.append(lack)
         return lacks
 
-    def spelled(self, tensors: Mapping[str, Tensor]) -> Spelled:
+    def spelled(self, document: Any, tensors: Mapping[str, Tensor]) -> Spelled:
         """Which of a document's arrays are which parts."""
-        return spell({name: tensor.shape for name, tensor in tensors.items()})
+        called = {name: path for path, name in called_in_lists(document, tensors).items()}
+        named = spell({name: tensors[path].shape for name, path in called.items()})
+        if all(name == path for name, path in called.items()):
+            return named
+        return Spelled(
+            {part: called[name] for part, name in named.names.items()},
+            frozenset(called[name] for name in named.masks),
+            tuple(called[name] for name in named.strays),
+            named.parts,
+        )
 
     def spelt(self, paths: str | tuple[str, ...]) -> list[str]:
         """Paths with every prefix in the place of `{p}`."""
@@ -194,7 +232,8 @@ class Layout:
 
     def dims(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         found = dims_of(metadata, self.arch)
-        return {k: v for k, v in found.items() if isinstance(v, int)}
+        single = {k: v for k, v in found.items() if isinstance(v, int)}
+        return single if self.by_layer is None else {**single, **self.by_layer(metadata, single)}
 
     def slots(self, dims: Dims) -> Iterator[Slot]:
         """Every row at every layer where it exists."""
@@ -222,6 +261,11 @@ def _stated(
         if name in tensors and int(axis) < len(tensors[name].shape):
             where = f"{documents[0][0]}: {name}"
             yield where, item.typed(tensors[name].shape[int(axis)], where)
+    elif path.startswith("shapes of "):
+        name, _, axis = path.removeprefix("shapes of ").partition("@")
+        each = itertools.takewhile(tensors.__contains__, (name.replace("{}", str(i)) for i in itertools.count()))
+        if (shapes := [tensors[one].shape for one in each]) and all(int(axis) < len(shape) for shape in shapes):
+            yield f"{documents[0][0]}: {name}", item.typed([shape[int(axis)] for shape in shapes], name)
     elif path.startswith("count of "):
         before, _, after = path.removeprefix("count of ").partition("{}")
         pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))

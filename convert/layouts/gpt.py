@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.layouts.base import Field, Form, Layout, Words, row
-from llmconv.convert.layouts.settings import EPSILON, activation, guess, heads_and_positions, places, sizes, vocabulary
+from llmconv.convert.layouts.settings import (
+    EPSILON,
+    activation,
+    guess,
+    heads_and_positions,
+    interleaved,
+    places,
+    sizes,
+    turning,
+    vocabulary,
+)
 from llmconv.convert.layouts.spelling import ROW, TURNED, Spelled
 from llmconv.convert.layouts.written import LECTURE, MICROGPT_NAMES, NANOGPT, NDARRAY, PLAYGROUND, writer
 from llmconv.convert.tables.ops import Concat, Op, Reshape, Split, Stack, Transpose
@@ -150,7 +160,7 @@ def _complete_micro(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: S
     else:
         own["position_embedding"] = "rope"
         own.setdefault("rope.freq_base", np.float32(10000.0))
-        notes.append("it has no table of positions: rotary ones are taken, the halves of a head turning together")
+        notes += turning(own, paths)
     return notes
 
 
@@ -162,6 +172,7 @@ MICROGPT = Layout(
     fields=(
         *sizes(),
         activation(),
+        interleaved(),
         Field("attention.layer_norm_rms_epsilon", EPSILON, "f32", default=1e-5),
         Field(
             "rope.freq_base", places("rope_theta", "ropeTheta", "rope_base", "ropeBase", "theta"), "f32", optional=True
@@ -215,6 +226,7 @@ def _complete(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequenc
     stated = own.get("position_embedding")
     if learned == (stated in (None, "learned")):
         own["position_embedding"] = "learned" if learned else stated
+        notes += turning(own, paths) if stated == "rope" else []
     elif learned:
         raise BadFile(
             f"position_embedding is {stated!r}, but there is a table of learned positions; correct one of them"
@@ -246,6 +258,7 @@ def _gpt(name: str, title: str, arch: str, **more: Any) -> Layout:
             *sizes(),
             activation(),
             _POSITIONS,
+            interleaved(),
             Field("attention.layer_norm_epsilon", EPSILON, "f32", default=1e-5),
         ),
         rows=_ROWS,

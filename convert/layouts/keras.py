@@ -17,9 +17,10 @@ import numpy as np
 from llmconv.convert.layouts import keras_gpt
 from llmconv.convert.layouts.keras_graph import graph, weight
 from llmconv.convert.layouts.moves import Model, Move, Odd
+from llmconv.convert.tables.recurrent import SIZES
 from llmconv.errors import cut, shown
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign.keras_layers import Layer
+from llmconv.formats.foreign.keras.keras_layers import Layer
 
 __all__ = ["described"]
 
@@ -62,6 +63,8 @@ def _model(layers: list[Layer], checkpoint: Checkpoint) -> Model | None:
     dim, width = int(cells[-1].config["units"]), shapes[model.moves[0].names[0]][1]
     sizes = {"vocab_size": vocab, "embedding_length": dim, "block_count": len(cells), "feed_forward_length": width}
     model.keys |= {key: np.uint32(size) for key, size in sizes.items()}
+    if len({cell.config["units"] for cell in cells}) > 1:
+        model.keys[SIZES] = np.array([cell.config["units"] for cell in cells], np.uint32)
     if embedded and first.config.get("mask_zero"):
         model.notes.append("token 0 is padding there, which leaves the state as it is; here it is a token as any other")
     return model

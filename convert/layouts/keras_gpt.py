@@ -20,7 +20,7 @@ from llmconv.convert.layouts.keras_graph import Graph, Node, weight
 from llmconv.convert.layouts.moves import Model, Move, Odd
 from llmconv.errors import cut, shown
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign.keras_layers import Layer
+from llmconv.formats.foreign.keras.keras_layers import Layer
 
 __all__ = ["ARCH", "described"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmconv.convert.layouts.moves import Odd
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign.keras_layers import MODELS, Layer, Names
+from llmconv.formats.foreign.keras.keras_layers import MODELS, Layer, Names
 
 __all__ = ["Graph", "Node", "graph", "topologies", "weight"]
 

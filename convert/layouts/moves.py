@@ -20,8 +20,9 @@ class Move:
     """A weight of a program's, or several that are gates of one, and the tensors of a GGUF that it becomes.
 
     how: letters; "s": the first two gates change places, "t": it is turned, "p": its two rows are two vectors; "l4",
-    "f4": its last (first) two dimensions, the first of them 4, are one; "n1": the gate 1 changes its sign; "c5": its
-    columns part before the fifth.
+    "f4": its last (first) two dimensions, the first of them 4, are one; "n1": the gate 1 changes its sign; "c5", "r5":
+    its columns (rows) part before the fifth; "w": it is one row, which a quantized file has as a vector.
+    "m8": it is a causal mask of 8 tokens, which becomes nothing.
     """
 
     name: str | tuple[str, ...]
@@ -37,6 +38,8 @@ class Move:
         return None if found is None else int(found[1])
 
     def apply(self, sources: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        if "m" in self.how:
+            return []
         turned = self._number("n")
         gates = [-gate if k == turned else gate for k, gate in enumerate(sources)]
         values = gates[0] if len(gates) == 1 else np.concatenate(gates)
@@ -47,13 +50,19 @@ class Move:
         parts = list(values) if "p" in self.how else [values]
         if (column := self._number("c")) is not None:
             parts = np.split(values, [column], -1)
+        elif (row := self._number("r")) is not None:
+            parts = np.split(values, [row])
         parts = [_swapped(part) if "s" in self.how else part for part in parts]
         return [np.ascontiguousarray(part.T if "t" in self.how else part) for part in parts]
 
     def undo(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        if (seen := self._number("m")) is not None:
+            return [np.tri(seen, dtype=np.float32)[None]]
         own = [part.T if "t" in self.how else part for part in parts]
         own = [_swapped(part) if "s" in self.how else part for part in own]
-        whole = np.stack(own) if "p" in self.how else np.concatenate(own, -1) if "c" in self.how else own[0]
+        if "r" in self.how or "w" in self.how:
+            own = [np.atleast_2d(part) for part in own]
+        whole = np.stack(own) if "p" in self.how else np.concatenate(own, -1 if "c" in self.how else 0)
         if (found := re.search(r"([lf])(\d+)", self.how)) is not None:
             axis, first = (whole.ndim - 1 if found[1] == "l" else 0), int(found[2])
             whole = whole.reshape(*whole.shape[:axis], first, -1, *whole.shape[axis + 1 :])

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.layouts.base import Field, Layout, Words, row
+from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.ops import Dims
-from llmconv.convert.tables.recurrent import ARCH, GATES
+from llmconv.convert.tables.recurrent import ARCH, GATES, SIZES
+from llmconv.convert.tables.rows import at_layer
 from llmconv.errors import BadFile, shown
 from llmconv.formats.documents.cutting import shapes
 from llmconv.formats.documents.document import Slot
@@ -52,15 +54,17 @@ class _Family:
 
 def _places(family: _Family, dims: Dims) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
     """(GGUF's name, the paths that make it up, the shape of each as [out][in])."""
-    dim, vocab, width = dims["n_embd"], dims["n_vocab"], dims["n_ff"]
+    last, vocab, width = dims["n_embd"], dims["n_vocab"], dims["n_ff"]
     yield "token_embd.weight", [family.embed], (vocab, width)
     for i in range(dims["n_layer"]):
+        here = at_layer(dims, i)
+        dim, below = here["n_cell"], here["n_below"]
         parts = {name: [p.replace("{i}", str(i)) for p in getattr(family, name)] for name in ("x", "h", "bias")}
         if i or not family.one_hot:
-            yield f"blk.{i}.rnn_x.weight", parts["x"], (dim, dim if i else width)
+            yield f"blk.{i}.rnn_x.weight", parts["x"], (dim, below if i else width)
         yield f"blk.{i}.rnn_h.weight", parts["h"], (dim, dim)
         yield f"blk.{i}.rnn_h.bias", parts["bias"], (dim,)
-    yield "output.weight", [family.output], (vocab, dim)
+    yield "output.weight", [family.output], (vocab, last)
     yield "output.bias", [family.output_bias], (vocab,)
 
 
@@ -137,13 +141,13 @@ def _packed(family: _Family) -> Any:
 
 
 def _rows(gates: int, one_hot: bool) -> Any:
-    wide = f"{gates} * n_embd" if gates > 1 else "n_embd"
+    wide = f"{gates} * n_cell" if gates > 1 else "n_cell"
     first = () if one_hot else (_row("blk.{i}.rnn_x.weight", f"{wide}, n_ff", "i == 0"),)
     return (
         _row("token_embd.weight", "n_vocab, n_ff"),
         *first,
-        _row("blk.{i}.rnn_x.weight", f"{wide}, n_embd", "i > 0"),
-        _row("blk.{i}.rnn_h.weight", f"{wide}, n_embd"),
+        _row("blk.{i}.rnn_x.weight", f"{wide}, n_below", "i > 0"),
+        _row("blk.{i}.rnn_h.weight", f"{wide}, n_cell"),
         _row("blk.{i}.rnn_h.bias", wide),
         _row("output.weight", "n_vocab, n_embd"),
         _row("output.bias", "n_vocab"),
@@ -163,12 +167,28 @@ def _layout(name: str, title: str, family: _Family, **more: Any) -> Layout:
         suits=_suits(family, own, more["words"]),
         build=_build(family, more.pop("whole"), more.pop("array"), more["words"]),
         rows=_rows(family.gates, family.one_hot),
+        by_layer=_by_layer,
+        finish=_finish,
         constants=own,
         roots=(_CANONICAL,),
         unpack=_unpacked(family),
         pack=_packed(family),
         **more,
     )
+
+
+def _by_layer(metadata: Mapping[str, Any], dims: Dims) -> dict[str, Any]:
+    """n_cell, the size of each layer; n_below, of the one under it."""
+    stated, dim = metadata.get(f"{ARCH}.{SIZES}"), dims["n_embd"]
+    sizes = None if stated is None else [whole(size) for size in np.atleast_1d(stated).tolist()]
+    if sizes is None or len(sizes) != dims["n_layer"]:
+        return {"n_cell": dim, "n_below": dim}
+    return {"n_cell": sizes, "n_below": [0, *sizes[:-1]]}
+
+
+def _finish(own: dict[str, Any], dims: Dims) -> None:
+    if len(set(own.get(SIZES, ()))) < 2:
+        own.pop(SIZES, None)
 
 
 _USUAL = {"recurrent.activation": "tanh", "recurrent.gates": "sigmoid", "recurrent.reset_after": True}
@@ -189,8 +209,9 @@ def _suits(family: _Family, own: Mapping[str, Any], words: Words) -> Any:
             return "its inputs are " + ("embeddings, there one-hot" if family.one_hot else "one-hot, there embeddings")
         if family.one_hot and dims["n_layer"] > 1:
             return f"it has {dims['n_layer']} layers, there one"
-        if any(tensors[f"blk.{i}.rnn_h.weight"].shape[-1] != dims["n_embd"] for i in range(dims["n_layer"])):
-            return "its layers differ in size"
+        for i in range(dims["n_layer"]):
+            if tensors[f"blk.{i}.rnn_h.weight"].shape[-1] != at_layer(dims, i)["n_cell"]:
+                return "its layers differ in size"
         tokens = list(metadata.get(_TOKENS, ()))
         if words.before and tokens and len(tokens[0]) < 2:
             return "there token 0 begins and ends a text (train with --tokenizer sentences)"
@@ -279,10 +300,14 @@ CHAR_RNN = _layout(
 _RECURRENTJS_WORDS = Words(("vocab",), unk=None, lowercase=False, separator="", before=("[BOS]",))
 
 
+def _sizes(dims: Dims) -> list[int]:
+    return [at_layer(dims, i)["n_cell"] for i in range(dims["n_layer"])]
+
+
 def _recurrentjs(characters: list[str] | None, dims: Dims, arrays: dict[str, Any]) -> Any:
     letters = dict(enumerate(characters or (), 1))
     return {
-        "hidden_sizes": [dims["n_embd"]] * dims["n_layer"],
+        "hidden_sizes": _sizes(dims),
         "letter_size": dims["n_ff"],
         "model": {path.removeprefix("model."): array for path, array in arrays.items()},
         "letterToIndex": {letter: i for i, letter in letters.items()},
@@ -291,11 +316,12 @@ def _recurrentjs(characters: list[str] | None, dims: Dims, arrays: dict[str, Any
     }
 
 
-def _recurrentjs_fields(bias: str) -> tuple[Field, ...]:
+def _recurrentjs_fields(gate: str) -> tuple[Field, ...]:
     return (
         Field("vocab_size", ("shape of model.bd@0",)),
         Field("block_count", ("length of hidden_sizes",)),
-        Field("embedding_length", (f"shape of model.{bias}0@0",)),
+        Field("embedding_length", ("shape of model.Whd@1",)),
+        Field(SIZES, (f"shapes of model.W{gate}h{{}}@1",), "u32s"),
         Field("feed_forward_length", ("shape of model.Wil@1", "letter_size")),
     )
 
@@ -313,7 +339,7 @@ RECURRENTJS = _layout(
         "model.bd",
     ),
     marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", *(f"model.W{g}h0" for g in "ifco")),
-    fields=_recurrentjs_fields("bi"),
+    fields=_recurrentjs_fields("i"),
     whole=_recurrentjs,
     array=_row_by_row("n", "d", "w"),
     words=_RECURRENTJS_WORDS,
@@ -323,7 +349,7 @@ RECURRENTJS_RNN = _layout(
     "recurrentjs: an RNN with ReLU, {n, d, w} by name",
     _Family("rnn", "model.Wil", ("model.Wxh{i}",), ("model.Whh{i}",), ("model.bhh{i}",), "model.Whd", "model.bd"),
     marks=("model.Wil", "model.Whd", "model.bd", "hidden_sizes", "model.Wxh0", "model.Whh0", "model.bhh0"),
-    fields=_recurrentjs_fields("bhh"),
+    fields=_recurrentjs_fields("h"),
     whole=_recurrentjs,
     array=_row_by_row("n", "d", "w"),
     constants={"recurrent.activation": "relu"},
@@ -370,7 +396,7 @@ def _brain_whole(cell: str) -> Whole:
             "inputRange": dims["n_vocab"] - 1,
             "outputSize": dims["n_vocab"] - 1,
         }
-        options |= {"hiddenLayers": [dims["n_embd"]] * len(layers), "dataFormatter": formatter}
+        options |= {"hiddenLayers": _sizes(dims), "dataFormatter": formatter}
         outer = {name: arrays[name] for name in ("input", "outputConnector", "output")}
         return {"type": cell.upper(), "options": options, "hiddenLayers": layers, **outer}
 
@@ -389,7 +415,8 @@ def _brain(cell: str) -> Layout:
         fields=(
             Field("vocab_size", ("shape of output@0",)),
             Field("block_count", ("length of hiddenLayers",)),
-            Field("embedding_length", (f"shape of {first}{h[0]}@0",)),
+            Field("embedding_length", ("shape of outputConnector@1",)),
+            Field(SIZES, (f"shapes of {_LAYER.replace('{i}', '{}')}{h[0]}@1",), "u32s"),
             Field("feed_forward_length", ("shape of input@1",)),
         ),
         constants=constants,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from llmconv.convert.layouts.base import Field
@@ -13,8 +15,10 @@ __all__ = [
     "activation",
     "guess",
     "heads_and_positions",
+    "interleaved",
     "places",
     "sizes",
+    "turning",
     "vocabulary",
 ]
 
@@ -79,6 +83,39 @@ def activation() -> Field:
     """The MLP's activation, which few documents state."""
     names = ("activation", "hidden_act", "act", "activation_function", "nonlinearity", "act_fn", "mlp_activation")
     return Field("hidden_activation", places(*names), "str", values=ACTIVATIONS, optional=True)
+
+
+def interleaved() -> Field:
+    """Whether the numbers that rotary positions turn together are neighbours, which no weight shows."""
+    names = ("rope_interleaved", "ropeInterleaved", "rope_interleave", "interleaved_rope", "interleaved")
+    return Field("rope.interleaved", places(*names), "bool", optional=True)
+
+
+_META = re.compile(r"(?<![a-z])(?:attention\W+wq|rms_?att(?:_?weight)?)(?![a-z])", re.IGNORECASE)
+_HUGGING_FACE = re.compile(r"self_attn\W+q_proj")
+
+
+def turning(own: dict[str, Any], paths: Sequence[str]) -> list[str]:
+    """Which numbers of a head rotary positions turn together, as far as names tell: notes.
+
+    Side by side in Meta's reference code and in llama2.c (`layers.0.attention.wq`, `rms_att_weight`), as far apart as
+    half a head in transformers (`self_attn.q_proj`), for which the rows of wq and wk were moved.
+    Source: meta-llama/llama, llama/model.py (`apply_rotary_emb`).
+    """
+    if "rope.interleaved" in own:
+        return []
+    own["rope.interleaved"] = any(_META.search(path) for path in paths)
+    if own["rope.interleaved"]:
+        return [
+            "its names are those of Meta's Llama, so rotary pairs are taken as neighbours; if not, say "
+            '"rope_interleaved": false in a file for --config'
+        ]
+    if any(_HUGGING_FACE.search(path) for path in paths):
+        return []
+    return [
+        "it has no table of positions: rotary ones are taken, the halves of a head turning together; if its "
+        'neighbours do, say "rope_interleaved": true in a file for --config'
+    ]
 
 
 def sizes() -> tuple[Field, ...]:

@@ -457,4 +457,6 @@ DOTTED = Layout(
 )
 
 
-LAYOUTS = (FLAT, DESDE_CERO, FORGE, BLOCKS, DOTTED)
+LAYOUTS = (DESDE_CERO, FORGE, BLOCKS, DOTTED)
+LAST = (FLAT,)
+"""Known by settings alone, which documents with weights by name have too."""

@@ -23,8 +23,10 @@ TURNED, ROW = "^T", "^row"
 
 _ROOT = re.compile(
     r"(?:(?:weights?|model_state_dict|model_state|state_dict|state|model|params|parameters|module|orig_mod|transformer|"
-    r"gpt|net|decoder|tensors|data)_)*"
+    r"gpt|net|network|decoder|tensors|data|checkpoint|ckpt|snapshot|best|variables|embeddings?|embed)_)*"
 )
+_HOLDER = re.compile(r"_(?:data|values?|array|tensor)$")
+"""What an object that holds an array and more of it calls the array."""
 _LAYER = re.compile(r"(?:h|blocks?|layers?|l|b|blk)_?(\d+)_(.+)")
 _LONGEST = 200
 """Letters of a path; no part's is longer."""
@@ -138,7 +140,7 @@ class Spelled:
 def _words(path: str) -> str:
     """A path as words: `weights["tokEmb"]` is weights_tok_emb."""
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", path)
-    return "_".join(re.findall(r"[a-z0-9]+", parted.lower())).removesuffix("_data")
+    return _HOLDER.sub("", "_".join(re.findall(r"[a-z0-9]+", parted.lower())))
 
 
 def _below_root(words: str) -> str:

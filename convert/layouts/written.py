@@ -109,6 +109,7 @@ def _stated(metadata: Mapping[str, Any], style: Style) -> dict[str, Any]:
     positions = metadata.get(f"{arch}.position_embedding", "learned")
     if positions == "rope":
         out["rope_theta"] = float(metadata.get(f"{arch}.rope.freq_base", 10000.0))
+        out["rope_interleaved"] = bool(metadata.get(f"{arch}.rope.interleaved", False))
     elif positions != "learned":
         out["position_embedding"] = "sinusoidal" if positions.startswith("sinusoidal") else positions
     return out

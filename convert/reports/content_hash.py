@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -69,7 +70,10 @@ def content_hash(checkpoint: Checkpoint, meter: Meter | None = None) -> ContentH
 
     `meter` is called with (bytes just done, tensor name).
     """
-    canonical = translate(checkpoint, "gguf")
+    text, tower = towers.halves(checkpoint)
+    canonical = translate(text, "gguf")
+    if tower is not None:
+        canonical = canonical.but(tensors={**canonical.tensors, **tower.tensors})
     tensors = {}
     for name, tensor in sorted(canonical.tensors.items()):
         step = (lambda n, name=name: meter(n, name)) if meter else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -42,6 +43,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "info": {k: v for k, v in checkpoint.info.items() if isinstance(v, str | int) and not isinstance(v, bool)},
         "dialect": checkpoint.dialect,
         "architecture": str(arch),
+        "half": _half(checkpoint, model),
         "parameters": sum(t.n_elements for t in checkpoint.tensors.values() if t.type.is_float),
         "types": dict(Counter(t.type.name for t in checkpoint.tensors.values())),
         "hyperparameters": {k.removeprefix(f"{arch}."): _value(v) for k, v in own.items()},
@@ -53,6 +55,19 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             for t in checkpoint.tensors.values()
         ],
     }
+
+
+def _half(checkpoint: Checkpoint, model: Checkpoint) -> dict[str, Any] | None:
+    """Which half of a multimodal model a file is, and what its partner is called; None for any whole model."""
+    if towers.tower_of(checkpoint) is not None:
+        return {"is": "both", "partner": "", "there": True}
+    is_tower = towers.is_tower(model)
+    if not is_tower and not towers.is_text_half(model):
+        return None
+    name = checkpoint.source.name if checkpoint.source else "model.gguf"
+    partner = name.replace("mmproj-", "", 1) if is_tower else f"mmproj-{name}"
+    there = checkpoint.source is not None and partner != name and checkpoint.source.with_name(partner).is_file()
+    return {"is": "tower" if is_tower else "text", "partner": partner if partner != name else "", "there": there}
 
 
 def _value(value: Any) -> Any:

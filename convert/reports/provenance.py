@@ -8,7 +8,7 @@ from typing import Any
 
 from llmconv import __version__
 from llmconv.convert.reports.content_hash import content_hash
-from llmconv.convert.reports.verify import TensorVerdict, verify_checkpoints
+from llmconv.convert.reports.verify import TensorVerdict, comparable, verify_checkpoints
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ def certify(checkpoint: Checkpoint, canonical: Checkpoint, source: Checkpoint, r
     record = {
         "source": source.source.name if source.source else "",
         "source_format": source.format,
-        "source_content_sha256": content_hash(canonical).model,
+        "source_content_sha256": content_hash(source if checkpoint.dialect == source.dialect else canonical).model,
         "rounding": rounding,
         "tool": f"llmconv {__version__}",
     }
@@ -87,7 +87,7 @@ def check_certificate(checkpoint: Checkpoint, source: Checkpoint, meter: Meter |
     wanted = ("source", "source_content_sha256", "rounding", "tool")
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
         raise BadFile(f"{where}: is no certificate, expected a JSON object with {', '.join(wanted)}")
-    found = content_hash(source, meter).model
+    found = content_hash(comparable(source, checkpoint)[0], meter).model
     verdict = verify_checkpoints(source, checkpoint, meter=meter)
     counts = ", ".join(f"{n} {status}" for status, n in verdict.counts().items())
     weighted = IMPORTANCE in checkpoint.metadata

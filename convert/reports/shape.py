@@ -10,6 +10,7 @@ from llmconv.convert import archs
 from llmconv.convert.tables import recurrent
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.presets import Preset
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ class Shape:
 
     stored: type of each tensor where it exists, for a checkpoint; empty otherwise.
     source: the checkpoint, as it was opened; None for a shape alone.
+    tower: of a multimodal folder, what its mmproj file would be; the other fields are the text model's.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Shape:
     tied: bool
     stored: dict[str, type[BlockType]]
     source: Checkpoint | None = None
+    tower: Checkpoint | None = None
 
     def dim(self, name: str) -> int:
         """A dimension by name (n_layer, n_head_kv, …), the largest over layers; 0 when unknown."""
@@ -79,12 +82,13 @@ def shape_of(source: Checkpoint | Preset | Mapping[str, Any], name: str = "model
     `Unsupported` when a configuration's architecture has no table.
     """
     if isinstance(source, Checkpoint):
-        canonical = translate(source, "gguf")
+        text, tower = towers.halves(source)
+        canonical = translate(text, "gguf")
         shapes = {n: t.shape for n, t in canonical.tensors.items()}
         stored = {n: t.type for n, t in canonical.tensors.items()}
         arch = str(canonical.metadata.get("general.architecture", ""))
         tied = "token_embd.weight" in shapes and "output.weight" not in shapes
-        return Shape(name, arch, shapes, canonical.metadata, tied, stored, source)
+        return Shape(name, arch, shapes, canonical.metadata, tied, stored, source, tower)
     if isinstance(source, Preset):
         return _from_metadata(source.name, source.metadata, source.config)
     table = archs.by_hf(source)

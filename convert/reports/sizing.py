@@ -82,7 +82,8 @@ def _int8_bytes(shape: Shape) -> int:
 class SizeReport(Shown):
     """What `llmconv size` says of one model; bytes and counts, all whole numbers.
 
-    parameters: the total; a tied head counts once.  parts: by part, see `PARTS`; "other" for the rest.
+    parameters: the total; a tied head counts once.  parts: by part, see `PARTS`; "other" for the rest, "tower" for what
+        a multimodal folder has beside its text model, of which all other figures but `files` are.
     per_layer: parameters of the first block, by part and in total.
     flops_per_token: multiply-adds counted as two, forward, over the matrices only; with attention over `context`.
     active: parameters used for one token (less than the total with experts).
@@ -185,7 +186,7 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
 
 def _gguf_sizes(shape: Shape) -> dict[str, int]:
     """Exact sizes of GGUFs by type: cast as `convert --outtype` does, quantized as `quantize` plans it."""
-    from llmconv.formats import gguf_file
+    from llmconv.formats.gguf import gguf_file
 
     wide = _as_checkpoint(shape, plain.F32)
     floats = {kind: cast(wide, kind.lower(), Rounding(), to="gguf") for kind in ("F32", "F16")}
@@ -227,6 +228,7 @@ def size_report(
     json_bytes_per_number: for the estimate of a JSON file.
     """
     from llmconv.formats import safetensors_file
+    from llmconv.formats.gguf import gguf_file
 
     parameters = _elements(shape.tensors.values())
     active = _active(shape)
@@ -247,13 +249,19 @@ def size_report(
     for kind in ("F32", "F16"):
         files[f"safetensors {kind}"] = safetensors_file.planned_size(_as_safetensors(shape, kind))
     files |= _gguf_sizes(shape)
+    parts = _by_part(shape.tensors)
+    if shape.tower is not None:
+        parts["tower"] = shape.tower.n_elements
+        for kind in ("F32", "F16"):
+            made = cast(shape.tower, kind.lower(), Rounding(allow_overflow=True), to="gguf")
+            files[f"mmproj {kind}"] = gguf_file.planned_size(made)
     main = ("F32", "F16", "INT8", "Q8_0", "Q6_K", "Q4_K", "Q4_0")
     return SizeReport(
         name=shape.name,
         arch=shape.arch,
-        parameters=parameters,
+        parameters=sum(parts.values()),
         active=active,
-        parts=_by_part(shape.tensors),
+        parts=parts,
         per_layer=per_layer,
         tied=shape.tied,
         n_layer=shape.dim("n_layer"),

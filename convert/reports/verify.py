@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs, vocab as vocabulary
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.progress import Meter
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType
 from llmconv.show import Shown
 
-__all__ = ["TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
+__all__ = ["comparable", "TensorVerdict", "Verdict", "compare_tensors", "verify_checkpoints"]
 
 SAMPLE = (
     "Once upon a time, in 1984, naïve Zoë paid €3.50; then she said: “Hello, world!”\n\tdef f(x): return x**2  # 你好"
@@ -229,6 +232,21 @@ def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
         yield f"the sample text gives {len(ia)} ids against {len(ib)}, and not the same ones"
 
 
+def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both in GGUF's names: with their towers where both have one, and a folder's tower where the other is one."""
+    (text_a, tower_a), (text_b, tower_b) = towers.halves(a), towers.halves(b)
+    if tower_a is not None and towers.is_tower(b):
+        return tower_a, b
+    if tower_b is not None and towers.is_tower(a):
+        return a, tower_b
+    a, b = translate(text_a, "gguf"), translate(text_b, "gguf")
+    if tower_a is None or tower_b is None:
+        return a, b
+    return tuple(  # type: ignore[return-value]
+        text.but(tensors={**text.tensors, **tower.tensors}) for text, tower in ((a, tower_a), (b, tower_b))
+    )
+
+
 def verify_checkpoints(
     a: Checkpoint,
     b: Checkpoint,
@@ -241,15 +259,17 @@ def verify_checkpoints(
     tolerance: the relative error (rms of the difference / rms of A) up to which a tensor counts as close.
     meter: called with (bytes of A just done, tensor name).  Memory is a few slabs, whatever the models' size.
     """
-    a, b = translate(a, "gguf"), translate(b, "gguf")
-    rows: list[TensorVerdict] = []
-    for name, tensor in a.tensors.items():
+    a, b = comparable(a, b)
+
+    def verdict(i: int) -> TensorVerdict:
+        name, tensor = names[i], a.tensors[names[i]]
         other = b.tensors.get(name)
         if other is None:
-            rows.append(TensorVerdict(name, "missing", type_a=tensor.type.name))
-            continue
-        step = (lambda n, name=name: meter(n, name)) if meter else None
-        rows.append(compare_tensors(tensor, other, tolerance, step))
+            return TensorVerdict(name, "missing", type_a=tensor.type.name)
+        return compare_tensors(tensor, other, tolerance, functools.partial(meter, item=name) if meter else None)
+
+    names, team = list(a.tensors), current()
+    rows = [verdict(i) for i in range(len(names))] if team is None else team.pieces(len(names), verdict)
     rows += [
         TensorVerdict(name, "extra", type_b=tensor.type.name)
         for name, tensor in b.tensors.items()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import columns, transposed, unpacked
+from llmconv.convert.scaled.bits import across, columns, transposed, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.gptq import group_of, is_awq, part
 from llmconv.convert.scaled.grid import Grid
@@ -30,6 +30,8 @@ __all__ = ["Awq"]
 
 _PLACE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 """Nibble of a word in which each of its eight columns is (gemm)."""
+_COLUMN = np.array([0, 2, 4, 6, 1, 3, 5, 7], np.int32)
+"""Column of its eight in which each nibble of a word is."""
 _BITS, _EACH = 4, 8
 
 
@@ -76,6 +78,8 @@ class Awq(Scheme):
         def numbers(source: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
             """Rows start..stop of the weight, from the words of the stored matrix that hold them."""
             first, last = start // _EACH, -(-stop // _EACH)
+            if source.shape[0] % _EACH == 0:
+                return across(source, first, last, _COLUMN)[start - first * _EACH : stop - first * _EACH]
             found = columns(source, first, last).view(np.uint32)  # (words, rows of the stored matrix)
             rows = np.arange(start, stop)
             shifts = (_PLACE[rows % _EACH] * _BITS).astype(np.uint32)[:, None]

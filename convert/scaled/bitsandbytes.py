@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.coded import Coded, Numbers
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
 from llmconv.errors import BadFile, MissingTensor, Unsupported, cut, shown
 from llmconv.formats.tensor import Tensor
@@ -106,7 +106,7 @@ class LlmInt8(Scheme):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Rows(Numbers):
     """A number a row."""
 
     values: Tensor
@@ -114,9 +114,12 @@ class _Rows:
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         return self.values.rows(start, stop).astype(np.float32)
 
+    def span(self, k: int) -> int:
+        return k
+
 
 @dataclass(frozen=True)
-class _Blocks:
+class _Blocks(Numbers):
     """A number for each block of the flat weight, wherever rows end."""
 
     values: NDArray[np.float32]
@@ -126,6 +129,13 @@ class _Blocks:
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         flat = np.arange(start * self.k, stop * self.k) // self.block
         return self.values[flat].reshape(stop - start, self.k)
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        each = self.k // self.block
+        return self.values[start * each : stop * each].reshape(stop - start, each)
+
+    def span(self, k: int) -> int:
+        return self.block if k % self.block == 0 else 0
 
 
 def _state(layer: Layer) -> Mapping[str, Any]:

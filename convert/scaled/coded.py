@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,25 @@ from numpy.typing import NDArray
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["Coded", "Numbers"]
 
 
-class Numbers(Protocol):
+class Numbers:
     """Numbers that weights share: a `Grid`, or whatever else knows the one of each weight."""
 
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """The number for each weight of rows start..stop: (rows, k), or (rows, 1) where a row has but one."""
+        raise NotImplementedError
+
+    def span(self, k: int) -> int:
+        """Columns of a row of k that share a number, one group behind another; 0 where they lie otherwise."""
+        return 0
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The numbers of rows start..stop, one a group: (rows, k / span)."""
+        return self.for_rows(start, stop)
 
 
 @dataclass(frozen=True)
@@ -52,24 +62,59 @@ class Coded:
         """The weight in float32, computed as the models' own loaders do, row by row."""
 
         def read(start: int, stop: int) -> Bytes:
-            codes = self.codes(start, stop)
-            values: NDArray[Any] = codes.astype(np.float32) if self.table is None else self.table[codes.view(np.uint8)]
-            if not isinstance(self.zero, int):
-                values -= self.zero.for_rows(start, stop)
-            elif self.zero:
-                values -= np.float32(self.zero)
-            values *= self.scales(start, stop)
-            if self.bias is not None:
-                values += self.bias.for_rows(start, stop)
+            values = self._compiled(start, stop)
+            if values is None:
+                values = self._computed(start, stop)
             if self.after is not None:
                 values *= self.after
             return values.view(np.uint8)
 
         return Tensor(self.weight, self.shape, plain.F32, read)
 
+    def _computed(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The values of rows start..stop, whatever shares a scale."""
+        codes = self.codes(start, stop)
+        values: NDArray[Any] = codes.astype(np.float32) if self.table is None else self.table[codes.view(np.uint8)]
+        if not isinstance(self.zero, int):
+            values -= self.zero.for_rows(start, stop)
+        elif self.zero:
+            values -= np.float32(self.zero)
+        values *= self.scales(start, stop)
+        if self.bias is not None:
+            values += self.bias.for_rows(start, stop)
+        return values
+
+    def _compiled(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """The same where so many columns of a row share numbers that a kernel can take them together; else None."""
+        k = self.shape[-1]
+        shared = [numbers for numbers in (self.scale, self.zero, self.bias) if not isinstance(numbers, int | None)]
+        spans = {numbers.span(k) for numbers in shared}
+        span = min(spans)
+        if not span or span % 16 or spans - {span, k}:
+            return None
+        rows, groups = stop - start, k // span
+
+        def flat(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.ascontiguousarray(np.broadcast_to(numbers, (rows, groups)), np.float32).reshape(-1)
+
+        scale = self._scaled(self.scale.by_group(start, stop))
+        out = np.empty((rows, k), np.float32)
+        given = self.codes(start, stop)
+        flip = 128 if given.dtype == np.int8 else 0
+        numbers = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
+        if self.table is not None:
+            kernels.looked_up(numbers, self.table, span, flat(scale), out.reshape(-1))
+            return out
+        zero = np.float32(self.zero) if isinstance(self.zero, int) else self.zero.by_group(start, stop)
+        bias = np.empty(0, np.float32) if self.bias is None else flat(self.bias.by_group(start, stop))
+        kernels.to_floats(numbers, flip, span, flat(np.asarray(zero)), flat(scale), bias, out.reshape(-1))
+        return out
+
     def scales(self, start: int, stop: int) -> NDArray[np.float32]:
         """The scale for each weight of rows start..stop: (rows, k) or (rows, 1)."""
-        scale = self.scale.for_rows(start, stop)
+        return self._scaled(self.scale.for_rows(start, stop))
+
+    def _scaled(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.divisor is not None:
             return scale / self.divisor
         return scale if self.factor is None else scale * self.factor

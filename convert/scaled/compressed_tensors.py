@@ -94,7 +94,7 @@ def _bits(packed: Tensor, shape: tuple[int, ...], settings: Settings) -> int:
 def _numbers(words: NDArray[np.int32], bits: int, k: int) -> NDArray[np.int8]:
     """(n, words) -> (n, k): the numbers in the words, lowest bits first, their offset taken off."""
     raw = np.ascontiguousarray(words, "<i4").view(np.uint8)
-    return (unpacked(raw, bits, k) - np.uint8(1 << (bits - 1))).view(np.int8)
+    return unpacked(raw, bits, k, 1 << (bits - 1)).view(np.int8)
 
 
 def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:
@@ -108,6 +108,14 @@ def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:
                 f"the zero points of {shown(scale.values.shape)} scales; the model is damaged"
             )
         return Tensor.from_array(zeros.name, np.ascontiguousarray(_numbers(words.T, bits, down).T))
+    half = 1 << (bits - 1)
+    for start, stop in zeros.slabs():
+        numbers = zeros.rows(start, stop).astype(np.float32)
+        if numbers.size and not -half <= numbers.min() <= numbers.max() < half:
+            raise BadFile(
+                f"{layer.settings.where}: tensor {cut(zeros.name)} has zero points from {numbers.min():g} to "
+                f"{numbers.max():g}, expected {-half} to {half - 1} beside codes of {bits} bits; the model is damaged"
+            )
     return fitted(layer.weight, (scale.n, scale.k), zeros, layer.settings).values
 
 

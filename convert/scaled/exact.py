@@ -29,6 +29,7 @@ from llmconv.convert.scaled.grid import Grid
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block
 from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["WIDER", "Carried", "carried"]
 
@@ -46,12 +47,14 @@ class Carried:
 
     type: the smallest such type.   alike: those of `WIDER` that say them too, where the type is one of these.
     factor: a float32 that GGUF keeps beside the weight; None where there is none.
+    rounded: how far off the sums are at most, in steps, where they were rounded to float16; 0 where nothing was.
     """
 
     coded: Coded
     type: BlockClass
     alike: tuple[str, ...] = ()
     factor: NDArray[np.float32] | None = None
+    rounded: float = 0.0
 
     def tensor(self, kind: BlockClass | None = None) -> Tensor:
         """The weight in its type, or in another one of `alike`."""
@@ -63,8 +66,11 @@ class Carried:
         return dataclasses.replace(self.coded, factor=None, divisor=None).floats()
 
 
-def carried(coded: Coded) -> Carried | str:
-    """The weight in the smallest type that says it, or why there is none, in a few words.  Its scales are read."""
+def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
+    """The weight in the smallest type that says it, or why there is none, in a few words.  Its scales are read.
+
+    round_sums: zero points of four bits may become sums, rounded to float16 (Q4_1), where only a larger type is exact.
+    """
     scale = coded.scale
     k = coded.shape[-1]
     if not isinstance(scale, Grid) or coded.after is not None:
@@ -84,7 +90,41 @@ def carried(coded: Coded) -> Carried | str:
         return _affine(coded, whole)
     if not isinstance(coded.zero, int) and not (isinstance(coded.zero, Grid) and _all(coded.zero, _is_integer)):
         return "zero points that are no integers"
-    return _integers(coded, whole)
+    found = _integers(coded, whole)
+    small = not isinstance(found, str) and found.type.name in ("TQ2_0", "Q4_0")
+    if not round_sums or small or isinstance(coded.zero, int) or coded.high - coded.low > 15 or whole % 32:
+        return found
+    return _with_sums(coded) or found
+
+
+def _with_sums(coded: Coded) -> Carried | None:
+    """Codes under scales and sums, -zero * scale as float16 says it; None where it says infinity."""
+    scale, zero, shift = coded.scale, coded.zero, np.uint8(-coded.low)
+    assert isinstance(scale, Grid) and isinstance(zero, Grid)
+    if (zero.rows, zero.columns, zero.stacked) != (scale.rows, scale.columns, scale.stacked):
+        return None
+    given = coded.codes
+
+    def sums(start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        s, z = (g.values.rows(start, stop).astype(np.float32) for g in (scale, zero))
+        exact: NDArray[np.float32] = -(z + np.float32(shift)) * s
+        with np.errstate(over="ignore"):
+            return exact.astype(np.float16).astype(np.float32), exact, s
+
+    worst = 0.0
+    for slab in _slabs(scale.values.n_rows, scale.values.row_len):
+        half, exact, s = sums(*slab)
+        if not np.isfinite(half).all():
+            return None
+        steps = np.abs(half - exact) / np.where(s == 0, np.float32(1), np.abs(s))
+        worst = max(worst, float(steps.max(initial=0)))
+    values = scale.values
+    lazy = Tensor(values.name, values.shape, block.by_name("F32"), lambda a, b: sums(a, b)[0].view(np.uint8))
+    made = dataclasses.replace(
+        coded, codes=lambda a, b: given(a, b).view(np.uint8) + shift, low=0, high=coded.high - coded.low, zero=0,
+        bias=dataclasses.replace(scale, values=lazy),
+    )  # fmt: skip
+    return Carried(made, block.by_name("Q4_1"), rounded=worst)
 
 
 def _integers(coded: Coded, whole: int) -> Carried | str:
@@ -238,34 +278,34 @@ def _halves(q: NDArray[np.uint8], span: int = 32) -> NDArray[np.uint8]:
     return pairs[:, :, 0] | pairs[:, :, 1] << np.uint8(4)
 
 
+def _each(numbers: NDArray[Any], blocks: int) -> NDArray[np.int32]:
+    """(rows, 1) or (rows, blocks) -> flat, one for each block; float16 numbers as their bits."""
+    found = numbers.astype(np.float16).view(np.int16).astype(np.int32) if numbers.dtype == np.float32 else numbers
+    return np.ascontiguousarray(np.broadcast_to(found, (len(found), blocks)), np.int32).reshape(-1)
+
+
 def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
-    """Q4_0, Q5_0, Q4_1, Q5_1."""
-    affine, wide = kind.name.endswith("1"), kind.name.startswith("Q5")
-    offset = 0 if affine else 16 if wide else 8
-    scale, bias = coded.scale, coded.bias
+    """Q4_0, Q5_0, Q8_0, Q4_1, Q5_1."""
+    width = int(kind.name[1])
+    scale, bias, zero = coded.scale, coded.bias, coded.zero
     assert isinstance(scale, Grid)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        q = (_numbers(coded, start, stop) + np.int16(offset)).astype(np.uint8)
-        out["d"] = _shared(scale, start, stop, 32)
-        if affine:
+        blocks = out.shape[1]
+        codes = np.ascontiguousarray(coded.codes(start, stop))
+        flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
+        raw = out.reshape(-1).view(np.uint8)
+        scales = _each(_shared(scale, start, stop, 32), blocks)
+        if kind.name.endswith("1"):
             assert isinstance(bias, Grid)
-            out["m"] = _shared(bias, start, stop, 32)
-        out["qs"] = _halves(q & np.uint8(15))
-        if wide:
-            out["qh"] = np.packbits(q.reshape(len(q), q.shape[1] // 32, 32) >> 4, axis=-1, bitorder="little")
-
-    return _filled(kind, fill, coded.shape)
-
-
-def _bytes(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
-    """Q8_0."""
-    scale = coded.scale
-    assert isinstance(scale, Grid)
-
-    def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        out["d"] = _shared(scale, start, stop, 32)
-        out["qs"] = _numbers(coded, start, stop).astype(np.int8).reshape(*out.shape, 32)
+            kernels.to_affine(numbers, scales, _each(_shared(bias, start, stop, 32), blocks), width, raw)
+            return
+        if isinstance(zero, int):
+            zeros = np.full(len(scales), zero, np.int32)
+        else:
+            assert isinstance(zero, Grid)
+            zeros = _each(_shared(zero, start, stop, 32).astype(np.int32), blocks)
+        kernels.to_blocks(numbers, flip, zeros, scales, width, raw)
 
     return _filled(kind, fill, coded.shape)
 
@@ -308,6 +348,6 @@ def _nvfp4(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
 
 
 _PACKERS = {
-    "TQ2_0": _ternary, "Q4_0": _quants, "Q5_0": _quants, "Q4_1": _quants, "Q5_1": _quants, "Q8_0": _bytes,
+    "TQ2_0": _ternary, "Q4_0": _quants, "Q5_0": _quants, "Q4_1": _quants, "Q5_1": _quants, "Q8_0": _quants,
     "MXFP4": _mxfp4, "NVFP4": _nvfp4,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import columns, transposed, unpacked
+from llmconv.convert.scaled.bits import columns, down, transposed, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
@@ -71,6 +71,8 @@ class Gptq(Scheme):
         one = 0 if "v2" in form else 1
 
         def codes(start: int, stop: int) -> NDArray[np.uint8]:
+            if bits == 4:
+                return down(packed, start, stop)[:, :k]
             words = columns(packed, start, stop)
             return unpacked(words.view(np.uint8).reshape(stop - start, words.shape[1] * 4), bits, k)
 
@@ -78,7 +80,7 @@ class Gptq(Scheme):
             first, last = start * bits // 32, -(-stop * bits // 32)
             if bits == 3:  # whole runs of 32 numbers in three words
                 first, last = first // 3 * 3, min(-(-last // 3) * 3, zeros.shape[1])
-            words = np.ascontiguousarray(zeros.rows()[:, first:last])
+            words = np.ascontiguousarray(columns(zeros, first, last).T)
             skip = start - first * 32 // bits
             found = unpacked(words.view(np.uint8), bits, skip + stop - start)[:, skip:]
             numbers = (found + np.uint8(one)) & np.uint8((1 << bits) - 1)
@@ -127,6 +129,13 @@ def ordered(layer: Layer, k: int, groups: int, end: str = ".g_idx") -> NDArray[n
     if order.shape != (k,) or (order.size and not 0 <= order.min() <= order.max() < groups):
         raise BadFile(f"{layer.settings.where}: tensor {given.name!r} does not name a group for each column")
     size = -(-k // max(groups, 1))
+    counts = np.bincount(order, minlength=groups)
+    if k % max(groups, 1) == 0 and (counts != size).any():
+        group = int(np.flatnonzero(counts != size)[0])
+        raise BadFile(
+            f"{layer.settings.where}: tensor {cut(given.name)} puts {counts[group]} columns into group {group}, "
+            f"expected {size} in each; it is no order of {cut(layer.weight)}'s columns, the model is damaged"
+        )
     return None if (order == np.arange(k) // size).all() else order
 
 

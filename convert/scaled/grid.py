@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.scaled.coded import Numbers
 from llmconv.errors import BadFile, cut, shown
 from llmconv.formats.tensor import Tensor
 
@@ -22,7 +23,7 @@ _BLOCK = (128, 128)
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Numbers):
     """Numbers that rectangles of a weight's matrices share.
 
     values: (matrices * down, across).   n, k: rows and columns of a matrix of weights.
@@ -44,6 +45,12 @@ class Grid:
         if self.order is not None:
             return own[:, self.order]
         return own if own.shape[1] == 1 else np.repeat(own, self.columns, axis=1)[:, : self.k]
+
+    def span(self, k: int) -> int:
+        across = self.values.row_len
+        if self.order is not None or (across > 1 and across * self.columns != k):
+            return 0
+        return k if across == 1 else self.columns
 
     def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
         """The numbers of rows start..stop, one a group: (rows, across)."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.coded import Coded, Numbers
 from llmconv.convert.scaled.four_bit_floats import one_number
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
@@ -137,7 +137,7 @@ class Hqq(Scheme):
 
 
 @dataclass(frozen=True)
-class _Flat:
+class _Flat(Numbers):
     """A number for each row or each column of the matrix into which a weight was reshaped."""
 
     values: NDArray[np.float32]
@@ -149,6 +149,13 @@ class _Flat:
         flat = np.arange(start * self.k, stop * self.k)
         place = flat // self.across if self.by_row else flat % self.across
         return self.values[place].reshape(stop - start, self.k)
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        own = self.values[start * self.k // self.across : stop * self.k // self.across]
+        return own.reshape(stop - start, self.k // self.across)
+
+    def span(self, k: int) -> int:
+        return self.across if self.by_row and k % self.across == 0 else 0
 
 
 def _shape(layer: Layer, given: Tensor) -> tuple[int, int]:

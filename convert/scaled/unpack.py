@@ -26,7 +26,7 @@ from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, w
 from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside, StoredByMistral, StoredByQuanto, StoredByTorchao
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import MissingTensor, UnknownTensor, Unsupported, cut
+from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -44,6 +44,8 @@ _OF_ACTIVATIONS = re.compile(
 )
 _NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
 _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
+_CODES = (*TYPES, plain.U8, plain.U32, plain.I32)
+"""What numbers with scales are stored in."""
 _FLOATS = (plain.F64, plain.F32, plain.F16, plain.BF16)
 
 
@@ -93,11 +95,37 @@ def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str
             stem = name.removesuffix(mark)
             parts = {end: tensors[stem + end] for end in (*scheme.parts, mark) if stem + end in tensors}
             weight = scheme.weight(stem)
-            if weight not in found and scheme.fits(parts, settings):
+            if scheme.fits(parts, settings) and not _is_known(found.get(weight), parts):
+                _refuse_twice(tensors, weight, parts, found.get(weight), scheme, settings)
                 found[weight] = scheme, Layer(weight, parts, settings)
                 used |= {part.name for part in parts.values()}
                 break
     return found, used
+
+
+def _is_known(found: tuple[Scheme, Layer] | None, parts: Mapping[str, Tensor]) -> bool:
+    """Whether a layer was found by another of its tensors' endings."""
+    own = {part.name for part in found[1].parts.values()} if found else set()
+    return bool(own & {part.name for part in parts.values()})
+
+
+def _refuse_twice(
+    tensors: Mapping[str, Tensor],
+    weight: str,
+    parts: Mapping[str, Tensor],
+    found: tuple[Scheme, Layer] | None,
+    scheme: Scheme,
+    settings: Settings,
+) -> None:
+    """`BadFile` where a weight is there in two ways: nobody can say which of them is meant."""
+    names = [part.name for part in parts.values()]
+    other = next(iter(found[1].parts.values())).name if found else weight if weight in tensors else None
+    if other is not None and other not in names:
+        called = found[0].name if found else "plain numbers"
+        raise BadFile(
+            f"{settings.where}: {cut(weight)} is stored twice, as {called} (tensor {cut(other)}) and as {scheme.name} "
+            f"({cut(names[0])}); the model is damaged, fetch it again"
+        )
 
 
 def _require_scales(
@@ -108,7 +136,7 @@ def _require_scales(
     called: the last parts of the names of those that have one ("weight").
     """
     for tensor in tensors.values():
-        if tensor.type in TYPES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
+        if tensor.type in _CODES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
             _missing_scale(tensor, settings, given)
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
         if stem != tensor.name and stem not in given and not _OF_ACTIVATIONS.fullmatch(tensor.name):
@@ -140,6 +168,12 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
         return checkpoint
     if odd[0].type in TYPES and settings.method in Stored.methods:
         raise MissingTensor(settings.where, f"{odd[0].name}_scale", f"it is quantized ({settings.method})")
+    read = {method for scheme in SCHEMES if scheme not in UNREAD for method in scheme.methods}
+    if settings.method in read or (not settings.method and odd[0].type is plain.U32 and "bits" in settings.values):
+        raise BadFile(
+            f"{settings.where}: tensor {cut(odd[0].name)} is {odd[0].type.name}, a part of a quantized layer "
+            f"({settings.method or 'MLX'}) whose scales are missing; fetch the model again"
+        )
     if not settings.method:
         return checkpoint
     raise Unsupported(

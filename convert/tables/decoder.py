@@ -239,6 +239,12 @@ class Decoder:
         return all(layer.attention.causal for layer in self.layers)
 
     @property
+    def layers_alone(self) -> bool:
+        """Whether a layer needs nothing but what the one before gives: no other's keys, no vectors for each layer."""
+        borrowing = any(layer.attention.borrows is not None for layer in self.layers)
+        return self.recurrent is None and not borrowing and "per_layer_token_embd.weight" not in self.shapes
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the token embedding."""
         return "output.weight" not in self.shapes
@@ -387,8 +393,9 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
 
 def _recurrent(read: _Reader) -> Decoder:
     spec, vocab_size = recurrent(read), read.shape("token_embd.weight", 2)[0]
-    norm = Norm("layer", 0.0)
-    return Decoder(read.arch, spec.dim, vocab_size, 0, norm, (), read.shapes, "recurrent", recurrent=spec)
+    positions = "learned" if spec.cell == "mean" else "recurrent"
+    norm, context = Norm("layer", 0.0), read.count("context_length", 0)
+    return Decoder(read.arch, spec.dim, vocab_size, context, norm, (), read.shapes, positions, recurrent=spec)
 
 
 def _pieces(arch: str, where: str) -> Pieces:
@@ -687,7 +694,8 @@ class _Layers:
             base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
             scaled = pieces.get("window_rope_scaled", True)
         # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
-        pairs = pieces.get("rope") == "pairs" and read.get("rope.dimension_sections") is None
+        stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
+        pairs = stated and read.get("rope.dimension_sections") is None
         plain = Rope(dims, base, pairs)
         return self._scaled(plain) if scaled else dataclasses.replace(plain, divided=False)
 

@@ -45,6 +45,8 @@ class Key:
             found = KINDS[self.kind](value)
             if self.gguf.endswith("epsilon") and not found >= 0:
                 raise ValueError("negative")
+            if "freq_base" in self.gguf and not found > 0:
+                raise ValueError("no base of powers")
             return found
         except (TypeError, ValueError, OverflowError):
             raise BadFile(f"{item} is {cut(value, 60)}, expected {_WORDS[self.kind]}") from None
@@ -101,7 +103,7 @@ _WORDS = {
     "u32": "a whole number from 0 to 4294967295",
     "count": "a whole number of at least 1",
     "i32": "a whole number",
-    "f32": "a number (finite, and not below 0 for an epsilon)",
+    "f32": "a number (finite, not below 0 for an epsilon, above 0 for a rotary base)",
     "bool": "true or false",
     "str": "a text",
     "u32s": "a list of whole numbers",
@@ -181,6 +183,13 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_buckets", "attention.relative_buckets_count", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
+    ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
+    ("image", "image_size", "0"),
+    ("patch", "patch_size", "0"),
+    ("n_mel", "num_mel_bins", "0"),
+    ("scale", "projector.scale_factor", "0"),
+    ("merge", "spatial_merge_size", "0"),
+    ("stack", "projector.stack_factor", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""
@@ -189,6 +198,25 @@ LABELS = "classifier.output_labels"
 def _flag(value: Any) -> int:
     """One of an array: a whole number, or a flag as one."""
     return int(value) if isinstance(value, bool | np.bool_) else whole(value)
+
+
+SCALED_BY = "scaled_by"
+"""What stands before the names of numbers that weights are multiplied by (`tables.times`): keys, and one dimension."""
+
+
+def _factors(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """The factors by name: a number, or a tuple of several."""
+    start, out = f"{arch}.{SCALED_BY}.", {}
+    for key in metadata:
+        if key.startswith(start):
+            try:
+                values: Any = np.asarray(metadata[key], np.float32)
+            except (TypeError, ValueError):
+                values = np.empty((0, 0))
+            if values.ndim > 1 or not np.isfinite(values).all():
+                raise BadFile(f"key '{key}' is {cut(metadata[key], 60)}, expected numbers")
+            out[key.removeprefix(start)] = tuple(values.tolist()) if values.ndim else float(values)
+    return out
 
 
 _THERE = {"folds", "each_gate"}  # 1 where the key is there
@@ -215,6 +243,8 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:
             raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+    if factors := _factors(metadata, arch):
+        out[SCALED_BY] = factors
     labels = metadata.get(f"{arch}.{LABELS}", ())
     out["n_cls"] = len(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else 0
     for name, expression in (extra or {}).items():

@@ -122,7 +122,7 @@ class Op:
         """A record of the values that undoing would not give back; None when it gives all."""
         return None
 
-    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         """The tensor with the record's values; moved: what `undo` was given."""
         return tensor
 
@@ -416,7 +416,7 @@ class Rounds(Op):
         index = np.flatnonzero(back.view(f"u{values.dtype.itemsize}") != bits)
         return np.stack([index.astype(np.uint32), bits[index]], axis=1).reshape(-1) if index.size else None
 
-    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         """Kept values go back, each only where the stored one is still what its original gives."""
         if tensor.type.dtype is None or not isinstance(record, np.ndarray) or record.size % 2 or not tensor.shape:
             return tensor
@@ -495,7 +495,7 @@ class Tail(Op):
         found = tensor.blocks(0, min(evaluate(self.skip, dims), tensor.n_rows))
         return np.ascontiguousarray(found).reshape(-1) if found.any() else None
 
-    def restored(self, tensor: Tensor, moved: Tensor, record: Any) -> Tensor:
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         n = tensor.n_rows - moved.n_rows
         if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != n * tensor.row_bytes:
             return tensor

@@ -3,9 +3,9 @@
 Architectures, JSON layouts and llama2.c are tables of these.  `forward` makes a GGUF's tensors, `backward` gives the
 others back, `check` asks a GGUF whether its tensors are those that its keys promise.
 
-Patterns: `{i}` is the layer, `{m}` its number among those that predict further tokens, `{p}` what stands before the
-model's own names ("model."); those of `SERIES` stand for several names.  Shapes and conditions are expressions over the
-dimensions (`keys.DIMS`), in which `i` is the layer.
+Patterns: `{i}` is the layer, `{m}` its number among those that predict further tokens, `{d}` among those whose results
+a text model takes, `{p}` what stands before the model's own names ("model."); those of `SERIES` stand for several
+names.  Shapes and conditions are expressions over the dimensions (`keys.DIMS`), in which `i` is the layer.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def _counted(pattern: str, dims: Dims, prefix: str = "") -> list[str]:
     name = pattern.replace("{p}", prefix).replace("{i}", str(dims.get("i", 0)))
     if "{m}" in name:
         name = name.replace("{m}", str(dims["i"] - dims["n_layer"] + dims["n_nextn"]))
+    if "{d}" in name:
+        name = name.replace("{d}", str(dims.get("deep", 0) - 1))
     series = next((s for s in SERIES if s in name), None)
     return [name] if series is None else [name.replace(series, str(n)) for n in range(dims.get(SERIES[series], 0))]
 
@@ -310,6 +312,6 @@ def backward(
             if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
                 part = part.astype(wanted)
             if form.rounding is not None and lost and name in lost:
-                part = form.rounding.restored(part, before[i], lost[name])
+                part = form.rounding.restored(part, before[i], lost[name], slot.dims)
             out.append(part.renamed(name))
         yield Moved(slot, number, slot.gguf, tuple(out))

@@ -43,6 +43,8 @@ class Scan:
     norm_eps: float = 0.0
     activation: str = "silu"
     """Behind the convolution."""
+    norm_first: bool = False
+    """The norm behind a Mamba 2 stands before the gate, not behind it."""
     tiled: bool = False
     """Heads that share keys and queries are not next to each other: head h has those of h modulo `groups`."""
 
@@ -87,7 +89,7 @@ def _dual(read: Any, start: str) -> Scan:
     channels = inner + 2 * groups * state
     read.expect(f"{start}in.weight", inner + channels + heads, f"{inner} + {channels} + {heads} heads")
     _whole(read, start, inner, channels)
-    return Scan("mamba2", inner, heads, groups, state)
+    return Scan("mamba2", inner, heads, groups, state, norm_first=bool(read.get("ssm.norm_before_gate", False)))
 
 
 def _delta(read: Any, i: int) -> Scan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
-__all__ = ["gguf_type", "stays_f32"]
+__all__ = ["gguf_type", "is_typical", "stays_f32", "stored_in"]
 
 _F32 = (
     ".bias",
@@ -24,18 +24,51 @@ _F32 = (
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
     "ssm_a",
     "ssm_d",
+    *("attn_rel_pos_emb", "a.proj_query"),
 )
+_CONVOLUTIONS = (
+    "v.patch_embd.weight",
+    "mm.patch_merger.weight",
+    "a.conv1d.",
+    "a.conv2d.",
+    "mm.input_projection.weight",
+)
+"""How names of a tower's tensors begin that llama.cpp computes with in F16 or F32 alone."""
+_PATCHES_F32 = ("gemma3", "idefics3")
+"""Projectors whose patches are never rounded."""
 
 
-def stays_f32(tensor: Tensor) -> bool:
-    """Whether GGUFs keep this tensor in F32: one row, or a kind of weight that is never rounded."""
-    return sum(n > 1 for n in tensor.shape) <= 1 or tensor.name.endswith(_F32)
+def stays_f32(tensor: Tensor, projector: str = "") -> bool:
+    """Whether GGUFs keep this tensor in F32: one row, or a kind of weight that is never rounded.
+
+    projector: of a tower.
+    """
+    return (
+        sum(n > 1 for n in tensor.shape) <= 1
+        or tensor.name.endswith(_F32)
+        or (projector in _PATCHES_F32 and tensor.name.startswith(_CONVOLUTIONS[0]))
+    )
 
 
-def gguf_type(tensor: Tensor) -> BlockClass:
+def is_typical(tensor: Tensor, projector: str = "") -> bool:
+    """Whether a tensor's type says in which the model is stored."""
+    return not stays_f32(tensor, projector) and not tensor.name.startswith(_CONVOLUTIONS)
+
+
+def stored_in(tensor: Tensor, wanted: BlockClass, projector: str = "") -> BlockClass:
+    """The type in which GGUFs keep a tensor where 16 bits are `wanted`."""
+    if wanted not in (plain.F16, plain.BF16):
+        return wanted
+    if stays_f32(tensor, projector) or (wanted is plain.BF16 and tensor.name.startswith(_CONVOLUTIONS)):
+        return plain.F32
+    return wanted
+
+
+def gguf_type(tensor: Tensor, projector: str = "") -> BlockClass:
     """The type in which the ecosystem stores a tensor of a GGUF."""
     if not tensor.type.is_float or not tensor.type.is_plain() or tensor.type is plain.F64:
         return tensor.type
-    if stays_f32(tensor):
+    if stays_f32(tensor, projector):
         return plain.F32
-    return plain.BF16 if tensor.type.ggml_id is None else tensor.type  # BF16: of the 8-bit floats, exactly
+    # BF16 says what the 8-bit floats do
+    return stored_in(tensor, plain.BF16 if tensor.type.ggml_id is None else tensor.type, projector)

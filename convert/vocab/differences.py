@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.vocab.cuts import cuts
 from llmconv.errors import BadFile
 
 __all__ = ["again", "away", "column", "column_again", "merges_by_score", "packed", "unpacked"]
@@ -76,26 +77,21 @@ def column_again(left: Mapping[str, Any], guess: Sequence[Any]) -> list[Any]:
     return out
 
 
-ORDERS = ("parts", "lengths", "ids")
-"""How programs order the merges that they make of sentencepiece's scores: the best piece first and of one piece by the
-ids of its parts, or the longest first part first; or by the piece's id."""
-
-
 def merges_by_score(
     ids: Mapping[str, int], scores: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.intp]]]:
-    """Every way to cut a piece in two pieces, (n, 2) ids of the parts, and its `ORDERS`."""
-    found = [
-        (id, cut, left, right, len(token))
-        for token, id in ids.items()
-        for cut in range(1, min(len(token), 512))
-        if (left := ids.get(token[:cut])) is not None and (right := ids.get(token[cut:])) is not None
-    ]
-    table = np.array(found, np.int64).reshape(-1, 5)
-    piece, first, left_id, right_id, size = table.T
+    """Every way to cut a piece in two pieces, (n, 2) ids of the parts, and how programs order these merges.
+
+    "parts", "lengths": the best piece first, and of one piece by the ids of its parts, or the longest first part first;
+    "ids": by the piece's id.
+    """
+    tokens, numbers = tuple(ids), np.fromiter(ids.values(), np.int64, len(ids))
+    table = cuts(tokens)
+    piece, left_id, right_id = numbers[table[:, [0, 2, 3]]].T
+    first, size = table[:, 1], np.fromiter(map(len, tokens), np.int64, len(tokens))[table[:, 0]]
     rank = np.zeros(len(table)) if scores is None else _at(scores, piece)
     place = np.arange(len(table))
-    return table[:, 2:4], {
+    return np.stack([left_id, right_id], axis=1), {
         "parts": np.lexsort((right_id, left_id, piece, -rank)),
         "lengths": np.lexsort((place, first - size, -first, -rank)),
         "ids": np.lexsort((size - first, first, piece)),

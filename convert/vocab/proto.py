@@ -5,7 +5,8 @@ ModelProto { repeated SentencePiece pieces = 1; TrainerSpec trainer_spec = 2; No
 SentencePiece { string piece = 1; float score = 2; Type type = 3 [default NORMAL]; }
 TrainerSpec { ModelType model_type = 3; bool treat_whitespace_as_suffix = 24; bool byte_fallback = 35;
   int32 unk_id = 40, bos_id = 41, eos_id = 42, pad_id = 43; }
-NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4; }
+NormalizerSpec { bytes precompiled_charsmap = 2; bool add_dummy_prefix = 3; bool remove_extra_whitespaces = 4;
+bool escape_whitespaces = 5; }
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Model", "parse", "serialise"]
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 UNIGRAM_MODEL, BPE_MODEL = 1, 2
+_SCORE = struct.Struct("<f")
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Model:
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -84,31 +87,58 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _piece(data: memoryview, index: int) -> tuple[str, float, int]:
+    """A piece's text, score and type, whatever fields it has in whatever order."""
+    text, score, type = "", 0.0, 1
+    for number, value, _ in _fields(data):
+        if number == 1:
+            try:
+                text = bytes(_expect(value, memoryview, "a piece's text")).decode("utf-8")
+            except UnicodeDecodeError:
+                raise BadFile(f"sentencepiece model: piece {index} is not valid UTF-8") from None
+        elif number == 2:
+            score = _SCORE.unpack(_expect(value, memoryview, "score"))[0]
+        elif number == 3:
+            type = _expect(value, int, "a piece's type")
+    if not 1 <= type <= 6:
+        raise BadFile(f"sentencepiece model: piece {text!r} has type {type}, expected 1 to 6")
+    return text, score, type
+
+
+def _usual_piece(data: bytes, at: int) -> tuple[tuple[str, float, int], int] | None:
+    """The piece at a place and where it ends, of those that every writer writes: short, with a text, a score and
+    perhaps a type, in this order; None for anything else, however it is wrong.  (A model has hundreds of thousands.)
+    """
+    try:
+        size, length = data[at + 1], data[at + 3]
+        end, behind = at + 2 + size, at + 4 + length
+        if data[at] != 10 or data[at + 2] != 10 or size > 127 or data[behind] != 21 or end > len(data):
+            return None
+        type = 1 if end == behind + 5 else data[behind + 6]
+        if end != behind + 5 and (end != behind + 7 or data[behind + 5] != 24 or not 1 <= type <= 6):
+            return None
+        return (data[at + 4 : behind].decode("utf-8"), _SCORE.unpack_from(data, behind + 1)[0], type), end
+    except (IndexError, UnicodeDecodeError):
+        return None
+
+
 def parse(data: bytes) -> Model:
     """Read a sentencepiece model; `BadFile` when it isn't one."""
-    model, rest, start = Model(), [], 0
+    model, rest, at = Model(), [], 0
     view = memoryview(data)
-    for number, value, end in _fields(view):
+    while at < len(data):
+        if (usual := _usual_piece(data, at)) is not None:
+            piece, at = usual
+            model.pieces.append(piece)
+            continue
+        number, value, size = next(_fields(view[at:]))
         if number == 1:
-            text, score, type = "", 0.0, 1
-            for inner, v, _ in _fields(_expect(value, memoryview, "a piece")):
-                if inner == 1:
-                    try:
-                        text = bytes(_expect(v, memoryview, "a piece's text")).decode("utf-8")
-                    except UnicodeDecodeError:
-                        raise BadFile(f"sentencepiece model: piece {len(model.pieces)} is not valid UTF-8") from None
-                elif inner == 2:
-                    score = struct.unpack("<f", _expect(v, memoryview, "score"))[0]
-                elif inner == 3:
-                    type = _expect(v, int, "a piece's type")
-            if not 1 <= type <= 6:
-                raise BadFile(f"sentencepiece model: piece {text!r} has type {type}, expected 1 to 6")
-            model.pieces.append((text, score, type))
+            model.pieces.append(_piece(_expect(value, memoryview, "a piece"), len(model.pieces)))
         else:
-            rest.append(data[start:end])
+            rest.append(data[at : at + size])
             if number in (2, 3) and isinstance(value, memoryview):
                 _spec(model, number, value)
-        start = end
+        at += size
     if not model.pieces:
         raise BadFile("sentencepiece model: holds no pieces; it is no sentencepiece model or empty")
     model.rest = b"".join(rest)
@@ -126,6 +156,7 @@ def _spec(model: Model, number: int, data: memoryview) -> None:
         (2, 43): "pad_id",
         (3, 3): "add_dummy_prefix",
         (3, 4): "remove_extra_whitespaces",
+        (3, 5): "escape_whitespaces",
     }
     for inner, value, _ in _fields(data):
         name = numbers.get((number, inner))

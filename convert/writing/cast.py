@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.tables.storage import stays_f32
+from llmconv.convert.tables.storage import is_typical, stored_in
 from llmconv.errors import UnknownName, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.filetypes import ALIASES, FILE_TYPES, number_of
@@ -94,6 +95,15 @@ class Rounding:
             if largest > self.largest:
                 self.largest, self.tensor = largest, tensor.name
 
+    def settle(self) -> None:
+        """Of several processes, each of which has cast some tensors: what all of them have measured."""
+        team = current()
+        if team is None:
+            return
+        found = team.all((self.largest, self.tensor, self.overflows, self.underflows))
+        self.largest, self.tensor = max((largest, tensor) for largest, tensor, *_ in found)
+        self.overflows, self.underflows = (sum(part[i] for part in found) for i in (2, 3))
+
     @staticmethod
     def _overflow(tensor: Tensor, flat: int, to: BlockClass) -> Unsupported:
         index = [int(i) for i in np.unravel_index(flat, tensor.shape)] if tensor.shape else []
@@ -132,14 +142,17 @@ def cast(
         if not from_document or to == "json":
             return _described(checkpoint, to)
         outtype = "f32"
-    target = _BY_NAME[outtype]
+    target, projector = _BY_NAME[outtype], _projector(checkpoint)
     out = dataclasses.replace(checkpoint, tensors={}, metadata=dict(checkpoint.metadata))
     for name, tensor in checkpoint.tensors.items():
-        kind = target
-        if to == "gguf" and target in (plain.F16, plain.BF16) and stays_f32(tensor):
-            kind = plain.F32
+        kind = stored_in(tensor, target, projector) if to == "gguf" else target
         out.tensors[name] = rounding.cast(tensor, kind) if tensor.type.is_float else tensor
     return _described(out, to)
+
+
+def _projector(checkpoint: Checkpoint) -> str:
+    """A tower's kind, "" for any other model."""
+    return str(checkpoint.metadata.get("clip.projector_type", ""))
 
 
 def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
@@ -147,10 +160,11 @@ def _described(checkpoint: Checkpoint, to: str) -> Checkpoint:
     if to != "gguf":
         return checkpoint
     sizes: Counter[BlockClass] = Counter()
+    projector = _projector(checkpoint)
     for tensor in checkpoint.tensors.values():
         if not tensor.type.is_plain():
             return checkpoint
-        if not stays_f32(tensor):
+        if is_typical(tensor, projector):
             sizes[tensor.type] += tensor.n_elements
     main = sizes.most_common(1)[0][0] if sizes else plain.F32
     key = "general.file_type"

@@ -1,14 +1,16 @@
-"""`-t W4A16` and `-t MLX`: model folders of small integers with scales, as vLLM and transformers, or MLX, load them.
+"""`-t W4A16`, `-t W4A16_ASYM`, `-t MLX`: model folders of small integers, as vLLM and transformers, or MLX, load them.
 
-A GGUF's blocks of integers become such layers as they are, number for number; what is in floats is rounded as the block
-types round it (Q4_0, Q4_1).  Groups are of 32 columns, of 64 or 128 where all scales agree.
+The integers of a GGUF's blocks, and of a folder in GPTQ, AWQ or another scheme, become such layers as they are; what is
+in floats is rounded.  Groups are as they were, or of 64 or 128 columns where all scales agree; floats are rounded in
+groups of 32, or as asked.
 
-| block type | W4A16 (compressed-tensors' pack-quantized) | MLX (affine) |
-|---|---|---|
-| Q4_0 | 4 bits, symmetric | 4 bits, bias = -8 scales |
-| Q5_0 | 8 bits, symmetric | 5 bits, bias = -16 scales |
-| Q8_0 | 8 bits, symmetric | 8 bits, bias = -128 scales |
-| Q4_1, Q5_1 | decoded | 4, 5 bits |
+| | W4A16 (compressed-tensors' pack-quantized) | W4A16_ASYM | MLX (affine) |
+|---|---|---|---|
+| Q4_0, symmetric layers of 4 bits | 4 bits | 4 bits, zero points 8 | 4 bits, bias = -8 scales |
+| Q5_0 | 8 bits | | 5 bits, bias = -16 scales |
+| Q8_0, 8 bits | 8 bits | | 8 bits, bias = -128 scales |
+| layers with zero points (AWQ) | | 4 bits, zero points | where float16 says zero * scale |
+| Q4_1, Q5_1, MLX | | 4 bits, where all sums are whole scales | 4, 5 bits |
 
 MLX loads embeddings and heads so too, the others linear layers alone.  Other blocks are decoded, as where a folder is
 written without integers.  Sources: the compressed-tensors package (`compressors/pack_quantized`), MLX's `mx.quantize`.
@@ -16,10 +18,11 @@ written without integers.  Sources: the compressed-tensors package (`compressors
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,59 +30,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
+from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import Unsupported
+from llmconv.convert.writing.folder_layers import BLOCKS, Layer, Rows, moved, of_blocks, of_coded, rounded
+from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.tensor import Tensor
-from llmconv.quant import block, plain
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import plain
 from llmconv.quant.block import Bytes
+from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["written"]
+__all__ = ["Written", "configured", "settings", "written"]
 
-_KINDS = {"Q4_0": (4, 8, False), "Q5_0": (5, 16, False), "Q8_0": (8, 0, False), "Q4_1": (4, 0, True),
-          "Q5_1": (5, 0, True)}  # fmt: skip
-"""Bits, what is added to an integer to be a stored code, and whether there are sums beside the scales."""
-_NUMBERS = list(_KINDS)
-_SLAB = 1 << 20
+_GROUPS = (128, 64, 32)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A weight under its name in a folder: its block type, and the floats that its fields are, one for each weight."""
+@dataclass
+class Written:
+    """A folder to be written.   wants: what its exact layers must read as.   reasons: why layers are not."""
 
-    weight: str
-    shape: tuple[int, ...]
-    kind: str
-    codes: Tensor
-    scale: Tensor
-    bias: Tensor
-
-    def shared(self, which: Tensor, group: int) -> Callable[[int, int], NDArray[np.float16]]:
-        return lambda start, stop: np.ascontiguousarray(which.rows(start, stop)[:, ::group]).astype(np.float16)
-
-    def agrees(self, group: int) -> bool:
-        """Whether all numbers of each group of so many columns are one."""
-        if self.shape[-1] % group:
-            return False
-        for which in (self.scale, self.bias):
-            step = max(1, _SLAB // self.shape[-1])
-            for start in range(0, which.n_rows, step):
-                rows = which.rows(start, min(which.n_rows, start + step))[:, ::32]
-                own = rows.reshape(len(rows), -1, group // 32)
-                if (own != own[:, :, :1]).any():
-                    return False
-        return True
+    model: Checkpoint
+    wants: Mapping[str, Tensor] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
-def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint]) -> Checkpoint:
+def written(
+    checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None = None
+) -> Written:
     """A model in GGUF's dialect or a folder's as a folder of that kind, lazily; its scales are read.
 
-    to_hf: translates a checkpoint.  Raises `Unsupported` where there is no config.json to say so.
+    to_hf: translates a checkpoint.   group: columns that share a scale; by default as many as do, 32 for floats.
+    Raises `Unsupported` where there is no config.json to say so, or nothing to be written so.
     """
+    stored: dict[str, Coded] = {}
+
+    def look(coded: Coded) -> Tensor:
+        stored[coded.weight] = coded
+        return coded.floats()
+
+    model, config = configured(unpack(checkpoint, look), kind, to_hf)
+    layers: dict[str, Layer] = {}
+    reasons: Counter[str] = Counter()
+    for name, found in _layers(checkpoint, model, kind, to_hf, stored, group or 32):
+        fits = found if isinstance(found, str) else _fitting(found, kind)
+        if isinstance(fits, str):
+            reasons[fits] += 1
+        else:
+            layers[name] = fits
+    if not layers:
+        kinds = sorted({t.type.name for t in checkpoint.tensors.values() if len(t.shape) > 1})
+        why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
+        raise Unsupported(
+            f"{checkpoint.where}: has no layer that {kind} says exactly or that is in floats, but {', '.join(kinds)}"
+            f"{why}; give the original model"
+        )
+    size = _group(layers, group, kind)
+    half = all(_all(layer, np.dtype(np.float16)) for layer in layers.values())
+    if not half and not all(_all(layer, plain.BF16.layout) for layer in layers.values()):
+        raise Unsupported(f"{checkpoint.where}: its scales are no float16 or bfloat16 numbers, as {kind} has them")
+    scales: BlockClass = plain.F16 if half else plain.BF16
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.tensors.items():
+        made = [tensor]
+        if name in layers:
+            made = _mlx(layers[name], size, scales) if kind == "MLX" else _packed(layers[name], size, scales, kind)
+        tensors |= {t.name: t for t in made}
+    config["torch_dtype"] = "float16" if half else "bfloat16"  # in which the scales are
+    if kind == "MLX":
+        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size)
+    else:
+        config["quantization_config"] = _packed_settings(layers, size, model, kind)
+    files: dict[str, Path | bytes] = dict(model.files)
+    files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    said = ", ".join(f"{n} {name}" for name, n in Counter(layer.kind for layer in layers.values()).items())
+    notes = [f"layers written as {kind} in groups of {size or 'their own'}: {said}"]
+    notes += [f"{n} layers are in floats instead: {why}" for why, n in reasons.items()]
+    wants = {name: layer.want for name, layer in layers.items() if layer.want is not None}
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, reasons)
+
+
+def configured(
+    checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint]
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The model as a folder of floats, and its config.json, which there must be."""
     model = to_hf(checkpoint)
-    config = read_config(model)
+    config = dict(read_config(model))
     if not config:
         raise Unsupported(f"{checkpoint.where}: {kind} needs a config.json to say so; give a model folder or a GGUF")
     arch = archs.by_hf(config)
@@ -87,196 +125,223 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
         raise Unsupported(
             f"{checkpoint.where}: GPT-2's layers are Conv1D, whose columns are no groups; use a GGUF type"
         )
-    layers = {layer.weight: layer for layer in _layers(checkpoint, model, kind, to_hf)}
-    if not layers:
-        kinds = sorted({t.type.name for t in checkpoint.tensors.values() if len(t.shape) > 1})
-        raise Unsupported(
-            f"{checkpoint.where}: has no layer that {kind} says exactly or that is in floats, but {', '.join(kinds)}; "
-            "give the original model"
-        )
-    group = next(g for g in (128, 64, 32) if g == 32 or all(layer.agrees(g) for layer in layers.values()))
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.tensors.items():
-        if name in layers:
-            made = _mlx(layers[name], group) if kind == "MLX" else _packed(layers[name], group)
-            tensors |= {t.name: t for t in made}
-        else:
-            tensors[name] = tensor
-    config["torch_dtype"] = "float16"  # in which the scales are
-    if kind == "MLX":
-        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, group)
-    else:
-        config["quantization_config"] = _packed_settings(layers, group, model)
-    files: dict[str, Path | bytes] = dict(model.files)
-    files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    exact = Counter(layer.kind for layer in layers.values())
-    said = ", ".join(f"{n} {name}" for name, n in exact.items())
-    return model.but(f"layers written as {kind} in groups of {group}: {said}", tensors=tensors, files=files)
+    return model, config
 
 
 def _layers(
-    checkpoint: Checkpoint, model: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint]
-) -> Iterator[_Layer]:
-    """The weights that are written as integers."""
-    fields = _fields(checkpoint, kind, to_hf)
-    default = block.by_name("Q4_1" if kind == "MLX" else "Q4_0")
-    for name, tensor in model.tensors.items():
-        known = name in fields["kind"] and (is_linear(tensor) if kind == "W4A16" else len(tensor.shape) == 2)
-        number = int(fields["kind"][name].rows(0, 1)[0, 0]) if known else 0
-        if number:
-            parts = {which: found[name] for which, found in fields.items() if which != "kind"}
-            yield _Layer(name, tensor.shape, _NUMBERS[number - 1], **parts)
-        elif is_linear(tensor) and tensor.row_len % 32 == 0 and not _was_quantized(checkpoint):
-            yield _Layer(name, tensor.shape, default.name, **_opened(tensor.astype(default)))
-
-
-def _was_quantized(checkpoint: Checkpoint) -> bool:
-    return any(not tensor.type.is_plain() for tensor in checkpoint.tensors.values())
-
-
-def _fields(
-    checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint]
-) -> dict[str, Mapping[str, Tensor]]:
-    """The fields of all blocks as floats, one for each weight, under the folder's names: rows move as weights' do."""
-    usable = [n for n in _KINDS if kind == "MLX" or not _KINDS[n][2]]
-    found = {t.name: t.type.name for t in checkpoint.tensors.values() if t.type.name in usable}
-    if not found:
-        return {"kind": {}}
+    checkpoint: Checkpoint,
+    model: Checkpoint,
+    kind: str,
+    to_hf: Callable[[Checkpoint], Checkpoint],
+    stored: Mapping[str, Coded],
+    group: int,
+) -> Iterator[tuple[str, Layer | str]]:
+    """The weights that could be written as integers, or why not."""
     bare = {key: value for key, value in checkpoint.metadata.items() if key != own_keys.DTYPES}
-    made: dict[str, Mapping[str, Tensor]] = {}
-    for which in ("kind", "codes", "scale", "bias"):
-        tensors = dict(checkpoint.tensors)
-        for name, tensor in tensors.items():
-            if which == "kind":
-                number = _NUMBERS.index(found[name]) + 1 if name in found else 0
-                tensors[name] = _all_of(tensor, number)
-            elif name in found:
-                tensors[name] = _opened(tensor)[which]
-        made[which] = to_hf(checkpoint.but(tensors=tensors, metadata=bare)).tensors
+    blocks = moved(checkpoint, frozenset(BLOCKS), bare, to_hf)
+    quantized = any(not tensor.type.is_plain() for tensor in checkpoint.tensors.values()) or stored
+    for name, tensor in model.tensors.items():
+        linear = is_linear(tensor)
+        if name in stored:
+            if linear or kind == "MLX":
+                yield name, of_coded(stored[name])
+        elif name in blocks:
+            if linear or (kind == "MLX" and len(tensor.shape) == 2):
+                yield name, of_blocks(blocks[name])
+        elif linear and tensor.row_len % group == 0 and not quantized:
+            yield name, rounded(tensor, group, kind)
+
+
+def _fitting(layer: Layer, kind: str) -> Layer | str:
+    """The layer as that kind can say it, or why it can't."""
+    if layer.shape[-1] % 32 or (layer.group % 32 and kind == "MLX"):
+        return f"rows of {layer.shape[-1]} in groups of {layer.group}"
+    if kind == "MLX":
+        return _with_bias(layer)
+    if layer.bias is not None:
+        found = _with_zeros(layer)
+        if isinstance(found, str):
+            return found
+        layer = found
+    if layer.symmetric():
+        return layer if layer.bits in (4, 8) else _widened(layer)
+    if kind == "W4A16":
+        return "zero points, which W4A16_ASYM has"
+    return layer if layer.bits == 4 else "zero points beside codes of more than four bits"
+
+
+def _widened(layer: Layer) -> Layer:
+    """A symmetric layer of other bits than 4 in eight."""
+    more = np.uint8(128 - (1 << (layer.bits - 1)))
+    codes = layer.codes
+    return dataclasses.replace(layer, bits=8, codes=lambda a, b: codes(a, b) + more, zero=128)
+
+
+def _with_zeros(layer: Layer) -> Layer | str:
+    """The layer with zero points in the place of sums that are whole scales."""
+    scale, bias, top = layer.scale, layer.bias, (1 << layer.bits) - 1
+    assert bias is not None
+
+    def zeros(start: int, stop: int) -> NDArray[np.float32]:
+        with np.errstate(all="ignore"):
+            found: NDArray[np.float32] = np.nan_to_num(np.rint(-bias(start, stop) / scale(start, stop)))
+        return found
+
+    for slab in layer.slabs():
+        z = zeros(*slab)
+        if z.min(initial=0) < 0 or z.max(initial=0) > top or (z * scale(*slab) != -bias(*slab)).any():
+            return "sums that are no zero points"
+    return dataclasses.replace(layer, zero=zeros, bias=None)
+
+
+def _with_bias(layer: Layer) -> Layer | str:
+    """The layer with biases in the place of zero points, where float16 (bfloat16) says them."""
+    if layer.bias is not None:
+        return layer
+    scale, zero = layer.scale, layer.zero
+
+    def bias(start: int, stop: int) -> NDArray[np.float32]:
+        z = np.float32(zero) if isinstance(zero, int) else zero(start, stop)
+        product: NDArray[np.float32] = -z * scale(start, stop)
+        return product
+
+    made = dataclasses.replace(layer, bias=bias, zero=0)
+    if not any(_all(made, dtype) for dtype in (np.dtype(np.float16), plain.BF16.layout)):
+        return "zero points times scales that float16 can't say"
     return made
 
 
-def _all_of(tensor: Tensor, number: int) -> Tensor:
-    k = tensor.row_len
-    return Tensor(
-        tensor.name, tensor.shape, plain.F32, lambda a, b: np.full((b - a, k), number, np.float32).view(np.uint8)
-    )
+def _all(layer: Layer, dtype: np.dtype[Any]) -> bool:
+    """Whether all scales and biases are numbers of that type."""
+    for slab in layer.slabs():
+        for rows in (layer.scale, layer.bias):
+            x = None if rows is None else rows(*slab)
+            with np.errstate(over="ignore"):
+                if x is not None and not (np.isfinite(x) & (x.astype(dtype).astype(np.float32) == x)).all():
+                    return False
+    return True
 
 
-def _opened(tensor: Tensor) -> dict[str, Tensor]:
-    """The codes, scales and sums of a tensor of blocks, as floats, one for each weight."""
-    kind, (bits, offset, affine) = tensor.type, _KINDS[tensor.type.name]
-
-    def blocks(start: int, stop: int) -> NDArray[Any]:
-        return np.ascontiguousarray(tensor.blocks(start, stop)).view(kind.layout)
-
-    def codes(start: int, stop: int) -> Bytes:
-        found = blocks(start, stop)
-        if bits == 8:
-            numbers = found["qs"].astype(np.float32)
-        else:
-            halves = np.concatenate([found["qs"] & 15, found["qs"] >> 4], axis=-1)
-            if bits == 5:
-                raw = np.ascontiguousarray(found["qh"]).view(np.uint8).reshape(*found.shape, 4)
-                halves |= np.unpackbits(raw, axis=-1, bitorder="little") << 4
-            numbers = halves.astype(np.float32) - np.float32(offset)
-        return numbers.reshape(stop - start, tensor.row_len).view(np.uint8)
-
-    def repeated(field: str) -> Callable[[int, int], Bytes]:
-        def read(start: int, stop: int) -> Bytes:
-            return np.repeat(blocks(start, stop)[field].astype(np.float32), 32, axis=1).view(np.uint8)
-
-        return read
-
-    zero = _all_of(tensor, 0)
-    bias = Tensor(tensor.name, tensor.shape, plain.F32, repeated("m")) if affine else zero
-    return {
-        "codes": Tensor(tensor.name, tensor.shape, plain.F32, codes),
-        "scale": Tensor(tensor.name, tensor.shape, plain.F32, repeated("d")),
-        "bias": bias,
-    }
+def _group(layers: Mapping[str, Layer], asked: int | None, kind: str) -> int:
+    """Columns of a group, for all layers; 0 where each has its own, which compressed-tensors' folders can say."""
+    if asked:
+        for name, layer in layers.items():
+            if not _divides(asked, layer):
+                raise Unsupported(
+                    f"tensor {cut(name)} has groups of {layer.group} whose scales differ within {asked} columns; "
+                    "leave the group size out"
+                )
+        return asked
+    own = {layer.group for layer in layers.values()}
+    least = min(own)
+    for g in _GROUPS:
+        if g >= least and all(_divides(g, layer) for layer in layers.values()):
+            return g
+    if kind != "MLX":
+        return least if len(own) == 1 else 0
+    return 32
 
 
-def _words(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
-    """(n, k) -> (n, k * bits / 32): one stream of bits a row, lowest first; k a multiple of 32."""
-    if bits == 8:
-        return numbers.view("<u4")
-    if bits == 4:
-        return np.ascontiguousarray(numbers[:, 0::2] | numbers[:, 1::2] << np.uint8(4)).view("<u4")
-    streams = np.unpackbits(numbers[:, :, None], axis=-1, bitorder="little")[:, :, :bits]
-    return np.packbits(streams.reshape(len(numbers), -1), axis=-1, bitorder="little").view("<u4")
+def _divides(group: int, layer: Layer) -> bool:
+    """Whether a layer's numbers can be said in groups of that size."""
+    return layer.agrees(group) or layer.group % group == 0
 
 
-def _packed(layer: _Layer, group: int) -> list[Tensor]:
-    """compressed-tensors' tensors."""
-    (n, k), bits = layer.shape, 4 if layer.kind == "Q4_0" else 8
-    module = layer.weight.removesuffix(".weight")
+# What the programs load.
+
+
+def _packed_words(layer: Layer, bits: int) -> Rows:
+    """Codes in words of 32 bits, one stream of bits a row, lowest first."""
 
     def words(start: int, stop: int) -> Bytes:
-        numbers = layer.codes.rows(start, stop) + np.float32(1 << (bits - 1))
-        return _words(numbers.astype(np.uint8), bits).view(np.uint8)
+        codes = np.ascontiguousarray(layer.codes(start, stop))
+        if bits == 8:
+            return codes
+        if bits == 4:
+            out = np.empty(codes.size // 2, np.uint8)
+            kernels.pack_along(codes.reshape(-1), out)
+            return out.reshape(len(codes), -1)
+        streams = np.unpackbits(codes[:, :, None], axis=-1, bitorder="little")[:, :, :bits]
+        return np.packbits(streams.reshape(len(codes), -1), axis=-1, bitorder="little")
 
-    scales = layer.shared(layer.scale, group)
-    return [
-        Tensor(f"{module}.weight_packed", (n, k * bits // 32), plain.I32, words),
-        Tensor(f"{module}.weight_scale", (n, k // group), plain.F16, lambda a, b: scales(a, b).view(np.uint8)),
+    return words
+
+
+def _floats(rows: Rows, kind: BlockClass) -> Callable[[int, int], Bytes]:
+    assert kind.dtype is not None
+    dtype = kind.dtype
+    return lambda start, stop: np.ascontiguousarray(rows(start, stop)).astype(dtype).view(np.uint8)
+
+
+def _packed(layer: Layer, group: int, scales: BlockClass, kind: str) -> list[Tensor]:
+    """compressed-tensors' tensors."""
+    (n, k), bits, group = layer.shape, layer.bits, group or layer.group
+    module = layer.weight.removesuffix(".weight")
+    across = k // group
+    made = [
+        Tensor(f"{module}.weight_packed", (n, k * bits // 32), plain.I32, _packed_words(layer, bits)),
+        Tensor(f"{module}.weight_scale", (n, across), scales, _floats(layer.in_groups(layer.scale, group), scales)),
         Tensor.from_array(f"{module}.weight_shape", np.array([n, k], np.int64)),
     ]
+    if kind == "W4A16_ASYM":
+        zero = layer.zero
+        rows: Rows = (lambda a, b: np.full((b - a, k // layer.group), zero)) if isinstance(zero, int) else zero
+        rows = layer.in_groups(rows, group)
+
+        each = 32 // bits  # rows of zero points in a row of words
+
+        def zeros(start: int, stop: int) -> Bytes:
+            numbers = rows(each * start, min(n, each * stop)).astype(np.uint8)
+            numbers = np.pad(numbers, ((0, each * (stop - start) - len(numbers)), (0, 0))).reshape(-1, each, across)
+            if bits == 4:
+                numbers = numbers[:, 0::2] | numbers[:, 1::2] << np.uint8(4)
+            return np.ascontiguousarray(numbers.transpose(0, 2, 1)).reshape(stop - start, across * 4)
+
+        made.append(Tensor(f"{module}.weight_zero_point", (-(-n // each), across), plain.I32, zeros))
+    return made
 
 
-def _mlx(layer: _Layer, group: int) -> list[Tensor]:
+def _mlx(layer: Layer, group: int, scales: BlockClass) -> list[Tensor]:
     """MLX's tensors."""
-    (n, k), (bits, offset, affine) = layer.shape, _KINDS[layer.kind]
-    half = 128 if bits == 8 else offset
+    (n, k), bits = layer.shape, layer.bits
     module = layer.weight.removesuffix(".weight")
-
-    def words(start: int, stop: int) -> Bytes:
-        numbers = layer.codes.rows(start, stop) + np.float32(half)
-        return _words(numbers.astype(np.uint8), bits).view(np.uint8)
-
-    def biases(start: int, stop: int) -> Bytes:
-        if affine:
-            return layer.shared(layer.bias, group)(start, stop).view(np.uint8)
-        found = layer.scale.rows(start, stop)[:, ::group] * np.float32(-half)
-        with np.errstate(over="ignore"):
-            rounded: NDArray[np.float16] = found.astype(np.float16)
-        if (rounded.astype(np.float32) != found).any():
-            raise Unsupported(
-                f"tensor {layer.weight!r} has scales so large that float16 can't say {half} of them; use W4A16 instead"
-            )
-        return rounded.view(np.uint8)
-
-    scales = layer.shared(layer.scale, group)
+    assert layer.bias is not None
     return [
-        Tensor(layer.weight, (n, k * bits // 32), plain.U32, words),
-        Tensor(f"{module}.scales", (n, k // group), plain.F16, lambda a, b: scales(a, b).view(np.uint8)),
-        Tensor(f"{module}.biases", (n, k // group), plain.F16, biases),
+        Tensor(layer.weight, (n, k * bits // 32), plain.U32, _packed_words(layer, bits)),
+        Tensor(f"{module}.scales", (n, k // group), scales, _floats(layer.in_groups(layer.scale, group), scales)),
+        Tensor(f"{module}.biases", (n, k // group), scales, _floats(layer.in_groups(layer.bias, group), scales)),
     ]
 
 
-def _mlx_settings(layers: Mapping[str, _Layer], group: int) -> dict[str, Any]:
+def _mlx_settings(layers: Mapping[str, Layer], group: int) -> dict[str, Any]:
     """What MLX's config.json says: the most frequent bits for all, others under their modules' names."""
-    bits = {name.removesuffix(".weight"): _KINDS[layer.kind][0] for name, layer in layers.items()}
-    usual = Counter(bits.values()).most_common(1)[0][0] if bits else 4
-    settings: dict[str, Any] = {"group_size": group, "bits": usual, "mode": "affine"}
-    return settings | {m: {"group_size": group, "bits": n} for m, n in bits.items() if n != usual}
+    bits = {name.removesuffix(".weight"): layer.bits for name, layer in layers.items()}
+    usual = Counter(bits.values()).most_common(1)[0][0]
+    found: dict[str, Any] = {"group_size": group, "bits": usual, "mode": "affine"}
+    return found | {m: {"group_size": group, "bits": own, "mode": "affine"} for m, own in bits.items() if own != usual}
 
 
-def _packed_settings(layers: Mapping[str, _Layer], group: int, model: Checkpoint) -> dict[str, Any]:
-    """What compressed-tensors' config.json says: a group of layers for each number of bits."""
-    by_bits: dict[int, list[str]] = {}
+def _packed_settings(layers: Mapping[str, Layer], group: int, model: Checkpoint, kind: str) -> dict[str, Any]:
+    """What compressed-tensors' config.json says."""
+    alike: dict[tuple[int, int], list[str]] = {}
     for name, layer in layers.items():
-        by_bits.setdefault(4 if layer.kind == "Q4_0" else 8, []).append(name.removesuffix(".weight"))
+        alike.setdefault((layer.bits, group or layer.group), []).append(name.removesuffix(".weight"))
     groups = {}
-    for i, (bits, modules) in enumerate(by_bits.items()):
-        weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": group}
+    for i, ((bits, size), modules) in enumerate(alike.items()):
+        weights = {"num_bits": bits, "type": "int", "symmetric": kind != "W4A16_ASYM", "strategy": "group"}
+        weights |= {"group_size": size, "dynamic": False, "actorder": None}
         groups[f"group_{i}"] = {
-            "targets": ["Linear"] if len(by_bits) == 1 else modules,
-            "weights": weights | {"dynamic": False, "actorder": None, "block_structure": None, "observer": "minmax"},
+            "targets": ["Linear"] if len(alike) == 1 else modules,
+            "weights": weights | {"block_structure": None, "observer": "minmax"},
             "input_activations": None,
             "output_activations": None,
             "format": "pack-quantized",
         }
+    return settings("pack-quantized", groups, layers, model)
+
+
+def settings(form: str, groups: Mapping[str, Any], layers: Mapping[str, Any], model: Checkpoint) -> dict[str, Any]:
+    """compressed-tensors' `quantization_config`."""
     left = [
         t.name.removesuffix(".weight")
         for t in model.tensors.values()
@@ -284,7 +349,7 @@ def _packed_settings(layers: Mapping[str, _Layer], group: int, model: Checkpoint
     ]
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": form,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": sorted({*left, "lm_head"} - {n.removesuffix(".weight") for n in layers}),

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from llmconv.errors import BadFile, at
-from llmconv.formats import gguf_file
 from llmconv.formats.files import open_regular, regular_size
+from llmconv.formats.gguf import gguf_file
 from llmconv.quant.imatrix import Importance, from_dat, from_tensors
 from llmconv.quant.importance.sums import Sums, sums_of_dat, sums_of_tensors
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from llmconv.convert.writing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
-from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.files import Output, by_first, open_regular, output_errors
 from llmconv.formats.places.remote import RemotePath
+from llmconv.formats.sharing.team import current
 
 try:
     import fcntl
@@ -89,6 +90,14 @@ class Partial(Output):
         self._flushed = time.monotonic()
 
     def create(self) -> None:
+        self.done = by_first(self._taken_up)
+        team = current()
+        if team is not None and team.rank:
+            with output_errors(self.temporary):
+                self.file = os.fdopen(os.open(self.temporary, os.O_RDWR | getattr(os, "O_BINARY", 0)), "r+b", 0)
+
+    def _taken_up(self) -> frozenset[str]:
+        """Open and lock the temporary, and begin anew where the journal is about another; what is complete in it."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         with output_errors(self.temporary):
             self.file = os.fdopen(os.open(self.temporary, flags, 0o666), "r+b", buffering=0)
@@ -106,6 +115,7 @@ class Partial(Output):
             with output_errors(self.journal):
                 os.truncate(self.file.fileno(), 0)
                 self.journal.write_text(json.dumps({"identity": self._identity}) + "\n")
+        return frozenset(self.done)
 
     def _read_journal(self) -> set[str]:
         """Tensors that are complete; none when there is no journal, or an unreadable or other one and `force`."""
@@ -165,20 +175,38 @@ class Partial(Output):
             self.file.close()
 
 
+def _publish(outputs: Sequence[Partial]) -> None:
+    for out in outputs:
+        with output_errors(out.path):
+            out.publish()
+
+
+def _agree(error: BaseException | None = None) -> None:
+    team = current()
+    if team is not None:
+        team.agree(error)
+
+
 @contextlib.contextmanager
 def partials(outputs: Sequence[Partial]) -> Iterator[Sequence[Partial]]:
     """Write several; all are flushed before the first gets its name.  On an error all are kept as they are."""
     try:
-        for out in outputs:
-            out.create()
-        kept = ", ".join(str(out.temporary) for out in outputs)
-        with output_errors(outputs[0].path if outputs else Path()), telling(f"the same command goes on from {kept}"):
-            yield outputs
-        for out in outputs:
-            out.finish()
-        for out in outputs:
-            with output_errors(out.path):
-                out.publish()
+        try:
+            for out in outputs:
+                out.create()
+            kept = ", ".join(str(out.temporary) for out in outputs)
+            with (
+                output_errors(outputs[0].path if outputs else Path()),
+                telling(f"the same command goes on from {kept}"),
+            ):
+                yield outputs
+            for out in outputs:
+                out.finish()
+        except BaseException as error:
+            _agree(error)
+            raise
+        _agree()
+        by_first(lambda: _publish(outputs))
     finally:
         for out in outputs:
             out.discard()

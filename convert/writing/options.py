@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmconv.errors import UsageError
-from llmconv.formats.stream import threads
+from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter, Progress
 
 __all__ = ["Writing"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign import torch_file
+from llmconv.formats.foreign.torch import torch_file
 from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.filetypes import COPY, QUANTIZATION_VERSION, FileType, guessed_number
 from llmconv.quant.imatrix import Importance

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.errors import BadFile, Unsupported, UsageError, about, at, kind_of
+from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.places import names as places
-from llmconv.formats.stream import stream
-from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.stream import stream, threads
+from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import COPY, REPACK, FileType, file_type
@@ -43,8 +43,8 @@ __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 StrPath = str | os.PathLike[str]
 INT8 = "INT8"
 _REPACK = ("REPACK", "AUTO")
-FOLDERS = ("W4A16", "MLX")
-"""What becomes a model folder besides INT8: see `writing.four_bits`."""
+FOLDERS = ("W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
+"""What becomes a model folder besides INT8: see `writing.four_bits` and `writing.float_folders`."""
 _MOST_RULES = 16 << 20
 
 
@@ -74,6 +74,8 @@ def quantize(
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
     fallback: str | None = None,
+    round_sums: bool = False,
+    group_size: int | None = None,
     provenance: bool = False,
     portable: bool = False,
     dry_run: bool = False,
@@ -97,8 +99,9 @@ def quantize(
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`); or W4A16 or MLX: the same in four bits, a GGUF's Q4_0, Q8_0 ... number
-        for number (`writing.four_bits`); or REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest
+        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, MLX, NVFP4A16, MXFP4A16: the same in four bits,
+        what is in such bits already number for number (`writing.four_bits`, `writing.float_folders`); or FP8_DYNAMIC,
+        FP8_BLOCK; or REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest
         type that says its numbers exactly, its integers and scales carried, and compared after (`writing.repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
@@ -120,6 +123,9 @@ def quantize(
     prune_layers: layers to leave out; the others move up.
     keep_split: as many files as the source has.
     fallback: of REPACK, the block type of matrices that would be in F32 (those that no type says exactly).
+    round_sums: of REPACK, layers with zero points become Q4_1, smaller than the exact Q5_0: their sums are rounded to
+        float16, and a note says how far.
+    group_size: of W4A16, W4A16_ASYM and MLX, columns that share a scale: 32, 64 or 128.
     provenance: record the source, its content hash, the type and our version in the metadata (a certificate that
         `verify_provenance` checks); the source is read once more for it.
     portable: with no keys of ours, for publishing; a note says what can't come back.
@@ -170,8 +176,13 @@ def quantize(
     as_repack = any(name.upper() in _REPACK for name in wanted)
     if as_repack:
         _check_repack(recipe, writing, wanted)
-    elif fallback is not None:
-        raise UsageError("--fallback is for what REPACK can't say exactly; give -t REPACK, or leave it out")
+    elif fallback is not None or round_sums:
+        flag = "--round-sums" if round_sums else "--fallback"
+        raise UsageError(f"{flag} is for what REPACK can't say exactly; give -t REPACK, or leave it out")
+    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in FOLDERS[:3]):
+        raise UsageError(
+            f"a group size of {group_size} for {wanted[0]}, expected 32, 64 or 128 for W4A16, W4A16_ASYM or MLX"
+        )
     as_folder = any(name.upper() in FOLDERS for name in wanted)
     as_int8 = as_folder or any(name.upper() == INT8 for name in wanted)
     if layout or config or vocab or pre:
@@ -181,9 +192,9 @@ def quantize(
     if wish is not None:
         result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
     elif as_repack:
-        result = _repack(src, dst, reading, writing, by_name(fallback) if fallback else None)
+        result = _repack(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
     elif as_int8:
-        result = _int8(src, dst, wanted, reading, writing)
+        result = _int8(src, dst, wanted, reading, writing, group_size)
     else:
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
         result = _quantize(src, dst, chosen, reading, recipe, writing, calibration)
@@ -391,8 +402,6 @@ def _check_repack(recipe: Recipe, writing: Writing, types: Sequence[str]) -> Non
         "--keep-split": recipe.keep_split,
         "--calibrate": recipe.calibrated,
         "--override-kv": recipe.overrides,
-        "--provenance": writing.provenance,
-        "--resumable": writing.resumable,
     }
     for flag, value in given.items():
         if value:
@@ -400,18 +409,29 @@ def _check_repack(recipe: Recipe, writing: Writing, types: Sequence[str]) -> Non
 
 
 def _repack(
-    src: StrPath | Checkpoint, dst: StrPath | None, reading: Reading, writing: Writing, fallback: BlockClass | None
+    src: StrPath | Checkpoint,
+    dst: StrPath | None,
+    reading: Reading,
+    writing: Writing,
+    fallback: BlockClass | None,
+    round_sums: bool,
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.writing.repack import fallen_back, proof, repacked
+    from llmconv.convert.writing.repack import Pair, fallen_back, proved, repacked
 
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     opened = reading.open(src)
     with about(source):
-        found = repacked(opened, lambda c: _runnable(reading.translated(c, "gguf"), c))
+        fold = not writing.provenance  # which certifies the weights as they are
+        found = repacked(opened, lambda c: _runnable(reading.translated(c, "gguf"), c), round_sums, fold)
         checkpoint = found.checkpoint.but(*found.notes)
         if writing.portable:
             checkpoint = without_own_keys(checkpoint)
+        if writing.provenance:
+            rounding = "none" if fallback is None else f"to {fallback.name} where no type says a layer exactly"
+            rounding = "sums of zero points to float16" if found.rounded and fallback is None else rounding
+            record = _repack_record(reading, opened, rounding, writing)
+            checkpoint = checkpoint.but(metadata=checkpoint.metadata | record)
         exact = checkpoint.tensors
         if fallback is not None:
             checkpoint = fallen_back(checkpoint, fallback)
@@ -426,21 +446,33 @@ def _repack(
         kept = [
             t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.decoded
         ]
+        pairs = [Pair(t.source, found.decoded[t.source.name], t.offset) for t in kept]
         check = writing.meter("verify", sum(t.nbytes for t in kept))
-        compared = 0
-        for tensor in kept:
-            want = found.decoded[tensor.source.name]
-            compared += proof(tensor.source, want, outputs[0].file.fileno(), tensor.offset)
-            check(tensor.nbytes, tensor.name)
+        compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
     total = checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
-    made = dataclasses.replace(result.output, proof=f"{compared:,} weights compared, every one equal{rounded}")
+    made = dataclasses.replace(result.output, proof=f"repacked, every weight equal ({compared:,} compared{rounded})")
     log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, outputs=(made,), written=True)
 
 
+def _repack_record(reading: Reading, opened: Checkpoint, rounding: str, writing: Writing) -> dict[str, str]:
+    """The certificate of a repacking; the source is read once for it, as the floats it stands for."""
+    from llmconv.convert.reports import provenance as certificates
+
+    canonical = Checkpoint() if writing.dry_run else reading.translated(reading.floats(opened), "gguf")
+    certified = Checkpoint()
+    certificates.certify(certified, canonical, opened, rounding)
+    return {certificates.KEY: certified.metadata[certificates.KEY]}
+
+
 def _int8(
-    src: StrPath | Checkpoint, dst: StrPath | None, types: Sequence[str], reading: Reading, writing: Writing
+    src: StrPath | Checkpoint,
+    dst: StrPath | None,
+    types: Sequence[str],
+    reading: Reading,
+    writing: Writing,
+    group: int | None,
 ) -> Quantized:
     """The safetensors output: a model folder, or one file where its name says so."""
     if len(types) > 1:
@@ -458,17 +490,12 @@ def _int8(
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
+    wants: Mapping[str, Tensor] = {}
     if kind == INT8:
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
-    elif opened is not floats:
-        raise Unsupported(
-            f"{opened.where}: is quantized already; llmconv quantize MODEL -t REPACK carries its numbers into a GGUF, "
-            f"of which {kind} can be made"
-        )
     else:
-        from llmconv.convert.writing.four_bits import written
-
-        model = written(floats, kind, lambda c: reading.translated(c, "hf"))
+        found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
+        model, wants = found.model, found.wants
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
@@ -478,8 +505,26 @@ def _int8(
         return result
     meter = writing.meter("quantize", model.nbytes)
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
-    made = dataclasses.replace(result.output, paths=tuple(paths), size=sum(p.stat().st_size for p in paths))
+    proof = ""
+    if wants:
+        from llmconv.convert.writing.repack import read_again
+
+        check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
+        proof = read_again(reading.open(path), wants, threads(writing.jobs), check)
+    size = sum(p.stat().st_size for p in paths)
+    made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:
+    """One of `FOLDERS`, to be written."""
+    if kind in FOLDERS[:3]:
+        from llmconv.convert.writing.four_bits import written
+
+        return written(opened, kind, to_hf, group)
+    from llmconv.convert.writing import float_folders
+
+    return float_folders.written(opened, kind, to_hf)
 
 
 def _matrix(path: StrPath | None, include: Sequence[str], exclude: Sequence[str]) -> Importance | None:

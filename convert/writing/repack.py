@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,16 @@ from numpy.typing import NDArray
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
 from llmconv.convert.scaled.lattice import encoder, grid_of
+from llmconv.convert.scaled.ordered import foldings
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.progress import Meter
 from llmconv.quant import block, plain
 
-__all__ = ["Repacked", "fallen_back", "proof", "repacked"]
+__all__ = ["Pair", "Repacked", "fallen_back", "proved", "read_again", "repacked"]
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _SLAB = 1 << 20
@@ -38,35 +42,57 @@ class Repacked:
 
     checkpoint: in GGUF's dialect.   decoded: the same tensors in F32, read from the source by the way of its scales.
     reasons: why layers are not carried, and how many for each.
+    rounded: how far off, in steps, layers are whose sums were rounded.
     """
 
     checkpoint: Checkpoint
     decoded: Mapping[str, Tensor]
     reasons: Counter[str] = field(default_factory=Counter)
+    rounded: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        return [f"no type says {n} weights exactly, they are read as F32: {why}" for why, n in self.reasons.items()]
+        said = [f"no type says {n} weights exactly, they are read as F32: {why}" for why, n in self.reasons.items()]
+        if self.rounded:
+            said.append(
+                f"the sums of {len(self.rounded)} weights with zero points (Q4_1) are rounded to float16, by at most "
+                f"{max(self.rounded.values()):.4f} of a step"
+            )
+        return said
 
 
-def repacked(opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint]) -> Repacked:
+def repacked(
+    opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint], round_sums: bool = False, fold: bool = True
+) -> Repacked:
     """The model in GGUF's dialect, its stored layers carried where a type says them.   Scales are read, codes lazily.
 
-    to_gguf: translates a checkpoint, as the caller wishes it to be read.
+    to_gguf: translates a checkpoint, as the caller wishes it to be read.   round_sums: see `carried`.
+    fold: act-order may be folded into the model (`scaled.ordered`), whose rows and columns are in another order then.
     """
     found: dict[str, Carried | str] = {}
+    layers: dict[str, Coded] = {}
 
     def look(coded: Coded) -> Tensor:
-        found[coded.weight] = carried(coded)
+        layers[coded.weight] = coded
+        found[coded.weight] = carried(coded, round_sums)
         return coded.floats()
 
     floats = unpack(opened, look)
+    folds = foldings(layers, floats.tensors) if fold else {}
+    if folds:
+        floats = floats.but(tensors=floats.tensors | {n: f.floats(floats.tensors[n]) for n, f in folds.items()})
+        for name, each in folds.items():
+            in_order = each.coded(layers[name])
+            if in_order is not None:
+                found[name] = carried(in_order, round_sums)
     types = _together(found)
     made, decoded, factors = dict(floats.tensors), dict(floats.tensors), dict(floats.tensors)
     for name, kind in types.items():
         layer = found[name]
         assert isinstance(layer, Carried)
-        made[name], decoded[name] = layer.tensor(kind), layer.floats()
+        made[name] = layer.tensor(kind)
+        if name not in folds:  # else it is proved against the layer as it was stored, put in that order
+            decoded[name] = layer.floats()
         factors[name] = _constant(decoded[name], np.float32(1) if layer.factor is None else layer.factor)
     reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
     if mixed := len(found) - len(types) - reasons.total():
@@ -79,7 +105,10 @@ def repacked(opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint]) ->
     decoded_as = {name: beside[name] for name in out.tensors if name in beside}
     grids = _on_grids(out)
     said = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
-    return Repacked(out.but(*said), decoded_as, reasons)
+    if downs := sum(not each.by_rows for each in folds.values()):
+        said.append(f"columns of {downs} down projections with act-order, and their inputs' rows, are in groups' order")
+    off = {name: layer.rounded for name, layer in found.items() if isinstance(layer, Carried) and layer.rounded}
+    return Repacked(out.but(*said), decoded_as, reasons, off)
 
 
 def _on_grids(out: Checkpoint) -> Counter[str]:
@@ -156,22 +185,87 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
     return checkpoint.but(tensors=tensors)
 
 
-def proof(tensor: Tensor, want: Tensor, descriptor: int, offset: int) -> int:
-    """Compare a tensor, as it was written at an offset of a file, with what it should decode to; the weights compared.
+@dataclass(frozen=True)
+class Pair:
+    """A tensor as it is in a file, at an offset, and what it must decode to."""
 
-    Raises `LlmconvError` at the first that differs.
-    """
-    row, kind = tensor.row_bytes, tensor.type
-    step = max(1, _SLAB // max(1, tensor.row_len))
-    for start in range(0, tensor.n_rows, step):
-        stop = min(tensor.n_rows, start + step)
-        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, offset + start * row), np.uint8)
-        expected = want.rows(start, stop)
-        got = kind.decode(raw.reshape(stop - start, row)).astype(expected.dtype)  # of a grid, in its floats' own type
+    tensor: Tensor
+    want: Tensor
+    offset: int
+
+    def compared(self, descriptor: int, start: int, stop: int) -> None:
+        """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
+        tensor, kind, row = self.tensor, self.tensor.type, self.tensor.row_bytes
+        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, self.offset + start * row), np.uint8)
+        expected = self.want.rows(start, stop)
+        got = kind.decode(raw.reshape(stop - start, row))
+        got = got.astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
         if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
             at = int(np.flatnonzero((got != expected).reshape(-1))[0])
             raise LlmconvError(
                 f"tensor {cut(tensor.name)}: weight {start * tensor.row_len + at} reads {got.reshape(-1)[at]} from the "
                 f"written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was written, report this as a bug"
             )
-    return tensor.n_elements
+
+
+def proved(pairs: Sequence[Pair], descriptor: int, jobs: int, meter: Meter) -> int:
+    """Compare tensors in a file with what they must decode to, on threads; how many weights that were."""
+
+    def slabs() -> Iterator[tuple[Pair, int, int]]:
+        for pair in pairs:
+            step = max(1, _SLAB // max(1, pair.tensor.row_len))
+            for start in range(0, pair.tensor.n_rows, step):
+                yield pair, start, min(pair.tensor.n_rows, start + step)
+
+    def compared(slab: tuple[Pair, int, int]) -> tuple[Tensor, int]:
+        pair, start, stop = slab
+        pair.compared(descriptor, start, stop)
+        return pair.tensor, stop - start
+
+    _each(compared, slabs(), jobs, lambda done: meter(done[1] * done[0].row_bytes, done[0].name))
+    return sum(pair.tensor.n_elements for pair in pairs)
+
+
+def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, meter: Meter) -> str:
+    """Compare the layers of a folder, read again, with what they must say; in words what was compared.
+
+    Raises `LlmconvError` at the first weight that differs.
+    """
+    found = unpack(written).tensors
+    compared = sum(want.n_elements for want in wants.values())
+
+    def slabs() -> Iterator[tuple[str, int, int]]:
+        for name, want in wants.items():
+            step = max(1, _SLAB // max(1, want.row_len))
+            for start in range(0, want.n_rows, step):
+                yield name, start, min(want.n_rows, start + step)
+
+    def look(slab: tuple[str, int, int]) -> tuple[str, int]:
+        name, start, stop = slab
+        got, expected = found[name].rows(start, stop), wants[name].rows(start, stop)
+        if not np.array_equal(got, expected):
+            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
+            raise LlmconvError(
+                f"{written.where}: tensor {cut(name)}: weight {start * wants[name].row_len + at} reads "
+                f"{got.reshape(-1)[at]}, expected {expected.reshape(-1)[at]}; don't use it, report this as a bug"
+            )
+        return name, (stop - start) * wants[name].row_bytes
+
+    _each(look, slabs(), jobs, lambda done: meter(done[1], done[0]))
+    total = sum(t.n_elements for t in found.values())
+    rest = f", {total - compared:,} others rounded or as they were" if total > compared else ""
+    return f"repacked, every weight equal ({compared:,} compared{rest})"
+
+
+def _each(work: Callable[[Any], Any], items: Iterator[Any], jobs: int, done: Callable[[Any], None]) -> None:
+    """`work` on every item, on threads where there may be several; the first failure ends it."""
+    if jobs == 1:
+        for item in items:
+            done(work(item))
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for result in pool.map(work, items):
+                done(result)
+        finally:
+            pool.shutdown(cancel_futures=True)

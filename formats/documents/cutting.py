@@ -43,7 +43,8 @@ _IS_SIZES = re.compile(
     r"(?:^|[a-z0-9_.-])(?:[Ss]hape|[Dd]im|[Dd]imension|[Ss]ize|[Ss]tride)s?$|^(?:SHAPE|DIM|SIZE)S?$|^ne$"
     r"|^(?:hidden_?[lL]ayers|layers|nouts|topology|architecture|units)$"
 )
-_BASE64 = re.compile(r"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{96}")
+_TO_BE_BASE64 = 96
+_BASE64 = re.compile(rf"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{{{_TO_BE_BASE64}}}")
 """How a text begins that may be base64 though nothing beside it says so: no word, and no hexadecimal hash."""
 
 
@@ -84,6 +85,8 @@ class _Cutter:
     buffers: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
+    partly: list[str] = field(default_factory=list)
     unsaved: list[str] = field(default_factory=list)
     scaled: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
@@ -99,6 +102,8 @@ class _Cutter:
             "is base64 without a dtype and a shape that fits it: it stays text, no tensor": self.texts,
             "has numbers under 0, 1, … but not all, in order, with their length behind them: no tensor": self.gaps,
             "holds numbers as text or in objects, not as numbers: no tensor": self.written,
+            "has whole numbers that no 64-bit float holds: no tensor": self.wide,
+            "is an array of numbers and other things beside arrays of numbers: no tensor": self.partly,
             "states a shape and a dtype and has no numbers, as libraries print a tensor: no tensor": self.unsaved,
             "is whole numbers beside a scale, which is not multiplied in: they are taken as they are": self.scaled,
             "is a buffer without a dtype or a shape that fits it: its bytes are the tensor's numbers": self.buffers,
@@ -145,7 +150,7 @@ class _Cutter:
         if all(type(x) is float or type(x) is int for x in node):
             return self.vector(node, path)
         if all(type(x) in (str, bool) for x in node):
-            if any(type(x) is str and _like_base64(x) for x in node):
+            if any(_like_base64(x) for x in node if type(x) is str):
                 self.texts.append(path)
             elif disguised.number_words(node):
                 self.written.append(path)
@@ -180,6 +185,7 @@ class _Cutter:
                     raise self.bad(join(path, i), "is an array among numbers, expected a number; the array is ragged")
         if any(isinstance(c, Numbers) for c in children):
             self.nulls += [join(path, i) for i, x in enumerate(node) if x is None]
+            self.partly += [join(path, i) for i, x in enumerate(children) if _has_numbers(x)]
         return [self.settle(c, join(path, i)) for i, c in enumerate(children)]
 
     def null(self, path: str) -> BadFile:
@@ -195,6 +201,7 @@ class _Cutter:
             abs(node[i]) > EXACT and str(node[i]) not in (str(int(values[i])), number(float(values[i]), "js"))
             for i in ints
         ):
+            self.wide.append(path)
             return node  # whole numbers that no double holds stay as they are
         return Numbers(values, ints="all" if len(ints) == len(node) else tuple(ints))
 
@@ -410,12 +417,16 @@ def _inside(path: str, key: str) -> str:
 
 
 def _like_base64(text: str) -> bool:
-    return _BASE64.match(text) is not None
+    return len(text) >= _TO_BE_BASE64 and _BASE64.match(text) is not None
 
 
 def _strict(node: dict[str, Any], key: str) -> bool:
     """Whether numbers that do not fit the shape beside them are an error, not numbers of something else."""
     return (key == "data" and any(k in node for k in _STRICT)) or (key == "values" and "shape" in node)
+
+
+def _has_numbers(node: Any) -> bool:
+    return isinstance(node, list) and any(type(x) in (int, float) for x in node)
 
 
 def _all_ints(node: list[Any]) -> bool:

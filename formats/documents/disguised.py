@@ -44,6 +44,10 @@ _WRAPPED = (
 )
 _LOOKED_AT = 1 << 16
 _STRIDES = ("stride", "strides")
+_HALF, _BRAIN, _SINGLE = (1 << 15, 0, 31 << 10), (1 << 15, 96 << 7, 158 << 7), (1 << 31, 96 << 23, 158 << 23)
+_PATTERNS: dict[str | None, tuple[int, int, int]]
+_PATTERNS = {"<f2": _HALF, ">f2": _HALF, "bfloat16": _BRAIN, "<f4": _SINGLE, ">f4": _SINGLE}
+"""Of a float's type: its sign bit, the bits of 2^-31 and of 2^31 (of halves, of zero and of infinity)."""
 _BY_COLUMNS = {"order": ("F", "f"), "fortran_order": (True,), "Corder": (False,), "columnMajor": (True,)}
 
 
@@ -104,12 +108,12 @@ def is_unsaved(node: Mapping[str, Any]) -> bool:
 
 def are_bits(numbers: Numbers, dtype: str | None) -> bool:
     """Whether whole numbers under a float's dtype are the bits of its floats, all of them from 2^-31 to 2^31."""
-    half, brain, single = (1 << 15, 0, 31 << 10), (1 << 15, 96 << 7, 158 << 7), (1 << 31, 96 << 23, 158 << 23)
-    found = {"<f2": half, ">f2": half, "bfloat16": brain, "<f4": single, ">f4": single}.get(dtype or "")
-    values = numbers.values[numbers.values != 0]
-    if found is None or numbers.ints != "all" or not values.size or (values < 0).any() or values.max() < 2048:
+    if dtype not in _PATTERNS or numbers.ints != "all":
         return False
-    sign, low, high = found
+    values = numbers.values[numbers.values != 0]
+    if not values.size or values.min() < 0 or values.max() < 2048:
+        return False
+    sign, low, high = _PATTERNS[dtype]
     magnitudes = values % sign
     return bool((values < 2 * sign).all() and ((magnitudes >= low) & (magnitudes < high)).all())
 

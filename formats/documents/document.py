@@ -90,6 +90,10 @@ def _wrapped(items: list[Any], form: str) -> Any:
     return items
 
 
+_INNER = (Slot, dict, list)
+"""What slots can be in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ext:
     """A MessagePack extension value, carried as it is."""
@@ -139,12 +143,10 @@ def slots(document: Any) -> Iterator[Slot]:
     """Every slot of a document, in order."""
     if isinstance(document, Slot):
         yield document
-    elif isinstance(document, dict):
-        for value in document.values():
-            yield from slots(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from slots(value)
+    elif isinstance(document, dict | list):
+        for value in document.values() if isinstance(document, dict) else document:
+            if isinstance(value, _INNER):  # of a vocabulary's words none is looked into
+                yield from slots(value)
 
 
 def dumps(document: Any) -> str:
@@ -226,9 +228,9 @@ def replace_slots(document: Any, fn: Callable[[Slot], Any]) -> Any:
     if isinstance(document, Slot):
         return fn(document)
     if isinstance(document, dict):
-        return {k: replace_slots(v, fn) for k, v in document.items()}
+        return {k: replace_slots(v, fn) if isinstance(v, _INNER) else v for k, v in document.items()}
     if isinstance(document, list):
-        return [replace_slots(v, fn) for v in document]
+        return [replace_slots(v, fn) if isinstance(v, _INNER) else v for v in document]
     return document
 
 
@@ -257,8 +259,7 @@ def write_document(
     checkpoint: Checkpoint, path: Path, render: Callable[..., None], *, force: bool, meter: Meter | None
 ) -> list[Path]:
     """Write what `render(checkpoint, write, meter)` gives, complete or not at all; the file."""
-    inputs = (checkpoint.source,) if checkpoint.source else ()
     least = 2 * checkpoint.n_elements
-    with Output(path, force=force, size=least, inputs=inputs) as out:
+    with Output(path, force=force, size=least, inputs=checkpoint.inputs()) as out:
         render(checkpoint, out.file.write, meter)
     return [path]

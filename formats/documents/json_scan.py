@@ -105,7 +105,7 @@ def parse(text: Text, source: Path) -> tuple[Any, Style]:
     skeleton = b"".join(parts)
     tree = _skeleton(skeleton, cuts, start, source)
     style = _style(skeleton, text.read(start, min(text.size, start + _EDGE)), clue, bom=bool(start))
-    return (_put_back(tree, nonce, found) if found else tree), style
+    return (_put_back(tree, found)), style
 
 
 def _runs(text: Text, source: Path) -> list[tuple[int, int]]:
@@ -322,16 +322,16 @@ def _original(byte: int, cuts: list[tuple[int, int]]) -> int:
     return byte + sum(missing for position, missing in cuts if position <= byte)
 
 
-def _put_back(tree: Any, nonce: str, found: dict[str, Numbers]) -> Any:
+def _put_back(tree: Any, found: dict[str, Numbers]) -> Any:
+    """The tree with the arrays in their tokens' places."""
     if isinstance(tree, str):
-        return found[tree] if tree.startswith(nonce) else tree
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            tree[key] = _put_back(value, nonce, found)
-    elif isinstance(tree, list):
-        for i, value in enumerate(tree):
-            if type(value) not in (float, int, bool):
-                tree[i] = _put_back(value, nonce, found)
+        return found.get(tree, tree)
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if isinstance(value, dict | list):
+                _put_back(value, found)
+            elif isinstance(value, str) and value in found:
+                tree[key] = found[value]
     return tree
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, listed
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign.zipped import entries
 from llmconv.formats.format import Format
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.source import Source
 
 NAME = "llamafile"

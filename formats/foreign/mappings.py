@@ -8,7 +8,9 @@ step) is kept as JSON under `REST`.
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -181,14 +183,7 @@ def _is_state_dict(value: Any, is_tensor: Callable[[Any], bool]) -> bool:
 
 def _at(value: Any, path: str) -> Any:
     """The mapping under a dotted key; keys with dots themselves count."""
-    if not path:
-        return value
-    for name, child in value.items():
-        if isinstance(name, str) and (path == name or path.startswith(name + ".")):
-            rest = path[len(name) + 1 :]
-            if not rest or isinstance(child, Mapping):
-                return _at(child, rest)
-    raise KeyError(path)
+    return functools.reduce(operator.getitem, _keys(value, path), value)
 
 
 def _walk_keys(value: Any, is_tensor: Callable[[Any], bool], keys: list[Any]) -> Iterator[tuple[list[Any], Any]]:

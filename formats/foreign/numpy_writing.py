@@ -38,7 +38,7 @@ def save_npz(
         items |= dict(_texts(checkpoint.metadata))
     size = sum(value.nbytes for value in items.values())
     with (
-        Outputs({path: size}, force=force, inputs=checkpoint.parts) as outputs,
+        Outputs({path: size}, force=force, inputs=checkpoint.inputs()) as outputs,
         outputs.open(path) as out,
         zipfile.ZipFile(out.file, "w") as archive,
     ):
@@ -113,6 +113,6 @@ def save_pickle(
     buffer = io.BytesIO()
     pickle.dump(arrays(tree_of(checkpoint)), buffer, protocol=4)
     sizes = {path: len(buffer.getvalue())}
-    with Outputs(sizes, force=force, inputs=checkpoint.parts) as outputs, outputs.open(path) as out:
+    with Outputs(sizes, force=force, inputs=checkpoint.inputs()) as outputs, outputs.open(path) as out:
         out.file.write(buffer.getvalue())
     return [path]

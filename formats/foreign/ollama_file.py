@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, Unsupported, at, cut
-from llmconv.formats import gguf_file, guests, limits
+from llmconv.formats import guests, limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
+from llmconv.formats.gguf import gguf_file
 
 NAME = "ollama"
 _LAYER = "application/vnd.ollama.image."

@@ -14,6 +14,9 @@ from llmconv.quant.block import Bytes
 
 __all__ = ["beside", "join", "swapped", "take"]
 
+_MOST = 16 << 20
+"""Bytes of rows that are read together to be reordered."""
+
 
 def take(tensor: Tensor, start: int, count: int, shape: tuple[int, ...]) -> Tensor:
     """`count` consecutive rows from `start`, as `shape`.  Still an extent if it was one."""
@@ -74,7 +77,8 @@ def swapped(tensor: Tensor, outer: int, a: int, b: int, inner: int) -> Tensor:
     def read(start: int, stop: int) -> Bytes:
         if stop <= start:
             return source(0, 0)
-        if inner * tensor.row_bytes >= 1 << 14:  # long runs: read each by itself
+        long = inner * tensor.row_bytes >= 1 << 14 and (tensor.extent is not None or group * tensor.row_bytes > _MOST)
+        if long:  # read each run by itself; rows that are computed cost too much a call
             out = np.empty((stop - start, tensor.row_bytes), np.uint8)
             row = start
             while row < stop:

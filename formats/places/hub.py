@@ -18,9 +18,22 @@ from typing import Any, TypeVar
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, UsageError, cut
 from llmconv.formats.places.remote import Entry, stores
 
-__all__ = ["HubStore", "download", "is_offline"]
+__all__ = [
+    "HubStore",
+    "download",
+    "endpoint",
+    "entry_of",
+    "is_hash_of",
+    "is_offline",
+    "library",
+    "parsed",
+    "said",
+    "tried",
+]
 
 _T = TypeVar("_T")
+Refusal = Callable[[str, "Exception | None", "int | None"], LlmconvError]
+"""(where, what was raised, the server's status) -> the error for people."""
 TRIES = 6
 WAIT = 0.5
 """Seconds before the second try; doubled each time."""
@@ -31,7 +44,7 @@ _PIECE = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}")
 _SMALL = 128 << 20  # a file that is read at once up to here is checked by its hash
 
 
-def _library() -> Any:
+def library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
@@ -39,7 +52,7 @@ def _library() -> Any:
     return huggingface_hub
 
 
-def _parsed(parts: tuple[str, ...]) -> tuple[str, str]:
+def parsed(parts: tuple[str, ...]) -> tuple[str, str]:
     """(ORG/NAME, revision)."""
     name, _, revision = (parts[2] if len(parts) > 2 else "").partition("@")
     org = parts[1] if len(parts) > 1 else ""
@@ -55,12 +68,12 @@ def is_offline() -> bool:
 
 def download(parts: tuple[str, ...], offline: bool = False) -> Path:
     """The repository (or one file of it) in the Hub's own cache, fetched as far as it is not there."""
-    hub = _library()
-    repo, revision = _parsed(parts)
+    hub = library()
+    repo, revision = parsed(parts)
     inside = "/".join(parts[3:])
     try:
         folder = hub.snapshot_download(
-            repo, revision=revision, local_files_only=offline, endpoint=_endpoint(),
+            repo, revision=revision, local_files_only=offline, endpoint=endpoint(),
             allow_patterns=[inside, f"{inside}/*"] if inside else None,
         )  # fmt: skip
     except Exception as error:
@@ -73,8 +86,8 @@ def download(parts: tuple[str, ...], offline: bool = False) -> Path:
     return found
 
 
-def _endpoint() -> str:
-    stated = os.environ.get("HF_ENDPOINT") or _library().constants.ENDPOINT
+def endpoint() -> str:
+    stated = os.environ.get("HF_ENDPOINT") or library().constants.ENDPOINT
     return str(stated).rstrip("/")
 
 
@@ -84,8 +97,8 @@ class HubStore:
     depth = 3
 
     def __init__(self, parts: tuple[str, ...]):
-        self.repo, self._revision = _parsed(parts)
-        self._hub = _library()
+        self.repo, self._revision = parsed(parts)
+        self._hub = library()
         self._tags: dict[str, str] = {}
 
     @functools.cached_property
@@ -95,14 +108,14 @@ class HubStore:
     @functools.cached_property
     def _listed(self) -> tuple[str, Mapping[str, Entry]]:
         where = f"hf://{self.repo}" + (f"@{self._revision}" if self._revision != "main" else "")
-        api = self._hub.HfApi(endpoint=_endpoint())
+        api = self._hub.HfApi(endpoint=endpoint())
 
         def ask() -> tuple[str, Mapping[str, Entry]]:
             commit = api.repo_info(self.repo, revision=self._revision).sha
             tree = api.list_repo_tree(self.repo, recursive=True, revision=commit)
-            return commit, {f.path: _entry(f) for f in tree if hasattr(f, "size") and _is_plain(f.path)}
+            return commit, {f.path: entry_of(f) for f in tree if hasattr(f, "size") and _is_plain(f.path)}
 
-        return _tried(ask, where)
+        return tried(ask, where)
 
     def entries(self) -> Mapping[str, Entry]:
         return self._listed[1]
@@ -112,7 +125,7 @@ class HubStore:
             return b""
         entry = self.entries()[name]
         where = f"hf://{self.repo}/{name}"
-        url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=_endpoint())
+        url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=endpoint())
         got = bytearray()
 
         def ask() -> bytes:
@@ -130,8 +143,8 @@ class HubStore:
                 raise ConnectionError(f"{nbytes - len(got):,} bytes are missing")
             return bytes(got)
 
-        data = _tried(ask, where)
-        if nbytes == entry.size <= _SMALL and not _is_hash(data, entry.tag):
+        data = tried(ask, where)
+        if nbytes == entry.size <= _SMALL and not is_hash(data, entry.tag):
             raise BadFile(f"{where}: what came has another hash than the Hub states; it was changed on the way")
         return data
 
@@ -158,7 +171,7 @@ class HubStore:
             raise BadFile(f"{where}: changed while it was being read; run again")
 
 
-def _entry(file: Any) -> Entry:
+def entry_of(file: Any) -> Entry:
     lfs = getattr(file, "lfs", None)
     digest = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return Entry(int(file.size), str(digest or file.blob_id))
@@ -168,7 +181,19 @@ def _is_plain(name: str) -> bool:
     return all(piece not in ("", ".", "..") for piece in name.split("/")) and "\\" not in name and "\0" not in name
 
 
-def _is_hash(data: bytes, tag: str) -> bool:
+def is_hash_of(content: Path | bytes, size: int, tag: str, length: int) -> bool:
+    """Whether a file that the Hub lists with this size and hash is this one, of `length` bytes."""
+    if size != length or len(tag) not in (40, 64):
+        return False
+    if isinstance(content, bytes) or size <= _SMALL:
+        return is_hash(content if isinstance(content, bytes) else content.read_bytes(), tag)
+    import hashlib
+
+    with content.open("rb") as file:
+        return len(tag) == 64 and hashlib.file_digest(file, "sha256").hexdigest() == tag
+
+
+def is_hash(data: bytes, tag: str) -> bool:
     """Whether data are those of a hash that the Hub states: SHA-256 of large files, git's SHA-1 of small ones."""
     import hashlib  # loads OpenSSL, which a local file needs not
 
@@ -196,21 +221,26 @@ def _body(answer: Any) -> Any:
     return answer.iter_raw() if hasattr(answer, "iter_raw") else answer.iter_content(1 << 18)
 
 
-def _tried(ask: Callable[[], _T], where: str) -> _T:
-    """What `ask` gives; again after what passes, with longer waits."""
+def tried(ask: Callable[[], _T], where: str, refusal: Refusal | None = None) -> _T:
+    """What `ask` gives; again after what passes, with longer waits.   refusal: the error for what does not pass."""
+    refuse = refusal or _refusal
     for attempt in range(TRIES):
         try:
             return ask()
         except LlmconvError:
             raise
         except Exception as error:  # the libraries beneath have a dozen classes for a line that fails
+            while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+                error = error.__cause__  # what a thread of the library's met
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status is not None and status not in _PASSING:
-                raise _refusal(where, error, status) from None
+                raise refuse(where, error, status) from None
             if isinstance(error, ValueError | TypeError | AttributeError | LookupError):
-                raise _refusal(where, error) from None
+                raise refuse(where, error, None) from None
+            if attempt == TRIES - 1 and refusal:
+                raise refusal(where, error, None) from None
             if attempt == TRIES - 1:
-                raise BadFile(f"{where}: can't be fetched, tried {TRIES} times ({_said(error)}); try later") from None
+                raise BadFile(f"{where}: can't be fetched, tried {TRIES} times ({said(error)}); try later") from None
             time.sleep(max(getattr(error, "wait", 0.0), min(WAIT * 2**attempt, _LONGEST_WAIT)))
     raise AssertionError
 
@@ -221,10 +251,10 @@ def _refusal(where: str, error: Exception | None = None, status: int | None = No
         return BadFile(f"{where}: needs a token that may read it, or does not exist; log in with hf auth login")
     if status == 404:
         return BadFile(f"{where}: no such repository, revision or file on the Hub; check the name")
-    return BadFile(f"{where}: can't be fetched ({_said(error) if error else f'the server answered {status}'})")
+    return BadFile(f"{where}: can't be fetched ({said(error) if error else f'the server answered {status}'})")
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     return cut(str(error).strip().split("\n")[0] or type(error).__name__, 100)
 
 

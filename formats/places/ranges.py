@@ -6,20 +6,21 @@ than itself.  Pieces are kept until newer ones need their room, so that memory h
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.places.remote import Entry, RemotePath
+from llmconv.formats.places.remote import RemotePath
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
-__all__ = ["expect", "fill", "open_remote"]
+__all__ = ["Filled", "expect", "fill", "open_remote"]
 
 _PIECE = 4 << 20
 _FIRST = 256 << 10  # of a file's first bytes, where headers are; and the least that is fetched
@@ -127,14 +128,14 @@ def open_remote(path: RemotePath) -> BinaryIO:
     if entry is None:
         what = "is a folder, expected a model file" if path.is_dir() else "no such file; check the path"
         raise BadFile(f"{at(path)}: {what}")
-    return io.BufferedReader(_File(path, entry), 1 << 16)
+    return io.BufferedReader(Filled(functools.partial(fill, path), entry.size), 1 << 16)
 
 
-class _File(io.RawIOBase):
-    """A remote file as Python reads files."""
+class Filled(io.RawIOBase):
+    """Bytes as Python reads files.   fill(offset, out): puts as many into `out` as it has.   size: of them all."""
 
-    def __init__(self, path: RemotePath, entry: Entry):
-        self._path, self._size, self._position = path, entry.size, 0
+    def __init__(self, fill: Callable[[int, memoryview], None], size: int):
+        self._fill, self._size, self._position = fill, size, 0
 
     def readable(self) -> bool:
         return True
@@ -149,6 +150,6 @@ class _File(io.RawIOBase):
     def readinto(self, out: Any) -> int:
         view = memoryview(out).cast("B")
         n = max(0, min(len(view), self._size - self._position))
-        fill(self._path, self._position, view[:n])
+        self._fill(self._position, view[:n])
         self._position += n
         return n

@@ -7,6 +7,7 @@ so that `llmconv --help` stays quick.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import signal
@@ -20,39 +21,37 @@ from llmconv.cli import envelope
 from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
 from llmconv.wording import shortened
 
-# Name -> (module, one-line help).  In a module, the command is the function of that name with "_" for "-".
+# Name -> (module of this folder, one-line help).  In a module, the command is the function of that name, "_" for "-".
 COMMANDS: dict[str, tuple[str, str]] = {
-    "convert": ("llmconv.cli.convert", "Convert a model between formats, by content and file name."),
-    "json-to-gguf": ("llmconv.cli.convert", "Legacy JSON (or MessagePack) to GGUF."),
-    "json-to-safetensors": ("llmconv.cli.convert", "Legacy JSON (or MessagePack) to safetensors."),
-    "safetensors-to-gguf": ("llmconv.cli.convert", "A Hugging Face folder or safetensors file to GGUF."),
-    "safetensors-to-json": ("llmconv.cli.convert", "safetensors to legacy JSON."),
-    "gguf-to-json": ("llmconv.cli.convert", "GGUF to legacy JSON."),
-    "gguf-to-safetensors": (
-        "llmconv.cli.convert",
-        "GGUF to a Hugging Face style folder or safetensors file.",
-    ),
-    "quantize": ("llmconv.cli.quantize", "Quantize a model to GGUF: Q4_K_M, Q8_0, IQ4_XS, ..."),
-    "calibrate": ("llmconv.cli.calibrate", "Look at a model on a text, for quantizing it well to many types."),
-    "imatrix": ("llmconv.cli.imatrix", "Make an importance matrix: what of a model's inputs is large on a text."),
-    "warmup": ("llmconv.cli.quantize", "Compile all kernels now, so that the first run needn't."),
-    "tokenize": ("llmconv.cli.tokenize", "Split text into a model's tokens."),
-    "detokenize": ("llmconv.cli.tokenize", "Token ids back to text."),
-    "embed": ("llmconv.cli.tokenize", "Texts as vectors; the scores of a reranker."),
-    "inspect": ("llmconv.cli.inspect", "Show what a model file holds."),
-    "view": ("llmconv.cli.view", "A page for the browser: metadata, tensors, vocabulary."),
-    "verify": ("llmconv.cli.reports", "Are two files the same model?"),
-    "diff": ("llmconv.cli.reports", "What differs between two files' metadata and tensor lists."),
-    "size": ("llmconv.cli.size", "Parameters, memory and file sizes of models, from their shapes."),
-    "presets": ("llmconv.cli.size", "The model shapes known by name, and what training them takes."),
-    "train": ("llmconv.cli.train", "Train a model, fresh or from a checkpoint."),
-    "sweep": ("llmconv.cli.sweep", "Quantize to several types, evaluate each, report."),
-    "edit": ("llmconv.cli.edit", "Change metadata without touching tensor data."),
-    "split": ("llmconv.cli.edit", "Split a model into shards."),
-    "merge": ("llmconv.cli.edit", "Join the shards of a model."),
-    "perplexity": ("llmconv.cli.perplexity", "How well a model predicts a text."),
-    "compare": ("llmconv.cli.compare", "What one model lost against another on a text."),
-    "generate": ("llmconv.cli.generate", "Continue a text."),
+    "convert": ("convert", "Convert a model between formats, by content and file name."),
+    "json-to-gguf": ("convert", "Legacy JSON (or MessagePack) to GGUF."),
+    "json-to-safetensors": ("convert", "Legacy JSON (or MessagePack) to safetensors."),
+    "safetensors-to-gguf": ("convert", "A Hugging Face folder or safetensors file to GGUF."),
+    "safetensors-to-json": ("convert", "safetensors to legacy JSON."),
+    "gguf-to-json": ("convert", "GGUF to legacy JSON."),
+    "gguf-to-safetensors": ("convert", "GGUF to a Hugging Face style folder or safetensors file."),
+    "quantize": ("quantize", "Quantize a model to GGUF: Q4_K_M, Q8_0, IQ4_XS, ..."),
+    "calibrate": ("running.calibrate", "Look at a model on a text, for quantizing it well to many types."),
+    "imatrix": ("running.imatrix", "Make an importance matrix: what of a model's inputs is large on a text."),
+    "warmup": ("quantize", "Compile all kernels now, so that the first run needn't."),
+    "tokenize": ("tokenize", "Split text into a model's tokens."),
+    "detokenize": ("tokenize", "Token ids back to text."),
+    "embed": ("running.embed", "Texts as vectors; the scores of a reranker."),
+    "inspect": ("inspect", "Show what a model file holds."),
+    "view": ("view", "A page for the browser: metadata, tensors, vocabulary."),
+    "verify": ("reports", "Are two files the same model?"),
+    "diff": ("reports", "What differs between two files' metadata and tensor lists."),
+    "size": ("size", "Parameters, memory and file sizes of models, from their shapes."),
+    "presets": ("size", "The model shapes known by name, and what training them takes."),
+    "train": ("running.train", "Train a model, fresh or from a checkpoint."),
+    "sweep": ("running.sweep", "Quantize to several types, evaluate each, report."),
+    "edit": ("edit", "Change metadata without touching tensor data."),
+    "split": ("edit", "Split a model into shards."),
+    "merge": ("edit", "Join the shards of a model."),
+    "upload": ("upload", "Send files to a repository of the Hugging Face Hub."),
+    "perplexity": ("running.perplexity", "How well a model predicts a text."),
+    "compare": ("running.compare", "What one model lost against another on a text."),
+    "generate": ("running.generate", "Continue a text."),
 }
 
 
@@ -91,7 +90,7 @@ class Group(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, short = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), cmd_name.replace("-", "_"))
         command.short_help = short
         return command
 
@@ -173,6 +172,29 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
+SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix")
+"""The commands whose work the processes of torchrun share; `train` has its own ways, others do all of it in each."""
+
+
+def _run(args: list[str]) -> Any:
+    """The command; of several processes, the first one speaks for all."""
+    run = functools.partial(cli.main, args=args, prog_name="llmconv", standalone_mode=False)
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not args or args[0] not in SHARED:
+        return run()
+    from llmconv.formats.sharing.team import together
+
+    with together() as team:
+        if team is None or not team.rank:
+            return run()
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            try:
+                return run()
+            except (Exception, KeyboardInterrupt):
+                if "--debug" in args:
+                    raise
+                return 1
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with 0, 1 (bad file), 2 (usage) or 130 (interrupted)."""
     _open_closed_streams()
@@ -186,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell leaves its background jobs
                 signal.signal(number, _stop)
         with in_command():
-            code = cli.main(args=args, prog_name="llmconv", standalone_mode=False)
+            code = _run(args)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderLeft):
         _drop_output()

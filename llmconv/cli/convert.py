@@ -101,6 +101,16 @@ _WRITE_GGUF = (
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
     portable_option,
 )
+_TOWER = (
+    click.option(
+        "--mmproj",
+        is_flag=False,
+        flag_value="",
+        metavar="[FILE]",
+        help="Of a multimodal folder: write its tower alone. Of a GGUF that becomes a folder: the file of its tower.",
+    ),
+    click.option("--text-only", is_flag=True, help="Of a multimodal model: leave its tower out."),
+)
 _READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(
     "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
@@ -114,6 +124,8 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = one_target(dst, options.pop("output"))
     options = {k: v for k, v in options.items() if v is not None}
+    if options.get("mmproj") == "":
+        options["mmproj"] = True
     if dst is None and to is None:
         to = "gguf"
     if dst == "-" and (as_json or to != "json"):
@@ -187,6 +199,8 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
       llmconv convert ./adapter adapter.gguf --base ./TinyLlama
+      llmconv convert ./Gemma3 gemma.gguf                         # and mmproj-gemma.gguf, its tower
+      llmconv convert gemma.gguf ./copy --mmproj mmproj-gemma.gguf
     """,
     (
         read_json_options,
@@ -199,6 +213,7 @@ convert = _command(
         *_JSON_NUMBERS,
         _VOCAB_ONLY,
         _BASE,
+        *_TOWER,
     ),
 )
 
@@ -250,7 +265,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF),
+    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_TOWER),
 )
 
 safetensors_to_json = _command(
@@ -297,5 +312,5 @@ gguf_to_safetensors = _command(
       llmconv gguf-to-safetensors model.gguf
       llmconv gguf-to-safetensors model.gguf ./model-folder --outtype bf16 --max-shard-size 5G
     """,
-    (*_EXCLUDE, *_WRITE_SAFETENSORS),
+    (*_EXCLUDE, *_WRITE_SAFETENSORS, *_TOWER),
 )

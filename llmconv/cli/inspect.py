@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from llmconv.cli.options import PATH, Bar, human, json_option
 from llmconv.cli.reports import number, table
 
 if TYPE_CHECKING:
+    from llmconv.convert.reports.grids import TensorGrid
     from llmconv.convert.reports.stats import Histogram, TensorStats
 
 __all__ = ["inspect"]
@@ -27,6 +29,7 @@ __all__ = ["inspect"]
 @click.option(
     "--stats", is_flag=True, help="Read every tensor: extremes, mean, deviation, zeros, non-finite, outliers."
 )
+@click.option("--grids", is_flag=True, help="Read every matrix: on which block type's grid do its weights lie?")
 @click.option("--histogram", metavar="TENSOR", help="How a tensor's values are spread.")
 @click.option("--hash", "hashes", is_flag=True, help="Content hash of each tensor and of the model, whatever the file.")
 @json_option
@@ -37,6 +40,7 @@ def inspect(
     metadata: bool,
     vocab: bool,
     stats: bool,
+    grids: bool,
     histogram: str | None,
     hashes: bool,
     as_json: bool,
@@ -49,10 +53,11 @@ def inspect(
       llmconv inspect model.gguf
       llmconv inspect ./TinyLlama --json
       llmconv inspect model.gguf --stats
+      llmconv inspect qat-folder/ --grids
       llmconv inspect model.safetensors --hash
     """
     chosen: list[tuple[str, Any, list[str]]] = []  # key in JSON, its value, lines for people
-    if tensors or metadata or not (vocab or stats or histogram or hashes):
+    if tensors or metadata or not (vocab or stats or grids or histogram or hashes):
         report = llmconv.inspect_file(file)
         if tensors or metadata:
             if tensors:
@@ -72,6 +77,10 @@ def inspect(
         with Bar(as_json) as progress:
             found = llmconv.statistics(file, progress=progress)
         chosen.append(("stats", [s.as_dict() for s in found], stats_lines(found)))
+    if grids:
+        with Bar(as_json) as progress:
+            on = llmconv.grids(file, progress=progress)
+        chosen.append(("grids", [g.as_dict() for g in on], grid_lines(on)))
     if histogram:
         bins = llmconv.histogram(file, histogram)
         value = {"edges": bins.edges.tolist(), "counts": bins.counts.tolist(), "nonfinite": bins.nonfinite}
@@ -111,6 +120,13 @@ def stats_lines(found: list[TensorStats]) -> list[str]:
     return table(rows, head, right=set(range(1, len(head)))).splitlines()
 
 
+def grid_lines(found: list[TensorGrid]) -> list[str]:
+    rows = [[g.name, "x".join(map(str, g.shape)), g.type or g.stored, g.grid or "none", g.why] for g in found]
+    counts = Counter(g.grid or "none" for g in found)
+    head = ["tensor", "shape", "stored as", "grid", "why none"]
+    return [*table(rows, head, right=set()).splitlines(), ", ".join(f"{n} on {grid}" for grid, n in counts.items())]
+
+
 def histogram_lines(bins: Histogram) -> list[str]:
     """A bar a bin, the longest 50 characters."""
     top = max(1, int(bins.counts.max()))
@@ -119,6 +135,16 @@ def histogram_lines(bins: Histogram) -> list[str]:
         for low, high, count in zip(bins.edges[:-1], bins.edges[1:], bins.counts.tolist(), strict=True)
     ]
     return [*out, f"{bins.nonfinite:,} values are not finite"] if bins.nonfinite else out
+
+
+def _half(half: dict[str, Any]) -> str:
+    """Which half of a multimodal model a file is."""
+    if half["is"] == "both":
+        return "both: the text model and its tower"
+    what, other = ("the tower", "its text model") if half["is"] == "tower" else ("the text model", "its tower")
+    if not half["partner"]:
+        return f"{what} of a multimodal model"
+    return f"{what} of a multimodal model; {other}: {half['partner']}" + ("" if half["there"] else " (not there)")
 
 
 def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
@@ -131,6 +157,8 @@ def lines(report: dict[str, Any], show_all: bool = False) -> list[str]:
         f"parameters    {report['parameters']:,} in {len(report['tensors'])} tensors"
         + "".join(f", {count} {name}" for name, count in report["types"].items()),
     ]
+    if half := report["half"]:
+        out.append(f"half          {_half(half)}")
     vocabulary = report["vocabulary"]
     if vocabulary:
         special = ", ".join(f"{role} {token!r} ({id})" for role, (id, token) in vocabulary["special"].items())

@@ -15,6 +15,7 @@ from llmconv.cli.options import (
     Bar,
     Number,
     force_option,
+    human,
     jobs_option,
     json_option,
     notes,
@@ -29,11 +30,14 @@ from llmconv.cli.options import (
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
+    from llmconv.convert.reports.sharing import SharePlan
     from llmconv.convert.writing.quantize import Quantized, QuantizedFile
 
 __all__ = ["quantize", "warmup"]
 
-_NO_FILE_TYPES = ("INT8", "W4A16", "MLX", "REPACK", "AUTO")
+_NO_FILE_TYPES = (
+    "INT8", "W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK", "REPACK", "AUTO",
+)  # fmt: skip
 
 
 class _WithTypes(click.Command):
@@ -49,8 +53,11 @@ class _WithTypes(click.Command):
         rows += [
             ("COPY", "only metadata and order change"),
             ("INT8", "safetensors for transformers and vLLM, not GGUF"),
-            ("W4A16", "4 bits for transformers and vLLM; a GGUF's Q4_0 and Q8_0 number for number"),
-            ("MLX", "4 bits for MLX; a GGUF's Q4_0, Q4_1, Q8_0 number for number"),
+            ("W4A16", "4 bits for transformers and vLLM; Q4_0, Q8_0, GPTQ ... number for number"),
+            ("W4A16_ASYM", "the same with zero points; AWQ number for number"),
+            ("MLX", "4 bits for MLX; Q4_0, Q4_1, Q8_0 ... number for number"),
+            ("NVFP4A16, MXFP4A16", "floats of 4 bits for transformers and vLLM; NVFP4, MXFP4 number for number"),
+            ("FP8_DYNAMIC, FP8_BLOCK", "floats of 8 bits for them, scaled by row, or by blocks of 128 x 128"),
             ("REPACK, AUTO", "of a quantized folder, each layer's smallest type that says its numbers exactly"),
         ]
         with formatter.section("Types"):
@@ -123,11 +130,22 @@ class _WithTypes(click.Command):
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave out layers; the others move up.")
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata: int, float, bool, str.")
 @click.option("--fallback", metavar="TYPE", help="Of REPACK: block type of matrices that no type says exactly.")
+@click.option("--round-sums", is_flag=True, help="Of REPACK: zero points as Q4_1's sums, in float16, not as Q5_0.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Of W4A16 and MLX: columns under a scale.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
 )
 @portable_option
+@click.option(
+    "--plan",
+    "processes",
+    type=click.IntRange(min=1, max=65536),
+    metavar="N",
+    help="Print who of N processes (under torchrun) does what; MODEL may be a config.json or a preset.",
+)
+@size_option("--disk", "Of a plan: bytes a second of the disk that all processes share.")
+@size_option("--network", "Of a plan: bytes a second between that disk and each process.")
 @click.option("--dry-run", is_flag=True, help="Show tensors, types and the exact size; write nothing.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinite weights through.")
 @click.option("--resumable", is_flag=True, help="When interrupted keep NAME.partial; the same command goes on.")
@@ -148,6 +166,9 @@ def quantize(
     effort: str | None,
     unseen: tuple[Path, ...],
     mix_types: str | None,
+    processes: int | None,
+    disk: int | None,
+    network: int | None,
     prune_layers: str | None,
     as_json: bool,
     quiet: bool,
@@ -169,6 +190,15 @@ def quantize(
       llmconv quantize weights.json -t Q8_0 --layout plain
     """
     output, types = _as_llama_quantize(rest, output, types, options)
+    if processes is not None:
+        _plan(
+            llmconv.shares(str(model), types[0], processes, disk=disk or 0, network=network or 0, jobs=options["jobs"]),
+            as_json,
+        )
+        return
+    if disk or network:
+        raise click.UsageError("--disk and --network are of a plan; give --plan N")
+    options["group_size"] = int(options["group_size"]) if options["group_size"] else None
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model,
@@ -188,6 +218,25 @@ def quantize(
     notes(list(result.notes))
     for made in result.outputs:
         _report(result, made, verbose)
+
+
+def _plan(plan: SharePlan, as_json: bool) -> None:
+    """Who does what, as JSON or a table."""
+    if as_json:
+        envelope.emit(plan.as_dict())
+        return
+    rows = []
+    for share in plan.shares:
+        seconds = [f"{share.seconds:.0f}", f"{share.moving:.0f}"]
+        moved = [human(share.read), human(share.written)]
+        rows.append([str(share.rank), str(share.tensors), f"{share.first} … {share.last}", *moved, *seconds])
+    head = ["process", "tensors", "of", "reads", "writes", "s of arithmetic", "s of network"]
+    click.echo(table(rows, head, {0, 1, 3, 4, 5, 6}))
+    say(
+        f"{plan.name}: {plan.parameters:,} parameters, {human(plan.source_nbytes)} of {plan.source_type} to "
+        f"{human(plan.size)} of {plan.type}: about {plan.seconds:,.0f} s, bound by {plan.bound_by}; the shared disk is "
+        f"busy for {plan.disk_seconds:,.0f} s, the mean process for {plan.balance:.0%} of the longest"
+    )
 
 
 def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...]) -> Any:

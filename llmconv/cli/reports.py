@@ -10,8 +10,8 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, one_line
-from llmconv.cli.measuring import chunks_option, context_option
 from llmconv.cli.options import PATH, Bar, Number, json_option, notes
+from llmconv.cli.running.measuring import chunks_option, context_option
 from llmconv.quant import by_name
 
 __all__ = ["diff", "verify"]

@@ -11,11 +11,12 @@ calls the code that is kept there: `q32` is a `Family`, and its module is import
 
 from typing import Any
 
-from llmconv.quant.kernels.cache import Family, cache_folder, flat
+from llmconv.quant.kernels.compiling.cache import Family, cache_folder, flat
 
 __all__ = ["FAMILIES", "Family", "cache_folder", "flat"]
 
 FAMILIES = {
+    "codes",
     "descent",
     "entry_search",
     "integer_products",

@@ -7,7 +7,7 @@ operations in a fixed order, so that the result is the same whatever the number 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, inner, kernel
+from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.rounding import OUT_F32, OUT_I32, f4, nearest, nearest_code
 from llmconv.quant.kernels.terms.rules import E8M0, F16
 from llmconv.quant.kernels.vectors.codegen import LANES

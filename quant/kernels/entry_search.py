@@ -7,7 +7,7 @@ entries chosen one after the other under it, and the best of all is taken where 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, U8, inner, kernel
+from llmconv.quant.kernels.compiling.build import F32, U8, inner, kernel
 from llmconv.quant.kernels.descent import spread
 from llmconv.quant.kernels.rounding import OUT_F32, OUT_I32, f4
 from llmconv.quant.kernels.terms.rules import EVEN_SIGNS, SHIFTS

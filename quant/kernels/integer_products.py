@@ -9,7 +9,7 @@ Rounded inputs lie in chunks of 256 columns, of all rows one after another: 64 w
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, I32, U8, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, I32, U8, inner, kernel, out
 from llmconv.quant.kernels.strips import LEVELS, OFFSETS, SCALES, SIZE, D, M, unpack
 from llmconv.quant.kernels.terms.forms import ROWS_ABREAST
 from llmconv.quant.kernels.vectors.byte_lanes import add_shorts, dot_bytes, dot_shorts, load_all

@@ -10,7 +10,7 @@ Source of the rules: `quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl` and `i
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, inner, kernel
+from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import NEAR, TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, i4, put_f16

@@ -8,7 +8,7 @@ scale that explains the (weighted) weights best wins.  Source of the layouts and
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, U8, inner, kernel
+from llmconv.quant.kernels.compiling.build import F32, U8, inner, kernel
 from llmconv.quant.kernels.terms.levels import IQ4
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, get_f16, get_u16, i4, inverse, put_f16, tile

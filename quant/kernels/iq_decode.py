@@ -1,7 +1,7 @@
 """Decoding the codebook types (IQ1_*, IQ2_*, IQ3_*): eight or four weights an entry of a grid, signs apart.
 
-Each kernel takes the grid as flat bytes (see `llmconv.quant.iq`).  Source of the layouts and rules: `block_iq*` and
-`dequantize_row_iq*` in ggml.
+Each kernel takes the grid as flat bytes (see `llmconv.quant.blocks.iq`).  Source of the layouts and rules: `block_iq*`
+and `dequantize_row_iq*` in ggml.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.build import U8, inner, kernel
+from llmconv.quant.kernels.compiling.build import U8, inner, kernel
 from llmconv.quant.kernels.terms.rules import FULL_SIGNS
 from llmconv.quant.kernels.vectors.codegen import LANES, i32x16, pointer
 from llmconv.quant.kernels.vectors.lanes import LANE, OUT_F32, f4, fill, get_f16, get_u16, get_u32, i4

@@ -7,7 +7,7 @@ Source of the layouts and rules: `quantize_row_iq2_xxs_impl`, `…_iq2_xs_impl`,
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, inner, kernel
+from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import (
     SCRATCH,
     TABLES,

@@ -7,7 +7,7 @@ ordered by distance and then by number; here they are laid out sixteen at a time
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import I32, U8, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import I32, U8, inner, kernel, out
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import i4
 from llmconv.quant.kernels.vectors.stack import empty

@@ -10,7 +10,7 @@ functions of ggml.
 
 import numpy as np
 
-from llmconv.quant.kernels.build import I32, U8, U16, inner
+from llmconv.quant.kernels.compiling.build import I32, U8, U16, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, fill, i4
@@ -33,7 +33,7 @@ from llmconv.quant.kernels.vectors.simd import (
 )
 
 TABLES = U8, I32, I32, U16
-"""`llmconv.quant.iq_tables.Search`, field by field."""
+"""`llmconv.quant.blocks.iq_tables.Search`, field by field."""
 
 _FLOAT_MAX = f4(3.4028235e38)
 

@@ -8,7 +8,7 @@ scales as stored; a sub-block whose stored scale is zero keeps those of the sear
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, U8, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, U8, inner, kernel, out
 from llmconv.quant.kernels.search import TINY, best_positive
 from llmconv.quant.kernels.terms.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.vectors.lanes import divide, get_f16, multiply, put_f16

@@ -6,7 +6,7 @@ Source of the layouts and rules: `block_q1_0`, `block_q2_0` and their quantizers
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, ROWS, U8, kernel
+from llmconv.quant.kernels.compiling.build import F32, ROWS, U8, kernel
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import (
     LANE,

@@ -6,7 +6,7 @@ As in ggml, the numbers are stored doubled (`E2M1`) and the scales halved.  Sour
 
 import numpy as np
 
-from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
+from llmconv.quant.kernels.compiling.build import ROWS, U8, inner, kernel
 from llmconv.quant.kernels.terms.levels import E2M1, LOG2_ROUNDS_UP
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, i4, largest, load_twice

@@ -10,7 +10,7 @@ question for the others.  Every sum is the reference's, in its order.  Layout: g
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, inner, kernel, out
 from llmconv.quant.kernels.search import TINY, best_symmetric
 from llmconv.quant.kernels.terms.fields import INVERSE, SCALE, SUB, WEIGHT
 from llmconv.quant.kernels.vectors.lanes import divide, multiply

@@ -8,7 +8,7 @@ With importance, `search` finds the scales and `pack` writes them.  Layouts and 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, ROWS, U8, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, ROWS, U8, inner, kernel, out
 from llmconv.quant.kernels.terms.fields import INVERSE, MINIMUM, OFFSET, SCALE, SUB
 from llmconv.quant.kernels.vectors.lanes import LANE, get_f16, multiply, put_f16
 from llmconv.quant.kernels.vectors.memory import (

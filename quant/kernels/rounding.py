@@ -6,7 +6,7 @@ Sums are float32, in plain operations in a fixed order, so that the result is th
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, inner, kernel, out
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.simd import splat

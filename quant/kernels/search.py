@@ -10,7 +10,7 @@ of which these are rewrites: every lane does the same float32 operations in the 
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.build import F32, ROWS, inner, kernel, out
+from llmconv.quant.kernels.compiling.build import F32, ROWS, inner, kernel, out
 from llmconv.quant.kernels.terms.fields import (
     BY_BOTH,
     BY_IMPORTANCE,

@@ -15,7 +15,7 @@ Sources of the layouts: ggml's `ggml-common.h`.
 
 import numpy as np
 
-from llmconv.quant.kernels.build import inner
+from llmconv.quant.kernels.compiling.build import inner
 from llmconv.quant.kernels.terms.forms import IQ4_NL, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from llmconv.quant.kernels.terms.levels import E2M1, IQ4
 from llmconv.quant.kernels.vectors.byte_lanes import load_words, look_up

@@ -5,7 +5,7 @@ Source of the layouts and rules: `block_tq1_0`, `block_tq2_0` and their quantize
 
 import numpy as np
 
-from llmconv.quant.kernels.build import ROWS, U8, inner, kernel
+from llmconv.quant.kernels.compiling.build import ROWS, U8, inner, kernel
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, f4, get_f16, i4, inverse, largest, put_f16
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.quant import iq_tables
 from llmconv.quant.block import BlockType
-from llmconv.quant.iq import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
+from llmconv.quant.blocks import iq_tables
+from llmconv.quant.blocks.iq import IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from llmconv.quant.kernels.terms import rules
 from llmconv.quant.rounding.bits import as_float
 from llmconv.quant.rounding.grid import Book, Fields, Grid

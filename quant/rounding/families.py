@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.quant.iq4 import IQ4_NL, IQ4_XS
-from llmconv.quant.k import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
+from llmconv.quant.blocks.iq4 import IQ4_NL, IQ4_XS
+from llmconv.quant.blocks.k import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
+from llmconv.quant.blocks.q32 import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from llmconv.quant.kernels.terms.levels import IQ4
-from llmconv.quant.q32 import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from llmconv.quant.rounding.bits import as_float, gathered, spread
 from llmconv.quant.rounding.codebooks import CODEBOOKS
 from llmconv.quant.rounding.grid import Fields, Grid

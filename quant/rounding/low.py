@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.quant.blocks.low import Q1_0, Q2_0
+from llmconv.quant.blocks.microscaling import MXFP4, NVFP4
+from llmconv.quant.blocks.ternary import TQ1_0, TQ2_0
 from llmconv.quant.kernels.terms import rules
 from llmconv.quant.kernels.terms.levels import E2M1
-from llmconv.quant.low import Q1_0, Q2_0
-from llmconv.quant.microscaling import MXFP4, NVFP4
 from llmconv.quant.rounding.bits import as_float, gathered, spread
 from llmconv.quant.rounding.grid import Fields, Grid
-from llmconv.quant.ternary import TQ1_0, TQ2_0
 
 __all__ = ["LOW"]
 

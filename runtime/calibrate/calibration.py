@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, UsageError, at, cut
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
@@ -169,7 +169,7 @@ def calibrate(
     """
     _check_effort(effort)
     texts = [text] if isinstance(text, str | os.PathLike) else list(text)
-    running = Running(device, dtype).model(model)
+    running = Running(device, dtype).model(model, streamed=False)
     found = works(running, Reading(texts, context, chunks), TOKENS)
     batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
     meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")

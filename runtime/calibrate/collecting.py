@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import BadFile, OutputError, at
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.quant.importance.sums import Sums, sums_of_tensors
 from llmconv.runtime.calibrate.watching import matrices
@@ -161,9 +161,8 @@ def wanted(model: Model, output_too: bool) -> dict[str, Any]:
     return {n: m for n, m in matrices(model).items() if n.startswith("blk.") or n in heads}
 
 
-def one_pass(model: Model, tokens: Tensor, head: bool) -> None:
-    """Run a batch for what is watched; the logits of many tokens, if wanted at all, in pieces."""
-    hidden = model.hidden(tokens)
+def at_end(model: Model, hidden: Tensor, head: bool) -> None:
+    """What comes after the layers, for what is watched; the logits of many tokens, if wanted at all, in pieces."""
     if head:
         for part in torch.split(hidden.flatten(0, 1), max(1, (1 << 24) // model.decoder.vocab_size)):
             model.head(part)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmconv.convert.writing import journal
 from llmconv.convert.writing.importance import read_sums
 from llmconv.errors import OutputError, UsageError, at, cut
 from llmconv.formats.files import Output, check_target
+from llmconv.formats.sharing.team import current
 from llmconv.progress import Meter, Progress
 from llmconv.quant.importance.statistics import TensorStatistics, statistics_of
 from llmconv.quant.importance.sums import Sums
-from llmconv.runtime.calibrate.collecting import Collector, Kept, coverage, one_pass, wanted, write_gguf
+from llmconv.runtime.calibrate.collecting import Collector, Kept, at_end, coverage, wanted, write_gguf
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.watching import watching
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
 from llmconv.runtime.measure.texts import Text, TextSource
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory
+from llmconv.runtime.streamed.passing import Passed
 from llmconv.show import Shown
 
 __all__ = ["OUTPUT_FORMATS", "ImportanceMatrix", "imatrix"]
@@ -66,6 +71,7 @@ def imatrix(
     output_frequency: int = 0,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    memory: Memory = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ImportanceMatrix:
@@ -80,7 +86,7 @@ def imatrix(
     in_files: matrices of the same model to add, of either form.
     output_format: "gguf", or the older "dat"; by default what the name ends in.
     output_frequency: after so many chunks, keep what there is in `OUTPUT.partial`; the same call goes on from it.
-    device, dtype: as `load` takes them.   force: an existing output is replaced.
+    device, dtype: as `load` takes them.   memory: as `perplexity` takes it.   force: an existing output is replaced.
 
     Sums, counts and file forms are llama-imatrix's.  Raises `UsageError` for a text of less than a chunk, `BadFile`
     for files of another model, `LlmconvError` for inputs that are not finite: it names the tensor.
@@ -100,7 +106,7 @@ def imatrix(
     started = time.perf_counter()
     sums, notes, tokens = Sums(chunk_size=context or 0), list[str](), 0
     if model is not None:
-        running = Running(device, dtype).model(model)
+        running = Running(device, dtype, memory=memory).model(model)
         reading = Reading(texts, context, chunks)
         kept = _kept(target, model, reading, output_frequency, force, process_output)
         sums, notes, tokens = _collect(running, reading, process_output, kept, progress)
@@ -160,26 +166,55 @@ def _collect(
     model: Model, reading: Reading, head: bool, kept: Kept | None, progress: Progress | None
 ) -> tuple[Sums, list[str], int]:
     """The sums of a model over texts, notes, and how many tokens were run."""
-    found = works(model, reading)
+    found, team = works(model, reading), current()
+    if team is not None and kept is not None:
+        raise UsageError("--output-frequency is for one process; leave it out, or run without torchrun")
     total = sum(work.total for work in found)
     before = kept.found() if kept is not None else None
     sums, done = before or (Sums({}, 0, found[0].context, reading.names), 0)
     collector, modules, tokens, at_chunk = Collector(model, sums), wanted(model, head), 0, 0
     meter = Meter(progress, "imatrix", total, f"{found[0].unit}s")
     with watching(modules, collector), device_errors(model.device):
-        for rows in rows_of(found):
-            at_chunk += len(rows)
-            if at_chunk <= done:  # an earlier run's
-                continue
-            one_pass(model, rows.to(model.device), head)
-            collector.forget_input()
-            tokens += rows.numel()
+        for some in _together(rows_of(found), kept):
+            left = []
+            for i, rows in enumerate(some):
+                at_chunk += len(rows)
+                mine = team is None or i % team.size == team.rank
+                left += [rows] if mine and at_chunk > done else []  # nor an earlier run's
+            with Passed(model, left, progress) as passed:
+                for i, rows in enumerate(left):
+                    at_end(model, passed.hidden(i), head)
+                    collector.forget_input()
+                    tokens += rows.numel()
             sums.chunks = at_chunk
-            if kept is not None:
+            if kept is not None and left:
                 kept.keep(sums, at_chunk)
             meter.reach(at_chunk)
+    if team is not None:
+        sums, tokens = _added(team.all(sums), at_chunk), sum(team.all(tokens))
     notes = [*model.notes, *(note for work in found for note in work.notes)]
     return sums, [*notes, *coverage(model, sums, list(modules))], tokens
+
+
+def _added(parts: Sequence[Sums], chunks: int) -> Sums:
+    """The sums of several processes, in their order: those of one but for the last bits of a float64."""
+    found = Sums({}, 0, parts[0].chunk_size, parts[0].datasets)
+    for part in parts:
+        found.merge(dataclasses.replace(part, datasets=()), "a process of this run")
+    found.chunks = chunks
+    return found
+
+
+def _together(batches: Iterable[Tensor], kept: Kept | None) -> Iterator[list[Tensor]]:
+    """All batches, or as many as make up what is kept at a time."""
+    some: list[Tensor] = []
+    for rows in batches:
+        some.append(rows)
+        if kept is not None and sum(map(len, some)) >= kept.every:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def _write(target: Path, sums: Sums, kind: str, force: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmconv.formats.stream import threads
+from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter
 from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes

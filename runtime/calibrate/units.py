@@ -1,6 +1,6 @@
 """A model taken apart into units that run one after the other, and each unit into stages: matrices of one input.
 
-A unit is a layer; a recurrent model, whose state goes through everything, is one unit.
+A unit is a layer; a model whose layers need more than what the one before gives is one unit.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmconv.runtime.cache import Step
 from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
-from llmconv.runtime.recurrent import RecurrentModel
 
 __all__ = ["Unit", "stages", "units"]
 
@@ -54,30 +52,19 @@ def units(model: Model) -> Iterator[Unit]:
     """The units, in order; states are what the embedding gives, then what each unit gives, (rows, tokens, dim)."""
     found = matrices(model)
     head = {n: m for n, m in found.items() if not n.startswith("blk.")}
-    if isinstance(model, RecurrentModel):
+    if not model.decoder.layers_alone:
         layers = {n: m for n, m in found.items() if n.startswith("blk.")}
         yield Unit("layers", layers, lambda _, tokens: model.hidden(tokens.to(model.device)))
         yield Unit("output", head, lambda states, _: _headed(model, states))
         return
-    for i, block in enumerate(model.blk):
+    for i in range(len(model.blk)):
         own = {n: m for n, m in found.items() if n.startswith(f"blk.{i}.")}
-        yield Unit(f"layer {i}", own, functools.partial(_layer, model, block))
-    yield Unit("output", head, lambda states, _: _headed(model, _normed(model, states)))
+        yield Unit(f"layer {i}", own, functools.partial(_layer, model, i))
+    yield Unit("output", head, lambda states, _: _headed(model, model.end(states)))
 
 
-def _step(model: Model, tokens: Tensor) -> Step:
-    divisors = {name: t for name, t in model._buffers.items() if t is not None}
-    return Step(tokens.to(model.device), None, None, model.dtype, divisors)
-
-
-def _layer(model: Model, block: torch.nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
-    out: Tensor = block(states, _step(model, tokens))
-    return out
-
-
-def _normed(model: Model, states: Tensor) -> Tensor:
-    out: Tensor = states if model.output_norm is None else model.output_norm(states)
-    return out
+def _layer(model: Model, layer: int, states: Tensor, tokens: Tensor) -> Tensor:
+    return model.through(layer, states, model.step(tokens.to(model.device)))
 
 
 def _headed(model: Model, states: Tensor) -> Tensor:
@@ -89,9 +76,10 @@ def _headed(model: Model, states: Tensor) -> Tensor:
 
 def embedded(model: Model, tokens: Tensor) -> Tensor:
     """What the first unit is given."""
-    if isinstance(model, RecurrentModel):
+    if not model.decoder.layers_alone:
         return tokens
-    return model._embed(tokens.to(model.device), _step(model, tokens))
+    tokens = tokens.to(model.device)
+    return model.begin(tokens, model.step(tokens))
 
 
 def stages(unit: Unit, states: Tensor, tokens: Tensor) -> list[list[str]]:

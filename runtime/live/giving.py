@@ -13,7 +13,8 @@ from llmconv.convert.reading import Reading
 from llmconv.errors import MissingExtra, Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.runtime.load import DTYPES, read_tensor
+from llmconv.runtime.load import DTYPES
+from llmconv.runtime.reading import read_tensor
 
 __all__ = ["state_dict", "to_torch"]
 

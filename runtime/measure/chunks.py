@@ -16,9 +16,11 @@ from torch import Tensor
 from llmconv.errors import BadFile, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.runtime.checks import check_looks_back
-from llmconv.runtime.load import load
+from llmconv.runtime.load import load, pick_device
 from llmconv.runtime.measure.texts import Passage, unknown
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory, limit
+from llmconv.runtime.streamed.weights import Weights
 
 __all__ = ["Batch", "Clock", "Running", "Source", "Window", "Work", "device_errors", "tokenizer_of", "work_on"]
 
@@ -33,10 +35,37 @@ class Running:
     device: str | torch.device = "auto"
     dtype: str | torch.dtype = "auto"
     activations: str = "float"
+    memory: Memory = None
 
-    def model(self, source: Source) -> Model:
-        """The model itself, or loaded."""
-        return source if isinstance(source, Model) else load(source, self.device, self.dtype, self.activations)
+    def model(self, source: Source, streamed: bool = True) -> Model:
+        """The model itself, or loaded; its layers stay in the file where they don't fit into the memory.
+
+        streamed: False for what needs all weights at once.   `UsageError` for a model that has not.
+        """
+        found = self._loaded(source, self._limit() if streamed else None)
+        if not streamed and found.wants is not None:
+            raise UsageError(f"{found.where}: its weights were left in the file; load it without a limit of memory")
+        return found
+
+    def models(self, a: Source, b: Source) -> tuple[Model, Model]:
+        """Two that share the memory."""
+        most = self._limit()
+        left = self._loaded(a, None if most is None else most // 2)
+        if most is not None:
+            most -= left.wants.plan.peak if isinstance(left.wants, Weights) else _bytes_of(left)
+        return left, self._loaded(b, None if most is None else max(most, 1))
+
+    def _limit(self) -> int | None:
+        return limit(self.memory, pick_device(self.device))
+
+    def _loaded(self, source: Source, memory: int | None) -> Model:
+        if isinstance(source, Model):
+            return source
+        return load(source, self.device, self.dtype, self.activations, memory)
+
+
+def _bytes_of(model: Model) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ no file of logits.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +24,9 @@ from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.measure.perplexity import mean_and_error
+from llmconv.runtime.measure.sharing import of_each
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
 
 __all__ = ["Comparison", "compare"]
@@ -77,6 +81,7 @@ def compare(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    memory: Memory = None,
     plot: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -90,17 +95,18 @@ def compare(
     `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
     infinities on either side: it names the model, the position and the likely cause.
     """
-    window, how = Window(context, chunks), Running(device, dtype, activations)
+    window, how = Window(context, chunks), Running(device, dtype, activations, memory)
     along = Along(plot, ("A", "B"), "KLD")
-    left, right = how.model(a), how.model(b)
+    left, right = how.models(a, b)
     with torch.inference_mode(), device_errors(left.device):
         work = work_on(left, texts.read(text), window)
         shared = _shared_words(left, right)
         found: list[Tensor] = []
         meter, clock, seen, done = Meter(progress, "compare", work.total, f"{work.unit}s"), Clock(), 0, 0
         kld, count = 0.0, 0
-        for batch in work.batches:
-            figures = _token_figures(left, right, batch, work.unit, shared)
+        batches = list(work.batches)
+        make = functools.partial(_token_figures, (left, right), work.unit, shared)
+        for batch, figures in of_each((left, right), batches, make, progress):
             found.append(figures)
             along.add(batch, *figures[:3])
             seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
@@ -149,14 +155,16 @@ def _padding_notes(left: Model, right: Model, spent: Tensor, shared: int) -> lis
     return []
 
 
-def _token_figures(left: Model, right: Model, batch: Batch, unit: str, shared: int) -> Tensor:
+def _token_figures(
+    models: tuple[Model, Model], unit: str, shared: int, batch: Batch, hidden: Sequence[Tensor]
+) -> Tensor:
     """(6, N) float64 for N scored positions: -ln p_A, -ln p_B, KL, same top, p_B - p_A, share spent on padding.
 
     KL is that of A's probabilities of the shared tokens, made to sum to 1, from B's, and beside it -ln of that sum:
     without the latter a model that is sure of its padding would lose nothing against one that never says it.
+    hidden: of each model, (N, dim).
     """
-    models, device = (left, right), left.device
-    hidden = [m.hidden(batch.inputs.to(m.device))[:, batch.scored].flatten(0, 1) for m in models]
+    left, device = models[0], models[0].device
     targets = batch.targets.flatten()
     step = max(1, (1 << 23) // left.decoder.vocab_size)
     out = []

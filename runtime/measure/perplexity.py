@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +16,9 @@ from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
+from llmconv.runtime.measure.sharing import of_each
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
 
 __all__ = ["Perplexity", "log_likelihoods", "mean_and_error", "perplexity"]
@@ -51,6 +55,7 @@ def perplexity(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: str = "float",
+    memory: Memory = None,
     plot: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
@@ -63,16 +68,18 @@ def perplexity(
     stride: slide a window by so many tokens instead of cutting chunks.
     plot: an SVG to write: the loss along the text, by position and by kind of token.
     device, dtype, activations: as `load` takes them; a model that is loaded already stays as it is.
+    memory: bytes for weights and what is computed, as a number or like "2G"; default: nine tenths of what is free.  A
+        model that needs more is run layer by layer, all chunks through each, with the same result.
 
     `LlmconvError` when a scored position's logits hold NaN or infinities: it names the model, the position and the
     likely cause.
     """
     window = Window(context, chunks, stride)
     along = Along(plot, ("loss",), "Loss")
-    running = Running(device, dtype, activations).model(model)
+    running = Running(device, dtype, activations, memory).model(model)
     with torch.inference_mode(), device_errors(running.device):
         work = work_on(running, texts.read(text), window)
-        found = _measured(running, work, stride, Meter(progress, "perplexity", work.total, f"{work.unit}s"), along)
+        found = _measured(running, work, stride, progress, along)
     along.draw(running.tokenizer, f"{running.where}: loss")
     return found
 
@@ -85,12 +92,14 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return mean, math.sqrt(max(variance, 0.0) / (n - 1)) if n > 1 else 0.0
 
 
-def _measured(model: Model, work: Work, stride: int | None, meter: Meter, along: Along) -> Perplexity:
+def _measured(model: Model, work: Work, stride: int | None, progress: Progress | None, along: Along) -> Perplexity:
     every: list[Tensor] = []
     last: list[Tensor] = []
     clock, seen, done, total, count = Clock(), 0, 0, 0.0, 0
-    for batch in work.batches:
-        losses = _losses(model, batch, work.unit)
+    batches = list(work.batches)
+    meter = Meter(progress, "perplexity", work.total, f"{work.unit}s")
+    make = functools.partial(_losses, model, work.unit)
+    for batch, losses in of_each([model], batches, make, progress):
         every.append(losses.flatten())
         last.append(losses[:, -1])
         along.add(batch, losses)
@@ -116,9 +125,9 @@ def _measured(model: Model, work: Work, stride: int | None, meter: Meter, along:
 _SLICE = 1 << 24  # logits in memory at once
 
 
-def _losses(model: Model, batch: Batch, unit: str) -> Tensor:
-    """-ln p of a batch's targets: (B, S) float64 on the CPU."""
-    hidden, targets = model.hidden(batch.inputs)[:, batch.scored].flatten(0, 1), batch.targets.flatten()
+def _losses(model: Model, unit: str, batch: Batch, states: Sequence[Tensor]) -> Tensor:
+    """-ln p of a batch's targets: (B, S) float64 on the CPU.   states: what the last layer gave where they are."""
+    (hidden,), targets = states, batch.targets.flatten()
     start = model.decoder.softmax_start if unit == "pair" else 0.0
     step, out = max(1, _SLICE // model.decoder.vocab_size), []
     for first in range(0, len(targets), step):

@@ -23,13 +23,14 @@ from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
-from llmconv.runtime.load import load
+from llmconv.runtime.load import load, pick_device
 from llmconv.runtime.measure import sweep_report, texts
 from llmconv.runtime.measure.chunks import Window, work_on
 from llmconv.runtime.measure.compare import Comparison, compare
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
 from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, identity_of, write_text
+from llmconv.runtime.streamed.memory import Memory, limit
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
 
@@ -43,6 +44,7 @@ def sweep(
     context: int = 0,
     chunks: int = 0,
     device: str = "auto",
+    memory: Memory = None,
     keep: bool = True,
     plots: bool = True,
     force: bool = False,
@@ -53,6 +55,7 @@ def sweep(
     """Quantize `model` to each of `types`, measure each against it over `text`, and write a report into `output`.
 
     types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
+    memory: as `perplexity` takes it, for the two models that are compared.
     keep: leave the quantized files in the folder; else each is removed once measured.
     plots: draw plot.svg.  force: start over where another sweep's state lies.
     progress: called with each `Step` of quantizing and, with the type as its item, of evaluating.
@@ -60,7 +63,7 @@ def sweep(
     Writes report.md, report.json, report.html, plot.svg and a model card (README.md, unless there is one of somebody's
     own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
-    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, progress)
+    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, memory, progress)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
@@ -122,6 +125,7 @@ class _Job:
     output: Path
     window: Window
     device: str
+    memory: Memory
     progress: Progress | None
 
     def file(self, name: str) -> Path:
@@ -158,7 +162,8 @@ class _Job:
     def evaluate(self, names: list[str], state: State, keep: bool) -> None:
         """Each type that has no row yet against the original, which is loaded once."""
         missing = [name for name in names if name not in state.rows]
-        original = load(self.model, self.device) if missing else None
+        most = limit(self.memory, pick_device(self.device))
+        original = load(self.model, self.device, memory=most and most // 2) if missing else None
         for name in missing:
             assert original is not None
             started = time.perf_counter()
@@ -169,6 +174,7 @@ class _Job:
                 context=self.window.context,
                 chunks=self.window.chunks,
                 device=self.device,
+                memory=most,
                 progress=self.told(name),
             )
             state.base = {

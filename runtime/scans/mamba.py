@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.runtime.mlp import activation
+from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, wide
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.runtime.mlp import activation
+from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, in_chunks, wide
 
@@ -45,9 +45,10 @@ def mamba2(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
 
 def _gated(block: LayerPieces, x: Tensor, gate: Tensor, groups: int) -> Tensor:
     """Gated, and normed by groups where there is a norm."""
-    x = x * F.silu(gate)
+    first = block.spec.scan is not None and block.spec.scan.norm_first
+    x = x if first else x * F.silu(gate)
     out: Tensor = x if block.ssm_norm is None else block.ssm_norm(x.reshape(*x.shape[:-1], groups, -1)).flatten(-2)
-    return out
+    return out * F.silu(gate) if first else out
 
 
 def state_space(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from llmconv.errors import Cancelled, LlmconvError, at
 from llmconv.progress import Progress, Step
 from llmconv.runtime.measure.chunks import device_errors
-from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.export import check_exports
-from llmconv.runtime.training.finish import Trained, finish
-from llmconv.runtime.training.log import Log
 from llmconv.runtime.training.optim import learning_rate
 from llmconv.runtime.training.parallel import alone, assemble
 from llmconv.runtime.training.plan import Run, check_inputs, plan
+from llmconv.runtime.training.saving import state
+from llmconv.runtime.training.saving.export import check_exports
+from llmconv.runtime.training.saving.finish import Trained, finish
+from llmconv.runtime.training.saving.log import Log
 from llmconv.runtime.training.step import Done, train_step, validate
 from llmconv.runtime.training.stop import Stop
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,14 +16,13 @@ from torch import distributed, nn
 
 from llmconv.errors import LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import FROM_AFAR
 from llmconv.formats.tensor import Tensor
-from llmconv.runtime.load import build, pick_device, read_tensor
+from llmconv.runtime.load import build, pick_device
 from llmconv.runtime.model import Model
+from llmconv.runtime.reading import read_tensor
 
 __all__ = ["Team", "alone", "assemble", "build_model", "left_alone", "wrap"]
-
-_FROM_AFAR = re.compile(r"gloo/|TCPStore|ProcessGroup|NCCL|ncclComm|Connection (closed|reset) by peer")
-"""What torch's errors speak of when another process of the run is gone."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def assemble(device: str, parallel: str) -> Team:
 
 def left_alone(error: BaseException) -> bool:
     """Whether an error of torch's says that another process of the run is gone."""
-    return isinstance(error, getattr(distributed, "DistError", ())) or bool(_FROM_AFAR.search(str(error)))
+    return isinstance(error, getattr(distributed, "DistError", ())) or bool(FROM_AFAR.search(str(error)))
 
 
 @contextlib.contextmanager

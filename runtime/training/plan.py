@@ -16,14 +16,14 @@ from llmconv.convert.tables.presets import preset
 from llmconv.errors import BadFile, LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress, Step
-from llmconv.runtime.training import state
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Cut, Pairs, Stream, highest, load_data
-from llmconv.runtime.training.export import check_layout
-from llmconv.runtime.training.folder import enter, locked
 from llmconv.runtime.training.inputs import fingerprints, runs_left_out, text_bytes
 from llmconv.runtime.training.learner import Learner, make_learner
 from llmconv.runtime.training.parallel import Team
+from llmconv.runtime.training.saving import state
+from llmconv.runtime.training.saving.export import check_layout
+from llmconv.runtime.training.saving.folder import enter, locked
 from llmconv.runtime.training.start import (
     context_of,
     opened,

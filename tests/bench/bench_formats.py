@@ -22,8 +22,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
 

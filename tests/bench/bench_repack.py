@@ -1,8 +1,9 @@
-"""Repacking a GPTQ folder to a GGUF, with and without its proof, beside a flushed copy of the larger side.
+"""Repacking beside a flushed copy of the larger side, and packed sources of a quantization beside the same in F16.
 
-python tests/bench/bench_repack.py [--layers 4] [--folder DIR] [--jobs 2]
+python tests/bench/bench_repack.py [--layers 1] [--rounds 3] [--folder DIR] [--jobs 2]
 
-Prints seconds, the peak of memory of the process, and the ratio to the copy.
+Prints a table: seconds and processor seconds, the least of interleaved rounds, each a process of its own that starts
+Python, and the peak of its memory.
 """
 
 from __future__ import annotations
@@ -10,38 +11,85 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import llmconv
 from llmconv import formats
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
 DIM, FFN, GROUP = 4096, 11008, 128
+WAYS = (
+    ("gptq", "a.gguf", "REPACK"),
+    ("awq", "b.gguf", "REPACK"),
+    ("packed", "c.gguf", "REPACK"),
+    ("gptq", "d", "W4A16"),
+    ("a.gguf", "e", "W4A16"),
+    ("a.gguf", "f", "MLX"),
+)
+QUANTIZED = ("Q8_0", "Q4_K_M")
+_RUN = """
+import resource, sys, time
+start = time.perf_counter()
+import llmconv
+source, target, kind, jobs = sys.argv[1:]
+result = llmconv.quantize(source, target, kind, jobs=int(jobs), force=True)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, result.output.proof)
+"""
+_COPY = """
+import os, shutil, sys, time
+start = time.perf_counter()
+shutil.copyfile(sys.argv[1], sys.argv[2])
+with open(sys.argv[2], "rb") as file:
+    os.fsync(file.fileno())
+print(time.perf_counter() - start, 0)
+"""
 
 
-def model(path: Path, layers: int) -> int:
-    """A Llama of 4 bits, symmetric; its weights."""
+def words(rng: Any, *shape: int) -> Any:
+    return rng.integers(-(1 << 31), 1 << 31, shape, np.int32)
+
+
+def scales(rng: Any, *shape: int) -> Any:
+    return rng.uniform(0.01, 0.1, shape).astype(np.float16)
+
+
+def gptq(rng: Any, n: int, k: int) -> dict[str, Any]:
+    zeros = np.full((k // GROUP, n // 8), 0x77777777, np.int32)
+    return {"qweight": words(rng, k // 8, n), "qzeros": zeros, "scales": scales(rng, k // GROUP, n)}
+
+
+def awq(rng: Any, n: int, k: int) -> dict[str, Any]:
+    zeros = words(rng, k // GROUP, n // 8)
+    return {"qweight": words(rng, k, n // 8), "qzeros": zeros, "scales": scales(rng, k // GROUP, n)}
+
+
+def packed(rng: Any, n: int, k: int) -> dict[str, Any]:
+    shape = np.int64([n, k])
+    return {"weight_packed": words(rng, n, k // 8), "weight_scale": scales(rng, n, k // GROUP), "weight_shape": shape}
+
+
+def halves(rng: Any, n: int, k: int) -> dict[str, Any]:
+    return {"weight": (rng.standard_normal((n, k), np.float32) * 0.02).astype(np.float16)}
+
+
+def model(path: Path, layers: int, stored: Callable[[Any, int, int], dict[str, Any]], settings: Any) -> int:
+    """A Llama whose layers are stored that way; its weights."""
     rng = np.random.default_rng(0)
     made, count = Checkpoint(dialect="plain"), 0
     shapes = {f"self_attn.{x}_proj": (DIM, DIM) for x in "qkvo"}
     shapes |= {"mlp.gate_proj": (FFN, DIM), "mlp.up_proj": (FFN, DIM), "mlp.down_proj": (DIM, FFN)}
     for i in range(layers):
         for name, (n, k) in shapes.items():
-            stem = f"model.layers.{i}.{name}"
-            groups, count = k // GROUP, count + n * k
-            words = rng.integers(-(1 << 31), 1 << 31, (k // 8, n), dtype=np.int32)
-            made.add(Tensor.from_array(f"{stem}.qweight", words))
-            made.add(Tensor.from_array(f"{stem}.qzeros", np.full((groups, n // 8), 0x77777777, np.int32)))
-            made.add(Tensor.from_array(f"{stem}.scales", rng.uniform(0.01, 0.1, (groups, n)).astype(np.float16)))
+            count += n * k
+            for end, array in stored(rng, n, k).items():
+                made.add(Tensor.from_array(f"model.layers.{i}.{name}.{end}", array))
         for name in ("input_layernorm", "post_attention_layernorm"):
             made.add(Tensor.from_array(f"model.layers.{i}.{name}.weight", np.ones(DIM, np.float16)))
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -50,46 +98,72 @@ def model(path: Path, layers: int) -> int:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": DIM, "vocab_size": 1000}
     config |= {"intermediate_size": FFN, "num_hidden_layers": layers, "num_attention_heads": 32, "rms_norm_eps": 1e-5}
     config |= {"num_key_value_heads": 32, "max_position_embeddings": 512, "tie_word_embeddings": False}
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(config | ({"quantization_config": settings} if settings else {})))
     formats.by_name("safetensors").save(made, path / "model.safetensors")
     return count
 
 
-def copied(source: Path, target: Path) -> float:
-    start = time.perf_counter()
-    shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-    return time.perf_counter() - start
+def run(program: str, *arguments: Any) -> tuple[float, float, int]:
+    """Seconds, processor seconds and megabytes of a process."""
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True, capture_output=True)
+    after = os.times()
+    seconds, megabytes, *_ = done.stdout.decode().split(maxsplit=2)
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return float(seconds), used, int(megabytes)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())
+
+
+def largest(path: Path) -> Path:
+    return path if path.is_file() else max(path.iterdir(), key=lambda p: p.stat().st_size)
+
+
+def least(found: list[tuple[float, float, int]]) -> tuple[float, float, int]:
+    return min(f[0] for f in found), min(f[1] for f in found), max(f[2] for f in found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.only:
-        start = time.perf_counter()
-        result = llmconv.quantize(args.only / "in", args.only / "out.gguf", "REPACK", jobs=args.jobs, force=True)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = used.ru_utime + used.ru_stime
-        print(
-            f"{time.perf_counter() - start:.2f} s, {cpu:.1f} of CPU, {used.ru_maxrss >> 10} MB, {result.output.proof}"
-        )
-        return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        count = model(folder / "in", args.layers)
-        for _ in range(2):
-            subprocess.run([sys.executable, __file__, "--only", folder, "--jobs", str(args.jobs)], check=True)
-            seconds = copied(folder / "out.gguf", folder / "copy.gguf")
+        model(folder / "gptq", args.layers, gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP})
+        model(folder / "awq", args.layers, awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP})
+        model(folder / "packed", args.layers, packed, {"quant_method": "compressed-tensors"})
+        count = model(folder / "f16", args.layers, halves, None)
+        print(f"{count / 1e6:.0f} million weights, {args.jobs} threads, least of {args.rounds} rounds\n")
+        print("| from | to | s | CPU s | flushed copy, s | CPU s | ratio | CPU ns a weight | peak MB |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for source, target, kind in WAYS:
+            run(_RUN, folder / source, folder / target, kind, args.jobs)  # kernels are compiled once
+            ours, copies = [], []
+            for _ in range(args.rounds):
+                ours.append(run(_RUN, folder / source, folder / target, kind, args.jobs))
+                larger = max((largest(folder / source), largest(folder / target)), key=size)
+                copies.append(run(_COPY, larger, folder / "copy"))
+            (s, cpu, peak), (copy_s, copy_cpu, _) = least(ours), least(copies)
+            called = "GGUF, Q4_0" if source.endswith("gguf") else source
+            to = "GGUF" if kind == "REPACK" else kind
             print(
-                f"copy, flushed: {seconds:.2f} s of {(folder / 'out.gguf').stat().st_size >> 20} MB; {count:,} weights"
+                f"| {called} | {to} | {s:.2f} | {cpu:.2f} | {copy_s:.2f} | {copy_cpu:.2f} | {s / copy_s:.2f} | "
+                f"{1e9 * cpu / count:.1f} | {peak} |"
             )
+        print("\n| quantized to | from F16, CPU s | from AWQ | more | from GPTQ | more |\n|---|---|---|---|---|---|")
+        for kind in QUANTIZED:
+            found: dict[str, list[tuple[float, float, int]]] = {"f16": [], "awq": [], "gptq": []}
+            for _ in range(args.rounds):
+                for source, times in found.items():
+                    times.append(run(_RUN, folder / source, folder / "q.gguf", kind, args.jobs))
+            floats, *others = (least(times)[1] for times in found.values())
+            print(f"| {kind} | {floats:.2f} |", *(f"{t:.2f} | {t / floats - 1:+.0%} |" for t in others))
 
 
 if __name__ == "__main__":

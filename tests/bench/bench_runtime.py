@@ -35,8 +35,8 @@ DIM, FF, HEADS, KV, VOCAB, TOKENS = 2048, 5632, 32, 4, 32000, 512
 
 def make(path: Path, layers: int, kind: str, dim: int = DIM, vocab: int = VOCAB) -> Path:
     """A GGUF of that shape with random weights, tensors stored as `kind`; of another width in proportion."""
-    from llmconv.formats import gguf_file
     from llmconv.formats.checkpoint import Checkpoint
+    from llmconv.formats.gguf import gguf_file
     from llmconv.formats.tensor import Tensor
     from llmconv.quant.block import by_name
 

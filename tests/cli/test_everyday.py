@@ -163,7 +163,7 @@ def test_the_first_use_of_a_kernel_says_that_it_compiles(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once at a terminal, kept from pipes and --quiet; programs find it in the log."""
-    from llmconv.quant.kernels import cache
+    from llmconv.quant.kernels.compiling import cache
 
     log = logging.getLogger("llmconv.kernels")
     said: list[str] = []

@@ -66,7 +66,7 @@ def numeric() -> list[tuple[str, str, Any]]:
     """(command, option or "" for an argument, its numbers)."""
     found = []
     for name, (module, _) in COMMANDS.items():
-        for parameter in getattr(importlib.import_module(module), name.replace("-", "_")).params:
+        for parameter in getattr(importlib.import_module(f"llmconv.cli.{module}"), name.replace("-", "_")).params:
             option = max(parameter.opts, key=len) if isinstance(parameter, click.Option) else ""
             if isinstance(parameter.type, click.types.FloatParamType):
                 found.append((name, option, REAL))

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import llmconv
 from llmconv import formats
 from llmconv.cli import cli
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 
 torch = pytest.importorskip("torch")
 

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from llmconv.errors import BadFile, OutputError, Unsupported, UsageError
-from llmconv.formats import gguf_file, limits
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.gguf_types import CARRIED, Carried, ggml_type
-from llmconv.formats.gguf_values import Arrays, Strings
+from llmconv.formats.gguf import gguf_file
+from llmconv.formats.gguf.gguf_types import CARRIED, Carried, ggml_type
+from llmconv.formats.gguf.gguf_values import Arrays, Strings
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import types
 

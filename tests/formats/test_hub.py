@@ -279,5 +279,5 @@ def test_the_cache_on_demand(hub, folder, tmp_path, monkeypatch):
 
 
 def test_outputs_are_written_to_a_disk(hub, folder):
-    with pytest.raises(LlmconvError, match="upload it then"):
+    with pytest.raises(LlmconvError, match="then llmconv upload it"):
         llmconv.convert_file(folder, "hf://me/toy.gguf")

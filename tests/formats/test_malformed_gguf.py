@@ -14,8 +14,9 @@ import pytest
 from faulty_gguf import BAD, GOOD, array, file, key, text
 
 from llmconv.errors import BadFile, LlmconvError, Unsupported
-from llmconv.formats import gguf_file, limits
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 pytestmark = pytest.mark.usefixtures("no_flush")

@@ -17,7 +17,7 @@ import llmconv
 from llmconv.errors import BadFile, OutputError, Unsupported, UsageError
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.gguf_types import ggml_type
+from llmconv.formats.gguf.gguf_types import ggml_type
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 

@@ -14,11 +14,11 @@ import pytest
 from failing import raising
 
 from llmconv.errors import BadFile, UsageError
-from llmconv.formats import copying, stream
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.source import Source
-from llmconv.formats.target import Item, Sink, Target
 from llmconv.formats.tensor import Extent, Tensor
+from llmconv.formats.writing import copying, stream
+from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.quant import by_name
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmconv.errors import LlmconvError
-from llmconv.formats import gguf_file, json_file, msgpack_file, safetensors_file
+from llmconv.formats import json_file, msgpack_file, safetensors_file
+from llmconv.formats.gguf import gguf_file
 
 FOLDER = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
 _file = FOLDER / f"llmconv-fuzz-{os.getpid()}"

@@ -58,6 +58,7 @@ REFUSED = {
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
     "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
+    "falcon-h1-normed-tied": ("bytes", "it multiplies the biases of queries and values as if they were weights"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
@@ -90,6 +91,9 @@ PATCHES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group")),
     },
     "nemotron-h-moe": {"norm_eps": 1e-5, "hybrid_override_pattern": "ME*"},
+    "falcon-h1": {"head_dim": 16, "rope_theta": 10000.0},
+    "falcon-h1-bf16": {"head_dim": 16, "rope_theta": 10000.0},
+    "falcon-h1-normed-tied": {"head_dim": 16, "rope_theta": 10000.0},
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
@@ -137,6 +141,8 @@ EXTRA_KEYS: dict[str, set[str]] = {
     },
     "qwen3next": {"expert_weights_norm"},
     "jamba": {"moe_layers"},
+    "falcon-h1": {"logit_scale", "ssm.norm_before_gate", "scaled_by.ssm", "scaled_by.mlp"}
+    | {f"scaled_by.{n}" for n in ("attention_in", "attention_out", "key", "ssm_in", "ssm_out", "embedding", "lm_head")},
     "kimi-linear": {"expert_gating_func", "rope.freq_base"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
     "orion": {"rope.freq_base"},

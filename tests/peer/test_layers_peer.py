@@ -117,6 +117,10 @@ def test_keras(tmp_path: Path, keras: Any, kind: str, ending: str) -> None:
     given = np.eye(vocab)[[IDS]] if "one-hot" in kind else np.array([IDS])
     wanted = np.asarray(model.predict(given, verbose=0)).reshape(-1, vocab)
     assert np.abs(chances(tmp_path / f"m{ending}")[-len(wanted) :] - wanted).max() < 1e-6
+    llmconv.convert_file(tmp_path / f"m{ending}", tmp_path / "m.gguf")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / f"back{ending}")
+    again = keras.models.load_model(tmp_path / f"back{ending}")
+    assert np.array_equal(np.asarray(again.predict(given, verbose=0)).reshape(-1, vocab), wanted)
 
 
 def _attending(keras: Any, causal: bool = True) -> Any:

@@ -12,7 +12,7 @@ import synthetic
 
 from llmconv.convert.dialects import hf
 from llmconv.convert.writing.quantize import quantize
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES
 

@@ -230,12 +230,14 @@ def test_a_bare_cpu_gives_the_same_bytes(root, tmp_path, cpu):
     assert bare == run_check(root, names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["/dev/null/cache", ""])
 def test_kernels_work_without_a_cache_folder(root, folder):
     environment = {"LLMCONV_CACHE_DIR": folder} if folder else {"HOME": "/dev/null", "XDG_CACHE_HOME": ""}
     assert run_check(root, ["Q8_0"], **environment)
 
 
+@pytest.mark.slow
 def test_kernels_are_kept_under_a_name_of_their_sources(root, tmp_path):
     first = run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path))
     (folder,) = (tmp_path / "llmconv").iterdir()
@@ -249,6 +251,7 @@ def test_kernels_are_kept_under_a_name_of_their_sources(root, tmp_path):
     assert run_check(root, ["Q8_0"], LLMCONV_CACHE_DIR=str(tmp_path)) == first
 
 
+@pytest.mark.slow
 def test_kept_kernels_need_no_numba(root, tmp_path):
     code = "import numpy as np, sys; from llmconv.quant import by_name; "
     code += "by_name('Q8_0').encode(np.ones((1, 32), np.float32)); print('numba' in sys.modules)"

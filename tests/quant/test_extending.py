@@ -64,7 +64,7 @@ def test_a_gguf_holds_a_type_that_has_a_number(run: Callable[..., str]) -> None:
     code = """
 import numpy as np, llmconv
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 rng = np.random.default_rng(0)
 made = Checkpoint(metadata={"general.architecture": "x"})

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from llmconv.errors import UsageError
-from llmconv.quant import by_name, iq_tables
+from llmconv.quant import by_name
+from llmconv.quant.blocks import iq_tables
 from llmconv.quant.kernels.terms.levels import LOG2_ROUNDS_UP
 
 GGUF = ["TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ4_NL", "IQ4_XS"]

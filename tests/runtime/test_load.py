@@ -10,7 +10,7 @@ import pytest
 
 import llmconv
 from llmconv import formats
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")

@@ -28,6 +28,7 @@ def test_the_rounding_is_the_types_and_gradients_go_through() -> None:
     assert torch.equal(weight.grad, torch.arange(64).float().expand(8, 64))
 
 
+@pytest.mark.slow
 def test_better_than_rounding_afterwards(root: Path, tmp_path: Path) -> None:
     pairs, model = root / "examples" / "pairs.json", tmp_path / "m.gguf"
     llmconv.convert_file(root / "examples" / "simple-36k.json", model)

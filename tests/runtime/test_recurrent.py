@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +122,15 @@ def matrix_n(w: Any) -> dict[str, Any]:
     return {"n": w.shape[0], "d": w.shape[1], "w": {str(i): x for i, x in enumerate(w.reshape(-1).tolist())}}
 
 
-def recurrentjs(names: str, layers: int, hidden: int = 4, letters: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
+def recurrentjs(names: str, sizes: Sequence[int], letters: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
     weights: dict[str, Any] = {"Wil": normal(len(LETTERS) + 1, letters)}
-    for i in range(layers):
+    for i, hidden in enumerate(sizes):
         for g in names:
             x, h, b = (f"W{g}x{i}", f"W{g}h{i}", f"b{g}{i}") if g != "R" else (f"Wxh{i}", f"Whh{i}", f"bhh{i}")
-            weights |= {x: normal(hidden, hidden if i else letters), h: normal(hidden, hidden), b: normal(hidden)}
+            weights |= {x: normal(hidden, sizes[i - 1] if i else letters), h: normal(hidden, hidden), b: normal(hidden)}
     weights |= {"Whd": normal(len(LETTERS) + 1, hidden), "bd": normal(len(LETTERS) + 1)}
     tree = {
-        "hidden_sizes": [hidden] * layers,
+        "hidden_sizes": list(sizes),
         "letter_size": letters,
         "model": {k: matrix_n(v) for k, v in weights.items()},
         "letterToIndex": {c: i + 1 for i, c in enumerate(LETTERS)},
@@ -139,11 +140,12 @@ def recurrentjs(names: str, layers: int, hidden: int = 4, letters: int = 3) -> t
     return weights, tree
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_recurrentjs_lstm(tmp_path: Path, layers: int) -> None:
-    w, tree = recurrentjs("ifoc", layers)
+@pytest.mark.parametrize("sizes", [[4], [4, 4], [5, 5, 3]])
+def test_recurrentjs_lstm(tmp_path: Path, sizes: list[int]) -> None:
+    w, tree = recurrentjs("ifoc", sizes)
+    layers = len(sizes)
     path = converted(tmp_path, tree, "recurrentjs")
-    h, c, wanted = [np.zeros(4)] * layers, [np.zeros(4)] * layers, []
+    h, c, wanted = [np.zeros(n) for n in sizes], [np.zeros(n) for n in sizes], []
     for i in IDS:
         x = w["Wil"][i]
         for k in range(layers):
@@ -156,7 +158,7 @@ def test_recurrentjs_lstm(tmp_path: Path, layers: int) -> None:
 
 
 def test_recurrentjs_rnn(tmp_path: Path) -> None:
-    w, tree = recurrentjs("R", 1)
+    w, tree = recurrentjs("R", [4])
     path = converted(tmp_path, tree, "recurrentjs-rnn")
     h, wanted = np.zeros(4), []
     for i in IDS:
@@ -196,26 +198,26 @@ def brain_step(cell: str, w: dict[str, Any], x: Any, h: Any, c: Any) -> tuple[An
     return (1 - z) * np.tanh(part("cellWrite", r * h)) + h * z, c
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("sizes", [[4], [4, 4], [5, 3]])
 @pytest.mark.parametrize("cell", BRAIN)
-def test_brain_js(tmp_path: Path, cell: str, layers: int) -> None:
-    vocab, size, hidden = len(LETTERS) + 1, 5, 4
-    embed, head, bias = normal(vocab, size), normal(vocab, hidden), normal(vocab)
+def test_brain_js(tmp_path: Path, cell: str, sizes: list[int]) -> None:
+    vocab, size, layers = len(LETTERS) + 1, 5, len(sizes)
+    embed, head, bias = normal(vocab, size), normal(vocab, sizes[-1]), normal(vocab)
     stack = []
-    for k in range(layers):
-        width = hidden if k else size
+    for k, hidden in enumerate(sizes):
+        width = sizes[k - 1] if k else size
         shapes = ((hidden, width), (hidden, hidden), (hidden,))
         stack.append({n: normal(*s) for names in BRAIN[cell].values() for n, s in zip(names, shapes, strict=True)})
     tree = {
         "type": cell.upper(),
-        "options": {"hiddenLayers": [hidden] * layers, "dataFormatter": {"characters": list(LETTERS)}},
+        "options": {"hiddenLayers": sizes, "dataFormatter": {"characters": list(LETTERS)}},
         "input": rows_columns(embed),
         "hiddenLayers": [{n: rows_columns(v) for n, v in layer.items()} for layer in stack],
         "outputConnector": rows_columns(head),
         "output": rows_columns(bias),
     }
     path = converted(tmp_path, tree, f"brain-{cell}")
-    h, c, wanted = [np.zeros(hidden)] * layers, [np.zeros(hidden)] * layers, []
+    h, c, wanted = [np.zeros(n) for n in sizes], [np.zeros(n) for n in sizes], []
     for i in IDS:
         x = embed[i]
         for k in range(layers):

@@ -10,7 +10,7 @@ import pytest
 
 import llmconv
 from llmconv import formats
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")
@@ -44,6 +44,7 @@ def stored_as(path: Path, type_name: str, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_float32_at_128(stories: Path, sample: Path) -> None:
     found = llmconv.perplexity(stories / "stories260K-f32.gguf", sample, context=128, device="cpu")
     assert f"{found.perplexity:.4f}" == "6.0255"

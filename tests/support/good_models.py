@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.translate import translate
-from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 # Good models, small enough to be made anew for each test.

@@ -119,6 +119,9 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     prefix = changes.get("prefix", arch.prefixes[0])
     rng = np.random.default_rng(7)
     out = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
+    for scalar in arch.scalars:
+        for name in scalar.names(dims, prefix):
+            out.add(Tensor.from_array(name, np.full(scalar.shape, 0.5, np.float32)))
     for slot in arch.slots(dims):
         if not (arch.expected(slot.row, config) or changes.get("all_rows")):
             continue

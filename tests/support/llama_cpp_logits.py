@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 
 
 def with_a_vocabulary(metadata: dict[str, Any], n: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab import Vocab, from_words
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.initial import fresh_checkpoint

@@ -113,8 +113,8 @@ def write_importance(path: Path, seed: int = 1, **sizes: Any) -> Path:
 
 def write_exact(path: Path) -> Path:
     """A small Llama in F16 whose every byte is given here, by integers alone: what recorded hashes are of."""
-    from llmconv.formats import gguf_file
     from llmconv.formats.checkpoint import Checkpoint
+    from llmconv.formats.gguf import gguf_file
     from llmconv.formats.tensor import Tensor
 
     sizes = {"n_layer": 8, "n_vocab": 32, "n_ff": 288}

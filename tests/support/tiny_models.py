@@ -80,6 +80,19 @@ _MAMBA2 = SMALL | {
     "mamba_d_state": 16,
     "mamba_chunk_size": 16,
 }
+_FALCON_H1 = {k: v for k, v in _MAMBA2.items() if k not in ("layer_types", "num_experts_per_tok")} | {
+    "mamba_d_ssm": 128,
+    "mamba_norm_before_gate": False,
+    "attention_in_multiplier": 1.25,
+    "attention_out_multiplier": 0.9375,
+    "key_multiplier": 0.390625,
+    "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.23570226039551587,
+    "ssm_multipliers": [0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.7],
+    "mlp_multipliers": [0.8838834764831845, 0.5859375],
+    "embedding_multiplier": 5.656854249492381,
+    "lm_head_multiplier": 0.0390625,
+}
 _NEMOTRON = {k: v for k, v in SMALL.items() if k != "num_hidden_layers"} | {
     "head_dim": 24,
     "mamba_num_heads": 8,
@@ -149,6 +162,8 @@ class Tiny:
     task: str = "CausalLM"
     further: bool = False
     """Whether a layer for further tokens lies beside it, as Qwen's do; transformers leaves it out."""
+    rounded: bool = False
+    """Whether its GGUF holds rounded products, so that its logits are only near."""
 
 
 _llama3 = {
@@ -568,6 +583,14 @@ MODELS: dict[str, Tiny] = {
             "embedding_multiplier": 12.0,
         },
         "bfloat16",
+    ),
+    "falcon-h1": Tiny("falcon_h1", "falcon-h1", _FALCON_H1),
+    "falcon-h1-bf16": Tiny("falcon_h1", "falcon-h1", _FALCON_H1, "bfloat16", rounded=True),
+    "falcon-h1-normed-tied": Tiny(
+        "falcon_h1",
+        "falcon-h1",
+        _FALCON_H1
+        | dict.fromkeys(("tie_word_embeddings", "mamba_rms_norm", "mamba_norm_before_gate", "attention_bias"), True),
     ),
     "nemotron-h": Tiny(
         "nemotron_h", "nemotron_h", _NEMOTRON | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}

@@ -16,7 +16,7 @@ from commands import command, fault_of, run
 from folders import snapshot
 from malformed import Case
 
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 
 CASES = malformed.cases()
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -17,7 +17,7 @@ import llmconv
 
 SLOW = """
 import os, sys, time
-from llmconv.formats import target
+from llmconv.formats.writing import target
 write = target.write_at
 def slow(*args):
     write(*args); print("ready", flush=True); time.sleep(20)

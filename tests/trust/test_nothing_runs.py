@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import malformed
+import pytest
 from commands import command
 from good_models import CONFIG, changed, write_hf
 from simple_model import document
@@ -48,6 +49,7 @@ def guarded(tmp_path: Path, lines: list[list[object]], allowed: set[str]) -> lis
     return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("exit ")]
 
 
+@pytest.mark.slow
 def test_no_command_goes_to_the_network(tmp_path: Path, good: Path, text: Path) -> None:
     hf = write_hf(tmp_path / "hf")
     (tmp_path / "model.json").write_text(json.dumps(document(heads=2)))

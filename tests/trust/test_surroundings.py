@@ -18,8 +18,8 @@ from commands import command, fault_of, run
 from good_models import write_hf
 
 import llmconv
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 
@@ -97,6 +97,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, good: Path, kind: str)
     assert [p.name for p in closed.iterdir()] == ["m.gguf"] and (closed / "m.gguf").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="drops root's rights as Linux does")
 @pytest.mark.parametrize("what", ["file", "folder", "side file"])
 def test_an_input_that_may_not_be_read(tmp_path: Path, good: Path, what: str) -> None:
@@ -181,6 +182,7 @@ def test_names_that_are_not_utf_8(tmp_path: Path, good: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_closed_and_full_streams(tmp_path: Path, good: Path) -> None:
     base = f"{sys.executable} -m llmconv"
     for line, codes in (
@@ -213,6 +215,7 @@ LIMITS: dict[str, tuple[int, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIMITS)
 def test_low_limits(tmp_path: Path, good: Path, name: str) -> None:
     which, value = LIMITS[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, attention, linear, norm
+from llmconv.convert.archs.parts import COMMON_BUT_EPSILON, EMBEDDINGS, HEAD_DIM, attention, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
 from llmconv.convert.tables.loader import MLP_BIASES_UNGATED, OUT_BIAS, Loader
 
@@ -12,7 +12,7 @@ JAIS2 = Architecture(
     "jais2",
     (HfName("Jais2ForCausalLM", "jais2"),),
     keys=(
-        *(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon"),
+        *COMMON_BUT_EPSILON,
         *HEAD_DIM,
         *keys("""
             attention.layer_norm_epsilon    f32   layer_norm_eps    1e-5

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, linear, norm, shifted
+from llmconv.convert.archs.parts import (
+    COMMON_BUT_EPSILON,
+    LAYER_NORMS,
+    attention,
+    linear,
+    norm,
+    shifted,
+)
 from llmconv.convert.archs.rope import ROPE_FREQS, partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys
 from llmconv.convert.tables.loader import AS_WIDE, DIVISORS, HEAD, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
-
-_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
-
-_head = EMBEDDINGS[2]
-
-_layer_norms = (
-    EMBEDDINGS[0],
-    *norm("output_norm", "{p}norm"),
-    _head,
-    *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
-)
 
 _nemotron_finish, _nemotron_rebuild = partial_rotary("partial_rotary_factor|rope_percent", 0.5)
 
@@ -36,7 +32,7 @@ NEMOTRON = Architecture(
     "nemotron",
     (HfName("NemotronForCausalLM", "nemotron"),),
     keys=(
-        *_common,
+        *COMMON_BUT_EPSILON,
         *keys("""
             attention.layer_norm_epsilon    f32   norm_eps|layer_norm_eps   1e-5
             attention.layer_norm_rms_epsilon  f32   norm_eps|rms_norm_eps     1e-5
@@ -46,7 +42,7 @@ NEMOTRON = Architecture(
         """),
     ),
     rows=(
-        *shifted((*_layer_norms, *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm"))),
+        *shifted((*LAYER_NORMS, *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm"))),
         *attention(),
         *linear("blk.{i}.ffn_up", _at + "mlp.up_proj", "n_ff", "n_embd", bias="mlp_bias"),
         *linear("blk.{i}.ffn_down", _at + "mlp.down_proj", "n_embd", "n_ff", bias="mlp_bias"),

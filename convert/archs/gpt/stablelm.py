@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, gated_mlp, norm
+from llmconv.convert.archs.parts import COMMON_BUT_EPSILON, LAYER_NORMS, attention, gated_mlp, norm
 from llmconv.convert.archs.rope import partial_rotary
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Stack
 
 _at = "{p}layers.{i}."
-
-_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
-
-_head = EMBEDDINGS[2]
-
-_layer_norms = (
-    EMBEDDINGS[0],
-    *norm("output_norm", "{p}norm"),
-    _head,
-    *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
-)
 
 _finish, _rebuild = partial_rotary("partial_rotary_factor|rope_pct", 0.25)
 
@@ -39,14 +28,14 @@ STABLELM = Architecture(
         HfName("LlavaStableLMEpochForCausalLM", "llava_stablelm_epoch"),
     ),
     keys=(
-        *_common,
+        *COMMON_BUT_EPSILON,
         *keys("""
             attention.layer_norm_epsilon    f32   layer_norm_eps|norm_eps     1e-5
             use_parallel_residual           bool  use_parallel_residual       false
         """),
     ),
     rows=(
-        *_layer_norms,
+        *LAYER_NORMS,
         *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm", optional=_norm_between),
         *attention(bias="use_qkv_bias", out_bias=True),
         row(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.gpt.gpt2 import GPT2, attention_scale, read_attention_scale
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, attention, linear, norm
+from llmconv.convert.archs.parts import COMMON_BUT_EPSILON, LAYER_NORMS, attention, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, SwapRows
@@ -57,29 +57,18 @@ STARCODER = STARCODER.extended(_heads_apart)
 
 _at = "{p}layers.{i}."
 
-_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
-
-_head = EMBEDDINGS[2]
-
-_layer_norms = (
-    EMBEDDINGS[0],
-    *norm("output_norm", "{p}norm"),
-    _head,
-    *norm("blk.{i}.attn_norm", _at + "input_layernorm"),
-)
-
 STARCODER2 = Architecture(
     "starcoder2",
     (HfName("Starcoder2ForCausalLM", "starcoder2"),),
     keys=(
-        *_common,
+        *COMMON_BUT_EPSILON,
         *keys("""
             attention.layer_norm_epsilon    f32   norm_epsilon              1e-5
             attention.sliding_window        u32   sliding_window
         """),
     ),
     rows=(
-        *_layer_norms,
+        *LAYER_NORMS,
         *norm("blk.{i}.ffn_norm", _at + "post_attention_layernorm"),
         *attention(bias="use_bias"),
         *linear("blk.{i}.ffn_up", _at + "mlp.c_fc", "n_ff", "n_embd", bias="use_bias"),

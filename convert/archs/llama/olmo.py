@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, EXPERTS, NORMS, attention, experts, gated_mlp
+from llmconv.convert.archs.parts import (
+    COMMON,
+    COMMON_BUT_EPSILON,
+    EMBEDDINGS,
+    EXPERTS,
+    NORMS,
+    attention,
+    experts,
+    gated_mlp,
+)
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
-
-_common = tuple(k for k in COMMON if k.gguf != "attention.layer_norm_rms_epsilon")
 
 _head = EMBEDDINGS[2]
 
@@ -22,7 +29,7 @@ OLMO = Architecture(
     "olmo",
     (HfName("OlmoForCausalLM", "olmo"), HfName("OLMoForCausalLM", "hf_olmo")),
     keys=(
-        *_common,
+        *COMMON_BUT_EPSILON,
         *keys("""
             attention.layer_norm_epsilon    f32   -             1e-5
             attention.clamp_kqv             f32   clip_qkv

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.llama.granite import GRANITE_MOE
-from llmconv.convert.archs.parts import attention
+from llmconv.convert.archs.parts import attention, each_layer
 from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan, only
 from llmconv.convert.tables.architecture import HfName, keys, row
 from llmconv.convert.tables.loader import Loader
@@ -46,7 +46,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    heads = [int(n) for n in np.atleast_1d(own.get("attention.head_count_kv", 0))]
+    heads = each_layer(own, "attention.head_count_kv")
     config["num_key_value_heads"] = max(heads)
     config["layer_types"] = ["full_attention" if n else "linear_attention" for n in heads]
     config["mamba_expand"] = dims["d_inner"] // dims["n_embd"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import EXPERTS, attention
+from llmconv.convert.archs.parts import EXPERTS, attention, each_layer
 from llmconv.convert.archs.recurrent.parts import only, selective_scan
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import OUT_BIAS, Loader
@@ -47,7 +47,7 @@ def _regular(on: list[bool]) -> tuple[int, int]:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    heads = [int(n) for n in np.atleast_1d(own.get("attention.head_count_kv", 0))]
+    heads = each_layer(own, "attention.head_count_kv")
     config["num_key_value_heads"] = max(heads)
     config["attn_layer_period"], config["attn_layer_offset"] = _regular([n > 0 for n in heads])
     if (sparse := own.get("moe_layers")) is not None:

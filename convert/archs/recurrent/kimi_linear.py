@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.experts.deepseek import DEEPSEEK2
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, choice_bias
+from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, choice_bias, each_layer
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
 from llmconv.convert.tables.loader import OUT_BIAS, Loader
@@ -69,7 +69,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    heads = [int(n) for n in np.atleast_1d(own.get("attention.head_count_kv", 0))]
+    heads = each_layer(own, "attention.head_count_kv")
     config["layer_types"] = [_KINDS[n > 0] for n in heads]
     config["mlp_layer_types"] = ["dense" if i < dims["n_dense"] else "sparse" for i in range(len(heads))]
     config["num_key_value_heads"] = config["linear_num_heads"] = dims["n_head"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import HEAD, choice_bias
+from llmconv.convert.archs.parts import HEAD, choice_bias, each_layer
 from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
@@ -51,8 +51,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    heads = [int(n) for n in np.atleast_1d(own.get("attention.head_count_kv", 0))]
-    widths = [int(n) for n in np.atleast_1d(own.get("feed_forward_length", 0))]
+    heads = each_layer(own, "attention.head_count_kv")
+    widths = each_layer(own, "feed_forward_length")
     plain = "moe" if dims["n_expert"] else "mlp"
     kinds = ["full_attention" if h else plain if w else "linear_attention" for h, w in zip(heads, widths, strict=False)]
     config["layers_block_type"], config["num_hidden_layers"] = kinds, len(kinds)

@@ -24,6 +24,7 @@ KEYS = keys("""
     attention.key_length    u32   head_dim
     hidden_activation       str   hidden_act
     position_embedding      str   position_embedding_type   learned
+    rope.interleaved        bool  rope_interleaved
     attention.causal        bool  is_causal                 true
 """)
 """Sizes, and what no tensor shows."""

@@ -55,6 +55,15 @@ def read(folder: Folder, name: str) -> Vocab:
                 f"{name} normalises characters before splitting, which llama.cpp doesn't do for its kind: texts with "
                 "unusual characters may get other ids there"
             )
+    for name_of_it, differs in {
+        "treat_whitespace_as_suffix": model.treat_whitespace_as_suffix,
+        "escape_whitespaces": not model.escape_whitespaces,
+    }.items():
+        if differs:
+            vocab.notes.append(
+                f"{name} keeps spaces elsewhere than before words ({name_of_it}), which neither a GGUF can say nor its "
+                "tokenizers do: texts get other ids there"
+            )
     if folder.pre:
         vocab.pre = folder.pre
     return vocab

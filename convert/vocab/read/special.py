@@ -148,6 +148,8 @@ def _roles(vocab: Vocab, folder: Folder, said: _Said) -> None:
             id = id[0] if isinstance(id, list) and id else id  # Llama 3.1 names several ends; the first is the end
         if isinstance(id, int) and not isinstance(id, bool) and 0 <= id < n:
             vocab.special[role] = id
+        elif isinstance(id, int) and not isinstance(id, bool) and id >= n:
+            vocab.notes.append(f"config.json: {role}_token_id is {id}, which is no token of the vocabulary: left out")
     vocab.special = {role: vocab.special[role] for role in ROLES if role in vocab.special}
     for token in _additional(folder):
         if token not in said.ids:

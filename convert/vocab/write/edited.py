@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import orjson
 
-from llmconv.convert.vocab.model import FLAGS, HF_JSON, NAMED, ROLES, TEMPLATE, Vocab, same_value
+from llmconv.convert.vocab.model import FLAGS, HF_JSON, NAMED, ROLES, TEMPLATE, TokenType, Vocab, same_value
 from llmconv.convert.vocab.parsing import json_object
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, is_mine, template_name
 from llmconv.convert.vocab.read.templates import key_name
@@ -25,7 +26,7 @@ _CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
 _OF_THE_VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", *SENTENCEPIECE}
 _PRE = "tokenizer.ggml.pre"  # a name of llama.cpp's for what the files spell out
 _NOT_OF_FILES = (_PRE, HF_JSON, "tokenizer.ggml.token_type_count")
-_NO_MATTER = {"tokenizer.ggml.scores"}  # those of added tokens are nobody's
+_SCORES = "tokenizer.ggml.scores"
 
 
 def agreeing(
@@ -46,7 +47,7 @@ def agreeing(
 
     def left(said: Mapping[str, Any]) -> set[str]:
         mine = (key for key in metadata if key.startswith("tokenizer.") and key not in _NOT_OF_FILES)
-        return {key for key in mine if not same_value(metadata[key], said.get(key, implied.get(key)))}
+        return {key for key in mine if not _same(vocab, key, metadata[key], said.get(key, implied.get(key)))}
 
     edited = left(again)
     if not files or not again or not edited:
@@ -57,18 +58,35 @@ def agreeing(
         if rest and not rest <= _without_a_place(rest):
             other = {**{n: d for n, d in best.items() if n not in _OF_THE_VOCABULARY}, **_anew(vocab, best)}
             after = left(reread(other))
-            if rest - after and after - rest <= _NO_MATTER:
+            if rest - after and after <= rest:
                 best, rest = other, after
     except (LlmconvError, AttributeError, LookupError, TypeError, ValueError) as error:
         note = (
             f"the tokenizer files do not say what {listed(sorted(edited), 4)} of the GGUF says: {cut(str(error), 80)}"
         )
         return files, [note]
-    if not edited - rest or rest - edited - _NO_MATTER:
-        return files, []
+    if not edited - rest or rest - edited:
+        return files, _unsaid(edited)
     changed = [name for name in {**files, **best} if files.get(name) != best.get(name)]
     done = sorted(edited - rest)
-    return best, [f"{listed(changed, 4)}: changed, as {listed(done, 4)} was edited in the GGUF"]
+    note = f"{listed(changed, 4)}: changed, as {listed(done, 4)} was edited in the GGUF"
+    return best, [note, *_unsaid(rest)]
+
+
+def _same(vocab: Vocab, key: str, mine: Any, said: Any) -> bool:
+    """Whether a key's value is what the files say; scores of other than normal tokens are nobody's."""
+    if key == _SCORES and vocab.types is not None and np.shape(mine) == np.shape(said) == vocab.types.shape:
+        normal = vocab.types == TokenType.NORMAL
+        return np.array_equal(np.asarray(mine)[normal], np.asarray(said)[normal])
+    return same_value(mine, said)
+
+
+def _unsaid(keys: set[str]) -> list[str]:
+    """A note about keys that the tokenizer's files do not say."""
+    if not keys:
+        return []
+    some = listed(sorted(keys), 4)
+    return [f"the tokenizer files do not say what {some} of the GGUF says: kept in the weights' metadata"]
 
 
 def _without_a_place(keys: set[str]) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab import pre, wordpiece, words
+from llmconv.convert.vocab.cuts import cuts
 from llmconv.convert.vocab.model import (
     BPE,
     CHARACTERS,
@@ -26,7 +27,6 @@ from llmconv.convert.vocab.model import (
     Vocab,
 )
 from llmconv.convert.vocab.parsing import json_object
-from llmconv.convert.vocab.write.cuts import cuts
 from llmconv.errors import Unsupported
 
 __all__ = ["charsmap", "known", "normalizers", "to_json", "types_of"]
@@ -183,13 +183,12 @@ def score_merges(vocab: Vocab) -> list[list[str]]:
         for id, token in enumerate(vocab.tokens)
         if types[id] == TokenType.NORMAL or (types[id] == TokenType.USER_DEFINED and SPACE in token)
     }
-    pairs = [[token[:cut], token[cut:]] for token, cut in cuts(ids)]
-    pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
-    if not pairs:
-        return []
-    left, right, whole = np.array([(ids[a], ids[b], ids[a + b]) for a, b in pairs]).T
+    tokens, numbers = tuple(ids), np.fromiter(ids.values(), np.int64, len(ids))
+    found = cuts(tokens)
+    left, right, whole = numbers[found[:, [2, 3, 0]]].T
     scores = np.zeros(len(vocab), np.float32) if vocab.scores is None else vocab.scores
-    return [pairs[i] for i in np.lexsort((right, left, whole, -scores[whole])).tolist()]
+    order = np.lexsort((right, left, whole, -scores[whole]))
+    return [[tokens[a], tokens[b]] for a, b in found[order, 2:].tolist()]
 
 
 def charsmap(vocab: Vocab) -> bytes:

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.build import inner, out
+from llmconv.quant.kernels.compiling.build import inner, out
 from llmconv.quant.kernels.vectors.codegen import LANES, i32x16, pointer
 from llmconv.quant.kernels.vectors.memory import load, transpose
 from llmconv.quant.kernels.vectors.simd import (

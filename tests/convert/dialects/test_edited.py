@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from good_models import CONFIG, tokenizer, write_hf
 from tokenizers_trained import trained
 
 import llmconv
-from llmconv.convert.dialects import foreign_keys, hf
+from llmconv.convert.dialects import hf
+from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.tables.config import normalized
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -139,6 +142,37 @@ def test_a_token_of_the_vocabulary(tmp_path: Path, kind: str) -> None:
     assert read.token_to_id("<tool>") == old and read.token_to_id("<extra_0>") is None
 
 
+@pytest.mark.parametrize("role", ["eot", "fim_pre"])
+def test_what_no_tokenizer_file_says_is_named(tmp_path: Path, role: str) -> None:
+    key = f"tokenizer.ggml.{role}_token_id"
+    _, back = edited(folder(tmp_path / "a"), **{key: np.uint32(99)})
+    note = f"the tokenizer files do not say what {key} of the GGUF says: kept in the weights' metadata"
+    assert note in back.notes
+    assert hf.to_gguf(back).metadata[key] == 99
+
+
+def test_another_pre_tokenizer_is_named(tmp_path: Path) -> None:
+    _, back = edited(folder(tmp_path / "a"), tokenizer__ggml__pre="qwen2")
+    said = "tokenizer.json splits texts as 'gpt-2' does, not as tokenizer.ggml.pre 'qwen2' of the GGUF; it is kept"
+    assert said in back.notes
+    assert hf.to_gguf(back).metadata["tokenizer.ggml.pre"] == "qwen2"
+
+
+def test_scores_of_a_unigram(tmp_path: Path) -> None:
+    words = trained("unigram")
+    size = words.get_vocab_size()
+    shapes = dict(llmconv.open(write_hf(tmp_path / "x")).tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[name] = llmconv.Tensor.from_array(name, np.zeros((size, 32), np.float32))
+    config = {**CONFIG, "vocab_size": size, "bos_token_id": 1, "eos_token_id": 2}
+    source = llmconv.open(write_hf(tmp_path / "a", config, words.to_str().encode(), shapes))
+    scores = np.array(hf.to_gguf(source).metadata["tokenizer.ggml.scores"])
+    scores[size // 2] -= 0.5
+    _, back = edited(source, tokenizer__ggml__scores=scores)
+    listed = dict(document(back, "tokenizer.json")["model"]["vocab"])
+    assert np.float32(list(listed.values())[size // 2]) == scores[size // 2]
+
+
 def test_a_switch(tmp_path: Path) -> None:
     gguf, back = edited(folder(tmp_path / "a"), tokenizer__ggml__add_bos_token=True)
     assert document(back, "tokenizer_config.json")["add_bos_token"] is True
@@ -191,6 +225,50 @@ def test_a_name_that_was_given_comes_along(tmp_path: Path) -> None:
     assert gguf.metadata["general.name"] == "Mine" and hf.to_gguf(back).metadata["general.name"] == "Mine"
 
 
+CARD = b"""---
+license: mit
+# a comment
+author:
+  somebody
+tags: [a, b]
+---
+# Its text
+
+author: not this
+"""
+
+
+def test_the_card_says_what_was_edited(tmp_path: Path) -> None:
+    source = llmconv.open(write_hf(tmp_path / "a", README__md=CARD))
+    _, back = edited(source, general__license="apache-2.0")
+    line = b"tags: [a, b]\n"
+    assert back.file("README.md") == CARD.replace(b"license: mit\n", b"").replace(line, line + b"license: apache-2.0\n")
+    assert "README.md: changed, as general.license was edited in the GGUF" in back.notes
+    _, back = edited(source, general__author="me: too", general__name="A name")
+    again = hf.to_gguf(back.but(metadata={"format": "pt"})).metadata
+    assert [again[f"general.{key}"] for key in ("author", "name", "license")] == ["me: too", "A name", "mit"]
+    assert (back.file("README.md") or b"").endswith(b"---\n# Its text\n\nauthor: not this\n")
+
+
+@pytest.mark.parametrize("tags", [["c"], None])
+def test_what_the_card_says_otherwise_is_named(tmp_path: Path, tags: Any) -> None:
+    gguf = hf.to_gguf(llmconv.open(write_hf(tmp_path / "a", README__md=CARD)))
+    gguf.metadata["general.tags"] = tags
+    if tags is None:
+        del gguf.metadata["general.tags"]
+    back = hf.from_gguf(gguf)
+    assert back.file("README.md") == CARD
+    assert "the folder's files do not say what general.tags of the GGUF says; edit those by hand" in back.notes
+
+
+@pytest.mark.parametrize("before", [GENERATION, {}])
+def test_how_to_sample_is_said(tmp_path: Path, before: dict[str, Any]) -> None:
+    source = llmconv.open(write_hf(tmp_path / "a", **({"generation_config__json": before} if before else {})))
+    gguf = hf.to_gguf(source)
+    gguf.metadata |= {"general.sampling.temp": np.float32(0.7), "general.sampling.top_k": np.int32(5)}
+    assert document(hf.from_gguf(gguf), "generation_config.json") == before | {"temperature": 0.7, "top_k": 5}
+
+
 def test_files_edited_since_win_over_kept_keys(tmp_path: Path) -> None:
     """A GGUF says of its tokenizer what the folder's files say otherwise; who edits those files is believed."""
     gguf = hf.to_gguf(folder(tmp_path / "a"))
@@ -200,3 +278,23 @@ def test_files_edited_since_win_over_kept_keys(tmp_path: Path) -> None:
         metadata = {**gguf.metadata, "tokenizer.ggml.eos_token_id": np.uint32(files_say)}
         foreign_keys.put_back(metadata, kept, "here")
         assert metadata["tokenizer.ggml.eos_token_id"] == wanted
+
+
+@pytest.mark.slow
+def test_edited_by_the_reference_s_own_programs(tmp_path: Path) -> None:
+    pytest.importorskip("gguf.scripts.gguf_new_metadata")
+    folder(tmp_path / "a")
+    llmconv.convert_file(tmp_path / "a", tmp_path / "a.gguf")
+    new = ["--chat-template", "new", "--general-name", "Mine", "--special-token", "eos", "<pad>"]
+    for program, *rest in (
+        ["gguf_new_metadata", "a.gguf", "b.gguf", *new],
+        ["gguf_set_metadata", "b.gguf", "llama.rope.freq_base", "5000"],
+        ["gguf_set_metadata", "b.gguf", "llama.context_length", "77"],
+    ):
+        command = [sys.executable, "-m", f"gguf.scripts.{program}", *rest, "--force"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    back = hf.from_gguf(llmconv.open(tmp_path / "b.gguf"))
+    said = document(back, "config.json")
+    assert (said["rope_theta"], said["max_position_embeddings"], said["eos_token_id"]) == (5000, 77, 259)
+    assert document(back, "tokenizer_config.json") == {**SETTINGS, "chat_template": "new", "eos_token": "<pad>"}
+    assert hf.to_gguf(back).metadata["general.name"] == "Mine"

@@ -11,7 +11,7 @@ import pytest
 from good_models import CONFIG, tensors, write_gguf, write_hf
 
 import llmconv
-from llmconv.convert.dialects import foreign_keys
+from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.tables import own_keys
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint

@@ -12,8 +12,9 @@ import tiny_models
 
 from llmconv import formats
 from llmconv.convert.dialects import hf
-from llmconv.formats import gguf_file, safetensors_file
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -74,9 +75,12 @@ def test_round_trip(name: str, built: Callable[[str], tuple[Any, Path]], tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in tiny_models.MODELS if n != "bert-mlm"])  # GGUF has no place for its head
+@pytest.mark.parametrize("name", [n for n, t in tiny_models.MODELS.items() if n != "bert-mlm" and not t.rounded])
 def test_config_is_rebuilt_from_the_keys(name: str, built: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
-    """A GGUF of somebody else's has none of our keys; from its own alone, transformers computes the same."""
+    """A GGUF of somebody else's has none of our keys; from its own alone, transformers computes the same.
+
+    Of BERT's head for masked words there is no place in a GGUF; rounded products are not the same.
+    """
     model, folder = built(name)
     original = model.from_pretrained(folder, dtype=torch.float32).eval()
     gguf = hf.to_gguf(formats.open(folder))

@@ -9,9 +9,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from good_models import write_hf
 from simple_model import document
 
 import llmconv
+from llmconv.convert.dialects import own_names
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
@@ -238,3 +240,13 @@ def test_kept_keys_are_not_trusted(tmp_path: Path, case: str) -> None:
     with pytest.raises(BadFile) as error:
         llmconv.save(model, tmp_path / "out.json")
     assert message in str(error.value) and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "general.author", "tokenizer.ggml.eos_token_id"])
+def test_an_edited_key_that_nothing_says_is_named(tmp_path: Path, key: str) -> None:
+    source = llmconv.open(write_hf(tmp_path / "a", tokenizer_config__json={"chat_template": "old"}))
+    gguf = own_names.to_gguf(source)
+    assert not [note for note in own_names.from_gguf(gguf).notes if "edit them too" in note]
+    gguf.metadata[key] = np.uint32(3) if key.endswith("id") else "new"
+    note = f"the files do not say what {key!r} of the GGUF says; edit them too"
+    assert note in own_names.from_gguf(gguf).notes

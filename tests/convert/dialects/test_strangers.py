@@ -11,7 +11,7 @@ from hf_models import LLAMA, QWEN3_MOE, model
 
 import llmconv
 from llmconv.convert.dialects import hf
-from llmconv.convert.dialects.strangers import changes_the_result
+from llmconv.convert.dialects.hugging_face.strangers import changes_the_result
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile
 from llmconv.formats.checkpoint import Checkpoint

@@ -20,8 +20,8 @@ from llmconv.convert.reports.sizing import QUANTIZED, Shape, shape_of, size_repo
 from llmconv.convert.tables.presets import PRESETS, preset
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
 

@@ -19,8 +19,8 @@ from llmconv.convert.reports.content_hash import content_hash
 from llmconv.convert.reports.provenance import certify
 from llmconv.convert.reports.stats import histogram, tensor_stats
 from llmconv.convert.reports.verify import compare_tensors
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.quant import by_name

@@ -114,7 +114,7 @@ def test_shift_comes_back_exactly(values: list[float], kind: str) -> None:
     (back,) = shift.undo((shifted,), {})
     back = back.astype(original.type)
     if record is not None:
-        back = shift.restored(back, shifted, record)
+        back = shift.restored(back, shifted, record, {})
     assert same(original, back)
 
 
@@ -124,7 +124,7 @@ def test_kept_values_yield_to_changed_weights() -> None:
     assert record is not None and record.tolist()[0] == 0
     trained = Tensor.from_array("norm", np.asarray([1.25, 1.5], np.float32))
     (back,) = ops.Shift().undo((trained,), {})
-    assert ops.Shift().restored(back, trained, record).numpy().tolist() == [0.25, 0.5]
+    assert ops.Shift().restored(back, trained, record, {}).numpy().tolist() == [0.25, 0.5]
 
 
 def test_ordinary_bfloat16_norms_need_nothing_kept() -> None:

@@ -129,6 +129,15 @@ def everything(found: Vocab | None) -> None:
     tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [(b"\x12\x03\xc0\x01\x01", "treat_whitespace_as_suffix"), (b"\x1a\x02\x28\x00", "escape_whitespaces")],
+)
+def test_spaces_elsewhere_are_said(spec: bytes, named: str) -> None:
+    found = vocab.from_files({"tokenizer.model": small_model() + spec}, {})
+    assert found is not None and [named in note for note in found.notes] == [True]
+
+
 @pytest.mark.parametrize("depth", [50, 400, 490, 600])
 def test_deep_nesting_is_no_crash(depth: int) -> None:
     steps = b'{"pretokenizers":[' * depth + b"]}" * depth

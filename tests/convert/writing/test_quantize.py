@@ -15,7 +15,7 @@ import llmconv
 from llmconv import formats
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.progress import Step
 
 

@@ -15,8 +15,8 @@ from llmconv import formats
 from llmconv.cli import cli
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import UsageError
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,32 @@ def test_mlx_biases_that_are_zero_points() -> None:
     assert isinstance(layer, Carried) and layer.type.name == "Q4_0"
 
 
+@pytest.mark.parametrize("name", ["AWQ", "AWQ gemv", "GPTQ, asymmetric", "W4A16, asymmetric"])
+def test_sums_that_are_rounded(name: str) -> None:
+    """Q4_1 in the place of Q5_0: a weight is off by what float16 rounds of -zero * scale."""
+    made, settings, _ = CARRIED[name]
+    layers: list[Any] = []
+    unpack(in_memory(made[0], settings), lambda c: layers.append((c, carried(c, round_sums=True))) or c.floats())
+    ((coded, layer),) = layers
+    assert layer.type.name == "Q4_1" and 0 < layer.rounded <= 16 * 2.0**-11
+    got, want = layer.tensor().numpy(), made[1]
+    assert np.array_equal(got, layer.floats().numpy()) and (got != want).any()
+    scale = np.broadcast_to(coded.scales(0, len(want)), want.shape)
+    assert np.isclose((np.abs(got.astype(np.float64) - want) / scale).max(), layer.rounded, rtol=1e-2, atol=1e-5)
+    again = carried(coded)
+    assert isinstance(again, Carried) and again.type.name == "Q5_0" and again.rounded == 0
+
+
+def test_sums_of_a_model(tmp_path: Path) -> None:
+    source, _ = models(tmp_path, awq, {"quant_method": "awq"})
+    result = llmconv.quantize(source, tmp_path / "o.gguf", "REPACK", round_sums=True, provenance=True)
+    assert any("rounded to float16, by at most 0.00" in note for note in result.notes)
+    assert "every weight equal" in result.output.proof
+    assert "sums" in llmconv.open(tmp_path / "o.gguf").metadata["llmconv.provenance"]
+    with pytest.raises(UsageError, match="round_sums is for"):
+        llmconv.quantize(source, tmp_path / "p.gguf", "Q8_0", round_sums=True)
+
+
 def test_blocks_by_hand() -> None:
     """Q4_0: a float16 scale, then number j in the low half of byte j and number j + 16 in its high half."""
     arrays, _ = gptq("a", (32, 64), group=64)
@@ -147,7 +174,7 @@ def test_a_model_through_all_of_it(tmp_path: Path, stored: Any, settings: Any, k
     result = llmconv.quantize(source, tmp_path / "o.gguf", "auto")
     assert {t.type for t in result.output.tensors if "attn_" in t.name and "norm" not in t.name} == {kind}
     assert result.output.size == planned.output.size == (tmp_path / "o.gguf").stat().st_size
-    assert "every one equal" in result.output.proof
+    assert "every weight equal" in result.output.proof
     llmconv.convert_file(floats, tmp_path / "want.gguf")
     a, b = (llmconv.open(tmp_path / name).tensors for name in ("o.gguf", "want.gguf"))
     assert a.keys() == b.keys() and all(np.array_equal(t.numpy(), b[n].numpy()) for n, t in a.items())
@@ -174,18 +201,97 @@ def test_what_falls_back(tmp_path: Path) -> None:
     result = llmconv.quantize(source, tmp_path / "p.gguf", "REPACK", fallback="Q8_0")
     assert {t.type for t in result.output.tensors} == {"F32", "F16", "Q8_0"} and "others rounded" in result.output.proof
     text = run("quantize", source, "-t", "REPACK", "-o", tmp_path / "q.gguf", "--fallback", "Q8_0").out
-    assert "every one equal" in text
+    assert "every weight equal" in text
 
 
 def test_what_does_not_go_with_it(tmp_path: Path) -> None:
     source, _ = models(tmp_path, gptq, {"quant_method": "gptq"})
-    for options in ({"pure": True}, {"tensor_types": ["a=Q8_0"]}, {"provenance": True}, {"prune_layers": [0]}):
+    for options in ({"pure": True}, {"tensor_types": ["a=Q8_0"]}, {"prune_layers": [0]}):
         with pytest.raises(UsageError, match="does not go with REPACK"):
             llmconv.quantize(source, tmp_path / "o.gguf", "REPACK", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="decides every type"):
         llmconv.quantize(source, tmp_path, ["REPACK", "Q8_0"])
     with pytest.raises(UsageError, match="fallback"):
         llmconv.quantize(source, tmp_path / "o.gguf", "Q8_0", fallback="Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("stored", "settings", "fallback"), [(gptq, "gptq", None), (bitsandbytes, "bitsandbytes", "Q8_0")]
+)
+def test_a_certificate(tmp_path: Path, stored: Any, settings: str, fallback: str | None) -> None:
+    source, _ = models(tmp_path, stored, {"quant_method": settings})
+    llmconv.quantize(source, tmp_path / "o.gguf", "REPACK", provenance=True, fallback=fallback)
+    found = llmconv.verify_provenance(tmp_path / "o.gguf", source)
+    assert found.ok and (found.recorded["rounding"] == "none") is (fallback is None)
+    (tmp_path / "two").mkdir()
+    other, _ = models(tmp_path / "two", lambda *a: stored(a[0], a[1], a[2] + 1), {"quant_method": settings})
+    assert not llmconv.verify_provenance(tmp_path / "o.gguf", other).ok
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    source, _ = models(tmp_path, gptq, {"quant_method": "gptq"})
+    llmconv.quantize(source, tmp_path / "whole.gguf", "REPACK")
+    seen: list[str] = []
+
+    def stop(step: llmconv.Step) -> None:
+        seen.append(step.item)
+        if len(seen) == 6:
+            raise llmconv.Cancelled
+
+    with pytest.raises(llmconv.Cancelled):
+        llmconv.quantize(source, tmp_path / "o.gguf", "REPACK", resumable=True, jobs=1, progress=stop)
+    assert (tmp_path / "o.gguf.partial").exists() and not (tmp_path / "o.gguf").exists()
+    steps: list[llmconv.Step] = []
+    made = llmconv.quantize(source, tmp_path / "o.gguf", "REPACK", resumable=True, progress=steps.append)
+    assert steps[0].item == "already done" and "every weight equal" in made.output.proof
+    assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["GPTQ, 4 bits by 128", "AWQ", "MXFP4", "BitNet"])
+def test_grids_of_a_folder(tmp_path: Path, name: str) -> None:
+    made, settings, kind = CARRIED[name]
+    model = in_memory(made[0] | {"b.weight": np.random.default_rng(0).standard_normal((8, 64))}, settings)
+    found = {g.name: (g.stored, g.grid) for g in llmconv.grids(model)}
+    assert found["a.weight"] == ("scaled", kind) and found["b.weight"] == ("floats", "")
+
+
+def test_act_order_of_down_projections_is_folded(tmp_path: Path) -> None:
+    """Their columns in order, the rows of what goes in with them: the same sums in another order."""
+    seen: dict[str, Any] = {}
+
+    def stored(stem: str, shape: tuple[int, int], seed: int) -> Any:
+        made, seen[stem] = gptq(stem, shape, seed, group=32, order="down" in stem)
+        seen[f"{stem} groups"] = made[f"{stem}.g_idx"]
+        return made, seen[stem]
+
+    source, _ = models(tmp_path, stored, {"quant_method": "gptq"})
+    result = llmconv.quantize(source, tmp_path / "o.gguf", "REPACK")
+    assert any("columns of 2 down projections" in note for note in result.notes)
+    assert "every weight equal" in result.output.proof and {t.type for t in result.output.tensors} == {
+        "F32",
+        "F16",
+        "Q4_0",
+    }
+    tensors = llmconv.open(tmp_path / "o.gguf").tensors
+    for i in range(2):
+        gate, up, down = (seen[f"model.layers.{i}.mlp.{x}_proj"].astype(np.float64) for x in ("gate", "up", "down"))
+        x = np.random.default_rng(0).standard_normal(64)
+        want = down @ ((up @ x) * np.tanh(gate @ x))
+        gate, up, down = (tensors[f"blk.{i}.ffn_{n}.weight"].numpy().astype(np.float64) for n in ("gate", "up", "down"))
+        assert np.allclose(down @ ((up @ x) * np.tanh(gate @ x)), want, rtol=1e-12)
+        order = np.argsort(seen[f"model.layers.{i}.mlp.down_proj groups"], kind="stable")
+        assert np.array_equal(down, seen[f"model.layers.{i}.mlp.down_proj"][:, order])
+    llmconv.quantize(source, tmp_path / "p.gguf", "REPACK", provenance=True)  # certifies the same weights
+    assert llmconv.verify_provenance(tmp_path / "p.gguf", source).ok
+    assert llmconv.open(tmp_path / "p.gguf").tensors["blk.0.ffn_down.weight"].type.name == "F32"
+
+
+def test_grids_for_people_and_programs(tmp_path: Path) -> None:
+    source, _ = models(tmp_path, lambda *a: gptq(*a, order=True), {"quant_method": "gptq"})
+    text = run("inspect", source, "--grids").out
+    assert "act-order" in text and "none" in text
+    rows = json.loads(run("inspect", source, "--grids", "--json").out)["result"]["grids"]
+    assert {row["stored"] for row in rows} == {"scaled", "floats"} and all(row["grid"] == "" for row in rows)
 
 
 def test_a_wrong_byte_is_found_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 import llmconv
 from llmconv.errors import BadFile, MissingTensor, Unsupported, UsageError
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.places import names as places
 from llmconv.formats.tensor import Tensor
 

@@ -198,3 +198,20 @@ def test_written_in_shards_of_four_megabytes(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="'n' has numbers beyond 2"):
         llmconv.save(large, tmp_path / "n", format="tfjs")
     assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("spaced", [True, False])
+@pytest.mark.parametrize("names", [["weights.bin"], ["my_model.weights.bin"]])
+def test_a_folder_comes_back_file_for_file(tmp_path: Path, names: list[str], spaced: bool) -> None:
+    values = np.arange(6, dtype=np.float32)
+    entry = {"name": "w", "shape": [2, 3], "dtype": "float32"}
+    model = {"modelTopology": {"a": 1.50}, "weightsManifest": [{"paths": names, "weights": [entry]}], "format": "x"}
+    (tmp_path / "m").mkdir()
+    text = json.dumps(model, indent=2 if spaced else None)
+    (tmp_path / "m" / "model.json").write_text(text)
+    (tmp_path / "m" / names[0]).write_bytes(values.tobytes())
+    llmconv.convert_file(tmp_path / "m", tmp_path / "m.gguf")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.tfjs")
+    assert {p.name for p in (tmp_path / "back.tfjs").iterdir()} == {"model.json", *names}
+    assert (tmp_path / "back.tfjs" / "model.json").read_text() == text
+    assert (tmp_path / "back.tfjs" / names[0]).read_bytes() == values.tobytes()

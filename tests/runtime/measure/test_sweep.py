@@ -20,8 +20,8 @@ pytest.importorskip("torch", reason="a sweep evaluates with torch")
 import llmconv
 from llmconv.cli import cli
 from llmconv.convert.vocab import from_words
-from llmconv.formats import gguf_file
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.progress import Step
 from llmconv.runtime.measure import sweep as engine, sweep_card, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow

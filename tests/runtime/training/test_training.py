@@ -24,13 +24,14 @@ from llmconv.cli import cli
 from llmconv.convert.vocab import from_words, tokenizer
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
-from llmconv.runtime.load import build, read_tensor
+from llmconv.runtime.load import build
+from llmconv.runtime.reading import read_tensor
 from llmconv.runtime.training import data as data_files, loop, parallel, plan as loop_plan
 from llmconv.runtime.training.config import SECTIONS, TrainConfig, read_config
 from llmconv.runtime.training.initial import fresh_checkpoint
-from llmconv.runtime.training.log import read_log
 from llmconv.runtime.training.loop import train
 from llmconv.runtime.training.optim import learning_rate, make_optimizer
+from llmconv.runtime.training.saving.log import read_log
 from llmconv.runtime.training.vocabulary import make_vocab
 
 pytestmark = pytest.mark.usefixtures("one_thread")

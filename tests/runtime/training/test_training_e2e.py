@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 import llmconv
 from llmconv.cli import cli
 from llmconv.runtime.training.config import TrainConfig
-from llmconv.runtime.training.log import read_log
+from llmconv.runtime.training.saving.log import read_log
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = ["--device", "cpu", "--no-tensorboard", "--no-plot", "--export", "", "--log-every", "1", "-q"]

@@ -26,13 +26,13 @@ from llmconv.cli import cli
 from llmconv.convert import vocab as vocabulary
 from llmconv.convert.vocab import from_words, to_gguf
 from llmconv.errors import Cancelled
-from llmconv.formats import gguf_file
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.progress import Step
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.inputs import LOCK
-from llmconv.runtime.training.log import read_log
 from llmconv.runtime.training.loop import train
+from llmconv.runtime.training.saving.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,6 +203,7 @@ def test_a_model_that_sees_ahead_takes_no_plain_text(book: Path, pairs: Path, tm
         train(settings(book, tmp_path / "again", from_checkpoint=str(trained.exports[0])))
 
 
+@pytest.mark.slow
 def test_presets_are_listed_with_what_they_take() -> None:
     run = CliRunner().invoke(cli, ["presets"])
     line = next(line for line in run.stdout.splitlines() if line.startswith("simple-36k "))

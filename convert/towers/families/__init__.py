@@ -1,0 +1,1 @@
+"""The tables of towers, a file a lineage; each ends with `TOWERS`."""

@@ -1,0 +1,252 @@
+"""The layers of a model folder of small numbers: where their codes and scales come from.
+
+A GGUF's blocks and a folder's stored layers give their numbers as they are; floats are rounded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.grid import Grid
+from llmconv.errors import Unsupported, cut
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.quant import block
+from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.kernels import codes as kernels
+
+__all__ = ["BLOCKS", "Layer", "moved", "of_blocks", "of_coded", "rounded"]
+
+Rows = Callable[[int, int], NDArray[Any]]
+"""What belongs to rows start..stop."""
+
+BLOCKS = {"Q4_0": (4, 8), "Q5_0": (5, 16), "Q8_0": (8, 128), "Q4_1": (4, None), "Q5_1": (5, None)}
+"""Bits of a block type's codes, and the one that stands for 0; None: a sum stands beside the scale."""
+_SLAB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight as small integers: (code - zero) * scale, or code * scale + bias.
+
+    weight, shape: as a float model has it.   kind: what it was, in a word.
+    want: the weight in floats, which its numbers must say; None where they were rounded from others.
+    bits: of a code; codes: (rows, k) uint8.   group: columns that share the others.
+    scale, bias: (rows, k / group) float32.   zero: one for all, or (rows, k / group).
+    """
+
+    weight: str
+    shape: tuple[int, ...]
+    kind: str
+    want: Tensor | None
+    bits: int
+    codes: Rows
+    group: int
+    scale: Rows
+    zero: int | Rows = 0
+    bias: Rows | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return int(np.prod(self.shape[:-1]))
+
+    def slabs(self) -> Iterator[tuple[int, int]]:
+        step = max(1, _SLAB // max(1, self.shape[-1]))
+        return ((start, min(self.n_rows, start + step)) for start in range(0, self.n_rows, step))
+
+    def shared(self) -> list[Rows]:
+        """What a group shares."""
+        return [numbers for numbers in (self.scale, self.zero, self.bias) if callable(numbers)]
+
+    def agrees(self, group: int) -> bool:
+        """Whether all numbers of each group of so many columns are one."""
+        if group == self.group:
+            return True
+        if group % self.group or self.shape[-1] % group:
+            return False
+        for slab in self.slabs():
+            for numbers in self.shared():
+                own = numbers(*slab).reshape(slab[1] - slab[0], -1, group // self.group)
+                if (own != own[:, :, :1]).any():
+                    return False
+        return True
+
+    def in_groups(self, rows: Rows, group: int) -> Rows:
+        """Numbers that this layer's groups share, one for each group of another size, which must be possible."""
+        if group >= self.group:
+            return lambda start, stop: rows(start, stop)[:, :: group // self.group]
+        return lambda start, stop: np.repeat(rows(start, stop), self.group // group, axis=1)
+
+    def symmetric(self) -> bool:
+        """Whether all zero points are the middle."""
+        if self.bias is not None:
+            return False
+        middle = 1 << (self.bits - 1)
+        if isinstance(self.zero, int):
+            return self.zero == middle
+        return all(bool((self.zero(*slab) == middle).all()) for slab in self.slabs())
+
+
+@functools.cache
+def _opaque(name: str) -> BlockClass:
+    """A type of the same bytes that translating takes for numbers of another kind than floats: it leaves them alone."""
+    kind = block.by_name(name)
+
+    class Opaque(BlockType):
+        block_size, layout, dtype, is_float = kind.block_size, kind.layout, kind.layout, False
+
+        @classmethod
+        def decode(cls, blocks: Bytes, out: Any = None) -> Any:
+            raise Unsupported(f"{kind.name}'s columns are moved on the way to a folder, and a block's can't be")
+
+    Opaque.name = kind.name
+    return Opaque
+
+
+def moved(
+    checkpoint: Checkpoint, kinds: frozenset[str], bare: Mapping[str, Any], to_hf: Callable[[Checkpoint], Checkpoint]
+) -> dict[str, Tensor]:
+    """The tensors of these block types under a folder's names, in blocks as they are: their rows in its order.
+
+    bare: the metadata, without the types that tensors had once.
+    """
+    tensors, found = dict(checkpoint.tensors), {}
+    for name, tensor in tensors.items():
+        if tensor.type.name in kinds:
+            found[_opaque(tensor.type.name)] = tensor.type
+            tensors[name] = Tensor(name, tensor.shape, _opaque(tensor.type.name), tensor.read)
+    if not found:
+        return {}
+    there = to_hf(checkpoint.but(tensors=tensors, metadata=bare)).tensors
+    return {n: Tensor(n, t.shape, found[t.type], t.read) for n, t in there.items() if t.type in found}
+
+
+def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
+    """A layer of a tensor in one of `BLOCKS`.   exact: whether its numbers are the model's own."""
+    width, zero = BLOCKS[tensor.type.name]
+    layout, fields = tensor.type.layout, 2 if zero is not None else 4
+    k = tensor.row_len
+
+    def codes(start: int, stop: int) -> NDArray[np.uint8]:
+        out = np.empty((stop - start, k), np.uint8)
+        raw = np.ascontiguousarray(tensor.blocks(start, stop)).reshape(-1)
+        kernels.of_blocks(raw, width, fields, 128 if width == 8 else 0, out.reshape(-1))
+        return out
+
+    def field(name: str) -> Rows:
+        return lambda start, stop: (
+            np.ascontiguousarray(tensor.blocks(start, stop)).view(layout)[name].astype(np.float32)
+        )
+
+    want = tensor if exact else None
+    bias = None if zero is not None else field("m")
+    kind = tensor.type.name if exact else "rounded from floats"
+    return Layer(tensor.name, tensor.shape, kind, want, width, codes, 32, field("d"), zero or 0, bias)
+
+
+def of_coded(coded: Coded) -> Layer | str:
+    """A stored layer's own integers, or why they can't be carried."""
+    k, scale, zero = coded.shape[-1], coded.scale, coded.zero
+    bits = 4 if coded.high - coded.low < 16 else 8
+    if coded.table is not None or not isinstance(scale, Grid) or len(coded.shape) != 2:
+        return "floats of few bits, or scales of another kind"
+    if scale.order is not None:
+        return "columns out of their groups' order (act-order)"
+    if any(given is not None for given in (coded.factor, coded.divisor, coded.after)):
+        return "a factor over its scales"
+    group = scale.columns if scale.values.row_len > 1 else k
+    if not group or k % group or group * scale.values.row_len != k:
+        return f"groups of {group} in rows of {k}"
+    shift = (1 << (bits - 1)) if coded.low < 0 else 0
+    if isinstance(zero, int) and coded.low == 0:
+        shift = (1 << (bits - 1)) - zero if coded.bias is None else 0
+    if coded.low + shift < 0 or coded.high + shift >= 1 << bits:
+        return f"integers from {coded.low} to {coded.high}"
+    flip = np.uint8(shift)
+
+    def codes(start: int, stop: int) -> NDArray[np.uint8]:
+        found = np.ascontiguousarray(coded.codes(start, stop)).view(np.uint8)
+        return found + flip if flip else found
+
+    def shared(grid: Any) -> Rows:
+        across = scale.values.row_len
+
+        def read(start: int, stop: int) -> NDArray[np.float32]:
+            return np.broadcast_to(grid.by_group(start, stop), (stop - start, across))
+
+        return read
+
+    for grid in (zero, coded.bias):
+        same = isinstance(grid, int | None) or (isinstance(grid, Grid) and grid.columns == scale.columns)
+        if not same:
+            return "zero points that lie otherwise than the scales"
+    zeros = shared(zero)
+    own: int | Rows = zero + shift if isinstance(zero, int) else lambda a, b: zeros(a, b) + np.float32(shift)
+    bias = None if coded.bias is None else shared(coded.bias)
+    made = Layer(
+        coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
+        shared(scale), own, bias,
+    )  # fmt: skip
+    numbers = [] if isinstance(zero, int) else [made.zero]
+    for rows in numbers:
+        assert callable(rows)
+        for slab in made.slabs():
+            z = rows(*slab)
+            if (np.rint(z) != z).any() or z.min(initial=0) < 0 or z.max(initial=0) >= 1 << bits:
+                return "zero points that are no codes"
+    return made
+
+
+def rounded(tensor: Tensor, group: int, kind: str) -> Layer:
+    """A layer of floats, rounded to four bits as a kind of folder has them.
+
+    W4A16: to -8 … 7 steps of an eighth of the largest weight; W4A16_ASYM: to sixteen steps from the least weight to the
+    largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is.
+    """
+    if group == 32 and kind != "W4A16_ASYM":
+        return of_blocks(tensor.astype(block.by_name("Q4_1" if kind == "MLX" else "Q4_0")), exact=False)
+    k = tensor.row_len
+
+    def found(start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Codes, scales, and zero points or biases."""
+        x = tensor.rows(start, stop).astype(np.float32).reshape(stop - start, k // group, group)
+        low, high = x.min(-1), x.max(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if kind == "W4A16":
+                largest = np.where(-low > high, low, high)
+                scale = _half(largest / np.float32(-8), tensor.name)
+                other = np.full(scale.shape, 8, np.float32)
+            elif kind == "W4A16_ASYM":
+                low, high = np.minimum(low, 0), np.maximum(high, 0)
+                scale = _half((high - low) / np.float32(15), tensor.name)
+                other = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 15))
+            else:
+                scale, other = _half((high - low) / np.float32(15), tensor.name), _half(low, tensor.name)
+                x = x - other[..., None]
+            steps = np.nan_to_num(np.rint(x / scale[..., None]), nan=0, posinf=0, neginf=0)
+        codes = np.clip(steps if kind == "MLX" else steps + other[..., None], 0, 15).astype(np.uint8)
+        return codes.reshape(stop - start, k), scale, other
+
+    def other(start: int, stop: int) -> NDArray[np.float32]:
+        return found(start, stop)[2]
+
+    zero: int | Rows = other if kind == "W4A16_ASYM" else 8 if kind == "W4A16" else 0
+    return Layer(
+        tensor.name, tensor.shape, "rounded from floats", None, 4, lambda a, b: found(a, b)[0], group,
+        lambda a, b: found(a, b)[1], zero, other if kind == "MLX" else None,
+    )  # fmt: skip
+
+
+def _half(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found: NDArray[np.float32] = x.astype(np.float16).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise Unsupported(f"tensor {cut(name)} has weights whose scale float16 can't say; choose FP8_DYNAMIC")
+    return found

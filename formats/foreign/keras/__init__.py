@@ -1,0 +1,1 @@
+"""Keras and TensorFlow.js: weights, layers and the graph between them."""

@@ -1,0 +1,1 @@
+"""GGUF: the file, its metadata's values, the numbers of its types."""

@@ -1,0 +1,127 @@
+"""Files sent to a repository of the Hub, through `huggingface_hub`: one after another, and all of them in one commit.
+
+What a repository holds already is not sent again: a file that lies there unchanged is left out, and one whose bytes
+arrived before a line failed is only named in the commit.  So the same call goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmconv.errors import OutputError, UsageError, at, cut
+from llmconv.formats.places import hub
+from llmconv.progress import Meter
+
+__all__ = ["Destination", "destination", "lacks", "send"]
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A folder of a branch of a repository; its root for folder "".   repo: ORG/NAME."""
+
+    repo: str
+    revision: str
+    folder: str = ""
+
+    def __str__(self) -> str:
+        revision = "" if self.revision == "main" else f"@{urllib.parse.quote(self.revision, safe='')}"
+        return "/".join(part for part in (f"hf://{self.repo}{revision}", self.folder) if part)
+
+    def name(self, file: str) -> str:
+        """A file's path in the repository."""
+        return f"{self.folder}/{file}" if self.folder else file
+
+
+def destination(address: str) -> Destination:
+    """What `hf://ORG/NAME[@BRANCH][/FOLDER]` names; `UsageError` for anything else."""
+    scheme, _, rest = str(address).partition(":")
+    parts = (f"{scheme}:", *(part for part in rest.split("/") if part))
+    if scheme != "hf":
+        raise UsageError(f"{cut(str(address))} is no place to upload to; write hf://ORG/NAME")
+    repo, revision = hub.parsed(parts)
+    if any(part in (".", "..") for part in parts[3:]):
+        raise UsageError(f"{cut(str(address))}: a folder there can't be . or ..; write hf://ORG/NAME/FOLDER")
+    return Destination(repo, revision, "/".join(parts[3:]))
+
+
+def send(
+    files: Mapping[str, Path | bytes], to: Destination, *, message: str, private: bool | None, meter: Meter
+) -> tuple[str, list[str]]:
+    """Send files, by their paths in the repository, which is made if it is not there.
+
+    private: of a new repository; None: as the account is set.   Returns the commit's address, "" when there was nothing
+    to change, and the files that were there already.
+    """
+    library = hub.library()
+    where = str(to)
+    api = library.HfApi(endpoint=hub.endpoint())
+    hub.tried(lambda: _make(api, to, private), where, _failed)
+    there = hub.tried(lambda: _digests(api, to), where, _failed)
+    additions, known = [], []
+    for name, content in files.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if name in there and hub.is_hash_of(content, *there[name], size):
+            known.append(name)
+        else:
+            additions.append(_sent(library, api, to, name, content))
+        meter(size, name)
+    if not additions:
+        return "", known
+    made = hub.tried(
+        lambda: api.create_commit(to.repo, additions, commit_message=message, revision=to.revision), where, _failed
+    )
+    return str(made.commit_url), known
+
+
+def lacks(name: str, to: Destination) -> bool:
+    """Whether the repository has no such file yet, or is not there."""
+    library = hub.library()
+    api = library.HfApi(endpoint=hub.endpoint())
+    return not hub.tried(lambda: api.file_exists(to.repo, name, revision=to.revision), str(to), _failed)
+
+
+def _make(api: Any, to: Destination, private: bool | None) -> None:
+    """The repository and its branch, as far as they are not there."""
+    if not api.repo_exists(to.repo):
+        api.create_repo(to.repo, private=private, exist_ok=True)
+    if to.revision != "main":
+        api.create_branch(to.repo, branch=to.revision, exist_ok=True)
+
+
+def _digests(api: Any, to: Destination) -> dict[str, tuple[int, str]]:
+    """The size and hash of each file that the branch holds."""
+    tree = api.list_repo_tree(to.repo, recursive=True, revision=to.revision)
+    entries = {file.path: hub.entry_of(file) for file in tree if hasattr(file, "size")}
+    return {name: (entry.size, entry.tag) for name, entry in entries.items()}
+
+
+def _sent(library: Any, api: Any, to: Destination, name: str, content: Path | bytes) -> Any:
+    """The part of the commit that adds a file, of which the bytes are sent if it is a large one."""
+    quiet = library.utils
+    shown = not quiet.are_progress_bars_disabled()
+    source = content if isinstance(content, bytes) else str(content)
+    added = library.CommitOperationAdd(path_in_repo=name, path_or_fileobj=source)
+    if shown:
+        quiet.disable_progress_bars()
+    try:
+        hub.tried(
+            lambda: api.preupload_lfs_files(to.repo, [added], revision=to.revision, free_memory=False), str(to), _failed
+        )
+    finally:
+        if shown:
+            quiet.enable_progress_bars()
+    return added
+
+
+def _failed(where: str, error: Exception | None, status: int | None) -> OutputError:
+    """What ends an upload, for people."""
+    if status in (401, 403):
+        return OutputError(f"{at(where)}: needs a token that may write there; log in with hf auth login")
+    if status == 404:
+        return OutputError(f"{at(where)}: no such repository or branch, and none could be made; check the name")
+    said = hub.said(error) if error else f"the server answered {status}"
+    return OutputError(f"{at(where)}: the upload failed ({said}); the same command goes on from here")

@@ -1,0 +1,1 @@
+"""Tensors into files: encoded, copied, streamed to one target or several."""

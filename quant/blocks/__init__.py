@@ -1,0 +1,1 @@
+"""Families of block types, a file each: byte layout, encode, decode."""

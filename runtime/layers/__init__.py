@@ -1,0 +1,1 @@
+"""Of what a block is made: attention, MLP, norms, positions, convolution; recurrent layers."""

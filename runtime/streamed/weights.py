@@ -1,0 +1,194 @@
+"""A model's weights in its file, of which one part at a time is in memory, and the next is being read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmconv.convert.reports.streaming import (
+    EMBEDDING,
+    HEAD,
+    Sizes,
+    StreamingPlan,
+    is_stack,
+    part_of,
+    plan_streaming,
+)
+from llmconv.formats.moving.rows import take
+from llmconv.formats.tensor import Tensor as Stored
+from llmconv.runtime.linear import ExpertLinear
+from llmconv.runtime.model import Model
+from llmconv.runtime.reading import fill_tensor, put, slots_of
+
+__all__ = ["Weights"]
+
+Part = int | str
+Values = dict[str, Tensor]
+Piece = tuple[Part, int | None]
+"""A part, or one expert of a layer."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A parameter's or buffer's place in the model, and where its numbers are."""
+
+    module: torch.nn.Module
+    part: str
+    source: Stored
+    empty: Tensor
+
+
+class Weights:
+    """Puts the part that a model wants into it, and takes the one before out.
+
+    model: built without storage; the parts that the plan keeps are filled here.   tensors: by canonical name.
+    A reader thread fetches what is expected next; a part goes into the memory of one that is no longer used.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tensors: Mapping[str, Stored],
+        device: torch.device,
+        sizes: Sizes,
+        plan: StreamingPlan,
+    ):
+        self.plan, self.device, self._sizes = plan, device, sizes
+        self._every: dict[str, _Slot] = {}
+        self._tied = "output.weight" not in tensors
+        for name, (module, part) in slots_of(model).items():
+            empty = getattr(module, part)
+            source = tensors.get(name) or tensors[f"{name}.weight"]
+            if part_of(name, self._tied):
+                self._every[name] = _Slot(module, part, source, empty)
+            else:
+                put(module, part, fill_tensor(source, torch.empty(empty.shape, dtype=empty.dtype, device=device)))
+        self._slots: dict[Part, dict[str, _Slot]] = {}
+        self._stacks: dict[int, dict[str, _Slot]] = {}
+        self._order: list[Part] = [EMBEDDING, *range(len(model.blk)), HEAD]
+        self._now: Part | None = None
+        self._held: dict[bool, Values] = {}
+        self._experts: tuple[Piece, Values] | None = None
+        self._ahead: dict[bool, tuple[Piece, Future[Values]]] = {}
+        self._free: dict[bool, list[Tensor]] = {False: [], True: []}
+        self._reader = ThreadPoolExecutor(1, "llmconv-read")
+        self._arrange()
+
+    def prepare(self, tokens: int, context: int) -> None:
+        """Plan for so many tokens, in rows of at most `context`."""
+        self.rest()
+        self.plan = plan_streaming(self._sizes, self.plan.memory, tokens, context)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Sort the tensors by the parts that they come with."""
+        self._slots.clear()
+        self._stacks.clear()
+        for name, slot in self._every.items():
+            for where in part_of(name, self._tied):
+                module, apart = slot.module, where in self.plan.apart and is_stack(name)
+                if isinstance(module, ExpertLinear) and slot.part == "weight":
+                    module.one = functools.partial(self._expert, int(where), name) if apart else None
+                (self._stacks if apart else self._slots).setdefault(where, {})[name] = slot  # type: ignore[arg-type]
+
+    def __call__(self, part: Part) -> None:
+        """See that `part` is in the model, and nothing else of what comes and goes."""
+        if part == self._now:
+            return
+        self._drop()
+        values = self._taken((part, None))
+        for name, slot in self._slots.get(part, {}).items():
+            put(slot.module, slot.part, values[name])
+        self._now, self._held[False] = part, values
+        at = self._order.index(part) + 1
+        if self.plan.ahead and at < len(self._order):
+            self._expect((self._order[at], None))
+
+    def experts_of(self, layer: int) -> int:
+        """How many experts of a layer are read one by one; 0 where they are read with it."""
+        return max((slot.empty.shape[0] for slot in self._stacks.get(layer, {}).values()), default=0)
+
+    def expect(self, layer: int, expert: int) -> None:
+        """The expert that will be wanted next, once the one in use is known."""
+        if self.plan.ahead:
+            self._expect((layer, expert))
+
+    def rest(self) -> None:
+        """Take everything out and let go of the memory."""
+        self._drop()
+        for kind in list(self._ahead):
+            _, future = self._ahead.pop(kind)
+            if not future.cancel():
+                wait((future,))
+        self._free = {False: [], True: []}
+
+    def _expert(self, layer: int, name: str, expert: int) -> Tensor:
+        """The stored matrix of one expert; its other matrices come with it."""
+        piece: Piece = (layer, expert)
+        if self._experts is None or self._experts[0] != piece:
+            if self._experts is not None:
+                self._free[True] += self._experts[1].values()
+                self._experts = None
+            self._experts = (piece, self._taken(piece))
+        return self._experts[1][name]
+
+    def _drop(self) -> None:
+        """What was wanted goes, and its memory is for what comes."""
+        if self._now is None:
+            return
+        for slot in self._slots.get(self._now, {}).values():
+            put(slot.module, slot.part, slot.empty)
+        self._free[False] += self._held.pop(False, {}).values()
+        if self._experts is not None:
+            self._free[True] += self._experts[1].values()
+            self._experts = None
+        self._now = None
+
+    def _taken(self, piece: Piece) -> Values:
+        """A piece's numbers: those that were read ahead, or read now."""
+        kind = piece[1] is not None
+        expected = self._ahead.pop(kind, None)
+        if expected is not None:
+            found = expected[1].result()
+            if expected[0] == piece:
+                return found
+            self._free[kind] += found.values()
+        return self._read(piece, self._rooms(kind))
+
+    def _expect(self, piece: Piece) -> None:
+        kind = piece[1] is not None
+        if kind in self._ahead:
+            return
+        self._ahead[kind] = (piece, self._reader.submit(self._read, piece, self._rooms(kind)))
+
+    def _rooms(self, kind: bool) -> list[Tensor]:
+        """Memory that is free for a piece; whoever takes it lets go of what does not fit."""
+        rooms, self._free[kind] = self._free[kind], []
+        return rooms
+
+    def _read(self, piece: Piece, rooms: Sequence[Tensor]) -> Values:
+        part, expert = piece
+        wanted = self._slots.get(part, {}) if expert is None else self._stacks[int(part)]
+        free: dict[Any, list[Tensor]] = {}
+        shapes = {name: slot.empty.shape[expert is not None :] for name, slot in wanted.items()}
+        keys = {(shapes[name], slot.empty.dtype) for name, slot in wanted.items()}
+        for room in rooms:
+            if (room.shape, room.dtype) in keys:
+                free.setdefault((room.shape, room.dtype), []).append(room)
+        del rooms
+        found: Values = {}
+        for name, slot in wanted.items():
+            same = free.get((shapes[name], slot.empty.dtype))
+            out = same.pop() if same else torch.empty(shapes[name], dtype=slot.empty.dtype, device=self.device)
+            source = slot.source
+            if expert is not None:
+                rows = source.n_rows // source.shape[0]
+                source = take(source, expert * rows, rows, source.shape[1:])
+            found[name] = fill_tensor(source, out)
+        return found

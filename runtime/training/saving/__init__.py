@@ -1,0 +1,1 @@
+"""What a run leaves: state, log, folder, the finished model."""

@@ -1,0 +1,173 @@
+"""Every tower's table: a folder's tensors to an mmproj file and back, bit for bit; two halves and one folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tower_folders
+
+import llmconv
+from llmconv.convert import towers
+from llmconv.convert.tables.tower import Tower
+from llmconv.convert.towers import translate
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, UsageError, WrongShape
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
+TOWERS = towers.all()
+NAMES = [tower.classes[0] for tower in TOWERS]
+GEMMA = next(tower for tower in towers.all() if tower.projector == "gemma3")
+
+
+def same(a: Checkpoint, b: Checkpoint) -> None:
+    assert sorted(a.tensors) == sorted(b.tensors)
+    for name, tensor in a.tensors.items():
+        other = b.tensors[name]
+        assert (tensor.shape, tensor.type) == (other.shape, other.type), name
+        assert np.array_equal(tensor.blocks(), other.blocks()), name
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=NAMES)
+def test_a_tower_comes_back_bit_for_bit(tower: Tower) -> None:
+    folder = tower_folders.tower_folder(tower, tower.classes[0])
+    made = translate.to_gguf(folder)
+    assert made.metadata["general.architecture"] == "clip" and made.metadata["general.type"] == "mmproj"
+    for cls in tower.classes:
+        assert towers.by_config(tower_folders.config_of(tower, cls)) is tower
+    back = translate.from_gguf(made)
+    same(folder, back)
+    assert back.files["config.json"] == folder.files["config.json"]
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=NAMES)
+def test_somebody_elses_file_gives_the_same_tensors(tower: Tower) -> None:
+    folder = tower_folders.tower_folder(tower, tower.classes[0], "F32")
+    made = translate.to_gguf(folder)
+    foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+    back = translate.from_gguf(foreign)
+    assert {tower.spelled(name) for name in back.tensors} == set(folder.tensors)
+    again = translate.to_gguf(back.but(files={**back.files, "config.json": _with_text(back)}))
+    keys = {k: v for k, v in again.metadata.items() if k.startswith("clip.")}
+    for key, value in keys.items():
+        assert np.array_equal(np.asarray(foreign.metadata[key]), np.asarray(value)), key
+    same(made, again)
+
+
+def _with_text(folder: Checkpoint) -> bytes:
+    config = json.loads(folder.file("config.json") or b"")
+    return json.dumps(config | {"text_config": tower_folders.TEXT}).encode()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    llmconv.save(tower_folders.multimodal(GEMMA, GEMMA.classes[0]), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_folder_becomes_two_files_and_comes_back(folder: Path, tmp_path: Path) -> None:
+    result = llmconv.convert_file(folder, tmp_path / "m.gguf")
+    assert [path.name for path in result.paths] == ["m.gguf", "mmproj-m.gguf"]
+    assert result.n_tensors == len(llmconv.open(folder).tensors)
+    back = llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    assert any("mmproj-m.gguf" in note for note in back.notes)
+    same(llmconv.open(folder), llmconv.open(tmp_path / "back"))
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_names_without_a_target_are_the_ecosystems(folder: Path) -> None:
+    result = llmconv.convert_file(folder, to="gguf")
+    assert [path.name for path in result.paths] == ["model-BF16.gguf", "mmproj-model-BF16.gguf"]
+
+
+def test_either_half_alone(folder: Path, tmp_path: Path) -> None:
+    tower = llmconv.convert_file(folder, tmp_path / "t.gguf", mmproj=True)
+    text = llmconv.convert_file(folder, tmp_path / "x.gguf", text_only=True)
+    assert [len(r.paths) for r in (tower, text)] == [1, 1]
+    assert tower.n_tensors + text.n_tensors == len(llmconv.open(folder).tensors)
+    assert llmconv.inspect_file(tmp_path / "t.gguf")["half"]["is"] == "tower"
+    assert llmconv.inspect_file(tmp_path / "x.gguf")["half"]["partner"] == "mmproj-x.gguf"
+    alone = llmconv.convert_file(tmp_path / "x.gguf", tmp_path / "text", text_only=True)
+    assert alone.n_tensors == text.n_tensors
+    both = llmconv.convert_file(tmp_path / "x.gguf", tmp_path / "both", mmproj=tmp_path / "t.gguf")
+    assert both.n_tensors == tower.n_tensors + text.n_tensors
+
+
+def test_both_halves_of_another_program(folder: Path, tmp_path: Path) -> None:
+    llmconv.convert_file(folder, tmp_path / "m.gguf", portable=True)
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back", mmproj=tmp_path / "mmproj-m.gguf")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["architectures"] == ["Gemma3ForConditionalGeneration"] and config["model_type"] == "gemma3"
+    assert config["text_config"]["hidden_size"] == 64 and config["vision_config"]["hidden_size"] == 32
+    assert set(llmconv.open(tmp_path / "back").tensors) == set(llmconv.open(folder).tensors)
+
+
+def test_reports_know_both_halves(folder: Path, tmp_path: Path) -> None:
+    llmconv.convert_file(folder, tmp_path / "m.gguf")
+    assert llmconv.inspect_file(folder)["half"]["is"] == "both"
+    report = llmconv.size(folder)
+    assert report.parts["tower"] == llmconv.open(tmp_path / "mmproj-m.gguf").n_elements
+    assert report.parameters == llmconv.open(folder).n_elements
+    assert report.files["mmproj F32"] > 4 * report.parts["tower"]
+    changed = llmconv.open(folder)
+    old = next(tensor for name, tensor in changed.tensors.items() if name.startswith("vision_tower."))
+    changed.add(Tensor.from_array(old.name, np.zeros(old.shape, np.float32)).astype(old.type))
+    llmconv.save(changed, tmp_path / "changed")
+    assert not llmconv.verify(folder, tmp_path / "changed").same
+    assert llmconv.content_hash(folder).model != llmconv.content_hash(tmp_path / "changed").model
+    assert llmconv.verify(folder, tmp_path / "m.gguf").same and llmconv.verify(folder, tmp_path / "mmproj-m.gguf").same
+
+
+def test_casting_keeps_what_is_never_rounded(folder: Path, tmp_path: Path) -> None:
+    llmconv.convert_file(folder, tmp_path / "m.gguf", outtype="f16")
+    tensors = llmconv.open(tmp_path / "mmproj-m.gguf").tensors
+    kinds = {name: tensors[name].type.name for name in ("v.patch_embd.weight", "v.position_embd.weight")}
+    assert set(kinds.values()) == {"F32"} and tensors["v.blk.0.ffn_up.weight"].type.name == "F16"
+
+
+def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+    llmconv.convert_file(folder, tmp_path / "m.gguf")
+    text, tower = tmp_path / "m.gguf", tmp_path / "mmproj-m.gguf"
+    for options in ({"mmproj": True, "text_only": True}, {"mmproj": tower}):
+        with pytest.raises(UsageError):
+            llmconv.convert_file(folder, tmp_path / "n.gguf", **options)
+    for options in ({"mmproj": True}, {"mmproj": text}):
+        with pytest.raises(UsageError):
+            llmconv.convert_file(text, tmp_path / "n", **options)
+    with pytest.raises(UsageError, match="no effect"):
+        llmconv.convert_file(folder, tmp_path / "n", mmproj=True)
+    with pytest.raises(Unsupported, match="no tensors of its tower"):
+        llmconv.convert_file(folder, tmp_path / "n.gguf", mmproj=True, exclude=["vision_tower.*", "multi_modal*"])
+    assert not (tmp_path / "n.gguf").exists() and not (tmp_path / "n").exists()
+
+
+def test_a_strange_tensor_and_a_wrong_one() -> None:
+    folder = tower_folders.tower_folder(GEMMA, GEMMA.classes[0])
+    folder.add(Tensor.from_array("vision_tower.vision_model.surplus.weight", np.zeros((4, 4), np.float32)))
+    with pytest.raises(UnknownTensor, match="surplus"):
+        translate.to_gguf(folder)
+    assert any("surplus" in note for note in translate.to_gguf(folder, strict=False).notes)
+    folder = tower_folders.tower_folder(GEMMA, GEMMA.classes[0])
+    folder.add(Tensor.from_array("vision_tower.vision_model.post_layernorm.weight", np.zeros(7, np.float32)))
+    with pytest.raises(WrongShape):
+        translate.to_gguf(folder)
+
+
+def test_what_llama_cpp_leaves_out_is_kept() -> None:
+    folder = tower_folders.tower_folder(GEMMA, GEMMA.classes[0])
+    for name, shape in (("head.probe", (1, 1, 32)), ("head.mlp.fc1.weight", (300, 300))):
+        values = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+        folder.add(Tensor.from_array("vision_tower.vision_model." + name, values))
+    same(folder, translate.from_gguf(translate.to_gguf(folder)))
+
+
+def test_another_models_tower_is_refused(tmp_path: Path) -> None:
+    whole = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
+    made = translate.to_gguf(whole)
+    text = translate.text_half(whole)[0]
+    made.metadata["clip.vision.projection_dim"] = np.uint32(128)
+    with pytest.raises((BadFile, WrongShape)):
+        translate.together(text, made)

@@ -1,0 +1,50 @@
+"""Multimodal models of transformers: two GGUFs, and a folder again that transformers loads to the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_towers
+
+import llmconv
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
+
+NO_TEXT_TABLE = {"llama4"}
+"""Whose text model has no table here: it keeps its own names, which somebody else's GGUF does not have."""
+
+
+def weights(folder: Path, name: str) -> dict[str, Any]:
+    """What transformers makes of a folder; every weight must be there, and no other."""
+    kind = getattr(transformers, tiny_towers.MODELS[name].cls)
+    model, told = kind.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], told
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("name", tiny_towers.MODELS)
+def test_there_and_back(name: str, tmp_path: Path) -> None:
+    folder, back = tmp_path / "model", tmp_path / "back"
+    tiny_towers.build(name, folder)
+    llmconv.convert_file(folder, tmp_path / "m.gguf")
+    llmconv.convert_file(tmp_path / "m.gguf", back)
+    source, again = llmconv.open(folder), llmconv.open(back)
+    assert sorted(source.tensors) == sorted(again.tensors)
+    for key, tensor in source.tensors.items():
+        other = again.tensors[key]
+        assert (tensor.shape, tensor.type) == (other.shape, other.type), key
+        assert np.array_equal(tensor.blocks(), other.blocks()), key
+    assert (folder / "config.json").read_bytes() == (back / "config.json").read_bytes()
+    if name in NO_TEXT_TABLE:
+        return
+    llmconv.convert_file(folder, tmp_path / "p.gguf", portable=True)
+    llmconv.convert_file(tmp_path / "p.gguf", tmp_path / "foreign")
+    ours, theirs = weights(tmp_path / "foreign", name), weights(folder, name)
+    assert sorted(ours) == sorted(theirs)
+    for key, tensor in theirs.items():
+        assert torch.allclose(ours[key].float(), tensor.float(), atol=1e-6), key

@@ -1,0 +1,164 @@
+"""What `-t REPACK`, `-t W4A16` and the like write: loaded by llama.cpp, by compressed-tensors and by MLX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_cpp_logits import logits
+from stored_layers import awq, four_bit_floats, gptq, mlx
+from stored_models import folder, llama
+
+import llmconv
+import llmconv.convert.tables.config
+from llmconv.convert.scaled.unpack import unpack
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
+
+CT = {"quant_method": "compressed-tensors"}
+IDS = [1, 5, 9, 33, 7, 12, 3, 8, 21, 2]
+
+
+def stored(path: Path, way: Any, settings: Any) -> Path:
+    """A Llama whose layers are stored that way, its weights small enough for logits of a usual size."""
+
+    def layer(stem: str, shape: tuple[int, int]) -> dict[str, Any]:
+        arrays: dict[str, Any] = dict(way(stem, shape, len(stem))[0])
+        for name, array in arrays.items():
+            if array.dtype == np.float16:
+                arrays[name] = (array * np.float16(0.25)).astype(np.float16)
+            elif name.endswith("weight_scale") and array.dtype == np.uint8:
+                arrays[name] = array - np.uint8(6)
+        return arrays
+
+    return folder(path, llama(layer), settings)
+
+
+@pytest.mark.parametrize(
+    ("way", "settings", "kind"),
+    [
+        (gptq, {"quant_method": "gptq"}, "Q4_0"),
+        (awq, {"quant_method": "awq"}, "Q5_0"),
+        (mlx, None, "Q4_1"),
+        (lambda *a: four_bit_floats(*a, kind="mxfp4"), CT, "MXFP4"),
+        (lambda *a: four_bit_floats(*a, kind="modelopt"), {"quant_method": "modelopt"}, "NVFP4"),
+    ],
+)
+def test_llama_cpp_computes_the_same(tmp_path: Path, way: Any, settings: Any, kind: str) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    source = stored(tmp_path / "in", way, settings)
+    llmconv.quantize(source, tmp_path / "a.gguf", "REPACK")
+    gguf = llmconv.open(tmp_path / "a.gguf")
+    assert gguf.tensors["blk.0.ffn_up.weight"].type.name == kind
+    with torch.no_grad():
+        expected = llmconv.load(source, "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
+    found = logits(gguf, IDS, tmp_path / "b.gguf")
+    assert found is not None
+    assert np.abs(found - expected).max() <= 3e-2 * np.abs(expected).max()  # it rounds its inputs to eight bits
+
+
+def decompressed(path: Path) -> dict[str, Any]:
+    """A folder's layers as compressed-tensors reads them."""
+    library = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from compressed_tensors.compressors import BaseCompressor
+
+    settings = library.quantization.QuantizationConfig.model_validate(
+        llmconv.convert.tables.config.read_config(llmconv.open(path))["quantization_config"]
+    )
+    arrays = {n: torch_of(t) for n, t in llmconv.open(path / "model.safetensors").tensors.items()}
+    out = {}
+    for scheme in settings.config_groups.values():
+        own = BaseCompressor.get_value_from_registry(scheme.format)
+        for module in {n.rpartition(".")[0] for n in arrays if n.endswith("_scale")}:
+            parts = {n.rpartition(".")[2]: t for n, t in arrays.items() if n.startswith(f"{module}.")}
+            if scheme.targets != ["Linear"] and module not in scheme.targets:
+                continue
+            out[f"{module}.weight"] = own.decompress(parts, scheme)["weight"].float().numpy()
+    return out
+
+
+def torch_of(tensor: Any) -> Any:
+    array = np.array(tensor.numpy())
+    if tensor.type.name == "F8_E4M3":
+        return torch.from_numpy(array.view(np.uint8)).view(torch.float8_e4m3fn)
+    if tensor.type.name == "BF16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": "W4A16"}, {"type": "W4A16", "group_size": 64}, {"type": "W4A16_ASYM"},
+        {"type": "W4A16_ASYM", "group_size": 64}, {"type": "NVFP4A16"}, {"type": "MXFP4A16"}, {"type": "FP8_DYNAMIC"},
+        {"type": "FP8_BLOCK"},
+    ],
+)  # fmt: skip
+def test_compressed_tensors_reads_what_we_write(tmp_path: Path, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    source = folder(
+        tmp_path / "in",
+        llama(lambda stem, shape: {f"{stem}.weight": rng.standard_normal(shape).astype(np.float16)}),
+    )
+    llmconv.quantize(source, tmp_path / "out", **options)
+    found, want = decompressed(tmp_path / "out"), unpack(llmconv.open(tmp_path / "out")).tensors
+    assert len(found) == (2 if options["type"] == "FP8_BLOCK" else 14)
+    for name, values in found.items():
+        assert np.allclose(values, want[name].numpy(), rtol=2**-7, atol=1e-6), name  # products in 16 bits
+
+
+@pytest.mark.parametrize(("way", "settings"), [(gptq, "gptq"), (awq, "awq")])
+def test_compressed_tensors_reads_what_we_carry(tmp_path: Path, way: Any, settings: str) -> None:
+    source = stored(tmp_path / "in", way, {"quant_method": settings})
+    llmconv.quantize(source, tmp_path / "out", "W4A16_ASYM")
+    found, want = decompressed(tmp_path / "out"), unpack(llmconv.open(source)).tensors
+    for name, values in found.items():
+        assert np.allclose(values, want[name].numpy(), rtol=2**-10, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["W4A16", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"])
+def test_transformers_loads_what_we_write(tmp_path: Path, kind: str) -> None:
+    """Not W4A16_ASYM: compressed-tensors 0.20 packs zero points and makes transformers expect such that are not."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    rng = np.random.default_rng(3)
+    source = folder(
+        tmp_path / "in",
+        llama(lambda stem, shape: {f"{stem}.weight": (rng.standard_normal(shape) * 0.1).astype(np.float16)}),
+    )
+    llmconv.quantize(source, tmp_path / "out", kind)
+    with torch.no_grad():
+        dtype = torch.bfloat16 if kind.endswith("FP4A16") else torch.float32
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+        found = model(torch.tensor([IDS])).logits[0].float().numpy()
+        expected = llmconv.load(tmp_path / "out", "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
+    rounded = 0.1 if kind.startswith("FP8") else 3e-2  # FP8's inputs are rounded too, others compute in bfloat16
+    assert np.abs(found - expected).max() <= rounded * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("way", ["floats", "floats by 64", "Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1", "GPTQ", "MLX"])
+def test_mlx_reads_what_we_write(tmp_path: Path, way: str) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    rng = np.random.default_rng(3)
+    source: Path
+    if way in ("GPTQ", "MLX"):
+        source = stored(tmp_path / "in", *((gptq, {"quant_method": "gptq"}) if way == "GPTQ" else (mlx, None)))
+    else:
+        source = folder(
+            tmp_path / "in",
+            llama(lambda stem, shape: {f"{stem}.weight": rng.standard_normal(shape).astype(np.float16)}),
+        )
+        if way.startswith("Q"):
+            llmconv.quantize(source, tmp_path / "a.gguf", way, pure=True, output_tensor_type="F16")
+            source = tmp_path / "a.gguf"
+    llmconv.quantize(source, tmp_path / "out", "MLX", group_size=64 if "64" in way else None)
+    settings = llmconv.convert.tables.config.read_config(llmconv.open(tmp_path / "out"))["quantization"]
+    made = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    want = unpack(llmconv.open(tmp_path / "out")).tensors
+    for stem in ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
+        scales, biases = (made[f"{stem}.{end}"].astype(mx.float32) for end in ("scales", "biases"))
+        got = mx.dequantize(made[f"{stem}.weight"], scales, biases, settings["group_size"], settings["bits"])
+        assert np.allclose(np.array(got), want[f"{stem}.weight"].numpy(), rtol=1e-6, atol=1e-6)

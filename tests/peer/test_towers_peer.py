@@ -1,0 +1,98 @@
+"""Our mmproj files against those that llama.cpp's own converter makes (`--mmproj`) of the same tiny folders.
+
+llama.cpp's Python files come from the folder that LLMCONV_LLAMA_CPP names, as in test_archs_peer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_towers
+
+from llmconv import formats
+from llmconv.convert.towers import translate
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.peer
+
+ROUNDED = {"mm.input_projection.weight": "F16", "a.conv1d.": "F16", "a.conv2d.": "F16"}
+"""Tensors that the reference rounds to F16 whatever it was asked for; we keep them exactly."""
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+import torch
+from conversion import ModelBase, get_model_architecture, get_model_class, ModelType, load_all_models
+import gguf
+load_all_models()
+kinds = {"float32": gguf.LlamaFileType.ALL_F32, "float16": gguf.LlamaFileType.MOSTLY_F16,
+         "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
+result = {}
+for name, folder, out, dtype in json.loads(sys.stdin.read()):
+    try:
+        with torch.inference_mode():
+            hparams = ModelBase.load_hparams(Path(folder), False)
+            cls = get_model_class(get_model_architecture(hparams, ModelType.MMPROJ), mmproj=True)
+            cls(Path(folder), kinds[dtype], Path(out)).write()
+        result[name] = None
+    except Exception as error:
+        result[name] = f"{type(error).__name__}: {error}"
+print("RESULT " + json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every tiny tower, converted by the reference: name -> (folder, GGUF, error)."""
+    home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
+    if not (home / "conversion" / "base.py").is_file():
+        pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's conversion/")
+    root = tmp_path_factory.mktemp("peer")
+    jobs = []
+    for name, tiny in tiny_towers.MODELS.items():
+        if not tiny.ours_alone:
+            tiny_towers.build(name, root / name)
+            jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype))
+    path = os.pathsep.join([str(home / "gguf-py"), str(home)])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=600,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stderr[-3000:]
+    errors = json.loads(lines[-1].removeprefix("RESULT "))
+    return {name: (Path(folder), Path(out), errors[name]) for name, folder, out, _ in jobs}
+
+
+@pytest.mark.parametrize("name", [name for name, tiny in tiny_towers.MODELS.items() if not tiny.ours_alone])
+def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
+    folder, gguf, error = reference[name]
+    assert error is None, error
+    ours, theirs = translate.to_gguf(formats.open(folder)), formats.open(gguf)
+    assert sorted(ours.tensors) == sorted(theirs.tensors)
+    for key, their in theirs.tensors.items():
+        our = ours.tensors[key]
+        if key.startswith(tuple(ROUNDED)) and not key.endswith(".bias") and our.type.name == "F32":
+            assert their.type.name == "F16"
+            our = our.astype(their.type)
+        assert (our.shape, our.type.name) == (their.shape, their.type.name), key
+        assert np.array_equal(our.blocks(), their.blocks()), key
+    mine = {k: v for k, v in ours.metadata.items() if k.startswith(("clip.", "general."))}
+    assert sorted(set(mine) ^ set(theirs.metadata) - {"GGUF.version"}) == sorted(tiny_towers.MODELS[name].keys)
+    for key, value in theirs.metadata.items():
+        if key in tiny_towers.MODELS[name].keys or key == "general.size_label":
+            continue
+        assert type(mine[key]) is type(value), key
+        assert np.array_equal(np.asarray(mine[key]), np.asarray(value)), (key, mine[key], value)

@@ -1,0 +1,193 @@
+"""A model whose weights stay in the file gives the numbers of one in memory, bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runnable
+import tiny_models
+
+import llmconv
+from llmconv.convert.reports import streaming
+from llmconv.convert.reports.streaming import StreamingPlan
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*torch:DeprecationWarning")]
+
+NAMES = ("llama-gqa-tied-bf16", "mixtral", "deepseek-v3", "gpt-oss", "jamba", "mamba2")
+"""Dense ones, experts with and without a dense layer before them or shared ones, scans beside attention, scans."""
+EXPERTS = ("mixtral", "gpt-oss", "jamba")  # of the others the embedding is larger than a layer
+
+
+def smallest(model: Any, batches: list[Any]) -> int:
+    """The least memory that a model says it can be run with, and then, once it knows the batches."""
+    from llmconv.runtime.streamed.passing import Passed
+
+    memory = 1
+    for _ in range(2):
+        with pytest.raises(llmconv.UsageError, match="too small for the largest part") as caught:
+            Passed(llmconv.load(model, "cpu", memory=memory), batches)
+        memory = int(str(caught.value).split("at least ")[1].split()[0].replace(",", ""))
+    return memory
+
+
+def streamed(model: Any, memory: int) -> tuple[Any, StreamingPlan]:
+    """The model with its weights in the file, and the plan."""
+    from llmconv.runtime.streamed.weights import Weights
+
+    found = llmconv.load(model, "cpu", memory=memory)
+    assert isinstance(found.wants, Weights)
+    return found, found.wants.plan
+
+
+def batches_of(vocabulary: int) -> list[Any]:
+    """Batches of several shapes."""
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randint(0, vocabulary, shape, generator=draw) for shape in ((3, 20), (2, 20), (1, 7))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer_gives_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.runtime.streamed.passing import Passed
+
+    pytest.importorskip("transformers")
+    tiny_models.build(name, tmp_path)
+    monkeypatch.setattr(streaming, "BATCH", 32)  # so that results inside a layer are smaller than weights
+    resident = llmconv.load(tmp_path, "cpu")
+    batches = batches_of(96)
+    least, apart = smallest(tmp_path, batches), list[bool]()
+    with torch.inference_mode():
+        expected = [resident.hidden(tokens) for tokens in batches]
+        for memory in (least, least + 30_000, least + 150_000):
+            try:
+                model, plan = streamed(tmp_path, memory)
+            except AssertionError:
+                assert memory > least
+                continue
+            with Passed(model, batches) as passed:
+                for i, (tokens, hidden) in enumerate(zip(batches, expected, strict=True)):
+                    assert torch.equal(passed.hidden(i), hidden), (name, plan)
+                    assert torch.equal(model.head(passed.hidden(i)), resident.head(hidden))
+                    assert torch.equal(model.hidden(tokens), hidden)  # of one batch, read as it goes
+            assert plan.peak <= memory
+            apart.append(bool(plan.apart))
+    assert apart[0] == (name in EXPERTS)
+
+
+def of_layers(path: Path, layers: int = 5) -> Path:
+    """A model that is larger than its largest part."""
+    return runnable.write(runnable.checkpoint(layers=layers, dim=64, ffn=256), path)
+
+
+def without_clock(found: Any) -> dict[str, Any]:
+    return {k: v for k, v in found.as_dict().items() if k not in ("seconds", "tokens_per_second", "path")}
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results inside a layer are smaller than weights."""
+    monkeypatch.setattr(streaming, "BATCH", 32)
+    monkeypatch.setattr(streaming, "_TILE", 0)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_every_measure_is_the_same(tmp_path: Path) -> None:
+    model = of_layers(tmp_path / "m.gguf")
+    other = tmp_path / "o.gguf"
+    llmconv.quantize(model, other, "Q8_0")
+    text = llmconv.Text(runnable.text(200))
+    how: dict[str, Any] = {"context": 24, "device": "cpu"}
+    memory = model.stat().st_size * 2 // 3
+    streamed(model, memory)
+    measures = {
+        "perplexity": lambda **more: llmconv.perplexity(model, text, **how, **more),
+        "compare": lambda **more: llmconv.compare(model, other, text, **how, **more),
+        "imatrix": lambda **more: llmconv.imatrix(model, text, process_output=True, **how, **more),
+    }
+    for name, measure in measures.items():
+        steps: list[Any] = []
+        found = without_clock(measure(memory=memory, progress=steps.append))
+        assert found == without_clock(measure()), name
+        assert "layers" in {step.what for step in steps}
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_an_importance_matrix_is_kept_on_the_way(tmp_path: Path) -> None:
+    model = of_layers(tmp_path / "m.gguf")
+    text, how = llmconv.Text(runnable.text(400)), {"context": 24, "device": "cpu"}
+    llmconv.imatrix(model, text, tmp_path / "a.gguf", **how)
+    memory = model.stat().st_size * 2 // 3
+    llmconv.imatrix(model, text, tmp_path / "b.gguf", memory=memory, output_frequency=3, **how)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
+    def spoil(values: Any) -> None:
+        values[1, 2] = float("inf")
+
+    broken = runnable.changed(runnable.checkpoint(layers=4, dim=64, ffn=256), "blk.2.ffn_up.weight", spoil)
+    path = runnable.write(broken, tmp_path / "m.gguf")
+    with pytest.raises(llmconv.LlmconvError, match=r"blk\.2\.ffn_up\.weight"):
+        llmconv.perplexity(
+            path, llmconv.Text(runnable.text(100)), context=24, device="cpu", memory=path.stat().st_size * 2 // 3
+        )
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_what_needs_all_weights_refuses_the_rest(tmp_path: Path) -> None:
+    model, _ = streamed(of_layers(tmp_path / "m.gguf"), (tmp_path / "m.gguf").stat().st_size * 2 // 3)
+    with pytest.raises(llmconv.UsageError, match="left in the file"):
+        llmconv.generate(model, "w1", max_tokens=1)
+    with pytest.raises(llmconv.UsageError, match="expected bytes or a size"):
+        llmconv.load(tmp_path / "m.gguf", "cpu", memory=-1)
+    with pytest.raises(llmconv.UsageError, match="is no size"):
+        llmconv.load(tmp_path / "m.gguf", "cpu", memory="much")
+
+
+def test_states_go_to_a_file_that_nobody_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.runtime.streamed.states import States
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    states = States(200, torch.device("cpu"))
+    values = [torch.arange(n, dtype=torch.float32) for n in (30, 40, 50)]
+    for turn in range(3):
+        for i, value in enumerate(values):
+            states.put(i, value + turn)
+    assert all(torch.equal(states.get(i), value + 2) for i, value in enumerate(values))
+    assert not list(tmp_path.iterdir())
+    states.close()
+
+
+@pytest.mark.slow
+def test_memory_stays_within_the_limit(tmp_path: Path) -> None:
+    """A model of 200 MB in a child process, with a limit of 80 MB: what the kernel saw at most, against a tiny one."""
+    large = runnable.write(runnable.checkpoint(layers=22, dim=384, heads=6, ffn=1536), tmp_path / "large.gguf")
+    tiny = runnable.write(runnable.checkpoint(layers=2, dim=64), tmp_path / "tiny.gguf")
+    (tmp_path / "text.txt").write_text(runnable.text(1000))
+    assert large.stat().st_size > 190e6
+    program = (
+        "import sys, re, llmconv\n"
+        "found = llmconv.perplexity(sys.argv[1], sys.argv[2], context=128, device='cpu', memory=int(sys.argv[3]))\n"
+        "print(found.perplexity, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+    )
+
+    def run(model: Path, memory: int) -> tuple[str, float]:
+        made = subprocess.run(
+            [sys.executable, "-c", program, str(model), str(tmp_path / "text.txt"), str(memory)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        value, kilobytes = made.stdout.split()
+        return value, int(kilobytes) * 1024
+
+    (_, base), (expected, whole), (found, peak) = run(tiny, 1 << 30), run(large, 1 << 30), run(large, 80_000_000)
+    assert found == expected
+    assert whole - base > 190e6
+    assert peak - base < 80e6 + 10e6  # and what torch allocates for itself
