@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.sharing import SharePlan
     from llmconv.convert.reports.sizing import SizeReport
     from llmconv.convert.reports.stats import Histogram, TensorStats
+    from llmconv.convert.reports.streaming import StreamingPlan
     from llmconv.convert.reports.verify import Verdict
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "shares",
     "size",
     "statistics",
+    "streaming",
     "verify",
     "verify_provenance",
     "view",
@@ -218,6 +220,19 @@ def size(target: Source, **options: Any) -> SizeReport:
     shape, _ = _shape(target)
     with about(None if isinstance(target, Checkpoint) else Path(target)):
         return size_report(shape, **options)
+
+
+def streaming(target: Source, memory: int | str, *, tokens: int = 100_000, context: int = 512) -> StreamingPlan:
+    """How a model is run layer by layer within so much memory, as `perplexity(memory=…)` does it: from its shape alone.
+
+    target: a checkpoint, a config.json, or a preset by name.   memory: bytes, or a size like "4G".
+    tokens, context: of the text, and of a chunk.   `UsageError` where not even the largest part fits.
+    """
+    from llmconv.convert.reports.streaming import plan_streaming, sizes_of
+    from llmconv.formats.limits import parse_size
+
+    most = parse_size(memory) if isinstance(memory, str) else memory
+    return plan_streaming(sizes_of(_shape(target)[0]), most, tokens, context)
 
 
 def shares(

@@ -27,7 +27,7 @@ from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import ACTIVATIONS
-from llmconv.runtime.reading import PLAIN, put, read_tensor, slots_of
+from llmconv.runtime.reading import PLAIN, put, read_tensor, slots_of, tensor_of
 from llmconv.runtime.streamed.memory import Memory, limit
 from llmconv.runtime.streamed.weights import Weights
 
@@ -253,7 +253,7 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
     """Give every parameter and buffer its storage on `device` and its values."""
     for name, (module, part) in slots_of(model).items():
         old = getattr(module, part)
-        tensor = checkpoint.tensors.get(name) or checkpoint.tensors[f"{name}.weight"]
+        tensor = tensor_of(checkpoint.tensors, name)
         put(module, part, read_tensor(tensor, old.shape, old.dtype, device))
 
 

@@ -6,7 +6,6 @@ Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a can
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from llmconv.runtime.layers import altup, layer_vectors
 from llmconv.runtime.layers.attention import self_attention
 from llmconv.runtime.layers.convolution import short_convolution
 from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
-from llmconv.runtime.layers.norms import Norm, normed
+from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.layers.positions import sinusoidal
 from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.scans.scan import scan
@@ -58,10 +57,9 @@ class Block(LayerPieces):
     def __init__(self, decoder: Decoder, index: int, types: Types):
         super().__init__()
         self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
-        self.norm = decoder.norm
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
-            if "" in parts and (name in VECTORS or name == "ffn_norm"):  # Falcon-H1's has a bare name
+            if "" in parts and name in VECTORS:
                 del self._modules[name]
                 self.register_parameter(name, nn.Parameter(torch.zeros(parts[""])))
                 continue
@@ -107,7 +105,7 @@ class Block(LayerPieces):
         normed = x if self.attn_norm is None else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
-        mlp_norm = self._mlp_norm()
+        mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
         inside = self.spec.norms_inside
@@ -139,13 +137,6 @@ class Block(LayerPieces):
             inner = self.layer_output_norm(inner)
         x = self._added(half.kept, inner)
         return x if self.layer_output_norm is None or inside else self.layer_output_norm(x)
-
-    def _mlp_norm(self) -> Any:
-        """The norm before the MLP, or None; a function where it is a lone vector."""
-        found = getattr(self, self.spec.mlp_norm)
-        if isinstance(found, nn.Parameter):
-            return functools.partial(normed, kind=self.norm.kind, eps=self.norm.eps, weight=found)
-        return found
 
     def _mixed(self, x: Tensor, step: Step) -> Tensor:
         """What the layer's mixers make of x, added up; zeros where it has none."""

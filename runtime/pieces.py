@@ -117,6 +117,8 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
     kind, dtype = (None, stored) if isinstance(stored, torch.dtype) else (stored, torch.float32)
     if name in VECTORS or (name == "ssm_dt" and shape is None):
         return _Vector(parts, dtype if shape is not None else torch.float32)
+    if name in NORMS and set(parts) == {""}:
+        return Norm(decoder.norm, parts[""], bare=True)
     if shape is not None and set(parts) <= {"weight", "bias"}:
         if name in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
             return Embedding(shape, kind, None, dtype)

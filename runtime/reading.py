@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from llmconv.errors import BadWeight, cut
 from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 
-__all__ = ["PLAIN", "fill_tensor", "put", "read_tensor", "slots_of"]
+__all__ = ["PLAIN", "fill_tensor", "put", "read_tensor", "slots_of", "tensor_of"]
+
+T = TypeVar("T")
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -25,6 +28,14 @@ def slots_of(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
             if getattr(module, part) is not None:
                 slots[f"{prefix}.{part}" if prefix else part] = (module, part)
     return slots
+
+
+def tensor_of(tensors: Mapping[str, T], name: str) -> T:
+    """The tensor of a parameter or buffer: buffers' names have no ".weight", the tensors of some norms have none."""
+    found = (tensors.get(n) for n in (name, f"{name}.weight", name.removesuffix(".weight")))
+    tensor = next((t for t in found if t is not None), None)
+    assert tensor is not None, name
+    return tensor
 
 
 def put(module: torch.nn.Module, part: str, values: torch.Tensor) -> None:

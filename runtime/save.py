@@ -10,6 +10,7 @@ import torch
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes, by_name
+from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
@@ -44,10 +45,12 @@ def checkpoint_of(model: torch.nn.Module, metadata: dict[str, Any] | None = None
     if metadata is None:
         metadata = dict(inner.metadata) if isinstance(inner, Model) else {}
     stored = {name: module for name, module in inner.named_modules() if isinstance(module, Stored)}
+    bare = {name for name, module in inner.named_modules() if isinstance(module, Norm) and module.bare}
     out = Checkpoint(metadata=metadata, dialect="gguf", format="")
     for key, value in inner.state_dict().items():
         name = key if "." in key else f"{key}.weight"  # rope_freqs is a buffer under its bare name
         module = stored.get(name.rpartition(".")[0])
+        name = name.rpartition(".")[0] if name.rpartition(".")[0] in bare else name
         if module is not None and name.endswith(".weight"):
             kind = module.block_type or by_name(NAMES[value.dtype])
             shape = module.shape[1:] if name.endswith("ffn_gate_inp_shexp.weight") else module.shape

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from llmconv.convert.cards.about import CARD, are_texts, head_of
 from llmconv.convert.cards.head import written
@@ -37,7 +39,8 @@ def card_of(models: Sequence[Checkpoint], base_model: str | None = None) -> str:
 
 
 def _row(model: Checkpoint) -> str:
-    first, *more = [part.name for part in model.parts or [model.source] if part is not None]
+    parts: Sequence[Path | None] = model.parts or [model.source]
+    first, *more = [part.name for part in parts if part is not None]
     name = f"`{first}`" + (f" and {len(more)} more" if more else "")
     bits = 8 * model.nbytes / max(1, model.n_elements)
     return f"| {name} | {_type(model)} | {model.nbytes / 1e6:,.1f} MB | {bits:.2f} |\n"
@@ -45,7 +48,7 @@ def _row(model: Checkpoint) -> str:
 
 def _type(model: Checkpoint) -> str:
     """The file type that a model states, or the type of most of its weights."""
-    stated = model.metadata.get("general.file_type")
+    stated: Any = model.metadata.get("general.file_type")
     number = int(stated) & ~GUESSED if isinstance(stated, int) or hasattr(stated, "__index__") else None
     found = next((t.name for t in FILE_TYPES.values() if t.number == number), None)
     weights: Counter[str] = Counter()

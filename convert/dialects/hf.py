@@ -27,6 +27,7 @@ from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import Settings, normalized, read_config, text_config, usable
+from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys, scalar_tensors
 from llmconv.convert.tables.settings import unaccounted
@@ -216,8 +217,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out.files = dict(_files(arch, checkpoint, dims, given.rows, out, notes))
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
-    lost = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
-    notes += _without_absent(arch, metadata, dims, given.used - lost, out)
+    unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
+    notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
     pooled, said = pooling.files_of(metadata, out, arch.gguf)
     out.files |= pooled
     notes += said
@@ -425,7 +426,11 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     first = f"layers.{config.get('num_hidden_layers')}."
     if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
         return Settings({**config, "num_nextn_predict_layers": 0})
-    further = {name.split(".")[2] for name in tensors if name.startswith("mtp.layers.")}  # what Qwen calls them
+    further = {  # what Qwen, and behind "model." MiMo, call them
+        name.partition("mtp.layers.")[2].split(".")[0]
+        for name in tensors
+        if name.startswith(("mtp.layers.", "model.mtp.layers."))
+    }
     if further or config.get("mtp_num_hidden_layers"):
         return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
@@ -485,7 +490,11 @@ def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], w
     """The form in which a row is written: the one on record, else the first that the GGUF fits."""
     stored, number = {tensors[name].type for name in slot.gguf}, 0
     for i, form in enumerate(slot.row.forms):
-        if form.beside.replace("{i}", str(slot.dims["i"])) in tensors or (form.without and form.without not in tensors):
+        if (
+            form.beside.replace("{i}", str(slot.dims["i"])) in tensors
+            or (form.without and form.without not in tensors)
+            or (form.where and evaluate(form.where, slot.dims))
+        ):
             number = i
         elif number == i and form.stored_as is not None and stored != {form.stored_as}:
             number = min(i + 1, len(slot.row.forms) - 1)

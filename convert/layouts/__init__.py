@@ -1,4 +1,4 @@
-"""Layouts of JSON models: one table per family.  `_FAMILIES` is the one place to add a file.
+"""Layouts of JSON models: one table per family, in `families/`.  `_FAMILIES` is the one place to add a file.
 
 Another package adds its own by `register`, or by an entry point of the group `llmconv.layouts`.
 """
@@ -28,7 +28,8 @@ __all__ = [
     "unregister",
 ]
 
-_FAMILIES = ("simple_llm", "small", "recurrent", "gpt")
+_FAMILIES = ("simple_llm", "desde_cero", "forge", "blocks", "dotted", "recurrent", "gpt", "flat")
+"""In the order of asking; `flat` is known by settings alone, which documents with weights by name have too."""
 
 PLAIN, NAMED = "plain", "named"
 """Two layouts that are no tables: every array under its JSON path; name -> {shape, data} maps under their names."""
@@ -36,8 +37,7 @@ PLAIN, NAMED = "plain", "named"
 
 def _own() -> Iterator[Layout]:
     for family in _FAMILIES:
-        yield from importlib.import_module(f"{__name__}.{family}").LAYOUTS
-    yield from importlib.import_module(f"{__name__}.small").LAST
+        yield from importlib.import_module(f"{__name__}.families.{family}").LAYOUTS
 
 
 _REGISTRY = Registry("llmconv.layouts", Layout, _own, lambda table: table.name)

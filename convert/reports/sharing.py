@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert.reports.shape import Shape
-from llmconv.convert.translate import translate
+from llmconv.convert.writing.cast import Rounding, cast
 from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
@@ -94,8 +94,10 @@ def plan_shares(shape: Shape, type: str, processes: int, rates: Rates, config: M
     stored = _stored(config)
     source = Checkpoint(metadata=dict(shape.metadata), dialect="gguf")
     for name, dims in shape.tensors.items():
-        source.add(Tensor.shadow(name, dims, shape.stored.get(name) or (plain.BF16 if len(dims) > 1 else plain.F32)))
-    plan = make_plan(translate(source, "gguf"), file_type(type), Path("model.gguf"), Recipe(allow_requantize=True))
+        source.add(Tensor.shadow(name, dims, shape.stored.get(name, plain.F32)))
+    if not shape.stored:
+        source = cast(source, "f16", Rounding(), to="gguf")
+    plan = make_plan(source, file_type(type), Path("model.gguf"), Recipe(allow_requantize=True))
     sink = Sink(Path("model.gguf"), -1)
     items = [Item(t.source, [Target(sink, t.choice.type, t.offset)]) for t in plan.tensors]
     read = [_read(t.source, shape, stored) for t in plan.tensors]

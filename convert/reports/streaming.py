@@ -11,10 +11,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llmconv.convert.reports.shape import Shape
 from llmconv.errors import UsageError
+from llmconv.quant import plain
 from llmconv.show import Shown
 
-__all__ = ["EMBEDDING", "HEAD", "Sizes", "StreamingPlan", "part_of", "plan_streaming"]
+__all__ = ["EMBEDDING", "HEAD", "Sizes", "StreamingPlan", "part_of", "plan_streaming", "sizes_of"]
 
 EMBEDDING, HEAD = "embedding", "head"
 """The parts beside the layers, which have numbers: the matrix that tokens are looked up in, and that of the logits."""
@@ -117,7 +119,7 @@ def plan_streaming(sizes: Sizes, memory: int, tokens: int = 0, context: int = 1)
     room = memory - parts.always - work
     least = max((_least(parts, part) for part in parts.whole), default=0)
     smallest = parts.always + work + least + (8 * state if parts.one else state)
-    if room < least:
+    if memory < smallest:
         raise UsageError(
             f"a memory of {memory:,} bytes is too small for the largest part of this model; give at least "
             f"{smallest:,} (--memory)"
@@ -185,3 +187,14 @@ def working_bytes(sizes: Sizes, batch: int) -> int:
     inside = batch * sizes.width * (max(rows.values(), default=0) + 4 * width)
     logits = 3 * sizes.width * min(_LOGITS, batch * vocabulary)
     return max(inside, logits) + min(_TILE, math.ceil(sizes.total / 4))
+
+
+def sizes_of(shape: Shape) -> Sizes:
+    """What a model's tensors take in memory on a CPU, as `load` keeps them; matrices without a type as BF16."""
+    stored = {}
+    for name, dims in shape.tensors.items():
+        kind = shape.stored.get(name, plain.BF16)
+        wide = len(dims) < 2 or (kind.is_plain() and kind not in (plain.F32, plain.F16, plain.BF16))
+        row = dims[-1] if dims else 1
+        stored[name] = math.prod(dims[:-1]) * (plain.F32 if wide else kind).row_bytes(row)
+    return Sizes(shape.tensors, stored)

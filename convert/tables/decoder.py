@@ -532,7 +532,8 @@ class _Layers:
 
     def _none(self) -> Attention:
         """What a cache must know of a layer without attention: a convolution's is that of one head."""
-        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0)
+        causal = bool(self.read.get("attention.causal", self.pieces.get("causal", True)))
+        return Attention(n_head=1, n_head_kv=1, head_dim=self.dim, value_dim=1, scale=1.0, causal=causal)
 
     def _attention(self, i: int) -> Attention:
         read, pieces = self.read, self.pieces

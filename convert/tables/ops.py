@@ -33,6 +33,7 @@ __all__ = [
     "Only",
     "Op",
     "PackMxfp4",
+    "PartHalves",
     "Parts",
     "Reshape",
     "Rounds",
@@ -215,6 +216,17 @@ class Unpaired(Op):
 
     def _moved(self, parts: Parts, index: NDArray[np.intp]) -> Parts:
         return tuple(_like(_gathered(_rows(part), index), part) for part in parts)
+
+
+@dataclass(frozen=True)
+class PartHalves(Unpaired):
+    """Rotary pairs: halves of the first `n_rot` rows of each head -> neighbours; `rope_halves` where all turn."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, np.argsort(self._index(dims)))
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, self._index(dims))
 
 
 @dataclass(frozen=True)

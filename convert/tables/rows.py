@@ -68,6 +68,8 @@ class Form:
     """A GGUF tensor that is there only in models of this form: how to tell it from a GGUF alone."""
     without: str = ""
     """A GGUF tensor that is there only in models of other forms."""
+    where: str = ""
+    """An expression over the dimensions that holds of GGUFs whose models have this form."""
     backward: bool = False
     """Only for the way back, of a GGUF that was not made by this program."""
 

@@ -28,7 +28,7 @@ __all__ = ["Scan", "scan_of"]
 class Scan:
     """One layer's scan.
 
-    kind: "mamba", "mamba2", "delta" or "kda".   inner: numbers that go through it, in `heads` heads.
+    kind: "mamba", "mamba2", "plamo2", "delta" or "kda".   inner: numbers that go through it, in `heads` heads.
     state: numbers of state for each of them.   groups: how many B and C (keys and queries) the heads share.
     rank: of the steps' projection.   norm_eps: of norms without weights of steps, B and C
     (Falcon Mamba); 0: there are none.
@@ -59,6 +59,8 @@ def scan_of(read: Any, i: int, by_model: bool = False) -> Scan | None:
     read: a reader of `tables.decoder`.   by_model: norms inside have the model's epsilon, where the file says none.
     """
     start = f"blk.{i}.ssm_"
+    if f"{start}x.weight" in read.shapes and len(read.shape(f"{start}a")) == 1:
+        return _plamo(read, start)
     if f"{start}x.weight" in read.shapes:
         return _selective(read, start, by_model)
     if f"{start}ba.weight" in read.shapes or f"{start}alpha.weight" in read.shapes:
@@ -90,6 +92,21 @@ def _dual(read: Any, start: str) -> Scan:
     read.expect(f"{start}in.weight", inner + channels + heads, f"{inner} + {channels} + {heads} heads")
     _whole(read, start, inner, channels)
     return Scan("mamba2", inner, heads, groups, state, norm_first=bool(read.get("ssm.norm_before_gate", False)))
+
+
+def _plamo(read: Any, start: str) -> Scan:
+    heads, inner = read.shape(f"{start}a", 1)[0], read.shape(f"{start}out.weight", 2)[1]
+    state, rank = read.count("ssm.state_size", least=1), read.shape(f"{start}dt.weight", 2)[1]
+    if not heads or inner % heads:
+        raise read.bad(f"tensor '{start}a'", f"has {heads} heads, which do not divide {inner}")
+    read.expect(f"{start}in.weight", 2 * inner, f"twice the {inner} columns of ssm_out")
+    read.expect(f"{start}x.weight", rank + 2 * state, f"{rank} + 2 * {state}")
+    read.expect(f"{start}dt.weight", heads, "one for each head")
+    _whole(read, start, inner, inner)
+    for part, size in (("dt", rank), ("b", state), ("c", state)):
+        if (found := read.shape(f"{start}{part}_norm", 1)) != (size,):
+            raise read.bad(f"tensor '{start}{part}_norm'", f"has shape {list(found)}, expected {[size]}")
+    return Scan("plamo2", inner, heads, 1, state, rank)
 
 
 def _delta(read: Any, i: int) -> Scan:

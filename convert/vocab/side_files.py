@@ -1,7 +1,7 @@
 """Tokenizer files inside a GGUF, so that coming back gives them byte for byte.
 
 GGUF's arrays already hold the tokens, scores and merges, which is nearly all of a tokenizer.json, tokenizer.model,
-vocab.json, merges.txt or vocab.txt.  So of each of those only what differs from a guess is kept
+vocab.json, merges.txt, vocab.txt or tekken.json.  So of each of those only what differs from a guess is kept
 (`llmconv.hf.cut.NAME`, see `differences`), with the file's hash, if putting the guess right gives exactly the file;
 otherwise, and of the other files, all of it, packed where it is long.  A whole tokenizer.json that the vocabulary needs
 goes where the specification wants it: `tokenizer.huggingface.json`.  What was kept is put together when asked for.
@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import orjson
 
 from llmconv.convert.tables import own_keys
 from llmconv.convert.vocab import proto, wordpiece
+from llmconv.convert.vocab.alphabet import to_bytes
 from llmconv.convert.vocab.differences import (
     SMALL,
     again,
@@ -39,13 +41,22 @@ __all__ = ["CUT", "WHOLE", "keep", "restore"]
 WHOLE, CUT = own_keys.FILE, own_keys.CUT_FILE
 """Prefixes of the keys that keep a folder's tokenizer files: whole, or with what the arrays already say cut out."""
 
+
+def _indented(value: Any, ascii: bool, indent: int) -> bytes:
+    return json.dumps(value, indent=indent, ensure_ascii=ascii).encode()
+
+
 # How programs print JSON.
 _STYLES: dict[str, Callable[[Any], bytes]] = {
     "indent": lambda value: orjson.dumps(value, option=orjson.OPT_INDENT_2),
     "compact": orjson.dumps,
     "python": lambda value: json.dumps(value, ensure_ascii=False).encode(),
     "python-ascii": lambda value: json.dumps(value).encode(),
-    "python-indent": lambda value: json.dumps(value, indent=2, ensure_ascii=False).encode(),
+    **{
+        f"python-indent{n or ''}{'-ascii' * ascii}": partial(_indented, ascii=ascii, indent=n or 2)
+        for n in (0, 4, 1)
+        for ascii in (False, True)
+    },
 }
 
 
@@ -206,6 +217,40 @@ def _model_fill(vocab: Vocab, left: Mapping[str, Any]) -> bytes:
     return proto.serialise(zip(texts, scores, types, strict=True), base64.b64decode(left["rest"]))
 
 
+_ENTRY = ["rank", "token_bytes", "token_str"]
+
+
+def _tekken_guess(vocab: Vocab, special: int) -> list[str]:
+    """The tokens behind the special ones, in base64."""
+    return [base64.b64encode(to_bytes(token)).decode() for token in vocab.tokens[special:]]
+
+
+def _tekken_text(data: str) -> str | None:
+    """What the file says beside a token's bytes: their text, where they are any."""
+    try:
+        return base64.b64decode(data).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _tekken_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
+    document = orjson.loads(data)
+    entries, special = document["vocab"], document["config"]["default_num_special_tokens"]
+    if any(list(entry) != _ENTRY or entry["rank"] != i for i, entry in enumerate(entries)):
+        raise ValueError("entries of another kind")
+    tokens = [entry["token_bytes"] for entry in entries]
+    texts = column([entry["token_str"] for entry in entries], [_tekken_text(token) for token in tokens])
+    left, _ = away(tokens, _tekken_guess(vocab, special))
+    return {"document": {**document, "vocab": []}, "tokens": left, "texts": texts, "special": special}
+
+
+def _tekken_fill(vocab: Vocab, left: Mapping[str, Any]) -> Any:
+    tokens, _ = again(left["tokens"], _tekken_guess(vocab, left["special"]))
+    texts = column_again(left["texts"], [_tekken_text(token) for token in tokens])
+    entries = [dict(zip(_ENTRY, row, strict=True)) for row in zip(range(len(tokens)), tokens, texts, strict=True)]
+    return {**left["document"], "vocab": entries}
+
+
 # File -> (what is left of it, the file again: bytes, or a value to be printed as JSON).
 _FILES: dict[str, tuple[Callable[[Vocab, bytes], dict[str, Any]], Callable[[Vocab, Mapping[str, Any]], Any]]] = {
     "tokenizer.json": (_tokenizer_json_cut, _tokenizer_json_fill),
@@ -213,6 +258,7 @@ _FILES: dict[str, tuple[Callable[[Vocab, bytes], dict[str, Any]], Callable[[Voca
     "merges.txt": (_merges_txt_cut, _merges_txt_fill),
     "vocab.txt": (_vocab_txt_cut, _vocab_txt_fill),
     "tokenizer.model": (_model_cut, _model_fill),
+    "tekken.json": (_tekken_cut, _tekken_fill),
     "spiece.model": (_model_cut, _model_fill),
     "sentencepiece.bpe.model": (_model_cut, _model_fill),
 }

@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope
-from llmconv.cli.options import human, json_option
+from llmconv.cli.options import human, json_option, size_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -113,6 +113,15 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
     show_default=True,
     help="Devices that share training.",
 )
+@size_option("--streaming", "Plan instead how TARGET is run layer by layer within so much memory.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=100_000,
+    show_default=True,
+    help="Of a text that is run so.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
 def size(
@@ -122,6 +131,8 @@ def size(
     context: int | None,
     batch: int,
     devices: int,
+    streaming: int | None,
+    tokens: int,
     as_json: bool,
     markdown: bool,
     **shape: int | None,
@@ -139,7 +150,11 @@ def size(
       llmconv size simple-36k gpt2-small llama2-7b gpt3-175b --markdown
       llmconv size --vocab 50000 --dim 768 --layers 12 --heads 12 --ffn 3072
       llmconv size llama2-7b --context 4096 --devices 8 --json
+      llmconv size llama3.1-70b --streaming 6G --tokens 300000
     """
+    if streaming is not None:
+        _streaming(targets, streaming, {"tokens": tokens, "context": context or 512}, as_json)
+        return
     options: dict[str, Any] = {"context": context or 0, "batch": batch, "devices": devices}
     reports = [llmconv.size(target, **options) for target in targets]
     wanted = ("vocab", "dim", "layers", "heads")
@@ -160,6 +175,29 @@ def size(
         envelope.emit(found[0] if len(found) == 1 else found)
     else:
         click.echo(_text(reports, markdown))
+
+
+def _streaming(targets: tuple[str, ...], memory: int, how: dict[str, int], as_json: bool) -> None:
+    """How each is run within so much memory."""
+    if not targets:
+        raise llmconv.UsageError("nothing to plan for; name a checkpoint, a config.json or a preset")
+    plans = [llmconv.streaming(target, memory, **how) for target in targets]
+    if as_json:
+        found = [{"name": target, "peak": p.peak, **p.as_dict()} for target, p in zip(targets, plans, strict=True)]
+        envelope.emit(found[0] if len(found) == 1 else found)
+        return
+    rows = [
+        ("all in memory", ["yes" if p.resident else "no" for p in plans]),
+        ("peak", [human(p.peak) for p in plans]),
+        *((what, [human(getattr(p, what)) for p in plans]) for what in ("weights", "work", "states", "scratch")),
+        ("read from the file", [human(p.read) for p in plans]),
+        ("the next part read ahead", ["yes" if p.ahead else "no" for p in plans]),
+        ("layers with experts one by one", [str(len(p.apart)) for p in plans]),
+        ("how often those are read", [str(p.passes) for p in plans]),
+        ("least memory", [human(p.smallest) if p.smallest else "-" for p in plans]),
+    ]
+    title = f"{how['tokens']:,} tokens within {human(memory)}"
+    click.echo(table([[label, *cells] for label, cells in rows], [title, *targets], set(range(1, len(targets) + 1))))
 
 
 @click.command()

@@ -26,7 +26,8 @@ def short_convolution(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         mixed = step.cache.extend(block.index, mixed[:, None], mixed[:, None, :, :1])[0][:, 0]
     weight = parts.conv.weight.to(mixed.dtype)  # (dim, length)
     length = weight.shape[1]
-    near = F.pad(mixed.transpose(1, 2), (length - 1, 0))[..., -(count + length - 1) :]
+    after = 0 if block.spec.attention.causal else (length - 1) // 2  # of tokens that see all, half of it
+    near = F.pad(mixed.transpose(1, 2), (length - 1 - after, after))[..., -(count + length - 1) :]
     out = F.conv1d(near, weight[:, None], groups=weight.shape[0]).transpose(1, 2)
     result: Tensor = parts.out_proj(behind * out)
     return result

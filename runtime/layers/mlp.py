@@ -187,11 +187,11 @@ class Mixture:
         """What one expert makes of its tokens."""
         slots = self._slots[expert]
         tokens = slots // self.experts.used
-        inner, weights = self._flat[tokens], self._weights[slots, None]
+        x, weights = self._flat[tokens], self._weights[slots, None].to(self._flat.dtype)
         if self.experts.weighed_before:
-            weighted = _expert(self.block, self.spec, expert, inner * weights.to(inner.dtype))
+            weighted = _expert(self.block, self.spec, expert, x * weights)
         else:
-            inner = _expert(self.block, self.spec, expert, inner)
+            inner = _expert(self.block, self.spec, expert, x)
             weighted = inner * weights.to(inner.dtype)
         self._out.index_add_(0, tokens, weighted.to(self._out.dtype))  # autocast makes `inner` narrower
 

@@ -13,12 +13,14 @@ from llmconv.runtime.scans.delta import delta, kimi_delta
 from llmconv.runtime.scans.mamba import mamba
 from llmconv.runtime.scans.mamba2 import mamba2
 from llmconv.runtime.scans.past import Past
+from llmconv.runtime.scans.plamo2 import plamo2
 
 __all__ = ["scan"]
 
 _KINDS: dict[str, Callable[[LayerPieces, Tensor, Past], Tensor]] = {
     "mamba": mamba,
     "mamba2": mamba2,
+    "plamo2": plamo2,
     "delta": delta,
     "kda": kimi_delta,
 }

@@ -24,7 +24,7 @@ from llmconv.formats.moving.rows import take
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
-from llmconv.runtime.reading import fill_tensor, put, slots_of
+from llmconv.runtime.reading import fill_tensor, put, slots_of, tensor_of
 
 __all__ = ["Weights"]
 
@@ -64,7 +64,7 @@ class Weights:
         self._tied = "output.weight" not in tensors
         for name, (module, part) in slots_of(model).items():
             empty = getattr(module, part)
-            source = tensors.get(name) or tensors[f"{name}.weight"]
+            source = tensor_of(tensors, name)
             if part_of(name, self._tied):
                 self._every[name] = _Slot(module, part, source, empty)
             else:

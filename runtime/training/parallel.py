@@ -20,7 +20,7 @@ from llmconv.formats.sharing.team import FROM_AFAR
 from llmconv.formats.tensor import Tensor
 from llmconv.runtime.load import build, pick_device
 from llmconv.runtime.model import Model
-from llmconv.runtime.reading import read_tensor
+from llmconv.runtime.reading import read_tensor, tensor_of
 
 __all__ = ["Team", "alone", "assemble", "build_model", "left_alone", "wrap"]
 
@@ -114,7 +114,7 @@ def _fill_shards(model: Model, start: Checkpoint, team: Team) -> None:
 
     model.to_empty(device=team.device)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        tensor = start.tensors.get(name) or start.tensors[f"{name}.weight"]
+        tensor = tensor_of(start.tensors, name)
         local, first = value, 0
         if isinstance(value, DTensor):  # FSDP2 cuts the first dimension as `chunk` does
             local = value.to_local()

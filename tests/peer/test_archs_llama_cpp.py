@@ -30,6 +30,7 @@ NOT_THERE = {
     "command-r-plus": "looks for the norms of queries and keys in models of 64 layers only",
     "deepseek-v2": "knows the models without a query's latent by their number of layers",
     "exaone4": "has windows in a model of 64 layers only",
+    "bitnet-relu2": "SiLU in every BitNet, no head of its own",
     "falcon-h1-normed-tied": "no scale of its own for a tied head, no norm before the gate",
     "gemma3n": "is made for the published sizes: 20 layers with keys, vectors of 256, keys in all layers",
     "llama4": "has chunks of 8192 tokens, and queries that grow every 8192",

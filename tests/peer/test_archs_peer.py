@@ -58,6 +58,10 @@ REFUSED = {
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
     "starcoder-heads-apart": ("bytes", "it takes every StarCoder for multi-query"),
     "gemma3": ("bytes", "it adds one to the norms of an F16 model in half precision"),
+    "bitnet": ("error", "it knows the names of the first releases alone"),
+    "bitnet-relu2": ("error", "it knows the names of the first releases alone"),
+    "bitnet-1": ("bytes", "it rounds the weights, which the first releases did whenever they used them"),
+    "bamba": ("bytes", "it pairs numbers of a head as if all of it turned"),
     "falcon-h1-normed-tied": ("bytes", "it multiplies the biases of queries and values as if they were weights"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
@@ -94,6 +98,20 @@ PATCHES: dict[str, dict[str, Any]] = {
     "falcon-h1": {"head_dim": 16, "rope_theta": 10000.0},
     "falcon-h1-bf16": {"head_dim": 16, "rope_theta": 10000.0},
     "falcon-h1-normed-tied": {"head_dim": 16, "rope_theta": 10000.0},
+    "bamba": {"attn_rotary_emb": 8},
+    "mimo2": {
+        "hybrid_layer_pattern": [0, 1, 0],
+        "topk_method": "noaux_tc",
+        "swa_head_dim": 24,
+        "swa_v_head_dim": 16,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "partial_rotary_factor": 0.334,
+        },
+    },
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
@@ -140,6 +158,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
         "attention.value_length",
     },
     "qwen3next": {"expert_weights_norm"},
+    "mimo2": {"moe_layers", "expert_gating_func", "expert_weights_norm", "expert_weights_scale"},
     "jamba": {"moe_layers"},
     "falcon-h1": {"logit_scale", "ssm.norm_before_gate", "scaled_by.ssm", "scaled_by.mlp"}
     | {f"scaled_by.{n}" for n in ("attention_in", "attention_out", "key", "ssm_in", "ssm_out", "embedding", "lm_head")},
@@ -222,7 +241,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
     for name, config in BY_HAND.items():
         form = 1 if name == "nomic-bert-published" else by_hand.FORMS.get(name, 0)
-        safetensors_file.save(hf_models.model(config, form=form), root / name)
+        prefix = {"prefix": by_hand.PREFIXES[name]} if name in by_hand.PREFIXES else {}
+        safetensors_file.save(hf_models.model(config, form=form, **prefix), root / name)
         (root / name / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece"}}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
     jobs.sort(key=lambda job: job[0] == "arctic")  # after whom the reference maps no other family's names

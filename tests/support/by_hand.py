@@ -291,6 +291,52 @@ CONFIGS |= {
         tie_word_embeddings=True,
         rope_scaling={"type": "xdrope", "alpha": 1000.0, "factor": 1.0, "xdrope_section": [2, 2, 2, 2]},
     ),
+    "lfm2-bidirectional": _of(
+        "Lfm2BidirectionalModel",
+        "lfm2",
+        {k: v for k, v in _LLAMA.items() if k not in ("rms_norm_eps", "rope_theta")},
+        layer_types=["conv", "full_attention"],
+        block_auto_adjust_ff_dim=False,
+        conv_L_cache=3,
+        norm_eps=1e-5,
+        rope_theta=1000000.0,
+    ),
+    "plamo2": _of(
+        "Plamo2ForCausalLM",
+        "plamo2",
+        {k: v for k, v in _LLAMA.items() if k != "rope_theta"} | {"num_hidden_layers": 3},
+        hidden_size_per_head=16,
+        mamba_step=2,
+        mamba_num_heads=4,
+        mamba_d_state=16,
+        mamba_d_conv=4,
+        tie_word_embeddings=False,
+    ),
+    "mimo2-published": _of(
+        "MiMoV2ForCausalLM",
+        "mimo_v2",
+        {k: v for k, v in _SPARSE.items() if k != "rms_norm_eps"} | {"num_hidden_layers": 3},
+        layernorm_epsilon=1e-5,
+        head_dim=24,
+        v_head_dim=16,
+        swa_head_dim=24,
+        swa_v_head_dim=16,
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=1,
+        swa_rope_theta=20000.0,
+        partial_rotary_factor=0.334,
+        sliding_window=9,
+        hybrid_layer_pattern=[0, 1, 0],
+        moe_layer_freq=[0, 1, 1],
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+        attention_value_scale=0.707,
+        mtp_num_hidden_layers=3,
+    ),
+    "bitnet-1": _of("BitnetForCausalLM", "llama", _LLAMA, tie_word_embeddings=True, hidden_act="silu"),
     "llama-embed": _of("LlamaBidirectionalModel", "llama_bidirec", _LLAMA, head_dim=16),
     "spark": _of(
         "Spark2_5ForCausalLM",
@@ -414,11 +460,14 @@ QWEN1 = _of(
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
 
-NOT_RUN = ("grovemoe", "plamo3", "nanbeige-looped")
+NOT_RUN = ("grovemoe", "nanbeige-looped")
 """Whose forward pass is not known here."""
 
 BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
 """What is compared with nothing of the reference's."""
 
-FORMS = {"kormo": 1, "qwen3-vl-moe": 1, "grok1": 1}
+FORMS = {"kormo": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
 """In which form a model is written, where not the first."""
+
+PREFIXES = {"lfm2-bidirectional": ""}
+"""What stands before a model's names, where not the usual."""

@@ -567,6 +567,28 @@ MODELS: dict[str, Tiny] = {
         "lfm2moe",
         _MOE | {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
     ),
+    "mimo2": Tiny(
+        "mimo_v2_flash",
+        "mimo2",
+        _without(_without(_SIGMOID, "first_k_dense_replace"), "n_shared_experts")
+        | {
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "sliding_window": 9,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        "bfloat16",
+    ),
+    "bitnet": Tiny("bitnet", "bitnet", SMALL | {"hidden_act": "silu", "tie_word_embeddings": True}, "bfloat16"),
+    "bitnet-relu2": Tiny("bitnet", "bitnet", SMALL),
+    "bamba": Tiny(
+        "bamba",
+        "granitehybrid",
+        _without(_without(_MAMBA2, "layer_types"), "num_experts_per_tok") | {"attn_layer_indices": [1]},
+        "bfloat16",
+    ),
     "jamba": Tiny("jamba", "jamba", _JAMBA, "bfloat16"),
     "granite-hybrid": Tiny(
         "granitemoehybrid", "granitehybrid", _MAMBA2 | {"num_local_experts": 4, "shared_intermediate_size": 48}

@@ -190,8 +190,8 @@ def keys(**values: Any) -> Callable[[Checkpoint], object]:
 
 GGUFS: dict[str, tuple[Callable[[Checkpoint], object], str]] = {
     "a scale": (tensor("blk.0.attn_q.scale", np.float32([2])), "multiplied into its weight: blk.0.attn_q.scale"),
-    "a scale of NaN": (tensor("blk.0.attn_q.scale", np.float32([np.nan])), "'blk.0.attn_q.scale' is nan, expected one"),
-    "a scale of 0": (tensor("blk.0.attn_q.scale", np.float32([0])), "'blk.0.attn_q.scale' is 0, expected one"),
+    "a scale of NaN": (tensor("blk.0.attn_q.scale", np.float32([np.nan])), "'blk.0.attn_q.scale' is nan, expected a number that"),
+    "a scale of 0": (tensor("blk.0.attn_q.scale", np.float32([0])), "'blk.0.attn_q.scale' is 0, expected a number that"),
     "two scales": (tensor("blk.0.attn_q.scale", np.float32([1, 2])), "'blk.0.attn_q.scale' has shape [2]"),
     "a scale of inputs": (tensor("blk.0.attn_q.input_scale", np.float32([2])), "nothing here computes with it: blk.0.attn_q.input_scale"),
     "a scale of nothing": (tensor("blk.0.x.scale", np.float32([2])), "nothing here computes with it: blk.0.x.scale"),

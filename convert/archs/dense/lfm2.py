@@ -36,6 +36,8 @@ def _layers(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _layers(own, config, dims)
+    if "Lfm2BidirectionalModel" in (config.get("architectures") or ()):
+        own["attention.causal"] = False
     if config.get("block_auto_adjust_ff_dim", True):  # two thirds, in multiples
         width = int(2 * dims["n_ff"] / 3)
         if (times := config.get("block_ffn_dim_multiplier", 1.0)) is not None:
@@ -50,6 +52,8 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         config["num_key_value_heads"] = max((int(n) for n in heads), default=0)
         config["layer_types"] = ["full_attention" if n else "conv" for n in heads]
     config["block_auto_adjust_ff_dim"] = False
+    if own.get("attention.causal") is False:
+        config["architectures"] = ["Lfm2BidirectionalModel"]
 
 
 def _mlp(when: str = "") -> Any:
@@ -64,7 +68,12 @@ _conv, _full = "not n_head_kv", "n_head_kv"
 
 LFM2 = Architecture(
     "lfm2",
-    (HfName("Lfm2ForCausalLM", "lfm2"), HfName("LFM2ForCausalLM", "lfm2"), HfName("Lfm2Model", "lfm2")),
+    (
+        HfName("Lfm2ForCausalLM", "lfm2"),
+        HfName("LFM2ForCausalLM", "lfm2"),
+        HfName("Lfm2Model", "lfm2"),
+        HfName("Lfm2BidirectionalModel", "lfm2"),
+    ),
     keys=keys("""
         block_count                       u32   num_hidden_layers
         context_length                    u32   max_position_embeddings

@@ -70,7 +70,6 @@ PLAMO3 = Architecture(
     decoder={
         "window_pattern": 8,
         "yarn_truncate": False,
-        "not_run": "two of its norms have names without .weight, which the runtime does not know",
     },
     reads="sliding_window_pattern rope_scaling_factor initial_context_length",
     inert="interleaved_sliding_window full_attention_idx shared_intermediate_size attention_window_size",

@@ -1,4 +1,4 @@
-"""simple-llm: the small word-level models that began as JSON (see `convert.layouts.simple_llm` for what they compute).
+"""simple-llm: the small word-level models that began as JSON; what they compute: `convert.layouts.families.simple_llm`.
 
 No transformers class exists; the folder is in its style, with `model_type` "simple-llm".
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import orjson
 import pytest
 from gemma_like import gemma_like
-from tokenizers_trained import bert, gpt2, llama2
+from tokenizers_trained import bert, gpt2, llama2, trained
 
 from llmconv.convert import vocab
 from llmconv.convert.vocab.differences import again, away, column, column_again
@@ -71,6 +72,45 @@ def test_gemma_s_folder_is_kept_in_little(n: int) -> None:
     files = gemma_folder(n)
     assert len(files["tokenizer.json"]) > 60 * n
     assert there_and_back(files) < 20_000
+
+
+def of_many(kind: str, n: int) -> dict[str, Any]:
+    """A trained tokenizer.json with many tokens more, as large ones are."""
+    document = json.loads(trained(kind).to_str())
+    vocab = document["model"]["vocab"]
+    more = [f"w{i}x" for i in range(n)]
+    if kind == "unigram":
+        vocab += [[word, -7.5 - i / 1000] for i, word in enumerate(more)]
+    elif kind == "wordpiece":
+        vocab.update({word: len(vocab) + i for i, word in enumerate(more)})
+    return dict(document)
+
+
+BUDGET = 1 << 16
+"""Bytes that may be kept of any tokenizer."""
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("kind", ["bpe", "spm", "wordpiece", "unigram"])
+def test_every_kind_is_kept_in_little(kind: str, indent: int | None) -> None:
+    text = json.dumps(of_many(kind, 5_000), indent=indent, ensure_ascii=False)
+    assert there_and_back({"tokenizer.json": text.encode()}) < BUDGET / 4
+
+
+@pytest.mark.parametrize(
+    "style",
+    [{}, {"indent": 2}, {"indent": 4, "ensure_ascii": False}, {"separators": (",", ":"), "ensure_ascii": False}],
+)
+def test_mistral_s_tekken_too(style: dict[str, Any]) -> None:
+    pieces = [*(bytes([b]) for b in range(256)), *(f" w{i}".encode() for i in range(10)), b"\xff\xfe", "ü".encode()]
+    pieces += [f" w{i % 10}{i}".encode() for i in range(3000)]
+    entries = [
+        {"rank": i, "token_bytes": base64.b64encode(p).decode(), "token_str": None if not p.isascii() else p.decode()}
+        for i, p in enumerate(pieces)
+    ]
+    config = {"pattern": "x", "default_vocab_size": len(pieces) + 14, "default_num_special_tokens": 24}
+    data = json.dumps({"config": config, "vocab": entries}, **style).encode()  # the last ten are in no GGUF
+    assert there_and_back({"tekken.json": data}) < 1000 < len(data) / 200
 
 
 @pytest.mark.parametrize("source", [gpt2, llama2, bert])

@@ -1,0 +1,1 @@
+"""Families of JSON documents, a file each: their layouts."""
