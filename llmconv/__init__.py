@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         WrongShape as WrongShape,
     )
     from llmconv.formats.checkpoint import Checkpoint as Checkpoint
+    from llmconv.formats.limits import parse_size as parse_size
     from llmconv.formats.sharing.team import together as together
     from llmconv.formats.tensor import Tensor as Tensor
     from llmconv.progress import Step as Step
@@ -75,7 +76,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.runtime.training.config import TrainConfig as TrainConfig
     from llmconv.runtime.training.loop import train as train
     from llmconv.text import ModelTokenizer as ModelTokenizer, tokenizer as tokenizer
-    from llmconv.tools import edit as edit, merge as merge, parse_size as parse_size, split as split
+    from llmconv.tools import edit as edit, merge as merge, split as split
 
 __version__ = "0.1.0"
 
@@ -104,7 +105,7 @@ _PUBLIC: dict[str, str] = {
     "TrainConfig": "llmconv.runtime.training.config",
     "edit": "llmconv.tools",
     "merge": "llmconv.tools",
-    "parse_size": "llmconv.tools",
+    "parse_size": "llmconv.formats.limits",
     "upload": "llmconv.publish",
     "Upload": "llmconv.publish",
     "split": "llmconv.tools",

@@ -11,12 +11,11 @@ from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.limits import parse_size
 from llmconv.formats.places.names import place
 from llmconv.progress import Meter, Progress
 from llmconv.show import Shown
 
-__all__ = ["EditResult", "edit", "merge", "parse_size", "split"]
+__all__ = ["EditResult", "edit", "merge", "split"]
 
 
 @dataclass(frozen=True)
