@@ -13,6 +13,7 @@ from llmconv.quant import block
 
 __all__ = [
     *("ALIASES", "COPY", "FILE_TYPES", "GUESSED", "QUANTIZATION_VERSION", "REPACK"),
+    *("FOLDERS", "INT8", "NO_FILE_TYPES", "REPACKS"),
     *("FileType", "file_type", "guessed_number", "number_of"),
 ]
 
@@ -78,6 +79,12 @@ MEANT = {
 """What people elsewhere call it -> the file type to suggest."""
 REPACK = FileType("REPACK", -1, "", "every tensor in the smallest type that says its numbers exactly")
 COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
+
+INT8, REPACKS = "INT8", ("REPACK", "AUTO")
+FOLDERS = ("W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
+"""What becomes a model folder besides INT8: see `convert.writing.four_bits` and `float_folders`."""
+NO_FILE_TYPES = (INT8, *FOLDERS, *REPACKS)
+"""What a model may be quantized to besides the types of GGUF files."""
 
 GUESSED = 1024
 """Bit of `general.file_type` that llama.cpp sets when the number was inferred from the tensors."""

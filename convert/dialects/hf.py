@@ -227,8 +227,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.files |= cards.files_of(metadata, out.files)
     if again:
         again |= _about(metadata, out, checkpoint.n_elements, notes)
-    lost, said = foreign_keys.keep(metadata, again, arch.gguf)
-    out.metadata |= lost
+    unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
+    out.metadata |= unmapped
     out.notes += [*notes, *said]
     return out
 

@@ -32,7 +32,7 @@ from llmconv.formats.writing.stream import stream, threads
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import COPY, REPACK, FileType, file_type
+from llmconv.quant.filetypes import COPY, FOLDERS, INT8, REPACK, REPACKS, FileType, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import tensor_type_rules
@@ -41,10 +41,6 @@ from llmconv.show import log_written
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
 StrPath = str | os.PathLike[str]
-INT8 = "INT8"
-_REPACK = ("REPACK", "AUTO")
-FOLDERS = ("W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
-"""What becomes a model folder besides INT8: see `writing.four_bits` and `writing.float_folders`."""
 _MOST_RULES = 16 << 20
 
 
@@ -173,7 +169,7 @@ def quantize(
     started = time.monotonic()
     if calibration is not None:
         _check_calibration(recipe, writing, wanted)
-    as_repack = any(name.upper() in _REPACK for name in wanted)
+    as_repack = any(name.upper() in REPACKS for name in wanted)
     if as_repack:
         _check_repack(recipe, writing, wanted)
     elif fallback is not None or round_sums:

@@ -12,10 +12,6 @@ from click.shell_completion import CompletionItem
 __all__ = ["keys", "layouts", "pre_tokenizers", "presets", "types"]
 
 _Items = list[CompletionItem]
-_OTHERS = (
-    "COPY", "FP8_BLOCK", "FP8_DYNAMIC", "INT8", "MLX", "MXFP4A16", "NVFP4A16", "REPACK", "W4A16", "W4A16_ASYM",
-)  # fmt: skip
-"""What `quantize -t` takes besides file types."""
 
 
 def _starting(names: Iterable[str], begun: str, files: bool = False) -> _Items:
@@ -26,9 +22,9 @@ def _starting(names: Iterable[str], begun: str, files: bool = False) -> _Items:
 
 
 def types(ctx: click.Context, param: click.Parameter, incomplete: str) -> _Items:
-    from llmconv.quant.filetypes import FILE_TYPES
+    from llmconv.quant.filetypes import FILE_TYPES, NO_FILE_TYPES
 
-    return _starting([*FILE_TYPES, *_OTHERS], incomplete, files=isinstance(param, click.Argument))
+    return _starting([*FILE_TYPES, "COPY", *NO_FILE_TYPES], incomplete, files=isinstance(param, click.Argument))
 
 
 def presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> _Items:

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize", "warmup"]
 
-_NO_FILE_TYPES = (
-    "INT8", "W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK", "REPACK", "AUTO",
-)  # fmt: skip
-
 
 class _WithTypes(click.Command):
     """A command whose help ends with the file types."""
@@ -259,13 +255,13 @@ def _as_llama_quantize(
     rest: tuple[str, ...], output: Path | None, types: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Path | None, tuple[str, ...]]:
     """Output and types, also when they are given as llama-quantize takes them: MODEL [OUTPUT] TYPE [THREADS]."""
-    from llmconv.quant.filetypes import file_type
+    from llmconv.quant.filetypes import NO_FILE_TYPES, file_type
 
     words = list(rest)
     if len(words) > 1 and words[-1].isdecimal() and options["jobs"] is None and not types:
         options["jobs"] = int(words.pop()) or None
     if words and not types and options["target_size"] is options["bpw"] is options["target_kld"] is None:
-        file_type(words[-1], bool(options["pure"])) if words[-1].upper() not in _NO_FILE_TYPES else None
+        file_type(words[-1], bool(options["pure"])) if words[-1].upper() not in NO_FILE_TYPES else None
         types = (words.pop(),)
     if words and output is None:
         output = Path(words.pop())
