@@ -50,7 +50,8 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepr
 
 def is_tower(checkpoint: Checkpoint) -> bool:
     """Whether a GGUF is a multimodal model's other half."""
-    return checkpoint.metadata.get("general.architecture") == CLIP
+    name = checkpoint.metadata.get("general.architecture")
+    return isinstance(name, str) and name == CLIP
 
 
 def is_known(checkpoint: Checkpoint) -> bool:
