@@ -18,7 +18,7 @@ from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
-from llmconv.errors import BadWeight, LlmconvError, Unsupported, UsageError, about, cut
+from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products
@@ -195,11 +195,6 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
         with about(checkpoint.source):
             if memory is None or (plan := plan_streaming(sizes, memory)).resident:
                 _fill(model, checkpoint, device)
-            elif decoder.recurrent is None and not decoder.layers_alone:
-                raise Unsupported(
-                    f"its layers read what earlier ones made, so it can't be run a layer at a time within "
-                    f"{memory:,} bytes; give it the {needed:,} that its weights take"
-                )
             else:
                 model.home, model.wants = device, Weights(model, checkpoint.tensors, device, sizes, plan)
     except (torch.OutOfMemoryError, MemoryError):

@@ -172,6 +172,8 @@ class Weights:
         rooms, self._free[kind] = self._free[kind], []
         return rooms
 
+    @torch.inference_mode(False)  # memory goes from what runs the model to the reader, which is in no such mode
+    @torch.no_grad()
     def _read(self, piece: Piece, rooms: Sequence[Tensor]) -> Values:
         part, expert = piece
         wanted = self._slots.get(part, {}) if expert is None else self._stacks[int(part)]

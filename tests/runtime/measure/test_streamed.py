@@ -18,8 +18,9 @@ from llmconv.convert.reports.streaming import StreamingPlan
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*torch:DeprecationWarning")]
 
-NAMES = ("llama-gqa-tied-bf16", "mixtral", "deepseek-v3", "gpt-oss", "jamba", "mamba2")
-"""Dense ones, experts with and without a dense layer before them or shared ones, scans beside attention, scans."""
+NAMES = ("llama-gqa-tied-bf16", "mixtral", "deepseek-v3", "gpt-oss", "jamba", "mamba2", "gemma3n", "gemma4")
+"""Dense ones, experts with and without a dense layer before them or shared ones, scans beside attention, scans; layers
+that lend each other keys, with vectors for each layer, streams, experts beside a dense MLP."""
 EXPERTS = ("mixtral", "gpt-oss", "jamba")  # of the others the embedding is larger than a layer
 
 
