@@ -436,7 +436,7 @@ def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     return config
 
 
-_WORDS = {"true", "false", "null", "none"}
+_WORDS = {"true", "false", "null"}
 
 
 def _check_words(arch: Architecture, config: Mapping[str, Any], where: str) -> None:

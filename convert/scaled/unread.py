@@ -38,7 +38,7 @@ UNREAD: tuple[Scheme, ...] = (
     _scheme("quanto in 2 or 4 bits", ("quanto",), "._data._data", "._scale", ()),
     _scheme("EETQ", ("eetq",), ".weight_scales", ".weight", (plain.I8,), ".weight"),
     _scheme("AQLM", ("aqlm",), ".codebooks", ".codes", (), ".weight"),
-    _scheme("EXL2", ("exl2",), ".q_scale", ".q_weight", (), ".weight"),
+    _scheme("EXL2", ("exl2",), ".q_weight", ".q_scale", (), ".weight"),
     _scheme("EXL3", ("exl3",), ".trellis", ".trellis", (), ".weight"),
     _scheme("VPTQ", ("vptq",), ".centroids.weight", ".indices", (), ".weight"),
     _scheme("torchao in 4 bits", ("torchao",), "_qdata", "_qdata", ()),

@@ -89,8 +89,8 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
         parts = block.attn_qkv(x).split(sizes, -1)
     else:
-        key = block.attn_k(x)
-        parts = (block.attn_q(x), key, key if block.attn_v is None else block.attn_v(x))
+        query, key = block.attn_q(x), block.attn_k(x)
+        parts = (query, key, key if block.attn_v is None else block.attn_v(x))
     if spec.clamp is not None and not spec.clamp_normed:
         parts = tuple(t.clamp(-spec.clamp, spec.clamp) for t in parts)
     query, key, value = parts

@@ -159,7 +159,7 @@ def test_families_that_pass_float16_say_so() -> None:
     from llmconv.convert import archs
 
     passing = {table.gguf for table in archs.all() if table.decoder and table.decoder.get("passes_float16")}
-    assert passing == {"gemma", "gemma2", "gemma3", "gemma-embedding"}
+    assert passing == {"gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding"}
 
 
 def test_float16_weights_take_inputs_beyond_their_range() -> None:

@@ -96,8 +96,8 @@ def test_bad_pairs_and_unknown_methods() -> None:
     three_bits = {"a.weight_packed": np.zeros((8, 3), np.int32), "a.weight_scale": np.ones((8, 1), np.float32)}
     with pytest.raises(BadFile, match="only INT8"):
         unpack(checkpoint(three_bits | {"a.weight_shape": np.int64([8, 16])}))
-    with pytest.raises(Unsupported, match="quantized with 'gptq'"):
-        unpack(checkpoint({"a.codes": np.zeros((2, 2), np.int32)}, {"quant_method": "gptq"}))
+    with pytest.raises(Unsupported, match="quantized with 'newq'"):
+        unpack(checkpoint({"a.codes": np.zeros((2, 2), np.int32)}, {"quant_method": "newq"}))
 
 
 def test_an_fp8_folder_is_quantized_as_its_floats_are(shared: Path, tmp_path: Path) -> None:

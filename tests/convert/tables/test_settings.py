@@ -264,7 +264,7 @@ def test_settings_without_effect_are_not_named() -> None:
         (QWEN2, WINDOWS | {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected 2"),
         (QWEN2, {"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "'longrope' is not known of a qwen2 model"),
         (GPT_OSS, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'llama3' is not known of a gpt-oss model"),
-        (LLAMA, {"rope_scaling": {"rope_type": "proportional"}}, "unknown rope type 'proportional'"),
+        (LLAMA, {"rope_scaling": {"rope_type": "proportional"}}, "'proportional' is not known of a llama model"),
         (COHERE2_MOE, {"prefix_dense_sliding_window_pattern": 3, "layer_types": _ALL}, "prefix_dense_sliding_window"),
         (COHERE2_MOE, {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_scaling is not read"),
         (PHIMOE, {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.2}}, "short_mscale 1.5"),
