@@ -196,9 +196,8 @@ class Architecture:
         kind = str((config.get("rope") or {}).get("rope_type")).lower()
         wanted = _DIVISORS.get(kind)
         if wanted and not any(made.gguf == f"{wanted}.weight" and kind in made.kinds for made in self.made):
-            raise Unsupported(
-                f'{source}: rope type {kind!r} is not known of a {self.gguf} model; use layout="plain" to keep its tensors'
-            )
+            way = 'use layout="plain" to keep its tensors'
+            raise Unsupported(f"{source}: rope type {kind!r} is not known of a {self.gguf} model; {way}")
 
     def _activation_key(self, own: dict[str, Any], config: Mapping[str, Any]) -> None:
         """`hidden_activation`, where the configuration names another activation than the family's own."""
