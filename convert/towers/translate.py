@@ -342,7 +342,7 @@ def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Ma
     tensors = {named[name]: tensor.renamed(named[name]) for name, tensor in text.tensors.items()}
     made = {k: v for k, v in outer.items() if k not in ("architectures", "model_type")}
     whole: dict[str, Any] = {"architectures": outer["architectures"], "model_type": outer["model_type"]}
-    settings = {k: v for k, v in config.items() if k != "architectures"}
+    settings = {**made.pop("text_config", {}), **{k: v for k, v in config.items() if k != "architectures"}}
     if tower.flat:
         whole = {**settings, **whole, **made}
     else:

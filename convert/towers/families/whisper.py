@@ -35,7 +35,10 @@ def _table(projector: str, *rows: Any, constants: Mapping[str, Any] | None = Non
         (*whisper(), *_END, *rows),
         keys=keys(more),
         constants={"/clip.projector_type": projector, **(constants or {})},
-        rebuild=lambda config, own, dims: config.update(model_type=_KINDS.get(projector, "whisper")),
+        rebuild=lambda config, own, dims: config.update(
+            model_type=_KINDS.get(projector, "whisper"),
+            **({"max_source_positions": dims["n_places"]} if "n_places" in dims else {}),
+        ),
     )
 
 
