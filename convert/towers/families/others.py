@@ -19,7 +19,9 @@ def _shuffled(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> Non
 
 def _shuffled_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     config.update(model_type="llama4_vision_model", pixel_shuffle_ratio=1.0 / int(own["projector.scale_factor"]))
-    config["vision_output_dim"] = dims["n_out"]
+    config.update(
+        vision_output_dim=dims["n_out"], projector_input_dim=dims["n_mid"], projector_output_dim=dims["n_out"]
+    )
 
 
 _LAYER = "vision_model.model.layers.{i}."
