@@ -229,6 +229,8 @@ class Decoder:
     """The rows of the head are scaled to length 1 (Baichuan 2's NormHead)."""
     ends: bool = True
     """Whether special tokens are chosen at all, and an end-of-text one ends a text."""
+    layer_words: int = 0
+    """The tokens that have vectors for each layer; the others take the first one's."""
     passes_float16: bool = False
     """What it computes inside passes float16's largest number, 65504."""
     recurrent: Recurrent | None = None
@@ -387,6 +389,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm=head_norm(pieces, vocab_size, read.config),
         ends=not pieces.get("no_end", False),
+        layer_words=read.count("vocab_size_per_layer_input", vocab_size),
         passes_float16=bool(pieces.get("passes_float16", False)),
     )
 

@@ -33,6 +33,7 @@ __all__ = [
     "Only",
     "Op",
     "PackMxfp4",
+    "Padded",
     "PartHalves",
     "Parts",
     "Reshape",
@@ -513,6 +514,31 @@ class Tail(Op):
             return tensor
         rest = take(tensor, n, moved.n_rows, moved.shape)
         return self._after(rest, record.reshape(n, -1))
+
+
+@dataclass(frozen=True)
+class Padded(Op):
+    """Rows of zeros behind the `rows` that there are, so that there are `to` of them."""
+
+    rows: Size = 0
+    to: Size = 0
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        more = evaluate(self.to, dims) - evaluate(self.rows, dims)
+        return tuple(self._longer(p, more) if more > 0 else p for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        n = evaluate(self.rows, dims)
+        return tuple(take(p, 0, n, (n, *p.shape[1:])) if n < p.shape[0] else p for p in parts)
+
+    @staticmethod
+    def _longer(tensor: Tensor, more: int) -> Tensor:
+        def zeros(start: int, stop: int) -> Bytes:
+            return np.zeros((max(0, stop - start), tensor.row_bytes), np.uint8)
+
+        shape = (more, *tensor.shape[1:])
+        tail = dataclasses.replace(tensor, shape=shape, read=zeros, extent=None)
+        return join((tensor, tail), (tensor.shape[0] + more, *tensor.shape[1:])).renamed(tensor.name)
 
 
 @dataclass(frozen=True)

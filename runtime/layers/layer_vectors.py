@@ -16,7 +16,7 @@ __all__ = ["made", "vectors"]
 def vectors(model: Pieces, tokens: Tensor, x: Tensor) -> Tensor:
     """tokens (B, T) and their embeddings (B, T, dim) -> (B, T, layers, numbers)."""
     layers, table = len(model.blk), model.per_layer_token_embd
-    known = tokens.where(tokens < table.shape[0], torch.zeros_like(tokens))  # the table may end with the words
+    known = tokens.where(tokens < model.decoder.layer_words, torch.zeros_like(tokens))  # others are pictures, sounds
     words = table(known, x.dtype).unflatten(-1, (layers, -1))
     seen = (model.per_layer_model_proj(x) * x.shape[-1] ** -0.5).unflatten(-1, (layers, -1))
     joined: Tensor = (model.per_layer_proj_norm(seen) + words * words.shape[-1] ** 0.5) * 2**-0.5

@@ -248,6 +248,11 @@ MODELS: dict[str, Tiny] = {
         },
         "bfloat16",
     ),
+    "gemma3n-padded": Tiny(
+        "gemma3n_text",
+        "gemma3n",
+        _without(_GEMMA4, "global_head_dim") | {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": 80},
+    ),
     "gpt2": Tiny("gpt2", "gpt2", _GPT),
     "gpt2-untied-bf16": Tiny("gpt2", "gpt2", _GPT | {"tie_word_embeddings": False}, "bfloat16"),
     "starcoder": Tiny("gpt_bigcode", "starcoder", _GPT),

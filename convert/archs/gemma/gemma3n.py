@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.gemma.gemma4 import FOUR_NORMS, PER_LAYER, lent_attention, table_of_layers, windows_of
+from llmconv.convert.archs.gemma.gemma4 import FOUR_NORMS, PER_LAYER, WORDS, lent_attention, table_of_layers, windows_of
 from llmconv.convert.archs.parts import EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
-from llmconv.convert.tables.ops import Dims, Stack
+from llmconv.convert.tables.ops import Dims, Padded, Stack
 from llmconv.convert.tables.windows import PATTERN
 
 _at = "{p}layers.{i}."
@@ -29,6 +29,14 @@ _streams = (
     row("blk.{i}.laurel_l.weight", _at + "laurel.linear_left.weight", "n_laurel, n_embd"),
     row("blk.{i}.laurel_r.weight", _at + "laurel.linear_right.weight", "n_embd, n_laurel"),
     row("blk.{i}.laurel_post_norm.weight", _at + "laurel.post_laurel_norm.weight", "n_embd"),
+)
+
+_words = row(
+    "per_layer_token_embd.weight",
+    "{p}embed_tokens_per_layer.weight",
+    "n_vocab, n_layer * n_ple",
+    Padded(WORDS, "n_vocab"),  # pictures and sounds have places in the vocabulary, and no vectors
+    when="n_ple",
 )
 
 _mlp = (
@@ -100,7 +108,7 @@ GEMMA3N = Architecture(
         laurel_rank                       u32   laurel_rank                        64
         vocab_size_per_layer_input        u32   -
     """),
-    rows=(*EMBEDDINGS, *PER_LAYER, *FOUR_NORMS, *lent_attention("head_dim"), *_mlp, *_streams),
+    rows=(*EMBEDDINGS, _words, *PER_LAYER[1:], *FOUR_NORMS, *lent_attention("head_dim"), *_mlp, *_streams),
     prefixes=("model.", "model.language_model.", "language_model.model.", ""),
     dims={"n_more": "n_altup - 1"},
     tied=True,
@@ -130,7 +138,6 @@ GEMMA3N = Architecture(
             "n_laurel == 64": "learned residuals of rank 64",
             "n_ple == 256": "vectors of 256 numbers for each layer",
             "n_shared == n_layer - 20": "20 layers with keys and values of their own",
-            "not n_ple_vocab": "vectors for each layer of all tokens",
         },
     ),
 )

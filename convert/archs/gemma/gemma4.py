@@ -20,10 +20,10 @@ _dim = "(swa * d_swa + (1 - swa) * head_dim)"
 _owns = "i < n_layer - n_shared"
 _borrows = "i >= n_layer - n_shared"
 
-_words = "n_ple_vocab + (not n_ple_vocab) * n_vocab"
+WORDS = "n_ple_vocab + (not n_ple_vocab) * n_vocab"
 
 PER_LAYER = (
-    row("per_layer_token_embd.weight", "{p}embed_tokens_per_layer.weight", f"{_words}, n_layer * n_ple", when="n_ple"),
+    row("per_layer_token_embd.weight", "{p}embed_tokens_per_layer.weight", f"{WORDS}, n_layer * n_ple", when="n_ple"),
     row("per_layer_model_proj.weight", "{p}per_layer_model_projection.weight", "n_layer * n_ple, n_embd", when="n_ple"),
     row("per_layer_proj_norm.weight", "{p}per_layer_projection_norm.weight", "n_ple", when="n_ple"),
     row("blk.{i}.inp_gate.weight", _at + "per_layer_input_gate.weight", "n_ple, n_embd", when="n_ple"),
@@ -110,6 +110,8 @@ def _divisors(config: Mapping[str, Any], dims: Dims) -> Any:
 def _read_divisors(values: Any, config: dict[str, Any]) -> None:
     turning = values.reshape(-1) < _FAR / 2
     rope = config["rope_parameters"]["full_attention"]
+    if rope["rope_type"] != "default" and (values == 1).all():  # stretched otherwise, and all of a head turns
+        return
     rope |= {"rope_type": "proportional", "partial_rotary_factor": float(turning.mean())}
     if turning.any() and values.reshape(-1)[0] != 1:
         rope["factor"] = float(values.reshape(-1)[0])
@@ -206,6 +208,8 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         "full_attention": {"rope_type": "default", "rope_theta": float(config.pop("rope_theta", 1e6))},
         "sliding_attention": {"rope_type": "default", "rope_theta": float(config.pop("rope_local_base_freq", 1e4))},
     }
+    if scaling := config.pop("rope_scaling", None):
+        config["rope_parameters"]["full_attention"] |= scaling
     if not own.get("attention.causal", True):
         config.update(use_bidirectional_attention="all", sliding_window=(dims["window"] - 1) * 2)
 
