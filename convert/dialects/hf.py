@@ -540,11 +540,12 @@ def _rebuilt(
     config = arch.config(sized, checkpoint.tensors)
     config["vocab_size"] = dims["n_vocab"]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
+    there: dict[str, bool] = {}  # whether any of the rows that a flag stands for is there
     for table_row in arch.rows:
         flag = table_row.optional
         if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
-            there = (table_row.gguf, table_row.when) in present
-            config[flag.lstrip("!").partition("=")[0]] = not there if flag.startswith("!") else there
+            there[flag] = there.get(flag, False) or (table_row.gguf, table_row.when) in present
+    config |= {f.lstrip("!").partition("=")[0]: not yes if f.startswith("!") else yes for f, yes in there.items()}
     for made in arch.made:
         if made.gguf in checkpoint.tensors:
             with usable(config, f"{checkpoint.where}: tensor {made.gguf!r}"):

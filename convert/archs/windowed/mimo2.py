@@ -21,6 +21,7 @@ from llmconv.convert.archs.parts import (
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
 from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
+from llmconv.errors import Unsupported
 
 _at, _mtp = "{p}layers.{i}.", "{p}mtp.layers.{m}."
 
@@ -48,7 +49,14 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["attention.head_count_kv"] = np.asarray([narrow if on else dims["n_head_kv"] for on in windowed], np.int32)
     own["attention.sliding_window_pattern"] = np.asarray(windowed, np.bool_)
     own["moe_layers"] = np.asarray(sparse, np.uint32)
-    own["rope.dimension_count"] = np.uint32(dims["head_dim"] * float(config.get("partial_rotary_factor") or 1.0))
+    stretched = str((config.get("rope") or {}).get("rope_type") or "default") != "default"
+    part = config.get("partial_rotary_factor") or 0.334  # as transformers takes it, but for stretched positions
+    if stretched and not config.get("partial_rotary_factor"):
+        raise Unsupported(
+            "config.json: stretched positions turn whole heads, and those of windows a part of each; state a "
+            "partial_rotary_factor for both"
+        )
+    own["rope.dimension_count"] = np.uint32(dims["head_dim"] * float(part))
     if (before := config.get("sliding_window_size")) is not None:  # which counts the tokens before
         own["attention.sliding_window"] = np.uint32(before + 1)
     own["block_count"] = np.uint32(dims["n_layer"] + further)
@@ -72,6 +80,8 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         f"{kind}_attention": {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": part}
         for kind, base in bases.items()
     }
+    if scaling := config.pop("rope_scaling", None):
+        config["rope_parameters"]["full_attention"] |= scaling
 
 
 def _told(tensors: Mapping[str, Any], dims: Dims) -> dict[str, Any]:
@@ -157,7 +167,7 @@ MIMO2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     told=_told,
-    decoder={"gating": "sigmoid", "normalize_experts": True},
+    decoder={"gating": "sigmoid", "normalize_experts": True, "window_rope_scaled": False},
     reads="layer_types hybrid_layer_pattern mlp_layer_types moe_layer_freq swa_num_key_value_heads"
     " partial_rotary_factor sliding_window_size mtp_num_hidden_layers swa_rope_theta",
     inert="first_k_dense_replace n_shared_experts add_swa_attention_sink_bias add_full_attention_sink_bias"
