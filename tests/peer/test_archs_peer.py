@@ -174,7 +174,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "nanbeige": {"attention.key_length", "attention.value_length"},
     "cogvlm": {"rope.freq_base"},
     "laguna": {"attention.sliding_window_pattern"},
-    "gemma3n": {"laurel_rank"},
+    "gemma3n": {"laurel_rank", "vocab_size_per_layer_input"},
     "llama4": {"attention.chunk_size", "attention.temperature_length"},
     "deepseek32": {"expert_gating_func"},
     "glm-dsa": {"expert_gating_func"},

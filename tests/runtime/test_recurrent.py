@@ -315,7 +315,7 @@ def test_quantized(tmp_path: Path) -> None:
     path = converted(tmp_path, FORMS["as it is"](karpathy(32)), "char-rnn")
     llmconv.quantize(path, tmp_path / "q.gguf", "Q8_0")
     exact, near = logits_of(path, IDS, "f32"), logits_of(tmp_path / "q.gguf", IDS, "f32")
-    assert 0 < np.abs(exact - near).max() < 0.2
+    assert 0 < np.abs(exact - near).max() < 0.5
 
 
 def test_hobby_css_rnn_runs(tmp_path: Path, shared: Path) -> None:
