@@ -209,7 +209,10 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
             if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
-                cls.no_mtp = not any(b"mtp.layers." in file.read_bytes() for file in Path(folder).glob("*.safetensors"))
+                inner = hparams.get("text_config") or {}
+                said = {**hparams, **inner}.get("num_nextn_predict_layers") is not None
+                files = Path(folder).glob("*.safetensors")
+                cls.no_mtp = not said and not any(b"mtp.layers." in file.read_bytes() for file in files)
             cls(Path(folder), kinds[dtype], Path(out), **({"hparams": hparams} if patch else {})).write()
         result[name] = None
     except Exception as error:
