@@ -66,15 +66,13 @@ def upload(
     if not files:
         raise UsageError("there is nothing to upload; name a file, or a folder with files in it")
     made = _card(files, base_model, notes) if card and CARD not in files and not to.folder else ""
-    sizes = {to.name(name): path.stat().st_size for name, path in files.items()}
-    if dry_run:
-        return Upload(str(to), "", sizes | ({CARD: len(made.encode())} if made else {}), [], made, notes)
-    contents: dict[str, Path | bytes] = {to.name(name): path for name, path in files.items()}
-    if made and sending.lacks(CARD, to):
-        contents[CARD] = made.encode()
-    else:
+    if made and not dry_run and not sending.lacks(CARD, to):
         made = ""
-    sizes |= {CARD: len(made.encode())} if made else {}
+    contents: dict[str, Path | bytes] = {to.name(name): path for name, path in files.items()}
+    contents |= {CARD: made.encode()} if made else {}
+    sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
+    if dry_run:
+        return Upload(str(to), "", sizes, [], made, notes)
     meter = Meter(progress, "upload", sum(sizes.values()))
     said = message or f"Upload {next(iter(files))}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     url, already = sending.send(contents, to, message=said, private=private, meter=meter)

@@ -48,12 +48,12 @@ def upload(
       llmconv upload out/ hf://me/model-GGUF --base-model org/model --private --yes
       llmconv upload model-*.gguf hf://me/model-GGUF@candidates --dry-run
     """
-    planned = llmconv.upload(source, target, card=card, base_model=base_model, dry_run=True)
+    if dry_run or not yes:
+        done = llmconv.upload(source, target, card=card, base_model=base_model, dry_run=True)
     if not (dry_run or yes):
-        _ask(planned, as_json or quiet)
-    done = planned
+        _ask(done, as_json or quiet)
     if not dry_run:
-        with Bar(quiet or as_json, planned.target) as progress:
+        with Bar(quiet or as_json, target) as progress:
             done = llmconv.upload(
                 source, target, card=card, base_model=base_model, private=private, message=message, progress=progress
             )
@@ -64,8 +64,8 @@ def upload(
         return
     notes(list(done.notes))
     if dry_run:
-        _show(planned)
-        say(planned.card.rstrip()) if planned.card else None
+        _show(done)
+        say(done.card.rstrip()) if done.card else None
     same = f", {len(done.already)} of them there already" if done.already else ""
     end = done.url or ("nothing was sent" if dry_run else "nothing had to change")
     say(f"{done.target}: {len(done.files)} files, {human(sum(done.files.values()))}{same}; {end}")

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.gemma.gemma4 import FOUR_NORMS, PER_LAYER, WORDS, lent_attention, table_of_layers, windows_of
+from llmconv.convert.archs.gemma.gemma4 import (
+    FOUR_NORMS,
+    PER_LAYER,
+    PIECES,
+    WORDS,
+    lent_attention,
+    table_of_layers,
+    windows_of,
+)
 from llmconv.convert.archs.parts import EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
@@ -114,17 +122,7 @@ GEMMA3N = Architecture(
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
-    decoder={
-        "embed_scale": "sqrt",
-        "activation": "gelu_tanh",
-        "activation_key": "hidden_activation",
-        "passes_float16": True,
-        "attention_scale": 1.0,
-        "value_norm": True,
-        "window_pattern": 5,
-        "window_rope_base": 10000.0,
-        "window_rope_scaled": False,
-    },
+    decoder={**PIECES, "window_pattern": 5},
     reads="layer_types intermediate_size activation_sparsity_pattern vocab_size_per_layer_input",
     inert="altup_coef_clip",
     fixed={"altup_correct_scale": True},

@@ -12,6 +12,7 @@ from llmconv.convert.archs.parts import EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, Made, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
+from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import Unsupported
 
@@ -31,6 +32,18 @@ PER_LAYER = (
     row("blk.{i}.post_norm.weight", _at + "post_per_layer_input_norm.weight", "n_embd", when="n_ple"),
 )
 """A vector of each token for each layer, read from a table of its own and from the token's embedding."""
+
+PIECES: Pieces = {
+    "embed_scale": "sqrt",
+    "activation": "gelu_tanh",
+    "activation_key": "hidden_activation",
+    "passes_float16": True,
+    "attention_scale": 1.0,
+    "value_norm": True,
+    "window_rope_base": 10000.0,
+    "window_rope_scaled": False,
+}
+"""What Gemma 3n and 4 have in common."""
 
 FOUR_NORMS = (
     row("blk.{i}.attn_norm.weight", _at + "input_layernorm.weight", "n_embd"),
@@ -257,18 +270,7 @@ GEMMA4 = Architecture(
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
-    decoder={
-        "embed_scale": "sqrt",
-        "activation": "gelu_tanh",
-        "activation_key": "hidden_activation",
-        "passes_float16": True,
-        "attention_scale": 1.0,
-        "value_norm": True,
-        "window_pattern": 6,
-        "window_rope_base": 10000.0,
-        "window_rope_scaled": False,
-        "normalize_experts": True,
-    },
+    decoder={**PIECES, "window_pattern": 6, "normalize_experts": True},
     reads="layer_types global_head_dim num_global_key_value_heads per_layer_config use_double_wide_mlp"
     " enable_moe_block attention_k_eq_v vocab_size_per_layer_input use_bidirectional_attention partial_rotary_factor",
     fixed={"use_bidirectional_attention": ("vision", "all")},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more, shown
-from llmconv.formats import guests, limits, side_files
+from llmconv.formats import guests, limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.foreign.mappings import chosen, keep_rest
@@ -80,7 +80,6 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
             if (p.suffix in (".json", ".txt", ".model", ".jinja", ".md") or p.name.isupper())
             and p.is_file() and regular_size(p) <= limits.SIDE_FILE_BYTES
         }  # fmt: skip
-        out.notes += side_files.programs(out.files)
     return out
 
 
