@@ -50,7 +50,7 @@ class Running:
     def models(self, a: Source, b: Source) -> tuple[Model, Model]:
         """Two that share the memory."""
         most = self._limit()
-        left = self._loaded(a, None if most is None else most // 2)
+        left = self._loaded(a, None if most is None else max(1, most // 2))
         if most is not None:
             most -= left.wants.plan.peak if isinstance(left.wants, Weights) else _bytes_of(left)
         return left, self._loaded(b, None if most is None else max(most, 1))

@@ -30,6 +30,7 @@ from llmconv.runtime.measure.compare import Comparison, compare
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
 from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, identity_of, write_text
+from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory, limit
 
 __all__ = ["Sweep", "SweepRow", "sweep"]
@@ -73,8 +74,12 @@ def sweep(
     with _folder(job.output):
         identity = identity_of(job.model, job.text, {"context": context, "chunks": chunks, **quantize_options})
         state = State.of(job.output, identity, fresh=force)
-        job.quantize(names, state, {"jobs": jobs, **quantize_options})
-        job.evaluate(names, state, keep)
+        missing = [name for name in names if name not in state.rows]
+        # Before anything is quantized, so that too little memory and a text that is too short are refused at once.
+        original = job.original() if missing else None
+        job.quantize(missing, state, {"jobs": jobs, **quantize_options})
+        if original is not None:
+            job.evaluate(original, missing, state, keep)
     result = Sweep(
         model=job.model.name,
         text=job.text.name,
@@ -146,26 +151,28 @@ class _Job:
         progress = self.progress
         return progress and (lambda step: progress(dataclasses.replace(step, item=item)))
 
+    def original(self) -> Model:
+        """What is quantized, loaded within half of the memory; the text is one that it can be measured on."""
+        most = limit(self.memory, pick_device(self.device))
+        model = load(self.model, self.device, memory=most and max(1, most // 2))
+        work_on(model, texts.read(self.text), dataclasses.replace(self.window, chunks=1))
+        return model
+
     def quantize(self, names: list[str], state: State, options: dict[str, Any]) -> None:
-        """The files that are still to be measured and not there yet, in one read."""
-        missing = [n for n in names if n not in state.rows and not (n in state.seconds and self.file(n).exists())]
+        """The files that are not there yet, in one read."""
+        missing = [n for n in names if not (n in state.seconds and self.file(n).exists())]
         if not missing:
             return
-        # Refuse a text that the model can't be measured on: the model without its weights cuts it.
-        work_on(load(self.model, "meta"), texts.read(self.text), dataclasses.replace(self.window, chunks=1))
         started = time.perf_counter()
         told = self.told(", ".join(missing))
         quantize(self.model, self.file("{type}"), missing, force=True, progress=told, **options)
         state.seconds.update(dict.fromkeys(missing, (time.perf_counter() - started) / len(missing)))
         state.save()
 
-    def evaluate(self, names: list[str], state: State, keep: bool) -> None:
-        """Each type that has no row yet against the original, which is loaded once."""
-        missing = [name for name in names if name not in state.rows]
+    def evaluate(self, original: Model, names: list[str], state: State, keep: bool) -> None:
+        """Each type against the original, which is loaded once."""
         most = limit(self.memory, pick_device(self.device))
-        original = load(self.model, self.device, memory=most and most // 2) if missing else None
-        for name in missing:
-            assert original is not None
+        for name in names:
             started = time.perf_counter()
             found = compare(
                 original,

@@ -131,7 +131,9 @@ def check(case: tuple[str, str, str], run: Callable[[str, str, str], Run]) -> No
     assert result.code in (0, 1, 2), (case, result)
     assert "bug" not in result.err and "Traceback" not in result.err + result.out, (case, result.err)
     if result.code == 2:
-        assert result.err.count("\n") == 1 and result.err.startswith("llmconv: "), (case, result.err)
+        *done, sentence = result.err.splitlines()
+        assert sentence.startswith("llmconv: "), (case, result.err)
+        assert not done or case[0] == "sweep", (case, result.err)  # which says each step in a line
 
 
 def cases(slow: bool) -> Any:
