@@ -25,6 +25,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
 from llmconv.formats.gguf.gguf_values import SCALARS
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
+from llmconv.formats.places.names import place
 
 __all__ = ["TYPES", "open_alone", "parse_all", "parse_value", "recover", "rewrite_metadata"]
 
@@ -146,6 +147,7 @@ def _replace_header(path: Path, head: bytes) -> None:
 
 def open_alone(path: Path) -> Checkpoint:
     """The file whose header is to be changed, without what lies beside it; `Unsupported` for a folder."""
+    path = place(path)
     container = formats.sniff(path)
     if path.is_dir():
         raise Unsupported(f"{at(path)}: is a folder; name the file in it whose metadata is to change")

@@ -20,13 +20,13 @@ from llmconv.convert.writing.importance import read_importance
 from llmconv.convert.writing.mix import TYPES, Wish, mixed, recipe_text
 from llmconv.convert.writing.names import targets
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
+from llmconv.convert.writing.plan import Plan, Recipe, cuts, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
-from llmconv.formats.places import names as places
+from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.stream import stream, threads
 from llmconv.formats.writing.target import Item, Sink, Target
@@ -69,6 +69,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
+    split_max_size: int = 0,
     fallback: str | None = None,
     round_sums: bool = False,
     group_size: int | None = None,
@@ -92,7 +93,8 @@ def quantize(
     src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file; or a model that
         `llmconv.open` gave or that was made in memory.
     dst: the output; when there are several types a folder (made if its parent is there) or a name with `{type}` in
-        it.  By default `NAME-TYPE.gguf` beside the source.
+        it.  By default `NAME-TYPE.gguf` beside the source.  `hf://ORG/NAME[@BRANCH][/FOLDER]` sends the files to a
+        repository of the Hub as they are finished, and commits them with a card (see `writing.sent`).
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
         (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, MLX, NVFP4A16, MXFP4A16: the same in four bits,
@@ -117,7 +119,7 @@ def quantize(
     imatrix: a file of importance weights; include_weights, exclude_weights: parts of names that limit it.
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
-    keep_split: as many files as the source has.
+    keep_split: as many files as the source has.   split_max_size: bytes of tensors in a file at most, 0: all in one.
     fallback: of REPACK, the block type of matrices that would be in F32 (those that no type says exactly).
     round_sums: of REPACK, layers with zero points become Q4_1, smaller than the exact Q5_0: their sums are rounded to
         float16, and a note says how far.
@@ -148,6 +150,7 @@ def quantize(
         overrides=[parse_override(text) for text in override_kv],
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
+        split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         calibrated=calibration is not None,
     )
@@ -185,15 +188,27 @@ def quantize(
         from llmconv.convert.effects import with_effect  # loads every dialect, 0.3 s that most runs save
 
         src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
-    if wish is not None:
-        result = _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
-    elif as_repack:
-        result = _repack(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
-    elif as_int8:
-        result = _int8(src, dst, wanted, reading, writing, group_size)
-    else:
+    if keep_split and split_max_size:
+        raise UsageError("--keep-split has as many files as the source, --split-max-size as it takes; choose one")
+    if split_max_size and (as_int8 or as_repack):
+        raise UsageError(f"--split-max-size is for GGUF of chosen types, not {wanted[0].upper()}; leave it out")
+
+    def make(dst: StrPath | None, recipe: Recipe = recipe, writing: Writing = writing) -> Quantized:
+        if wish is not None:
+            return _mixed(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
+        if as_repack:
+            return _repack(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
+        if as_int8:
+            return _int8(src, dst, wanted, reading, writing, group_size)
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
-        result = _quantize(src, dst, chosen, reading, recipe, writing, calibration)
+        return _quantize(src, dst, chosen, reading, recipe, writing, calibration)
+
+    if outbox.is_hub(dst):
+        from llmconv.convert.writing.sent import sent
+
+        result = sent(str(dst), make, recipe, writing, whole=as_int8 or as_repack)
+    else:
+        result = make(dst)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
@@ -221,11 +236,17 @@ def _quantize(
     if writing.provenance:
         records = _certificates(Checkpoint() if writing.dry_run else canonical, opened, types)
     paths = targets(source, dst, types)
-    with about(source):
-        plans = [
+
+    def planned(recipe: Recipe) -> list[Plan]:
+        return [
             make_plan(dataclasses.replace(checkpoint, metadata=checkpoint.metadata | record), kind, path, recipe)
             for kind, path, record in zip(types, paths, records, strict=True)
         ]
+
+    with about(source):
+        plans = planned(recipe)
+        if recipe.split_max_size and (found := cuts(plans, recipe.split_max_size)):
+            plans = planned(dataclasses.replace(recipe, cuts=found))
     result = quantized.of_plans(source, checkpoint, plans, 0.0)
     if writing.dry_run:
         return result
@@ -241,11 +262,50 @@ def _quantize(
             plans, result = _calibrated(plans, result, checkpoint, calibration, writing)
         sources = {t.source.name: t.source.nbytes for plan in plans for t in plan.tensors}
         meter = writing.meter("quantize", sum(sources.values()))
-        with _outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
-            _run(plans, outputs, at(source) if source else "", writing, meter)
+        where = at(source) if source else ""
+        for part in _parts(plans, inputs, writing, checkpoint, calibration):
+            with _outputs(part, inputs, recipe.matrix_file, writing) as outputs:
+                _run(part, outputs, where, writing, meter)
+    result = dataclasses.replace(
+        result, notes=(*result.notes, *remote.told(t.begins[0] for t in opened.tensors.values() if t.begins))
+    )
     for made in result.outputs:
         log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
+
+
+def _parts(
+    plans: Sequence[Plan],
+    inputs: Sequence[Path],
+    writing: Writing,
+    checkpoint: Checkpoint,
+    calibration: Rounder | None,
+) -> Iterator[Sequence[Plan]]:
+    """What is written together: all of it; of what is sent away, a part of each output after the other."""
+    box = outbox.current()
+    if box is None:
+        yield plans
+        return
+    from llmconv.convert.writing import journal  # hashes, by OpenSSL
+
+    box.metadata = checkpoint.metadata
+    if calibration is None and inputs:  # which decides bytes by more than the inputs
+        box.made_of = [journal.fingerprint(path) for path in inputs if path.is_file()]
+    box.claim(*(file.path for plan in plans for file in plan.files))
+    for row in zip(*(plan.files for plan in plans), strict=True):
+        new = [
+            dataclasses.replace(plan, files=[file])
+            for plan, file in zip(plans, row, strict=True)
+            if not box.has(file.path, journal.digest(file, writing.allow_nonfinite))
+        ]
+        if not new:
+            continue
+        box.check_room(sum(plan.size for plan in new))
+        if writing.resumable:  # what is written otherwise is given away as it is finished
+            box.begin()
+        yield new
+        for plan in new:
+            box.put(plan.files[0].path)
 
 
 def _wish(
@@ -415,7 +475,7 @@ def _repack(
     """A GGUF that says what the source says; nothing is left where it doesn't."""
     from llmconv.convert.writing.repack import Pair, fallen_back, proved, repacked
 
-    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    source = src.source if isinstance(src, Checkpoint) else places.place(src)
     opened = reading.open(src)
     with about(source):
         fold = not writing.provenance  # which certifies the weights as they are

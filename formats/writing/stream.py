@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from llmconv.errors import UsageError
 from llmconv.formats.files import Output
+from llmconv.formats.places.remote import RemotePath, check as check_remote
 from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
@@ -53,10 +54,13 @@ def stream(
     meter: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
         called from this thread, and what they raise ends the work.
 
-    Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
+    What comes from another machine is read file by file in the order of its bytes, and checked by its hash where it has
+    one.  Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
     `OutputError` for a full disk, and whatever reading a tensor raises.
     """
     team, every = current(), sum(item.tensor.nbytes for item in items)
+    afar = {b[0]: None for item in items if (b := item.tensor.begins) and isinstance(b[0], RemotePath)}
+    items = _as_they_lie(items) if afar else items
     if team is not None:
         items = [items[i] for i in team.share([cost(item) for item in items])]
     with contextlib.closing(_worked(items, threads(jobs), check)) as done:
@@ -66,8 +70,19 @@ def stream(
             if finished is not None:
                 for item in complete:
                     finished(item)
+    check_remote(afar)
     if team is not None and meter is not None:
         meter(every - sum(item.tensor.nbytes for item in items), "by other processes")
+
+
+def _as_they_lie(items: Sequence[Item]) -> list[Item]:
+    """In the order of their bytes in the files that they are read from; an unknown one stays by its neighbour."""
+    places, last = [], ("", 0)
+    for item in items:
+        if (begins := item.tensor.begins) is not None:
+            last = str(begins[0]), begins[1]
+        places.append(last)
+    return [items[i] for i in sorted(range(len(items)), key=places.__getitem__)]
 
 
 def cost(item: Item) -> float:

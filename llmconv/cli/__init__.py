@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("edit", "Split a model into shards."),
     "merge": ("edit", "Join the shards of a model."),
     "upload": ("upload", "Send files to a repository of the Hugging Face Hub."),
+    "ollama": ("ollama", "A model for Ollama: its GGUF and a Modelfile."),
     "perplexity": ("running.perplexity", "How well a model predicts a text."),
     "compare": ("running.compare", "What one model lost against another on a text."),
     "generate": ("running.generate", "Continue a text."),

@@ -11,7 +11,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, one_line
-from llmconv.cli.options import PATH, Bar, human, json_option
+from llmconv.cli.options import PATH, Bar, cache_option, human, json_option
 from llmconv.cli.reports import number, table
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = ["inspect"]
 @click.option("--hash", "hashes", is_flag=True, help="Content hash of each tensor and of the model, whatever the file.")
 @json_option
 @click.option("--all", "show_all", is_flag=True, help="Every tensor and every value in full.")
+@cache_option
 def inspect(
     file: Path,
     tensors: bool,

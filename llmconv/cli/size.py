@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope
-from llmconv.cli.options import human, json_option, size_option
+from llmconv.cli.options import cache_option, human, json_option, size_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@cache_option
 def size(
     targets: tuple[str, ...],
     arch: str,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from llmconv.cli import complete, envelope, streams
-from llmconv.cli.options import PATH, STREAM, json_option
+from llmconv.cli.options import PATH, STREAM, cache_option, json_option
 from llmconv.errors import about
 
 _MODEL = click.argument("model", type=PATH)
@@ -34,6 +34,7 @@ _PRE = click.option(
 @click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, in one line.")
 @json_option
 @_PRE
+@cache_option
 def tokenize(
     model: Path,
     text: str | None,
@@ -86,6 +87,7 @@ def tokenize(
 @click.argument("ids", nargs=-1, type=int, required=True)
 @click.option("--special", is_flag=True, help="Print control tokens too.")
 @_PRE
+@cache_option
 def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None) -> None:
     """Print the text of the token IDS of MODEL."""
     from llmconv.convert import vocab

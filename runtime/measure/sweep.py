@@ -21,6 +21,7 @@ from llmconv.convert.translate import translate
 from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.names import place
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime.load import load, pick_device
@@ -64,7 +65,9 @@ def sweep(
     Writes report.md, report.json, report.html, plot.svg and a model card (README.md, unless there is one of somebody's
     own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
-    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, memory, progress)
+    job = _Job(
+        place(model), Path(text), Path(output), Window(context or None, chunks or None), device, memory, progress
+    )
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
