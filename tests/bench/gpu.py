@@ -48,7 +48,7 @@ def peaks() -> tuple[float, float]:
 
 def model_of(kind: str, layers: int) -> Any:
     """A 7B-shaped model with random weights of a type, made on the device."""
-    from llmconv.convert.tables.decoder import describe
+    from llmconv.convert.decoders.describe import describe
     from llmconv.formats.checkpoint import Checkpoint
     from llmconv.formats.tensor import Tensor
     from llmconv.quant.block import by_name
