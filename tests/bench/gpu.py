@@ -128,7 +128,7 @@ def whole(layers: int) -> None:
     import bench_runtime
 
     import llmconv
-    from llmconv.convert.writing.quantize import quantize
+    from llmconv.convert.quantizing.quantize import quantize
 
     bench_runtime.DIM, bench_runtime.FF, bench_runtime.KV, bench_runtime.VOCAB = DIM, FF, KV, VOCAB
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmconv.convert.writing.plan import FilePlan
+from llmconv.convert.quantizing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
 from llmconv.formats.files import Output, by_first, open_regular, output_errors
 from llmconv.formats.places.remote import RemotePath
