@@ -402,7 +402,7 @@ def _transposed(tensor: Tensor) -> Tensor:
 class Rounds(Op):
     """A function of each value, computed in float32 and stored as F32.
 
-    It rounds, so `undo` alone does not always give the original bits: `convert.dialects.hugging_face.into_gguf` stores what is `lost`.
+    It rounds, so `undo` alone does not always give the original bits: Hugging Face's dialect stores what is `lost`.
     """
 
     exact = False
