@@ -11,8 +11,8 @@ from pathlib import Path
 from llmconv.convert.quantizing.plan import Plan
 from llmconv.convert.writing.options import Writing
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, Outputs
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output, Outputs
 from llmconv.formats.writing.stream import stream
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter

@@ -21,7 +21,8 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target, open_regular
+from llmconv.formats.files import open_regular
+from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FOLDERS, INT8, REPACKS, file_type

@@ -17,8 +17,8 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.checks import check_target
 from llmconv.formats.writing.stream import threads
 from llmconv.quant.filetypes import FOLDERS, INT8, FileType
 

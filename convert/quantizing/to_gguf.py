@@ -21,8 +21,8 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_target, new_folder
 from llmconv.formats.places import names as places
+from llmconv.formats.writing.checks import check_target, new_folder
 from llmconv.quant.filetypes import COPY, FileType
 from llmconv.show import log_written
 

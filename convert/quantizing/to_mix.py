@@ -17,8 +17,9 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import UsageError, about
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, check_target
 from llmconv.formats.places import names as places
+from llmconv.formats.writing.checks import check_target
+from llmconv.formats.writing.outputs import Output
 from llmconv.quant.filetypes import FileType
 from llmconv.quant.recipe import tensor_type_rules
 
