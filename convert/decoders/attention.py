@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from llmconv.convert.decoders.facts import Attention, Growth, Mla
+from llmconv.convert.decoders.facts import Attention, Growth, Mla, Rope
 from llmconv.convert.decoders.rope import rope_of
 from llmconv.convert.decoders.shared import Shared
 
@@ -39,16 +39,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
             raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
     else:
         _check_projections(shared, i, n_head, n_kv, head_dim, value_dim, borrows is not None)
-    scale, rope = pieces.get("attention_scale", 1 / math.sqrt(head_dim)), rope_of(shared, i, head_dim)
-    if pieces.get("scale_by_model") == shared.n:
-        scale = 1 / math.sqrt(shared.dim / n_head)
-    if read.config.get("query_pre_attn_scalar"):
-        scale = float(read.config["query_pre_attn_scalar"]) ** -0.5
-    log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
-    if mla and rope and rope.scaling == "yarn" and log_multiplier:
-        scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
-    if rope and rope.factor > 1 and pieces.get("magnitude_in_scores"):
-        scale *= (rope.attn_factor if rope.scaling == "yarn" else 1 + 0.1 * math.log(rope.factor)) ** 2
+    rope = rope_of(shared, i, head_dim)
     alibi = None
     if shared.positions == "alibi":
         alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
@@ -57,7 +48,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         n_head_kv=n_kv,
         head_dim=head_dim,
         value_dim=value_dim,
-        scale=_stated_scale(shared, i) or scale,
+        scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
         causal=bool(read.get("attention.causal", pieces.get("causal", True))),
         window=shared.window if shared.windowed[i] else None,
         softcap=read.optional("attn_logit_softcapping"),
@@ -123,6 +114,22 @@ def _growth(shared: Shared, still: bool) -> Growth | None:
     context = shared.read.count("rope.scaling.original_context_length", shared.read.count("context_length", 0))
     length = shared.read.count("attention.temperature_length", context)
     return Growth(scale, length) if scale and length else None
+
+
+def _usual_scale(shared: Shared, n_head: int, head_dim: int, rope: Rope | None, latent: bool) -> float:
+    """What q·k is multiplied by in the family; YaRN's magnitude too, where it is not in the rotations."""
+    read, pieces = shared.read, shared.pieces
+    scale = float(pieces.get("attention_scale", 1 / math.sqrt(head_dim)))
+    if pieces.get("scale_by_model") == shared.n:
+        scale = 1 / math.sqrt(shared.dim / n_head)
+    if read.config.get("query_pre_attn_scalar"):
+        scale = float(read.config["query_pre_attn_scalar"]) ** -0.5
+    log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if latent and rope and rope.scaling == "yarn" and log_multiplier:
+        scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
+    if rope and rope.factor > 1 and pieces.get("magnitude_in_scores"):
+        scale *= (rope.attn_factor if rope.scaling == "yarn" else 1 + 0.1 * math.log(rope.factor)) ** 2
+    return scale
 
 
 def _stated_scale(shared: Shared, i: int) -> float | None:
