@@ -262,7 +262,7 @@ def convert_file(
 
 def _sent(source: Path, address: str, to: str, options: dict[str, Any]) -> Result:
     """`convert_file` to a repository of the Hub."""
-    from llmconv.convert.writing import sent
+    from llmconv.convert.quantizing import sent
 
     container = containers.by_name(to)
     with sent.opened(address, bool(options.get("force")), options.get("progress")) as box:
@@ -287,7 +287,7 @@ def _sent(source: Path, address: str, to: str, options: dict[str, Any]) -> Resul
 
 def _fingerprint(path: Path) -> list[Any]:
     """What a file or folder is recognised by."""
-    from llmconv.convert.writing import journal
+    from llmconv.convert.quantizing import journal
 
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return list(map(journal.fingerprint, files))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from llmconv import formats
 from llmconv.api import convert_file
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, check_target, new_folder
 from llmconv.formats.places import names as places
 from llmconv.formats.places.remote import RemotePath
+from llmconv.formats.writing.checks import check_target, new_folder
+from llmconv.formats.writing.outputs import Output
 from llmconv.progress import Progress
 from llmconv.show import Shown
 

@@ -82,7 +82,7 @@ COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
 
 INT8, REPACKS = "INT8", ("REPACK", "AUTO")
 FOLDERS = ("W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
-"""What becomes a model folder besides INT8: see `convert.writing.four_bits` and `float_folders`."""
+"""What becomes a model folder besides INT8: see `convert.quantizing.four_bits` and `float_folders`."""
 NO_FILE_TYPES = (INT8, *FOLDERS, *REPACKS)
 """What a model may be quantized to besides the types of GGUF files."""
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert.cards.publishing import CARD, Row, card
+from llmconv.convert.quantizing.plan import Recipe
+from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.plan import Recipe
-from llmconv.convert.writing.quantized import Quantized
 from llmconv.errors import UsageError
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.places.outbox import LARGEST, Outbox

@@ -30,12 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
+from llmconv.convert.quantizing.folder_layers import BLOCKS, Layer, Rows, moved, of_blocks, of_coded, rounded
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
-from llmconv.convert.writing.folder_layers import BLOCKS, Layer, Rows, moved, of_blocks, of_coded, rounded
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
