@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows, where an open file can't be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["open_regular", "regular_size"]
+__all__ = ["instead", "open_regular", "regular_size"]
 
 
 def regular_size(path: Path) -> int:
@@ -24,7 +24,7 @@ def regular_size(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise BadFile(f"{at(path)}: no such file; {_instead(path)}") from None
+        raise BadFile(f"{at(path)}: no such file; {instead(path)}") from None
     except (OSError, ValueError) as error:
         raise BadFile(f"{at(path)}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(status.st_mode):
@@ -33,7 +33,7 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
-def _instead(path: Path) -> str:
+def instead(path: Path) -> str:
     """Where to look for a file that is not there: a name like it beside it, or a hub."""
     try:
         near = nearest(path.name, os.listdir(path.parent or "."))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from llmconv.errors import BadFile, at, listed
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.names import place
+from llmconv.formats.places.remote import RemotePath
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.vocabulary import KINDS
 
@@ -56,8 +58,14 @@ def fingerprints(config: TrainConfig) -> dict[str, str]:
     found = {"data": _fingerprint(Path(config.data), data_files(Path(config.data)))}
     for name in ("from_checkpoint", "tokenizer"):
         given = getattr(config, name)
-        path = Path(given)
-        if given and given not in ("auto", *KINDS) and path.exists():
+        if not given or given in ("auto", *KINDS):
+            continue
+        path = place(given)
+        if isinstance(path, RemotePath):
+            there = path.store.entries().items()  # whose tags say what is in the files
+            mine = [(at, file.size, file.tag) for at, file in there if at.startswith(path.within)]
+            found[name] = hashlib.sha256(repr(mine).encode()).hexdigest()
+        elif path.exists():
             inside = (p for p in _inside(path) if p.name != LOCK and not p.relative_to(path).as_posix().startswith("."))
             found[name] = _fingerprint(path, sorted(inside) if path.is_dir() else [path])
     return found

@@ -15,6 +15,9 @@ from llmconv.convert.reports.training_memory import PARTS, TrainingMemory, train
 from llmconv.convert.tables.presets import preset
 from llmconv.errors import BadFile, LlmconvError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import instead
+from llmconv.formats.places.names import place
+from llmconv.formats.places.outbox import is_hub
 from llmconv.progress import Meter, Progress, Step
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Cut, Pairs, Stream, highest, load_data
@@ -74,9 +77,13 @@ def check_inputs(config: TrainConfig) -> None:
     """Name what is misspelt before a folder is made; `UsageError` or `BadFile`."""
     if not config.data or not config.output:
         raise UsageError("training needs data to train on and a folder to write to (DATA and -o)")
+    if is_hub(config.output):
+        raise UsageError(
+            f"{at(config.output)}: a run is written to a disk; name a folder there, then llmconv upload it"
+        )
     for given in (config.data, config.from_checkpoint):
-        if given and not os.path.exists(given):
-            raise BadFile(f"{at(given)}: no such file or folder; check the path")
+        if given and not place(given).exists():
+            raise BadFile(f"{at(given)}: no such file or folder; {instead(Path(given))}")
     if os.path.exists(config.output) and os.path.samefile(config.output, config.data):
         raise UsageError(f"{at(config.output)}: is where the data are; choose another output folder (-o)")
     if config.preset:
