@@ -6,7 +6,6 @@ import fnmatch
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmconv import formats
 from llmconv.convert.dialects.gguf import check_gguf
@@ -14,6 +13,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.names import place
 
 __all__ = ["Reading"]
 
@@ -43,7 +43,7 @@ class Reading:
         if self.lora is not None:
             from llmconv.convert.writing.lora import merge
 
-            checkpoint = merge(translate(checkpoint, "hf"), Path(self.lora))
+            checkpoint = merge(translate(checkpoint, "hf"), place(self.lora))
         return _without(checkpoint, self.exclude) if self.exclude else checkpoint
 
     def floats(self, source: StrPath | Checkpoint) -> Checkpoint:

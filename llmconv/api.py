@@ -250,7 +250,7 @@ def convert_file(
     size = _size(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
-    checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
+    checkpoint = adapters.between(checkpoint, container.name, None if base is None else places.place(base))
     if dst is None and container.name == "gguf" and is_multimodal(checkpoint) and not options.get("layout"):
         kind = main_type(checkpoint, str(options.get("outtype", "auto")))
         target = target.with_name(f"{'mmproj-' if mmproj else ''}{target.stem}-{kind}.gguf")

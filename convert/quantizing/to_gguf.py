@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from llmconv.convert.quantizing import quantized
 from llmconv.convert.quantizing.calibrated import Rounder, calibrated
@@ -79,7 +78,7 @@ def to_gguf(
     _require_importance(plans)
     inputs = inputs_of(opened, checkpoint)
     if reading.lora is not None:
-        adapter = Path(reading.lora)
+        adapter = places.place(reading.lora)
         inputs += [adapter] if adapter.is_file() else sorted(p for p in adapter.iterdir() if p.is_file())
     with new_folder(paths[0].parent) if len(types) > 1 else contextlib.nullcontext():
         if calibration is not None:

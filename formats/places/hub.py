@@ -131,22 +131,25 @@ class HubStore:
         self.is_checked(name)
         where = f"hf://{self.repo}/{name}"
         url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=endpoint())
-        got = bytearray()
+        got: list[bytes] = []
+        came = 0
 
         def ask() -> bytes:
-            start = offset + len(got)
+            nonlocal came
+            start = offset + came
             headers = self._hub.utils.build_hf_headers()
             headers["Range"] = f"bytes={start}-{offset + nbytes - 1}"
             headers["Accept-Encoding"] = "identity"
             with _streamed(self._hub.utils.get_session(), url, headers) as answer:
                 self._check(answer, where, name, (start, offset + nbytes, entry.size))
                 for piece in _body(answer):
-                    got.extend(piece)
-                    if len(got) > nbytes:
+                    got.append(piece)
+                    came += len(piece)
+                    if came > nbytes:
                         raise BadFile(f"{where}: more came than was asked for; the server is at fault, try again later")
-            if len(got) < nbytes:
-                raise ConnectionError(f"{nbytes - len(got):,} bytes are missing")
-            return bytes(got)
+            if came < nbytes:
+                raise ConnectionError(f"{nbytes - came:,} bytes are missing")
+            return b"".join(got)
 
         data = tried(ask, where)
         if len(entry.tag) == 64:

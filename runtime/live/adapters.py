@@ -10,7 +10,7 @@ import torch
 
 from llmconv.errors import Unsupported, cut, kind_of
 
-__all__ = ["Values", "values_of"]
+__all__ = ["Values", "is_sharded", "values_of"]
 
 Values: TypeAlias = tuple[torch.Tensor, Callable[[], torch.Tensor] | None]
 """A tensor whose shape and dtype are those of the value; and what gives the value, where it is not the tensor's own."""
@@ -31,22 +31,43 @@ def values_of(model: torch.nn.Module) -> tuple[Any, dict[str, Values]]:
     _check(inner, values)
     for pattern in getattr(inner, "_keys_to_ignore_on_save", None) or ():
         values = {name: value for name, value in values.items() if not re.search(pattern, name)}
-    values = _untied(inner, values)
+    values = _gathered(_untied(inner, values))
     return inner, _as_saved(inner, values)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether every process has a part of each weight (FSDP, tensor parallel)."""
+    return any(map(_is_part, model.parameters()))
+
+
+def _is_part(value: Any) -> bool:
+    return type(value).__name__ == "DTensor" or type(getattr(value, "data", None)).__name__ == "DTensor"
+
+
+def _gathered(values: dict[str, Values]) -> dict[str, Values]:
+    """The whole of what is sharded, in the first process's memory; every process has to come here.
+
+    The others get shapes without values.
+    """
+    out = {}
+    for name, (value, change) in values.items():
+        if _is_part(value):
+            part: Any = value.data
+            whole = part.full_tensor().cpu()
+            value = whole if torch.distributed.get_rank() == 0 else whole.to("meta")
+        out[name] = value, change
+    return out
 
 
 def _check(model: Any, values: Mapping[str, Values]) -> None:
     """`Unsupported` for values that are not this process's numbers."""
     if getattr(model, "hf_quantizer", None) is not None:
         raise Unsupported(f"the {kind_of(model)} is quantized in memory; load it without, or call its dequantize()")
-    for name, (value, _) in values.items():
+    for name, (value, change) in values.items():
         if not isinstance(value, torch.Tensor):
             raise Unsupported(f"{cut(name)} is {kind_of(value)}, expected a tensor; save the model's folder instead")
-        if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
-            raise Unsupported(
-                f"{cut(name)} is sharded over processes; gather it first, with get_model_state_dict and "
-                "full_state_dict, and give that and config="
-            )
+        if _is_part(value) and change is not None:
+            raise Unsupported(f"{cut(name)} is sharded over processes and has an adapter; merge_and_unload() it first")
         if value.is_quantized or value.layout != torch.strided:
             raise Unsupported(f"{cut(name)} is {value.layout}, {value.dtype}; make it dense floats first")
         if value.is_meta and not hasattr(model, "hf_device_map"):
@@ -109,7 +130,8 @@ def _untied(model: Any, values: dict[str, Values]) -> dict[str, Values]:
     tied = getattr(model, "_tied_weights_keys", None) or ()
     by_place: dict[Any, list[str]] = {}
     for name, (value, _) in values.items():
-        place = id(model.get_parameter_or_buffer(name)) if value.is_meta else value.data_ptr()
+        elsewhere = value.is_meta or _is_part(value)
+        place = id(model.get_parameter_or_buffer(name)) if elsewhere else value.data_ptr()
         by_place.setdefault((place, tuple(value.shape), value.numel() == 0 and name), []).append(name)
     gone: set[str] = set()
     for names in by_place.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from llmconv.runtime.live.adapters import is_sharded
 from llmconv.runtime.live.taking import save_gguf
 
 __all__ = ["GGUFCallback"]
@@ -16,7 +17,7 @@ class GGUFCallback(TrainerCallback):
     """`Trainer(callbacks=[llmconv.GGUFCallback("Q8_0")])`: each `checkpoint-N` folder gets a `model-TYPE.gguf`.
 
     type: as in `save_gguf`.   tokenizer: the trainer's own when None.   options: those of `quantize`.
-    Only the first process writes.  A sharded model can't be read by one process, which `from_torch` says.
+    Only the first process writes; a model that is sharded over processes is gathered there first.
     """
 
     def __init__(self, type: str = "Q8_0", tokenizer: Any = None, **options: Any):
@@ -25,11 +26,12 @@ class GGUFCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Called by the trainer when a checkpoint is written."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero and not is_sharded(more["model"]):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = self.tokenizer if self.tokenizer is not None else more.get("processing_class")
         path = folder / f"model-{self.type}.gguf"
         save_gguf(more["model"], path, self.type, tokenizer, force=True, **self.options)
-        self.paths.append(path)
+        if state.is_world_process_zero:
+            self.paths.append(path)

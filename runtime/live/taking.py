@@ -23,7 +23,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.side_files import WEIGHTS
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes, by_name
-from llmconv.runtime.live.adapters import Values, values_of
+from llmconv.runtime.live.adapters import Values, is_sharded, values_of
 from llmconv.runtime.model import Model
 from llmconv.runtime.save import NAMES, checkpoint_of
 
@@ -45,8 +45,11 @@ def from_torch(
     config: of a state dict, what config.json would hold: a dict, a transformers configuration, or a file.
     name: `general.name` of a GGUF; the last part of the name that it was loaded by when None.
 
-    Raises `Unsupported` for what can't be read off by itself: weights that are quantized in memory or sharded over
-    processes, adapters that are no plain LoRA.
+    A model that is sharded over processes (FSDP) is gathered when this is called, which every process has to do: the
+    first gets it whole, in its own memory, the others a checkpoint without values.
+
+    Raises `Unsupported` for what can't be read off by itself: weights that are quantized in memory, adapters that are
+    no plain LoRA.
     """
     if isinstance(model, Model):
         return checkpoint_of(model)
@@ -85,9 +88,13 @@ def save_gguf(
 ) -> Quantized:
     """Write a model in memory as GGUF: `from_torch`, then `quantize` with its options.
 
+    Of a model that is sharded over processes, every process calls it; the first writes, the others only plan.
     type: Q4_K_M, Q8_0, F16, ...; "COPY": the types that the weights have.
     """
-    return quantize(from_torch(model, tokenizer, config=config, name=name), path, type, **options)
+    taken = from_torch(model, tokenizer, config=config, name=name)
+    if isinstance(model, torch.nn.Module) and is_sharded(model) and torch.distributed.get_rank():
+        options["dry_run"] = True
+    return quantize(taken, path, type, **options)
 
 
 def _order(tensor: Tensor) -> tuple[int, str]:

@@ -161,6 +161,14 @@ def main() -> None:
         wall, cpu = (statistics.median(row[key] for row in rows) for key in ("wall", "cpu"))
         peak, disk = (max(row[key] for row in rows) / 1e6 for key in ("peak", "disk"))
         print(f"| {what} | {wall:.1f} s | {cpu:.1f} s | {wall / plain:.2f}x | {peak:.0f} MB | {disk:.0f} MB |")
+    straight = found["quantize hf://"]
+    output = max(row["disk"] for row in found["quantize the folder"])
+    missed = {
+        "memory": max(row["peak"] for row in straight) >= 400e6,
+        "disk": max(row["disk"] for row in straight) > output + 1e6,
+        "time": statistics.median(row["wall"] for row in straight) > 1.15 * plain,
+    }
+    print("\nmissed: " + (", ".join(name for name, miss in missed.items() if miss) or "nothing"))
 
 
 if __name__ == "__main__":

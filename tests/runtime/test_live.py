@@ -211,3 +211,53 @@ def test_a_trainer_writes_ggufs(tmp_path):
     llmconv.quantize(folder, tmp_path / "want.gguf", "Q8_0")
     a, b = llmconv.open(callback.paths[1]), llmconv.open(tmp_path / "want.gguf")
     assert all(np.array_equal(t.blocks(), b.tensors[n].blocks()) for n, t in a.tensors.items())
+
+
+SHARDED = """
+import os, sys
+import torch, transformers
+from torch.distributed.fsdp import fully_shard
+import llmconv
+
+folder, *kinds = sys.argv[1:]
+
+
+def work(rank):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for kind in kinds:
+        model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/{kind}")
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        made = llmconv.save_gguf(model, f"{folder}/{kind}-sharded.gguf", "Q8_0", name="m")
+        assert made.written == (rank == 0)
+    torch.distributed.barrier()
+
+
+if pid := os.fork():
+    work(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+work(1)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_gathered(tmp_path):
+    """By two processes, as FSDP cuts it; the bytes are those of the whole."""
+    import os
+    import subprocess
+    import sys
+
+    pytest.importorskip("torch.distributed.fsdp", reason="needs FSDP")
+    kinds = ("llama", "tied")
+    for kind in kinds:
+        model = made(kind, torch.float32)
+        model.save_pretrained(tmp_path / kind)
+        llmconv.save_gguf(model, tmp_path / f"{kind}.gguf", "Q8_0", name="m")
+    words = [sys.executable, "-c", SHARDED, str(tmp_path), *kinds]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-3000:]
+    for kind in kinds:
+        assert (tmp_path / f"{kind}-sharded.gguf").read_bytes() == (tmp_path / f"{kind}.gguf").read_bytes()
