@@ -196,7 +196,7 @@ class Outbox:
         if made.path_or_fileobj != b"":  # not sent: it is a part of the commit
             if self.sizes[path] > _SMALL:
                 raise OutputError(
-                    f"{at(self.to)}: its .gitignore leaves {name} out; change that, or choose another name"
+                    f"{at(str(self.to))}: its .gitignore leaves {name} out; change that, or choose another name"
                 )
             made.path_or_fileobj = path.read_bytes()
         elif path in self._digests:
@@ -232,7 +232,7 @@ class Outbox:
                 return False
             raise
         self._operations[name] = made
-        return made.path_or_fileobj == b""
+        return bool(made.path_or_fileobj == b"")
 
 
 class _Gone(io.BufferedIOBase):

@@ -26,7 +26,7 @@ _PIECE = 4 << 20
 _FIRST = 256 << 10  # of a file's first bytes, where headers are; and the least that is fetched
 _LONG = 1 << 20  # a read of so many bytes is of weights
 _AHEAD = 6  # pieces
-_MOST = 96 << 20  # bytes kept
+_MOST = 64 << 20  # bytes kept
 _THREADS = 8
 
 _Key = tuple[RemotePath, int, int]

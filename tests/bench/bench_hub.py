@@ -118,13 +118,15 @@ def run(what: str, folder: Path, kind: str, part: int, url: str) -> dict[str, An
 
 
 def _on_disk(folder: Path) -> int:
-    found = 0
+    found: dict[int, int] = {}  # by inode: a file has two names while it gets its own
     for path in folder.rglob("*"):
         try:
-            found += path.stat().st_size if path.is_file() else 0
+            status = path.stat()
         except OSError:  # gone meanwhile
             continue
-    return found
+        if path.is_file():
+            found[status.st_ino] = status.st_size
+    return sum(found.values())
 
 
 def main() -> None:
