@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from llmconv.formats.writing.stream import stream, threads
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import COPY, FOLDERS, INT8, REPACK, REPACKS, FileType, file_type
+from llmconv.quant.filetypes import COPY, FOLDERS, INT8, INTEGERS, MLX_MXFP4, REPACK, REPACKS, FileType, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.plain import F32, F64
 from llmconv.quant.recipe import tensor_type_rules
@@ -95,10 +96,11 @@ def quantize(
         it.  By default `NAME-TYPE.gguf` beside the source.
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, MLX, NVFP4A16, MXFP4A16: the same in four bits,
-        what is in such bits already number for number (`writing.four_bits`, `writing.float_folders`); or FP8_DYNAMIC,
-        FP8_BLOCK; or REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest
-        type that says its numbers exactly, its integers and scales carried, and compared after (`writing.repack`).
+        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, NVFP4A16, MXFP4A16, MLX (MLX2 … MLX8, MLX_MXFP4):
+        the same in four bits, or so many, what is in such bits already number for number (`writing.four_bits`,
+        `writing.float_folders`); or FP8_DYNAMIC, FP8_BLOCK; or REPACK (AUTO): a GGUF, of a quantized folder every layer
+        in the smallest type that says its numbers exactly, its integers and scales carried, and compared after
+        (`writing.repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
         of more of them, separated by spaces or lines.
@@ -175,7 +177,7 @@ def quantize(
     elif fallback is not None or round_sums:
         flag = "--round-sums" if round_sums else "--fallback"
         raise UsageError(f"{flag} is for what REPACK can't say exactly; give -t REPACK, or leave it out")
-    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in FOLDERS[:3]):
+    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in INTEGERS):
         raise UsageError(
             f"a group size of {group_size} for {wanted[0]}, expected 32, 64 or 128 for W4A16, W4A16_ASYM or MLX"
         )
@@ -413,7 +415,7 @@ def _repack(
     round_sums: bool,
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.writing.repack import Pair, fallen_back, proved, repacked
+    from llmconv.convert.writing.repack import PROOF, Pair, fallen_back, in_bits, proved, repacked
 
     source = src.source if isinstance(src, Checkpoint) else Path(src)
     opened = reading.open(src)
@@ -426,7 +428,7 @@ def _repack(
         if writing.provenance:
             rounding = "none" if fallback is None else f"to {fallback.name} where no type says a layer exactly"
             rounding = "sums of zero points to float16" if found.rounded and fallback is None else rounding
-            record = _repack_record(reading, opened, rounding, writing)
+            record = _repack_record(reading, opened, rounding, PROOF if fallback is None else "", writing)
             checkpoint = checkpoint.but(metadata=checkpoint.metadata | record)
         exact = checkpoint.tensors
         if fallback is not None:
@@ -447,19 +449,25 @@ def _repack(
         compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
     total = checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
-    made = dataclasses.replace(result.output, proof=f"repacked, every weight equal ({compared:,} compared{rounded})")
+    codes = (re.search(r"\d", t.source.type.name) for t in kept if not t.source.type.is_plain())
+    proof = f"{in_bits(int(n[0]) for n in codes if n)}{PROOF} ({compared:,} compared{rounded})"
+    made = dataclasses.replace(result.output, proof=proof)
     log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, outputs=(made,), written=True)
 
 
-def _repack_record(reading: Reading, opened: Checkpoint, rounding: str, writing: Writing) -> dict[str, str]:
-    """The certificate of a repacking; the source is read once for it, as the floats it stands for."""
+def _repack_record(reading: Reading, opened: Checkpoint, rounding: str, proof: str, writing: Writing) -> dict[str, str]:
+    """The certificate of a repacking; the source is read once for it, as the floats it stands for.
+
+    proof: what is true of any file that is there, as none is left where it isn't.
+    """
     from llmconv.convert.reports import provenance as certificates
 
     canonical = Checkpoint() if writing.dry_run else reading.translated(reading.floats(opened), "gguf")
     certified = Checkpoint()
     certificates.certify(certified, canonical, opened, rounding)
-    return {certificates.KEY: certified.metadata[certificates.KEY]}
+    record = json.loads(certified.metadata[certificates.KEY]) | {"proof": proof}
+    return {certificates.KEY: json.dumps(record, ensure_ascii=False)}
 
 
 def _int8(
@@ -487,11 +495,12 @@ def _int8(
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
     wants: Mapping[str, Tensor] = {}
+    widths: Sequence[int] = ()
     if kind == INT8:
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
-        model, wants = found.model, found.wants
+        model, wants, widths = found.model, found.wants, found.bits
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
@@ -503,10 +512,10 @@ def _int8(
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
     proof = ""
     if wants:
-        from llmconv.convert.writing.repack import read_again
+        from llmconv.convert.writing.repack import in_bits, read_again
 
         check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
-        proof = read_again(reading.open(path), wants, threads(writing.jobs), check)
+        proof = in_bits(widths) + read_again(reading.open(path), wants, threads(writing.jobs), check)
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
@@ -514,7 +523,7 @@ def _int8(
 
 def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:
     """One of `FOLDERS`, to be written."""
-    if kind in FOLDERS[:3]:
+    if kind in INTEGERS or kind == MLX_MXFP4:
         from llmconv.convert.writing.four_bits import written
 
         return written(opened, kind, to_hf, group)
