@@ -44,7 +44,7 @@ class Layer:
 
     weight, shape: as a float model has it.   kind: what it was, in a word.
     want: the weight in floats, which its numbers must say; None where they were rounded from others.
-    bits: of a code; codes: (rows, k) uint8.   group: columns that share the others.
+    bits: of a code; codes: (rows, k) uint8, none over `top`.   group: columns that share the others.
     scale, bias: (rows, k / group) float32.   zero: one for all, or (rows, k / group).
     """
 
@@ -58,6 +58,7 @@ class Layer:
     scale: Rows
     zero: int | Rows = 0
     bias: Rows | None = None
+    top: int = 255
 
     @property
     def n_rows(self) -> int:
@@ -253,7 +254,7 @@ def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
     bias = None if coded.bias is None else shared(coded.bias)
     made = Layer(
         coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
-        shared(scale), own, bias,
+        shared(scale), own, bias, coded.high + shift,
     )  # fmt: skip
     numbers = [] if isinstance(zero, int) else [made.zero]
     for rows in numbers:

@@ -226,11 +226,24 @@ def _fitting(layer: Layer, kind: str) -> Layer | str:
         if isinstance(found, str):
             return found
         layer = found
+    layer = _centred(layer)
     if layer.symmetric():
         return layer if layer.bits in (4, 8) else _widened(layer)
     if kind == "W4A16":
         return "zero points, which W4A16_ASYM has"
     return layer if layer.bits == 4 else "zero points beside codes of more than four bits"
+
+
+def _centred(layer: Layer) -> Layer:
+    """A layer of four bits that have room for it with the middle for its one zero point (GPTQ in 2 or 3 bits)."""
+    zero, codes = layer.zero, layer.codes
+    if isinstance(zero, int) or layer.bits != 4:
+        return layer
+    first = int(zero(0, 1)[0, 0])
+    more = 8 - first
+    if more < 1 or layer.top + more > 15 or not all((zero(*slab) == first).all() for slab in layer.slabs()):
+        return layer
+    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8)
 
 
 def _widened(layer: Layer, bits: int = 8) -> Layer:

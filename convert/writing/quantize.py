@@ -24,7 +24,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.plan import Plan, Recipe, make_plan, parse_override
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.convert.writing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.errors import BadFile, UsageError, about, at, kind_of
+from llmconv.errors import BadFile, Unsupported, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import Output, Outputs, check_target, new_folder, open_regular
 from llmconv.formats.places import names as places
@@ -497,6 +497,8 @@ def _int8(
     wants: Mapping[str, Tensor] = {}
     widths: Sequence[int] = ()
     if kind == INT8:
+        if opened is not floats:
+            raise Unsupported(f"{opened.where}: is quantized already; give the original model")
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
