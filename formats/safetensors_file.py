@@ -18,12 +18,13 @@ from pathlib import Path
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut, more
 from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs, regular_size
+from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.formats.writing.stream import write_tensors
 from llmconv.progress import Meter
 

@@ -84,10 +84,10 @@ INT8, REPACKS = "INT8", ("REPACK", "AUTO")
 MLX = {"MLX": 4, "MLX2": 2, "MLX3": 3, "MLX5": 5, "MLX6": 6, "MLX8": 8}
 """Folders of integers for MLX, and to how many bits floats are rounded."""
 INTEGERS = ("W4A16", "W4A16_ASYM", *MLX)
-"""Folders of integers in groups: see `convert.writing.four_bits`."""
+"""Folders of integers in groups: see `convert.quantizing.four_bits`."""
 MLX_MXFP4 = "MLX_MXFP4"
 FOLDERS = (*INTEGERS, MLX_MXFP4, "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
-"""What becomes a model folder besides INT8; of floats of few bits: see `convert.writing.float_folders`."""
+"""What becomes a model folder besides INT8; of floats of few bits: see `convert.quantizing.float_folders`."""
 NO_FILE_TYPES = (INT8, *FOLDERS, *REPACKS)
 """What a model may be quantized to besides the types of GGUF files."""
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 
 from llmconv.errors import UsageError
-from llmconv.formats.files import Output
 from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
 from llmconv.formats.writing.encoding import Worker
+from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes

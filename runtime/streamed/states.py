@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmconv.errors import OutputError, at
-from llmconv.formats.files import output_errors
 from llmconv.formats.source import read_into
+from llmconv.formats.writing.checks import output_errors
 from llmconv.formats.writing.target import write_at
 
 __all__ = ["States"]

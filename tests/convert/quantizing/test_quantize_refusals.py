@@ -13,7 +13,7 @@ from imatrix_files import write_gguf
 from synthetic import broken
 
 from llmconv import formats
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import BadFile, OutputError, Unsupported, UsageError
 from llmconv.formats.tensor import Tensor
 

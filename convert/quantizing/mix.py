@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmconv.convert.writing.plan import Plan, Recipe, make_plan
+from llmconv.convert.quantizing.plan import Plan, Recipe, make_plan
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor

@@ -13,7 +13,7 @@ from synthetic import sparse
 
 import llmconv
 from llmconv import formats
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import BadFile
 from llmconv.formats.gguf import gguf_file
 from llmconv.progress import Step
@@ -152,7 +152,7 @@ def test_split_models_stay_split(model: Path, tmp_path: Path) -> None:
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     source, small = sparse(tmp_path / "big.gguf", 2.0), sparse(tmp_path / "small.gguf", 0.01)
     script = (
-        "import sys; from llmconv.convert.writing.quantize import quantize; "
+        "import sys; from llmconv.convert.quantizing.quantize import quantize; "
         "quantize(sys.argv[1], sys.argv[2], ['Q4_K_M', 'Q8_0'], jobs=4); "
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
     )  # not ru_maxrss: a child begins with its parent's, and the tests' own process has loaded torch

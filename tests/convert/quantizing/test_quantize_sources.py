@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import llmconv
 from llmconv import formats
 from llmconv.cli import cli
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file

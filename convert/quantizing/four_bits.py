@@ -33,14 +33,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert import archs
 from llmconv.convert.dialects.scales import scales_of
-from llmconv.convert.scaled.coded import Coded
-from llmconv.convert.scaled.compressed_tensors import is_linear
-from llmconv.convert.scaled.exact import carried
-from llmconv.convert.scaled.four_bit_floats import E2M1
-from llmconv.convert.scaled.unpack import unpack
-from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.config import read_config
-from llmconv.convert.writing.folder_layers import (
+from llmconv.convert.quantizing.folder_layers import (
     BLOCKS,
     FLOATS,
     TERNARY,
@@ -54,7 +47,14 @@ from llmconv.convert.writing.folder_layers import (
     rounded,
     small_floats,
 )
-from llmconv.convert.writing.joined import unequal
+from llmconv.convert.quantizing.joined import unequal
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.compressed_tensors import is_linear
+from llmconv.convert.scaled.exact import carried
+from llmconv.convert.scaled.four_bit_floats import E2M1
+from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.config import read_config
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor

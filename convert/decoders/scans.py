@@ -56,7 +56,7 @@ class Scan:
 def scan_of(read: Any, i: int, by_model: bool = False) -> Scan | None:
     """The scan of layer `i` by the file's keys and shapes, which must agree; None where it has none.
 
-    read: a reader of `tables.decoder`.   by_model: norms inside have the model's epsilon, where the file says none.
+    read: a reader of `decoders.reader`.   by_model: norms inside have the model's epsilon, where the file says none.
     """
     start = f"blk.{i}.ssm_"
     if f"{start}x.weight" in read.shapes and len(read.shape(f"{start}a")) == 1:

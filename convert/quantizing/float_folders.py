@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.dialects.scales import scales_of
+from llmconv.convert.quantizing.folder_layers import moved, small_floats
+from llmconv.convert.quantizing.four_bits import Written, configured, settings
+from llmconv.convert.quantizing.joined import beside, unequal
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import carried
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
-from llmconv.convert.writing.folder_layers import moved, small_floats
-from llmconv.convert.writing.four_bits import Written, configured, settings
-from llmconv.convert.writing.joined import beside, unequal
 from llmconv.errors import BadWeight, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor

@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmconv.convert.writing.plan import FilePlan
+from llmconv.convert.quantizing.plan import FilePlan
 from llmconv.errors import OutputError, at, telling
-from llmconv.formats.files import Output, by_first, open_regular, output_errors
+from llmconv.formats.files import open_regular
 from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.sharing.team import current
+from llmconv.formats.writing.checks import by_first, output_errors
+from llmconv.formats.writing.outputs import Output
 
 try:
     import fcntl

@@ -15,7 +15,7 @@ from commands import started
 from folders import digest, only
 from synthetic import sparse
 
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import OutputError
 from llmconv.progress import Step
 

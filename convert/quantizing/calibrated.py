@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llmconv.convert.writing.plan import Plan, PlannedTensor
+from llmconv.convert.quantizing.plan import Plan, PlannedTensor
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor

@@ -74,7 +74,7 @@ def shapes(metadata: Mapping[str, Any], one_hot: bool = False) -> dict[str, tupl
 
 
 def recurrent(read: Any) -> Recurrent:
-    """The description by a file's keys and shapes, which must agree.   read: a reader of `tables.decoder`."""
+    """The description by a file's keys and shapes, which must agree.   read: a reader of `decoders.reader`."""
 
     def one_of(key: str, known: tuple[str, ...]) -> str:
         value = read.get(key, known[0])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmconv.convert.writing.plan import Plan
+from llmconv.convert.quantizing.plan import Plan
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.show import Shown
 
