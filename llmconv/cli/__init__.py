@@ -56,16 +56,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def _say_what_compiles(args: list[str]) -> None:
-    """Say at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+    """Say at a terminal that kernels are compiled, with a bar: a type's first use takes seconds."""
     if not sys.stderr.isatty() or {"-q", "--quiet", "warmup"} & {*args}:
         return
     import logging  # as long as the rest of `llmconv --help`
 
     log = logging.getLogger("llmconv.kernels")
+    said: list[Any] = []
 
     def say(record: logging.LogRecord) -> bool:
-        log.removeFilter(say)
-        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+        if not said:
+            from llmconv.cli.options import Bar
+
+            click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+            said.append(Bar())
+        step = getattr(record, "step", False)
+        if step:
+            said[0].update(step)
+        elif step is None:
+            said[0].close()
         return True
 
     log.setLevel(logging.INFO)
