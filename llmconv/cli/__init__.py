@@ -109,7 +109,13 @@ class Group(click.Group):
         if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not COMMANDS.keys() & {*args}:
+                raise
+            name = cut(error.option_name)
+            raise click.UsageError(f"{name} is no option of llmconv itself; write it behind the command", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -56,6 +56,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.Ca
         ),
         ("inspect -", "'-', a stream, is of no use here"),
         ("convert - < x", "one word"),
+        ("-q inspect model.gguf", "'-q' is no option of llmconv itself; write it behind the command"),
+        ("detokenize model.gguf 1 x", "'x' is not a valid integer"),
         ("convert model.gguf x.safetensors --vocab model.json", "--vocab has no effect on a GGUF"),
         ("convert model.gguf x.safetensors --config model.json", "--config has no effect on a GGUF"),
         ("convert model.gguf x.safetensors --layout plain", "--layout plain has no effect on a GGUF"),
@@ -124,6 +126,9 @@ def test_streams_where_they_make_sense(run: Any) -> None:
     assert code == 0 and json.loads(out) == json.loads(text) and "23 tensors" in err
     assert run("tokenize model.gguf - --ids", b"the cat") == run("tokenize model.gguf --ids", b"the cat")
     assert run("tokenize model.gguf --json-texts -", b'["a"]')[0] == 0
+    ids = run("tokenize model.gguf the --ids")[1]
+    assert run("detokenize model.gguf -", ids.encode()) == run(f"detokenize model.gguf {ids}")
+    assert "'one' is not a valid integer" in run("detokenize model.gguf -", b"1 one")[2]
     assert not Path("-").exists()
 
 
