@@ -21,6 +21,7 @@ from llmconv.formats.writing.encoding import Worker
 from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
+from llmconv.quant import warm
 from llmconv.quant.block import Bytes
 
 __all__ = ["cost", "processors", "stream", "threads", "write_tensors"]
@@ -59,6 +60,7 @@ def stream(
     team, every = current(), sum(item.tensor.nbytes for item in items)
     if team is not None:
         items = [items[i] for i in team.share([cost(item) for item in items])]
+    warm.prepare(_kernels(items, check), meter and meter.progress)
     with contextlib.closing(_worked(items, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
@@ -68,6 +70,20 @@ def stream(
                     finished(item)
     if team is not None and meter is not None:
         meter(every - sum(item.tensor.nbytes for item in items), "by other processes")
+
+
+def _kernels(items: Sequence[Item], check: bool) -> list[warm.Use]:
+    """What calls the kernels that these items need, each once."""
+    found: dict[tuple[object, ...], warm.Use] = {}
+    for item in items:
+        own = item.tensor.type
+        if not own.is_plain() and (item.encodes or check):
+            found[own, "decode"] = warm.decoding(own)
+        for target in item.targets if item.encodes else ():
+            weighted = target.importance is not None
+            if not target.type.is_plain() and target.type is not own:
+                found[target.type, own.dtype, weighted] = warm.encoding(target.type, own.dtype, weighted)
+    return list(found.values())
 
 
 def cost(item: Item) -> float:
