@@ -84,14 +84,15 @@ def tokenize(
         click.echo(f"{id:>{width}}  {piece!r}")
 
 
-class _Id(click.ParamType):
+class _Id(click.ParamType):  # type: ignore[type-arg]
     """A number, or `-` for those on standard input."""
 
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         words = [value] if value != "-" else sys.stdin.buffer.read().decode("utf-8", "replace").split()
-        return [click.INT.convert(word, param, ctx) for word in words]
+        number: Any = click.INT
+        return [number.convert(word, param, ctx) for word in words]
 
 
 @click.command(epilog="Example: llmconv detokenize model.gguf 1 9038 2501 263 931")
