@@ -16,10 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, cards, vocab
+from llmconv.convert import archs, cards, further, vocab
 from llmconv.convert.cards.general import folder_name, general as general_keys
 from llmconv.convert.dialects import carried, own_names
-from llmconv.convert.dialects.hugging_face import absent, disguise, edited, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face import (
+    absent,
+    disguise,
+    edited,
+    foreign_keys,
+    fused,
+    pooling,
+    strangers,
+    target,
+)
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.scales import folded, scales_of, unfolded
@@ -60,7 +69,7 @@ def to_gguf(
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
         return out.but(_own_names_kept(config, arch)) if config else out
-    where, flat = checkpoint.where, normalized(config)
+    where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = _as_present(flat, tensors)
@@ -95,7 +104,7 @@ def to_gguf(
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
-    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
@@ -185,6 +194,11 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
+    if further.is_alone(checkpoint):
+        raise Unsupported(
+            f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
+            "own GGUF, with this one as --mtp FILE"
+        )
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
@@ -196,6 +210,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         dims["n_vocab"] = embeddings.shape[0]
         notes += _as_many_rows(metadata, f"{arch.gguf}.vocab_size", embeddings.shape[0])
     out = checkpoint.derived("hf")
+    out.info |= target.kept(metadata)
     out.metadata = carried.kept_metadata(metadata, where)
     given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):
@@ -396,7 +411,7 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
-        keys = arch.metadata(_as_present(normalized(config), folder.tensors), "")
+        keys = arch.metadata(_as_present(target.with_target(normalized(config), folder), folder.tensors), "")
         keys |= pooling.keys_of(folder, arch.gguf)[0]
         keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
@@ -424,7 +439,8 @@ def _number(value: Any) -> int:
 def _as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without layers for further tokens, which it states of many models that come without them."""
     first = f"layers.{config.get('num_hidden_layers')}."
-    if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
+    there = any(first in name or name.startswith("mtp.") for name in tensors)
+    if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
     further = {  # what Qwen, and behind "model." MiMo, call them
         name.partition("mtp.layers.")[2].split(".")[0]
@@ -559,4 +575,4 @@ def _rebuilt(
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if value is not None or f"{name}_token_id" not in config:
             config[f"{name}_token_id"] = None if value is None else int(value)
-    return json.dumps(config, indent=2).encode() + b"\n"
+    return json.dumps(arch.nested(config), indent=2).encode() + b"\n"

@@ -199,6 +199,10 @@ class Layer:
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
     stream: int = 0
     """Of several streams that go through the layers (Gemma 3n), the one that is computed."""
+    skips: bool = False
+    """The embedding is added to what comes out, times layer_output_scale (Talkie)."""
+    swapped: bool = False
+    """attn_norm and ffn_norm are of what the sublayers give, not of what they are given (Chameleon 34B)."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,8 @@ class Decoder:
     position_offset: int = 0
     latent_eps: float | None = None
     """The epsilon of the latents' norms, where it is not that of the others."""
+    behind_eps: float | None = None
+    """The epsilon of the norms behind the sublayers, where it is not that of the others."""
     output_norm: str = "output_norm"
     """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
@@ -233,8 +239,20 @@ class Decoder:
     """The tokens that have vectors for each layer; the others take the first one's."""
     passes_float16: bool = False
     """What it computes inside passes float16's largest number, 65504."""
+    cycles: tuple[int, int] | None = None
+    """How often the slower of two stacks of layers is gone through, and the faster one before each time (HRM)."""
+    silent: tuple[int, int] | None = None
+    """Tokens that are never said: from one number up to another (Chameleon's of images)."""
+    qk_norm: Norm | None = None
+    """The norms of queries and keys, where they are of another kind or epsilon than the others."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
+
+    @property
+    def passes(self) -> int:
+        """How many times layers are gone through, which have keys and values each time."""
+        slow, fast = self.cycles or (1, 1)
+        return len(self.layers) // 2 * slow * (fast + 1) if self.cycles else len(self.layers)
 
     @property
     def causal(self) -> bool:
@@ -243,8 +261,13 @@ class Decoder:
     @property
     def layers_alone(self) -> bool:
         """Whether a layer needs nothing but what the one before gives: no other's keys, no vectors for each layer."""
-        borrowing = any(layer.attention.borrows is not None for layer in self.layers)
-        return self.recurrent is None and not borrowing and "per_layer_token_embd.weight" not in self.shapes
+        borrowing = any(layer.attention.borrows is not None or layer.skips for layer in self.layers)
+        return (
+            self.recurrent is None
+            and self.cycles is None
+            and not borrowing
+            and "per_layer_token_embd.weight" not in self.shapes
+        )
 
     @property
     def tied(self) -> bool:
@@ -348,11 +371,19 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
     n_layers = read.count("block_count", least=1) - read.count("nextn_predict_layers", 0)
     if n_layers < 1:
         raise read.bad(f"key '{arch}.nextn_predict_layers'", "leaves no layer to compute with")
+    if n_layers < read.count("block_count") and not any(name.startswith("blk.0.") for name in read.shapes):
+        raise Unsupported(
+            f"{at(read.where)}: holds a model's layers for further tokens alone, which are not run here; give the "
+            "model's own file"
+        )
     if read.count("num_loops", 1) > 1:
         raise Unsupported(
             f"{at(read.where)}: its layers are gone through {read.count('num_loops')} times, which is "
             "not known to the runtime; convert it, or run it with another program"
         )
+    cycles = None
+    if stack := read.count("hrm.layers_per_stack", 0):
+        n_layers, cycles = 2 * stack, (read.count("hrm.h_cycles", least=1), read.count("hrm.l_cycles", least=1))
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
     dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
@@ -380,6 +411,7 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         positions=positions,
         position_offset=int(pieces.get("position_offset", 0)),
         latent_eps=pieces.get("latent_eps") or None,
+        behind_eps=pieces.get("behind_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
@@ -391,7 +423,16 @@ def _described(read: _Reader, pieces: Pieces) -> Decoder:
         ends=not pieces.get("no_end", False),
         layer_words=read.count("vocab_size_per_layer_input", vocab_size),
         passes_float16=bool(pieces.get("passes_float16", False)),
+        cycles=cycles,
+        silent=_silent(pieces, vocab_size),
+        qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
+
+
+def _silent(pieces: Pieces, vocab_size: int) -> tuple[int, int] | None:
+    """The tokens that a family never says, of a model that has all of them."""
+    found = pieces.get("silent")
+    return found if found is not None and found[1] <= vocab_size else None
 
 
 def _recurrent(read: _Reader) -> Decoder:
@@ -418,8 +459,9 @@ def _pieces(arch: str, where: str) -> Pieces:
 
 def _weightless(read: _Reader, pieces: Pieces) -> tuple[str, ...]:
     """A family's norms without weights; a model of it that has learned some has no others."""
-    learned = ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight")
-    return () if any(name in read.shapes for name in learned) else tuple(pieces.get("weightless", ()))
+    listed = tuple(pieces.get("weightless", ()))
+    learned = {"attn_norm": "blk.0.attn_norm.weight", "ffn_norm": "blk.0.ffn_norm.weight"}
+    return () if any(learned.get(name, f"{name}.weight") in read.shapes for name in listed) else listed
 
 
 _STATED = {"sinusoidal-interleaved": "sinusoidal"}
@@ -507,9 +549,20 @@ class _Layers:
         mlp = self._mlp(i) if self._has_mlp(i, mixers) else None
         if self.pieces.get("single") and not mixers:
             mlp_norm = "attn_norm"
-        inside = bool(self.pieces.get("norms_inside", False))
-        stream = self.read.count("altup.active_idx", 0)
-        return Layer(attention, mlp, self.parallel, mlp_norm, after, mixers, scan, inside, residual, stream)
+        return Layer(
+            attention,
+            mlp,
+            self.parallel,
+            mlp_norm,
+            after,
+            mixers,
+            scan,
+            norms_inside=bool(self.pieces.get("norms_inside", False)),
+            residual_after_norm=residual,
+            stream=self.read.count("altup.active_idx", 0),
+            skips=bool(self.pieces.get("skips_embedding", False)),
+            swapped=self.read.get("swin_norm") is True,
+        )
 
     def _mixers(self, i: int) -> tuple[tuple[str, ...], Scan | None]:
         """What mixes tokens in a layer, and its scan."""
@@ -564,7 +617,8 @@ class _Layers:
                 raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
         else:
             self._check_projections(i, n_head, n_kv, head_dim, value_dim, borrows is not None)
-        scale, rope = pieces.get("attention_scale", 1 / math.sqrt(head_dim)), self._rope(i, head_dim)
+        usual = 1 / head_dim ** pieces.get("scale_power", 0.5)
+        scale, rope = pieces.get("attention_scale", usual), self._rope(i, head_dim)
         if pieces.get("scale_by_model") == self.n:
             scale = 1 / math.sqrt(self.dim / n_head)
         if read.config.get("query_pre_attn_scalar"):
@@ -797,7 +851,9 @@ class _Layers:
     def _experts(self, i: int) -> Experts:
         read, pieces = self.read, self.pieces
         count = read.shape(f"blk.{i}.ffn_gate_inp.weight", 2)[0]
-        used = read.count("expert_used_count", least=1)
+        used = read.per_layer("expert_used_count", i + 1, 0)[i]
+        if used < 1:
+            raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used} for layer {i}, expected at least 1")
         if used > count:
             raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
         number = read.get("expert_gating_func")

@@ -26,10 +26,14 @@ from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
 __all__ = [
+    "Backwards",
     "Concat",
     "Dims",
+    "Exchanged",
     "Inverse",
+    "Led",
     "NegativeExp",
+    "Offsets",
     "Only",
     "Op",
     "PackMxfp4",
@@ -46,6 +50,7 @@ __all__ = [
     "SwapRows",
     "Tail",
     "Transpose",
+    "Twice",
     "Unpaired",
     "evaluate",
     "rope_halves",
@@ -517,6 +522,26 @@ class Tail(Op):
 
 
 @dataclass(frozen=True)
+class Led(Op):
+    """A matrix of zeros before those of a stack: the adapter that changes nothing."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._led(p) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        each = (math.prod(p.shape[1:-1]) for p in parts)
+        return tuple(take(p, n, p.n_rows - n, (p.shape[0] - 1, *p.shape[1:])) for p, n in zip(parts, each, strict=True))
+
+    @staticmethod
+    def _led(tensor: Tensor) -> Tensor:
+        def zeros(start: int, stop: int) -> Bytes:
+            return np.zeros((max(0, stop - start), tensor.row_bytes), np.uint8)
+
+        first = dataclasses.replace(tensor, shape=(1, *tensor.shape[1:]), read=zeros, extent=None)
+        return join((first, tensor), (tensor.shape[0] + 1, *tensor.shape[1:])).renamed(tensor.name)
+
+
+@dataclass(frozen=True)
 class Padded(Op):
     """Rows of zeros behind the `rows` that there are, so that there are `to` of them."""
 
@@ -539,6 +564,88 @@ class Padded(Op):
         shape = (more, *tensor.shape[1:])
         tail = dataclasses.replace(tensor, shape=shape, read=zeros, extent=None)
         return join((tensor, tail), (tensor.shape[0] + more, *tensor.shape[1:])).renamed(tensor.name)
+
+
+@dataclass(frozen=True)
+class Backwards(Op):
+    """The second half of each head's rows negated: pairs that turn the other way round.  Needs plain values."""
+
+    heads: Size = 1
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._negated(p, evaluate(self.heads, dims)) for p in parts)
+
+    undo = apply
+
+    @staticmethod
+    def _negated(tensor: Tensor, heads: int) -> Tensor:
+        if tensor.type.dtype is None:
+            raise Unsupported(f"rows of tensor {tensor.name!r} of type {tensor.type.name} can't be negated; decode it")
+        source, size = tensor.read, tensor.n_rows // max(heads, 1)
+        last = tensor.type.dtype.itemsize - 1  # the byte with the sign, numbers being little-endian
+
+        def read(start: int, stop: int) -> Bytes:
+            values = np.array(source(start, stop)).reshape(stop - start, -1, last + 1)
+            second = np.arange(start, stop) % size >= size // 2
+            values[second, :, last] ^= 0x80
+            return values.reshape(stop - start, -1)
+
+        return dataclasses.replace(tensor, read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class Exchanged(Op):
+    """Two of `groups` equal runs of rows in each other's place."""
+
+    groups: int
+    a: int
+    b: int
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p) for p in parts)
+
+    undo = apply
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        order = np.arange(self.groups)
+        order[[self.a, self.b]] = order[[self.b, self.a]]
+        each = tensor.n_rows // self.groups
+        index = (order[:, None] * each + np.arange(each)).reshape(-1)
+        return dataclasses.replace(_gathered(tensor, index), shape=tensor.shape)
+
+
+@dataclass(frozen=True)
+class Twice(Op):
+    """A tensor under two names."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (*parts, *parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return parts[: len(parts) // 2]
+
+
+@dataclass(frozen=True)
+class Offsets(Op):
+    """A vector of whole numbers that count from their own places -> from 0: x[i] + i (which words a draft knows)."""
+
+    stored_as = block.by_name("I64")
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p, 1) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p, -1) for p in parts)
+
+    def _moved(self, tensor: Tensor, sign: int) -> Tensor:
+        if tensor.type is not self.stored_as:
+            raise Unsupported(f"tensor {tensor.name!r} is {tensor.type.name}, expected I64, which words are counted in")
+
+        def read(start: int, stop: int) -> Bytes:
+            values = tensor.read(start, stop).view(np.int64)  # a vector is one row
+            return (values + sign * np.arange(tensor.row_len)).astype(np.int64).view(np.uint8)
+
+        return dataclasses.replace(tensor, read=read, extent=None)
 
 
 @dataclass(frozen=True)

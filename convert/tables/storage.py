@@ -24,6 +24,8 @@ _F32 = (
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
     "ssm_a",
     "ssm_d",
+    *(f"time_mix_{name}.weight" for name in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
+    *("attn_conv_base", "ffn_conv_base"),
     *("attn_rel_pos_emb", "a.proj_query"),
 )
 _CONVOLUTIONS = (

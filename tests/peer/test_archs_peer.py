@@ -63,6 +63,8 @@ REFUSED = {
     "bitnet-1": ("bytes", "it rounds the weights, which the first releases did whenever they used them"),
     "bamba": ("bytes", "it pairs numbers of a head as if all of it turned"),
     "falcon-h1-normed-tied": ("bytes", "it multiplies the biases of queries and values as if they were weights"),
+    "chameleon": ("bytes", "it takes the first head's norm for those of all"),
+    "chameleon-swin": ("bytes", "it takes the first head's norm for those of all"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
@@ -179,8 +181,15 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "deepseek32": {"expert_gating_func"},
     "glm-dsa": {"expert_gating_func"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
+    "eagle3": {"draft_vocab_size", "attention.key_length", "attention.value_length"},
+    "dflash": {"vocab_size", "draft_vocab_size", "markov_rank"},
+    "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
+    "muse-glimmer": {"scaled_by.query"},
 }
-OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight"}  # which we keep in F32, as those of all models
+# Which we keep in F32, as the routers and single rows of all models.
+OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {
+    "nemotron-h-predicting": "blk.3.ffn_gate_inp.weight"
+}
 
 DRIVER = """
 import json, sys
@@ -208,12 +217,15 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             ModelBase.load_hparams = staticmethod(lambda *args, **more: present(load(*args, **more) | patch))
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+            if hasattr(cls, "lerp_weights"):  # which it keeps from one model to the next
+                cls.lerp_weights.clear()
             if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
                 inner = hparams.get("text_config") or {}
                 said = {**hparams, **inner}.get("num_nextn_predict_layers") is not None
                 files = Path(folder).glob("*.safetensors")
                 cls.no_mtp = not said and not any(b"mtp.layers." in file.read_bytes() for file in files)
-            cls(Path(folder), kinds[dtype], Path(out), **({"hparams": hparams} if patch else {})).write()
+            more = {"hparams": hparams} if patch else {}
+            cls(Path(folder), kinds[dtype], Path(out), target_model_dir=Path(folder), **more).write()
         result[name] = None
     except Exception as error:
         result[name] = f"{type(error).__name__}: {error}"
@@ -222,15 +234,16 @@ print("RESULT " + json.dumps(result))
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every tiny model, converted by the reference: name -> (folder, GGUF, error)."""
+def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Every tiny model that is asked for, converted by the reference: name -> (folder, GGUF, error)."""
+    wanted = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
     if not (home / "conversion" / "base.py").is_file():
         pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's conversion/")
     root = tmp_path_factory.mktemp("peer")
     jobs = []
     for name, tiny in tiny_models.MODELS.items():
-        if name in OURS_ALONE:
+        if name in OURS_ALONE or name not in wanted:
             continue
         tiny_models.build(name, root / name)
         if tiny.gguf in (
@@ -242,11 +255,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
-    for name, config in BY_HAND.items():
+    for name, config in ((name, config) for name, config in BY_HAND.items() if name in wanted):
         form = 1 if name == "nomic-bert-published" else by_hand.FORMS.get(name, 0)
         prefix = {"prefix": by_hand.PREFIXES[name]} if name in by_hand.PREFIXES else {}
         safetensors_file.save(hf_models.model(config, form=form, **prefix), root / name)
-        (root / name / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece"}}))
+        words = {"vocab": {f"w{i}": i for i in range(96)}} if name.startswith("gemma") else {}  # it is cut to these
+        (root / name / "tokenizer.json").write_text(
+            json.dumps({"model": {"type": "WordPiece", **words}, "added_tokens": []})
+        )
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
     jobs.sort(key=lambda job: job[0] == "arctic")  # after whom the reference maps no other family's names
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
