@@ -20,7 +20,7 @@ from llmconv.convert.writing import adapters, vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
-from llmconv.drafts import drafted, joined
+from llmconv.drafts import aimed, drafted, joined
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
@@ -208,6 +208,7 @@ def convert_file(
     source_format: refuse an input of another format.   key: as in `open`.
     lora: folder or GGUF of an adapter to merge in.
     base: of an adapter that is itself converted: the model that it was trained on; config.json, or a GGUF, is enough.
+        Of a draft (EAGLE-3, DFlash): the model that it drafts for, whose vocabulary it takes.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
     mmproj: of a multimodal folder that becomes a GGUF: True writes its tower alone (llama.cpp's mmproj file); of a GGUF
@@ -245,8 +246,7 @@ def convert_file(
     size = _size(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
-    if base is not None and target.is_draft(checkpoint):
-        checkpoint, base = target.aimed(checkpoint, Path(base)), None
+    checkpoint, base = aimed(checkpoint, base)
     checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
     checkpoint = joined(checkpoint, mtp)
     if dst is None and container.name == "gguf" and is_multimodal(checkpoint) and not options.get("layout"):

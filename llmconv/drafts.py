@@ -9,18 +9,26 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert import further
+from llmconv.convert.dialects.hugging_face import target
 from llmconv.convert.reading import Reading
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.halves import Part
 
-__all__ = ["drafted", "joined"]
+__all__ = ["aimed", "drafted", "joined"]
 
 _OF_FOLDERS = ("pre", "layout", "vocab", "config", "exclude")
 """Options that say how a folder becomes a GGUF."""
 
 StrPath = str | os.PathLike[str]
+
+
+def aimed(checkpoint: Checkpoint, base: StrPath | None) -> tuple[Checkpoint, StrPath | None]:
+    """A draft's folder with what it takes from the model that it is for; anything else, and its base, as they are."""
+    if base is None or not target.is_draft(checkpoint):
+        return checkpoint, base
+    return target.aimed(checkpoint, Path(base)), None
 
 
 def joined(checkpoint: Checkpoint, mtp: bool | StrPath | None) -> Checkpoint:

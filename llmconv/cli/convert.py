@@ -55,7 +55,7 @@ _BASE = click.option(
     "--base",
     type=PATH,
     metavar="MODEL",
-    help="Of an adapter (LoRA): the model that it is for; its config.json will do.",
+    help="Of an adapter (LoRA) or a draft (EAGLE-3, DFlash): the model that it is for; no weight of it is read.",
 )
 _WEIGHTS = (
     click.option(

@@ -20,6 +20,7 @@ import pytest
 import tiny_models
 
 from llmconv import formats
+from llmconv.convert import further
 from llmconv.convert.dialects import hf
 from llmconv.formats import safetensors_file
 
@@ -191,6 +192,13 @@ OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {
     "nemotron-h-predicting": "blk.3.ffn_gate_inp.weight"
 }
 
+# Models with layers for further tokens, of which the reference writes either half alone.
+HALVES = [
+    f"{name} {mode}"
+    for name in ("step3.5", "mimo2-published", "nemotron-h-predicting", "qwen3.5-predicting", "qwen3-next-predicting")
+    for mode in ("mtp_only", "no_mtp")
+]
+
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -219,7 +227,8 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
             if hasattr(cls, "lerp_weights"):  # which it keeps from one model to the next
                 cls.lerp_weights.clear()
-            if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
+            cls.no_mtp, cls.mtp_only = name.endswith(" no_mtp"), name.endswith(" mtp_only")
+            if not name.endswith("_mtp") and not cls.mtp_only:  # it wants one of models that don't say so
                 inner = hparams.get("text_config") or {}
                 said = {**hparams, **inner}.get("num_nextn_predict_layers") is not None
                 files = Path(folder).glob("*.safetensors")
@@ -237,6 +246,7 @@ print("RESULT " + json.dumps(result))
 def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every tiny model that is asked for, converted by the reference: name -> (folder, GGUF, error)."""
     wanted = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    wanted |= {name.split()[0] for name in wanted if name in HALVES}
     home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
     if not (home / "conversion" / "base.py").is_file():
         pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's conversion/")
@@ -264,6 +274,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
             json.dumps({"model": {"type": "WordPiece", **words}, "added_tokens": []})
         )
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
+    halves = [(half, *half.split()) for half in HALVES if half in wanted]
+    for half, whole, _mode in halves:
+        name, folder, _, *rest = next(job for job in jobs if job[0] == whole)
+        jobs.append((half, folder, str(root / f"{half}.gguf"), *rest))
     jobs.sort(key=lambda job: job[0] == "arctic")  # after whom the reference maps no other family's names
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(
@@ -280,7 +294,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     return {name: (Path(folder), Path(out), errors[name]) for name, folder, out, *_ in jobs}
 
 
-@pytest.mark.parametrize("name", [*(n for n in tiny_models.MODELS if n not in OURS_ALONE), *BY_HAND])
+@pytest.mark.parametrize("name", [*(n for n in tiny_models.MODELS if n not in OURS_ALONE), *BY_HAND, *HALVES])
 def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     folder, gguf, error = reference[name]
     kind, _why = REFUSED.get(name, ("", ""))
@@ -289,12 +303,14 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
         return
     (folder / "tokenizer.json").unlink(missing_ok=True)
     ours, theirs = hf.to_gguf(formats.open(folder)), formats.open(gguf)
+    if name in HALVES:
+        ours = further.without(ours) if name.endswith(" no_mtp") else further.alone(ours)
     if kind == "tensors":
         ours.tensors = {key: tensor for key, tensor in ours.tensors.items() if "vis_" not in key}
     assert sorted(ours.tensors) == sorted(theirs.tensors)
     for key, their in theirs.tensors.items():
         our = ours.tensors[key]
-        if key.endswith(OTHER_TYPES.get(name, "?")):
+        if key.endswith(OTHER_TYPES.get(name.split()[0], "?")):
             their = theirs.tensors[key] = their.astype(our.type)
         assert (our.shape, our.type.name) == (their.shape, their.type.name), key
     different = [
