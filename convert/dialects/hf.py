@@ -103,7 +103,7 @@ def to_gguf(
     out.metadata = general | metadata | out.metadata | pooled
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
-    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | _never_said(checkpoint)
     out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
@@ -415,6 +415,7 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
         keys |= pooling.keys_of(folder, arch.gguf)[0]
         keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
+        keys |= _never_said(folder)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept
@@ -490,6 +491,16 @@ def _vocabulary(
     notes += [*found.notes, *found.twice()]
     keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
+
+
+def _never_said(folder: Checkpoint) -> dict[str, Any]:
+    """The tokens that generation_config.json says are never to be chosen (Gemma 4's), as a GGUF's key."""
+    try:
+        found = json.loads(folder.file("generation_config.json") or b"{}").get("suppress_tokens")
+        ids = np.asarray(found, np.int32) if isinstance(found, list) and found else None
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        return {}
+    return {} if ids is None or ids.ndim != 1 else {"tokenizer.ggml.suppress_tokens": ids}
 
 
 def _check_vocabulary(metadata: Mapping[str, Any], dims: Mapping[str, Any], notes: list[str], where: str) -> None:

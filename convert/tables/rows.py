@@ -189,14 +189,25 @@ def slots(rows: Iterable[Row], dims: Mapping[str, Any]) -> Iterator[Slot]:
 
 
 def find(slot: Slot, prefix: str, tensors: Mapping[str, Any]) -> tuple[int, tuple[str, ...]] | None:
-    """The first form of the row whose tensors are all there, and their names."""
+    """The first form of the row whose tensors are all there, and their names; of forms that are called alike, the first
+    that has their shapes."""
+    found: list[tuple[int, tuple[str, ...]]] = []
     for number, form in enumerate(slot.row.forms):
         if form.backward or _too_many(slot, form, len(tensors)):
             continue  # a count that the file can't have
         names = form.names(slot.dims, prefix)
-        if names and all(name in tensors for name in names):
-            return number, names
-    return None
+        if names and all(name in tensors for name in names) and (not found or names == found[0][1]):
+            found.append((number, names))
+    fitting = (one for one in found if len(found) > 1 and _fits(slot, *one, tensors))
+    return next(fitting, found[0] if found else None)
+
+
+def _fits(slot: Slot, number: int, names: tuple[str, ...], tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors have the shapes that a form gives them."""
+    try:
+        return all(tensors[name].shape == part.shape for name, part in zip(names, slot.shadows(number), strict=True))
+    except LlmconvError:
+        return False
 
 
 def _too_many(slot: Slot, form: Form, count: int) -> bool:

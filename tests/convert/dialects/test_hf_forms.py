@@ -46,6 +46,8 @@ from llmconv.quant import by_name
         pytest.param(GPT_OSS, {}, id="gpt-oss-mxfp4"),
         pytest.param({k: v for k, v in GPT_OSS.items() if k != "quantization_config"}, {"form": 1}, id="gpt-oss-plain"),
         pytest.param(QWEN3_MOE, {"form": 1}, id="experts-stacked"),
+        pytest.param(by_hand.CONFIGS["qwen3-vl-moe"], {"form": 1}, id="experts-in-out"),
+        pytest.param(by_hand.CONFIGS["qwen3-vl-moe"], {"form": 2}, id="experts-out-in"),
         pytest.param(GEMMA3, {"prefix": "language_model.model."}, id="gemma3-inside-multimodal"),
         pytest.param(GPT2, {"prefix": ""}, id="gpt2-without-prefix"),
         pytest.param(GPT2, {"kind": "F32"}, id="gpt2-f32"),
