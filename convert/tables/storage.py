@@ -20,7 +20,7 @@ _F32 = (
     "token_types.weight",
     "shortconv.conv.weight",
     *("ssm_conv1d.weight", "ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
-    "indexer.proj.weight",
+    *("indexer.proj.weight", "indexer.q_proj.weight", "indexer.k_proj.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
     "ssm_a",
     "ssm_d",

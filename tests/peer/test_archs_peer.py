@@ -138,6 +138,7 @@ PATCHES: dict[str, dict[str, Any]] = {
         "rotary_emb_scale_base": NULL,
     },
 }
+PATCHES["minimax-m3"] = by_hand.CONFIGS["minimax-m3"]["text_config"]
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
 
 # Keys that only we write, by architecture; docs/architectures.md says why.
@@ -186,6 +187,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "dflash": {"vocab_size", "draft_vocab_size", "markov_rank"},
     "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
     "muse-glimmer": {"scaled_by.query"},
+    "minimax-01": {"attention.recurrent_layers"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {
@@ -225,6 +227,8 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             ModelBase.load_hparams = staticmethod(lambda *args, **more: present(load(*args, **more) | patch))
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+            if hasattr(cls, "_get_suppress_tokens"):  # by a vocabulary
+                cls._get_suppress_tokens = lambda self: None
             if hasattr(cls, "lerp_weights"):  # which it keeps from one model to the next
                 cls.lerp_weights.clear()
             cls.no_mtp, cls.mtp_only = name.endswith(" no_mtp"), name.endswith(" mtp_only")

@@ -687,6 +687,49 @@ CONFIGS |= {
     ),
 }
 
+CONFIGS |= {
+    "minimax-m3": _inside(
+        "MiniMaxM3SparseForConditionalGeneration",
+        "minimax_m3_vl",
+        _LLAMA
+        | {
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "intermediate_size": 32,
+            "dense_intermediate_size": 96,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.0,
+            "scoring_func": "sigmoid",
+            "moe_layer_freq": [0, 1],
+            "sparse_attention_config": {
+                "sparse_num_index_heads": 2,
+                "sparse_index_dim": 8,
+                "sparse_topk_blocks": 4,
+                "sparse_block_size": 16,
+                "sparse_local_block": 1,
+            },
+        },
+    ),
+    "minimax-01": _of(
+        "MiniMaxText01ForCausalLM",
+        "minimax_text_01",
+        _LLAMA,
+        head_dim=16,
+        rotary_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        attn_type_list=[0, 1],
+        postnorm=True,
+        **{
+            f"layernorm_{part}_{greek}": number
+            for part in ("full_attention", "linear_attention", "mlp")
+            for greek, number in (("alpha", 3.5565588200778455), ("beta", 1.0))
+        },
+    ),
+}
+
 _RWKV = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 _RWKV6 = _RWKV | {"hidden_size": 128, "intermediate_size": 512}
 CONFIGS |= {
@@ -721,6 +764,7 @@ CONFIGS |= {
 }
 
 NOT_RUN = (
+    *("minimax-m3", "minimax-01"),
     *("rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7"),
     *("grovemoe", "nanbeige-looped", "granite-switch"),
     *("gemma4-assistant", "eagle3", "eagle3-speculator", "dflash", "dflash2", "dspark", "muse-glimmer-assistant"),
