@@ -30,6 +30,7 @@ __all__ = [
     "Concat",
     "Dims",
     "Exchanged",
+    "Exp",
     "Inverse",
     "Led",
     "NegativeExp",
@@ -480,6 +481,17 @@ class NegativeExp(Rounds):
     def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(-values.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Exp(Rounds):
+    """x -> exp(x), of rates that a GGUF keeps above zero (Ling 3)."""
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return -NegativeExp().forward(values)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return NegativeExp().back(-values)
 
 
 @dataclass(frozen=True)

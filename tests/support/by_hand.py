@@ -730,6 +730,31 @@ CONFIGS |= {
     ),
 }
 
+_LING3 = _LATENT | {
+    "head_dim": 16,
+    "q_lora_rank": None,
+    "num_experts": 4,
+    "num_shared_experts": 1,
+    "moe_shared_expert_intermediate_size": 48,
+    "score_function": "sigmoid",
+    "n_group": 2,
+    "layer_group_size": 2,
+    "short_conv_kernel_size": 4,
+    "no_kda_lora": True,
+    "kda_safe_gate": True,
+    "kda_lower_bound": -5.0,
+    "gated_attention_proj_granularity_type": "head_wise",
+}
+_LING3 = {k: v for k, v in _LING3.items() if k not in ("n_routed_experts", "n_shared_experts", "scoring_func")}
+CONFIGS |= {
+    "ling3": _of("BailingMoeV3ForCausalLM", "bailing_hybrid", _LING3),
+    "ling3-vl": _inside(
+        "BailingMoeV3VLForConditionalGeneration",
+        "bailing_moe_v3_vl",
+        _LING3 | {"q_lora_rank": 24, "num_nextn_predict_layers": 1, "mrope_section": [2, 3, 3]},
+    ),
+}
+
 _RWKV = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 _RWKV6 = _RWKV | {"hidden_size": 128, "intermediate_size": 512}
 CONFIGS |= {
@@ -764,6 +789,7 @@ CONFIGS |= {
 }
 
 NOT_RUN = (
+    *("ling3", "ling3-vl"),
     *("minimax-m3", "minimax-01"),
     *("rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7"),
     *("grovemoe", "nanbeige-looped", "granite-switch"),
