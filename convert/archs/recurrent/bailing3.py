@@ -1,4 +1,4 @@
-"""Ling 3 (Bailing MoE V3): Kimi's delta rules, with forgetting and gates in a matrix each, and gated latent attention."""
+"""Ling 3 (Bailing MoE V3): Kimi's delta rules, with one matrix for forgetting, one for gates, and latent attention."""
 
 from __future__ import annotations
 
