@@ -26,7 +26,7 @@ from llmconv.formats.places import outbox
 from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import FOLDERS, INT8, REPACKS, file_type
+from llmconv.quant.filetypes import FOLDERS, INT8, INTEGERS, REPACKS, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import tensor_type_rules
 
@@ -89,10 +89,10 @@ def quantize(
         repository of the Hub as they are finished, and commits them with a card (see `quantizing.sent`).
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, MLX, NVFP4A16, MXFP4A16: the same in four bits,
-        what is in such bits already number for number (`four_bits`, `float_folders`); or FP8_DYNAMIC, FP8_BLOCK; or
-        REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest type that says its numbers exactly,
-        its integers and scales carried, and compared after (`repack`).
+        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, NVFP4A16, MXFP4A16, MLX (MLX2 … MLX8, MLX_MXFP4):
+        the same in four bits, or so many, what is in such bits already number for number (`four_bits`,
+        `float_folders`); or FP8_DYNAMIC, FP8_BLOCK; or REPACK (AUTO): a GGUF, of a quantized folder every layer in the
+        smallest type that says its numbers exactly, its integers and scales carried, and compared after (`repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
         of more of them, separated by spaces or lines.
@@ -170,7 +170,7 @@ def quantize(
     elif fallback is not None or round_sums:
         flag = "--round-sums" if round_sums else "--fallback"
         raise UsageError(f"{flag} is for what REPACK can't say exactly; give -t REPACK, or leave it out")
-    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in FOLDERS[:3]):
+    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in INTEGERS):
         raise UsageError(
             f"a group size of {group_size} for {wanted[0]}, expected 32, 64 or 128 for W4A16, W4A16_ASYM or MLX"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab.model import NAMED, TEMPLATE, Vocab
-from llmconv.errors import BadFile, LlmconvError, Unsupported, UsageError, cut
+from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, UsageError, cut
 
 __all__ = ["render"]
 
@@ -45,8 +45,8 @@ def render(
     tools: JSON schemas of functions.   documents: {"title", "text"} maps.
     continue_final_message: end within the last message, for the model to go on with it; `add_generation_prompt` is off.
     variables: what else the template may ask for (`enable_thinking`, ...).
-    `Unsupported` without a template or without jinja2, `BadFile` for a template that fails, `UsageError` when the
-    template itself refuses the messages, or there is nothing to go on with.
+    `Unsupported` without a template, `MissingExtra` without jinja2, `BadFile` for a template that fails, `UsageError`
+    when the template itself refuses the messages, or there is nothing to go on with.
     """
     text = _template(vocab, template, bool(tools))
     if not messages:
@@ -130,7 +130,7 @@ def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
         return str(_compiled(text).render(**variables))
     except ImportError:
-        raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
+        raise MissingExtra("a chat template", "jinja2", "chat") from None
     except LlmconvError:
         raise
     except Exception as e:  # a template is a program: it may fail in every way, out of memory and SyntaxError too

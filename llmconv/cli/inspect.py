@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
-from llmconv.cli import envelope, one_line
+from llmconv.cli import envelope
 from llmconv.cli.options import PATH, Bar, cache_option, human, json_option
 from llmconv.cli.reports import number, table
+from llmconv.show import one_line
 
 if TYPE_CHECKING:
     from llmconv.convert.reports.grids import TensorGrid

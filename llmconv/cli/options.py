@@ -13,6 +13,7 @@ import click
 
 from llmconv.cli import complete
 from llmconv.progress import Step
+from llmconv.show import one_line
 
 __all__ = [
     "PATH",
@@ -228,10 +229,12 @@ class Bar:
             from tqdm import tqdm
 
             unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
+            compiles = step.what == "compile"  # a kernel takes seconds: it is shown at once, and by its own name
             self.bar = tqdm(
-                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, leave=False,
+                delay=0 if compiles else 1, mininterval=0 if compiles else 0.1,
                 initial=step.done if step.unit == "steps" else 0,  # a resumed run does not begin at 0
-                desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
+                desc=step.what if compiles else self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
         facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
         if step.item or facts:  # what was said last stays until there is something new
@@ -261,15 +264,11 @@ def human(size: float) -> str:
 
 def say(text: str, quiet: bool = False) -> None:
     """A line for people, on stdout, made printable."""
-    from llmconv.cli import one_line
-
     if not quiet:
         click.echo(one_line(text))
 
 
 def notes(lines: list[str], quiet: bool = False) -> None:
     """What a user should know about a result, on stderr."""
-    from llmconv.cli import one_line
-
     for line in [] if quiet else lines:
         click.echo(f"note: {one_line(line)}", err=True)

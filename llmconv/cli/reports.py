@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 import llmconv
-from llmconv.cli import envelope, one_line
+from llmconv.cli import envelope
 from llmconv.cli.options import PATH, Bar, Number, cache_option, json_option, notes
 from llmconv.cli.running.measuring import chunks_option, context_option
 from llmconv.quant import by_name
+from llmconv.show import one_line
 
 __all__ = ["diff", "verify"]
 

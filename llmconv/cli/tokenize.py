@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -82,16 +84,27 @@ def tokenize(
         click.echo(f"{id:>{width}}  {piece!r}")
 
 
+class _Id(click.ParamType):  # type: ignore[type-arg]
+    """A number, or `-` for those on standard input."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        words = [value] if value != "-" else sys.stdin.buffer.read().decode("utf-8", "replace").split()
+        number: Any = click.INT
+        return [number.convert(word, param, ctx) for word in words]
+
+
 @click.command(epilog="Example: llmconv detokenize model.gguf 1 9038 2501 263 931")
 @_MODEL
-@click.argument("ids", nargs=-1, type=int, required=True)
+@click.argument("ids", nargs=-1, type=_Id(), required=True)
 @click.option("--special", is_flag=True, help="Print control tokens too.")
 @_PRE
 @cache_option
-def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None) -> None:
-    """Print the text of the token IDS of MODEL."""
+def detokenize(model: Path, ids: tuple[list[int], ...], special: bool, pre: str | None) -> None:
+    """Print the text of the token IDS of MODEL; `-` stands for those on standard input."""
     from llmconv.convert import vocab
 
     with about(model):
         tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
-    click.echo(tokenizer.decode(ids, special=special))
+    click.echo(tokenizer.decode(itertools.chain(*ids), special=special))

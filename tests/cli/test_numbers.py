@@ -32,7 +32,6 @@ ARGUMENTS = {
     "gguf-to-json": "simple.gguf out.json",
     "gguf-to-safetensors": "llama.gguf out",
     "quantize": "llama.gguf -o out.gguf -t Q8_0",
-    "detokenize": "llama.gguf",
     "verify": "llama.gguf llama.gguf --run text.txt -c 16 --chunks 1",
     "size": "--vocab 100 --dim 64 --layers 2 --heads 4",
     "train": "text.txt -o out --preset llama-15m --tokenizer word --vocab-size 40 --dim 16 --layers 1 --heads 2"
@@ -115,11 +114,7 @@ SLOW = ("train", "sweep")
 
 @pytest.mark.parametrize(
     "command",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
-        for name in ARGUMENTS
-        if name not in ("detokenize", "split")
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ARGUMENTS if name != "split"],
 )
 def test_the_commands_run(command: str, run: Any) -> None:
     """Without the option that the tests add, so that they test it."""
