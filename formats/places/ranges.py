@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmconv.errors import BadFile, at
-from llmconv.formats.places.remote import RemotePath
+from llmconv.formats.places.remote import RemotePath, Store
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +29,8 @@ _AHEAD = 6  # pieces
 _MOST = 64 << 20  # bytes kept
 _THREADS = 8
 
-_Key = tuple[RemotePath, int, int]
-"""File, offset, bytes."""
+_Key = tuple[Store, str, int, int]
+"""Store, file in it, offset, bytes; a store that is asked anew is another, which may have other bytes."""
 
 
 class _Pieces:
@@ -52,7 +52,7 @@ class _Pieces:
 
     def ask(self, path: RemotePath, offset: int, size: int) -> Future[bytes]:
         """The bytes of a piece, as soon as they are there."""
-        key = path, offset, size
+        key = path.store, path.within, offset, size
         with self._lock:
             found = self._found.get(key)
             if found is None:
@@ -65,21 +65,21 @@ class _Pieces:
 
     def has(self, path: RemotePath, offset: int, size: int) -> bool:
         with self._lock:
-            return (path, offset, size) in self._found
+            return (path.store, path.within, offset, size) in self._found
 
     def _shrink(self) -> None:
         for key in list(self._found):
             if self._kept <= _MOST:
                 return
             if self._found[key].done():
-                self._kept -= key[2]
+                self._kept -= key[3]
                 del self._found[key]
 
     def _forget_failed(self, key: _Key, done: Future[bytes]) -> None:
         if done.cancelled() or done.exception() is not None:
             with self._lock:
                 if self._found.pop(key, None) is not None:
-                    self._kept -= key[2]
+                    self._kept -= key[3]
 
 
 _pieces = _Pieces()
