@@ -11,6 +11,7 @@ from llmconv.convert import archs
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.rows import slots
 from llmconv.convert.tables.tower import Tower
+from llmconv.convert.towers import translate
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -26,6 +27,45 @@ TEXT = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidde
         "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 16}  # fmt: skip
 MEASURED = 24
 """The size that stands for every dimension which only a tensor says."""
+PIXELS = {"min_pixels": 3136, "max_pixels": 11289600}
+KIMI = SEES | {"num_hidden_layers": 3, "init_pos_emb_height": 5, "init_pos_emb_width": 5}
+MORE: dict[str, dict[str, Any]] = {
+    "InternVLChatModel": {
+        "vision_config": SEES
+        | {
+            "num_hidden_layers": 4,
+            "architectures": ["InternVisionModel"],
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+        },
+        "downsample_ratio": 0.5,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+    },
+    "InternVisionModel": {
+        "vision_config": SEES
+        | {"num_hidden_layers": 4, "image_size": [28, 28], "patch_size": [14, 14], "layer_norm_eps": 1e-6}
+        | {"architectures": ["InternVisionModel"], "hidden_act": "gelu"},
+        "downsample_ratio": 0.5,
+    },
+    "KimiVLForConditionalGeneration": {"vision_config": KIMI | {"init_pos_emb_height": 64}},
+    "KimiK25ForConditionalGeneration": {"vision_config": KIMI | {"init_pos_emb_height": 24, "init_pos_emb_width": 24}},
+    "DotsOCRForCausalLM": {"vision_config": KIMI | {"rms_norm_eps": 1e-5, "spatial_merge_size": 2}, "hidden_size": 64},
+    "PaddleOCRVLForConditionalGeneration": {
+        "vision_config": KIMI | {"architectures": ["PaddleOCRVisionModel"], "rms_norm_eps": 1e-5}
+    },
+    "HunYuanVLForConditionalGeneration": {"vision_config": KIMI | {"rms_norm_eps": 1e-5, "spatial_merge_size": 2}},
+    "CogVLMForCausalLM": {"vision_config": SEES | {"num_heads": 4, "layer_norm_eps": 1e-6}},
+    "JanusForConditionalGeneration": {"vision_config": KIMI | {"hidden_act": "gelu"}},
+}
+"""What a class's config.json says besides, or instead of what is usual."""
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+OWN_KEYS: dict[str, tuple[str, ...]] = {}
+"""Keys of a class that only we write, or only llama.cpp's converter."""
+SAYS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("DotsOCRForCausalLM", "PaddleOCRVLForConditionalGeneration", "HunYuanVLForConditionalGeneration"), PIXELS
+)
+"""The same of preprocessor_config.json."""
 
 
 def config_of(tower: Tower, cls: str) -> dict[str, Any]:
@@ -39,7 +79,7 @@ def config_of(tower: Tower, cls: str) -> dict[str, Any]:
         for step in steps:
             place = place.setdefault(step, {})
         place[last] = own | ({"model_type": "pixtral"} if "pixtral" in tower.projector else {})
-    return config | {"spatial_merge_size": 2}
+    return config | {"spatial_merge_size": 2} | MORE.get(cls, MORE.get(tower.classes[0], {}))
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Tensor:
@@ -51,7 +91,10 @@ def tower_folder(tower: Tower, cls: str, kind: str = "BF16", seed: int = 0) -> C
     """A folder with every tensor of the tower, and no text model."""
     rng = np.random.default_rng(seed)
     config = config_of(tower, cls)
-    files = {"config.json": json.dumps(config).encode(), "preprocessor_config.json": json.dumps(PREPARED).encode()}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "preprocessor_config.json": json.dumps(PREPARED | SAYS.get(cls, {})).encode(),
+    }
     folder = Checkpoint(dialect="hf", files=dict(files))
     for side in tower.sides:
         metadata = side.table.metadata(side.settings(config, folder))
@@ -60,6 +103,13 @@ def tower_folder(tower: Tower, cls: str, kind: str = "BF16", seed: int = 0) -> C
             for name, shadow in zip(slot.names(0), slot.shadows(0), strict=True):
                 folder.add(_random(name, shadow.shape, rng, kind))
     return folder
+
+
+def published(tower: Tower, cls: str, kind: str = "BF16") -> Checkpoint:
+    """The same under the names of published files."""
+    folder = tower_folder(tower, cls, kind)
+    renamed = {translate._begun(name, tower.written): tensor for name, tensor in folder.tensors.items()}
+    return folder.but(tensors={name: tensor.renamed(name) for name, tensor in renamed.items()})
 
 
 def multimodal(tower: Tower, cls: str, kind: str = "BF16") -> Checkpoint:
