@@ -28,6 +28,7 @@ _F32 = (
 )
 _CONVOLUTIONS = (
     "v.patch_embd.weight",
+    "v.sam.patch_embd.weight",
     "mm.patch_merger.weight",
     "a.conv1d.",
     "a.conv2d.",

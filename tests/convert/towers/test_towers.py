@@ -59,7 +59,8 @@ def test_somebody_elses_file_gives_the_same_tensors(tower: Tower) -> None:
 
 def _with_text(folder: Checkpoint) -> bytes:
     config = json.loads(folder.file("config.json") or b"")
-    return json.dumps(config | {"text_config": tower_folders.TEXT}).encode()
+    config.get("thinker_config", config)["text_config"] = tower_folders.TEXT
+    return json.dumps(config).encode()
 
 
 @pytest.fixture
