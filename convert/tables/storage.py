@@ -39,10 +39,13 @@ _PATCHES_F32 = ("gemma3", "idefics3")
 """Projectors whose patches are never rounded."""
 _SAM = (
     *("v.patch_embd.weight", "v.sam.pos_embd.weight", "v.sam.neck.", "v.sam.net_"),
-    *("attn.pos_h.weight", "attn.pos_w.weight"),
+    *(".attn.pos_h.weight", ".attn.pos_w.weight"),
 )
-_TOWER_F32 = {"deepseekocr": _SAM, "deepseekocr2": _SAM}
-"""Pieces of the names of a projector's further tensors that are never rounded."""
+_CONFORMER = ("a.conv1d.", "a.input_projection.weight", ".conv_dw.weight")
+_TOWER_F32 = {"deepseekocr": _SAM, "deepseekocr2": _SAM, "gemma4v": _CONFORMER}
+"""How names of a projector's further tensors begin that are never rounded; after a dot: what stands in them."""
+_PROJECTED = ("gemma4v",)
+"""Projectors whose `mm.input_projection` is a matrix as any."""
 _TOWER_CONVOLUTIONS = {"hunyuanvl": ("mm.0.weight", "mm.2.weight"), "step3vl": ("mm.0.weight", "mm.1.weight")}
 """A projector's further convolutions: as `_CONVOLUTIONS`."""
 
@@ -56,11 +59,16 @@ def stays_f32(tensor: Tensor, projector: str = "") -> bool:
         sum(n > 1 for n in tensor.shape) <= 1
         or tensor.name.endswith(_F32)
         or (projector in _PATCHES_F32 and tensor.name.startswith(_CONVOLUTIONS[0]))
-        or any(piece in tensor.name for piece in _TOWER_F32.get(projector, ()))
+        or any(
+            piece in tensor.name if piece.startswith(".") else tensor.name.startswith(piece)
+            for piece in _TOWER_F32.get(projector, ())
+        )
     )
 
 
 def _is_convolution(tensor: Tensor, projector: str) -> bool:
+    if projector in _PROJECTED and tensor.name == "mm.input_projection.weight":
+        return False
     return tensor.name.startswith((*_CONVOLUTIONS, *_TOWER_CONVOLUTIONS.get(projector, ())))
 
 

@@ -108,6 +108,11 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "GlmasrModel": {"whisper_config": HEARD, "lm_config": TEXT, "merge_factor": 4},
     "MERaLiON2ForConditionalGeneration": {"speech_config": HEARD, "speech_mlp_scale_factor": 15},
+    "Gemma4ForConditionalGeneration": {
+        "vision_config": SEES | {"head_dim": 8, "use_clipped_linears": True},
+        "audio_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-6},
+        "model_type": "gemma4_written",
+    },
     "JanusForConditionalGeneration": {"vision_config": KIMI | {"hidden_act": "gelu"}},
 }
 """What a class's config.json says besides, or instead of what is usual."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
 from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack
-from llmconv.convert.tables.ops.numbers import NegativeExp, PackMxfp4, Rounds, Shift
+from llmconv.convert.tables.ops.numbers import NegativeExp, PackMxfp4, Rounds, Shift, Softplus
 from llmconv.convert.tables.ops.rows import PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
 from llmconv.convert.tables.ops.shapes import Padded, Reshape, Tail, Transpose
 
@@ -28,6 +28,7 @@ __all__ = [
     "Rounds",
     "Shift",
     "Size",
+    "Softplus",
     "Split",
     "Stack",
     "SwapColumns",
