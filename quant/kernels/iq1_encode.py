@@ -18,7 +18,7 @@ from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.simd import any_lane, count_ones, f16_bits, mask_bits, splat, sqrt
 from llmconv.quant.kernels.vectors.stack import empty, zeros
 
-_spread, _, _near, _ = nearest_entry(8)
+_spread, _near = nearest_entry(8)
 _ROW = 64  # sums in a row
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""

@@ -13,7 +13,7 @@ import numpy as np
 from llmconv.quant.kernels.compiling.build import I32, U8, U16, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
-from llmconv.quant.kernels.vectors.lanes import LANE, f4, fill, i4
+from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store
 from llmconv.quant.kernels.vectors.simd import (
     any_lane,
@@ -35,6 +35,8 @@ from llmconv.quant.kernels.vectors.simd import (
 TABLES = U8, I32, I32, U16
 """`llmconv.quant.blocks.iq_tables.Search`, field by field."""
 
+u4, u8 = np.uint32, np.uint64
+
 _FLOAT_MAX = f4(3.4028235e38)
 
 
@@ -52,6 +54,9 @@ _X, _W, _ROOT = 0, 32, 64
 _SCALE, _QX, _Q2, _NEAR = 96, 128, 160, 192
 NEAR = 2 * 48
 SCRATCH = _NEAR + NEAR
+COSTS = 32 * 32 + LANES
+"""Floats for what each of 32 levels and dimensions costs under each try."""
+POINTS = 256 + LANES
 
 
 @inner
@@ -139,15 +144,7 @@ def nearest_entry(size):
                 found = LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))
         return found, best
 
-    @inner
-    def is_clear(found, best, margin, costs, tables):
-        """Whether all other neighbours of a point, after `near`, are farther by `margin`; asked of up to sixteen."""
-        numbers = tables[3]
-        number = load_i32(numbers, found // LANES * LANES)
-        distance = others_of(first_of(costs, number), costs, number)
-        return not any_lane(not_(distance > best + margin) & not_(number == i4(numbers[found])))
-
-    return spread, costs_of, near, is_clear
+    return spread, near
 
 
 @inner
@@ -216,67 +213,76 @@ def _fitter(targets, tries, count, size, step, top, again):
     again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
         (or when no try succeeded); 2, all.
     """
-    parts, mask = count // size, (1 << step) - 1
-    spread, costs_of, near, is_clear = nearest_entry(size)
+    parts, mask, slots = count // size, (1 << step) - 1, 1 << step
+    wide = len(targets)
+    spread, near = nearest_entry(size)
 
     @inner
-    def margin_of(part, s):
-        """More than what rounding can add to the difference of two distances, at any of the scales tried.
-
-        Two neighbours' distances are squares in the scale that share their constant, so that their difference over the
-        scale is linear: who is nearer at both ends of a run of scales is nearer within.  A distance is off by less than
-        14 units in the last place of the sum below, and the least scale is more than 0.6 of the greatest.
-        """
-        total = f4(0)
-        for i in range(size):
-            far = s[_SCALE] * f4(2 * top + 1) + abs(s[_X + part * size + i])
-            total += s[_ROOT + part * size + i] * far * far
-        return f4(1e-5) * total
+    def tabulate(part, s, costs):
+        """What each level in each dimension adds to the distance under every try."""
+        for level in range(top + 1):
+            for v in range(0, wide, LANES):
+                value = load(s, _SCALE + v) * f4(2 * level + 1)
+                for i in range(size):
+                    off = value - s[_X + part * size + i]
+                    cost = s[_ROOT + part * size + i] * off * off
+                    store(costs, wide * (slots * i + level) + v, cost)
 
     @inner
-    def round_part(part, s, points, picks, tables):
+    def distance_of(number, costs, t):
+        """From an entry, under the tries from `t` on."""
+        total = load(costs, wide * (number & mask) + t)
+        for i in range(1, size):
+            total = total + load(costs, wide * (slots * i + ((number >> (step * i)) & mask)) + t)
+        return total
+
+    @inner
+    def near_run(which, t, end, base, costs, picks, tables):
+        """Under tries t ... end - 1, which share a point: the nearest of its neighbours, the first of equals."""
+        first, numbers = tables[2], tables[3]
+        start, stop = LANES * np.int64(first[which]), LANES * np.int64(first[which + 1])
+        while t < end:
+            number = np.int64(numbers[start])
+            best = min_(distance_of(number, costs, t), splat(_FLOAT_MAX))
+            found = splat(i4(number))
+            for j in range(start + 1, stop):
+                if numbers[j] == number:
+                    break  # what fills a chunk up
+                number = np.int64(numbers[j])
+                distance = distance_of(number, costs, t)
+                found = select(distance < best, i4(number), found)
+                best = min_(distance, best)
+            store(picks, base + t, found)
+            t += LANES
+
+    @inner
+    def round_part(part, s, costs, points, picks, tables):
         """The numbers of entries for one part under every try."""
-        entry, first, numbers = tables[1], tables[2], tables[3]
-        margin = f4(-1)
-        t = 32 * part
-        last, scales = t + tries, _SCALE - t
-        while t < last:
-            point = points[t]
-            end = t + 1
-            while end < last and points[end] == point:
-                end += 1  # greater scales never lower a level, so equal points are neighbours
+        entry = tables[1]
+        base = 32 * part
+        runs = u8(0)  # greater scales never lower a level, so equal points are neighbours
+        for v in range(0, tries, LANES):
+            differ = load_i32(points, base + v) == load_i32(points, base + v + 1)
+            runs |= u8(mask_bits(not_(differ))) << u8(v)
+        runs |= u8(1) << u8(tries - 1)
+        t, ready = 0, False
+        while t < tries:
+            point = points[base + t]
+            end = np.int64(trailing_zeros(u4(runs))) + 1
+            runs &= runs - u8(1)
             if entry[point] >= 0:
-                fill(picks, t, end, point)
-                t = end
-                continue
-            if margin < f4(0):
-                margin = margin_of(part, s)
-                spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
-            which = -1 - entry[point]
-            alone = first[which + 1] - first[which] == 1
-            u, jumping = t, alone and end - t > 2
-            while u < end:
-                scale = s[scales + u] * f4(2)
-                found, best = near(point, scale, f4(0.5), s, _NEAR, tables)
-                number = i4(numbers[found])
-                settled = jumping and is_clear(found, best, margin, costs_of(scale, f4(0.5), s, _NEAR), tables)
-                if settled and u == t:
-                    picks[t] = number
-                    u = end - 1
-                elif settled and number == picks[t]:
-                    fill(picks, t, end, number)
-                    u = end
-                elif jumping and u > t:
-                    jumping = False
-                    u = t + 1
-                else:
-                    picks[u] = number
-                    jumping = False
-                    u += 1
+                while t < end:
+                    store(picks, base + t, splat(point))
+                    t += LANES
+            else:
+                if not ready:
+                    tabulate(part, s, costs)
+                    ready = True
+                near_run(-1 - entry[point], t, end, base, costs, picks, tables)
             t = end
 
     @inner
-    def fit(peak, scale, s, points, picks, picked, tables):
+    def fit(peak, scale, s, costs, points, picks, picked, tables):
         """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
         levels, entry = tables[0], tables[1]
         for v in range(0, tries, LANES):
@@ -290,7 +296,7 @@ def _fitter(targets, tries, count, size, step, top, again):
                     point = point | (level << i4(step * i))
                 store(points, 32 * part + v, point)
         for part in range(parts):
-            round_part(part, s, points, picks, tables)
+            round_part(part, s, costs, points, picks, tables)
         for v in range(0, tries, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
