@@ -14,12 +14,13 @@ from llmconv.quant.kernels.compiling.build import I32, U8, U16, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
-from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
 from llmconv.quant.kernels.vectors.simd import (
     any_lane,
     bits,
     clamp,
     from_bits,
+    halves,
     mask_bits,
     min_,
     nearest_int,
@@ -28,6 +29,7 @@ from llmconv.quant.kernels.vectors.simd import (
     select,
     splat,
     sqrt,
+    swap_halves,
     to_float,
     trailing_zeros,
 )
@@ -229,61 +231,83 @@ def _fitter(targets, tries, count, size, step, top, again):
                     store(costs, wide * (slots * i + level) + v, cost)
 
     @inner
-    def distance_of(number, costs, t):
-        """From an entry, under the tries from `t` on."""
-        total = load(costs, wide * (number & mask) + t)
+    def distances(one, other, costs, t):
+        """From two entries, under the eight tries from `t` on: the one's in the lower lanes, the other's above."""
+        total = load_halves(costs, wide * (one & mask) + t, wide * (other & mask) + t)
         for i in range(1, size):
-            total = total + load(costs, wide * (slots * i + ((number >> (step * i)) & mask)) + t)
+            row, bits = slots * i, step * i
+            here, there = row + ((one >> bits) & mask), row + ((other >> bits) & mask)
+            total = total + load_halves(costs, wide * here + t, wide * there + t)
         return total
 
     @inner
     def near_run(which, t, end, base, costs, picks, tables):
-        """Under tries t ... end - 1, which share a point: the nearest of its neighbours, the first of equals."""
+        """Under tries t ... end - 1, which share a point: the nearest of its neighbours, the first of equals.
+
+        Two neighbours at a time, of the first and of the second half of the list.
+        """
         first, numbers = tables[2], tables[3]
-        start, stop = LANES * np.int64(first[which]), LANES * np.int64(first[which + 1])
+        start, last = LANES * np.int64(first[which]), LANES * np.int64(first[which + 1]) - 1
+        filling = mask_bits(load_i32(numbers, last - (LANES - 1)) == i4(numbers[last]))
+        half = (last - (LANES - 1) + np.int64(trailing_zeros(filling)) + 2 - start) >> 1
         while t < end:
-            number = np.int64(numbers[start])
-            best = min_(distance_of(number, costs, t), splat(_FLOAT_MAX))
-            found = splat(i4(number))
-            for j in range(start + 1, stop):
-                if numbers[j] == number:
-                    break  # what fills a chunk up
-                number = np.int64(numbers[j])
-                distance = distance_of(number, costs, t)
-                found = select(distance < best, i4(number), found)
+            best, found = splat(_FLOAT_MAX), splat(i4(numbers[start]))
+            for j in range(start, start + half):
+                one, other = np.int64(numbers[j]), np.int64(numbers[j + half])
+                distance = distances(one, other, costs, t)
+                found = select(distance < best, halves(i4(one), i4(other)), found)
                 best = min_(distance, best)
+            found = select(swap_halves(best) < best, swap_halves(found), found)
             store(picks, base + t, found)
-            t += LANES
+            t += 8
 
     @inner
-    def round_part(part, s, costs, points, picks, tables):
-        """The numbers of entries for one part under every try."""
-        entry = tables[1]
-        base = 32 * part
-        runs = u8(0)  # greater scales never lower a level, so equal points are neighbours
-        for v in range(0, tries, LANES):
-            differ = load_i32(points, base + v) == load_i32(points, base + v + 1)
-            runs |= u8(mask_bits(not_(differ))) << u8(v)
-        runs |= u8(1) << u8(tries - 1)
-        t, ready = 0, False
-        while t < tries:
-            point = points[base + t]
-            end = np.int64(trailing_zeros(u4(runs))) + 1
-            runs &= runs - u8(1)
-            if entry[point] >= 0:
-                while t < end:
-                    store(picks, base + t, splat(point))
-                    t += LANES
+    def list_runs(points, runs, tables):
+        """Tries in a row that share a point: their part and end, and where its neighbours are; how many runs."""
+        entry, first, numbers = tables[1], tables[2], tables[3]
+        count = 0
+        for part in range(parts):
+            base = 32 * part
+            ends = u8(0)  # greater scales never lower a level, so equal points are neighbours
+            for v in range(0, tries, LANES):
+                same = load_i32(points, base + v) == load_i32(points, base + v + 1)
+                ends |= u8(mask_bits(not_(same))) << u8(v)
+            ends |= u8(1) << u8(tries - 1)
+            t = 0
+            while t < tries:
+                which = entry[points[base + t]]
+                t = np.int64(trailing_zeros(u4(ends))) + 1
+                ends &= ends - u8(1)
+                if which < 0:
+                    prefetch(numbers, LANES * np.int64(first[-1 - which]))
+                runs[2 * count], runs[2 * count + 1] = base + t, which
+                count += 1
+        return count
+
+    @inner
+    def round_all(s, costs, points, picks, runs, tables):
+        """The numbers of entries for all parts under every try."""
+        ready, t = -1, 0
+        for run in range(list_runs(points, runs, tables)):
+            end, which = np.int64(runs[2 * run]), runs[2 * run + 1]
+            part = (end - 1) >> 5
+            base = 32 * part
+            t = max(t, base)
+            if which >= 0:
+                point = splat(points[t])
+                for at in range(t, end, LANES):
+                    store(picks, at, point)
             else:
-                if not ready:
+                if part != ready:
                     tabulate(part, s, costs)
-                    ready = True
-                near_run(-1 - entry[point], t, end, base, costs, picks, tables)
+                    ready = part
+                near_run(-1 - which, t - base, end - base, base, costs, picks, tables)
             t = end
 
     @inner
-    def fit(peak, scale, s, costs, points, picks, picked, tables):
+    def fit(peak, scale, s, space, picked, tables):
         """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
+        costs, points, picks, runs = space
         levels, entry = tables[0], tables[1]
         for v in range(0, tries, LANES):
             inverse = load(targets, v) / peak
@@ -295,8 +319,7 @@ def _fitter(targets, tries, count, size, step, top, again):
                     level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
                     point = point | (level << i4(step * i))
                 store(points, 32 * part + v, point)
-        for part in range(parts):
-            round_part(part, s, costs, points, picks, tables)
+        round_all(s, costs, points, picks, runs, tables)
         for v in range(0, tries, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
