@@ -19,11 +19,13 @@ from llmconv.quant.kernels.vectors.simd import (
     any_lane,
     bits,
     clamp,
+    count_ones,
     from_bits,
     halves,
     mask_bits,
     min_,
     nearest_int,
+    neg,
     not_,
     reduce_umax,
     select,
@@ -54,6 +56,7 @@ def _targets(middle, tries, step):
 _X, _W, _ROOT = 0, 32, 64
 # ... for each of up to 32 tries its scale and the sums it gives, and what `nearest_entry` needs.
 _SCALE, _QX, _Q2, _NEAR = 96, 128, 160, 192
+_COST = _NEAR  # only while signs are split
 NEAR = 2 * 48
 SCRATCH = _NEAR + NEAR
 COSTS = 32 * 32 + LANES
@@ -177,30 +180,25 @@ def split_signs(xs, at, count, even, s, signs):
     even: where an odd number of eight weights is negative, the least costly one keeps the wrong sign (its
     magnitude turns negative), and the eighth sign is not kept.
     """
-    for k in range(count // 8):
-        byte = 0
-        flips = 0
-        for i in range(8 * k, 8 * k + 8):
-            x = xs[at + i]
-            if x >= f4(0):
-                s[_X + i] = x
-            else:
-                s[_X + i] = -x
-                byte |= 1 << (i - 8 * k)
-                flips += 1
-        if even:
-            if flips % 2:
+    for i in range(0, count, LANES):
+        x = load(xs, at + i)
+        positive = x >= f4(0)
+        store(s, _X + i, select(positive, x, neg(x)))
+        store(s, _COST + i, load(s, _W + i) * x * x)
+        sixteen = np.int64(mask_bits(not_(positive)))
+        signs[i // 8], signs[i // 8 + 1] = sixteen & 255, sixteen >> 8
+    if even:
+        for k in range(count // 8):
+            if count_ones(u4(signs[k])) & u4(1):
                 cheapest = 8 * k
-                least = s[_W + cheapest] * xs[at + cheapest] * xs[at + cheapest]
+                least = s[_COST + cheapest]
                 for i in range(8 * k + 1, 8 * k + 8):
-                    cost = s[_W + i] * xs[at + i] * xs[at + i]
-                    if cost < least:
-                        least = cost
-                        cheapest = i
+                    cost = s[_COST + i]
+                    cheapest = i if cost < least else cheapest
+                    least = cost if cost < least else least
                 s[_X + cheapest] = -s[_X + cheapest]
-                byte ^= 1 << (cheapest - 8 * k)
-            byte &= 127
-        signs[k] = byte
+                signs[k] ^= 1 << (cheapest - 8 * k)
+            signs[k] &= 127
     peak = s[_X]
     for i in range(1, count):
         if not peak > s[_X + i]:
@@ -218,6 +216,15 @@ def _fitter(targets, tries, count, size, step, top, again):
     parts, mask, slots = count // size, (1 << step) - 1, 1 << step
     wide = len(targets)
     spread, near = nearest_entry(size)
+    to_qx, to_q2 = choose4[:2] if size == 8 else choose8
+    stands_for = 2 * (np.arange(LANES, dtype=np.float32) % slots) + 1
+    once_more = np.where(np.arange(LANES) < slots, np.float32(1), stands_for)
+
+    @inner
+    def sums_of(wx, w):
+        """What each level adds to the sums of weight times value, and behind these to that of squared values."""
+        factor = select(load_i32(LANE, 0) < i4(slots), splat(wx), splat(w))
+        return factor * load(stands_for, 0) * load(once_more, 0)
 
     @inner
     def tabulate(part, s, costs):
@@ -252,8 +259,8 @@ def _fitter(targets, tries, count, size, step, top, again):
         half = (last - (LANES - 1) + np.int64(trailing_zeros(filling)) + 2 - start) >> 1
         while t < end:
             best, found = splat(_FLOAT_MAX), splat(i4(numbers[start]))
-            for j in range(start, start + half):
-                one, other = np.int64(numbers[j]), np.int64(numbers[j + half])
+            for j in range(u8(start), u8(start + half)):  # numba asks of a signed place whether it is from the end
+                one, other = np.int64(numbers[j]), np.int64(numbers[j + u8(half)])
                 distance = distances(one, other, costs, t)
                 found = select(distance < best, halves(i4(one), i4(other)), found)
                 best = min_(distance, best)
@@ -324,12 +331,11 @@ def _fitter(targets, tries, count, size, step, top, again):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
                 number = load_i32(picks, 32 * part + v)
-                for i in range(size):
-                    w = s[_W + part * size + i]
-                    level = (number >> i4(step * i)) & i4(mask)
-                    q = to_float(level + level + i4(1))
-                    qx = qx + q * (w * s[_X + part * size + i])
-                    q2 = q2 + q * w * q
+                for i in range(part * size, (part + 1) * size):
+                    sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
+                    qx = qx + to_qx(sums, number)
+                    q2 = q2 + to_q2(sums, number)
+                    number = number >> i4(step)
             store(s, _QX + v, qx)
             store(s, _Q2 + v, q2)
         best, winner = f4(0), -1
