@@ -14,7 +14,7 @@ from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import NEAR, TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, OUT_U8, f4, fill, i4, put_f16
-from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.memory import load, load_i32, prefetch, store
 from llmconv.quant.kernels.vectors.simd import (
     count_ones,
     f16_bits,
@@ -72,17 +72,25 @@ def _levels(order, count, low, middle, flip, level):
 @inner
 def _entries(xs, at, parts, scale, shifts, w, level, picked, near, tables):
     """Codebook entries for the levels of `parts` eights, and the scale that suits them."""
-    levels, entry = tables[0], tables[1]
+    levels, entry, first, numbers = tables
     on_grid = True
     for k in range(parts):
         point = i4(0)
         for i in range(8):
             point |= level[8 * k + i] << i4(2 * i)
+        picked[k] = point
+    for k in range(parts):
+        if entry[picked[k]] < 0:
+            on_grid = False
+            start = LANES * np.int64(first[-1 - entry[picked[k]]])
+            for chunk in range(0, 6, 2):
+                prefetch(numbers, start + LANES * chunk)
+    for k in range(parts):
+        point = picked[k]
         picked[k] = entry[point]
         if entry[point] < 0:
-            on_grid = False
             _spread(xs, at + 8 * k, w, 8 * k, near, 0)
-            picked[k] = entry[tables[3][_near(point, scale, shifts[k], near, 0, tables)[0]]]
+            picked[k] = entry[numbers[_near(point, scale, shifts[k], near, 0, tables)]]
     if on_grid:
         return scale
     qx, q2 = f4(0), f4(0)

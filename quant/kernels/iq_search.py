@@ -16,17 +16,16 @@ from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
 from llmconv.quant.kernels.vectors.simd import (
-    any_lane,
     bits,
     clamp,
     count_ones,
-    from_bits,
     halves,
     mask_bits,
     min_,
     nearest_int,
     neg,
     not_,
+    reduce_fmin,
     reduce_umax,
     select,
     splat,
@@ -130,24 +129,21 @@ def nearest_entry(size):
     @inner
     def near(point, scale, shift, s, place, tables):
         """Where in `numbers` the neighbour of `point` is for which scale * (level + shift) is nearest, the first of
-        equals; and the square of its distance."""
+        equals."""
         first, numbers = tables[2], tables[3]
         costs = costs_of(scale, shift, s, place)
         which = -1 - tables[1][point]
-        start = np.int64(first[which])
-        best, found = _FLOAT_MAX, LANES * start
-        for chunk in range(start, np.int64(first[which + 1])):
-            number = load_i32(numbers, LANES * chunk)
-            distance = first_of(costs, number)
-            if chunk > start and not any_lane(distance < best):
-                continue  # what the other dimensions add is not negative
-            distance = others_of(distance, costs, number)
-            # Distances are positive: their bit patterns are in their order, and the least is the greatest inverted.
-            least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
-            if from_bits(least) < best:
-                best = from_bits(least)
-                found = LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))
-        return found, best
+        start, stop = np.int64(first[which]), np.int64(first[which + 1])
+        at = load_i32(LANE, 0) + i4(LANES * start)
+        best, found = splat(_FLOAT_MAX), splat(i4(LANES * start))
+        for chunk in range(u8(start), u8(stop)):
+            number = load_i32(numbers, np.int64(chunk) * LANES)
+            distance = others_of(first_of(costs, number), costs, number)
+            found = select(distance < best, at, found)
+            best = min_(distance, best)
+            at = at + i4(LANES)
+        ties = select(best == reduce_fmin(best), found ^ i4(-1), i4(0))
+        return np.int64(reduce_umax(ties) ^ i4(-1))
 
     return spread, near
 
@@ -360,7 +356,7 @@ def _fitter(targets, tries, count, size, step, top, again):
                     point |= level << i4(step * i)
                 if entry[point] < 0:
                     spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
-                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)[0]])
+                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)])
                 picked[part] = entry[point]
             qx, q2 = f4(0), f4(0)
             for i in range(count):
