@@ -38,9 +38,24 @@ result = llmconv.convert_file("a.json", "a.gguf", outtype="f16", force=True)
 assert_type(result, llmconv.Result)
 assert_type(llmconv.open("a.gguf").tensors["x"], llmconv.Tensor)
 try:
-    llmconv.quantize("a.gguf", type="Q4_K_M")
+    quantized = llmconv.quantize("a.gguf", type="Q4_K_M").output
+    assert_type((quantized.size, quantized.bits_per_weight), tuple[int, float])
 except llmconv.MissingTensor as error:
     assert_type(error.tensor, str)
+words = llmconv.tokenizer("a.gguf")
+assert_type(words.decode(words.encode("one")), str)
+with_torch = llmconv.load("a.gguf")
+assert_type(llmconv.perplexity(with_torch, llmconv.Text("one two")).perplexity, float)
+assert_type(llmconv.compare("a.gguf", with_torch, "text.txt").mean_kld, float)
+assert_type(llmconv.generate(with_torch, "one", max_tokens=3).text, str)
+
+
+def progress(step: llmconv.Step) -> None:
+    if step.done == step.total:
+        raise llmconv.Cancelled("enough")
+
+
+llmconv.verify("a.gguf", "b.gguf", progress=progress)
 """
 WRONG = {
     "an unknown keyword": 'llmconv.quantize("a", outtyp="f16")',
