@@ -23,9 +23,11 @@ import numpy as np
 from llmconv import formats
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output, flush_folder, open_regular, output_errors
+from llmconv.formats.files import open_regular
 from llmconv.formats.gguf.gguf_values import SCALARS
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
+from llmconv.formats.writing.checks import output_errors
+from llmconv.formats.writing.outputs import Output, flush_folder
 
 __all__ = ["TYPES", "open_alone", "parse_all", "parse_value", "recover", "rewrite_metadata"]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.sizing import SizeReport
     from llmconv.convert.reports.stats import Histogram, TensorStats
     from llmconv.convert.reports.streaming import StreamingPlan
+    from llmconv.convert.reports.training_memory import TrainingMemory
     from llmconv.convert.reports.verify import Verdict
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "size",
     "statistics",
     "streaming",
+    "training_memory",
     "verify",
     "verify_provenance",
     "view",
@@ -171,7 +173,8 @@ def view(
     from llmconv.convert import vocab
     from llmconv.convert.reports import page, stats as reports
     from llmconv.convert.reports.describe import describe
-    from llmconv.formats.files import Output, check_target
+    from llmconv.formats.writing.checks import check_target
+    from llmconv.formats.writing.outputs import Output
 
     checkpoint = _open(model)
     if output is None and checkpoint.source is None:
@@ -233,6 +236,19 @@ def streaming(target: Source, memory: int | str, *, tokens: int = 100_000, conte
 
     most = parse_size(memory) if isinstance(memory, str) else memory
     return plan_streaming(sizes_of(_shape(target)[0]), most, tokens, context)
+
+
+def training_memory(target: Source, *, batch: int = 1, context: int = 0, devices: int = 1) -> TrainingMemory:
+    """What training a model takes on each of so many devices that shard it (FSDP2): from its shape alone.
+
+    target: a checkpoint, a config.json, or a preset by name.   batch, context: of a device's step, computed in 16 bits
+    with float32 weights and AdamW; a context of 0 is the model's, at most 4096.
+    """
+    _check_sizes({"batch": batch, "context": context, "devices": devices})
+    from llmconv.convert.reports import training_memory as plan
+
+    shape, _ = _shape(target)
+    return plan.training_memory(shape, batch=batch, context=context, devices=devices)
 
 
 def shares(

@@ -14,9 +14,9 @@ import torch
 
 from llmconv import formats as _formats
 from llmconv.convert import archs
+from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
-from llmconv.convert.tables.decoder import describe
 from llmconv.convert.translate import translate
 from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint

@@ -187,7 +187,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix")
+SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix", "calibrate")
 """The commands whose work the processes of torchrun share; `train` has its own ways, others do all of it in each."""
 
 

@@ -30,8 +30,8 @@ from llmconv.cli.options import (
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
+    from llmconv.convert.quantizing.quantize import Quantized, QuantizedFile
     from llmconv.convert.reports.sharing import SharePlan
-    from llmconv.convert.writing.quantize import Quantized, QuantizedFile
 
 __all__ = ["quantize", "warmup"]
 
@@ -104,6 +104,9 @@ class _WithTypes(click.Command):
     metavar="TEXT",
     help="Other such text: measure there, and round plainly what is worse; repeatable.",
 )
+@size_option(
+    "--memory", "Of --calibrate and --calibration: what weights and results may take.  [default: most of what is free]"
+)
 @size_option("--target-size", "In place of -t: the best mix of types for a file of at most so many bytes.")
 @click.option("--bpw", type=Number(0), metavar="X", help="The same for so many bits a weight.")
 @click.option(
@@ -161,6 +164,7 @@ def quantize(
     calibration: Path | None,
     effort: str | None,
     unseen: tuple[Path, ...],
+    memory: int | None,
     mix_types: str | None,
     processes: int | None,
     disk: int | None,
@@ -200,7 +204,7 @@ def quantize(
             model,
             output,
             types,
-            calibration=_calibration(texts, calibration, effort, unseen),
+            calibration=_calibration(texts, calibration, effort, unseen, memory),
             prune_layers=_layers(prune_layers),
             types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
             progress=progress,
@@ -235,7 +239,9 @@ def _plan(plan: SharePlan, as_json: bool) -> None:
     )
 
 
-def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...]) -> Any:
+def _calibration(
+    texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...], memory: int | None
+) -> Any:
     """What to round by: what is in a file, or texts to look at; checked on other texts."""
     if texts and file is not None:
         raise click.UsageError(
@@ -246,8 +252,11 @@ def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None,
     if not texts and file is None:
         if unseen:
             raise click.UsageError("--verify-calibration is for --calibrate and --calibration; give one of them")
+        if memory is not None:
+            raise click.UsageError("--memory is for --calibrate and --calibration; quantizing alone takes little")
         return None
     known = llmconv.Calibration.open(file) if file else llmconv.OnText(texts, effort=effort or "standard")
+    known.memory = memory
     return llmconv.Verified(known, unseen) if unseen else known
 
 

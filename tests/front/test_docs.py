@@ -17,7 +17,7 @@ from good_models import CONFIG, write_hf
 import llmconv
 from llmconv.cli import COMMANDS
 from llmconv.convert import archs, layouts
-from llmconv.convert.tables.recurrent import ARCH
+from llmconv.convert.decoders.recurrent import ARCH
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
