@@ -24,16 +24,16 @@ class Lane:
     other is on its way."""
 
     def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._slabs = [torch.empty(_SLAB, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._left = [torch.cuda.Event() for _ in range(2)]
+        self._left = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn, self._one = 0, threading.Lock()
 
     def after(self, rooms: Iterable[Tensor]) -> torch.cuda.Event:
         """When what the GPU was told until now is done, the memory that copies will go to is free."""
         for room in rooms:
             room.record_stream(self._stream)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._stream.device))
         return event
 
@@ -63,7 +63,7 @@ class Lane:
 
     def done(self) -> torch.cuda.Event:
         """When all that was copied is there."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event
 
