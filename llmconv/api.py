@@ -21,6 +21,7 @@ from llmconv.convert.writing import adapters, vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
+from llmconv.drafts import aimed, drafted, joined
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
@@ -202,6 +203,8 @@ def convert_file(
     vocab_only: bool = False,
     mmproj: bool | str | os.PathLike[str] | None = None,
     text_only: bool = False,
+    mtp: bool | str | os.PathLike[str] | None = None,
+    no_mtp: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
@@ -212,12 +215,16 @@ def convert_file(
     source_format: refuse an input of another format.   key: as in `open`.
     lora: folder or GGUF of an adapter to merge in.
     base: of an adapter that is itself converted: the model that it was trained on; config.json, or a GGUF, is enough.
+        Of a draft (EAGLE-3, DFlash): the model that it drafts for, whose vocabulary it takes.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
     mmproj: of a multimodal folder that becomes a GGUF: True writes its tower alone (llama.cpp's mmproj file); of a GGUF
         that becomes a folder: the tower's file, found beside it by its name when None.
     text_only: leave the tower out.  With neither, a multimodal folder gives both files: `dst`, and `mmproj-` before its
         name.
+    mtp: True writes a model's layers for further tokens alone, with what they share with it, as a draft for llama.cpp;
+        a path: of a model's GGUF without them, the file that holds them, to put both together.
+    no_mtp: leave these layers out.
     options: those of `save`.
     """
     started = time.monotonic()
@@ -250,11 +257,16 @@ def convert_file(
     size = _size(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
+    checkpoint, base = aimed(checkpoint, base)
     checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
+    checkpoint = joined(checkpoint, mtp)
     if dst is None and container.name == "gguf" and is_multimodal(checkpoint) and not options.get("layout"):
         kind = main_type(checkpoint, str(options.get("outtype", "auto")))
         target = target.with_name(f"{'mmproj-' if mmproj else ''}{target.stem}-{kind}.gguf")
+    if dst is None and mtp is True:
+        target = target.with_name(f"mtp-{target.name}")
     parts = parted(checkpoint, container, target, mmproj, text_only, options)
+    parts = drafted(parts, container, mtp, no_mtp)
     result = _both([save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts])
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)

@@ -57,7 +57,7 @@ _BASE = click.option(
     "--base",
     type=PATH,
     metavar="MODEL",
-    help="Of an adapter (LoRA): the model that it is for; its config.json will do.",
+    help="Of an adapter (LoRA) or a draft (EAGLE-3, DFlash): the model that it is for; no weight of it is read.",
 )
 _WEIGHTS = (
     click.option(
@@ -113,6 +113,16 @@ _TOWER = (
     ),
     click.option("--text-only", is_flag=True, help="Of a multimodal model: leave its tower out."),
 )
+_FURTHER = (
+    click.option(
+        "--mtp",
+        is_flag=False,
+        flag_value="",
+        metavar="[FILE]",
+        help="Write the layers for further tokens alone, a draft. FILE: such a file, to put into the GGUF SRC.",
+    ),
+    click.option("--no-mtp", is_flag=True, help="Leave the layers for further tokens out."),
+)
 _READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(
     "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
@@ -127,8 +137,7 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     dst = one_target(dst, options.pop("output"))
     ask(dst, options.pop("yes"), quiet or as_json)
     options = {k: v for k, v in options.items() if v is not None}
-    if options.get("mmproj") == "":
-        options["mmproj"] = True
+    options |= {name: True for name in ("mmproj", "mtp") if options.get(name) == ""}
     if dst is None and to is None:
         to = "gguf"
     if dst == "-" and (as_json or to != "json"):
@@ -207,6 +216,7 @@ convert = _command(
       llmconv convert hf://org/name hf://me/name-GGUF --split-max-size 4G
       llmconv convert ./Gemma3 gemma.gguf                         # and mmproj-gemma.gguf, its tower
       llmconv convert gemma.gguf ./copy --mmproj mmproj-gemma.gguf
+      llmconv convert ./DeepSeek draft.gguf --mtp                 # its layer for further tokens, for llama.cpp's drafts
     """,
     (
         read_json_options,
@@ -220,6 +230,7 @@ convert = _command(
         _VOCAB_ONLY,
         _BASE,
         *_TOWER,
+        *_FURTHER,
     ),
 )
 
@@ -271,7 +282,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_TOWER),
+    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_TOWER, *_FURTHER),
 )
 
 safetensors_to_json = _command(
