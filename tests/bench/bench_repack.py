@@ -36,12 +36,13 @@ WAYS = (
 )
 QUANTIZED = ("Q8_0", "Q4_K_M")
 _RUN = """
-import resource, sys, time
+import sys, time
 start = time.perf_counter()
 import llmconv
 source, target, kind, jobs = sys.argv[1:]
 result = llmconv.quantize(source, target, kind, jobs=int(jobs), force=True)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, result.output.proof)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # rusage counts the parent's too
+print(time.perf_counter() - start, int(peak.split()[1]) >> 10, result.output.proof)
 """
 _START = """
 import time
