@@ -101,12 +101,13 @@ def _zero_points(layer: Layer, zeros: Tensor, scale: Grid, bits: int) -> Tensor:
     """Zero points for the scales: as they are, or packed down the rows."""
     if zeros.type is plain.I32:
         down, across = scale.values.shape
-        words = zeros.numpy().reshape(zeros.shape[0], -1)
-        if words.shape != (-(-down * bits // 32), across):
+        rows = -(-down * bits // 32)
+        if zeros.shape[:1] != (rows,) or zeros.n_elements != rows * across:
             raise BadFile(
                 f"{layer.settings.where}: tensor {cut(zeros.name)} of shape {shown(zeros.shape)} does not hold "
                 f"the zero points of {shown(scale.values.shape)} scales; the model is damaged"
             )
+        words = zeros.numpy().reshape(rows, across)
         return Tensor.from_array(zeros.name, np.ascontiguousarray(_numbers(words.T, bits, down).T))
     half = 1 << (bits - 1)
     for start, stop in zeros.slabs():

@@ -118,4 +118,10 @@ def one_number(layer: Layer, end: str) -> NDArray[np.float32]:
         raise BadFile(
             f"{layer.settings.where}: tensor {cut(found.name)} has shape {shown(found.shape)}, expected one number"
         )
-    return found.numpy().reshape(()).astype(np.float32)
+    number: NDArray[np.float32] = found.numpy().reshape(()).astype(np.float32)
+    if not np.isfinite(number) or number == 0:
+        raise BadFile(
+            f"{layer.settings.where}: tensor {cut(found.name)} is {number:g}, expected a number that all weights of "
+            f"{cut(layer.weight)} can be scaled with; the model is damaged"
+        )
+    return number

@@ -54,6 +54,8 @@ class Grid(Numbers):
 
     def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
         """The numbers of rows start..stop, one a group: (rows, across)."""
+        if self.rows == 1 and (self.stacked or stop <= self.n):
+            return self.values.rows(start, stop).astype(np.float32)
         matrix, row = np.divmod(np.arange(start, stop), self.n)
         place = row // self.rows + (matrix * -(-self.n // self.rows) if self.stacked else 0)
         if not place.size:
@@ -73,6 +75,8 @@ def fitted(weight: str, shape: tuple[int, ...], numbers: Tensor, settings: Setti
     One for all; one a matrix of a stack; one a row, (n, 1) or (n,) or (1, n); one a column, (1, k); one for each block
     of `weight_block_size`; one for each group of columns of a row.
     """
+    if not shape:
+        raise BadFile(f"{settings.where}: tensor {cut(weight)} is one number with scales; the model is damaged")
     *lead, n, k = shape if len(shape) > 1 else (1, *shape)
     matrices, found = math.prod(lead), numbers.shape
     ways = {  # shape of the numbers -> rows and columns that share one, whether matrices differ

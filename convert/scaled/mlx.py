@@ -19,7 +19,7 @@ from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
 from llmconv.convert.scaled.stored import exponents, factors
-from llmconv.errors import BadFile, Unsupported, cut, shown
+from llmconv.errors import BadFile, MissingTensor, Unsupported, cut, shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 
@@ -48,7 +48,7 @@ class Mlx(Scheme):
         packed, scales, biases = (layer.parts.get(end) for end in (".weight", ".scales", ".biases"))
         assert packed is not None and scales is not None
         said = _said(layer)
-        mode = said.get("mode") or ("affine" if biases is not None else "mxfp4")
+        mode = said.get("mode") or ("affine" if biases is not None or scales.type is not plain.U8 else "mxfp4")
         if mode not in ("affine", *_FLOATS):
             raise Unsupported(
                 f"{layer.settings.where}: tensor {cut(packed.name)} is quantized by MLX in the mode {cut(mode)}, which "
@@ -58,6 +58,14 @@ class Mlx(Scheme):
         *lead, n, words = packed.shape if len(packed.shape) > 1 else (0, 0)
         across = scales.row_len
         bits, group = _of_shapes(words, across, bits, group)
+        if biases is None and mode == "affine":
+            raise MissingTensor(layer.settings.where, f"{packed.name.removesuffix('.weight')}.biases", "fetch it again")
+        if any(t is not None and (t.type is plain.U8) is (mode == "affine") for t in (scales, biases)):
+            raise BadFile(
+                f"{layer.settings.where}: tensor {cut(scales.name)} is {scales.type.name} beside the codes of "
+                f"{cut(packed.name)} in MLX's mode {mode}, expected {'floats' if mode == 'affine' else 'U8'} in it and "
+                "its biases; the model is damaged"
+            )
         whole = bits in _BITS and words and scales.shape == (*lead, n, across) and words * 32 == across * group * bits
         if not whole or (mode == "affine" and (biases is None or biases.shape != scales.shape)):
             raise BadFile(

@@ -66,7 +66,7 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
-    made = {layer.weight: made_of(scheme.coded(layer)) for scheme, layer in layers.values()}
+    made = {layer.weight: made_of(_coded(scheme, layer)) for scheme, layer in layers.values()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -79,6 +79,14 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
         note += f"; {n} scales of activations or caches, for which a float model has no use, are dropped"
     return _as_floats(checkpoint, tensors, note)
+
+
+def _coded(scheme: Scheme, layer: Layer) -> Coded:
+    found = scheme.coded(layer)
+    if 0 in found.shape:
+        name = next(iter(layer.parts.values())).name
+        raise BadFile(f"{layer.settings.where}: tensor {cut(name)} holds no weights; the model is damaged")
+    return found
 
 
 def _refuse_rotations(settings: Settings) -> None:

@@ -33,6 +33,8 @@ _OWN = {"Q4_0": ((-8,), False), "Q5_0": ((-16,), False), "IQ4_NL": ((-127,), Fal
 """What the type's own encoder makes of a block's largest weight, and whether its scales are positive."""
 _SLACK = 1e-4
 """Of a level, what arithmetic in float32 may be off."""
+_WAYS = ((True, True, 0), (False, False, 0), (False, True, 0), (False, False, 1), (False, True, 1), (True, True, 1))
+"""In what order superblocks are guessed, see `_by_sub_blocks`."""
 _MOST = 64
 """Scales on either side of one that are tried, at most."""
 
@@ -100,12 +102,17 @@ def _superblocks(grid: Grid, x: NDArray[np.float32], dtype: Any, blocks: Bytes) 
     start = grid.unpack(blocks)
     good, codes = _near(grid, x, kind, lost, start)
     yield good, codes
-    for coarse in (True, False):
-        x = x[~good]
+    x = x[~good]
+    for way in _WAYS if grid.shifts[1] else _WAYS[:2]:
         if not len(x):
             return
-        good, codes = _near(grid, x, kind, lost, _by_sub_blocks(grid, x, lost, coarse))
+        given, whole = _by_sub_blocks(grid, x, lost, way)
+        if not whole.any():
+            continue
+        good = np.zeros(len(x), np.bool_)
+        good[whole], codes = _near(grid, x[whole], kind, lost, given)
         yield good, codes
+        x = x[~good]
 
 
 def _near(grid: Grid, x: NDArray[np.float32], kind: int, lost: float, start: Codes) -> tuple[NDArray[np.bool_], Codes]:
@@ -132,22 +139,32 @@ def _near(grid: Grid, x: NDArray[np.float32], kind: int, lost: float, start: Cod
     return good, Codes(code.reshape(n, -1)[good], scale[good, None], pairs[..., 0], low[good, None], pairs[..., 1])
 
 
-def _by_sub_blocks(grid: Grid, x: NDArray[np.float32], lost: float, coarse: bool) -> Codes:
-    """Scales, factors and shifts of superblocks by the steps in which their sub-blocks' weights are.
+def _by_sub_blocks(
+    grid: Grid, x: NDArray[np.float32], lost: float, way: tuple[bool, bool, int]
+) -> tuple[Codes, NDArray[np.bool_]]:
+    """Scales, factors and shifts of superblocks by the steps in which their sub-blocks' weights are, and of which
+    there are such in all of them.
 
-    coarse: of several steps that fit a sub-block, the largest, else the smallest.
+    way: of several steps that fit a sub-block, whether the largest counts: for the scale, for factors; which level the
+    least weight of the sub-block with the largest shift is.
     """
     parts = x.reshape(len(x), -1, grid.block)
-    step, low = _ends_of(grid, parts, lost, coarse) if grid.shifts[1] else _peaks_of(grid, parts, lost, coarse)
+    steps_of = _ends_of if grid.shifts[1] else _peaks_of
+    step, low = steps_of(grid, parts, lost, way[1])
+    widest = step if way[0] is way[1] else steps_of(grid, parts, lost, way[0])[0]
+    whole = ((step != 0) | (parts.max(axis=-1) == parts.min(axis=-1))).all(axis=1)
+    step, low, widest = step[whole], low[whole], widest[whole]
     most = grid.factors[1] if grid.factors[0] == 0 else grid.factors[0]  # what encoders make of the largest step
-    extreme = np.take_along_axis(step, np.abs(step).argmax(axis=1)[:, None], axis=1)
+    extreme = np.take_along_axis(widest, np.abs(widest).argmax(axis=1)[:, None], axis=1)
     scale = (extreme / np.float32(most)).astype(np.float16).astype(np.float32)
-    minimum = (low.max(axis=1, keepdims=True) / np.float32(max(1, grid.shifts[1]))).astype(np.float16)
-    minimum = minimum.astype(np.float32)
+    lowest = (low + np.where(low > 0, np.float32(way[2]) * widest, 0)).max(axis=1, keepdims=True)
+    minimum = (lowest / np.float32(max(1, grid.shifts[1]))).astype(np.float16).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.clip(np.nan_to_num(np.rint(step / scale)), *grid.factors).astype(np.int32)
-        shift = np.clip(np.nan_to_num(np.rint(low / minimum)), *grid.shifts).astype(np.int32)
-    return Codes(np.empty((0, 0), np.int32), scale, factor, minimum, shift)
+        factor, shift = np.nan_to_num(np.rint(step / scale)), np.nan_to_num(np.rint(low / minimum))
+    factor = np.where((factor > grid.factors[1]) & (grid.factors[0] < 0), -factor, factor)
+    factor, shift = np.clip(factor, *grid.factors), np.clip(shift, *grid.shifts)
+    none = np.empty((0, 0), np.int32)
+    return Codes(none, scale, factor.astype(np.int32), minimum, shift.astype(np.int32)), whole
 
 
 def _ends_of(
@@ -164,7 +181,7 @@ def _ends_of(
         t = place * np.float32(count)
         fits = np.abs(t - np.rint(t)).max(axis=-1) <= count * noise + _SLACK
         steps[fits & ((steps == 0) | (not coarse))] = count
-    return wide / np.maximum(steps, 1), np.maximum(-least, 0)
+    return np.where(steps > 0, wide / np.maximum(steps, 1), 0), np.maximum(-least, 0)
 
 
 def _peaks_of(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stored_kinds import E4M3, KINDS
 from stored_layers import awq, bitnet, four_bit_floats, gptq, mlx, numbers, words
 from stored_models import in_memory
 
 import llmconv
+from llmconv.convert.scaled.exact import Carried, carried
+from llmconv.convert.scaled.unpack import unpack
 
 CT = {"quant_method": "compressed-tensors"}
 
@@ -88,3 +92,96 @@ def test_what_is_damaged(tmp_path: Path, name: str) -> None:
         with pytest.raises(llmconv.LlmconvError, match=match) as caught:
             llmconv.quantize(in_memory(arrays, settings), tmp_path / end, kind)
         assert not list(tmp_path.iterdir()) and len(str(caught.value)) < 320 and "\n" not in str(caught.value)
+
+
+def mutations(array: Any) -> Iterator[Any]:
+    """What could be there in the place of a tensor; None is nothing."""
+    yield None
+    if array.ndim and array.shape[0] > 1:
+        yield from (array[:-1], array[: len(array) // 2], np.concatenate([array, array[:1]]), array[:0])
+    if array.ndim > 1 and array.shape[1] > 1:
+        yield from (array[:, :-1].copy(), np.concatenate([array, array[:, :1]], 1), array.T.copy(), array.reshape(-1))
+        yield array[None]
+    yield array.reshape(-1)[:1].reshape(())
+    for dtype in (np.int16, np.int64, np.uint8, np.int32, np.float64, np.float16, np.float32, bool, E4M3):
+        if dtype != array.dtype:
+            with np.errstate(all="ignore"):
+                yield array.astype(dtype)
+    if array.dtype.kind in "iu":
+        yield from (np.full_like(array, end) for end in (0, np.iinfo(array.dtype).max, np.iinfo(array.dtype).min))
+        yield np.frombuffer(np.random.default_rng(0).bytes(array.nbytes), array.dtype).reshape(array.shape)
+    else:
+        yield from (np.full_like(array, number) for number in (np.nan, np.inf, 0, -1))
+
+
+SETTINGS: list[tuple[str, Any]] = [
+    *(("bits", value) for value in (0, -1, 3.5, "4", 1 << 40, None, True, 5, [4])),
+    *(("group_size", value) for value in (0, -2, "x", 7, 10**9, None, [32], 2.5)),
+    *(("quant_method", value) for value in ("nonsense", [], None, 5, "", "awq", "gptq", "bitsandbytes")),
+    *(("weight_block_size", value) for value in ("x", [0, 0], [1], [-1, 2], 5, [1 << 30, 1])),
+    *(("config_groups", value) for value in ([], 5, {"a": 5}, {"a": {"weights": 5}})),
+    ("config_groups", {"a": {"weights": {"num_bits": 3}}}),
+    ("version", 5), ("version", "gemv_fast"), ("checkpoint_format", []), ("checkpoint_format", "marlin"), ("mode", "x"),
+    ("mode", []), ("dynamic", {"a": 1}), ("quant_config", 5), ("quant_config", {"weight_quant_params": 7}),
+]  # fmt: skip
+
+
+def tried(arrays: dict[str, Any], settings: Any, more: dict[str, Any]) -> None:
+    """Read and carried, or an error of ours."""
+    ways: list[Any] = []
+    try:
+        found = unpack(in_memory(arrays, settings, **more), lambda c: ways.append(carried(c)) or c.floats()).tensors
+        with np.errstate(all="ignore"):
+            for tensor in found.values():
+                tensor.rows(0, min(3, tensor.n_rows))
+            for way in ways:
+                if isinstance(way, Carried):
+                    way.tensor().blocks(0, min(3, way.tensor().n_rows))
+    except llmconv.LlmconvError as error:
+        assert "\n" not in str(error) and len(str(error)) < 320
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_is_in_a_layer(name: str) -> None:
+    """No traceback, for any tensor of it that is another, and any setting."""
+    kind = KINDS[name]
+    good = dict(kind.stored("a", (32, 64), 0)[0])
+    for key, array in good.items():
+        for other in mutations(array):
+            tried({n: a for n, a in (good | {key: other}).items() if a is not None}, kind.settings, kind.more)
+    for setting, value in SETTINGS:
+        more = {"quantization": kind.more["quantization"] | {setting: value}} if kind.more else {}
+        tried(good, None if kind.settings is None else kind.settings | {setting: value}, more)
+
+
+WORSE: dict[str, tuple[str, str, Any, str]] = {
+    "zero points without rows": ("W4A16 with zero points", "a.weight_zero_point", lambda z: z[:0], "zero points of"),
+    "one zero point": ("W4A16 with zero points", "a.weight_zero_point", lambda z: z[:1, :1][0], "zero points of"),
+    "no weights": ("BitNet", "a.weight", lambda w: w[:0], "a.weight(_scale)?'? holds no weights"),
+    "a number for a weight": ("INT8 (W8A8)", "a.weight", lambda w: w[0, 0].reshape(()), "a.weight'? is one number"),
+    "a global scale of 0": ("NVFP4", "a.weight_global_scale", lambda g: g * 0, "a.weight_global_scale'? is 0"),
+    "no global scale": ("NVFP4 of ModelOpt", "a.weight_scale_2", lambda g: g * np.nan, "a.weight_scale_2'? is nan"),
+    "biases that are bytes": ("MLX", "a.biases", lambda b: b.astype(np.uint8), "a.scales'? is F16"),
+    "exponents that are floats": ("MLX in mxfp4", "a.scales", lambda s: s.astype(np.float16), "a.scales'? is F16"),
+    "no biases": ("MLX", "a.biases", lambda b: None, r"a\.biases'? is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_what_was_a_traceback_once(name: str) -> None:
+    which, key, change, match = WORSE[name]
+    kind = KINDS[which]
+    arrays = dict(kind.stored("a", (32, 64), 0)[0])
+    arrays[key] = change(arrays[key])
+    with pytest.raises(llmconv.LlmconvError, match=match):
+        unpack(in_memory({n: a for n, a in arrays.items() if a is not None}, kind.settings, **kind.more))
+
+
+def test_int8_of_what_is_quantized_is_refused(tmp_path: Path) -> None:
+    for name in ("MLX", "GPTQ, symmetric"):
+        kind = KINDS[name]
+        model = in_memory(dict(kind.stored("a", (32, 64), 0)[0]), kind.settings, **kind.more)
+        with pytest.raises(llmconv.LlmconvError, match="is quantized already"):
+            llmconv.quantize(model, tmp_path / "o", "INT8")
+    assert not list(tmp_path.iterdir())

@@ -44,7 +44,7 @@ def source(path: Path, name: str) -> Path:
     arrays = {n: a for n, a in llama(layer).items() if "layers.1." not in n}
     more: dict[str, Any] = {"num_hidden_layers": 1}
     if name in WIDE:
-        more |= {"hidden_size": 256, "intermediate_size": 256, "head_dim": 32}
+        more |= {"hidden_size": 256, "intermediate_size": 256, "head_dim": 128}
         arrays = {n: np.resize(a, wider(n, a.shape)) for n, a in arrays.items()}
     made = folder(path / "in", arrays, kind and kind.settings, **more, **(kind.more if kind else {}))
     if not name.startswith("GGUF"):
@@ -55,11 +55,9 @@ def source(path: Path, name: str) -> Path:
 
 
 def wider(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor in a model of 256 columns everywhere, two heads of 32 and one for keys and values."""
-    own = name.split(".")[-2]
-    rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32, "o_proj": 256, "gate_proj": 256, "up_proj": 256, "down_proj": 256}
-    if own in rows:
-        return rows[own], 64 if own == "o_proj" else 256
+    """The shape of a tensor in a model of 256 columns everywhere, two heads of 128 and one for keys and values."""
+    if "proj" in name:
+        return 128 if name.split(".")[-2] in ("k_proj", "v_proj") else 256, 256
     return (256,) if len(shape) == 1 else (shape[0], 256)
 
 
