@@ -82,7 +82,7 @@ def llama(folder: Path, billions: float, name: str = "model.gguf") -> str:
     dim, layers, heads, ffn = SHAPES[billions]
     words = from_words(["[PAD]", "[UNK]", "[EOS]", *(f"w{i}" for i in range(31997))])
     shape: dict[str, Any] = {"dim": dim, "layers": layers, "heads": heads, "ffn": ffn, "context": 512}
-    made = fresh_checkpoint(TrainConfig(data="-", output="-", preset="llama-15m", **shape), words)
+    made = fresh_checkpoint(TrainConfig(data="-", output="-", preset="llama2-7b", **shape), words)
     return str(sparse(folder / name, {n: t.shape for n, t in made.tensors.items()}, dict(made.metadata)))
 
 

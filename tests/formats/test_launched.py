@@ -40,6 +40,7 @@ def test_under_torchrun(tmp_path: Path) -> None:
             ["imatrix", model, text, "-o", str(out / "i.gguf"), "-c", "128", "--device", "cpu", "-q"],
             ["perplexity", model, *measured],
             ["compare", model, str(out / "q.gguf"), *measured],
+            ["convert", model, str(out / "split.gguf"), "--split-max-size", "300K"],
         ]
 
     single = launched.launch(tmp_path / "log1", 1, *commands("one"))
