@@ -86,7 +86,7 @@ def llama(folder: Path, billions: float, name: str = "model.gguf") -> str:
     return str(sparse(folder / name, {n: t.shape for n, t in made.tensors.items()}, dict(made.metadata)))
 
 
-def text(folder: Path, tokens: int = 300) -> str:
+def text(folder: Path, tokens: int = 600) -> str:
     path = folder / "text.txt"
     path.write_text(" ".join(f"w{i}" for i in np.random.default_rng(1).integers(0, 31000, tokens)))
     return str(path)
