@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         open as open,
         save as save,
     )
-    from llmconv.convert.writing.quantize import quantize as quantize
+    from llmconv.convert.quantizing.quantize import quantize as quantize
     from llmconv.errors import (
         BadFile as BadFile,
         BadKey as BadKey,
@@ -123,7 +123,7 @@ _PUBLIC: dict[str, str] = {
     "generate": "llmconv.runtime.generate",
     "Sampling": "llmconv.runtime.sampling",
     "Text": "llmconv.runtime.measure.texts",
-    "quantize": "llmconv.convert.writing.quantize",
+    "quantize": "llmconv.convert.quantizing.quantize",
     "warmup": "llmconv.quant.warm",
     "calibrate": "llmconv.runtime.calibrate.calibration",
     "OnText": "llmconv.runtime.calibrate.calibration",

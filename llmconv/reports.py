@@ -173,7 +173,8 @@ def view(
     from llmconv.convert import vocab
     from llmconv.convert.reports import page, stats as reports
     from llmconv.convert.reports.describe import describe
-    from llmconv.formats.files import Output, check_target
+    from llmconv.formats.writing.checks import check_target
+    from llmconv.formats.writing.outputs import Output
 
     checkpoint = _open(model)
     if output is None and checkpoint.source is None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmconv.convert.quantizing.plan import Recipe, make_plan
 from llmconv.convert.reports.shape import Shape
 from llmconv.convert.writing.cast import Rounding, cast
-from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

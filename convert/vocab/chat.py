@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab.model import NAMED, TEMPLATE, Vocab
-from llmconv.errors import BadFile, LlmconvError, Unsupported, UsageError, cut
+from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, UsageError, cut
 
 __all__ = ["render"]
 
@@ -44,8 +44,8 @@ def render(
     tools: JSON schemas of functions.   documents: {"title", "text"} maps.
     continue_final_message: end within the last message, for the model to go on with it; `add_generation_prompt` is off.
     variables: what else the template may ask for (`enable_thinking`, ...).
-    `Unsupported` without a template or without jinja2, `BadFile` for a template that fails, `UsageError` when the
-    template itself refuses the messages, or there is nothing to go on with.
+    `Unsupported` without a template, `MissingExtra` without jinja2, `BadFile` for a template that fails, `UsageError`
+    when the template itself refuses the messages, or there is nothing to go on with.
     """
     text = _template(vocab, template, bool(tools))
     if not messages:
@@ -129,7 +129,7 @@ def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
         environment = _environment()
     except ImportError:
-        raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
+        raise MissingExtra("a chat template", "jinja2", "chat") from None
     try:
         return str(environment.from_string(text).render(**variables))
     except LlmconvError:

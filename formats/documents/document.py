@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from llmconv.errors import BadFile, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.typed_bytes import encode, raw_type, to_text
-from llmconv.formats.files import Output
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.scratch import Pages
 from llmconv.progress import Meter
 from llmconv.quant.block import Bytes

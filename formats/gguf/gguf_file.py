@@ -23,13 +23,13 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, UsageError, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.format import Format
 from llmconv.formats.gguf.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.moving.experts import stacked
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.formats.writing.stream import write_tensors
 from llmconv.progress import Meter
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import OutputError, at
-from llmconv.formats.files import output_errors
 from llmconv.formats.source import read_into
+from llmconv.formats.writing.checks import output_errors
 from llmconv.formats.writing.target import write_at
 from llmconv.quant.block import Bytes
 

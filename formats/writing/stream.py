@@ -15,13 +15,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 
 from llmconv.errors import UsageError
-from llmconv.formats.files import Output
 from llmconv.formats.sharing.team import current, shared_out
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
 from llmconv.formats.writing.encoding import Worker
+from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
+from llmconv.quant import warm
 from llmconv.quant.block import Bytes
 
 __all__ = ["Part", "cost", "processors", "shared", "stream", "threads", "write_tensors"]
@@ -64,6 +65,7 @@ def stream(
     team, parts = current(), [(item, 0, item.tensor.n_rows) for item in items]
     if team is not None:
         parts = shared(items, team.size, whole)[team.rank]
+    warm.prepare(_kernels([item for item, *_ in parts], check), None if meter is None else meter.progress)
     with contextlib.closing(_worked(parts, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
@@ -90,6 +92,20 @@ def shared(items: Sequence[Item], size: int, whole: bool = False) -> list[list[P
         parts += [(item, start, min(start + step, rows)) for start in range(0, rows, max(1, step))] or [(item, 0, rows)]
     costs = [cost(item) * (stop - start) / max(1, item.tensor.n_rows) for item, start, stop in parts]
     return [[parts[i] for i in mine] for mine in shared_out(costs, size)]
+
+
+def _kernels(items: Sequence[Item], check: bool) -> list[warm.Use]:
+    """What calls the kernels that these items need, each once."""
+    found: dict[tuple[object, ...], warm.Use] = {}
+    for item in items:
+        own = item.tensor.type
+        if not own.is_plain() and (item.encodes or check):
+            found[own, "decode"] = warm.decoding(own)
+        for target in item.targets if item.encodes else ():
+            weighted = target.importance is not None
+            if not target.type.is_plain() and target.type is not own:
+                found[target.type, own.dtype, weighted] = warm.encoding(target.type, own.dtype, weighted)
+    return list(found.values())
 
 
 def cost(item: Item) -> float:

@@ -56,16 +56,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def _say_what_compiles(args: list[str]) -> None:
-    """Say at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+    """Say at a terminal that kernels are compiled, with a bar: a type's first use takes seconds."""
     if not sys.stderr.isatty() or {"-q", "--quiet", "warmup"} & {*args}:
         return
     import logging  # as long as the rest of `llmconv --help`
 
     log = logging.getLogger("llmconv.kernels")
+    said: list[Any] = []
 
     def say(record: logging.LogRecord) -> bool:
-        log.removeFilter(say)
-        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+        if not said:
+            from llmconv.cli.options import Bar
+
+            click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+            said.append(Bar())
+        step = getattr(record, "step", False)
+        if step:
+            said[0].update(step)
+        elif step is None:
+            said[0].close()
         return True
 
     log.setLevel(logging.INFO)
@@ -100,7 +109,13 @@ class Group(click.Group):
         if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not COMMANDS.keys() & {*args}:
+                raise
+            name = cut(error.option_name)
+            raise click.UsageError(f"{name} is no option of llmconv itself; write it behind the command", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

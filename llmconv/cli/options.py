@@ -187,10 +187,12 @@ class Bar:
             from tqdm import tqdm
 
             unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
+            compiles = step.what == "compile"  # a kernel takes seconds: it is shown at once, and by its own name
             self.bar = tqdm(
-                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, leave=False,
+                delay=0 if compiles else 1, mininterval=0 if compiles else 0.1,
                 initial=step.done if step.unit == "steps" else 0,  # a resumed run does not begin at 0
-                desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
+                desc=step.what if compiles else self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
         facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
         if step.item or facts:  # what was said last stays until there is something new

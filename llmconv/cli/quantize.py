@@ -30,8 +30,8 @@ from llmconv.cli.options import (
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
+    from llmconv.convert.quantizing.quantize import Quantized, QuantizedFile
     from llmconv.convert.reports.sharing import SharePlan
-    from llmconv.convert.writing.quantize import Quantized, QuantizedFile
 
 __all__ = ["quantize", "warmup"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -81,15 +83,25 @@ def tokenize(
         click.echo(f"{id:>{width}}  {piece!r}")
 
 
+class _Id(click.types.IntParamType):
+    """A number, or `-` for those on standard input."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value != "-":
+            return [super().convert(value, param, ctx)]
+        words = sys.stdin.buffer.read().decode("utf-8", "replace").split()
+        return [super(_Id, self).convert(word, param, ctx) for word in words]
+
+
 @click.command(epilog="Example: llmconv detokenize model.gguf 1 9038 2501 263 931")
 @_MODEL
-@click.argument("ids", nargs=-1, type=int, required=True)
+@click.argument("ids", nargs=-1, type=_Id(), required=True)
 @click.option("--special", is_flag=True, help="Print control tokens too.")
 @_PRE
-def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None) -> None:
-    """Print the text of the token IDS of MODEL."""
+def detokenize(model: Path, ids: tuple[list[int], ...], special: bool, pre: str | None) -> None:
+    """Print the text of the token IDS of MODEL; `-` stands for those on standard input."""
     from llmconv.convert import vocab
 
     with about(model):
         tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
-    click.echo(tokenizer.decode(ids, special=special))
+    click.echo(tokenizer.decode(itertools.chain(*ids), special=special))

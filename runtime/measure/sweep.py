@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from llmconv import __version__, formats
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.reports.sizing import size_report
 from llmconv.convert.reports.streaming import TooLittle
 from llmconv.convert.translate import translate
-from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
 from llmconv.progress import Progress

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, OutputError, at
-from llmconv.formats.files import Output, open_regular
+from llmconv.formats.files import open_regular
+from llmconv.formats.writing.outputs import Output
 from llmconv.runtime.measure.sweep_rows import SweepRow
 
 __all__ = ["NAME", "State", "file_hash", "identity_of", "write_text"]

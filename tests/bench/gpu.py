@@ -48,7 +48,7 @@ def peaks() -> tuple[float, float]:
 
 def model_of(kind: str, layers: int) -> Any:
     """A 7B-shaped model with random weights of a type, made on the device."""
-    from llmconv.convert.tables.decoder import describe
+    from llmconv.convert.decoders.describe import describe
     from llmconv.formats.checkpoint import Checkpoint
     from llmconv.formats.tensor import Tensor
     from llmconv.quant.block import by_name
@@ -128,7 +128,7 @@ def whole(layers: int) -> None:
     import bench_runtime
 
     import llmconv
-    from llmconv.convert.writing.quantize import quantize
+    from llmconv.convert.quantizing.quantize import quantize
 
     bench_runtime.DIM, bench_runtime.FF, bench_runtime.KV, bench_runtime.VOCAB = DIM, FF, KV, VOCAB
     with tempfile.TemporaryDirectory() as folder:

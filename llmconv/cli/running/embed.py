@@ -85,7 +85,7 @@ def _save(found: Any, path: Path, force: bool) -> None:
 
     import numpy as np
 
-    from llmconv.formats.files import Outputs
+    from llmconv.formats.writing.outputs import Outputs
 
     buffer = io.BytesIO()
     np.save(buffer, found)
