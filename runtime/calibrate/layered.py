@@ -31,17 +31,18 @@ def loaded(how: Running, source: Source, standard: bool) -> Model:
 
     standard: whether the moments of its gradients are kept.
     """
-    model, most = how.model(source), how.most()
+    most, model = how.most(), how.model(source)
     if isinstance(source, Model) or model.wants is not None or most is None or not model.decoder.layers_alone:
         return model
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     moments = sum(4 * m.shape[-2] * min(m.shape[-2], 1024) for m in matrices(model).values()) if standard else 0
     if own + moments + _beside(model, 1) + own // 2 <= most:  # and the blocks that it becomes
         return model
+    del model
     try:
         left = dataclasses.replace(how, memory=own - 1).model(source)
-    except TooLittle:
-        return model
+    except TooLittle:  # nearly all of it is one part
+        return how.model(source)
     if isinstance(left.wants, Weights):
         left.wants.plan = dataclasses.replace(left.wants.plan, memory=most)
     return left

@@ -19,13 +19,17 @@ __all__ = ["Lane"]
 _SLAB = 4 * SLAB_BYTES
 
 
+def _pinned() -> Tensor:
+    return torch.empty(_SLAB, dtype=torch.uint8, pin_memory=True)
+
+
 class Lane:
     """Copies of one reader thread.   The rows are staged in two pinned slabs in turn, so that one is filled while the
     other is on its way."""
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)
-        self._slabs = [torch.empty(_SLAB, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._slabs = [_pinned() for _ in range(2)]
         self._left = [torch.cuda.Event() for _ in range(2)]
         self._turn, self._one = 0, threading.Lock()
 

@@ -308,3 +308,23 @@ def test_what_is_calibrated_in_memory_only_says_so(tmp_path: Path, monkeypatch: 
     model = Running("cpu", memory=600_000).model(tmp_path)
     with pytest.raises(llmconv.UsageError, match="hand each other more than states, so that it is calibrated"):
         layered.prepare(model, batches_of(96))
+
+
+def test_what_is_staged_on_its_way_to_a_gpu_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: streams and events that do nothing, slabs of 64 bytes."""
+    from contextlib import nullcontext
+    from unittest.mock import MagicMock
+
+    from llmconv.runtime.streamed import lane
+
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(lane, "_SLAB", 64)
+    monkeypatch.setattr(lane, "_pinned", lambda: torch.empty(64, dtype=torch.uint8))
+    made = lane.Lane(torch.device("cpu"))
+    with made.copying(torch.cuda.Event()):
+        for values in (torch.arange(100.0), torch.arange(33).to(torch.int16), torch.arange(40.0).view(5, 8)):
+            for to in (torch.empty_like(values), torch.empty(values.shape, dtype=torch.float64)):
+                made.copied(to, values)
+                assert torch.equal(to, values.to(to.dtype))
