@@ -251,8 +251,8 @@ def training_memory(
     from llmconv.convert.reports import training_memory as plan
 
     shape, _ = _shape(target)
-    how = {"batch": batch, "context": context, "devices": devices}
-    return plan.training_memory(shape, checkpointing=checkpointing, **how)
+    how: dict[str, int] = {"batch": batch, "context": context, "devices": devices, "checkpointing": checkpointing}
+    return plan.training_memory(shape, **how)  # type: ignore[arg-type]
 
 
 def shares(
