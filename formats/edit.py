@@ -26,6 +26,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.gguf.gguf_values import SCALARS
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
+from llmconv.formats.places.names import place
 from llmconv.formats.writing.checks import output_errors
 from llmconv.formats.writing.outputs import Output, flush_folder
 
@@ -160,6 +161,7 @@ def _replace_header(path: Path, head: bytes) -> None:
 
 def open_alone(path: Path) -> Checkpoint:
     """The file whose header is to be changed, without what lies beside it; `Unsupported` for a folder."""
+    path = place(path)
     container = formats.sniff(path)
     if path.is_dir():
         raise Unsupported(f"{at(path)}: is a folder; name the file in it whose metadata is to change")

@@ -20,6 +20,7 @@ from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
+from llmconv.formats.places import names as places
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
@@ -239,6 +240,8 @@ def save(
     with Outputs(sizes, force=force, inputs=inputs, folder=None if lone else path, stale=stale) as outputs:
         _put(outputs, plan.files)
         for part in plan.parts:
+            if outputs.has(part.path, part.head):
+                continue
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
@@ -392,7 +395,7 @@ def _split(
         raise UsageError("safetensors models are split by size; give --max-size")
     if target is None:
         source = checkpoint.source or Path("model")
-        target = source.with_name(source.name.removesuffix(".safetensors") + "-split")
+        target = places.beside(source) / f"{places.called(source).removesuffix('.safetensors')}-split"
     return save(checkpoint, target, force=force, max_shard_size=max_size, meter=meter)
 
 

@@ -11,6 +11,9 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import regular_size
+from llmconv.formats.places import names as places
+from llmconv.formats.places.names import place
 from llmconv.progress import Meter, Progress
 from llmconv.show import for_json
 
@@ -179,7 +182,8 @@ def view(
     checkpoint = _open(model)
     if output is None and checkpoint.source is None:
         raise UsageError("a model made in memory has no name to call the page by; give output")
-    path = Path(output) if output is not None else Path(f"{checkpoint.source}.html")
+    source = checkpoint.source or Path()
+    path = Path(output) if output is not None else places.beside(source) / f"{source.name}.html"
     inputs = [checkpoint.source] if checkpoint.source else []
     check_target(path, force=force, inputs=inputs)
     report = describe(checkpoint)
@@ -221,7 +225,7 @@ def size(target: Source, **options: Any) -> SizeReport:
     from llmconv.convert.reports.sizing import size_report
 
     shape, _ = _shape(target)
-    with about(None if isinstance(target, Checkpoint) else Path(target)):
+    with about(None if isinstance(target, Checkpoint) else place(target)):
         return size_report(shape, **options)
 
 
@@ -251,8 +255,7 @@ def training_memory(
     from llmconv.convert.reports import training_memory as plan
 
     shape, _ = _shape(target)
-    how: dict[str, int] = {"batch": batch, "context": context, "devices": devices, "checkpointing": checkpointing}
-    return plan.training_memory(shape, **how)  # type: ignore[arg-type]
+    return plan.training_memory(shape, batch=batch, context=context, devices=devices, checkpointing=checkpointing)
 
 
 def shares(
@@ -278,8 +281,10 @@ def _shape(target: Source) -> tuple[Shape, dict[str, Any]]:
 
     if isinstance(target, Checkpoint):
         return shape_of(target), {}
-    path = Path(target)
+    path = place(target)
     if not path.exists():
+        if len(path.parts) == 2:
+            regular_size(path)  # says where to look
         if isinstance(target, Path) or len(path.parts) > 1 or path.suffix in (".json", ".gguf", ".safetensors"):
             raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
         return shape_of(preset(str(target))), {}

@@ -141,7 +141,8 @@ def written(
         schemes = {name: (0, 0) for name, tensor in model.tensors.items() if is_linear(tensor)}
         schemes |= {name: (layer.bits, size or layer.group) for name, layer in layers.items()}
         notes += unequal(schemes, "bits or groups, or some are in floats: transformers loads them, vLLM doesn't")
-    wants = {name: layer.want for name, layer in (*layers.items(), *floats.items()) if layer.want is not None}
+    written: dict[str, Layer | SmallFloats] = {**layers, **floats}
+    wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
     return Written(model.but(*notes, tensors=tensors, files=files), wants, bits, reasons)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from llmconv.errors import BadFile, at
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.gguf import gguf_file
+from llmconv.formats.places.names import place
 from llmconv.quant.imatrix import Importance, from_dat, from_tensors
 from llmconv.quant.importance.sums import Sums, sums_of_dat, sums_of_tensors
 
@@ -19,7 +20,7 @@ MAX_DAT_BYTES = 4 << 30
 
 def read_importance(path: str | os.PathLike[str]) -> Importance:
     """The importance matrix in `path`: GGUF or the older .dat, by content.  `BadFile` when it is neither."""
-    path = Path(path)
+    path = place(path)
     data = _dat(path)
     if data is not None:
         return from_dat(data, at(path))
@@ -29,7 +30,7 @@ def read_importance(path: str | os.PathLike[str]) -> Importance:
 
 def read_sums(path: str | os.PathLike[str], chunk_size: int) -> Sums:
     """The sums in `path`, of either form, for adding to others.   chunk_size: tokens of a call, for the older form."""
-    path = Path(path)
+    path = place(path)
     data = _dat(path)
     if data is not None:
         return sums_of_dat(data, at(path), chunk_size)

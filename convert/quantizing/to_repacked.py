@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections import Counter
-from pathlib import Path
 
 from llmconv.convert.quantizing import quantized
 from llmconv.convert.quantizing.names import targets
@@ -19,6 +18,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import about, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.names import place
 from llmconv.formats.tensor import BlockClass
 from llmconv.formats.writing.stream import threads
 from llmconv.quant.filetypes import COPY, REPACK
@@ -40,7 +40,7 @@ def to_repacked(
     """A GGUF that says what the source says; nothing is left where it doesn't."""
     from llmconv.convert.quantizing.repack import PROOF, Pair, fallen_back, in_bits, proved, repacked
 
-    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    source = src.source if isinstance(src, Checkpoint) else place(src)
     opened = reading.open(src)
     with about(source):
         fold = not writing.provenance  # which certifies the weights as they are

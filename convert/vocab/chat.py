@@ -6,6 +6,7 @@ to what they are given, no file, no import.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -127,15 +128,18 @@ def _until_mark(text: str, last: str) -> str:
 
 def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
-        environment = _environment()
+        return str(_compiled(text).render(**variables))
     except ImportError:
         raise MissingExtra("a chat template", "jinja2", "chat") from None
-    try:
-        return str(environment.from_string(text).render(**variables))
     except LlmconvError:
         raise
     except Exception as e:  # a template is a program: it may fail in every way, out of memory and SyntaxError too
         raise BadFile(f"the chat template fails: {type(e).__name__}: {cut(str(e), 200)}") from None
+
+
+@functools.lru_cache(8)
+def _compiled(text: str) -> Any:
+    return _environment().from_string(text)
 
 
 def _environment() -> Any:

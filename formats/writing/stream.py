@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 
 from llmconv.errors import UsageError
+from llmconv.formats.places.remote import RemotePath, check as check_remote
 from llmconv.formats.sharing.team import current, shared_out
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
@@ -59,13 +60,16 @@ def stream(
     meter: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
         called from this thread, and what they raise ends the work.
 
-    Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
+    What comes from another machine is read file by file in the order of its bytes, and checked by its hash where it has
+    one.  Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
     `OutputError` for a full disk, and whatever reading a tensor raises.
     """
+    afar = {b[0]: None for item in items if (b := item.tensor.begins) and isinstance(b[0], RemotePath)}
+    items = _as_they_lie(items) if afar else items
     team, parts = current(), [(item, 0, item.tensor.n_rows) for item in items]
     if team is not None:
         parts = shared(items, team.size, whole)[team.rank]
-    warm.prepare(_kernels([item for item, *_ in parts], check), None if meter is None else meter.progress)
+    warm.prepare(_kernels([item for item, *_ in parts], check), meter.progress if isinstance(meter, Meter) else None)
     with contextlib.closing(_worked(parts, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
@@ -73,6 +77,7 @@ def stream(
             if finished is not None:
                 for item in complete:
                     finished(item)
+    check_remote(afar)
     if team is not None and meter is not None:
         own = sum((stop - start) * item.tensor.row_bytes for item, start, stop in parts)
         meter(sum(item.tensor.nbytes for item in items) - own, "by other processes")
@@ -106,6 +111,16 @@ def _kernels(items: Sequence[Item], check: bool) -> list[warm.Use]:
             if not target.type.is_plain() and target.type is not own:
                 found[target.type, own.dtype, weighted] = warm.encoding(target.type, own.dtype, weighted)
     return list(found.values())
+
+
+def _as_they_lie(items: Sequence[Item]) -> list[Item]:
+    """In the order of their bytes in the files that they are read from; an unknown one stays by its neighbour."""
+    places, last = [], ("", 0)
+    for item in items:
+        if (begins := item.tensor.begins) is not None:
+            last = str(begins[0]), begins[1]
+        places.append(last)
+    return [items[i] for i in sorted(range(len(items)), key=places.__getitem__)]
 
 
 def cost(item: Item) -> float:

@@ -19,6 +19,7 @@ import click
 import llmconv
 from llmconv.cli import envelope
 from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
+from llmconv.show import one_line
 from llmconv.wording import shortened
 
 # Name -> (module of this folder, one-line help).  In a module, the command is the function of that name, "_" for "-".
@@ -49,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("edit", "Split a model into shards."),
     "merge": ("edit", "Join the shards of a model."),
     "upload": ("upload", "Send files to a repository of the Hugging Face Hub."),
+    "ollama": ("ollama", "A model for Ollama: its GGUF and a Modelfile."),
     "perplexity": ("running.perplexity", "How well a model predicts a text."),
     "compare": ("running.compare", "What one model lost against another on a text."),
     "generate": ("running.generate", "Continue a text."),
@@ -151,12 +153,6 @@ def cli(ctx: click.Context, debug: bool) -> None:
     Nothing is lost on the way, and every output appears complete or not at all.  `llmconv help COMMAND` explains one.
     """
     ctx.obj = {"debug": debug}
-
-
-def one_line(text: str) -> str:
-    """A message as one printable line: control characters and undecodable bytes escaped."""
-    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
-    return safe.encode("utf-8", "backslashreplace").decode()
 
 
 def _with_way_out(error: click.ClickException) -> str:

@@ -9,7 +9,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope
-from llmconv.cli.options import human, json_option, size_option
+from llmconv.cli.options import cache_option, human, json_option, size_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@cache_option
 def size(
     targets: tuple[str, ...],
     arch: str,
@@ -156,8 +157,7 @@ def size(
         _streaming(targets, streaming, {"tokens": tokens, "context": context or 512}, as_json)
         return
     if train:
-        options = {"context": context or 0, "batch": batch}
-        _train(targets, options, [devices] if devices else [1, 8, 64, 512], as_json)
+        _train(targets, {"context": context or 0, "batch": batch}, [devices] if devices else [1, 8, 64, 512], as_json)
         return
     options: dict[str, Any] = {"context": context or 0, "batch": batch, "devices": devices or 1}
     reports = [llmconv.size(target, **options) for target in targets]

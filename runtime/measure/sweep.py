@@ -22,6 +22,7 @@ from llmconv.convert.reports.streaming import TooLittle
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.names import place
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
 from llmconv.runtime.load import pick_device
@@ -66,7 +67,7 @@ def sweep(
     own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
     window, most = Window(context or None, chunks or None), limit(memory, pick_device(device))
-    job = _Job(Path(model), Path(text), Path(output), window, device, most, progress)
+    job = _Job(place(model), Path(text), Path(output), window, device, most, progress)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")

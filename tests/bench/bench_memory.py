@@ -241,7 +241,7 @@ def _cases() -> list[Case]:
         Case("view", weights, MODELS, lambda f, n: ["view", model(f, n), "-o", str(f / "page.html")]),
         Case("size", weights, MODELS, lambda f, n: ["size", model(f, n)]),
         Case("edit --set", weights, MODELS, lambda f, n: ["edit", model(f, n), "--set", "general.name=str:x"]),
-        Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "500M"]),
+        Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "100M"]),
         Case("tokenize", weights, MODELS, lambda f, n: ["tokenize", model(f, n), "w1 w2"]),
         Case("perplexity", weights, (0.1, 1, 7, 70),
              lambda f, n: ["perplexity", model(f, n), text(f), *_SHORT[:2], "--device", "cpu", "--memory",

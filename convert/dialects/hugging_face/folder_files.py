@@ -72,4 +72,4 @@ def _rebuilt(
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if value is not None or f"{name}_token_id" not in config:
             config[f"{name}_token_id"] = None if value is None else int(value)
-    return json.dumps(config, indent=2).encode() + b"\n"
+    return json.dumps(arch.nested(config), indent=2).encode() + b"\n"

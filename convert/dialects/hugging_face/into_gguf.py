@@ -12,10 +12,10 @@ import numpy as np
 from llmconv.convert import archs, vocab
 from llmconv.convert.cards.general import folder_name, general as general_keys
 from llmconv.convert.dialects import carried, own_names
-from llmconv.convert.dialects.hugging_face import absent, disguise, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face import absent, disguise, foreign_keys, fused, pooling, strangers, target
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
-from llmconv.convert.dialects.hugging_face.present import as_present, matches, unknown_tensors
+from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
 from llmconv.convert.dialects.scales import unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -52,7 +52,7 @@ def to_gguf(
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
         return out.but(_own_names_kept(config, arch)) if config else out
-    where, flat = checkpoint.where, normalized(config)
+    where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = as_present(flat, tensors)
@@ -86,8 +86,8 @@ def to_gguf(
     out.metadata = general | metadata | out.metadata | pooled
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
-    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
-    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking)
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | never_said(checkpoint)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)

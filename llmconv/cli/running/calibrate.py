@@ -9,7 +9,18 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
+from llmconv.cli.options import (
+    PATH,
+    STREAM,
+    Bar,
+    cache_option,
+    device_option,
+    force_option,
+    json_option,
+    notes,
+    quiet_option,
+    say,
+)
 from llmconv.cli.running.measuring import context_option, memory_option
 
 __all__ = ["calibrate"]
@@ -43,6 +54,7 @@ __all__ = ["calibrate"]
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def calibrate(
     model: Path,
     texts: tuple[Path, ...],

@@ -45,6 +45,7 @@ def test_pre_tokenizers_differ_on_the_probe() -> None:
         ("dbrx", "glm4", "llama-bpe"),
         ("bailingmoe", "qwen2", "stablelm2"),
         ("command-r", "starcoder"),
+        ("gpt-4o", "granite-embed-multi-97m"),
     }
 
 
