@@ -185,7 +185,7 @@ _CARD = 80_000_000_000
 """A usual device's memory, beyond which activations are computed again rather than kept."""
 
 
-def _train(targets: tuple[str, ...], options: dict[str, int], devices: list[int], as_json: bool) -> None:
+def _train(targets: tuple[str, ...], options: dict[str, Any], devices: list[int], as_json: bool) -> None:
     """What training each takes on so many devices under FSDP2, and the command of it."""
     if not targets:
         raise llmconv.UsageError("nothing to plan for; name a checkpoint, a config.json or a preset")
