@@ -131,6 +131,7 @@ def scaling(folder: Path, half: Path, whole: Path, text: Path, options: Any) -> 
     """A model of half the layers, or half of the chunks, is half of the work."""
     print("| command | scaling | 1 process, wall s | CPU s | 2 processes | CPU s of both | speedup or efficiency |")
     print("|---|---|---|---|---|---|---|")
+    run(SHARED, "quantize", half, text, folder / "out.gguf", 0)  # kernels are compiled by whoever comes first
     chunks = options.tokens // 512 * 2  # for one process; two have a batch of four chunks each, or more
     work = {
         ("quantize to Q4_K_M", "strong"): (("quantize", whole, 1), ("quantize", whole, 1)),
