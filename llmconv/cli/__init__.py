@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
         _drop_output()
         code = 0
     except (KeyboardInterrupt, _Interrupted, click.Abort) as stop:
-        click.echo(one_line("; ".join(("llmconv: interrupted", *map(str, stop.args)))), err=True)
+        click.echo(one_line("; ".join(("llmconv: " + _interrupted(args), *map(str, stop.args)))), err=True)
         code = 130
     except Exception as error:
         if "--debug" in args:
@@ -233,6 +233,16 @@ def main(argv: list[str] | None = None) -> None:
         with in_command():
             code = _answer(error, args)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted(args: list[str]) -> str:
+    """What has happened; torchrun ends all processes of a run when one of them dies, wherever they are at the moment."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or not args or args[0] not in SHARED:
+        return "interrupted"
+    from llmconv.formats.sharing.team import ended
+
+    return ended(size)
 
 
 def _answer(error: Exception, args: list[str]) -> int:
