@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _interrupted(args: list[str]) -> str:
-    """What has happened; torchrun ends all processes of a run when one of them dies, wherever they are at the moment."""
+    """What has happened: torchrun ends all processes of a run when one of them dies, wherever they are just then."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or not args or args[0] not in SHARED:
         return "interrupted"
