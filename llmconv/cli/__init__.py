@@ -225,14 +225,23 @@ def main(argv: list[str] | None = None) -> None:
         _drop_output()
         code = 0
     except (KeyboardInterrupt, _Interrupted, click.Abort) as stop:
+        _end_in_peace()
         click.echo(one_line("; ".join(("llmconv: " + _interrupted(args), *map(str, stop.args)))), err=True)
         code = 130
     except Exception as error:
+        _end_in_peace()
         if "--debug" in args:
             raise
         with in_command():
             code = _answer(error, args)
+    _end_in_peace()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_in_peace() -> None:
+    """Of a run of torchrun's, which ends every process when one of them dies, this one too that is about to say so."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _interrupted(args: list[str]) -> str:
