@@ -65,7 +65,7 @@ MANIFEST_BYTES = 64 << 20
 """A TensorFlow.js model.json or ml5 manifest.json."""
 
 JSON_BYTES = 1 << 32
-"""A JSON or MessagePack document; it is read into memory whole."""
+"""A JSON or MessagePack document; MessagePack is read into memory whole."""
 
 
 def too_large(shape: Sequence[int]) -> bool:

@@ -242,17 +242,20 @@ def streaming(target: Source, memory: int | str, *, tokens: int = 100_000, conte
     return plan_streaming(sizes_of(_shape(target)[0]), most, tokens, context)
 
 
-def training_memory(target: Source, *, batch: int = 1, context: int = 0, devices: int = 1) -> TrainingMemory:
+def training_memory(
+    target: Source, *, batch: int = 1, context: int = 0, devices: int = 1, checkpointing: bool = False
+) -> TrainingMemory:
     """What training a model takes on each of so many devices that shard it (FSDP2): from its shape alone.
 
     target: a checkpoint, a config.json, or a preset by name.   batch, context: of a device's step, computed in 16 bits
-    with float32 weights and AdamW; a context of 0 is the model's, at most 4096.
+    with float32 weights and AdamW; a context of 0 is the model's, at most 4096.   checkpointing: activations are
+    computed again instead of kept (`--activation-checkpointing`).
     """
     _check_sizes({"batch": batch, "context": context, "devices": devices})
     from llmconv.convert.reports import training_memory as plan
 
     shape, _ = _shape(target)
-    return plan.training_memory(shape, batch=batch, context=context, devices=devices)
+    return plan.training_memory(shape, batch=batch, context=context, devices=devices, checkpointing=checkpointing)
 
 
 def shares(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, MissingExtra, UsageError
 
-__all__ = ["FROM_AFAR", "Team", "current", "shared_out", "together"]
+__all__ = ["FROM_AFAR", "Team", "current", "ended", "shared_out", "together"]
 
 T = TypeVar("T")
 
@@ -98,6 +98,11 @@ def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
     return [sorted(part) for part in found]
 
 
+def ended(size: int) -> str:
+    """What to say when torchrun, or somebody, ends the processes of a run."""
+    return f"the run of {size} processes was ended, by somebody or because one of them ended; nothing was written"
+
+
 _team: Team | None = None
 
 
@@ -132,9 +137,7 @@ def together() -> Iterator[Team | None]:
     except KeyboardInterrupt:
         if _team.rank:
             raise
-        raise LlmconvError(
-            f"the run of {size} processes was ended, by somebody or because one of them ended; nothing was written"
-        ) from None
+        raise LlmconvError(ended(size)) from None
     finally:
         _team = None
         if own:

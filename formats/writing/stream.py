@@ -8,6 +8,7 @@ for anything else, and system calls and kernels release the GIL.  Memory is slab
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -91,7 +92,7 @@ def shared(items: Sequence[Item], size: int, whole: bool = False) -> list[list[P
     parts: list[Part] = []
     for item in items:
         rows = item.tensor.n_rows
-        count = 1 if whole or not item.encodes or not most else max(1, min(rows // _ROWS, int(cost(item) / most)))
+        count = 1 if whole or not item.encodes or not most else max(1, min(rows // _ROWS, math.ceil(cost(item) / most)))
         step = -(-rows // count // _ROWS) * _ROWS if count > 1 else rows
         parts += [(item, start, min(start + step, rows)) for start in range(0, rows, max(1, step))] or [(item, 0, rows)]
     costs = [cost(item) * (stop - start) / max(1, item.tensor.n_rows) for item, start, stop in parts]

@@ -225,14 +225,33 @@ def main(argv: list[str] | None = None) -> None:
         _drop_output()
         code = 0
     except (KeyboardInterrupt, _Interrupted, click.Abort) as stop:
-        click.echo(one_line("; ".join(("llmconv: interrupted", *map(str, stop.args)))), err=True)
+        _end_in_peace()
+        click.echo(one_line("; ".join(("llmconv: " + _interrupted(args), *map(str, stop.args)))), err=True)
         code = 130
     except Exception as error:
+        _end_in_peace()
         if "--debug" in args:
             raise
         with in_command():
             code = _answer(error, args)
+    _end_in_peace()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_in_peace() -> None:
+    """Of a run of torchrun's, which ends every process when one of them dies, this one too that is about to say so."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _interrupted(args: list[str]) -> str:
+    """What has happened: torchrun ends all processes of a run when one of them dies, wherever they are just then."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or not args or args[0] not in SHARED:
+        return "interrupted"
+    from llmconv.formats.sharing.team import ended
+
+    return ended(size)
 
 
 def _answer(error: Exception, args: list[str]) -> int:

@@ -181,7 +181,11 @@ def size(
         click.echo(_text(reports, markdown))
 
 
-def _train(targets: tuple[str, ...], options: dict[str, int], devices: list[int], as_json: bool) -> None:
+_CARD = 80_000_000_000
+"""A usual device's memory, beyond which activations are computed again rather than kept."""
+
+
+def _train(targets: tuple[str, ...], options: dict[str, Any], devices: list[int], as_json: bool) -> None:
     """What training each takes on so many devices under FSDP2, and the command of it."""
     if not targets:
         raise llmconv.UsageError("nothing to plan for; name a checkpoint, a config.json or a preset")
@@ -189,8 +193,10 @@ def _train(targets: tuple[str, ...], options: dict[str, int], devices: list[int]
     for target in targets:
         for n in devices:
             plan = llmconv.training_memory(target, devices=n, **options)
-            command = _command(target, plan)
-            found.append({"name": target, **plan.as_dict(), "total": plan.total, "command": command})
+            again = llmconv.training_memory(target, devices=n, checkpointing=True, **options)
+            totals = {"total": plan.total, "checkpointed": again.total}
+            command = _command(target, plan, plan.total > max(_CARD, again.total))
+            found.append({"name": target, **plan.as_dict(), **totals, "command": command})
     if as_json:
         envelope.emit(found[0] if len(found) == 1 else found)
         return
@@ -199,25 +205,35 @@ def _train(targets: tuple[str, ...], options: dict[str, int], devices: list[int]
         first = own[0]
         title = f"{target}, memory per device, {first['batch']} x {first['context']:,} tokens each"
         rows = [[what, *(human(plan[what]) for plan in own)] for what in _TRAINING]
+        rows.append(["with --activation-checkpointing", *(human(plan["checkpointed"]) for plan in own)])
         heads = [f"{plan['devices']:,} device{'s' * (plan['devices'] > 1)}" for plan in own]
         click.echo(table(rows, [title, *heads], set(range(1, len(own) + 1))))
         click.echo("\n" + own[-1]["command"] + "\n")
 
 
-def _command(target: str, plan: Any) -> str:
-    """What to type, with at most eight devices a machine."""
-    place = Path(target)
-    model = (
-        f"--from {place.parent if place.name == 'config.json' else place}" if place.exists() else f"--preset {target}"
-    )
+def _command(target: str, plan: Any, again: bool) -> str:
+    """What to type, with at most eight devices a machine.   again: activations are not kept."""
     batch = f"--batch-size {plan.devices * plan.batch} --context {plan.context}"
-    own = f"-m llmconv train DATA -o RUN {model} {batch} --dtype bf16"
+    own = f"-m llmconv train DATA -o RUN {_start(target)} {batch} --dtype bf16"
+    own += " --activation-checkpointing" if again else ""
     if plan.devices == 1:
         return f"python {own}"
     each = max(n for n in range(1, 9) if plan.devices % n == 0)
     nodes = plan.devices // each
     many = f" --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if nodes > 1 else ""
     return f"torchrun --nproc-per-node {each}{many} {own} --parallel fsdp"
+
+
+def _start(target: str) -> str:
+    """How `train` is told what to train: a preset's name, or a checkpoint, which a configuration alone is not."""
+    path = Path(target)
+    if not path.exists():
+        return f"--preset {target}"
+    if path.is_file() and path.suffix == ".json":
+        with path.open("rb") as file:
+            if b'"model_type"' in file.read(1 << 20):
+                return f"--from {path.parent}" if path.name == "config.json" else "--from MODEL"
+    return f"--from {path}"
 
 
 def _streaming(targets: tuple[str, ...], memory: int, how: dict[str, int], as_json: bool) -> None:

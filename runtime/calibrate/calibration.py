@@ -20,7 +20,7 @@ from llmconv.formats.tensor import Tensor as Stored
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
-from llmconv.runtime.calibrate.layered import prepare
+from llmconv.runtime.calibrate.layered import loaded, prepare
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
@@ -63,7 +63,7 @@ class Calibration(Shown):
 
     def loaded(self, checkpoint: Checkpoint) -> Model:
         """The model, in memory or left in its file.  `UsageError` for another than it was made on."""
-        model = Running(self.device, memory=self.memory).model(checkpoint)
+        model = loaded(Running(self.device, memory=self.memory), checkpoint, self.in_nats)
         own = _settings(model)
         differ = [key for key, value in self.model.items() if own.get(key) != value]
         if differ:
@@ -178,7 +178,7 @@ def calibrate(
     """
     _check_effort(effort)
     texts = [text] if isinstance(text, str | os.PathLike) else list(text)
-    running = Running(device, dtype, memory=memory).model(model)
+    running = loaded(Running(device, dtype, memory=memory), model, effort != "fast")
     found = works(running, Reading(texts, context, chunks), TOKENS)
     batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
     meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")

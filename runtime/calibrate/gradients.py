@@ -199,8 +199,9 @@ class _Gathering:
     def result(self) -> Gradients:
         n = self.n
         tokens = {name: torch.cat(parts) for name, parts in self.tokens.items()}
-        here = {name: [Stored.from_array(name, (f / n).numpy()) for f in parts] for name, parts in self.rows.items()}
-        rows = self.settled | here
+        rows = dict(self.settled)
+        for name, parts in self.rows.items():  # as they are: a second copy would be much
+            rows[name] = [Stored.from_array(name, part.div_(n).numpy()) for part in parts]
         if self.spread is not None:
             rows["output.weight"] = [Stored.from_array("output.weight", (self.spread / n).numpy())]
         embedding = None if self.embedding is None else self.embedding / n

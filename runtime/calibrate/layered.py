@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
+from llmconv.convert.reports.streaming import TooLittle
 from llmconv.errors import UsageError
 from llmconv.runtime.calibrate.watching import matrices
+from llmconv.runtime.measure.chunks import Running, Source
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.states import States
 from llmconv.runtime.streamed.weights import Weights
 
-__all__ = ["Between", "back_by_layers", "prepare", "running", "there"]
+__all__ = ["Between", "back_by_layers", "loaded", "prepare", "running", "there"]
 
 _PIECE = 2048
 _SEARCHED = 16
 """float32 of each weight that a search for better codes works with."""
 _SUMS = 1 << 30
 """Of sums over inputs: see `inputs._MOST_BYTES`."""
+
+
+def loaded(how: Running, source: Source, standard: bool) -> Model:
+    """A model to calibrate: in memory where there is room for what is made of it too, else left in its file.
+
+    standard: whether the moments of its gradients are kept.
+    """
+    most, model = how.most(), how.model(source)
+    if isinstance(source, Model) or model.wants is not None or most is None or not model.decoder.layers_alone:
+        return model
+    own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    moments = sum(4 * m.shape[-2] * min(m.shape[-2], 1024) for m in matrices(model).values()) if standard else 0
+    if own + moments + _beside(model, 1) + own // 2 <= most:  # and the blocks that it becomes
+        return model
+    del model
+    try:
+        left = dataclasses.replace(how, memory=own - 1).model(source)
+    except TooLittle:  # nearly all of it is one part
+        return how.model(source)
+    if isinstance(left.wants, Weights):
+        left.wants.plan = dataclasses.replace(left.wants.plan, memory=most)
+    return left
 
 
 def prepare(model: Model, batches: Sequence[Tensor], jobs: int = 1) -> None:

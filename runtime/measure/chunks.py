@@ -43,7 +43,7 @@ class Running:
 
         streamed: False for what needs all weights at once.   `UsageError` for a model that has not.
         """
-        found = self._loaded(source, self._limit() if streamed else None)
+        found = self._loaded(source, self.most() if streamed else None)
         if not streamed and found.wants is not None:
             raise UsageError(f"{found.where}: its weights were left in the file; load it without a limit of memory")
         return found
@@ -52,7 +52,7 @@ class Running:
     def models(self, a: Source, b: Source) -> Iterator[tuple[Model, Model]]:
         """Two that share the memory: of two that are left in their files each has half of it, else the second has what
         the first leaves.   Within, too little memory is told in terms of what both need."""
-        most, left = self._limit(), self.half(a)
+        most, left = self.most(), self.half(a)
         taken, whole = (left.wants.plan.memory, False) if isinstance(left.wants, Weights) else (_bytes_of(left), True)
         if isinstance(a, Model) and self.memory is None:
             taken = 0  # what is free is what it has left
@@ -65,13 +65,14 @@ class Running:
 
     def half(self, source: Source) -> Model:
         """A model that is loaded within half of the memory, for another beside it."""
-        most = self._limit()
+        most = self.most()
         try:
             return self._loaded(source, None if most is None else max(1, most // 2))
         except TooLittle as error:
             raise TooLittle(most or error.given, 2 * error.least) from None
 
-    def _limit(self) -> int | None:
+    def most(self) -> int | None:
+        """Bytes for weights and results; None where nobody knows how many there are."""
         return limit(self.memory, pick_device(self.device))
 
     def _loaded(self, source: Source, memory: int | None) -> Model:

@@ -19,21 +19,29 @@ __all__ = ["Lane"]
 _SLAB = 4 * SLAB_BYTES
 
 
+def _pinned() -> Tensor:
+    return torch.empty(_SLAB, dtype=torch.uint8, pin_memory=True)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
 class Lane:
     """Copies of one reader thread.   The rows are staged in two pinned slabs in turn, so that one is filled while the
     other is on its way."""
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._slabs = [torch.empty(_SLAB, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._left = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._slabs = [_pinned() for _ in range(2)]
+        self._left = [_event() for _ in range(2)]
         self._turn, self._one = 0, threading.Lock()
 
     def after(self, rooms: Iterable[Tensor]) -> torch.cuda.Event:
         """When what the GPU was told until now is done, the memory that copies will go to is free."""
         for room in rooms:
             room.record_stream(self._stream)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = _event()
         event.record(torch.cuda.current_stream(self._stream.device))
         return event
 
@@ -63,7 +71,7 @@ class Lane:
 
     def done(self) -> torch.cuda.Event:
         """When all that was copied is there."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = _event()
         event.record(self._stream)
         return event
 

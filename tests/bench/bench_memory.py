@@ -37,8 +37,8 @@ except SystemExit as end:
 sys.stderr.write(re.search("VmHWM:.*", open("/proc/self/status").read())[0])
 sys.exit(code)
 """
-SHAPES = {0.1: (768, 12, 12, 2048), 1: (2048, 20, 16, 5632), 7: (4096, 32, 32, 11008)}
-"""Billions of weights, about: width, layers, heads, width of the MLP."""
+SHAPES = {0.1: (768, 12, 12, 2048), 1: (2048, 20, 16, 5632), 7: (4096, 32, 32, 11008), 70: (8192, 2, 64, 28672)}
+"""Billions of weights, about: width, layers (of 70, the first two), heads, width of the MLP."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -82,11 +82,11 @@ def llama(folder: Path, billions: float, name: str = "model.gguf") -> str:
     dim, layers, heads, ffn = SHAPES[billions]
     words = from_words(["[PAD]", "[UNK]", "[EOS]", *(f"w{i}" for i in range(31997))])
     shape: dict[str, Any] = {"dim": dim, "layers": layers, "heads": heads, "ffn": ffn, "context": 512}
-    made = fresh_checkpoint(TrainConfig(data="-", output="-", preset="llama-15m", **shape), words)
+    made = fresh_checkpoint(TrainConfig(data="-", output="-", preset="llama2-7b", **shape), words)
     return str(sparse(folder / name, {n: t.shape for n, t in made.tensors.items()}, dict(made.metadata)))
 
 
-def text(folder: Path, tokens: int = 300) -> str:
+def text(folder: Path, tokens: int = 600) -> str:
     path = folder / "text.txt"
     path.write_text(" ".join(f"w{i}" for i in np.random.default_rng(1).integers(0, 31000, tokens)))
     return str(path)
@@ -241,9 +241,12 @@ def _cases() -> list[Case]:
         Case("view", weights, MODELS, lambda f, n: ["view", model(f, n), "-o", str(f / "page.html")]),
         Case("size", weights, MODELS, lambda f, n: ["size", model(f, n)]),
         Case("edit --set", weights, MODELS, lambda f, n: ["edit", model(f, n), "--set", "general.name=str:x"]),
-        Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "500M"]),
+        Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "100M"]),
         Case("tokenize", weights, MODELS, lambda f, n: ["tokenize", model(f, n), "w1 w2"]),
-        Case("perplexity", weights, RUN, lambda f, n: ["perplexity", model(f, n), text(f), *_SHORT], _BOUND),
+        Case("perplexity", weights, (0.1, 1, 7, 70),
+             lambda f, n: ["perplexity", model(f, n), text(f), *_SHORT[:2], "--device", "cpu", "--memory",
+                           {7: "2G", 70: "4G"}.get(n, "700M")],
+             _BOUND + "; 7: 2G; 70, two layers of it: 4G"),
         Case("compare", weights, RUN, lambda f, n: ["compare", *pair(f, n), text(f), *_SHORT[:2], "--memory", "1400M",
                                                     *_LIMIT[2:]], _BOUND + ", twice"),
         Case("imatrix", weights, RUN,
@@ -254,7 +257,8 @@ def _cases() -> list[Case]:
              lambda f, n: ["calibrate", model(f, n), text(f), "-o", str(f / "c"), "-c", "128", *_LIMIT], _BOUND),
         Case("quantize --calibrate, fast", weights, (0.1, 1),
              lambda f, n: ["quantize", model(f, n), "-t", "Q4_0", "-o", str(f / "q.gguf"), "--calibrate", text(f),
-                           "--effort", "fast", *_LIMIT[:2]], _BOUND),
+                           "--effort", "fast", *("--memory", "900M" if n < 1 else "3G")],
+             "Python and torch and --memory 900M, 3G"),
         Case("sweep", weights, (0.1, 1),
              lambda f, n: ["sweep", model(f, n), text(f, 200), "--types", "Q8_0", "-o", str(f / "s"), "-c", "128",
                            "--memory", "1400M", "--device", "cpu", "--no-plot"], _BOUND + ", twice"),

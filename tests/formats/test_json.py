@@ -267,3 +267,26 @@ def test_a_kept_style_is_made_compact_where_asked(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"w": [[1.5, 2.5], [3.5, 0.1]], "é": [1]}, indent=4))
     llmconv.convert_file(tmp_path / "a.json", tmp_path / "b.json", json_compact=True, layout="plain")
     assert (tmp_path / "b.json").read_text() == '{"w":[[1.5,2.5],[3.5,0.1]],"\\u00e9":[1]}'
+
+
+def test_many_numbers_lie_in_a_file_that_nobody_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one of the arrays: the others are read from a temporary file, and all are what they were."""
+    rows = np.random.default_rng(4).standard_normal((3, 700, 50))
+    rows[1, 2] = 0  # whole numbers among them
+    path, temporary = tmp_path / "m.json", tmp_path / "tmp"
+    path.write_text(json.dumps({name: array.tolist() for name, array in zip("abc", rows, strict=True)}))
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(json_scan, "IN_MEMORY", 700 * 50 * 8)
+    monkeypatch.setattr(json_scan, "PIECE", 10_000)
+    opened = json_file.open(path)
+    for name, array in zip("abc", rows, strict=True):
+        tensor = opened.tensors[name]
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        np.testing.assert_array_equal(tensor.blocks(5, 9).view(np.float64), array[5:9])
+        np.testing.assert_array_equal(
+            tensor.reshaped((50, 700)).blocks(3, 4).view(np.float64)[0], array.ravel()[2100:2800]
+        )
+    json_file.save(opened, tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == path.read_bytes()
+    assert not list(temporary.iterdir())

@@ -26,6 +26,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def test_under_torchrun(tmp_path: Path) -> None:
     source = runnable.write(runnable.checkpoint(layers=4, dim=64, ffn=256), tmp_path / "m.gguf")
+    small = str(runnable.write(runnable.checkpoint(), tmp_path / "s.gguf"))
     (tmp_path / "t.txt").write_text(runnable.text(3000))
     text, model = str(tmp_path / "t.txt"), str(source)
 
@@ -40,6 +41,9 @@ def test_under_torchrun(tmp_path: Path) -> None:
             ["imatrix", model, text, "-o", str(out / "i.gguf"), "-c", "128", "--device", "cpu", "-q"],
             ["perplexity", model, *measured],
             ["compare", model, str(out / "q.gguf"), *measured],
+            ["convert", model, str(out / "split.gguf"), "--split-max-size", "300K"],
+            ["calibrate", small, text, "-o", str(out / "k"), "-c", "64", "--chunks", "2", "--device", "cpu", "-q"],
+            ["quantize", small, "-t", "Q4_0", "-o", str(out / "c.gguf"), "--calibration", str(out / "k"), "-j", "1"],
         ]
 
     single = launched.launch(tmp_path / "log1", 1, *commands("one"))

@@ -55,7 +55,7 @@ def _started(folder: Path, size: int, run: dict[str, Any]) -> Any:
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(teams.ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -260,7 +261,7 @@ def test_a_calibration_is_the_same(effort: str, tmp_path: Path, monkeypatch: pyt
     if effort == "standard":
         return
     kept = llmconv.Calibration.open(tmp_path / "left.calibration")
-    kept.memory = memory
+    kept.memory = 900_000  # of which each of the two models that are compared has half
     again = llmconv.Verified(kept, text, context=12, chunks=2)
     done = llmconv.quantize(model, tmp_path / "again.gguf", "Q4_0", calibration=again)
     assert any("KL divergence" in note for note in done.notes)
@@ -283,6 +284,8 @@ def test_experts_are_calibrated_the_same(name: str, tmp_path: Path, monkeypatch:
     for memory in ("1T", whole * 9 // 10):
         model = Running("cpu", memory=memory).model(tmp_path)
         assert (model.wants is None) == (memory == "1T")
+        if model.wants is not None:  # of two layers one has nearly all
+            model.wants.plan = dataclasses.replace(model.wants.plan, memory=2 * whole)
         layered.prepare(model, batches)
         found.append(gather(model, batches, 3, Meter(None, "x", 0)))
     a, b = found
@@ -296,8 +299,32 @@ def test_experts_are_calibrated_the_same(name: str, tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_what_is_calibrated_in_memory_only_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.runtime.calibrate import layered
+    from llmconv.runtime.measure.chunks import Running
+
     pytest.importorskip("transformers")
     tiny_models.build("gemma3n", tmp_path)
     monkeypatch.setattr(streaming, "BATCH", 32)
+    model = Running("cpu", memory=600_000).model(tmp_path)
     with pytest.raises(llmconv.UsageError, match="hand each other more than states, so that it is calibrated"):
-        llmconv.calibrate(tmp_path, llmconv.Text("x " * 200), context=24, device="cpu", memory=600_000)
+        layered.prepare(model, batches_of(96))
+
+
+def test_what_is_staged_on_its_way_to_a_gpu_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: streams and events that do nothing, slabs of 64 bytes."""
+    from contextlib import nullcontext
+    from unittest.mock import MagicMock
+
+    from llmconv.runtime.streamed import lane
+
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(lane, "_SLAB", 64)
+    monkeypatch.setattr(lane, "_pinned", lambda: torch.empty(64, dtype=torch.uint8))
+    made = lane.Lane(torch.device("cpu"))
+    with made.copying(torch.cuda.Event()):
+        for values in (torch.arange(100.0), torch.arange(33).to(torch.int16), torch.arange(40.0).view(5, 8)):
+            for to in (torch.empty_like(values), torch.empty(values.shape, dtype=torch.float64)):
+                made.copied(to, values)
+                assert torch.equal(to, values.to(to.dtype))
