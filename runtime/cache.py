@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from llmconv.convert.tables.decoder import Attention, Decoder, Growth, Rope
+from llmconv.convert.decoders.facts import Attention, Decoder, Growth, Rope
 from llmconv.errors import UsageError
 from llmconv.runtime.layers.positions import alibi_slopes, rope_tables
 

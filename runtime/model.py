@@ -1,4 +1,4 @@
-"""The decoder: one module, assembled from the pieces that `convert.tables.decoder.Decoder` names.
+"""The decoder: one module, assembled from the pieces that `convert.decoders.Decoder` names.
 
 Modules carry GGUF's tensor names, so `state_dict()` keys are the names of a canonical checkpoint:
 `blk.0.attn_q.weight`. A `Block` holds the union of all pieces, None where a model lacks one.
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.reports.streaming import EMBEDDING, HEAD
-from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.cache import Cache, Step
@@ -90,7 +90,7 @@ class Block(LayerPieces):
             x = x + layer_vectors.made(self, x, step)
         if self.layer_output_scale is None:
             return x
-        scale = self.layer_output_scale.weight.to(x.dtype)
+        scale: Tensor = self.layer_output_scale.weight.to(x.dtype)
         return x + step.embedded * scale if self.spec.skips else x * scale
 
     def _mlp(self, half: Halfway) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmconv.convert.tables.decoder import Decoder, Layer
+from llmconv.convert.decoders.facts import Decoder, Layer
 from llmconv.errors import Unsupported
 from llmconv.quant.block import BlockType
 from llmconv.runtime.layers.norms import Norm

@@ -15,6 +15,8 @@ OURS = "llmconv"
 PROVENANCE = "llmconv.provenance"
 TOKENIZER = "llmconv.tokenizer."
 """Switches of a tokenizer that GGUF has no key for."""
+WHOLE_JSON = "llmconv.hf.tokenizer_json"
+"""Whether the tokenizer.json that is kept says more of the tokenizer than GGUF's keys do."""
 
 # Of a Hugging Face folder: its text files, the weights' metadata and types, which of several ways names were written
 # in, the values that arithmetic in float32 would not give back, tensors that GGUF has no name for.

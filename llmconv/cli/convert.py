@@ -15,6 +15,7 @@ from llmconv.cli.options import (
     STREAM,
     TARGET,
     Bar,
+    ask,
     command_options,
     human,
     key_option,
@@ -26,6 +27,7 @@ from llmconv.cli.options import (
     read_json_options,
     say,
     size_option,
+    split_option,
     strict_option,
 )
 
@@ -97,7 +99,7 @@ _JSON_NUMBERS = (
     ),
 )
 _WRITE_GGUF = (
-    size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
+    split_option,
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
     portable_option,
 )
@@ -133,6 +135,7 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = one_target(dst, options.pop("output"))
+    ask(dst, options.pop("yes"), quiet or as_json)
     options = {k: v for k, v in options.items() if v is not None}
     options |= {name: True for name in ("mmproj", "mtp") if options.get(name) == ""}
     if dst is None and to is None:
@@ -152,7 +155,7 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     notes(result.notes, quiet)
     if verbose:
         for path in result.paths:
-            say(f"{path}  {human(path.stat().st_size)}", quiet)
+            say(f"{path}  {human(path.stat().st_size)}" if not result.url else str(path), quiet)
         say("types: " + ", ".join(f"{count} {name}" for name, count in result.types.items()), quiet)
     say(summary(result), quiet)
 
@@ -160,7 +163,9 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
 def summary(result: Any) -> str:
     """One line: what was written, how much smaller it is, what was rounded, and the time."""
     written = str(result.target)
-    if len(result.paths) > 1 and not result.target.exists():  # a split GGUF, whose parts have names of their own
+    if result.url:
+        written = result.url
+    elif len(result.paths) > 1 and not result.target.exists():  # a split GGUF, whose parts have names of their own
         written = f"{result.paths[0]} and {len(result.paths) - 1} more"
     plural = "" if result.n_tensors == 1 else "s"
     parts = [f"{written}: {result.n_tensors:,} tensor{plural}, {result.n_elements:,} weights"]
@@ -208,6 +213,7 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
       llmconv convert ./adapter adapter.gguf --base ./TinyLlama
+      llmconv convert hf://org/name hf://me/name-GGUF --split-max-size 4G
       llmconv convert ./Gemma3 gemma.gguf                         # and mmproj-gemma.gguf, its tower
       llmconv convert gemma.gguf ./copy --mmproj mmproj-gemma.gguf
       llmconv convert ./DeepSeek draft.gguf --mtp                 # its layer for further tokens, for llama.cpp's drafts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.tables.decoder import Attention
+from llmconv.convert.decoders.facts import Attention
 from llmconv.errors import Unsupported
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.norms import Norm

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.tables.decoder import Norm as NormSpec
+from llmconv.convert.decoders.facts import Norm as NormSpec
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.norms import Norm
 

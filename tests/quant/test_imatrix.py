@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 from imatrix_files import dat, write_gguf
 
-from llmconv.convert.writing.importance import read_importance, read_sums
+from llmconv.convert.quantizing.importance import read_importance, read_sums
 from llmconv.errors import BadFile, UsageError
 from llmconv.quant.imatrix import Importance, from_dat
 

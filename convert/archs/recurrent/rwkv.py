@@ -199,7 +199,7 @@ def _later(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def _rank(width: int, power: float, times: float) -> int:
     """The rank that models have of themselves: arXiv:2503.14456, appendix."""
-    return max(1, round(width**power * times / 32)) * 32
+    return max(1, round(float(width**power) * times / 32)) * 32
 
 
 _RANKS7 = {

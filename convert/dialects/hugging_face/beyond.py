@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.decoders.describe import describe
+from llmconv.convert.decoders.facts import Decoder, Layer
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.decoder import Decoder, Layer, describe
 from llmconv.convert.tables.loader import NOBODY_READS
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.rows import at_layer

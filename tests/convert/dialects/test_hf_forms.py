@@ -27,9 +27,9 @@ from hf_models import (
 
 from llmconv import formats
 from llmconv.convert import archs
+from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.decoder import describe
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
 
