@@ -144,7 +144,7 @@ def test_optional_tensors_travel_or_are_refused(gguf: str) -> None:
     assert wrong == []
 
 
-ELSEWHERE = ("ffn_gate.", "ffn_up.", "ffn_down.", "nextn.", "layer_output_norm.", "exp_probs_b")
+ELSEWHERE = ("ffn_gate.", "ffn_up.", "ffn_down.", "nextn.", "layer_output_norm.", "exp_probs_b", ".scale", "d2t", "blk.0.")
 """Of layers that are of one kind or another: what is said of them is found by other tests."""
 
 
