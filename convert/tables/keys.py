@@ -209,6 +209,9 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("scale", "projector.scale_factor", "0"),
     ("merge", "spatial_merge_size", "0"),
     ("stack", "projector.stack_factor", "0"),
+    ("n_sam_layer", "sam.block_count", "0"),
+    ("n_sam", "sam.embedding_length", "0"),
+    ("n_sam_head", "sam.head_count", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
 from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack, Twice
-from llmconv.convert.tables.ops.numbers import Backwards, Exp, NegativeExp, Offsets, PackMxfp4, Rounds, Shift
+from llmconv.convert.tables.ops.numbers import Backwards, Exp, NegativeExp, Offsets, PackMxfp4, Rounds, Shift, Softplus
 from llmconv.convert.tables.ops.rows import Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
 from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transpose
 
@@ -33,6 +33,7 @@ __all__ = [
     "Rounds",
     "Shift",
     "Size",
+    "Softplus",
     "Split",
     "Stack",
     "SwapColumns",

@@ -15,7 +15,7 @@ from llmconv.formats.tensor import Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["Backwards", "Exp", "NegativeExp", "Offsets", "PackMxfp4", "Rounds", "Shift"]
+__all__ = ["Backwards", "Exp", "NegativeExp", "Offsets", "PackMxfp4", "Rounds", "Shift", "Softplus"]
 
 
 class Rounds(Op):
@@ -94,6 +94,19 @@ class NegativeExp(Rounds):
     def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(-values.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Softplus(Rounds):
+    """x -> log(1 + e^x), for scales that may be any number and are used as positive ones; float64, rounded once."""
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return np.logaddexp(0.0, values.astype(np.float64)).astype(np.float32)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        wide = values.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (wide + np.log(-np.expm1(-wide))).astype(np.float32)
 
 
 @dataclass(frozen=True)
