@@ -540,6 +540,7 @@ CONFIGS |= {
             "layer_types": ["sliding_attention", "full_attention"],
             "num_kv_shared_layers": 2,
             "hidden_size_per_layer_input": 0,
+            "moe_intermediate_size": None,
             "final_logit_softcapping": 30.0,
             "rope_parameters": {
                 "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},

@@ -123,7 +123,9 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
         for name in scalar.names(dims, prefix):
             out.add(Tensor.from_array(name, np.full(scalar.shape, 0.5, np.float32)))
     for slot in arch.slots(dims):
-        if not (arch.expected(slot.row, config) or changes.get("all_rows")):
+        # llama.cpp needs some families' choice bias
+        chosen = bool(arch.loader.needed) and any("exp_probs_b" in name for name in slot.gguf)
+        if not (arch.expected(slot.row, config) or chosen or changes.get("all_rows")):
             continue
         if changes.get("without", "?") in slot.gguf[0] and len(slot.gguf) > 1:
             continue

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, row
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, SwapColumns, SwapRows
 
 _at = "{p}layers.layers.{i}."
@@ -33,6 +34,7 @@ PLAMO = Architecture(
     "plamo",
     (HfName("PlamoForCausalLM", "plamo"),),
     keys=tuple(key for key in COMMON if key.gguf not in ("context_length", "rope.freq_base")),
+    loader=Loader(needed=HEAD),
     rows=(
         *EMBEDDINGS,
         row("blk.{i}.attn_norm.weight", _at + "norm.weight", "n_embd"),

@@ -8,7 +8,11 @@ from typing import Any
 from llmconv.convert.archs.drafts.eagle3 import DRAFTS
 from llmconv.convert.archs.gemma.gemma4 import GEMMA4
 from llmconv.convert.tables.architecture import HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
+
+_WITHOUT = (".bias", "attn_k", "attn_v", "inp_gate", "{i}.proj.", "{i}.post_norm", "gate_inp", "exps", "ffw_norm_")
+"""Parts of the names of Gemma 4's tensors that an assistant lacks."""
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
@@ -37,6 +41,11 @@ GEMMA4_ASSISTANT = GEMMA4.variant(
         row("nextn.pre_projection.weight", "pre_projection.weight", "n_embd, 2 * n_backbone"),
         row("nextn.post_projection.weight", "post_projection.weight", "n_backbone, n_embd"),
     ),
+    drop=(
+        "output.weight",
+        *(r.gguf[0] for r in GEMMA4.rows if any(word in r.gguf[0] for word in ("per_layer_", *_WITHOUT))),
+    ),
+    loader=Loader(needed=("blk.{i}.layer_output_scale.weight",)),
     kept=(r"masked_embedding\..*",),
     finish=_finish,
     rebuild=_rebuild,

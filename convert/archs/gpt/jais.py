@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import GPT_KEYS, linear, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, Transpose
 from llmconv.convert.tables.times import Times
 
@@ -40,6 +41,7 @@ JAIS = Architecture(
             scaled_by.lm_head     f32   width_scale
         """),
     ),
+    loader=Loader(needed=HEAD),
     rows=(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd", Times(("embedding",))),
         *norm("output_norm", "{p}ln_f"),

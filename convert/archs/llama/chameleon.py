@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.tables.architecture import HfName, keys, row
+from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import SwapColumns
 
 _at = "{p}layers.{i}.self_attn."
@@ -22,6 +23,7 @@ CHAMELEON = LLAMA.variant(
     ),
     drop=(*NOT_DENSE, "vocab_size", "rope.dimension_count", "attention.sliding_window"),
     decoder={"qk_layer_norm": 1e-5, "silent": (4, 8196)},
+    loader=Loader(refused=OUT_BIAS),
     inert="vq_config vocabulary_map model_parallel_size",
 )
 

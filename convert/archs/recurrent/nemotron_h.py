@@ -208,7 +208,7 @@ _MOE = NEMOTRON_H.variant(
     """),
     rows=(
         row("blk.{i}.ffn_gate_inp.weight", _at + "gate.weight", "n_expert, n_embd", when=_ff),
-        dataclasses.replace(choice_bias("mixer.gate.e_score_correction_bias", "n_ff"), optional=lambda config: True),
+        choice_bias("mixer.gate.e_score_correction_bias", "n_ff"),
         row(
             "blk.{i}.ffn_latent_down.weight",
             _at + "fc1_latent_proj.weight",
@@ -226,6 +226,7 @@ _MOE = NEMOTRON_H.variant(
     drop=tuple(f"blk.{{i}}.ffn_{name}" for name in ("up.weight", "down.weight", "up.bias", "down.bias")),
     decoder={"gating": "sigmoid", "normalize_experts": True},
     inert="intermediate_size mlp_bias",
+    loader=Loader(needed=("blk.{i}.exp_probs_b.bias if n_ff",)),
 )
 
 _HALVES = ("mtp.layers.0.", "mtp.layers.1.")

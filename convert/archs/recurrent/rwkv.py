@@ -13,7 +13,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import NORMS, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, Row, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, Exchanged, Reshape, Stack, Transpose, Twice
 from llmconv.convert.tables.times import Halved
 from llmconv.errors import Unsupported
@@ -99,7 +99,7 @@ RWKV6 = Architecture(
     finish=_ranks6,
     decoder={"not_run": _NOT_RUN},
     inert="attention_hidden_size num_attention_heads head_size_divisor context_length max_context_length",
-    loader=Loader(needed=("output.weight",)),
+    loader=Loader(needed=HEAD),
 )
 
 _q6 = "{p}layers.{i}.self_attn."
@@ -143,6 +143,7 @@ RWKV6_QWEN2 = Architecture(
         time_mix_extra_dim                u32   lora_rank_tokenshift
         time_decay_extra_dim              u32   lora_rank_decay
     """),
+    loader=Loader(needed=HEAD),
     rows=(
         *_QWEN_ENDS,
         *_shifted_by_data(_q6, Exchanged(5, 0, 3)),
@@ -261,7 +262,7 @@ RWKV7 = Architecture(
     finish=_ranks7,
     decoder={"not_run": _NOT_RUN},
     inert="attn attn_mode fuse_norm fuse_cross_entropy hidden_ratio num_heads value_dim norm_first norm_bias",
-    loader=Loader(needed=("output.weight",)),
+    loader=Loader(needed=HEAD),
 )
 
 _a8 = "{p}layers.{i}.self_attn.time_mixer."
@@ -294,6 +295,7 @@ ARWKV7 = Architecture(
         *(key for key in _KEYS7 if not key.gguf.endswith("lora_rank")),
         *keys("attention.layer_norm_rms_epsilon  f32  rms_norm_eps  1e-6"),
     ),
+    loader=Loader(needed=HEAD),
     rows=(
         *_QWEN_ENDS,
         _lerps(_a8, "rwkvag", "x_{}"),

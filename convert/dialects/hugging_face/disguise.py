@@ -33,7 +33,8 @@ def plain_names(arch: Architecture, names: Iterable[str], tied: bool) -> dict[st
     tied: whether the configuration says that the head is the embedding, so that either may stand for both.
     """
     names = list(names)
-    bare = {name: _PEFT.sub("", _WRAPPERS.sub("", name)) for name in names}
+    own = {word for row in arch.rows for form in row.forms for name in form.patterns for word in name.split(".")}
+    bare = {name: _PEFT.sub("", _WRAPPERS.sub(lambda m: m[0] if m[0][:-1] in own else "", name)) for name in names}
     bare = _one_prefix(arch, bare)
     found = _tied(arch, bare) if tied else bare
     counts = Counter(found.values())
