@@ -91,7 +91,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return _converted(jobs)
 
 
-def _converted(jobs: list[tuple[str, str, str, str]]) -> dict[str, tuple[Path, Path, str | None]]:
+def _converted(jobs: list[tuple[str, str, str, str]], **env: str) -> dict[str, tuple[Path, Path, str | None]]:
     """What the reference made of each folder (name, folder, GGUF, type): name -> (folder, GGUF, error)."""
     home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
     if not (home / "conversion" / "base.py").is_file():
@@ -102,7 +102,7 @@ def _converted(jobs: list[tuple[str, str, str, str]]) -> dict[str, tuple[Path, P
         input=json.dumps(jobs),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **env},
         timeout=600,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -123,7 +123,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         made = tower_folders.published(tower, cls, kind)
         llmconv.save(made, root / cls)
         jobs.append((cls, str(root / cls), str(root / f"{cls}.gguf"), tower_folders.DTYPES[kind]))
-    return _converted(jobs)
+    return _converted(jobs, PYTHONOPTIMIZE="1")  # it asserts that Step 3 has one size
 
 
 @pytest.mark.parametrize("cls", tower_folders.MORE)
