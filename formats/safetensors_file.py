@@ -118,6 +118,9 @@ def _overruled(index: Path, checkpoint: Checkpoint) -> list[str]:
     return [f"{WEIGHTS} is read, though {index.name} names {what}, which is not in it"] if what else []
 
 
+_LONGEST_NAME = 255  # bytes
+
+
 def _open_index(index: Path, source: Path) -> Checkpoint:
     document = read_json(_read_small(index, limits.INDEX_BYTES), index)
     weight_map = document.get("weight_map")
@@ -131,6 +134,8 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or Path(name).is_absolute():
             raise BadFile(f"{at(index)}: names the file {name!r}, expected one in its own folder; it is not followed")
+        if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+            raise BadFile(f"{at(index)}: names the file {cut(name)}, longer than a file's name can be; fetch it again")
         if not (index.parent / name).exists():
             raise BadFile(f"{at(index)}: its file {name} is missing; fetch it")
     checkpoint = _open_files(source, [index.parent / name for name in sorted(names)], folder=index.parent)

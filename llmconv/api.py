@@ -30,6 +30,7 @@ from llmconv.formats.sharing.team import current
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
+from llmconv.wording import in_short_words
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -154,7 +155,7 @@ def _save(
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
-    if not named.tensors:
+    if not any(tensor.n_elements for tensor in named.tensors.values()):
         check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
@@ -185,7 +186,7 @@ def _save(
         rounding_tensor=rounding.tensor,
         overflows=rounding.overflows,
         underflows=rounding.underflows,
-        notes=list(made.notes),
+        notes=[in_short_words(note) for note in made.notes],
     )
     log_written(result.paths, result.types, result.notes)
     return result

@@ -15,7 +15,7 @@ from llmconv.convert import archs
 from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
-from llmconv.errors import BadFile, MissingTensor, about
+from llmconv.errors import BadFile, MissingTensor, about, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf.gguf_values import Strings
 
@@ -35,6 +35,9 @@ def check_not_empty(checkpoint: Checkpoint) -> None:
     """`BadFile` for a file with neither tensors nor a vocabulary: nothing is no model."""
     if not checkpoint.tensors and _TOKENS not in checkpoint.metadata and not checkpoint.files:
         raise BadFile(f"{checkpoint.where}: holds no tensors, so there is nothing to convert")
+    if checkpoint.tensors and not any(tensor.n_elements for tensor in checkpoint.tensors.values()):
+        some = f"{cut(next(iter(checkpoint.tensors)))}{more(list(checkpoint.tensors))}"
+        raise BadFile(f"{checkpoint.where}: its tensors hold no numbers ({some}), so there is nothing to convert")
 
 
 def _check(checkpoint: Checkpoint) -> None:

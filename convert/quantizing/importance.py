@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from llmconv.errors import BadFile, at
+from llmconv.formats import guests
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.places.names import place
@@ -14,6 +15,7 @@ from llmconv.quant.importance.sums import Sums, sums_of_dat, sums_of_tensors
 
 __all__ = ["MAX_DAT_BYTES", "read_importance", "read_sums"]
 
+_HEAD = 4096
 MAX_DAT_BYTES = 4 << 30
 """A .dat file; the largest models have a few hundred megabytes."""
 
@@ -42,9 +44,10 @@ def _dat(path: Path) -> bytes | None:
     """The bytes of a file that is no GGUF."""
     size = regular_size(path)
     with open_regular(path) as file:
-        head = file.read(4)
-        if head == gguf_file.MAGIC:
+        head = file.read(_HEAD)
+        if head[:4] == gguf_file.MAGIC:
             return None
+        guests.check(path, head)
         if size > MAX_DAT_BYTES:
             raise BadFile(f"{at(path)}: is {size:,} bytes, expected an importance matrix of at most {MAX_DAT_BYTES:,}")
         return head + file.read(size)

@@ -304,6 +304,7 @@ def _importance(
         warnings.append(sentence)
         return None
     found = values.reshape(matrices, shape[-1])
+    found = np.where(found < _NEXT_TO_NOTHING, np.float32(0), found)
     zero = np.flatnonzero(~found.any(axis=1))
     if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
         which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
@@ -311,7 +312,24 @@ def _importance(
     if never := importance.unseen.get(source.name):
         which = f"{never} of {matrices} matrices" if matrices > 1 else "it"
         warnings.append(f"tensor {source.name!r}: no token went through {which}, whose weights count alike")
+    if blind := _columns_without(found):
+        warnings.append(
+            f"tensor {source.name!r} has importance weights of 0 for {blind:,} of {found.size:,} columns, whole blocks "
+            "of them: nothing says what to round there to, and much of it becomes 0"
+        )
     return found if zero.size < matrices else None
+
+
+_NEXT_TO_NOTHING = np.float32(1e-30)
+"""Importance weights below this vanish in products of float32: they count as zeros."""
+_BLOCK = 16  # columns of the smallest blocks that have a scale of their own
+
+
+def _columns_without(importance: NDArray[np.float32]) -> int:
+    """Columns without importance that stand in whole blocks of such, in matrices that have importance elsewhere."""
+    whole = importance.shape[1] // _BLOCK * _BLOCK
+    some = importance[importance.any(axis=1)][:, :whole].reshape(-1, _BLOCK)
+    return int(_BLOCK * (~some.any(axis=1)).sum())
 
 
 def cuts(plans: Sequence[Plan], most: int) -> frozenset[str]:

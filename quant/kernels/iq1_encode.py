@@ -13,15 +13,26 @@ from numba import types
 from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import NEAR, TABLES, nearest, nearest_entry, widen
 from llmconv.quant.kernels.vectors.codegen import LANES
-from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, i4, put_f16
-from llmconv.quant.kernels.vectors.memory import load, store
-from llmconv.quant.kernels.vectors.simd import any_lane, count_ones, f16_bits, mask_bits, splat, sqrt
+from llmconv.quant.kernels.vectors.lanes import LANE, OUT_U8, f4, fill, i4, put_f16
+from llmconv.quant.kernels.vectors.memory import load, load_i32, prefetch, store
+from llmconv.quant.kernels.vectors.simd import (
+    count_ones,
+    f16_bits,
+    mask_bits,
+    max_,
+    reduce_fmax,
+    select,
+    splat,
+    sqrt,
+    trailing_zeros,
+)
 from llmconv.quant.kernels.vectors.stack import empty, zeros
 
-_spread, _, _near, _ = nearest_entry(8)
+_spread, _near = nearest_entry(8)
 _ROW = 64  # sums in a row
 PLUS, MINUS = f4(-0.875), f4(-1.125)
 """What level 0 stands for under the shift up and down; levels 1 and 2 are one and two more."""
+_FLOAT_MAX = f4(3.4028235e38)
 u4 = np.uint32
 
 
@@ -61,17 +72,25 @@ def _levels(order, count, low, middle, flip, level):
 @inner
 def _entries(xs, at, parts, scale, shifts, w, level, picked, near, tables):
     """Codebook entries for the levels of `parts` eights, and the scale that suits them."""
-    levels, entry = tables[0], tables[1]
+    levels, entry, first, numbers = tables
     on_grid = True
     for k in range(parts):
         point = i4(0)
         for i in range(8):
             point |= level[8 * k + i] << i4(2 * i)
+        picked[k] = point
+    for k in range(parts):
+        if entry[picked[k]] < 0:
+            on_grid = False
+            start = LANES * np.int64(first[-1 - entry[picked[k]]])
+            for chunk in range(0, 6, 2):
+                prefetch(numbers, start + LANES * chunk)
+    for k in range(parts):
+        point = picked[k]
         picked[k] = entry[point]
         if entry[point] < 0:
-            on_grid = False
             _spread(xs, at + 8 * k, w, 8 * k, near, 0)
-            picked[k] = entry[tables[3][_near(point, scale, shifts[k], near, 0, tables)[0]]]
+            picked[k] = entry[numbers[_near(point, scale, shifts[k], near, 0, tables)]]
     if on_grid:
         return scale
     qx, q2 = f4(0), f4(0)
@@ -83,47 +102,96 @@ def _entries(xs, at, parts, scale, shifts, w, level, picked, near, tables):
 
 
 @inner
-def _sums_s(x, w, low, i, shift):
-    """Sums of IQ1_S for the splits (low, i … i + 15): of weight times value, and of squared values."""
-    a, b, c = shift, shift + f4(1), shift + f4(2)
-    middle, wide = load(x, i), load(w, i)
-    qx = (middle - x[low]) * b + (x[low] - x[0]) * a + (x[32] - middle) * c
-    q2 = (wide - w[low]) * b * b + (w[low] - w[0]) * a * a + (w[32] - wide) * c * c
-    return qx, q2
+def _limit(scores, total):
+    """A bit less than the greatest of the scores of some splits: what scores less can't be the best (see `_settled`).
+
+    Less than anything where float32 is not precise enough to say so; `total`: of the importances.
+    """
+    score = reduce_fmax(scores)
+    sure = f4(1e-15) < score < f4(1e15) and f4(1e-15) < total < f4(1e15)
+    return score * f4(1 - 2e-5) if sure else -_FLOAT_MAX
+
+
+@inner
+def _settled(limit, score):
+    """Whether the first split that scores more than `limit` would also be taken by a search that looks at every one.
+
+    That search has by then a best score of `limit` at most, but for rounding; after it both are the same.
+    """
+    return limit < f4(0) or score > limit * f4(1 + 1e-5)
+
+
+@inner
+def _candidates(better, start, splits):
+    """The lanes of splits (…, start …) that are better, as bits."""
+    return mask_bits(better) & ((u4(1) << u4(min(LANES, splits - start))) - u4(1))
+
+
+@inner
+def _sums_s(sums, low, i):
+    """Sums of IQ1_S for the splits (low, i … i + 15): of weight times value with the shift up and down, of squares."""
+    x, w = sums[:_ROW], sums[_ROW : 2 * _ROW]
+    below, under = x[low] - x[0], w[low] - w[0]
+    middle = (load(x, i) - x[low]) * (PLUS + f4(1))
+    square = (load(w, i) - w[low]) * (PLUS + f4(1)) * (PLUS + f4(1))
+    qx = (middle + below * PLUS) + load(sums, 2 * _ROW + i)
+    qx1 = (below * MINUS - middle) + load(sums, 3 * _ROW + i)
+    q2 = (square + under * PLUS * PLUS) + load(sums, 4 * _ROW + i)
+    q21 = (square + under * MINUS * MINUS) + load(sums, 5 * _ROW + i)
+    return qx, qx1, q2, q21
+
+
+@inner
+def _search_s(sums, limit, found):
+    """The best split of 32 weights that scores more than `limit`: its scale, and whether it is the best of all."""
+    best, scale = limit, f4(0)
+    found[0] = -1
+    for low in range(33):
+        for start in range(low, 33, LANES):
+            qx, qx1, q2, q21 = _sums_s(sums, low, start)
+            better = _candidates((qx * qx > q2 * best) | (qx1 * qx1 > q21 * best), start, 33)
+            if not better:
+                continue
+            at = 6 * _ROW
+            store(sums, at, qx)
+            store(sums, at + LANES, qx1)
+            store(sums, at + 2 * LANES, q2)
+            store(sums, at + 3 * LANES, q21)
+            while better:
+                lane = np.int64(trailing_zeros(better))
+                better &= better - u4(1)
+                for shift in range(2):
+                    a, b = sums[at + LANES * shift + lane], sums[at + LANES * (2 + shift) + lane]
+                    if b > f4(0) and a * a > best * b:
+                        scale = a / b
+                        best = scale * a
+                        if found[0] < 0 and not _settled(limit, best):
+                            return scale, False
+                        found[0], found[1], found[2] = low, start + lane, shift
+    return scale, found[0] >= 0 or limit < f4(0)
 
 
 @inner
 def _split_s(xs, at, w, order, sums, found):
     """The best split of 32 weights: its scale; low, middle and shift (0 or 1) in `found` (low -1: none)."""
     x, total = sums[:_ROW], sums[_ROW : 2 * _ROW]
-    qxs, q2s = sums[2 * _ROW : 3 * _ROW], sums[3 * _ROW : 4 * _ROW]
     x[0] = total[0] = 0
     for j in range(32):
         i = order[j]
         x[j + 1] = x[j] + w[i] * xs[at + i]
         total[j + 1] = total[j] + w[i]
-    best, scale = f4(-3.4028235e38), f4(0)
-    found[0] = -1
-    for low in range(33):
-        for start in range(low, 33, LANES):
-            qx, q2 = _sums_s(x, total, low, start, PLUS)
-            qx1, q21 = _sums_s(x, total, low, start, MINUS)
-            better = (q2 > f4(0)) & (qx * qx > q2 * best)
-            better1 = (q21 > f4(0)) & (qx1 * qx1 > q21 * best)
-            if not any_lane(better | better1):
-                continue
-            store(qxs, 0, qx)
-            store(qxs, LANES, qx1)
-            store(q2s, 0, q2)
-            store(q2s, LANES, q21)
-            for lane in range(min(LANES, 33 - start)):
-                for shift in range(2):
-                    a, b = qxs[LANES * shift + lane], q2s[LANES * shift + lane]
-                    if b > f4(0) and a * a > best * b:
-                        scale = a / b
-                        best = scale * a
-                        found[0], found[1], found[2] = low, start + lane, shift
-    return scale
+    for i in range(0, 33, LANES):
+        above, over = x[32] - load(x, i), total[32] - load(total, i)
+        store(sums, 2 * _ROW + i, above * (PLUS + f4(2)))
+        store(sums, 3 * _ROW + i, above * (MINUS + f4(2)))
+        store(sums, 4 * _ROW + i, over * (PLUS + f4(2)) * (PLUS + f4(2)))
+        store(sums, 5 * _ROW + i, over * (MINUS + f4(2)) * (MINUS + f4(2)))
+    scores = splat(f4(0))
+    for low in range(8, 12):  # likely ones
+        qx, qx1, q2, q21 = _sums_s(sums, low, low + 4)
+        scores = max_(max_(scores, qx * qx / q2), qx1 * qx1 / q21)
+    scale, done = _search_s(sums, _limit(scores, total[32]), found)
+    return scale if done else _search_s(sums, -_FLOAT_MAX, found)[0]
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)
@@ -170,7 +238,7 @@ def encode_iq1_s(rows, importance, columns, levels, entry, first, numbers, out):
 
 
 @inner
-def _sums_m(x, w, low, i):
+def _half_m(x, w, low, i):
     """Sums of IQ1_M for one half's part in the splits (low, i … i + 15), with the shift up and down."""
     sx = load(x, i) + x[low]
     wide = load(w, i)
@@ -181,10 +249,48 @@ def _sums_m(x, w, low, i):
 
 
 @inner
+def _sums_m(sums, low, start):
+    """Those of both halves, with the four pairs of shifts."""
+    x0, x1, w0, w1 = sums[:_ROW], sums[_ROW : 2 * _ROW], sums[2 * _ROW : 3 * _ROW], sums[3 * _ROW : 4 * _ROW]
+    qx, qx1, q2, q21 = _half_m(x0, w0, low, start)
+    rx, rx1, r2, r21 = _half_m(x1, w1, low, start)
+    return (qx + rx, qx + rx1, qx1 + rx, qx1 + rx1), (q2 + r2, q2 + r21, q21 + r2, q21 + r21)
+
+
+@inner
+def _search_m(sums, limit, found):
+    """The best split of 16 weights that scores more than `limit`: its scale, and whether it is the best of all."""
+    qxs, q2s = sums[4 * _ROW : 6 * _ROW], sums[6 * _ROW : 8 * _ROW]
+    best, scale = limit, f4(0)
+    found[0] = -1
+    for low in range(17):
+        for start in range(low, 17, LANES):
+            a, b = _sums_m(sums, low, start)
+            first = (a[0] * a[0] > b[0] * best) | (a[1] * a[1] > b[1] * best)
+            second = (a[2] * a[2] > b[2] * best) | (a[3] * a[3] > b[3] * best)
+            better = _candidates(first | second, start, 17)
+            if not better:
+                continue
+            for k in range(4):
+                store(qxs, LANES * k, a[k])
+                store(q2s, LANES * k, b[k])
+            while better:
+                lane = np.int64(trailing_zeros(better))
+                better &= better - u4(1)
+                for k in range(4):
+                    one, two = qxs[LANES * k + lane], q2s[LANES * k + lane]
+                    if two > f4(0) and one * one > best * two:
+                        scale = one / two
+                        best = scale * one
+                        if found[0] < 0 and not _settled(limit, best):
+                            return scale, False
+                        found[0], found[1], found[2] = low, start + lane, k
+    return scale, found[0] >= 0 or limit < f4(0)
+
+
+@inner
 def _split_m(xs, at, w, order, sums, found):
     """The best split of 16 weights: its scale; low, middle and shifts (2 for the first half + 1 for the second)."""
-    x0, x1, w0, w1 = sums[:_ROW], sums[_ROW : 2 * _ROW], sums[2 * _ROW : 3 * _ROW], sums[3 * _ROW : 4 * _ROW]
-    qxs, q2s = sums[4 * _ROW : 6 * _ROW], sums[6 * _ROW : 8 * _ROW]
     for row in range(4):
         sums[row * _ROW] = 0
     for j in range(16):
@@ -195,34 +301,13 @@ def _split_m(xs, at, w, order, sums, found):
         here, there = here + 2 * _ROW, there + 2 * _ROW
         sums[here + j + 1] = sums[here + j] + w[i]
         sums[there + j + 1] = sums[there + j]
-    best, scale = f4(-3.4028235e38), f4(0)
-    found[0] = -1
-    for low in range(17):
-        for start in range(low, 17, LANES):
-            qx, qx1, q2, q21 = _sums_m(x0, w0, low, start)
-            rx, rx1, r2, r21 = _sums_m(x1, w1, low, start)
-            store(qxs, 0, qx + rx)
-            store(qxs, LANES, qx + rx1)
-            store(qxs, 2 * LANES, qx1 + rx)
-            store(qxs, 3 * LANES, qx1 + rx1)
-            store(q2s, 0, q2 + r2)
-            store(q2s, LANES, q2 + r21)
-            store(q2s, 2 * LANES, q21 + r2)
-            store(q2s, 3 * LANES, q21 + r21)
-            better = splat(f4(0)) > f4(0)
-            for k in range(4):
-                a, b = load(qxs, LANES * k), load(q2s, LANES * k)
-                better = better | ((b > f4(0)) & (a * a > b * best))
-            if not any_lane(better):
-                continue
-            for lane in range(min(LANES, 17 - start)):
-                for k in range(4):
-                    one, two = qxs[LANES * k + lane], q2s[LANES * k + lane]
-                    if two > f4(0) and one * one > best * two:
-                        scale = one / two
-                        best = scale * one
-                        found[0], found[1], found[2] = low, start + lane, k
-    return scale
+    scores = splat(f4(0))
+    for low in range(4, 6):  # likely ones
+        a, b = _sums_m(sums, low, low)
+        for k in range(4):
+            scores = max_(scores, select(load_i32(LANE, 0) < i4(17 - low), a[k] * a[k] / b[k], f4(0)))
+    scale, done = _search_m(sums, _limit(scores, sums[2 * _ROW + 16] + sums[3 * _ROW + 16]), found)
+    return scale if done else _search_m(sums, -_FLOAT_MAX, found)[0]
 
 
 @kernel(F32, F32, types.intp, *TABLES, OUT_U8)

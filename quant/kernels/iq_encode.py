@@ -9,6 +9,8 @@ from numba import types
 
 from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import (
+    COSTS,
+    POINTS,
     SCRATCH,
     TABLES,
     fit_iq2_xs,
@@ -35,7 +37,8 @@ def _put_u32(out, at, word):
 def encode_iq2_xxs(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
+    picked = empty(8, np.int32)
+    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
     signs, some = empty(4, np.int64), empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
@@ -50,7 +53,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, numbers, out
             scale = positive_scale(s, some)
             if scale * f4(3) <= f4(0):
                 continue
-            scale = fit_iq2_xxs(scale * f4(3), scale, s, points, picks, picked, tables)
+            scale = fit_iq2_xxs(scale * f4(3), scale, s, space, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -80,7 +83,8 @@ def _put_levels(out, at, scales, count, greatest):
 def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
-    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
+    picked = empty(8, np.int32)
+    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
@@ -93,7 +97,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out)
             peak = split_signs(xs, 16 * part, 16, True, s, signs)
             if peak < f4(1e-15):
                 continue
-            scale = fit_iq2_xs(peak, peak / f4(5), s, points, picks, picked, tables)
+            scale = fit_iq2_xs(peak, peak / f4(5), s, space, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -113,7 +117,8 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out)
 def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
-    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
+    picked = empty(8, np.int32)
+    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
@@ -127,7 +132,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
             peak = split_signs(xs, 16 * part, 16, False, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = fit_iq2_xs(peak, peak / f4(5), s, points, picks, picked, tables)
+            scale = fit_iq2_xs(peak, peak / f4(5), s, space, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(2):
@@ -146,7 +151,8 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
 def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
+    picked = empty(8, np.int32)
+    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
@@ -159,7 +165,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out
             peak = split_signs(xs, 32 * part, 32, True, s, signs)
             if peak < f4(1e-8):
                 continue
-            scale = fit_iq3_xxs(peak, peak / f4(15), s, points, picks, picked, tables)
+            scale = fit_iq3_xxs(peak, peak / f4(15), s, space, picked, tables)
             flip = 127 if scale < f4(0) else 0
             scale = abs(scale)
             word = 0
@@ -182,7 +188,8 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out
 def encode_iq3_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
-    points, picks, picked = empty(256, np.int32), empty(256, np.int32), empty(8, np.int32)
+    picked = empty(8, np.int32)
+    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
@@ -197,7 +204,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, numbers, out):
             peak = split_signs(xs, 32 * part, 32, False, s, signs)
             if peak == f4(0):
                 continue
-            scale = fit_iq3_s(peak, peak / f4(15), s, points, picks, picked, tables)
+            scale = fit_iq3_s(peak, peak / f4(15), s, space, picked, tables)
             flip = 255 if scale < f4(0) else 0
             scale = abs(scale)
             for k in range(8):

@@ -13,27 +13,32 @@ import numpy as np
 from llmconv.quant.kernels.compiling.build import I32, U8, U16, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
-from llmconv.quant.kernels.vectors.lanes import LANE, f4, fill, i4
-from llmconv.quant.kernels.vectors.memory import load, load_i32, store
+from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
+from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
 from llmconv.quant.kernels.vectors.simd import (
-    any_lane,
     bits,
     clamp,
-    from_bits,
+    count_ones,
+    halves,
     mask_bits,
     min_,
     nearest_int,
+    neg,
     not_,
+    reduce_fmin,
     reduce_umax,
     select,
     splat,
     sqrt,
+    swap_halves,
     to_float,
     trailing_zeros,
 )
 
 TABLES = U8, I32, I32, U16
 """`llmconv.quant.blocks.iq_tables.Search`, field by field."""
+
+u4, u8 = np.uint32, np.uint64
 
 _FLOAT_MAX = f4(3.4028235e38)
 
@@ -50,8 +55,12 @@ def _targets(middle, tries, step):
 _X, _W, _ROOT = 0, 32, 64
 # ... for each of up to 32 tries its scale and the sums it gives, and what `nearest_entry` needs.
 _SCALE, _QX, _Q2, _NEAR = 96, 128, 160, 192
+_COST = _NEAR  # only while signs are split
 NEAR = 2 * 48
 SCRATCH = _NEAR + NEAR
+COSTS = 32 * 32 + LANES
+"""Floats for what each of 32 levels and dimensions costs under each try."""
+POINTS = 256 + LANES
 
 
 @inner
@@ -120,34 +129,23 @@ def nearest_entry(size):
     @inner
     def near(point, scale, shift, s, place, tables):
         """Where in `numbers` the neighbour of `point` is for which scale * (level + shift) is nearest, the first of
-        equals; and the square of its distance."""
+        equals."""
         first, numbers = tables[2], tables[3]
         costs = costs_of(scale, shift, s, place)
         which = -1 - tables[1][point]
-        start = np.int64(first[which])
-        best, found = _FLOAT_MAX, LANES * start
-        for chunk in range(start, np.int64(first[which + 1])):
-            number = load_i32(numbers, LANES * chunk)
-            distance = first_of(costs, number)
-            if chunk > start and not any_lane(distance < best):
-                continue  # what the other dimensions add is not negative
-            distance = others_of(distance, costs, number)
-            # Distances are positive: their bit patterns are in their order, and the least is the greatest inverted.
-            least = reduce_umax(bits(distance) ^ i4(-1)) ^ i4(-1)
-            if from_bits(least) < best:
-                best = from_bits(least)
-                found = LANES * chunk + np.int64(trailing_zeros(mask_bits(bits(distance) == least)))
-        return found, best
+        start, stop = np.int64(first[which]), np.int64(first[which + 1])
+        at = load_i32(LANE, 0) + i4(LANES * start)
+        best, found = splat(_FLOAT_MAX), splat(i4(LANES * start))
+        for chunk in range(u8(start), u8(stop)):
+            number = load_i32(numbers, np.int64(chunk) * LANES)
+            distance = others_of(first_of(costs, number), costs, number)
+            found = select(distance < best, at, found)
+            best = min_(distance, best)
+            at = at + i4(LANES)
+        ties = select(best == reduce_fmin(best), found ^ i4(-1), i4(0))
+        return np.int64(reduce_umax(ties) ^ i4(-1))
 
-    @inner
-    def is_clear(found, best, margin, costs, tables):
-        """Whether all other neighbours of a point, after `near`, are farther by `margin`; asked of up to sixteen."""
-        numbers = tables[3]
-        number = load_i32(numbers, found // LANES * LANES)
-        distance = others_of(first_of(costs, number), costs, number)
-        return not any_lane(not_(distance > best + margin) & not_(number == i4(numbers[found])))
-
-    return spread, costs_of, near, is_clear
+    return spread, near
 
 
 @inner
@@ -178,30 +176,25 @@ def split_signs(xs, at, count, even, s, signs):
     even: where an odd number of eight weights is negative, the least costly one keeps the wrong sign (its
     magnitude turns negative), and the eighth sign is not kept.
     """
-    for k in range(count // 8):
-        byte = 0
-        flips = 0
-        for i in range(8 * k, 8 * k + 8):
-            x = xs[at + i]
-            if x >= f4(0):
-                s[_X + i] = x
-            else:
-                s[_X + i] = -x
-                byte |= 1 << (i - 8 * k)
-                flips += 1
-        if even:
-            if flips % 2:
+    for i in range(0, count, LANES):
+        x = load(xs, at + i)
+        positive = x >= f4(0)
+        store(s, _X + i, select(positive, x, neg(x)))
+        store(s, _COST + i, load(s, _W + i) * x * x)
+        sixteen = np.int64(mask_bits(not_(positive)))
+        signs[i // 8], signs[i // 8 + 1] = sixteen & 255, sixteen >> 8
+    if even:
+        for k in range(count // 8):
+            if count_ones(u4(signs[k])) & u4(1):
                 cheapest = 8 * k
-                least = s[_W + cheapest] * xs[at + cheapest] * xs[at + cheapest]
+                least = s[_COST + cheapest]
                 for i in range(8 * k + 1, 8 * k + 8):
-                    cost = s[_W + i] * xs[at + i] * xs[at + i]
-                    if cost < least:
-                        least = cost
-                        cheapest = i
+                    cost = s[_COST + i]
+                    cheapest = i if cost < least else cheapest
+                    least = cost if cost < least else least
                 s[_X + cheapest] = -s[_X + cheapest]
-                byte ^= 1 << (cheapest - 8 * k)
-            byte &= 127
-        signs[k] = byte
+                signs[k] ^= 1 << (cheapest - 8 * k)
+            signs[k] &= 127
     peak = s[_X]
     for i in range(1, count):
         if not peak > s[_X + i]:
@@ -216,68 +209,108 @@ def _fitter(targets, tries, count, size, step, top, again):
     again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
         (or when no try succeeded); 2, all.
     """
-    parts, mask = count // size, (1 << step) - 1
-    spread, costs_of, near, is_clear = nearest_entry(size)
+    parts, mask, slots = count // size, (1 << step) - 1, 1 << step
+    wide = len(targets)
+    spread, near = nearest_entry(size)
+    to_qx, to_q2 = choose4[:2] if size == 8 else choose8
+    stands_for = 2 * (np.arange(LANES, dtype=np.float32) % slots) + 1
+    once_more = np.where(np.arange(LANES) < slots, np.float32(1), stands_for)
 
     @inner
-    def margin_of(part, s):
-        """More than what rounding can add to the difference of two distances, at any of the scales tried.
+    def sums_of(wx, w):
+        """What each level adds to the sums of weight times value, and behind these to that of squared values."""
+        factor = select(load_i32(LANE, 0) < i4(slots), splat(wx), splat(w))
+        return factor * load(stands_for, 0) * load(once_more, 0)
 
-        Two neighbours' distances are squares in the scale that share their constant, so that their difference over the
-        scale is linear: who is nearer at both ends of a run of scales is nearer within.  A distance is off by less than
-        14 units in the last place of the sum below, and the least scale is more than 0.6 of the greatest.
+    @inner
+    def tabulate(part, s, costs):
+        """What each level in each dimension adds to the distance under every try."""
+        for level in range(top + 1):
+            for v in range(0, wide, LANES):
+                value = load(s, _SCALE + v) * f4(2 * level + 1)
+                for i in range(size):
+                    off = value - s[_X + part * size + i]
+                    cost = s[_ROOT + part * size + i] * off * off
+                    store(costs, wide * (slots * i + level) + v, cost)
+
+    @inner
+    def distances(one, other, costs, t):
+        """From two entries, under the eight tries from `t` on: the one's in the lower lanes, the other's above."""
+        total = load_halves(costs, wide * (one & mask) + t, wide * (other & mask) + t)
+        for i in range(1, size):
+            row, bits = slots * i, step * i
+            here, there = row + ((one >> bits) & mask), row + ((other >> bits) & mask)
+            total = total + load_halves(costs, wide * here + t, wide * there + t)
+        return total
+
+    @inner
+    def near_run(which, t, end, base, costs, picks, tables):
+        """Under tries t ... end - 1, which share a point: the nearest of its neighbours, the first of equals.
+
+        Two neighbours at a time, of the first and of the second half of the list.
         """
-        total = f4(0)
-        for i in range(size):
-            far = s[_SCALE] * f4(2 * top + 1) + abs(s[_X + part * size + i])
-            total += s[_ROOT + part * size + i] * far * far
-        return f4(1e-5) * total
+        first, numbers = tables[2], tables[3]
+        start, last = LANES * np.int64(first[which]), LANES * np.int64(first[which + 1]) - 1
+        filling = mask_bits(load_i32(numbers, last - (LANES - 1)) == i4(numbers[last]))
+        half = (last - (LANES - 1) + np.int64(trailing_zeros(filling)) + 2 - start) >> 1
+        while t < end:
+            best, found = splat(_FLOAT_MAX), splat(i4(numbers[start]))
+            for j in range(u8(start), u8(start + half)):  # numba asks of a signed place whether it is from the end
+                one, other = np.int64(numbers[j]), np.int64(numbers[j + u8(half)])
+                distance = distances(one, other, costs, t)
+                found = select(distance < best, halves(i4(one), i4(other)), found)
+                best = min_(distance, best)
+            found = select(swap_halves(best) < best, swap_halves(found), found)
+            store(picks, base + t, found)
+            t += 8
 
     @inner
-    def round_part(part, s, points, picks, tables):
-        """The numbers of entries for one part under every try."""
+    def list_runs(points, runs, tables):
+        """Tries in a row that share a point: their part and end, and where its neighbours are; how many runs."""
         entry, first, numbers = tables[1], tables[2], tables[3]
-        margin = f4(-1)
-        t = 32 * part
-        last, scales = t + tries, _SCALE - t
-        while t < last:
-            point = points[t]
-            end = t + 1
-            while end < last and points[end] == point:
-                end += 1  # greater scales never lower a level, so equal points are neighbours
-            if entry[point] >= 0:
-                fill(picks, t, end, point)
-                t = end
-                continue
-            if margin < f4(0):
-                margin = margin_of(part, s)
-                spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
-            which = -1 - entry[point]
-            alone = first[which + 1] - first[which] == 1
-            u, jumping = t, alone and end - t > 2
-            while u < end:
-                scale = s[scales + u] * f4(2)
-                found, best = near(point, scale, f4(0.5), s, _NEAR, tables)
-                number = i4(numbers[found])
-                settled = jumping and is_clear(found, best, margin, costs_of(scale, f4(0.5), s, _NEAR), tables)
-                if settled and u == t:
-                    picks[t] = number
-                    u = end - 1
-                elif settled and number == picks[t]:
-                    fill(picks, t, end, number)
-                    u = end
-                elif jumping and u > t:
-                    jumping = False
-                    u = t + 1
-                else:
-                    picks[u] = number
-                    jumping = False
-                    u += 1
+        count = 0
+        for part in range(parts):
+            base = 32 * part
+            ends = u8(0)  # greater scales never lower a level, so equal points are neighbours
+            for v in range(0, tries, LANES):
+                same = load_i32(points, base + v) == load_i32(points, base + v + 1)
+                ends |= u8(mask_bits(not_(same))) << u8(v)
+            ends |= u8(1) << u8(tries - 1)
+            t = 0
+            while t < tries:
+                which = entry[points[base + t]]
+                t = np.int64(trailing_zeros(u4(ends))) + 1
+                ends &= ends - u8(1)
+                if which < 0:
+                    prefetch(numbers, LANES * np.int64(first[-1 - which]))
+                runs[2 * count], runs[2 * count + 1] = base + t, which
+                count += 1
+        return count
+
+    @inner
+    def round_all(s, costs, points, picks, runs, tables):
+        """The numbers of entries for all parts under every try."""
+        ready, t = -1, 0
+        for run in range(list_runs(points, runs, tables)):
+            end, which = np.int64(runs[2 * run]), runs[2 * run + 1]
+            part = (end - 1) >> 5
+            base = 32 * part
+            t = max(t, base)
+            if which >= 0:
+                point = splat(points[t])
+                for at in range(t, end, LANES):
+                    store(picks, at, point)
+            else:
+                if part != ready:
+                    tabulate(part, s, costs)
+                    ready = part
+                near_run(-1 - which, t - base, end - base, base, costs, picks, tables)
             t = end
 
     @inner
-    def fit(peak, scale, s, points, picks, picked, tables):
+    def fit(peak, scale, s, space, picked, tables):
         """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
+        costs, points, picks, runs = space
         levels, entry = tables[0], tables[1]
         for v in range(0, tries, LANES):
             inverse = load(targets, v) / peak
@@ -289,18 +322,16 @@ def _fitter(targets, tries, count, size, step, top, again):
                     level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
                     point = point | (level << i4(step * i))
                 store(points, 32 * part + v, point)
-        for part in range(parts):
-            round_part(part, s, points, picks, tables)
+        round_all(s, costs, points, picks, runs, tables)
         for v in range(0, tries, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
                 number = load_i32(picks, 32 * part + v)
-                for i in range(size):
-                    w = s[_W + part * size + i]
-                    level = (number >> i4(step * i)) & i4(mask)
-                    q = to_float(level + level + i4(1))
-                    qx = qx + q * (w * s[_X + part * size + i])
-                    q2 = q2 + q * w * q
+                for i in range(part * size, (part + 1) * size):
+                    sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
+                    qx = qx + to_qx(sums, number)
+                    q2 = q2 + to_q2(sums, number)
+                    number = number >> i4(step)
             store(s, _QX + v, qx)
             store(s, _Q2 + v, q2)
         best, winner = f4(0), -1
@@ -325,7 +356,7 @@ def _fitter(targets, tries, count, size, step, top, again):
                     point |= level << i4(step * i)
                 if entry[point] < 0:
                     spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
-                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)[0]])
+                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)])
                 picked[part] = entry[point]
             qx, q2 = f4(0), f4(0)
             for i in range(count):

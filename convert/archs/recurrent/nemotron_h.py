@@ -168,7 +168,9 @@ NEMOTRON_H = Architecture(
     " topk_group norm_topk_prob sliding_window rope_theta attention_bias mamba_proj_bias moe_latent_size"
     " max_position_embeddings",
     fixed={"mamba_hidden_act": "silu", "time_step_limit": NO_LIMIT},
-    loader=Loader(refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias")),
+    loader=Loader(
+        refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"), needed=(f"blk.{{i}}.ssm_conv1d.bias if {_scan}",)
+    ),
 )
 
 _latent = "n_embd - (n_embd - n_latent) * (n_latent > 0)"

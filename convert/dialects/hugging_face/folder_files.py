@@ -31,6 +31,7 @@ def folder_files(
     files = carried.kept_files(checkpoint.metadata)
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
+        found.tokens = list(found.tokens)  # a GGUF's are made anew each time that they are asked for
         try:
             yield from vocab.to_files(found).items()
             notes += [*found.notes, *found.twice()]

@@ -196,12 +196,21 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
         f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
         for name in arch.disputed(text_config(config))
     ]
+    if _window_of_nothing(arch, text_config(config)):
+        notes.append("config.json: sliding_window is 0, with which no token would see any: computed without a window")
     if found := unaccounted(arch, config):
         some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         notes.append(
             f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"
         )
     return notes
+
+
+def _window_of_nothing(arch: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether windows are switched on and 0 tokens wide, which transformers takes by the letter."""
+    known = {"sliding_window", "use_sliding_window"} & arch.settings
+    off = "use_sliding_window" in known and not config.get("use_sliding_window")
+    return "sliding_window" in known and config.get("sliding_window") == 0 and not off
 
 
 def _vocabulary(

@@ -57,6 +57,18 @@ def load(typingctx, array, index):
 
 
 @intrinsic
+def load_halves(typingctx, array, low, high):
+    """Eight float32 from `array[low]` on, then eight from `array[high]` on."""
+
+    def generate(context, builder, sig, args):
+        eight = ir.VectorType(FLOAT, 8)
+        halves = [pointer(context, builder, sig.args[0], args[0], at, eight) for at in args[1:]]
+        return builder.shuffle_vector(*(builder.load(half, align=1) for half in halves), _picks(*range(LANES)))
+
+    return f32x16(array, types.intp, types.intp), generate
+
+
+@intrinsic
 def load_i32(typingctx, array, index):
     """`array[index : index + 16]` of an integer array as i32x16, sign- or zero-extended by the array's type."""
     dtype = array.dtype

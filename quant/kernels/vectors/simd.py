@@ -266,6 +266,27 @@ def any_lane(typingctx, mask):
 
 
 @intrinsic
+def halves(typingctx, low, high):
+    """One integer in the lower eight lanes of an i32x16, another in the upper ones."""
+
+    def generate(context, builder, sig, args):
+        pair = (lift(context, builder, "i32", types.int32, a) for a in args)
+        return builder.shuffle_vector(*pair, ir.Constant(vec(I32), [*range(8), *range(LANES + 8, 2 * LANES)]))
+
+    return i32x16(types.int32, types.int32), generate
+
+
+@intrinsic
+def swap_halves(typingctx, x):
+    """The upper eight lanes, then the lower ones."""
+
+    def generate(context, builder, sig, args):
+        return builder.shuffle_vector(args[0], args[0], ir.Constant(vec(I32), [*range(8, LANES), *range(8)]))
+
+    return x(x), generate
+
+
+@intrinsic
 def mask_bits(typingctx, mask):
     """The mask as an integer: bit i is lane i."""
 
