@@ -9,7 +9,7 @@ from typing import Any
 
 from llmconv.errors import OutputError, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import check_parent, check_target
+from llmconv.formats.writing.checks import check_parent, check_target
 from llmconv.progress import Meter
 
 __all__ = ["Format"]

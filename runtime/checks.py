@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.reports.streaming import EMBEDDING, HEAD
-from llmconv.convert.tables.decoder import Decoder
 from llmconv.errors import LlmconvError, UsageError, cut
 from llmconv.runtime import products
 from llmconv.runtime.linear import ExpertLinear, Stored

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.decoders.recurrent import SIZES
 from llmconv.convert.layouts import keras_gpt
 from llmconv.convert.layouts.keras_graph import graph, weight
 from llmconv.convert.layouts.moves import Model, Move, Odd
-from llmconv.convert.tables.recurrent import SIZES
 from llmconv.errors import cut, shown
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign.keras.keras_layers import Layer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.tables.recurrent import ARCH as RECURRENT
+from llmconv.convert.decoders.recurrent import ARCH as RECURRENT
 
 __all__ = ["Model", "Move", "Odd"]
 

@@ -1,7 +1,7 @@
 """Recurrent language models of PyTorch's layers in a state dict: an `Embedding`, `RNN`, `GRU` or `LSTM`, a `Linear`.
 
-The cell is seen by how many gates its matrices have; everything lies as in GGUF (`convert.tables.recurrent`).  Names of
-the parts are the program's own: `encoder.weight`, `lstm.weight_ih_l0`, `fc.bias`.
+The cell is seen by how many gates its matrices have; everything lies as in GGUF (`convert.decoders.recurrent`).  Names
+of the parts are the program's own: `encoder.weight`, `lstm.weight_ih_l0`, `fc.bias`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 
 import numpy as np
 
+from llmconv.convert.decoders.recurrent import GATES
 from llmconv.convert.layouts import makemore
 from llmconv.convert.layouts.moves import Model, Move
-from llmconv.convert.tables.recurrent import GATES
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmconv.convert import archs
-from llmconv.convert.tables import recurrent
+from llmconv.convert.decoders import recurrent
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.presets import Preset
 from llmconv.convert.towers import translate as towers

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmconv.convert.quantizing.plan import Recipe, make_plan
 from llmconv.convert.reports.shape import Shape, shape_of
 from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
-from llmconv.convert.writing.plan import Recipe, make_plan
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

@@ -63,7 +63,8 @@ class Grid(Numbers):
         if not np.isfinite(own).all():
             odd = own[~np.isfinite(own)][0]
             raise BadFile(f"tensor {cut(self.values.name)} has {odd} for a scale, expected a number; fetch it again")
-        return own[place - low]
+        placed: NDArray[np.float32] = own[place - low]
+        return placed
 
 
 def fitted(weight: str, shape: tuple[int, ...], numbers: Tensor, settings: Settings) -> Grid:

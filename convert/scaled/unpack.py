@@ -52,7 +52,7 @@ _FLOATS = (plain.F64, plain.F32, plain.F16, plain.BF16)
 def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.floats) -> Checkpoint:
     """The checkpoint with each layer of stored weights and scales as one lazy F32 tensor; itself when there is none.
 
-    made_of: makes another tensor of a layer than that (`convert.writing.repack`).
+    made_of: makes another tensor of a layer than that (`convert.quantizing.repack`).
 
     config.json loses its `quantization_config` then, and a note says so; so it does where the weights are plain floats
     in spite of it.  Raises `Unsupported` for schemes that aren't read, `MissingTensor` for a scale that isn't there,

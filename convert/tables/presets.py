@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmconv.convert.tables.recurrent import ARCH
+from llmconv.convert.decoders.recurrent import ARCH
 from llmconv.errors import UnknownName, UsageError
 
 __all__ = ["ALIASES", "PRESETS", "Preset", "check_heads", "preset"]

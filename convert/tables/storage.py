@@ -20,10 +20,12 @@ _F32 = (
     "token_types.weight",
     "shortconv.conv.weight",
     *("ssm_conv1d.weight", "ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
-    "indexer.proj.weight",
+    *("indexer.proj.weight", "indexer.q_proj.weight", "indexer.k_proj.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
     "ssm_a",
     "ssm_d",
+    *(f"time_mix_{name}.weight" for name in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
+    *("attn_conv_base", "ffn_conv_base"),
     *("attn_rel_pos_emb", "a.proj_query"),
 )
 _CONVOLUTIONS = (

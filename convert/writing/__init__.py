@@ -1,1 +1,1 @@
-"""Writing: what is changed on the way out (types, quantization, adapters), planned and streamed."""
+"""Writing: what is changed on the way out besides quantizing: float types, adapters, untied heads, keys left out."""

@@ -14,8 +14,8 @@ from llmconv.convert.vocab.read.folder import is_mine
 from llmconv.convert.vocab.side_files import CUT, WHOLE
 from llmconv.errors import BadFile, Unsupported, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.places import names as places
+from llmconv.formats.writing.outputs import Outputs
 
 __all__ = ["is_vocab_only", "write"]
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.foreign.mappings import PLACES, REST
 from llmconv.formats.foreign.trees import tree_of
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.progress import Meter
 from llmconv.quant import plain
 

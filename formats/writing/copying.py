@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmconv.formats.files import open_regular, output_errors
+from llmconv.formats.files import open_regular
 from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.source import read_into, reading
 from llmconv.formats.tensor import Extent
+from llmconv.formats.writing.checks import output_errors
 from llmconv.formats.writing.target import Item, Sink, to_disk
 
 __all__ = ["copies", "is_copied"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.formats.files import output_errors
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.checks import output_errors
 from llmconv.quant.block import Bytes
 
 __all__ = ["Item", "Sink", "Target", "to_disk", "write_at"]

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmconv.convert.writing import journal
-from llmconv.convert.writing.importance import read_sums
+from llmconv.convert.quantizing import journal
+from llmconv.convert.quantizing.importance import read_sums
 from llmconv.errors import OutputError, UsageError, at, cut
-from llmconv.formats.files import Output, check_target
 from llmconv.formats.sharing.team import current
+from llmconv.formats.writing.checks import check_target
+from llmconv.formats.writing.outputs import Output
 from llmconv.progress import Meter, Progress
 from llmconv.quant.importance.statistics import TensorStatistics, statistics_of
 from llmconv.quant.importance.sums import Sums

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.tables.decoder import Attention
+from llmconv.convert.decoders.facts import Attention
 from llmconv.errors import Unsupported
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.norms import Norm
@@ -48,7 +48,7 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
     if step.cache is not None:
-        key, value = step.cache.extend(block.index, key, value)
+        key, value = step.cache.extend(block.index + step.gone, key, value)
     if spec.lends:
         step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None

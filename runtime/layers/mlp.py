@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.tables.decoder import Experts, Mlp
+from llmconv.convert.decoders.facts import Experts, Mlp
 from llmconv.errors import Unsupported
 from llmconv.runtime.pieces import LayerPieces
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmconv.convert.tables.decoder import Norm as NormSpec
+from llmconv.convert.decoders.facts import Norm as NormSpec
 
 __all__ = ["Norm"]
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from llmconv.convert.tables.decoder import Rope
+from llmconv.convert.decoders.facts import Rope
 
 __all__ = ["alibi_slopes", "rope_tables", "rotate", "sinusoidal"]
 

@@ -1,4 +1,4 @@
-"""Recurrent decoders: RNN, GRU and LSTM layers over a token embedding (see `convert.tables.recurrent` for the names).
+"""Recurrent decoders: RNN, GRU and LSTM layers over a token embedding (see `convert.decoders.recurrent` for the names).
 
 What a layer makes of its inputs is one product for all tokens; only the state goes from token to token.
 """
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.tables.decoder import Decoder
-from llmconv.convert.tables.recurrent import GATES, Recurrent
+from llmconv.convert.decoders.facts import Decoder
+from llmconv.convert.decoders.recurrent import GATES, Recurrent
 from llmconv.quant.block import BlockType
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.linear import Embedding, Linear

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from llmconv.convert.writing.quantize import Quantized, quantize
+from llmconv.convert.quantizing.quantize import Quantized, quantize
 from llmconv.errors import BadFile, UsageError, cut, kind_of
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llmconv.convert.vocab import TokenType
 from llmconv.errors import OutputExists, at
-from llmconv.formats.files import Output, check_target
+from llmconv.formats.writing.checks import check_target
+from llmconv.formats.writing.outputs import Output
 from llmconv.runtime.measure.charts import Panel, Point, svg
 from llmconv.runtime.measure.chunks import Batch
 

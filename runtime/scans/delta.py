@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.convert.tables.scans import Scan
+from llmconv.convert.decoders.scans import Scan
 from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
 from llmconv.runtime.scans.past import Past, in_chunks, wide

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from llmconv.convert.vocab import Vocab, tokenizer as tokenizer_of
 from llmconv.errors import BadFile, UsageError, at
-from llmconv.formats.files import Output, open_regular
+from llmconv.formats.files import open_regular
+from llmconv.formats.writing.outputs import Output
 from llmconv.progress import Meter
 from llmconv.runtime.training.inputs import data_files
 

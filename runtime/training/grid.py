@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from llmconv.convert.writing.plan import Recipe, make_plan
+from llmconv.convert.quantizing.plan import Recipe, make_plan
 from llmconv.errors import UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

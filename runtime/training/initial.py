@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
+from llmconv.convert.decoders.recurrent import ARCH
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.tables.presets import Preset, check_heads, preset
-from llmconv.convert.tables.recurrent import ARCH
 from llmconv.convert.vocab import Vocab, to_gguf
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

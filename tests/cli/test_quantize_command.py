@@ -15,7 +15,7 @@ from folders import only
 from synthetic import broken
 
 from llmconv.cli import cli
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import LlmconvError, OutputError, Unsupported, UsageError
 
 

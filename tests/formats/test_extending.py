@@ -16,9 +16,9 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import OutputError, Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.stream import write_tensors
 from llmconv.quant import by_name, entry_points
 

@@ -17,7 +17,8 @@ import pytest
 from failing import failing_at, raising
 
 from llmconv.errors import OutputError
-from llmconv.formats.files import Output, Outputs, check_target
+from llmconv.formats.writing.checks import check_target
+from llmconv.formats.writing.outputs import Output, Outputs
 from llmconv.quant import by_name
 
 F32 = by_name("F32")
@@ -149,7 +150,7 @@ def test_odd_names(tmp_path: Path, name: str) -> None:
 WRITER = """
     import sys, time
     from pathlib import Path
-    from llmconv.formats.files import Output
+    from llmconv.formats.writing.outputs import Output
     with Output(Path(sys.argv[1]), force=True) as out:
         out.file.write(b"half"); out.file.flush()
         print("ready", flush=True)

@@ -16,9 +16,9 @@ from failing import failing_at
 from llmconv.errors import LlmconvError, OutputError
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Output
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output
 from llmconv.quant import by_name
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import llmconv
-from llmconv.convert.writing.importance import read_sums
+from llmconv.convert.quantizing.importance import read_sums
 
 torch = pytest.importorskip("torch")
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

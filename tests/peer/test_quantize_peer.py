@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from llmconv.convert.dialects import hf
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.formats.gguf import gguf_file
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, strategies as st
 from imatrix_files import dat, write_gguf
 
-from llmconv.convert.writing.importance import read_importance, read_sums
-from llmconv.convert.writing.plan import _importance
+from llmconv.convert.quantizing.importance import read_importance, read_sums
+from llmconv.convert.quantizing.plan import _importance
 from llmconv.errors import BadFile, UsageError
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.imatrix import Importance, from_dat

@@ -12,7 +12,7 @@ from kin import KIN
 
 import llmconv
 from llmconv.convert import archs
-from llmconv.convert.tables.decoder import Pieces
+from llmconv.convert.tables.pieces import Pieces
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

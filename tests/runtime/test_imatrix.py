@@ -11,7 +11,7 @@ import pytest
 from worded import WORDS, gguf_of
 
 import llmconv
-from llmconv.convert.writing.importance import read_importance, read_sums
+from llmconv.convert.quantizing.importance import read_importance, read_sums
 from llmconv.errors import BadFile, Cancelled, LlmconvError, OutputError, UsageError
 from llmconv.quant.importance.sums import Sums
 

@@ -9,7 +9,7 @@ import pytest
 from worded import WORDS, gguf_of
 
 import llmconv
-from llmconv.convert.writing.importance import read_importance
+from llmconv.convert.quantizing.importance import read_importance
 from llmconv.errors import UsageError
 
 torch = pytest.importorskip("torch")

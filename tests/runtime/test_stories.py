@@ -98,7 +98,7 @@ QUANTIZED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("type_name", QUANTIZED)
 def test_quantized(type_name: str, stories: Path, sample: Path, tmp_path: Path) -> None:
-    quantize = pytest.importorskip("llmconv.convert.writing.quantize").quantize
+    quantize = pytest.importorskip("llmconv.convert.quantizing.quantize").quantize
     quantize(stories / "stories260K-f32.gguf", tmp_path / "q.gguf", type_name)
     found = llmconv.perplexity(tmp_path / "q.gguf", sample, context=128, device="cpu")
     assert found.perplexity == pytest.approx(QUANTIZED[type_name], rel=5e-3)

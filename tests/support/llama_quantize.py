@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.writing.importance import read_importance
+from llmconv.convert.quantizing.importance import read_importance
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import file_type
 

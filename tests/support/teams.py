@@ -90,6 +90,6 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for module in ("torch.distributed", "llmconv.runtime.measure.compare", "llmconv.convert.writing.quantize"):
+    for module in ("torch.distributed", "llmconv.runtime.measure.compare", "llmconv.convert.quantizing.quantize"):
         importlib.import_module(module)
     print(json.dumps([_run(run) for run in json.load(sys.stdin)]))

@@ -1,7 +1,7 @@
 """Recurrent character models in JSON: Karpathy's char-rnn and its ports, recurrentjs, brain.js.
 
 Their programs keep each gate's matrix apart and disagree on which way matrices lie, so `unpack` makes GGUF's tensors
-(`convert.tables.recurrent`) whole, under `rnn.` and their own names, and `pack` cuts them again.  All compute
+(`convert.decoders.recurrent`) whole, under `rnn.` and their own names, and `pack` cuts them again.  All compute
 h = f(Wx x + Wh h + b); their sources say so: karpathy/char-rnn's min-char-rnn.py, karpathy/recurrentjs's
 `forwardRNN` and `forwardLSTM` (ReLU in the RNN), BrainJS/brain.js src/recurrent/{rnn,gru,lstm}.ts (a GRU whose reset
 gate is on the state).
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.decoders.recurrent import ARCH, GATES, SIZES
 from llmconv.convert.layouts.base import Field, Layout, Words, row
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.ops import Dims
-from llmconv.convert.tables.recurrent import ARCH, GATES, SIZES
 from llmconv.convert.tables.rows import at_layer
 from llmconv.errors import BadFile, shown
 from llmconv.formats.documents.cutting import shapes

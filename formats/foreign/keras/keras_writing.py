@@ -17,8 +17,8 @@ import numpy as np
 
 from llmconv.errors import MissingExtra, Unsupported, at, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.progress import Meter
 
 __all__ = ["STRUCTURE", "TEXTS", "WEIGHTS", "save", "structure"]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.foreign.keras import keras_topology
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.progress import Meter
 from llmconv.quant import plain
 

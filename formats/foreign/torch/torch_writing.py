@@ -18,9 +18,9 @@ from typing import Any
 
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import Outputs
 from llmconv.formats.foreign.trees import tree_of
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.outputs import Outputs
 from llmconv.progress import Meter
 from llmconv.quant import plain
 

@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_option
+from llmconv.cli.options import PATH, STREAM, cache_option, device_option, force_option, json_option
 from llmconv.cli.running.measuring import memory_option
 
 
@@ -40,6 +40,7 @@ from llmconv.cli.running.measuring import memory_option
 @device_option
 @memory_option
 @json_option
+@cache_option
 def embed(
     model: Path,
     texts: tuple[str, ...],
@@ -85,7 +86,7 @@ def _save(found: Any, path: Path, force: bool) -> None:
 
     import numpy as np
 
-    from llmconv.formats.files import Outputs
+    from llmconv.formats.writing.outputs import Outputs
 
     buffer = io.BytesIO()
     np.save(buffer, found)

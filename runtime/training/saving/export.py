@@ -10,8 +10,8 @@ from torch import nn
 
 from llmconv import formats
 from llmconv.convert import layouts
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.convert.translate import translate
-from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

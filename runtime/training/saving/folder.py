@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, OutputError, UsageError, at
-from llmconv.formats.files import Output, open_regular, output_errors
+from llmconv.formats.files import open_regular
+from llmconv.formats.writing.checks import output_errors
+from llmconv.formats.writing.outputs import Output
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.inputs import LOCK
 from llmconv.runtime.training.saving import state

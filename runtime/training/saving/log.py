@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from llmconv.formats.files import Output, output_errors
+from llmconv.formats.writing.checks import output_errors
+from llmconv.formats.writing.outputs import Output
 
 __all__ = ["Log", "draw_losses", "write_summary"]
 

@@ -25,8 +25,10 @@ from torch import nn
 
 from llmconv.errors import BadFile, LlmconvError, OutputError, UsageError, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.files import flush_folder, open_regular, output_errors
+from llmconv.formats.files import open_regular
 from llmconv.formats.gguf import gguf_file
+from llmconv.formats.writing.checks import output_errors
+from llmconv.formats.writing.outputs import flush_folder
 from llmconv.runtime.reading import read_tensor
 from llmconv.runtime.save import checkpoint_of
 from llmconv.runtime.training.learner import Learner

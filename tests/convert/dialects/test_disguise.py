@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hf_models import DEEPSEEK, GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
 
+from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.decoder import describe
 from llmconv.errors import BadFile
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

@@ -13,10 +13,10 @@ import pytest
 from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
 
 from llmconv.convert import archs
+from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects import hf
 from llmconv.convert.dialects.gguf import check_gguf
 from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.decoder import describe
 from llmconv.errors import BadFile, LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

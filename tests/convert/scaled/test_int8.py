@@ -11,7 +11,7 @@ import pytest
 from int8_layers import decode, layer_tensors
 
 from llmconv import formats
-from llmconv.convert.writing.quantize import quantize
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.errors import Unsupported, UsageError
 from llmconv.quant import int8
 

@@ -12,8 +12,8 @@ import pytest
 from int8_layers import decode, layer_tensors
 
 from llmconv import formats
+from llmconv.convert.quantizing.quantize import quantize
 from llmconv.convert.scaled.unpack import unpack
-from llmconv.convert.writing.quantize import quantize
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor

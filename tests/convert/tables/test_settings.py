@@ -12,8 +12,9 @@ import pytest
 from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
 
 from llmconv.convert import archs
+from llmconv.convert.decoders.describe import describe
+from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.dialects import hf
-from llmconv.convert.tables.decoder import Decoder, describe
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint

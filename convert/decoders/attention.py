@@ -1,0 +1,160 @@
+"""The attention of a layer, described."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llmconv.convert.decoders.facts import Attention, Growth, Mla, Rope
+from llmconv.convert.decoders.rope import rope_of
+from llmconv.convert.decoders.shared import Shared
+
+__all__ = ["attention_of"]
+
+
+def attention_of(shared: Shared, i: int) -> Attention:
+    read, pieces = shared.read, shared.pieces
+    n_head, n_kv = shared.heads[i], shared.heads_kv[i]
+    if n_head < 1 or n_kv < 1 or n_head % n_kv:
+        raise read.bad(f"layer {i}", f"has {n_head} heads for {n_kv} key-value heads, not a multiple")
+    if read.get("attention.key_length") is None and shared.dim % n_head:
+        raise read.bad(f"layer {i}", f"has {n_head} heads in {shared.dim} dimensions, not a multiple")
+    near = "_swa" if shared.windowed[i] else ""
+    head_dim = read.count("attention.key_length", shared.dim // n_head, 1)
+    value_dim = read.count("attention.value_length", head_dim, 1)
+    head_dim = read.count(f"attention.key_length{near}", head_dim, 1)
+    value_dim = read.count(f"attention.value_length{near}", value_dim, 1)
+    borrows, lends = _lending(shared, i)
+    mla = None
+    if f"blk.{i}.attn_kv_a_mqa.weight" in read.shapes:
+        kv_rank, rope_dims = read.count("attention.kv_lora_rank", least=1), read.count("rope.dimension_count")
+        head_dim = read.count("attention.key_length_mla", head_dim)
+        value_dim = read.count("attention.value_length", shared.dim // n_head)
+        value_dim = read.count("attention.value_length_mla", value_dim)
+        n_kv = n_head
+        top_k = read.count("attention.indexer.top_k", 0)
+        mla = Mla(kv_rank, head_dim - rope_dims, rope_dims, top_k)
+        if mla.nope_dims < 1:
+            raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
+    else:
+        _check_projections(shared, i, n_head, n_kv, head_dim, value_dim, borrows is not None)
+    rope = rope_of(shared, i, head_dim)
+    alibi = None
+    if shared.positions == "alibi":
+        alibi = read.number("attention.max_alibi_bias", pieces.get("alibi_bias", 8.0)) or None
+    return Attention(
+        n_head=n_head,
+        n_head_kv=n_kv,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
+        causal=bool(read.get("attention.causal", pieces.get("causal", True))),
+        window=shared.window if shared.windowed[i] else None,
+        softcap=read.optional("attn_logit_softcapping"),
+        clamp=read.optional("attention.clamp_kqv"),
+        clamp_normed=bool(pieces.get("clamp_normed", False)),
+        rope=rope,
+        alibi=alibi,
+        alibi_quirk=bool(pieces.get("alibi_quirk", False)),
+        softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
+        norm_after_rope=bool(pieces.get("qk_norm_after_rope", False)),
+        growth=_growth(shared, rope is None),
+        gate=str(pieces.get("attention_gate", "sigmoid")),
+        value_scale=read.optional("attention.value_scale") or 1.0,
+        mla=mla,
+        gated=_gated(shared, i),
+        value_norm=bool(pieces.get("value_norm", False)),
+        borrows=borrows,
+        lends=lends,
+        chunk=_chunk(shared, rope is not None),
+        length_one=rope is not None and _length_one(shared),
+    )
+
+
+def _lending(shared: Shared, i: int) -> tuple[int | None, bool]:
+    """The layer whose keys and values a layer reads: the last of its kind that has some; and whether it is one."""
+    first = shared.n - shared.read.count(
+        "attention.shared_kv_layers", max(0, shared.n - shared.pieces.get("lends_from", shared.n))
+    )
+    if first == shared.n:
+        return None, False
+    if i >= first and shared.pieces.get("lends_last_two"):
+        return first - 1 - shared.windowed[i], False
+    if i >= first:
+        kin = [k for k in range(first) if shared.windowed[k] == shared.windowed[i]]
+        if not kin:
+            raise shared.read.bad(f"layer {i}", "reads keys of an earlier layer of its kind, and there is none")
+        return kin[-1], False
+    return None, not any(shared.windowed[k] == shared.windowed[i] for k in range(i + 1, first))
+
+
+def _gated(shared: Shared, i: int) -> bool:
+    return bool(shared.pieces.get("gated_queries")) and f"blk.{i}.attn_q.weight" in shared.read.shapes
+
+
+def _chunk(shared: Shared, turns: bool) -> int | None:
+    """How long the chunks are that a layer sees, where it has rotary positions and the family such chunks."""
+    usual = shared.pieces.get("chunk", 0)
+    return (shared.read.count("attention.chunk_size", usual) or None) if turns and usual else None
+
+
+def _length_one(shared: Shared) -> bool:
+    """Whether queries and keys are normed; the larger Llama 4's are not, and llama.cpp knows it by its experts."""
+    usual = shared.read.count("expert_count", 0) != 128
+    return bool(shared.pieces.get("length_one") and shared.read.get("attention.qk_norm", usual))
+
+
+def _growth(shared: Shared, still: bool) -> Growth | None:
+    if usual := shared.pieces.get("growth_without_rope"):
+        by = shared.read.number("attention.temperature_scale", 0.1)
+        length = shared.read.count("attention.temperature_length", int(usual))
+        return Growth(by, length, 1) if still and by and length else None
+    scale = shared.read.optional("attention.temperature_scale")
+    context = shared.read.count("rope.scaling.original_context_length", shared.read.count("context_length", 0))
+    length = shared.read.count("attention.temperature_length", context)
+    return Growth(scale, length) if scale and length else None
+
+
+def _usual_scale(shared: Shared, n_head: int, head_dim: int, rope: Rope | None, latent: bool) -> float:
+    """What q·k is multiplied by in the family; YaRN's magnitude too, where it is not in the rotations."""
+    read, pieces = shared.read, shared.pieces
+    scale = float(pieces.get("attention_scale", 1 / head_dim ** pieces.get("scale_power", 0.5)))
+    if pieces.get("scale_by_model") == shared.n:
+        scale = 1 / math.sqrt(shared.dim / n_head)
+    if read.config.get("query_pre_attn_scalar"):
+        scale = float(read.config["query_pre_attn_scalar"]) ** -0.5
+    log_multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if latent and rope and rope.scaling == "yarn" and log_multiplier:
+        scale *= (1 + log_multiplier * math.log(rope.factor)) ** 2
+    if rope and rope.factor > 1 and pieces.get("magnitude_in_scores"):
+        scale *= (rope.attn_factor if rope.scaling == "yarn" else 1 + 0.1 * math.log(rope.factor)) ** 2
+    return scale
+
+
+def _stated_scale(shared: Shared, i: int) -> float | None:
+    """What the file says q·k is multiplied by: a number, or one for each layer."""
+    value = shared.read.get("attention.scale")
+    if not isinstance(value, np.ndarray | list | tuple):
+        return shared.read.optional("attention.scale") or shared.read.optional("attention.output_scale")
+    try:
+        return float(value[i])
+    except (IndexError, TypeError, ValueError):
+        raise shared.read.bad("key 'attention.scale'", f"has no number for layer {i}") from None
+
+
+def _check_projections(
+    shared: Shared, i: int, n_head: int, n_kv: int, head_dim: int, value_dim: int, borrows: bool
+) -> None:
+    read, start = shared.read, f"blk.{i}.attn_"
+    sizes = {"q": (1 + _gated(shared, i)) * n_head * head_dim, "k": n_kv * head_dim, "v": n_kv * value_dim}
+    if f"{start}qkv.weight" in read.shapes:
+        read.expect(f"{start}qkv.weight", sum(sizes.values()), f"{n_head} + {n_kv} + {n_kv} heads of {head_dim}")
+        return
+    if borrows:
+        sizes = {"q": sizes["q"]}
+    elif shared.pieces.get("value_norm") and f"{start}v.weight" not in read.shapes:
+        del sizes["v"]
+    for part, rows in sizes.items():
+        read.shape(f"{start}{part}.weight", 2)
+        read.expect(f"{start}{part}.weight", rows, f"{rows // head_dim} heads of {head_dim}")

@@ -1,0 +1,102 @@
+"""The feed-forward part of a layer, described: dense or of experts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from llmconv.convert.decoders.facts import Experts, Mlp
+from llmconv.convert.decoders.shared import Shared
+
+__all__ = ["mlp_of"]
+
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
+
+
+def mlp_of(shared: Shared, i: int) -> Mlp:
+    read, start = shared.read, f"blk.{i}.ffn_"
+    if f"{start}gate_inp.weight" in read.shapes:
+        gate = "apart" if f"{start}gate_exps.weight" in read.shapes else "fused"
+        if gate == "fused" and f"{start}gate_up_exps.weight" not in read.shapes:
+            gate = "none"
+        beside = shared.pieces.get("beside", 0.0) if f"{start}up.weight" in read.shapes else 0.0
+        apart = f"blk.{i}.pre_ffw_norm_2.weight" in read.shapes
+        return Mlp(shared.activation, gate, _experts(shared, i), beside, apart)
+    ff, up = read.shape(f"{start}down.weight", 2)[1], read.shape(f"{start}up.weight", 2)[0]
+    if f"{start}gate.weight" in read.shapes:
+        read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
+        gate = "apart"
+    else:
+        gate = "fused" if up == 2 * ff else "none"
+    read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
+    numbers = _numbers(shared, i) if shared.activation == "xielu" else ()
+    return Mlp(shared.activation, gate, cut=_cut(shared, i), numbers=numbers)
+
+
+def _cut(shared: Shared, i: int) -> float | None:
+    key = "activation_sparsity_scale"
+    if shared.read.get(key) is None:
+        return 1.6448536 if i < shared.pieces.get("cut_layers", 0) else None
+    found = _of_layer(shared, key, i)
+    return found if math.isfinite(found) else None  # minus infinity: nothing
+
+
+def _of_layer(shared: Shared, key: str, i: int) -> float:
+    """A number for all layers or for each; 0 where the file has none."""
+    value = shared.read.get(key, 0.0)
+    try:
+        return float(value[i] if isinstance(value, np.ndarray | list | tuple) else value)
+    except (IndexError, TypeError, ValueError):
+        raise shared.read.bad(f"key '{shared.read.arch}.{key}'", f"has no number for layer {i}") from None
+
+
+def _numbers(shared: Shared, i: int) -> tuple[float, ...]:
+    found = []
+    for name in ("alpha_p", "alpha_n", "beta", "eps"):
+        value = shared.read.metadata.get(f"xielu.{name}")
+        try:
+            found.append(float(value[i] if isinstance(value, np.ndarray | list | tuple) else value))
+        except (IndexError, TypeError, ValueError):
+            raise shared.read.bad(f"key 'xielu.{name}'", f"has no number for layer {i}") from None
+    return tuple(found)
+
+
+def _experts(shared: Shared, i: int) -> Experts:
+    read, pieces = shared.read, shared.pieces
+    count = read.shape(f"blk.{i}.ffn_gate_inp.weight", 2)[0]
+    used = read.per_layer("expert_used_count", i + 1, 0)[i]
+    if used < 1:
+        raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used} for layer {i}, expected at least 1")
+    if used > count:
+        raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
+    number = read.get("expert_gating_func")
+    gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
+    if not number and "gating" not in pieces and f"blk.{i}.exp_probs_b.bias" in read.shapes:
+        gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
+    if gating is None:
+        raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
+    normalize = read.get("expert_weights_norm")
+    if normalize is None:
+        normalize = read.config.get("norm_topk_prob", pieces.get("normalize_experts", False))
+    groups = read.count("expert_group_count", 1) or 1
+    if count % groups:
+        raise read.bad(f"key '{read.arch}.expert_group_count'", f"is {groups}, but there are {count} experts")
+    return Experts(
+        count=count,
+        used=used,
+        gating=gating,
+        normalize=bool(normalize),
+        scale=read.optional("expert_weights_scale") or 1.0,
+        groups=groups,
+        group_by=min(pieces.get("group_by", 2 if gating == "sigmoid" else 1), count // groups),
+        groups_used=read.count("expert_group_used_count", groups) or groups,
+        jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
+        softcap=read.optional("router_logit_softcapping") if pieces.get("router_capped") else None,
+        clamp=_of_layer(shared, "swiglu_clamp_exp", i),
+        shared_clamp=_of_layer(shared, "swiglu_clamp_shexp", i),
+        clamp_first=bool(pieces.get("clamp_first", False)),
+        router_first=bool(pieces.get("router_first", False)),
+        shared_average=bool(pieces.get("shared_average", False)),
+        weighed_before=bool(pieces.get("weighed_before", False)),
+    )

@@ -1,0 +1,97 @@
+"""The rotary positions of a layer, described."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from llmconv.convert.decoders.facts import Rope
+from llmconv.convert.decoders.reader import short
+from llmconv.convert.decoders.shared import Shared
+
+__all__ = ["rope_of"]
+
+
+def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
+    read, pieces = shared.read, shared.pieces
+    windowed, every = shared.windowed[i], pieces.get("no_rope_every", 0)
+    listed = read.get("rope.layers", read.config.get("no_rope_layers"))  # the setting says which do have it
+    if shared.positions != "rope":
+        return None
+    stated = read.get("attention.rope_pattern")
+    if isinstance(stated, np.ndarray | list | tuple) and i < len(stated) and not stated[i]:
+        return None
+    listed = listed.tolist() if isinstance(listed, np.ndarray) else listed
+    if isinstance(listed, list) and len(listed) >= shared.n and every:
+        if not listed[i]:
+            return None
+    elif (every and (i + 1) % every == 0) or not (windowed or _turns_without_window(shared, i)):
+        return None
+    dims = read.count("rope.dimension_count", head_dim) or head_dim
+    part = 1 if windowed else pieces.get("full_turn_part", 1)
+    dims = read.count("rope.dimension_count_swa", min(dims, head_dim)) if windowed else int(dims * part)
+    if dims > head_dim or dims % 2:
+        raise read.bad(f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions")
+    base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
+    if alpha := read.optional("rope.scaling.alpha"):
+        base *= alpha ** (dims / (dims - 2))
+    scaled = True
+    if windowed:
+        base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
+        scaled = pieces.get("window_rope_scaled", True)
+    # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
+    stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
+    pairs = stated and read.get("rope.dimension_sections") is None
+    plain = Rope(dims, base, pairs)
+    return _scaled(shared, plain) if scaled else dataclasses.replace(plain, divided=False)
+
+
+def _turns_without_window(shared: Shared, i: int) -> bool:
+    """Whether a layer that attends to everything has rotary positions."""
+    match shared.pieces.get("rope_layers"):
+        case "windowed or dense":
+            return f"blk.{i}.ffn_gate_inp.weight" not in shared.read.shapes
+        case "windowed":
+            return False
+        case "windowed if any":
+            return not shared.window
+    return True
+
+
+def _scaled(shared: Shared, rope: Rope) -> Rope:
+    """The rope with the file's scaling."""
+    read = shared.read
+    kind = str(read.get("rope.scaling.type", "linear"))
+    if "rope_factors_long.weight" in read.shapes:
+        kind = "longrope"
+    settings = read.config.get("rope") or {}
+    if settings.get("rope_type") == "dynamic" and read.get("rope.scaling.type") is None:
+        kind = "dynamic"  # GGUF has no word for it
+    factor = read.number("rope.scaling.factor", read.number("rope.scale_linear", 1.0)) or 1.0
+    if factor < 0:
+        raise read.bad(f"key '{read.arch}.rope.scaling.factor'", f"is {factor:g}, expected a positive number")
+    if kind not in ("none", "linear", "dynamic", "yarn", "longrope"):
+        raise read.bad(f"key '{read.arch}.rope.scaling.type'", f"is {short(kind)}, which is no kind known here")
+    attn = read.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn" and factor > 1:
+        multiplier = read.number("rope.scaling.yarn_log_multiplier", 0.0)
+        if not multiplier:
+            attn *= 1 + 0.1 * math.log(factor)
+        elif not shared.pieces.get("yarn_magnitudes_cancel"):
+            attn *= (1 + 0.1 * math.log(factor)) / (1 + multiplier * math.log(factor))
+    if kind == "linear" and factor == 1:
+        kind = "none"
+    if kind == "dynamic":
+        factor = float(settings.get("factor", factor))
+    return dataclasses.replace(
+        rope,
+        scaling=kind,
+        factor=factor,
+        original_context=read.count("rope.scaling.original_context_length", read.count("context_length", 0)),
+        attn_factor=attn,
+        beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
+        truncate=bool(read.get("rope.scaling.yarn_truncate", shared.pieces.get("yarn_truncate", True))),
+    )

@@ -1,0 +1,76 @@
+"""Tensors whose bytes somebody else has made, in the place of those that encoding would make."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llmconv.convert.quantizing.plan import Plan, PlannedTensor
+from llmconv.errors import UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.scratch import Rows
+from llmconv.progress import Progress
+from llmconv.quant.block import Bytes
+
+__all__ = ["Made", "Rounder", "calibrated"]
+
+
+class Made(Protocol):
+    """A tensor's bytes, (rows, row bytes), to be sliced.
+
+    before, after: what errors are predicted to cost, rounded plainly and so.
+    """
+
+    @property
+    def blocks(self) -> Bytes | Rows: ...
+    @property
+    def before(self) -> float: ...
+    @property
+    def after(self) -> float: ...
+
+
+class Rounder(Protocol):
+    """What knows how to round a model's tensors (`llmconv.calibrate` makes one).   notes: what to say of that."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    def round(
+        self, checkpoint: Checkpoint, kinds: Mapping[str, BlockClass], jobs: int | None, progress: Progress | None
+    ) -> Mapping[str, Made]: ...
+
+
+def calibrated(
+    plan: Plan, checkpoint: Checkpoint, rounder: Rounder, jobs: int | None, progress: Progress | None
+) -> tuple[Plan, dict[str, Made]]:
+    """The plan with the bytes that `rounder` makes of the tensors that become blocks, and what it made, by name.
+
+    `UsageError` for one that can't be without importance weights and got none.
+    """
+    kinds = {t.source.name: t.choice.type for t in plan.tensors if t.changes and not t.choice.type.is_plain()}
+    made = dict(rounder.round(checkpoint, kinds, jobs, progress)) if kinds else {}
+    for tensor in plan.tensors:
+        kind = tensor.choice
+        if tensor.changes and tensor.source.name not in made and (kind.needs_importance or kind.type.needs_importance):
+            raise UsageError(
+                f"tensor {tensor.name!r} as {kind.type.name} needs importance weights, and no token of the calibration "
+                "went through it; use more text, or another type for it (--tensor-type)"
+            )
+    files = [dataclasses.replace(f, tensors=[_with(t, made) for t in f.tensors]) for f in plan.files]
+    return dataclasses.replace(plan, files=files), made
+
+
+def _with(planned: PlannedTensor, made: Mapping[str, Made]) -> PlannedTensor:
+    found, source = made.get(planned.source.name), planned.source
+    if found is None:
+        return planned
+    blocks = found.blocks
+    name = f"{source.name} as {planned.choice.type.name}"  # several outputs have each their own
+    ready = Tensor(
+        name, source.shape, planned.choice.type, lambda start, stop: np.ascontiguousarray(blocks[start:stop])
+    )
+    return dataclasses.replace(planned, source=ready)

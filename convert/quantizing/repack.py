@@ -1,0 +1,281 @@
+"""`-t REPACK`: a quantized model folder into a GGUF, every layer in the smallest type that says its numbers exactly.
+
+Codes and scales are carried (`scaled.exact`); layers that no type says are read as F32, or become the fallback type.
+Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking ends with a proof: what
+the written bytes decode to is compared with the source, weight by weight.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmconv.convert.scaled.coded import Coded
+from llmconv.convert.scaled.exact import WIDER, Carried, carried
+from llmconv.convert.scaled.lattice import encoder, grid_of
+from llmconv.convert.scaled.ordered import foldings
+from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.tables.config import read_config
+from llmconv.convert.tables.storage import stays_f32
+from llmconv.errors import LlmconvError, Unsupported, cut
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.progress import Meter
+from llmconv.quant import block, plain
+
+__all__ = ["PROOF", "Pair", "Repacked", "fallen_back", "in_bits", "proved", "read_again", "repacked"]
+
+PROOF = "repacked, every weight equal"
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_SLAB = 1 << 20
+
+
+@dataclass
+class Repacked:
+    """A model with its layers in block types, and what it takes to prove that they say the same.
+
+    checkpoint: in GGUF's dialect.   decoded: the same tensors in F32, read from the source by the way of its scales.
+    reasons: why layers are not carried, and how many for each.
+    rounded: how far off, in steps, layers are whose sums were rounded.
+    """
+
+    checkpoint: Checkpoint
+    decoded: Mapping[str, Tensor]
+    reasons: Counter[str] = field(default_factory=Counter)
+    rounded: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        said = [f"no type says {n} weights exactly, they are read as F32: {why}" for why, n in self.reasons.items()]
+        if self.rounded:
+            said.append(
+                f"the sums of {len(self.rounded)} weights with zero points (Q4_1) are rounded to float16, by at most "
+                f"{max(self.rounded.values()):.4f} of a step"
+            )
+        return said
+
+
+def repacked(
+    opened: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint], round_sums: bool = False, fold: bool = True
+) -> Repacked:
+    """The model in GGUF's dialect, its stored layers carried where a type says them.   Scales are read, codes lazily.
+
+    to_gguf: translates a checkpoint, as the caller wishes it to be read.   round_sums: see `carried`.
+    fold: act-order may be folded into the model (`scaled.ordered`), whose rows and columns are in another order then.
+    """
+    found: dict[str, Carried | str] = {}
+    layers: dict[str, Coded] = {}
+
+    def look(coded: Coded) -> Tensor:
+        layers[coded.weight] = coded
+        found[coded.weight] = carried(coded, round_sums)
+        return coded.floats()
+
+    floats = unpack(opened, look)
+    folds, unfolded = foldings(layers, floats.tensors, read_config(opened)) if fold else ({}, {})
+    found |= unfolded
+    if folds:
+        floats = floats.but(tensors=floats.tensors | {n: f.floats(floats.tensors[n]) for n, f in folds.items()})
+        for name in folds.keys() & layers.keys():
+            in_order = folds[name].coded(layers[name])
+            if in_order is not None:
+                found[name] = carried(in_order, round_sums)
+    types = _together(found)
+    made, decoded, factors = dict(floats.tensors), dict(floats.tensors), dict(floats.tensors)
+    for name, kind in types.items():
+        layer = found[name]
+        assert isinstance(layer, Carried)
+        made[name] = layer.tensor(kind)
+        if name not in folds:  # else it is proved against the layer as it was stored, put in that order
+            decoded[name] = layer.floats()
+        factors[name] = _constant(decoded[name], np.float32(1) if layer.factor is None else layer.factor)
+    reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
+    if mixed := len(found) - len(types) - reasons.total():
+        reasons["experts of a layer in different types"] = mixed
+    notes = [note for note in floats.notes if note in opened.notes or not found]
+    out = to_gguf(floats.but(tensors=made, notes=notes))
+    beside = to_gguf(floats.but(tensors=decoded)).tensors
+    if any(isinstance(layer, Carried) and layer.factor is not None for layer in found.values()):
+        _add_factors(out, to_gguf(floats.but(tensors=factors)).tensors)
+    decoded_as = {name: beside[name] for name in out.tensors if name in beside}
+    grids = _on_grids(out)
+    said = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
+    folded = Counter("output" if ".o_proj." in name else "down" for name, each in folds.items() if not each.by_rows)
+    for which, n in sorted(folded.items()):
+        said.append(f"columns of {n} {which} projections with act-order, and their inputs' rows, are in groups' order")
+    off = {name: layer.rounded for name, layer in found.items() if isinstance(layer, Carried) and layer.rounded}
+    return Repacked(out.but(*said), decoded_as, reasons, off)
+
+
+def _on_grids(out: Checkpoint) -> Counter[str]:
+    """Put matrices in floats that lie on a type's grid into that type; how many for each."""
+    found: Counter[str] = Counter()
+    for name, tensor in out.tensors.items():
+        kind = None if stays_f32(tensor) else grid_of(tensor)
+        if kind is not None:
+            out.tensors[name] = _encoded(tensor, kind)
+            found[kind.name] += 1
+    return found
+
+
+def _encoded(tensor: Tensor, kind: BlockClass) -> Tensor:
+    encode = encoder(kind)
+    return Tensor(tensor.name, tensor.shape, kind, lambda start, stop: encode(tensor.rows(start, stop)))
+
+
+def _together(found: Mapping[str, Carried | str]) -> dict[str, BlockClass]:
+    """The type of each layer that is carried; experts that GGUF stacks get one that says all of them."""
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        groups.setdefault(_EXPERT.sub(".experts.*.", name), []).append(name)
+    types: dict[str, BlockClass] = {}
+    for names in groups.values():
+        layers = [layer for layer in map(found.__getitem__, names) if isinstance(layer, Carried)]
+        if len(layers) < len(names):
+            continue
+        common = [kind for kind in WIDER if all(kind in layer.alike for layer in layers)]
+        kinds = {layer.type for layer in layers}
+        if common or len(kinds) == 1:
+            types |= dict.fromkeys(names, block.by_name(common[0]) if common else kinds.pop())
+    return types
+
+
+def _constant(like: Tensor, value: NDArray[np.float32] | np.float32) -> Tensor:
+    """A tensor of that shape, all of one number."""
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return np.full((stop - start, like.row_len), value, np.float32).view(np.uint8)
+
+    return Tensor(like.name, like.shape, plain.F32, read)
+
+
+def _add_factors(out: Checkpoint, constants: Mapping[str, Tensor]) -> None:
+    """Put beside each NVFP4 weight the factor that it has, which came the same way as the weight.
+
+    Raises `Unsupported` where a matrix was joined of several with different ones.
+    """
+    for name, tensor in list(out.tensors.items()):
+        if tensor.type.name != "NVFP4":
+            continue
+        matrices = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        each = tensor.n_rows // matrices
+        factors = np.empty(matrices, np.float32)
+        for i in range(matrices):
+            column = constants[name].rows(i * each, (i + 1) * each)[:, 0]
+            if (column != column[0]).any():
+                raise Unsupported(
+                    f"{out.where}: tensor {cut(name)} is joined of several whose global scales differ, which NVFP4 "
+                    "can't say in a GGUF; quantize to another type instead of REPACK"
+                )
+            factors[i] = column[0]
+        if (factors != 1).any():
+            out.add(Tensor.from_array(name.removesuffix(".weight") + ".scale", factors))
+
+
+def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
+    """The checkpoint in GGUF's dialect, its matrices in F32 rounded to a type, or F16 where their rows don't fit."""
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in tensors.items():
+        if tensor.type is plain.F32 and not stays_f32(tensor):
+            tensors[name] = tensor.astype(kind if tensor.row_len % kind.block_size == 0 else plain.F16)
+    return checkpoint.but(tensors=tensors)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor as it is in a file, at an offset, and what it must decode to."""
+
+    tensor: Tensor
+    want: Tensor
+    offset: int
+
+    def compared(self, descriptor: int, start: int, stop: int) -> None:
+        """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
+        tensor, kind, row = self.tensor, self.tensor.type, self.tensor.row_bytes
+        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, self.offset + start * row), np.uint8)
+        expected = self.want.rows(start, stop)
+        got = kind.decode(raw.reshape(stop - start, row))
+        got = got.astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
+        if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
+            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
+            raise LlmconvError(
+                f"tensor {cut(tensor.name)}: weight {start * tensor.row_len + at} reads {got.reshape(-1)[at]} from the "
+                f"written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was written, report this as a bug"
+            )
+
+
+def proved(pairs: Sequence[Pair], descriptor: int, jobs: int, meter: Meter) -> int:
+    """Compare tensors in a file with what they must decode to, on threads; how many weights that were."""
+
+    def slabs() -> Iterator[tuple[Pair, int, int]]:
+        for pair in pairs:
+            step = max(1, _SLAB // max(1, pair.tensor.row_len))
+            for start in range(0, pair.tensor.n_rows, step):
+                yield pair, start, min(pair.tensor.n_rows, start + step)
+
+    def compared(slab: tuple[Pair, int, int]) -> tuple[Tensor, int]:
+        pair, start, stop = slab
+        pair.compared(descriptor, start, stop)
+        return pair.tensor, stop - start
+
+    _each(compared, slabs(), jobs, lambda done: meter(done[1] * done[0].row_bytes, done[0].name))
+    return sum(pair.tensor.n_elements for pair in pairs)
+
+
+def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, meter: Meter) -> str:
+    """Compare the layers of a folder, read again, with what they must say; in words what was compared.
+
+    Raises `LlmconvError` at the first weight that differs.
+    """
+    found = unpack(written).tensors
+    compared = sum(want.n_elements for want in wants.values())
+
+    def slabs() -> Iterator[tuple[str, int, int]]:
+        for name, want in wants.items():
+            step = max(1, _SLAB // max(1, want.row_len))
+            for start in range(0, want.n_rows, step):
+                yield name, start, min(want.n_rows, start + step)
+
+    def look(slab: tuple[str, int, int]) -> tuple[str, int]:
+        name, start, stop = slab
+        got, expected = found[name].rows(start, stop), wants[name].rows(start, stop)
+        if not np.array_equal(got, expected):
+            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
+            raise LlmconvError(
+                f"{written.where}: tensor {cut(name)}: weight {start * wants[name].row_len + at} reads "
+                f"{got.reshape(-1)[at]}, expected {expected.reshape(-1)[at]}; don't use it, report this as a bug"
+            )
+        return name, (stop - start) * wants[name].row_bytes
+
+    _each(look, slabs(), jobs, lambda done: meter(done[1], done[0]))
+    total = sum(t.n_elements for t in found.values())
+    rest = f", {total - compared:,} others rounded or as they were" if total > compared else ""
+    return f"{PROOF} ({compared:,} compared{rest})"
+
+
+def in_bits(found: Iterable[int]) -> str:
+    """For people: "4 bits, ", "4 and 8 bits, ", or nothing."""
+    each = sorted(set(found))
+    return f"{' and '.join(map(str, each))} bits, " if each else ""
+
+
+def _each(work: Callable[[Any], Any], items: Iterator[Any], jobs: int, done: Callable[[Any], None]) -> None:
+    """`work` on every item, on threads where there may be several; the first failure ends it."""
+    if jobs == 1:
+        for item in items:
+            done(work(item))
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for result in pool.map(work, items):
+                done(result)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,91 @@
+"""Quantized model folders, and lone safetensors files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmconv import formats
+from llmconv.convert.quantizing import quantized
+from llmconv.convert.quantizing.names import targets
+from llmconv.convert.quantizing.outputs import inputs_of
+from llmconv.convert.quantizing.quantized import Quantized
+from llmconv.convert.reading import Reading
+from llmconv.convert.writing.options import Writing
+from llmconv.errors import Unsupported, UsageError
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.checks import check_target
+from llmconv.formats.writing.stream import threads
+from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
+
+__all__ = ["to_folder"]
+
+StrPath = str | os.PathLike[str]
+
+
+def to_folder(
+    src: StrPath | Checkpoint,
+    dst: StrPath | None,
+    types: Sequence[str],
+    reading: Reading,
+    writing: Writing,
+    group: int | None,
+) -> Quantized:
+    """The safetensors output: a model folder, or one file where its name says so."""
+    if len(types) > 1:
+        raise UsageError(
+            f"{types[0].upper()} makes a safetensors model, the other types GGUF; make it in a run of its own"
+        )
+    for name in ("provenance", "portable"):
+        if getattr(writing, name):
+            raise UsageError(f"--{name} is for GGUF, {types[0].upper()} makes safetensors; leave one of them out")
+    from llmconv.convert.scaled.compressed_tensors import to_int8
+    from llmconv.convert.scaled.unpack import unpack
+
+    kind = types[0].upper()
+    opened = reading.open(src)
+    floats = unpack(opened)
+    if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
+        opened = floats  # nothing was stored with scales, whatever config.json says
+    wants: Mapping[str, Tensor] = {}
+    widths: Sequence[int] = ()
+    if kind == INT8:
+        if opened is not floats:
+            raise Unsupported(f"{opened.where}: is quantized already; give the original model")
+        model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
+    else:
+        found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
+        model, wants, widths = found.model, found.wants, found.bits
+    path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
+    container = formats.by_name("safetensors")
+    result = quantized.of_tensors(opened.source, opened, model, kind, [path])
+    if not container.is_folder(path):
+        check_target(path, force=writing.force, size=model.nbytes, inputs=inputs_of(opened))
+    if writing.dry_run:
+        return result
+    meter = writing.meter("quantize", model.nbytes)
+    paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
+    proof = ""
+    if wants:
+        from llmconv.convert.quantizing.repack import in_bits, read_again
+
+        check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
+        proof = in_bits(widths) + read_again(reading.open(path), wants, threads(writing.jobs), check)
+    size = sum(p.stat().st_size for p in paths)
+    made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
+    return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:
+    """One of `FOLDERS`, to be written."""
+    if kind in INTEGERS or kind == MLX_MXFP4:
+        from llmconv.convert.quantizing.four_bits import written
+
+        return written(opened, kind, to_hf, group)
+    from llmconv.convert.quantizing import float_folders
+
+    return float_folders.written(opened, kind, to_hf)

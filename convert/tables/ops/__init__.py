@@ -1,0 +1,46 @@
+"""Operations between the tensors of a Hugging Face model and those of a GGUF: each has `apply` and an exact `undo`.
+
+An op takes and gives tuples of lazy tensors, so that one op may split, join or stack.  Most move whole rows, and a row
+is a row whatever its block type, so they work on quantized tensors too; `Transpose` and `Shift` need plain values
+and say so.  Sizes are expressions over the model's dimensions ("n_head * head_dim"), evaluated when the op is applied.
+"""
+
+from __future__ import annotations
+
+from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
+from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack, Twice
+from llmconv.convert.tables.ops.numbers import Backwards, Exp, NegativeExp, Offsets, PackMxfp4, Rounds, Shift
+from llmconv.convert.tables.ops.rows import Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
+from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transpose
+
+__all__ = [
+    "Backwards",
+    "Concat",
+    "Dims",
+    "Exchanged",
+    "Exp",
+    "Inverse",
+    "Led",
+    "NegativeExp",
+    "Offsets",
+    "Only",
+    "Op",
+    "PackMxfp4",
+    "Padded",
+    "PartHalves",
+    "Parts",
+    "Reshape",
+    "Rounds",
+    "Shift",
+    "Size",
+    "Split",
+    "Stack",
+    "SwapColumns",
+    "SwapRows",
+    "Tail",
+    "Transpose",
+    "Twice",
+    "Unpaired",
+    "evaluate",
+    "rope_halves",
+]
