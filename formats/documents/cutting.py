@@ -340,6 +340,8 @@ class _Cutter:
         elif isinstance(child, str) and (found := from_text(child)) is not None:
             data, form = found
         else:
+            if isinstance(child, str) and shape is not None and dtype is not None:
+                self.texts.append(name)  # with breaks of lines, say
             return child
         inferred = {4: "<f4", 8: "<f8"}.get(len(data) // math.prod(shape)) if shape else None
         if shape is None and dtype is None and isinstance(child, str) and not _like_base64(child):

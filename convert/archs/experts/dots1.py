@@ -69,6 +69,7 @@ DOTS1 = Architecture(
         refused=(*MLP_BIASES, *OUT_BIAS),
         unread=("attention.sliding_window", "attention.sliding_window_pattern"),
         needed=HEAD,
+        wants={"n_head == n_head_kv": "as many heads of keys as of queries"},
     ),
 )
 

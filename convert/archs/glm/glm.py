@@ -19,7 +19,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import partial_rotary, rope_sections, sections_back
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import AS_WIDE, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Concat, Dims, Unpaired
 
 _at = "{p}layers.{i}."
@@ -211,7 +211,7 @@ CHATGLM = Architecture(
         "post_layer_norm": True,
         "original_rope": True,
     },
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), wants=AS_WIDE),
 )
 
 ARCHITECTURES = (GLM4, CHATGLM)

@@ -19,6 +19,10 @@ from llmconv.formats.checkpoint import Checkpoint
 __all__ = ["as_edited", "general_again"]
 
 
+_GIVEN = ("tokenizer.chat_template", *(f"tokenizer.ggml.{name}" for name in ("bos", "eos", "pad", "unk", "add_")))
+"""How the tokenizer's keys begin that people take out."""
+
+
 def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, notes: list[str]) -> dict[str, Any]:
     """Make kept files say what was edited in the GGUF since; the keys that a GGUF made of the folder would have."""
 
@@ -34,7 +38,7 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
     before = dict(out.files)
     notes += edited.otherwise_split(metadata, plainly)
     if own_keys.CONFIG in metadata:
-        notes += edited.gone(metadata, again, (f"{arch.gguf}.", "tokenizer.chat_template"))
+        notes += edited.gone(metadata, again, (f"{arch.gguf}.", *_GIVEN))
         notes += edited.configured(arch, metadata, out.files, again, reread)
     found = vocab.from_gguf(metadata)
     if found is not None and found.files and again:

@@ -43,6 +43,9 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
         notes.append(f"llama.cpp computes without {unused[0]}{more(unused)}")
     if missing := arch.loader.missing(checkpoint.tensors, of_all):
         notes.append(f"llama.cpp needs {missing[0]}{more(missing)}, so it will not load this file")
+    groups, used = (checkpoint.metadata.get(f"{arch.gguf}.expert_group_{n}count", 1) for n in ("", "used_"))
+    if groups > 1 and used >= groups:
+        notes.append("experts are chosen out of all groups of them, which llama.cpp takes for a fault: it will stop")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
     pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
     lacking = arch.loader.nowhere(checkpoint.tensors)

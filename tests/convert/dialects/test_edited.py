@@ -298,3 +298,10 @@ def test_edited_by_the_reference_s_own_programs(tmp_path: Path) -> None:
     assert (said["rope_theta"], said["max_position_embeddings"], said["eos_token_id"]) == (5000, 77, 259)
     assert document(back, "tokenizer_config.json") == {**SETTINGS, "chat_template": "new", "eos_token": "<pad>"}
     assert hf.to_gguf(back).metadata["general.name"] == "Mine"
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.eos_token_id", "tokenizer.chat_template", "llama.context_length"])
+def test_a_key_that_was_taken_out_is_named(tmp_path: Path, key: str) -> None:
+    gguf = hf.to_gguf(folder(tmp_path))
+    del gguf.metadata[key]
+    assert any(f"the GGUF has no key '{key}'" in note for note in hf.from_gguf(gguf).notes)

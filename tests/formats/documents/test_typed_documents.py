@@ -113,6 +113,11 @@ NOTED = {
     "null in rows": ({"w": [[None], [None]], "x": [1.5]}, ["x"], "'w[0]' (and 1 more) holds only null"),
     "an object of null": ({"w": {"0": None, "1": None}, "x": [1.5]}, ["x"], "'w' holds only null"),
     "base64 without type": ({"w": B64 * 4, "x": [1.5]}, ["x"], "'w' is base64 without a dtype"),
+    "base64 in lines": (
+        {"w": {"shape": [2, 3], "dtype": "float32", "data": f"{B64[:8]}\n{B64[8:]}"}, "x": [1.5]},
+        ["x"],
+        "'w' is base64",
+    ),
     "a Buffer without anything": ({"w": BUFFER}, ["w"], "'w' is a buffer without a dtype or a shape"),
     "no dtype": ({"w": {"shape": [2, 3], "data": B64}}, ["w"], "'w' has no dtype: its bytes are taken as floats"),
 }
