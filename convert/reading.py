@@ -49,11 +49,16 @@ class Reading:
     def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The same for who changes the weights: those that are stored with scales as what they stand for."""
         checkpoint = self.open(source)
-        if checkpoint.dialect == "gguf":  # whose block types hold their scales
-            return checkpoint
+        if checkpoint.dialect == "gguf" and own_keys.SAFETENSORS_METADATA not in checkpoint.metadata:
+            return checkpoint  # its block types hold their scales
         from llmconv.convert.scaled.unpack import unpack
 
-        return unpack(checkpoint)
+        if checkpoint.dialect != "gguf":
+            return unpack(checkpoint)
+        named = self.translated(checkpoint, "plain")  # of codes and scales under their own names
+        found = unpack(named)
+        same = all(found.tensors.get(name) is tensor for name, tensor in named.tensors.items())
+        return checkpoint if same else found
 
     def translated(self, checkpoint: Checkpoint, to: str) -> Checkpoint:
         """The checkpoint in another dialect."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.gguf.gguf_values import SCALARS
 from llmconv.formats.limits import SAFETENSORS_HEADER_BYTES
+from llmconv.formats.places.names import place
 from llmconv.formats.writing.checks import output_errors
 from llmconv.formats.writing.outputs import Output, flush_folder
 
@@ -32,6 +34,13 @@ __all__ = ["TYPES", "open_alone", "parse_all", "parse_value", "recover", "rewrit
 
 TYPES: dict[str, Any] = {**SCALARS, "bool": bool, "str": str}
 """Value types by the name used in `--set key=type:value`."""
+
+# Keys that the GGUF specification says are texts, or lists of them, whether a file has them or not.
+_TEXTS = re.compile(
+    r"general\.(name|author|version|organization|finetune|basename|description|quantized_by|size_label|license"
+    r"|license\.(name|link)|(source\.)?(url|doi|uuid|repo_url))|tokenizer\.chat_template"
+)
+_LISTS = {"general.tags", "general.languages"}
 
 _JOURNAL = struct.Struct("<8sQ32s")  # magic, length of the old header, its SHA-256
 _MAGIC = b"llmcvjr1"
@@ -61,7 +70,7 @@ def parse_value(text: str) -> Any:
 def parse_all(path: Path, texts: Mapping[str, str]) -> dict[str, Any]:
     """Values for keys of the file at `path`: `TYPE:VALUE`, or a value alone, of the type that the key has there."""
     untyped = [key for key, text in texts.items() if not _typed(text)]
-    present = open_alone(path).metadata if untyped else {}
+    present = open_alone(path) if untyped else Checkpoint()
     return {
         key: parse_value(text if key not in untyped else f"{_type_of(path, key, present)}:{text}")
         for key, text in texts.items()
@@ -73,11 +82,15 @@ def _typed(text: str) -> bool:
     return bool(colon) and kind.removesuffix("[]") in TYPES
 
 
-def _type_of(path: Path, key: str, present: Mapping[str, Any]) -> str:
-    """The type, by its name in `TYPES`, of a key that the file has."""
-    if key not in present:
+def _type_of(path: Path, key: str, present: Checkpoint) -> str:
+    """The type, by its name in `TYPES`, of a key that the file has, or that can have only one."""
+    if key not in present.metadata:
+        if _TEXTS.fullmatch(key) or present.format == "safetensors":  # which has nothing but texts
+            return "str"
+        if key in _LISTS:
+            return "str[]"
         raise UsageError(f"{at(path)}: has no key {cut(key)} whose type could be kept; write it as str:… or u32:…")
-    value = present[key]
+    value = present.metadata[key]
     if isinstance(value, str | bool):
         return type(value).__name__
     if isinstance(value, np.generic | np.ndarray):
@@ -148,6 +161,7 @@ def _replace_header(path: Path, head: bytes) -> None:
 
 def open_alone(path: Path) -> Checkpoint:
     """The file whose header is to be changed, without what lies beside it; `Unsupported` for a folder."""
+    path = place(path)
     container = formats.sniff(path)
     if path.is_dir():
         raise Unsupported(f"{at(path)}: is a folder; name the file in it whose metadata is to change")

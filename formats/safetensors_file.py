@@ -20,6 +20,7 @@ from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
+from llmconv.formats.places import names as places
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
 from llmconv.formats.source import Source
@@ -30,7 +31,6 @@ from llmconv.progress import Meter
 
 NAME = "safetensors"
 SUFFIXES = (".safetensors",)
-TEMPLATES = "additional_chat_templates"
 """A folder within a model folder: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -118,6 +118,9 @@ def _overruled(index: Path, checkpoint: Checkpoint) -> list[str]:
     return [f"{WEIGHTS} is read, though {index.name} names {what}, which is not in it"] if what else []
 
 
+_LONGEST_NAME = 255  # bytes
+
+
 def _open_index(index: Path, source: Path) -> Checkpoint:
     document = read_json(_read_small(index, limits.INDEX_BYTES), index)
     weight_map = document.get("weight_map")
@@ -131,6 +134,8 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or Path(name).is_absolute():
             raise BadFile(f"{at(index)}: names the file {name!r}, expected one in its own folder; it is not followed")
+        if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+            raise BadFile(f"{at(index)}: names the file {cut(name)}, longer than a file's name can be; fetch it again")
         if not (index.parent / name).exists():
             raise BadFile(f"{at(index)}: its file {name} is missing; fetch it")
     checkpoint = _open_files(source, [index.parent / name for name in sorted(names)], folder=index.parent)
@@ -158,17 +163,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
     for file in files:
         for key, value in read_tensors(checkpoint, file).items():
             checkpoint.metadata.setdefault(key, value)
-    for entry in sorted(folder.iterdir(), key=lambda p: p.name):
-        weights = entry.suffix.lower() in side_files.WEIGHTS or entry.name.endswith(".index.json")
-        if entry.name.startswith(".") or weights or guests.is_unfinished(entry) or not entry.is_file():
-            continue
-        if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
-            checkpoint.files[entry.name] = entry
-        else:
-            checkpoint.notes.append(f"left out, too large: {cut(entry.name)}")
-    for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
-        if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
-            checkpoint.files[f"{TEMPLATES}/{entry.name}"] = entry
+    checkpoint.files, notes = side_files.beside(folder)
     if source.is_dir():
         checkpoint.notes += guests.beside(folder, files, "*.safetensors")
     others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
@@ -176,10 +171,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
         checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
-        inner, notes = side_files.within(folder)
-        checkpoint.files |= inner
-        checkpoint.notes += notes
-    checkpoint.notes += side_files.programs(checkpoint.files)
+    checkpoint.notes += notes
     return checkpoint
 
 
@@ -253,6 +245,8 @@ def save(
     with Outputs(sizes, force=force, inputs=inputs, folder=None if lone else path, stale=stale) as outputs:
         _put(outputs, plan.files)
         for part in plan.parts:
+            if outputs.has(part.path, part.head):
+                continue
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
@@ -406,7 +400,7 @@ def _split(
         raise UsageError("safetensors models are split by size; give --max-size")
     if target is None:
         source = checkpoint.source or Path("model")
-        target = source.with_name(source.name.removesuffix(".safetensors") + "-split")
+        target = places.beside(source) / f"{places.called(source).removesuffix('.safetensors')}-split"
     return save(checkpoint, target, force=force, max_shard_size=max_size, meter=meter)
 
 

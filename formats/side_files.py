@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llmconv.errors import cut, more
-from llmconv.formats import limits
+from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "is_name", "programs", "within"]
+__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "programs", "within"]
 
 MODULES = "modules.json"
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".npz"}
+TEMPLATES = "additional_chat_templates"
+WEIGHTS = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt", ".npz", ".distcp")
+}
 """Suffixes of weights, which are no side files."""
 _PROGRAMS = {".py", ".pyc", ".pyw", ".sh", ".bat", ".cmd", ".ps1", ".exe", ".so", ".dll", ".js"}
 _DEPTH, _FILES = 4, 200  # of a folder within a model's; no model comes near
@@ -37,15 +40,43 @@ def programs(names: Iterable[str]) -> list[str]:
     return [f"carried along is program text, which nothing here runs: {cut(found[0])}{more(found)}; read it before use"]
 
 
-def within(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def beside(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path | bytes], list[str]]:
+    """The files of a model folder that are no weights, by name: settings, vocabulary, cards; and notes about others.
+
+    With a config.json the folder is a model's, and the files in its folders belong to it too (`within`).
+    weights: the folder inside it that they are read from, where they have one of their own.
+    """
+    found: dict[str, Path | bytes] = {}
+    notes: list[str] = []
+    for entry in sorted(folder.iterdir(), key=lambda p: p.name):
+        is_weights = entry.suffix.lower() in WEIGHTS or entry.name.endswith(".index.json")
+        if entry.name.startswith(".") or is_weights or guests.is_unfinished(entry) or not entry.is_file():
+            continue
+        if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
+            found[entry.name] = entry
+        else:
+            notes.append(f"left out, too large: {cut(entry.name)}")
+    for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
+        if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
+            found[f"{TEMPLATES}/{entry.name}"] = entry
+    if "config.json" in found:
+        inner, said = within(folder, weights)
+        found |= inner
+        notes += said
+    return found, [*notes, *programs(found)]
+
+
+def within(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path], list[str]]:
     """The files in a model folder's folders, by name, and notes about those that are left out."""
     found: dict[str, Path] = {}
     left: list[str] = []
     named = _modules(folder)
     for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+        if inner == weights:
+            continue
         files = list(_files(inner, f"{inner.name}/", _FILES + 1))
-        weights = [p for _, p in files if p.suffix.lower() in WEIGHTS]
-        if inner.is_symlink() or len(files) > _FILES or (weights and inner.name not in named):
+        has_weights = any(p.suffix.lower() in WEIGHTS for _, p in files)
+        if inner.is_symlink() or len(files) > _FILES or (has_weights and inner.name not in named):
             left.append(f"{inner.name}/")
             continue
         for name, file in files:

@@ -90,7 +90,7 @@ class Source:
         row = type.row_bytes(shape[-1] if shape else 1)
         tensor = Tensor(name, shape, type, lambda a, b: self.read(offset + a * row, (b - a) * row).reshape(b - a, row))
         extent = Extent(self.path, self.start + offset, tensor.nbytes, self.stamp)
-        return Tensor(name, shape, type, tensor.read, extent)
+        return Tensor(name, shape, type, tensor.read, extent, (self.path, extent.offset))
 
 
 def read_extent(extent: Extent, out: memoryview) -> None:

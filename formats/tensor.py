@@ -92,6 +92,8 @@ class Tensor:
     type: BlockClass
     read: Callable[[int, int], Bytes] = dataclasses.field(repr=False)
     extent: Extent | None = dataclasses.field(default=None, repr=False)
+    begins: tuple[Path, int] | None = dataclasses.field(default=None, repr=False)
+    """Where its first bytes come from, as far as anybody knows: for the order in which tensors are read."""
 
     @property
     def row_len(self) -> int:

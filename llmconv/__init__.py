@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal to the table below
+    from llmconv.adapter import save_adapter as save_adapter
     from llmconv.api import (
         Result as Result,
         convert_file as convert_file,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.formats.limits import parse_size as parse_size
     from llmconv.formats.sharing.team import together as together
     from llmconv.formats.tensor import Tensor as Tensor
+    from llmconv.ollama import OllamaModel as OllamaModel, to_ollama as to_ollama
     from llmconv.progress import Step as Step
     from llmconv.publish import Upload as Upload, upload as upload
     from llmconv.quant.warm import warmup as warmup
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         size as size,
         statistics as statistics,
         streaming as streaming,
+        training_memory as training_memory,
         verify as verify,
         verify_provenance as verify_provenance,
         view as view,
@@ -93,6 +96,7 @@ _PUBLIC: dict[str, str] = {
     "size": "llmconv.reports",
     "statistics": "llmconv.reports",
     "streaming": "llmconv.reports",
+    "training_memory": "llmconv.reports",
     "vocabulary": "llmconv.reports",
     "shaped": "llmconv.reports",
     "shares": "llmconv.reports",
@@ -106,11 +110,14 @@ _PUBLIC: dict[str, str] = {
     "edit": "llmconv.tools",
     "merge": "llmconv.tools",
     "parse_size": "llmconv.formats.limits",
+    "to_ollama": "llmconv.ollama",
+    "OllamaModel": "llmconv.ollama",
     "upload": "llmconv.publish",
     "Upload": "llmconv.publish",
     "split": "llmconv.tools",
     "load": "llmconv.runtime.load",
     "from_torch": "llmconv.runtime.live.taking",
+    "save_adapter": "llmconv.adapter",
     "save_gguf": "llmconv.runtime.live.taking",
     "to_torch": "llmconv.runtime.live.giving",
     "state_dict": "llmconv.runtime.live.giving",

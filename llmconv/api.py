@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
+from llmconv.convert.cards.publishing import Row
 from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
@@ -20,14 +21,16 @@ from llmconv.convert.writing import adapters, vocab_only as vocab_alone
 from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_rounding
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
+from llmconv.drafts import aimed, drafted, joined
 from llmconv.errors import BadFile, UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
-from llmconv.formats.places import names as places
+from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.sharing.team import current
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
+from llmconv.wording import in_short_words
 
 __all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
 
@@ -41,7 +44,7 @@ class Result(Shown):
     seconds: time it took.   source, source_size: the input and its bytes on disk, for `convert_file`.
     rounding: the largest relative error that a cast made, 0 when nothing was rounded;   rounding_tensor: where.
     overflows, underflows: values that became infinite (only when allowed) and that became zero.
-    notes: sentences a user should read.
+    notes: sentences a user should read.   url: of the commit, where the files were sent to the Hub.
     """
 
     target: Path
@@ -59,6 +62,7 @@ class Result(Shown):
     notes: list[str] = dataclasses.field(default_factory=list)
     source: Path | None = None
     source_size: int = 0
+    url: str = ""
 
 
 def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
@@ -151,7 +155,7 @@ def _save(
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
-    if not named.tensors:
+    if not any(tensor.n_elements for tensor in named.tensors.values()):
         check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
@@ -162,15 +166,18 @@ def _save(
         from llmconv.convert.reports.provenance import certify
 
         certify(made, reading.translated(source, "gguf"), source, stated_rounding(named, made))
+    if (box := outbox.current()) is not None and container.name == "gguf":
+        box.metadata = box.metadata or made.metadata
     with about(source.source):
         meter = writing.meter("convert", made.nbytes)
         paths = container.save(made, target, force=writing.force, jobs=writing.jobs, meter=meter, **options)
         rounding.settle()
+    made = made.but(*remote.told(t.begins[0] for t in checkpoint.tensors.values() if t.begins))
     result = Result(
         target=target,
         paths=list(paths),
         format=container.name,
-        size=sum(p.stat().st_size for p in paths),
+        size=sum(map(outbox.size_of, paths)),
         n_tensors=len(made.tensors),
         n_elements=made.n_elements,
         types=dict(Counter(t.type.name for t in made.tensors.values())),
@@ -179,7 +186,7 @@ def _save(
         rounding_tensor=rounding.tensor,
         overflows=rounding.overflows,
         underflows=rounding.underflows,
-        notes=list(made.notes),
+        notes=[in_short_words(note) for note in made.notes],
     )
     log_written(result.paths, result.types, result.notes)
     return result
@@ -197,26 +204,38 @@ def convert_file(
     vocab_only: bool = False,
     mmproj: bool | str | os.PathLike[str] | None = None,
     text_only: bool = False,
+    mtp: bool | str | os.PathLike[str] | None = None,
+    no_mtp: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
 
     dst: where to; beside the input, with the format's ending, when None.   to: the format, by `dst`'s name when None.
+        `hf://ORG/NAME[@BRANCH][/FOLDER][/FILE.gguf]` sends files to a repository of the Hub as they are finished, and
+        commits them, with a card of a GGUF; "gguf" when `to` is None.
     source_format: refuse an input of another format.   key: as in `open`.
     lora: folder or GGUF of an adapter to merge in.
     base: of an adapter that is itself converted: the model that it was trained on; config.json, or a GGUF, is enough.
+        Of a draft (EAGLE-3, DFlash): the model that it drafts for, whose vocabulary it takes.
     vocab_only: write the vocabulary alone, of a folder that may hold a tokenizer and no weights, to a GGUF or a folder;
         so is a GGUF written that holds nothing else.
     mmproj: of a multimodal folder that becomes a GGUF: True writes its tower alone (llama.cpp's mmproj file); of a GGUF
         that becomes a folder: the tower's file, found beside it by its name when None.
     text_only: leave the tower out.  With neither, a multimodal folder gives both files: `dst`, and `mmproj-` before its
         name.
+    mtp: True writes a model's layers for further tokens alone, with what they share with it, as a draft for llama.cpp;
+        a path: of a model's GGUF without them, the file that holds them, to put both together.
+    no_mtp: leave these layers out.
     options: those of `save`.
     """
     started = time.monotonic()
     source = places.place(src)
     if dst is None and to is None:
         raise UsageError("convert_file needs a target or a format; give dst or to")
+    if outbox.is_hub(dst):
+        taken = {"source_format": source_format, "key": key, "lora": lora, "base": base, "vocab_only": vocab_only}
+        how = {**taken, "mmproj": mmproj, "text_only": text_only, **options}
+        return dataclasses.replace(_sent(source, str(dst), to or "gguf", how), seconds=time.monotonic() - started)
     if vocab_only:
         return _vocabulary(source, dst, options)
     if dst is not None and to is None:
@@ -239,14 +258,52 @@ def convert_file(
     size = _size(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
+    checkpoint, base = aimed(checkpoint, base)
     checkpoint = adapters.between(checkpoint, container.name, None if base is None else Path(base))
+    checkpoint = joined(checkpoint, mtp)
     if dst is None and container.name == "gguf" and is_multimodal(checkpoint) and not options.get("layout"):
         kind = main_type(checkpoint, str(options.get("outtype", "auto")))
         target = target.with_name(f"{'mmproj-' if mmproj else ''}{target.stem}-{kind}.gguf")
+    if dst is None and mtp is True:
+        target = target.with_name(f"mtp-{target.name}")
     parts = parted(checkpoint, container, target, mmproj, text_only, options)
+    parts = drafted(parts, container, mtp, no_mtp)
     result = _both([save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts])
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
+
+
+def _sent(source: Path, address: str, to: str, options: dict[str, Any]) -> Result:
+    """`convert_file` to a repository of the Hub."""
+    from llmconv.convert.quantizing import sent
+
+    container = containers.by_name(to)
+    with sent.opened(address, bool(options.get("force")), options.get("progress")) as box:
+        target = box.root
+        if container.suffixes and not container.folder:
+            target /= box.file or default_target(source, container).name
+        inputs = [path for path in (source, options["lora"], options["base"]) if path is not None]
+        box.made_of = [*map(_fingerprint, map(places.place, inputs)), {**options, "progress": None, "jobs": None}]
+        if container.name == "gguf" and not options["vocab_only"]:
+            options.setdefault("split_max_size", outbox.LARGEST)
+        with box.taking():
+            result = convert_file(source, target, to=to, **{**options, "force": True})
+        for path in result.paths:
+            box.put(path)  # what was not given yet
+        kinds = Counter(result.types)
+        kind = kinds.most_common(1)[0][0] if kinds else ""
+        row = Row([path.name for path in result.paths], kind, result.size, 8 * result.size / max(1, result.n_elements))
+        url = sent.published(box, box.metadata, [row], source)
+        paths = [box.address(path) for path in result.paths]
+        return dataclasses.replace(result, target=box.address(target), paths=paths, url=url)
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    """What a file or folder is recognised by."""
+    from llmconv.convert.quantizing import journal
+
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return list(map(journal.fingerprint, files))
 
 
 def _both(results: list[Result]) -> Result:
@@ -281,7 +338,7 @@ def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[
         target=target,
         paths=paths,
         format="gguf" if target.suffix.lower() == ".gguf" else "safetensors",
-        size=sum(p.stat().st_size for p in paths),
+        size=sum(map(outbox.size_of, paths)),
         n_tensors=0,
         n_elements=0,
         types={},

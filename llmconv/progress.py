@@ -38,7 +38,7 @@ class Meter:
     """Counts what is done and tells `progress`; for functions that report pieces.  Does nothing when that is None."""
 
     def __init__(self, progress: Progress | None, what: str, total: int, unit: str = "bytes"):
-        self._progress, self._what, self._total, self._unit, self._done = progress, what, total, unit, 0
+        self.progress, self._what, self._total, self._unit, self._done = progress, what, total, unit, 0
 
     def __call__(self, amount: int, item: str = "", **facts: Any) -> None:
         """`amount` more is done."""
@@ -47,5 +47,5 @@ class Meter:
     def reach(self, done: int, item: str = "", **facts: Any) -> None:
         """`done` is done in all."""
         self._done = min(done, self._total) if self._total else done
-        if self._progress is not None:
-            self._progress(Step(self._what, self._done, self._total, self._unit, item, facts))
+        if self.progress is not None:
+            self.progress(Step(self._what, self._done, self._total, self._unit, item, facts))

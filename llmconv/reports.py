@@ -11,6 +11,9 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, MissingTensor, UnknownName, UsageError, about, at, cut, nearest
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.files import regular_size
+from llmconv.formats.places import names as places
+from llmconv.formats.places.names import place
 from llmconv.progress import Meter, Progress
 from llmconv.show import for_json
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # each is loaded when its function runs
     from llmconv.convert.reports.sizing import SizeReport
     from llmconv.convert.reports.stats import Histogram, TensorStats
     from llmconv.convert.reports.streaming import StreamingPlan
+    from llmconv.convert.reports.training_memory import TrainingMemory
     from llmconv.convert.reports.verify import Verdict
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "size",
     "statistics",
     "streaming",
+    "training_memory",
     "verify",
     "verify_provenance",
     "view",
@@ -177,7 +182,8 @@ def view(
     checkpoint = _open(model)
     if output is None and checkpoint.source is None:
         raise UsageError("a model made in memory has no name to call the page by; give output")
-    path = Path(output) if output is not None else Path(f"{checkpoint.source}.html")
+    source = checkpoint.source or Path()
+    path = Path(output) if output is not None else places.beside(source) / f"{source.name}.html"
     inputs = [checkpoint.source] if checkpoint.source else []
     check_target(path, force=force, inputs=inputs)
     report = describe(checkpoint)
@@ -219,7 +225,7 @@ def size(target: Source, **options: Any) -> SizeReport:
     from llmconv.convert.reports.sizing import size_report
 
     shape, _ = _shape(target)
-    with about(None if isinstance(target, Checkpoint) else Path(target)):
+    with about(None if isinstance(target, Checkpoint) else place(target)):
         return size_report(shape, **options)
 
 
@@ -234,6 +240,19 @@ def streaming(target: Source, memory: int | str, *, tokens: int = 100_000, conte
 
     most = parse_size(memory) if isinstance(memory, str) else memory
     return plan_streaming(sizes_of(_shape(target)[0]), most, tokens, context)
+
+
+def training_memory(target: Source, *, batch: int = 1, context: int = 0, devices: int = 1) -> TrainingMemory:
+    """What training a model takes on each of so many devices that shard it (FSDP2): from its shape alone.
+
+    target: a checkpoint, a config.json, or a preset by name.   batch, context: of a device's step, computed in 16 bits
+    with float32 weights and AdamW; a context of 0 is the model's, at most 4096.
+    """
+    _check_sizes({"batch": batch, "context": context, "devices": devices})
+    from llmconv.convert.reports import training_memory as plan
+
+    shape, _ = _shape(target)
+    return plan.training_memory(shape, batch=batch, context=context, devices=devices)
 
 
 def shares(
@@ -259,8 +278,10 @@ def _shape(target: Source) -> tuple[Shape, dict[str, Any]]:
 
     if isinstance(target, Checkpoint):
         return shape_of(target), {}
-    path = Path(target)
+    path = place(target)
     if not path.exists():
+        if len(path.parts) == 2:
+            regular_size(path)  # says where to look
         if isinstance(target, Path) or len(path.parts) > 1 or path.suffix in (".json", ".gguf", ".safetensors"):
             raise BadFile(f"{at(path)}: no such file; check the path, or name a preset")
         return shape_of(preset(str(target))), {}

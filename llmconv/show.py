@@ -15,7 +15,7 @@ import numpy as np
 
 from llmconv.errors import worded
 
-__all__ = ["Shown", "for_json", "html_table", "log_written"]
+__all__ = ["Shown", "for_json", "html_table", "log_written", "one_line"]
 
 MOST = 60
 """Rows of a list that a notebook shows."""
@@ -128,3 +128,9 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return f"<p>{type(self).__name__}</p>{_fields(self)}"
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line: control characters and undecodable bytes escaped."""
+    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return safe.encode("utf-8", "backslashreplace").decode()

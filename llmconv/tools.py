@@ -12,6 +12,7 @@ from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places.names import place
+from llmconv.formats.places.remote import RemotePath
 from llmconv.progress import Meter, Progress
 from llmconv.show import Shown
 
@@ -44,8 +45,13 @@ def edit(
 
     `BadFile` when a key to rename or remove is not there or a new name is taken.
     """
-    path = Path(path)
-    recovered = editing.recover(path)
+    path = place(path)
+    if isinstance(path, RemotePath):
+        if output is None:
+            raise UsageError(f"{at(path)}: lies on another machine, where nothing is changed; write a copy with -o")
+        recovered = False
+    else:
+        recovered = editing.recover(path)
     checkpoint = editing.open_alone(path)
     metadata = dict(checkpoint.metadata)
     for old, new in (rename or {}).items():

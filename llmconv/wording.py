@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["as_keywords", "shortened"]
+__all__ = ["as_keywords", "in_short_words", "shortened"]
 
 MOST = 300
 """Characters of a sentence, its file's name aside."""
@@ -52,9 +52,14 @@ def shortened(sentence: str) -> str:
         path, rest = "", sentence
     path = _without_middle(path, MOST_OF_PATH)
     most = MOST - min(len(path), MOST // 4)
-    if len(rest) > most:
-        rest = re.sub(rf"\S{{{MOST_OF_WORD + 1},}}", lambda found: _without_middle(found[0], MOST_OF_WORD), rest)
-    return path + colon * bool(path) + _without_middle(rest, most)
+    return path + colon * bool(path) + _without_middle(in_short_words(rest, most), most)
+
+
+def in_short_words(sentence: str, most: int = MOST) -> str:
+    """The sentence, the middle of its longest words left out where it is longer than `most`."""
+    if len(sentence) <= most:
+        return sentence
+    return re.sub(rf"\S{{{MOST_OF_WORD + 1},}}", lambda found: _without_middle(found[0], MOST_OF_WORD), sentence)
 
 
 def _without_middle(text: str, most: int) -> str:

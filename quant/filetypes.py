@@ -13,7 +13,7 @@ from llmconv.quant import block
 
 __all__ = [
     *("ALIASES", "COPY", "FILE_TYPES", "GUESSED", "QUANTIZATION_VERSION", "REPACK"),
-    *("FOLDERS", "INT8", "NO_FILE_TYPES", "REPACKS"),
+    *("FOLDERS", "INT8", "INTEGERS", "MLX", "MLX_MXFP4", "NO_FILE_TYPES", "REPACKS"),
     *("FileType", "file_type", "guessed_number", "number_of"),
 ]
 
@@ -81,8 +81,13 @@ REPACK = FileType("REPACK", -1, "", "every tensor in the smallest type that says
 COPY = FileType("COPY", -1, "", "every tensor as it is; only metadata changes")
 
 INT8, REPACKS = "INT8", ("REPACK", "AUTO")
-FOLDERS = ("W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
-"""What becomes a model folder besides INT8: see `convert.quantizing.four_bits` and `float_folders`."""
+MLX = {"MLX": 4, "MLX2": 2, "MLX3": 3, "MLX5": 5, "MLX6": 6, "MLX8": 8}
+"""Folders of integers for MLX, and to how many bits floats are rounded."""
+INTEGERS = ("W4A16", "W4A16_ASYM", *MLX)
+"""Folders of integers in groups: see `convert.quantizing.four_bits`."""
+MLX_MXFP4 = "MLX_MXFP4"
+FOLDERS = (*INTEGERS, MLX_MXFP4, "NVFP4A16", "MXFP4A16", "FP8_DYNAMIC", "FP8_BLOCK")
+"""What becomes a model folder besides INT8; of floats of few bits: see `convert.quantizing.float_folders`."""
 NO_FILE_TYPES = (INT8, *FOLDERS, *REPACKS)
 """What a model may be quantized to besides the types of GGUF files."""
 

@@ -26,6 +26,8 @@ __all__ = ["MAX_ENTRIES", "Importance", "Stored", "dat_entries", "dat_tail", "fr
 MAX_ENTRIES = 1 << 20
 """Matrices in a file."""
 MAX_NAME_BYTES = 65_535
+_LARGEST = np.float32(1e30)
+"""A mean of squared inputs; no model's come near."""
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
@@ -56,9 +58,9 @@ class Importance:
         return replace(self, entries=kept)
 
     def check(self, where: str) -> None:
-        """`BadFile` when a weight is negative, infinite or not a number: it is a mean of squares."""
+        """`BadFile` when a weight is negative, infinite, not a number, or so large that sums of products overflow."""
         for name, values in self.entries.items():
-            good = np.isfinite(values) & (values >= 0)
+            good = (values <= _LARGEST) & (values >= 0)
             if not good.all():
                 i = int(np.argmin(good))
                 raise BadFile(f"{where}: importance of {name!r} at {i} is {values[i]}; compute the matrix again")
@@ -179,8 +181,9 @@ def dat_entries(data: bytes | memoryview, where: str) -> tuple[_Reader, list[tup
     for i in range(n):
         name = reader.text(f"entry {i}'s name")
         calls, count = reader.int32(f"{name!r}'s calls"), reader.int32(f"{name!r}'s number of values")
-        if count < 1:
-            raise BadFile(f"{where}: {name!r} has {count} values, expected at least one; compute the matrix again")
+        if count < 1 or calls < 0:
+            what = f"{count} values of {calls} calls"
+            raise BadFile(f"{where}: {name!r} has {what}, expected at least one value; compute the matrix again")
         if name in entries:
             raise BadFile(f"{where}: {name!r} is there twice; the file is damaged")
         sums = np.frombuffer(reader.take(4 * count, f"{name!r}'s values"), "<f4").astype(np.float32)

@@ -24,7 +24,7 @@ class Cache:
 
     def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
         self.batch, self.capacity, self.planned, self.length = batch, max(1, min(capacity, 4096)), capacity, 0
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * decoder.passes
         self.states: list[tuple[Tensor, ...] | None] = [None] * len(decoder.layers)
         self.valid: Tensor | None = None
 
@@ -109,6 +109,10 @@ class Step:
         self._order: Tensor | None = None
         self.lent: dict[int, tuple[Tensor, Tensor]] = {}
         """Keys and values that other layers borrow, by layer."""
+        self.gone = 0
+        """How many layers were gone through before a stack that is gone through again (HRM)."""
+        self.embedded: Tensor
+        """(B, T, dim): what the first layer was given, in models whose layers add it again."""
         self.per_layer: Tensor | None = None
         """(B, T, layers, numbers): vectors of the tokens for each layer."""
         self.packed = self.valid is not None and not bool(self.valid[:, past:].all())

@@ -69,9 +69,14 @@ class Stored(nn.Module):
 class Linear(Stored):
     """(..., in) -> (..., out)."""
 
+    scaled = False
+    """Whether its result is multiplied by a number, `scale`, that the model has learned."""
+    scale: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(x, self.weight)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y = y if self.bias is None else y + self.bias.to(y.dtype)
+        return y * self.scale.to(y.dtype) if self.scaled else y
 
 
 class ExpertLinear(Stored):

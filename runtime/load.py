@@ -21,7 +21,7 @@ from llmconv.convert.translate import translate
 from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.quant import gpu, integer_products
+from llmconv.quant import gpu, integer_products, warm
 from llmconv.quant.block import BlockType
 from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
@@ -185,6 +185,9 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None, `load` for `memory`."""
     decoder = describe(checkpoint)
     types = _storage(checkpoint, device, dtype)
+    if device.type == "cpu":
+        stored_types = {kind for kind in types.values() if not isinstance(kind, torch.dtype) and not kind.is_plain()}
+        warm.prepare(warm.decoding(kind) for kind in stored_types)
     stored = {name: _nbytes(tensor, types[name]) for name, tensor in checkpoint.tensors.items()}
     needed = sum(stored.values())
     sizes = Sizes({n: t.shape for n, t in checkpoint.tensors.items()}, stored, (dtype or torch.float32).itemsize)

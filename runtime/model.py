@@ -17,7 +17,7 @@ from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.layers import altup, layer_vectors
+from llmconv.runtime.layers import altup, cycles, layer_vectors
 from llmconv.runtime.layers.attention import self_attention
 from llmconv.runtime.layers.convolution import short_convolution
 from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
@@ -68,7 +68,7 @@ class Block(LayerPieces):
             self.shortconv = Pieces()
             for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
                 self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
-        for name in ("attn_norm", "ffn_norm"):
+        for name in ("attn_norm", "ffn_norm", "attn_k_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
         if self.spec.attention.value_norm and self.spec.attention.borrows is None:
@@ -88,7 +88,10 @@ class Block(LayerPieces):
         x = self.after_mlp(half, self._mlp(half))
         if self.inp_gate is not None:
             x = x + layer_vectors.made(self, x, step)
-        return x if self.layer_output_scale is None else x * self.layer_output_scale.weight.to(x.dtype)
+        if self.layer_output_scale is None:
+            return x
+        scale: Tensor = self.layer_output_scale.weight.to(x.dtype)
+        return x + step.embedded * scale if self.spec.skips else x * scale
 
     def _mlp(self, half: Halfway) -> Tensor | None:
         if half.normed is None:
@@ -102,7 +105,7 @@ class Block(LayerPieces):
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
             return Halfway(x, x, x)
-        normed = x if self.attn_norm is None else self.attn_norm(x)
+        normed = x if self.attn_norm is None or self.spec.swapped else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
         attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
@@ -111,6 +114,9 @@ class Block(LayerPieces):
         inside = self.spec.norms_inside
         if inside and self.attn_output_norm is not None:
             attended = self.attn_output_norm(attended)
+        if self.spec.swapped:
+            x = self._added(x, self.attn_norm(attended))
+            return Halfway(x, x, x)
         if self.spec.parallel:
             return Halfway(x, normed if mlp_norm is None else mlp_norm(x), x, attended)
         entered, kept = x, normed if self.spec.residual_after_norm else x
@@ -131,6 +137,8 @@ class Block(LayerPieces):
         if half.attended is not None:
             return half.kept + (half.attended + inner) * self.residual_scale
         inside = self.spec.norms_inside
+        if self.spec.swapped:
+            inner = self.ffn_norm(inner)
         if self.post_ffw_norm is not None:
             inner = self.post_ffw_norm(inner)
         if inside and self.layer_output_norm is not None:
@@ -176,13 +184,17 @@ class Model(Pieces):
         for name in ("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm", *altup.ENDS):
             self.register_module(name, None)
         self.register_module(CLASSIFIER, None)
+        self.register_module("hrm", None)
         for name, parts in grouped(decoder.shapes, "").items():
-            self.add_module(name, piece(name, parts, decoder, types, name))
+            if name != "hrm" or decoder.cycles is None:
+                self.add_module(name, piece(name, parts, decoder, types, name))
         for name, parts in grouped(decoder.shapes, f"{CLASSIFIER}.").items():
             if name in ("norm", "output"):
                 if self.cls is None:
                     self.add_module(CLASSIFIER, Pieces())
                 self.cls.add_module(name, piece(name, parts, decoder, types, f"{CLASSIFIER}.{name}"))
+        if decoder.cycles is not None:
+            self.hrm = cycles.Start(decoder.dim, decoder.norm)
         for name in ("token_embd_norm", "output_norm"):
             if name in decoder.weightless:
                 self.add_module(name, Norm(decoder.norm))
@@ -220,8 +232,11 @@ class Model(Pieces):
         """The last layer's output, normed: (B, T, dim).  Arguments as `forward`; kinds: (B, T), types of tokens."""
         step = self.step(tokens, mask, cache)
         x = self.begin(tokens, step, kinds)
-        for i in range(len(self.blk)):
-            x = self.through(i, x, step)
+        if self.decoder.cycles is not None:
+            x = cycles.gone_through(self, x, step)
+        else:
+            for i in range(len(self.blk)):
+                x = self.through(i, x, step)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.end(x)
@@ -259,6 +274,10 @@ class Model(Pieces):
             logits = logits * spec.logit_scale
         if spec.final_softcap is not None:
             logits = spec.final_softcap * torch.tanh(logits / spec.final_softcap)
+        if spec.silent is not None:
+            never = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            never[slice(*spec.silent)] = True
+            logits = logits.masked_fill(never, torch.finfo(logits.dtype).min)
         return logits
 
     def _lengths_of_head(self) -> Tensor:
@@ -308,6 +327,7 @@ class Model(Pieces):
             x = x + self.token_types(torch.zeros_like(tokens) if kinds is None else kinds, self.dtype)
         if self.token_embd_norm is not None and spec.output_norm != "token_embd_norm":
             x = self.token_embd_norm(x)
+        step.embedded = x
         if self.per_layer_token_embd is not None:
             step.per_layer = layer_vectors.vectors(self, tokens, x)
         return x if self.altup_proj is None else altup.spread(self, x)

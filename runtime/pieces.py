@@ -108,8 +108,10 @@ def grouped(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, dic
 
 def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, types: Types, full: str) -> nn.Module:
     """The module for one tensor or a weight with its bias."""
-    if "scale" in parts:  # Gemma 4's, of what a router reads and of what its experts give
+    if "scale" in parts:  # Gemma 4's, of what a router reads and of what its experts give; Talkie's, of a sublayer
         made = piece(name, {k: v for k, v in parts.items() if k != "scale"}, decoder, types, full)
+        if isinstance(made, Linear):
+            made.scaled = name in ("attn_output", "ffn_down")
         made.register_parameter("scale", nn.Parameter(torch.zeros(parts["scale"])))
         return made
     shape, bias = parts.get("weight"), parts.get("bias")
@@ -124,6 +126,10 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
             return Embedding(shape, kind, None, dtype)
         if name in NORMS or name in ("token_embd_norm", "output_norm", "norm"):
             spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm")
+            if decoder.behind_eps is not None and name in ("post_attention_norm", "post_ffw_norm"):
+                spec = dataclasses.replace(spec, eps=decoder.behind_eps)
+            if decoder.qk_norm is not None and name in ("attn_q_norm", "attn_k_norm"):
+                spec = decoder.qk_norm
             if decoder.latent_eps is not None and name in latents:
                 spec = dataclasses.replace(spec, eps=decoder.latent_eps)
             return Norm(spec, shape, bias is not None, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,9 +39,11 @@ def tensor_of(tensors: Mapping[str, T], name: str) -> T:
 
 
 def put(module: torch.nn.Module, part: str, values: torch.Tensor) -> None:
-    """Give a parameter or buffer its storage."""
+    """Give a parameter or buffer its storage; a parameter that is fixed stays so."""
     if part in module._parameters:
-        module._parameters[part] = torch.nn.Parameter(values, requires_grad=values.is_floating_point())
+        old = module._parameters[part]
+        trained = values.is_floating_point() and (old is None or old.requires_grad)
+        module._parameters[part] = torch.nn.Parameter(values, requires_grad=trained)
     else:
         module._buffers[part] = values
 
@@ -51,8 +53,14 @@ def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: t
     return fill_tensor(tensor, torch.empty(shape, dtype=dtype, device=device))
 
 
-def fill_tensor(tensor: Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`out` with a tensor's blocks (dtype uint8) or numbers in it."""
+def _copied(to: torch.Tensor, values: torch.Tensor) -> None:
+    to.copy_(values)
+
+
+def fill_tensor(
+    tensor: Tensor, out: torch.Tensor, copied: Callable[[torch.Tensor, torch.Tensor], None] = _copied
+) -> torch.Tensor:
+    """`out` with a tensor's blocks (dtype uint8) or numbers in it.   copied: brings rows from host memory there."""
     device, dtype = out.device, out.dtype
     if device.type == "meta" or not out.numel():
         return out
@@ -66,7 +74,7 @@ def fill_tensor(tensor: Tensor, out: torch.Tensor) -> torch.Tensor:
         source = tensor.blocks(start, stop) if raw else _numbers(tensor, start, stop)
         if dtype == torch.float16 and not raw:
             _check_fits(tensor, start, source)
-        flat[start:stop].copy_(_from_numpy(source))
+        copied(flat[start:stop], _from_numpy(source))
     return out
 
 

@@ -64,14 +64,20 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
     types = [name for name in (config.get("model_type"), *texts) if isinstance(name, str)]
     if not types:  # a program's own settings; looking through every table would take longer than reading them
         return None
-    inside = text_config(config)
+    both = _flat(config)
     return _REGISTRY.first(
-        lambda table: any(name.model_type in types for name in table.hf) and table.fits(inside), *types
+        lambda table: any(name.model_type in types for name in table.hf) and table.fits(both), *types
     )
+
+
+def _flat(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a text model over those around it."""
+    inner = text_config(config)
+    return config if inner is config else {**config, **inner}
 
 
 def _has(table: Architecture, cls: Any, model_type: Any, config: Mapping[str, Any]) -> bool:
     """Whether the table covers this class around a text model of this type (None: of any), and the configuration."""
     named = (n for n in table.hf if n.cls == cls)
     fitting = any(n.model_type == model_type or (model_type is None and not n.around) for n in named)
-    return fitting and table.fits(text_config(config))
+    return fitting and table.fits(_flat(config))

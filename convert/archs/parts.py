@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -199,6 +199,19 @@ NEXTN = (
     ),
 )
 """What the layers that predict further tokens have beside those of any layer; nothing here computes with them."""
+
+
+def predicting(rows: Iterable[Row], at: str = "{p}layers.{i}.", further: str = "mtp.layers.{m}.") -> tuple[Row, ...]:
+    """The rows of a layer, and the same again for layers for further tokens, whose names begin with `further`."""
+    out = []
+    for each in rows:
+        forms = tuple(
+            dataclasses.replace(form, patterns=tuple(p.replace(at, further) for p in form.patterns))
+            for form in each.forms
+        )
+        for when, own in (("i < n_layer - n_nextn", each.forms), ("i >= n_layer - n_nextn", forms)):
+            out.append(dataclasses.replace(each, forms=own, when=f"{when} and ({each.when})" if each.when else when))
+    return tuple(out)
 
 
 def count_nextn(own: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places import names as places
 from llmconv.quant.filetypes import QUANTIZATION_VERSION, number_of
 
-__all__ = ["folder_name", "general"]
+__all__ = ["folder_name", "general", "size_label"]
 
 
 def general(
@@ -24,17 +24,22 @@ def general(
     for tensor in out.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes if len(tensor.shape) > 1 else 0
     main = "MXFP4" if "MXFP4" in sizes else sizes.most_common(1)[0][0] if sizes else "F32"
-    total = out.n_elements
-    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
-    count = experts[0].shape[0] if experts else 0
-    if count:  # "8x7B": as large as the model with one of its experts
-        total -= sum(t.n_elements for t in experts) * (count - 1) // count
     about, notes = keys_of(source, config, folder_name(source), out.n_elements)
     found: dict[str, Any] = {"general.architecture": "", "general.type": kind} | about
-    found.setdefault("general.size_label", (f"{count}x" if count else "") + _rounded(total))
+    found.setdefault("general.size_label", size_label(out))
     found["general.file_type"] = np.uint32(number_of(main) or 0)
     found["general.quantization_version"] = np.uint32(QUANTIZATION_VERSION)
     return found, notes
+
+
+def size_label(out: Checkpoint) -> str:
+    """How large a GGUF's model is, as its name gives it; "8x7B": as the model with one of its 8 experts."""
+    total = out.n_elements
+    experts = [t for t in out.tensors.values() if "_exps." in t.name and len(t.shape) == 3]
+    count = experts[0].shape[0] if experts else 0
+    if count:
+        total -= sum(t.n_elements for t in experts) * (count - 1) // count
+    return (f"{count}x" if count else "") + _rounded(total)
 
 
 def folder_name(folder: Checkpoint) -> str | None:

@@ -119,7 +119,7 @@ def _growth(shared: Shared, still: bool) -> Growth | None:
 def _usual_scale(shared: Shared, n_head: int, head_dim: int, rope: Rope | None, latent: bool) -> float:
     """What q·k is multiplied by in the family; YaRN's magnitude too, where it is not in the rotations."""
     read, pieces = shared.read, shared.pieces
-    scale = float(pieces.get("attention_scale", 1 / math.sqrt(head_dim)))
+    scale = float(pieces.get("attention_scale", 1 / head_dim ** pieces.get("scale_power", 0.5)))
     if pieces.get("scale_by_model") == shared.n:
         scale = 1 / math.sqrt(shared.dim / n_head)
     if read.config.get("query_pre_attn_scalar"):

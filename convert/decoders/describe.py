@@ -40,11 +40,19 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
     n_layers = read.count("block_count", least=1) - read.count("nextn_predict_layers", 0)
     if n_layers < 1:
         raise read.bad(f"key '{arch}.nextn_predict_layers'", "leaves no layer to compute with")
+    if n_layers < read.count("block_count") and not any(name.startswith("blk.0.") for name in read.shapes):
+        raise Unsupported(
+            f"{at(read.where)}: holds a model's layers for further tokens alone, which are not run here; give the "
+            "model's own file"
+        )
     if read.count("num_loops", 1) > 1:
         raise Unsupported(
             f"{at(read.where)}: its layers are gone through {read.count('num_loops')} times, which is "
             "not known to the runtime; convert it, or run it with another program"
         )
+    cycles = None
+    if stack := read.count("hrm.layers_per_stack", 0):
+        n_layers, cycles = 2 * stack, (read.count("hrm.h_cycles", least=1), read.count("hrm.l_cycles", least=1))
     vocab_size, width = read.shape("token_embd.weight", 2)
     # OPT-350M's words are narrower than its layers: token_embd_in widens them, output_in narrows them again.
     dim = read.shape("token_embd_in.weight", 2)[0] if "token_embd_in.weight" in read.shapes else width
@@ -71,6 +79,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         positions=shared.positions,
         position_offset=int(pieces.get("position_offset", 0)),
         latent_eps=pieces.get("latent_eps") or None,
+        behind_eps=pieces.get("behind_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
@@ -82,7 +91,16 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         ends=not pieces.get("no_end", False),
         layer_words=read.count("vocab_size_per_layer_input", vocab_size),
         passes_float16=bool(pieces.get("passes_float16", False)),
+        cycles=cycles,
+        silent=_silent(pieces, vocab_size),
+        qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
+
+
+def _silent(pieces: Pieces, vocab_size: int) -> tuple[int, int] | None:
+    """The tokens that a family never says, of a model that has all of them."""
+    found = pieces.get("silent")
+    return found if found is not None and found[1] <= vocab_size else None
 
 
 def _recurrent(read: Reader) -> Decoder:
@@ -109,8 +127,9 @@ def _pieces(arch: str, where: str) -> Pieces:
 
 def _weightless(read: Reader, pieces: Pieces) -> tuple[str, ...]:
     """A family's norms without weights; a model of it that has learned some has no others."""
-    learned = ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight")
-    return () if any(name in read.shapes for name in learned) else tuple(pieces.get("weightless", ()))
+    listed = tuple(pieces.get("weightless", ()))
+    learned = {"attn_norm": "blk.0.attn_norm.weight", "ffn_norm": "blk.0.ffn_norm.weight"}
+    return () if any(learned.get(name, f"{name}.weight") in read.shapes for name in listed) else listed
 
 
 def _norm(read: Reader, pieces: Pieces) -> Norm:

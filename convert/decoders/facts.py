@@ -167,6 +167,10 @@ class Layer:
     """What the norms before the sublayers give is added to what the sublayers give (BLOOM can), not what they get."""
     stream: int = 0
     """Of several streams that go through the layers (Gemma 3n), the one that is computed."""
+    skips: bool = False
+    """The embedding is added to what comes out, times layer_output_scale (Talkie)."""
+    swapped: bool = False
+    """attn_norm and ffn_norm are of what the sublayers give, not of what they are given (Chameleon 34B)."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class Decoder:
     position_offset: int = 0
     latent_eps: float | None = None
     """The epsilon of the latents' norms, where it is not that of the others."""
+    behind_eps: float | None = None
+    """The epsilon of the norms behind the sublayers, where it is not that of the others."""
     output_norm: str = "output_norm"
     """The tensor of the norm before the head."""
     weightless: tuple[str, ...] = ()
@@ -201,8 +207,20 @@ class Decoder:
     """The tokens that have vectors for each layer; the others take the first one's."""
     passes_float16: bool = False
     """What it computes inside passes float16's largest number, 65504."""
+    cycles: tuple[int, int] | None = None
+    """How often the slower of two stacks of layers is gone through, and the faster one before each time (HRM)."""
+    silent: tuple[int, int] | None = None
+    """Tokens that are never said: from one number up to another (Chameleon's of images)."""
+    qk_norm: Norm | None = None
+    """The norms of queries and keys, where they are of another kind or epsilon than the others."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
+
+    @property
+    def passes(self) -> int:
+        """How many times layers are gone through, which have keys and values each time."""
+        slow, fast = self.cycles or (1, 1)
+        return len(self.layers) // 2 * slow * (fast + 1) if self.cycles else len(self.layers)
 
     @property
     def causal(self) -> bool:
@@ -211,8 +229,13 @@ class Decoder:
     @property
     def layers_alone(self) -> bool:
         """Whether a layer needs nothing but what the one before gives: no other's keys, no vectors for each layer."""
-        borrowing = any(layer.attention.borrows is not None for layer in self.layers)
-        return self.recurrent is None and not borrowing and "per_layer_token_embd.weight" not in self.shapes
+        borrowing = any(layer.attention.borrows is not None or layer.skips for layer in self.layers)
+        return (
+            self.recurrent is None
+            and self.cycles is None
+            and not borrowing
+            and "per_layer_token_embd.weight" not in self.shapes
+        )
 
     @property
     def tied(self) -> bool:

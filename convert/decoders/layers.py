@@ -22,9 +22,20 @@ def layer_of(shared: Shared, i: int) -> Layer:
     mlp = mlp_of(shared, i) if _has_mlp(shared, i, mixers) else None
     if shared.pieces.get("single") and not mixers:
         mlp_norm = "attn_norm"
-    inside = bool(shared.pieces.get("norms_inside", False))
-    stream = shared.read.count("altup.active_idx", 0)
-    return Layer(attention, mlp, shared.parallel, mlp_norm, after, mixers, scan, inside, residual, stream)
+    return Layer(
+        attention,
+        mlp,
+        shared.parallel,
+        mlp_norm,
+        after,
+        mixers,
+        scan,
+        norms_inside=bool(shared.pieces.get("norms_inside", False)),
+        residual_after_norm=residual,
+        stream=shared.read.count("altup.active_idx", 0),
+        skips=bool(shared.pieces.get("skips_embedding", False)),
+        swapped=shared.read.get("swin_norm") is True,
+    )
 
 
 def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:

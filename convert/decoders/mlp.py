@@ -65,7 +65,9 @@ def _numbers(shared: Shared, i: int) -> tuple[float, ...]:
 def _experts(shared: Shared, i: int) -> Experts:
     read, pieces = shared.read, shared.pieces
     count = read.shape(f"blk.{i}.ffn_gate_inp.weight", 2)[0]
-    used = read.count("expert_used_count", least=1)
+    used = read.per_layer("expert_used_count", i + 1, 0)[i]
+    if used < 1:
+        raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used} for layer {i}, expected at least 1")
     if used > count:
         raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
     number = read.get("expert_gating_func")

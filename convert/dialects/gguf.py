@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs
+from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
-from llmconv.errors import BadFile, MissingTensor, about
+from llmconv.errors import BadFile, MissingTensor, about, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf.gguf_values import Strings
 
@@ -34,6 +35,9 @@ def check_not_empty(checkpoint: Checkpoint) -> None:
     """`BadFile` for a file with neither tensors nor a vocabulary: nothing is no model."""
     if not checkpoint.tensors and _TOKENS not in checkpoint.metadata and not checkpoint.files:
         raise BadFile(f"{checkpoint.where}: holds no tensors, so there is nothing to convert")
+    if checkpoint.tensors and not any(tensor.n_elements for tensor in checkpoint.tensors.values()):
+        some = f"{cut(next(iter(checkpoint.tensors)))}{more(list(checkpoint.tensors))}"
+        raise BadFile(f"{checkpoint.where}: its tensors hold no numbers ({some}), so there is nothing to convert")
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -67,6 +71,8 @@ def _check(checkpoint: Checkpoint) -> None:
             break
     if not dims["n_layer"] > 0 and any(n.startswith("blk.") for n in checkpoint.tensors):
         raise BadFile(f"{where}: has layers, and key '{arch.gguf}.block_count' says none; the file is damaged")
+    if missing and is_alone(checkpoint):  # layers for further tokens, without the model's others
+        return
     # A file with tensors that the table lacks is of a form of its own: what it must hold is not known here.
     if missing and all(n in known or n.startswith("blk.") for n in checkpoint.tensors):
         raise MissingTensor(where, missing, f"a {arch.gguf} model of these keys needs it")

@@ -12,6 +12,7 @@ from llmconv.convert.quantizing.plan import Plan, PlannedTensor
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
+from llmconv.formats.writing.scratch import Rows
 from llmconv.progress import Progress
 from llmconv.quant.block import Bytes
 
@@ -19,10 +20,13 @@ __all__ = ["Made", "Rounder", "calibrated"]
 
 
 class Made(Protocol):
-    """A tensor's bytes.   before, after: what errors are predicted to cost, rounded plainly and so."""
+    """A tensor's bytes, (rows, row bytes), to be sliced.
+
+    before, after: what errors are predicted to cost, rounded plainly and so.
+    """
 
     @property
-    def blocks(self) -> Bytes: ...
+    def blocks(self) -> Bytes | Rows: ...
     @property
     def before(self) -> float: ...
     @property
@@ -64,7 +68,9 @@ def _with(planned: PlannedTensor, made: Mapping[str, Made]) -> PlannedTensor:
     found, source = made.get(planned.source.name), planned.source
     if found is None:
         return planned
-    blocks = np.ascontiguousarray(found.blocks)
+    blocks = found.blocks
     name = f"{source.name} as {planned.choice.type.name}"  # several outputs have each their own
-    ready = Tensor(name, source.shape, planned.choice.type, lambda start, stop: blocks[start:stop])
+    ready = Tensor(
+        name, source.shape, planned.choice.type, lambda start, stop: np.ascontiguousarray(blocks[start:stop])
+    )
     return dataclasses.replace(planned, source=ready)

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.dialects.scales import scales_of
-from llmconv.convert.quantizing.folder_layers import moved
+from llmconv.convert.quantizing.folder_layers import moved, small_floats
 from llmconv.convert.quantizing.four_bits import Written, configured, settings
+from llmconv.convert.quantizing.joined import beside, unequal
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import carried
@@ -96,8 +97,11 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     files: dict[str, Path | bytes] = dict(model.files)
     files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     wants = {name: want for name, (_, want) in layers.items() if want is not None}
-    note = f"layers written as {kind}: {len(wants)} number for number, {len(layers) - len(wants)} rounded from floats"
-    return Written(model.but(note, tensors=tensors, files=files), wants)
+    notes = [
+        f"layers written as {kind}: {len(wants)} number for number, {len(layers) - len(wants)} rounded from floats"
+    ]
+    notes += unequal(_schemes(layers, model), "their global scales or types: it computes less exactly, or refuses them")
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, (4,))
 
 
 def _layers(
@@ -115,6 +119,7 @@ def _layers(
     blocks = moved(alone, frozenset({name_of}), bare, to_hf)
     factors = _factors(checkpoint, own, bare, to_hf) if own else {}
     quantized = stored or any(not tensor.type.is_plain() for tensor in checkpoint.tensors.values())
+    sizes: dict[str, float] = {}
     for name, tensor in model.tensors.items():
         if not is_linear(tensor):
             continue
@@ -136,11 +141,27 @@ def _layers(
         elif kind.startswith("FP8"):
             yield name, (_eight(module, tensor, kind == "FP8_BLOCK"), None)
         elif name_of == "NVFP4":
-            largest = max(float(np.abs(tensor.rows(*s).astype(np.float32)).max(initial=0)) for s in tensor.slabs())
+            for each in beside(name):  # which a server joins, under one global scale
+                if each not in sizes and each in model.tensors:
+                    sizes[each] = _largest(model.tensors[each])
+            largest = max(sizes.get(each, 0.0) for each in beside(name))
             over = np.float32(6 * 448 / largest) if largest else np.float32(1)
             yield name, (_four(module, _times(tensor, over).astype(block.by_name("NVFP4")), over), None)
         else:
             yield name, (_four(module, tensor.astype(block.by_name("MXFP4"))), None)
+
+
+def _schemes(layers: Mapping[str, tuple[list[Tensor], Tensor | None]], model: Checkpoint) -> dict[str, float]:
+    """The global scale of each linear layer, 0 where it is in floats."""
+    found = {name: 0.0 for name, tensor in model.tensors.items() if is_linear(tensor)}
+    for name, (made, _) in layers.items():
+        whole = next((t for t in made if t.name.endswith("_global_scale")), None)
+        found[name] = 1.0 if whole is None else float(whole.numpy().reshape(-1)[0])
+    return found
+
+
+def _largest(tensor: Tensor) -> float:
+    return max(float(np.abs(tensor.rows(*slab).astype(np.float32)).max(initial=0)) for slab in tensor.slabs())
 
 
 def _times(tensor: Tensor, factor: np.float32) -> Tensor:
@@ -169,26 +190,12 @@ def _factors(
 def _four(module: str, tensor: Tensor, divisor: Any = None) -> list[Tensor]:
     """The tensors of a layer of NVFP4 or MXFP4 blocks.   divisor: of NVFP4, of all of it; None is 1."""
     n, k = tensor.shape
-    kind, small = tensor.type, tensor.type.name == "NVFP4"
-    half = 8 if small else 16
-
-    def fields(start: int, stop: int) -> NDArray[Any]:
-        return np.ascontiguousarray(tensor.blocks(start, stop)).view(kind.layout)
-
-    def packed(start: int, stop: int) -> Bytes:
-        pairs = fields(start, stop)["qs"].reshape(stop - start, k // (2 * half), half)
-        codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1).reshape(stop - start, k)
-        pairs = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
-        return np.ascontiguousarray(pairs, np.uint8)
-
-    def scales(start: int, stop: int) -> Bytes:
-        own = fields(start, stop)["d" if small else "e"]
-        return np.ascontiguousarray(own.reshape(stop - start, -1))
-
+    small = tensor.type.name == "NVFP4"
+    packed, scales = small_floats(tensor)
     scale: BlockClass = plain.F8_E4M3 if small else plain.U8
     made = [
         Tensor(f"{module}.weight_packed", (n, k // 2), plain.U8, packed),
-        Tensor(f"{module}.weight_scale", (n, k // (2 * half)), scale, scales),
+        Tensor(f"{module}.weight_scale", (n, k // (16 if small else 32)), scale, scales),
     ]
     if small:
         whole = np.array([1 if divisor is None else divisor], np.float32)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
+from llmconv.convert.scaled.ordered import settled
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -22,13 +23,18 @@ from llmconv.quant import block
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["BLOCKS", "Layer", "moved", "of_blocks", "of_coded", "rounded"]
+__all__ = [
+    *("BLOCKS", "FLOATS", "TERNARY"),
+    *("Layer", "SmallFloats", "moved", "of_blocks", "of_coded", "of_ternary", "rounded", "small_floats"),
+]
 
 Rows = Callable[[int, int], NDArray[Any]]
 """What belongs to rows start..stop."""
 
 BLOCKS = {"Q4_0": (4, 8), "Q5_0": (5, 16), "Q8_0": (8, 128), "Q4_1": (4, None), "Q5_1": (5, None)}
 """Bits of a block type's codes, and the one that stands for 0; None: a sum stands beside the scale."""
+TERNARY, FLOATS = ("TQ1_0", "TQ2_0"), ("MXFP4", "NVFP4")
+_MLX_BITS = (2, 3, 4, 5, 6, 8)
 _SLAB = 1 << 20
 
 
@@ -38,7 +44,7 @@ class Layer:
 
     weight, shape: as a float model has it.   kind: what it was, in a word.
     want: the weight in floats, which its numbers must say; None where they were rounded from others.
-    bits: of a code; codes: (rows, k) uint8.   group: columns that share the others.
+    bits: of a code; codes: (rows, k) uint8, none over `top`.   group: columns that share the others.
     scale, bias: (rows, k / group) float32.   zero: one for all, or (rows, k / group).
     """
 
@@ -52,6 +58,7 @@ class Layer:
     scale: Rows
     zero: int | Rows = 0
     bias: Rows | None = None
+    top: int = 255
 
     @property
     def n_rows(self) -> int:
@@ -92,6 +99,19 @@ class Layer:
         if isinstance(self.zero, int):
             return self.zero == middle
         return all(bool((self.zero(*slab) == middle).all()) for slab in self.slabs())
+
+
+@dataclass(frozen=True)
+class SmallFloats:
+    """A weight as floats of four bits under scales of a byte.   blocks: in one of `FLOATS`.   want: as of `Layer`."""
+
+    blocks: Tensor
+    kind: str
+    want: Tensor | None
+
+    @property
+    def group(self) -> int:
+        return 16 if self.blocks.type.name == "NVFP4" else 32
 
 
 @functools.cache
@@ -151,10 +171,52 @@ def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
     return Layer(tensor.name, tensor.shape, kind, want, width, codes, 32, field("d"), zero or 0, bias)
 
 
-def of_coded(coded: Coded) -> Layer | str:
-    """A stored layer's own integers, or why they can't be carried."""
+def of_ternary(tensor: Tensor) -> Layer:
+    """A layer of a tensor in one of `TERNARY`: two bits, of which 1 stands for 0."""
+    from llmconv.quant.rounding.families import GRIDS  # makes the tables of the codebook types
+
+    grid = GRIDS[tensor.type.name]
+
+    def codes(start: int, stop: int) -> NDArray[np.uint8]:
+        return grid.unpack(tensor.blocks(start, stop)).code.astype(np.uint8)
+
+    def scale(start: int, stop: int) -> NDArray[np.float32]:
+        layout = tensor.type.layout
+        return np.ascontiguousarray(tensor.blocks(start, stop)).view(layout)["d"].astype(np.float32)
+
+    return Layer(tensor.name, tensor.shape, tensor.type.name, tensor, 2, codes, 256, scale, 1)
+
+
+def small_floats(tensor: Tensor) -> tuple[Rows, Rows]:
+    """Of a tensor in one of `FLOATS`, its numbers, two in a byte in order, and the bytes of its scales."""
+    kind, k, small = tensor.type, tensor.row_len, tensor.type.name == "NVFP4"
+    half = 8 if small else 16
+
+    def fields(start: int, stop: int) -> NDArray[Any]:
+        return np.ascontiguousarray(tensor.blocks(start, stop)).view(kind.layout)
+
+    def packed(start: int, stop: int) -> Bytes:
+        pairs = fields(start, stop)["qs"].reshape(stop - start, k // (2 * half), half)
+        codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1).reshape(stop - start, k)
+        pairs = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
+        return np.ascontiguousarray(pairs, np.uint8)
+
+    def scales(start: int, stop: int) -> Bytes:
+        own = fields(start, stop)["d" if small else "e"]
+        return np.ascontiguousarray(own.reshape(stop - start, -1))
+
+    return packed, scales
+
+
+def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
+    """A stored layer's own integers, or why they can't be carried.
+
+    any_bits: in as few bits as MLX can pack them in; else four, or eight.
+    """
+    coded = settled(coded)
     k, scale, zero = coded.shape[-1], coded.scale, coded.zero
-    bits = 4 if coded.high - coded.low < 16 else 8
+    span = coded.high - coded.low
+    bits = next(b for b in _MLX_BITS if span < 1 << b and (any_bits or b in (4, 8)))
     if coded.table is not None or not isinstance(scale, Grid) or len(coded.shape) != 2:
         return "floats of few bits, or scales of another kind"
     if scale.order is not None:
@@ -164,8 +226,8 @@ def of_coded(coded: Coded) -> Layer | str:
     group = scale.columns if scale.values.row_len > 1 else k
     if not group or k % group or group * scale.values.row_len != k:
         return f"groups of {group} in rows of {k}"
-    shift = (1 << (bits - 1)) if coded.low < 0 else 0
-    if isinstance(zero, int) and coded.low == 0:
+    shift = -coded.low if any_bits else (1 << (bits - 1)) if coded.low < 0 else 0
+    if isinstance(zero, int) and coded.low == 0 and not any_bits:
         shift = (1 << (bits - 1)) - zero if coded.bias is None else 0
     if coded.low + shift < 0 or coded.high + shift >= 1 << bits:
         return f"integers from {coded.low} to {coded.high}"
@@ -192,7 +254,7 @@ def of_coded(coded: Coded) -> Layer | str:
     bias = None if coded.bias is None else shared(coded.bias)
     made = Layer(
         coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
-        shared(scale), own, bias,
+        shared(scale), own, bias, coded.high + shift,
     )  # fmt: skip
     numbers = [] if isinstance(zero, int) else [made.zero]
     for rows in numbers:
@@ -204,15 +266,16 @@ def of_coded(coded: Coded) -> Layer | str:
     return made
 
 
-def rounded(tensor: Tensor, group: int, kind: str) -> Layer:
-    """A layer of floats, rounded to four bits as a kind of folder has them.
+def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
+    """A layer of floats, rounded to four bits, or for MLX to others, as a kind of folder has them.
 
     W4A16: to -8 … 7 steps of an eighth of the largest weight; W4A16_ASYM: to sixteen steps from the least weight to the
     largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is.
     """
-    if group == 32 and kind != "W4A16_ASYM":
-        return of_blocks(tensor.astype(block.by_name("Q4_1" if kind == "MLX" else "Q4_0")), exact=False)
-    k = tensor.row_len
+    mlx = kind.startswith("MLX")
+    if group == 32 and kind != "W4A16_ASYM" and bits in (4, 5):
+        return of_blocks(tensor.astype(block.by_name(f"Q{bits}_1" if mlx else "Q4_0")), exact=False)
+    k, top = tensor.row_len, (1 << bits) - 1
 
     def found(start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
         """Codes, scales, and zero points or biases."""
@@ -228,10 +291,10 @@ def rounded(tensor: Tensor, group: int, kind: str) -> Layer:
                 scale = _half((high - low) / np.float32(15), tensor.name)
                 other = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 15))
             else:
-                scale, other = _half((high - low) / np.float32(15), tensor.name), _half(low, tensor.name)
+                scale, other = _half((high - low) / np.float32(top), tensor.name), _half(low, tensor.name)
                 x = x - other[..., None]
             steps = np.nan_to_num(np.rint(x / scale[..., None]), nan=0, posinf=0, neginf=0)
-        codes = np.clip(steps if kind == "MLX" else steps + other[..., None], 0, 15).astype(np.uint8)
+        codes = np.clip(steps if mlx else steps + other[..., None], 0, top).astype(np.uint8)
         return codes.reshape(stop - start, k), scale, other
 
     def other(start: int, stop: int) -> NDArray[np.float32]:
@@ -239,8 +302,8 @@ def rounded(tensor: Tensor, group: int, kind: str) -> Layer:
 
     zero: int | Rows = other if kind == "W4A16_ASYM" else 8 if kind == "W4A16" else 0
     return Layer(
-        tensor.name, tensor.shape, "rounded from floats", None, 4, lambda a, b: found(a, b)[0], group,
-        lambda a, b: found(a, b)[1], zero, other if kind == "MLX" else None,
+        tensor.name, tensor.shape, "rounded from floats", None, bits, lambda a, b: found(a, b)[0], group,
+        lambda a, b: found(a, b)[1], zero, other if mlx else None,
     )  # fmt: skip
 
 

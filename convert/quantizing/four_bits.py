@@ -1,4 +1,4 @@
-"""`-t W4A16`, `-t W4A16_ASYM`, `-t MLX`: model folders of small integers, as vLLM and transformers, or MLX, load them.
+"""`-t W4A16`, `-t W4A16_ASYM`, `-t MLX` and MLX2 … MLX8, MLX_MXFP4: folders as vLLM, transformers or MLX load them.
 
 The integers of a GGUF's blocks, and of a folder in GPTQ, AWQ or another scheme, become such layers as they are; what is
 in floats is rounded.  Groups are as they were, or of 64 or 128 columns where all scales agree; floats are rounded in
@@ -9,8 +9,10 @@ groups of 32, or as asked.
 | Q4_0, symmetric layers of 4 bits | 4 bits | 4 bits, zero points 8 | 4 bits, bias = -8 scales |
 | Q5_0 | 8 bits | | 5 bits, bias = -16 scales |
 | Q8_0, 8 bits | 8 bits | | 8 bits, bias = -128 scales |
+| TQ1_0, TQ2_0, ternary layers | 4 bits | 4 bits, zero points 8 | 2 bits, bias = -1 scale |
 | layers with zero points (AWQ) | | 4 bits, zero points | where float16 says zero * scale |
-| Q4_1, Q5_1, MLX | | 4 bits, where all sums are whole scales | 4, 5 bits |
+| Q4_1, Q5_1, MLX | | 4 bits, where all sums are whole scales | in their own bits |
+| MXFP4; NVFP4 without a factor over it | | | modes mxfp4, nvfp4 |
 
 MLX loads embeddings and heads so too, the others linear layers alone.  Other blocks are decoded, as where a folder is
 written without integers.  Sources: the compressed-tensors package (`compressors/pack_quantized`), MLX's `mx.quantize`.
@@ -30,17 +32,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.quantizing.folder_layers import BLOCKS, Layer, Rows, moved, of_blocks, of_coded, rounded
+from llmconv.convert.dialects.scales import scales_of
+from llmconv.convert.quantizing.folder_layers import (
+    BLOCKS,
+    FLOATS,
+    TERNARY,
+    Layer,
+    Rows,
+    SmallFloats,
+    moved,
+    of_blocks,
+    of_coded,
+    of_ternary,
+    rounded,
+    small_floats,
+)
+from llmconv.convert.quantizing.joined import unequal
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
+from llmconv.convert.scaled.exact import carried
+from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.quant import plain
+from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
+from llmconv.quant.filetypes import MLX, MLX_MXFP4
 from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["Written", "configured", "settings", "written"]
@@ -50,10 +70,12 @@ _GROUPS = (128, 64, 32)
 
 @dataclass
 class Written:
-    """A folder to be written.   wants: what its exact layers must read as.   reasons: why layers are not."""
+    """A folder to be written.   wants: what its exact layers must read as.   bits: of their numbers.
+    reasons: why layers are not."""
 
     model: Checkpoint
     wants: Mapping[str, Tensor] = field(default_factory=dict)
+    bits: tuple[int, ...] = ()
     reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -80,14 +102,16 @@ def written(
             reasons[fits] += 1
         else:
             layers[name] = fits
-    if not layers:
+    floats = _small_floats(checkpoint, model, kind, to_hf, stored) if kind.startswith("MLX") else {}
+    layers = {name: layer for name, layer in layers.items() if name not in floats}
+    if not layers and not floats:
         kinds = sorted({t.type.name for t in checkpoint.tensors.values() if len(t.shape) > 1})
         why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
         raise Unsupported(
             f"{checkpoint.where}: has no layer that {kind} says exactly or that is in floats, but {', '.join(kinds)}"
             f"{why}; give the original model"
         )
-    size = _group(layers, group, kind)
+    size = _group(layers, group, kind) if layers else 0
     half = all(_all(layer, np.dtype(np.float16)) for layer in layers.values())
     if not half and not all(_all(layer, plain.BF16.layout) for layer in layers.values()):
         raise Unsupported(f"{checkpoint.where}: its scales are no float16 or bfloat16 numbers, as {kind} has them")
@@ -95,21 +119,32 @@ def written(
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
         made = [tensor]
-        if name in layers:
-            made = _mlx(layers[name], size, scales) if kind == "MLX" else _packed(layers[name], size, scales, kind)
+        if name in floats:
+            made = _mlx_floats(name, floats[name].blocks)
+        elif name in layers:
+            mlx = kind.startswith("MLX")
+            made = _mlx(layers[name], size, scales) if mlx else _packed(layers[name], size, scales, kind)
         tensors |= {t.name: t for t in made}
-    config["torch_dtype"] = "float16" if half else "bfloat16"  # in which the scales are
-    if kind == "MLX":
-        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size)
+    if layers:
+        config["torch_dtype"] = "float16" if half else "bfloat16"  # in which the scales are
+    if kind.startswith("MLX"):
+        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, floats)
     else:
         config["quantization_config"] = _packed_settings(layers, size, model, kind)
     files: dict[str, Path | bytes] = dict(model.files)
     files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    said = ", ".join(f"{n} {name}" for name, n in Counter(layer.kind for layer in layers.values()).items())
+    every: list[Layer | SmallFloats] = [*layers.values(), *floats.values()]
+    said = ", ".join(f"{n} {name}" for name, n in Counter(layer.kind for layer in every).items())
     notes = [f"layers written as {kind} in groups of {size or 'their own'}: {said}"]
     notes += [f"{n} layers are in floats instead: {why}" for why, n in reasons.items()]
-    wants = {name: layer.want for name, layer in layers.items() if layer.want is not None}
-    return Written(model.but(*notes, tensors=tensors, files=files), wants, reasons)
+    if not kind.startswith("MLX"):
+        schemes = {name: (0, 0) for name, tensor in model.tensors.items() if is_linear(tensor)}
+        schemes |= {name: (layer.bits, size or layer.group) for name, layer in layers.items()}
+        notes += unequal(schemes, "bits or groups, or some are in floats: transformers loads them, vLLM doesn't")
+    written: dict[str, Layer | SmallFloats] = {**layers, **floats}
+    wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
+    bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, bits, reasons)
 
 
 def configured(
@@ -138,31 +173,61 @@ def _layers(
 ) -> Iterator[tuple[str, Layer | str]]:
     """The weights that could be written as integers, or why not."""
     bare = {key: value for key, value in checkpoint.metadata.items() if key != own_keys.DTYPES}
-    blocks = moved(checkpoint, frozenset(BLOCKS), bare, to_hf)
+    blocks = moved(checkpoint, frozenset((*BLOCKS, *TERNARY)), bare, to_hf)
+    mlx, bits = kind.startswith("MLX"), MLX.get(kind, 4)
     quantized = any(not tensor.type.is_plain() for tensor in checkpoint.tensors.values()) or stored
     for name, tensor in model.tensors.items():
         linear = is_linear(tensor)
         if name in stored:
-            if linear or kind == "MLX":
-                yield name, of_coded(stored[name])
+            if (linear or mlx) and not (mlx and stored[name].table is E2M1):
+                yield name, of_coded(stored[name], any_bits=mlx)
         elif name in blocks:
-            if linear or (kind == "MLX" and len(tensor.shape) == 2):
-                yield name, of_blocks(blocks[name])
-        elif linear and tensor.row_len % group == 0 and not quantized:
-            yield name, rounded(tensor, group, kind)
+            if linear or (mlx and len(tensor.shape) == 2):
+                yield name, (of_ternary if blocks[name].type.name in TERNARY else of_blocks)(blocks[name])
+        elif linear and tensor.row_len % group == 0 and not quantized and kind != MLX_MXFP4:
+            yield name, rounded(tensor, group, kind, bits)
+
+
+def _small_floats(
+    checkpoint: Checkpoint,
+    model: Checkpoint,
+    kind: str,
+    to_hf: Callable[[Checkpoint], Checkpoint],
+    stored: Mapping[str, Coded],
+) -> dict[str, SmallFloats]:
+    """The weights that MLX has as floats of four bits; a factor over all of one it has no place for."""
+    bare = {key: value for key, value in checkpoint.metadata.items() if key != own_keys.DTYPES}
+    types = FLOATS if not scales_of(checkpoint.tensors) else FLOATS[:1]
+    blocks = moved(checkpoint, frozenset(types), bare, to_hf)
+    quantized = any(not tensor.type.is_plain() for tensor in checkpoint.tensors.values()) or stored
+    found: dict[str, SmallFloats] = {}
+    for name, tensor in model.tensors.items():
+        if name in stored and stored[name].table is E2M1:
+            own = carried(stored[name])
+            if not isinstance(own, str) and own.type.name in FLOATS and own.factor is None:
+                found[name] = SmallFloats(own.tensor(), own.type.name, stored[name].floats())
+        elif name in blocks and len(tensor.shape) == 2:
+            found[name] = SmallFloats(blocks[name], blocks[name].type.name, blocks[name])
+        elif kind == MLX_MXFP4 and is_linear(tensor) and tensor.row_len % 32 == 0 and not quantized:
+            found[name] = SmallFloats(tensor.astype(block.by_name("MXFP4")), "rounded from floats", None)
+    return found
 
 
 def _fitting(layer: Layer, kind: str) -> Layer | str:
     """The layer as that kind can say it, or why it can't."""
-    if layer.shape[-1] % 32 or (layer.group % 32 and kind == "MLX"):
+    mlx = kind.startswith("MLX")
+    if layer.shape[-1] % 32 or (layer.group % 32 and mlx):
         return f"rows of {layer.shape[-1]} in groups of {layer.group}"
-    if kind == "MLX":
+    if mlx:
         return _with_bias(layer)
+    if layer.bits < 4 and layer.zero == 1:
+        return _widened(layer, 4)
     if layer.bias is not None:
         found = _with_zeros(layer)
         if isinstance(found, str):
             return found
         layer = found
+    layer = _centred(layer)
     if layer.symmetric():
         return layer if layer.bits in (4, 8) else _widened(layer)
     if kind == "W4A16":
@@ -170,11 +235,24 @@ def _fitting(layer: Layer, kind: str) -> Layer | str:
     return layer if layer.bits == 4 else "zero points beside codes of more than four bits"
 
 
-def _widened(layer: Layer) -> Layer:
-    """A symmetric layer of other bits than 4 in eight."""
-    more = np.uint8(128 - (1 << (layer.bits - 1)))
-    codes = layer.codes
-    return dataclasses.replace(layer, bits=8, codes=lambda a, b: codes(a, b) + more, zero=128)
+def _centred(layer: Layer) -> Layer:
+    """A layer of four bits that have room for it with the middle for its one zero point (GPTQ in 2 or 3 bits)."""
+    zero, codes = layer.zero, layer.codes
+    if isinstance(zero, int) or layer.bits != 4:
+        return layer
+    first = int(zero(0, 1)[0, 0])
+    more = 8 - first
+    if more < 1 or layer.top + more > 15 or not all((zero(*slab) == first).all() for slab in layer.slabs()):
+        return layer
+    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8)
+
+
+def _widened(layer: Layer, bits: int = 8) -> Layer:
+    """A symmetric layer of other bits in eight, or in four."""
+    assert isinstance(layer.zero, int)
+    middle = 1 << (bits - 1)
+    more, codes = np.uint8(middle - layer.zero), layer.codes
+    return dataclasses.replace(layer, bits=bits, codes=lambda a, b: codes(a, b) + more, zero=middle)
 
 
 def _with_zeros(layer: Layer) -> Layer | str:
@@ -235,9 +313,9 @@ def _group(layers: Mapping[str, Layer], asked: int | None, kind: str) -> int:
     own = {layer.group for layer in layers.values()}
     least = min(own)
     for g in _GROUPS:
-        if g >= least and all(_divides(g, layer) for layer in layers.values()):
+        if (g >= least or least % _GROUPS[0] == 0) and all(_divides(g, layer) for layer in layers.values()):
             return g
-    if kind != "MLX":
+    if not kind.startswith("MLX"):
         return least if len(own) == 1 else 0
     return 32
 
@@ -313,12 +391,24 @@ def _mlx(layer: Layer, group: int, scales: BlockClass) -> list[Tensor]:
     ]
 
 
-def _mlx_settings(layers: Mapping[str, Layer], group: int) -> dict[str, Any]:
-    """What MLX's config.json says: the most frequent bits for all, others under their modules' names."""
-    bits = {name.removesuffix(".weight"): layer.bits for name, layer in layers.items()}
-    usual = Counter(bits.values()).most_common(1)[0][0]
-    found: dict[str, Any] = {"group_size": group, "bits": usual, "mode": "affine"}
-    return found | {m: {"group_size": group, "bits": own, "mode": "affine"} for m, own in bits.items() if own != usual}
+def _mlx_floats(name: str, blocks: Tensor) -> list[Tensor]:
+    """MLX's tensors of floats of four bits."""
+    (n, k), (packed, scales) = blocks.shape, small_floats(blocks)
+    each = 16 if blocks.type.name == "NVFP4" else 32
+    return [
+        Tensor(name, (n, k // 8), plain.U32, packed),
+        Tensor(f"{name.removesuffix('.weight')}.scales", (n, k // each), plain.U8, scales),
+    ]
+
+
+def _mlx_settings(layers: Mapping[str, Layer], group: int, floats: Mapping[str, SmallFloats]) -> dict[str, Any]:
+    """What MLX's config.json says: what most layers have for all, others under their modules' names."""
+    said = {name: (group, layer.bits, "affine") for name, layer in layers.items()}
+    said |= {name: (each.group, 4, each.blocks.type.name.lower()) for name, each in floats.items()}
+    usual = Counter(said.values()).most_common(1)[0][0]
+    names = ("group_size", "bits", "mode")
+    others = {name.removesuffix(".weight"): own for name, own in said.items() if own != usual}
+    return dict(zip(names, usual, strict=True)) | {m: dict(zip(names, own, strict=True)) for m, own in others.items()}
 
 
 def _packed_settings(layers: Mapping[str, Layer], group: int, model: Checkpoint, kind: str) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmconv.convert.quantizing.plan import Plan
 from llmconv.convert.writing.options import Writing
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.outbox import Outbox
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.outputs import Output, Outputs
 from llmconv.formats.writing.stream import stream
@@ -18,7 +20,7 @@ from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
 from llmconv.quant.plain import F32, F64
 
-__all__ = ["inputs_of", "opened_outputs", "runnable", "write_plans"]
+__all__ = ["fingerprints", "inputs_of", "opened_outputs", "parts_of", "runnable", "write_plans"]
 
 StrPath = str | os.PathLike[str]
 
@@ -39,6 +41,37 @@ def inputs_of(*checkpoints: Checkpoint) -> list[Path]:
     return list(found)
 
 
+def fingerprints(inputs: Sequence[Path]) -> list[Any]:
+    """What files are recognised by."""
+    from llmconv.convert.quantizing import journal  # hashes, by OpenSSL
+
+    return [journal.fingerprint(path) for path in inputs if path.is_file()]
+
+
+def parts_of(plans: Sequence[Plan], writing: Writing, box: Outbox | None) -> Iterator[Sequence[Plan]]:
+    """What is written together: all of it; of what is sent away, a part of each output after the other."""
+    if box is None:
+        yield plans
+        return
+    from llmconv.convert.quantizing import journal  # hashes, by OpenSSL
+
+    box.claim(*(file.path for plan in plans for file in plan.files))
+    for row in zip(*(plan.files for plan in plans), strict=True):
+        new = [
+            dataclasses.replace(plan, files=[file])
+            for plan, file in zip(plans, row, strict=True)
+            if not box.has(file.path, journal.digest(file, writing.allow_nonfinite))
+        ]
+        if not new:
+            continue
+        box.check_room(sum(plan.size for plan in new))
+        if writing.resumable:  # what is written otherwise is given away as it is finished
+            box.begin()
+        yield new
+        for plan in new:
+            box.put(plan.files[0].path)
+
+
 @contextlib.contextmanager
 def opened_outputs(
     plans: Sequence[Plan], inputs: Sequence[Path], matrix_file: str, writing: Writing
@@ -53,7 +86,7 @@ def opened_outputs(
     from llmconv.convert.quantizing import journal  # hashes, by OpenSSL
 
     identity = {
-        "input": [journal.fingerprint(p) for p in inputs if p.is_file()],
+        "input": fingerprints(inputs),
         "importance matrix": journal.fingerprint(Path(matrix_file)) if matrix_file else None,
     }
     outputs = [
@@ -95,4 +128,5 @@ def write_plans(plans: Sequence[Plan], outputs: Sequence[Output], where: str, wr
             out.complete(name)
 
     items = [Item(sources[name], [t for *_, t in places], where) for name, places in wanted.items() if places]
-    stream(items, jobs=writing.jobs, check=not writing.allow_nonfinite, meter=meter, finished=finished)
+    how = {"check": not writing.allow_nonfinite, "whole": writing.resumable}  # a journal is of whole tensors
+    stream(items, jobs=writing.jobs, meter=meter, finished=finished, **how)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from llmconv.quant.filetypes import COPY, QUANTIZATION_VERSION, FileType, guesse
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import Choice, Model, Options, assign, order
 
-__all__ = ["FilePlan", "Plan", "PlannedTensor", "Recipe", "make_plan", "parse_override"]
+__all__ = ["FilePlan", "Plan", "PlannedTensor", "Recipe", "cuts", "make_plan", "parse_override"]
 
 _OVERRIDE_BYTES = 127  # the reference's fixed buffers
 
@@ -38,6 +38,7 @@ class Recipe(Options):
 
     matrix: importance weights.  matrix_file: their file's name, as it is recorded.
     overrides: keys to set.  prune_layers: layers to leave out.  keep_split: as many files as the source has.
+    split_max_size: bytes of tensors in a file at most, 0 for one file.  cuts: names of sources that begin another.
     allow_requantize: tensors that are quantized already may become another type.
     calibrated: tensors will be rounded by what a text says of them, which counts as importance.
     """
@@ -47,6 +48,8 @@ class Recipe(Options):
     overrides: Sequence[tuple[str, Any]] = ()
     prune_layers: Sequence[int] = ()
     keep_split: bool = False
+    split_max_size: int = 0
+    cuts: Container[str] = ()
     allow_requantize: bool = False
     calibrated: bool = False
 
@@ -165,7 +168,7 @@ def make_plan(checkpoint: Checkpoint, file_type: FileType, path: Path, recipe: R
         choice.type is source.type for (source, _), choice in zip(sources, choices, strict=True)
     ):
         warnings.append(f"nothing was quantized: every tensor has the type that {file_type.name} gives it already")
-    files = _files(checkpoint, metadata, planned, path, recipe.keep_split)
+    files = _files(metadata, _grouped(planned, recipe), path, recipe.keep_split)
     return Plan(file_type, files, warnings, needing)
 
 
@@ -301,6 +304,7 @@ def _importance(
         warnings.append(sentence)
         return None
     found = values.reshape(matrices, shape[-1])
+    found = np.where(found < _NEXT_TO_NOTHING, np.float32(0), found)
     zero = np.flatnonzero(~found.any(axis=1))
     if zero.size:  # nothing went through it while the matrix was made: that says nothing about its weights
         which = "" if matrices == 1 else f" for {zero.size} of {matrices} matrices (the first is {zero[0]})"
@@ -308,36 +312,77 @@ def _importance(
     if never := importance.unseen.get(source.name):
         which = f"{never} of {matrices} matrices" if matrices > 1 else "it"
         warnings.append(f"tensor {source.name!r}: no token went through {which}, whose weights count alike")
+    if blind := _columns_without(found):
+        warnings.append(
+            f"tensor {source.name!r} has importance weights of 0 for {blind:,} of {found.size:,} columns, whole blocks "
+            "of them: nothing says what to round there to, and much of it becomes 0"
+        )
     return found if zero.size < matrices else None
 
 
-def _files(
-    checkpoint: Checkpoint,
-    metadata: dict[str, Any],
-    planned: Sequence[tuple[Tensor, PlannedTensor]],
-    path: Path,
-    keep_split: bool,
-) -> list[FilePlan]:
-    groups: dict[Path | None, list[tuple[Tensor, PlannedTensor]]] = {}
+_NEXT_TO_NOTHING = np.float32(1e-30)
+"""Importance weights below this vanish in products of float32: they count as zeros."""
+_BLOCK = 16  # columns of the smallest blocks that have a scale of their own
+
+
+def _columns_without(importance: NDArray[np.float32]) -> int:
+    """Columns without importance that stand in whole blocks of such, in matrices that have importance elsewhere."""
+    whole = importance.shape[1] // _BLOCK * _BLOCK
+    some = importance[importance.any(axis=1)][:, :whole].reshape(-1, _BLOCK)
+    return int(_BLOCK * (~some.any(axis=1)).sum())
+
+
+def cuts(plans: Sequence[Plan], most: int) -> frozenset[str]:
+    """Source names of the tensors that begin another file, so that none has more than so many bytes of tensors.
+
+    plans: of one model in several types, which are cut at the same tensors, to be written part by part in one read.
+    """
+    found, sizes = set(), [0] * len(plans)
+    for row in zip(*(plan.tensors for plan in plans), strict=True):
+        grown = [size + tensor.nbytes for size, tensor in zip(sizes, row, strict=True)]
+        if any(sizes) and max(grown) > most:
+            found.add(row[0].source.name)
+            grown = [tensor.nbytes for tensor in row]
+        sizes = grown
+    return frozenset(found)
+
+
+_Pair: TypeAlias = tuple[Tensor, PlannedTensor]
+
+
+def _grouped(planned: Sequence[_Pair], recipe: Recipe) -> list[list[_Pair]]:
+    """The tensors of each file."""
+    if recipe.keep_split:
+        by_file: dict[Path | None, list[_Pair]] = {}
+        for pair in planned:
+            extent = pair[1].source.extent
+            by_file.setdefault(extent.path if extent else None, []).append(pair)
+        return list(by_file.values()) or [[]]
+    groups: list[list[_Pair]] = [[]]
     for pair in planned:
-        extent = pair[1].source.extent
-        groups.setdefault(extent.path if keep_split and extent else None, []).append(pair)
-    count = len(groups)
+        if groups[-1] and pair[1].source.name in recipe.cuts:
+            groups.append([])
+        groups[-1].append(pair)
+    return groups
+
+
+def _files(metadata: dict[str, Any], groups: Sequence[Sequence[_Pair]], path: Path, keep_split: bool) -> list[FilePlan]:
+    count, tensors_in_all = len(groups), sum(map(len, groups))
     files = []
-    for i, group in enumerate(groups.values() if groups else [[]]):
+    for i, group in enumerate(groups):
         keys = dict(metadata) if i == 0 else {}
         if i and "general.alignment" in metadata:
             keys["general.alignment"] = metadata["general.alignment"]  # each part is read by itself
         if count > 1:
             _put(keys, gguf_file.SPLIT_NO, np.uint16(i))
             _put(keys, gguf_file.SPLIT_COUNT, np.uint16(count))
-            _put(keys, gguf_file.SPLIT_TENSORS, np.int32(len(planned)))
+            _put(keys, gguf_file.SPLIT_TENSORS, np.int32(tensors_in_all))
         part = Checkpoint(metadata=keys)
         for tensor, plan in group:
             part.add(Tensor.shadow(tensor.name, tensor.shape, plan.choice.type))
         head, offsets, size = gguf_file.header(part)
         tensors = [dataclasses.replace(plan, offset=o) for (_, plan), o in zip(group, offsets, strict=True)]
         stem = path.name.removesuffix(".gguf")
-        name = path.with_name(gguf_file.shard_name(stem, i, count)) if keep_split else path
+        name = path.with_name(gguf_file.shard_name(stem, i, count)) if keep_split or count > 1 else path
         files.append(FilePlan(name, head, size, tensors))
     return files

@@ -22,10 +22,11 @@ from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
+from llmconv.formats.places import outbox
 from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
 from llmconv.quant import by_name
-from llmconv.quant.filetypes import FOLDERS, INT8, REPACKS, file_type
+from llmconv.quant.filetypes import FOLDERS, INT8, INTEGERS, REPACKS, file_type
 from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import tensor_type_rules
 
@@ -60,6 +61,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
+    split_max_size: int = 0,
     fallback: str | None = None,
     round_sums: bool = False,
     group_size: int | None = None,
@@ -83,13 +85,14 @@ def quantize(
     src: a GGUF (split or not), a safetensors file or model folder, a legacy JSON or MessagePack file; or a model that
         `llmconv.open` gave or that was made in memory.
     dst: the output; when there are several types a folder (made if its parent is there) or a name with `{type}` in
-        it.  By default `NAME-TYPE.gguf` beside the source.
+        it.  By default `NAME-TYPE.gguf` beside the source.  `hf://ORG/NAME[@BRANCH][/FOLDER]` sends the files to a
+        repository of the Hub as they are finished, and commits them with a card (see `quantizing.sent`).
     type: a file type (Q4_K_M, Q8_0, ...; see `quant.filetypes`), or several, all made from one read of the source;
         or INT8: a model folder, or a lone `.safetensors`, as compressed-tensors stores it
-        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, MLX, NVFP4A16, MXFP4A16: the same in four bits,
-        what is in such bits already number for number (`four_bits`, `float_folders`); or FP8_DYNAMIC, FP8_BLOCK; or
-        REPACK (AUTO): a GGUF, of a quantized folder every layer in the smallest type that says its numbers exactly,
-        its integers and scales carried, and compared after (`repack`).
+        (`convert.scaled.compressed_tensors`); or W4A16, W4A16_ASYM, NVFP4A16, MXFP4A16, MLX (MLX2 … MLX8, MLX_MXFP4):
+        the same in four bits, or so many, what is in such bits already number for number (`four_bits`,
+        `float_folders`); or FP8_DYNAMIC, FP8_BLOCK; or REPACK (AUTO): a GGUF, of a quantized folder every layer in the
+        smallest type that says its numbers exactly, its integers and scales carried, and compared after (`repack`).
     pure: no mixing; any block type may then be named as `type`.
     tensor_types: `REGEX=TYPE`, the first that is found in a tensor's name decides its type; tensor_type_file: a file
         of more of them, separated by spaces or lines.
@@ -108,7 +111,7 @@ def quantize(
     imatrix: a file of importance weights; include_weights, exclude_weights: parts of names that limit it.
     override_kv: `KEY=TYPE:VALUE`, metadata to set.
     prune_layers: layers to leave out; the others move up.
-    keep_split: as many files as the source has.
+    keep_split: as many files as the source has.   split_max_size: bytes of tensors in a file at most, 0: all in one.
     fallback: of REPACK, the block type of matrices that would be in F32 (those that no type says exactly).
     round_sums: of REPACK, layers with zero points become Q4_1, smaller than the exact Q5_0: their sums are rounded to
         float16, and a note says how far.
@@ -139,6 +142,7 @@ def quantize(
         overrides=[parse_override(text) for text in override_kv],
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
+        split_max_size=split_max_size,
         allow_requantize=allow_requantize,
         calibrated=calibration is not None,
     )
@@ -166,7 +170,7 @@ def quantize(
     elif fallback is not None or round_sums:
         flag = "--round-sums" if round_sums else "--fallback"
         raise UsageError(f"{flag} is for what REPACK can't say exactly; give -t REPACK, or leave it out")
-    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in FOLDERS[:3]):
+    if group_size is not None and (group_size not in (32, 64, 128) or wanted[0].upper() not in INTEGERS):
         raise UsageError(
             f"a group size of {group_size} for {wanted[0]}, expected 32, 64 or 128 for W4A16, W4A16_ASYM or MLX"
         )
@@ -176,15 +180,27 @@ def quantize(
         from llmconv.convert.effects import with_effect  # loads every dialect, 0.3 s that most runs save
 
         src, reading = with_effect(src, "safetensors" if as_int8 else "gguf", reading)
-    if wish is not None:
-        result = to_mix(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
-    elif as_repack:
-        result = to_repacked(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
-    elif as_int8:
-        result = to_folder(src, dst, wanted, reading, writing, group_size)
-    else:
+    if keep_split and split_max_size:
+        raise UsageError("--keep-split has as many files as the source, --split-max-size as it takes; choose one")
+    if split_max_size and (as_int8 or as_repack):
+        raise UsageError(f"--split-max-size is for GGUF of chosen types, not {wanted[0].upper()}; leave it out")
+
+    def make(dst: StrPath | None, recipe: Recipe = recipe, writing: Writing = writing) -> Quantized:
+        if wish is not None:
+            return to_mix(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
+        if as_repack:
+            return to_repacked(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
+        if as_int8:
+            return to_folder(src, dst, wanted, reading, writing, group_size)
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
-        result = to_gguf(src, dst, chosen, reading, recipe, writing, calibration)
+        return to_gguf(src, dst, chosen, reading, recipe, writing, calibration)
+
+    if outbox.is_hub(dst):
+        from llmconv.convert.quantizing.sent import sent
+
+        result = sent(str(dst), make, recipe, writing, whole=as_int8 or as_repack)
+    else:
+        result = make(dst)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 

@@ -57,7 +57,7 @@ class Quantized(Shown):
     """What `quantize` did, or with `dry_run` would do.
 
     source: the file or folder; None for a model made in memory.  source_nbytes: of all tensors.  seconds: of the whole
-    run.  notes: sentences about reading the source.
+    run.  notes: sentences about reading the source.  url: of the commit, where the outputs were sent to the Hub.
     """
 
     source: Path | None
@@ -66,6 +66,7 @@ class Quantized(Shown):
     seconds: float
     written: bool
     notes: tuple[str, ...] = ()
+    url: str = ""
 
     @property
     def output(self) -> QuantizedFile:

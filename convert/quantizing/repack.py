@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from llmconv.convert.scaled.exact import WIDER, Carried, carried
 from llmconv.convert.scaled.lattice import encoder, grid_of
 from llmconv.convert.scaled.ordered import foldings
 from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.tables.config import read_config
 from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
@@ -30,8 +31,9 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter
 from llmconv.quant import block, plain
 
-__all__ = ["Pair", "Repacked", "fallen_back", "proved", "read_again", "repacked"]
+__all__ = ["PROOF", "Pair", "Repacked", "fallen_back", "in_bits", "proved", "read_again", "repacked"]
 
+PROOF = "repacked, every weight equal"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _SLAB = 1 << 20
 
@@ -78,11 +80,12 @@ def repacked(
         return coded.floats()
 
     floats = unpack(opened, look)
-    folds = foldings(layers, floats.tensors) if fold else {}
+    folds, unfolded = foldings(layers, floats.tensors, read_config(opened)) if fold else ({}, {})
+    found |= unfolded
     if folds:
         floats = floats.but(tensors=floats.tensors | {n: f.floats(floats.tensors[n]) for n, f in folds.items()})
-        for name, each in folds.items():
-            in_order = each.coded(layers[name])
+        for name in folds.keys() & layers.keys():
+            in_order = folds[name].coded(layers[name])
             if in_order is not None:
                 found[name] = carried(in_order, round_sums)
     types = _together(found)
@@ -105,8 +108,9 @@ def repacked(
     decoded_as = {name: beside[name] for name in out.tensors if name in beside}
     grids = _on_grids(out)
     said = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
-    if downs := sum(not each.by_rows for each in folds.values()):
-        said.append(f"columns of {downs} down projections with act-order, and their inputs' rows, are in groups' order")
+    folded = Counter("output" if ".o_proj." in name else "down" for name, each in folds.items() if not each.by_rows)
+    for which, n in sorted(folded.items()):
+        said.append(f"columns of {n} {which} projections with act-order, and their inputs' rows, are in groups' order")
     off = {name: layer.rounded for name, layer in found.items() if isinstance(layer, Carried) and layer.rounded}
     return Repacked(out.but(*said), decoded_as, reasons, off)
 
@@ -254,7 +258,13 @@ def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, mete
     _each(look, slabs(), jobs, lambda done: meter(done[1], done[0]))
     total = sum(t.n_elements for t in found.values())
     rest = f", {total - compared:,} others rounded or as they were" if total > compared else ""
-    return f"repacked, every weight equal ({compared:,} compared{rest})"
+    return f"{PROOF} ({compared:,} compared{rest})"
+
+
+def in_bits(found: Iterable[int]) -> str:
+    """For people: "4 bits, ", "4 and 8 bits, ", or nothing."""
+    each = sorted(set(found))
+    return f"{' and '.join(map(str, each))} bits, " if each else ""
 
 
 def _each(work: Callable[[Any], Any], items: Iterator[Any], jobs: int, done: Callable[[Any], None]) -> None:

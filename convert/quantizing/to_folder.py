@@ -15,12 +15,12 @@ from llmconv.convert.quantizing.outputs import inputs_of
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import UsageError
+from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.checks import check_target
 from llmconv.formats.writing.stream import threads
-from llmconv.quant.filetypes import FOLDERS, INT8, FileType
+from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
 
 __all__ = ["to_folder"]
 
@@ -52,11 +52,14 @@ def to_folder(
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
     wants: Mapping[str, Tensor] = {}
+    widths: Sequence[int] = ()
     if kind == INT8:
+        if opened is not floats:
+            raise Unsupported(f"{opened.where}: is quantized already; give the original model")
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
-        model, wants = found.model, found.wants
+        model, wants, widths = found.model, found.wants, found.bits
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
@@ -68,10 +71,10 @@ def to_folder(
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
     proof = ""
     if wants:
-        from llmconv.convert.quantizing.repack import read_again
+        from llmconv.convert.quantizing.repack import in_bits, read_again
 
         check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
-        proof = read_again(reading.open(path), wants, threads(writing.jobs), check)
+        proof = in_bits(widths) + read_again(reading.open(path), wants, threads(writing.jobs), check)
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
@@ -79,7 +82,7 @@ def to_folder(
 
 def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:
     """One of `FOLDERS`, to be written."""
-    if kind in FOLDERS[:3]:
+    if kind in INTEGERS or kind == MLX_MXFP4:
         from llmconv.convert.quantizing.four_bits import written
 
         return written(opened, kind, to_hf, group)

@@ -13,15 +13,22 @@ from pathlib import Path
 from llmconv.convert.quantizing import quantized
 from llmconv.convert.quantizing.calibrated import Rounder, calibrated
 from llmconv.convert.quantizing.names import targets
-from llmconv.convert.quantizing.outputs import inputs_of, opened_outputs, runnable, write_plans
-from llmconv.convert.quantizing.plan import Plan, Recipe, make_plan
+from llmconv.convert.quantizing.outputs import (
+    fingerprints,
+    inputs_of,
+    opened_outputs,
+    parts_of,
+    runnable,
+    write_plans,
+)
+from llmconv.convert.quantizing.plan import Plan, Recipe, cuts, make_plan
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.places import names as places
+from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.writing.checks import check_target, new_folder
 from llmconv.quant.filetypes import COPY, FileType
 from llmconv.show import log_written
@@ -55,11 +62,17 @@ def to_gguf(
     if writing.provenance:
         records = _certificates(Checkpoint() if writing.dry_run else canonical, opened, types)
     paths = targets(source, dst, types)
-    with about(source):
-        plans = [
+
+    def planned(recipe: Recipe) -> list[Plan]:
+        return [
             make_plan(dataclasses.replace(checkpoint, metadata=checkpoint.metadata | record), kind, path, recipe)
             for kind, path, record in zip(types, paths, records, strict=True)
         ]
+
+    with about(source):
+        plans = planned(recipe)
+        if recipe.split_max_size and (found := cuts(plans, recipe.split_max_size)):
+            plans = planned(dataclasses.replace(recipe, cuts=found))
     result = quantized.of_plans(source, checkpoint, plans, 0.0)
     if writing.dry_run:
         return result
@@ -75,8 +88,16 @@ def to_gguf(
             plans, result = _calibrated(plans, result, checkpoint, calibration, writing)
         sources = {t.source.name: t.source.nbytes for plan in plans for t in plan.tensors}
         meter = writing.meter("quantize", sum(sources.values()))
-        with opened_outputs(plans, inputs, recipe.matrix_file, writing) as outputs:
-            write_plans(plans, outputs, at(source) if source else "", writing, meter)
+        box = outbox.current()
+        if box is not None:
+            box.metadata = checkpoint.metadata
+            # A calibration decides bytes by more than the inputs; so does what is in memory.
+            box.made_of = fingerprints(inputs) if calibration is None and inputs else None
+        for part in parts_of(plans, writing, box):
+            with opened_outputs(part, inputs, recipe.matrix_file, writing) as outputs:
+                write_plans(part, outputs, at(source) if source else "", writing, meter)
+    checked = remote.told(t.begins[0] for t in opened.tensors.values() if t.begins)
+    result = dataclasses.replace(result, notes=(*result.notes, *checked))
     for made in result.outputs:
         log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 from collections import Counter
-from pathlib import Path
 
 from llmconv.convert.quantizing import quantized
 from llmconv.convert.quantizing.names import targets
@@ -17,6 +18,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import about, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.names import place
 from llmconv.formats.tensor import BlockClass
 from llmconv.formats.writing.stream import threads
 from llmconv.quant.filetypes import COPY, REPACK
@@ -36,9 +38,9 @@ def to_repacked(
     round_sums: bool,
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.quantizing.repack import Pair, fallen_back, proved, repacked
+    from llmconv.convert.quantizing.repack import PROOF, Pair, fallen_back, in_bits, proved, repacked
 
-    source = src.source if isinstance(src, Checkpoint) else Path(src)
+    source = src.source if isinstance(src, Checkpoint) else place(src)
     opened = reading.open(src)
     with about(source):
         fold = not writing.provenance  # which certifies the weights as they are
@@ -49,7 +51,7 @@ def to_repacked(
         if writing.provenance:
             rounding = "none" if fallback is None else f"to {fallback.name} where no type says a layer exactly"
             rounding = "sums of zero points to float16" if found.rounded and fallback is None else rounding
-            record = _repack_record(reading, opened, rounding, writing)
+            record = _repack_record(reading, opened, rounding, PROOF if fallback is None else "", writing)
             checkpoint = checkpoint.but(metadata=checkpoint.metadata | record)
         exact = checkpoint.tensors
         if fallback is not None:
@@ -70,16 +72,22 @@ def to_repacked(
         compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
     total = checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
-    made = dataclasses.replace(result.output, proof=f"repacked, every weight equal ({compared:,} compared{rounded})")
+    codes = (re.search(r"\d", t.source.type.name) for t in kept if not t.source.type.is_plain())
+    proof = f"{in_bits(int(n[0]) for n in codes if n)}{PROOF} ({compared:,} compared{rounded})"
+    made = dataclasses.replace(result.output, proof=proof)
     log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, outputs=(made,), written=True)
 
 
-def _repack_record(reading: Reading, opened: Checkpoint, rounding: str, writing: Writing) -> dict[str, str]:
-    """The certificate of a repacking; the source is read once for it, as the floats it stands for."""
+def _repack_record(reading: Reading, opened: Checkpoint, rounding: str, proof: str, writing: Writing) -> dict[str, str]:
+    """The certificate of a repacking; the source is read once for it, as the floats it stands for.
+
+    proof: what is true of any file that is there, as none is left where it isn't.
+    """
     from llmconv.convert.reports import provenance as certificates
 
     canonical = Checkpoint() if writing.dry_run else reading.translated(reading.floats(opened), "gguf")
     certified = Checkpoint()
     certificates.certify(certified, canonical, opened, rounding)
-    return {certificates.KEY: certified.metadata[certificates.KEY]}
+    record = json.loads(certified.metadata[certificates.KEY]) | {"proof": proof}
+    return {certificates.KEY: json.dumps(record, ensure_ascii=False)}

@@ -13,9 +13,8 @@ from llmconv.convert.reports.shape import Shape
 from llmconv.convert.writing.cast import Rounding, cast
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.sharing.team import shared_out
 from llmconv.formats.tensor import Tensor
-from llmconv.formats.writing.stream import cost
+from llmconv.formats.writing.stream import Part, shared
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.quant import plain
 from llmconv.quant.block import BlockType
@@ -46,7 +45,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Share(Shown):
-    """What one process does.   first, last: names of tensors.   seconds: of arithmetic, and of its network."""
+    """What one process does.   tensors: of so many, all or some rows.   first, last: names of tensors.   seconds: of
+    arithmetic, and of its network."""
 
     rank: int
     tensors: int
@@ -100,24 +100,24 @@ def plan_shares(shape: Shape, type: str, processes: int, rates: Rates, config: M
     plan = make_plan(source, file_type(type), Path("model.gguf"), Recipe(allow_requantize=True))
     sink = Sink(Path("model.gguf"), -1)
     items = [Item(t.source, [Target(sink, t.choice.type, t.offset)]) for t in plan.tensors]
-    read = [_read(t.source, shape, stored) for t in plan.tensors]
-    arithmetic = [
-        t.source.n_elements / 1e6 / _SPEED.get(t.choice.type.name, _MOVED) / max(1, rates.jobs) for t in plan.tensors
-    ]
+    read = {t.source.name: _read(t.source, shape, stored) for t in plan.tensors}
+    nbytes = {t.source.name: t.nbytes for t in plan.tensors}
     shares = []
-    for rank, mine in enumerate(shared_out([cost(item) for item in items], processes)):
-        nbytes = sum(read[i] for i in mine), sum(plan.tensors[i].nbytes for i in mine)
+    for rank, mine in enumerate(shared(items, processes)):
+        own = [(item, (stop - start) / max(1, item.tensor.n_rows)) for item, start, stop in mine]
+        names = [item.tensor.name for item, _ in own]
+        moved = [sum(_of_rows(of[part[0].tensor.name], part) for part in mine) for of in (read, nbytes)]
         shares.append(
             Share(
                 rank=rank,
-                tensors=len(mine),
-                weights=sum(plan.tensors[i].source.n_elements for i in mine),
-                first=plan.tensors[mine[0]].name if mine else "",
-                last=plan.tensors[mine[-1]].name if mine else "",
-                read=nbytes[0],
-                written=nbytes[1],
-                seconds=sum(arithmetic[i] for i in mine),
-                moving=sum(nbytes) / rates.network if rates.network else 0.0,
+                tensors=len(set(names)),
+                weights=sum((stop - start) * item.tensor.row_len for item, start, stop in mine),
+                first=names[0] if names else "",
+                last=names[-1] if names else "",
+                read=moved[0],
+                written=moved[1],
+                seconds=sum(_seconds(item, rates.jobs) * part for item, part in own),
+                moving=sum(moved) / rates.network if rates.network else 0.0,
             )
         )
     disk = sum(share.nbytes for share in shares) / rates.disk if rates.disk else 0.0
@@ -133,7 +133,7 @@ def plan_shares(shape: Shape, type: str, processes: int, rates: Rates, config: M
         type=plan.file_type.name,
         source_type="as stored" if shape.stored else stored.name,
         parameters=sum(math.prod(dims) for dims in shape.tensors.values()),
-        source_nbytes=sum(read),
+        source_nbytes=sum(read.values()),
         size=plan.size,
         shares=tuple(shares),
         seconds=slowest[bound],
@@ -141,6 +141,18 @@ def plan_shares(shape: Shape, type: str, processes: int, rates: Rates, config: M
         bound_by=bound,
         balance=mean / slowest["arithmetic"] if slowest["arithmetic"] else 1.0,
     )
+
+
+def _of_rows(nbytes: int, part: Part) -> int:
+    """Bytes of some of an item's rows, so that those of all parts are the item's."""
+    item, start, stop = part
+    rows = max(1, item.tensor.n_rows)
+    return nbytes * stop // rows - nbytes * start // rows
+
+
+def _seconds(item: Item, jobs: int) -> float:
+    """Of a process with so many threads, for all of an item."""
+    return item.tensor.n_elements / 1e6 / _SPEED.get(item.targets[0].type.name, _MOVED) / max(1, jobs)
 
 
 def _stored(config: Mapping[str, Any]) -> type[BlockType]:

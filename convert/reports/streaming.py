@@ -16,7 +16,7 @@ from llmconv.errors import UsageError
 from llmconv.quant import plain
 from llmconv.show import Shown
 
-__all__ = ["EMBEDDING", "HEAD", "Sizes", "StreamingPlan", "part_of", "plan_streaming", "sizes_of"]
+__all__ = ["EMBEDDING", "HEAD", "Sizes", "StreamingPlan", "TooLittle", "part_of", "plan_streaming", "sizes_of"]
 
 EMBEDDING, HEAD = "embedding", "head"
 """The parts beside the layers, which have numbers: the matrix that tokens are looked up in, and that of the logits."""
@@ -29,6 +29,17 @@ _TILE = 20 << 20
 """What a product widens weights into, and what reading them passes through."""
 _LOGITS = 1 << 24
 """Logits at once."""
+
+
+class TooLittle(UsageError):
+    """A memory in which a model can't be run.   given: bytes.   least: how many it takes.   option: that gives them."""
+
+    def __init__(self, given: int, least: int, option: str = "memory"):
+        super().__init__(
+            f"a memory of {given:,} bytes is too small for the largest part of this model; give at least {least:,} "
+            f"(--{option})"
+        )
+        self.given, self.least = given, least
 
 
 @dataclass(frozen=True)
@@ -101,29 +112,36 @@ class _Parts:
         return self.whole[part] - (self.experts.get(part, 0) if isinstance(part, int) else 0)
 
 
-def plan_streaming(sizes: Sizes, memory: int, tokens: int = 0, context: int = 1) -> StreamingPlan:
+def plan_streaming(
+    sizes: Sizes, memory: int, tokens: int = 0, context: int = 1, *, leave: bool = False, beside: int | None = None
+) -> StreamingPlan:
     """The plan for a model within `memory` bytes.
 
     tokens: of the text, in chunks of `context`; 0: nobody knows yet, so that the plan is one for few.
-    `UsageError` where not even the largest part fits.
+    leave: the weights are left in the file whatever there is room for.   beside: bytes of what else is made of a layer,
+        which then has to be there whole, experts and all; None: nothing.
+    `TooLittle` where not even the largest part fits; it asks for what a batch of the usual size takes.
     """
     parts = _parts(sizes)
+    if beside is not None:
+        parts.experts.clear()
+        parts.one.clear()
     usual = max(context, BATCH // context * context)
     batch = min(usual, tokens or 1)
-    work = working_bytes(sizes, batch)
+    work = working_bytes(sizes, batch) + (beside or 0)
     width = sizes.shapes["token_embd.weight"][-1] if "token_embd.weight" in sizes.shapes else 1
     state = batch * width * sizes.width
     batches = -(-tokens // batch)
-    if sizes.total + (work if tokens else working_bytes(sizes, usual)) <= memory:
+    if not leave and sizes.total + (work if tokens else working_bytes(sizes, usual)) <= memory:
         return StreamingPlan(memory, True, 0, False, (), sizes.total, work, 0, 0, batches, 1, sizes.total)
     room = memory - parts.always - work
     least = max((_least(parts, part) for part in parts.whole), default=0)
     smallest = parts.always + work + least + (8 * state if parts.one else state)
     if memory < smallest:
-        raise UsageError(
-            f"a memory of {memory:,} bytes is too small for the largest part of this model; give at least "
-            f"{smallest:,} (--memory)"
-        )
+        if not tokens:
+            more = (usual - batch) * width * sizes.width
+            smallest += working_bytes(sizes, usual) - work + (8 * more if parts.one else more)
+        raise TooLittle(memory, smallest)
     apart = tuple(i for i in parts.one if parts.whole[i] > room)
     ordered = [parts.without_experts(p) if p in apart else parts.whole[p] for p in _order(parts)]
     one = [parts.one[p] if p in apart else 0 for p in _order(parts)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from llmconv.show import Shown
 __all__ = ["PARTS", "TrainingMemory", "training_memory"]
 
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
+PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "workspace")
 """What the memory consists of."""
 
 
@@ -29,7 +30,8 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "workspace")
 class TrainingMemory(Shown):
     """Bytes per device to train: weights, gradients, optimizer states, activations, workspace, their total.
 
-    devices: over how many the first three are sharded (FSDP); batch, context: of one device's step.
+    devices: over how many the first three are sharded (FSDP2); batch, context: of one device's step.
+    gathered: what is whole for a moment where they are: two blocks, one's gradients, and the ends with theirs.
     activations: what is kept from the forward pass for the backward one.   workspace: what is there for a moment: the
     gradients of the logits, or a block that is computed once more.
     """
@@ -40,6 +42,7 @@ class TrainingMemory(Shown):
     weights: int
     gradients: int
     optimizer: int
+    gathered: int
     activations: int
     workspace: int
 
@@ -81,7 +84,24 @@ def training_memory(
         workspace = max(workspace, again + inner)
     else:
         kept += sum(blocks)
-    return TrainingMemory(devices, batch, context, 4 * share, 4 * share, optimizer_bytes * share, kept, workspace)
+    gathered = _gathered(shape) if devices > 1 else 0
+    return TrainingMemory(
+        devices, batch, context, 4 * share, 4 * share, optimizer_bytes * share, gathered, kept, workspace
+    )
+
+
+def _gathered(shape: Shape) -> int:
+    """Bytes that `fully_shard`, over each block and then the rest, has whole at once, in float32: a block runs while
+    the next is fetched, on the way back its gradients are there too, and the rest stays from its use to its gradients.
+    """
+    blocks, ends = defaultdict[str, int](int), 0
+    for name, dims in shape.tensors.items():
+        found = re.match(r"blk\.(\d{1,9})\.", name)
+        if found:
+            blocks[found[1]] += math.prod(dims)
+        else:
+            ends += math.prod(dims)
+    return 4 * (3 * max(blocks.values(), default=0) + 2 * ends)
 
 
 class _Count:

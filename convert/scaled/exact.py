@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
+from llmconv.convert.scaled.ordered import settled
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block
 from llmconv.quant.block import Bytes
@@ -71,6 +72,7 @@ def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
 
     round_sums: zero points of four bits may become sums, rounded to float16 (Q4_1), where only a larger type is exact.
     """
+    coded = settled(coded)
     scale = coded.scale
     k = coded.shape[-1]
     if not isinstance(scale, Grid) or coded.after is not None:

@@ -59,8 +59,12 @@ class Grid(Numbers):
         if not place.size:
             return np.empty((0, self.values.row_len), np.float32)
         low = int(place.min())
-        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)[place - low]
-        return own
+        own: NDArray[np.float32] = self.values.rows(low, int(place.max()) + 1).astype(np.float32)
+        if not np.isfinite(own).all():
+            odd = own[~np.isfinite(own)][0]
+            raise BadFile(f"tensor {cut(self.values.name)} has {odd} for a scale, expected a number; fetch it again")
+        found: NDArray[np.float32] = own[place - low]
+        return found
 
 
 def fitted(weight: str, shape: tuple[int, ...], numbers: Tensor, settings: Settings) -> Grid:

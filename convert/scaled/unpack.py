@@ -26,7 +26,7 @@ from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, w
 from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside, StoredByMistral, StoredByQuanto, StoredByTorchao
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported, cut
+from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -62,6 +62,7 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
         return checkpoint
     settings = Settings.of(checkpoint)
     settings.block()  # what it says must make sense, needed or not
+    _refuse_rotations(settings)
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
@@ -78,6 +79,29 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
         note += f"; {n} scales of activations or caches, for which a float model has no use, are dropped"
     return _as_floats(checkpoint, tensors, note)
+
+
+def _refuse_rotations(settings: Settings) -> None:
+    """`Unsupported` where activations are rotated while the model runs, as its weights are: no float model does that.
+
+    Weights alone that are transformed (locations that begin with "weight_") are as they should be.
+    """
+    for key, value in settings.values.items():
+        if not value or not any(word in key.lower() for word in ("transform", "hadamard", "rotat")):
+            continue
+        text = json.dumps(value, default=str)
+        places = re.findall(r'"location": "(\w+)"', text)
+        if not places or not all(place.startswith("weight_") for place in places):
+            raise Unsupported(
+                f"{settings.where}: config.json's {cut(key)} transforms activations while the model runs, which is not "
+                "done here; give a model without it"
+            )
+    sparse = settings.values.get("sparsity_config")
+    if isinstance(sparse, Mapping) and sparse.get("format") not in (None, "dense"):
+        raise Unsupported(
+            f"{settings.where}: config.json's sparsity_config says {cut(sparse['format'])}, weights stored without "
+            "their zeros, which can't be read; give the original model"
+        )
 
 
 def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, tuple[Scheme, Layer]], set[str]]:
@@ -155,14 +179,16 @@ def _missing_scale(tensor: Tensor, settings: Settings, given: Mapping[str, Tenso
 def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
     """A model without a layer of any scheme: as it is, or, where config.json says otherwise, in spite of that."""
     if not settings.values:
-        return checkpoint
+        return _codes_alone(checkpoint)
     tensors = {n: t for n, t in checkpoint.tensors.items() if not _OF_ACTIVATIONS.fullmatch(n)}
     odd = [
         t for t in tensors.values() if len(t.shape) > 1 and t.type not in _FLOATS and not _NO_WEIGHT.fullmatch(t.name)
     ]
     if not odd:
         called = settings.method or "other storing"
-        note = f"config.json says {called!r} in its quantization settings, but the weights are plain floats: left out"
+        note = (
+            f"config.json says {cut(called)} in its quantization settings, but the weights are plain floats: left out"
+        )
         return _as_floats(checkpoint, tensors, note)
     if settings.method == "mxfp4":
         return checkpoint
@@ -178,6 +204,18 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
         return checkpoint
     raise Unsupported(
         f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model"
+    )
+
+
+def _codes_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with a note on numbers of eight bits that nothing says scales of."""
+    codes = [t for t in checkpoint.tensors.values() if t.type in TYPES and t.type.is_float and len(t.shape) > 1]
+    if not codes:
+        return checkpoint
+    names = [t.name for t in codes]
+    return checkpoint.but(
+        f"{cut(names[0])}{more(names)}: {codes[0].type.name} without scales, taken as they are; if the model had "
+        "scales, the result is wrong"
     )
 
 
@@ -207,5 +245,5 @@ def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str], head: bo
         if whole is not None:
             why = f"belongs to {cut(modules.get(whole, whole))}, another weight without it; give the original model"
             raise UnknownTensor(where, [name], why)
-        if head and re.search(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$", name):
+        if head and re.search(r"(^|\W)(lm_head|embed_out)(\W|$)", name):
             raise UnknownTensor(where, [name], "is a head in a place where none is looked for; give the original model")

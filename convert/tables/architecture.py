@@ -100,6 +100,8 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
+    inside: str = ""
+    """The type of a text model, where a configuration has all settings but the outer ones in one of its own."""
     told: Callable[[Mapping[str, Any], Dims], dict[str, Any]] = lambda tensors, dims: {}
     """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
@@ -250,6 +252,17 @@ class Architecture:
                 self.rebuild(out, own, dims)
         return out
 
+    def nested(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A rebuilt configuration as the class has it: what is the text model's inside."""
+        if not self.inside:
+            return config
+        text = {k: v for k, v in config.items() if k not in _OUTER}
+        outer = {k: config[k] for k in _OUTER if k in config}
+        return {
+            **outer,
+            "text_config": {"model_type": self.inside, **text, "tie_word_embeddings": self.is_tied(config)},
+        }
+
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head of a model of this configuration is its embedding."""
         stated = config.get("tie_word_embeddings")
@@ -268,6 +281,11 @@ class Architecture:
         return not value if flag.startswith("!") else value
 
 
+_OUTER = (
+    *("architectures", "model_type", "torch_dtype", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
+    *("pad_token_id", "backbone_hidden_size", "use_ordered_embeddings", "num_centroids"),
+)
+"""Settings that stand around a text model's."""
 _OTHER_KINDS = {"shortconv.l_cache", "ssm.conv_kernel", "attention.indexer.top_k", "interleave_moe_layer_step"}
 _DIVISORS = {
     "llama3": "rope_freqs",

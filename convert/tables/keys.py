@@ -183,6 +183,25 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_buckets", "attention.relative_buckets_count", "0"),
     ("each_gate", "attention.gate_per_number", "0"),  # whether attention has a gate for each number: 1 or 0
     ("folds", "rope.dimension_sections", "0"),  # whether positions are three-fold: 1 or 0
+    ("n_wkv", "wkv.head_size", "64"),
+    ("n_mix", "time_mix_extra_dim", "32"),
+    ("n_decay", "time_decay_extra_dim", "64"),
+    ("n_rescale", "rescale_every_n_layers", "0"),
+    ("n_decay_rank", "attention.decay_lora_rank", "64"),
+    ("n_iclr_rank", "attention.iclr_lora_rank", "64"),
+    ("n_value_rank", "attention.value_residual_mix_lora_rank", "32"),
+    ("n_gate_rank", "attention.gate_lora_rank", "0"),
+    ("n_adapter", "adapters.count", "0"),
+    ("n_rank", "adapters.lora_rank", "0"),
+    ("n_stack", "hrm.layers_per_stack", "0"),
+    ("n_draft", "draft_vocab_size", "n_vocab"),  # of drafts: how many words they know; the model's width
+    ("n_target", "target_hidden_size", "n_embd"),
+    ("n_read", "target_layers", "3"),  # how many layers of the model they read
+    ("n_markov", "markov_rank", "0"),
+    ("conv_kernel", "conv_kernel_size", "0"),
+    ("conv_group", "conv_group_size", "1"),
+    ("n_selector", "selector_rank", "0"),
+    ("n_backbone", "embedding_length_out", "0"),
     ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
     ("image", "image_size", "0"),
     ("patch", "patch_size", "0"),
@@ -190,6 +209,9 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("scale", "projector.scale_factor", "0"),
     ("merge", "spatial_merge_size", "0"),
     ("stack", "projector.stack_factor", "0"),
+    ("n_sam_layer", "sam.block_count", "0"),
+    ("n_sam", "sam.embedding_length", "0"),
+    ("n_sam_head", "sam.head_count", "0"),
 )
 LABELS = "classifier.output_labels"
 """What the numbers that a classifier gives are called; their count is the dimension n_cls."""
@@ -220,6 +242,7 @@ def _factors(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
 
 
 _THERE = {"folds", "each_gate"}  # 1 where the key is there
+_COUNTED = {"n_read"}  # how many an array lists
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
 
@@ -237,6 +260,9 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             continue
         if name in _THERE:
             out[name] = 1
+            continue
+        if name in _COUNTED and isinstance(value, np.ndarray | list | tuple):
+            out[name] = len(value)
             continue
         try:
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE

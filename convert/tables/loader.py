@@ -40,6 +40,7 @@ class Loader:
     untold: keys that say what it sees in the tensors.
     refused: tensors that it has no place for; a file with one is not loaded.  A tensor stands for itself, with `{i}`
         for its layer, or as "tensor if expression over the dimensions".
+    ignored: tensors that it loads and does not compute with, in the same way.
     needed: tensors that it does not load a file without, in the same way; the expression is asked of each layer.
     always_windows: it stops where no layer has a window.
     somewhere: tensors of which some layer must have one, and what they are; it stops where none has.
@@ -52,6 +53,7 @@ class Loader:
     unread: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     windows_at: int | None = None
     always_windows: bool = False
     needed: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ class Loader:
             exists=self.exists and other.exists,
             unread=(*kept(self.unread), *other.unread),
             refused=(*kept(self.refused), *other.refused),
+            ignored=(*kept(self.ignored), *other.ignored),
             needed=(*kept(self.needed), *other.needed),
             somewhere={**self.somewhere, **other.somewhere},
             wants={**{k: v for k, v in self.wants.items() if k not in other.without}, **other.wants},
@@ -83,6 +86,11 @@ class Loader:
         """Those of the tensors that it has no place for."""
         refused = set(_at(self.refused, dims))
         return sorted(name for name in names if _pattern(name) in refused)
+
+    def unused(self, names: Iterable[str], dims: Mapping[str, Any]) -> list[str]:
+        """Those of the tensors that it loads in vain."""
+        ignored = set(_at(self.ignored, dims))
+        return sorted(name for name in names if _pattern(name) in ignored)
 
     def missing(self, names: Collection[str], dims: Mapping[str, Any]) -> list[str]:
         """Tensors that it needs and a file of these dimensions (of all layers) with these tensors does not have."""
@@ -120,6 +128,7 @@ def _pattern(name: str) -> str:
 
 
 MLP_BIASES = ("blk.{i}.ffn_gate.bias", "blk.{i}.ffn_up.bias", "blk.{i}.ffn_down.bias")
+QKV_BIASES = ("blk.{i}.attn_q.bias", "blk.{i}.attn_k.bias", "blk.{i}.attn_v.bias")
 OUT_BIAS = ("blk.{i}.attn_output.bias",)
 HEAD = ("output.weight",)
 DIVISORS = ("rope_freqs.weight",)

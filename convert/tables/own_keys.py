@@ -15,6 +15,8 @@ OURS = "llmconv"
 PROVENANCE = "llmconv.provenance"
 TOKENIZER = "llmconv.tokenizer."
 """Switches of a tokenizer that GGUF has no key for."""
+WHOLE_JSON = "llmconv.hf.tokenizer_json"
+"""Whether the tokenizer.json that is kept says more of the tokenizer than GGUF's keys do."""
 
 # Of a Hugging Face folder: its text files, the weights' metadata and types, which of several ways names were written
 # in, the values that arithmetic in float32 would not give back, tensors that GGUF has no name for.
@@ -35,6 +37,8 @@ ABSENT = "llmconv.hf.absent"
 """What a folder's config.json says is there, and was not: flags, and names of a GGUF's tensors."""
 SKIPPED = "llmconv.hf.positions_skipped"
 """How many rows of a folder's table of positions stand before the first token's (RoBERTa)."""
+TARGET = "llmconv.hf.target"
+"""Of a draft: what its keys take from the configuration of the model that it drafts for."""
 ADAPTER = "llmconv.adapter.base"
 """Of an adapter: the keys of the model that it is for, with their types, by which its rows were ordered."""
 EXACT = "llmconv.hf.exact."

@@ -27,11 +27,14 @@ class Pieces(TypedDict, total=False):
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
     latent_eps: float  # of the norms of latents, where it is not the others' (Kimi Linear)
+    behind_eps: float  # of the norms behind the sublayers, where it is not the others' (Muse Glimmer)
     output_norm: str  # the tensor of the norm before the head: "output_norm"
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
     gated_queries: bool  # attn_q gives each head's query and a gate of its result
+    qk_layer_norm: float  # queries and keys have LayerNorms of this epsilon in a model of RMS norms (Chameleon)
+    silent: tuple[int, int]  # tokens that are never said, from one number up to another
     clamp_normed: bool  # queries and keys are clamped behind their norms (OLMoE) instead of before
     single: bool  # a layer is one thing: a scan, attention, or a feed-forward (Nemotron-H)
     parallel: bool  # attention and MLP read the same residual; default: `use_parallel_residual`
@@ -42,6 +45,8 @@ class Pieces(TypedDict, total=False):
     residual_depth: float  # where the file states no residual scale, it is this by the root of the number of layers
     logit_base: int  # where the file states no logit scale, it is the model's width by this
     attention_scale: float  # what q·k is multiplied by, where the file does not say
+    scale_power: float  # q·k is divided by this power of a head's size: 0.5 (default), 1 (Jais)
+    skips_embedding: bool  # layer_output_scale is how much of the embedding each layer adds, not a factor of it all
     chunk: int  # layers with rotary positions see chunks of so many tokens, where the file does not say (Llama 4)
     length_one: bool  # they norm queries and keys, without weights
     growth_without_rope: int  # queries of layers without rotary positions grow every so many tokens, by 0.1

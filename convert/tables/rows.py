@@ -4,8 +4,9 @@ Architectures, JSON layouts and llama2.c are tables of these.  `forward` makes a
 others back, `check` asks a GGUF whether its tensors are those that its keys promise.
 
 Patterns: `{i}` is the layer, `{m}` its number among those that predict further tokens, `{d}` among those whose results
-a text model takes, `{p}` what stands before the model's own names ("model."); those of `SERIES` stand for several
-names.  Shapes and conditions are expressions over the dimensions (`keys.DIMS`), in which `i` is the layer.
+a text model takes, `{j}` in its stack, which is `{s}` (L or H), `{p}` what stands before the model's own names
+("model."); those of `SERIES` stand for several names.  Shapes and conditions are expressions over the dimensions
+(`keys.DIMS`), in which `i` is the layer.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def _counted(pattern: str, dims: Dims, prefix: str = "") -> list[str]:
     name = pattern.replace("{p}", prefix).replace("{i}", str(dims.get("i", 0)))
     if "{m}" in name:
         name = name.replace("{m}", str(dims["i"] - dims["n_layer"] + dims["n_nextn"]))
+    if "{j}" in name:
+        stack = max(dims["n_stack"], 1)
+        name = name.replace("{j}", str(dims["i"] % stack)).replace("{s}", "LH"[dims["i"] // stack % 2])
     if "{d}" in name:
         name = name.replace("{d}", str(dims.get("deep", 0) - 1))
     series = next((s for s in SERIES if s in name), None)
@@ -185,14 +189,25 @@ def slots(rows: Iterable[Row], dims: Mapping[str, Any]) -> Iterator[Slot]:
 
 
 def find(slot: Slot, prefix: str, tensors: Mapping[str, Any]) -> tuple[int, tuple[str, ...]] | None:
-    """The first form of the row whose tensors are all there, and their names."""
+    """The first form of the row whose tensors are all there, and their names; of forms that are called alike, the first
+    that has their shapes."""
+    found: list[tuple[int, tuple[str, ...]]] = []
     for number, form in enumerate(slot.row.forms):
         if form.backward or _too_many(slot, form, len(tensors)):
             continue  # a count that the file can't have
         names = form.names(slot.dims, prefix)
-        if names and all(name in tensors for name in names):
-            return number, names
-    return None
+        if names and all(name in tensors for name in names) and (not found or names == found[0][1]):
+            found.append((number, names))
+    fitting = (one for one in found if len(found) > 1 and _fits(slot, *one, tensors))
+    return next(fitting, found[0] if found else None)
+
+
+def _fits(slot: Slot, number: int, names: tuple[str, ...], tensors: Mapping[str, Any]) -> bool:
+    """Whether tensors have the shapes that a form gives them."""
+    try:
+        return all(tensors[name].shape == part.shape for name, part in zip(names, slot.shadows(number), strict=True))
+    except LlmconvError:
+        return False
 
 
 def _too_many(slot: Slot, form: Form, count: int) -> bool:

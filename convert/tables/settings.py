@@ -55,23 +55,28 @@ INERT = frozenset(_NO_EFFECT.split())
 
 _OF_ROPE = """
     rope_type type rope_theta factor original_max_position_embeddings attention_factor attn_factor mscale mscale_all_dim
-    beta_fast beta_slow truncate low_freq_factor high_freq_factor long_factor short_factor full_attention
-    sliding_attention finetuned
+    beta_fast beta_slow truncate low_freq_factor high_freq_factor full_attention sliding_attention finetuned
 """
 
 _ROPE = frozenset(_OF_ROPE.split())
 """Settings inside `rope_parameters` (or `rope_scaling`) that are computed with."""
+
+_LONG, _WITHOUT_FACTORS = ("long_factor", "short_factor"), (None, "default", "linear", "dynamic")
+"""Factors of each rotary frequency, and kinds of scaling that take none."""
 
 _ROTARY = {"rope_parameters", "rope_scaling", "rope_theta", "rope_embedding_base", "rotary_emb_base"}
 
 
 def unaccounted(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     """The settings, "name = value", that the table neither computes with nor knows to be without effect."""
-    return [f"{name} = {cut(value, 40)}" for name, value in _unaccounted(arch, text_config(config))]
+    return [
+        f"{name if len(name) <= 80 else cut(name)} = {cut(value, 40)}"
+        for name, value in _unaccounted(arch, text_config(config))
+    ]
 
 
 def _unaccounted(arch: Architecture, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    known = arch.settings
+    known = arch.settings | _long_factors(arch)
     objects = {name.split(".")[0] for name in known if "." in name}
     rotary = known & {"rope_theta"}
     for name, value in config.items():
@@ -84,6 +89,12 @@ def _unaccounted(arch: Architecture, config: Mapping[str, Any]) -> Iterator[tupl
                 yield name, value
         elif name not in known and name not in INERT and not (rotary and name in _ROTARY) and not _empty(value):
             yield name, value
+
+
+def _long_factors(arch: Architecture) -> set[str]:
+    """Where a table has tensors for them, lists of a factor for each rotary frequency."""
+    tensors = {made.gguf for made in arch.made}
+    return {name for name in _LONG if f"rope_factors_{name.removesuffix('_factor')}.weight" in tensors}
 
 
 def _inside(arch: Architecture, name: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -110,7 +121,9 @@ def _rope(name: str, value: Any, known: frozenset[str]) -> Iterator[tuple[str, A
         elif inner == "partial_rotary_factor":
             if inner not in known and found not in (None, 1, 1.0):
                 yield f"{name}.{inner}", found
-        elif inner not in _ROPE and inner not in known and not _empty(found):
+        elif (inner not in _ROPE and inner not in known and not _empty(found)) or (
+            inner in _LONG and value.get("rope_type", value.get("type")) in _WITHOUT_FACTORS
+        ):
             yield f"{name}.{inner}", found
 
 

@@ -20,14 +20,17 @@ _F32 = (
     "token_types.weight",
     "shortconv.conv.weight",
     *("ssm_conv1d.weight", "ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
-    "indexer.proj.weight",
+    *("indexer.proj.weight", "indexer.q_proj.weight", "indexer.k_proj.weight"),
     *("altup_correct_coef.weight", "altup_predict_coef.weight"),
     "ssm_a",
     "ssm_d",
+    *(f"time_mix_{name}.weight" for name in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
+    *("attn_conv_base", "ffn_conv_base"),
     *("attn_rel_pos_emb", "a.proj_query"),
 )
 _CONVOLUTIONS = (
     "v.patch_embd.weight",
+    "v.sam.patch_embd.weight",
     "mm.patch_merger.weight",
     "a.conv1d.",
     "a.conv2d.",
@@ -36,6 +39,17 @@ _CONVOLUTIONS = (
 """How names of a tower's tensors begin that llama.cpp computes with in F16 or F32 alone."""
 _PATCHES_F32 = ("gemma3", "idefics3")
 """Projectors whose patches are never rounded."""
+_SAM = (
+    *("v.patch_embd.weight", "v.sam.pos_embd.weight", "v.sam.neck.", "v.sam.net_"),
+    *(".attn.pos_h.weight", ".attn.pos_w.weight"),
+)
+_CONFORMER = ("a.conv1d.", "a.input_projection.weight", ".conv_dw.weight")
+_TOWER_F32 = {"deepseekocr": _SAM, "deepseekocr2": _SAM, "gemma4v": _CONFORMER}
+"""How names of a projector's further tensors begin that are never rounded; after a dot: what stands in them."""
+_PROJECTED = ("gemma4v",)
+"""Projectors whose `mm.input_projection` is a matrix as any."""
+_TOWER_CONVOLUTIONS = {"hunyuanvl": ("mm.0.weight", "mm.2.weight"), "step3vl": ("mm.0.weight", "mm.1.weight")}
+"""A projector's further convolutions: as `_CONVOLUTIONS`."""
 
 
 def stays_f32(tensor: Tensor, projector: str = "") -> bool:
@@ -47,19 +61,29 @@ def stays_f32(tensor: Tensor, projector: str = "") -> bool:
         sum(n > 1 for n in tensor.shape) <= 1
         or tensor.name.endswith(_F32)
         or (projector in _PATCHES_F32 and tensor.name.startswith(_CONVOLUTIONS[0]))
+        or any(
+            piece in tensor.name if piece.startswith(".") else tensor.name.startswith(piece)
+            for piece in _TOWER_F32.get(projector, ())
+        )
     )
+
+
+def _is_convolution(tensor: Tensor, projector: str) -> bool:
+    if projector in _PROJECTED and tensor.name == "mm.input_projection.weight":
+        return False
+    return tensor.name.startswith((*_CONVOLUTIONS, *_TOWER_CONVOLUTIONS.get(projector, ())))
 
 
 def is_typical(tensor: Tensor, projector: str = "") -> bool:
     """Whether a tensor's type says in which the model is stored."""
-    return not stays_f32(tensor, projector) and not tensor.name.startswith(_CONVOLUTIONS)
+    return not stays_f32(tensor, projector) and not _is_convolution(tensor, projector)
 
 
 def stored_in(tensor: Tensor, wanted: BlockClass, projector: str = "") -> BlockClass:
     """The type in which GGUFs keep a tensor where 16 bits are `wanted`."""
     if wanted not in (plain.F16, plain.BF16):
         return wanted
-    if stays_f32(tensor, projector) or (wanted is plain.BF16 and tensor.name.startswith(_CONVOLUTIONS)):
+    if stays_f32(tensor, projector) or (wanted is plain.BF16 and _is_convolution(tensor, projector)):
         return plain.F32
     return wanted
 

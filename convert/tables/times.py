@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.tables.keys import SCALED_BY
-from llmconv.convert.tables.ops import Dims, Op, Parts, Size, evaluate
+from llmconv.convert.tables.ops import Dims, Op, Parts, Rounds, Size, evaluate
 from llmconv.errors import Unsupported
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["Times"]
+__all__ = ["Filled", "Halved", "Times"]
 
 _HEAD = np.dtype([("crc", "<u4"), ("others", "<u4")])
 _OTHER = np.dtype([("index", "<u8"), ("bits", "<u4")])
@@ -102,6 +102,101 @@ class Times(Op):
             return tensor
         kept = _Kept(tensor, moved, steps, record)
         return dataclasses.replace(tensor, read=kept.read, extent=None)
+
+
+@dataclass(frozen=True)
+class _Power(Rounds):
+    """Values times a power of two, in their own type: exact but for numbers next to zero."""
+
+    factor: float = 1.0
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(p if self.factor == 1 else p.map(self.forward, p.type) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(p if self.factor == 1 else p.map(self.back, p.type) for p in parts)
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return values.astype(np.float32) * np.float32(self.factor)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return values.astype(np.float32) / np.float32(self.factor)
+
+
+@dataclass(frozen=True)
+class Halved(Op):
+    """Weights halved once for every `rescale_every` layers before theirs (RWKV 6)."""
+
+    exact = False
+
+    @staticmethod
+    def _power(dims: Dims) -> _Power:
+        every = dims.get("n_rescale", 0)
+        return _Power(2.0 ** -(dims["i"] // every) if every else 1.0)
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return self._power(dims).apply(parts, dims)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return self._power(dims).undo(parts, dims)
+
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[Any] | None:
+        """Index and bits of the values that doubling would not give back; None where there are none."""
+        power, dtype = self._power(dims), tensor.type.dtype
+        if power.factor == 1 or dtype is None or dtype.itemsize not in _SIGN:
+            return None
+        back = power.undo(power.apply((tensor,), dims), dims)[0]
+        bits, other = (_bits(t.rows()).reshape(-1) for t in (tensor, back))
+        index = np.flatnonzero(bits != other)
+        found = np.stack([index.astype(np.uint32), bits[index].astype(np.uint32)], axis=1)
+        return found.reshape(-1) if index.size else None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
+        """The values of a record, where what is stored is still what they give."""
+        dtype, fits = tensor.type.dtype, isinstance(record, np.ndarray) and record.dtype == np.uint32
+        if dtype is None or dtype.itemsize not in _SIGN or not fits or record.size % 2:
+            return tensor
+        index, bits = record.reshape(-1, 2).T
+        originals = bits.astype(f"u{dtype.itemsize}").view(dtype)
+        flat = np.array(tensor.rows()).reshape(-1)
+        inside = index < flat.size
+        index, originals = index[inside].astype(np.intp), originals[inside]
+        stored = moved.rows().reshape(-1)[index].astype(np.float32)
+        given = Tensor.from_array("", originals.reshape(1, -1)).map(self._power(dims).forward, moved.type).rows()
+        same = stored == given.reshape(-1).astype(np.float32)
+        flat[index[same]] = originals[same]
+        return Tensor.from_array(tensor.name, flat.reshape(tensor.shape))
+
+
+@dataclass(frozen=True)
+class Filled(Op):
+    """A tensor, and beside it vectors of one number each: norms that a model has without weights.
+
+    vectors: (how long, name of the factor that they are filled with; "": ones).
+    """
+
+    vectors: tuple[tuple[Size, str], ...] = ()
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        made = (
+            Tensor.from_array(
+                f"{whole.name}.{i}", np.full(evaluate(size, dims), _factor(dims, name) if name else 1, np.float32)
+            )
+            for i, (size, name) in enumerate(self.vectors)
+        )
+        return (whole, *made)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        whole, *filled = parts
+        for vector, (_, name) in zip(filled, self.vectors, strict=True):
+            wanted = np.float32(_factor(dims, name) if name else 1)
+            if vector.extent is not None and not np.array_equal(vector.numpy(), np.full(vector.shape, wanted)):
+                raise Unsupported(
+                    f"tensor {vector.name!r} has other numbers than {wanted:g}, and a folder has no place for them; a "
+                    "GGUF keeps them"
+                )
+        return (whole,)
 
 
 class _Kept:

@@ -44,21 +44,34 @@ class Side:
 
     table: rows and keys; its name in GGUF is "clip.vision" or "clip.audio".
     at: where its settings stand in config.json, dots for objects; "" where they are among the outer ones.
-    measured: dimensions that no key says, and the tensor and axis that do: {"n_mid": ("mm.1.weight", 0)}.
+    measured: dimensions that no key says, and the tensor and axis that do: {"n_mid": ("mm.1.weight", 0)}; an axis may
+        be counted from behind, as a folder may have more of them.
     made: (folder, settings) -> tensors that are no tensors of the tower in the folder (a token's vector).
+    optional: whether some models of the class do without; then config.json has no object there.
     """
 
     table: Architecture
     at: str
     measured: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     made: Callable[[Checkpoint, Mapping[str, Any]], Iterable[Tensor]] = lambda folder, settings: ()
+    optional: bool = False
+
+    def is_in(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model of this config.json has the side."""
+        return not self.optional or isinstance(look_up(config, (self.at,)), Mapping)
+
+    def is_said(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether an mmproj file of these keys has the side."""
+        return not self.optional or f"{self.table.gguf}.block_count" in metadata
 
     def settings(self, config: Mapping[str, Any], folder: Checkpoint) -> Settings:
-        """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files'."""
+        """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files';
+        `shapes`: of the folder's tensors, by name."""
         own = look_up(config, (self.at,)) if self.at else config
         own = dict(own) if isinstance(own, Mapping) else {}
         text = {**config, **text_config(config)}
-        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder)})
+        shapes = {name: tensor.shape for name, tensor in folder.tensors.items()}
+        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": shapes})
 
     def dims(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The dimensions that keys say, and those that tensors do; shapes: of the tensors that `measured` names."""
@@ -67,7 +80,7 @@ class Side:
         dims["deep"] = [sum(map(bool, deep[: i + 1])) if flag else 0 for i, flag in enumerate(deep)]
         for name, (tensor, axis) in self.measured.items():
             shape = shapes.get(tensor, ())
-            dims[name] = shape[axis] if axis < len(shape) else 0
+            dims[name] = shape[axis] if -len(shape) <= axis < len(shape) else 0
         return dims
 
     def theirs(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -113,7 +113,15 @@ def linear(gguf: str, hf: str, n_out: str, n_in: str, bias: bool | str = True, w
     """Rows of a linear layer.  bias: False: it has none; True: it has one; "?": it may have one."""
     rows = [row(f"{gguf}.weight", f"{hf}.weight", f"{n_out}, {n_in}", when=when, **more)]
     if bias:
-        rows.append(row(f"{gguf}.bias", f"{hf}.bias", n_out, when=when, **{**more, "optional": bias == "?"}))
+        rows.append(
+            row(
+                f"{gguf}.bias",
+                f"{hf}.bias",
+                n_out,
+                when=when,
+                **{**more, "optional": bias == "?" or more.get("optional", False)},
+            )
+        )
     return tuple(rows)
 
 

@@ -111,7 +111,7 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
     out, used, notes = half.derived("gguf"), set[str](), []
     exact: dict[str, Any] = {}
     keys: dict[str, Any] = {}
-    for side in tower.sides:
+    for side in [side for side in tower.sides if side.is_in(config)]:
         settings = side.settings(config, half)
         found = side.table.metadata(settings, f"{where}: config.json: {side.at}".rstrip(": "))
         dims = side.dims(found, side.theirs(tensors))
@@ -222,7 +222,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     rounded: Counter[tuple[str, str]] = Counter()
     used: set[str] = set()
     lost = {k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)}
-    for side in tower.sides:
+    for side in [side for side in tower.sides if side.is_said(metadata)]:
         dims = side.dims(metadata, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
         for moved in backward(
             side.table.slots(dims),
@@ -286,7 +286,7 @@ def _rebuilt(tower: Tower, checkpoint: Checkpoint) -> dict[str, bytes]:
     """config.json and preprocessor_config.json, as far as the keys of somebody else's file go, without a text model."""
     config: dict[str, Any] = {"architectures": [tower.classes[0]], "model_type": tower.model_type}
     prepared: dict[str, Any] = {}
-    for side in tower.sides:
+    for side in [side for side in tower.sides if side.is_said(checkpoint.metadata)]:
         dims = side.dims(checkpoint.metadata, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
         measured = {name: str(dims[name]) for name in side.measured}
         found = dataclasses.replace(side.table, dims=measured).config(checkpoint.metadata)
@@ -343,7 +343,9 @@ def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Ma
     made = {k: v for k, v in outer.items() if k not in ("architectures", "model_type")}
     whole: dict[str, Any] = {"architectures": outer["architectures"], "model_type": outer["model_type"]}
     settings = {**made.pop("text_config", {}), **{k: v for k, v in config.items() if k != "architectures"}}
-    if tower.flat:
+    if isinstance(thinker := made.get("thinker_config"), Mapping):
+        whole |= made | {"thinker_config": {**thinker, "text_config": settings}}
+    elif tower.flat:
         whole = {**settings, **whole, **made}
     else:
         whole |= {"text_config": settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}

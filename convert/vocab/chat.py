@@ -6,6 +6,7 @@ to what they are given, no file, no import.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab.model import NAMED, TEMPLATE, Vocab
-from llmconv.errors import BadFile, LlmconvError, Unsupported, UsageError, cut
+from llmconv.errors import BadFile, LlmconvError, MissingExtra, Unsupported, UsageError, cut
 
 __all__ = ["render"]
 
@@ -44,8 +45,8 @@ def render(
     tools: JSON schemas of functions.   documents: {"title", "text"} maps.
     continue_final_message: end within the last message, for the model to go on with it; `add_generation_prompt` is off.
     variables: what else the template may ask for (`enable_thinking`, ...).
-    `Unsupported` without a template or without jinja2, `BadFile` for a template that fails, `UsageError` when the
-    template itself refuses the messages, or there is nothing to go on with.
+    `Unsupported` without a template, `MissingExtra` without jinja2, `BadFile` for a template that fails, `UsageError`
+    when the template itself refuses the messages, or there is nothing to go on with.
     """
     text = _template(vocab, template, bool(tools))
     if not messages:
@@ -127,15 +128,18 @@ def _until_mark(text: str, last: str) -> str:
 
 def _rendered(text: str, variables: dict[str, Any]) -> str:
     try:
-        environment = _environment()
+        return str(_compiled(text).render(**variables))
     except ImportError:
-        raise Unsupported("chat templates need the jinja2 library; pip install 'llmconv[chat]'") from None
-    try:
-        return str(environment.from_string(text).render(**variables))
+        raise MissingExtra("a chat template", "jinja2", "chat") from None
     except LlmconvError:
         raise
     except Exception as e:  # a template is a program: it may fail in every way, out of memory and SyntaxError too
         raise BadFile(f"the chat template fails: {type(e).__name__}: {cut(str(e), 200)}") from None
+
+
+@functools.lru_cache(8)
+def _compiled(text: str) -> Any:
+    return _environment().from_string(text)
 
 
 def _environment() -> Any:

@@ -35,7 +35,7 @@ def to_gguf(vocab: Vocab, files: bool = True) -> dict[str, Any]:
     if vocab.chat_template is not None:
         out[TEMPLATE] = vocab.chat_template
     out |= vocab.extra
-    if vocab.json is not None:
+    if vocab.json is not None and not (files and "tokenizer.json" in vocab.files):  # which is kept in few bytes
         out[HF_JSON] = vocab.json
     return out | side_files.keep(vocab) if files else out
 

@@ -13,6 +13,7 @@ from llmconv.convert.vocab.read.files import from_files
 from llmconv.convert.vocab.read.folder import NAMES
 from llmconv.errors import LlmconvError, UsageError, about, at
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.places.names import place
 
 __all__ = ["load", "of"]
 
@@ -46,7 +47,7 @@ def load(path: str | Path, *, pre: str | None = None) -> Vocab:
 
     `UsageError` when there is none in it.
     """
-    path = Path(path)
+    path = place(path)
     try:
         vocab = None
         if path.is_file() and path.name in NAMES:

@@ -169,6 +169,8 @@ class Vocab:
 
     def twice(self) -> list[str]:
         """A note where a token's text has several ids, which llama.cpp and most tokenizer files have no place for."""
+        if len(set(self.tokens)) == len(self.tokens):
+            return []
         ids: dict[str, int] = {}
         again = [(token, ids[token], id) for id, token in enumerate(self.tokens) if ids.setdefault(token, id) != id]
         if not again:

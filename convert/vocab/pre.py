@@ -63,6 +63,9 @@ _DEEPSEEK_LETTERS = (
 )
 _AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
 _SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}"
+_NOT_HAN = r"(?!\p{Han})"
+_KIMI_WORD = rf"{_LEAD}(?:{_NOT_HAN}{_UPPER})*(?:{_NOT_HAN}{_LOWER})+{ANY}?"
+_KIMI_NAME = rf"{_LEAD}(?:{_NOT_HAN}{_UPPER})+(?:{_NOT_HAN}{_LOWER})*{ANY}?"
 PUNCT = r"[\p{P}$+<=>^~|`]+"
 
 _MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -107,6 +110,8 @@ TABLE: tuple[Pre, ...] = (
         (rf"{ANY}|{_MARKS}",),  # llama.cpp's vectors leave combining marks decomposed; its folders say what they do
     ),
     Pre(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (O200K,)),
+    Pre(("granite-embed-multi-97m",), (O200K,), ignore_merges=True),
+    Pre(("kimi-k2",), (rf"\p{{Han}}+|{_KIMI_WORD}|{_KIMI_NAME}|\p{{N}}{{1,3}}|{_TAIL}",)),
     Pre(("tekken",), (TEKKEN,), ignore_merges=True, add_bos=True),
     Pre(("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"), (r"\p{N}", GPT2)),
     Pre(("command-r",), (r"\p{N}", GPT2), nfc=True),

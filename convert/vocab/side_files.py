@@ -3,13 +3,16 @@
 GGUF's arrays already hold the tokens, scores and merges, which is nearly all of a tokenizer.json, tokenizer.model,
 vocab.json, merges.txt, vocab.txt or tekken.json.  So of each of those only what differs from a guess is kept
 (`llmconv.hf.cut.NAME`, see `differences`), with the file's hash, if putting the guess right gives exactly the file;
-otherwise, and of the other files, all of it, packed where it is long.  A whole tokenizer.json that the vocabulary needs
-goes where the specification wants it: `tokenizer.huggingface.json`.  What was kept is put together when asked for.
+otherwise, and of the other files, all of it, packed where it is long.  A tokenizer.json that the vocabulary needs is
+kept so too, and `own_keys.WHOLE_JSON` says that it is needed; where nothing can be cut out, or no keys of ours are
+wanted, it goes where the specification has it: `tokenizer.huggingface.json`.  What was kept is put together when asked
+for.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +37,9 @@ from llmconv.convert.vocab.differences import (
 )
 from llmconv.convert.vocab.model import HF_JSON, SPACE, WORDPIECE, TokenType, Vocab
 from llmconv.convert.vocab.read.folder import is_mine
+from llmconv.convert.vocab.read.ranks import is_tiktoken
+from llmconv.convert.vocab.read.steps import parts
+from llmconv.convert.vocab.write.tokenizer_json import charsmap
 from llmconv.errors import BadFile
 
 __all__ = ["CUT", "WHOLE", "keep", "restore"]
@@ -142,7 +148,19 @@ def _tokenizer_json_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
         out["merges"] = _merges_cut(vocab, model["vocab"], model["merges"])
         model["merges"] = []
     model["vocab"] = []
+    for step in _maps_of_characters(document):
+        if step["precompiled_charsmap"] == _charsmap_text(vocab):
+            step["precompiled_charsmap"] = None
     return out
+
+
+def _maps_of_characters(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a tokenizer.json that hold sentencepiece's map of characters, some 300 kB."""
+    return [step for step in parts(document.get("normalizer")) if "precompiled_charsmap" in step]
+
+
+def _charsmap_text(vocab: Vocab) -> str:
+    return base64.b64encode(charsmap(vocab)).decode()
 
 
 def _guess(values: Any, places: list[int], default: Any) -> list[Any]:
@@ -161,7 +179,13 @@ def _tokenizer_json_fill(vocab: Vocab, left: Mapping[str, Any]) -> Any:
         model["vocab"] = _ids_fill(vocab, left["vocab"])
     if "merges" in left:
         model["merges"] = _merges_fill(vocab, model["vocab"], left["merges"])
-    return {**left["document"], "model": model}
+    document = {**left["document"], "model": model}
+    if _maps_of_characters(document):
+        document["normalizer"] = copy.deepcopy(document["normalizer"])  # what is left stays as it is
+    for step in _maps_of_characters(document):
+        if step["precompiled_charsmap"] is None:
+            step["precompiled_charsmap"] = _charsmap_text(vocab)
+    return document
 
 
 def _lines_cut(guess: Sequence[str], data: bytes, head: bytes = b"") -> dict[str, Any]:
@@ -201,20 +225,36 @@ def _pieces(vocab: Vocab) -> list[str]:
     ]
 
 
+def _ranks(vocab: Vocab) -> list[str]:
+    """Lines of tiktoken's file, one for each token that is bytes; the special tokens behind them are in none."""
+    ids = range(len(vocab)) if vocab.types is None else np.flatnonzero(vocab.types == TokenType.NORMAL).tolist()
+    return [f"{base64.b64encode(to_bytes(vocab.tokens[id])).decode()} {id}" for id in ids]
+
+
 def _model_cut(vocab: Vocab, data: bytes) -> dict[str, Any]:
+    if is_tiktoken(data):
+        return {"ranks": _lines_cut(_ranks(vocab), data)}
     model = proto.parse(data)
     texts, scores, types = ([piece[i] for piece in model.pieces] for i in range(3))
     left, places = away(texts, _pieces(vocab))
     left["scores"] = column(scores, _guess(vocab.scores, places, 0.0))
     left["types"] = column(types, _guess(vocab.types, places, int(TokenType.NORMAL)))
-    return {**left, "rest": base64.b64encode(model.rest).decode()}
+    known, rest = charsmap(vocab), model.rest
+    if known and (at := rest.find(known)) >= 0:
+        left["charsmap"], rest = at, rest[:at] + rest[at + len(known) :]
+    return {**left, "rest": base64.b64encode(rest).decode()}
 
 
 def _model_fill(vocab: Vocab, left: Mapping[str, Any]) -> bytes:
+    if "ranks" in left:
+        return _lines_fill(_ranks(vocab), left["ranks"])
     texts, places = again(left, _pieces(vocab))
     scores = column_again(left["scores"], _guess(vocab.scores, places, 0.0))
     types = column_again(left["types"], _guess(vocab.types, places, int(TokenType.NORMAL)))
-    return proto.serialise(zip(texts, scores, types, strict=True), base64.b64decode(left["rest"]))
+    rest = base64.b64decode(left["rest"])
+    if "charsmap" in left:
+        rest = rest[: left["charsmap"]] + charsmap(vocab) + rest[left["charsmap"] :]
+    return proto.serialise(zip(texts, scores, types, strict=True), rest)
 
 
 _ENTRY = ["rank", "token_bytes", "token_str"]
@@ -271,7 +311,10 @@ def _fill(name: str, vocab: Vocab, left: Mapping[str, Any]) -> bytes:
     return made if isinstance(made, bytes) else _STYLES[left["style"]](made) + left["end"].encode()
 
 
-_FAULTS = (BadFile, LookupError, TypeError, ValueError, AttributeError, MemoryError, StopIteration, OverflowError)
+_FAULTS = (
+    BadFile, LookupError, TypeError, ValueError, AttributeError, MemoryError, StopIteration, OverflowError,
+    RecursionError,
+)  # fmt: skip
 
 
 def _cut(name: str, vocab: Vocab, data: bytes) -> dict[str, Any] | None:
@@ -295,10 +338,10 @@ def keep(vocab: Vocab) -> dict[str, Any]:
     """GGUF keys that hold the folder's own tokenizer files."""
     out: dict[str, Any] = {}
     for name, data in vocab.files.items():
-        if name == "tokenizer.json" and vocab.json is not None:  # in the GGUF anyway
-            out |= {HF_JSON: vocab.json, CUT + name: '{"whole":true}'}
-            continue
         left = _cut(name, vocab, data) if name in _FILES else None
+        if name == "tokenizer.json" and vocab.json is not None:
+            out |= {HF_JSON: vocab.json} if left is None else {own_keys.WHOLE_JSON: True}
+            left = left or {"whole": True}
         if left is not None:
             left["sha256"] = hashlib.sha256(data).hexdigest()
             out[CUT + name] = packed(orjson.dumps(left))
@@ -354,6 +397,8 @@ def restore(vocab: Vocab, metadata: Mapping[str, Any]) -> None:
             names[name] = key  # else another file of the folder, or a name that would lead out of it
     if names:
         vocab.files = _Kept(vocab, metadata, names)
+    if vocab.json is None and metadata.get(own_keys.WHOLE_JSON) is True and "tokenizer.json" in names:
+        vocab.json = vocab.files["tokenizer.json"].decode("utf-8", "replace")
 
 
 def _is_packed(value: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmconv.convert.tables import own_keys
+from llmconv.convert.vocab import from_gguf
+from llmconv.convert.vocab.model import HF_JSON
 from llmconv.errors import Unsupported, listed
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -38,12 +40,14 @@ def portable(checkpoint: Checkpoint) -> Checkpoint:
             "leave --portable out"
         )
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in own}
+    if own_keys.WHOLE_JSON in own and (vocab := from_gguf(checkpoint.metadata)) is not None and vocab.json is not None:
+        metadata[HF_JSON] = vocab.json  # without which nobody could split a text
     note = f"portable, so what can't come back from the GGUF: {'; '.join(_lost(own))}"
     return checkpoint.but(note, metadata=metadata)
 
 
 def _lost(own: Sequence[str]) -> Iterator[str]:
-    known = [*_LOST, _FILES, (_TOKENIZER,)]
+    known = [*_LOST, _FILES, (_TOKENIZER, own_keys.WHOLE_JSON)]
     files = [key.removeprefix(own_keys.FILE).removeprefix(own_keys.CUT_FILE) for key in own if key.startswith(_FILES)]
     if files:
         yield f"{listed(files, 4)} byte for byte"

@@ -116,8 +116,7 @@ class _Cutter:
         name = path or "values"
         while name in self.tensors:  # {"a": {"b": …}, "a.b": …}
             name += "'"
-        values = numbers.values if shape is None else numbers.values.reshape(shape)
-        self.tensors[name] = Tensor.from_array(name, values)
+        self.tensors[name] = numbers.tensor(name, shape)
         nested = nested or numbers.values.shape
         return Slot(name, nested, numbers.form, numbers.ints, numbers.kind, numbers.raw)
 

@@ -15,6 +15,7 @@ filling the slots gives the document back.  `formats.documents.cutting` finds th
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.typed_bytes import encode, raw_type, to_text
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.outputs import Output
+from llmconv.formats.writing.scratch import Pages
 from llmconv.progress import Meter
+from llmconv.quant.block import Bytes
 
 __all__ = [
     "DEPTH",
@@ -118,13 +121,28 @@ class Fault:
 
 @dataclass(slots=True)
 class Numbers:
-    """A rectangular array of numbers, not yet given a name."""
+    """A rectangular array of numbers, not yet given a name.   pages: what the values lie in, if not in memory."""
 
     values: NDArray[np.float64]
     form: str = "nested"
     ints: str | tuple[int, ...] = ()
     kind: str = ""
     raw: str = ""
+    pages: Pages | None = None
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Named, and of another shape where one is given."""
+        found = Tensor.from_array(name, self.values if shape is None else self.values.reshape(shape))
+        pages = self.pages
+        if pages is None:
+            return found
+
+        def read(start: int, stop: int) -> Bytes:
+            rows = found.blocks(start, stop).copy()
+            pages.let_go()
+            return rows
+
+        return dataclasses.replace(found, read=read)
 
 
 def join(path: str, key: str | int) -> str:

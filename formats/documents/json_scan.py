@@ -1,9 +1,9 @@
 """Reading JSON: long arrays of numbers by simdjson, piece by piece; the small rest by Python's strict parser.
 
-The text is read twice, and never held whole.  The first pass finds the quotes: whatever lies long between two strings
-is numbers.  The second reads each such array in pieces that simdjson parses while they are in the cache, and joins the
-rest to a skeleton with a token in each array's place.  What the quick way does not take (a ragged row, a null, NaN)
-stays in the skeleton, where the error gets its path.
+The text is read twice, and never held whole; nor are its numbers, where they are many (`IN_MEMORY`).  The first pass
+finds the quotes: whatever lies long between two strings is numbers.  The second reads each such array in pieces that
+simdjson parses while they are in the cache, and joins the rest to a skeleton with a token in each array's place.  What
+the quick way does not take (a ragged row, a null, NaN) stays in the skeleton, where the error gets its path.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from llmconv.errors import BadFile, at
 from llmconv.formats.documents.document import EXACT, Fault, Numbers
+from llmconv.formats.writing.scratch import Pages, Scratch
 
 __all__ = ["BOM", "COMPACT", "Style", "Text", "parse"]
 
@@ -30,6 +31,8 @@ LONG = 2048
 """Bytes without a quote that are worth the quick way."""
 PIECE = 1 << 20
 """Bytes of numbers that simdjson gets at a time: its tape stays in the cache."""
+IN_MEMORY = 256 << 20
+"""Bytes of a document's numbers that stay in memory; the rest goes to a temporary file."""
 _STEP = 1 << 20
 
 
@@ -83,7 +86,7 @@ def parse(text: Text, source: Path) -> tuple[Any, Style]:
 
     `BadFile` when it is no JSON, with the byte at which that shows.
     """
-    clue = _Clue()
+    clue, kept = _Clue(), _Kept()
     start = len(BOM) if text.read(0, min(3, text.size)) == BOM else 0
     nonce = secrets.token_hex(16)  # no text can hold what was drawn after it was written
     parts: list[bytes] = []
@@ -92,7 +95,7 @@ def parse(text: Text, source: Path) -> tuple[Any, Style]:
     last, skeleton_size = start, 0
     for begin, end in _runs(text, source):
         span = _array(text, max(begin, last), end)
-        numbers = span and _numbers(text, *span, clue)
+        numbers = span and _numbers(text, *span, clue, kept)
         if span is None or numbers is None:
             continue
         token = f'"{nonce}{len(found)}"'.encode()
@@ -188,14 +191,46 @@ class _Clue:
                 self.style = "js"
 
 
-def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue) -> Numbers | None:
+class _Kept:
+    """Where numbers go: into memory, as far as a document's may, then into a temporary file."""
+
+    def __init__(self) -> None:
+        self.left, self.scratch = IN_MEMORY, Scratch()
+
+
+class _Doubles:
+    """An array's numbers, piece by piece."""
+
+    def __init__(self, kept: _Kept):
+        self.kept, self.size = kept, 0
+        self.here: list[NDArray[np.float64]] = []
+        self.start: int | None = None
+        """Where they begin in the file, if they are there."""
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        self.size += values.size
+        self.here.append(values)
+        if self.start is not None or 8 * self.size > self.kept.left:
+            places = [self.kept.scratch.add(piece.view(np.uint8).data) for piece in self.here]  # one after the other
+            self.start = places[0] if self.start is None else self.start
+            self.here.clear()
+
+    def joined(self) -> tuple[NDArray[np.float64], Pages | None]:
+        """All of them, (n,), and what they lie in, if not in memory."""
+        if self.start is not None:
+            pages = self.kept.scratch.pages(self.start, 8 * self.size)
+            return pages.array(np.float64), pages
+        self.kept.left -= 8 * self.size
+        return (self.here[0] if len(self.here) == 1 else np.concatenate(self.here)), None
+
+
+def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue, kept: _Kept) -> Numbers | None:
     """The array of numbers from `start` to `end`; None when it is not one rectangular array of numbers."""
     import simdjson
 
     parser = simdjson.Parser()
     shape: tuple[int, ...] | None = None
-    count = total = 0
-    pieces: list[NDArray[np.float64]] = []
+    count, found = 0, _Doubles(kept)
     ints: list[NDArray[np.intp]] = []
     for piece in _pieces(text, start + 1, end - 1, depth):
         try:
@@ -217,19 +252,18 @@ def _numbers(text: Text, start: int, end: int, depth: int, clue: _Clue) -> Numbe
             if literal is None or np.abs(values[literal]).max(initial=0) > EXACT:
                 return None
             clue.look(piece)
-            ints.append(literal + total)
+            ints.append(literal + found.size)
         elif clue.style is None and (np.abs(values) < 1e-4).any():
             clue.look(piece)
         shape = inner
         count += n
-        total += values.size
-        pieces.append(values)
-    if shape is None or not total:
+        found.add(values)
+    if shape is None or not found.size:
         return None
-    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    values, pages = found.joined()
     where = np.concatenate(ints) if ints else np.empty(0, np.intp)
-    written: str | tuple[int, ...] = "all" if where.size == total else tuple(where.tolist())
-    return Numbers(values.reshape(count, *shape), "nested", written)
+    written: str | tuple[int, ...] = "all" if where.size == found.size else tuple(where.tolist())
+    return Numbers(values.reshape(count, *shape), "nested", written, pages=pages)
 
 
 def _brackets(n: int, inner: tuple[int, ...]) -> int:

@@ -27,6 +27,7 @@ from llmconv.formats.format import Format
 from llmconv.formats.gguf.gguf_types import REMOVED, ggml_type, swap_bytes, swapped
 from llmconv.formats.gguf.gguf_values import Cursor, encode_string, encode_value
 from llmconv.formats.moving.experts import stacked
+from llmconv.formats.places import names as places
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.outputs import Outputs
@@ -308,6 +309,8 @@ def save(
     sizes = {target: layout.size for target, layout in zip(paths, layouts, strict=True)}
     with Outputs(sizes, force=force, inputs=_inputs(checkpoint)) as outputs:
         for target, layout in zip(paths, layouts, strict=True):
+            if outputs.has(target, layout.head):
+                continue
             with outputs.open(target) as out:
                 out.file.write(layout.head)
                 out.reserve(layout.size)
@@ -417,7 +420,7 @@ def _split(
     if target is None:
         if source is None or len(checkpoint.parts) > 1:
             raise UsageError(f"{checkpoint.where}: is split already; give a name for the new parts")
-        target = source.with_name(source.name.removesuffix(".gguf") + ".gguf")
+        target = places.beside(source) / f"{places.called(source)}.gguf"
     fits = checkpoint.nbytes <= (max_size or checkpoint.nbytes)
     if fits and len(checkpoint.tensors) <= (max_tensors or len(checkpoint.tensors)):
         raise UsageError(f"{checkpoint.where}: fits one part of that size; nothing to split")

@@ -20,10 +20,13 @@ _MOST = 16 << 20
 
 def take(tensor: Tensor, start: int, count: int, shape: tuple[int, ...]) -> Tensor:
     """`count` consecutive rows from `start`, as `shape`.  Still an extent if it was one."""
-    read, extent, row_bytes = tensor.read, tensor.extent, tensor.row_bytes
+    read, extent, begins, row_bytes = tensor.read, tensor.extent, tensor.begins, tensor.row_bytes
     if extent is not None:
         extent = dataclasses.replace(extent, offset=extent.offset + start * row_bytes, nbytes=count * row_bytes)
-    return dataclasses.replace(tensor, shape=shape, read=lambda a, b: read(start + a, start + b), extent=extent)
+        begins = extent.path, extent.offset
+    return dataclasses.replace(
+        tensor, shape=shape, read=lambda a, b: read(start + a, start + b), extent=extent, begins=begins
+    )
 
 
 def join(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -47,7 +50,7 @@ def join(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
             return pieces[0]
         return np.concatenate(pieces) if pieces else first.read(0, 0)
 
-    return Tensor(first.name, shape, first.type, read)
+    return Tensor(first.name, shape, first.type, read, begins=first.begins)
 
 
 def beside(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -62,7 +65,7 @@ def beside(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
     def read(start: int, stop: int) -> Bytes:
         return np.concatenate([part.read(start, stop) for part in parts], axis=1)
 
-    return Tensor(first.name, shape, first.type, read)
+    return Tensor(first.name, shape, first.type, read, begins=first.begins)
 
 
 def swapped(tensor: Tensor, outer: int, a: int, b: int, inner: int) -> Tensor:

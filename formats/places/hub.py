@@ -1,7 +1,8 @@
 """Repositories of the Hugging Face Hub, through `huggingface_hub`: its endpoint, token, cache and session.
 
-A revision is looked up once and everything is read of that commit; each answer must be of the size and hash that the
-listing gave.  What fails on the way (a cut connection, 429, 5xx) is tried again, from the byte that came last.
+A revision is looked up once and everything is read of that commit; each answer must be of the size and tag that the
+listing gave, and a file of which every byte passes in order, of its SHA-256.  What fails on the way (a cut connection,
+429, 5xx) is tried again, from the byte that came last.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmconv.errors import BadFile, LlmconvError, MissingExtra, UsageError, cut
+from llmconv.formats.places.passing import Passing
 from llmconv.formats.places.remote import Entry, stores
 
 __all__ = [
@@ -38,6 +40,7 @@ TRIES = 6
 WAIT = 0.5
 """Seconds before the second try; doubled each time."""
 _LONGEST_WAIT = 20.0
+_LONGEST_STATED = 300.0  # the Hub counts requests over five minutes
 _TIMEOUT = 30.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PIECE = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}")
@@ -100,6 +103,7 @@ class HubStore:
         self.repo, self._revision = parsed(parts)
         self._hub = library()
         self._tags: dict[str, str] = {}
+        self._passing: dict[str, Passing] = {}
 
     @functools.cached_property
     def _commit(self) -> str:
@@ -124,6 +128,7 @@ class HubStore:
         if nbytes == 0:
             return b""
         entry = self.entries()[name]
+        self.is_checked(name)
         where = f"hf://{self.repo}/{name}"
         url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=endpoint())
         got = bytearray()
@@ -144,9 +149,20 @@ class HubStore:
             return bytes(got)
 
         data = tried(ask, where)
-        if nbytes == entry.size <= _SMALL and not is_hash(data, entry.tag):
-            raise BadFile(f"{where}: what came has another hash than the Hub states; it was changed on the way")
+        if len(entry.tag) == 64:
+            self._passing.setdefault(name, Passing(entry.size))(offset, data)
+            self.is_checked(name)
+        elif nbytes == entry.size <= _SMALL and not is_hash(data, entry.tag):
+            raise _other_hash(where)
         return data
+
+    def is_checked(self, name: str) -> bool:
+        passed = self._passing.get(name)
+        if passed is None or not passed.digest:
+            return False
+        if passed.digest != self.entries()[name].tag:
+            raise _other_hash(f"hf://{self.repo}/{name}")
+        return True
 
     def _check(self, answer: Any, where: str, name: str, asked: tuple[int, int, int]) -> None:
         """`BadFile` for an answer of another file, or another part of it; what passes is raised to be tried again."""
@@ -169,6 +185,10 @@ class HubStore:
         tag = answer.headers.get("ETag", "")
         if tag and self._tags.setdefault(name, tag) != tag:
             raise BadFile(f"{where}: changed while it was being read; run again")
+
+
+def _other_hash(where: str) -> BadFile:
+    return BadFile(f"{where}: what came has another hash than the Hub states; it was changed on the way, run again")
 
 
 def entry_of(file: Any) -> Entry:
@@ -207,7 +227,7 @@ class _Passing(Exception):
 
     def __init__(self, status: int, after: str | None):
         super().__init__(f"the server answered {status}")
-        self.wait = min(float(after), _LONGEST_WAIT) if after and after.isdigit() else 0.0
+        self.wait = min(float(after), _LONGEST_STATED) if after and after.isdigit() else 0.0
 
 
 def _streamed(session: Any, url: str, headers: dict[str, str]) -> Any:

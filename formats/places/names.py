@@ -7,9 +7,12 @@ that its branch main points to.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from llmconv.errors import BadFile, UsageError, at, cut, nearest
@@ -17,14 +20,25 @@ from llmconv.formats.places.hub import download, is_offline
 from llmconv.formats.places.others import SCHEMES
 from llmconv.formats.places.remote import RemotePath
 
-__all__ = ["beside", "called", "place"]
+__all__ = ["beside", "called", "kept", "place"]
 
 KEEP = "LLMCONV_HUB_CACHE"
 """Environment variable: not empty, the Hub's files are kept in its own cache and read from there."""
+_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+]{1,15}):/{1,2}(?P<rest>.*)", re.DOTALL)
 _PIECE = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 _CACHED = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Meanwhile the Hub's files are kept in its own cache, as with `KEEP`."""
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
 
 
 def place(given: str | os.PathLike[str]) -> Path:
@@ -45,7 +59,7 @@ def place(given: str | os.PathLike[str]) -> Path:
 
 def _remote(path: Path) -> Path:
     """A path on another machine; of the Hub the one in its cache, where it is offline or the cache is asked for."""
-    if path.parts[0] == "hf:" and (is_offline() or os.environ.get(KEEP)):
+    if path.parts[0] == "hf:" and (is_offline() or _keeping.get() or os.environ.get(KEEP)):
         return download(path.parts, offline=is_offline())
     found = RemotePath(*path.parts)
     return found if path is found else found.renew()

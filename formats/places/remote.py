@@ -10,12 +10,14 @@ import fnmatch
 import functools
 import os
 import stat as modes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Entry", "RemotePath", "Store", "stores"]
+from llmconv.errors import more
+
+__all__ = ["Entry", "RemotePath", "Store", "check", "stores", "told"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Store(Protocol):
 
     def read(self, name: str, offset: int, nbytes: int) -> bytes:
         """Exactly so many bytes of a file; `BadFile` when it changed or can't be had."""
+        ...
+
+    def is_checked(self, name: str) -> bool:
+        """Whether all of a file was read, and is of the hash that was stated; `BadFile` when it is of another."""
         ...
 
 
@@ -139,6 +145,26 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
     def samefile(self, other: Any) -> bool:
         return bool(self == other)
+
+
+def check(paths: Iterable[Path]) -> None:
+    """`BadFile` where all of a remote file was read and is not what its store states."""
+    for path in paths:
+        if isinstance(path, RemotePath):
+            path.store.is_checked(path.within)
+
+
+def told(paths: Iterable[Path]) -> list[str]:
+    """A note about what was checked of the remote files among these, whose weights were read."""
+    files = sorted({p for p in paths if isinstance(p, RemotePath) and p.is_file()}, key=str)
+    checked = [p for p in files if p.store.is_checked(p.within)]
+    if not files or len(checked) == len(files):
+        return [f"the weights' files have the SHA-256 that the Hub states, {len(files)} of {len(files)}"] * bool(files)
+    left = [p.name for p in files if p not in checked]
+    return [
+        f"{len(checked)} of {len(files)} remote files were read in order and have the SHA-256 that is stated; by size "
+        f"and tag alone: {left[0]}{more(left)}"
+    ]
 
 
 def hash_of(tag: str) -> int:

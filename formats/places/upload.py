@@ -7,7 +7,7 @@ arrived before a line failed is only named in the commit.  So the same call goes
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llmconv.errors import OutputError, UsageError, at, cut
 from llmconv.formats.places import hub
 from llmconv.progress import Meter
 
-__all__ = ["Destination", "destination", "lacks", "send"]
+__all__ = ["Destination", "committed", "destination", "lacks", "prepared", "preuploaded", "send", "sent"]
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,31 @@ def send(
     to change, and the files that were there already.
     """
     library = hub.library()
-    where = str(to)
     api = library.HfApi(endpoint=hub.endpoint())
-    hub.tried(lambda: _make(api, to, private), where, _failed)
-    there = hub.tried(lambda: _digests(api, to), where, _failed)
+    there = prepared(api, to, private)
     additions, known = [], []
     for name, content in files.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         if name in there and hub.is_hash_of(content, *there[name], size):
             known.append(name)
         else:
-            additions.append(_sent(library, api, to, name, content))
+            additions.append(sent(library, api, to, name, content))
         meter(size, name)
-    if not additions:
-        return "", known
+    return committed(api, to, additions, message) if additions else "", known
+
+
+def prepared(api: Any, to: Destination, private: bool | None = None) -> dict[str, tuple[int, str]]:
+    """The size and hash of each file of the branch, made with its repository as far as they are not there."""
+    hub.tried(lambda: _make(api, to, private), str(to), _failed)
+    return hub.tried(lambda: _digests(api, to), str(to), _failed)
+
+
+def committed(api: Any, to: Destination, additions: Sequence[Any], message: str) -> str:
+    """The address of the commit that adds these files."""
     made = hub.tried(
-        lambda: api.create_commit(to.repo, additions, commit_message=message, revision=to.revision), where, _failed
+        lambda: api.create_commit(to.repo, additions, commit_message=message, revision=to.revision), str(to), _failed
     )
-    return str(made.commit_url), known
+    return str(made.commit_url)
 
 
 def lacks(name: str, to: Destination) -> bool:
@@ -99,22 +106,25 @@ def _digests(api: Any, to: Destination) -> dict[str, tuple[int, str]]:
     return {name: (entry.size, entry.tag) for name, entry in entries.items()}
 
 
-def _sent(library: Any, api: Any, to: Destination, name: str, content: Path | bytes) -> Any:
-    """The part of the commit that adds a file, of which the bytes are sent if it is a large one."""
-    quiet = library.utils
-    shown = not quiet.are_progress_bars_disabled()
+def sent(library: Any, api: Any, to: Destination, name: str, content: Path | bytes) -> Any:
+    """The part of the commit that adds a file, of which the bytes are sent, and forgotten, if it is a large one."""
     source = content if isinstance(content, bytes) else str(content)
     added = library.CommitOperationAdd(path_in_repo=name, path_or_fileobj=source)
+    preuploaded(library, api, to, added)
+    return added
+
+
+def preuploaded(library: Any, api: Any, to: Destination, added: Any) -> None:
+    """Send the bytes of a part of the commit, without the library's own bars."""
+    quiet = library.utils
+    shown = not quiet.are_progress_bars_disabled()
     if shown:
         quiet.disable_progress_bars()
     try:
-        hub.tried(
-            lambda: api.preupload_lfs_files(to.repo, [added], revision=to.revision, free_memory=False), str(to), _failed
-        )
+        hub.tried(lambda: api.preupload_lfs_files(to.repo, [added], revision=to.revision), str(to), _failed)
     finally:
         if shown:
             quiet.enable_progress_bars()
-    return added
 
 
 def _failed(where: str, error: Exception | None, status: int | None) -> OutputError:

@@ -73,10 +73,6 @@ class Team:
             raise LlmconvError(f"process 0 of {self.size}: {said[1]}")
         return said[0]  # type: ignore[no-any-return]
 
-    def share(self, costs: Sequence[float]) -> list[int]:
-        """Which of so many pieces of work this process does."""
-        return shared_out(costs, self.size)[self.rank]
-
     def pieces(self, count: int, make: Callable[[int], T]) -> list[T]:
         """`make(i)` for every i, each made by one of the processes, in order; all have all of them then."""
         mine, error = {}, None

@@ -51,7 +51,7 @@ def output_errors(path: Path) -> Iterator[None]:
 def check_parent(path: Path) -> None:
     """Refuse a target in a folder that is not there."""
     if re.fullmatch(r"[a-z][a-z0-9]+:", path.parts[0] if path.parts else "") and not Path(path.parts[0]).exists():
-        raise OutputError(f"{at(path)}: outputs are written to a disk; name a file there, then llmconv upload it")
+        raise OutputError(f"{at(path)}: this is written to a disk; name a file there, then llmconv upload it")
     if not path.parent.is_dir():
         raise OutputError(f"{at(path)}: its folder {path.parent} does not exist; make it first")
 

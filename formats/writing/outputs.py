@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
 
 from llmconv.errors import OutputError, at
+from llmconv.formats.places import outbox
 from llmconv.formats.sharing.team import current
 
 try:
@@ -166,6 +167,8 @@ class Outputs:
     `with Outputs({path: size, …}) as outputs:`, then for each path `with outputs.open(path) as out: out.file.write(…)`.
     Sizes are compared with the free space before anything is written; 0 when unknown.
 
+    Files that are made for a repository (`places.outbox`) are given away one by one, as soon as they are complete.
+
     folder: made when absent, and removed again on an error; so are folders within it that files lie in.
     stale: files of an older version (shards that the new one does not have), removed at the end, with `force`.
     """
@@ -183,6 +186,8 @@ class Outputs:
         self._done: list[Output] = []
         self._stop = _Stoppable()
         self._made: list[Path] = []
+        box = outbox.current()
+        self._box = box if box is not None and all(box.root in path.parents for path in sizes) else None
         if folder is not None:
             self._made += by_first(lambda: folder_for_outputs(folder))
         try:
@@ -191,6 +196,10 @@ class Outputs:
                     raise OutputError(f"{at(inner)}: is a link to another folder; remove it")
                 self._made += by_first(lambda inner=inner: made_folder(inner))  # type: ignore[misc]
             total = sum(sizes.values())
+            if self._box is not None:
+                self._box.claim(*sizes)
+                self._box.check_room(max(sizes.values(), default=0))
+                total = 0
             for path in sizes:
                 check_target(path, force=force, size=total, inputs=inputs)
         except BaseException:
@@ -204,12 +213,22 @@ class Outputs:
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[Output]:
         """Write one of the files: flushed to the disk at the end, but not yet under its name."""
+        if self._box is not None and not self._done:  # none is being written
+            self._box.begin()
         out = Output(path, force=self._force)
         self._done.append(out)
         with output_errors(path):
             out.create()
             yield out
             out.finish()
+            if self._box is not None:
+                self._done.remove(out)
+                out.publish()
+                self._box.put(path)
+
+    def has(self, path: Path, head: bytes) -> bool:
+        """Whether a file of this header need not be written: an earlier call, which was cut off, sent it away."""
+        return self._box is not None and self._box.has(path, head)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -14,25 +14,30 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 
 from llmconv.errors import UsageError
-from llmconv.formats.sharing.team import current
+from llmconv.formats.places.remote import RemotePath, check as check_remote
+from llmconv.formats.sharing.team import current, shared_out
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
 from llmconv.formats.writing.encoding import Worker
 from llmconv.formats.writing.outputs import Output
 from llmconv.formats.writing.target import Item, Sink, Target
 from llmconv.progress import Meter
+from llmconv.quant import warm
 from llmconv.quant.block import Bytes
 
-__all__ = ["cost", "processors", "stream", "threads", "write_tensors"]
+__all__ = ["Part", "cost", "processors", "shared", "stream", "threads", "write_tensors"]
 
 SLAB_WEIGHTS = 1 << 20
 """Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
 _MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
 _FEWEST = 1 << 14
+_PARTS, _ROWS = 8, 16  # of a process's share that a part is at most; what rows are cut by
 _ARITHMETIC = 8  # bytes that could be moved while a weight is encoded, for most types
 
 Slab = tuple[Item, int, int]
 """An item, its first row and the one behind its last."""
+Part = Slab
+"""The same of what one process does of an item."""
 Done = tuple[int, str, Sequence[Item]]
 """Bytes read just now, the name of their tensor, and the items whose last bytes they are."""
 
@@ -44,30 +49,77 @@ def stream(
     check: bool = False,
     meter: Meter | None = None,
     finished: Callable[[Item], None] | None = None,
+    whole: bool = False,
 ) -> None:
     """Read, encode and write every item.
 
     jobs: threads; as many as this process may use processors by default.  Of several processes (`sharing.team`) each
-        does some of the items.
+        does some of the items, or some rows of a large one, unless `whole`.
     check: refuse NaN and infinity, and what overflows its type, by tensor and index.
     meter: called with (bytes just read, tensor name); finished: called when all of an item is written.  Both are
         called from this thread, and what they raise ends the work.
 
-    Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
+    What comes from another machine is read file by file in the order of its bytes, and checked by its hash where it has
+    one.  Raises `BadWeight` for a weight that is refused, `BadFile` for a source that was cut or changed meanwhile,
     `OutputError` for a full disk, and whatever reading a tensor raises.
     """
-    team, every = current(), sum(item.tensor.nbytes for item in items)
+    afar = {b[0]: None for item in items if (b := item.tensor.begins) and isinstance(b[0], RemotePath)}
+    items = _as_they_lie(items) if afar else items
+    team, parts = current(), [(item, 0, item.tensor.n_rows) for item in items]
     if team is not None:
-        items = [items[i] for i in team.share([cost(item) for item in items])]
-    with contextlib.closing(_worked(items, threads(jobs), check)) as done:
+        parts = shared(items, team.size, whole)[team.rank]
+    warm.prepare(_kernels([item for item, *_ in parts], check), meter.progress if isinstance(meter, Meter) else None)
+    with contextlib.closing(_worked(parts, threads(jobs), check)) as done:
         for nbytes, name, complete in done:
             if meter is not None:
                 meter(nbytes, name)
             if finished is not None:
                 for item in complete:
                     finished(item)
+    check_remote(afar)
     if team is not None and meter is not None:
-        meter(every - sum(item.tensor.nbytes for item in items), "by other processes")
+        own = sum((stop - start) * item.tensor.row_bytes for item, start, stop in parts)
+        meter(sum(item.tensor.nbytes for item in items) - own, "by other processes")
+
+
+def shared(items: Sequence[Item], size: int, whole: bool = False) -> list[list[Part]]:
+    """What each of `size` processes does.   whole: no item is cut.
+
+    Of an item that is much of one's share, rows are cut off: where, does not depend on how many threads anybody has.
+    """
+    most = sum(map(cost, items)) / size / _PARTS
+    parts: list[Part] = []
+    for item in items:
+        rows = item.tensor.n_rows
+        count = 1 if whole or not item.encodes or not most else max(1, min(rows // _ROWS, int(cost(item) / most)))
+        step = -(-rows // count // _ROWS) * _ROWS if count > 1 else rows
+        parts += [(item, start, min(start + step, rows)) for start in range(0, rows, max(1, step))] or [(item, 0, rows)]
+    costs = [cost(item) * (stop - start) / max(1, item.tensor.n_rows) for item, start, stop in parts]
+    return [[parts[i] for i in mine] for mine in shared_out(costs, size)]
+
+
+def _kernels(items: Sequence[Item], check: bool) -> list[warm.Use]:
+    """What calls the kernels that these items need, each once."""
+    found: dict[tuple[object, ...], warm.Use] = {}
+    for item in items:
+        own = item.tensor.type
+        if not own.is_plain() and (item.encodes or check):
+            found[own, "decode"] = warm.decoding(own)
+        for target in item.targets if item.encodes else ():
+            weighted = target.importance is not None
+            if not target.type.is_plain() and target.type is not own:
+                found[target.type, own.dtype, weighted] = warm.encoding(target.type, own.dtype, weighted)
+    return list(found.values())
+
+
+def _as_they_lie(items: Sequence[Item]) -> list[Item]:
+    """In the order of their bytes in the files that they are read from; an unknown one stays by its neighbour."""
+    places, last = [], ("", 0)
+    for item in items:
+        if (begins := item.tensor.begins) is not None:
+            last = str(begins[0]), begins[1]
+        places.append(last)
+    return [items[i] for i in sorted(range(len(items)), key=places.__getitem__)]
 
 
 def cost(item: Item) -> float:
@@ -107,18 +159,21 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def _worked(items: Sequence[Item], jobs: int, check: bool) -> Generator[Done]:
+def _worked(parts: Sequence[Part], jobs: int, check: bool) -> Generator[Done]:
     """Do the work: copies in this thread, slabs in as many others as there are slabs for."""
-    copied = [item for item in items if copying.is_copied(item, check)]
-    slabs = [item for item in items if not copying.is_copied(item, check)]
-    left = {id(item): _count(item, jobs) for item in slabs}
+    copied = [item for item, *_ in parts if copying.is_copied(item, check)]
+    rest = [part for part in parts if not copying.is_copied(part[0], check)]
+    left: dict[int, int] = {}
+    for part in rest:
+        left[id(part[0])] = left.get(id(part[0]), 0) + sum(1 for _ in _slabs_of(part, jobs))
     copies = copying.copies(copied)
 
     def done(item: Item, nbytes: int) -> Done:
         left[id(item)] -= 1
         return nbytes, item.tensor.name, () if left[id(item)] else (item,)
 
-    threads = _Threads(_slabs(slabs, jobs), check)
+    slabs = (slab for part in rest for slab in _slabs_of(part, jobs))
+    threads = _Threads(slabs, check)
     try:
         if jobs == 1 or not threads.start(min(jobs, sum(left.values()))):
             for item, nbytes in threads.here():
@@ -137,12 +192,6 @@ def _worked(items: Sequence[Item], jobs: int, check: bool) -> Generator[Done]:
         raise threads.failure
 
 
-def _count(item: Item, jobs: int) -> int:
-    """Slabs of an item: at least one, of no rows, so that it is finished some time."""
-    whole = max(1, item.stacked_rows)
-    return max(1, item.tensor.n_rows // whole * -(-whole // _step(item, jobs)))
-
-
 def _step(item: Item, jobs: int) -> int:
     """Rows of a slab."""
     tensor, row_len = item.tensor, max(1, item.tensor.row_len)
@@ -155,14 +204,17 @@ def _step(item: Item, jobs: int) -> int:
     return max(1, _FEWEST // row_len, min(SLAB_WEIGHTS // row_len, fitting))
 
 
-def _slabs(items: Sequence[Item], jobs: int) -> Iterator[Slab]:
-    """Every slab; none reaches from one matrix of a stack into the next where importance tells them apart."""
-    for item in items:
-        step, whole = _step(item, jobs), max(1, item.stacked_rows)
-        for i in range(_count(item, jobs)):
-            matrix, part = divmod(i, -(-whole // step))
-            start = matrix * whole + part * step
-            yield item, start, min(start + step, (matrix + 1) * whole, item.tensor.n_rows)
+def _slabs_of(part: Part, jobs: int) -> Iterator[Slab]:
+    """A part's slabs, at least one, of no rows; none reaches from one matrix of a stack into the next where importance
+    tells them apart."""
+    item, start, end = part
+    step, matrix = _step(item, jobs), max(1, item.stacked_rows)
+    while True:
+        stop = min(start + step, (start // matrix + 1) * matrix, end)
+        yield item, start, stop
+        start = stop
+        if start >= end:
+            return
 
 
 class _Threads:

@@ -19,6 +19,7 @@ import click
 import llmconv
 from llmconv.cli import envelope
 from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
+from llmconv.show import one_line
 from llmconv.wording import shortened
 
 # Name -> (module of this folder, one-line help).  In a module, the command is the function of that name, "_" for "-".
@@ -49,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "split": ("edit", "Split a model into shards."),
     "merge": ("edit", "Join the shards of a model."),
     "upload": ("upload", "Send files to a repository of the Hugging Face Hub."),
+    "ollama": ("ollama", "A model for Ollama: its GGUF and a Modelfile."),
     "perplexity": ("running.perplexity", "How well a model predicts a text."),
     "compare": ("running.compare", "What one model lost against another on a text."),
     "generate": ("running.generate", "Continue a text."),
@@ -56,16 +58,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def _say_what_compiles(args: list[str]) -> None:
-    """Say at a terminal that kernels are compiled, on the first of them: a type's first use takes seconds."""
+    """Say at a terminal that kernels are compiled, with a bar: a type's first use takes seconds."""
     if not sys.stderr.isatty() or {"-q", "--quiet", "warmup"} & {*args}:
         return
     import logging  # as long as the rest of `llmconv --help`
 
     log = logging.getLogger("llmconv.kernels")
+    said: list[Any] = []
 
     def say(record: logging.LogRecord) -> bool:
-        log.removeFilter(say)
-        click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+        if not said:
+            from llmconv.cli.options import Bar
+
+            click.echo("compiling kernels for this processor, once (llmconv warmup compiles all) ...", err=True)
+            said.append(Bar())
+        step = getattr(record, "step", False)
+        if step:
+            said[0].update(step)
+        elif step is None:
+            said[0].close()
         return True
 
     log.setLevel(logging.INFO)
@@ -100,7 +111,13 @@ class Group(click.Group):
         if not args and not ctx.resilient_parsing:  # somebody looks what `llmconv` is; the code says: nothing done
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not COMMANDS.keys() & {*args}:
+                raise
+            name = cut(error.option_name)
+            raise click.UsageError(f"{name} is no option of llmconv itself; write it behind the command", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -138,12 +155,6 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj = {"debug": debug}
 
 
-def one_line(text: str) -> str:
-    """A message as one printable line: control characters and undecodable bytes escaped."""
-    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
-    return safe.encode("utf-8", "backslashreplace").decode()
-
-
 def _with_way_out(error: click.ClickException) -> str:
     """click's message, ending as ours do: with where to look."""
     text = error.format_message().removesuffix(".")
@@ -172,7 +183,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix")
+SHARED = ("convert", "quantize", "verify", "perplexity", "compare", "imatrix", "calibrate")
 """The commands whose work the processes of torchrun share; `train` has its own ways, others do all of it in each."""
 
 

@@ -15,6 +15,7 @@ from llmconv.cli.options import (
     STREAM,
     TARGET,
     Bar,
+    ask,
     command_options,
     human,
     key_option,
@@ -26,6 +27,7 @@ from llmconv.cli.options import (
     read_json_options,
     say,
     size_option,
+    split_option,
     strict_option,
 )
 
@@ -55,7 +57,7 @@ _BASE = click.option(
     "--base",
     type=PATH,
     metavar="MODEL",
-    help="Of an adapter (LoRA): the model that it is for; its config.json will do.",
+    help="Of an adapter (LoRA) or a draft (EAGLE-3, DFlash): the model that it is for; no weight of it is read.",
 )
 _WEIGHTS = (
     click.option(
@@ -97,7 +99,7 @@ _JSON_NUMBERS = (
     ),
 )
 _WRITE_GGUF = (
-    size_option("--split-max-size", "Split the GGUF: 2G a file, say."),
+    split_option,
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Split the GGUF by tensors."),
     portable_option,
 )
@@ -111,6 +113,16 @@ _TOWER = (
     ),
     click.option("--text-only", is_flag=True, help="Of a multimodal model: leave its tower out."),
 )
+_FURTHER = (
+    click.option(
+        "--mtp",
+        is_flag=False,
+        flag_value="",
+        metavar="[FILE]",
+        help="Write the layers for further tokens alone, a draft. FILE: such a file, to put into the GGUF SRC.",
+    ),
+    click.option("--no-mtp", is_flag=True, help="Leave the layers for further tokens out."),
+)
 _READ = (read_json_options, read_hf_options, key_option)
 _VOCAB_ONLY = click.option(
     "--vocab-only", is_flag=True, help="Write the tokenizer alone; SRC may be a folder that holds no weights."
@@ -123,9 +135,9 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = one_target(dst, options.pop("output"))
+    ask(dst, options.pop("yes"), quiet or as_json)
     options = {k: v for k, v in options.items() if v is not None}
-    if options.get("mmproj") == "":
-        options["mmproj"] = True
+    options |= {name: True for name in ("mmproj", "mtp") if options.get(name) == ""}
     if dst is None and to is None:
         to = "gguf"
     if dst == "-" and (as_json or to != "json"):
@@ -143,7 +155,7 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     notes(result.notes, quiet)
     if verbose:
         for path in result.paths:
-            say(f"{path}  {human(path.stat().st_size)}", quiet)
+            say(f"{path}  {human(path.stat().st_size)}" if not result.url else str(path), quiet)
         say("types: " + ", ".join(f"{count} {name}" for name, count in result.types.items()), quiet)
     say(summary(result), quiet)
 
@@ -151,7 +163,9 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
 def summary(result: Any) -> str:
     """One line: what was written, how much smaller it is, what was rounded, and the time."""
     written = str(result.target)
-    if len(result.paths) > 1 and not result.target.exists():  # a split GGUF, whose parts have names of their own
+    if result.url:
+        written = result.url
+    elif len(result.paths) > 1 and not result.target.exists():  # a split GGUF, whose parts have names of their own
         written = f"{result.paths[0]} and {len(result.paths) - 1} more"
     plural = "" if result.n_tensors == 1 else "s"
     parts = [f"{written}: {result.n_tensors:,} tensor{plural}, {result.n_elements:,} weights"]
@@ -199,8 +213,10 @@ convert = _command(
       llmconv convert ./TinyLlama tinyllama.gguf --outtype f16
       llmconv convert model.gguf ./model-folder --max-shard-size 5G
       llmconv convert ./adapter adapter.gguf --base ./TinyLlama
+      llmconv convert hf://org/name hf://me/name-GGUF --split-max-size 4G
       llmconv convert ./Gemma3 gemma.gguf                         # and mmproj-gemma.gguf, its tower
       llmconv convert gemma.gguf ./copy --mmproj mmproj-gemma.gguf
+      llmconv convert ./DeepSeek draft.gguf --mtp                 # its layer for further tokens, for llama.cpp's drafts
     """,
     (
         read_json_options,
@@ -214,6 +230,7 @@ convert = _command(
         _VOCAB_ONLY,
         _BASE,
         *_TOWER,
+        *_FURTHER,
     ),
 )
 
@@ -265,7 +282,7 @@ safetensors_to_gguf = _command(
       llmconv safetensors-to-gguf weights.safetensors --split-max-size 2G
       llmconv safetensors-to-gguf ./Llama tuned.gguf --lora ./adapter
     """,
-    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_TOWER),
+    (layout_option, read_hf_options, *_EXCLUDE, *_WRITE_GGUF, *_TOWER, *_FURTHER),
 )
 
 safetensors_to_json = _command(

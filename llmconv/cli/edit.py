@@ -11,6 +11,7 @@ from llmconv.cli import complete, envelope
 from llmconv.cli.options import (
     PATH,
     Bar,
+    cache_option,
     force_option,
     human,
     json_option,
@@ -113,6 +114,7 @@ def _report(paths: list[Path], quiet: bool, as_json: bool) -> None:
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def split(
     source: Path,
     target: Path | None,
@@ -149,6 +151,7 @@ def split(
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def merge(source: Path, target: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool) -> None:
     """Join the shards of a GGUF or safetensors model into one.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llmconv
-from llmconv.cli import envelope, one_line
-from llmconv.cli.options import PATH, Bar, human, json_option
+from llmconv.cli import envelope
+from llmconv.cli.options import PATH, Bar, cache_option, human, json_option
 from llmconv.cli.reports import number, table
+from llmconv.show import one_line
 
 if TYPE_CHECKING:
     from llmconv.convert.reports.grids import TensorGrid
@@ -34,6 +35,7 @@ __all__ = ["inspect"]
 @click.option("--hash", "hashes", is_flag=True, help="Content hash of each tensor and of the model, whatever the file.")
 @json_option
 @click.option("--all", "show_all", is_flag=True, help="Every tensor and every value in full.")
+@cache_option
 def inspect(
     file: Path,
     tensors: bool,

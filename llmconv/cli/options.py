@@ -13,6 +13,7 @@ import click
 
 from llmconv.cli import complete
 from llmconv.progress import Step
+from llmconv.show import one_line
 
 __all__ = [
     "PATH",
@@ -39,6 +40,10 @@ __all__ = [
     "say",
     "size_option",
     "strict_option",
+    "ask",
+    "cache_option",
+    "split_option",
+    "yes_option",
 ]
 
 
@@ -148,9 +153,46 @@ def size_option(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(name, callback=_bytes, metavar="SIZE", help=text)
 
 
+split_option = size_option("--split-max-size", "Split the GGUF: 2G a file, say.")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Of an output on the Hub (hf://): send it without asking.")
+
+
+def ask(target: object, yes: bool, silent: bool, show: Callable[[], None] = lambda: None) -> None:
+    """Ask before anything leaves this machine, after `show`; where nobody can answer, refuse."""
+    if not str(target or "").startswith("hf:"):
+        if yes:
+            raise click.UsageError("--yes is for an output on the Hub; write -o hf://ORG/NAME, or leave it out")
+        return
+    if yes:
+        return
+    if silent or not sys.stdin.isatty():
+        raise click.UsageError("nothing is sent to the Hub unasked, and nobody can answer here; say --yes")
+    show()
+    if not click.confirm(f"Send this to {str(target).replace('hf:/', 'hf://', 1).replace(':///', '://')}?"):
+        click.echo("nothing was sent", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    from llmconv.formats.places.names import kept
+
+    if value:
+        ctx.with_resource(kept())
+
+
+cache_option = click.option(
+    "--cache",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_keep,
+    help="Of hf://: keep the files in the Hub's own cache, and read them from there.",
+)
+
+
 def command_options(fn: F) -> F:
     """Options of every command that writes a model: -o, --force, -j, --json, -q, -v."""
-    return _chain(output_option, force_option, jobs_option, json_option, quiet_options)(fn)
+    return _chain(output_option, force_option, yes_option, cache_option, jobs_option, json_option, quiet_options)(fn)
 
 
 def one_target(dst: Any, output: Any) -> Any:
@@ -187,10 +229,12 @@ class Bar:
             from tqdm import tqdm
 
             unit = "B" if step.unit == "bytes" else step.unit.removesuffix("s")
+            compiles = step.what == "compile"  # a kernel takes seconds: it is shown at once, and by its own name
             self.bar = tqdm(
-                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, delay=1, leave=False,
+                total=step.total or None, unit=unit, unit_scale=unit == "B", unit_divisor=1000, leave=False,
+                delay=0 if compiles else 1, mininterval=0 if compiles else 0.1,
                 initial=step.done if step.unit == "steps" else 0,  # a resumed run does not begin at 0
-                desc=self.label or step.what, file=sys.stderr, dynamic_ncols=True,
+                desc=step.what if compiles else self.label or step.what, file=sys.stderr, dynamic_ncols=True,
             )  # fmt: skip
         facts = [f"{name} {value:.4g}" for name, value in step.facts.items() if isinstance(value, float)]
         if step.item or facts:  # what was said last stays until there is something new
@@ -220,15 +264,11 @@ def human(size: float) -> str:
 
 def say(text: str, quiet: bool = False) -> None:
     """A line for people, on stdout, made printable."""
-    from llmconv.cli import one_line
-
     if not quiet:
         click.echo(one_line(text))
 
 
 def notes(lines: list[str], quiet: bool = False) -> None:
     """What a user should know about a result, on stderr."""
-    from llmconv.cli import one_line
-
     for line in [] if quiet else lines:
         click.echo(f"note: {one_line(line)}", err=True)

@@ -14,6 +14,8 @@ from llmconv.cli.options import (
     PATH,
     Bar,
     Number,
+    ask,
+    cache_option,
     force_option,
     human,
     jobs_option,
@@ -25,7 +27,9 @@ from llmconv.cli.options import (
     read_json_options,
     say,
     size_option,
+    split_option,
     strict_option,
+    yes_option,
 )
 from llmconv.cli.reports import table
 
@@ -73,7 +77,11 @@ class _WithTypes(click.Command):
     help="File type; repeatable.",
 )
 @click.option(
-    "-o", "--output", type=PATH, metavar="PATH", help="Output; for several types a folder, or a name with {type} in it."
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="PATH",
+    help="Output; for several types a folder, or a name with {type} in it; hf://ORG/NAME sends it there.",
 )
 @click.option("--imatrix", type=PATH, metavar="FILE", help="Importance matrix, GGUF or .dat.")
 @click.option(
@@ -104,6 +112,9 @@ class _WithTypes(click.Command):
     metavar="TEXT",
     help="Other such text: measure there, and round plainly what is worse; repeatable.",
 )
+@size_option(
+    "--memory", "Of --calibrate and --calibration: what weights and results may take.  [default: most of what is free]"
+)
 @size_option("--target-size", "In place of -t: the best mix of types for a file of at most so many bytes.")
 @click.option("--bpw", type=Number(0), metavar="X", help="The same for so many bits a weight.")
 @click.option(
@@ -129,6 +140,7 @@ class _WithTypes(click.Command):
 @click.option("--round-sums", is_flag=True, help="Of REPACK: zero points as Q4_1's sums, in float16, not as Q5_0.")
 @click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Of W4A16 and MLX: columns under a scale.")
 @click.option("--keep-split", is_flag=True, help="As many files as the source has.")
+@split_option
 @click.option(
     "--provenance", is_flag=True, help="Record the source's content hash and the type; see verify --provenance."
 )
@@ -149,6 +161,8 @@ class _WithTypes(click.Command):
 @read_json_options
 @read_hf_options
 @force_option
+@yes_option
+@cache_option
 @jobs_option
 @json_option
 @quiet_options
@@ -161,11 +175,13 @@ def quantize(
     calibration: Path | None,
     effort: str | None,
     unseen: tuple[Path, ...],
+    memory: int | None,
     mix_types: str | None,
     processes: int | None,
     disk: int | None,
     network: int | None,
     prune_layers: str | None,
+    yes: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -184,6 +200,7 @@ def quantize(
       llmconv quantize model.gguf -t Q4_K --pure --tensor-type 'attn_v=Q8_0'
       llmconv quantize awq-folder/ -t REPACK --dry-run
       llmconv quantize weights.json -t Q8_0 --layout plain
+      llmconv quantize hf://org/name -t Q8_0 -t Q4_K_M -o hf://me/name-GGUF
     """
     output, types = _as_llama_quantize(rest, output, types, options)
     if processes is not None:
@@ -195,13 +212,17 @@ def quantize(
     if disk or network:
         raise click.UsageError("--disk and --network are of a plan; give --plan N")
     options["group_size"] = int(options["group_size"]) if options["group_size"] else None
+    options["split_max_size"] = options["split_max_size"] or 0
+    layers = _layers(prune_layers)
+    if not options["dry_run"]:
+        ask(output, yes, quiet or as_json, lambda: _planned(model, output, types, prune_layers=layers, **options))
     with Bar(quiet or as_json, model.name) as progress:
         result = llmconv.quantize(
             model,
             output,
             types,
-            calibration=_calibration(texts, calibration, effort, unseen),
-            prune_layers=_layers(prune_layers),
+            calibration=_calibration(texts, calibration, effort, unseen, memory),
+            prune_layers=layers,
             types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
             progress=progress,
             **options,
@@ -214,6 +235,16 @@ def quantize(
     notes(list(result.notes))
     for made in result.outputs:
         _report(result, made, verbose)
+    if result.url:
+        say(result.url)
+
+
+def _planned(model: Path, output: Path | None, types: tuple[str, ...], **options: Any) -> None:
+    """Show the files that would be sent."""
+    if options["target_size"] is options["bpw"] is options["target_kld"] is None:
+        result = llmconv.quantize(model, output, types, **{**options, "dry_run": True})
+        rows = [[str(path), made.type, human(made.size)] for made in result.outputs for path in made.paths]
+        click.echo(table(rows, ["file", "type", "bytes in all"], {2}))
 
 
 def _plan(plan: SharePlan, as_json: bool) -> None:
@@ -235,7 +266,9 @@ def _plan(plan: SharePlan, as_json: bool) -> None:
     )
 
 
-def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...]) -> Any:
+def _calibration(
+    texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...], memory: int | None
+) -> Any:
     """What to round by: what is in a file, or texts to look at; checked on other texts."""
     if texts and file is not None:
         raise click.UsageError(
@@ -246,8 +279,11 @@ def _calibration(texts: tuple[Path, ...], file: Path | None, effort: str | None,
     if not texts and file is None:
         if unseen:
             raise click.UsageError("--verify-calibration is for --calibrate and --calibration; give one of them")
+        if memory is not None:
+            raise click.UsageError("--memory is for --calibrate and --calibration; quantizing alone takes little")
         return None
     known = llmconv.Calibration.open(file) if file else llmconv.OnText(texts, effort=effort or "standard")
+    known.memory = memory
     return llmconv.Verified(known, unseen) if unseen else known
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 import llmconv
-from llmconv.cli import envelope, one_line
-from llmconv.cli.options import PATH, Bar, Number, json_option, notes
+from llmconv.cli import envelope
+from llmconv.cli.options import PATH, Bar, Number, cache_option, json_option, notes
 from llmconv.cli.running.measuring import chunks_option, context_option
 from llmconv.quant import by_name
+from llmconv.show import one_line
 
 __all__ = ["diff", "verify"]
 
@@ -60,6 +61,7 @@ def number(value: float) -> str:
 @click.option("--all", "show_all", is_flag=True, help="List every tensor, not only those that are not identical.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
+@cache_option
 def verify(
     a: Path,
     b: Path,
@@ -143,6 +145,7 @@ def _answer(verdict: Any) -> str:
 @click.argument("b", type=PATH)
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code is the answer.")
+@cache_option
 def diff(a: Path, b: Path, as_json: bool, quiet: bool) -> None:
     """What differs between two files in their own terms: metadata, tensor lists, side files.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import llmconv
 from llmconv.cli import complete, envelope
-from llmconv.cli.options import human, json_option, size_option
+from llmconv.cli.options import cache_option, human, json_option, size_option
 from llmconv.cli.reports import table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _SHAPE = {
     "ffn": "feed_forward_length",
     "ctx": "context_length",
 }
+_TRAINING = ("weights", "gradients", "optimizer", "gathered", "activations", "workspace", "total")
 
 
 def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -44,10 +46,7 @@ def _sections(reports: list[SizeReport]) -> list[tuple[str, list[tuple[str, list
         totals.append(("active per token", [count(r.active) for r in reports]))
     totals += rows(lambda r: r.parts, count)
     totals.append(("head tied to embedding", ["yes" if r.tied else "no" for r in reports]))
-    training = [
-        (what, [human(getattr(r.training, what)) for r in reports])
-        for what in ("weights", "gradients", "optimizer", "activations", "workspace", "total")
-    ]
+    training = [(what, [human(getattr(r.training, what)) for r in reports]) for what in _TRAINING]
     first = reports[0].training
     return [
         ("Parameters", totals),
@@ -109,10 +108,9 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
     "--devices",
     type=click.IntRange(min=1),
     metavar="N",
-    default=1,
-    show_default=True,
-    help="Devices that share training.",
+    help="Devices that share training.  [default: 1]",
 )
+@click.option("--train", is_flag=True, help="Plan instead the training of TARGET, sharded over 1 to 512 devices, or N.")
 @size_option("--streaming", "Plan instead how TARGET is run layer by layer within so much memory.")
 @click.option(
     "--tokens",
@@ -124,13 +122,15 @@ def _text(reports: list[SizeReport], markdown: bool) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or a list for several targets.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@cache_option
 def size(
     targets: tuple[str, ...],
     arch: str,
     tied: bool,
     context: int | None,
     batch: int,
-    devices: int,
+    devices: int | None,
+    train: bool,
     streaming: int | None,
     tokens: int,
     as_json: bool,
@@ -151,11 +151,15 @@ def size(
       llmconv size --vocab 50000 --dim 768 --layers 12 --heads 12 --ffn 3072
       llmconv size llama2-7b --context 4096 --devices 8 --json
       llmconv size llama3.1-70b --streaming 6G --tokens 300000
+      llmconv size llama3.1-70b --train --devices 64 --context 4096
     """
     if streaming is not None:
         _streaming(targets, streaming, {"tokens": tokens, "context": context or 512}, as_json)
         return
-    options: dict[str, Any] = {"context": context or 0, "batch": batch, "devices": devices}
+    if train:
+        _train(targets, {"context": context or 0, "batch": batch}, [devices] if devices else [1, 8, 64, 512], as_json)
+        return
+    options: dict[str, Any] = {"context": context or 0, "batch": batch, "devices": devices or 1}
     reports = [llmconv.size(target, **options) for target in targets]
     wanted = ("vocab", "dim", "layers", "heads")
     given = [name for name in wanted if shape[name] is not None]
@@ -177,11 +181,55 @@ def size(
         click.echo(_text(reports, markdown))
 
 
+def _train(targets: tuple[str, ...], options: dict[str, int], devices: list[int], as_json: bool) -> None:
+    """What training each takes on so many devices under FSDP2, and the command of it."""
+    if not targets:
+        raise llmconv.UsageError("nothing to plan for; name a checkpoint, a config.json or a preset")
+    found = []
+    for target in targets:
+        for n in devices:
+            plan = llmconv.training_memory(target, devices=n, **options)
+            command = _command(target, plan)
+            found.append({"name": target, **plan.as_dict(), "total": plan.total, "command": command})
+    if as_json:
+        envelope.emit(found[0] if len(found) == 1 else found)
+        return
+    for target in targets:
+        own = [plan for plan in found if plan["name"] == target]
+        first = own[0]
+        title = f"{target}, memory per device, {first['batch']} x {first['context']:,} tokens each"
+        rows = [[what, *(human(plan[what]) for plan in own)] for what in _TRAINING]
+        heads = [f"{plan['devices']:,} device{'s' * (plan['devices'] > 1)}" for plan in own]
+        click.echo(table(rows, [title, *heads], set(range(1, len(own) + 1))))
+        click.echo("\n" + own[-1]["command"] + "\n")
+
+
+def _command(target: str, plan: Any) -> str:
+    """What to type, with at most eight devices a machine."""
+    place = Path(target)
+    model = (
+        f"--from {place.parent if place.name == 'config.json' else place}" if place.exists() else f"--preset {target}"
+    )
+    batch = f"--batch-size {plan.devices * plan.batch} --context {plan.context}"
+    own = f"-m llmconv train DATA -o RUN {model} {batch} --dtype bf16"
+    if plan.devices == 1:
+        return f"python {own}"
+    each = max(n for n in range(1, 9) if plan.devices % n == 0)
+    nodes = plan.devices // each
+    many = f" --nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if nodes > 1 else ""
+    return f"torchrun --nproc-per-node {each}{many} {own} --parallel fsdp"
+
+
 def _streaming(targets: tuple[str, ...], memory: int, how: dict[str, int], as_json: bool) -> None:
     """How each is run within so much memory."""
     if not targets:
         raise llmconv.UsageError("nothing to plan for; name a checkpoint, a config.json or a preset")
-    plans = [llmconv.streaming(target, memory, **how) for target in targets]
+    from llmconv.convert.reports.streaming import TooLittle
+
+    try:
+        plans = [llmconv.streaming(target, memory, **how) for target in targets]
+    except TooLittle as error:
+        raise TooLittle(error.given, error.least, "streaming") from None
     if as_json:
         found = [{"name": target, "peak": p.peak, **p.as_dict()} for target, p in zip(targets, plans, strict=True)]
         envelope.emit(found[0] if len(found) == 1 else found)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from llmconv.cli import complete, envelope, streams
-from llmconv.cli.options import PATH, STREAM, json_option
+from llmconv.cli.options import PATH, STREAM, cache_option, json_option
 from llmconv.errors import about
 
 _MODEL = click.argument("model", type=PATH)
@@ -34,6 +36,7 @@ _PRE = click.option(
 @click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, in one line.")
 @json_option
 @_PRE
+@cache_option
 def tokenize(
     model: Path,
     text: str | None,
@@ -81,15 +84,27 @@ def tokenize(
         click.echo(f"{id:>{width}}  {piece!r}")
 
 
+class _Id(click.ParamType):  # type: ignore[type-arg]
+    """A number, or `-` for those on standard input."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        words = [value] if value != "-" else sys.stdin.buffer.read().decode("utf-8", "replace").split()
+        number: Any = click.INT
+        return [number.convert(word, param, ctx) for word in words]
+
+
 @click.command(epilog="Example: llmconv detokenize model.gguf 1 9038 2501 263 931")
 @_MODEL
-@click.argument("ids", nargs=-1, type=int, required=True)
+@click.argument("ids", nargs=-1, type=_Id(), required=True)
 @click.option("--special", is_flag=True, help="Print control tokens too.")
 @_PRE
-def detokenize(model: Path, ids: tuple[int, ...], special: bool, pre: str | None) -> None:
-    """Print the text of the token IDS of MODEL."""
+@cache_option
+def detokenize(model: Path, ids: tuple[list[int], ...], special: bool, pre: str | None) -> None:
+    """Print the text of the token IDS of MODEL; `-` stands for those on standard input."""
     from llmconv.convert import vocab
 
     with about(model):
         tokenizer = vocab.tokenizer(vocab.load(model, pre=pre))
-    click.echo(tokenizer.decode(ids, special=special))
+    click.echo(tokenizer.decode(itertools.chain(*ids), special=special))

@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope
-from llmconv.cli.options import PATH, Bar, force_option, human, json_option, quiet_option, say
+from llmconv.cli.options import PATH, Bar, cache_option, force_option, human, json_option, quiet_option, say
 
 __all__ = ["view"]
 
@@ -20,6 +20,7 @@ __all__ = ["view"]
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def view(file: Path, output: Path | None, stats: bool, force: bool, as_json: bool, quiet: bool) -> None:
     """Write a page about FILE that any browser shows: metadata, tensors by layer, vocabulary, chat template.
 

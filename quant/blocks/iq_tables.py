@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.quant.kernels import iq_neighbours
+from llmconv.quant.kernels.compiling.cache import really
 
 _SHARED = {"IQ1_M": "IQ1_S"}
 _SHELLS = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ1_S": 3, "IQ3_XXS": 2, "IQ3_S": 3}
@@ -106,7 +107,8 @@ def _search(name: str) -> Search:
     entry[points] = -1 - np.arange(len(points))
     first = np.empty(len(points) + 1, np.int32)
     given = {"size": size, "bits": bits, "points": points, "shells": _SHELLS[name], "first": first}
-    iq_neighbours.neighbours(levels, **given, numbers=np.empty(0, np.uint16))
-    numbers = np.empty(first[-1] * 16, np.uint16)
-    iq_neighbours.neighbours(levels, **given, numbers=numbers)
+    with really():
+        iq_neighbours.neighbours(levels, **given, numbers=np.empty(0, np.uint16))
+        numbers = np.empty(first[-1] * 16, np.uint16)
+        iq_neighbours.neighbours(levels, **given, numbers=numbers)
     return Search(levels, entry, first, numbers)

@@ -26,6 +26,7 @@ FAMILIES = {
     "iq_encode",
     "iq_neighbours",
     "kquants",
+    "lattice",
     "low",
     "microscaling",
     "q3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,15 @@ from llmconv.formats.tensor import Tensor as Stored
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
+from llmconv.runtime.calibrate.layered import prepare
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.threads import one_thread
-from llmconv.runtime.load import load
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
 from llmconv.runtime.measure.texts import TextSource
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
 
 __all__ = ["EFFORTS", "Calibration", "OnText", "calibrate"]
@@ -44,6 +46,7 @@ class Calibration(Shown):
 
     batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too.
     gradients: empty with "fast".   model: settings by which a model is recognised.   tokens: in all batches.
+    device, memory: as `calibrate` takes them, for rounding.
     """
 
     batches: list[Tensor]
@@ -52,13 +55,15 @@ class Calibration(Shown):
     model: Mapping[str, int | str]
     notes: list[str] = field(default_factory=list)
     device: str | torch.device = "auto"
+    memory: Memory = None
 
     @property
     def tokens(self) -> int:
         return sum(batch.numel() for batch in self.batches)
 
-    def check(self, model: Model) -> None:
-        """`UsageError` for another model than it was made on."""
+    def loaded(self, checkpoint: Checkpoint) -> Model:
+        """The model, in memory or left in its file.  `UsageError` for another than it was made on."""
+        model = Running(self.device, memory=self.memory).model(checkpoint)
         own = _settings(model)
         differ = [key for key, value in self.model.items() if own.get(key) != value]
         if differ:
@@ -67,13 +72,13 @@ class Calibration(Shown):
                 f"{model.where}: has {key} {own.get(key)}, the calibration's model {self.model[key]}; it is of another "
                 "model, make one with llmconv calibrate"
             )
+        return model
 
     def round(
         self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
     ) -> dict[str, Rounded]:
         """Round tensors of a float model in GGUF's dialect to their types; those that it says something of, by name."""
-        model = load(checkpoint, self.device)
-        self.check(model)
+        model = self.loaded(checkpoint)
         weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "round", weights, "weights")
         return round_model(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
@@ -82,8 +87,7 @@ class Calibration(Shown):
         self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
     ) -> dict[str, list[float]]:
         """What rounding each tensor plainly to each of its types is predicted to cost, alone; of those it knows."""
-        model = load(checkpoint, self.device)
-        self.check(model)
+        model = self.loaded(checkpoint)
         weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "look at types", weights, "weights")
         return losses_of(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
@@ -105,7 +109,7 @@ class Calibration(Shown):
             made.add(Stored.from_array(f"tokens.{name}", weights.numpy()))
         for name, parts in g.rows.items():
             for i, part in enumerate(parts):
-                made.add(Stored.from_array(f"rows.{i}.{name}", part.numpy()))
+                made.add(dataclasses.replace(part, name=f"rows.{i}.{name}"))
         for name, matrix in (("embedding", g.embedding), ("head", g.head)):
             if matrix is not None:
                 made.add(Stored.from_array(name, matrix.numpy()))
@@ -119,16 +123,19 @@ class Calibration(Shown):
         meta = opened.metadata
         if meta.get("general.type") != _FILE_TYPE or meta.get("calibration.effort") not in EFFORTS:
             raise BadFile(f"{at(path)}: is no calibration; make one with llmconv calibrate MODEL TEXT -o FILE")
-        tensors = {n: torch.from_numpy(np.array(t.numpy())) for n, t in opened.tensors.items()}
+        lazy = opened.tensors
+        tensors = {
+            n: torch.from_numpy(np.array(t.numpy())) for n, t in lazy.items() if not n.startswith("rows.")
+        }  # fmt: skip
         count = sum(name.startswith("batch.") for name in tensors)
         try:
             batches = [tensors[f"batch.{i}"].long() for i in range(count)]
-            rows: dict[str, list[Tensor]] = {}
-            for name in tensors:
+            rows: dict[str, list[Stored]] = {}
+            for name in lazy:
                 if name.startswith("rows."):
                     rest = name.removeprefix("rows.").partition(".")
                     assert int(rest[0]) == len(rows.setdefault(rest[2], []))
-                    rows[rest[2]].append(tensors[name])
+                    rows[rest[2]].append(lazy[name])
         except (KeyError, ValueError, AssertionError):
             raise BadFile(f"{at(path)}: its tensors are not those of a calibration; make it again") from None
         tokens = {n.removeprefix("tokens."): t for n, t in tensors.items() if n.startswith("tokens.")}
@@ -154,6 +161,7 @@ def calibrate(
     seed: int = 0,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    memory: Memory = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Look at a model on texts, so that `quantize(calibration=…)` rounds what matters there best.
@@ -164,21 +172,23 @@ def calibrate(
     context: tokens in a chunk; default 512, or what the model takes.
     chunks: of all texts together, shared out among them; default as many as make 16,384 tokens (of pairs all).
     seed: of the labels that are drawn from the model's predictions.   device, dtype: as `load` takes them.
+    memory: as `perplexity` takes it; a larger model is looked at layer by layer, forward and back, with equal results.
 
     Raises `UsageError` for texts of less than a chunk, `LlmconvError` where the model computes what is not finite.
     """
     _check_effort(effort)
     texts = [text] if isinstance(text, str | os.PathLike) else list(text)
-    running = Running(device, dtype).model(model, streamed=False)
+    running = Running(device, dtype, memory=memory).model(model)
     found = works(running, Reading(texts, context, chunks), TOKENS)
     batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
     meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")
     gradients = Gradients()
+    prepare(running, batches)
     if effort != "fast":
         with one_thread(), device_errors(running.device, "use a smaller context (-c) or --effort fast"):
             gradients = gather(running, batches, seed, meter)
     notes = [*running.notes, *(note for work in found for note in work.notes)]
-    return Calibration(batches, effort, gradients, _settings(running), notes, device)
+    return Calibration(batches, effort, gradients, _settings(running), notes, device, memory)
 
 
 def _check_effort(effort: str) -> None:
@@ -201,6 +211,7 @@ class OnText:
     chunks: int | None = None
     seed: int = 0
     device: str | torch.device = "auto"
+    memory: Memory = None
     made: Calibration | None = field(default=None, repr=False)
     """Once it was needed."""
 
@@ -233,5 +244,6 @@ class OnText:
         if self.made is None:
             how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
             how |= {"effort": self.effort, "device": self.device, "progress": progress}
+            how |= {"memory": self.memory}
             self.made = calibrate(checkpoint, self.text, **how)
         return self.made

@@ -11,16 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llmconv.formats.tensor import Tensor as Stored
+from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.progress import Meter
+from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
+from llmconv.runtime.calibrate.layered import back_by_layers
 from llmconv.runtime.calibrate.watching import matrices, watching
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import generator_of
+from llmconv.runtime.streamed.weights import Weights
 
 __all__ = ["EMBEDDING", "Gradients", "gather", "row_groups"]
 
@@ -39,15 +45,20 @@ class Gradients:
     """By tensor name, over N tokens:
 
     tokens: (N,) float32, the mean squared gradient of each token's results; not of experts, whose tokens may change.
-    rows: one matrix E[g g'] for each of `row_groups`; of the embedding and the head one vector, how much each row
-        counts: how often a token comes, and the mean of p (1 - p).
+    rows: one matrix E[g g'] for each of `row_groups`, float32, in memory or where they lie; of the embedding and the
+        head one vector, how much each row counts: how often a token comes, and the mean of p (1 - p).
     embedding: (dim, dim) E[g g'] at the token embedding's rows.   head: (dim, dim) of a tied head's inputs, weighted.
     """
 
     tokens: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    rows: dict[str, list[Stored]] = field(default_factory=dict)
     embedding: Tensor | None = None
     head: Tensor | None = None
+
+    def of_rows(self, name: str) -> list[Tensor] | None:
+        """The matrices (or the vector) of a tensor's rows; None where they are not known."""
+        found = self.rows.get(name)
+        return None if found is None else [torch.from_numpy(np.array(part.numpy())) for part in found]
 
     def embedding_metric(self) -> Tensor | None:
         """What errors of the embedding's rows cost, (dim, dim): as inputs, and where it is the head too, as results."""
@@ -63,19 +74,29 @@ def row_groups(rows: int) -> list[slice]:
 
 def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> Gradients:
     """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn."""
-    found, generator = _Gathering(model), generator_of(seed)
+    tokens = sum(t.numel() for t in batches)
+    found, generator = _Gathering(model, tokens), generator_of(seed)
     model.token_embd.watch_rows = found.embedded
+    parts = list(_parts(model, batches))
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
-            for part in _parts(model, batches):
-                hidden = model.hidden(part.to(model.device))
-                hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
-                meter(len(part), "gradients")
+            if isinstance(model.wants, Weights):
+                with back_by_layers(model, model.wants, parts) as run:
+                    run.forward()
+                    for i, part in enumerate(parts):
+                        run.at_the_end(i, lambda hidden: _at_the_head(model, hidden, generator))
+                        meter(len(part), "gradients")
+                    run.back(found.settle)
+            else:
+                for part in parts:
+                    hidden = model.hidden(part.to(model.device))
+                    hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
+                    meter(len(part), "gradients")
     finally:
         model.token_embd.watch_rows = None
-    result = found.result(sum(t.numel() for t in batches))
+    result = found.result()
     often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
-    result.rows[EMBEDDING] = [often / often.sum()]
+    result.rows[EMBEDDING] = [Stored.from_array(EMBEDDING, (often / often.sum()).numpy())]
     return result
 
 
@@ -105,21 +126,23 @@ def _at_the_head(model: Model, hidden: Tensor, generator: torch.Generator) -> Te
 @contextmanager
 def _weights_fixed(model: Model) -> Iterator[None]:
     """No gradient for weights, only for what flows between them."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for p in wanted:
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    for p in model.parameters():
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in wanted:
-            p.requires_grad_(True)
+        for name, p in model.named_parameters():  # of streamed weights they are others by now
+            p.requires_grad_(name in wanted)
 
 
 class _Gathering:
     """Sums, while batches run."""
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, tokens: int):
+        self.model, self.n = model, tokens
+        self.settled: dict[str, list[Stored]] = {}
+        self.scratch = Scratch()
         self.heads = {"output.weight", EMBEDDING}
         self.tokens: dict[str, list[Tensor]] = {}
         self.rows: dict[str, list[Tensor]] = {}
@@ -163,10 +186,22 @@ class _Gathering:
         old = self.rows.get(name)
         self.rows[name] = products if old is None else [a + b for a, b in zip(old, products, strict=True)]
 
-    def result(self, n: int) -> Gradients:
+    def settle(self) -> None:
+        """Put aside what is known of rows: all of their tokens have been."""
+        for name, parts in self.rows.items():
+            self.settled[name] = [self._aside(name, part / self.n) for part in parts]
+        self.rows.clear()
+
+    def _aside(self, name: str, matrix: Tensor) -> Stored:
+        kept = Rows(self.scratch, matrix.numpy().view(np.uint8))
+        return Stored(name, tuple(matrix.shape), F32, lambda start, stop: kept[start:stop])
+
+    def result(self) -> Gradients:
+        n = self.n
         tokens = {name: torch.cat(parts) for name, parts in self.tokens.items()}
-        rows = {name: [f / n for f in parts] for name, parts in self.rows.items()}
+        here = {name: [Stored.from_array(name, (f / n).numpy()) for f in parts] for name, parts in self.rows.items()}
+        rows = self.settled | here
         if self.spread is not None:
-            rows["output.weight"] = [self.spread / n]
+            rows["output.weight"] = [Stored.from_array("output.weight", (self.spread / n).numpy())]
         embedding = None if self.embedding is None else self.embedding / n
         return Gradients(tokens, rows, embedding, None if self.head is None else self.head / n)

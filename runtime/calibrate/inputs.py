@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ def inputs_of(
     order: Sequence[Sequence[str]],
     stage: int,
     weights: Mapping[str, Tensor],
-    states: Sequence[tuple[Tensor, Tensor]],
+    states: Iterable[tuple[Tensor, Tensor]],
 ) -> dict[str, Inputs]:
     """Of a stage's tensors; those of one input and the same weights share the sums.   states: (states, tokens) a batch.
 

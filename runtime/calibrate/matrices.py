@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.rounding.descent import Metric, rounded, spread_errors
 from llmconv.quant.rounding.families import GRIDS
@@ -30,14 +32,18 @@ _PIECE = 2048
 
 @dataclass(frozen=True)
 class Rounded:
-    """blocks: (rows, row bytes).   before, after: what errors are predicted to cost, rounded one by one and as here: in
-    nats of KL divergence where gradients are known, else as a share of the results' squares.   importance: of columns,
-    one (columns,) a matrix or one for all; what plain rounding goes by."""
+    """blocks: (rows, row bytes), to be sliced.   before, after: what errors are predicted to cost, rounded one by one
+    and as here: in nats of KL divergence where gradients are known, else as a share of the results' squares.
+    importance: of columns, one (columns,) a matrix or one for all; what plain rounding goes by."""
 
-    blocks: Bytes
+    blocks: Bytes | Rows
     before: float
     after: float
     importance: list[NDArray[np.float32]]
+
+    def aside(self, scratch: Scratch) -> Rounded:
+        """The same with its blocks in a file."""
+        return dataclasses.replace(self, blocks=Rows(scratch, self.blocks[:]))
 
     def plainly(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Rounded:
         """The same tensor, (matrices, rows, columns), each weight rounded by itself."""
@@ -141,7 +147,7 @@ def plain_losses(
 def loss_of(
     weights: NDArray[np.float32],
     kind: type[BlockType],
-    blocks: Bytes,
+    blocks: Bytes | Rows,
     inputs: Inputs,
     gradients: Sequence[Tensor] | None,
     jobs: int = 1,

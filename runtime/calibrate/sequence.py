@@ -11,17 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmconv.convert.reports.streaming import EMBEDDING as WORDS
+from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter
 from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
+from llmconv.runtime.calibrate.layered import Between, running, there
 from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.weights import Weights
 
 __all__ = ["Calibrated", "compare_losses", "losses_of", "numbers", "round_model"]
 
@@ -49,22 +53,25 @@ class _Pass:
     jobs: int
     meter: Meter
     found: dict[str, Rounded]
+    scratch: Scratch | None
+    """Where blocks are put aside of a model that memory has no room for."""
 
     def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
         """Round a tensor, and let the model go on with what it has become."""
         kind = self.kinds[name]
         weights = numbers(module)
         made = round_tensor(weights, kind, inputs, gradients, self.jobs)
-        self.found[name] = made
         replace(module, kind, made.blocks)
+        self.found[name] = made if self.scratch is None else made.aside(self.scratch)
         self.meter(weights.size, name)
 
 
-def replace(module: Stored, kind: type[BlockType], blocks: Bytes) -> None:
+def replace(module: Stored, kind: type[BlockType], blocks: Bytes | Rows) -> None:
     """Give a module blocks in place of what it holds; their numbers where the device can't decode them."""
     device = module.weight.device
     decoded = device.type != "cpu" and kind.name not in gpu.DECODERS
-    stored = torch.from_numpy(np.array(kind.decode(blocks) if decoded else blocks))
+    whole = np.array(blocks[:])
+    stored = torch.from_numpy(kind.decode(whole) if decoded else whole)
     module._parameters.pop("weight", None)
     module._buffers.pop("weight", None)
     module.block_type = None if decoded else kind
@@ -77,14 +84,15 @@ def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None,
 
     Tensors that no token of the calibration went through are not among the results.
     """
-    run = _Pass(model, known, kinds, threads(jobs), meter, {})
-    with one_thread():
+    streamed = isinstance(model.wants, Weights)
+    run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None)
+    with one_thread(), running(model, known.batches, threads(jobs)) as states:
         _embedding(run)
-        states = [(embedded(model, tokens), tokens) for tokens in known.batches]
+        states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
             _unit(run, unit, states)
             if unit.name != "output":
-                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+                states.advance(unit.run)
     return run.found
 
 
@@ -92,9 +100,10 @@ def losses_of(model: Model, known: Calibrated, kinds: Offers, jobs: int | None, 
     """What rounding each tensor plainly to each of its types is predicted to cost, all others being exact."""
 
     def look(name: str, weights: Floats, inputs: Inputs) -> list[float]:
-        return plain_losses(weights, kinds[name], inputs, known.gradients.rows.get(name), threads(jobs))
+        return plain_losses(weights, kinds[name], inputs, known.gradients.of_rows(name), threads(jobs))
 
-    return _of_each(model, known, kinds, look, meter)
+    with running(model, known.batches, threads(jobs)) as states:
+        return _of_each(model, known, kinds, look, meter, states)
 
 
 def compare_losses(
@@ -103,19 +112,25 @@ def compare_losses(
     """What tensors rounded plainly and as they are made are predicted to cost on other batches, each alone."""
 
     def look(name: str, weights: Floats, inputs: Inputs) -> tuple[float, float]:
-        rows, kind, found = known.gradients.rows.get(name), kinds[name], made[name]
+        rows, kind, found = known.gradients.of_rows(name), kinds[name], made[name]
         plain, now = (
             loss_of(weights, kind, blocks, inputs, rows, threads(jobs))
             for blocks in (found.plainly(weights, kind).blocks, found.blocks)
         )
         return plain, now
 
-    return _of_each(model, known, made, look, meter)
+    with running(model, known.batches, threads(jobs)) as states:
+        return _of_each(model, known, made, look, meter, states)
 
 
 @torch.inference_mode()
 def _of_each(
-    model: Model, known: Calibrated, names: Collection[str], look: Callable[[str, Floats, Inputs], T], meter: Meter
+    model: Model,
+    known: Calibrated,
+    names: Collection[str],
+    look: Callable[[str, Floats, Inputs], T],
+    meter: Meter,
+    states: Between,
 ) -> dict[str, T]:
     """What is found of each tensor's weights, (matrices, rows, columns), and inputs, in a model that stays as it is."""
     found: dict[str, T] = {}
@@ -128,8 +143,9 @@ def _of_each(
 
     with one_thread():
         if EMBEDDING in names and metric is not None:
+            there(model, WORDS)
             add(EMBEDDING, model.token_embd, _at_rows(metric, known))
-        states = [(embedded(model, tokens), tokens) for tokens in known.batches]
+        states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
             order = stages(unit, *states[0])
             for i, stage in enumerate(order):
@@ -139,7 +155,7 @@ def _of_each(
                     if name in inputs and any(inputs[name].counts):
                         add(name, unit.modules[name], inputs[name])
             if unit.name != "output":
-                states = [(unit.run(state, tokens), tokens) for state, tokens in states]
+                states.advance(unit.run)
     return found
 
 
@@ -154,7 +170,8 @@ def _embedding(run: _Pass) -> None:
     """The token embedding, in the metric of the gradients at its rows; plainly where those are not known."""
     metric = run.known.gradients.embedding_metric()
     if EMBEDDING in run.kinds and metric is not None:
-        run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.rows.get(EMBEDDING))
+        there(run.model, WORDS)
+        run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.of_rows(EMBEDDING))
 
 
 def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
@@ -162,9 +179,9 @@ def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
     return Inputs([metric.double()], [sum(batch.numel() for batch in known.batches)])
 
 
-def _unit(run: _Pass, unit: Unit, states: list[tuple[Tensor, Tensor]]) -> None:
+def _unit(run: _Pass, unit: Unit, states: Between) -> None:
     wanted = {name for name in unit.modules if name in run.kinds and name not in run.found}
-    if not wanted or not states:
+    if not wanted or not len(states):
         return
     gradients = run.known.gradients
     order = stages(unit, *states[0])
@@ -174,4 +191,4 @@ def _unit(run: _Pass, unit: Unit, states: list[tuple[Tensor, Tensor]]) -> None:
         found = inputs_of(run.model, unit, order, i, gradients.tokens, states)
         for name in names:
             if name in wanted and name in found and any(found[name].counts):
-                run.round(name, unit.modules[name], found[name], gradients.rows.get(name))
+                run.round(name, unit.modules[name], found[name], gradients.of_rows(name))

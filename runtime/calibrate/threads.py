@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from llmconv.formats.sharing.team import current
+
 __all__ = ["each", "one_thread", "product"]
 
 T = TypeVar("T")
@@ -26,7 +28,18 @@ def one_thread() -> Iterator[None]:
 
 
 def each(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
-    """`work` on every item, on so many threads; the results in order."""
+    """`work` on every item, on so many threads of this process or of each of several; the results in order."""
+    team = current()
+    if team is None or len(items) < 2:
+        return _here(work, items, jobs)
+    shares = team.pieces(team.size, lambda rank: _here(work, items[rank :: team.size], jobs))
+    found = [None] * len(items)
+    for rank, share in enumerate(shares):
+        found[rank :: team.size] = share
+    return found
+
+
+def _here(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
     if jobs == 1 or len(items) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(jobs, "llmconv-round", initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -12,6 +12,7 @@ import numpy as np
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.calibration import Calibration, OnText
@@ -19,7 +20,6 @@ from llmconv.runtime.calibrate.gradients import Gradients
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, compare_losses
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
-from llmconv.runtime.load import load
 from llmconv.runtime.measure.compare import compare
 from llmconv.runtime.measure.texts import TextSource, read
 
@@ -86,7 +86,7 @@ class Verified:
         """The tensors that are predicted to cost more than if they were rounded plainly."""
         known = self.calibration if isinstance(self.calibration, Calibration) else self.calibration.made
         assert known is not None
-        model = load(checkpoint, known.device)
+        model = known.loaded(checkpoint)
         found = works(model, Reading(self._texts(), self.context, self.chunks), TOKENS)
         batches = [rows.cpu() for rows in rows_of(found)]
         g = known.gradients  # each token counts alike here: the weights are those of the calibration's tokens
@@ -103,20 +103,22 @@ class Verified:
         for text in self._texts():
             chunks = self.chunks or (_CHUNKS if read(text).pairs is None else None)
             how: dict[str, Any] = {"context": self.context, "chunks": chunks, "progress": progress}
-            found = compare(checkpoint, rounded, text, device=self.calibration.device, **how)
+            how |= {"device": self.calibration.device, "memory": self.calibration.memory}
+            found = compare(checkpoint, rounded, text, **how)
             total, tokens = total + found.mean_kld * found.tokens, tokens + found.tokens
         return total / tokens
 
 
 def _plain(checkpoint: Checkpoint, kinds: Kinds, made: Mapping[str, Rounded]) -> dict[str, Rounded]:
-    found = {}
+    found, scratch = {}, Scratch()
     for name, rounded in made.items():
         values = np.ascontiguousarray(checkpoint.tensors[name].numpy(), np.float32)
         weights = values.reshape(-1, *values.shape[-2:]) if values.ndim > 2 else values[None]
-        found[name] = rounded.plainly(weights, kinds[name])
+        plain = rounded.plainly(weights, kinds[name])
+        found[name] = plain.aside(scratch) if isinstance(rounded.blocks, Rows) else plain
     return found
 
 
 def _tensor(source: Tensor, kind: type[BlockType], made: Rounded) -> Tensor:
-    blocks = np.ascontiguousarray(made.blocks)
-    return Tensor(source.name, source.shape, kind, lambda start, stop: blocks[start:stop])
+    blocks = made.blocks
+    return Tensor(source.name, source.shape, kind, lambda start, stop: np.ascontiguousarray(blocks[start:stop]))

@@ -48,7 +48,7 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         query = _norm_heads(block.attn_q_norm, query.transpose(1, 2)).transpose(1, 2)
         key = _norm_heads(block.attn_k_norm, key.transpose(1, 2)).transpose(1, 2)
     if step.cache is not None:
-        key, value = step.cache.extend(block.index, key, value)
+        key, value = step.cache.extend(block.index + step.gone, key, value)
     if spec.lends:
         step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None

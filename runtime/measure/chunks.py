@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmconv.convert.reports.streaming import TooLittle
 from llmconv.errors import BadFile, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.runtime.checks import check_looks_back
@@ -47,13 +48,28 @@ class Running:
             raise UsageError(f"{found.where}: its weights were left in the file; load it without a limit of memory")
         return found
 
-    def models(self, a: Source, b: Source) -> tuple[Model, Model]:
-        """Two that share the memory."""
+    @contextmanager
+    def models(self, a: Source, b: Source) -> Iterator[tuple[Model, Model]]:
+        """Two that share the memory: of two that are left in their files each has half of it, else the second has what
+        the first leaves.   Within, too little memory is told in terms of what both need."""
+        most, left = self._limit(), self.half(a)
+        taken, whole = (left.wants.plan.memory, False) if isinstance(left.wants, Weights) else (_bytes_of(left), True)
+        if isinstance(a, Model) and self.memory is None:
+            taken = 0  # what is free is what it has left
+        try:
+            yield left, self._loaded(b, None if most is None else max(most - taken, 1))
+        except TooLittle as error:
+            if most is None or (isinstance(a, Model) and error.given == taken):
+                raise
+            raise TooLittle(most, error.least + (taken if whole else max(taken, error.least))) from None
+
+    def half(self, source: Source) -> Model:
+        """A model that is loaded within half of the memory, for another beside it."""
         most = self._limit()
-        left = self._loaded(a, None if most is None else max(1, most // 2))
-        if most is not None:
-            most -= left.wants.plan.peak if isinstance(left.wants, Weights) else _bytes_of(left)
-        return left, self._loaded(b, None if most is None else max(most, 1))
+        try:
+            return self._loaded(source, None if most is None else max(1, most // 2))
+        except TooLittle as error:
+            raise TooLittle(most or error.given, 2 * error.least) from None
 
     def _limit(self) -> int | None:
         return limit(self.memory, pick_device(self.device))

@@ -97,8 +97,7 @@ def compare(
     """
     window, how = Window(context, chunks), Running(device, dtype, activations, memory)
     along = Along(plot, ("A", "B"), "KLD")
-    left, right = how.models(a, b)
-    with torch.inference_mode(), device_errors(left.device):
+    with how.models(a, b) as (left, right), torch.inference_mode(), device_errors(left.device):
         work = work_on(left, texts.read(text), window)
         shared = _shared_words(left, right)
         found: list[Tensor] = []

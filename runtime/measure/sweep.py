@@ -18,14 +18,16 @@ from llmconv import __version__, formats
 from llmconv.convert.quantizing.quantize import quantize
 from llmconv.convert.reports.shape import shape_of
 from llmconv.convert.reports.sizing import size_report
+from llmconv.convert.reports.streaming import TooLittle
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.names import place
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
-from llmconv.runtime.load import load, pick_device
+from llmconv.runtime.load import pick_device
 from llmconv.runtime.measure import sweep_report, texts
-from llmconv.runtime.measure.chunks import Window, work_on
+from llmconv.runtime.measure.chunks import Running, Window, work_on
 from llmconv.runtime.measure.compare import Comparison, compare
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
@@ -64,7 +66,8 @@ def sweep(
     Writes report.md, report.json, report.html, plot.svg and a model card (README.md, unless there is one of somebody's
     own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
-    job = _Job(Path(model), Path(text), Path(output), Window(context or None, chunks or None), device, memory, progress)
+    window, most = Window(context or None, chunks or None), limit(memory, pick_device(device))
+    job = _Job(place(model), Path(text), Path(output), window, device, most, progress)
     names = list(dict.fromkeys(file_type(name).name for name in types))
     if not names:
         raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
@@ -130,7 +133,7 @@ class _Job:
     output: Path
     window: Window
     device: str
-    memory: Memory
+    memory: int | None
     progress: Progress | None
 
     def file(self, name: str) -> Path:
@@ -153,8 +156,7 @@ class _Job:
 
     def original(self) -> Model:
         """What is quantized, loaded within half of the memory; the text is one that it can be measured on."""
-        most = limit(self.memory, pick_device(self.device))
-        model = load(self.model, self.device, memory=most and max(1, most // 2))
+        model = Running(self.device, memory=self.memory).half(self.model)
         work_on(model, texts.read(self.text), dataclasses.replace(self.window, chunks=1))
         return model
 
@@ -171,19 +173,9 @@ class _Job:
 
     def evaluate(self, original: Model, names: list[str], state: State, keep: bool) -> None:
         """Each type against the original, which is loaded once."""
-        most = limit(self.memory, pick_device(self.device))
         for name in names:
             started = time.perf_counter()
-            found = compare(
-                original,
-                self.file(name),
-                self.text,
-                context=self.window.context,
-                chunks=self.window.chunks,
-                device=self.device,
-                memory=most,
-                progress=self.told(name),
-            )
+            found = self.compared(original, name)
             state.base = {
                 "ppl": found.ppl_a,
                 "ppl_stderr": found.ppl_a_stderr,
@@ -196,6 +188,17 @@ class _Job:
             state.save()
             if not keep:
                 self.file(name).unlink()
+
+    def compared(self, original: Model, name: str) -> Comparison:
+        """A type against the original, which has half of the memory where it does not fit."""
+        window: dict[str, Any] = {"context": self.window.context, "chunks": self.window.chunks}
+        how = window | {"device": self.device, "memory": self.memory, "progress": self.told(name)}
+        try:
+            return compare(original, self.file(name), self.text, **how)
+        except TooLittle as error:
+            if self.memory is None or error.given == self.memory:
+                raise
+            raise TooLittle(self.memory, 2 * error.least) from None
 
 
 def _row(name: str, path: Path, found: Comparison, seconds: tuple[float, float]) -> SweepRow:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.files import open_regular
+from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.writing.outputs import Output
 from llmconv.runtime.measure.sweep_rows import SweepRow
 
@@ -59,6 +60,9 @@ def identity_of(model: Path, text: Path, options: dict[str, Any]) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
+    entry = path.entry if isinstance(path, RemotePath) else None
+    if entry is not None and len(entry.tag) == 64:
+        return entry.tag
     with open_regular(path) as file:
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):

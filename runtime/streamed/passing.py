@@ -34,7 +34,8 @@ class Passed:
         self._states: States | None = None
         self._batches: Sequence[Tensor] = list(batches)
         if isinstance(model.wants, Weights):
-            longest = max((batch.shape[1] for batch in self._batches), default=1)
+            alone = model.device.type == "cpu"  # on a GPU more run together than the plan takes for granted
+            longest = max((batch.shape[1] if alone else batch.numel() for batch in self._batches), default=1)
             model.wants.prepare(sum(batch.numel() for batch in self._batches), longest)
             if not (model.decoder.layers_alone or model.decoder.recurrent is not None):
                 return  # layers hand each other more than states: each batch goes through all of them

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from llmconv.formats.tensor import Tensor as Stored
 from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
 from llmconv.runtime.reading import fill_tensor, put, slots_of, tensor_of
+from llmconv.runtime.streamed.lane import Lane
 
 __all__ = ["Weights"]
 
@@ -72,18 +73,21 @@ class Weights:
         self._slots: dict[Part, dict[str, _Slot]] = {}
         self._stacks: dict[int, dict[str, _Slot]] = {}
         self._order: list[Part] = [EMBEDDING, *range(len(model.blk)), HEAD]
+        self.onward = 1
+        """Where the next part lies: 1, or -1 on the way back through the layers."""
         self._now: Part | None = None
         self._held: dict[bool, Values] = {}
         self._experts: tuple[Piece, Values] | None = None
-        self._ahead: dict[bool, tuple[Piece, Future[Values]]] = {}
+        self._ahead: dict[bool, tuple[Piece, Future[tuple[Values, Any]]]] = {}
         self._free: dict[bool, list[Tensor]] = {False: [], True: []}
+        self._lane = Lane(device) if device.type == "cuda" else None
         self._reader = ThreadPoolExecutor(1, "llmconv-read")
         self._arrange()
 
-    def prepare(self, tokens: int, context: int) -> None:
-        """Plan for so many tokens, in rows of at most `context`."""
+    def prepare(self, tokens: int, context: int, beside: int | None = None) -> None:
+        """Plan for so many tokens, in rows of at most `context`.   beside: see `plan_streaming`."""
         self.rest()
-        self.plan = plan_streaming(self._sizes, self.plan.memory, tokens, context)
+        self.plan = plan_streaming(self._sizes, self.plan.memory, tokens, context, leave=True, beside=beside)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -106,8 +110,8 @@ class Weights:
         for name, slot in self._slots.get(part, {}).items():
             put(slot.module, slot.part, values[name])
         self._now, self._held[False] = part, values
-        at = self._order.index(part) + 1
-        if self.plan.ahead and at < len(self._order):
+        at = self._order.index(part) + self.onward
+        if self.plan.ahead and 0 <= at < len(self._order):
             self._expect((self._order[at], None))
 
     def experts_of(self, layer: int) -> int:
@@ -155,42 +159,66 @@ class Weights:
         kind = piece[1] is not None
         expected = self._ahead.pop(kind, None)
         if expected is not None:
-            found = expected[1].result()
+            found = self._arrived(expected[1].result())
             if expected[0] == piece:
                 return found
             self._free[kind] += found.values()
-        return self._read(piece, self._rooms(kind))
+        return self._arrived(self._read(piece, *self._places(piece)))
 
     def _expect(self, piece: Piece) -> None:
         kind = piece[1] is not None
         if kind in self._ahead:
             return
-        self._ahead[kind] = (piece, self._reader.submit(self._read, piece, self._rooms(kind)))
+        self._ahead[kind] = (piece, self._reader.submit(self._read, piece, *self._places(piece)))
 
-    def _rooms(self, kind: bool) -> list[Tensor]:
-        """Memory that is free for a piece; whoever takes it lets go of what does not fit."""
-        rooms, self._free[kind] = self._free[kind], []
-        return rooms
+    def _wanted(self, piece: Piece) -> dict[str, _Slot]:
+        part, expert = piece
+        return self._slots.get(part, {}) if expert is None else self._stacks[int(part)]
 
     @torch.inference_mode(False)  # memory goes from what runs the model to the reader, which is in no such mode
-    @torch.no_grad()
-    def _read(self, piece: Piece, rooms: Sequence[Tensor]) -> Values:
-        part, expert = piece
-        wanted = self._slots.get(part, {}) if expert is None else self._stacks[int(part)]
+    def _places(self, piece: Piece) -> tuple[Values, Any]:
+        """Memory for a piece, that of others which are no longer used where it fits; and when it is free."""
+        expert = piece[1] is not None
+        rooms, self._free[expert] = self._free[expert], []
         free: dict[Any, list[Tensor]] = {}
-        shapes = {name: slot.empty.shape[expert is not None :] for name, slot in wanted.items()}
-        keys = {(shapes[name], slot.empty.dtype) for name, slot in wanted.items()}
         for room in rooms:
-            if (room.shape, room.dtype) in keys:
-                free.setdefault((room.shape, room.dtype), []).append(room)
-        del rooms
+            free.setdefault((room.shape, room.dtype), []).append(room)
+        keys = {(slot.empty.shape[expert:], slot.empty.dtype) for slot in self._wanted(piece).values()}
+        free = {key: some for key, some in free.items() if key in keys}
+        del rooms  # what does not fit goes before anything new is asked for
         found: Values = {}
-        for name, slot in wanted.items():
-            same = free.get((shapes[name], slot.empty.dtype))
-            out = same.pop() if same else torch.empty(shapes[name], dtype=slot.empty.dtype, device=self.device)
+        for name, slot in self._wanted(piece).items():
+            shape, dtype = slot.empty.shape[expert:], slot.empty.dtype
+            same = free.get((shape, dtype))
+            found[name] = same.pop() if same else torch.empty(shape, dtype=dtype, device=self.device)
+        return found, None if self._lane is None else self._lane.after(found.values())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _read(self, piece: Piece, places: Values, free: Any) -> tuple[Values, Any]:
+        """The places with a piece's numbers; and when they are there, of a device that computes meanwhile."""
+        lane = self._lane
+        if lane is None:
+            for name, source in self._sources(piece):
+                fill_tensor(source, places[name])
+            return places, None
+        with lane.copying(free):
+            for name, source in self._sources(piece):
+                fill_tensor(source, places[name], lane.copied)
+            return places, lane.done()
+
+    def _sources(self, piece: Piece) -> Iterator[tuple[str, Stored]]:
+        """A piece's tensors in the file, by name."""
+        expert = piece[1]
+        for name, slot in self._wanted(piece).items():
             source = slot.source
             if expert is not None:
                 rows = source.n_rows // source.shape[0]
                 source = take(source, expert * rows, rows, source.shape[1:])
-            found[name] = fill_tensor(source, out)
+            yield name, source
+
+    def _arrived(self, read: tuple[Values, Any]) -> Values:
+        found, done = read
+        if self._lane is not None:
+            self._lane.use(done)
         return found

@@ -1,16 +1,21 @@
-"""A model layer by layer: time against the same model in memory, and the most memory of either.
+"""Models larger than memory, and several processes: what they cost, and what they bring.
 
-    python tests/bench/bench_streamed.py [--layers 18] [--dim 2304] [--memory 500M] [--tokens 4096] [--rounds 1]
+    python tests/bench/bench_streamed.py [--layers 18] [--dim 1536] [--memory 300M] [--tokens 2048] [--rounds 2]
+    python tests/bench/bench_streamed.py --only scaling
 
-Makes a bf16 Llama with random weights and a vocabulary of 32,000, runs `perplexity` in processes of their own with and
-without the limit, and prints wall and CPU seconds, the plan's figures and the peak of the process above that of a tiny
-model.  The file is in the page cache.
+The first table: `perplexity` of a bf16 Llama with random weights and a vocabulary of 32,000, with and without a limit
+of memory, in processes of their own and in turn; wall and CPU seconds, the plan's figures, and the peak above that of a
+tiny model.  The file is in the page cache.  The second: `quantize` and `perplexity` by one process and by two that
+torchrun starts, a thread each; strong: the same work; weak: a half of it for the one.  Seconds are those of the work
+itself, without starting Python and torch.  Less than five minutes on two processors with nothing else to do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,8 +35,29 @@ started, busy = time.perf_counter(), time.process_time()
 found = llmconv.perplexity(model, text, context=512)
 plan = None if model.wants is None else model.wants.plan
 high = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
-print(json.dumps({"ppl": found.perplexity, "wall": time.perf_counter() - started, "cpu": time.process_time() - busy,
+print(json.dumps({"value": found.perplexity, "wall": time.perf_counter() - started, "cpu": time.process_time() - busy,
                   "peak": high, "planned": plan and plan.peak, "read": plan and plan.read}))
+"""
+SHARED = """
+import json, os, sys, time
+import torch
+import llmconv
+what, path, text, out, chunks = sys.argv[1:]
+torch.set_num_threads(1)
+model = llmconv.load(path, "cpu") if what == "perplexity" else None
+with llmconv.together() as team:
+    if team is not None:
+        team.agree()
+    started, busy = time.perf_counter(), time.process_time()
+    if what == "perplexity":
+        value = llmconv.perplexity(model, text, context=512, chunks=int(chunks)).perplexity
+    else:
+        value = 0
+        llmconv.quantize(path, out, "Q4_K_M", force=True, jobs=1)
+    wall, cpu = time.perf_counter() - started, time.process_time() - busy
+    cpus = [cpu] if team is None else team.all(cpu)
+if os.environ.get("RANK", "0") == "0":
+    print(json.dumps({"value": value, "wall": wall, "cpu": sum(cpus), "longest": max(cpus)}))
 """
 
 
@@ -61,45 +87,92 @@ def make(path: Path, layers: int, dim: int, vocabulary: int = 32000) -> Path:
     return path
 
 
-def run(path: Path, text: Path, memory: str, threads: int) -> dict[str, Any]:
-    made = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path), str(text), memory, str(threads)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(program: str, *arguments: object, processes: int = 1) -> dict[str, Any]:
+    """What the program's first process prints."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "program.py"
+        path.write_text(program)
+        started = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        made = subprocess.run(
+            [sys.executable, *started, str(path), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
     if made.returncode:
         raise SystemExit(made.stderr[-2000:])
-    found: dict[str, Any] = json.loads(made.stdout)
+    found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
     return found
+
+
+def streamed(large: Path, tiny: Path, text: Path, options: Any) -> None:
+    base = run(PROGRAM, tiny, text, "1T", options.threads)["peak"]
+    print("| model | memory | wall s | CPU s | peak above a tiny model's | planned | read |")
+    print("|---|---|---|---|---|---|---|")
+    values, ratios = set(), []
+    for _ in range(options.rounds):
+        pair = []
+        for memory in ("1T", options.memory):
+            found = run(PROGRAM, large, text, memory, options.threads)
+            pair.append(found)
+            values.add(found["value"])
+            cells = [f"{large.stat().st_size / 1e9:.2f} GB", "all" if memory == "1T" else memory]
+            cells += [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", f"{(found['peak'] - base) / 1e6:,.0f} MB"]
+            cells += [f"{found[k] / 1e6:,.0f} MB" if found[k] else "" for k in ("planned", "read")]
+            print("| " + " | ".join(cells) + " |", flush=True)
+        ratios.append([pair[1][kind] / pair[0][kind] for kind in ("wall", "cpu")])
+    wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+    same = "the same figure" if len(values) == 1 else f"OTHER FIGURES: {values}"
+    print(f"\nlayer by layer: {wall:.2f}x the wall seconds, {cpu:.2f}x the CPU seconds (asked: 1.2x); {same}\n")
+
+
+def scaling(folder: Path, half: Path, whole: Path, text: Path, options: Any) -> None:
+    """A model of half the layers, or half of the chunks, is half of the work."""
+    print("| command | scaling | 1 process, wall s | CPU s | 2 processes | CPU s of both | speedup or efficiency |")
+    print("|---|---|---|---|---|---|---|")
+    chunks = options.tokens // 512 * 2  # for one process; two have a batch of four chunks each, or more
+    work = {
+        ("quantize to Q4_K_M", "strong"): (("quantize", whole, 1), ("quantize", whole, 1)),
+        ("quantize to Q4_K_M", "weak"): (("quantize", half, 1), ("quantize", whole, 1)),
+        ("perplexity", "strong"): (("perplexity", half, chunks), ("perplexity", half, chunks)),
+        ("perplexity", "weak"): (("perplexity", half, chunks // 2), ("perplexity", half, chunks)),
+    }
+    for (name, kind), (one, two) in work.items():
+        pairs = []
+        for _ in range(options.rounds):
+            pairs.append([
+                run(SHARED, what, path, text, folder / "out.gguf", n, processes=count)
+                for (what, path, n), count in ((one, 1), (two, 2))
+            ])  # fmt: skip
+        (a, b) = ([statistics.median(pair[i][key] for pair in pairs) for key in ("wall", "cpu")] for i in (0, 1))
+        ratio = statistics.median(pair[0]["wall"] / pair[1]["wall"] for pair in pairs)
+        said = f"{ratio:.2f}x faster" if kind == "strong" else f"{ratio:.0%}"
+        if kind == "strong":
+            assert all(pair[0]["value"] == pair[1]["value"] for pair in pairs)
+        print(f"| {name} | {kind} | {a[0]:.1f} | {a[1]:.1f} | {b[0]:.1f} | {b[1]:.1f} | {said} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 18), ("dim", 2304), ("tokens", 4096), ("rounds", 1), ("threads", 1)):
+    for name, default in (("layers", 18), ("dim", 1536), ("tokens", 2048), ("rounds", 2), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", default="500M")
+    parser.add_argument("--memory", default="300M")
+    parser.add_argument("--only", default="streamed,scaling")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = folder / "text.txt"
-        words = np.random.default_rng(1).integers(0, 31000, options.tokens + 8)
+        words = np.random.default_rng(1).integers(0, 31000, 2 * options.tokens + 8)
         text.write_text(" ".join(f"w{i}" for i in words))
-        tiny = make(folder / "tiny.gguf", 1, 384)
         large = make(folder / "large.gguf", options.layers, options.dim)
-        base = run(tiny, text, "1T", options.threads)["peak"]
-        print("| model | memory | wall s | CPU s | peak above a tiny model's | planned | read |")
-        print("|---|---|---|---|---|---|---|")
-        values = set()
-        for _ in range(options.rounds):
-            for memory in ("1T", options.memory):
-                found = run(large, text, memory, options.threads)
-                values.add(found["ppl"])
-                cells = [f"{large.stat().st_size / 1e9:.2f} GB", "all" if memory == "1T" else memory]
-                cells += [f"{found['wall']:.1f}", f"{found['cpu']:.1f}", f"{(found['peak'] - base) / 1e6:,.0f} MB"]
-                cells += [f"{found[k] / 1e6:,.0f} MB" if found[k] else "" for k in ("planned", "read")]
-                print("| " + " | ".join(cells) + " |", flush=True)
-        print(f"\nperplexities: {values}")
+        if "streamed" in options.only:
+            short = folder / "short.txt"
+            short.write_text(" ".join(f"w{i}" for i in words[: options.tokens + 8]))
+            streamed(large, make(folder / "tiny.gguf", 1, 384), short, options)
+        if "scaling" in options.only:
+            half = make(folder / "half.gguf", options.layers // 2, options.dim)
+            scaling(folder, half, large, text, options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the runtime reaches on a GPU: a prompt at 7B shape, generation from quantized weights, a 7B end to end.
 
-    python tests/bench/gpu.py [--layers 32] [--only peak,prompt,generate,whole]
+    python tests/bench/gpu.py [--layers 32] [--only prompt,generate,whole,streamed]
 
 Prints a markdown table with the device's name.  Peaks are measured first, on the same device: a large bfloat16 matrix
 product, and a large copy (read and write counted).  Exits with a sentence where there is no CUDA device.
@@ -148,10 +148,43 @@ def whole(layers: int) -> None:
         print(f"| perplexity | {found.tokens_per_second:,.0f} tokens/s | | |")
 
 
+def bus() -> float:
+    """Bytes a second from pinned memory to the device."""
+    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(host, device="cuda")
+    return host.numel() / seconds(lambda: there.copy_(host, non_blocking=True))
+
+
+def streamed(layers: int) -> None:
+    """A bf16 model within a third of its size, against the bus and against the same model on the device."""
+    import bench_runtime
+
+    import llmconv
+
+    bench_runtime.DIM, bench_runtime.FF, bench_runtime.KV, bench_runtime.VOCAB = DIM, FF, KV, VOCAB
+    with tempfile.TemporaryDirectory() as folder:
+        source = bench_runtime.make(Path(folder) / "bf16.gguf", layers, "BF16")
+        text = Path(folder) / "text.txt"
+        text.write_text(" ".join(f"t{i % 30000 + 3}" for i in range(40000)))
+        found, took, size, speed = {}, {}, source.stat().st_size, bus()
+        for memory in (None, size // 3):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            found[memory] = llmconv.perplexity(source, text, chunks=64, device="cuda", memory=memory or "1T").perplexity
+            took[memory], peak = time.perf_counter() - started, torch.cuda.max_memory_allocated()
+        assert found[None] == found[size // 3], found
+        print(f"| within a third | {peak / 1e9:.2f} GB on the device | of {size / 3e9:.2f} GB | same figure |")
+        print(f"| bus | {speed / 1e9:.1f} GB/s | | |")
+        rate = size / took[size // 3]
+        print(f"| a pass over the file | {rate / 1e9:.1f} GB/s | {rate / speed:.0%} of the bus | ≥ 80 % |")
+        print(f"| against all on the device | {took[size // 3] / took[None]:.2f}x its time, loading included | | |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--only", default="prompt,generate,whole")
+    parser.add_argument("--only", default="prompt,generate,whole,streamed")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA device on this machine")
@@ -166,6 +199,8 @@ def main() -> None:
         generation(options.layers, bandwidth)
     if "whole" in options.only:
         whole(options.layers)
+    if "streamed" in options.only:
+        streamed(options.layers)
 
 
 if __name__ == "__main__":

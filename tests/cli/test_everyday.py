@@ -56,6 +56,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: pytest.Ca
         ),
         ("inspect -", "'-', a stream, is of no use here"),
         ("convert - < x", "one word"),
+        ("-q inspect model.gguf", "'-q' is no option of llmconv itself; write it behind the command"),
+        ("detokenize model.gguf 1 x", "'x' is not a valid integer"),
         ("convert model.gguf x.safetensors --vocab model.json", "--vocab has no effect on a GGUF"),
         ("convert model.gguf x.safetensors --config model.json", "--config has no effect on a GGUF"),
         ("convert model.gguf x.safetensors --layout plain", "--layout plain has no effect on a GGUF"),
@@ -107,6 +109,16 @@ def test_edit_keeps_a_key_s_type(run: Any) -> None:
     assert "expected 0 to 255" in run("edit keys.gguf --set a.u8=300")[2]
 
 
+def test_edit_knows_the_keys_that_can_be_nothing_but_texts(run: Any) -> None:
+    """Where the file has none whose type could be kept: those of the specification, and all of safetensors."""
+    assert run('edit model.gguf --set general.license=mit --set general.tags=["tiny","json"]')[0] == 0
+    found = llmconv.open("model.gguf").metadata
+    assert found["general.license"] == "mit" and list(found["general.tags"]) == ["tiny", "json"]
+    run("convert model.gguf lone.safetensors")
+    assert run("edit lone.safetensors --set my.number=12")[0] == 0
+    assert llmconv.open("lone.safetensors").metadata["my.number"] == "12"
+
+
 def test_streams_where_they_make_sense(run: Any) -> None:
     text = Path("model.json").read_bytes()
     assert run("json-to-gguf - piped.gguf --outtype f64", text)[0] == 0
@@ -114,6 +126,9 @@ def test_streams_where_they_make_sense(run: Any) -> None:
     assert code == 0 and json.loads(out) == json.loads(text) and "23 tensors" in err
     assert run("tokenize model.gguf - --ids", b"the cat") == run("tokenize model.gguf --ids", b"the cat")
     assert run("tokenize model.gguf --json-texts -", b'["a"]')[0] == 0
+    ids = run("tokenize model.gguf the --ids")[1]
+    assert run("detokenize model.gguf -", ids.encode()) == run(f"detokenize model.gguf {ids}")
+    assert "'one' is not a valid integer" in run("detokenize model.gguf -", b"1 one")[2]
     assert not Path("-").exists()
 
 
@@ -182,3 +197,76 @@ def test_the_first_use_of_a_kernel_says_that_it_compiles(
         entry.compiled = lambda dtype: 1 / 0  # type: ignore[assignment, return-value]
         entry._new(np.dtype(np.float32))
     assert "compiling q32.encode_q8_0 for this processor, once" in caplog.text
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As on the first day, for these kernels; compiling one only says so.  Gives what was compiled."""
+    from llmconv.quant.kernels.compiling import cache
+
+    compiled: list[str] = []
+
+    def compile(entry: Any, dtype: Any) -> Any:
+        compiled.append(entry.name)
+        return loaded[entry, dtype]
+
+    loaded: dict[Any, Any] = {}
+
+    def forget(*entries: Any) -> list[str]:
+        for entry in entries:
+            loaded.update({(entry, dtype): entry.load(dtype) for dtype in [np.dtype(np.float32), *entry._codes]})
+            monkeypatch.setattr(entry, "_codes", {})
+        monkeypatch.setattr(cache.Entry, "_kept", lambda self, dtype: None)
+        monkeypatch.setattr(cache.Entry, "_new", compile)
+        return compiled
+
+    return forget
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def wide(run: Any) -> Path:
+    """A model with rows of 256, and its Q4_K, which has been made once."""
+    model = llmconv.Checkpoint(metadata={"general.architecture": "some"})
+    for name in "ab":
+        model.add(llmconv.Tensor.from_array(f"{name}.weight", np.ones((16, 256), np.float32)))
+    llmconv.save(model, "wide.gguf")
+    llmconv.quantize("wide.gguf", "once.gguf", "Q4_K")
+    return Path("wide.gguf")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("how", ["", " --json"])  # with a bar of its own, and without
+def test_a_bar_counts_the_kernels_that_a_run_compiles(
+    run: Any, wide: Path, nothing_compiled: Any, monkeypatch: pytest.MonkeyPatch, terminal: bool, how: str
+) -> None:
+    """Those of it, before it begins; a second run finds them and shows nothing."""
+    from llmconv.quant.kernels import kquants, q32, search
+
+    compiled = nothing_compiled(search.search_affine, kquants.pack_q45_k, q32.encode_q8_0)
+    monkeypatch.setattr(logging.getLogger("llmconv.kernels"), "filters", [])
+    for line, there in (("quantize wide.gguf new.gguf Q4_K", terminal), ("quantize wide.gguf again.gguf Q4_K", False)):
+        shown = _Terminal() if terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", shown)
+        assert run(line + how)[0] == 0
+        bar = shown.getvalue()
+        assert compiled == ["search_affine", "pack_q45_k"]
+        assert ("0/2" in bar) == ("1/2" in bar) == bar.startswith("compiling kernels") == ("compile:" in bar) == there
+        assert bar.count("\n") == there
+    assert Path("new.gguf").read_bytes() == Path("again.gguf").read_bytes() == Path("once.gguf").read_bytes()
+
+
+def test_compiling_can_be_cancelled(wide: Path, nothing_compiled: Any) -> None:
+    from llmconv.quant.kernels import search
+
+    def stop(step: llmconv.Step) -> None:
+        raise llmconv.Cancelled(f"{step.what} {step.item}, {step.done} of {step.total} {step.unit}")
+
+    compiled = nothing_compiled(search.search_affine)
+    with pytest.raises(llmconv.Cancelled, match="compile search_affine, 0 of "):
+        llmconv.quantize(wide, "small.gguf", "Q4_K", progress=stop)
+    assert compiled == [] and not Path("small.gguf").exists()

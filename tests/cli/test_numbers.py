@@ -45,6 +45,7 @@ ARGUMENTS = {
     "imatrix": "llama.gguf text.txt -o out.gguf -c 16 --chunks 1 --device cpu",
     "calibrate": "llama.gguf text.txt -o out -c 16 --chunks 1 --device cpu",
     "embed": "llama.gguf w1 --device cpu",
+    "ollama": "llama.gguf out",
     "generate": "llama.gguf -p w1 -n 4 --stop w --device cpu",
 }
 # Options that say how much is done: large numbers are legal, and would be done.

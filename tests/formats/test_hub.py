@@ -1,7 +1,9 @@
 """`hf://`: read by ranges from a Hub on this machine, whatever goes wrong on the line."""
 
+import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import llmconv
 from llmconv import formats
 from llmconv.errors import BadFile, LlmconvError, UsageError
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.places import hub as hubs, names, ranges
+from llmconv.formats.places import hub as hubs, names, passing, ranges
 from llmconv.formats.tensor import Tensor
 
 RNG = np.random.default_rng(11)
@@ -103,16 +105,33 @@ def test_inspecting_reads_headers_alone(hub, folder):
     assert all(stop - start <= 256 << 10 for name, start, stop in hub.ranges if name.endswith(".safetensors"))
 
 
+def first(what: str, every: int = 1):
+    """What goes wrong with the first request of every so many ranges: threads must not take turns with the faults."""
+
+    def make():
+        seen: dict[tuple[str, int], int] = {}
+
+        def fault(name: str, start: int, number: int) -> str:
+            is_new = (name, start) not in seen
+            return what if is_new and seen.setdefault((name, start), len(seen)) % every == 0 else ""
+
+        return fault
+
+    return make
+
+
 FAULTS = {
-    "cut": lambda name, start, number: "cut" if number % 3 == 1 else "",
-    "busy": lambda name, start, number: "503" if number % 2 == 1 else "",
-    "too many": lambda name, start, number: "429" if number % 2 == 1 else "",
+    "cut": first("cut", 2),
+    "busy": first("503"),
+    "too many": first("429"),
+    "short": first("short", 2),
+    "in an hour": first("wait Wed, 21 Oct 2015 07:28:00 GMT", 5),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_passes_is_tried_again(hub, folder, tmp_path, fault):
-    hub.faults = FAULTS[fault]
+    hub.faults = FAULTS[fault]()
     llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0")
     llmconv.quantize(folder, tmp_path / "b.gguf", "Q8_0")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -135,6 +154,8 @@ def later(what: str, first: int = 2):
         (lambda name, start, number: "flipped" if name == "config.json" else "", "another hash"),
         (later("404"), "no such repository, revision or file"),
         (later("403"), "needs a token"),
+        (later("401"), "needs a token"),
+        (later("flipped"), "another hash"),
     ],
 )
 def test_what_does_not_pass_is_said_and_leaves_nothing(hub, folder, tmp_path, faults, says):
@@ -143,6 +164,63 @@ def test_what_does_not_pass_is_said_and_leaves_nothing(hub, folder, tmp_path, fa
     with pytest.raises(BadFile, match=says):
         llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_stated_wait_is_kept(hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr(hubs.time, "sleep", waits.append)
+    hub.faults = lambda name, start, number: "wait 7" if name == "config.json" and number < 3 else ""
+    assert llmconv.open("hf://org/toy").file("config.json")
+    assert waits.count(7.0) == 2
+
+
+def test_a_slow_link(hub, folder):
+    hub.rate = 20e6
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+
+
+def test_hashes_are_checked_on_the_way(hub, folder, tmp_path):
+    """Of files that pass whole; nothing is read again for it."""
+    made = llmconv.quantize("hf://org/toy", tmp_path / "a.gguf", "Q8_0")
+    shards = len(list(folder.glob("*.safetensors")))
+    assert f"the weights' files have the SHA-256 that the Hub states, {shards} of {shards}" in made.notes
+    assert hub.sent < 1.5 * sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    made = llmconv.convert_file("hf://org/toy/sub/toy.gguf", tmp_path / "b.gguf")
+    assert any("1 of 1" in note for note in made.notes)
+    made = llmconv.convert_file("hf://org/toy", tmp_path / "c.gguf", layout="plain", exclude=["*embed*"])
+    assert any("by size and tag alone: " in note or "of 3" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (0, 0, 2, 1, 1, 3)])
+def test_pieces_in_any_order(order):
+    data = bytes(range(40))
+    passed = passing.Passing(40)
+    for i in order:
+        passed(10 * i, data[max(0, 10 * i - 3) + 3 * (i > 0) : 10 * i + 10])
+    assert passed.digest == hashlib.sha256(data).hexdigest()
+
+
+def test_pieces_that_would_wait_too_long(monkeypatch):
+    monkeypatch.setattr(passing, "_MOST", 15)
+    passed = passing.Passing(40)
+    for start in (20, 30, 0, 10):
+        passed(start, bytes(10))
+    assert not passed.digest and not passed._early
+    passed = passing.Passing(40)
+    for start, length in ((0, 12), (8, 12), (18, 22)):  # overlapping
+        passed(start, bytes(length))
+    assert passed.digest == hashlib.sha256(bytes(40)).hexdigest()
+
+
+def test_the_token_stays_with_its_host(hub, monkeypatch, folder):
+    """Weights are had by a redirect to other hosts, which must not see it."""
+    hub.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.cdn = hub.url.replace("127.0.0.1", "localhost")
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+    asked = [token for path, token in hub.seen if path.startswith("/cdn/")]
+    assert asked and not any(asked)
+    assert all(token == "Bearer hf_secret" for path, token in hub.seen if not path.startswith("/cdn/"))
 
 
 def test_an_interrupted_run_goes_on(hub, folder, tmp_path):
@@ -278,6 +356,26 @@ def test_the_cache_on_demand(hub, folder, tmp_path, monkeypatch):
     assert hub.asked.total() == before
 
 
-def test_outputs_are_written_to_a_disk(hub, folder):
-    with pytest.raises(LlmconvError, match="then llmconv upload it"):
-        llmconv.convert_file(folder, "hf://me/toy.gguf")
+def test_the_cache_by_an_option(hub, folder, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+    from huggingface_hub import constants
+
+    from llmconv.cli import cli
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    kept = tmp_path / "home" / "hub" / "models--org--toy"
+    for words, file in ((["inspect"], False), (["quantize", "-t", "Q8_0", "-o", "q.gguf"], True)):
+        run = CliRunner().invoke(cli, [*words, "hf://org/toy/sub/toy.gguf"])
+        assert run.exit_code == 0 and not kept.exists(), run.output
+        run = CliRunner().invoke(cli, [*words, *["-f"] * file, "hf://org/toy/sub/toy.gguf", "--cache"])
+        assert run.exit_code == 0 and list((kept / "blobs").iterdir()), run.output
+        shutil.rmtree(kept)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    llmconv.open("hf://org/toy")
+    assert not (tmp_path / "other").exists()  # the option was of those commands
+
+
+def test_other_outputs_are_written_to_a_disk(hub, folder):
+    for way in (lambda to: llmconv.split(folder, to, max_size=10**6), lambda to: llmconv.view(folder, to)):
+        with pytest.raises(LlmconvError, match="then llmconv upload it"):
+            way("hf://me/toy.gguf")

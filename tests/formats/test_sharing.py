@@ -24,6 +24,28 @@ def test_work_is_shared_out_whole_and_evenly() -> None:
         assert max(sum(costs[i] for i in part) for part in found) <= sum(costs) / size + max(costs)
 
 
+def test_rows_of_a_large_tensor_are_shared() -> None:
+    from llmconv.formats.tensor import Tensor
+    from llmconv.formats.writing.stream import shared
+    from llmconv.formats.writing.target import Item, Sink, Target
+    from llmconv.quant import by_name
+    from llmconv.quant.plain import F32
+
+    sink, kind = Sink(Path("x"), -1), by_name("Q8_0")
+    sizes = {"large": (5000, 256), "small": (64, 256), "empty": (0, 256)}
+    items = [Item(Tensor.shadow(n, s, F32), [Target(sink, kind, 0)]) for n, s in sizes.items()]
+    for whole in (False, True):
+        for size in (1, 3, 7):
+            parts = [part for mine in shared(items, size, whole) for part in mine]
+            for item in items:
+                own = sorted((a, b) for one, a, b in parts if one is item)
+                ends = [0, *(b for _, b in own)]
+                assert [a for a, _ in own] == ends[:-1] and ends[-1] == item.tensor.n_rows  # all rows, each once
+                assert all(a % 16 == 0 for a, _ in own) and (len(own) == 1 or not whole)
+    counts = [sum(b - a for _, a, b in mine) for mine in shared(items, 7)]
+    assert max(counts) < 1.2 * sum(counts) / 7
+
+
 def test_one_process_is_no_team() -> None:
     with llmconv.together() as team:
         assert team is None

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
+from good_models import CONFIG, write_hf
 
 import llmconv
 from llmconv.cli import COMMANDS
@@ -23,21 +25,33 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.stem)
-def test_tutorials_run(page: Path, tmp_path: Path) -> None:
+def test_tutorials_run_in_any_order_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in one folder, from the first to the last and back."""
     pytest.importorskip("torch", reason="the tutorials train and evaluate")
-    """Once, and again in the same folder where that costs no training."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.gguf"))
-    blocks = re.findall(r"```(console|python)\n(.*?)```", page.read_text(), re.DOTALL)
-    for language, block in blocks if "llmconv train" in page.read_text() else [*blocks, *blocks]:
+    with_examples(tmp_path, monkeypatch)
+    for page in [*TUTORIALS, *reversed(TUTORIALS)]:
+        follow(page)
+
+
+def with_examples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go into a folder where `examples/` is at hand."""
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("*.gguf"))
+    monkeypatch.chdir(folder)
+
+
+def follow(page: Path, languages: str = "console|python") -> None:
+    """Do what a page shows, from top to bottom, in this folder.  In this process: loading torch takes seconds."""
+    for language, block in re.findall(rf"```({languages})\n(.*?)```", page.read_text(), re.DOTALL):
         if language == "python":
-            runs = [[sys.executable, "-c", block]]
-        else:
-            lines = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
-            runs = [[sys.executable, "-m", "llmconv", *w[1:]] if w[0] == "llmconv" else w for w in lines]
-        for run in runs:
-            done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-            assert done.returncode == 0, f"{shlex.join(run)}\n{done.stderr}"
+            exec(compile(block, f"{page.name}, a block", "exec"), {"__name__": "__main__"})
+            continue
+        for line in block.replace("\\\n", " ").strip().splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["llmconv"]:
+                done = run(*words[1:])
+                assert done.code == 0, f"{page.name}: {line}\n{done.err}"
+            elif words:
+                subprocess.run(words, check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize("page", ["errors", "service"])
@@ -46,6 +60,39 @@ def test_the_pages_examples_run(page: str, tmp_path: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL):
         for _ in range(2):  # and again, in the same folder
             subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_publishing_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block, and each command that its points show, with a file's name for FILE."""
+    pytest.importorskip("torch", reason="a sweep measures with torch")
+    monkeypatch.chdir(tmp_path)
+    write_hf(tmp_path / "TinyLlama", CONFIG | {"max_position_embeddings": 512})
+    Path("wiki.txt").write_text("the cat sat on the mat. " * 200)
+    page = ROOT / "docs" / "publishing.md"
+    follow(page, "sh")
+    assert run("convert", "TinyLlama", "FILE.gguf", "--provenance").code == 0
+    names = {"FILE": "FILE.gguf", "SOURCE": "TinyLlama"}
+    shown = [line for line in re.findall(r"`(llmconv [^`]*)`", page.read_text()) if "hf://" not in line]
+    assert len(shown) >= 5
+    for line in shown:
+        done = run(*(names.get(word, word) for word in shlex.split(line)[1:]))
+        assert done.code == 0, f"{line}\n{done.err}"
+
+
+def test_the_shell_s_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that its points show, and what it lets a shell evaluate."""
+    with_examples(tmp_path, monkeypatch)
+    assert run("json-to-gguf", "examples/simple-36k.json", "model.gguf").code == 0
+    Path("in.gguf").write_bytes(Path("model.gguf").read_bytes())
+    text = (ROOT / "docs" / "shell.md").read_text()
+    for line in re.findall(r"`(llmconv [^`]*)`", text):
+        words = shlex.split(line.partition("|")[0])[1:]
+        done = run(*(word if word != "COMMAND" else "edit" for word in words))
+        assert done.code == 0 and (done.out or done.err), f"{line}\n{done.err}"
+    (shown,) = re.findall(r"_LLMCONV_COMPLETE=(\w+)", text)
+    monkeypatch.setenv("_LLMCONV_COMPLETE", shown)
+    assert "complete -o nosort -F _llmconv_completion llmconv" in run().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

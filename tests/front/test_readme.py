@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
+from good_models import write_hf
 
 import llmconv
 from llmconv.convert import layouts
@@ -57,6 +59,20 @@ def test_the_sample_knows_its_pairs(root: Path) -> None:
     examples = root / "examples"
     measured = llmconv.perplexity(examples / "simple-36k.json", examples / "pairs.json", device="cpu")
     assert measured.perplexity < 1.2
+
+
+def test_the_commands_of_converting_are_to_be_typed(root: Path, folder: Path) -> None:
+    """Where somebody has files of these names; and again, when they say that what is there may be replaced."""
+    (folder / "model.json").write_bytes((folder / "examples" / "simple-36k.json").read_bytes())
+    write_hf(folder / "TinyLlama")
+    lines = [line for line in blocks(root, "console")[1].splitlines() if line.startswith("llmconv")]
+    assert len(lines) >= 6
+    for more in ([], ["-f"]):
+        for line in lines:
+            words = shlex.split(line, comments=True)[1:]
+            done = run(*words, *(more if words[0] != "inspect" else []))
+            assert done.code == 0, f"{line}\n{done.err}"
+    assert (folder / "again.json").read_bytes() == (folder / "model.json").read_bytes()
 
 
 @pytest.mark.slow

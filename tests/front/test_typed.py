@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +62,39 @@ def test_a_type_checker_sees_the_front_door(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "mypy", *options, *files], capture_output=True, text=True, cwd=ROOT)
     found = {Path(line.split(":")[0]).stem for line in done.stdout.splitlines() if str(tmp_path) in line}
     assert found == {f"wrong{n}" for n in range(len(lines))}, done.stdout
+
+
+def _pyright() -> list[str]:
+    found = next((name for name in ("basedpyright", "pyright") if importlib.util.find_spec(name)), None)
+    if found is None:
+        pytest.skip("pyright is not installed (pip install basedpyright, which brings its own node)")
+    return [sys.executable, "-m", found]
+
+
+def _diagnostics(folder: Path, files: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """What pyright, strict, says of modules that import llmconv: file -> (severity, message) each."""
+    settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT)], "include": list(files)}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    command = [*_pyright(), "--outputjson", "--pythonpath", sys.executable, "--project", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not start here: {done.stderr.strip()[-200:]}")
+    said: dict[str, list[tuple[str, str]]] = {name: [] for name in files}
+    for one in json.loads(done.stdout)["generalDiagnostics"]:
+        said[Path(one["file"]).name].append((one["severity"], one["message"]))
+    return said
+
+
+@pytest.mark.slow
+def test_pyright_sees_the_front_door(tmp_path: Path) -> None:
+    """No error in a program that is right, one in each that is wrong, and a type for whatever is hovered over."""
+    names = sorted(llmconv._PUBLIC)
+    hovered = "import llmconv\n" + "".join(f"reveal_type(llmconv.{name})\n" for name in names)
+    wrong = {f"wrong{n}.py": f"import llmconv\n{line}\n" for n, line in enumerate(WRONG.values())}
+    said = _diagnostics(tmp_path, {"right.py": RIGHT, "hovered.py": hovered, **wrong})
+    assert [one for one in said["right.py"] if one[0] == "error"] == []
+    assert all(any(severity == "error" for severity, _ in said[name]) for name in wrong), said
+    types = [message for severity, message in said["hovered.py"] if severity == "information"]
+    assert len(types) == len(names) and not [m for m in types if re.search(r"\bUnknown\b", m) or 'is "Any"' in m], types

@@ -37,8 +37,9 @@ NOT_THERE = {
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
 }
 
-WITHOUT = ("dream", "rnd1", "llada", "llada-moe", "llama-embed", "youtu", *by_hand.NOT_RUN)
-"""No cache; llama.cpp does not load a Youtu of this shape; the others are not run here."""
+WITHOUT = ("dream", "rnd1", "llada", "llada-moe", "llama-embed", "youtu", "chameleon-swin", *by_hand.NOT_RUN)
+"""No cache; llama.cpp does not load a Youtu of this shape, and gives Chameleon 34B's feed-forwards what attention gave
+without what it was added to; the others are not run here."""
 
 IDS = [1, 5, 9, 33, 70, 12, 95, 3, 8, 21, 44, 2, 60, 7]
 
@@ -70,4 +71,5 @@ def test_what_transformers_lacks_agrees_with_ours(name: str, tmp_path: Path) -> 
         expected = llmconv.load(folder, "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
     found = logits(hf.to_gguf(folder), IDS, tmp_path / "model.gguf")
     assert found is not None
-    assert np.abs(found - expected).max() <= 2e-2 * np.abs(expected).max()
+    said = np.abs(expected) < 1e30  # not tokens of images, which Chameleon never says
+    assert np.abs(found - expected)[said].max() <= 2e-2 * np.abs(expected[said]).max()

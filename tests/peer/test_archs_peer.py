@@ -20,6 +20,7 @@ import pytest
 import tiny_models
 
 from llmconv import formats
+from llmconv.convert import further
 from llmconv.convert.dialects import hf
 from llmconv.formats import safetensors_file
 
@@ -63,6 +64,8 @@ REFUSED = {
     "bitnet-1": ("bytes", "it rounds the weights, which the first releases did whenever they used them"),
     "bamba": ("bytes", "it pairs numbers of a head as if all of it turned"),
     "falcon-h1-normed-tied": ("bytes", "it multiplies the biases of queries and values as if they were weights"),
+    "chameleon": ("bytes", "it takes the first head's norm for those of all"),
+    "chameleon-swin": ("bytes", "it takes the first head's norm for those of all"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
@@ -135,6 +138,8 @@ PATCHES: dict[str, dict[str, Any]] = {
         "rotary_emb_scale_base": NULL,
     },
 }
+PATCHES["ling3"] = by_hand.CONFIGS["ling3"] | {"num_nextn_predict_layers": 0}
+PATCHES["minimax-m3"] = by_hand.CONFIGS["minimax-m3"]["text_config"]
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
 
 # Keys that only we write, by architecture; docs/architectures.md says why.
@@ -179,8 +184,23 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "deepseek32": {"expert_gating_func"},
     "glm-dsa": {"expert_gating_func"},
     "mistral4": {"attention.temperature_scale", "attention.temperature_length"},
+    "eagle3": {"draft_vocab_size", "attention.key_length", "attention.value_length"},
+    "dflash": {"vocab_size", "draft_vocab_size", "markov_rank"},
+    "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
+    "muse-glimmer": {"scaled_by.query"},
+    "minimax-01": {"attention.recurrent_layers"},
 }
-OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight"}  # which we keep in F32, as those of all models
+# Which we keep in F32, as the routers and single rows of all models.
+OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {
+    "nemotron-h-predicting": "blk.3.ffn_gate_inp.weight"
+}
+
+# Models with layers for further tokens, of which the reference writes either half alone.
+HALVES = [
+    f"{name} {mode}"
+    for name in ("step3.5", "mimo2-published", "nemotron-h-predicting", "qwen3.5-predicting", "qwen3-next-predicting")
+    for mode in ("mtp_only", "no_mtp")
+]
 
 DRIVER = """
 import json, sys
@@ -208,12 +228,18 @@ for name, folder, out, dtype, patch in json.loads(sys.stdin.read()):
             ModelBase.load_hparams = staticmethod(lambda *args, **more: present(load(*args, **more) | patch))
             hparams = ModelBase.load_hparams(Path(folder), False)
             cls = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-            if hasattr(cls, "no_mtp"):  # it wants one of models that don't say so
+            if hasattr(cls, "_get_suppress_tokens"):  # by a vocabulary
+                cls._get_suppress_tokens = lambda self: None
+            if hasattr(cls, "lerp_weights"):  # which it keeps from one model to the next
+                cls.lerp_weights.clear()
+            cls.no_mtp, cls.mtp_only = name.endswith(" no_mtp"), name.endswith(" mtp_only")
+            if not name.endswith("_mtp") and not cls.mtp_only:  # it wants one of models that don't say so
                 inner = hparams.get("text_config") or {}
                 said = {**hparams, **inner}.get("num_nextn_predict_layers") is not None
                 files = Path(folder).glob("*.safetensors")
                 cls.no_mtp = not said and not any(b"mtp.layers." in file.read_bytes() for file in files)
-            cls(Path(folder), kinds[dtype], Path(out), **({"hparams": hparams} if patch else {})).write()
+            more = {"hparams": hparams} if patch else {}
+            cls(Path(folder), kinds[dtype], Path(out), target_model_dir=Path(folder), **more).write()
         result[name] = None
     except Exception as error:
         result[name] = f"{type(error).__name__}: {error}"
@@ -222,15 +248,17 @@ print("RESULT " + json.dumps(result))
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every tiny model, converted by the reference: name -> (folder, GGUF, error)."""
+def reference(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Every tiny model that is asked for, converted by the reference: name -> (folder, GGUF, error)."""
+    wanted = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    wanted |= {name.split()[0] for name in wanted if name in HALVES}
     home = Path(os.environ.get("LLMCONV_LLAMA_CPP", ""))
     if not (home / "conversion" / "base.py").is_file():
         pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's conversion/")
     root = tmp_path_factory.mktemp("peer")
     jobs = []
     for name, tiny in tiny_models.MODELS.items():
-        if name in OURS_ALONE:
+        if name in OURS_ALONE or name not in wanted:
             continue
         tiny_models.build(name, root / name)
         if tiny.gguf in (
@@ -242,12 +270,19 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             words = {f"w{i}": i for i in range(tiny.config["vocab_size"])}
             (root / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), tiny.dtype, PATCHES.get(name, {})))
-    for name, config in BY_HAND.items():
+    for name, config in ((name, config) for name, config in BY_HAND.items() if name in wanted):
         form = 1 if name == "nomic-bert-published" else by_hand.FORMS.get(name, 0)
         prefix = {"prefix": by_hand.PREFIXES[name]} if name in by_hand.PREFIXES else {}
         safetensors_file.save(hf_models.model(config, form=form, **prefix), root / name)
-        (root / name / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece"}}))
+        words = {"vocab": {f"w{i}": i for i in range(96)}} if name.startswith("gemma") else {}  # it is cut to these
+        (root / name / "tokenizer.json").write_text(
+            json.dumps({"model": {"type": "WordPiece", **words}, "added_tokens": []})
+        )
         jobs.append((name, str(root / name), str(root / f"{name}.gguf"), "bfloat16", PATCHES.get(name, {})))
+    halves = [(half, *half.split()) for half in HALVES if half in wanted]
+    for half, whole, _mode in halves:
+        name, folder, _, *rest = next(job for job in jobs if job[0] == whole)
+        jobs.append((half, folder, str(root / f"{half}.gguf"), *rest))
     jobs.sort(key=lambda job: job[0] == "arctic")  # after whom the reference maps no other family's names
     path = os.pathsep.join([str(home / "gguf-py"), str(home)])
     done = subprocess.run(
@@ -264,7 +299,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: (Path(folder), Path(out), errors[name]) for name, folder, out, *_ in jobs}
 
 
-@pytest.mark.parametrize("name", [*(n for n in tiny_models.MODELS if n not in OURS_ALONE), *BY_HAND])
+@pytest.mark.parametrize("name", [*(n for n in tiny_models.MODELS if n not in OURS_ALONE), *BY_HAND, *HALVES])
 def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     folder, gguf, error = reference[name]
     kind, _why = REFUSED.get(name, ("", ""))
@@ -273,12 +308,14 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
         return
     (folder / "tokenizer.json").unlink(missing_ok=True)
     ours, theirs = hf.to_gguf(formats.open(folder)), formats.open(gguf)
+    if name in HALVES:
+        ours = further.without(ours) if name.endswith(" no_mtp") else further.alone(ours)
     if kind == "tensors":
         ours.tensors = {key: tensor for key, tensor in ours.tensors.items() if "vis_" not in key}
     assert sorted(ours.tensors) == sorted(theirs.tensors)
     for key, their in theirs.tensors.items():
         our = ours.tensors[key]
-        if key.endswith(OTHER_TYPES.get(name, "?")):
+        if key.endswith(OTHER_TYPES.get(name.split()[0], "?")):
             their = theirs.tensors[key] = their.astype(our.type)
         assert (our.shape, our.type.name) == (their.shape, their.type.name), key
     different = [

@@ -60,6 +60,26 @@ def test_llama_cpp_computes_the_same(tmp_path: Path, way: Any, settings: Any, ki
     assert np.abs(found - expected).max() <= 3e-2 * np.abs(expected).max()  # it rounds its inputs to eight bits
 
 
+def test_awq_as_q4_1_in_llama_cpp_and_as_floats_in_transformers(tmp_path: Path) -> None:
+    """With sums rounded to float16 a GGUF computes what transformers does with the weights that AWQ stands for."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    source = stored(tmp_path / "in", awq, {"quant_method": "awq"})
+    result = llmconv.quantize(source, tmp_path / "a.gguf", "REPACK", round_sums=True)
+    assert any("rounded to float16" in note for note in result.notes)
+    gguf = llmconv.open(tmp_path / "a.gguf")
+    assert {gguf.tensors[f"blk.1.{n}.weight"].type.name for n in ("attn_v", "ffn_down")} == {"Q4_1"}
+    llmconv.convert_file(source, tmp_path / "f32", outtype="f32")
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "f32", dtype=torch.float32)
+        expected = model(torch.tensor([IDS])).logits[0].numpy()
+    found = logits(gguf, IDS, tmp_path / "b.gguf")
+    assert found is not None and np.abs(found - expected).max() <= 3e-2 * np.abs(expected).max()
+    with torch.no_grad():  # the sums' rounding alone, without that of llama.cpp's inputs
+        ours = llmconv.load(tmp_path / "a.gguf", "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
+    assert np.abs(ours - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
 def decompressed(path: Path) -> dict[str, Any]:
     """A folder's layers as compressed-tensors reads them."""
     library = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
@@ -119,9 +139,10 @@ def test_compressed_tensors_reads_what_we_carry(tmp_path: Path, way: Any, settin
         assert np.allclose(values, want[name].numpy(), rtol=2**-10, atol=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["W4A16", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"])
+@pytest.mark.parametrize("kind", ["W4A16", "W4A16_ASYM", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"])
 def test_transformers_loads_what_we_write(tmp_path: Path, kind: str) -> None:
-    """Not W4A16_ASYM: compressed-tensors 0.20 packs zero points and makes transformers expect such that are not."""
+    """W4A16_ASYM only while its weights are decoded: as they are, compressed-tensors 0.20 makes room for zero points
+    that are not packed (it packs those of weights, not those of the empty model), and writes them packed itself."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     rng = np.random.default_rng(3)
@@ -131,8 +152,10 @@ def test_transformers_loads_what_we_write(tmp_path: Path, kind: str) -> None:
     )
     llmconv.quantize(source, tmp_path / "out", kind)
     with torch.no_grad():
-        dtype = torch.bfloat16 if kind.endswith("FP4A16") else torch.float32
-        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+        how: dict[str, Any] = {"dtype": torch.bfloat16 if kind.endswith("FP4A16") else torch.float32}
+        if kind == "W4A16_ASYM":
+            how["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **how)
         found = model(torch.tensor([IDS])).logits[0].float().numpy()
         expected = llmconv.load(tmp_path / "out", "cpu", "f32")(torch.tensor([IDS]))[0].numpy()
     rounded = 0.1 if kind.startswith("FP8") else 3e-2  # FP8's inputs are rounded too, others compute in bfloat16
@@ -162,3 +185,39 @@ def test_mlx_reads_what_we_write(tmp_path: Path, way: str) -> None:
         scales, biases = (made[f"{stem}.{end}"].astype(mx.float32) for end in ("scales", "biases"))
         got = mx.dequantize(made[f"{stem}.weight"], scales, biases, settings["group_size"], settings["bits"])
         assert np.allclose(np.array(got), want[f"{stem}.weight"].numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_writes_the_same_tensors(tmp_path: Path, symmetric: bool) -> None:
+    """Of a layer with our integers: the same names, types, shapes and bytes."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    source = stored(tmp_path / "in", gptq if symmetric else awq, {"quant_method": "gptq" if symmetric else "awq"})
+    llmconv.quantize(source, tmp_path / "out", "W4A16" if symmetric else "W4A16_ASYM")
+    config = llmconv.convert.tables.config.read_config(llmconv.open(tmp_path / "out"))["quantization_config"]
+    (scheme,) = QuantizationConfig.model_validate(config).config_groups.values()
+    own = BaseCompressor.get_value_from_registry("pack-quantized")
+    stem = "model.layers.0.self_attn.k_proj."
+    arrays = {n: torch_of(t) for n, t in llmconv.open(tmp_path / "out" / "model.safetensors").tensors.items()}
+    ours = {n.removeprefix(stem): t for n, t in arrays.items() if n.startswith(stem)}
+    theirs = own.compress(own.decompress(dict(ours), scheme) | {"weight_scale": ours["weight_scale"]}, scheme)
+    assert theirs.keys() == ours.keys()
+    for name, tensor in theirs.items():
+        assert tensor.dtype == ours[name].dtype and torch.equal(tensor, ours[name]), name
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "nvfp4"])
+def test_mlx_reads_small_floats(tmp_path: Path, kind: str) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    rng = np.random.default_rng(3)
+    floats = llama(lambda stem, shape: {f"{stem}.weight": rng.standard_normal(shape).astype(np.float32)})
+    llmconv.quantize(folder(tmp_path / "in", floats), tmp_path / "a.gguf", kind, pure=True, token_embedding_type="F16",
+                     output_tensor_type="F16")  # fmt: skip
+    assert "every weight equal" in llmconv.quantize(tmp_path / "a.gguf", tmp_path / "out", "MLX").output.proof
+    made = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    want = unpack(llmconv.open(tmp_path / "out")).tensors
+    for stem in ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
+        got = mx.dequantize(made[f"{stem}.weight"], made[f"{stem}.scales"], mode=kind, dtype=mx.float32)
+        assert np.array_equal(np.array(got), want[f"{stem}.weight"].numpy())

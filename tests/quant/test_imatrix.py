@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from hypothesis import given, strategies as st
 from imatrix_files import dat, write_gguf
 
 from llmconv.convert.quantizing.importance import read_importance, read_sums
+from llmconv.convert.quantizing.plan import _importance
 from llmconv.errors import BadFile, UsageError
+from llmconv.formats.tensor import Tensor
 from llmconv.quant.imatrix import Importance, from_dat
 
 
@@ -49,8 +52,8 @@ def test_filters() -> None:
     assert list(matrix.filtered(exclude=["blk.0"]).entries) == ["output.weight"]
     with pytest.raises(UsageError, match="exclude each other"):
         matrix.filtered(["a"], ["b"])
-    for bad in (np.nan, np.inf, -1e-9):
-        with pytest.raises(BadFile, match=rf"importance of 'a' at 1 is {np.float32(bad)}"):
+    for bad in (np.nan, np.inf, -1e-9, 3e38):
+        with pytest.raises(BadFile, match=re.escape(f"importance of 'a' at 1 is {np.float32(bad)}")):
             Importance({"a": np.float32([1, bad])}).check("x")
 
 
@@ -64,6 +67,7 @@ def test_filters() -> None:
         (struct.pack("<ii", 1, 1 << 30) + bytes(16), "expected at most 65,535"),
         (struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", 1, 1 << 29), "needs 2,147,483,648 bytes"),
         (struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", 1, -1) + bytes(8), "-1 values"),
+        (struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", -3, 1) + bytes(8), "1 values of -3 calls"),
         (struct.pack("<ii", 1, 1) + b"\xff" + struct.pack("<iif", 1, 1, 1.0), "not valid UTF-8"),
         (dat({"a": (1, [1.0])}) + b"", ""),
     ],
@@ -98,6 +102,40 @@ def test_hostile_gguf(tmp_path: Path, sums: Any, counts: Any, keys: bool, messag
     path = write_gguf(tmp_path / "i.gguf", sums, counts, keys)
     with pytest.raises(BadFile, match=message):
         read_importance(path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "used", "words"),
+    [
+        (np.ones(64), True, ""),
+        (np.zeros(64), False, "zeros alone"),
+        (np.full(64, 1e-40), False, "zeros alone"),
+        (np.full(64, -0.0), False, "zeros alone"),
+        (np.where(np.arange(64) < 32, 0, 1), True, "of 0 for 32 of 64 columns, whole blocks of them"),
+        (np.where(np.arange(64) == 7, 1, 1e-35), True, "of 0 for 48 of 64 columns, whole blocks of them"),
+        (np.arange(64) % 2, True, ""),
+    ],
+)
+def test_weights_that_say_nothing_are_named(weights: Any, used: bool, words: str) -> None:
+    notes: list[str] = []
+    tensor = Tensor.from_array("blk.0.ffn_up.weight", np.ones((2, 64), np.float32))
+    found = _importance(tensor, tensor.shape, Importance({tensor.name: weights.astype(np.float32)}), notes)
+    assert (found is not None) == used
+    assert words in "".join(notes) and len(notes) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is a git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"\x1f\x8b" + bytes(60), "is compressed by gzip"),
+    ],
+)
+def test_what_stands_in_place_of_a_matrix(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "i.dat").write_bytes(data)
+    with pytest.raises(BadFile, match=message):
+        read_importance(tmp_path / "i.dat")
 
 
 def test_a_model_is_no_importance_matrix(tmp_path: Path) -> None:

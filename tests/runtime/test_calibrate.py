@@ -123,7 +123,7 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
     np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(found.rows[f"{name}.weight"][0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(found.of_rows(f"{name}.weight")[0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
     assert all(p.requires_grad for p in loaded.parameters())
 
 

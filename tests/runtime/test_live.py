@@ -99,6 +99,45 @@ def test_an_adapter_is_merged_as_peft_merges_it(tmp_path, dtype):
 
 
 @OLD_NAMES
+@pytest.mark.parametrize("name", ["default", "second"])
+def test_an_adapter_as_a_gguf_of_its_own(tmp_path, name):
+    """The bytes of the saved folder's, and what it adds is what PEFT adds."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, lora_alpha=6)
+    model = peft.get_peft_model(made("llama", torch.float32), config, adapter_name=name)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "lora_" in key:
+                value.normal_()
+    llmconv.save_adapter(model, tmp_path / f"{name}.gguf")
+    model.save_pretrained(tmp_path / "saved")
+    model.get_base_model().config.architectures = ["LlamaForCausalLM"]
+    model.get_base_model().config.save_pretrained(tmp_path / "base")
+    folder = tmp_path / "saved" if name == "default" else tmp_path / "saved" / name
+    folder = folder.rename(tmp_path / name)
+    llmconv.convert_file(folder, tmp_path / "want.gguf", base=tmp_path / "base")
+    assert (tmp_path / f"{name}.gguf").read_bytes() == (tmp_path / "want.gguf").read_bytes()
+    found = llmconv.open(tmp_path / f"{name}.gguf")
+    a, b = (found.tensors[f"blk.0.ffn_down.weight.lora_{half}"].numpy() for half in "ab")
+    want = model.get_base_model().model.layers[0].mlp.down_proj.get_delta_weight(name)
+    scale = found.metadata["adapter.lora.alpha"] / 4
+    assert np.allclose(scale * b @ a, want.detach().numpy(), atol=1e-5)
+
+
+@OLD_NAMES
+def test_adapters_that_are_none():
+    peft = pytest.importorskip("peft")
+    with pytest.raises(UsageError, match="takes a PEFT model"):
+        llmconv.save_adapter(made("llama"), "x.gguf")
+    model = peft.get_peft_model(made("llama"), peft.LoraConfig(target_modules=["q_proj"], r=4))
+    with pytest.raises(UsageError, match="name one of default"):
+        llmconv.save_adapter(model, "x.gguf", adapter="other")
+    model = peft.get_peft_model(made("llama"), peft.LoraConfig(target_modules=["q_proj"], r=4, use_dora=True))
+    with pytest.raises(Unsupported):
+        llmconv.save_adapter(model, "x.gguf")
+
+
+@OLD_NAMES
 def test_what_is_no_plain_lora_is_refused():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj"], r=4, use_dora=True)

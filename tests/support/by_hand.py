@@ -30,7 +30,7 @@ _MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
 
 
 def _of(cls: str, model_type: str, base: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"architectures": [cls], "model_type": model_type, **base, **more}
+    return {"architectures": [cls], "model_type": model_type, **base} | more
 
 
 def _inside(cls: str, model_type: str, base: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -460,14 +460,348 @@ QWEN1 = _of(
 )
 CONFIGS["qwen1"] = {k: v for k, v in QWEN1.items() if k not in ("rms_norm_eps", "rope_theta", "num_key_value_heads")}
 
-NOT_RUN = ("grovemoe", "nanbeige-looped")
+_QWEN3 = _LLAMA | {"head_dim": 16}
+CONFIGS |= {
+    "eagle3": _of(
+        "LlamaForCausalLMEagle3",
+        "llama",
+        _LLAMA | {"num_hidden_layers": 1},
+        draft_vocab_size=48,
+        eagle_aux_hidden_state_layer_ids=[1, 3, 5],
+        target_hidden_size=80,
+        norm_before_fc=True,
+    ),
+    "eagle3-speculator": {
+        "architectures": ["Eagle3Speculator"],
+        "vocab_size": 96,
+        "num_hidden_layers": 1,
+        "draft_vocab_size": 48,
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 5],
+        "target_hidden_size": 64,
+        "norm_before_residual": True,
+        "transformer_layer_config": _LLAMA | {"num_hidden_layers": 1, "model_type": "llama"},
+    },
+    "dflash": _of(
+        "DFlashDraftModel",
+        "qwen3",
+        _QWEN3,
+        block_size=8,
+        dflash_config={"mask_token_id": 5, "target_layer_ids": [0, 2, 4]},
+        use_sliding_window=True,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "dflash2": _of(
+        "DFlash2DraftModel",
+        "qwen3",
+        _QWEN3,
+        dflash_config={
+            "mask_token_id": 5,
+            "target_layer_ids": [0, 2],
+            "block_size": 8,
+            "conv_kernel_size": 3,
+            "conv_group_size": 16,
+            "selector_rank": 8,
+            "selector_top_k": 4,
+            "causal": False,
+        },
+    ),
+    "dspark": _of(
+        "Qwen3DSparkModel",
+        "qwen3",
+        _QWEN3,
+        block_size=8,
+        mask_token_id=5,
+        target_layer_ids=[0, 2, 4],
+        markov_rank=8,
+        draft_vocab_size=48,
+        enable_confidence_head=True,
+    ),
+    "muse-glimmer-assistant": _of(
+        "MuseGlimmerAssistantModel",
+        "muse_glimmer_assistant",
+        _QWEN3,
+        block_size=8,
+        mask_token_id=5,
+        target_layer_ids=[1, 3],
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma4-assistant": {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "backbone_hidden_size": 80,
+        "text_config": {k: v for k, v in _LLAMA.items() if k != "rope_theta"}
+        | {
+            "model_type": "gemma4_text",
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": 30.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    },
+    "jais": _of(
+        "JAISLMHeadModel",
+        "jais",
+        {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "layer_norm_epsilon": 1e-5},
+        n_inner=96,
+        activation_function="swiglu",
+        position_embedding_type="alibi",
+        mup_embeddings_scale=9.1705785388,
+        mup_output_alpha=1.0953,
+        mup_width_scale=0.1252,
+        mup_scale_qk_dot_by_d=True,
+    ),
+    "rugpt3xl": _of(
+        "RuGPT3XLForCausalLM",
+        "rugpt3xl",
+        {"vocab_size": 96, "max_position_embeddings": 128, "hidden_size": 64, "intermediate_size": 256},
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        layer_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    ),
+    "plamo": _of(
+        "PlamoForCausalLM",
+        "plamo",
+        {k: v for k, v in _ALONE.items() if k not in ("rope_theta", "max_position_embeddings")},
+        n_shared_head=2,
+    ),
+    "talkie": _of(
+        "TalkieForCausalLM",
+        "talkie",
+        {k: v for k, v in _ALONE.items() if k not in ("num_key_value_heads", "rms_norm_eps")},
+        head_dim=16,
+    ),
+    "chameleon": _of("ChameleonForConditionalGeneration", "chameleon", _ALONE, vocab_size=8200),
+    "chameleon-swin": _of("ChameleonForConditionalGeneration", "chameleon", _ALONE, vocab_size=8200, swin_norm=True),
+    "granite-switch": _of(
+        "GraniteSwitchForCausalLM",
+        "granite_switch",
+        _LLAMA | {"num_hidden_layers": 3},
+        num_adapters=2,
+        max_lora_rank=8,
+        adapter_token_ids=[90, 91],
+        adapter_substitute_token_ids=[1, 2],
+        shared_intermediate_size=80,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        attention_multiplier=0.25,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+    ),
+    "muse-glimmer": _inside(
+        "MuseGlimmerForConditionalGeneration",
+        "muse_glimmer",
+        _QWEN3
+        | {
+            "num_hidden_layers": 4,
+            "hidden_activation": "silu",
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "layer_rope_theta": [10000.0, 10000.0, 10000.0, 0],
+            "final_logit_softcapping": 20.0,
+            "qk_scale_factor": 3.87,
+            "output_multiplier": 0.19611613513818404,
+            "post_norm_eps": 1e-8,
+        },
+    ),
+    "k-exaone-predicting": _of(
+        "ExaoneMoEForCausalLM",
+        "exaone_moe",
+        _QWEN3,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        num_shared_experts=1,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+        scoring_func="sigmoid",
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        num_nextn_predict_layers=1,
+    ),
+    "exaone4.5-predicting": _inside(
+        "Exaone4_5_ForConditionalGeneration",
+        "exaone4_5",
+        _QWEN3
+        | {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "num_nextn_predict_layers": 1,
+        },
+    ),
+}
+
+_NEMOTRON = {k: v for k, v in _LLAMA.items() if k not in ("rms_norm_eps", "rope_theta", "intermediate_size")} | {
+    "head_dim": 24,
+    "norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "conv_kernel": 4,
+    "num_hidden_layers": 3,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "moe_latent_size": 32,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
+CONFIGS |= {
+    "nemotron-h-predicting": _of(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        _NEMOTRON,
+        hybrid_override_pattern="ME*",
+        num_nextn_predict_layers=1,
+    ),
+    "nemotron-h-puzzle": _of(
+        "NemotronHPuzzleForCausalLM",
+        "nemotron_h_puzzle",
+        {k: v for k, v in _NEMOTRON.items() if k not in ("moe_intermediate_size", "num_experts_per_tok")},
+        block_configs=[
+            {"block_type": "mamba"},
+            {"block_type": "moe", "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+            {"block_type": "attention"},
+            {"block_type": "moe", "moe_intermediate_size": 48, "num_experts_per_tok": 1},
+        ],
+    ),
+}
+
+CONFIGS |= {
+    "minimax-m3": _inside(
+        "MiniMaxM3SparseForConditionalGeneration",
+        "minimax_m3_vl",
+        _LLAMA
+        | {
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "intermediate_size": 32,
+            "dense_intermediate_size": 96,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.0,
+            "scoring_func": "sigmoid",
+            "moe_layer_freq": [0, 1],
+            "sparse_attention_config": {
+                "sparse_num_index_heads": 2,
+                "sparse_index_dim": 8,
+                "sparse_topk_blocks": 4,
+                "sparse_block_size": 16,
+                "sparse_local_block": 1,
+            },
+        },
+    ),
+    "minimax-01": _of(
+        "MiniMaxText01ForCausalLM",
+        "minimax_text_01",
+        _LLAMA,
+        head_dim=16,
+        rotary_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        attn_type_list=[0, 1],
+        postnorm=True,
+        **{
+            f"layernorm_{part}_{greek}": number
+            for part in ("full_attention", "linear_attention", "mlp")
+            for greek, number in (("alpha", 3.5565588200778455), ("beta", 1.0))
+        },
+    ),
+}
+
+_LING3 = _LATENT | {
+    "head_dim": 16,
+    "q_lora_rank": None,
+    "num_experts": 4,
+    "num_shared_experts": 1,
+    "moe_shared_expert_intermediate_size": 48,
+    "score_function": "sigmoid",
+    "n_group": 2,
+    "layer_group_size": 2,
+    "short_conv_kernel_size": 4,
+    "no_kda_lora": True,
+    "kda_safe_gate": True,
+    "kda_lower_bound": -5.0,
+    "gated_attention_proj_granularity_type": "head_wise",
+}
+_LING3 = {k: v for k, v in _LING3.items() if k not in ("n_routed_experts", "n_shared_experts", "scoring_func")}
+CONFIGS |= {
+    "ling3": _of("BailingMoeV3ForCausalLM", "bailing_hybrid", _LING3),
+    "ling3-vl": _inside(
+        "BailingMoeV3VLForConditionalGeneration",
+        "bailing_moe_v3_vl",
+        _LING3 | {"q_lora_rank": 24, "num_nextn_predict_layers": 1, "mrope_section": [2, 3, 3]},
+    ),
+}
+
+_RWKV = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+_RWKV6 = _RWKV | {"hidden_size": 128, "intermediate_size": 512}
+CONFIGS |= {
+    "rwkv6": _of("Rwkv6ForCausalLM", "rwkv6", _RWKV6, head_size=16, layer_norm_epsilon=1e-5, rescale_every=1),
+    "rwkv6-qwen2": _of(
+        "RWKV6Qwen2ForCausalLM",
+        "rwkv6qwen2",
+        _LLAMA,
+        attention_bias=True,
+        lora_rank_tokenshift=8,
+        lora_rank_decay=8,
+    ),
+    "rwkv7": _of(
+        "RWKV7ForCausalLM",
+        "rwkv7",
+        _RWKV,
+        head_dim=16,
+        norm_eps=1e-5,
+        decay_low_rank_dim=8,
+        a_low_rank_dim=8,
+        v_low_rank_dim=4,
+        gate_low_rank_dim=12,
+    ),
+    "arwkv7": _of(
+        "RwkvHybridForCausalLM",
+        "rwkv_hybrid",
+        _LLAMA,
+        head_size=16,
+        wkv_version=7,
+        wkv_has_gate=True,
+    ),
+}
+
+NOT_RUN = (
+    *("ling3", "ling3-vl"),
+    *("minimax-m3", "minimax-01"),
+    *("rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7"),
+    *("grovemoe", "nanbeige-looped", "granite-switch"),
+    *("gemma4-assistant", "eagle3", "eagle3-speculator", "dflash", "dflash2", "dspark", "muse-glimmer-assistant"),
+)
 """Whose forward pass is not known here."""
 
-BITS_ALONE = {"smolvlm", "youtu", "sarvam"}
+BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo"}
 """What is compared with nothing of the reference's."""
 
-FORMS = {"kormo": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
+FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
 """In which form a model is written, where not the first."""
 
-PREFIXES = {"lfm2-bidirectional": ""}
+PREFIXES = {"lfm2-bidirectional": "", "rugpt3xl": "model."}
 """What stands before a model's names, where not the usual."""

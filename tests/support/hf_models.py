@@ -128,18 +128,20 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
         if changes.get("without", "?") in slot.gguf[0] and len(slot.gguf) > 1:
             continue
         number = min(form, len(slot.row.forms) - 1)
-        mxfp4 = any(type(op).__name__ == "PackMxfp4" for op in slot.row.forms[number].ops)
+        whole = slot.row.forms[number].stored_as
         parts = tuple(
-            Tensor(n, shape, by_name("MXFP4" if mxfp4 else kind), lambda a, b: np.empty((b - a, 0), np.uint8))
+            Tensor(n, shape, whole or by_name(kind), lambda a, b: np.empty((b - a, 0), np.uint8))
             for n, shape in zip(slot.gguf, slot.shapes, strict=True)
         )
         for op in reversed(slot.row.forms[number].ops):
             parts = op.undo(parts, slot.dims)
         for name, part in zip(slot.names(number, prefix), parts, strict=True):
-            dtype = part.type.dtype if mxfp4 else by_name(kind).dtype
+            dtype = part.type.dtype if whole else by_name(kind).dtype
             assert dtype is not None
             size = int(np.prod(part.shape))
-            values = rng.integers(0, 256, size) if mxfp4 else rng.normal(0, 1, size)
+            values = rng.integers(0, 256, size) if whole else rng.normal(0, 1, size)
+            if whole is by_name("I64"):  # words of a draft, all different
+                values = np.sort(rng.integers(0, dims["n_vocab"] - size + 1, size))
             out.add(Tensor.from_array(name, values.astype(dtype).reshape(part.shape)))
     return out
 

@@ -30,6 +30,7 @@ class Hub:
     """One repository `org/toy` with the files of a folder.
 
     token: one that every request must bring.   delay: seconds before each answer of weights.
+    rate: bytes a second of all answers together; 0: as fast as they go.   seen: (address, token) of every request.
     faults: called with (file, start, number of the request of that file's bytes); what it names goes wrong.
     asked: requests by kind;   sent: bytes of files.   most: requests of bytes under way at once.
     """
@@ -39,6 +40,9 @@ class Hub:
         self.faults: Callable[[str, int, int], str] = lambda name, start, number: ""
         self.asked: Counter[str] = Counter()
         self.sent = self.most = self._now = 0
+        self.rate = self._free = 0.0
+        self.cdn = ""
+        self.seen: list[tuple[str, str]] = []
         self.ranges: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
         self._digests: dict[Path, str] = {}
@@ -78,6 +82,7 @@ class Hub:
     def _handler(hub) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a head and its body would wait for each other
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -91,6 +96,7 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)
+        self.seen.append((path, request.headers.get("Authorization", "")))
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}" and "/cdn/" not in path:
             return self._say(request, 401, {"error": "no"})
         if path == "/api/models/org/toy" or re.fullmatch(r"/api/models/org/toy/revision/(main|v1|[0-9a-f]{40})", path):
@@ -114,6 +120,19 @@ class Hub:
         if request.command != "HEAD":
             request.wfile.write(body)
 
+    def _send(self, request: BaseHTTPRequestHandler, part: bytes) -> None:
+        """The bytes of an answer, no faster than the link."""
+        step = 1 << 18 if self.rate else max(1, len(part))
+        for start in range(0, len(part), step):
+            piece = part[start : start + step]
+            if self.rate:
+                with self._lock:
+                    self._free = max(self._free, time.monotonic()) + len(piece) / self.rate
+                    wait = self._free - time.monotonic()
+                time.sleep(max(0.0, wait))
+            request.wfile.write(piece)
+        request.wfile.flush()
+
     def _file(self, request: BaseHTTPRequestHandler, name: str, redirected: bool) -> None:
         path = self.files()[name]
         size = path.stat().st_size
@@ -122,7 +141,7 @@ class Hub:
                 request,
                 302,
                 "",
-                Location=f"{self.url}/cdn/{name}",
+                Location=f"{self.cdn or self.url}/cdn/{name}",
                 X_Repo_Commit=COMMIT,
                 X_Linked_Size=str(size),
                 X_Linked_Etag=f'"{self.digest(path)}"',
@@ -143,11 +162,15 @@ class Hub:
             self._now -= 1
         if fault.isdigit():
             return self._say(request, int(fault), {"error": "busy"}, Retry_After="0")
+        if fault.startswith("wait "):
+            return self._say(request, 503, {"error": "busy"}, Retry_After=fault.removeprefix("wait "))
         with path.open("rb") as file:
             file.seek(start)
             part = file.read(stop - start)
         if fault == "flipped":
             part = bytes([part[0] ^ 1]) + part[1:]
+        if fault == "short":  # the answer says less than was asked for, and keeps to it
+            part = part[: len(part) // 2]
         total = size + (fault == "other size")
         request.send_response(206 if found else 200)
         request.send_header("Content-Length", str(len(part)))
@@ -161,8 +184,7 @@ class Hub:
         if fault == "cut":
             part = part[: len(part) // 2]
             request.close_connection = True
-        request.wfile.write(part)
-        request.wfile.flush()
+        self._send(request, part)
         self.sent += len(part)
         if fault == "cut":
             request.connection.close()

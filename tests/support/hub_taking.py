@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from hub_server import COMMIT, LARGE, Hub
 
-__all__ = ["TakingHub"]
+__all__ = ["FullHub", "TakingHub"]
 
 
 class TakingHub(Hub):
@@ -22,6 +22,7 @@ class TakingHub(Hub):
 
     repos: name -> its files, by path.   objects: large contents that arrived, by SHA-256.   put: how many were sent.
     refuse: called with (method, path); a status that it gives is the answer.   private: of those made.
+    parts: bytes of the parts that a large content is sent in; 0: whole.
     """
 
     def __init__(self, folder: Path, token: str = ""):
@@ -29,7 +30,8 @@ class TakingHub(Hub):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, Any] = {}
         self.objects: dict[str, bytes] = {}
-        self.put = 0
+        self.put = self.parts = 0
+        self._parts: dict[str, dict[int, bytes]] = {}
         self.messages: list[str] = []
         self.refuse: Callable[[str, str], int] = lambda method, path: 0
 
@@ -39,9 +41,7 @@ class TakingHub(Hub):
         if status := self.refuse(request.command, path):
             return self._say(request, status, {"error": "busy"}, Retry_After="0")
         if path.startswith("/lfs/"):
-            self.objects[path.removeprefix("/lfs/")] = body
-            self.put += 1
-            return self._say(request, 200, {})
+            return self._take(request, path.removeprefix("/lfs/"), body)
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return self._say(request, 401, {"error": "no"}, X_Error_Code="RepoNotFound")
         if path == "/api/validate-yaml":
@@ -76,14 +76,31 @@ class TakingHub(Hub):
             ]
             return self._say(request, 200, {"files": modes})
         if path == ".git/info/lfs/objects/batch":
-            wanted = [o | self._action(o["oid"]) for o in json.loads(body)["objects"]]
+            wanted = [o | self._action(o["oid"], o["size"]) for o in json.loads(body)["objects"]]
             return self._say(request, 200, {"transfer": "basic", "objects": wanted})
         if path.startswith("/commit/"):
             return self._commit(request, name, files, body)
         raise AssertionError(path)
 
-    def _action(self, oid: str) -> dict[str, Any]:
-        return {} if oid in self.objects else {"actions": {"upload": {"href": f"{self.url}/lfs/{oid}"}}}
+    def _action(self, oid: str, size: int) -> dict[str, Any]:
+        if oid in self.objects:
+            return {}
+        upload: dict[str, Any] = {"href": f"{self.url}/lfs/{oid}"}
+        if self.parts:
+            parts = {str(i + 1): f"{self.url}/lfs/{oid}/{i}" for i in range(-(-size // self.parts))}
+            upload["header"] = {"chunk_size": str(self.parts)} | parts
+        return {"actions": {"upload": upload}}
+
+    def _take(self, request: BaseHTTPRequestHandler, name: str, body: bytes) -> None:
+        """A content, a part of it, or the word that all parts are there."""
+        oid, _, number = name.partition("/")
+        if number:
+            self._parts.setdefault(oid, {})[int(number)] = body
+            return self._say(request, 200, {}, ETag=f'"{number}"')
+        parts = self._parts.pop(oid, {})
+        self.objects[oid] = b"".join(parts[i] for i in sorted(parts)) if parts else body
+        self.put += 1
+        return self._say(request, 200, {})
 
     def _commit(self, request: BaseHTTPRequestHandler, name: str, files: dict[str, bytes], body: bytes) -> None:
         for line in body.splitlines():
@@ -97,6 +114,16 @@ class TakingHub(Hub):
                 files[value["path"]] = self.objects[value["oid"]]
         url = f"{self.url}/{name}/commit/{COMMIT}"
         return self._say(request, 200, {"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
+
+
+class FullHub(TakingHub):
+    """`org/toy` to read, any other repository to make and fill."""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        if "/org/toy" in request.path or request.path.startswith("/cdn/"):
+            Hub.answer(self, request)
+        else:
+            super().answer(request)
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:

@@ -35,10 +35,12 @@ def logits(gguf: Checkpoint, ids: list[int], path: Path) -> Any:
 
     path: where the GGUF is written.
     """
+    import llama_cpp  # here, so that the children find it loaded
+
     n_vocab = gguf.tensors["token_embd.weight"].shape[0]
     gguf_file.save(dataclasses.replace(gguf, metadata=with_a_vocabulary(gguf.metadata, n_vocab)), path)
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_compute, args=(str(path), ids, there))
+    process = multiprocessing.get_context("fork").Process(target=_compute, args=(llama_cpp, str(path), ids, there))
     process.start()
     there.close()
     try:
@@ -49,12 +51,11 @@ def logits(gguf: Checkpoint, ids: list[int], path: Path) -> Any:
         process.join()
 
 
-def _compute(path: str, ids: list[int], pipe: Any) -> None:
+def _compute(llama_cpp: Any, path: str, ids: list[int], pipe: Any) -> None:
     faulthandler.disable()  # what llama.cpp asserts is none of pytest's business
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    import llama_cpp
 
     @llama_cpp.llama_log_callback
     def silent(level: int, text: bytes, data: Any) -> None:
@@ -62,7 +63,7 @@ def _compute(path: str, ids: list[int], pipe: Any) -> None:
 
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     try:
-        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1)
+        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1)
         model.eval(ids)
         pipe.send(np.array(model.scores[: len(ids)]))
     except Exception:

@@ -564,6 +564,12 @@ MODELS: dict[str, Tiny] = {
         "bfloat16",
     ),
     "apertus": Tiny("apertus", "apertus", SMALL | {"rope_parameters": _llama3}, "bfloat16"),
+    "hrm-text": Tiny(
+        "hrm_text",
+        "hrm_text",
+        _NO_GROUPS | {"head_dim": 16, "H_cycles": 2, "L_cycles": 2, "prefix_lm": False, "embedding_scale": 12.0},
+        "bfloat16",
+    ),
     "lfm2": Tiny(
         "lfm2", "lfm2", SMALL | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}, "bfloat16"
     ),

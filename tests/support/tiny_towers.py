@@ -186,6 +186,49 @@ MODELS: dict[str, Tiny] = {
         ((r"^model\.vision_tower\.", "model.vision_tower.vision_model."),),
         dtype="bfloat16",
     ),
+    "gemma4": Tiny(
+        "Gemma4ForConditionalGeneration",
+        {
+            "text_config": TEXT | {"vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8},
+            "vision_config": {
+                **{k: v for k, v in SEES.items() if k not in ("image_size", "patch_size")},
+                **{"num_key_value_heads": 4, "head_dim": 8, "position_embedding_size": 8, "patch_size": 4},
+            },
+            "audio_config": {
+                **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "output_proj_dims": 24},
+                **{"subsampling_conv_channels": [8, 4]},
+            },
+        },
+    ),
+    "internvl-hf": Tiny(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": _text("qwen2"),
+            "vision_config": SEES | {"image_size": [28, 28], "patch_size": [14, 14]},
+            "downsample_ratio": 0.5,
+        },
+        dtype="bfloat16",
+        ours_alone=True,  # it knows the names of InternVL's own code alone
+    ),
+    "janus": Tiny(
+        "JanusForConditionalGeneration",
+        {
+            "text_config": _text("llama"),
+            "vision_config": SEES | {"projection_dim": 64, "depth": 2, "mlp_ratio": 1.5},
+            "vq_config": {
+                **{"embed_dim": 4, "num_embeddings": 8, "latent_channels": 4, "base_channels": 32, "num_patches": 4},
+                **{"channel_multiplier": [1], "num_res_blocks": 1, "hidden_size": 32, "projection_dim": 32},
+                **{"image_token_embed_dim": 32, "num_hidden_layers": 2},
+            },
+        },
+        ours_alone=True,  # it leaves out what draws
+    ),
+    "minicpm-v": Tiny(
+        "MiniCPMV4_6ForConditionalGeneration",
+        {"text_config": _text("qwen3_5_text"), "vision_config": SEES, "insert_layer_id": 1},
+        dtype="float16",
+        ours_alone=True,
+    ),
     "qwen2-audio": Tiny(
         "Qwen2AudioForConditionalGeneration",
         {"text_config": _text("qwen2"), "audio_config": HEARS | {"model_type": "qwen2_audio_encoder"}},

@@ -16,6 +16,7 @@ import pytest
 from good_models import CONFIG, tensors, tokenizer, write_gguf, write_hf
 
 import llmconv
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
@@ -66,6 +67,23 @@ def holds(said: str, wanted: str | None) -> None:
     assert said == "" if wanted is None else wanted in said
 
 
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize("change", [{LONG: 5}, {"hidden_act": LONG}, {"quantization_config": {"quant_method": LONG}}])
+def test_a_note_stays_short(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert 0 < len(about(write_hf(tmp_path / "m", CONFIG | change))) < 600
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.safetensors"])
+def test_tensors_without_numbers_are_no_model(tmp_path: Path, name: str) -> None:
+    if name == "m.npy":
+        np.save(tmp_path / name, np.zeros((0, 3), np.float32))
+    else:
+        safetensors_file.save(Checkpoint({"a": Tensor.from_array("a", np.zeros((0, 3), np.float32))}), tmp_path / name)
+    assert "its tensors hold no numbers" in about(tmp_path / name)
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 def test_config_json(tmp_path: Path, case: str) -> None:
     config, wanted = CONFIGS[case]
@@ -81,6 +99,7 @@ INDICES: dict[str, tuple[Any, str | None]] = {
     "a list of names": ({"weight_map": list(NAMES)}, "has no 'weight_map'"),
     "numbers": ({"weight_map": dict.fromkeys(NAMES, 5)}, "has no 'weight_map'"),
     "empty": ({"weight_map": {}}, "'weight_map' is empty"),
+    "a file of a long name": ({"weight_map": dict.fromkeys(NAMES, "x" * 9999)}, "longer than a file's name can be"),
     "a ghost": ({"weight_map": {**NAMES, "ghost": "model-00001-of-00001.safetensors"}}, "'ghost' should be in"),
     "twice": (b'{"weight_map": {"a": "b", "a": "c"}}', "key 'a' is there twice"),
 }
@@ -114,6 +133,9 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str | None]] = {
     "an id of 5.5": (lambda t: t["model"]["vocab"].update(zz=5.5), "'zz' has id 5.5"),
     "an id beyond": (lambda t: t["model"]["vocab"].update(zz=900), "expected at most 260"),
     "a page": (lambda t: b"<!DOCTYPE html><html>", "tokenizer.json: is not valid JSON"),
+    "a merge of no token": (lambda t: t["model"]["merges"].append("zz h"), "model.merges[1], 'zz h', is of or to what"),
+    "a merge to no token": (lambda t: t["model"]["merges"].append(["h", "t"]), "model.merges[1], ['h', 't'], is of or"),
+    "a merge of one part": (lambda t: t["model"]["merges"].append("th"), "model.merges[1], 'th', is of or to what"),
 }
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, QK_NORMS, attention, gated_mlp
+from llmconv.convert.archs.parts import (
+    COMMON,
+    EMBEDDINGS,
+    HEAD_DIM,
+    QK_NORMS,
+    attention,
+    count_nextn,
+    gated_mlp,
+    predicting,
+    uncount_nextn,
+)
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
@@ -55,6 +65,20 @@ EXAONE = Architecture(
 )
 
 
+_further = "i >= n_layer - n_nextn"
+
+NEXTN = tuple(
+    row(f"blk.{{i}}.nextn.{gguf}.weight", f"mtp.{hf}.weight", shape, when=_further)
+    for gguf, hf, shape in (
+        ("eh_proj", "fc", "n_embd, 2 * n_embd"),
+        ("enorm", "pre_fc_norm_embedding", "n_embd"),
+        ("hnorm", "pre_fc_norm_hidden", "n_embd"),
+        ("shared_head_norm", "norm", "n_embd"),
+    )
+)
+"""What the layer for further tokens has beside those of any layer; published under names of their own."""
+
+
 def window_pattern(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """The pattern of the windows, which stand in the configuration as a list, as letters (LLLG) or a number."""
     if not own.get("attention.sliding_window"):
@@ -70,6 +94,13 @@ def window_pattern(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -
     own["attention.sliding_window_pattern"] = np.asarray(pattern, np.bool_)
 
 
+def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    window_pattern(own, config, dims)
+    if not own.get("nextn_predict_layers"):
+        own.pop("nextn_predict_layers", None)
+    count_nextn(own)
+
+
 EXAONE4 = Architecture(
     "exaone4",
     (HfName("Exaone4ForCausalLM", "exaone4"), HfName("Exaone4_5_ForConditionalGeneration", "exaone4_5")),
@@ -79,18 +110,25 @@ EXAONE4 = Architecture(
         *keys("""
             vocab_size                        u32   vocab_size
             attention.sliding_window          u32   sliding_window
+            nextn_predict_layers              u32   num_nextn_predict_layers
         """),
     ),
     rows=(
         *EMBEDDINGS,
-        *attention(),
-        *QK_NORMS,
-        row("blk.{i}.post_attention_norm.weight", "{p}layers.{i}.post_attention_layernorm.weight", "n_embd"),
-        row("blk.{i}.post_ffw_norm.weight", "{p}layers.{i}.post_feedforward_layernorm.weight", "n_embd"),
-        *gated_mlp(),
+        *predicting(
+            (
+                *attention(),
+                *QK_NORMS,
+                row("blk.{i}.post_attention_norm.weight", "{p}layers.{i}.post_attention_layernorm.weight", "n_embd"),
+                row("blk.{i}.post_ffw_norm.weight", "{p}layers.{i}.post_feedforward_layernorm.weight", "n_embd"),
+                *gated_mlp(),
+            )
+        ),
+        *NEXTN,
     ),
     made=(ROPE_FREQS,),
-    finish=window_pattern,
+    finish=_finish,
+    rebuild=lambda config, own, dims: uncount_nextn(config, dims),
     decoder={"window_pattern": 4, "rope_layers": "windowed if any"},
     reads="sliding_window_pattern layer_types",
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), windows_at=64),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.dense.exaone import EXAONE4, window_pattern
+from llmconv.convert.archs.dense.exaone import EXAONE4, NEXTN, window_pattern
 from llmconv.convert.archs.parts import (
+    EMBEDDINGS,
     NORMS,
+    QK_NORMS,
+    attention,
     choice_bias,
     count_nextn,
     experts,
     gated_mlp,
+    predicting,
     shared_experts,
     sigmoid_experts,
     uncount_nextn,
@@ -35,7 +40,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     count_nextn(own)
 
 
-EXAONE_MOE = EXAONE4.variant(
+_MOE = EXAONE4.variant(
     "exaone-moe",
     HfName("ExaoneMoeForCausalLM", "exaone_moe"),
     HfName("ExaoneMoEForCausalLM", "exaone_moe"),
@@ -46,19 +51,23 @@ EXAONE_MOE = EXAONE4.variant(
             nextn_predict_layers            u32   num_nextn_predict_layers                         0
         """),
     ),
-    rows=(
-        *NORMS,
-        *gated_mlp(when="i < n_dense"),
-        *experts(),
-        choice_bias("mlp.e_score_correction_bias"),
-        *shared_experts(),
-    ),
-    drop=("blk.{i}.post_attention_norm.weight", "blk.{i}.post_ffw_norm.weight"),
     finish=_finish,
     rebuild=lambda config, own, dims: uncount_nextn(config, dims),
     decoder={"gating": "sigmoid", "rope_layers": "windowed"},
     reads="mlp_layer_types",
     loader=Loader(windows_at=0, needed=HEAD, always_windows=True),
 )
+
+_layer = (
+    *NORMS,
+    *attention(),
+    *QK_NORMS,
+    *gated_mlp(when="i < n_dense or i >= n_layer - n_nextn"),
+    *experts(where="i >= n_dense and i < n_layer - n_nextn"),
+    choice_bias("mlp.e_score_correction_bias", where="i >= n_dense and i < n_layer - n_nextn"),
+    *shared_experts(where="i >= n_dense and i < n_layer - n_nextn"),
+)
+
+EXAONE_MOE = dataclasses.replace(_MOE, rows=(*EMBEDDINGS, *predicting(_layer), *NEXTN))
 
 ARCHITECTURES = (EXAONE_MOE,)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.convert.archs.parts import GPT_KEYS, HEAD, linear, norm
-from llmconv.convert.tables.architecture import Architecture, HfName, row
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, row
 from llmconv.convert.tables.loader import Loader
-from llmconv.convert.tables.ops import Dims, Transpose
+from llmconv.convert.tables.ops import Concat, Dims, Transpose
 
 _at = "{p}h.{i}."
 
@@ -33,9 +34,34 @@ def read_attention_scale(config: dict[str, Any], own: Mapping[str, Any], dims: D
         config["scale_attn_weights"] = float(np.ravel(scale)[0]) != 1
 
 
+_ru = "{p}layers.{i}."
+
+_RU_NAMES = {
+    "token_embd": ("{p}embed_tokens",),
+    "position_embd": ("{p}embed_positions",),
+    "output_norm": ("{p}norm",),
+    "blk.{i}.attn_norm": (_ru + "input_layernorm",),
+    "blk.{i}.attn_qkv": tuple(_ru + f"self_attn.{part}_proj" for part in "qkv"),
+    "blk.{i}.attn_output": (_ru + "self_attn.o_proj",),
+    "blk.{i}.ffn_norm": (_ru + "post_attention_layernorm",),
+    "blk.{i}.ffn_up": (_ru + "mlp.up_proj",),
+    "blk.{i}.ffn_down": (_ru + "mlp.down_proj",),
+}
+"""What ruGPT-3 XL calls them, whose matrices are not turned, and whose queries, keys and values lie apart."""
+
+
+def _as_russian(rows: tuple[Row, ...]) -> Iterator[Row]:
+    """The rows with a second form, ruGPT-3 XL's."""
+    for each in rows:
+        name, _, part = each.gguf[0].rpartition(".")
+        patterns = tuple(f"{theirs}.{part}" for theirs in _RU_NAMES.get(name, ()))
+        ops = (Concat(("n_embd",) * 3),) if len(patterns) > 1 else ()
+        yield dataclasses.replace(each, forms=(*each.forms, Form(patterns, ops))) if patterns else each
+
+
 GPT2 = Architecture(
     "gpt2",
-    (HfName("GPT2LMHeadModel", "gpt2"), HfName("GPT2Model", "gpt2")),
+    (HfName("GPT2LMHeadModel", "gpt2"), HfName("GPT2Model", "gpt2"), HfName("RuGPT3XLForCausalLM", "rugpt3xl")),
     keys=GPT_KEYS,
     rows=(
         row("token_embd.weight", "{p}wte.weight", "n_vocab, n_embd"),
@@ -49,7 +75,7 @@ GPT2 = Architecture(
         *linear("blk.{i}.ffn_up", _at + "mlp.c_fc", "n_ff", "n_embd", Transpose()),
         *linear("blk.{i}.ffn_down", _at + "mlp.c_proj", "n_embd", "n_ff", Transpose()),
     ),
-    prefixes=("transformer.", ""),
+    prefixes=("transformer.", "", "model."),
     dropped=(r".*\.attn\.(masked_)?bias",),
     tied=True,
     decoder={
@@ -62,8 +88,10 @@ GPT2 = Architecture(
     rebuild=read_attention_scale,
     reads="scale_attn_weights scale_attn_by_inverse_layer_idx",
     inert="reorder_and_upcast_attn n_ctx",
-    fixed={"add_cross_attention": False},
+    fixed={"add_cross_attention": False, "sparse_mode": ("none", None)},
     loader=Loader(unread=("attention.scale",)),
 )
+
+GPT2 = dataclasses.replace(GPT2, rows=tuple(_as_russian(GPT2.rows)))
 
 ARCHITECTURES = (GPT2,)

@@ -88,10 +88,18 @@ def _phi3_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) ->
 
 def _factors(kind: str) -> Made:
     """The rotary factors of Phi-3's long contexts, as a tensor."""
+    other = "short" if kind == "long" else "long"
 
     def make(config: Mapping[str, Any], dims: Dims) -> Any:
         rope = config.get("rope") or {}
-        values = rope.get(f"{kind}_factor")
+        values, of = rope.get(f"{kind}_factor"), str(rope.get("rope_type")).lower()
+        if of not in LONG_KINDS:
+            return None
+        if not values and (rope.get(f"{other}_factor") or of != "yarn"):
+            raise BadFile(
+                f"config.json: rope_scaling ({of}) has no {kind}_factor; it takes one and a {other}_factor, "
+                f"{dims['n_rot'] // 2} numbers each"
+            )
         if not values:
             return None
         if not isinstance(values, list) or len(values) != dims["n_rot"] // 2:
@@ -104,10 +112,13 @@ def _factors(kind: str) -> Made:
     def read(values: Any, config: dict[str, Any]) -> None:
         scaling = config.setdefault("rope_scaling", {"type": "longrope"})
         scaling[f"{kind}_factor"] = [float(str(v)) for v in values.reshape(-1)]
+        scaling.setdefault(f"{other}_factor", [1.0] * values.size)  # what its absence is in llama.cpp
 
     return Made(f"rope_factors_{kind}.weight", make, read)
 
 
+LONG_KINDS = ("longrope", "su", "yarn")
+"""Kinds of rotary scaling that take long and short factors (YaRN's only if there are any)."""
 LONG_FACTORS = (_factors("long"), _factors("short"))
 
 PHI3 = Architecture(

@@ -10,7 +10,7 @@ import numpy as np
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.archs.parts import HEAD_DIM, attention
 from llmconv.convert.tables.architecture import Form, HfName, row
-from llmconv.convert.tables.loader import HEAD, Loader
+from llmconv.convert.tables.loader import DIVISORS, HEAD, OUT_BIAS, QKV_BIASES, Loader
 from llmconv.convert.tables.ops import Dims
 
 _at = "{p}layers.{i}."
@@ -53,7 +53,7 @@ BITNET = LLAMA.variant(
     inert="weight_bits input_bits quantization_config.linear_class quantization_config.modules_to_not_convert"
     " quantization_config.use_rms_norm quantization_config.rms_norm_eps",
     fixed={"quantization_config.quantization_mode": "offline"},  # weights rounded whenever they are used are not known
-    loader=Loader(refused=HEAD),
+    loader=Loader(refused=(*HEAD, *DIVISORS, *QKV_BIASES, *OUT_BIAS)),
 )
 
 ARCHITECTURES = (BITNET,)

@@ -86,7 +86,7 @@ GRANITE_SWA = GRANITE.variant(
     rebuild=_rebuild,
     decoder={"window_pattern": 4, "window_first": True, "normalize_experts": True},
     reads="layer_types layer_rope_theta no_rope_layers",
-    loader=Loader(),
+    loader=Loader(without=("attention.sliding_window",), always_windows=True),
 )
 
 ARCHITECTURES = (GRANITE_SWA,)

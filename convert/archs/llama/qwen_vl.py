@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from llmconv.convert.archs.llama.qwen import QWEN2, QWEN3, QWEN3_MOE
-from llmconv.convert.archs.parts import experts
 from llmconv.convert.archs.rope import Finish, rope_sections, sections_back
-from llmconv.convert.tables.architecture import Architecture, Form, HfName
-from llmconv.convert.tables.ops import Dims, Split, Transpose
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, row
+from llmconv.convert.tables.ops import Dims, Op, Parts, Split, Stack, Transpose
 
 _PREFIXES = (
     *("model.language_model.", "model.", "language_model.model.", "language_model."),
@@ -86,18 +84,48 @@ _experts = "{p}layers.{i}.mlp.experts."
 
 _halves = Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True)
 
-_gate_up, _down = experts(where="sparse")[1:]
+
+class _Gates(Op):
+    """The stacked gate and up matrices apart, and the down matrices as they are."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (*_halves.apply(parts[:1], dims), *parts[1:])
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return (*_halves.undo(parts[:2], dims), *parts[2:])
+
+
+_DIVIDED = ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_down_exps.weight")
+
+_stacked = (_experts + "gate_up_proj", _experts + "down_proj")
+
+# One row, so that either all or none of it lies [in][out]: recent releases of transformers keep stacked experts as
+# other families do, under the same names, and the shapes tell.
+_all_experts = row(
+    ("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight", "blk.{i}.ffn_down_exps.weight"),
+    tuple(_experts + f"{{e}}.{name}_proj.weight" for name in ("gate", "up", "down")),
+    ("n_expert, n_ff_exp, n_embd", "n_expert, n_ff_exp, n_embd", "n_expert, n_embd, n_ff_exp"),
+    Stack(3),
+    when="n_expert and sparse",
+    alt=(Form(_stacked, (Transpose(), _Gates())), Form(_stacked, (_Gates(),))),
+)
+
+
+def _always_normed(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """Qwen 3-VL's chosen experts' weights sum to one whatever its configuration says; Omni's says it."""
+    _deepstack(own, config, dims)
+    if config.get("model_type") == "qwen3_vl_moe":
+        own.pop("expert_weights_norm", None)
+
 
 QWEN3_VL_MOE = _text_of(
     QWEN3_MOE,
     "qwen3vlmoe",
     HfName("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe"),
     HfName("Qwen3OmniMoeForConditionalGeneration", "qwen3_omni_moe"),
-    rows=(  # stacked, its experts lie [in][out]
-        replace(_gate_up, forms=(_gate_up.forms[0], Form((_experts + "gate_up_proj",), (Transpose(), _halves)))),
-        replace(_down, forms=(_down.forms[0], Form((_experts + "down_proj",), (Transpose(),)))),
-    ),
-    finish=_deepstack,
+    rows=(_all_experts,),
+    drop=_DIVIDED,
+    finish=_always_normed,
     rebuild=_deepstack_back,
 )
 

@@ -11,7 +11,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, HEAD_DIM
 from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan
 from llmconv.convert.tables.architecture import Architecture, HfName, Row, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.times import Times
 
@@ -137,7 +137,10 @@ FALCON_H1 = Architecture(
     inert="mamba_chunk_size num_logits_to_keep mamba_use_mlp layer_types layers_block_type mamba_intermediate_size",
     fixed={"time_step_limit": NO_LIMIT},
     loader=Loader(
-        unread=("logit_scale", "ssm.norm_before_gate"), refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias")
+        unread=("logit_scale", "ssm.norm_before_gate"),
+        refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
+        ignored=OUT_BIAS,
+        needed=("blk.{i}.ssm_conv1d.bias",),
     ),
 )
 

@@ -148,6 +148,7 @@ GRANITE_HYBRID = GRANITE_MOE.variant(
     fixed={"time_step_limit": NO_LIMIT},
     loader=Loader(
         refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"),
+        needed=(f"blk.{{i}}.ssm_conv1d.bias if {_scan}",),
         wants={
             "d_inner == 2 * n_embd": "twice as many numbers in a scan as in a token's vector",
             "n_expert or n_ff_shexp == n_ff": "feed-forwards as wide as intermediate_size",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from llmconv.convert.archs.parts import HEAD, choice_bias, each_layer
-from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan
-from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
+from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan, only
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Row, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Stack, rope_halves
 from llmconv.errors import Unsupported
@@ -24,10 +25,14 @@ _NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
 _scan, _full, _ff = "not n_head_kv and not n_ff", "n_head_kv", "n_ff"
 
+_main, _further = "i < n_layer - n_nextn", "i >= n_layer - n_nextn"
+
 
 def _kinds(config: Mapping[str, Any]) -> list[str]:
     """What each layer is: "mamba", "attention", "mlp" or "moe"."""
     found = config.get("layers_block_type", config.get("layer_types")) or config.get("hybrid_override_pattern") or []
+    if isinstance(blocks := config.get("block_configs"), list):
+        found = [block.get("block_type") for block in blocks]
     kinds = [_LETTERS.get(kind, _NAMES.get(kind, kind)) for kind in found]
     if unknown := [kind for kind in kinds if kind not in _LETTERS.values()]:
         raise Unsupported(f"config.json: a layer is {unknown[0]!r:.60}; known: {', '.join(_LETTERS.values())}")
@@ -38,14 +43,35 @@ def _with_experts(config: Mapping[str, Any]) -> bool:
     return "moe" in _kinds(config)
 
 
+def _blocks(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What Puzzle's models say of each layer, whose experts differ in size and number."""
+    found = config.get("block_configs")
+    return found if isinstance(found, list) else []
+
+
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     kinds = _kinds(config)[:_LAYERS]
     if {"mlp", "moe"} <= set(kinds):
         raise Unsupported("config.json: layers of experts and plain feed-forwards in one Nemotron-H are not known here")
+    further = int(config.get("num_nextn_predict_layers") or 0) if "moe" in kinds and not _blocks(config) else 0
+    if further > 1:
+        raise Unsupported(
+            f"config.json: num_nextn_predict_layers is {further}, of a Nemotron-H at most 1 is known here"
+        )
     width = dims["n_ff_exp"] if "moe" in kinds else dims["n_ff"]
-    own["block_count"] = np.uint32(len(kinds))
-    own["attention.head_count_kv"] = np.asarray([dims["n_head_kv"] * (k == "attention") for k in kinds], np.int32)
-    own["feed_forward_length"] = np.asarray([width * (k in ("mlp", "moe")) for k in kinds], np.int32)
+    heads = [dims["n_head_kv"] * (k == "attention") for k in kinds] + [dims["n_head_kv"]] * further
+    widths = [width * (k in ("mlp", "moe")) for k in kinds] + [width] * further
+    if blocks := _blocks(config):
+        widths = [int(block.get("moe_intermediate_size") or 0) for block in blocks]
+        own["expert_feed_forward_length"] = np.asarray(widths, np.int32)
+        own["expert_used_count"] = np.asarray(
+            [int(block.get("num_experts_per_tok") or 0) for block in blocks], np.int32
+        )
+    own["block_count"] = np.uint32(len(widths))
+    own["attention.head_count_kv"] = np.asarray(heads, np.int32)
+    own["feed_forward_length"] = np.asarray(widths, np.int32)
+    if further:
+        own["nextn_predict_layers"] = np.uint32(further)
     own["ssm.inner_size"] = np.uint32(config["mamba_num_heads"] * config["mamba_head_dim"])
     own["rope.dimension_count"] = np.uint32(dims["n_embd"] // dims["n_head"])
 
@@ -55,8 +81,20 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     widths = each_layer(own, "feed_forward_length")
     plain = "moe" if dims["n_expert"] else "mlp"
     kinds = ["full_attention" if h else plain if w else "linear_attention" for h, w in zip(heads, widths, strict=False)]
+    further = int(own.get("nextn_predict_layers", 0))
+    kinds = kinds[: len(kinds) - further]
     config["layers_block_type"], config["num_hidden_layers"] = kinds, len(kinds)
     config["num_key_value_heads"], config["intermediate_size"] = max(heads), max(widths)
+    if further:
+        config["num_nextn_predict_layers"] = further
+    used = own.get("expert_used_count")
+    if isinstance(used, np.ndarray | list):  # Puzzle's
+        config["architectures"], config["model_type"] = ["NemotronHPuzzleForCausalLM"], "nemotron_h_puzzle"
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["block_configs"] = [
+            {"block_type": names.get(kind, kind), "moe_intermediate_size": int(w), "num_experts_per_tok": int(n)}
+            for kind, w, n in zip(kinds, widths, used, strict=False)
+        ]
     config["mamba_head_dim"] = dims["d_inner"] // dims["dt_rank"]
 
 
@@ -121,15 +159,18 @@ NEMOTRON_H = Architecture(
         "activation": "relu2",
         "activation_key": "mlp_hidden_act",
     },
-    reads="layers_block_type layer_types hybrid_override_pattern mamba_head_dim mamba_num_heads",
+    reads="layers_block_type layer_types hybrid_override_pattern mamba_head_dim mamba_num_heads block_configs"
+    " num_nextn_predict_layers",
     inert="expand chunk_size time_step_min time_step_max time_step_floor time_step_rank residual_in_fp32 norm_eps"
     " rescale_prenorm_residual use_mamba_kernels mamba_ssm_cache_dtype num_logits_to_keep mtp_layers_block_type"
-    " mtp_hybrid_override_pattern num_nextn_predict_layers moe_shared_expert_overlap n_routed_experts n_shared_experts"
+    " mtp_hybrid_override_pattern moe_shared_expert_overlap n_routed_experts n_shared_experts"
     " moe_intermediate_size moe_shared_expert_intermediate_size num_experts_per_tok routed_scaling_factor n_group"
     " topk_group norm_topk_prob sliding_window rope_theta attention_bias mamba_proj_bias moe_latent_size"
     " max_position_embeddings",
     fixed={"mamba_hidden_act": "silu", "time_step_limit": NO_LIMIT},
-    loader=Loader(refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias")),
+    loader=Loader(
+        refused=("blk.{i}.ssm_in.bias", "blk.{i}.ssm_out.bias"), needed=(f"blk.{{i}}.ssm_conv1d.bias if {_scan}",)
+    ),
 )
 
 _latent = "n_embd - (n_embd - n_latent) * (n_latent > 0)"
@@ -148,9 +189,10 @@ def _experts(name: str, hf: str, shape: str) -> Any:
     )
 
 
-NEMOTRON_H_MOE = NEMOTRON_H.variant(
+_MOE = NEMOTRON_H.variant(
     "nemotron_h_moe",
     HfName("NemotronHForCausalLM", "nemotron_h"),
+    HfName("NemotronHPuzzleForCausalLM", "nemotron_h_puzzle"),
     fits=_with_experts,
     keys=keys("""
         expert_count                        u32   n_routed_experts
@@ -166,7 +208,7 @@ NEMOTRON_H_MOE = NEMOTRON_H.variant(
     """),
     rows=(
         row("blk.{i}.ffn_gate_inp.weight", _at + "gate.weight", "n_expert, n_embd", when=_ff),
-        choice_bias("mixer.gate.e_score_correction_bias", "n_ff"),
+        dataclasses.replace(choice_bias("mixer.gate.e_score_correction_bias", "n_ff"), optional=lambda config: True),
         row(
             "blk.{i}.ffn_latent_down.weight",
             _at + "fc1_latent_proj.weight",
@@ -184,6 +226,47 @@ NEMOTRON_H_MOE = NEMOTRON_H.variant(
     drop=tuple(f"blk.{{i}}.ffn_{name}" for name in ("up.weight", "down.weight", "up.bias", "down.bias")),
     decoder={"gating": "sigmoid", "normalize_experts": True},
     inert="intermediate_size mlp_bias",
+)
+
+_HALVES = ("mtp.layers.0.", "mtp.layers.1.")
+"""Where the layer for further tokens has its attention, and its experts."""
+
+
+def _predicting(rows: tuple[Row, ...]) -> Iterator[Row]:
+    """The rows of a layer with attention and experts, as the layer for further tokens has them."""
+    for each in rows:
+        name = each.gguf[0].removeprefix("blk.{i}.")
+        if name.startswith("ssm_"):
+            continue
+        half = _HALVES[name.startswith(("ffn_", "exp_probs"))]
+        forms = tuple(
+            dataclasses.replace(f, patterns=tuple(p.replace("{p}layers.{i}.", half) for p in f.patterns))
+            for f in each.forms
+        )
+        yield dataclasses.replace(each, forms=forms, when=f"{_further} and ({each.when})" if each.when else _further)
+
+
+_nextn = tuple(
+    row(f"blk.{{i}}.{gguf}.weight", hf, shape, when=_further)
+    for gguf, hf, shape in (
+        ("nextn.eh_proj", "mtp.layers.0.eh_proj.weight", "n_embd, 2 * n_embd"),
+        ("nextn.enorm", "mtp.layers.0.enorm.weight", "n_embd"),
+        ("nextn.hnorm", "mtp.layers.0.hnorm.weight", "n_embd"),
+        ("post_attention_norm", "mtp.layers.1.norm.weight", "n_embd"),
+        ("nextn.shared_head_norm", "mtp.layers.1.final_layernorm.weight", "n_embd"),
+    )
+)
+
+_of_layers = tuple(r for r in _MOE.rows if r.per_layer)
+
+NEMOTRON_H_MOE = dataclasses.replace(
+    _MOE,
+    rows=(
+        *(r for r in _MOE.rows if not r.per_layer),
+        *only(_of_layers, _main),
+        *_predicting(_of_layers),
+        *_nextn,
+    ),
 )
 
 ARCHITECTURES = (NEMOTRON_H, NEMOTRON_H_MOE)

@@ -286,6 +286,7 @@ QWEN35 = _family(
     "qwen35",
     HfName("Qwen3_5ForCausalLM", "qwen3_5_text"),
     HfName("Qwen3_5ForConditionalGeneration", "qwen3_5"),
+    HfName("MiniCPMV4_6ForConditionalGeneration", "minicpmv4_6"),
     keys=KEYS,
     delta=_tiled,
     mlp=gated_mlp(),

@@ -123,7 +123,7 @@ LAGUNA = Architecture(
     " partial_rotary_factor",
     inert="gating_types intermediate_size",
     fixed={"moe_apply_router_weight_on_input": False},
-    loader=Loader(unread=("router_logit_softcapping",), refused=OUT_BIAS),
+    loader=Loader(unread=("router_logit_softcapping",), refused=OUT_BIAS, always_windows=True),
 )
 
 ARCHITECTURES = (LAGUNA,)

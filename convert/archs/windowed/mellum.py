@@ -63,7 +63,9 @@ MELLUM = Architecture(
     decoder={"window_pattern": 4, "window_rope_scaled": False, "normalize_experts": True},
     reads="layer_types mlp_layer_types norm_topk_prob use_sliding_window",
     inert="num_nextn_predict_layers num_mtp_layers mtp_layer_types mtp_mlp_layer_types intermediate_size",
-    loader=Loader(unread=("expert_weights_norm", "rope.freq_base_swa"), refused=OUT_BIAS, needed=HEAD),
+    loader=Loader(
+        unread=("expert_weights_norm", "rope.freq_base_swa"), refused=OUT_BIAS, needed=HEAD, always_windows=True
+    ),
 )
 
 ARCHITECTURES = (MELLUM,)

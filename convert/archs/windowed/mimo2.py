@@ -19,7 +19,7 @@ from llmconv.convert.archs.parts import (
     uncount_nextn,
 )
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
-from llmconv.convert.tables.loader import HEAD, OUT_BIAS, Loader
+from llmconv.convert.tables.loader import HEAD, OUT_BIAS, QKV_BIASES, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import Unsupported
 
@@ -173,7 +173,13 @@ MIMO2 = Architecture(
     inert="first_k_dense_replace n_shared_experts add_swa_attention_sink_bias add_full_attention_sink_bias"
     " attention_chunk_size attention_projection_layout hybrid_block_size",
     fixed={"topk_method": "noaux_tc"},
-    loader=Loader(untold=("moe_layers",), refused=OUT_BIAS, needed=HEAD),
+    loader=Loader(
+        unread=("expert_weights_norm", "expert_weights_scale"),
+        untold=("moe_layers",),
+        refused=OUT_BIAS,
+        ignored=QKV_BIASES,
+        needed=HEAD,
+    ),
 )
 
 ARCHITECTURES = (MIMO2,)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert import cards, vocab
-from llmconv.convert.dialects.hugging_face import disguise, edited, pooling
-from llmconv.convert.dialects.hugging_face.present import as_present
+from llmconv.convert.dialects.hugging_face import disguise, edited, pooling, target
+from llmconv.convert.dialects.hugging_face.present import as_present, never_said
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config
@@ -72,10 +72,11 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
-        keys = arch.metadata(as_present(normalized(config), folder.tensors), "")
+        keys = arch.metadata(as_present(target.with_target(normalized(config), folder), folder.tensors), "")
         keys |= pooling.keys_of(folder, arch.gguf)[0]
         keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
+        keys |= never_said(folder)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError:
         return {}  # then all that the GGUF says is kept

@@ -39,6 +39,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
         notes.append(f"llama.cpp has no place for {refused[0]}{more(refused)}, so it will not load this file")
+    if unused := arch.loader.unused(checkpoint.tensors, dims):
+        notes.append(f"llama.cpp computes without {unused[0]}{more(unused)}")
     if missing := arch.loader.missing(checkpoint.tensors, of_all):
         notes.append(f"llama.cpp needs {missing[0]}{more(missing)}, so it will not load this file")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
@@ -145,6 +147,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
     (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
+    (lambda layer: _experts(layer) and _experts(layer).scale, "{where} experts' sum times {} (not {other})"),
+    (lambda layer: (_experts(layer) and _experts(layer).softcap) or 0.0, "{where} its router's logits capped at {}"),
     (
         lambda layer: _experts(layer) and _experts(layer).groups > 1 and _experts(layer).group_by,
         "{where} groups of experts judged by the best {} (not {other}) of each",

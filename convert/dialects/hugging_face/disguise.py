@@ -20,7 +20,8 @@ from llmconv.errors import BadFile
 __all__ = ["keep_names", "kept_names", "original_name", "plain_names"]
 
 _WRAPPERS = re.compile(
-    r"(?:(?<=\.)|^)(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_model)\."
+    r"(?:(?<=\.)|^)(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_model|base_layer|"
+    r"modules_to_save\.default)\."
 )
 _PEFT = re.compile(r"^(?:base_model\.model\.)+")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

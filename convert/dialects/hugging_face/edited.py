@@ -35,10 +35,15 @@ def differing(metadata: Mapping[str, Any], again: Mapping[str, Any], start: str)
 
 def gone(metadata: Mapping[str, Any], again: Mapping[str, Any], starts: tuple[str, ...]) -> list[str]:
     """A note about keys that the kept files state and the GGUF has no more."""
-    names = [key for key in again if key.startswith(starts) and key not in metadata]
+    names = [key for key in again if key.startswith(starts) and key not in metadata and not _none(key, again[key])]
     if not names:
         return []
     return [f"the GGUF has no key {cut(names[0])}{more(names)}, which its kept files still say; edit those by hand"]
+
+
+def _none(key: str, value: Any) -> bool:
+    """Whether a key counts layers of which there are none, which is what its absence says."""
+    return key.endswith(".nextn_predict_layers") and not value
 
 
 def configured(

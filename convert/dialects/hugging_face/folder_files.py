@@ -31,6 +31,7 @@ def folder_files(
     files = carried.kept_files(checkpoint.metadata)
     found = vocab.from_gguf(checkpoint.metadata)
     if found is not None:
+        found.tokens = list(found.tokens)  # a GGUF's are made anew each time that they are asked for
         try:
             yield from vocab.to_files(found).items()
             notes += [*found.notes, *found.twice()]
@@ -72,4 +73,4 @@ def _rebuilt(
         value = checkpoint.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if value is not None or f"{name}_token_id" not in config:
             config[f"{name}_token_id"] = None if value is None else int(value)
-    return json.dumps(config, indent=2).encode() + b"\n"
+    return json.dumps(arch.nested(config), indent=2).encode() + b"\n"

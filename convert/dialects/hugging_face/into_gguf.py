@@ -12,10 +12,10 @@ import numpy as np
 from llmconv.convert import archs, vocab
 from llmconv.convert.cards.general import folder_name, general as general_keys
 from llmconv.convert.dialects import carried, own_names
-from llmconv.convert.dialects.hugging_face import absent, disguise, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face import absent, disguise, foreign_keys, fused, pooling, strangers, target
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
-from llmconv.convert.dialects.hugging_face.present import as_present, matches, unknown_tensors
+from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
 from llmconv.convert.dialects.scales import unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -52,7 +52,7 @@ def to_gguf(
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
         return out.but(_own_names_kept(config, arch)) if config else out
-    where, flat = checkpoint.where, normalized(config)
+    where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = as_present(flat, tensors)
@@ -86,8 +86,8 @@ def to_gguf(
     out.metadata = general | metadata | out.metadata | pooled
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
-    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where)
-    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking)
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | never_said(checkpoint)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
@@ -196,12 +196,21 @@ def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str
         f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
         for name in arch.disputed(text_config(config))
     ]
+    if _window_of_nothing(arch, text_config(config)):
+        notes.append("config.json: sliding_window is 0, with which no token would see any: computed without a window")
     if found := unaccounted(arch, config):
         some = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         notes.append(
             f"config.json: no effect here has {some}; if it changes what the model computes, results will differ"
         )
     return notes
+
+
+def _window_of_nothing(arch: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether windows are switched on and 0 tokens wide, which transformers takes by the letter."""
+    known = {"sliding_window", "use_sliding_window"} & arch.settings
+    off = "use_sliding_window" in known and not config.get("use_sliding_window")
+    return "sliding_window" in known and config.get("sliding_window") == 0 and not off
 
 
 def _vocabulary(

@@ -9,9 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import archs, cards
+from llmconv.convert import archs, cards, further
 from llmconv.convert.dialects import carried, own_names
-from llmconv.convert.dialects.hugging_face import absent, disguise, edited, foreign_keys, fused, pooling, strangers
+from llmconv.convert.dialects.hugging_face import (
+    absent,
+    disguise,
+    edited,
+    foreign_keys,
+    fused,
+    pooling,
+    strangers,
+    target,
+)
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
@@ -24,7 +33,7 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.towers import translate as towers
-from llmconv.errors import BadFile, WrongShape, more
+from llmconv.errors import BadFile, Unsupported, WrongShape, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -43,6 +52,11 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
         return own_names.from_gguf(checkpoint, strict=strict, **options)
+    if further.is_alone(checkpoint):
+        raise Unsupported(
+            f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
+            "own GGUF, with this one as --mtp FILE"
+        )
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
@@ -54,6 +68,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         dims["n_vocab"] = embeddings.shape[0]
         notes += _as_many_rows(metadata, f"{arch.gguf}.vocab_size", embeddings.shape[0])
     out = checkpoint.derived("hf")
+    out.info |= target.kept(metadata)
     out.metadata = carried.kept_metadata(metadata, where)
     given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import Settings
 from llmconv.errors import UnknownTensor
+from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["as_present", "matches", "unknown_tensors"]
+__all__ = ["as_present", "matches", "never_said", "unknown_tensors"]
 
 
 def matches(patterns: Iterable[str], name: str) -> bool:
@@ -25,7 +29,8 @@ def unknown_tensors(where: str, arch: Architecture, names: list[str]) -> Unknown
 def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without layers for further tokens, which it states of many models that come without them."""
     first = f"layers.{config.get('num_hidden_layers')}."
-    if config.get("num_nextn_predict_layers") and not any(first in name for name in tensors):
+    there = any(first in name or name.startswith("mtp.") for name in tensors)
+    if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
     further = {  # what Qwen, and behind "model." MiMo, call them
         name.partition("mtp.layers.")[2].split(".")[0]
@@ -35,3 +40,13 @@ def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     if further or config.get("mtp_num_hidden_layers"):
         return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
+
+
+def never_said(folder: Checkpoint) -> dict[str, Any]:
+    """The tokens that generation_config.json says are never to be chosen (Gemma 4's), as a GGUF's key."""
+    try:
+        found = json.loads(folder.file("generation_config.json") or b"{}").get("suppress_tokens")
+        ids = np.asarray(found, np.int32) if isinstance(found, list) and found else None
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        return {}
+    return {} if ids is None or ids.ndim != 1 else {"tokenizer.ggml.suppress_tokens": ids}

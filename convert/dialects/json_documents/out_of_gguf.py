@@ -10,11 +10,12 @@ import numpy as np
 
 from llmconv.convert import layouts
 from llmconv.convert.dialects import layered, named_tensors
+from llmconv.convert.dialects.hugging_face.foreign_keys import OF_THE_FILE
 from llmconv.convert.dialects.json_documents.into_gguf import to_gguf
 from llmconv.convert.dialects.json_documents.words import TOKENS
 from llmconv.convert.dialects.word_lists import listed_words
 from llmconv.convert.layouts import masks
-from llmconv.convert.layouts.base import Layout
+from llmconv.convert.layouts.base import Layout, look
 from llmconv.convert.layouts.settings import GUESSED
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, backward, find, prefix_of
@@ -43,10 +44,11 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
         document = _kept(metadata, where)
         if kept_as == layouts.PLAIN:
             own = layered.undone(checkpoint) if own_keys.LAYERS in metadata else checkpoint.tensors
-            return _result(checkpoint, document, own)
-        if kept_as == layouts.NAMED:
-            return _result(checkpoint, document, named_tensors.from_gguf(checkpoint, document))
-        made = _fill(checkpoint, layouts.by_name(kept_as), document, where)
+            made = _result(checkpoint, document, own)
+        elif kept_as == layouts.NAMED:
+            made = _result(checkpoint, document, named_tensors.from_gguf(checkpoint, document))
+        else:
+            made = _fill(checkpoint, layouts.by_name(kept_as), document, where)
         return made.but(*_unsaid(metadata, made, kept_as))
     arch = str(metadata.get("general.architecture", ""))
     table = layouts.by_name(layout) if layout and layout not in (layouts.NAMED, layouts.PLAIN) else None
@@ -68,23 +70,37 @@ def from_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) ->
 
 _UNSAID = "tokenizer.ggml.token_type"
 """What no document says: made of the words, and otherwise where a tokenizer.json lay between."""
+_NAME_KEY = "general.name"
+_NOT_EDITED = (own_keys.OWN, "quantize.", "split.")
+"""How keys begin that are written by conversions alone."""
 
 
 def _unsaid(metadata: Mapping[str, Any], made: Checkpoint, layout: str) -> list[str]:
-    """A note about keys that were edited since the GGUF was made: the document that it keeps says otherwise."""
+    """Notes about keys that were edited since the GGUF was made: the document says otherwise, or nothing of them."""
+    again: Mapping[str, Any] = {}
+    given = any(key.startswith(own_keys.JSON_CONFIG) for key in metadata)  # its configuration or vocabulary, beside it
+    guessed = False
     try:
-        again = to_gguf(made, layout=layout)
-    except LlmconvError:  # its configuration or vocabulary was given beside it
-        return []
-    starts = (f"{metadata.get('general.architecture')}.", "tokenizer.")
-    guessed = any(note.startswith(GUESSED) for note in again.notes)
-    gone = (_UNSAID, *((f"{metadata.get('general.architecture')}.hidden_activation",) if guessed else ()))
-    said = {k: v for k, v in again.metadata.items() if k.startswith(starts) and k in metadata and k not in gone}
-    names = [k for k, v in said.items() if not same_value(metadata[k], v)]
-    if not names:
-        return []
-    what = f"{cut_short(names[0])}{more(names)}"
-    return [f"edited in the GGUF, but the document still says otherwise: {what}; edit it there too"]
+        read = to_gguf(made, layout=None if own_keys.LAYERS in metadata else layout)
+        again, guessed = read.metadata, any(note.startswith(GUESSED) for note in read.notes)
+    except LlmconvError:
+        given = True
+    arch = f"{metadata.get('general.architecture')}."
+    gone = {_UNSAID} | ({f"{arch}hidden_activation"} if guessed else set())
+    if not look(made.metadata["document"], "metadata.name"):
+        gone.add(_NAME_KEY)  # the file's
+    elsewhere = (arch, "tokenizer.") if given else ("tokenizer.",) if TOKENS in metadata and TOKENS not in again else ()
+    own = [k for k in metadata if not (k.startswith(_NOT_EDITED) or k in OF_THE_FILE or k in gone)]
+    other = [k for k in own if k in again and not same_value(metadata[k], again[k])]
+    lost = [k for k in own if k not in again and not k.startswith(elsewhere)]
+    notes = []
+    if other:
+        what = f"{cut_short(other[0])}{more(other)}"
+        notes.append(f"edited in the GGUF, but the document still says otherwise: {what}; edit it there too")
+    if lost:
+        what = f"{cut_short(lost[0])}{more(lost)}"
+        notes.append(f"the document has no place for {what} of the GGUF, which is lost; keep the GGUF")
+    return notes
 
 
 def _kept(metadata: Mapping[str, Any], where: str) -> Any:

@@ -8,16 +8,21 @@ and say so.  Sizes are expressions over the model's dimensions ("n_head * head_d
 from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
-from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack
-from llmconv.convert.tables.ops.numbers import NegativeExp, PackMxfp4, Rounds, Shift
-from llmconv.convert.tables.ops.rows import PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
-from llmconv.convert.tables.ops.shapes import Padded, Reshape, Tail, Transpose
+from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack, Twice
+from llmconv.convert.tables.ops.numbers import Backwards, Exp, NegativeExp, Offsets, PackMxfp4, Rounds, Shift, Softplus
+from llmconv.convert.tables.ops.rows import Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
+from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transpose
 
 __all__ = [
+    "Backwards",
     "Concat",
     "Dims",
+    "Exchanged",
+    "Exp",
     "Inverse",
+    "Led",
     "NegativeExp",
+    "Offsets",
     "Only",
     "Op",
     "PackMxfp4",
@@ -28,12 +33,14 @@ __all__ = [
     "Rounds",
     "Shift",
     "Size",
+    "Softplus",
     "Split",
     "Stack",
     "SwapColumns",
     "SwapRows",
     "Tail",
     "Transpose",
+    "Twice",
     "Unpaired",
     "evaluate",
     "rope_halves",

@@ -16,7 +16,7 @@ from llmconv.formats.moving.rows import join, take
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Concat", "Inverse", "Only", "Split", "Stack", "gathered"]
+__all__ = ["Concat", "Inverse", "Only", "Split", "Stack", "Twice", "gathered"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,14 @@ class Only(Op):
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return (*parts[: self.index], *self.op.undo(parts[self.index : self.index + 1], dims), *parts[self.index + 1 :])
+
+
+@dataclass(frozen=True)
+class Twice(Op):
+    """A tensor under two names."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (*parts, *parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return parts[: len(parts) // 2]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.tables.ops.base import Dims, Op, Parts
+from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
 from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["NegativeExp", "PackMxfp4", "Rounds", "Shift"]
+__all__ = ["Backwards", "Exp", "NegativeExp", "Offsets", "PackMxfp4", "Rounds", "Shift", "Softplus"]
 
 
 class Rounds(Op):
@@ -96,6 +97,19 @@ class NegativeExp(Rounds):
 
 
 @dataclass(frozen=True)
+class Softplus(Rounds):
+    """x -> log(1 + e^x), for scales that may be any number and are used as positive ones; float64, rounded once."""
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return np.logaddexp(0.0, values.astype(np.float64)).astype(np.float32)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        wide = values.astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (wide + np.log(-np.expm1(-wide))).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class PackMxfp4(Op):
     """(blocks uint8 (..., n/32, 16), scales uint8 (..., n/32)) -> one MXFP4 tensor (..., n); only bits move.
 
@@ -150,3 +164,64 @@ class PackMxfp4(Op):
             Tensor(whole.name, (*lead, n_blocks, 16), plain.U8, block_bytes),
             Tensor(whole.name, (*lead, n_blocks), plain.U8, scale_bytes),
         )
+
+
+@dataclass(frozen=True)
+class Exp(Rounds):
+    """x -> exp(x), of rates that a GGUF keeps above zero (Ling 3)."""
+
+    def forward(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return -NegativeExp().forward(values)
+
+    def back(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return NegativeExp().back(-values)
+
+
+@dataclass(frozen=True)
+class Backwards(Op):
+    """The second half of each head's rows negated: pairs that turn the other way round.  Needs plain values."""
+
+    heads: Size = 1
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._negated(p, evaluate(self.heads, dims)) for p in parts)
+
+    undo = apply
+
+    @staticmethod
+    def _negated(tensor: Tensor, heads: int) -> Tensor:
+        if tensor.type.dtype is None:
+            raise Unsupported(f"rows of tensor {tensor.name!r} of type {tensor.type.name} can't be negated; decode it")
+        source, size = tensor.read, tensor.n_rows // max(heads, 1)
+        last = tensor.type.dtype.itemsize - 1  # the byte with the sign, numbers being little-endian
+
+        def read(start: int, stop: int) -> Bytes:
+            values = np.array(source(start, stop)).reshape(stop - start, -1, last + 1)
+            second = np.arange(start, stop) % size >= size // 2
+            values[second, :, last] ^= 0x80
+            return values.reshape(stop - start, -1)
+
+        return dataclasses.replace(tensor, read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class Offsets(Op):
+    """A vector of whole numbers that count from their own places -> from 0: x[i] + i (which words a draft knows)."""
+
+    stored_as = block.by_name("I64")
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p, 1) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p, -1) for p in parts)
+
+    def _moved(self, tensor: Tensor, sign: int) -> Tensor:
+        if tensor.type is not self.stored_as:
+            raise Unsupported(f"tensor {tensor.name!r} is {tensor.type.name}, expected I64, which words are counted in")
+
+        def read(start: int, stop: int) -> Bytes:
+            values = tensor.read(start, stop).view(np.int64)  # a vector is one row
+            return (values + sign * np.arange(tensor.row_len)).astype(np.int64).view(np.uint8)
+
+        return dataclasses.replace(tensor, read=read, extent=None)

@@ -15,7 +15,7 @@ from llmconv.formats.moving.rows import swapped
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["PartHalves", "SwapColumns", "SwapRows", "Unpaired", "rope_halves"]
+__all__ = ["Exchanged", "PartHalves", "SwapColumns", "SwapRows", "Unpaired", "rope_halves"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,24 @@ class PartHalves(Unpaired):
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return self._moved(parts, self._index(dims))
+
+
+@dataclass(frozen=True)
+class Exchanged(Op):
+    """Two of `groups` equal runs of rows in each other's place."""
+
+    groups: int
+    a: int
+    b: int
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._moved(p) for p in parts)
+
+    undo = apply
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        order = np.arange(self.groups)
+        order[[self.a, self.b]] = order[[self.b, self.a]]
+        each = tensor.n_rows // self.groups
+        index = (order[:, None] * each + np.arange(each)).reshape(-1)
+        return dataclasses.replace(gathered(tensor, index), shape=tensor.shape)

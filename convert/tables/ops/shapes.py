@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from llmconv.formats.moving.rows import join, take
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Padded", "Reshape", "Tail", "Transpose"]
+__all__ = ["Led", "Padded", "Reshape", "Tail", "Transpose"]
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,23 @@ class Padded(Op):
         shape = (more, *tensor.shape[1:])
         tail = dataclasses.replace(tensor, shape=shape, read=zeros, extent=None)
         return join((tensor, tail), (tensor.shape[0] + more, *tensor.shape[1:])).renamed(tensor.name)
+
+
+@dataclass(frozen=True)
+class Led(Op):
+    """A matrix of zeros before those of a stack: the adapter that changes nothing."""
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._led(p) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        each = (math.prod(p.shape[1:-1]) for p in parts)
+        return tuple(take(p, n, p.n_rows - n, (p.shape[0] - 1, *p.shape[1:])) for p, n in zip(parts, each, strict=True))
+
+    @staticmethod
+    def _led(tensor: Tensor) -> Tensor:
+        def zeros(start: int, stop: int) -> Bytes:
+            return np.zeros((max(0, stop - start), tensor.row_bytes), np.uint8)
+
+        first = dataclasses.replace(tensor, shape=(1, *tensor.shape[1:]), read=zeros, extent=None)
+        return join((first, tensor), (tensor.shape[0] + 1, *tensor.shape[1:])).renamed(tensor.name)

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.tables.architecture import Architecture, keys, row
+from llmconv.convert.tables.architecture import Architecture, Key, keys, row
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.tower import Side, Tower
 from llmconv.convert.towers.parts import CONV3D, act_keys, linear, norm, split_qkv, vision
 from llmconv.errors import Unsupported
 
-_BLOCK = "visual.blocks.{i}."
+BLOCK = "visual.blocks.{i}."
 _AT = "v.blk.{i}."
-_SIZES = {"n_mid": ("v.blk.0.ffn_up.weight", 0), "n_four": ("mm.0.weight", 0)}
+SIZES = {"n_mid": ("v.blk.0.ffn_up.weight", 0), "n_four": ("mm.0.weight", 0)}
 SEEN = ((r"^(?:model|thinker)\.visual\.", "visual."),)
 _TEXT = (("model.language_model.", "model."),)
-_INSIDE = (("model.language_model.", "model.language_model."), ("model.", "model.language_model."))
-_WRITTEN = (("visual.", "model.visual."),)
+INSIDE = (("model.language_model.", "model.language_model."), ("model.", "model.language_model."))
+WRITTEN = (("visual.", "model.visual."),)
 
 
-def _merger(first: str, second: str) -> tuple[Any, ...]:
+def merger(first: str, second: str) -> tuple[Any, ...]:
     return (*linear("mm.0", first, "n_four", "n_four"), *linear("mm.2", second, "n_proj", "n_four"))
 
 
-_KEYS = keys("""
+KEYS = keys("""
     image_size                      u32   image_size                560
     patch_size                      u32   patch_size                14
     embedding_length                u32   embed_dim|hidden_size
@@ -41,16 +41,16 @@ _KEYS = keys("""
 _QWEN2 = vision(
     (
         CONV3D,
-        *norm(_AT + "ln1", _BLOCK + "norm1"),
-        *split_qkv(_AT, _BLOCK + "attn.qkv"),
-        *linear(_AT + "attn_out", _BLOCK + "attn.proj", "n_embd", "n_embd"),
-        *norm(_AT + "ln2", _BLOCK + "norm2"),
-        *linear(_AT + "ffn_up", _BLOCK + "mlp.fc1", "n_mid", "n_embd"),
-        *linear(_AT + "ffn_down", _BLOCK + "mlp.fc2", "n_embd", "n_mid"),
+        *norm(_AT + "ln1", BLOCK + "norm1"),
+        *split_qkv(_AT, BLOCK + "attn.qkv"),
+        *linear(_AT + "attn_out", BLOCK + "attn.proj", "n_embd", "n_embd"),
+        *norm(_AT + "ln2", BLOCK + "norm2"),
+        *linear(_AT + "ffn_up", BLOCK + "mlp.fc1", "n_mid", "n_embd"),
+        *linear(_AT + "ffn_down", BLOCK + "mlp.fc2", "n_embd", "n_mid"),
         *norm("v.post_ln", "visual.merger.ln_q"),
-        *_merger("visual.merger.mlp.0", "visual.merger.mlp.2"),
+        *merger("visual.merger.mlp.0", "visual.merger.mlp.2"),
     ),
-    keys=_KEYS,
+    keys=KEYS,
     constants={"/clip.projector_type": "qwen2vl_merger"},
     rebuild=lambda config, own, dims: config.update(
         model_type="qwen2_vl", hidden_size=int(own["feed_forward_length"]), intermediate_size=None
@@ -58,7 +58,7 @@ _QWEN2 = vision(
 )
 
 
-def _windows(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+def windows(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """Every n-th layer sees the whole picture."""
     full = list(config["fullatt_block_indexes"])
     every = full[0] + 1
@@ -81,19 +81,19 @@ def qwen25(projector: str) -> Architecture:
     return vision(
         (
             CONV3D,
-            *norm(_AT + "ln1", _BLOCK + "norm1", bias=False),
-            *split_qkv(_AT, _BLOCK + "attn.qkv"),
-            *linear(_AT + "attn_out", _BLOCK + "attn.proj", "n_embd", "n_embd"),
-            *norm(_AT + "ln2", _BLOCK + "norm2", bias=False),
-            *linear(_AT + "ffn_gate", _BLOCK + "mlp.gate_proj", "n_ff", "n_embd"),
-            *linear(_AT + "ffn_up", _BLOCK + "mlp.up_proj", "n_ff", "n_embd"),
-            *linear(_AT + "ffn_down", _BLOCK + "mlp.down_proj", "n_embd", "n_ff"),
+            *norm(_AT + "ln1", BLOCK + "norm1", bias=False),
+            *split_qkv(_AT, BLOCK + "attn.qkv"),
+            *linear(_AT + "attn_out", BLOCK + "attn.proj", "n_embd", "n_embd"),
+            *norm(_AT + "ln2", BLOCK + "norm2", bias=False),
+            *linear(_AT + "ffn_gate", BLOCK + "mlp.gate_proj", "n_ff", "n_embd"),
+            *linear(_AT + "ffn_up", BLOCK + "mlp.up_proj", "n_ff", "n_embd"),
+            *linear(_AT + "ffn_down", BLOCK + "mlp.down_proj", "n_embd", "n_ff"),
             *norm("v.post_ln", "visual.merger.ln_q", bias=False),
-            *_merger("visual.merger.mlp.0", "visual.merger.mlp.2"),
+            *merger("visual.merger.mlp.0", "visual.merger.mlp.2"),
         ),
-        keys=_KEYS,
+        keys=KEYS,
         constants={"/clip.projector_type": projector, "/clip.use_silu": True},
-        finish=_windows,
+        finish=windows,
         rebuild=_windows_back,
     )
 
@@ -122,29 +122,32 @@ def _deep_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> No
     )
 
 
-_QWEN3 = vision(
+QWEN3 = vision(
     (
         CONV3D,
         row("v.patch_embd.bias", "visual.patch_embed.proj.bias", "n_embd"),
         row("v.position_embd.weight", "visual.pos_embed.weight", "n_places, n_embd"),
-        *norm(_AT + "ln1", _BLOCK + "norm1"),
-        *linear(_AT + "attn_qkv", _BLOCK + "attn.qkv", "3 * n_embd", "n_embd"),
-        *linear(_AT + "attn_out", _BLOCK + "attn.proj", "n_embd", "n_embd"),
-        *norm(_AT + "ln2", _BLOCK + "norm2"),
-        *linear(_AT + "ffn_up", _BLOCK + "mlp.linear_fc1", "n_ff", "n_embd"),
-        *linear(_AT + "ffn_down", _BLOCK + "mlp.linear_fc2", "n_embd", "n_ff"),
+        *norm(_AT + "ln1", BLOCK + "norm1"),
+        *linear(_AT + "attn_qkv", BLOCK + "attn.qkv", "3 * n_embd", "n_embd"),
+        *linear(_AT + "attn_out", BLOCK + "attn.proj", "n_embd", "n_embd"),
+        *norm(_AT + "ln2", BLOCK + "norm2"),
+        *linear(_AT + "ffn_up", BLOCK + "mlp.linear_fc1", "n_ff", "n_embd"),
+        *linear(_AT + "ffn_down", BLOCK + "mlp.linear_fc2", "n_embd", "n_ff"),
         *norm("v.post_ln", "visual.merger.norm"),
-        *_merger("visual.merger.linear_fc1", "visual.merger.linear_fc2"),
+        *merger("visual.merger.linear_fc1", "visual.merger.linear_fc2"),
         *norm("v.deepstack.{i}.norm", "visual.deepstack_merger_list.{d}.norm", "n_four", when="deep"),
         *linear("v.deepstack.{i}.fc1", "visual.deepstack_merger_list.{d}.linear_fc1", "n_four", "n_four", when="deep"),
         *linear("v.deepstack.{i}.fc2", "visual.deepstack_merger_list.{d}.linear_fc2", "n_proj", "n_four", when="deep"),
     ),
     keys=(
-        *(key for key in _KEYS if key.gguf not in ("image_size", "attention.layer_norm_epsilon")),
-        *keys("""
-            image_size                      u32   image_size
-            attention.layer_norm_epsilon    f32   outer.text_config.rms_norm_eps    1e-6
-        """),
+        *(key for key in KEYS if key.gguf not in ("image_size", "attention.layer_norm_epsilon")),
+        *keys("image_size  u32  image_size"),
+        Key(
+            "attention.layer_norm_epsilon",
+            ("outer.text_config.rms_norm_eps", "outer.thinker_config.text_config.rms_norm_eps"),
+            "f32",
+            1e-6,
+        ),
     ),
     constants={"/clip.projector_type": "qwen3vl_merger", "/clip.use_gelu": True},
     finish=_deep,
@@ -165,21 +168,21 @@ def _glm_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> Non
     )
 
 
-_GLM = vision(
+GLM = vision(
     (
         CONV3D,
         row("v.patch_embd.bias", "visual.patch_embed.proj.bias", "n_embd"),
         row("v.position_embd.weight", "visual.embeddings.position_embedding.weight", "n_places, n_embd", optional=True),
         *norm("v.norm_embd", "visual.post_conv_layernorm", bias=False, optional=True),
-        *norm(_AT + "ln1", _BLOCK + "norm1", bias=False),
-        *linear(_AT + "attn_qkv", _BLOCK + "attn.qkv", "3 * n_embd", "n_embd", bias="?"),
-        *norm(_AT + "attn_q_norm", _BLOCK + "attn.q_norm", "n_embd // n_head", bias=False, optional=True),
-        *norm(_AT + "attn_k_norm", _BLOCK + "attn.k_norm", "n_embd // n_head", bias=False, optional=True),
-        *linear(_AT + "attn_out", _BLOCK + "attn.proj", "n_embd", "n_embd", bias="?"),
-        *norm(_AT + "ln2", _BLOCK + "norm2", bias=False),
-        *linear(_AT + "ffn_gate", _BLOCK + "mlp.gate_proj", "n_mid", "n_embd", bias="?"),
-        *linear(_AT + "ffn_up", _BLOCK + "mlp.up_proj", "n_mid", "n_embd", bias="?"),
-        *linear(_AT + "ffn_down", _BLOCK + "mlp.down_proj", "n_embd", "n_mid", bias="?"),
+        *norm(_AT + "ln1", BLOCK + "norm1", bias=False),
+        *linear(_AT + "attn_qkv", BLOCK + "attn.qkv", "3 * n_embd", "n_embd", bias="?"),
+        *norm(_AT + "attn_q_norm", BLOCK + "attn.q_norm", "n_embd // n_head", bias=False, optional=True),
+        *norm(_AT + "attn_k_norm", BLOCK + "attn.k_norm", "n_embd // n_head", bias=False, optional=True),
+        *linear(_AT + "attn_out", BLOCK + "attn.proj", "n_embd", "n_embd", bias="?"),
+        *norm(_AT + "ln2", BLOCK + "norm2", bias=False),
+        *linear(_AT + "ffn_gate", BLOCK + "mlp.gate_proj", "n_mid", "n_embd", bias="?"),
+        *linear(_AT + "ffn_up", BLOCK + "mlp.up_proj", "n_mid", "n_embd", bias="?"),
+        *linear(_AT + "ffn_down", BLOCK + "mlp.down_proj", "n_embd", "n_mid", bias="?"),
         *norm("v.post_ln", "visual.post_layernorm", bias=False),
         row("mm.patch_merger.weight", "visual.downsample.weight", "n_proj, n_embd, n_side, n_side"),
         row("mm.patch_merger.bias", "visual.downsample.bias", "n_proj"),
@@ -190,7 +193,7 @@ _GLM = vision(
         *linear("mm.down", "visual.merger.down_proj", "n_proj", "n_wide", bias=False),
     ),
     keys=(
-        *(key for key in _KEYS if key.gguf not in ("image_size", "attention.layer_norm_epsilon")),
+        *(key for key in KEYS if key.gguf not in ("image_size", "attention.layer_norm_epsilon")),
         *keys("""
             image_size                      u32   image_size     336
             attention.layer_norm_epsilon    f32   rms_norm_eps   1e-5
@@ -200,7 +203,7 @@ _GLM = vision(
     finish=_acts,
     rebuild=_glm_back,
 )
-_GLM_SIZES = {
+GLM_SIZES = {
     "n_mid": ("v.blk.0.ffn_up.weight", 0),
     "n_places": ("v.position_embd.weight", 0),
     "n_side": ("mm.patch_merger.weight", 2),
@@ -209,9 +212,9 @@ _GLM_SIZES = {
 
 QWEN2_VL = Tower(
     "qwen2vl_merger",
-    ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"),
+    ("Qwen2VLForConditionalGeneration", "Qwen2VLModel", "Sarashina2VisionForCausalLM"),
     "qwen2_vl",
-    (Side(_QWEN2, "vision_config", _SIZES),),
+    (Side(_QWEN2, "vision_config", SIZES),),
     starts=("visual.",),
     spellings=SEEN,
     text=_TEXT,
@@ -221,7 +224,7 @@ QWEN25_VL = Tower(
     "qwen2.5vl_merger",
     ("Qwen2_5_VLForConditionalGeneration",),
     "qwen2_5_vl",
-    (Side(qwen25("qwen2.5vl_merger"), "vision_config", _SIZES),),
+    (Side(qwen25("qwen2.5vl_merger"), "vision_config", SIZES),),
     starts=("visual.",),
     spellings=SEEN,
     text=_TEXT,
@@ -232,23 +235,25 @@ QWEN3_VL = Tower(
     (
         *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
         *("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+        "Qwen4ExpForConditionalGeneration",
     ),
     "qwen3_vl",
-    (Side(_QWEN3, "vision_config", _SIZES | {"n_places": ("v.position_embd.weight", 0)}),),
+    (Side(QWEN3, "vision_config", SIZES | {"n_places": ("v.position_embd.weight", 0)}),),
     starts=("visual.",),
     spellings=SEEN,
-    text=_INSIDE,
-    written=_WRITTEN,
+    text=INSIDE,
+    written=WRITTEN,
+    told="!mm.a.mlp.1.weight",
 )
 GLM4V = Tower(
     "glm4v",
     ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "GlmOcrForConditionalGeneration"),
     "glm4v",
-    (Side(_GLM, "vision_config", _GLM_SIZES),),
+    (Side(GLM, "vision_config", GLM_SIZES),),
     starts=("visual.",),
     spellings=SEEN,
-    text=_INSIDE,
-    written=_WRITTEN,
+    text=INSIDE,
+    written=WRITTEN,
 )
 
 TOWERS = (QWEN2_VL, QWEN25_VL, QWEN3_VL, GLM4V)

@@ -1,12 +1,12 @@
-"""Towers made of Whisper's encoder: Qwen2-Audio, Ultravox, Voxtral, Audio Flamingo 3."""
+"""Towers made of Whisper's encoder: Qwen2-Audio, Ultravox, Voxtral, Audio Flamingo 3, GLM-ASR, MERaLiON 2."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from llmconv.convert.tables.architecture import Architecture, Row, keys, row
-from llmconv.convert.tables.ops import Reshape
+from llmconv.convert.tables.architecture import Architecture, Key, Row, keys, row
+from llmconv.convert.tables.ops import Reshape, Split
 from llmconv.convert.tables.tower import Side, Tower
 from llmconv.convert.towers.parts import audio, block, linear, norm
 
@@ -123,4 +123,82 @@ ULTRAVOX = Tower(
     starts=_STARTS,
 )
 
-TOWERS = (QWEN2_AUDIO, VOXTRAL, FLAMINGO3, ULTRAVOX)
+GLM_ASR = Tower(
+    "glma",
+    ("GlmasrModel",),
+    "Glmasr",
+    (
+        Side(
+            audio(
+                (
+                    *whisper(positions=False),
+                    row(
+                        "a.position_embd.weight",
+                        "audio_tower.embed_positions.weight",
+                        "n_places, n_embd",
+                        optional=True,
+                    ),
+                    *norm("mm.a.norm_pre", "audio_encoder.layer_norm"),
+                    *linear("mm.a.mlp.1", "audio_encoder.adapting.0", "n_wide", "n_stacked"),
+                    *linear("mm.a.mlp.2", "audio_encoder.adapting.2", "n_proj", "n_wide"),
+                    row(
+                        ("v.boi", "v.eoi"),
+                        "audio_encoder.audio_bos_eos_token.weight",
+                        ("n_proj", "n_proj"),
+                        Split((1, 1)),
+                        Reshape(hf=(1, "n_proj"), gguf=("n_proj",)),
+                    ),
+                ),
+                keys=(
+                    Key("projection_dim", ("outer.lm_config.hidden_size", "text.hidden_size")),
+                    Key("projector.stack_factor", ("outer.merge_factor",), "u32", 4),
+                ),
+                constants={"/clip.projector_type": "glma"},
+                rebuild=lambda config, own, dims: config.update(model_type="whisper"),
+            ),
+            "whisper_config",
+            _WIDE,
+        ),
+    ),
+    starts=("audio_tower.", "audio_encoder."),
+    spellings=(
+        (r"^audio_encoder\.whisper\.", "audio_tower."),
+        (r"^audio_encoder\.adapting\.layer_norm\.", "audio_encoder.layer_norm."),
+    ),
+    kept=(r"audio_encoder\.proj\..*", r"audio_tower\.layer_norm\..*"),
+    text=(),
+    written=(("audio_tower.", "audio_encoder.whisper."),),
+    flat=True,
+)
+_ADAPTER = "speech_audio_adapter."
+MERALION = Tower(
+    "meralion",
+    ("MERaLiON2ForConditionalGeneration",),
+    "meralion2",
+    (
+        Side(
+            _table(
+                "meralion",
+                *norm("mm.a.norm_pre", "ln_speech"),
+                *linear("mm.a.mlp.0", _ADAPTER + "mlp_adapter.0", "n_first", "n_stacked", bias="?"),
+                *linear("mm.a.mlp.1", _ADAPTER + "gate_proj", "n_wide", "n_first", bias="?"),
+                *linear("mm.a.mlp.2", _ADAPTER + "pool_proj", "n_wide", "n_first", bias="?"),
+                *linear("mm.a.mlp.3", _ADAPTER + "out_proj", "n_proj", "n_wide", bias="?"),
+                more="projector.stack_factor  u32  outer.speech_mlp_scale_factor  15",
+            ),
+            "speech_config",
+            PLACES
+            | {
+                "n_first": ("mm.a.mlp.0.weight", 0),
+                "n_stacked": ("mm.a.mlp.0.weight", 1),
+                "n_wide": ("mm.a.mlp.1.weight", 0),
+            },
+        ),
+    ),
+    starts=("audio_tower.", "ln_speech.", _ADAPTER),
+    spellings=((r"^speech_encoder\.", "audio_tower."),),
+    text=(("model.", "text_decoder.model."), ("lm_head.", "text_decoder.lm_head.")),
+    written=(("audio_tower.", "speech_encoder."),),
+)
+
+TOWERS = (QWEN2_AUDIO, VOXTRAL, FLAMINGO3, ULTRAVOX, GLM_ASR, MERALION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 from llmconv.convert.vocab import pre
@@ -9,9 +10,9 @@ from llmconv.convert.vocab.model import BPE, Vocab
 from llmconv.convert.vocab.read import slow
 from llmconv.convert.vocab.read.folder import Added, Folder
 from llmconv.convert.vocab.read.tokens import add, dense
-from llmconv.errors import BadFile
+from llmconv.errors import BadFile, cut
 
-__all__ = ["join", "merge_lines", "read"]
+__all__ = ["join", "merge_lines", "read", "strange_merge"]
 
 
 def join(merges: Any) -> list[str]:
@@ -30,6 +31,18 @@ def join(merges: Any) -> list[str]:
         else:
             raise BadFile(f"tokenizer.json: model.merges[{len(out)}]: expected 'left right' or [left, right]")
     return out
+
+
+def strange_merge(merges: Sequence[Any], known: Container[str], skipped: int = 0) -> int | None:
+    """The place of the first merge of which a part or the result is none of the `known` tokens; None: all are.
+
+    skipped: characters of a second part that its result does not have (a continuing_subword_prefix).
+    """
+    for i, merge in enumerate(merges):  # hundreds of thousands: nothing but look-ups here
+        left, _, right = merge.partition(" ") if type(merge) is str else (merge[0], "", merge[1])
+        if left not in known or right not in known or left + right[skipped:] not in known:
+            return i
+    return None
 
 
 def merge_lines(data: bytes) -> list[str]:
@@ -56,6 +69,7 @@ def read(folder: Folder) -> Vocab:
     merges = merge_lines(folder.files["merges.txt"])
     added = folder.added()
     texts = {t: i for i, t in enumerate(tokens)}
+    strange = strange_merge(merges, texts)
     if not added and "<|endoftext|>" in texts:
         # GPT-2's own folder: the library adds this one by itself.
         id = texts["<|endoftext|>"]
@@ -74,6 +88,11 @@ def read(folder: Folder) -> Vocab:
         if token in texts:
             vocab.special[role] = texts[token]
     vocab.notes += [note] if note else []
+    if strange is not None:
+        vocab.notes.append(
+            f"merges.txt: {cut(merges[strange])} is of or to what is no token of vocab.json: kept, but the tokenizers "
+            "library takes no such merges, and llama.cpp may split texts otherwise"
+        )
     return vocab
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.vocab import pre, words
-from llmconv.convert.vocab.model import BPE, CHARSMAP, GEMMA4, SPM, UNIGRAM, WORDS, TokenType, Vocab
+from llmconv.convert.vocab.model import BPE, CHARSMAP, GEMMA4, SPACE, SPM, UNIGRAM, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.read import wordpiece
 from llmconv.convert.vocab.read.folder import Folder
-from llmconv.convert.vocab.read.gpt2 import join
+from llmconv.convert.vocab.read.gpt2 import join, strange_merge
 from llmconv.convert.vocab.read.recognise import recognise
 from llmconv.convert.vocab.read.steps import like_sentencepiece, model_of, parts, space_prefix
 from llmconv.convert.vocab.read.tokens import add, dense
-from llmconv.errors import BadFile
+from llmconv.errors import BadFile, cut, more
 
 __all__ = ["read"]
 
@@ -38,7 +38,33 @@ def read(folder: Folder) -> Vocab:
             vocab.special["unk"] = id
     if folder.pre:
         vocab.pre = folder.pre
+    vocab.notes += _displaced(folder, model.get("vocab"))
     return vocab
+
+
+def _displaced(folder: Folder, ids: Any) -> list[str]:
+    """A note about added tokens whose ids are not those that the library would give them.   ids: the model's."""
+    if not isinstance(ids, dict):
+        return []
+    odd = [a for a in folder.added().values() if ids.get(a.content, a.id if a.id >= len(ids) else -1) != a.id]
+    if not odd:
+        return []
+    return [
+        f"tokenizer.json: the added token {cut(odd[0].content)}{more([a.content for a in odd])} has id {odd[0].id}, "
+        "which model.vocab gives to another: it is followed here; the tokenizers library takes another id"
+    ]
+
+
+def _keep_steps(vocab: Vocab, folder: Folder, known: tuple[str, ...]) -> None:
+    """Keep the whole tokenizer.json, with a note, where it changes texts in ways that GGUF has no key for."""
+    steps = parts(folder.tokenizer.get("normalizer"))
+    other = [str(s.get("type")) for s in steps if s.get("type") not in known and s.get("content") != SPACE]
+    if other:
+        vocab.json = folder.files["tokenizer.json"].decode("utf-8")
+        vocab.notes.append(
+            f"the text is normalised by {cut(', '.join(other))}, which GGUF has no key for: llama.cpp will split "
+            "such texts otherwise; the whole tokenizer.json is kept in the GGUF"
+        )
 
 
 def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
@@ -51,6 +77,7 @@ def _tokens(folder: Folder, model: dict[str, Any]) -> tuple[list[str], Any]:
 def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vocab:
     tokens, types = _tokens(folder, model)
     merges = join(model.get("merges"))
+    _check_merges(model)
     added = folder.added().values()
     if like_sentencepiece(tokenizer) and _is_gemma4(folder):
         return _gemma4(folder, tokens, types, merges)
@@ -66,6 +93,7 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             types[id] = TokenType.UNKNOWN
         vocab = Vocab(SPM, tokens, types, column, pre="default")
         vocab.flags |= space_prefix(tokenizer)
+        _keep_steps(vocab, folder, ("Prepend",))
         return vocab
     tokens, types = add(tokens, types, added, folder.size(len(tokens)))
     vocab = Vocab(BPE, tokens, types, merges=merges)
@@ -77,12 +105,24 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             "the BPE pre-tokenizer is none that llama.cpp knows; the whole tokenizer.json is kept in the GGUF, "
             "but llama.cpp will need the name of a pre-tokenizer that splits alike: give it with --pre NAME"
         )
+    _keep_steps(vocab, folder, ("NFC",))
     nfc = any(s.get("type") == "NFC" for s in parts(tokenizer.get("normalizer")))
     if known and known.nfc != nfc:
         vocab.flags["nfc"] = nfc
     if known and known.add_bos:
         vocab.flags["bos"] = False  # stated, because llama.cpp would assume it; the post-processor may say otherwise
     return vocab
+
+
+def _check_merges(model: dict[str, Any]) -> None:
+    """`BadFile` for a merge of or to what is no token, with which the library would not load the file."""
+    prefix = model.get("continuing_subword_prefix")
+    at = strange_merge(model["merges"], model["vocab"], len(prefix) if isinstance(prefix, str) else 0)
+    if at is not None:
+        raise BadFile(
+            f"tokenizer.json: model.merges[{at}], {cut(model['merges'][at])}, is of or to what is no token of "
+            "model.vocab; the file is damaged, fetch it again"
+        )
 
 
 def _is_gemma4(folder: Folder) -> bool:

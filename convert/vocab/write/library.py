@@ -11,7 +11,7 @@ import orjson
 
 from llmconv.convert.vocab.model import TokenType, Vocab
 from llmconv.convert.vocab.write.tokenizer_json import to_json, types_of
-from llmconv.errors import BadFile, Unsupported
+from llmconv.errors import BadFile, MissingExtra, Unsupported
 
 __all__ = ["library", "parse", "refusing", "to_tokenizers", "without_special_pieces"]
 
@@ -21,7 +21,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise Unsupported(f"this needs the {name} library; pip install 'llmconv[tokenizers]'") from None
+        raise MissingExtra("this vocabulary", name, name) from None
 
 
 def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
@@ -34,8 +34,9 @@ def to_tokenizers(vocab: Vocab, document: dict[str, Any] | None = None) -> Any:
 
 def parse(data: bytes) -> Any:
     """A `tokenizers.Tokenizer` of a tokenizer.json; `Unsupported` when the library refuses it."""
+    tokenizers = library("tokenizers")
     with refusing("this vocabulary"):
-        return library("tokenizers").Tokenizer.from_str(data.decode())
+        return tokenizers.Tokenizer.from_str(data.decode())
 
 
 def _check_for_library(document: dict[str, Any]) -> None:

@@ -57,10 +57,7 @@ def _added(vocab: Vocab) -> list[dict[str, Any]]:
 
 
 def _first_ids(tokens: Sequence[str]) -> dict[str, int]:
-    first: dict[str, int] = {}
-    for id, token in enumerate(tokens):
-        first.setdefault(token, id)
-    return first
+    return dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
 
 
 def _core(vocab: Vocab, tokens: Sequence[str], merges: Iterable[list[str]] = ()) -> dict[str, int]:
@@ -71,13 +68,25 @@ def _core(vocab: Vocab, tokens: Sequence[str], merges: Iterable[list[str]] = ())
     first; the other's place is held.
     """
     types, first = types_of(vocab), _first_ids(tokens)
-    needed = {token for pair in merges for token in (*pair, "".join(pair))}
+    needed = _needed(merges, {token for token, type in zip(tokens, types, strict=True) if type in _ADDED})
     n = len(types)
     while n and types[n - 1] == TokenType.UNUSED:
         n -= 1
     while n and types[n - 1] in _ADDED and (token := tokens[n - 1]) and token not in needed and first[token] == n - 1:
         n -= 1
     return {token if first[token] == id else f"[TWICE{id}]": id for id, token in enumerate(tokens[:n])}
+
+
+def _needed(merges: Iterable[list[str]], added: set[str]) -> set[str]:
+    """The added tokens that are a part or the result of a merge."""
+    ends = {token[-1:] for token in added}
+    needed = set()
+    for left, right in merges:  # hundreds of thousands, nearly all of them over other tokens
+        if left in added:
+            needed.add(left)
+        if right[-1:] in ends:
+            needed |= {right, left + right} & added
+    return needed
 
 
 def _sequence(key: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:

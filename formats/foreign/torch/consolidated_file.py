@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, BadKey, MissingTensor, UnknownTensor, Unsupported, WrongShape, at, cut
-from llmconv.formats import guests, limits
+from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.foreign.torch import params_json, torch_file
@@ -29,7 +29,6 @@ PARAMS = "params.json"
 
 _WEIGHTS = re.compile(r"consolidated(?:[.-]\d{2,5}(?:-of-\d{5})?)?\.(?:pth?|safetensors)")
 _HUGGING_FACE = ("model*.safetensors", "pytorch_model*.bin")
-_SIDE_FILES = (".json", ".txt", ".md", ".jinja")
 _VERSIONED = re.compile(r"tokenizer\.model\.v\d+\w*")  # Mistral's sentencepiece models
 
 ROWS, COLUMNS, EACH = "rows", "columns", "each"
@@ -89,9 +88,9 @@ def open(path: Path) -> Checkpoint:
         if name not in pictures and name not in _COMPUTED:
             out.add(_whole(name, [shard[name] for shard in shards], sizes, at(folder)))
     config, notes = params_json.config(params, sizes.found, at(folder / PARAMS))
-    out.files = _side_files(folder)
+    out.files, said = _side_files(folder)
     out.files["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
-    out.notes += notes
+    out.notes += [*notes, *said]
     return out
 
 
@@ -209,17 +208,10 @@ def _whole(name: str, parts: Sequence[Tensor], sizes: _Sizes, where: str) -> Ten
     return made.renamed(to)
 
 
-def _side_files(folder: Path) -> dict[str, Path | bytes]:
+def _side_files(folder: Path) -> tuple[dict[str, Path | bytes], list[str]]:
     """Settings and the tokenizer; a sentencepiece model of Mistral's under the name that everybody knows."""
-    out: dict[str, Path | bytes] = {}
-    for entry in sorted(folder.iterdir(), key=lambda p: p.name):
-        if not entry.is_file() or entry.name.startswith(".") or entry.name.endswith(".index.json"):
-            continue
-        name = "tokenizer.model" if _VERSIONED.fullmatch(entry.name) else entry.name
-        wanted = name == "tokenizer.model" or entry.suffix in _SIDE_FILES or entry.name.isupper()
-        if wanted and regular_size(entry) <= limits.SIDE_FILE_BYTES:
-            out[name] = entry
-    return out
+    found, notes = side_files.beside(folder)
+    return {"tokenizer.model" if _VERSIONED.fullmatch(name) else name: path for name, path in found.items()}, notes
 
 
 FORMAT = Format(name=NAME, dialect="hf", sniff=sniff, open=open)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more, shown
-from llmconv.formats import guests, limits
+from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
 from llmconv.formats.foreign.mappings import chosen, keep_rest
@@ -74,12 +74,8 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     )
     if (about := next((p for p in (folder, folder.parent) if (p / "config.json").is_file()), None)) is not None:
         out.dialect = "hf"
-        out.files |= {
-            p.name: p
-            for p in sorted(about.iterdir())
-            if (p.suffix in (".json", ".txt", ".model", ".jinja", ".md") or p.name.isupper())
-            and p.is_file() and regular_size(p) <= limits.SIDE_FILE_BYTES
-        }  # fmt: skip
+        out.files, notes = side_files.beside(about, folder)
+        out.notes += notes
     return out
 
 

@@ -42,7 +42,6 @@ WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
 _PART = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
-_SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".md", ".py")  # and what has no suffix: LICENSE
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -78,20 +77,10 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
         checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
     checkpoint.notes += guests.beside(path, files, "pytorch_model*.bin")
-    for entry in sorted(path.iterdir(), key=lambda p: p.name):
-        wanted = (
-            (entry.suffix in _SIDE_FILES or entry.name.isupper())
-            and not entry.name.endswith(".index.json")
-            and entry.is_file()
-        )
-        if wanted and regular_size(entry) <= limits.SIDE_FILE_BYTES:
-            checkpoint.files[entry.name] = entry
+    checkpoint.files, notes = side_files.beside(path)
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"
-        inner, notes = side_files.within(path)
-        checkpoint.files |= inner
-        checkpoint.notes += notes
-    checkpoint.notes += side_files.programs(checkpoint.files)
+    checkpoint.notes += notes
     return checkpoint
 
 

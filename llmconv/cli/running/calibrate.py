@@ -9,8 +9,19 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
-from llmconv.cli.running.measuring import context_option
+from llmconv.cli.options import (
+    PATH,
+    STREAM,
+    Bar,
+    cache_option,
+    device_option,
+    force_option,
+    json_option,
+    notes,
+    quiet_option,
+    say,
+)
+from llmconv.cli.running.measuring import context_option, memory_option
 
 __all__ = ["calibrate"]
 
@@ -38,10 +49,12 @@ __all__ = ["calibrate"]
     metavar="N",
     help="Of the labels drawn.",
 )
+@memory_option
 @device_option
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def calibrate(
     model: Path,
     texts: tuple[Path, ...],
@@ -50,6 +63,7 @@ def calibrate(
     context: int | None,
     chunks: int | None,
     seed: int,
+    memory: int | None,
     device: str,
     force: bool,
     as_json: bool,
@@ -68,7 +82,15 @@ def calibrate(
         named = [stack.enter_context(streams.given(text, ".txt")) for text in texts]
         progress = stack.enter_context(Bar(quiet or as_json, model.name))
         made = llmconv.calibrate(
-            model, named, effort=effort, context=context, chunks=chunks, seed=seed, device=device, progress=progress
+            model,
+            named,
+            effort=effort,
+            context=context,
+            chunks=chunks,
+            seed=seed,
+            device=device,
+            memory=memory,
+            progress=progress,
         )
         made.save(output, force=force)
     notes(made.notes, quiet)

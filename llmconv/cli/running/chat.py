@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 import llmconv
-from llmconv.cli import one_line
 from llmconv.cli.options import notes
+from llmconv.show import one_line
 
 __all__ = ["converse"]
 

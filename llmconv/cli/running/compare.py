@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, Bar, Number, notes
+from llmconv.cli.options import PATH, STREAM, Bar, Number, cache_option, notes
 from llmconv.cli.running.measuring import (
     chunks_option,
     context_option,
@@ -34,6 +34,7 @@ __all__ = ["compare"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
 @click.pass_context
+@cache_option
 def compare(
     ctx: click.Context,
     a: Path,

@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, device_option, force_option, json_option
+from llmconv.cli.options import PATH, STREAM, cache_option, device_option, force_option, json_option
 from llmconv.cli.running.measuring import memory_option
 
 
@@ -40,6 +40,7 @@ from llmconv.cli.running.measuring import memory_option
 @device_option
 @memory_option
 @json_option
+@cache_option
 def embed(
     model: Path,
     texts: tuple[str, ...],

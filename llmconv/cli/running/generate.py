@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope
-from llmconv.cli.options import PATH, Number, notes
+from llmconv.cli.options import PATH, Number, cache_option, notes
 from llmconv.cli.running.chat import converse
 from llmconv.cli.running.measuring import run_options
 
@@ -35,6 +35,7 @@ __all__ = ["generate"]
 @click.option("--tools", type=PATH, metavar="FILE", help="A JSON list of tools for --chat, as the template shows them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead of streaming text.")
 @run_options
+@cache_option
 def generate(
     model: Path,
     prompt: str | None,

@@ -10,7 +10,18 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, Bar, device_option, force_option, json_option, notes, quiet_option, say
+from llmconv.cli.options import (
+    PATH,
+    STREAM,
+    Bar,
+    cache_option,
+    device_option,
+    force_option,
+    json_option,
+    notes,
+    quiet_option,
+    say,
+)
 from llmconv.cli.reports import table
 from llmconv.cli.running.measuring import chunks_option, context_option, memory_option
 
@@ -49,6 +60,7 @@ __all__ = ["imatrix"]
 @force_option
 @json_option
 @quiet_option
+@cache_option
 def imatrix(
     model: Path | None,
     texts: tuple[Path, ...],

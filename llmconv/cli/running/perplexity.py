@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import envelope, streams
-from llmconv.cli.options import PATH, STREAM, Bar, notes
+from llmconv.cli.options import PATH, STREAM, Bar, cache_option, notes
 from llmconv.cli.running.measuring import (
     chunks_option,
     context_option,
@@ -31,6 +31,7 @@ __all__ = ["perplexity"]
 @click.option("--stride", type=click.IntRange(min=1), metavar="N", help="Slide a window by N tokens, as papers do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @run_options
+@cache_option
 def perplexity(
     model: Path,
     text: Path,

@@ -8,7 +8,7 @@ import click
 
 import llmconv
 from llmconv.cli import complete, envelope
-from llmconv.cli.options import PATH, Bar
+from llmconv.cli.options import PATH, Bar, cache_option
 from llmconv.cli.running.measuring import memory_option
 
 __all__ = ["sweep"]
@@ -40,6 +40,7 @@ __all__ = ["sweep"]
 @click.option("-f", "--force", is_flag=True, help="Start over where another sweep's state lies.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@cache_option
 def sweep(
     model: Path,
     text: Path,

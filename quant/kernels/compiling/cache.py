@@ -7,6 +7,7 @@ unpickled.  One that is damaged or of other sources counts as absent.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -20,7 +21,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ import numpy as np
 _KERNELS = Path(__file__).parents[1]
 _LOG = logging.getLogger("llmconv.kernels")
 _LOCK = threading.RLock()
+_HERE = threading.local()
+"""listed: in a thread that is in `missing`, what it has found so far."""
+_listing = 0
+"""How many threads are in `missing`."""
 _OUTCOME = ctypes.create_string_buffer(64)
 """Where code writes that it returns nothing, and how it failed; kernels don't fail."""
 
@@ -58,6 +63,8 @@ class Entry:
         self._codes: dict[np.dtype[Any], _Code] = {}
 
     def __call__(self, *args: Any, **named: Any) -> None:
+        if _listing and self._listed(args[0].dtype):
+            return
         code = self._codes.get(args[0].dtype)
         if code is None:
             code = self.load(args[0].dtype)
@@ -69,6 +76,19 @@ class Entry:
             if dtype not in self._codes:
                 self._codes[dtype] = self._kept(dtype) or self._new(dtype)
             return self._codes[dtype]
+
+    def _listed(self, dtype: np.dtype[Any]) -> bool:
+        """Whether this thread is in `missing`, so that nothing is to be run."""
+        listed: list[tuple[Entry, np.dtype[Any]]] | None = getattr(_HERE, "listed", None)
+        if listed is None:
+            return False
+        with _LOCK:
+            kept = self._codes.get(dtype) or self._kept(dtype)
+            if kept is not None:
+                self._codes[dtype] = kept
+            elif (self, dtype) not in listed:
+                listed.append((self, dtype))
+        return True
 
     def _file(self, dtype: np.dtype[Any]) -> Path | None:
         folder = cache_folder()
@@ -110,6 +130,35 @@ class Family:
 def entry(family: str, name: str) -> Entry:
     """The one entry point of that name."""
     return Entry(family, name)
+
+
+def missing(work: Callable[[], object]) -> list[tuple[Entry, np.dtype[Any]]]:
+    """What `work` calls and would have to be compiled: it is run, in this thread, without any kernel running."""
+    global _listing
+    found: list[tuple[Entry, np.dtype[Any]]] = []
+    with _LOCK:
+        _listing += 1
+    try:
+        with _thread_listing(found):
+            work()
+    finally:
+        with _LOCK:
+            _listing -= 1
+    return found
+
+
+def really() -> contextlib.AbstractContextManager[None]:
+    """Kernels run in it even while they are listed: for what is kept."""
+    return _thread_listing(None)
+
+
+@contextlib.contextmanager
+def _thread_listing(listed: list[tuple[Entry, np.dtype[Any]]] | None) -> Iterator[None]:
+    before, _HERE.listed = getattr(_HERE, "listed", None), listed
+    try:
+        yield
+    finally:
+        _HERE.listed = before
 
 
 class _Code:

@@ -42,6 +42,7 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "only some": lambda n: n.replace("layers.1.mlp.", "layers.1.mlp._checkpoint_wrapped_module."),
     "FSDP": lambda n: "_fsdp_wrapped_module." + n.replace(".mlp.", "._fsdp_wrapped_module.mlp."),
     "PEFT": lambda n: f"base_model.model.{n}",
+    "PEFT, its layers inside": lambda n: "base_model.model." + n.replace(".mlp.", ".mlp.base_layer."),
     "PEFT, compiled": lambda n: f"_orig_mod.base_model.model.{n}",
     "a language model inside": lambda n: f"language_model.{n}",
     "a language model inside a model": lambda n: (

@@ -46,6 +46,8 @@ from llmconv.quant import by_name
         pytest.param(GPT_OSS, {}, id="gpt-oss-mxfp4"),
         pytest.param({k: v for k, v in GPT_OSS.items() if k != "quantization_config"}, {"form": 1}, id="gpt-oss-plain"),
         pytest.param(QWEN3_MOE, {"form": 1}, id="experts-stacked"),
+        pytest.param(by_hand.CONFIGS["qwen3-vl-moe"], {"form": 1}, id="experts-in-out"),
+        pytest.param(by_hand.CONFIGS["qwen3-vl-moe"], {"form": 2}, id="experts-out-in"),
         pytest.param(GEMMA3, {"prefix": "language_model.model."}, id="gemma3-inside-multimodal"),
         pytest.param(GPT2, {"prefix": ""}, id="gpt2-without-prefix"),
         pytest.param(GPT2, {"kind": "F32"}, id="gpt2-f32"),
@@ -67,12 +69,16 @@ def test_models_that_transformers_lacks_come_back(name: str) -> None:
     if not name.endswith(
         ("vl", "paddleocr", *by_hand.NOT_RUN)
     ):  # whose GGUFs are those of another program's text model
-        assert describe(gguf).vocab_size == 96
+        assert describe(gguf).vocab_size == by_hand.CONFIGS[name].get("vocab_size", 96)
     keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
     back = hf.from_gguf(dataclasses.replace(gguf, metadata=keys))
     config = json.loads(back.file("config.json") or b"{}")
+    config = config.get("text_config", config)
     layers = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_transformer_layers")
-    counts = {"deci": 4, "step3.5": 3, "step3.7": 3, "mimo2-published": 3, "plamo2": 3}
+    counts = {"deci": 4, "muse-glimmer": 4, "nemotron-h-puzzle": 4, "eagle3": 1, "eagle3-speculator": 1}
+    counts |= dict.fromkeys(
+        ("step3.5", "step3.7", "mimo2-published", "plamo2", "granite-switch", "nemotron-h-predicting"), 3
+    )
     assert next(config[n] for n in layers if n in config) == counts.get(name, 2) and len(back.tensors) == len(
         model(by_hand.CONFIGS[name]).tensors
     )

@@ -395,3 +395,18 @@ def test_what_was_edited_in_the_gguf_of_a_document_is_named(tmp_path: Path, key:
     llmconv.edit(tmp_path / "m.gguf", set={key: value}, output=tmp_path / "e.gguf")
     notes = llmconv.convert_file(tmp_path / "e.gguf", tmp_path / "back.json").notes
     assert len(notes) == 1 and f"the document still says otherwise: '{key}'" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["layout", "plain", "named"])
+def test_what_was_added_to_the_gguf_of_a_document_is_named(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "m.json"
+    named = {"w": {"shape": [2], "data": [1.5, 2]}}
+    tree = {"layout": document(), "plain": {"w": [1.5, 2]}, "named": named}[kind]
+    source.write_text(json.dumps(tree))
+    llmconv.convert_file(source, tmp_path / "m.gguf", layout="plain" if kind == "plain" else None)
+    assert llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "same.json").notes == []
+    llmconv.edit(tmp_path / "m.gguf", set={"general.author": "me", "my.own": 5}, output=tmp_path / "e.gguf")
+    notes = llmconv.convert_file(tmp_path / "e.gguf", tmp_path / "back.json").notes
+    said = "the document has no place for 'general.author' (and 1 more) of the GGUF, which is lost; keep the GGUF"
+    assert notes == [said]
+    assert (tmp_path / "back.json").read_bytes() == (tmp_path / "same.json").read_bytes()

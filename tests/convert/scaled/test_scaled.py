@@ -19,6 +19,7 @@ from llmconv.convert.scaled.unread import UNREAD
 from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
+from llmconv.quant import plain as plain_types
 
 E4M3 = ml_dtypes.float8_e4m3fn
 RNG = np.random.default_rng(0)
@@ -374,6 +375,58 @@ def test_settings_over_plain_floats(tmp_path: Path) -> None:
     assert any("plain floats" in note for note in llmconv.convert_file(stale, tmp_path / "k.gguf").notes)
     with pytest.raises(BadFile, match="expected an object"):
         llmconv.convert_file(folder(tmp_path / "list", llama(plain), [1]), tmp_path / "l.gguf")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_scale_that_is_no_number_is_refused(tmp_path: Path, bad: float) -> None:
+    arrays = llama(fp8)
+    name = "model.layers.1.mlp.up_proj.weight_scale_inv"
+    arrays[name] = np.full_like(arrays[name], bad)
+    source = folder(tmp_path / "in", arrays, FP8)
+    for to in ("o.gguf", "o.safetensors"):
+        with pytest.raises(BadFile, match=f"{name}' has {bad} for a scale"):
+            llmconv.convert_file(source, tmp_path / to, outtype="f32")
+    assert not list(tmp_path.glob("o.*"))
+
+
+def test_codes_without_scales_are_said(tmp_path: Path) -> None:
+    arrays = {n: a for n, a in llama(fp8).items() if "scale" not in n}
+    notes = llmconv.convert_file(folder(tmp_path / "in", arrays), tmp_path / "o.gguf").notes
+    assert any("F8_E4M3 without scales, taken as they are" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"rotation": "hadamard"}, "'rotation' transforms activations"),
+        ({"transform_config": {"apply": [{"location": "input"}]}}, "'transform_config' transforms activations"),
+        ({"transform_config": {"apply": [{"location": "weight_input"}]}}, ""),
+        ({"transform_config": {}}, ""),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config says 'sparse-24-bitmask'"),
+        ({"sparsity_config": {"format": "dense"}}, ""),
+    ],
+)
+def test_settings_that_change_what_is_computed(tmp_path: Path, more: Any, words: str) -> None:
+    source = folder(tmp_path / "in", llama(fp8), {**FP8, **more})
+    if not words:
+        llmconv.convert_file(source, tmp_path / "o.gguf")
+        return
+    with pytest.raises(Unsupported, match=words):
+        llmconv.convert_file(source, tmp_path / "o.gguf", strict=False)
+
+
+def test_a_gguf_of_codes_is_quantized_as_their_products(tmp_path: Path) -> None:
+    """A lone file goes into a GGUF with codes and scales as they are."""
+    source = folder(tmp_path / "in", llama(int8_zeros), ASYMMETRIC)
+    (source / "model.safetensors").rename(tmp_path / "lone.safetensors")
+    llmconv.convert_file(tmp_path / "lone.safetensors", tmp_path / "codes.gguf")
+    result = llmconv.quantize(tmp_path / "codes.gguf", tmp_path / "q.gguf", "Q8_0")
+    assert any("stored with scales" in note for note in result.notes)
+    made = llmconv.open(tmp_path / "q.gguf").tensors
+    assert not any("scale" in name for name in made)
+    name = "model.layers.1.mlp.up_proj.weight"
+    want = values_of(llama(int8_zeros))[name]
+    np.testing.assert_allclose(made[name].astype(plain_types.F32).numpy(), want, atol=np.abs(want).max() / 100)
 
 
 # Schemes that aren't read.

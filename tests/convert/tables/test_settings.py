@@ -243,6 +243,8 @@ def test_an_ordinary_model_needs_no_note(config: dict[str, Any]) -> None:
         (GPT_OSS, {"swiglu_limit": 9.0}, "swiglu_limit = 9.0"),
         (GEMMA3, {"text_config": GEMMA3["text_config"] | {"moon": True}}, "moon = True"),
         (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        (LLAMA, {"rope_scaling": YARN | {"long_factor": [2.0, 3.0]}}, "rope_scaling.long_factor = [2.0, 3.0]"),
+        (PHIMOE, {"rope_scaling": _LONG | {"rope_type": "default"}}, "rope_scaling.short_factor = [1.0, 1.0]"),
     ],
 )
 def test_an_unknown_setting_is_named(config: dict[str, Any], changes: dict[str, Any], named: str) -> None:
@@ -271,6 +273,10 @@ def test_settings_without_effect_are_not_named() -> None:
         (PHIMOE, {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.2}}, "short_mscale 1.5"),
         (LLAVA, {"text_config": LLAMA | {"model_type": "phi3"}}, "text model is 'phi3'"),
         (MISTRAL3, {"text_config": LLAMA | {"model_type": "mistral9"}}, "text model is 'mistral9'"),
+        *(
+            (PHIMOE, {"rope_scaling": {k: v for k, v in _LONG.items() if k != lone}}, f"has no {lone}")
+            for lone in ("long_factor", "short_factor")
+        ),
         (PHIMOE, {"num_experts_per_tok": 1}, "router chooses two"),
         (PHIMOE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         (LLAMA, {"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor is no positive number"),
@@ -280,6 +286,31 @@ def test_what_can_t_be_computed_is_refused(config: dict[str, Any], changes: dict
     with pytest.raises(LlmconvError, match=message) as error:
         converted(config, **changes)
     assert isinstance(error.value, Unsupported) or "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kept", "other"), [("long", "short"), ("short", "long")])
+def test_a_lone_tensor_of_factors_comes_back_as_llama_cpp_takes_it(kept: str, other: str) -> None:
+    gguf = converted(PHIMOE, rope_scaling=_LONG | {f"{kept}_factor": [2.0, 3.0]})
+    gguf.metadata = {k: v for k, v in gguf.metadata.items() if not k.startswith("llmconv.")}
+    del gguf.tensors[f"rope_factors_{other}.weight"]
+    rope = json.loads(hf.from_gguf(gguf).file("config.json") or b"")["rope_scaling"]
+    assert (rope[f"{kept}_factor"], rope[f"{other}_factor"]) == ([2.0, 3.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "noted"),
+    [
+        (LLAMA, {}, True),
+        (GEMMA2, {}, True),
+        (QWEN2, {}, False),
+        (QWEN2, {"use_sliding_window": True}, True),
+        (GPT2, {}, False),
+    ],
+)
+def test_a_window_of_nothing_is_named(config: dict[str, Any], changes: dict[str, Any], noted: bool) -> None:
+    gguf = converted(config, sliding_window=0, **changes)
+    assert said(gguf, "sliding_window is 0") == noted
+    assert all(layer.attention.window is None for layer in describe(gguf).layers)
 
 
 def test_bidirectional_gemma3_and_back() -> None:

@@ -199,8 +199,8 @@ chatty = vocab.Vocab("words", ["a"], chat_template="x")
 for need in (lambda: vocab.tokenizer(bpe), lambda: vocab.render_chat(chatty, [{{}}])):
     try:
         need()
-    except llmconv.errors.Unsupported as error:
-        assert "pip install" in str(error)
+    except llmconv.errors.MissingExtra as error:
+        assert isinstance(error, ImportError) and f"pip install {{error.module}}" in str(error)
     else:
         raise SystemExit("nothing said")
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,13 @@ from gemma_like import gemma_like
 from tokenizers_trained import bert, gpt2, llama2, trained
 
 from llmconv.convert import vocab
+from llmconv.convert.vocab import proto
 from llmconv.convert.vocab.differences import again, away, column, column_again
+from llmconv.convert.vocab.model import HF_JSON
 from llmconv.convert.vocab.side_files import CUT
+from llmconv.convert.writing.portable import portable
+from llmconv.errors import BadFile
+from llmconv.formats.checkpoint import Checkpoint
 
 pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
 
@@ -50,8 +56,8 @@ def gemma_folder(n: int) -> dict[str, bytes]:
 
 def kept(keys: dict[str, Any]) -> int:
     """Bytes of keys that are not GGUF's own."""
-    sizes = {k: len(v.encode()) if isinstance(v, str) else len(v) for k, v in keys.items() if k.startswith("llmconv")}
-    return sum(sizes.values()) + len(keys.get("tokenizer.huggingface.json", ""))
+    own = [v.encode() if isinstance(v, str) else np.asarray(v) for k, v in keys.items() if k.startswith("llmconv")]
+    return sum(np.asarray(v).nbytes for v in own) + len(keys.get(HF_JSON, ""))
 
 
 def there_and_back(files: dict[str, Any]) -> int:
@@ -78,12 +84,33 @@ def of_many(kind: str, n: int) -> dict[str, Any]:
     """A trained tokenizer.json with many tokens more, as large ones are."""
     document = json.loads(trained(kind).to_str())
     vocab = document["model"]["vocab"]
-    more = [f"w{i}x" for i in range(n)]
+    more = [f"w{hash_of(i)}x" for i in range(n)]
     if kind == "unigram":
         vocab += [[word, -7.5 - i / 1000] for i, word in enumerate(more)]
-    elif kind == "wordpiece":
+    else:
         vocab.update({word: len(vocab) + i for i, word in enumerate(more)})
     return dict(document)
+
+
+def hash_of(number: int) -> str:
+    """Digits that don't compress."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:12]
+
+
+CHARSMAP = np.random.default_rng(0).bytes(100_000)
+"""As long as sentencepiece's, and as hard to pack."""
+
+
+def strangely(kind: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The same with what GGUF has no key for, so that the vocabulary needs its tokenizer.json."""
+    if kind == "bpe":
+        split = {"type": "Split", "pattern": {"Regex": "[aeiou]+"}, "behavior": "Isolated", "invert": False}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return document | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}}
+    if kind == "unigram":
+        table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()}
+        return document | {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, table]}}
+    return document  # WordLevel's, whose words are split at more than spaces
 
 
 BUDGET = 1 << 16
@@ -95,6 +122,43 @@ BUDGET = 1 << 16
 def test_every_kind_is_kept_in_little(kind: str, indent: int | None) -> None:
     text = json.dumps(of_many(kind, 5_000), indent=indent, ensure_ascii=False)
     assert there_and_back({"tokenizer.json": text.encode()}) < BUDGET / 4
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordlevel"])
+def test_so_is_one_that_gguf_s_keys_do_not_say(kind: str) -> None:
+    """It is put together again for the tokenizer, and whole in the specification's key for a file without our keys."""
+    data = orjson.dumps(strangely(kind, of_many(kind, 5_000)))
+    assert there_and_back({"tokenizer.json": data}) < BUDGET / 8 < len(data) / 10
+    found = vocab.from_files({"tokenizer.json": data}, {})
+    assert found is not None and found.json == data.decode()
+    keys = vocab.to_gguf(found)
+    back = vocab.from_gguf(keys)
+    assert HF_JSON not in keys and back is not None and back.json == found.json
+    assert vocab.to_gguf(found, files=False)[HF_JSON] == found.json
+    made = Checkpoint(metadata={"general.architecture": "llama", **keys}, dialect="gguf")
+    published = portable(made).metadata
+    assert published[HF_JSON] == found.json and not any(key.startswith("llmconv") for key in published)
+    keys["llmconv.hf.cut.tokenizer.json"] = "{}"
+    with pytest.raises(BadFile, match="damaged"):
+        vocab.from_gguf(keys)
+
+
+def test_a_map_of_characters_is_kept_once() -> None:
+    """GGUF has a key for it, and both files of such a folder hold it."""
+    document = of_many("unigram", 0)
+    pieces = [(piece, score, 2 if piece == "<unk>" else 1) for piece, score in document["model"]["vocab"]]
+    document["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()}
+    normalizer = proto._block(3, proto._block(2, CHARSMAP) + b"\x18\x01")
+    model = proto.serialise(pieces, proto._block(2, b"\x18\x01") + normalizer)
+    files = {"tokenizer.json": orjson.dumps(document), "spiece.model": model}
+    assert there_and_back(files) < BUDGET / 16 < len(CHARSMAP)
+
+
+def test_llama_s_ranks_are_kept_in_little() -> None:
+    """tiktoken's file, which Llama 3 calls tokenizer.model: lines of base64 and a rank."""
+    pieces = [*(bytes([b]) for b in range(256)), *(hash_of(i).encode() for i in range(3000)), b"\xff\xfe"]
+    lines = [base64.b64encode(piece) + b" %d" % rank for rank, piece in enumerate(pieces)]
+    assert there_and_back({"tokenizer.model": b"\n".join(lines) + b"\n"}) < 500
 
 
 @pytest.mark.parametrize(

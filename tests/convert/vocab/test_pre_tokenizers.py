@@ -45,6 +45,7 @@ def test_pre_tokenizers_differ_on_the_probe() -> None:
         ("dbrx", "glm4", "llama-bpe"),
         ("bailingmoe", "qwen2", "stablelm2"),
         ("command-r", "starcoder"),
+        ("gpt-4o", "granite-embed-multi-97m"),
     }
 
 
@@ -121,13 +122,16 @@ def test_an_unknown_pre_tokenizer_is_kept_whole_and_said() -> None:
     found = vocab.from_files(files, {})
     assert found is not None and found.pre == "" and "--pre NAME" in found.notes[0]
     keys = vocab.to_gguf(found)
-    assert "tokenizer.ggml.pre" not in keys and keys[HF_JSON] == files["tokenizer.json"].decode()
+    assert "tokenizer.ggml.pre" not in keys
     again = vocab.from_gguf(keys)
     assert again is not None and vocab.to_files(again) == files
+    published = vocab.to_gguf(found, files=False)
+    assert published[HF_JSON] == files["tokenizer.json"].decode()
     original.encode_special_tokens = True
-    foreign = vocab.from_gguf(ours(keys))
-    assert foreign is not None
-    assert vocab.tokenizer(foreign).encode(PROBE) == original.encode(PROBE, add_special_tokens=False).ids
+    for one in (keys, published):
+        read = vocab.from_gguf(one)
+        assert read is not None
+        assert vocab.tokenizer(read).encode(PROBE) == original.encode(PROBE, add_special_tokens=False).ids
     named = vocab.from_files(files, {}, pre="gpt-2")
     assert (
         named is not None
@@ -185,3 +189,22 @@ def test_a_folder_says_itself_whether_text_is_composed(name: str, nfc: bool) -> 
     again = vocab.from_gguf(keys)
     assert again is not None and again.flag("nfc") == nfc
     assert len(vocab.tokenizer(again).encode("e\u0301")) == (2 if nfc else 3)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("bpe", ["Lowercase"]), ("bpe", ["NFC", "NFKC"]), ("spm", ["NFKC"])])
+def test_steps_that_change_texts_are_kept_and_said(kind: str, steps: list[str]) -> None:
+    document = json.loads(trained(kind).to_str())
+    own = [document["normalizer"]] if document["normalizer"] else []
+    document["normalizer"] = {"type": "Sequence", "normalizers": [*own, *({"type": step} for step in steps)]}
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None and found.json is not None
+    assert any(f"is normalised by '{steps[-1]}'" in note for note in found.notes)
+    back = vocab.from_gguf(vocab.to_gguf(found))
+    assert back is not None and json.loads(vocab.to_files(back)["tokenizer.json"]) == document
+
+
+def test_an_added_token_with_another_s_id_is_said() -> None:
+    document = json.loads(trained("bpe").to_str())
+    document["added_tokens"].append({"id": 5, "content": "<mine>", "special": True})
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None and len([n for n in found.notes if "'<mine>' has id 5, which model.vocab gives" in n]) == 1

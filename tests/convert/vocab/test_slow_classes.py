@@ -90,6 +90,15 @@ def test_a_space_before_the_text(parts: dict[str, Any]) -> None:
     assert vocab.tokenizer(found).encode("a man") == vocab.tokenizer(plain).encode(" a man")
 
 
+def test_merges_of_what_is_no_token_are_said(parts: dict[str, Any]) -> None:
+    more = parts | {"merges": [*parts["merges"], ["zz", "yy"]]}
+    found = vocab.from_files(files(more, tokenizer_class="GPT2Tokenizer"), {})
+    assert found is not None and len(found.notes) == 1 and found.notes[0].startswith("merges.txt: 'zz yy' is of or to")
+    plain = vocab.from_files(files(parts, tokenizer_class="GPT2Tokenizer"), {})
+    assert plain is not None and plain.notes == []
+    assert vocab.tokenizer(found).encode(TEXT) == vocab.tokenizer(plain).encode(TEXT)
+
+
 @pytest.mark.parametrize("name", ["CLIP", "OpenAIGPT", "XLM"])
 def test_merges_over_characters_are_refused(parts: dict[str, Any], name: str) -> None:
     with pytest.raises(Unsupported, match=f"{name}Tokenizer merges characters"):

@@ -25,15 +25,21 @@ EXPERTS = ("mixtral", "gpt-oss")  # of the others the embedding is larger than a
 
 
 def smallest(model: Any, batches: list[Any]) -> int:
-    """The least memory that a model says it can be run with, and then, once it knows the batches."""
+    """The least memory that a model can be run with on these batches."""
     from llmconv.runtime.streamed.passing import Passed
 
-    memory = 1
-    for _ in range(2):
-        with pytest.raises(llmconv.UsageError, match="too small for the largest part") as caught:
-            Passed(llmconv.load(model, "cpu", memory=memory), batches)
-        memory = int(str(caught.value).split("at least ")[1].split()[0].replace(",", ""))
-    return memory
+    with pytest.raises(llmconv.UsageError, match="too small for the largest part") as caught:
+        llmconv.load(model, "cpu", memory=1)
+    memory = asked(caught.value)
+    while (loaded := llmconv.load(model, "cpu", memory=memory)).wants is None:
+        memory -= 2000
+    with Passed(loaded, batches):
+        return int(loaded.wants.plan.smallest)
+
+
+def asked(error: llmconv.UsageError) -> int:
+    """What a refusal says that is needed."""
+    return int(str(error).split("at least ")[1].split()[0].replace(",", ""))
 
 
 def streamed(model: Any, memory: int) -> tuple[Any, StreamingPlan]:
@@ -192,3 +198,106 @@ def test_memory_stays_within_the_limit(tmp_path: Path) -> None:
     assert found == expected
     assert whole - base > 190e6
     assert peak - base < 80e6 + 10e6  # and what torch allocates for itself
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize(
+    "what",
+    ["compare", *(pytest.param(n, marks=pytest.mark.slow) for n in ("perplexity", "sweep", "imatrix", "embed"))]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in ("calibrate", "rounding")],
+)
+def test_the_advice_works(what: str, tmp_path: Path) -> None:
+    """Whoever is told that memory is too small, and gives what is said, is not told so again."""
+    model, text = of_layers(tmp_path / "m.gguf"), llmconv.Text(runnable.text(100))
+    (tmp_path / "t.txt").write_text(runnable.text(100))
+    llmconv.quantize(model, tmp_path / "o.gguf", "Q8_0")
+    how: dict[str, Any] = {"context": 24, "device": "cpu"}
+
+    def run(memory: int) -> Any:
+        match what:
+            case "compare":
+                return llmconv.compare(model, tmp_path / "o.gguf", text, memory=memory, **how)
+            case "sweep":
+                out = tmp_path / "sweep"
+                return llmconv.sweep(model, tmp_path / "t.txt", ["Q8_0"], out, plots=False, memory=memory, **how)
+            case "embed":
+                return llmconv.embed(model, ["w1 w2"], device="cpu", memory=memory)
+            case "rounding":
+                known = llmconv.OnText(text, effort="fast", memory=memory, **how)
+                return llmconv.quantize(model, tmp_path / "q.gguf", "Q4_0", calibration=known, force=True, jobs=1)
+        return getattr(llmconv, what)(model, text, memory=memory, **how)
+
+    memory, refused = 1000, 0
+    while refused < 3:
+        try:
+            run(memory)
+        except llmconv.UsageError as error:
+            assert f"a memory of {memory:,} bytes is too small" in str(error)
+            memory, refused = asked(error), refused + 1
+        else:
+            break
+    assert refused == (2 if what in ("calibrate", "rounding") else 1)  # what is made of a layer is known later
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("effort", [pytest.param("fast", marks=pytest.mark.slow), "standard"])
+def test_a_calibration_is_the_same(effort: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.runtime.calibrate import layered
+
+    monkeypatch.setattr(layered, "_beside", lambda model, jobs: 0)  # a tiny layer's sums are larger than it
+    model, text = of_layers(tmp_path / "m.gguf", 4), llmconv.Text(runnable.text(60))
+    how: dict[str, Any] = {"context": 12, "device": "cpu", "effort": effort}
+    memory = model.stat().st_size * 2 // 3
+    streamed(model, memory)
+    for name, more in (("all", {}), ("left", {"memory": memory})):
+        known = llmconv.calibrate(model, text, **how, **more)
+        known.save(tmp_path / f"{name}.calibration")
+        assert known.loaded(llmconv.open(model)).wants is None or name == "left"
+        llmconv.quantize(model, tmp_path / f"{name}.gguf", "Q4_0", calibration=known, jobs=1)
+    for suffix in ("calibration", "gguf"):
+        a, b = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("all", "left"))
+        assert a == b, suffix
+    if effort == "standard":
+        return
+    kept = llmconv.Calibration.open(tmp_path / "left.calibration")
+    kept.memory = memory
+    again = llmconv.Verified(kept, text, context=12, chunks=2)
+    done = llmconv.quantize(model, tmp_path / "again.gguf", "Q4_0", calibration=again)
+    assert any("KL divergence" in note for note in done.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "deepseek-v3", "gpt-oss"])
+def test_experts_are_calibrated_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmconv.progress import Meter
+    from llmconv.runtime.calibrate import layered
+    from llmconv.runtime.calibrate.gradients import gather
+    from llmconv.runtime.measure.chunks import Running
+
+    pytest.importorskip("transformers")
+    tiny_models.build(name, tmp_path)
+    monkeypatch.setattr(streaming, "BATCH", 32)
+    monkeypatch.setattr(layered, "_beside", lambda model, jobs: 0)
+    batches, found = batches_of(96), []
+    whole = sum(t.nbytes for t in llmconv.open(tmp_path).tensors.values())
+    for memory in ("1T", whole * 9 // 10):
+        model = Running("cpu", memory=memory).model(tmp_path)
+        assert (model.wants is None) == (memory == "1T")
+        layered.prepare(model, batches)
+        found.append(gather(model, batches, 3, Meter(None, "x", 0)))
+    a, b = found
+    assert set(a.rows) == set(b.rows) and set(a.tokens) == set(b.tokens)
+    for name in a.rows:
+        for one, other in zip(a.of_rows(name) or [], b.of_rows(name) or [], strict=True):
+            assert torch.equal(one, other), name
+    assert all(torch.equal(a.tokens[name], b.tokens[name]) for name in a.tokens)
+    assert torch.equal(a.embedding, b.embedding)
+
+
+@pytest.mark.slow
+def test_what_is_calibrated_in_memory_only_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    tiny_models.build("gemma3n", tmp_path)
+    monkeypatch.setattr(streaming, "BATCH", 32)
+    with pytest.raises(llmconv.UsageError, match="hand each other more than states, so that it is calibrated"):
+        llmconv.calibrate(tmp_path, llmconv.Text("x " * 200), context=24, device="cpu", memory=600_000)

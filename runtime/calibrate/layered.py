@@ -1,0 +1,174 @@
+"""Calibrating a model whose weights are left in the file: a layer at a time, forward and back, with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from llmconv.errors import UsageError
+from llmconv.runtime.calibrate.watching import matrices
+from llmconv.runtime.model import Model
+from llmconv.runtime.streamed.states import States
+from llmconv.runtime.streamed.weights import Weights
+
+__all__ = ["Between", "back_by_layers", "prepare", "running", "there"]
+
+_PIECE = 2048
+_SEARCHED = 16
+"""float32 of each weight that a search for better codes works with."""
+_SUMS = 1 << 30
+"""Of sums over inputs: see `inputs._MOST_BYTES`."""
+
+
+def prepare(model: Model, batches: Sequence[Tensor], jobs: int = 1) -> None:
+    """Where weights are left in the file, plan for so many tokens and for what is made of a layer beside its results.
+
+    `UsageError` for a model whose layers need each other, `TooLittle` for too little memory.
+    """
+    if not isinstance(model.wants, Weights):
+        return
+    if not model.decoder.layers_alone:
+        raise UsageError(
+            f"{model.where}: its layers hand each other more than states, so that it is calibrated with all weights in "
+            "memory only; use a machine that has room for them, or --imatrix"
+        )
+    longest = max((batch.shape[1] for batch in batches), default=1)
+    model.wants.prepare(sum(batch.numel() for batch in batches), longest, _beside(model, jobs))
+
+
+def _beside(model: Model, jobs: int) -> int:
+    """About what rounding the largest tensor, and what the gradients of the largest layer's rows, take: the larger."""
+    most, layers = 0, defaultdict[str, int](int)
+    for name, module in matrices(model).items():
+        count = module.shape[0] if len(module.shape) > 2 else 1
+        height, width = module.shape[-2:]
+        sums = min(3 * count * 8 * width * width, 3 * _SUMS) + 20 * jobs * width * width
+        most = max(most, 8 * count * height * width + _SEARCHED * 4 * jobs * min(height, _PIECE) * width + sums)
+        if name.startswith("blk."):
+            layers[name.split(".")[1]] += 3 * 4 * height * min(height, 1024)
+    return max(most, *layers.values())
+
+
+class Between:
+    """What a unit gives each batch, with the batch's tokens: in memory, or as far as a plan says in a file."""
+
+    def __init__(self, model: Model, batches: Sequence[Tensor]):
+        self._batches = batches
+        self._states: States | None = None
+        if isinstance(model.wants, Weights):
+            self._states = States(model.wants.plan.states, model.device)
+        self._here: dict[int, Tensor] = {}
+
+    def begin(self, made: Callable[[Tensor], Tensor]) -> None:
+        """What the first unit is given, of each batch's tokens."""
+        for i, tokens in enumerate(self._batches):
+            self.put(i, made(tokens))
+
+    def put(self, i: int, value: Tensor) -> None:
+        if self._states is None:
+            self._here[i] = value
+        else:
+            self._states.put(i, value)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return (self._here[i] if self._states is None else self._states.get(i)), self._batches[i]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def advance(self, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Through the next unit."""
+        for i in range(len(self)):
+            self.put(i, run(*self[i]))
+
+    def close(self) -> None:
+        self._here.clear()
+        if self._states is not None:
+            self._states.close()
+
+
+@contextlib.contextmanager
+def running(model: Model, batches: Sequence[Tensor], jobs: int) -> Iterator[Between]:
+    """Where a model's batches are while it is looked at, unit by unit; see `prepare`."""
+    prepare(model, batches, jobs)
+    states = Between(model, batches)
+    try:
+        yield states
+    finally:
+        states.close()
+        if isinstance(model.wants, Weights):
+            model.wants.rest()
+
+
+def there(model: Model, part: int | str) -> None:
+    """See that a part's weights are in the model."""
+    if model.wants is not None:
+        model.wants(part)
+
+
+class _Back:
+    """Parts of a text on their way through the layers and back; what went into each layer is kept, or its gradient."""
+
+    def __init__(self, model: Model, weights: Weights, parts: Sequence[Tensor]):
+        self._model, self._weights, self._parts = model, weights, parts
+        self._states = States(weights.plan.states, model.device)
+
+    def forward(self) -> None:
+        for i in range(len(self._parts)):
+            self._put(0, i, self._begun(i))
+        for layer in range(len(self._model.blk)):
+            for i in range(len(self._parts)):
+                self._put(layer + 1, i, self._through(layer, i, self._entered(layer, i)))
+
+    def at_the_end(self, i: int, gradient: Callable[[Tensor], Tensor]) -> None:
+        """From the last layer's results of part `i` to their gradient; `gradient`: of what the head is given."""
+        layer = len(self._model.blk)
+        entered = self._entered(layer, i)
+        hidden = self._model.end(entered)
+        self._return(layer, i, entered, hidden, gradient(hidden.detach()))
+
+    def back(self, settle: Callable[[], None]) -> None:
+        """From the last layer to the embedding; `settle` is called when all parts have been through a layer."""
+        self._weights.onward = -1
+        for layer in reversed(range(len(self._model.blk))):
+            for i in range(len(self._parts)):
+                entered = self._entered(layer, i)
+                self._return(layer, i, entered, self._through(layer, i, entered), self._entered(layer + 1, i))
+            settle()
+        for i in range(len(self._parts)):
+            self._begun(i).backward(self._entered(0, i).detach())  # type: ignore[no-untyped-call]
+
+    def _begun(self, i: int) -> Tensor:
+        tokens = self._parts[i].to(self._model.device)
+        return self._model.begin(tokens, self._model.step(tokens))
+
+    def _through(self, layer: int, i: int, entered: Tensor) -> Tensor:
+        return self._model.through(layer, entered, self._model.step(self._parts[i].to(self._model.device)))
+
+    def _return(self, layer: int, i: int, entered: Tensor, given: Tensor, gradient: Tensor) -> None:
+        given.backward(gradient.detach())  # type: ignore[no-untyped-call]
+        assert entered.grad is not None
+        self._put(layer, i, entered.grad)
+
+    def _put(self, layer: int, i: int, value: Tensor) -> None:
+        self._states.put(layer * len(self._parts) + i, value.detach())
+
+    def _entered(self, layer: int, i: int) -> Tensor:
+        return self._states.get(layer * len(self._parts) + i).detach().requires_grad_(True)
+
+
+@contextlib.contextmanager
+def back_by_layers(model: Model, weights: Weights, parts: Sequence[Tensor]) -> Iterator[_Back]:
+    run = _Back(model, weights, parts)
+    try:
+        yield run
+    finally:
+        run._states.close()
+        weights.onward = 1
+        weights.rest()
