@@ -381,6 +381,19 @@ _POSITIVE = np.float32(0.1) * np.arange(-4, LANES - 4, dtype=np.float32) + np.fl
 
 
 @inner
+def _movers(s, levels, v, lx, l2):
+    """Which of sixteen weights would explain more at another level, as bits."""
+    w, x, now = load(s, _W + v), load(s, _X + v), load_i32(levels, v)
+    level = to_float(now)
+    lx1, l21 = lx - w * x * level, l2 - w * level * level
+    other = min_(nearest_int(x * l21 / lx1), i4(4))
+    level = to_float(other)
+    lx2, l22 = lx1 + w * x * level, l21 + w * level * level
+    better = (lx1 > f4(0)) & (l21 > f4(0)) & (lx2 * lx2 * l2 > lx * lx * l22)
+    return mask_bits(better & (other != now))
+
+
+@inner
 def positive_scale(s, levels):
     """`make_qp_quants` on 32 magnitudes with greatest level 4: a first scale for IQ2_XXS.
 
@@ -411,18 +424,21 @@ def positive_scale(s, levels):
         l2 += s[_W + i] * f4(level) * f4(level)
     for _ in range(5):
         changed = False
-        for i in range(32):
-            w, x, level = s[_W + i], s[_X + i], f4(levels[i])
-            lx1, l21 = lx - w * x * level, l2 - w * level * level
-            if lx1 > f4(0) and l21 > f4(0):
+        for v in range(0, 32, LANES):
+            after = u4(0xFFFF)  # lanes whose turn is still to come
+            while after:
+                lane = np.int64(trailing_zeros(_movers(s, levels, v, lx, l2) & after))
+                if lane == 32:
+                    break
+                i = v + lane
+                w, x, level = s[_W + i], s[_X + i], f4(levels[i])
+                lx1, l21 = lx - w * x * level, l2 - w * level * level
                 other = min(i4(4), nearest(x * l21 / lx1))
-                if other != levels[i]:
-                    lx1 += w * x * f4(other)
-                    l21 += w * f4(other) * f4(other)
-                    if lx1 * lx1 * l2 > lx * lx * l21:
-                        levels[i] = other & i4(255)
-                        lx, l2 = lx1, l21
-                        changed = True
+                lx = lx1 + w * x * f4(other)
+                l2 = l21 + w * f4(other) * f4(other)
+                levels[i] = other & i4(255)
+                changed = True
+                after &= u4(0xFFFE) << u4(lane)
         if not changed:
             break
     return lx / l2 if l2 > f4(0) else f4(0)
