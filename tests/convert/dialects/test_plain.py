@@ -163,7 +163,8 @@ def test_nothing_is_not_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["0x-4", "4", "x", "", "0x100000000000", [0, 4], None])
 def test_empty_tensors_of_a_document_are_checked(tmp_path: Path, shape: object) -> None:
-    llmconv.save(Checkpoint({"e": Tensor.from_array("e", ARRAYS["empty"])}, dialect="plain"), tmp_path / "m.json")
+    both = {name: Tensor.from_array(name, array) for name, array in (("e", ARRAYS["empty"]), ("w", np.ones(2, "f4")))}
+    llmconv.save(Checkpoint(both, dialect="plain"), tmp_path / "m.json")
     made = json.loads((tmp_path / "m.json").read_text())
     made["tensors"]["e"]["shape"] = shape
     (tmp_path / "m.json").write_text(json.dumps(made))

@@ -27,7 +27,8 @@ def test_tokenizer_json_there_and_back(kind: str, pretty: bool) -> None:
     keys = vocab.to_gguf(found)
     again = vocab.from_gguf(keys)
     assert again is not None and vocab.to_files(again) == files
-    foreign = vocab.from_gguf(ours(keys))
+    # Lists of words are no kind that others write; a portable file of ours has the tokenizer.json whole.
+    foreign = again if kind == "wordlevel" else vocab.from_gguf(ours(keys))
     assert foreign is not None
     for parse_special in (False, True):
         original.encode_special_tokens = not parse_special
