@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more
 
-__all__ = ["beside", "check", "check_links", "is_unfinished", "whole", "written"]
+__all__ = ["beside", "check", "check_links", "is_unfinished", "misnamed", "whole", "written"]
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
@@ -51,8 +51,20 @@ _ARCHIVES = {
     b"Rar!": "a RAR archive",
     b"BZh": "compressed by bzip2",
     b"%PDF-": "a PDF",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"\x7fELF": "a program or library (ELF)",
+    b"SQLite format 3\0": "a database (SQLite)",
+    b"d8:announce": "a torrent, the address of a download",
 }
-"""How archives and their like begin; a zip may be a model of numpy's, torch's or Keras's."""
+"""How files begin that are none of a model; a zip may be one of numpy's, torch's or Keras's."""
+_MISNAMED = {
+    b"GGUF": "a GGUF; name it .gguf",
+    b"PK\x03\x04": "a zip archive, as PyTorch writes; name it .bin or .pt",
+    b"\x80\x02": "a pickle, as PyTorch wrote; name it .bin or .pt",
+    b"\x89HDF": "an HDF5 file, as Keras writes; name it .h5",
+}
+"""How other models begin than safetensors."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".download", ".aria2", ".!ut")
 
 
@@ -107,8 +119,9 @@ def check(path: Path, head: bytes) -> None:
     if _MESSAGE.match(head) and path.suffix.lower() != ".json" and len(head) < _LONG:
         text = head.decode("utf-8", "replace").split("\n")[0]
         raise BadFile(f"{at(path)}: is the message of a server, no model: {cut(text, 60)}; fetch it again")
-    if kind := next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None):
-        raise BadFile(f"{at(path)}: is {kind}, no model; take what is in it")
+    kind = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None)
+    if kind and not _may_be_safetensors(head):
+        raise BadFile(f"{at(path)}: is {kind}, no model; {_way_out(kind)}")
     if head[:4] in _BEFORE_GGUF:
         name = head[3::-1].decode()
         raise Unsupported(f"{at(path)}: is {name.upper()}, a format of before GGUF; convert the original model again")
@@ -116,6 +129,22 @@ def check(path: Path, head: bytes) -> None:
         raise BadFile(f"{at(path)}: is a download that was not finished ({path.suffix}); fetch it to its end")
     if len(head) >= 512 and not any(head):
         raise BadFile(f"{at(path)}: begins with nothing but zeros: its download was not finished; fetch it again")
+
+
+def _may_be_safetensors(head: bytes) -> bool:
+    """Whether the first bytes may be the length of a JSON header, which can look like anything."""
+    return head[8:9] == b"{" and not any(head[4:8])
+
+
+def _way_out(kind: str) -> str:
+    return "take what is in it" if "compressed" in kind or "archive" in kind or "PDF" in kind else "fetch the model"
+
+
+def misnamed(path: Path, head: bytes) -> None:
+    """`BadFile` with its name for another kind of model that is called .safetensors."""
+    kind = next((name for magic, name in _MISNAMED.items() if head.startswith(magic)), None)
+    if kind and not _may_be_safetensors(head):
+        raise BadFile(f"{at(path)}: is {kind}")
 
 
 def written(path: Path, head: bytes) -> None:

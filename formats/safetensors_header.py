@@ -75,7 +75,9 @@ def read_json(raw: bytes, path: Path) -> dict[str, Any]:
 def read_tensors(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     """Add the tensors of one file; its `__metadata__`."""
     source = Source.of(path)
-    guests.check(path, source.read(0, min(source.size, 200)).tobytes())
+    head = source.read(0, min(source.size, 200)).tobytes()
+    guests.check(path, head)
+    guests.misnamed(path, head)
     if source.size < 8:
         raise BadFile(f"{at(path)}: is {source.size} bytes long, expected at least 8; fetch it again")
     length = int.from_bytes(source.read(0, 8).tobytes(), "little")

@@ -14,7 +14,7 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
 from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
-from llmconv.errors import LlmconvError, UsageError, at, more
+from llmconv.errors import BadFile, LlmconvError, UsageError, at, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 
@@ -75,7 +75,7 @@ def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool,
         note = [f"left out, {count} tensors of its tower, as asked"] if text_only else []
         parts.append(Part(text.but(*note), target, options))
     if not text_only:
-        made = towers.to_gguf(folder, strict=options.get("strict", True))
+        made = _tower(folder, bool(options.get("strict", True)), alone=tower_only)
         own = {name: value for name, value in options.items() if name not in _OF_FOLDERS}
         if not tower_only:
             target = beside(target)
@@ -84,6 +84,16 @@ def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool,
             container.check_target(target, force=bool(options.get("force")), inputs=[])
         parts.append(Part(made, target, own))
     return parts
+
+
+def _tower(folder: Checkpoint, strict: bool, alone: bool) -> Checkpoint:
+    """The tower's GGUF; who has not asked for it is told how to do without where it is refused."""
+    try:
+        return towers.to_gguf(folder, strict=strict)
+    except BadFile as error:
+        if alone:
+            raise
+        raise BadFile(f"{str(error).split('; ')[0]}; --text-only converts the text model alone") from None
 
 
 def beside(text: Path) -> Path:

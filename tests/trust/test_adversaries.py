@@ -153,6 +153,9 @@ GUESTS = {
     "answer": (b'{"error":"Invalid credentials in Authorization header"}', "is the message of a server"),
     "words": (b"Entry not found", "is the message of a server"),
     "gzip": (gzip.compress(b"GGUF" * 30), "is compressed by gzip"),
+    "png": (b"\x89PNG\r\n\x1a\n" + bytes(60), "is a picture"),
+    "elf": (b"\x7fELF\2\1\1" + bytes(60), "is a program or library"),
+    "sqlite": (b"SQLite format 3\0" + bytes(60), "is a database"),
     "xz": (b"\xfd7zXZ\0" + bytes(60), "is compressed by xz"),
     "PDF": (b"%PDF-1.4 " + bytes(60), "is a PDF"),
 }
@@ -165,6 +168,14 @@ def test_what_is_no_model(tmp_path: Path, case: str, name: str) -> None:
     model = write_hf(tmp_path / "m") / name
     model.write_bytes(data)
     assert wanted in about(model if name.endswith(".gguf") else model.parent)
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x0280, 0xFFD8FF])
+def test_a_length_may_look_like_an_archive(tmp_path: Path, length: int) -> None:
+    entry = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    header = json.dumps(entry).encode().ljust(length)
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert list(llmconv.open(tmp_path / "m.safetensors").tensors) == ["w"]
 
 
 DOCUMENTS: dict[str, tuple[str | bytes, str | None]] = {
