@@ -246,7 +246,7 @@ class _Writer:
         if ints.any():
             pack, floats = self.packer.pack, values.tolist()
             return b"".join(
-                pack(int(x)) if i and abs(x) < 2**63 else self.numbers(values[k : k + 1], ints[:0], kind)
+                pack(int(x)) if i and -(2**63) <= x < 2**64 else self.numbers(values[k : k + 1], ints[:0], kind)
                 for k, (x, i) in enumerate(zip(floats, ints.tolist(), strict=True))
             )
         single = kind == "f4" and np.array_equal(values, values.astype(np.float32))  # else it would round

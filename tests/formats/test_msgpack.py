@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 from faulty_documents import MSGPACK
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import llmconv
 from llmconv.errors import BadFile
@@ -60,6 +60,7 @@ def test_single_precision_comes_back_as_such(tmp_path: Path) -> None:
         max_leaves=20,
     )
 )  # fmt: skip
+@example([2**63])
 def test_any_document_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: object) -> None:
     path = tmp_path_factory.getbasetemp() / "any.msgpack"
     path.write_bytes(msgpack.packb([tree, "x"]))
