@@ -7,7 +7,7 @@ name, a download that was broken off leaves `.incomplete` or `.part`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more
@@ -51,13 +51,16 @@ _ARCHIVES = {
     b"Rar!": "a RAR archive",
     b"BZh": "compressed by bzip2",
     b"%PDF-": "a PDF",
+}
+"""How archives and their like begin; a zip may be a model of numpy's, torch's or Keras's."""
+_NO_MODELS = {
     b"\x89PNG": "a picture (PNG)",
     b"\xff\xd8\xff": "a picture (JPEG)",
     b"\x7fELF": "a program or library (ELF)",
     b"SQLite format 3\0": "a database (SQLite)",
     b"d8:announce": "a torrent, the address of a download",
 }
-"""How files begin that are none of a model; a zip may be one of numpy's, torch's or Keras's."""
+"""How files begin that have nothing of a model in them."""
 _MISNAMED = {
     b"GGUF": "a GGUF; name it .gguf",
     b"PK\x03\x04": "a zip archive, as PyTorch writes; name it .bin or .pt",
@@ -119,9 +122,10 @@ def check(path: Path, head: bytes) -> None:
     if _MESSAGE.match(head) and path.suffix.lower() != ".json" and len(head) < _LONG:
         text = head.decode("utf-8", "replace").split("\n")[0]
         raise BadFile(f"{at(path)}: is the message of a server, no model: {cut(text, 60)}; fetch it again")
-    kind = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None)
-    if kind and not _may_be_safetensors(head):
-        raise BadFile(f"{at(path)}: is {kind}, no model; {_way_out(kind)}")
+    if kind := _named(head, _ARCHIVES):
+        raise BadFile(f"{at(path)}: is {kind}, no model; take what is in it")
+    if kind := _named(head, _NO_MODELS):
+        raise BadFile(f"{at(path)}: is {kind}, no model; fetch the model")
     if head[:4] in _BEFORE_GGUF:
         name = head[3::-1].decode()
         raise Unsupported(f"{at(path)}: is {name.upper()}, a format of before GGUF; convert the original model again")
@@ -131,19 +135,16 @@ def check(path: Path, head: bytes) -> None:
         raise BadFile(f"{at(path)}: begins with nothing but zeros: its download was not finished; fetch it again")
 
 
-def _may_be_safetensors(head: bytes) -> bool:
-    """Whether the first bytes may be the length of a JSON header, which can look like anything."""
-    return head[8:9] == b"{" and not any(head[4:8])
-
-
-def _way_out(kind: str) -> str:
-    return "take what is in it" if "compressed" in kind or "archive" in kind or "PDF" in kind else "fetch the model"
+def _named(head: bytes, kinds: Mapping[bytes, str]) -> str | None:
+    """The kind whose beginning this is, if it is not the length of a safetensors header, which can look like any."""
+    if head[8:9] == b"{" and not any(head[4:8]):
+        return None
+    return next((name for magic, name in kinds.items() if head.startswith(magic)), None)
 
 
 def misnamed(path: Path, head: bytes) -> None:
     """`BadFile` with its name for another kind of model that is called .safetensors."""
-    kind = next((name for magic, name in _MISNAMED.items() if head.startswith(magic)), None)
-    if kind and not _may_be_safetensors(head):
+    if kind := _named(head, _MISNAMED):
         raise BadFile(f"{at(path)}: is {kind}")
 
 
