@@ -15,12 +15,9 @@ from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places.names import place
-from llmconv.halves import Part
+from llmconv.halves import OF_FOLDERS, Part
 
 __all__ = ["aimed", "drafted", "joined"]
-
-_OF_FOLDERS = ("pre", "layout", "vocab", "config", "exclude")
-"""Options that say how a folder becomes a GGUF."""
 
 StrPath = str | os.PathLike[str]
 
@@ -55,11 +52,11 @@ def drafted(parts: list[Part], container: Format, mtp: bool | StrPath | None, no
     first, *towers = parts
     made = _in_gguf(first.checkpoint, first.options)
     made = further.without(made) if no_mtp else further.alone(made)
-    options = {name: value for name, value in first.options.items() if name not in _OF_FOLDERS}
+    options = {name: value for name, value in first.options.items() if name not in OF_FOLDERS}
     return [Part(made, first.target, options), *(towers if no_mtp else ())]
 
 
 def _in_gguf(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Checkpoint:
-    named = {name: options[name] for name in (*_OF_FOLDERS, "strict") if name in options}
+    named = {name: options[name] for name in (*OF_FOLDERS, "strict") if name in options}
     reading = Reading(**named)
     return reading.translated(reading.open(checkpoint), "gguf")

@@ -18,9 +18,11 @@ from llmconv.errors import BadFile, LlmconvError, UsageError, at, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 
-__all__ = ["Part", "beside", "is_multimodal", "main_type", "parted"]
+__all__ = ["OF_FOLDERS", "Part", "beside", "is_multimodal", "main_type", "parted"]
 
-_OF_FOLDERS = ("pre", "layout", "vocab", "config", "exclude", "split_max_size", "split_max_tensors")
+OF_FOLDERS = ("pre", "layout", "vocab", "config", "exclude")
+"""Options that say how a folder becomes a GGUF."""
+_OF_TEXT = (*OF_FOLDERS, "split_max_size", "split_max_tensors")
 """Options that say nothing of a tower."""
 
 
@@ -76,7 +78,7 @@ def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool,
         parts.append(Part(text.but(*note), target, options))
     if not text_only:
         made = _tower(folder, bool(options.get("strict", True)), alone=tower_only)
-        own = {name: value for name, value in options.items() if name not in _OF_FOLDERS}
+        own = {name: value for name, value in options.items() if name not in _OF_TEXT}
         if not tower_only:
             target = beside(target)
             made.notes.append(f"its tower is {target.name}; --text-only leaves it out")

@@ -128,5 +128,11 @@ def write_plans(plans: Sequence[Plan], outputs: Sequence[Output], where: str, wr
             out.complete(name)
 
     items = [Item(sources[name], [t for *_, t in places], where) for name, places in wanted.items() if places]
-    how = {"check": not writing.allow_nonfinite, "whole": writing.resumable}  # a journal is of whole tensors
-    stream(items, jobs=writing.jobs, meter=meter, finished=finished, **how)
+    stream(
+        items,
+        jobs=writing.jobs,
+        check=not writing.allow_nonfinite,
+        meter=meter,
+        finished=finished,
+        whole=writing.resumable,  # a journal is of whole tensors
+    )
