@@ -16,7 +16,7 @@ from llmconv.formats.writing.scratch import Rows
 from llmconv.progress import Progress
 from llmconv.quant.block import Bytes
 
-__all__ = ["Made", "Rounder", "calibrated"]
+__all__ = ["Made", "Rounder", "blocks_of", "calibrated"]
 
 
 class Made(Protocol):
@@ -64,13 +64,16 @@ def calibrated(
     return dataclasses.replace(plan, files=files), made
 
 
+def blocks_of(source: Tensor, kind: BlockClass, made: Made, name: str = "") -> Tensor:
+    """What was made of a tensor, in its place."""
+    blocks = made.blocks
+    return Tensor(name or source.name, source.shape, kind, lambda start, stop: np.ascontiguousarray(blocks[start:stop]))
+
+
 def _with(planned: PlannedTensor, made: Mapping[str, Made]) -> PlannedTensor:
     found, source = made.get(planned.source.name), planned.source
     if found is None:
         return planned
-    blocks = found.blocks
-    name = f"{source.name} as {planned.choice.type.name}"  # several outputs have each their own
-    ready = Tensor(
-        name, source.shape, planned.choice.type, lambda start, stop: np.ascontiguousarray(blocks[start:stop])
-    )
-    return dataclasses.replace(planned, source=ready)
+    kind = planned.choice.type
+    name = f"{source.name} as {kind.name}"  # several outputs have each their own
+    return dataclasses.replace(planned, source=blocks_of(source, kind, found, name))
