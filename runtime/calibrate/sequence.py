@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
 from llmconv.runtime.calibrate.layered import Between, running, there
 from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
 from llmconv.runtime.calibrate.threads import one_thread
-from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
+from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.weights import Weights
@@ -134,7 +134,7 @@ def _of_each(
 ) -> dict[str, T]:
     """What is found of each tensor's weights, (matrices, rows, columns), and inputs, in a model that stays as it is."""
     found: dict[str, T] = {}
-    gradients, metric = known.gradients, known.gradients.embedding_metric()
+    metric = known.gradients.embedding_metric()
 
     def add(name: str, module: Stored, inputs: Inputs) -> None:
         weights = numbers(module)
@@ -147,13 +147,10 @@ def _of_each(
             add(EMBEDDING, model.token_embd, _at_rows(metric, known))
         states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
-            order = stages(unit, *states[0])
-            for i, stage in enumerate(order):
-                wanted = [name for name in stage if name in names and name not in found]
-                inputs = inputs_of(model, unit, order, i, gradients.tokens, states) if wanted else {}
-                for name in wanted:
-                    if name in inputs and any(inputs[name].counts):
-                        add(name, unit.modules[name], inputs[name])
+            for own, later in _layers(model, unit):
+                wanted = [name for name in own if name in names and name not in found]
+                for name, inputs in _inputs(model, known, unit, wanted, later, states).items():
+                    add(name, unit.modules[name], inputs)
             if unit.name != "output":
                 states.advance(unit.run)
     return found
@@ -176,19 +173,27 @@ def _embedding(run: _Pass) -> None:
 
 def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
     """The embedding's metric, in the place of inputs."""
-    return Inputs([metric.double()], [sum(batch.numel() for batch in known.batches)])
+    return Inputs([metric.float()], [sum(batch.numel() for batch in known.batches)])
 
 
 def _unit(run: _Pass, unit: Unit, states: Between) -> None:
-    wanted = {name for name in unit.modules if name in run.kinds and name not in run.found}
-    if not wanted or not len(states):
-        return
-    gradients = run.known.gradients
-    order = stages(unit, *states[0])
-    for i, names in enumerate(order):
-        if not wanted & set(names):
-            continue
-        found = inputs_of(run.model, unit, order, i, gradients.tokens, states)
-        for name in names:
-            if name in wanted and name in found and any(found[name].counts):
-                run.round(name, unit.modules[name], found[name], gradients.of_rows(name))
+    for names, later in _layers(run.model, unit):
+        wanted = [name for name in names if name in run.kinds and name not in run.found]
+        found = _inputs(run.model, run.known, unit, wanted, later, states)
+        for name in wanted:
+            if name in found:
+                run.round(name, unit.modules[name], found.pop(name), run.known.gradients.of_rows(name))
+
+
+def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:
+    """The tensors of each of a unit's layers, and those at which a run has seen all that goes into them."""
+    layers = groups(unit)
+    for i, names in enumerate(layers):
+        yield names, set() if model.decoder.cycles else {name for layer in layers[i + 1 :] for name in layer}
+
+
+def _inputs(
+    model: Model, known: Calibrated, unit: Unit, wanted: Sequence[str], later: Collection[str], states: Between
+) -> dict[str, Inputs]:
+    """What goes into those tensors of a layer that are wanted and that tokens go through."""
+    return inputs_of(model, unit, wanted, known.gradients.tokens, states, later) if wanted else {}
