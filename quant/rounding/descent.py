@@ -27,6 +27,7 @@ _COLUMNS = 256  # of a tile, at most
 _SMALL = 64  # of a triangular matrix that is inverted at once
 _STEPS = 128  # columns that GPTQ rounds between products
 _STILL = 1e-4  # share of numbers that move in a sweep after which another is not worth its time
+_LITTLE = 0.01  # share of the loss that a sweep takes away after which another is not, either
 _SLACK = 1e-4  # what float32's rounding may seem to raise a loss by
 
 
@@ -136,7 +137,7 @@ def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: i
         losses.append(_inner(error, gradient))
         if losses[-1] > losses[-2] * (1 + _SLACK):
             raise LlmconvError(f"rounding to {grid.type.name} raised its loss from {losses[-2]:g} to {losses[-1]:g}")
-        if changed < _STILL * error.size:
+        if changed < _STILL * error.size or losses[-1] > losses[-2] * (1 - _LITTLE):
             break
     return codes, losses
 

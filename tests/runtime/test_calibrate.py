@@ -120,8 +120,8 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
     logits = loaded(batches[0])
     chances = logits.detach().softmax(-1).flatten(0, 1)
     labels = drawn(chances, torch.Generator().manual_seed(5))
-    heights = torch.rand(24, 1, generator=torch.Generator().manual_seed(5))[:, 0]
-    assert labels.tolist() == [int((c.cumsum(0) < h * c.cumsum(0)[-1]).sum()) for c, h in zip(chances, heights, strict=True)]
+    heights, sums = torch.rand(24, 1, generator=torch.Generator().manual_seed(5)), chances.cumsum(-1)
+    assert labels.tolist() == (sums < heights * sums[:, -1:]).sum(-1).tolist()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
     np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
