@@ -122,7 +122,8 @@ def quantize(
     dry_run: only plan; nothing is read or written.
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
-    resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor.
+    resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor; of a
+        calibration, what it has found and what is rounded, layer by layer.
     lora, layout, config, vocab, pre, strict: how the source is read, as in `convert_file`.
     force: existing outputs are replaced.
     progress: called with each `Step`; done and total are bytes of the source.
@@ -230,9 +231,10 @@ def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str], g
         )
     if folders and group not in (None, 32):
         raise UsageError(f"a calibration rounds {folders[0]} in groups of 32, not {group}; leave the group size out")
-    for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
-        if given:
-            raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
+    if writing.provenance:
+        raise UsageError("--provenance does not go with a calibration, which decides bytes by more than the source")
+    if writing.resumable and folders:
+        raise UsageError(f"--resumable is for GGUF, {folders[0]} makes safetensors; leave one of them out")
 
 
 def _check_repack(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:

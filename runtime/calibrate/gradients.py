@@ -22,6 +22,7 @@ from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.layered import back_by_layers
 from llmconv.runtime.calibrate.moments import add_moments, moments
+from llmconv.runtime.calibrate.threads import given_back
 from llmconv.runtime.calibrate.watching import matrices, watching
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.model import Model
@@ -88,13 +89,16 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
                         meter(len(part), "gradients")
                     run.back(found.settle)
             else:
+                found.room = {n: _squares(m.shape[-2]) for n, m in matrices(model).items() if n not in found.heads}
                 for part in parts:
                     hidden = model.hidden(part.to(model.device))
                     hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
                     meter(len(part), "gradients")
     finally:
         model.token_embd.watch_rows = None
+    found.room.clear()
     result = found.result()
+    given_back()
     often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
     result.rows[EMBEDDING] = [Stored.from_array(EMBEDDING, (often / often.sum()).numpy())]
     return result
@@ -145,6 +149,10 @@ def _weights_fixed(model: Model) -> Iterator[None]:
             p.requires_grad_(name in wanted)
 
 
+def _squares(rows: int) -> list[Tensor]:
+    return [torch.zeros(g.stop - g.start, g.stop - g.start) for g in row_groups(rows)]
+
+
 class _Gathering:
     """Sums, while batches run."""
 
@@ -155,6 +163,8 @@ class _Gathering:
         self.heads = {"output.weight", EMBEDDING}
         self.tokens: dict[str, list[Tensor]] = {}
         self.rows: dict[str, list[Tensor]] = {}
+        self.room: dict[str, list[Tensor]] = {}
+        """For `rows`, made before all else: sums that lie between what a backward pass frees would keep it."""
         self.embedding: Tensor | None = None
         self.head: Tensor | None = None
         self.spread: Tensor | None = None
@@ -189,10 +199,9 @@ class _Gathering:
         flat = g.reshape(-1, g.shape[-1]).float()
         if not name_of_experts(name):
             self.tokens.setdefault(name, []).append(flat.square().mean(-1).cpu())
-        groups = row_groups(flat.shape[-1])
         if name not in self.rows:
-            self.rows[name] = [torch.zeros(g.stop - g.start, g.stop - g.start) for g in groups]
-        for sums, group in zip(self.rows[name], groups, strict=True):
+            self.rows[name] = self.room.pop(name, None) or _squares(flat.shape[-1])
+        for sums, group in zip(self.rows[name], row_groups(flat.shape[-1]), strict=True):
             add_moments(sums, flat[:, group])
 
     def settle(self) -> None:

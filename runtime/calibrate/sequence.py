@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmconv.convert.reports.streaming import EMBEDDING as WORDS
+from llmconv.convert.reports.streaming import EMBEDDING as WORDS, HEAD
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter
@@ -19,9 +20,10 @@ from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
+from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import Between, running, there
 from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
-from llmconv.runtime.calibrate.threads import one_thread
+from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
@@ -55,6 +57,28 @@ class _Pass:
     found: dict[str, Rounded]
     scratch: Scratch | None
     """Where blocks are put aside of a model that memory has no room for."""
+    kept: Rounds | None = None
+    done: dict[str, Rounded] = field(default_factory=dict)
+    """Of an earlier run."""
+
+    def redo(self, modules: Mapping[str, Stored]) -> bool:
+        """Whether an earlier run is done with these (of one layer, or the embedding), which they then become."""
+        if self.kept is None or next(iter(modules)) not in self.kept.complete:
+            return False
+        first = next(iter(modules))
+        if first != EMBEDDING:
+            there(self.model, int(first.split(".")[1]) if first.startswith("blk.") else HEAD)
+        for name, module in modules.items():
+            if name in self.done:
+                made = self.found[name] = self.done[name]
+                replace(module, self.kinds[name], made.blocks)
+                self.meter(math.prod(module.shape), f"{name}, already done")
+        return True
+
+    def settle(self, first: str) -> None:
+        """Note that this run is done with the tensors of which `first` is the first."""
+        if self.kept is not None:
+            self.kept.settle(first)
 
     def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
         """Round a tensor, and let the model go on with what it has become."""
@@ -63,6 +87,8 @@ class _Pass:
         made = round_tensor(weights, kind, inputs, gradients, self.jobs)
         replace(module, kind, made.blocks)
         self.found[name] = made if self.scratch is None else made.aside(self.scratch)
+        if self.kept is not None:
+            self.kept.add(name, made)
         self.meter(weights.size, name)
 
 
@@ -79,13 +105,17 @@ def replace(module: Stored, kind: type[BlockType], blocks: Bytes | Rows) -> None
 
 
 @torch.inference_mode()
-def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None, meter: Meter) -> dict[str, Rounded]:
+def round_model(
+    model: Model, known: Calibrated, kinds: Kinds, jobs: int | None, meter: Meter, kept: Rounds | None = None
+) -> dict[str, Rounded]:
     """Round the tensors of `kinds` in a loaded float model, which is changed to what they become; by tensor name.
 
+    kept: what an earlier run has rounded, and where this one's is kept.
     Tensors that no token of the calibration went through are not among the results.
     """
     streamed = isinstance(model.wants, Weights)
-    run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None)
+    run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None, kept)
+    run.done = {} if kept is None else kept.found()
     with one_thread(), running(model, known.batches, threads(jobs)) as states:
         _embedding(run)
         states.begin(lambda tokens: embedded(model, tokens))
@@ -93,6 +123,7 @@ def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None,
             _unit(run, unit, states)
             if unit.name != "output":
                 states.advance(unit.run)
+            given_back()
     return run.found
 
 
@@ -153,6 +184,7 @@ def _of_each(
                     add(name, unit.modules[name], inputs)
             if unit.name != "output":
                 states.advance(unit.run)
+            given_back()
     return found
 
 
@@ -168,7 +200,10 @@ def _embedding(run: _Pass) -> None:
     metric = run.known.gradients.embedding_metric()
     if EMBEDDING in run.kinds and metric is not None:
         there(run.model, WORDS)
+        if run.redo({EMBEDDING: run.model.token_embd}):
+            return
         run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.of_rows(EMBEDDING))
+        run.settle(EMBEDDING)
 
 
 def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
@@ -178,11 +213,14 @@ def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
 
 def _unit(run: _Pass, unit: Unit, states: Between) -> None:
     for names, later in _layers(run.model, unit):
+        if run.redo({name: unit.modules[name] for name in names}):
+            continue
         wanted = [name for name in names if name in run.kinds and name not in run.found]
         found = _inputs(run.model, run.known, unit, wanted, later, states)
         for name in wanted:
             if name in found:
                 run.round(name, unit.modules[name], found.pop(name), run.known.gradients.of_rows(name))
+        run.settle(names[0])
 
 
 def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:

@@ -185,13 +185,44 @@ def test_folders_of_integers(kind: str, blocks: str, tmp_path: Path) -> None:
         llmconv.quantize(path, tmp_path / "folder", "INT8", calibration=how)
 
 
+def test_an_interrupted_run_goes_on(model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between layers, and with its last record cut off: the same bytes, what is done neither looked at again nor
+    rounded again; another text is refused."""
+    how: dict[str, Any] = {"type": "Q4_0", "pure": True, "resumable": True}
+    text = llmconv.OnText(pairs, device="cpu", chunks=40)
+    llmconv.quantize(model, tmp_path / "whole", calibration=text, **how)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole"]
+
+    def until(step: llmconv.Step) -> None:
+        if step.item.startswith("blk.1.ffn_down"):
+            raise KeyboardInterrupt
+
+    def again(chunks: int = 40, **more: Any) -> list[str]:
+        items: list[str] = []
+        fresh = llmconv.OnText(pairs, device="cpu", chunks=chunks)
+        more = {"progress": lambda step: items.append(step.item)} | more
+        llmconv.quantize(model, tmp_path / "cut", calibration=fresh, **(how | more))
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        again(progress=until)
+    kept = tmp_path / "cut.rounded.partial"
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.raises(llmconv.LlmconvError, match="is of a run with another model, text, type or options"):
+        again(chunks=30)
+    monkeypatch.setattr("llmconv.runtime.calibrate.calibration.gather", None)
+    items = again()
+    assert "blk.0.ffn_down.weight, already done" in items and "blk.1.ffn_up.weight" in items
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+
+
 def test_what_it_does_not_go_with(model: Path, known: llmconv.Calibration, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     llmconv.imatrix(model, pairs, tmp_path / "i.gguf", device="cpu")
     for how, said in (
         ({"imatrix": tmp_path / "i.gguf"}, "leave imatrix out"),
         ({"prune_layers": [0]}, "leave prune_layers out"),
-        ({"resumable": True}, "resumable=True does not go with a calibration"),
         ({"provenance": True}, "provenance=True does not go with a calibration"),
     ):
         with pytest.raises(UsageError, match=said):
