@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import time
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -22,10 +24,24 @@ from llmconv.runtime.stepping.table import Table
 
 __all__ = ["Stepper", "stepper"]
 
-LATE = 3
-"""Naps of the first thread in one token after which the others are left out for a while."""
-ALONE = 16
-"""So many tokens: their processors do something else."""
+LATE, TRIAL, STAY = 3, 4, 24
+"""Sleeps of the first thread in one token after which it is tried over so many tokens whether it is faster alone, and
+for how many the faster way is gone."""
+
+
+def _together() -> Generator[bool, tuple[float, int], None]:
+    """Whether other threads help with a token; to be sent its seconds, and how often the first thread slept."""
+    while True:
+        _, naps = yield True
+        if naps < LATE:
+            continue
+        seconds = {True: 0.0, False: 0.0}  # their processors do something else
+        for helped in seconds:
+            for _ in range(TRIAL):
+                took, _ = yield helped
+                seconds[helped] += took
+        for _ in range(STAY):
+            yield seconds[True] < seconds[False]
 
 
 def stepper(model: Model, cache: Cache) -> Stepper | None:
@@ -58,7 +74,8 @@ class Stepper:
         self._model, self._cache, self._threads = model, cache, torch.get_num_threads()
         self._table = Table(model, cache, self._threads)
         self._shared = np.zeros(steps.SHARED, TABLE)
-        self._alone = 0
+        self._together = _together()
+        self._helped = next(self._together)
 
     def __call__(self, token: int) -> Tensor:
         cache, model = self._cache, self._model
@@ -76,16 +93,14 @@ class Stepper:
         table, shared = self._table, self._shared
         count = len(table.instructions) - 1
         shared[steps.TICKET] = shared[steps.NAPS] = 0
-        helpers = 0 if self._alone else self._threads - 1
-        self._alone = max(0, self._alone - 1)
+        started = time.perf_counter()
         try:
-            for _ in range(helpers):
+            for _ in range(self._threads - 1 if self._helped else 0):
                 products.workers().submit(_assist, table, shared, position)
             one_token.lead(table.instructions.reshape(-1), shared, count, position, *_rest())
         finally:
             shared[steps.TICKET] = count << 32  # also where none led: nobody waits for ever
-        if helpers and shared[steps.NAPS] >= LATE:
-            self._alone = ALONE
+        self._helped = self._together.send((time.perf_counter() - started, int(shared[steps.NAPS])))
 
 
 def _assist(table: Table, shared: np.ndarray[tuple[int], np.dtype[np.int64]], position: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ PROMPT = 16
 
 def ours(path: str, threads: int, activations: str, compiled: bool) -> Callable[[int], None]:
     """A function that makes so many tokens, greedily."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command has it
     import torch
 
     from llmconv.runtime.generate import stepper
