@@ -17,6 +17,7 @@ from llmconv.runtime.measure.chunks import Running, Source, device_errors, token
 from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose, generator_of
+from llmconv.runtime.stepping.stepper import stepper
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
@@ -169,13 +170,18 @@ def _tokens(
     if banned is not None and len(banned) == model.decoder.vocab_size:
         raise UsageError(f"{model.where}: all its tokens are special ones, so there is none to choose")
     cache = model.cache(1, len(ids) + count) if model.decoder.causal else None
-    feed = past
-    for _ in range(count):
+    feed, step = past, None
+    for made in range(count):
         if most is not None and len(past) > most:
             yield None
             return
-        hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
-        logits = model.head(hidden[:, -1])
+        if made == 1 and cache is not None:
+            step = stepper(model, cache)
+        if step is None:
+            hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
+            logits = model.head(hidden[:, -1])
+        else:
+            logits = step(past[-1])
         check_finite(logits, model, lambda row: f"position {len(past) - 1}")
         token = choose(logits[0], past, how, banned, generator)
         past.append(token)

@@ -266,7 +266,10 @@ class Model(Pieces):
             self.wants(HEAD)
         if self.output_in is not None:
             hidden = self.output_in(hidden)
-        logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
+        return self.said(self.token_embd.project(hidden) if self.output is None else self.output(hidden))
+
+    def said(self, logits: Tensor) -> Tensor:
+        """Logits as the head's product gives them, (..., vocab), with what the model does to them."""
         spec = self.decoder
         if spec.head_norm:
             logits = logits / self._lengths_of_head().to(logits.dtype)
