@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import Settings, look_up, text_config
+from llmconv.convert.tables.rows import Row, Slot, slots
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
@@ -48,6 +49,9 @@ class Side:
         be counted from behind, as a folder may have more of them.
     made: (folder, settings) -> tensors that are no tensors of the tower in the folder (a token's vector).
     optional: whether some models of the class do without; then config.json has no object there.
+    beside: a folder within the model's, another model's, of whose tensors `made` makes some.
+    more: (keys, shapes of the tensors at hand, the folder's or the GGUF's) -> further rows, of towers whose tensors
+        are called by settings, or are as many as there are.
     """
 
     table: Architecture
@@ -55,6 +59,15 @@ class Side:
     measured: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     made: Callable[[Checkpoint, Mapping[str, Any]], Iterable[Tensor]] = lambda folder, settings: ()
     optional: bool = False
+    beside: str = ""
+    more: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], Iterable[Row]] = lambda keys, shapes: ()
+
+    def slots(
+        self, metadata: Mapping[str, Any], dims: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Iterator[Slot]:
+        """Every row at every layer where it exists; shapes: of the tensors at hand."""
+        yield from self.table.slots(dims)
+        yield from slots(self.more(metadata, shapes), dims)
 
     def is_in(self, config: Mapping[str, Any]) -> bool:
         """Whether a model of this config.json has the side."""
@@ -83,11 +96,12 @@ class Side:
             dims[name] = shape[axis] if -len(shape) <= axis < len(shape) else 0
         return dims
 
-    def theirs(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    def theirs(self, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors that `measured` names, in a folder."""
         wanted = {tensor for tensor, _ in self.measured.values()}
         found: dict[str, tuple[int, ...]] = {}
-        for row in self.table.rows:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for row in (*self.table.rows, *self.more(metadata, shapes)):
             first = [name.replace("{i}", "0") for name in row.gguf]
             for name in wanted.intersection(first):
                 for form in row.forms:
@@ -111,6 +125,8 @@ class Tower:
     flat: the text model's settings stand among the outer ones.
     projectors: further names of the projector, of towers with a kind for each side.
     fits: of towers of one class, whether a config.json is this one's.
+    made: how names of a GGUF's tensors begin that are made of other files than a folder's own weights.
+    agree: (settings around a text model, rebuilt; the text model's) -> the former, where the latter say more of them.
     told: a tensor of the GGUF by which towers of one projector are told apart; "!name": that is not there.
     """
 
@@ -128,6 +144,8 @@ class Tower:
     told: str = ""
     projectors: tuple[str, ...] = ()
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    made: tuple[str, ...] = ()
+    agree: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda outer, text: outer
 
     def spelled(self, name: str) -> str:
         """A tensor's name as the table has it."""

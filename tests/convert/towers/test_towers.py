@@ -166,6 +166,55 @@ def test_what_llama_cpp_leaves_out_is_kept() -> None:
     same(folder, translate.from_gguf(translate.to_gguf(folder)))
 
 
+def _of(projector: str) -> Tower:
+    return next(tower for tower in TOWERS if tower.projector == projector)
+
+
+def test_positions_are_interpolated_and_come_back() -> None:
+    """RADIO's table is for the largest pictures, a GGUF's for those that a folder's pictures are cut to."""
+    tower = _of("nemotron_v2_vl")
+    folder = tower_folders.tower_folder(tower, tower.classes[0], "F32")
+    name = "vision_model.radio_model.model.patch_generator.pos_embed"
+    n, width = 9, folder.tensors[name].shape[2]
+    y, x = np.mgrid[:n, :n].astype(np.float32)
+    values = np.stack([y + 10 * x] * width, axis=-1).reshape(1, n * n, width)
+    folder.add(Tensor.from_array(name, values))
+    made = translate.to_gguf(folder)
+    table = made.tensors["v.position_embd.weight"].numpy().reshape(5, 5, width)
+    corners = np.linspace(0, 8, 5)
+    assert np.allclose(table[..., 0], corners[:, None] + 10 * corners[None, :])
+    same(folder, translate.from_gguf(made))
+
+
+def test_a_film_s_patches_are_one_picture_s() -> None:
+    tower = _of("muse-glimmer")
+    folder = tower_folders.tower_folder(tower, tower.classes[0], "F32")
+    name = "model.vision_tower.patch_embedder.patch_embedding.weight"
+    whole = folder.tensors[name].numpy()
+    made = translate.to_gguf(folder)
+    first, second = np.split(whole, 2, axis=1)
+    assert np.array_equal(made.tensors["v.patch_embd.weight"].numpy().reshape(first.shape), first + second)
+    foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+    foreign.tensors.pop(name)
+    back = translate.from_gguf(foreign).tensors[name].numpy()
+    assert np.array_equal(back, np.concatenate([first + second, np.zeros_like(first)], axis=1))
+
+
+@pytest.mark.parametrize("cls", tower_folders.KEPT)
+def test_what_published_folders_have_besides_is_kept(cls: str) -> None:
+    tower = next(tower for tower in TOWERS if cls in tower.classes)
+    folder = tower_folders.published(tower, cls)
+    same(folder, translate.from_gguf(translate.to_gguf(folder)))
+
+
+def test_projectors_out_of_order_are_refused() -> None:
+    tower = _of("granite4_vision")
+    folder = tower_folders.tower_folder(tower, tower.classes[0])
+    config = json.loads(folder.file("config.json") or b"") | {"deepstack_layer_map": [[-1, 0], [-3, 2]]}
+    with pytest.raises(Unsupported, match="in order"):
+        translate.to_gguf(folder.but(files={**folder.files, "config.json": json.dumps(config).encode()}))
+
+
 def test_another_models_tower_is_refused(tmp_path: Path) -> None:
     whole = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
     made = translate.to_gguf(whole)

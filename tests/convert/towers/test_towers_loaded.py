@@ -10,6 +10,7 @@ import pytest
 import tiny_towers
 
 import llmconv
+from llmconv.convert.towers.families import conformers
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -48,3 +49,12 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert sorted(ours) == sorted(theirs)
     for key, tensor in theirs.items():
         assert torch.allclose(ours[key].float(), tensor.float(), atol=1e-6), key
+
+
+@pytest.mark.parametrize(("n", "side"), [(9, 5), (128, 32), (4, 7)])
+def test_positions_are_interpolated_as_by_torch(n: int, side: int) -> None:
+    values = np.random.default_rng(0).standard_normal((n, n, 6)).astype(np.float32)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(values).permute(2, 0, 1)[None], (side, side), mode="bilinear", align_corners=True
+    )
+    assert np.allclose(conformers._resized(values, side), theirs[0].permute(1, 2, 0).numpy(), atol=1e-6)
