@@ -91,7 +91,7 @@ _SPEECH: dict[str, Any] = {
     "text_config": _text("granite"),
     "encoder_config": {
         **{"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "input_dim": 16, "output_dim": 24},
-        **{"context_size": 20, "max_pos_emb": 12, "conv_kernel_size": 5},
+        **{"context_size": 20, "max_pos_emb": 24, "conv_kernel_size": 5},
     },
     "projector_config": _QFORMER
     | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "encoder_hidden_size": 32},
@@ -269,12 +269,14 @@ MODELS: dict[str, Tiny] = {
     "granite4-vision": Tiny(
         "Granite4VisionForConditionalGeneration",
         {
-            "text_config": _text("granite4_vision_text"),
-            "vision_config": SEES | {"model_type": "siglip_vision_model", "hidden_size": 64, "vision_use_head": False},
+            "text_config": _text("granite4_vision_text", num_hidden_layers=6),
+            "vision_config": SEES
+            | {"model_type": "siglip_vision_model", "hidden_size": 64, "vision_use_head": False}
+            | {"num_hidden_layers": 6},
             "qformer_config": _QFORMER,
             "downsample_rate": "1/2",
-            "deepstack_layer_map": [[-3, 1], [-1, 0]],
-            "spatial_target_layers": [0, 1],
+            "deepstack_layer_map": [[-3, 5], [-1, 0]],
+            "spatial_target_layers": [1, 2, 3, 4],
         },
         ((r"^model\.vision_tower\.", "model.vision_tower.vision_model."),),
     ),
@@ -300,6 +302,7 @@ MODELS: dict[str, Tiny] = {
             | {
                 **{"intermediate_size": 32, "dense_intermediate_size": 96, "shared_intermediate_size": 32},
                 **{"num_local_experts": 4, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]},
+                "layer_types": ["full_attention", "minimax_m3_sparse"],
                 **{"rotary_dim": 8, "index_n_heads": 2, "index_head_dim": 16},
             },
             "vision_config": SEES | {"hidden_size": 160, "num_attention_heads": 2},
@@ -341,6 +344,9 @@ def build(name: str, folder: Path, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
+        for key, buffer in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape) + 0.25)
     model.eval()
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -35,6 +35,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
                 raise Unsupported(f"config.json: a projector's results are for layer {layer}, and there are {n}")
             taken[layer] = number
         own["deepstack_mapping"] = taken
+    elif isinstance(said := config.get("deepstack_mapping"), list):  # of a text model's half alone
+        own["deepstack_mapping"] = np.array([int(number) for number in said], np.int32)
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -57,7 +59,7 @@ GRANITE = LLAMA.variant(
     """),
     finish=_finish,
     rebuild=_rebuild,
-    reads="deepstack_layer_map spatial_target_layers",
+    reads="deepstack_layer_map spatial_target_layers deepstack_mapping",
     decoder={"logit_scale_divides": True},
     inert="logits_to_keep",
 )

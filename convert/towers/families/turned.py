@@ -271,7 +271,7 @@ MUSE_GLIMMER = Tower(
     ),
     starts=(_GLIMMER, "model.vision_adapter.", "model.vision_projection."),
     kept=(_PATCHES.replace(".", r"\."),),
-    text=(("model.", "model.language_model."),),
+    text=(),
 )
 
 TOWERS = (DEEPSEEK4, MINIMAX_M3, MUSE_GLIMMER)
