@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmconv.convert.tables.architecture import Row, keys, row
 from llmconv.convert.tables.ops import BatchNorm, Dims, Op, Reshape
@@ -186,7 +187,7 @@ def _placed(folder: Checkpoint, settings: Mapping[str, Any]) -> Iterable[Tensor]
     return (Tensor("v.position_embd.weight", (1, side * side, width), plain.F32, read),)
 
 
-def _resized(values: np.ndarray[Any, np.dtype[np.float32]], side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _resized(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """A square of vectors with another number of them a side: bilinear, corners on corners."""
     n = len(values)
     at = np.arange(side, dtype=np.float32) * np.float32((n - 1) / max(1, side - 1))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmconv import formats
 from llmconv.convert.tables.architecture import Key, Row, keys, row
@@ -114,8 +115,9 @@ def _codec(folder: Checkpoint, settings: Mapping[str, Any]) -> Iterable[Tensor]:
         yield _book(f"a.gen.wav.quant.{kind}.codebook.weight", books)
 
 
-def _reciprocal(beta: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return (1 / (np.exp(beta.astype(np.float64)).astype(np.float32) + np.float32(1e-9))).astype(np.float32)
+def _reciprocal(beta: NDArray[Any]) -> NDArray[np.float32]:
+    height: NDArray[np.float32] = np.exp(beta.astype(np.float64)).astype(np.float32) + np.float32(1e-9)
+    return np.float32(1) / height
 
 
 def _book(name: str, books: list[tuple[Tensor, Tensor]]) -> Tensor:
