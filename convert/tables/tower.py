@@ -122,7 +122,7 @@ class Tower:
     dropped: tensors computed from the configuration.   kept: those that llama.cpp leaves out, carried along.
     text: (beginning of the text table's usual names, that of the text model's names inside this class).
     written: (beginning of the table's names, that of the names in published files), where these differ.
-    flat: the text model's settings stand among the outer ones.
+    flat: the text model's settings stand among the outer ones.   inner: else where in config.json they are.
     projectors: further names of the projector, of towers with a kind for each side.
     fits: of towers of one class, whether a config.json is this one's.
     made: how names of a GGUF's tensors begin that are made of other files than a folder's own weights.
@@ -141,6 +141,7 @@ class Tower:
     text: tuple[tuple[str, str], ...] = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
     written: tuple[tuple[str, str], ...] = ()
     flat: bool = False
+    inner: str = "text_config"
     told: str = ""
     projectors: tuple[str, ...] = ()
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True

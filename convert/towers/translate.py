@@ -361,13 +361,13 @@ def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Ma
     outer = tower.agree(dict(outer), config)
     made = {k: v for k, v in outer.items() if k not in ("architectures", "model_type")}
     whole: dict[str, Any] = {"architectures": outer["architectures"], "model_type": outer["model_type"]}
-    settings = {**made.pop("text_config", {}), **{k: v for k, v in config.items() if k != "architectures"}}
+    settings = {**made.pop(tower.inner, {}), **{k: v for k, v in config.items() if k != "architectures"}}
     if isinstance(thinker := made.get("thinker_config"), Mapping):
         whole |= made | {"thinker_config": {**thinker, "text_config": settings}}
     elif tower.flat:
         whole = {**settings, **whole, **made}
     else:
-        whole |= {"text_config": settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}
+        whole |= {tower.inner: settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}
     data = json.dumps(whole, indent=2).encode() + b"\n"
     return text.but(tensors=tensors, files={**text.files, "config.json": data})
 

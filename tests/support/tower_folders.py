@@ -152,12 +152,15 @@ MORE |= {
     },
     "Lfm2AudioForConditionalGeneration": {
         "encoder": {"d_model": 32, "n_layers": 7, "n_heads": 4, "feat_in": 16},
-        "lfm": TEXT,
+        "lfm": TEXT | {"model_type": "lfm2", "layer_types": ["full_attention"]},
     },
     "NemotronH_Nano_VL_V2": {
         "vision_config": SEES | {"architectures": ["RADIOModel"], "num_hidden_layers": 7},
         "sound_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
         | {"num_mel_bins": 16, "subsampling_factor": 8, "conv_kernel_size": 9},
+        "llm_config": TEXT
+        | {"model_type": "nemotron_h", "hybrid_override_pattern": "*", "architectures": ["NemotronHForCausalLM"]}
+        | {"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8, "conv_kernel": 4},
         "force_image_size": 70,
         "downsample_ratio": 0.5,
     },
@@ -315,7 +318,10 @@ def config_of(tower: Tower, cls: str) -> dict[str, Any]:
         for step in steps:
             place = place.setdefault(step, {})
         place[last] = own | ({"model_type": "pixtral"} if "pixtral" in tower.projector else {})
-    return config | {"spatial_merge_size": 2} | MORE.get(cls, MORE.get(tower.classes[0], {}))
+    config |= {"spatial_merge_size": 2} | MORE.get(cls, MORE.get(tower.classes[0], {}))
+    if {"lfm", "llm_config"} & config.keys():
+        del config["text_config"]
+    return config
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Tensor:

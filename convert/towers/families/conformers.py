@@ -162,6 +162,7 @@ LFM2_AUDIO = Tower(
         r"(?:audio_loss_weights|codebook_offsets|depth_embeddings|depth_linear|depthformer)\b.*",
     ),
     text=(("model.", "lfm."),),
+    inner="lfm",
 )
 
 _RADIO = "vision_model.radio_model.model."
@@ -349,6 +350,8 @@ NEMOTRON_VL = Tower(
         r"vision_model\.radio_model\.model\.patch_generator\.(?:video_embedder\..*|pos_embed)",
         r"sound_encoder\.encoder\.layers\.\d+\.conv\.norm\.num_batches_tracked",
     ),
+    inner="llm_config",
+    text=(("backbone.", "language_model.backbone."), ("lm_head.", "language_model.lm_head.")),
     projectors=("parakeet",),
 )
 

@@ -215,6 +215,50 @@ def test_projectors_out_of_order_are_refused() -> None:
         translate.to_gguf(folder.but(files={**folder.files, "config.json": json.dumps(config).encode()}))
 
 
+@pytest.mark.parametrize(
+    ("cls", "inner"),
+    [
+        ("Lfm2AudioForConditionalGeneration", "lfm"),
+        ("NemotronH_Nano_VL_V2", "llm_config"),
+        ("Granite4VisionForConditionalGeneration", "text_config"),
+    ],
+)
+def test_both_halves_by_their_own_keys(cls: str, inner: str, tmp_path: Path) -> None:
+    """Where the text model's settings and tensors stand in a folder that another program's files become."""
+    tower = next(tower for tower in TOWERS if cls in tower.classes)
+    llmconv.save(tower_folders.multimodal(tower, cls), tmp_path / "model")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "m.gguf", portable=True)
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["architectures"] == [cls] and config[inner]["hidden_size"] == 64
+    wanted = {name for name in llmconv.open(tmp_path / "model").tensors if not name.startswith("lm_head")}
+    assert wanted <= set(llmconv.open(tmp_path / "back").tensors)
+    llmconv.convert_file(tmp_path / "back", tmp_path / "again.gguf", portable=True)
+    same(llmconv.open(tmp_path / "m.gguf"), llmconv.open(tmp_path / "again.gguf"))
+    same(llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "mmproj-again.gguf"))
+    if cls.startswith("Granite4"):
+        assert config["deepstack_layer_map"] == [[3, 2], [5, 0]] and config["spatial_target_layers"] == [1, 3, 4, 5]
+
+
+def test_another_models_sounds_are_read_and_told_of(tmp_path: Path) -> None:
+    """Qwen3-TTS's decoder is read from the folder within, and is not written back."""
+    cls, tower = "Qwen3TTSForConditionalGeneration", _of("qwen3tts_spkenc")
+    llmconv.save(tower_folders.tower_folder(tower, cls, "F32"), tmp_path / "model")
+    assert any("speech_tokenizer" in note for note in translate.to_gguf(llmconv.open(tmp_path / "model")).notes)
+    tower_folders.put_beside(cls, tmp_path / "model", "F32")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "mmproj-m.gguf", mmproj=True)
+    made, inner = llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "model" / "speech_tokenizer")
+    books = made.tensors["a.gen.wav.quant.rest.codebook.weight"].numpy()
+    start = "decoder.quantizer.rvq_rest.vq.layers.3._codebook."
+    total, usage = (inner.tensors[start + name].numpy() for name in ("embedding_sum", "cluster_usage"))
+    assert books.shape == (15, 10, 8) and np.allclose(books[3], total / usage[:, None], rtol=1e-6)
+    alpha = inner.tensors["decoder.decoder.5.alpha"].numpy()
+    assert np.allclose(made.tensors["a.gen.wav.dac.post_snake.alpha"].numpy(), np.exp(alpha), rtol=1e-6)
+    back = translate.from_gguf(made)
+    assert any("speech_tokenizer" in note for note in back.notes)
+    same(llmconv.open(tmp_path / "model"), back)
+
+
 def test_another_models_tower_is_refused(tmp_path: Path) -> None:
     whole = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
     made = translate.to_gguf(whole)
