@@ -55,6 +55,7 @@ _TOWER_F32 = {
     "granite_speech": _POINTS,
     "lfm2a": _POINTS,
     "nemotron_v2_vl": _POINTS,
+    "mimovl": ("a.conv1d.", "a.downsample.conv.", "a.rvq.codebook.", "mm.a.code_embd."),
     "qwen3tts_spkenc": ("a.gen.code.blk.*.ffn_down.weight", "a.gen.wav.*.blk.*.conv.weight"),
     "dots3note_v": ("a.conv2d.", "a.conv_out.", ".ffn_gate_inp.", ".exp_probs_b."),
 }

@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from llmconv import formats
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.config import Settings, look_up, text_config
+from llmconv.convert.tables.config import Settings, look_up, read_config, text_config
 from llmconv.convert.tables.rows import Row, Slot, slots
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -37,6 +39,10 @@ def processors(folder: Checkpoint) -> dict[str, Any]:
             more = said.get(inner)
             found |= said | (more if isinstance(more, dict) else {})
     return found
+
+
+def _shapes(folder: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in folder.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,10 @@ class Side:
         yield from self.table.slots(dims)
         yield from slots(self.more(metadata, shapes), dims)
 
-    def is_in(self, config: Mapping[str, Any]) -> bool:
-        """Whether a model of this config.json has the side."""
+    def is_in(self, config: Mapping[str, Any], folder: Checkpoint) -> bool:
+        """Whether a model of this config.json and folder has the side."""
+        if self.optional and self.beside:
+            return self.within(folder) is not None
         return not self.optional or isinstance(look_up(config, (self.at,)), Mapping)
 
     def is_said(self, metadata: Mapping[str, Any]) -> bool:
@@ -79,12 +87,20 @@ class Side:
 
     def settings(self, config: Mapping[str, Any], folder: Checkpoint) -> Settings:
         """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files';
-        `shapes`: of the folder's tensors, by name."""
+        `shapes`: of the folder's tensors, by name; `beside`: the settings of a folder within, and its `shapes`."""
         own = look_up(config, (self.at,)) if self.at else config
         own = dict(own) if isinstance(own, Mapping) else {}
         text = {**config, **text_config(config)}
-        shapes = {name: tensor.shape for name, tensor in folder.tensors.items()}
-        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": shapes})
+        around = {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": _shapes(folder)}
+        if (place := self.within(folder)) is not None:
+            inner = formats.open(place)
+            around["beside"] = {**read_config(inner), "shapes": _shapes(inner)}
+        return Settings(own | around)
+
+    def within(self, folder: Checkpoint) -> Path | None:
+        """The folder within the model's that `beside` names, if it is there."""
+        place = folder.source / self.beside if folder.source is not None and self.beside else None
+        return place if place is not None and place.is_dir() else None
 
     def dims(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The dimensions that keys say, and those that tensors do; shapes: of the tensors that `measured` names."""

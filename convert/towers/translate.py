@@ -111,7 +111,7 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
     out, used, notes = half.derived("gguf"), set[str](), []
     exact: dict[str, Any] = {}
     keys: dict[str, Any] = {}
-    for side in [side for side in tower.sides if side.is_in(config)]:
+    for side in [side for side in tower.sides if side.is_in(config, half)]:
         settings = side.settings(config, half)
         found = side.table.metadata(settings, f"{where}: config.json: {side.at}".rstrip(": "))
         dims = side.dims(found, side.theirs(found, tensors))
@@ -124,6 +124,8 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
         for tensor in side.made(whole, settings):
             out.add(tensor.astype(gguf_type(tensor, tower.projector)))
         notes += [*_unprepared(side, found, where), *_alone(side, half)]
+    for side in [side for side in tower.sides if not side.is_in(config, half)]:
+        notes += _alone(side, half)
     extra = [name for name in tensors if name not in used]
     kept = {name: tensors[name] for name in extra if _matches(tower.kept, name)}
     derived = [name for name in extra if _matches(tower.dropped, name)]
@@ -200,9 +202,9 @@ def _unprepared(side: Side, keys: Mapping[str, Any], where: str) -> list[str]:
 
 def _alone(side: Side, folder: Checkpoint) -> list[str]:
     """A note where a folder within, whose tensors the mmproj file should hold too, is not there."""
-    if not side.beside or (folder.source is not None and (folder.source / side.beside).is_dir()):
+    if not side.beside or side.within(folder) is not None:
         return []
-    return [f"no folder {side.beside} lies within; llama.cpp makes no sound without its decoder"]
+    return [f"no folder {side.beside} lies within, another model's, which llama.cpp needs for sounds"]
 
 
 def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[str, Any] | None = None) -> Checkpoint:

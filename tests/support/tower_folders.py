@@ -13,7 +13,7 @@ from llmconv.convert import archs
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.tower import Tower
 from llmconv.convert.towers import translate
-from llmconv.convert.towers.families import qwen3_tts
+from llmconv.convert.towers.families import mimo, qwen3_tts
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -194,6 +194,14 @@ MORE |= {
         "model_type": "dots3_note_written",
     },
 }
+MORE["MiMoV2ForCausalLM"] = {
+    "vision_config": QWEN
+    | {"num_key_value_heads": 2, "visual_token_window_size": 8, "vit_window_attn_types": [-1, 0, 1], "use_sink": True}
+    | {"depth": 3},
+    "audio_config": {"input_local_layers": 2, "group_size": 4, "audio_channels": 3},
+    "hidden_size": 64,
+    "model_type": "mimo_v2_written",
+}
 MORE["Qwen3TTSForConditionalGeneration"] = {
     "talker_config": {
         "hidden_size": 64,
@@ -302,6 +310,7 @@ SAYS: dict[str, dict[str, Any]] = {
     "MiniCPMV4_6ForConditionalGeneration": {"scale_resolution": 448, "downsample_mode": "16x"},
     "Phi4ForCausalLMV": {"patch_size": 14, "min_num_patches": 4, "max_num_patches": 64},
     "Dots3NoteForConditionalGeneration": PIXELS,
+    "MiMoV2ForCausalLM": PIXELS,
     "Gemma3nForConditionalGeneration": {"size": {"height": 64, "width": 64}, "image_seq_length": 16},
 }
 """The same of preprocessor_config.json."""
@@ -339,7 +348,7 @@ def tower_folder(tower: Tower, cls: str, kind: str = "BF16", seed: int = 0) -> C
         "preprocessor_config.json": json.dumps(PREPARED | SAYS.get(cls, {})).encode(),
     }
     folder = Checkpoint(dialect="hf", files=dict(files))
-    for side in tower.sides:
+    for side in [side for side in tower.sides if side.is_in(config, folder)]:
         metadata = side.table.metadata(side.settings(config, folder))
         dims = side.dims(metadata, {}) | dict.fromkeys(side.measured, MEASURED) | SIZES.get(cls, {})
         for slot in side.slots(metadata, dims, FURTHER.get(cls, {})):
@@ -351,6 +360,8 @@ def tower_folder(tower: Tower, cls: str, kind: str = "BF16", seed: int = 0) -> C
 def published(tower: Tower, cls: str, kind: str = "BF16") -> Checkpoint:
     """The same under the names of published files."""
     folder = tower_folder(tower, cls, kind)
+    if cls == "MiMoV2ForCausalLM":
+        put_heard(folder, kind)
     for name, values in KEPT.get(cls, {}).items():
         folder.add(Tensor.from_array(name, values))
     starts = (*PUBLISHED.get(cls, ()), *tower.written)
@@ -364,6 +375,8 @@ UNKNOWN = {"Gemma3nForConditionalGeneration": ("conv_0.norm.weight", "conv_1.nor
 
 def put_beside(cls: str, folder: Path, kind: str = "BF16") -> None:
     """Write the folder within a published one of the class, where it has one."""
+    if cls == "MiMoV2ForCausalLM":
+        _put_encoder(folder / "audio_tokenizer", kind)
     if cls != "Qwen3TTSForConditionalGeneration":
         return
     rng, inner = np.random.default_rng(4), Checkpoint(dialect="hf")
@@ -384,6 +397,52 @@ def put_beside(cls: str, folder: Path, kind: str = "BF16") -> None:
             inner.add(_random(start + "embedding_sum", (10, 8), rng, kind))
             inner.add(Tensor.from_array(start + "cluster_usage", rng.random(10).astype(np.float32)))
     llmconv.save(inner, folder / qwen3_tts._CODEC)
+
+
+_EAR = {
+    **{"conv1.weight": (32, 8, 3), "conv1.bias": (32,), "conv2.weight": (32, 32, 3), "conv2.bias": (32,)},
+    **{"layer_norm.weight": (32,), "layer_norm.bias": (32,), "down_sample_layer.0.weight": (32, 32, 2)},
+    **{"down_sample_norm.weight": (32,), "down_sample_norm.bias": (32,)},
+    **{
+        f"layers.{n}.{name}": shape
+        for n in range(4)
+        for name, shape in {
+            **{f"self_attn.{one}_proj.weight": (32, 32) for one in ("q", "k", "v", "out")},
+            **{f"self_attn.{one}_proj.bias": (32,) for one in ("q", "v", "out")},
+            **{f"{one}_layer_norm.weight": (32,) for one in ("self_attn", "final")},
+            **{f"{one}_layer_norm.bias": (32,) for one in ("self_attn", "final")},
+            **{"fc1.weight": (48, 32), "fc1.bias": (48,), "fc2.weight": (32, 48), "fc2.bias": (32,)},
+        }.items()
+    },
+    **{f"quantizer.vq.layers.{n}._codebook.embed": (rows, 32) for n, rows in enumerate((10, 10, 6))},
+    **{f"quantizer.vq.layers.{n}._codebook.cluster_size": (10,) for n in range(3)},
+}
+
+
+def _put_encoder(folder: Path, kind: str) -> None:
+    """MiMo's folder of what hears: an encoder, its codebooks, a decoder that llama.cpp does not want."""
+    rng, inner = np.random.default_rng(5), Checkpoint(dialect="hf")
+    said = HEARD | {"n_mels": 8, "encoder_attn_window_size": [128, 0], "hybrid_attention": True, "swa_per_block": 2}
+    inner.files["config.json"] = json.dumps(said).encode()
+    for name, shape in _EAR.items():
+        inner.add(_random(f"encoder.{name}", shape, rng, kind))
+    inner.add(_random("decoder.conv.weight", (8, 8), rng, kind))
+    llmconv.save(inner, folder)
+
+
+def put_heard(folder: Checkpoint, kind: str = "BF16") -> None:
+    """Add MiMo's transformer over codes, which the rows of a folder without its encoder do not have."""
+    rng = np.random.default_rng(6)
+    shapes = {f"speech_embeddings.{n}.weight": (12, 16) for n in range(3)}
+    shapes |= {"audio_encoder.projection.mlp.0.weight": (48, 64), "audio_encoder.projection.mlp.2.weight": (64, 48)}
+    start = "audio_encoder.input_local_transformer."
+    shapes[start + "norm.weight"] = (16,)
+    for n in range(2):
+        for name in mimo._MATRICES.values():
+            matrix = name.endswith("proj.weight")
+            shapes[f"{start}layers.{n}.{name}"] = (16, 16) if matrix else (16,)
+    for name, shape in shapes.items():
+        folder.add(_random(name, shape, rng, kind))
 
 
 def multimodal(tower: Tower, cls: str, kind: str = "BF16") -> Checkpoint:

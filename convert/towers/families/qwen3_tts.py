@@ -6,7 +6,6 @@ from there, and are not written back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -81,14 +80,13 @@ _CODEC = "speech_tokenizer"
 
 def _codec(folder: Checkpoint, settings: Mapping[str, Any]) -> Iterable[Tensor]:
     """The tensors of what makes sounds of codes, out of the folder within."""
-    place = folder.source / _CODEC if folder.source is not None else None
-    if place is None or not place.is_dir():
+    if folder.source is None or "beside" not in settings:
         return
-    inner = formats.open(place)
+    inner = formats.open(folder.source / _CODEC)
     try:
-        said = json.loads(inner.file("config.json") or b"{}")["decoder_config"]
+        said = settings["beside"]["decoder_config"]
         sizes = (int(said["num_hidden_layers"]), len(said["upsampling_ratios"]), len(said["upsample_rates"]))
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise BadFile(f"{inner.where}: config.json has no decoder_config as Qwen3-TTS has it; fetch it again") from None
 
     def get(name: str) -> Tensor:

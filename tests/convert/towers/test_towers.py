@@ -259,6 +259,26 @@ def test_another_models_sounds_are_read_and_told_of(tmp_path: Path) -> None:
     same(llmconv.open(tmp_path / "model"), back)
 
 
+def test_another_models_encoder_is_read_and_told_of(tmp_path: Path) -> None:
+    """MiMo hears by an encoder in the folder within; without it only its eye is converted, and all comes back."""
+    cls, tower = "MiMoV2ForCausalLM", _of("mimovl")
+    llmconv.save(tower_folders.published(tower, cls, "F32"), tmp_path / "model")
+    alone = translate.to_gguf(llmconv.open(tmp_path / "model"))
+    assert any("audio_tokenizer" in note for note in alone.notes) and "clip.audio.block_count" not in alone.metadata
+    same(llmconv.open(tmp_path / "model"), translate.from_gguf(alone))
+    tower_folders.put_beside(cls, tmp_path / "model", "F32")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "mmproj-m.gguf", mmproj=True)
+    made, inner = llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "model" / "audio_tokenizer")
+    books = made.tensors["a.rvq.codebook.weight"].numpy()
+    small = inner.tensors["encoder.quantizer.vq.layers.2._codebook.embed"].numpy()
+    assert books.shape == (3, 10, 32) and np.array_equal(books[2, :6], small) and not books[2, 6:].any()
+    assert made.metadata["clip.audio.rvq.codebook_size"].tolist() == [10, 10, 6]
+    assert made.metadata["clip.audio.wa_pattern_mode"].tolist() == [0, -1, 0, -1]
+    back = translate.from_gguf(made)
+    assert any("audio_tokenizer" in note for note in back.notes)
+    same(llmconv.open(tmp_path / "model"), back)
+
+
 def test_another_models_tower_is_refused(tmp_path: Path) -> None:
     whole = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
     made = translate.to_gguf(whole)
