@@ -74,6 +74,7 @@ LFM2 = Architecture(
         HfName("Lfm2Model", "lfm2"),
         HfName("Lfm2BidirectionalModel", "lfm2"),
     ),
+    prefixes=("model.", "", "language_model.model.", "model.language_model.", "lfm."),
     keys=keys("""
         block_count                       u32   num_hidden_layers
         context_length                    u32   max_position_embeddings
