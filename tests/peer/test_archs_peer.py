@@ -67,6 +67,7 @@ REFUSED = {
     "chameleon": ("bytes", "it takes the first head's norm for those of all"),
     "chameleon-swin": ("bytes", "it takes the first head's norm for those of all"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
+    "neobert": ("bytes", "it leaves each head's query, key and value together, which llama.cpp does not read so"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
 # What published config.json files say and transformers 5 no longer writes, or (None) does; the reference reads nothing
@@ -189,6 +190,10 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
     "muse-glimmer": {"scaled_by.query"},
     "minimax-01": {"attention.recurrent_layers"},
+    "neo-bert": {"attention.qkv_groups"},
+    "jina-bert-v2": {"token_type_count"},
+    "jina-bert-v3": {"token_type_count"},
+    "nomic-bert-moe": {"token_type_count"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {
