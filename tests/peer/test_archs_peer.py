@@ -190,6 +190,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
     "muse-glimmer": {"scaled_by.query"},
     "minimax-01": {"attention.recurrent_layers"},
+    "llama-embed": {"attention.causal"},
     "neo-bert": {"attention.qkv_groups"},
     "jina-bert-v2": {"token_type_count"},
     "jina-bert-v3": {"token_type_count"},

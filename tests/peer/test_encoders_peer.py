@@ -113,7 +113,7 @@ def with_layers(folder: Path, sizes: tuple[tuple[int, int], ...], first: int) ->
 
 def test_layers_behind_pooling(tmp_path: Path) -> None:
     folder = tmp_path / "gemma"
-    tiny_models.build("gemma-embedding", folder).float().save_pretrained(folder)
+    tiny_models.build("embeddinggemma", folder).float().save_pretrained(folder)
     width = json.loads((folder / "config.json").read_text())["hidden_size"]
     with_layers(folder, ((96, width), (32, 96)), 2)
     folder_words = {"model": {"vocab": {f"w{i}": i for i in range(96)}}, "added_tokens": []}

@@ -74,7 +74,8 @@ def folder_by_hand(path: Path, name: str, tokenizer: Any, **changes: Any) -> Any
 
     made = tokenizer()
     config = by_hand.CONFIGS[name] | {"vocab_size": made.get_vocab_size()} | changes
-    folder = hf_models.model(config, kind="F32", form=by_hand.FORMS.get(name, 0))
+    prefix = {"prefix": by_hand.PREFIXES[name]} if name in by_hand.PREFIXES else {}
+    folder = hf_models.model(config, kind="F32", form=by_hand.FORMS.get(name, 0), **prefix)
     for tensor in folder.tensors.values():
         values = tensor.numpy() * 0.15 + (0.5 if len(tensor.shape) == 1 else 0.0)
         folder.add(Tensor.from_array(tensor.name, values.astype(np.float32)))
