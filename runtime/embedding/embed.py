@@ -144,7 +144,8 @@ def _inner(model: Model) -> str:
     """The activation behind the layer in front of a classifier."""
     if model.decoder.arch == "modern-bert":
         return "gelu"
-    return "relu" if model.token_types is None else "tanh"  # DistilBERT's is another than BERT's and RoBERTa's
+    distils = model.decoder.arch == "bert" and model.token_types is None  # whose is another than the others'
+    return "relu" if distils else "tanh"
 
 
 def _finished(model: Model, said: Said, found: Tensor) -> Tensor:

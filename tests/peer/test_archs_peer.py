@@ -139,6 +139,7 @@ PATCHES: dict[str, dict[str, Any]] = {
         "rotary_emb_scale_base": NULL,
     },
 }
+PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {"max_position_embeddings": 512}
 PATCHES["ling3"] = by_hand.CONFIGS["ling3"] | {"num_nextn_predict_layers": 0}
 PATCHES["minimax-m3"] = by_hand.CONFIGS["minimax-m3"]["text_config"]
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
@@ -194,7 +195,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "neo-bert": {"attention.qkv_groups"},
     "jina-bert-v2": {"token_type_count"},
     "jina-bert-v3": {"token_type_count"},
-    "nomic-bert-moe": {"token_type_count"},
+    "nomic-bert-moe": {"token_type_count", "attention.key_length", "attention.value_length"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {

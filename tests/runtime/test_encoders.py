@@ -197,6 +197,17 @@ def test_vectors_of_those_that_transformers_lacks(tmp_path: Path, name: str) -> 
     }
 
 
+def test_scores_of_neobert(tmp_path: Path) -> None:
+    splits = tiny_encoders.folder_by_hand(tmp_path / "hf", "neobert-classifier", wordpiece)
+    weights = Weights(tmp_path / "hf")
+    first = torch.stack([neobert(weights, splits.encode(text).ids)[0] for text in TEXTS])
+    expected = weights.linear(torch.tanh(weights.linear(first, "dense")), "classifier").numpy()
+    llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    for path in (tmp_path / "hf", tmp_path / "m.gguf"):
+        found = llmconv.embed(path, TEXTS, normalize=False, device="cpu")
+        assert found.shape == (4, 3) and np.abs(found - expected).max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["neobert", "jina2-code"])
 def test_as_another_program_orders_them(tmp_path: Path, name: str) -> None:
     """llama.cpp's converter leaves matrices as the folder has them: they are told by what the file does not say."""

@@ -812,6 +812,18 @@ CONFIGS |= {
         dim_head=16,
         pad_token_id=0,
     ),
+    "neobert-classifier": _of(
+        "NeoBERTForSequenceClassification",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+        id2label={"0": "a", "1": "b", "2": "c"},
+    ),
     "jina2": _of("JinaBertForMaskedLM", "bert", _JINA_2),
     "jina2-code": _of("JinaBertForMaskedLM", "bert", _JINA_2, up_gated_layer=True),
     "jina3": _of(
@@ -864,7 +876,7 @@ NOT_RUN = (
 )
 """Whose forward pass is not known here."""
 
-BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code"}
+BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
