@@ -97,9 +97,9 @@ def _adapters(folder: Checkpoint, target: Path, options: Mapping[str, Any]) -> l
     ]
     for part in parts:
         containers.by_name("gguf").check_target(part.target, force=bool(options.get("force")), inputs=[])
-    if parts:
+    if names := [part.target.name for part in parts]:
         parts[0].checkpoint.notes.append(
-            f"the adapters of its tasks are {parts[0].target.name}{more(parts)}, for llama.cpp's --lora; llmconv embed "
+            f"the adapters of its tasks are {names[0]}{more(names)}, for llama.cpp's --lora; llmconv embed "
             "--task needs the model's file alone"
         )
     return parts

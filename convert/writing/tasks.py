@@ -24,6 +24,7 @@ from llmconv.convert.tables.rows import prefix_of
 from llmconv.errors import BadFile, LlmconvError, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.moving.rows import take
+from llmconv.formats.side_files import is_name
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
@@ -74,6 +75,8 @@ def adapters(folder: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
     arch = archs.by_hf(config) if names else None
     if arch is None:
         return
+    if strange := [name for name in names if "/" in name or not is_name(name)]:
+        raise BadFile(f"{folder.where}: config.json names the task {cut(strange[0])}, which is no name for a file")
     flat = normalized(config)
     dims = arch.dims_of(arch.metadata(flat, f"{folder.where}: config.json"))
     dims["n_vocab"] = int(flat.get("vocab_size") or 0)

@@ -139,7 +139,10 @@ PATCHES: dict[str, dict[str, Any]] = {
         "rotary_emb_scale_base": NULL,
     },
 }
-PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {"max_position_embeddings": 512}
+PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
+}
 PATCHES["ling3"] = by_hand.CONFIGS["ling3"] | {"num_nextn_predict_layers": 0}
 PATCHES["minimax-m3"] = by_hand.CONFIGS["minimax-m3"]["text_config"]
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart

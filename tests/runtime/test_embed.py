@@ -103,6 +103,7 @@ def test_dense_layers_prompts_and_length(tmp_path: Path) -> None:
             assert np.abs(found - np.stack(expected)).max() < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_layers_behind_pooling_are_tensors(tmp_path: Path, count: int) -> None:
     """EmbeddingGemma's two; one alone, and more than a GGUF has names for."""

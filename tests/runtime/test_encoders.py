@@ -27,7 +27,7 @@ from llmconv.formats.tensor import Tensor
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 F = torch.nn.functional
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 CLOSE = 2e-5
 
@@ -271,6 +271,12 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     del folder.tensors[name]
     with pytest.raises(llmconv.BadFile, match="lacks lora_B"):
         list(tasks.adapters(folder))
+    for task in ("../x", "a/b", "", "x" * 300):
+        config = json.loads(folder.file("config.json") or b"") | {"lora_adaptations": [task, "b"]}
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(llmconv.BadFile, match="which is no name for a file"):
+            llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+        assert not list(tmp_path.rglob("*.gguf"))
 
 
 T5S = [("T5EncoderModel", "t5", "gated-gelu"), ("T5EncoderModel", "t5", "relu"), ("UMT5EncoderModel", "umt5", "gated-gelu"),

@@ -137,8 +137,8 @@ def _whole(head: Any, weight: Tensor, where: str) -> bytes:
     """A module's file of its head and the matrix, which is decoded where it was quantized since."""
     raw = head.tobytes() if isinstance(head, np.ndarray) and head.dtype == np.uint8 else b""
     header, _ = _header(raw, f"{where}: a key that begins with {own_keys.HEAD}")
-    entry = header.get(_WEIGHT)
-    kind = DTYPES.get(entry.get("dtype")) if isinstance(entry, Mapping) else None
+    entry = found if isinstance(found := header.get(_WEIGHT), dict) else {}
+    kind = DTYPES.get(str(entry.get("dtype")))
     if kind is None or not kind.can_encode() or list(weight.shape) != entry.get("shape"):
         raise BadFile(
             f"{where}: tensor {weight.name!r} is not of the file that it came from; remove the key of its head"

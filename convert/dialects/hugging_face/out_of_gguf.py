@@ -90,7 +90,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
     notes += [*strangers.keep_list(out.metadata, others, set(scales)), *fused.keep_list(out.metadata, given.fused)]
-    out.files = dict(folder_files(arch, checkpoint, dims, given.rows, out, notes)) | layers
+    out.files = {**dict(folder_files(arch, checkpoint, dims, given.rows, out, notes)), **layers}
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}

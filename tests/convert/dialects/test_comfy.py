@@ -79,8 +79,7 @@ def written(path: Path, name: str, dtype: object = BF16, prefix: str = "") -> di
     return arrays
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "prefix"), [*((name, "") for name in MODELS), ("flux", "model.diffusion_model.")])
 def test_there_and_back(tmp_path: Path, name: str, prefix: str) -> None:
     arrays = written(tmp_path / "x.safetensors", name, prefix=prefix)
     result = llmconv.convert_file(tmp_path / "x.safetensors", tmp_path / "x.gguf")
