@@ -171,7 +171,8 @@ def runs_finite(model: Model, count: int = 32) -> bool:
     size = model.decoder.vocab_size
     count = min(count, size, model.most_tokens or count)
     tokens = torch.arange(count, device=model.device) * (size // count)
-    return bool(model(tokens[None]).isfinite().all())
+    run = model.hidden if model.decoder.headless else model
+    return bool(run(tokens[None]).isfinite().all())
 
 
 def _check_activations(activations: str, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -264,7 +264,12 @@ class Model(Pieces):
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab) of hidden states (..., dim)."""
+        """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless:
+            raise UsageError(
+                f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "
+                "embed gives its vectors"
+            )
         if self.wants is not None:
             self.wants(HEAD)
         if self.output_in is not None:

@@ -94,6 +94,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         passes_float16=bool(pieces.get("passes_float16", False)),
         cycles=cycles,
         silent=_silent(pieces, vocab_size),
+        headless="side" in pieces,
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
 

@@ -229,6 +229,8 @@ class Decoder:
     """Tokens that are never said: from one number up to another (Chameleon's of images)."""
     qk_norm: Norm | None = None
     """The norms of queries and keys, where they are of another kind or epsilon than the others."""
+    headless: bool = False
+    """It says no words: what is run is the encoder of a model whose decoder says them, or has no head in the file."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
 

@@ -141,6 +141,7 @@ PATCHES: dict[str, dict[str, Any]] = {
 }
 PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {
     "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
 }
 PATCHES["ling3"] = by_hand.CONFIGS["ling3"] | {"num_nextn_predict_layers": 0}

@@ -304,6 +304,8 @@ def test_encoders_of_t5(tmp_path: Path, cls: str, kind: str, mlp: str) -> None:
     model.save_pretrained(tmp_path / "hf")
     splits.save(str(tmp_path / "hf" / "tokenizer.json"))
     (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(tiny_encoders.NAMES[unigram]))
+    with pytest.raises(llmconv.UsageError, match="which says no words; llmconv embed gives its vectors"):
+        llmconv.generate(tmp_path / "hf", "the llama", device="cpu")
     long = " ".join(TEXTS * 4)
     expected = []
     for text in (*TEXTS, long):
