@@ -124,6 +124,8 @@ class Step:
         """How many layers were gone through before a stack that is gone through again (HRM)."""
         self.embedded: Tensor
         """(B, T, dim): what the first layer was given, in models whose layers add it again."""
+        self.distances: Tensor
+        """(B or 1, H, T, S): a bias on the scores, of the last layer that had one of its own (T5)."""
         self.per_layer: Tensor | None = None
         """(B, T, layers, numbers): vectors of the tokens for each layer."""
         self.packed = self.valid is not None and not bool(self.valid[:, past:].all())

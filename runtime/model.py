@@ -107,7 +107,8 @@ class Block(LayerPieces):
             return Halfway(x, x, x)
         normed = x if self.attn_norm is None or self.spec.swapped else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        before = None if self.spec.normed_again else self.attn_norm_2
+        attended = self._mixed(normed if before is None else before(x), step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
@@ -123,6 +124,8 @@ class Block(LayerPieces):
         x = self._added(kept, attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
+        if self.spec.normed_again and self.attn_norm_2 is not None:
+            x = self.attn_norm_2(entered + x)
         if self.spec.mlp is None:
             return Halfway(x, None, x)
         normed = x if mlp_norm is None else mlp_norm(x)
@@ -261,7 +264,12 @@ class Model(Pieces):
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab) of hidden states (..., dim)."""
+        """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless:
+            raise UsageError(
+                f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "
+                "embed gives its vectors"
+            )
         if self.wants is not None:
             self.wants(HEAD)
         if self.output_in is not None:

@@ -56,7 +56,7 @@ NORMS = (
     *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
-VECTORS += ("layer_output_scale", "altup_correct_scale")
+VECTORS += ("layer_output_scale", "altup_correct_scale", "attn_rel_b", "ffn_exps_out")
 CLASSIFIER = "cls"
 """The layer in front of a classifier's `cls.output`, with its norm, `cls.norm`."""
 # What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.

@@ -10,6 +10,7 @@ from llmconv.convert.decoders.layers import layer_of
 from llmconv.convert.decoders.reader import Reader
 from llmconv.convert.decoders.recurrent import CELL, recurrent
 from llmconv.convert.decoders.shared import Shared
+from llmconv.convert.decoders.side import alone
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -25,7 +26,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     Raises `BadFile` when keys or tensors contradict each other, `Unsupported` for an architecture without a table.
     """
     arch = checkpoint.metadata.get("general.architecture")
-    where = checkpoint.source or "this model"
+    where, checkpoint = checkpoint.source or "this model", alone(checkpoint)
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
     read = Reader(checkpoint, arch)
@@ -93,6 +94,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         passes_float16=bool(pieces.get("passes_float16", False)),
         cycles=cycles,
         silent=_silent(pieces, vocab_size),
+        headless="side" in pieces,
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
 

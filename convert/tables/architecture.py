@@ -83,6 +83,12 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kept: tuple[str, ...] = ()
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """Of tensors that are `kept`, those that are computed with: a regular expression -> the name that they have when
+    the model is run, `{}` the layer's number, its first group."""
+    dense: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Layers behind pooling that llama.cpp computes: the tensor's name without ".weight" -> the usual folder of such a
+    module, and the keys of its columns and rows ("" for none)."""
     scalars: tuple[Scalar, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, str] = field(default_factory=dict)

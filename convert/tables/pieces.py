@@ -62,6 +62,12 @@ class Pieces(TypedDict, total=False):
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
     full_turn_part: float  # the part of a head that turns in layers without a window
+    side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
+    qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
+    farthest: int  # a bias on the scores by distance, in buckets; distances from this on share one (T5: 128)
+    normed_again: bool  # attn_norm_2 is of what came into the layer and what attn_output_norm gave (Jina)
+    gate_behind: str  # a tensor that is there in layers whose ffn_up has the gate behind up, not before it (Jina)
+    gated_activation: str  # of the MLP, where it has a gate (T5)
     norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here

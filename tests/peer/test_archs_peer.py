@@ -67,6 +67,7 @@ REFUSED = {
     "chameleon": ("bytes", "it takes the first head's norm for those of all"),
     "chameleon-swin": ("bytes", "it takes the first head's norm for those of all"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
+    "neobert": ("bytes", "it leaves each head's query, key and value together, which llama.cpp does not read so"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
 }
 # What published config.json files say and transformers 5 no longer writes, or (None) does; the reference reads nothing
@@ -138,6 +139,11 @@ PATCHES: dict[str, dict[str, Any]] = {
         "rotary_emb_scale_base": NULL,
     },
 }
+PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
+}
 PATCHES["ling3"] = by_hand.CONFIGS["ling3"] | {"num_nextn_predict_layers": 0}
 PATCHES["minimax-m3"] = by_hand.CONFIGS["minimax-m3"]["text_config"]
 PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # whose lists transformers takes apart
@@ -189,6 +195,11 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
     "muse-glimmer": {"scaled_by.query"},
     "minimax-01": {"attention.recurrent_layers"},
+    "llama-embed": {"attention.causal"},
+    "neo-bert": {"attention.qkv_groups"},
+    "jina-bert-v2": {"token_type_count"},
+    "jina-bert-v3": {"token_type_count"},
+    "nomic-bert-moe": {"token_type_count", "attention.key_length", "attention.value_length"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
 OTHER_TYPES = {"dbrx": "ffn_gate_inp.weight", "dspark": "conf_proj.weight"} | {

@@ -789,6 +789,84 @@ CONFIGS |= {
     ),
 }
 
+_ENCODER = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 128,
+}
+_JINA_2 = _ENCODER | {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"}
+CONFIGS |= {
+    "neobert": _of(
+        "NeoBERTLMHead",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+    ),
+    "neobert-classifier": _of(
+        "NeoBERTForSequenceClassification",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+        id2label={"0": "a", "1": "b", "2": "c"},
+    ),
+    "jina2": _of("JinaBertForMaskedLM", "bert", _JINA_2),
+    "jina2-code": _of("JinaBertForMaskedLM", "bert", _JINA_2, up_gated_layer=True),
+    "jina3": _of(
+        "XLMRobertaModel",
+        "xlm-roberta",
+        _ENCODER,
+        type_vocab_size=1,
+        max_position_embeddings=130,
+        layer_norm_eps=1e-5,
+        position_embedding_type="rotary",
+        rotary_emb_base=20000.0,
+        pad_token_id=1,
+        lora_adaptations=["retrieval.query", "text-matching"],
+        lora_alpha=2,
+        lora_rank=4,
+        task_instructions={"retrieval.query": "what is ", "text-matching": ""},
+    ),
+    "nomic-moe": _of(
+        "NomicBertModel",
+        "nomic_bert",
+        {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 2048},
+        max_trained_positions=2048,
+        layer_norm_epsilon=1e-5,
+        rotary_emb_base=10000,
+        type_vocab_size=1,
+        activation_function="gelu",
+        causal=False,
+        qkv_proj_bias=True,
+        mlp_fc1_bias=True,
+        mlp_fc2_bias=True,
+        prenorm=False,
+        rotary_emb_fraction=1.0,
+        rotary_emb_interleaved=False,
+        rotary_emb_scale_base=None,
+        num_experts=4,
+        moe_top_k=2,
+        moe_every_n_layers=2,
+        moe_normalize_expert_weights=False,
+        num_shared_experts=0,
+        pad_token_id=1,
+    ),
+}
+
 NOT_RUN = (
     *("ling3", "ling3-vl"),
     *("minimax-m3", "minimax-01"),
@@ -798,10 +876,11 @@ NOT_RUN = (
 )
 """Whose forward pass is not known here."""
 
-BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo"}
+BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
+FORMS["jina2-code"] = 1
 """In which form a model is written, where not the first."""
 
 PREFIXES = {"lfm2-bidirectional": "", "rugpt3xl": "model."}

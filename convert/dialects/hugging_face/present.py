@@ -32,6 +32,8 @@ def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     there = any(first in name or name.startswith("mtp.") for name in tensors)
     if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
+    if any(name.endswith(".mlp.up_gated_layer.weight") for name in tensors):  # Jina's later BERTs, which state it not
+        return Settings({**config, "up_gated_layer": True})
     further = {  # what Qwen, and behind "model." MiMo, call them
         name.partition("mtp.layers.")[2].split(".")[0]
         for name in tensors
