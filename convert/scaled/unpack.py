@@ -18,7 +18,7 @@ from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
-from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
+from llmconv.convert.scaled.four_bit_floats import Mxfp4, Mxfp4Beside, Nvfp4, Nvfp4Beside
 from llmconv.convert.scaled.gptq import Gptq
 from llmconv.convert.scaled.mlx import Mlx
 from llmconv.convert.scaled.planes import BitNet, Hqq
@@ -34,8 +34,8 @@ from llmconv.quant import plain
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
-    Nvfp4Beside(), Stored(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(), Packed(), Nvfp4(),
-    Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
+    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(),
+    Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables.config import normalized
+from llmconv.convert.tables.scalars import WholeNumbers
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -121,6 +122,9 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     out = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
     for scalar in arch.scalars:
         for name in scalar.names(dims, prefix):
+            if isinstance(scalar, WholeNumbers):
+                out.add(Tensor.from_array(name, np.arange(scalar.count(dims)) * 2**40 + 1))
+                continue
             out.add(Tensor.from_array(name, np.full(scalar.shape, 0.5, np.float32)))
     for slot in arch.slots(dims):
         # llama.cpp needs some families' choice bias

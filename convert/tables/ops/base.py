@@ -92,6 +92,10 @@ class Op:
         """A record of the values that undoing would not give back; None when it gives all."""
         return None
 
+    def losses(self, parts: Parts, dims: Dims) -> list[NDArray[Any] | None]:
+        """`lost` of each part."""
+        return [self.lost(part, dims) for part in parts]
+
     def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         """The tensor with the record's values; moved: what `undo` was given."""
         return tensor
