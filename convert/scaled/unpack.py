@@ -43,6 +43,8 @@ _OF_ACTIVATIONS = re.compile(
     r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale|.*\.qscale_act"
 )
 _NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
+_OWN_SCALE = re.compile(r".*\bhc_(attn|ffn|head)_scale")
+"""Numbers of models with several streams of residuals, which are nobody's scales."""
 _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
 _CODES = (*TYPES, plain.U8, plain.U32, plain.I32)
 """What numbers with scales are stored in."""
@@ -171,7 +173,8 @@ def _require_scales(
         if tensor.type in _CODES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
             _missing_scale(tensor, settings, given)
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
-        if stem != tensor.name and stem not in given and not _OF_ACTIVATIONS.fullmatch(tensor.name):
+        alone = _OF_ACTIVATIONS.fullmatch(tensor.name) or _OWN_SCALE.fullmatch(tensor.name)
+        if stem != tensor.name and stem not in given and not alone:
             raise MissingTensor(settings.where, stem, f"its scale {cut(tensor.name)} is there; fetch the model again")
 
 

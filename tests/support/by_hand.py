@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
 _LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -991,11 +997,46 @@ CONFIGS |= {
         target_layer_ids=[0, 2],
         markov_rank=8,
         enable_confidence_head=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     ),
 }
 
+PACKED = ("deepseek4", "deepseek4-predicting", "deepseek4-dspark")
+"""Whose published experts are packed in MXFP4; the reference takes no others."""
+
+
+def finished(name: str, model: Checkpoint, packed: bool = False) -> Checkpoint:
+    """The model with what no table has a row for.  packed: its experts as they are published."""
+    rng = np.random.default_rng(3)
+    if name == "deepseek4-predicting":
+        for part, shape in (("fn", (2, 128)), ("base", (2,)), ("scale", (1,))):
+            model.add(Tensor.from_array(f"mtp.0.hc_head_{part}", rng.normal(0, 1, shape).astype(np.float32)))
+    for key in [key for key in model.tensors if ".experts." in key and packed and name in PACKED]:
+        *lead, k = model.tensors.pop(key).shape
+        codes = rng.integers(-128, 128, (*lead, k // 2)).astype(np.int8)
+        scales = rng.integers(118, 132, (*lead, k // 32)).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+        model.add(Tensor.from_array(key, codes))
+        model.add(Tensor.from_array(key.removesuffix("weight") + "scale", scales))
+    return model
+
+
+CONFIGS["lfm2.5-audio-tokenizer"] = _of(
+    "Lfm25AudioTokenizer",
+    "lfm2",
+    {k: v for k, v in _LLAMA.items() if k not in ("rms_norm_eps", "intermediate_size")},
+    norm_eps=1e-5,
+    block_ff_dim=96,
+    block_auto_adjust_ff_dim=False,
+    block_ffn_dim_multiplier=1.0,
+    block_multiple_of=32,
+    conv_L_cache=3,
+    layer_types=["conv", "full_attention"],
+    sliding_window=16,
+    output_size=40,
+)
+
 NOT_RUN = (
+    "lfm2.5-audio-tokenizer",
     *("deepseek4-dspark", "gemma4-dspark"),
     *("hy-v4", "dots3", "dots3-rescaled", "dots3-predicting"),
     *("deepseek4", "deepseek4-predicting", "kimi-k3", "glm5-next", "glm5-next-predicting"),
@@ -1012,10 +1053,9 @@ BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo"}
 """What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1} | {
-    "hy-v4": 1,
     "deepseek4-dspark": 2,
 }
 """In which form a model is written, where not the first."""
 
-PREFIXES = {"lfm2-bidirectional": "", "rugpt3xl": "model."}
+PREFIXES = {"lfm2-bidirectional": "", "lfm2.5-audio-tokenizer": "lfm.", "rugpt3xl": "model."}
 """What stands before a model's names, where not the usual."""

@@ -183,6 +183,17 @@ _GLM5_NEXT = _without(_LATENT, "first_k_dense_replace") | {
     "hc_mult": 2,
     "hc_sinkhorn_iters": 3,
 }
+_GLM5_NEXT = {
+    "text_config": _GLM5_NEXT,
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "out_hidden_size": 64,
+        "projection_intermediate_size": 32,
+    },
+}
 _DOTS3 = _LATENT | {
     "num_hidden_layers": 3,
     "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
@@ -190,6 +201,7 @@ _DOTS3 = _LATENT | {
     "index_head_dim": 16,
     "index_topk": 32,
     "sliding_window": 16,
+    "moe_shared_expert_intermediate_size": 32,
     "swa_num_attention_heads": 2,
     "swa_num_key_value_heads": 2,
     "swa_q_lora_rank": 48,
@@ -234,6 +246,8 @@ class Tiny:
     task: str = "CausalLM"
     further: bool = False
     """Whether a layer for further tokens lies beside it, as Qwen's do; transformers leaves it out."""
+    runs: bool = True
+    """Whether the runtime knows its forward pass."""
     rounded: bool = False
     """Whether its GGUF holds rounded products, so that its logits are only near."""
 
@@ -421,17 +435,18 @@ MODELS: dict[str, Tiny] = {
         _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "indexer_types": ["full", "shared"]},
         "bfloat16",
     ),
-    "deepseek-v4": Tiny("deepseek_v4", "deepseek4", _DEEPSEEK4, "bfloat16"),
-    "glm-5-next": Tiny("glm5_next", "glm5-next", {"text_config": _GLM5_NEXT}, "bfloat16", "ImageTextToText"),
-    "hy-v4": Tiny(
+    "deepseek-v4": Tiny("deepseek_v4", "deepseek4", _DEEPSEEK4, "bfloat16", runs=False),
+    "glm-5-next": Tiny("glm5_next", "glm5-next", _GLM5_NEXT, "bfloat16", "ImageTextToText", runs=False),
+    "hy-v4-transformers": Tiny(
         "hy_v4",
         "hy_v4",
         _without(_LATENT, "first_k_dense_replace")
         | {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "hc_mult": 2},
         "bfloat16",
+        runs=False,
     ),
-    "dots3": Tiny("dots3_note_text", "dots3note", _DOTS3, "bfloat16"),
-    "qwen4-exp": Tiny("qwen4_exp_text", "qwen4exp", _QWEN4, "bfloat16"),
+    "dots3-transformers": Tiny("dots3_note_text", "dots3note", _DOTS3, "bfloat16", runs=False),
+    "qwen4-exp": Tiny("qwen4_exp_text", "qwen4exp", _QWEN4, "bfloat16", runs=False),
     "llama4": Tiny(
         "llama4_text",
         "llama4",

@@ -27,7 +27,7 @@ _at = "{p}layers.{i}."
 
 _SPARK = (
     *("Qwen3DSparkModel", "DSparkDraftModel", "DSparkSpeculator", "Lfm2DSparkDraftModel", "LingDSparkModel"),
-    dspark.GEMMA4,
+    "Gemma4DSparkModel",
 )
 
 
@@ -148,7 +148,7 @@ DFLASH = Architecture(
         HfName("DFlash2DraftModel", "dflash"),
         *(HfName(name, "dspark") for name in _SPARK),
         HfName("MuseGlimmerAssistantModel", "muse_glimmer_assistant"),
-        HfName(dspark.DEEPSEEK4, "deepseek_v4_dspark"),
+        HfName("DeepseekV4DSparkModel", "deepseek_v4_dspark"),
     ),
     keys=(
         *(key for key in COMMON if key.gguf != "rope.freq_base"),
@@ -235,10 +235,11 @@ DFLASH = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     decoder={"not_run": DRAFTS},
-    reads="target target_layer_ids dflash_config dspark_config aux_hidden_state_layer_ids layer_types sliding_window"
-    " use_sliding_window mask_token_id enable_confidence_head architectures partial_rotary_factor markov_head_type"
-    " transformer_layer_config global_head_dim num_global_key_value_heads attention_k_eq_v hidden_activation"
-    " dspark_noise_token_id dspark_target_layer_ids qk_rope_head_dim swiglu_limit"
+    reads="target target_layer_ids dflash_config.mask_token_id dflash_config.target_layer_ids dflash_config.use_swa"
+    " dflash_config.swa_window_size dflash_config.markov_head_type dspark_config aux_hidden_state_layer_ids layer_types"
+    " sliding_window use_sliding_window mask_token_id enable_confidence_head architectures partial_rotary_factor"
+    " markov_head_type transformer_layer_config global_head_dim num_global_key_value_heads attention_k_eq_v"
+    " hidden_activation dspark_noise_token_id dspark_target_layer_ids qk_rope_head_dim swiglu_limit"
     + "".join(f" {name}" for key in KEYS for name in key.names),
     inert="num_target_layers max_window_layers speculators_config speculators_model_type speculators_version"
     " confidence_head_with_markov num_hash_layers compress_ratios compress_rates mlp_layer_types expert_dtype",

@@ -52,7 +52,7 @@ def deepseek4_rows() -> tuple[Row, ...]:
             when="",
             forms=tuple(
                 dataclasses.replace(f, patterns=tuple(p.replace(_at, "mtp.{i}.") for p in f.patterns))
-                for f in each.forms
+                for f in each.forms[:1]
             ),
         )
         for each in (*deepseek4.LAYER, deepseek4.CHOICE)
@@ -62,7 +62,7 @@ def deepseek4_rows() -> tuple[Row, ...]:
         for each in deepseek4.HEAD
     )
     return (
-        *(dataclasses.replace(each, forms=each.forms[1:]) for each in ends),
+        *(dataclasses.replace(each, forms=each.forms[-_STAGES:]) for each in ends),
         *only(tuple(beside), "n_hc"),
     )
 

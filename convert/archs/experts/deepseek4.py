@@ -1,7 +1,7 @@
 """DeepSeek V4: several streams of residuals, attention to runs of tokens made one, experts that the words choose.
 
-Names are those of DeepSeek's own programs, which transformers writes too.  An eager reading of the paper: each layer
-sees a window; `compress_ratios` says of how many tokens it makes one beside it (0: none, 4 with an indexer, 128).
+Names are those of DeepSeek's own programs, of which transformers writes some otherwise.  Each layer sees a window;
+`compress_ratios` says of how many tokens it makes one beside it (0: none, 4 with an indexer, 128).
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ LAYER = (
     row("blk.{i}.attn_q_a_norm.weight", _attn + "q_norm.weight", "q_lora"),
     row("blk.{i}.attn_q_b.weight", _attn + "wq_b.weight", "n_head * head_dim, q_lora"),
     row("blk.{i}.attn_kv.weight", _attn + "wkv.weight", "head_dim, n_embd"),
-    row("blk.{i}.attn_kv_a_norm.weight", _attn + "kv_norm.weight", "head_dim"),
+    row("blk.{i}.attn_kv_a_norm.weight", _attn + "kv_norm.weight", "head_dim", alt=(Form((_attn + "norm.weight",)),)),
     row("blk.{i}.attn_output_a.weight", _attn + "wo_a.weight", "o_groups * o_lora, n_head * head_dim // o_groups"),
     row("blk.{i}.attn_output_b.weight", _attn + "wo_b.weight", "n_embd, o_groups * o_lora"),
     row("blk.{i}.ffn_gate_inp.weight", _ffn + "gate.weight", "n_expert, n_embd"),
@@ -228,9 +228,9 @@ _NEXTN = (
 )
 
 HEAD = (
-    row("output_hc_fn.weight", "{p}hc_head_fn", "n_hc, n_hc * n_embd"),
-    row("output_hc_base.weight", "{p}hc_head_base", "n_hc"),
-    row("output_hc_scale.weight", "{p}hc_head_scale", "1"),
+    row("output_hc_fn.weight", "{p}hc_head_fn", "n_hc, n_hc * n_embd", alt=(Form(("{p}hc_head.hc_fn",)),)),
+    row("output_hc_base.weight", "{p}hc_head_base", "n_hc", alt=(Form(("{p}hc_head.hc_base",)),)),
+    row("output_hc_scale.weight", "{p}hc_head_scale", "1", alt=(Form(("{p}hc_head.hc_scale",)),)),
 )
 """Rows of what makes one of the streams at the end."""
 
@@ -239,7 +239,7 @@ DEEPSEEK4 = Architecture(
     (HfName("DeepseekV4ForCausalLM", "deepseek_v4"),),
     keys=(*KEYS, *keys("vocab_size  u32  vocab_size")),
     rows=(
-        row("token_embd.weight", "{p}embed.weight", "n_vocab, n_embd"),
+        row("token_embd.weight", "{p}embed.weight", "n_vocab, n_embd", alt=(Form(("{p}embed_tokens.weight",)),)),
         row("output_norm.weight", "{p}norm.weight", "n_embd"),
         row("output.weight", "{p}head.weight", "n_vocab, n_embd", alt=(Form(("head.weight",)),)),
         *HEAD,
@@ -254,9 +254,10 @@ DEEPSEEK4 = Architecture(
     rebuild=_rebuild,
     decoder={"not_run": "its streams of residuals and its attention to runs of tokens are not known to the runtime"},
     reads="compress_ratios compress_rates layer_types mlp_layer_types num_hash_layers qk_rope_head_dim swiglu_limit"
-    " partial_rotary_factor",
+    " partial_rotary_factor main compress",
     inert="compress_rope_theta qk_nope_head_dim kv_lora_rank v_head_dim expert_dtype scale_fmt topk_method max_seq_len"
-    " num_experts dspark_block_size dspark_target_layer_ids dspark_noise_token_id dspark_markov_rank",
+    " num_experts dspark_block_size dspark_target_layer_ids dspark_noise_token_id dspark_markov_rank attention_bias",
+    fixed={"mlp_bias": False},
 )
 
 ARCHITECTURES = (DEEPSEEK4,)

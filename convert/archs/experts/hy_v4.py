@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from llmconv.convert.archs.experts.deepseek import DEEPSEEK2
 from llmconv.convert.archs.experts.deepseek_sparse import INDEXER_KEYS, indexer
-from llmconv.convert.tables.architecture import HfName, Row, keys, row
+from llmconv.convert.tables.architecture import Form, HfName, Row, keys, row
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import Unsupported
 
@@ -53,16 +54,32 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["swiglu_limit"] = float(np.ravel(own.get("swiglu_clamp_exp", 0.0))[0])
 
 
-def _streams(gguf: str, theirs: str, mixed: str, scales: str) -> tuple[Row, ...]:
-    """Rows of what makes one of the streams, or says how a block's result goes into them."""
-    return (
-        row(gguf + "_fn.weight", theirs + "_fn", f"{mixed}, n_hc * n_embd"),
-        row(gguf + "_base.weight", theirs + "_base", mixed),
-        row(gguf + "_scale.weight", theirs + "_scale", scales),
+def _streams(gguf: str, names: tuple[str, str], mixed: str, scales: str) -> tuple[Row, ...]:
+    """Rows of what makes one of the streams, or says how a block's result goes into them; names: published, and as
+    transformers writes them."""
+    shapes = (("fn", f"{mixed}, n_hc * n_embd"), ("base", mixed), ("scale", scales))
+    published, again = names
+    return tuple(
+        row(f"{gguf}_{part}.weight", f"{published}_{part}", shape, alt=(Form((f"{again}_{part}",)),))
+        for part, shape in shapes
     )
 
 
-HY_V4 = DEEPSEEK2.variant(
+def _of_layer(block: str) -> tuple[str, str]:
+    return _at + f"hc_{block}_layer.hc_pre.hc", _at + f"hc_pre.hc_{block}_layer.hc"
+
+
+def _as_published(each: Row) -> Row:
+    """Experts are stacked; transformers writes the gates of all blocks as those of attention are called."""
+    own = each.forms[0].patterns
+    if ".experts." in own[0]:
+        return dataclasses.replace(each, forms=each.forms[::-1])
+    if len(own) > 1 or ".gate_proj." not in own[0]:
+        return each
+    return dataclasses.replace(each, forms=(*each.forms, Form((own[0].replace(".gate_proj.", ".linear_gate."),))))
+
+
+_TABLE = DEEPSEEK2.variant(
     "hy_v4",
     HfName("HYV4ForCausalLM", "hy_v4"),
     keys=(
@@ -77,9 +94,9 @@ HY_V4 = DEEPSEEK2.variant(
         *indexer("index_heads and index_full"),
         row("blk.{i}.attn_gate.weight", _at + "self_attn.linear_gate.weight", "n_head * v_mla, n_embd"),
         row("blk.{i}.attn_sinks.weight", _at + "self_attn.learnable_sink_param", "n_head"),
-        *_streams("output_hc", "{p}hc_head.hc_head", "n_hc", "1"),
-        *_streams("blk.{i}.hc_attn", _at + "hc_attn_layer.hc_pre.hc", "2 * n_hc", "2"),
-        *_streams("blk.{i}.hc_ffn", _at + "hc_mlp_layer.hc_pre.hc", "2 * n_hc", "2"),
+        *_streams("output_hc", ("{p}hc_head.hc_head", "{p}hc_pre.hc_head.hc_head"), "n_hc", "1"),
+        *_streams("blk.{i}.hc_attn", _of_layer("attn"), "2 * n_hc", "2"),
+        *_streams("blk.{i}.hc_ffn", _of_layer("mlp"), "2 * n_hc", "2"),
     ),
     drop=("nextn_predict_layers", *(r.gguf[0] for r in DEEPSEEK2.rows if ".nextn." in r.gguf[0])),
     unplaced=(r"(model\.)?mtp_layers\..*",),
@@ -89,5 +106,7 @@ HY_V4 = DEEPSEEK2.variant(
     reads="indexer_types layer_types swiglu_limit",
     inert="num_nextn_predict_layers learnable_sink_init enable_lm_head_fp32",
 )
+
+HY_V4 = dataclasses.replace(_TABLE, rows=tuple(_as_published(each) for each in _TABLE.rows))
 
 ARCHITECTURES = (HY_V4,)

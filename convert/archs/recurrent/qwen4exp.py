@@ -220,7 +220,8 @@ QWEN4EXP = Architecture(
     inside="qwen4_exp_text",
     reads="layer_types linear_value_head_dim partial_rotary_factor mrope_section mrope_interleaved ple_layer_ids"
     " ple_embed_dim indexer_compress_ratio ngram_vocab_size_base make_ngram_vocab_size_divisible_by eos_token_id",
-    inert="mamba_ssm_dtype seed mtp_num_hidden_layers mtp_use_dedicated_embeddings norm_topk_prob output_gate_type",
+    inert="number_of_conv_states mamba_ssm_dtype"
+    " seed mtp_num_hidden_layers mtp_use_dedicated_embeddings norm_topk_prob output_gate_type",
     fixed={"attn_output_gate": True, "indexer_kv_heads": 1},
     loader=Loader(refused=QWEN35_MOE.loader.refused),
 )

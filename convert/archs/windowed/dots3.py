@@ -56,6 +56,7 @@ def _of_windows(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of layers with a window: `swa_...`, or those of such a layer in `per_layer_config`."""
     layers = config.get("per_layer_config")
     stated = next(iter(layers.values()), {}) if isinstance(layers, Mapping) else {}
+    stated = {**config, **stated} if isinstance(layers, Mapping) else {}  # where only what differs is said
     found = {name: int(config.get(f"swa_{name}", stated.get(name, usual))) for name, usual in _USUAL.items()}
     turning = config.get("swa_qk_rope_head_dim", stated.get("qk_rope_head_dim"))
     found["qk_rope_head_dim"] = found["head_dim"] - found["qk_nope_head_dim"] if turning is None else int(turning)
@@ -70,6 +71,12 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
             raise Unsupported(f"config.json: {name} is {config.get(name)}, with a window {sizes[name]}; expected one")
     if int(config.get("n_group") or 1) > 1:
         raise Unsupported("config.json: n_group is more than 1, which no GGUF of the family can say")
+    shared = config.get("moe_shared_expert_intermediate_size", config.get("shared_experts_intermediate_size"))
+    if shared not in (None, int(config["moe_intermediate_size"])):
+        raise Unsupported(
+            f"config.json: shared experts are {shared} wide, others {config['moe_intermediate_size']}, which no GGUF "
+            "of the family can say"
+        )
     assert DEEPSEEK2.finish is not None
     DEEPSEEK2.finish(own, config, dims)
     heads = [sizes["num_attention_heads"] if on else int(config["num_attention_heads"]) for on in windows]
@@ -103,6 +110,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["swa_kv_lora_rank"], config["swa_q_lora_rank"] = dims["kv_lora_swa"], dims["q_lora"]
     config["swa_qk_rope_head_dim"], config["swa_qk_nope_head_dim"] = rope, dims["nope_swa"] - rope
     config["swa_head_dim"], config["swa_v_head_dim"] = dims["nope_swa"], dims["v_mla_swa"]
+    config["moe_shared_expert_intermediate_size"] = config["moe_intermediate_size"]
     config["apply_mla_qkv_lora_rescale"] = "scaled_by.query" in own
     config["rope_parameters"] = {
         kind: {"rope_type": "default", "rope_theta": float(own.get(key, 10000.0))}
@@ -161,15 +169,15 @@ DOTS3 = dataclasses.replace(
                 rope.freq_base_swa         f32   rope_local_base_freq                 50000
             """),
         ),
-        drop=("expert_group_count", "expert_group_used_count"),
         finish=_finish,
         rebuild=_rebuild,
         decoder={"not_run": "its latent attention of two shapes is not known to the runtime"},
-        reads="layer_types per_layer_config sliding_window apply_mla_qkv_lora_rescale n_group"
-        + "".join(f" swa_{name}" for name in (*_USUAL, "qk_rope_head_dim")),
+        reads="layer_types indexed_attention partial_rotary_factor per_layer_config sliding_window n_group"
+        " apply_mla_qkv_lora_rescale" + "".join(f" swa_{name}" for name in (*_USUAL, "qk_rope_head_dim")),
         inert="topk_group swa_num_key_value_heads swa_rope_theta moe_shared_expert_intermediate_size"
         " shared_experts_intermediate_size use_sliding_window",
         fixed={
+            "attention_bias": False,
             "use_dsa": True,
             "k_rope_only_layernorm": True,
             "attention_gate_type": "headwise",
