@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     for scalar in arch.scalars:
         for name in scalar.names(dims, prefix):
             if isinstance(scalar, WholeNumbers):
-                out.add(Tensor.from_array(name, np.arange(scalar.count(dims)) * 2**40 + 1))
+                out.add(Tensor.from_array(name, _whole_numbers(name, flat, scalar.count(dims))))
                 continue
             out.add(Tensor.from_array(name, np.full(scalar.shape, 0.5, np.float32)))
     for slot in arch.slots(dims):
@@ -150,6 +151,14 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
                 values = np.sort(rng.integers(0, dims["n_vocab"] - size + 1, size))
             out.add(Tensor.from_array(name, values.astype(dtype).reshape(part.shape)))
     return out
+
+
+def _whole_numbers(name: str, config: Mapping[str, Any], count: int) -> Any:
+    """Large numbers, or (Qwen 4) the sizes of the heads of a table, primes, and where their rows begin."""
+    if "ngram_heads" not in name:
+        return np.arange(count) * 2**40 + 1
+    sizes = [n for n in range(config["ngram_vocab_size_base"], 1 << 12) if all(n % d for d in range(2, n))][:count]
+    return np.array(sizes) if name.endswith("sizes") else np.cumsum(sizes) - sizes
 
 
 def assert_round_trip(checkpoint: Checkpoint) -> Checkpoint:

@@ -43,6 +43,10 @@ _ROWS = (*indexer(f"index_full and not ({_further})"), *indexer(_further, option
 """Layers for further tokens may have one."""
 
 
+LATENT_QUERIES = Loader(refused=("blk.{i}.attn_q.weight",))
+"""Queries come of a latent in all that llama.cpp loads."""
+
+
 def _back_to(cls: str, model_type: str) -> Any:
     def rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
         assert DEEPSEEK2.rebuild is not None
@@ -58,6 +62,7 @@ DEEPSEEK32 = DEEPSEEK2.variant(
     keys=INDEXER_KEYS,
     rebuild=_back_to("DeepseekV32ForCausalLM", "deepseek_v32"),
     inert="layer_types",
+    loader=LATENT_QUERIES.more(Loader(needed=tuple(f"{r.gguf[0]} if {_further}" for r in indexer(_further)))),
 ).extended(_ROWS)
 
 
@@ -97,7 +102,7 @@ GLM_DSA = DEEPSEEK2.variant(
     decoder={"latent_eps": 1e-6},
     reads="indexer_types index_topk_pattern index_topk_freq index_skip_topk_offset",
     inert="layer_types",
-    loader=Loader(pieces={"latent_eps": 0.0}),
+    loader=LATENT_QUERIES.more(Loader(pieces={"latent_eps": 0.0})),
 ).extended(_ROWS)
 
 ARCHITECTURES = (DEEPSEEK32, GLM_DSA)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.archs.experts.deepseek import DEEPSEEK2
-from llmconv.convert.archs.experts.deepseek_sparse import INDEXER_KEYS, indexer
+from llmconv.convert.archs.experts.deepseek_sparse import INDEXER_KEYS, LATENT_QUERIES, indexer
 from llmconv.convert.tables.architecture import Form, HfName, Row, keys, row
+from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.errors import Unsupported
 
@@ -104,6 +105,7 @@ _TABLE = DEEPSEEK2.variant(
     rebuild=_rebuild,
     decoder={"not_run": "its streams of residuals are not known to the runtime"},
     reads="indexer_types layer_types swiglu_limit",
+    loader=LATENT_QUERIES.more(Loader(needed=HEAD)),
     inert="num_nextn_predict_layers learnable_sink_init enable_lm_head_fp32",
 )
 

@@ -166,7 +166,10 @@ GLM5_NEXT = Architecture(
     inert="qk_head_dim head_dim num_experts num_key_value_heads linear_attn_config.kda_layers topk_method"
     " linear_attn_config.full_attn_layers linear_attn_config.safe_gate",
     fixed={"mla_use_nope": True, "mhc": True},
-    loader=Loader(refused=OUT_BIAS, needed=("output.weight",)),
+    loader=Loader(
+        refused=(*OUT_BIAS, *(f"blk.{{i}}.attn_{part}" for part in ("q_a.bias", "kv_a_mqa.bias"))),
+        needed=("output.weight",),
+    ),
 )
 
 ARCHITECTURES = (GLM5_NEXT,)

@@ -85,7 +85,9 @@ KIMI_K3 = dataclasses.replace(
         inert="mla_use_output_gate qk_head_dim num_expert_group topk_group",
         fixed={"hidden_act": "situ"},
     ),
-    loader=Loader(refused=OUT_BIAS, needed=("output.weight",)),
+    loader=Loader(
+        refused=(*OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"), needed=("output.weight",)
+    ),
     rows=(
         *(_narrow(r) if "_exps." in r.gguf[0] else r for r in KIMI_LINEAR.rows if _kept(r)),
         _score("output_res_score", "{p}output_attn_res"),
