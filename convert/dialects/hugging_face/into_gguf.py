@@ -82,7 +82,7 @@ def to_gguf(
         if name in from_a_gguf:
             out.add(tensors[name])
     extra = [name for name in extra if name not in without_place and name not in from_a_gguf]
-    parts_of = (n for n in extra if not matches(arch.dropped, n))
+    parts_of = (n for n in extra if not matches((*arch.dropped, *arch.unplaced), n))
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
     notes += _left_out(where, arch, [original[name] for name in extra], strict)
@@ -179,11 +179,14 @@ def _own_keys(
 def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
     """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
     derived = [n for n in extra if matches(arch.dropped, n)]
-    known = set(derived)
+    unplaced = [n for n in extra if matches(arch.unplaced, n)]
+    known = {*derived, *unplaced}
     unknown = [n for n in extra if n not in known]
     if unknown and strict:
         raise unknown_tensors(where, arch, unknown)
     notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    if unplaced:
+        notes.append(f"left out, for which no GGUF of {arch.gguf} has a place: {unplaced[0]}{more(unplaced)}")
     if derived:
         notes.append(f"left out, computed from the configuration: {derived[0]}{more(derived)}")
     return notes
