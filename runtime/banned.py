@@ -23,7 +23,7 @@ _UNMET = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "min_length": 0,
-    "min_new_tokens": None,
+    "min_new_tokens": 0,
     "exponential_decay_length_penalty": None,
     "guidance_scale": 1,
     "num_beams": 1,

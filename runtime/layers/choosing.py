@@ -81,9 +81,11 @@ def chosen_tokens(block: LayerPieces, x: Tensor, latent: Tensor, step: Step) -> 
         scores = keys.new_zeros(x.shape[0], 1, x.shape[1], step.end)
         for head in range(spec.heads):  # one after the other: all at once would be many times attention's scores
             scores = scores + (_wide(query[:, head, None]) @ keys).relu() * weights[:, None, :, head, None]
-        top = _seen(step, scores).topk(spec.used, -1)
-        shape = (*top.indices.shape[:3], step.end)
-        step.chosen = torch.zeros(shape, dtype=torch.bool, device=x.device).scatter(-1, top.indices, True)
+        scores = _seen(step, scores)
+        least = scores.topk(spec.used, -1).values[..., -1:]
+        above, even = scores > least, scores == least
+        # Many scores are 0: of equals the first are taken, however many tokens are looked at together.
+        step.chosen = above | even & (even.cumsum(-1) <= spec.used - above.sum(-1, keepdim=True))
     return step.chosen
 
 

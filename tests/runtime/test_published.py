@@ -8,6 +8,7 @@ from typing import Any
 
 import by_hand
 import pytest
+import tiny_models
 from worded import by_hand_folder
 
 import llmconv
@@ -100,7 +101,23 @@ def _renamed(tensors: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-MODELS = {"ling3": _ling, "minimax-01": _lightning, "minimax-m3": _blocks}
+def _chosen(name: str, **changes: Any) -> Any:
+    """A tiny model whose indexer chooses 16 tokens, of a text of 70."""
+
+    def made(path: Path) -> tuple[Any, Checkpoint]:
+        theirs = type(tiny_models.build(name, path, index_topk=16, index_n_heads=16, **changes))
+        return theirs.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval(), llmconv.open(path)
+
+    return made
+
+
+MODELS = {
+    "ling3": _ling,
+    "minimax-01": _lightning,
+    "minimax-m3": _blocks,
+    "deepseek-v3.2": _chosen("deepseek-v3.2"),
+    "glm-5": _chosen("glm-5", num_hidden_layers=3, indexer_types=["full", "shared", "full"]),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
