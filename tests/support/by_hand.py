@@ -771,8 +771,8 @@ CONFIGS |= {
     "rwkv7": _of(
         "RWKV7ForCausalLM",
         "rwkv7",
-        _RWKV,
-        head_dim=16,
+        _RWKV | {"hidden_size": 128},
+        head_dim=64,  # of which llama.cpp's kernels take no fewer
         norm_eps=1e-5,
         decay_low_rank_dim=8,
         a_low_rank_dim=8,
@@ -782,8 +782,8 @@ CONFIGS |= {
     "arwkv7": _of(
         "RwkvHybridForCausalLM",
         "rwkv_hybrid",
-        _LLAMA,
-        head_size=16,
+        _LLAMA | {"hidden_size": 128},
+        head_size=64,
         wkv_version=7,
         wkv_has_gate=True,
     ),

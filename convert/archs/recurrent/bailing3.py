@@ -26,7 +26,7 @@ from llmconv.convert.archs.parts import (
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.archs.rope import rope_sections
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, Row, keys, row
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
 
 _at = "{p}layers.{i}.attention."
@@ -185,7 +185,7 @@ BAILING3 = Architecture(
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",
     },
-    loader=Loader(refused=OUT_BIAS, pieces={"latent_eps": 0.0}),
+    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0}),
 )
 
 ARCHITECTURES = (BAILING3,)
