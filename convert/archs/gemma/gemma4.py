@@ -174,7 +174,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if config.get("use_double_wide_mlp"):
         wide, first = int(own["feed_forward_length"]), count - int(own["attention.shared_kv_layers"])
         own["feed_forward_length"] = np.asarray([wide if i < first else 2 * wide for i in range(count)], np.int32)
-    if config.get("hidden_size_per_layer_input", 256) is None:
+    without = str(config.get("model_type")).startswith("gemma4_unified")  # unless its configuration says otherwise
+    if config.get("hidden_size_per_layer_input", None if without else 256) is None:
         own["embedding_length_per_layer_input"] = np.uint32(0)
     own.setdefault("final_logit_softcapping", np.float32(0))  # llama.cpp takes its absence for 30
     if not config.get("enable_moe_block"):
