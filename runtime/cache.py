@@ -39,12 +39,23 @@ class Cache:
         end = self.length + key.shape[2]
         stored = self.layers[index]
         if stored is None or stored[0].shape[2] < end:
-            self.capacity = max(self.capacity, end + end // 4)
+            self._plan(end)
             stored = (self._grown(key, stored and stored[0]), self._grown(value, stored and stored[1]))
             self.layers[index] = stored
         stored[0][:, :, self.length : end] = key
         stored[1][:, :, self.length : end] = value
         return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def reserve(self, tokens: int) -> None:
+        """Room for so many more in every layer that has keys."""
+        self._plan(self.length + tokens)
+        for index, stored in enumerate(self.layers):
+            if stored is not None and stored[0].shape[2] < self.length + tokens:
+                self.layers[index] = (self._grown(stored[0], stored[0]), self._grown(stored[1], stored[1]))
+
+    def _plan(self, end: int) -> None:
+        if end > self.capacity:
+            self.capacity = end + end // 4
 
     def _grown(self, new: Tensor, old: Tensor | None) -> Tensor:
         """Room for `capacity` tokens like `new`, and in it what `old` holds."""
@@ -114,6 +125,8 @@ class Step:
         """How many layers were gone through before those that are gone through again (HRM, Nanbeige)."""
         self.embedded: Tensor
         """(B, T, dim): what the first layer was given, in models whose layers add it again."""
+        self.distances: Tensor
+        """(B or 1, H, T, S): a bias on the scores, of the last layer that had one of its own (T5)."""
         self.first_values: Tensor | None = None
         """The first layer's values of the tokens, in models whose other layers mix them with their own (RWKV 7)."""
         self.chosen: Tensor | None = None

@@ -17,6 +17,7 @@ from llmconv.runtime.measure.chunks import Running, Source, device_errors, token
 from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose, generator_of
+from llmconv.runtime.stepping.stepper import stepper
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
@@ -158,13 +159,18 @@ def _tokens(
     """New tokens; None when there is no room for more."""
     past, most = list(ids), model.most_tokens
     cache = model.cache(1, len(ids) + count) if model.decoder.causal else None
-    feed = past
+    feed, step = past, None
     for made in range(count):
         if most is not None and len(past) > most:
             yield None
             return
-        hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
-        logits = model.head(hidden[:, -1])
+        if made == 1 and cache is not None:
+            step = stepper(model, cache)
+        if step is None:
+            hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
+            logits = model.head(hidden[:, -1])
+        else:
+            logits = step(past[-1])
         check_finite(logits, model, lambda row: f"position {len(past) - 1}")
         token = banned.last if made == count - 1 else None
         if token is None:

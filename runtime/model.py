@@ -139,6 +139,8 @@ class Block(LayerPieces):
         x = self._added(kept, attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
+        if self.spec.normed_again and self.attn_norm_2 is not None:
+            x = self.attn_norm_2(entered + x)
         if self.spec.mlp is None:
             return Halfway(x, None, x)
         normed = x if mlp_norm is None else mlp_norm(x)
@@ -281,12 +283,20 @@ class Model(Pieces):
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab) of hidden states (..., dim)."""
+        """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless:
+            raise UsageError(
+                f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "
+                "embed gives its vectors"
+            )
         if self.wants is not None:
             self.wants(HEAD)
         if self.output_in is not None:
             hidden = self.output_in(hidden)
-        logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
+        return self.said(self.token_embd.project(hidden) if self.output is None else self.output(hidden))
+
+    def said(self, logits: Tensor) -> Tensor:
+        """Logits as the head's product gives them, (..., vocab), with what the model does to them."""
         spec = self.decoder
         if spec.head_norm:
             logits = logits / self._lengths_of_head().to(logits.dtype)

@@ -60,7 +60,8 @@ NORMS = (
     *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm", "q_norm", "k_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
-VECTORS += ("layer_output_scale", "altup_correct_scale", "channel_mix_lerp_k", "channel_mix_lerp_r")
+VECTORS += ("layer_output_scale", "altup_correct_scale", "attn_rel_b", "ffn_exps_out")
+VECTORS += ("channel_mix_lerp_k", "channel_mix_lerp_r")
 VECTORS += tuple(
     f"time_mix_{name}"
     for name in ("lerp_x", "lerp_fused", "decay", "first", "w0", "a0", "v0", "k_k", "k_a", "r_k", "ln")

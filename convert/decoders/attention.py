@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from llmconv.convert.decoders.facts import Attention, Blocks, Growth, Indexer, Mla, Rope
+from llmconv.convert.decoders.facts import Attention, Blocks, Growth, Indexer, Mla, Relative, Rope
 from llmconv.convert.decoders.rope import rope_of
 from llmconv.convert.decoders.shared import Shared
 
@@ -50,7 +50,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
         causal=bool(read.get("attention.causal", pieces.get("causal", True))),
         window=shared.window if shared.windowed[i] else None,
-        softcap=read.optional("attn_logit_softcapping"),
+        softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
         clamp_normed=bool(pieces.get("clamp_normed", False)),
         rope=rope,
@@ -68,8 +68,25 @@ def attention_of(shared: Shared, i: int) -> Attention:
         lends=lends,
         chunk=_chunk(shared, rope is not None),
         length_one=rope is not None and _length_one(shared),
+        by_head=bool(pieces.get("qkv_by_head")) and read.count("attention.qkv_groups", 1) == 1,
+        relative=_relative(shared, i, n_head),
         blocks=_blocks(shared, i, n_head),
     )
+
+
+def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:
+    """The bias by distance of a family that has one; the first layer must have its table."""
+    farthest = shared.pieces.get("farthest", 0)
+    if not farthest:
+        return None
+    name = f"blk.{i}.attn_rel_b.weight"
+    if i and name not in shared.read.shapes:
+        return Relative(0, farthest, own=False)
+    buckets, heads = shared.read.shape(name, 2)
+    if heads != n_head or buckets < 4 or buckets % 2:
+        expected = f"an even number of buckets for {n_head} heads"
+        raise shared.read.bad(f"tensor '{name}'", f"has shape {[buckets, heads]}, expected {expected}")
+    return Relative(buckets, farthest, own=True)
 
 
 def _indexer(shared: Shared, i: int) -> Indexer | None:

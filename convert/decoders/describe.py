@@ -10,6 +10,7 @@ from llmconv.convert.decoders.layers import layer_of
 from llmconv.convert.decoders.reader import Reader
 from llmconv.convert.decoders.recurrent import CELL, recurrent
 from llmconv.convert.decoders.shared import Shared
+from llmconv.convert.decoders.side import alone
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -27,7 +28,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     Raises `BadFile` when keys or tensors contradict each other, `Unsupported` for an architecture without a table.
     """
     arch = checkpoint.metadata.get("general.architecture")
-    where = checkpoint.source or "this model"
+    where, checkpoint = checkpoint.source or "this model", alone(checkpoint)
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
     read = Reader(checkpoint, arch)
@@ -87,7 +88,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         residual_scale=1.0 if pieces.get("scales_kept") else residual_scale or 1.0,
         kept_scale=residual_scale or 1.0 if pieces.get("scales_kept") else 1.0,
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
-        final_softcap=read.optional("final_logit_softcapping"),
+        final_softcap=read.number("final_logit_softcapping", pieces.get("final_softcap", 0.0)) or None,
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm=head_norm(pieces, vocab_size, read.config),
         ends=not pieces.get("no_end", False),
@@ -97,6 +98,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         loops=loops,
         loop_norm=read.get("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
+        headless="side" in pieces,
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
 

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from llmconv.convert.decoders.recurrent import Recurrent
 from llmconv.convert.decoders.scans import Scan
 
-__all__ = ["Attention", "Blocks", "Decoder", "Experts", "Growth", "Indexer", "Layer", "Mla", "Mlp", "Norm", "Rope"]
+__all__ = [
+    "Attention",
+    "Blocks",
+    "Decoder",
+    "Experts",
+    "Growth",
+    "Indexer",
+    "Layer",
+    "Mla",
+    "Mlp",
+    "Norm",
+    "Relative",
+    "Rope",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,16 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class Relative:
+    """Distances in `buckets`, half of them for tokens behind: near ones alone, far ones together up to `farthest`."""
+
+    buckets: int
+    farthest: int
+    own: bool
+    """Whether the layer has a table; else it takes that of a layer before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """One layer's attention.  scale: what q·k is multiplied by.  window: how many tokens it sees, itself included."""
 
@@ -125,6 +148,10 @@ class Attention:
     blocks: Blocks | None = None
     lends: bool = False
     """Whether another layer borrows its keys and values."""
+    by_head: bool = False
+    """attn_qkv gives each head's query, key and value together, not all queries first (NeoBERT as its folder is)."""
+    relative: Relative | None = None
+    """A bias on the scores by how far apart two tokens are (T5), from this layer's table or the last one's before."""
 
     @property
     def indexing(self) -> tuple[str, ...]:
@@ -168,7 +195,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """`gate`: "none", "apart" (ffn_gate) or "fused" (ffn_up holds gate and up)."""
+    """`gate`: "none", "apart" (ffn_gate), "fused" (ffn_up holds gate and up) or "behind" (up and gate)."""
 
     activation: str
     gate: str
@@ -206,6 +233,8 @@ class Layer:
     """Of several streams that go through the layers (Gemma 3n), the one that is computed."""
     skips: bool = False
     """The embedding is added to what comes out, times layer_output_scale (Talkie)."""
+    normed_again: bool = False
+    """What came into the layer is added once more behind attn_output_norm, and attn_norm_2 is of that sum (Jina)."""
     swapped: bool = False
     """attn_norm and ffn_norm are of what the sublayers give, not of what they are given (Chameleon 34B)."""
     halved: bool = False
@@ -263,6 +292,8 @@ class Decoder:
     """Tokens that are never said: from one number up to another (Chameleon's of images)."""
     qk_norm: Norm | None = None
     """The norms of queries and keys, where they are of another kind or epsilon than the others."""
+    headless: bool = False
+    """It says no words: what is run is the encoder of a model whose decoder says them, or has no head in the file."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
 
@@ -282,6 +313,7 @@ class Decoder:
         borrowing = any(
             layer.attention.borrows is not None
             or layer.skips
+            or (layer.attention.relative is not None and not layer.attention.relative.own)
             or (layer.scan is not None and layer.scan.kind == "rwkv7")
             or _waits(layer.attention.mla)
             for layer in self.layers

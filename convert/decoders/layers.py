@@ -36,6 +36,7 @@ def layer_of(shared: Shared, i: int) -> Layer:
         stream=shared.read.count("altup.active_idx", 0),
         skips=bool(shared.pieces.get("skips_embedding", False)),
         swapped=shared.read.get("swin_norm") is True,
+        normed_again=bool(shared.pieces.get("normed_again", False)),
         halved=bool(every) and (i + 1) % every == 0,
     )
 

@@ -33,10 +33,18 @@ def mlp_of(shared: Shared, i: int) -> Mlp:
         read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
         gate = "apart"
     else:
-        gate = "fused" if up == 2 * ff else "none"
-    read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
+        gate = _fused(shared, i) if up == 2 * ff else "none"
+    fused = gate in ("fused", "behind")
+    read.expect(f"{start}up.weight", 2 * ff if fused else ff, "as many as ffn_down has columns")
     numbers = _numbers(shared, i) if shared.activation == "xielu" else ()
-    return Mlp(shared.activation, gate, cut=_cut(shared, i), numbers=numbers)
+    activation = shared.pieces.get("gated_activation", shared.activation) if gate == "apart" else shared.activation
+    return Mlp(activation, gate, cut=_cut(shared, i), numbers=numbers)
+
+
+def _fused(shared: Shared, i: int) -> str:
+    """Where the gate is in a matrix of gate and up: before it, or behind."""
+    name = shared.pieces.get("gate_behind")
+    return "behind" if name and f"blk.{i}.{name}.weight" in shared.read.shapes else "fused"
 
 
 def _cut(shared: Shared, i: int) -> float | None:

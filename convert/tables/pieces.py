@@ -66,6 +66,12 @@ class Pieces(TypedDict, total=False):
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
     full_turn_part: float  # the part of a head that turns in layers without a window
+    side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
+    qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
+    farthest: int  # a bias on the scores by distance, in buckets; distances from this on share one (T5: 128)
+    normed_again: bool  # attn_norm_2 is of what came into the layer and what attn_output_norm gave (Jina)
+    gate_behind: str  # a tensor that is there in layers whose ffn_up has the gate behind up, not before it (Jina)
+    gated_activation: str  # of the MLP, where it has a gate (T5)
     norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
@@ -74,6 +80,8 @@ class Pieces(TypedDict, total=False):
     clamp_first: bool  # a clamped gate is clamped before its activation (Maple), not after it
     attention_gate: str  # what opens the gate on what attention gives: "sigmoid" (default), "softplus"
     router_capped: bool  # whether the router's logits are capped at the file's number
+    attention_softcap: float  # what attention's scores are capped at, where the file does not say
+    final_softcap: float  # what the logits are capped at, where the file does not say
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"
     shared_average: bool  # shared experts and chosen ones are averaged
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say

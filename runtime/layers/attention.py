@@ -15,7 +15,7 @@ from llmconv.convert.decoders.facts import Attention
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.choosing import chosen_blocks, chosen_tokens
 from llmconv.runtime.layers.norms import Norm
-from llmconv.runtime.layers.positions import rotate
+from llmconv.runtime.layers.positions import distance_bias, rotate
 from llmconv.runtime.pieces import LayerPieces
 
 __all__ = ["attend", "self_attention"]
@@ -53,6 +53,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
     chosen = None if spec.blocks is None else chosen_blocks(block, x, step)
+    if block.attn_rel_b is not None and spec.relative is not None:
+        step.distances = distance_bias(block.attn_rel_b.weight, spec.relative, step.positions, step.key_positions)
     out = attend(query, key, value, spec, step, sinks, chosen).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
@@ -88,7 +90,11 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
     """Queries (B, T, H, D), or 2 D with their gates, keys and values (B, T, KV heads, D)."""
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
-        parts = block.attn_qkv(x).split(sizes, -1)
+        whole = block.attn_qkv(x)
+        if spec.by_head:
+            parts = tuple(part.flatten(-2) for part in whole.unflatten(-1, (spec.n_head, -1)).chunk(3, -1))
+        else:
+            parts = whole.split(sizes, -1)
     else:
         query, key = block.attn_q(x), block.attn_k(x)
         parts = (query, key, key if block.attn_v is None else block.attn_v(x))
@@ -129,7 +135,8 @@ def attend(
     chosen: (B, H, T, S) bool, which keys are seen of those that could be.
     """
     grouped = query.shape[1] != key.shape[1]
-    if spec.softcap is None and sinks is None and not spec.softmax_start and spec.alibi is None:
+    biased = spec.alibi is not None or spec.relative is not None
+    if spec.softcap is None and sinks is None and not spec.softmax_start and not biased:
         if chosen is None and step.plain_causal(spec):
             mask, implied = None, True
         else:
@@ -149,6 +156,8 @@ def attend(
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if spec.alibi is not None:
         scores = scores + step.alibi(spec)
+    if spec.relative is not None:
+        scores = scores + step.distances.to(scores.dtype)
     mask = _mask(spec, step, chosen)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

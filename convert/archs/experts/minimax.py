@@ -98,6 +98,8 @@ def _dense(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 def _dense_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     _rebuild(config, own, dims)
     config["moe_layer_freq"] = [int(i >= dims["n_dense"]) for i in range(dims["n_layer"])]
+    config.setdefault("sparse_attention_config", {})["sparse_attention_freq"] = config["moe_layer_freq"]
+    config["shared_intermediate_size"] = dims["n_ff_shexp"]
 
 
 _index, _chosen = _at + "self_attn.index_", "i >= n_dense"
