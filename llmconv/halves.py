@@ -14,6 +14,7 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
 from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
+from llmconv.convert.writing import tasks
 from llmconv.errors import BadFile, LlmconvError, UsageError, at, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
@@ -66,11 +67,11 @@ def parted(
 def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool, options: dict[str, Any]) -> list[Part]:
     folder = Reading(exclude=options.pop("exclude", ())).open(folder) if options.get("exclude") else folder
     if towers.tower_of(folder) is None:
+        if not (tower_only or text_only):
+            return [Part(folder, target, options), *_adapters(folder, target, options)]
         if tower_only:
             towers.tower_half(folder)  # says why not
-        if text_only:
-            raise UsageError(f"{folder.where}: has no tower known here to leave out; drop --text-only")
-        return [Part(folder, target, options)]
+        raise UsageError(f"{folder.where}: has no tower known here to leave out; drop --text-only")
     text, count = towers.text_half(folder)
     parts = []
     if not tower_only:
@@ -85,6 +86,22 @@ def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool,
             container = containers.by_name("gguf")
             container.check_target(target, force=bool(options.get("force")), inputs=[])
         parts.append(Part(made, target, own))
+    return parts
+
+
+def _adapters(folder: Checkpoint, target: Path, options: Mapping[str, Any]) -> list[Part]:
+    """A model's own adapters, one for each task (Jina 3), each a GGUF beside its own: `lora-TASK-NAME`."""
+    own = {name: value for name, value in options.items() if name not in (*_OF_TEXT, "outtype", "provenance")}
+    parts = [
+        Part(adapter, target.with_name(f"lora-{task}-{target.name}"), own) for task, adapter in tasks.adapters(folder)
+    ]
+    for part in parts:
+        containers.by_name("gguf").check_target(part.target, force=bool(options.get("force")), inputs=[])
+    if names := [part.target.name for part in parts]:
+        parts[0].checkpoint.notes.append(
+            f"the adapters of its tasks are {names[0]}{more(names)}, for llama.cpp's --lora; llmconv embed "
+            "--task needs the model's file alone"
+        )
     return parts
 
 

@@ -4,9 +4,9 @@ Architectures, JSON layouts and llama2.c are tables of these.  `forward` makes a
 others back, `check` asks a GGUF whether its tensors are those that its keys promise.
 
 Patterns: `{i}` is the layer, `{m}` its number among those that predict further tokens, `{d}` among those whose results
-a text model takes, `{j}` in its stack, which is `{s}` (L or H), `{p}` what stands before the model's own names
-("model."); those of `SERIES` stand for several names.  Shapes and conditions are expressions over the dimensions
-(`keys.DIMS`), in which `i` is the layer.
+a text model takes, `{w}` the layer with a table of n-grams, `{j}` a layer in its stack, which is `{s}` (L or H), `{p}`
+what stands before the model's own names ("model."); those of `SERIES` stand for several names.  Shapes and conditions
+are expressions over the dimensions (`keys.DIMS`), in which `i` is the layer.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ SERIES = {
     "{k}": "n_head_kv",
     "{l}": "n_layer",
     "{a}": "n_more",
+    "{z}": "n_parts",
 }
 """Patterns that stand for several names (experts, heads, layers), and the dimension that says how many."""
 
@@ -56,6 +57,8 @@ def _counted(pattern: str, dims: Dims, prefix: str = "") -> list[str]:
     if "{j}" in name:
         stack = max(dims["n_stack"], 1)
         name = name.replace("{j}", str(dims["i"] % stack)).replace("{s}", "LH"[dims["i"] // stack % 2])
+    if "{w}" in name:
+        name = name.replace("{w}", str(dims["ple_at"] - 1))
     if "{d}" in name:
         name = name.replace("{d}", str(dims.get("deep", 0) - 1))
     series = next((s for s in SERIES if s in name), None)

@@ -28,6 +28,8 @@ _F32 = (
     "ssm_d",
     *(f"time_mix_{name}.weight" for name in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
     *("attn_conv_base", "ffn_conv_base"),
+    *("hc_attn_fn.weight", "hc_ffn_fn.weight", "output_hc_fn.weight"),
+    *("indexer_compressor_gate.weight", "indexer_compressor_ape.weight"),
     *("attn_rel_pos_emb", "a.proj_query"),
 )
 _CONVOLUTIONS = (

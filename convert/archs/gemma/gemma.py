@@ -194,6 +194,10 @@ GEMMA_EMBEDDING = GEMMA3.variant(
     prefixes=("", "model."),
     decoder={"causal": False, "window_both_sides": True},
     drop=("output.weight",),
+    dense={
+        "dense_2": ("2_Dense", "dense_2_feat_in", "dense_2_feat_out"),
+        "dense_3": ("3_Dense", "dense_3_feat_in", "dense_3_feat_out"),
+    },
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3, GEMMA_EMBEDDING)

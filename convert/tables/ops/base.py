@@ -101,12 +101,10 @@ class Op:
         return tuple(self.lost(part, dims) for part in parts)
 
     def all_restored(self, parts: Parts, moved: Parts, records: tuple[Any, ...], dims: Dims) -> Parts:
-        """`restored` for each part that has a record."""
-        if all(record is None for record in records):
-            return parts
+        """`restored` for each part that has a record; what is one tensor moved is that for each of its parts."""
         return tuple(
-            part if record is None else self.restored(part, old, record, dims)
-            for part, old, record in zip(parts, moved, records, strict=True)
+            part if record is None else self.restored(part, moved[min(i, len(moved) - 1)], record, dims)
+            for i, (part, record) in enumerate(zip(parts, records, strict=True))
         )
 
 

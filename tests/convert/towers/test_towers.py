@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tower_folders
+from failing import failing_at
 
 import llmconv
 from llmconv.convert import towers
 from llmconv.convert.tables.tower import Tower
 from llmconv.convert.towers import translate
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, UsageError, WrongShape
+from llmconv.errors import BadFile, OutputError, UnknownTensor, Unsupported, UsageError, WrongShape
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output
 
 TOWERS = towers.all()
 NAMES = [tower.classes[0] for tower in TOWERS]
@@ -78,6 +81,26 @@ def test_a_folder_becomes_two_files_and_comes_back(folder: Path, tmp_path: Path)
     same(llmconv.open(folder), llmconv.open(tmp_path / "back"))
     for name in ("config.json", "preprocessor_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("where", ["written", "named"])
+@pytest.mark.parametrize("older", [b"", b"older"])
+def test_both_files_appear_or_neither(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, older: bytes
+) -> None:
+    if older:
+        (tmp_path / "m.gguf").write_bytes(older)
+    if where == "written":
+        monkeypatch.setattr(gguf_file, "write_tensors", failing_at(gguf_file.write_tensors, 1))
+    else:
+        monkeypatch.setattr(Output, "publish", failing_at(Output.publish, 1))
+    with pytest.raises(OutputError):
+        llmconv.convert_file(folder, tmp_path / "m.gguf", force=bool(older))
+    assert {path.name for path in tmp_path.iterdir()} == ({"model", "m.gguf"} if older else {"model"})
+    assert not older or (tmp_path / "m.gguf").read_bytes() == older
+    monkeypatch.undo()
+    result = llmconv.convert_file(folder, tmp_path / "m.gguf", force=bool(older))
+    assert result.size == sum(path.stat().st_size for path in result.paths) and len(result.paths) == 2
 
 
 def test_names_without_a_target_are_the_ecosystems(folder: Path) -> None:
