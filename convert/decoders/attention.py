@@ -50,7 +50,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
         causal=bool(read.get("attention.causal", pieces.get("causal", True))),
         window=shared.window if shared.windowed[i] else None,
-        softcap=read.optional("attn_logit_softcapping"),
+        softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
         clamp_normed=bool(pieces.get("clamp_normed", False)),
         rope=rope,

@@ -88,7 +88,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         residual_scale=1.0 if pieces.get("scales_kept") else residual_scale or 1.0,
         kept_scale=residual_scale or 1.0 if pieces.get("scales_kept") else 1.0,
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
-        final_softcap=read.optional("final_logit_softcapping"),
+        final_softcap=read.number("final_logit_softcapping", pieces.get("final_softcap", 0.0)) or None,
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm=head_norm(pieces, vocab_size, read.config),
         ends=not pieces.get("no_end", False),

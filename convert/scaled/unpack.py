@@ -170,7 +170,9 @@ def _require_scales(
     called: the last parts of the names of those that have one ("weight").
     """
     for tensor in tensors.values():
-        if tensor.type in _CODES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
+        stacked = tensor.type in TYPES and (len(tensor.shape) > 2 or tensor.type.is_float)  # whatever they are called
+        wanted = stacked or (tensor.type in _CODES and tensor.name.rpartition(".")[2] in called)
+        if wanted and len(tensor.shape) > 1 and not _NO_WEIGHT.fullmatch(tensor.name):
             _missing_scale(tensor, settings, given)
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
         alone = _OF_ACTIVATIONS.fullmatch(tensor.name) or _OWN_SCALE.fullmatch(tensor.name)

@@ -80,6 +80,8 @@ class Pieces(TypedDict, total=False):
     clamp_first: bool  # a clamped gate is clamped before its activation (Maple), not after it
     attention_gate: str  # what opens the gate on what attention gives: "sigmoid" (default), "softplus"
     router_capped: bool  # whether the router's logits are capped at the file's number
+    attention_softcap: float  # what attention's scores are capped at, where the file does not say
+    final_softcap: float  # what the logits are capped at, where the file does not say
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"
     shared_average: bool  # shared experts and chosen ones are averaged
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say

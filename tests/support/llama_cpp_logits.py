@@ -15,6 +15,11 @@ import numpy as np
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 
+_ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
+_EXACT = {"type_k": 0, "type_v": 0}
+"""Keys and values kept as float32 (ggml's type 0): in float16, experts that all but tie are chosen otherwise, and what
+latent attention makes of them is off by some percent."""
+
 
 def with_a_vocabulary(metadata: dict[str, Any], n: int) -> dict[str, Any]:
     """llama.cpp wants one: sentencepiece's special tokens and bytes would do, here words."""
@@ -92,7 +97,7 @@ def _compute(llama_cpp: Any, path: str, ids: list[int], pipe: Any) -> None:
 
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     try:
-        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1)
+        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, **_ONE_THREAD, **_EXACT)
         model.eval(ids)
         pipe.send(np.array(model.scores[: len(ids)]))
     except Exception:

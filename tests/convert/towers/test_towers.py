@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tower_folders
 from failing import failing_at
+from good_models import CONFIG, tensors, write_hf
 
 import llmconv
 from llmconv.convert import towers
@@ -167,6 +168,59 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="no tensors of its tower"):
         llmconv.convert_file(folder, tmp_path / "n.gguf", mmproj=True, exclude=["vision_tower.*", "multi_modal*"])
     assert not (tmp_path / "n.gguf").exists() and not (tmp_path / "n").exists()
+
+
+_OUTER = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+LLAVA = _OUTER | {"vision_config": {"model_type": "made_up"}, "text_config": CONFIG}
+STRANGE = ("vision_tower.patch.weight", "vision_tower.layers.0.fc.bias", "multi_modal_projector.linear_1.weight")
+
+
+def seeing(folder: Path, *names: str) -> Path:
+    """A folder with a text model inside and tensors of these names beside it."""
+    inside = {f"language_model.{name}": tensor.renamed(f"language_model.{name}") for name, tensor in tensors().items()}
+    beside = {name: Tensor.from_array(name, np.ones((4, 4), np.float32)) for name in names}
+    return write_hf(folder, LLAVA, None, inside | beside)
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": False}, {"text_only": True}])
+def test_a_tower_that_nobody_knows_is_named(tmp_path: Path, options: dict[str, bool]) -> None:
+    source = seeing(tmp_path / "m", *STRANGE)
+    made = llmconv.convert_file(source, tmp_path / "m.gguf", **options)
+    notes = [note for note in made.notes if "tower" in note]
+    assert len(notes) == 1 and f"3 tensors are left out: '{STRANGE[0]}' (and 2 more)" in notes[0]
+    alone = llmconv.convert_file(write_hf(tmp_path / "alone"), tmp_path / "alone.gguf")
+    assert made.n_tensors == alone.n_tensors
+    back = llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    assert [note for note in back.notes if "config.json speaks of 'vision_config'" in note]
+    assert set(llmconv.open(tmp_path / "back").tensors) == set(llmconv.open(source).tensors) - set(STRANGE)
+    made = llmconv.quantize(source, tmp_path / "q.gguf", "Q8_0")
+    assert [note for note in made.notes if "3 tensors are left out" in note]
+
+
+def test_what_is_no_towers_is_refused_beside_one(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTensor, match="surplus"):
+        llmconv.convert_file(seeing(tmp_path / "m", *STRANGE, "language_model.surplus.weight"), tmp_path / "m.gguf")
+    with pytest.raises(Unsupported, match="no tower known here"):
+        llmconv.convert_file(tmp_path / "m", tmp_path / "m.gguf", mmproj=True)
+    with pytest.raises(UnknownTensor, match="vision_tower"):  # of a text model, by its configuration
+        strange = Tensor.from_array("vision_tower.x.weight", np.ones(4, np.float32))
+        write_hf(tmp_path / "t", None, None, tensors() | {strange.name: strange})
+        llmconv.convert_file(tmp_path / "t", tmp_path / "t.gguf")
+    with pytest.raises(UsageError, match="no tower to leave out"):
+        llmconv.convert_file(write_hf(tmp_path / "u"), tmp_path / "u.gguf", text_only=True)
+
+
+def test_a_known_tower_that_is_another(folder: Path, tmp_path: Path) -> None:
+    """Its class is known, its tensors are not that class's: refused with a way out, or left out and said."""
+    whole = llmconv.open(folder)
+    gone = [name for name in whole.tensors if name.startswith("vision_tower.") and "patch_embedding" in name]
+    llmconv.save(whole.but(tensors={n: t for n, t in whole.tensors.items() if n not in gone}), tmp_path / "other")
+    with pytest.raises(BadFile, match="converts the text model alone"):
+        llmconv.convert_file(tmp_path / "other", tmp_path / "m.gguf")
+    text = llmconv.convert_file(tmp_path / "other", tmp_path / "t.gguf", text_only=True)
+    made = llmconv.convert_file(tmp_path / "other", tmp_path / "m.gguf", strict=False)
+    assert len(made.paths) == 1 and made.n_tensors == text.n_tensors
+    assert any("the text model alone, its tower of" in note and "patch_embedding" in note for note in made.notes)
 
 
 def test_a_strange_tensor_and_a_wrong_one() -> None:
