@@ -167,6 +167,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
     checkpoint.files, notes = side_files.beside(folder)
     if source.is_dir():
         checkpoint.notes += guests.beside(folder, files, "*.safetensors")
+        checkpoint.notes += side_files.others(folder, "*.safetensors", "pytorch_model*.bin")
     others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
     if others and source.is_dir():
         checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from llmconv.progress import Meter, Progress
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["LARGEST", "Outbox", "current", "is_hub", "size_of"]
+__all__ = ["LARGEST", "Outbox", "Planned", "current", "is_hub", "size_of"]
 
 LARGEST = 45 << 30
 """Bytes of a file: the Hub takes none of more than 50 GB."""
@@ -143,7 +144,7 @@ class Outbox:
                 "smaller --split-max-size, or run it elsewhere"
             )
 
-    def has(self, path: Path, head: bytes | str) -> bool:
+    def has(self, path: Path, head: bytes | str, size: int = 0) -> bool:
         """Whether an earlier call made this file: it is sent, or will be.   head: its header, or what stands for it."""
         import hashlib  # loads OpenSSL, which a local file needs not
 
@@ -239,6 +240,38 @@ class Outbox:
             raise
         self._operations[name] = made
         return bool(made.path_or_fileobj == b"")
+
+
+class Planned(Outbox):
+    """An outbox that only says in `sizes` which files would be sent: none is made, and nobody is asked anything."""
+
+    def __enter__(self) -> Planned:
+        self._room = tempfile.TemporaryDirectory()  # for small side files, which are written to be counted
+        self.root = Path(self._room.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._room.cleanup()
+
+    def claim(self, *paths: Path) -> None:
+        pass
+
+    def check_room(self, size: int) -> None:
+        pass
+
+    def begin(self) -> None:
+        pass
+
+    def has(self, path: Path, head: bytes | str, size: int = 0) -> bool:
+        self.sizes[path] = size
+        return True
+
+    def put(self, path: Path) -> None:
+        if path not in self.sizes:
+            self.sizes[path] = path.stat().st_size
+            path.unlink()
 
 
 class _Gone(io.BufferedIOBase):

@@ -183,6 +183,7 @@ class Outputs:
         folder: Path | None = None,
         stale: Sequence[Path] = (),
     ):
+        self._sizes = sizes
         self._force, self._stale = force, [p for p in stale if force and p not in sizes]
         self._done: list[Output] = []
         self._stop = _Stoppable()
@@ -229,7 +230,7 @@ class Outputs:
 
     def has(self, path: Path, head: bytes) -> bool:
         """Whether a file of this header need not be written: an earlier call, which was cut off, sent it away."""
-        return self._box is not None and self._box.has(path, head)
+        return self._box is not None and self._box.has(path, head, self._sizes[path])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -34,7 +34,7 @@ from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.towers import translate as towers, untold
 from llmconv.errors import BadFile, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -82,10 +82,10 @@ def to_gguf(
         if name in from_a_gguf:
             out.add(tensors[name])
     extra = [name for name in extra if name not in without_place and name not in from_a_gguf]
-    parts_of = (n for n in extra if not matches(arch.dropped, n))
+    parts_of = (n for n in extra if not matches((*arch.dropped, *arch.unplaced), n))
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
-    notes += _left_out(where, arch, [original[name] for name in extra], strict)
+    notes += _left_out(where, arch, config, [original[name] for name in extra], strict)
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
     notes += absent.said(lacking)
@@ -176,14 +176,23 @@ def _own_keys(
     return own | taken.exact
 
 
-def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
-    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
+def _left_out(where: str, arch: Architecture, config: Mapping[str, Any], extra: list[str], strict: bool) -> list[str]:
+    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop.
+
+    A tower of which no table is known here is left out in either: without it, the text model computes the same.
+    """
     derived = [n for n in extra if matches(arch.dropped, n)]
-    known = set(derived)
+    unplaced = [n for n in extra if matches(arch.unplaced, n)]
+    known = {*derived, *unplaced}
+    tower = untold.of_a_tower(config, (n for n in extra if n not in known))
+    known.update(tower)
     unknown = [n for n in extra if n not in known]
     if unknown and strict:
         raise unknown_tensors(where, arch, unknown)
-    notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    notes = [untold.left_out(tower)] if tower else []
+    notes += [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    if unplaced:
+        notes.append(f"left out, for which no GGUF of {arch.gguf} has a place: {unplaced[0]}{more(unplaced)}")
     if derived:
         notes.append(f"left out, computed from the configuration: {derived[0]}{more(derived)}")
     return notes

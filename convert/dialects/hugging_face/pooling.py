@@ -33,7 +33,11 @@ def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
     """The GGUF key for what the folder's files say, and notes about what no key says."""
     file = _config_file(folder)
     if file is None:
-        return {}, []
+        modules = _json(folder, MODULES)
+        steps = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
+        lost = [str(m.get("path")) for m in steps if str(m.get("type")).endswith("Pooling")]
+        said = "has no config.json: the GGUF does not say how it pools"
+        return {}, [f"{cut(path)} of modules.json {said}" for path in lost[:1]]
     number = _number(_json(folder, file))
     if number is None:
         return {}, [f"{cut(file)}: its way of pooling has no number in GGUF; the GGUF does not say it"]
@@ -77,7 +81,10 @@ def files_of(
 def _number(config: Any) -> int | None:
     if not isinstance(config, Mapping):
         return None
-    found = next((number for flag, number in _MODES.values() if config.get(flag)), None)
+    flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    if len(flags) > 1:
+        return None  # one vector behind the other
+    found = next((number for flag, number in _MODES.values() if flag in flags), None)
     mode = config.get("pooling_mode")
     return found or (_MODES[mode][1] if isinstance(mode, str) and mode in _MODES else None)
 
@@ -87,7 +94,8 @@ def _config_file(folder: Checkpoint) -> str | None:
     modules = _json(folder, MODULES)
     for module in modules if isinstance(modules, list) else ():
         if isinstance(module, Mapping) and str(module.get("type")).endswith("Pooling"):
-            file = f"{module.get('path')}/config.json"
+            inner = str(module.get("path")).replace("\\", "/").strip("/")  # as Windows writes it
+            file = f"{inner}/config.json"
             return file if file in folder.files else None
     return None
 
