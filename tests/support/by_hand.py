@@ -1131,10 +1131,9 @@ NOT_RUN = (
 BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
-FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
-FORMS["jina2-code"] = 1
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1} | {
     "deepseek4-dspark": 2,
+    "jina2-code": 1,
 }
 """In which form a model is written, where not the first."""
 
