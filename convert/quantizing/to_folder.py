@@ -16,12 +16,15 @@ from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import BadWeight, Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.checks import check_target
 from llmconv.formats.writing.stream import threads
+from llmconv.quant import plain
+from llmconv.quant.block import Bytes
 from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
+from llmconv.quant.nonfinite import first_nonfinite
 
 __all__ = ["to_folder"]
 
@@ -70,6 +73,8 @@ def to_folder(
     if writing.dry_run:
         return result
     meter = writing.meter("quantize", model.nbytes)
+    if not writing.allow_nonfinite:
+        model = model.but(tensors={name: _finite(tensor, model.where) for name, tensor in model.tensors.items()})
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
     proof = ""
     if wants:
@@ -80,6 +85,27 @@ def to_folder(
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _finite(tensor: Tensor, where: str) -> Tensor:
+    """A tensor of floats that are computed, which refuses those that are no numbers when they are read."""
+    if tensor.extent is not None or tensor.type not in (plain.F32, plain.F16, plain.BF16):
+        return tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        raw = tensor.blocks(start, stop)
+        index = first_nonfinite(tensor.type.decode(raw))
+        if index is not None:
+            value = tensor.type.decode(raw).reshape(-1)[index]
+            raise BadWeight(
+                f"{where}: tensor {cut(tensor.name)}: row {start + index // max(1, tensor.row_len)} has a {value}; "
+                "repair the model, or let it through with --allow-nonfinite",
+                tensor=tensor.name,
+                value=float(value),
+            )
+        return raw
+
+    return dataclasses.replace(tensor, read=read)
 
 
 def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:
