@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -27,6 +28,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.sharing.team import current
+from llmconv.formats.writing.outputs import Together
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
@@ -273,7 +275,9 @@ def convert_file(
         target = target.with_name(f"mtp-{target.name}")
     parts = parted(checkpoint, container, target, mmproj, text_only, options)
     parts = drafted(parts, container, mtp, no_mtp)
-    result = _both([save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts])
+    with Together() if len(parts) > 1 else contextlib.nullcontext():  # a tower and its text model: both, or neither
+        written = [save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts]
+    result = _both(written)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
 

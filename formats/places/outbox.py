@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llmconv.errors import OutputError, OutputExists, UsageError, at
@@ -36,6 +36,7 @@ _JOURNAL = "sent.json"
 _SMALL = 32 << 20  # bytes: no larger file is a part of a commit
 _SAMPLE = 512  # a file's first bytes, which the Hub asks for
 _now: ContextVar[Outbox | None] = ContextVar("outbox", default=None)
+_waiting: ContextVar[Mapping[Path, Path]] = ContextVar("waiting", default=MappingProxyType({}))
 
 
 def is_hub(target: Any) -> bool:
@@ -48,9 +49,14 @@ def current() -> Outbox | None:
     return _now.get()
 
 
+def wait(finished: Mapping[Path, Path]) -> None:
+    """Say under which names files lie that are finished, and get theirs later; none: nothing waits any more."""
+    _waiting.set({**_waiting.get(), **finished} if finished else {})
+
+
 def size_of(path: Path) -> int:
-    """Bytes of a file that was written, which may be sent and gone."""
-    box = current()
+    """Bytes of a file that was written, which may be sent and gone, or wait for others to get its name."""
+    box, path = current(), _waiting.get().get(path, path)
     return box.sizes[path] if box is not None and path in box.sizes else path.stat().st_size
 
 
