@@ -112,10 +112,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["swa_head_dim"], config["swa_v_head_dim"] = dims["nope_swa"], dims["v_mla_swa"]
     config["moe_shared_expert_intermediate_size"] = config["moe_intermediate_size"]
     config["apply_mla_qkv_lora_rescale"] = "scaled_by.query" in own
-    config["rope_parameters"] = {
-        kind: {"rope_type": "default", "rope_theta": float(own.get(key, 10000.0))}
-        for kind, key in (("full_attention", "rope.freq_base"), ("sliding_attention", "rope.freq_base_swa"))
-    }
+    config["swa_rope_theta"] = config.pop("rope_local_base_freq", 50000.0)
 
 
 def _norm(gguf: str, theirs: str, size: str, factor: str, when: str = "") -> Row:
