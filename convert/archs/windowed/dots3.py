@@ -55,8 +55,9 @@ _USUAL = {
 def _of_windows(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of layers with a window: `swa_...`, or those of such a layer in `per_layer_config`."""
     layers = config.get("per_layer_config")
-    stated = next(iter(layers.values()), {}) if isinstance(layers, Mapping) else {}
-    stated = {**config, **stated} if isinstance(layers, Mapping) else {}  # where only what differs is said
+    stated: Mapping[str, Any] = {}
+    if isinstance(layers, Mapping):  # where only what differs is said
+        stated = {**config, **next(iter(layers.values()), {})}
     found = {name: int(config.get(f"swa_{name}", stated.get(name, usual))) for name, usual in _USUAL.items()}
     turning = config.get("swa_qk_rope_head_dim", stated.get("qk_rope_head_dim"))
     found["qk_rope_head_dim"] = found["head_dim"] - found["qk_nope_head_dim"] if turning is None else int(turning)
