@@ -12,15 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert import archs
 from llmconv.convert.cards.general import size_label
+from llmconv.convert.dialects import carried
 from llmconv.convert.tables.keys import whole
+from llmconv.convert.tables.storage import gguf_type
 from llmconv.errors import BadFile, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["alone", "count", "is_alone", "together", "without"]
 
 _COUNT, _FURTHER, _SIZE = "block_count", "nextn_predict_layers", "general.size_label"
-_NOT_BY_LAYER = ("rope.dimension_sections", "scaled_by.", "classifier.", "target_layers", "attention.scale_layers")
+_NOT_BY_LAYER = (
+    *("rope.dimension_sections", "scaled_by.", "classifier.", "target_layers", "attention.scale_layers"),
+    "attention.compress_ratios",
+)
 
 
 def count(checkpoint: Checkpoint) -> int:
@@ -61,7 +67,19 @@ def alone(checkpoint: Checkpoint) -> Checkpoint:
         )
     first = layers - further
     note = f"layers for further tokens alone: {further}; a draft for the model of the other {first}"
-    return _made(checkpoint, note, dict(checkpoint.metadata), lambda layer: layer is None or layer >= first)
+    made = _made(checkpoint, note, dict(checkpoint.metadata), lambda layer: layer is None or layer >= first)
+    return _with_own_head(made)
+
+
+def _with_own_head(draft: Checkpoint) -> Checkpoint:
+    """The layers with what a model keeps of theirs beside its own, in the place of its own."""
+    table = archs.by_gguf(str(draft.metadata.get("general.architecture", "")))
+    if table is None or not table.alone:
+        return draft
+    kept = {tensor.name: tensor for tensor in carried.kept_tensors(draft.metadata, draft.where)}
+    own = {new: kept[name].renamed(new) for name, new in table.alone.items() if name in kept}
+    draft.tensors |= {name: tensor.astype(gguf_type(tensor)) for name, tensor in own.items() if name in draft.tensors}
+    return draft
 
 
 def together(trunk: Checkpoint, draft: Checkpoint) -> Checkpoint:

@@ -30,8 +30,11 @@ def aimed(checkpoint: Checkpoint, base: StrPath | None) -> tuple[Checkpoint, Str
 
 
 def joined(checkpoint: Checkpoint, mtp: bool | StrPath | None) -> Checkpoint:
-    """A model's GGUF with the layers for further tokens of the file `mtp`, where it names one."""
-    if mtp in (None, True, False):
+    """A model's GGUF with the layers for further tokens of the file `mtp`, where it names one; True: the draft that a
+    folder holds beside its model, where these layers are one."""
+    if mtp is True:
+        return target.own_draft(checkpoint)
+    if mtp in (None, False):
         return checkpoint
     if checkpoint.dialect != "gguf":
         raise UsageError(
@@ -50,6 +53,8 @@ def drafted(parts: list[Part], container: Format, mtp: bool | StrPath | None, no
         name = "--no-mtp" if no_mtp else "--mtp"
         raise UsageError(f"{name} has no effect on {container.name}: it is for GGUF; leave it out, or --mtp FILE")
     first, *towers = parts
+    if mtp is True and target.is_draft(first.checkpoint):
+        return [first]
     made = _in_gguf(first.checkpoint, first.options)
     made = further.without(made) if no_mtp else further.alone(made)
     options = {name: value for name, value in first.options.items() if name not in OF_FOLDERS}

@@ -226,11 +226,11 @@ def uncount_nextn(config: dict[str, Any], dims: Dims) -> None:
         config["num_nextn_predict_layers"] = dims["n_nextn"]
 
 
-def shifted(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """The norms' weights among the rows, with a Shift."""
+def shifted(rows: tuple[Row, ...], end: str = "_norm.weight") -> tuple[Row, ...]:
+    """The norms' weights among the rows, whose names end so, with a Shift."""
     return tuple(
         dataclasses.replace(r, forms=tuple(dataclasses.replace(f, ops=(Shift(),)) for f in r.forms))
-        if r.gguf[0].endswith("_norm.weight")
+        if r.gguf[0].endswith(end)
         else r
         for r in rows
     )

@@ -50,7 +50,7 @@ from llmconv.convert.quantizing.folder_layers import (
 from llmconv.convert.quantizing.joined import unequal
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
-from llmconv.convert.scaled.exact import carried
+from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
@@ -70,11 +70,12 @@ _GROUPS = (128, 64, 32)
 
 @dataclass
 class Written:
-    """A folder to be written.   wants: what its exact layers must read as.   bits: of their numbers.
-    reasons: why layers are not."""
+    """A folder to be written.   wants: what its exact layers must read as.   stored: the source's layers of codes.
+    bits: of the exact layers' numbers.   reasons: why layers are not."""
 
     model: Checkpoint
     wants: Mapping[str, Tensor] = field(default_factory=dict)
+    stored: Mapping[str, Coded] = field(default_factory=dict)
     bits: tuple[int, ...] = ()
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -144,7 +145,7 @@ def written(
     written: dict[str, Layer | SmallFloats] = {**layers, **floats}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
-    return Written(model.but(*notes, tensors=tensors, files=files), wants, bits, reasons)
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)
 
 
 def configured(
@@ -293,10 +294,8 @@ def _all(layer: Layer, dtype: np.dtype[Any]) -> bool:
     """Whether all scales and biases are numbers of that type."""
     for slab in layer.slabs():
         for rows in (layer.scale, layer.bias):
-            x = None if rows is None else rows(*slab)
-            with np.errstate(over="ignore"):
-                if x is not None and not (np.isfinite(x) & (x.astype(dtype).astype(np.float32) == x)).all():
-                    return False
+            if rows is not None and not are_said(rows(*slab), dtype):
+                return False
     return True
 
 

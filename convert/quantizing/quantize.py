@@ -22,6 +22,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
+from llmconv.formats.limits import in_bytes
 from llmconv.formats.places import outbox
 from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
@@ -50,7 +51,7 @@ def quantize(
     allow_requantize: bool = False,
     imatrix: StrPath | None = None,
     calibration: Any = None,
-    target_size: int | None = None,
+    target_size: int | str | None = None,
     bpw: float | None = None,
     target_kld: float | None = None,
     types: Sequence[str] = (),
@@ -61,7 +62,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
-    split_max_size: int = 0,
+    split_max_size: int | str = 0,
     fallback: str | None = None,
     round_sums: bool = False,
     group_size: int | None = None,
@@ -103,7 +104,7 @@ def quantize(
         rounded so that errors cost little there.  Types are those of a run with an importance matrix, the size is the
         same.
     target_size, bpw, target_kld: instead of `type`, a mix that is predicted to lose the least within so many bytes of
-        file (`llmconv.parse_size("3.4G")`) or bits a weight, or the smallest predicted to lose no more nats than that
+        file (or "3.4G") or bits a weight, or the smallest predicted to lose no more nats than that
         (plainly rounded; with a calibration).  What errors cost is taken from `calibration`, from `imatrix`, or from
         the weights alone, worse each time.
     types: what a mix may use; K, legacy and IQ4 types and F16 by default.  min_types: `REGEX=TYPE`, no fewer bits than
@@ -143,11 +144,13 @@ def quantize(
         overrides=[parse_override(text) for text in override_kv],
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
-        split_max_size=split_max_size,
+        split_max_size=in_bytes(split_max_size, "split_max_size"),
         allow_requantize=allow_requantize,
         calibrated=calibration is not None,
     )
-    wish = _wish(target_size, bpw, target_kld, types, min_types)
+    wish = _wish(
+        None if target_size is None else in_bytes(target_size, "target_size"), bpw, target_kld, types, min_types
+    )
     if save_recipe is not None:
         if wish is None:
             raise UsageError("only a mix has a recipe to save; give --target-size, --bpw or --target-kld")

@@ -16,6 +16,7 @@ from llmconv.convert.quantizing.names import targets
 from llmconv.convert.quantizing.outputs import inputs_of, runnable
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
@@ -62,6 +63,7 @@ def to_folder(
     if calibration is not None and not writing.dry_run:
         opened, costs = _calibrated(floats, kind, reading, writing, calibration)
     wants: Mapping[str, Tensor] = {}
+    stored: Mapping[str, Coded] = {}
     widths: Sequence[int] = ()
     if kind == INT8:
         if opened is not floats:
@@ -69,7 +71,7 @@ def to_folder(
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
-        model, wants, widths = found.model, found.wants, found.bits
+        model, wants, stored, widths = found.model, found.wants, found.stored, found.bits
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
@@ -85,7 +87,7 @@ def to_folder(
         from llmconv.convert.quantizing.repack import in_bits, read_again
 
         check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
-        proof = in_bits(widths) + read_again(reading.open(path), wants, threads(writing.jobs), check)
+        proof = in_bits(widths) + read_again(reading.open(path), wants, stored, threads(writing.jobs), check)
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)

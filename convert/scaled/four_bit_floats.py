@@ -5,6 +5,7 @@
 | NVFP4 (compressed-tensors) | `weight_packed` U8 (n, k / 2), `weight_scale` E4M3 (n, k / 16), divided by `weight_global_scale` |
 | NVFP4 (ModelOpt) | `weight` U8 (n, k / 2), `weight_scale` E4M3 (n, k / 16), multiplied by `weight_scale_2` |
 | MXFP4 (compressed-tensors) | `weight_packed` U8 (n, k / 2), `weight_scale` U8 (n, k / 32), exponents of two, 127 is none |
+| MXFP4 (DeepSeek V4's own files) | `weight` I8 (n, k / 2), `scale` E8M0 (n, k / 32) |
 
 A number has a sign, two bits of exponent, one of mantissa.  Sources: the compressed-tensors package
 (`compressors/nvfp4`, `mxfp4`), ModelOpt's `NVFP4QTensor`, the OCP microscaling format.
@@ -27,7 +28,7 @@ from llmconv.errors import BadFile, MissingTensor, cut, shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 
-__all__ = ["E2M1", "Mxfp4", "Nvfp4", "Nvfp4Beside", "floats_of_four_bits", "one_number"]
+__all__ = ["E2M1", "Mxfp4", "Mxfp4Beside", "Nvfp4", "Nvfp4Beside", "floats_of_four_bits", "one_number"]
 
 E2M1 = np.zeros(256, np.float32)
 """What the sixteen codes stand for."""
@@ -88,6 +89,25 @@ class Mxfp4(Scheme):
 
     def coded(self, layer: Layer) -> Coded:
         return floats_of_four_bits(layer, layer.parts["_packed"], layer.parts["_scale"], 32)
+
+
+class Mxfp4Beside(Scheme):
+    """As DeepSeek's own programs name it: `weight` and `scale` in one module."""
+
+    name = "MXFP4"
+    marks = (".scale",)
+    parts = (".weight",)
+
+    def weight(self, stem: str) -> str:
+        return f"{stem}.weight"
+
+    def fits(self, parts: Mapping[str, Tensor], settings: Settings) -> bool:
+        weight, scale = parts.get(".weight"), parts[".scale"]
+        packed = weight is not None and weight.type in _BYTES and scale.type is plain.F8_E8M0
+        return packed and weight is not None and scale.shape == (*weight.shape[:-1], weight.shape[-1] // 16)
+
+    def coded(self, layer: Layer) -> Coded:
+        return floats_of_four_bits(layer, layer.parts[".weight"], layer.parts[".scale"], 32)
 
 
 def floats_of_four_bits(layer: Layer, packed: Tensor, scale: Tensor, group: int) -> Coded:

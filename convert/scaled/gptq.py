@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import columns, down, transposed, unpacked
+from llmconv.convert.scaled.bits import columns, transposed, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
@@ -71,8 +71,6 @@ class Gptq(Scheme):
         one = 0 if "v2" in form else 1
 
         def codes(start: int, stop: int) -> NDArray[np.uint8]:
-            if bits == 4:
-                return down(packed, start, stop)[:, :k]
             words = columns(packed, start, stop)
             return unpacked(words.view(np.uint8).reshape(stop - start, words.shape[1] * 4), bits, k)
 

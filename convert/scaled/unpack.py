@@ -18,7 +18,7 @@ from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
-from llmconv.convert.scaled.four_bit_floats import Mxfp4, Nvfp4, Nvfp4Beside
+from llmconv.convert.scaled.four_bit_floats import Mxfp4, Mxfp4Beside, Nvfp4, Nvfp4Beside
 from llmconv.convert.scaled.gptq import Gptq
 from llmconv.convert.scaled.mlx import Mlx
 from llmconv.convert.scaled.planes import BitNet, Hqq
@@ -34,8 +34,8 @@ from llmconv.quant import plain
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
-    Nvfp4Beside(), Stored(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(), Packed(), Nvfp4(),
-    Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
+    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(),
+    Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
@@ -43,6 +43,8 @@ _OF_ACTIVATIONS = re.compile(
     r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale|.*\.qscale_act"
 )
 _NO_WEIGHT = re.compile(r".*(attn|attention)\.(bias|masked_bias)|.*position_ids|.*token_type_ids|.*num_batches_tracked")
+_OWN_SCALE = re.compile(r".*\bhc_(attn|ffn|head)_scale")
+"""Numbers of models with several streams of residuals, which are nobody's scales."""
 _PART = re.compile(r"_(scales?\w*|zero\w*|bias\w*|g_idx|shape|absmax)$")
 _CODES = (*TYPES, plain.U8, plain.U32, plain.I32)
 """What numbers with scales are stored in."""
@@ -168,10 +170,13 @@ def _require_scales(
     called: the last parts of the names of those that have one ("weight").
     """
     for tensor in tensors.values():
-        if tensor.type in _CODES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
+        stacked = tensor.type in TYPES and (len(tensor.shape) > 2 or tensor.type.is_float)  # whatever they are called
+        wanted = stacked or (tensor.type in _CODES and tensor.name.rpartition(".")[2] in called)
+        if wanted and len(tensor.shape) > 1 and not _NO_WEIGHT.fullmatch(tensor.name):
             _missing_scale(tensor, settings, given)
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
-        if stem != tensor.name and stem not in given and not _OF_ACTIVATIONS.fullmatch(tensor.name):
+        alone = _OF_ACTIVATIONS.fullmatch(tensor.name) or _OWN_SCALE.fullmatch(tensor.name)
+        if stem != tensor.name and stem not in given and not alone:
             raise MissingTensor(settings.where, stem, f"its scale {cut(tensor.name)} is there; fetch the model again")
 
 

@@ -21,7 +21,7 @@ from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.pieces import Pieces, activation
 from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
-from llmconv.convert.tables.scalars import Scalar
+from llmconv.convert.tables.scalars import Small
 from llmconv.convert.tables.windows import window_keys, windows_config
 from llmconv.errors import Unsupported
 
@@ -64,6 +64,8 @@ class Architecture:
     prefixes: what `{p}` may be, the modern one first.
     dropped: regular expressions of HF tensors that are derived data and are left out (rotary tables, causal masks).
     kept: regular expressions of HF tensors that GGUF has no place for (a pooler); they travel in the metadata.
+    unplaced: regular expressions of HF tensors that llmconv leaves out with a note: nothing has a place for them.
+    alone: of those kept, tensors of the layers for further tokens -> what they are in a GGUF of these alone.
     scalars: numbers that are tensors there and keys in GGUF.
     constants: keys that are written whatever the configuration says; after a "/" one without the family's name.
     decoder: named pieces for the runtime, see `convert.tables.pieces`.
@@ -83,7 +85,15 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kept: tuple[str, ...] = ()
-    scalars: tuple[Scalar, ...] = ()
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """Of tensors that are `kept`, those that are computed with: a regular expression -> the name that they have when
+    the model is run, `{}` the layer's number, its first group."""
+    dense: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Layers behind pooling that llama.cpp computes: the tensor's name without ".weight" -> the usual folder of such a
+    module, and the keys of its columns and rows ("" for none)."""
+    unplaced: tuple[str, ...] = ()
+    alone: Mapping[str, str] = field(default_factory=dict)
+    scalars: tuple[Small, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
@@ -174,6 +184,10 @@ class Architecture:
             value = look_up(config, key.names)
             if value is None and isinstance(key.default, str) and key.default.startswith("="):
                 value = evaluate(key.default[1:], at_layer(dims_of(found, self.gguf, self.dims), 0)) or None
+            elif value is None and _is_null(config, key.names) and key.gguf.endswith("softcapping") and key.default:
+                value = _NO_CAP
+            elif value is None and _is_null(config, key.names) and key.kind == "bool":
+                value = False
             elif value is None:
                 value = key.default
             if value is None:
@@ -239,6 +253,8 @@ class Architecture:
                 value = value.item()
             if key.values is not None:
                 value = next((k for k, v in key.values.items() if v == value), value)
+            elif value == _NO_CAP and key.gguf.endswith("softcapping"):
+                value = None
             elif isinstance(value, float) and key.kind == "f32":
                 value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
             put(out, key.names[0], value)
@@ -256,7 +272,7 @@ class Architecture:
         """A rebuilt configuration as the class has it: what is the text model's inside."""
         if not self.inside:
             return config
-        text = {k: v for k, v in config.items() if k not in _OUTER}
+        text = {k: v for k, v in config.items() if k not in _OUTER or (k == "eos_token_id" and k in self.settings)}
         outer = {k: config[k] for k in _OUTER if k in config}
         return {
             **outer,
@@ -281,6 +297,13 @@ class Architecture:
         return not value if flag.startswith("!") else value
 
 
+def _is_null(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether a configuration says that there is none, which is not to say nothing."""
+    return any(name in config for name in names)
+
+
+_NO_CAP = 1e9
+"""A cap that no number comes near, of families whose readers take a missing one for the usual and divide by it."""
 _OUTER = (
     *("architectures", "model_type", "torch_dtype", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
     *("pad_token_id", "backbone_hidden_size", "use_ordered_embeddings", "num_centroids"),

@@ -29,9 +29,11 @@ __all__ = [
     "usable",
 ]
 
-TEXT_MODELS = ("text_config", "llm_config", "language_config", "transformer_layer_config")
+TEXT_MODELS = ("text_config", "llm_config", "language_config", "lfm", "transformer_layer_config")
 """Where a config.json of several models keeps the text model's."""
 THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
+_SEE_ALL = ("full_attention", "indexed_attention")
+"""Layers without a window."""
 LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 
 
@@ -130,8 +132,9 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise BadFile(f"config.json: {name} is {value!r:.60}, expected an object")
     rope, local = dict(parameters), {}
-    if isinstance(parameters.get("full_attention"), Mapping):
-        rope, local = dict(parameters["full_attention"]), dict(parameters.get("sliding_attention") or {})
+    seeing_all = next((parameters[k] for k in _SEE_ALL if isinstance(parameters.get(k), Mapping)), None)
+    if seeing_all is not None:
+        rope, local = dict(seeing_all), dict(parameters.get("sliding_attention") or {})
     theta, local_theta = look_up(out, THETAS), look_up(out, LOCAL_THETAS)
     if isinstance(theta, list):
         theta, local_theta = _by_kind(theta, out.get("layer_types"))

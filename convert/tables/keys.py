@@ -174,10 +174,15 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_group", "ssm.group_count", "0"),
     ("n_latent", "moe_latent_size", "0"),
     ("kda_dim", "kda.head_dim", "0"),
+    ("n_routed", "expert_latent_length", "n_embd"),  # numbers that experts see; whether these are others: 1 or 0
+    ("routes", "expert_latent_length", "0"),
     ("interval", "full_attention_interval", "4"),
     ("recurrent", "attention.recurrent_layers", "0 - 1"),
     ("nope", "attention.key_length_mla", "0"),
     ("v_mla", "attention.value_length_mla", "0"),
+    ("kv_lora_swa", "attention.kv_lora_rank_swa", "kv_lora"),
+    ("nope_swa", "attention.key_length_mla_swa", "nope"),
+    ("v_mla_swa", "attention.value_length_mla_swa", "v_mla"),
     ("n_skip", own_keys.SKIPPED, "0"),
     ("n_decoder", "decoder_block_count", "n_layer"),
     ("n_buckets", "attention.relative_buckets_count", "0"),
@@ -198,10 +203,27 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_target", "target_hidden_size", "n_embd"),
     ("n_read", "target_layers", "3"),  # how many layers of the model they read
     ("n_markov", "markov_rank", "0"),
+    ("qkv_groups", "attention.qkv_groups", "1"),  # of a folder's matrix of queries, keys and values together
+    ("ff_apart", "feed_forward_apart", "0"),  # whether gate and up are two matrices: 1 or 0
+    ("n_moe_every", "moe_every_n_layers", "0"),
+    ("own_scale", "attention.scale", "0"),  # whether it states what scores are multiplied by: 1 or 0
     ("conv_kernel", "conv_kernel_size", "0"),
     ("conv_group", "conv_group_size", "1"),
     ("n_selector", "selector_rank", "0"),
     ("n_backbone", "embedding_length_out", "0"),
+    ("n_hc", "hyper_connection.count", "0"),  # streams beside each other; the rank of what mixes them
+    ("hc_rank", "hyper_connection.low_rank", "0"),
+    ("ratio", "attention.compress_ratios", "0"),  # of a layer: how many tokens its attention makes one of
+    ("n_gram", "ple.ngram_size", "0"),  # of a table of n-grams: the longest, heads of each length, rows, files
+    ("n_gram_heads", "ple.heads_per_ngram", "0"),
+    ("ple_rows", "ple.table_rows", "0"),
+    ("n_parts", "ple.table_parts", "1"),
+    ("ple_kernel", "ple.conv_kernel", "0"),
+    ("ple_at", "ple.layers", "0"),  # its layer, counted from 1; 0: none
+    ("n_hash", "hash_layer_count", "0"),  # layers whose experts the words choose
+    ("o_groups", "attention.output_group_count", "1"),
+    ("o_lora", "attention.output_lora_rank", "0"),
+    ("n_kpool", "attention.indexer.kpool", "1"),
     ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
     ("image", "image_size", "0"),
     ("patch", "patch_size", "0"),
@@ -241,8 +263,9 @@ def _factors(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return out
 
 
-_THERE = {"folds", "each_gate"}  # 1 where the key is there
+_THERE = {"folds", "each_gate", "ff_apart", "routes", "own_scale"}  # 1 where the key is there
 _COUNTED = {"n_read"}  # how many an array lists
+_FIRST = {"ple_at"}  # the first of an array, counted from 1
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer
 
 
@@ -265,6 +288,9 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             out[name] = len(value)
             continue
         try:
+            if name in _FIRST:
+                out[name] = whole(np.ravel(value)[0]) + 1 if np.size(value) else 0
+                continue
             many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
             out[name] = [_flag(v) for v in value] if many else whole(value)
         except TypeError:

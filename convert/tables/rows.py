@@ -4,9 +4,9 @@ Architectures, JSON layouts and llama2.c are tables of these.  `forward` makes a
 others back, `check` asks a GGUF whether its tensors are those that its keys promise.
 
 Patterns: `{i}` is the layer, `{m}` its number among those that predict further tokens, `{d}` among those whose results
-a text model takes, `{j}` in its stack, which is `{s}` (L or H), `{p}` what stands before the model's own names
-("model."); those of `SERIES` stand for several names.  Shapes and conditions are expressions over the dimensions
-(`keys.DIMS`), in which `i` is the layer.
+a text model takes, `{w}` the layer with a table of n-grams, `{j}` a layer in its stack, which is `{s}` (L or H), `{p}`
+what stands before the model's own names ("model."); those of `SERIES` stand for several names.  Shapes and conditions
+are expressions over the dimensions (`keys.DIMS`), in which `i` is the layer.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ SERIES = {
     "{k}": "n_head_kv",
     "{l}": "n_layer",
     "{a}": "n_more",
+    "{z}": "n_parts",
 }
 """Patterns that stand for several names (experts, heads, layers), and the dimension that says how many."""
 
@@ -56,6 +57,8 @@ def _counted(pattern: str, dims: Dims, prefix: str = "") -> list[str]:
     if "{j}" in name:
         stack = max(dims["n_stack"], 1)
         name = name.replace("{j}", str(dims["i"] % stack)).replace("{s}", "LH"[dims["i"] // stack % 2])
+    if "{w}" in name:
+        name = name.replace("{w}", str(dims["ple_at"] - 1))
     if "{d}" in name:
         name = name.replace("{d}", str(dims.get("deep", 0) - 1))
     series = next((s for s in SERIES if s in name), None)
@@ -264,8 +267,8 @@ def forward(places: Iterable[Slot], tensors: Mapping[str, Tensor], told: Told, p
         _check_theirs(slot, number, parts, told)
         lost = {}
         if form.rounding is not None:
-            records = {name: form.rounding.lost(part, slot.dims) for name, part in zip(names, parts, strict=True)}
-            lost = {name: record for name, record in records.items() if record is not None}
+            records = zip(names, form.rounding.all_lost(parts, slot.dims), strict=True)
+            lost = {name: record for name, record in records if record is not None}
         for op in form.ops:
             parts = op.apply(parts, slot.dims)
         made = tuple(part.renamed(name) for part, name in zip(parts, slot.gguf, strict=True))
@@ -323,12 +326,16 @@ def backward(
         before = parts
         for op in reversed(form.ops):
             before, parts = parts, op.undo(parts, slot.dims)
-        out = []
-        for i, (name, part) in enumerate(zip(form.names(slot.dims, prefix), parts, strict=True)):
-            wanted = type_of(name)
-            if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
-                part = part.astype(wanted)
-            if form.rounding is not None and lost and name in lost:
-                part = form.rounding.restored(part, before[i], lost[name], slot.dims)
-            out.append(part.renamed(name))
-        yield Moved(slot, number, slot.gguf, tuple(out))
+        names = form.names(slot.dims, prefix)
+        parts = tuple(_typed(part, type_of(name)) for name, part in zip(names, parts, strict=True))
+        if form.rounding is not None and lost:
+            parts = form.rounding.all_restored(parts, before, tuple(map(lost.get, names)), slot.dims)
+        out = tuple(part.renamed(name) for name, part in zip(names, parts, strict=True))
+        yield Moved(slot, number, slot.gguf, out)
+
+
+def _typed(tensor: Tensor, wanted: BlockClass | None) -> Tensor:
+    """A tensor in the float type that it had, where that is known."""
+    if wanted is None or not wanted.is_float or not tensor.type.is_float or not wanted.can_encode():
+        return tensor
+    return tensor.astype(wanted)

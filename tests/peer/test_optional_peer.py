@@ -45,6 +45,8 @@ def configurations() -> dict[str, tuple[str, dict[str, Any]]]:
     mappings |= {"SequenceClassification": "FOR_SEQUENCE_CLASSIFICATION_"}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, tiny in MODELS.items():
+        if "text_config" in tiny.config:  # inside another: by hand
+            continue
         config = transformers.AutoConfig.for_model(tiny.model_type, **tiny.config).to_dict()
         names = getattr(auto, f"MODEL_{mappings[tiny.task]}MAPPING_NAMES")
         inside = INSIDE.get(tiny.model_type)
@@ -59,7 +61,7 @@ def configurations() -> dict[str, tuple[str, dict[str, Any]]]:
 
 def somebodys(gguf: str) -> Checkpoint:
     name, config = configurations()[gguf]
-    made = hf.to_gguf(model(config, kind="F32", form=by_hand.FORMS.get(name, 0)))
+    made = hf.to_gguf(by_hand.finished(name, model(config, kind="F32", form=by_hand.FORMS.get(name, 0))))
     return made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
 
 
@@ -125,7 +127,8 @@ def test_optional_tensors_travel_or_are_refused(gguf: str) -> None:
     arch = archs.by_gguf(gguf)
     assert arch is not None
     dims = arch.dims_of(base.metadata)
-    dims["n_vocab"] = base.tensors["token_embd.weight"].shape[0]
+    if "token_embd.weight" in base.tensors:  # drafts have that of their model
+        dims["n_vocab"] = base.tensors["token_embd.weight"].shape[0]
     assert changed(base, hf.to_gguf(hf.from_gguf(base))) == []
     wrong = []
     for pattern, shape in optional(Path(SOURCES), gguf):
@@ -135,8 +138,8 @@ def test_optional_tensors_travel_or_are_refused(gguf: str) -> None:
         try:
             again = hf.to_gguf(hf.from_gguf(made))
         except LlmconvError as error:
-            words = pattern.replace("{i}.", "").removeprefix("blk.")
-            if words not in str(error):
+            together = {pattern, *(n for row in arch.rows for n in row.gguf if pattern in row.gguf)}  # or not at all
+            if not any(name.replace("{i}.", "").removeprefix("blk.") in str(error) for name in together):
                 wrong.append(f"{pattern}: {error}")
             continue
         if found := changed(made, again):
@@ -155,6 +158,7 @@ ELSEWHERE = (
     "d2t",
     "enc.output_norm.",
     "token_embd.w",
+    "ssm_conv1d_",
 )
 """Of layers that are of one kind or another: what is said of them is found by other tests."""
 

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
+
 _LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -771,8 +777,8 @@ CONFIGS |= {
     "rwkv7": _of(
         "RWKV7ForCausalLM",
         "rwkv7",
-        _RWKV,
-        head_dim=16,
+        _RWKV | {"hidden_size": 128},
+        head_dim=64,  # of which llama.cpp's kernels take no fewer
         norm_eps=1e-5,
         decay_low_rank_dim=8,
         a_low_rank_dim=8,
@@ -782,27 +788,355 @@ CONFIGS |= {
     "arwkv7": _of(
         "RwkvHybridForCausalLM",
         "rwkv_hybrid",
-        _LLAMA,
-        head_size=16,
+        _LLAMA | {"hidden_size": 128},
+        head_size=64,
         wkv_version=7,
         wkv_has_gate=True,
     ),
 }
 
+_ENCODER = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 128,
+}
+_JINA_2 = _ENCODER | {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"}
+CONFIGS |= {
+    "neobert": _of(
+        "NeoBERTLMHead",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+    ),
+    "neobert-classifier": _of(
+        "NeoBERTForSequenceClassification",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+        id2label={"0": "a", "1": "b", "2": "c"},
+    ),
+    "jina2": _of("JinaBertForMaskedLM", "bert", _JINA_2),
+    "jina2-code": _of("JinaBertForMaskedLM", "bert", _JINA_2, up_gated_layer=True),
+    "jina3": _of(
+        "XLMRobertaModel",
+        "xlm-roberta",
+        _ENCODER,
+        type_vocab_size=1,
+        max_position_embeddings=130,
+        layer_norm_eps=1e-5,
+        position_embedding_type="rotary",
+        rotary_emb_base=20000.0,
+        pad_token_id=1,
+        lora_adaptations=["retrieval.query", "text-matching"],
+        lora_alpha=2,
+        lora_rank=4,
+        task_instructions={"retrieval.query": "what is ", "text-matching": ""},
+    ),
+    "nomic-moe": _of(
+        "NomicBertModel",
+        "nomic_bert",
+        {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 2048},
+        max_trained_positions=2048,
+        layer_norm_epsilon=1e-5,
+        rotary_emb_base=10000,
+        type_vocab_size=1,
+        activation_function="gelu",
+        causal=False,
+        qkv_proj_bias=True,
+        mlp_fc1_bias=True,
+        mlp_fc2_bias=True,
+        prenorm=False,
+        rotary_emb_fraction=1.0,
+        rotary_emb_interleaved=False,
+        rotary_emb_scale_base=None,
+        num_experts=4,
+        moe_top_k=2,
+        moe_every_n_layers=2,
+        moe_normalize_expert_weights=False,
+        num_shared_experts=0,
+        pad_token_id=1,
+    ),
+}
+
+_STREAMS = {"hc_mult": 2, "hc_sinkhorn_iters": 3, "hc_eps": 1e-6}
+_DEEPSEEK4 = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "qk_rope_head_dim": 8,
+    "q_lora_rank": 24,
+    "vocab_size": 96,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "compress_rope_theta": 160000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "sliding_window": 16,
+    "o_groups": 2,
+    "o_lora_rank": 24,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "num_hash_layers": 1,
+    "compress_ratios": [0, 4, 128, 4, 0],
+    "num_nextn_predict_layers": 0,
+    **_STREAMS,
+}
+CONFIGS |= {
+    "deepseek4": _of("DeepseekV4ForCausalLM", "deepseek_v4", _DEEPSEEK4),
+    "deepseek4-predicting": _of("DeepseekV4ForCausalLM", "deepseek_v4", _DEEPSEEK4, num_nextn_predict_layers=1),
+}
+
+_KIMI_K3 = {
+    **{k: v for k, v in _LATENT.items() if k not in ("n_routed_experts", "n_shared_experts", "num_experts_per_tok")},
+    "qk_rope_head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "num_shared_experts": 1,
+    "moe_renormalize": True,
+    "moe_router_activation_func": "sigmoid",
+    "mla_use_nope": True,
+    "routed_expert_hidden_size": 32,
+    "hidden_act": "situ",
+    "activation_situ_beta": 4.0,
+    "activation_situ_linear_beta": 25.0,
+    "attn_res_block_size": 2,
+    "linear_attn_config": {
+        "full_attn_layers": [2],
+        "kda_layers": [1],
+        "short_conv_kernel_size": 4,
+        "head_dim": 16,
+        "num_heads": 4,
+        "gate_lower_bound": -5.0,
+    },
+}
+_KIMI_K3 = {k: v for k, v in _KIMI_K3.items() if k not in ("n_group", "topk_group", "norm_topk_prob", "scoring_func")}
+CONFIGS |= {"kimi-k3": _inside("KimiK3ForConditionalGeneration", "kimi_k3", _KIMI_K3)}
+
+_INDEXER = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 32}
+_GLM5_NEXT = {
+    **_LATENT,
+    **_STREAMS,
+    **_INDEXER,
+    "qk_rope_head_dim": 0,
+    "layer_types": ["linear_attention", "full_attention"],
+    "indexer_types": ["full", "full"],
+    "index_kpool": 16,
+    "mla_use_nope": True,
+    "swiglu_limit": 10.0,
+    "linear_attn_config": {
+        "short_conv_kernel_size": 4,
+        "head_dim": 16,
+        "num_heads": 4,
+        "gate_lower_bound": -5.0,
+    },
+}
+_GLM5_NEXT = {k: v for k, v in _GLM5_NEXT.items() if k != "rope_theta"}
+CONFIGS |= {
+    "glm5-next": _inside("Glm5NextForConditionalGeneration", "glm5_next", _GLM5_NEXT),
+    "glm5-next-predicting": _inside(
+        "Glm5NextForConditionalGeneration", "glm5_next", _GLM5_NEXT | {"num_nextn_predict_layers": 1}
+    ),
+}
+
+_QWEN4 = {
+    **{k: v for k, v in _SPARSE.items() if k != "intermediate_size"},
+    "head_dim": 16,
+    "num_experts": 4,
+    "shared_expert_intermediate_size": 48,
+    "rope_scaling": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "hc_count": 2,
+    "hc_lowrank": 8,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 32,
+    "indexer_compress_ratio": 4,
+    "ple_layer_ids": [1],
+    "ple_embed_dim": 64,
+    "ple_conv_kernel_size": 4,
+    "ngram_size": 3,
+    "heads_per_ngram": 2,
+    "ngram_vocab_size_base": 50,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 5,
+    "eos_token_id": 2,
+}
+CONFIGS |= {
+    "qwen4exp": _inside("Qwen4ExpForConditionalGeneration", "qwen4_exp", _QWEN4, image_token_id=7),
+    "qwen4exp-text": _of(
+        "Qwen4ExpForCausalLM", "qwen4_exp_text", _QWEN4 | {"ple_layer_ids": [], "tie_word_embeddings": True}
+    ),
+}
+
+_HY4 = {
+    **{k: v for k, v in _LATENT.items() if k != "scoring_func"},
+    **_INDEXER,
+    "num_hidden_layers": 3,
+    "indexer_types": ["full", "shared", "full"],
+    "hc_mult": 2,
+    "hc_eps": 1e-6,
+    "hc_magnitude": 2.0,
+    "swiglu_limit": 10.0,
+}
+_DOTS3 = {
+    **_LATENT,
+    **_INDEXER,
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "use_dsa": True,
+    "sliding_window_size": 16,
+    "swa_rope_theta": 50000.0,
+    "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 2,
+    "swa_q_lora_rank": 24,
+    "swa_kv_lora_rank": 40,
+    "swa_qk_nope_head_dim": 24,
+    "swa_qk_rope_head_dim": 16,
+    "swa_head_dim": 40,
+    "swa_v_head_dim": 20,
+}
+CONFIGS |= {
+    "hy-v4": _of("HYV4ForCausalLM", "hy_v4", _HY4),
+    "dots3": _of("Dots3NoteForCausalLM", "dots3_note", _DOTS3, apply_mla_qkv_lora_rescale=False),
+    "dots3-rescaled": _of("Dots3NoteForCausalLM", "dots3_note", _DOTS3, apply_mla_qkv_lora_rescale=True),
+    "dots3-predicting": _of(
+        "Dots3NoteForCausalLM", "dots3_note", _DOTS3, num_nextn_predict_layers=1, apply_mla_qkv_lora_rescale=False
+    ),
+}
+
+CONFIGS |= {
+    "deepseek4-dspark": _of(
+        "DeepseekV4DSparkModel",
+        "deepseek_v4",
+        _DEEPSEEK4 | {"num_hidden_layers": 3},
+        dspark_block_size=8,
+        dspark_target_layer_ids=[0, 2],
+        dspark_noise_token_id=5,
+        dspark_markov_rank=8,
+    ),
+    "gemma4-dspark": _of(
+        "Gemma4DSparkModel",
+        "gemma4_text",
+        {k: v for k, v in _LLAMA.items() if k != "rope_theta"},
+        layer_types=["full_attention", "full_attention"],
+        attention_k_eq_v=True,
+        global_head_dim=32,
+        num_global_key_value_heads=2,
+        hidden_activation="gelu_pytorch_tanh",
+        rope_parameters={
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}
+        },
+        block_size=8,
+        mask_token_id=5,
+        target_layer_ids=[0, 2],
+        markov_rank=8,
+        enable_confidence_head=True,
+        tie_word_embeddings=True,
+    ),
+}
+
+PACKED = ("deepseek4", "deepseek4-predicting", "deepseek4-dspark")
+"""Whose published experts are packed in MXFP4; the reference takes no others."""
+
+
+def finished(name: str, model: Checkpoint, packed: bool = False) -> Checkpoint:
+    """The model with what no table has a row for.  packed: its experts as they are published."""
+    rng = np.random.default_rng(3)
+    if name == "deepseek4-predicting":
+        for part, shape in (("fn", (2, 128)), ("base", (2,)), ("scale", (1,))):
+            model.add(Tensor.from_array(f"mtp.0.hc_head_{part}", rng.normal(0, 1, shape).astype(np.float32)))
+    for key in [key for key in model.tensors if ".experts." in key and packed and name in PACKED]:
+        *lead, k = model.tensors.pop(key).shape
+        codes = rng.integers(-128, 128, (*lead, k // 2)).astype(np.int8)
+        scales = rng.integers(118, 132, (*lead, k // 32)).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+        model.add(Tensor.from_array(key, codes))
+        model.add(Tensor.from_array(key.removesuffix("weight") + "scale", scales))
+    return model
+
+
+CONFIGS["lfm2.5-audio-tokenizer"] = _of(
+    "Lfm25AudioTokenizer",
+    "lfm2",
+    {k: v for k, v in _LLAMA.items() if k not in ("rms_norm_eps", "intermediate_size")},
+    norm_eps=1e-5,
+    block_ff_dim=96,
+    block_auto_adjust_ff_dim=False,
+    block_ffn_dim_multiplier=1.0,
+    block_multiple_of=32,
+    conv_L_cache=3,
+    layer_types=["conv", "full_attention"],
+    sliding_window=16,
+    output_size=40,
+)
+
 NOT_RUN = (
+    "lfm2.5-audio-tokenizer",
+    *("deepseek4-dspark", "gemma4-dspark"),
+    *("hy-v4", "dots3", "dots3-rescaled", "dots3-predicting"),
+    *("deepseek4", "deepseek4-predicting", "kimi-k3", "glm5-next", "glm5-next-predicting"),
+    *("qwen4exp", "qwen4exp-text"),
     *("ling3", "ling3-vl"),
     *("minimax-m3", "minimax-01"),
     *("rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7"),
     *("grovemoe", "nanbeige-looped", "granite-switch"),
+    *("grovemoe", "granite-switch"),
     *("gemma4-assistant", "eagle3", "eagle3-speculator", "dflash", "dflash2", "dspark", "muse-glimmer-assistant"),
 )
 """Whose forward pass is not known here."""
 
-BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo"}
+BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
+FORMS["jina2-code"] = 1
+FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1} | {
+    "deepseek4-dspark": 2,
+}
 """In which form a model is written, where not the first."""
 
-PREFIXES = {"lfm2-bidirectional": "", "rugpt3xl": "model."}
+PREFIXES = {"lfm2-bidirectional": "", "lfm2.5-audio-tokenizer": "lfm.", "rugpt3xl": "model."}
 """What stands before a model's names, where not the usual."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables.config import normalized
+from llmconv.convert.tables.scalars import WholeNumbers
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
@@ -121,6 +123,9 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
     out = Checkpoint(dialect="hf", files={"config.json": json.dumps(config).encode()})
     for scalar in arch.scalars:
         for name in scalar.names(dims, prefix):
+            if isinstance(scalar, WholeNumbers):
+                out.add(Tensor.from_array(name, _whole_numbers(name, flat, scalar.count(dims))))
+                continue
             out.add(Tensor.from_array(name, np.full(scalar.shape, 0.5, np.float32)))
     for slot in arch.slots(dims):
         # llama.cpp needs some families' choice bias
@@ -146,6 +151,14 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
                 values = np.sort(rng.integers(0, dims["n_vocab"] - size + 1, size))
             out.add(Tensor.from_array(name, values.astype(dtype).reshape(part.shape)))
     return out
+
+
+def _whole_numbers(name: str, config: Mapping[str, Any], count: int) -> Any:
+    """Large numbers, or (Qwen 4) the sizes of the heads of a table, primes, and where their rows begin."""
+    if "ngram_heads" not in name:
+        return np.arange(count) * 2**40 + 1
+    sizes = [n for n in range(config["ngram_vocab_size_base"], 1 << 12) if all(n % d for d in range(2, n))][:count]
+    return np.array(sizes) if name.endswith("sizes") else np.cumsum(sizes) - sizes
 
 
 def assert_round_trip(checkpoint: Checkpoint) -> Checkpoint:

@@ -17,6 +17,10 @@ _CREATE = re.compile(
 )
 
 
+_NOT_ALWAYS = ("TENSOR_NOT_REQUIRED", "skip", "kv_flags")
+"""What marks tensors that some files lack."""
+
+
 @cache
 def _names(sources: Path) -> dict[str, str]:
     text = (sources / "src/llama-arch.cpp").read_text()
@@ -87,7 +91,7 @@ def known(sources: Path, arch: str) -> tuple[set[str], set[str]] | None:
         return None
     model = (sources / "src/llama-model.cpp").read_text()
     found = [item for part in _parts(path, model) for item in _created(part, sources)]
-    optional = {name for name, _, flags in found if "TENSOR_NOT_REQUIRED" in flags or "skip" in flags}
+    optional = {name for name, _, flags in found if any(word in flags for word in _NOT_ALWAYS)}
     return {name for name, _, _ in found}, optional
 
 

@@ -12,8 +12,10 @@ from tiny_models import MODELS, Tiny, automatic
 import llmconv
 from llmconv.formats.checkpoint import Checkpoint
 
-TYPES = {tiny.model_type: name for name, tiny in reversed(MODELS.items())}
+TYPES = {tiny.model_type: name for name, tiny in reversed(MODELS.items()) if "text_config" not in tiny.config}
 """The first model of each of transformers' types."""
+RUN = [kind for kind, name in TYPES.items() if MODELS[name].runs]
+"""Those that the runtime knows."""
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}

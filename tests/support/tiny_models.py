@@ -150,6 +150,90 @@ _MODERN = _NO_GROUPS | {
     "mask_token_id": 3,
 }
 
+_DEEPSEEK4 = _without(_without(SMALL, "intermediate_size"), "num_key_value_heads") | {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "partial_rotary_factor": 0.25,
+    "q_lora_rank": 24,
+    "sliding_window": 16,
+    "o_groups": 2,
+    "o_lora_rank": 24,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "num_hash_layers": 1,
+    "compress_ratios": [0, 4, 128, 4],
+    "hc_mult": 2,
+    "hc_sinkhorn_iters": 3,
+}
+_GLM5_NEXT = _without(_LATENT, "first_k_dense_replace") | {
+    "qk_rope_head_dim": 0,
+    "v_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse"],
+    "indexer_types": ["full", "full"],
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 32,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+    "hc_mult": 2,
+    "hc_sinkhorn_iters": 3,
+}
+_GLM5_NEXT = {
+    "text_config": _GLM5_NEXT,
+    "vision_config": {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "out_hidden_size": 64,
+        "projection_intermediate_size": 32,
+    },
+}
+_DOTS3 = _LATENT | {
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 32,
+    "sliding_window": 16,
+    "moe_shared_expert_intermediate_size": 32,
+    "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 2,
+    "swa_q_lora_rank": 48,
+    "swa_kv_lora_rank": 40,
+    "swa_qk_nope_head_dim": 16,
+    "swa_qk_rope_head_dim": 8,
+    "swa_head_dim": 24,
+    "swa_v_head_dim": 20,
+}
+_QWEN4 = (
+    _without(_MOE, "intermediate_size")
+    | _DELTA
+    | {
+        "num_hidden_layers": 4,
+        "shared_expert_intermediate_size": 48,
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 32,
+        "indexer_compress_ratio": 4,
+        "ple_layer_ids": [1],
+        "ngram_size": 3,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 50,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    }
+)
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -162,6 +246,8 @@ class Tiny:
     task: str = "CausalLM"
     further: bool = False
     """Whether a layer for further tokens lies beside it, as Qwen's do; transformers leaves it out."""
+    runs: bool = True
+    """Whether the runtime knows its forward pass."""
     rounded: bool = False
     """Whether its GGUF holds rounded products, so that its logits are only near."""
 
@@ -349,6 +435,18 @@ MODELS: dict[str, Tiny] = {
         _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "indexer_types": ["full", "shared"]},
         "bfloat16",
     ),
+    "deepseek-v4": Tiny("deepseek_v4", "deepseek4", _DEEPSEEK4, "bfloat16", runs=False),
+    "glm-5-next": Tiny("glm5_next", "glm5-next", _GLM5_NEXT, "bfloat16", "ImageTextToText", runs=False),
+    "hy-v4-transformers": Tiny(
+        "hy_v4",
+        "hy_v4",
+        _without(_LATENT, "first_k_dense_replace")
+        | {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "hc_mult": 2},
+        "bfloat16",
+        runs=False,
+    ),
+    "dots3-transformers": Tiny("dots3_note_text", "dots3note", _DOTS3, "bfloat16", runs=False),
+    "qwen4-exp": Tiny("qwen4_exp_text", "qwen4exp", _QWEN4, "bfloat16", runs=False),
     "llama4": Tiny(
         "llama4_text",
         "llama4",

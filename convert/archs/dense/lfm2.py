@@ -19,7 +19,7 @@ _attn = _at + "self_attn."
 
 _ff = _at + "feed_forward."
 
-_KINDS = ("conv", "full_attention")
+_KINDS = ("conv", "full_attention", "sliding_attention")
 
 
 def _layers(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
@@ -30,7 +30,7 @@ def _layers(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         kinds = ["full_attention" if i in full else "conv" for i in range(n_layer)]
     if unknown := [kind for kind in kinds if kind not in _KINDS]:
         raise Unsupported(f"config.json: layer_types has {unknown[0]!r:.60}; known: {', '.join(_KINDS)}")
-    heads = [dims["n_head_kv"] if kind == "full_attention" else 0 for kind in kinds[:n_layer]]
+    heads = [0 if kind == "conv" else dims["n_head_kv"] for kind in kinds[:n_layer]]
     own["attention.head_count_kv"] = np.asarray(heads, np.int32)
 
 
@@ -38,12 +38,19 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _layers(own, config, dims)
     if "Lfm2BidirectionalModel" in (config.get("architectures") or ()):
         own["attention.causal"] = False
+    if _decodes(config):
+        own["attention.sliding_window"] = np.uint32(config["sliding_window"])
     if config.get("block_auto_adjust_ff_dim", True):  # two thirds, in multiples
         width = int(2 * dims["n_ff"] / 3)
         if (times := config.get("block_ffn_dim_multiplier", 1.0)) is not None:
             width = int(times * width)
         unit = int(config.get("block_multiple_of", 256))
         own["feed_forward_length"] = np.uint32(unit * ((width + unit - 1) // unit))
+
+
+def _decodes(config: Mapping[str, Any]) -> bool:
+    """Whether it is the part of LFM2.5 Audio that makes sound of codes."""
+    return "Lfm25AudioTokenizer" in (config.get("architectures") or ())
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -54,6 +61,9 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["block_auto_adjust_ff_dim"] = False
     if own.get("attention.causal") is False:
         config["architectures"] = ["Lfm2BidirectionalModel"]
+    if dims["n_backbone"]:
+        config["architectures"] = ["Lfm25AudioTokenizer"]
+        config["sliding_window"] = dims["window"]
 
 
 def _mlp(when: str = "") -> Any:
@@ -73,6 +83,7 @@ LFM2 = Architecture(
         HfName("LFM2ForCausalLM", "lfm2"),
         HfName("Lfm2Model", "lfm2"),
         HfName("Lfm2BidirectionalModel", "lfm2"),
+        HfName("Lfm25AudioTokenizer", "lfm2"),
     ),
     keys=keys("""
         block_count                       u32   num_hidden_layers
@@ -85,11 +96,14 @@ LFM2 = Architecture(
         attention.layer_norm_rms_epsilon  f32   norm_eps                  1e-5
         vocab_size                        u32   vocab_size
         shortconv.l_cache                 u32   conv_L_cache              3
+        embedding_length_out              u32   output_size
     """),
     rows=(
         row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
         row("token_embd_norm.weight", "{p}embedding_norm.weight", "n_embd"),
         row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings"),
+        row("dense_2.weight", "lin.weight", "n_backbone, n_embd", when="n_backbone", optional=_decodes),
+        row("dense_2.bias", "lin.bias", "n_backbone", when="n_backbone", optional=_decodes),
         row("blk.{i}.attn_norm.weight", _at + "operator_norm.weight", "n_embd"),
         row(
             "blk.{i}.shortconv.conv.weight",
@@ -109,12 +123,16 @@ LFM2 = Architecture(
         row("blk.{i}.ffn_norm.weight", _at + "ffn_norm.weight", "n_embd"),
         *_mlp(),
     ),
+    prefixes=("model.", "", "language_model.model.", "model.language_model.", "lfm."),
+    dropped=(r".*\.rotary_emb\.inv_freq", r"istft\.window"),
+    unplaced=(r"emb\.emb\..*",),
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
+    dense={"dense_2": ("1_Dense", "", "embedding_length_out")},
     decoder={"output_norm": "token_embd_norm", "activation_key": ""},
     reads="layer_types full_attn_idxs block_auto_adjust_ff_dim block_ffn_dim_multiplier block_multiple_of"
-    " intermediate_size",
+    " intermediate_size sliding_window",
     inert="block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu"
     " block_use_xavier_init conv_dim conv_dim_out conv_use_xavier_init num_heads use_pos_enc theta",
     fixed={"conv_bias": False},
@@ -126,6 +144,7 @@ _when = "i >= n_dense"
 LFM2_MOE = LFM2.variant(
     "lfm2moe",
     HfName("Lfm2MoeForCausalLM", "lfm2_moe"),
+    drop=("dense_2.weight", "dense_2.bias", "embedding_length_out"),
     keys=keys("""
         feed_forward_length               u32   intermediate_size
         expert_count                      u32   num_experts

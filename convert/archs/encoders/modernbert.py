@@ -26,8 +26,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     rebuild(config, own, dims)
-    pattern = own.get("attention.sliding_window_pattern", 3)
-    config["global_attn_every_n_layers"] = int(pattern) if isinstance(pattern, int | np.integer) else 3
+    if isinstance(every := own.get("attention.sliding_window_pattern"), int | np.integer):
+        config["global_attn_every_n_layers"] = int(every)
     scaled = config.pop("rope_scaling", None) or {}  # of the layers without a window
     config["rope_parameters"] = {
         "full_attention": {"rope_type": "default", "rope_theta": float(own["rope.freq_base"])} | scaled,

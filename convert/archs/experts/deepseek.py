@@ -37,7 +37,10 @@ _by_depth = f"({_lite}) and not q_lora or q_lora and not ({_lite})"
 _nope = f"nope - ({_rope})"
 
 
-_THIRD = ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "kimi_vl", "kimi_k2", "kimi_k25")
+_THIRD = (
+    *("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "kimi_vl", "kimi_k2", "kimi_k25", "hy_v4"),
+    *("dots3_note", "dots3_note_text"),
+)
 """Types of models that choose their experts as V3 does."""
 
 

@@ -14,7 +14,7 @@ from llmconv.convert.tables.ops import Dims
 from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}.self_attn.indexer."
-_KEYS = keys("""
+INDEXER_KEYS = keys("""
     attention.indexer.head_count      u32   index_n_heads
     attention.indexer.key_length      u32   index_head_dim
     attention.indexer.top_k           u32   index_topk
@@ -24,7 +24,7 @@ _KEYS = keys("""
 _further = "i >= n_layer - n_nextn"
 
 
-def _indexer(when: str, optional: bool = False) -> Any:
+def indexer(when: str, optional: bool = False) -> Any:
     """Rows of an indexer; it has a LayerNorm, whose epsilon is always 1e-6."""
     rows = (
         ("attn_q_b.weight", "wq_b.weight", "index_heads * index_dim, q_lora"),
@@ -39,8 +39,12 @@ def _indexer(when: str, optional: bool = False) -> Any:
     )
 
 
-_ROWS = (*_indexer(f"index_full and not ({_further})"), *_indexer(_further, optional=True))
+_ROWS = (*indexer(f"index_full and not ({_further})"), *indexer(_further, optional=True))
 """Layers for further tokens may have one."""
+
+
+LATENT_QUERIES = Loader(refused=("blk.{i}.attn_q.weight",))
+"""Queries come of a latent in all that llama.cpp loads."""
 
 
 def _back_to(cls: str, model_type: str) -> Any:
@@ -55,13 +59,14 @@ def _back_to(cls: str, model_type: str) -> Any:
 DEEPSEEK32 = DEEPSEEK2.variant(
     "deepseek32",
     HfName("DeepseekV32ForCausalLM", "deepseek_v32"),
-    keys=_KEYS,
+    keys=INDEXER_KEYS,
     rebuild=_back_to("DeepseekV32ForCausalLM", "deepseek_v32"),
     inert="layer_types",
+    loader=LATENT_QUERIES.more(Loader(needed=tuple(f"{r.gguf[0]} if {_further}" for r in indexer(_further)))),
 ).extended(_ROWS)
 
 
-def _kinds(config: Mapping[str, Any], count: int) -> list[bool]:
+def kinds_of_indexers(config: Mapping[str, Any], count: int) -> list[bool]:
     """Which layers have an indexer of their own; the others see what that of an earlier layer chose."""
     stated = config.get("indexer_types") or config.get("index_topk_pattern")
     if stated is None:
@@ -74,7 +79,7 @@ def _kinds(config: Mapping[str, Any], count: int) -> list[bool]:
 
 def _finish_glm(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     assert DEEPSEEK2.finish is not None
-    kinds = _kinds(config, min(dims["n_layer"], 1 << 16))
+    kinds = kinds_of_indexers(config, min(dims["n_layer"], 1 << 16))
     DEEPSEEK2.finish(own, config, dims)
     own["attention.indexer.types"] = np.asarray(kinds, np.bool_)
 
@@ -91,13 +96,13 @@ def _rebuild_glm(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
 GLM_DSA = DEEPSEEK2.variant(
     "glm-dsa",
     HfName("GlmMoeDsaForCausalLM", "glm_moe_dsa"),
-    keys=_KEYS,
+    keys=INDEXER_KEYS,
     finish=_finish_glm,
     rebuild=_rebuild_glm,
-    decoder={"latent_eps": 1e-6},
+    decoder={"latent_eps": 1e-6, "indexer_rope": "pairs"},
     reads="indexer_types index_topk_pattern index_topk_freq index_skip_topk_offset",
     inert="layer_types",
-    loader=Loader(pieces={"latent_eps": 0.0}),
+    loader=LATENT_QUERIES.more(Loader(pieces={"latent_eps": 0.0})),
 ).extended(_ROWS)
 
 ARCHITECTURES = (DEEPSEEK32, GLM_DSA)

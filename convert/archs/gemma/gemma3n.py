@@ -21,7 +21,7 @@ from llmconv.convert.archs.gemma.gemma4 import (
 )
 from llmconv.convert.archs.parts import EMBEDDINGS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
-from llmconv.convert.tables.loader import Loader
+from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Padded, Stack
 from llmconv.convert.tables.windows import PATTERN
 
@@ -128,7 +128,7 @@ GEMMA3N = Architecture(
     fixed={"altup_correct_scale": True},
     loader=Loader(
         pieces={"lends_last_two": True, "cut_layers": 10, "lends_from": 20},
-        refused=tuple(f"blk.{{i}}.attn_{part}.bias" for part in ("q", "k", "v", "output")),
+        refused=OUT_BIAS,
         unread=("attention.shared_kv_layers", "laurel_rank", "activation_sparsity_scale", "altup.active_idx"),
         needed=tuple(f"blk.{{i}}.attn_{part}.weight" for part in ("k", "v", "k_norm")),
         wants={

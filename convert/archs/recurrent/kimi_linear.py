@@ -42,7 +42,7 @@ def _attending(config: Mapping[str, Any], n_layer: int) -> list[bool]:
     return [kind == "full_attention" for kind in kinds[:n_layer]]
 
 
-def _dense(config: Mapping[str, Any]) -> int:
+def dense_layers(config: Mapping[str, Any]) -> int:
     """How many layers come before those with experts."""
     kinds = config.get("mlp_layer_types")
     if not isinstance(kinds, list):
@@ -65,7 +65,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own.pop("expert_weights_norm", None)
     if own.get("expert_group_count", 1) == 1:
         own.pop("expert_group_count", None)
-    own["leading_dense_block_count"] = np.uint32(_dense(config))
+    own["leading_dense_block_count"] = np.uint32(dense_layers(config))
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
+from llmconv.convert.vocab.model import same_value
 from llmconv.errors import cut
 from llmconv.formats.gguf.gguf_values import encode_value
 
@@ -52,7 +53,9 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
         lost[key] = value
     if not lost:
         return {}, []
-    other = [key for key in lost if key in again and key.startswith(f"{prefix}.")]
+    other = [
+        key for key in lost if key in again and key.startswith(f"{prefix}.") and not same_value(lost[key], again[key])
+    ]
     notes = [f"config.json does not say what {', '.join(other)} of the GGUF says; correct it by hand"] if other else []
     unsaid = [k for k in lost if again and k not in again and k.startswith(f"{prefix}.") and not _harmless(k, lost[k])]
     if unsaid:

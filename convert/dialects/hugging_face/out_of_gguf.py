@@ -13,6 +13,7 @@ from llmconv.convert import archs, cards, further
 from llmconv.convert.dialects import carried, own_names
 from llmconv.convert.dialects.hugging_face import (
     absent,
+    dense,
     disguise,
     edited,
     foreign_keys,
@@ -70,6 +71,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out = checkpoint.derived("hf")
     out.info |= target.kept(metadata)
     out.metadata = carried.kept_metadata(metadata, where)
+    layers, behind, new = dense.given(checkpoint, arch)
+    checkpoint = checkpoint.but(tensors={n: t for n, t in checkpoint.tensors.items() if n not in behind})
     given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
@@ -87,12 +90,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
     notes += [*strangers.keep_list(out.metadata, others, set(scales)), *fused.keep_list(out.metadata, given.fused)]
-    out.files = dict(folder_files(arch, checkpoint, dims, given.rows, out, notes))
+    out.files = {**dict(folder_files(arch, checkpoint, dims, given.rows, out, notes)), **layers}
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
     notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
-    pooled, said = pooling.files_of(metadata, out, arch.gguf)
+    pooled, said = pooling.files_of(metadata, out, arch, new)
     out.files |= pooled
     notes += said
     again = as_edited(arch, metadata, out, notes)

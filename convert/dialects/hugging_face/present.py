@@ -28,10 +28,16 @@ def unknown_tensors(where: str, arch: Architecture, names: list[str]) -> Unknown
 
 def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without layers for further tokens, which it states of many models that come without them."""
+    if "DeepseekV4DSparkModel" in (config.get("architectures") or ()):
+        return _stages(config, tensors)
     first = f"layers.{config.get('num_hidden_layers')}."
     there = any(first in name or name.startswith("mtp.") for name in tensors)
     if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
+    if any(name.endswith(".mlp.up_gated_layer.weight") for name in tensors):  # Jina's later BERTs, which state it not
+        return Settings({**config, "up_gated_layer": True})
+    if any(name.endswith("model.mtp.embed_tokens.weight") for name in tensors):  # dots 3's, which no setting states
+        return Settings({**config, "num_nextn_predict_layers": 1})
     further = {  # what Qwen, and behind "model." MiMo, call them
         name.partition("mtp.layers.")[2].split(".")[0]
         for name in tensors
@@ -40,6 +46,14 @@ def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     if further or config.get("mtp_num_hidden_layers"):
         return Settings({**config, "mtp_num_hidden_layers": len(further)})
     return config
+
+
+def _stages(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """A draft's settings, which are its model's, with how many layers it has itself, and the rank of its chain."""
+    numbers = [int(n) for name in tensors if (n := name.removeprefix("mtp.").partition(".")[0]).isdecimal()]
+    chain = next((t for name, t in tensors.items() if name.endswith("markov_head.markov_w1.weight")), None)
+    rank = {} if chain is None or len(chain.shape) != 2 else {"dspark_markov_rank": chain.shape[1]}
+    return Settings({**config, **rank, "num_hidden_layers": 1 + max(numbers, default=-1)})
 
 
 def never_said(folder: Checkpoint) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from llmconv.convert.tables.config import Settings, normalized, read_config
 from llmconv.convert.vocab.read.folder import NAMES
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["aimed", "is_draft", "keep", "kept", "with_target"]
+__all__ = ["aimed", "is_draft", "keep", "kept", "own_draft", "with_target"]
 
 _TARGET = "target"
+_WITH_DRAFTS = {"DeepseekV4ForCausalLM": "DeepseekV4DSparkModel"}
+"""Classes of models whose folders may hold a draft, and its class."""
 _SETTINGS = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
@@ -47,6 +49,17 @@ def aimed(draft: Checkpoint, target: Path) -> Checkpoint:
     made = draft.but(files={**words, **draft.files})
     made.info[_TARGET] = said
     return made
+
+
+def own_draft(folder: Checkpoint) -> Checkpoint:
+    """The draft (DSpark) that lies beside a model in its own folder, under its tokenizer; any other folder as it is."""
+    config = read_config(folder) if folder.dialect == "hf" else {}
+    cls = _WITH_DRAFTS.get(str(next(iter(config.get("architectures") or ()), "")))
+    if cls is None or not config.get("dspark_block_size"):
+        return folder
+    beside = {name: tensor for name, tensor in folder.tensors.items() if name.startswith("mtp.")}
+    said = json.dumps({**config, "architectures": [cls]}, indent=2, ensure_ascii=False).encode() + b"\n"
+    return folder.but(tensors=beside, files={**folder.files, "config.json": said})
 
 
 def with_target(config: dict[str, Any], folder: Checkpoint) -> dict[str, Any]:

@@ -8,19 +8,35 @@ and say so.  Sizes are expressions over the model's dimensions ("n_head * head_d
 from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
-from llmconv.convert.tables.ops.joins import Concat, Inverse, Only, Split, Stack, Twice
-from llmconv.convert.tables.ops.numbers import Backwards, Exp, NegativeExp, Offsets, PackMxfp4, Rounds, Shift, Softplus
-from llmconv.convert.tables.ops.rows import Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
+from llmconv.convert.tables.ops.folds import BatchNorm, Slabs
+from llmconv.convert.tables.ops.joins import Chunks, Concat, Inverse, Only, Split, Stack, Twice
+from llmconv.convert.tables.ops.numbers import (
+    Backwards,
+    Exp,
+    Narrowed,
+    NegativeExp,
+    Offsets,
+    PackMxfp4,
+    Product,
+    Rounds,
+    Shift,
+    Softplus,
+)
+from llmconv.convert.tables.ops.rows import ByAxis, Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
 from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transpose
 
 __all__ = [
     "Backwards",
+    "BatchNorm",
+    "ByAxis",
+    "Chunks",
     "Concat",
     "Dims",
     "Exchanged",
     "Exp",
     "Inverse",
     "Led",
+    "Narrowed",
     "NegativeExp",
     "Offsets",
     "Only",
@@ -29,10 +45,12 @@ __all__ = [
     "Padded",
     "PartHalves",
     "Parts",
+    "Product",
     "Reshape",
     "Rounds",
     "Shift",
     "Size",
+    "Slabs",
     "Softplus",
     "Split",
     "Stack",

@@ -16,7 +16,7 @@ from llmconv.formats.moving.rows import join, take
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Concat", "Inverse", "Only", "Split", "Stack", "Twice", "gathered"]
+__all__ = ["Chunks", "Concat", "Inverse", "Only", "Split", "Stack", "Twice", "gathered"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,24 @@ class Stack(Op):
             each = math.prod(rest[:-1])
             out += [take(whole, i * each, each, tuple(rest)) for i in range(n)]
         return tuple(out)
+
+
+@dataclass(frozen=True)
+class Chunks(Op):
+    """Tensors with as many rows each, but for the last, which may have fewer -> one: a table in `count` files."""
+
+    rows: Size
+    count: Size
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return (join(parts, (evaluate(self.rows, dims), parts[0].row_len)),)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        count = max(evaluate(self.count, dims), 1)
+        step = -(-whole.n_rows // count)
+        sizes = [max(0, min(step, whole.n_rows - i * step)) for i in range(count)]
+        return tuple(take(whole, i * step, size, (size, whole.row_len)) for i, size in enumerate(sizes))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
-from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.tensor import Tensor
+from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["Backwards", "Exp", "NegativeExp", "Offsets", "PackMxfp4", "Rounds", "Shift", "Softplus"]
+__all__ = [
+    "Backwards",
+    "Exp",
+    "Narrowed",
+    "NegativeExp",
+    "Offsets",
+    "PackMxfp4",
+    "Product",
+    "Rounds",
+    "Shift",
+    "Softplus",
+]
 
 
 class Rounds(Op):
@@ -202,6 +214,93 @@ class Backwards(Op):
             return values.reshape(stop - start, -1)
 
         return dataclasses.replace(tensor, read=read, extent=None)
+
+
+@dataclass(frozen=True)
+class Product(Op):
+    """Two vectors -> each number of the one times that of the other, in float32; the second may be a matrix of one row.
+
+    Undone, the first is all ones; the record is the bytes of both, and of a check of what they gave.
+    """
+
+    row: bool = False
+    stored_as = block.by_name("F32")
+    exact = False
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        one, other = parts
+
+        def read(start: int, stop: int) -> Bytes:
+            a, b = (part.numpy().reshape(1, -1).astype(np.float32) for part in (one, other))
+            return (a * b).view(np.uint8)[start:stop]
+
+        return (Tensor(one.name, one.shape, plain.F32, read),)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        (product,) = parts
+        ones = Tensor(
+            product.name,
+            product.shape,
+            plain.F32,
+            lambda a, b: np.ones((b - a, product.row_len), np.float32).view("u1"),
+        )
+        return ones, product.reshaped((1, *product.shape)) if self.row else product
+
+    def all_lost(self, parts: Parts, dims: Dims) -> tuple[Any, ...]:
+        check = self._check(self.apply(parts, dims)[0])
+        return tuple(
+            np.concatenate([check, np.ascontiguousarray(part.blocks()).reshape(-1).view(np.uint8)]) for part in parts
+        )
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
+        size = 4 + tensor.n_rows * tensor.row_bytes
+        fits = isinstance(record, np.ndarray) and record.dtype == np.uint8 and record.size == size
+        if not fits or not np.array_equal(record[:4], self._check(moved)):
+            return tensor
+        kept = record[4:].reshape(tensor.n_rows, -1)
+        return dataclasses.replace(tensor, read=lambda a, b: kept[a:b], extent=None)
+
+    @staticmethod
+    def _check(product: Tensor) -> NDArray[np.uint8]:
+        crc = zlib.crc32(product.numpy().astype("<f4").tobytes())
+        return np.frombuffer(crc.to_bytes(4, "little"), np.uint8)
+
+
+@dataclass(frozen=True)
+class Narrowed(Op):
+    """Whole numbers of eight bytes -> of four (which experts a word has); what had four comes back with four."""
+
+    stored_as = block.by_name("I32")
+    exact = False
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._cast(p, block.by_name("I32")) for p in parts)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return tuple(self._cast(p, block.by_name("I64")) for p in parts)
+
+    def lost(self, tensor: Tensor, dims: Dims) -> NDArray[Any] | None:
+        return np.zeros(1, np.uint8) if tensor.type is self.stored_as else None
+
+    def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
+        return self._cast(tensor, self.stored_as)
+
+    def _cast(self, tensor: Tensor, kind: BlockClass) -> Tensor:
+        if tensor.type.name not in ("I32", "I64"):
+            raise Unsupported(f"tensor {tensor.name!r} is {tensor.type.name}, expected whole numbers: I64 or I32")
+        own, wanted = tensor.type.dtype, kind.dtype
+        assert own is not None and wanted is not None
+
+        def read(start: int, stop: int) -> Bytes:
+            values = tensor.read(start, stop).view(own)
+            out = values.astype(wanted)
+            if (out != values).any():
+                raise BadFile(
+                    f"tensor {tensor.name!r} holds {values[out != values][0]}, which is no number of an expert"
+                )
+            return out.view(np.uint8)
+
+        return tensor if kind is tensor.type else dataclasses.replace(tensor, type=kind, read=read, extent=None)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from settings_walk import TYPES, attention_of, built, other_values, ours, reference, settings_of
+from settings_walk import RUN, TYPES, attention_of, built, other_values, ours, reference, settings_of
 from tiny_models import MODELS, Tiny, automatic
 
 import llmconv
@@ -47,7 +47,7 @@ def _by_keys_alone(checkpoint: Checkpoint, tiny: Tiny, folder: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", RUN)
 def test_every_setting_is_honoured_refused_or_named(model_type: str, tmp_path: Path) -> None:
     tiny = MODELS[TYPES[model_type]]
     tried = [
@@ -62,7 +62,7 @@ def test_every_setting_is_honoured_refused_or_named(model_type: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", RUN)
 def test_settings_without_effect_have_none(model_type: str, tmp_path: Path) -> None:
     """All at once: what is in the list of those that change nothing changes nothing."""
     changes: dict[str, Any] = {}
