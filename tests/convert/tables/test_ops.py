@@ -101,7 +101,7 @@ def test_a_product_gives_its_factors_back() -> None:
         (made,) = op.apply(parts, DIMS)
         want = parts[0].numpy().astype(np.float32) * parts[1].numpy().reshape(-1).astype(np.float32)
         assert np.array_equal(made.numpy(), want)
-        records = op.losses(parts, DIMS)
+        records = op.all_lost(parts, DIMS)
         for tensor, original, record in zip(op.undo((made,), DIMS), parts, records, strict=True):
             back = op.restored(tensor.astype(original.type), made, record, DIMS)
             assert same(back, original)
