@@ -36,8 +36,7 @@ def fits(model: Model, cache: Cache) -> bool:
         and decoder.causal
         and decoder.layers_alone
         and _present(model) <= _ENDS
-        and all(_fits_layer(block.spec) and _present(block) <= _PIECES for block in model.blk)
-        and all(_complete(block) for block in model.blk)
+        and all(isinstance(block, Block) and _fits_block(block) for block in model.blk)
         and all(_plain(module) for module in model.modules())
         and _untouched(cache)
     )
@@ -46,6 +45,10 @@ def fits(model: Model, cache: Cache) -> bool:
 def _present(module: nn.Module) -> set[str]:
     found = {name for name, part in module._modules.items() if part is not None}
     return found | {name for name, part in module._parameters.items() if part is not None}
+
+
+def _fits_block(block: Block) -> bool:
+    return _fits_layer(block.spec) and _present(block) <= _PIECES and _complete(block)
 
 
 def _fits_layer(layer: Layer) -> bool:

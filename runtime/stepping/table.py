@@ -45,6 +45,7 @@ class Table:
         self.x, self.logits = np.zeros(decoder.dim, np.float32), np.zeros(decoder.vocab_size, np.float32)
         self._put(steps.START)
         for block in model.blk:
+            assert isinstance(block, Block)
             self._layer(block)
         normed = self._normed(getattr(model, decoder.output_norm), _at(self.x), decoder.dim)
         head = model.token_embd if model.output is None else model.output

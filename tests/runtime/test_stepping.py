@@ -28,7 +28,7 @@ from llmconv.runtime.generate import _tokens
 from llmconv.runtime.linear import Linear
 from llmconv.runtime.sampling import Sampling, generator_of
 from llmconv.runtime.stepping.inputs import TABLE, code, kind_of
-from llmconv.runtime.stepping.stepper import stepper
+from llmconv.runtime.stepping.stepper import LATE, STAY, TRIAL, _together, stepper
 from llmconv.runtime.stepping.table import Table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,6 +209,23 @@ def test_a_thread_that_comes_when_all_is_over_goes_again(two_threads: None) -> N
     for job in [products.workers().submit(lambda: None) for _ in range(4)]:
         job.result(10)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_where_one_comes_late_the_faster_way_is_gone_for_a_while(faster: bool) -> None:
+    pace = _together()
+    helped = [next(pace)]
+
+    def token(naps: int) -> None:
+        helped.append(pace.send((1.0 if helped[-1] == faster else 2.0, naps)))
+
+    for naps in (0, 0, LATE - 1, LATE):
+        token(naps)
+    for _ in range(2 * TRIAL + STAY):
+        token(LATE)
+    assert helped[:5] == [True] * 5
+    assert helped[4 : 4 + 2 * TRIAL] == [True] * TRIAL + [False] * TRIAL
+    assert helped[4 + 2 * TRIAL :] == [faster] * STAY + [True]  # and asks again
 
 
 def test_greedy_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
