@@ -105,7 +105,8 @@ def _inverse_root(h: NDArray[np.float64]) -> Floats:
 
     H turned round is L L'; L turned is upper triangular, R, and H is R R', so that U is the inverse of R.
     """
-    return np.ascontiguousarray(_upper_inverse(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]), np.float32)
+    low: NDArray[np.float64] = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float64, copy=False)
+    return np.ascontiguousarray(_upper_inverse(low[::-1, ::-1]), np.float32)
 
 
 def _upper_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]:

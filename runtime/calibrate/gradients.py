@@ -200,7 +200,7 @@ class _Gathering:
         if not name_of_experts(name):
             self.tokens.setdefault(name, []).append(flat.square().mean(-1).cpu())
         if name not in self.rows:
-            self.rows[name] = self.room.pop(name, None) or _squares(flat.shape[-1])
+            self.rows[name] = self.room.pop(name, []) or _squares(flat.shape[-1])
         for sums, group in zip(self.rows[name], row_groups(flat.shape[-1]), strict=True):
             add_moments(sums, flat[:, group])
 

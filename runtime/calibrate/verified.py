@@ -75,9 +75,9 @@ class Verified:
         worse = self._worse(checkpoint, kinds, made, jobs, progress)
         plain = _plain(checkpoint, kinds, made)
         mixed = {name: plain[name] if name in worse else found for name, found in made.items()}
-        kept, before = (self._kld(checkpoint, kinds, ready, progress) for ready in (mixed, plain))
-        said = f"KL divergence on the text to verify by: {kept:.4g}, rounded plainly {before:.4g}"
-        if not kept < before:
+        now, before = (self._kld(checkpoint, kinds, ready, progress) for ready in (mixed, plain))
+        said = f"KL divergence on the text to verify by: {now:.4g}, rounded plainly {before:.4g}"
+        if not now < before:
             self.notes.append(f"{said}; everything is rounded plainly, for the calibration does not help there")
             return plain
         self.notes.append(said)
