@@ -115,6 +115,7 @@ def repacked(
     def beside() -> Mapping[str, Tensor]:
         return to_gguf(floats.but(tensors=decoded)).tensors
 
+    records: Mapping[str, Tensor]
     try:
         records = to_gguf(floats.but(tensors=said)).tensors
     except LlmconvError:  # of columns that are moved
@@ -217,13 +218,13 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
 class Pair:
     """A tensor as it is in a file, at an offset, and what it must say: a record, or floats.
 
-    decoded: gives what it must decode to, should its record be another.
+    decoded: gives what all tensors must decode to, by name, should its record be another.
     """
 
     tensor: Tensor
     want: Tensor
     offset: int
-    decoded: Callable[[], Tensor]
+    decoded: Callable[[], Mapping[str, Tensor]]
 
     def compared(self, descriptor: int, start: int, stop: int) -> None:
         """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
@@ -238,7 +239,7 @@ class Pair:
             found = record_for(dataclasses.replace(self.tensor, read=read, extent=None), kind)
             if found is not None and equal(found, want, start, stop):
                 return
-            want = self.decoded()
+            want = self.decoded()[self.tensor.name]
         expected = want.rows(start, stop)
         got = kind.decode(read(start, stop)).astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
         if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):

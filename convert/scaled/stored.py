@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,8 @@ class Stored(Scheme):
         half = 1 << ((layer.settings.bits(layer.weight) or 8) - 1)
         narrow = table is None and 1 < half < 128
 
-        def codes(start: int, stop: int) -> NDArray[np.int8] | NDArray[np.uint8]:
-            found = stored.blocks(start, stop).view(np.uint8 if table is not None else np.int8)
+        def codes(start: int, stop: int) -> NDArray[Any]:
+            found: NDArray[Any] = stored.blocks(start, stop).view(np.uint8 if table is not None else np.int8)
             if narrow and found.size and not -half <= found.min() <= found.max() < half:
                 raise BadFile(
                     f"{layer.settings.where}: tensor {cut(stored.name)} has numbers from {found.min()} to "

@@ -235,7 +235,7 @@ class _Passing(Exception):
 
 def _streamed(session: Any, url: str, headers: dict[str, str]) -> Any:
     """An answer whose body is read as it comes, of httpx's or requests' session."""
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):  # requests' has a setting of that name
         return session.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True)
     return session.get(url, headers=headers, timeout=_TIMEOUT, stream=True)
 
