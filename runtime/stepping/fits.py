@@ -27,7 +27,7 @@ _SCALINGS = ("none", "linear", "yarn")
 _DECODER = (
     *("arch", "dim", "vocab_size", "context_length", "norm", "layers", "shapes", "positions", "position_offset"),
     *("behind_eps", "qk_norm", "output_norm", "weightless", "embed_scale", "residual_scale", "logit_scale"),
-    *("final_softcap", "head_norm", "silent", "ends", "passes_float16"),
+    *("final_softcap", "head_norm", "silent", "ends", "passes_float16", "layer_words"),
 )
 _ATTENTION = ("n_head", "n_head_kv", "head_dim", "value_dim", "scale", "window", "rope")
 _GATES = ("none", "apart", "fused")
