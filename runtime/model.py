@@ -70,9 +70,9 @@ class Block(LayerPieces):
             self.shortconv = Pieces()
             for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
                 self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
+        if self.spec.attention.indexing:
+            self.indexer = Pieces()
         for name in self.spec.attention.indexing:
-            if self.indexer is None:
-                self.indexer = Pieces()
             full = f"blk.{index}.indexer.{name}"
             if f"{full}.bias" in decoder.shapes:  # a LayerNorm, whose epsilon no file states
                 made: nn.Module = Norm(NormSpec("layer", 1e-6), decoder.shapes[f"{full}.weight"], bias=True)

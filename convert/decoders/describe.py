@@ -11,6 +11,7 @@ from llmconv.convert.decoders.reader import Reader
 from llmconv.convert.decoders.recurrent import CELL, recurrent
 from llmconv.convert.decoders.shared import Shared
 from llmconv.convert.decoders.side import alone
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -28,7 +29,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     Raises `BadFile` when keys or tensors contradict each other, `Unsupported` for an architecture without a table.
     """
     arch = checkpoint.metadata.get("general.architecture")
-    where, checkpoint = checkpoint.source or "this model", alone(checkpoint)
+    where, checkpoint = checkpoint.source or "this model", alone(with_ones(checkpoint))
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
     read = Reader(checkpoint, arch)

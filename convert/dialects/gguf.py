@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
@@ -54,6 +55,7 @@ def _check(checkpoint: Checkpoint) -> None:
     if arch is None or kind != "model" or not checkpoint.tensors or own_keys.is_plain(metadata):
         return
     arch.check_keys(metadata)
+    checkpoint = with_ones(checkpoint)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     dims = arch.dims_of({f"{name}.{key}": value for key, value in told.items()} | metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")

@@ -304,7 +304,8 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
     """A layer of floats, rounded to four bits, or for MLX to others, as a kind of folder has them.
 
     W4A16: to -8 … 7 steps of an eighth of the largest weight; W4A16_ASYM: to sixteen steps from the least weight to the
-    largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is.
+    largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is; in 2 or 3 bits also with 0 among them
+    and the larger end exact, as MLX rounds, where that is nearer to a group's weights.
     """
     mlx = kind.startswith("MLX")
     if group == 32 and kind != "W4A16_ASYM" and bits in (4, 5):
@@ -326,6 +327,8 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
                 other = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 15))
             else:
                 scale, other = _half((high - low) / np.float32(top), tensor.name), _half(low, tensor.name)
+                if bits < 4:
+                    scale, other = _about_zero(x, scale, other, top, tensor.name)
                 x = x - other[..., None]
             steps = np.nan_to_num(np.rint(x / scale[..., None]), nan=0, posinf=0, neginf=0)
         codes = np.clip(steps if mlx else steps + other[..., None], 0, top).astype(np.uint8)
@@ -339,6 +342,26 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
         tensor.name, tensor.shape, "rounded from floats", None, bits, lambda a, b: found(a, b)[0], group,
         lambda a, b: found(a, b)[1], zero, other if mlx else None,
     )  # fmt: skip
+
+
+def _about_zero(
+    x: NDArray[np.float32], scale: NDArray[np.float32], low: NDArray[np.float32], top: int, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and biases of groups (n, groups, weights): those given, or such that the end farther from 0 is said
+    exactly and so is 0, where the sum of squares is less."""
+    least, most = x.min(-1), x.max(-1)
+    end = np.where(np.abs(least) > np.abs(most), least, most)
+    step = np.where(end < 0, scale, -scale)
+    steps = np.rint(end / step)
+    other = _half(np.nan_to_num(np.where(steps == 0, step, end / steps)), name), _half(end, name)
+
+    def off(scale: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        whole = np.clip(np.nan_to_num(np.rint((x - bias[..., None]) / scale[..., None])), 0, top)
+        squares: NDArray[np.float32] = np.square(whole * scale[..., None] + bias[..., None] - x).sum(-1)
+        return squares
+
+    nearer = off(*other) < off(scale, low)
+    return np.where(nearer, other[0], scale), np.where(nearer, other[1], low)
 
 
 def _half(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:

@@ -113,9 +113,17 @@ def written(
             f"{why}; give the original model"
         )
     size = _group(layers, group, kind) if layers else 0
-    half = all(_all(layer, np.dtype(np.float16)) for layer in layers.values())
-    if not half and not all(_all(layer, plain.BF16.layout) for layer in layers.values()):
-        raise Unsupported(f"{checkpoint.where}: its scales are no float16 or bfloat16 numbers, as {kind} has them")
+    halves = {name for name, layer in layers.items() if _all(layer, np.dtype(np.float16))}
+    half = len(halves) == len(layers)
+    shorter = halves if half else {name for name, layer in layers.items() if _all(layer, plain.BF16.layout)}
+    if len(shorter) < len(layers):
+        odd = next(
+            (name for name in layers if name not in halves | shorter), next(n for n in layers if n not in shorter)
+        )
+        raise Unsupported(
+            f"{checkpoint.where}: scales of {cut(odd)} are not in the one type that {kind} has for all, float16 or "
+            "bfloat16; give the original model, or make a GGUF of it (REPACK)"
+        )
     scales: BlockClass = plain.F16 if half else plain.BF16
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():

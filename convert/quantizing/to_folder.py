@@ -18,13 +18,15 @@ from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import BadWeight, Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.checks import check_target
 from llmconv.formats.writing.stream import threads
-from llmconv.quant.block import by_name
+from llmconv.quant import plain
+from llmconv.quant.block import Bytes, by_name
 from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
+from llmconv.quant.nonfinite import first_nonfinite
 
 __all__ = ["CALIBRATED", "to_folder"]
 
@@ -81,6 +83,8 @@ def to_folder(
     if writing.dry_run:
         return result
     meter = writing.meter("quantize", model.nbytes)
+    if not writing.allow_nonfinite:
+        model = model.but(tensors={name: _finite(tensor, model.where) for name, tensor in model.tensors.items()})
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
     proof = ""
     if wants:
@@ -91,6 +95,27 @@ def to_folder(
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _finite(tensor: Tensor, where: str) -> Tensor:
+    """A tensor of floats that are computed, which refuses those that are no numbers when they are read."""
+    if tensor.extent is not None or tensor.type not in (plain.F32, plain.F16, plain.BF16):
+        return tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        raw = tensor.blocks(start, stop)
+        index = first_nonfinite(tensor.type.decode(raw))
+        if index is not None:
+            value = tensor.type.decode(raw).reshape(-1)[index]
+            raise BadWeight(
+                f"{where}: tensor {cut(tensor.name)}: row {start + index // max(1, tensor.row_len)} has a {value}; "
+                "repair the model, or let it through with --allow-nonfinite",
+                tensor=tensor.name,
+                value=float(value),
+            )
+        return raw
+
+    return dataclasses.replace(tensor, read=read)
 
 
 CALIBRATED = {"W4A16": "Q4_0", "MLX": "Q4_1", "MLX5": "Q5_1", "MXFP4A16": "MXFP4", MLX_MXFP4: "MXFP4"}
@@ -127,8 +152,8 @@ def _calibrated(
 
 
 def _fits(tensor: Tensor, block: BlockClass) -> bool:
-    plain = tensor.type.is_plain() and tensor.type.is_float
-    return plain and len(tensor.shape) > 1 and tensor.row_len % block.block_size == 0
+    floats = tensor.type.is_plain() and tensor.type.is_float
+    return floats and len(tensor.shape) > 1 and tensor.row_len % block.block_size == 0
 
 
 def _told(calibration: Rounder | None, made: Mapping[str, Made]) -> list[str]:

@@ -85,7 +85,7 @@ def scalar_keys(
     return keys, used
 
 
-def scalar_tensors(scalars: Iterable[Scalar], metadata: Mapping[str, Any], dims: Dims, prefix: str) -> Iterator[Tensor]:
+def scalar_tensors(scalars: Iterable[Small], metadata: Mapping[str, Any], dims: Dims, prefix: str) -> Iterator[Tensor]:
     """The way back: a float32 tensor for each number; `BadFile` where there are fewer than layers."""
     for scalar in scalars:
         names, value = scalar.names(dims, prefix), metadata.get(scalar.key)

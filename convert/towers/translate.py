@@ -7,10 +7,11 @@ rounds, tensors that llama.cpp leaves out.  config.json and what prepares pictur
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ __all__ = [
 
 SMALL = 64 << 10
 """Bytes of a tensor without a place that is kept among the keys; a larger one is a tensor under its own name."""
+_LONGEST = 63
+"""Bytes of a tensor's name that llama.cpp can hold; a kept one with a longer name gets a number in letters."""
+_SHORT = "kept."
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -132,7 +136,8 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
     unknown = [name for name in extra if name not in kept and name not in derived]
     refuse_parts(where, unknown, used)
     notes += _left_out(where, tower, {new: name for name, new in names.items()}, unknown, derived, strict)
-    used.update(_keep(out, exact, kept))
+    brief = _brief(kept)
+    used.update(_keep(out, exact, kept, brief))
     about, said = general(half, config, out, "mmproj")
     types = Counter(t.type.name for t in out.tensors.values() if is_typical(t, tower.projector))
     about["general.file_type"] = np.uint32(number_of(types.most_common(1)[0][0] if types else "F32") or 0)
@@ -141,7 +146,7 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
         out.metadata[own_keys.NAME] = name
     known = {name: new for name, new in names.items() if new in used}
     out.metadata[own_keys.DTYPES] = carried.keep_dtypes({new: tensors[new] for new in known.values()})
-    disguise.keep_names(out.metadata, known)
+    disguise.keep_names(out.metadata, known, {brief[new]: name for name, new in known.items() if new in brief})
     out.metadata |= exact
     prepared = {name: half.files[name] for name in ("config.json", *_PROCESSORS) if name in half.files}
     notes += carried.keep_files(out.metadata, half.but(files=prepared))
@@ -169,13 +174,19 @@ def _matches(patterns: tuple[str, ...], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _keep(out: Checkpoint, own: dict[str, Any], kept: Mapping[str, Tensor]) -> Iterator[str]:
+def _brief(names: Iterable[str]) -> dict[str, str]:
+    """Names that llama.cpp can hold in place of longer ones: letters, as digits would be taken for a layer's."""
+    letters = map("".join, itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=3))
+    return {name: _SHORT + next(letters) for name in names if len(name.encode()) > _LONGEST}
+
+
+def _keep(out: Checkpoint, own: dict[str, Any], kept: Mapping[str, Tensor], brief: Mapping[str, str]) -> Iterator[str]:
     """Put tensors that llama.cpp leaves out among the keys, or beside the others under their own names."""
     small = {name: tensor for name, tensor in kept.items() if tensor.nbytes <= SMALL or not tensor.shape}
     carried.keep_tensors(own, small)
     for name, tensor in kept.items():
         if name not in small:
-            out.add(tensor.renamed(name))
+            out.add(tensor.renamed(brief.get(name, name)))
         yield name
 
 
@@ -283,16 +294,19 @@ def _others(
 ) -> list[str]:
     """Carry what bears a folder's name already; notes on the rest, `UnknownTensor` for it in strict mode."""
     rest = [name for name in checkpoint.tensors if name not in used]
-    for name in [name for name in rest if name.startswith(tower.starts)]:
+    beside = [name for name in rest if name.startswith(_SHORT)]
+    for name in [name for name in rest if name.startswith(tower.starts) or (name in beside and name in original)]:
         out.add(checkpoint.tensors[name].renamed(disguise.original_name(name, original)))
     made = ("v.token_embd.img_break", "a.position_embd.weight")  # of the text model's table, or of the configuration
-    rest = [name for name in rest if not name.startswith((*tower.starts, *made))]
+    rest = [name for name in rest if not name.startswith((*tower.starts, *made, _SHORT))]
     within = [name for name in rest if name.startswith(tower.made)]
     rest = [name for name in rest if name not in within]
     if rest and strict:
         why = f"is none that a tower of {tower.projector} has; --no-strict leaves such tensors out"
         raise UnknownTensor(checkpoint.where, rest, why)
     notes = [f"left out, unknown to {tower.projector}: {name}" for name in rest]
+    if unnamed := [name for name in beside if name not in original]:
+        notes.append(f"left out, no key says what it is of: {unnamed[0]}{more(unnamed)}")
     if within:
         folders = ", ".join(side.beside for side in tower.sides if side.beside)
         notes.append(

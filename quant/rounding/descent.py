@@ -27,7 +27,6 @@ _COLUMNS = 256  # of a tile, at most
 _SMALL = 64  # of a triangular matrix that is inverted at once
 _STEPS = 128  # columns that GPTQ rounds between products
 _STILL = 1e-4  # share of numbers that move in a sweep after which another is not worth its time
-_LITTLE = 0.01  # share of the loss that a sweep takes away after which another is not, either
 _SLACK = 1e-4  # what float32's rounding may seem to raise a loss by
 
 
@@ -122,10 +121,13 @@ def _upper_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int) -> tuple[Codes, list[float]]:
+def rounded(
+    grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int, little: float = 0.01
+) -> tuple[Codes, list[float]]:
     """Coordinate descent from `start`; the codes, and the loss before the first and after each sweep.
 
-    weights: (rows, columns) float32.   Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
+    weights: (rows, columns) float32.   sweeps: at most; one that takes away less than `little` of the loss is the last.
+    Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
     """
     codes = start.copy()
     error = grid.values(codes) - weights
@@ -137,7 +139,7 @@ def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: i
         losses.append(_inner(error, gradient))
         if losses[-1] > losses[-2] * (1 + _SLACK):
             raise LlmconvError(f"rounding to {grid.type.name} raised its loss from {losses[-2]:g} to {losses[-1]:g}")
-        if changed < _STILL * error.size or losses[-1] > losses[-2] * (1 - _LITTLE):
+        if changed < _STILL * error.size or losses[-1] > losses[-2] * (1 - little):
             break
     return codes, losses
 

@@ -38,7 +38,7 @@ from llmconv.show import Shown
 
 __all__ = ["EFFORTS", "Calibration", "OnText", "calibrate"]
 
-EFFORTS = ("fast", "standard")
+EFFORTS = ("fast", "standard", "best")
 _FILE_TYPE = "llmconv.calibration"
 TOKENS = 16_384
 """Of a calibration for which nobody says how many chunks."""
@@ -50,7 +50,8 @@ _BATCH = 2048  # tokens that run together: what a backward pass keeps of them is
 class Calibration(Shown):
     """What `quantize(calibration=…)` rounds by.
 
-    batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too.
+    batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too;
+    "best": and rounding goes on for longer.
     gradients: empty with "fast".   model: settings by which a model is recognised.   tokens: in all batches.
     device, memory: as `calibrate` takes them, for rounding.
     """
@@ -116,7 +117,8 @@ class Calibration(Shown):
         model = self.loaded(checkpoint)
         weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "round", weights, "weights")
-        return round_model(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter, kept)
+        known = Calibrated(self.batches, self.gradients, self.effort == "best")
+        return round_model(model, known, kinds, jobs, meter, kept)
 
     def losses(
         self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
@@ -206,7 +208,8 @@ def calibrate(
 
     model: a path, a checkpoint or a loaded model: the float model that will be quantized.
     text: one or several, as `perplexity` takes them, of the kind that the model is for; there is no default.
-    effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions.
+    effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions;
+        "best": the same, for a search that goes on until it hardly finds anything.
     context: tokens in a chunk; default 512, or what the model takes.
     chunks: of all texts together, shared out among them; default as many as make 16,384 tokens (of pairs all).
     seed: of the labels that are drawn from the model's predictions.   device, dtype: as `load` takes them.
@@ -231,7 +234,7 @@ def calibrate(
 
 def _check_effort(effort: str) -> None:
     if effort not in EFFORTS:
-        raise UsageError(f"unknown effort {cut(effort)}; give {' or '.join(EFFORTS)}")
+        raise UsageError(f"unknown effort {cut(effort)}; give {', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}")
 
 
 def _cut(rows: Tensor) -> list[Tensor]:

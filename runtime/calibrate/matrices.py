@@ -20,16 +20,31 @@ from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
 from llmconv.runtime.calibrate.threads import each, product
 
-__all__ = ["Rounded", "loss_of", "plain_losses", "round_tensor"]
+__all__ = ["LONG", "SHORT", "Rounded", "Search", "loss_of", "plain_losses", "round_tensor"]
 
 Floats = NDArray[np.float32]
 
 _DAMP, _DAMP_ROWS = 0.01, 0.03
 """Shares of the mean diagonal that are added to it, so that what few tokens don't say is not made up."""
-_SWEEPS, _FIRST_SWEEPS, _COUPLED_SWEEPS = 6, 1, 4
-"""In the metric of inputs alone; as a start for that of inputs and results, where more changes nothing; in that."""
+_FINE = 256
+"""Levels that leave little to search for."""
+_FIRST_SWEEPS = 1
+"""In the metric of inputs alone as a start for that of inputs and results, where more of them change nothing."""
 _PIECE = 2048
 """Rows at a time where they don't depend on each other."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long to search.   alone, coupled: sweeps at most, in the metric of inputs, and in that of results too.
+    little: the share of the loss that the last of them takes away."""
+
+    alone: int
+    coupled: int
+    little: float
+
+
+SHORT, LONG = Search(6, 4, 0.01), Search(12, 24, 0.003)
 
 
 @dataclass(frozen=True)
@@ -127,6 +142,7 @@ def round_tensor(
     inputs: Inputs,
     gradients: Sequence[Tensor] | None,
     jobs: int = 1,
+    search: Search = SHORT,
 ) -> Rounded:
     """Round all matrices of a tensor.
 
@@ -136,7 +152,11 @@ def round_tensor(
     flat = weights.reshape(-1, weights.shape[-1])
     pieces = _pieces(weights, inputs, gradients)
     shared = _shared(inputs, kind)
-    found = each(lambda piece: _rounded(_rows(flat, piece), kind, piece, shared or _Columns(piece.h)), pieces, jobs)
+
+    def work(piece: _Piece) -> tuple[Bytes, float, float]:
+        return _rounded(_rows(flat, piece), kind, piece, shared or _Columns(piece.h), search)
+
+    found = each(work, pieces, jobs)
     before, after = (sum(item[i] for item in found) for i in (1, 2))
     importance = [np.ascontiguousarray(np.diag(h.numpy())) for h in inputs.h]
     return Rounded(np.concatenate([item[0] for item in found]), before, after, importance)
@@ -188,29 +208,32 @@ def loss_of(
     return float(sum(each(loss, _pieces(weights, inputs, gradients), jobs)))
 
 
-def _rounded(weights: Floats, kind: type[BlockType], piece: _Piece, columns: _Columns) -> tuple[Bytes, float, float]:
+def _rounded(
+    weights: Floats, kind: type[BlockType], piece: _Piece, columns: _Columns, search: Search
+) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
     before = piece.loss(kind.decode(plain) - weights)
     grid = GRIDS.get(kind.name)
     if grid is None or not before > 0:
         return plain, before, before
-    blocks = _searched(grid, plain, weights, piece, columns)
+    blocks = _searched(grid, plain, weights, piece, columns, search)
     after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
 
-def _searched(grid: Grid, plain: Bytes, weights: Floats, piece: _Piece, columns: _Columns) -> Bytes:
+def _searched(grid: Grid, plain: Bytes, weights: Floats, piece: _Piece, columns: _Columns, search: Search) -> Bytes:
     """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
     start = grid.unpack(plain)
     metric = Metric(columns.damped, None, product)
     ordered = start if grid.book else spread_errors(grid, start, weights, columns.order, product)
     if metric.loss(grid.values(ordered) - weights) > metric.loss(grid.values(start) - weights):
         ordered = start
-    codes, _ = rounded(grid, ordered, weights, metric, _SWEEPS if piece.f is None else _FIRST_SWEEPS)
+    alone = search.alone if piece.f is None and len(grid.levels) < _FINE else _FIRST_SWEEPS
+    codes, _ = rounded(grid, ordered, weights, metric, alone, search.little)
     if piece.f is not None and piece.f.any():
         both = Metric(metric.h, _damped(piece.f, _DAMP_ROWS), product)
-        codes, _ = rounded(grid, codes, weights, both, _COUPLED_SWEEPS)
+        codes, _ = rounded(grid, codes, weights, both, search.coupled, search.little)
     return grid.pack(codes)
 
 

@@ -22,7 +22,7 @@ from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
 from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import Between, running, there
-from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
+from llmconv.runtime.calibrate.matrices import LONG, SHORT, Rounded, loss_of, plain_losses, round_tensor
 from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
@@ -39,10 +39,12 @@ Offers = Mapping[str, Sequence[type[BlockType]]]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What is known of a text.   batches: (rows, tokens) ids each.   gradients: over the same tokens, or of nothing."""
+    """What is known of a text.   batches: (rows, tokens) ids each.   gradients: over the same tokens, or of nothing.
+    longer: whether rounding by it may take several times as long."""
 
     batches: Sequence[Tensor]
     gradients: Gradients
+    longer: bool = False
 
 
 @dataclass
@@ -84,7 +86,8 @@ class _Pass:
         """Round a tensor, and let the model go on with what it has become."""
         kind = self.kinds[name]
         weights = numbers(module)
-        made = round_tensor(weights, kind, inputs, gradients, self.jobs)
+        search = LONG if self.known.longer else SHORT
+        made = round_tensor(weights, kind, inputs, gradients, self.jobs, search)
         replace(module, kind, made.blocks)
         self.found[name] = made if self.scratch is None else made.aside(self.scratch)
         if self.kept is not None:

@@ -24,7 +24,7 @@ def channel_mix(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         out: Tensor = block.channel_mix_value(activation(spec.activation)(inner))
         if block.channel_mix_receptance is None:
             return out
-        opened = block.channel_mix_receptance(x + missed * block.channel_mix_lerp_r.weight.to(x.dtype))
+        opened: Tensor = block.channel_mix_receptance(x + missed * block.channel_mix_lerp_r.weight.to(x.dtype))
         return opened.sigmoid() * out
 
     return packed(x, step, mixed)

@@ -187,15 +187,14 @@ def _token_figures(
     for start in range(0, len(targets), step):
         logs = []
         for side, model, states in zip("AB", models, hidden, strict=True):
-            logits = model.head(states[start : start + step]).to(device, exact)
+            logits = model.head(states[start : start + step])
             check_finite(logits, model, batch.places(unit, start), side)
-            logs.append(logits.log_softmax(-1))
+            logs.append(logits.to(device, exact).log_softmax(-1))
         wanted = targets[start : start + step, None]
         chosen_a, chosen_b = (log.gather(-1, wanted)[:, 0] for log in logs)
-        kept_a, kept_b = (log[:, :shared].logsumexp(-1).clamp(max=0) for log in logs)
+        kept_a, kept_b = (_kept(log, shared) for log in logs)
         log_a = logs[0][:, :shared].log_softmax(-1) if shared < logs[0].shape[1] else logs[0]
-        chances = log_a.exp()
-        kld = torch.where(chances > 0, chances * (log_a - logs[1][:, :shared]), 0.0).sum(-1)
+        kld = torch.linalg.vecdot(log_a.exp(), log_a - logs[1][:, :shared])  # all finite: what is 0 adds nothing
         if shared < logs[0].shape[1]:
             kld -= kept_a
         same = (logs[0].argmax(-1) == logs[1].argmax(-1)).to(exact)
@@ -203,6 +202,11 @@ def _token_figures(
         figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp(), spent))
         out.append(figures.to("cpu", torch.float64))
     return torch.cat(out, 1)
+
+
+def _kept(log: Tensor, shared: int) -> Tensor:
+    """ln of the probability of the first `shared` tokens, (N,)."""
+    return log[:, :shared].logsumexp(-1).clamp(max=0) if shared < log.shape[1] else log.new_zeros(len(log))
 
 
 def _summary(figures: Tensor, work: Work, seen: int, clock: Clock, notes: list[str]) -> Comparison:

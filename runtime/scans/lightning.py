@@ -17,7 +17,8 @@ def lightning(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     """x: (B, T, dim) -> (B, T, dim)."""
     spec, kind = block.spec.scan, wide(x)
     assert spec is not None
-    mixed = activation(spec.activation)(block.attn_qkv(x)).to(kind).unflatten(-1, (spec.heads, -1))
+    mixed = activation(spec.activation)(block.attn_qkv(x)).to(kind)
+    mixed = mixed.reshape(*mixed.shape[:2], spec.heads, -1)
     query, key, value = mixed.chunk(3, -1)
     heads = torch.arange(1, spec.heads + 1, dtype=kind, device=x.device)
     decay = -spec.slope * 2 ** (-8 * heads / spec.heads)

@@ -49,11 +49,14 @@ def rwkv6(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
 
 
 def of_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1))
+    """(..., H * D) -> (..., H, D)."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def normed_heads(norm: Any, x: Tensor, eps: float) -> Tensor:
     """x (B, T, H, D), each head at mean 0 and variance 1, then weighed by (H * D,): (B, T, H * D); `norm` may lack."""
     if norm is None:
         return x.flatten(2)
-    return F.layer_norm(x, x.shape[-1:], eps=eps).flatten(2) * norm.weight.to(x.dtype) + norm.bias.to(x.dtype)
+    alike: Tensor = F.layer_norm(x, x.shape[-1:], eps=eps).flatten(2)
+    out: Tensor = alike * norm.weight.to(x.dtype) + norm.bias.to(x.dtype)
+    return out

@@ -39,8 +39,8 @@ def rwkv7(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     key = of_heads(key * (1 + (rate - 1) * block.time_mix_k_a.weight.to(kind)), spec.heads)
     value, taken = of_heads(value, spec.heads), aim * of_heads(rate, spec.heads)
     state = past.state(spec.heads, spec.state, spec.state, like=x)
-    real = (past.real(t) for t in (key, value, decay))
-    out, state = relearned(query, *real, -aim, past.real(taken), state)
+    key, decay, taken = (past.real(t) for t in (key, decay, taken))
+    out, state = relearned(query, key, value, decay, -aim, taken, state)
     past.keep(state)
     past.end()
     own = (query * key * of_heads(block.time_mix_r_k.weight.to(kind), spec.heads)).sum(-1, keepdim=True) * value

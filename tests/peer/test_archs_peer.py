@@ -123,7 +123,7 @@ PATCHES: dict[str, dict[str, Any]] = {
     "granite-hybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "afmoe": {"route_norm": True},
-    "gemma4-effective": {"moe_intermediate_size": NULL},
+    **{name: {"moe_intermediate_size": NULL} for name in ("gemma4-effective", "gemma4-unified")},
     "glm4-moe-lite": {"first_k_dense_replace": 1},
     "dots1": {"scoring_func": "sigmoid"},
     "minimax-m2": {"scoring_func": "sigmoid"},

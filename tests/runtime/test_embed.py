@@ -170,6 +170,23 @@ def test_scores(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, An
         assert np.abs(found - wanted.numpy()).max() < 1e-4
 
 
+def test_one_label_and_one_type_of_tokens_quantized(tmp_path: Path) -> None:
+    """A quantizer leaves leading ones out, as ggml counts: two matrices of one row are vectors in the file."""
+    folder_of(tmp_path / "hf", "xlm-roberta-reranker", unigram, type_vocab_size=1, num_labels=1)
+    expected = llmconv.embed(tmp_path / "hf", [(QUERY, TEXTS[0])], device="cpu")
+    llmconv.quantize(tmp_path / "hf", tmp_path / "q.gguf", "Q8_0")
+    made = llmconv.open(tmp_path / "q.gguf").tensors
+    assert made["token_types.weight"].shape == made["cls.output.weight"].shape == (64,)
+    assert np.abs(llmconv.embed(tmp_path / "q.gguf", [(QUERY, TEXTS[0])], device="cpu") - expected).max() < 0.02
+    assert llmconv.verify(tmp_path / "hf", tmp_path / "q.gguf").same
+    llmconv.convert_file(tmp_path / "q.gguf", tmp_path / "again")
+    back = llmconv.open(tmp_path / "again").tensors
+    assert {n: t.shape for n, t in llmconv.open(tmp_path / "hf").tensors.items()} == {
+        n: t.shape for n, t in back.items()
+    }
+    llmconv.convert_file(tmp_path / "q.gguf", tmp_path / "copy.gguf")
+
+
 def test_the_command(tmp_path: Path) -> None:
     folder_of(tmp_path / "hf", "bert", wordpiece)
     expected = llmconv.embed(tmp_path / "hf", TEXTS[:2], device="cpu")

@@ -1098,6 +1098,21 @@ def finished(name: str, model: Checkpoint, packed: bool = False) -> Checkpoint:
     return model
 
 
+_GEMMA4 = {k: v for k, v in _LLAMA.items() if k != "rope_theta"} | {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 96,
+    "num_kv_shared_layers": 0,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+CONFIGS |= {
+    "gemma4-inside": _inside("Gemma4ForConditionalGeneration", "gemma4", {"model_type": "gemma4_text", **_GEMMA4}),
+    "gemma4-unified": _inside(
+        "Gemma4UnifiedForConditionalGeneration", "gemma4_unified", {"model_type": "gemma4_text", **_GEMMA4}
+    ),
+}
 CONFIGS["lfm2.5-audio-tokenizer"] = _of(
     "Lfm25AudioTokenizer",
     "lfm2",
@@ -1131,12 +1146,16 @@ NOT_RUN = (
 BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
-FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1}
-FORMS["jina2-code"] = 1
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1} | {
     "deepseek4-dspark": 2,
+    "jina2-code": 1,
 }
 """In which form a model is written, where not the first."""
 
-PREFIXES = {"lfm2-bidirectional": "", "lfm2.5-audio-tokenizer": "lfm.", "rugpt3xl": "model."}
+PREFIXES = {
+    "lfm2-bidirectional": "",
+    "lfm2.5-audio-tokenizer": "lfm.",
+    "rugpt3xl": "model.",
+    **dict.fromkeys(("gemma4-inside", "gemma4-unified"), "model.language_model."),
+}
 """What stands before a model's names, where not the usual."""

@@ -103,9 +103,9 @@ def mlx(stem: str, shape: tuple[int, int], seed: int = 0, bits: int = 4, group: 
 
 
 def four_bit_floats(stem: str, shape: tuple[int, int], seed: int = 0, kind: str = "nvfp4") -> tuple[Arrays, Any]:
-    """kind: nvfp4, modelopt, mxfp4, mlx (its mxfp4)."""
+    """kind: nvfp4, modelopt, mxfp4, mlx (its mxfp4), deepseek (its)."""
     rng = np.random.default_rng(seed)
-    (n, k), group = shape, 32 if kind in ("mxfp4", "mlx") else 16
+    (n, k), group = shape, 32 if kind in ("mxfp4", "mlx", "deepseek") else 16
     codes = rng.integers(0, 16, shape)
     packed = words(codes, 4, 8)
     exponent = rng.integers(118, 130, (n, k // group)).astype(np.uint8)
@@ -128,6 +128,8 @@ def four_bit_floats(stem: str, shape: tuple[int, int], seed: int = 0, kind: str 
         return {w: packed, f"{w}_scale": small, f"{w}_scale_2": np.array(whole)}, want
     if kind == "mxfp4":
         return {f"{w}_packed": packed, f"{w}_scale": exponent}, want
+    if kind == "deepseek":
+        return {w: packed.view(np.int8), f"{stem}.scale": exponent.view(ml_dtypes.float8_e8m0fnu)}, want
     return {w: packed.view(np.uint32), f"{stem}.scales": exponent}, want
 
 

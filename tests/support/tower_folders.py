@@ -292,6 +292,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "NemotronH_Nano_VL_V2": {
         "vision_model.radio_model.summary_idxs": np.arange(3),
         "vision_model.radio_model.input_conditioner.norm_mean": np.ones((3, 1, 1), np.float32),
+        "vision_model.radio_model.model.patch_generator.video_embedder.weight": np.ones((32, 1176), np.float32),
         "sound_encoder.encoder.layers.0.conv.norm.num_batches_tracked": np.array(7, np.int64),
     },
 }

@@ -77,7 +77,7 @@ def _finish_table(own: dict[str, Any], config: Mapping[str, Any]) -> None:
     if len(layers) > 1:
         raise Unsupported(f"config.json: ple_layer_ids lists {len(layers)} layers; a GGUF has a place for one table")
     own["ple.layers"] = np.asarray([int(i) - 1 for i in layers], np.int32)
-    end = config.get("eos_token_id")
+    end = config["eos_token_id"]
     own["ple.eos_token_id"] = np.uint32(end[0] if isinstance(end, list) else end)
     heads = (int(own["ple.ngram_size"]) - 1) * int(own["ple.heads_per_ngram"])
     width = int(config.get("ple_embed_dim") or own["embedding_length"])

@@ -55,8 +55,9 @@ _USUAL = {
 def _of_windows(config: Mapping[str, Any]) -> dict[str, int]:
     """The sizes of layers with a window: `swa_...`, or those of such a layer in `per_layer_config`."""
     layers = config.get("per_layer_config")
-    stated = next(iter(layers.values()), {}) if isinstance(layers, Mapping) else {}
-    stated = {**config, **stated} if isinstance(layers, Mapping) else {}  # where only what differs is said
+    stated: Mapping[str, Any] = {}
+    if isinstance(layers, Mapping):  # where only what differs is said
+        stated = {**config, **next(iter(layers.values()), {})}
     found = {name: int(config.get(f"swa_{name}", stated.get(name, usual))) for name, usual in _USUAL.items()}
     turning = config.get("swa_qk_rope_head_dim", stated.get("qk_rope_head_dim"))
     found["qk_rope_head_dim"] = found["head_dim"] - found["qk_nope_head_dim"] if turning is None else int(turning)
@@ -112,10 +113,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["swa_head_dim"], config["swa_v_head_dim"] = dims["nope_swa"], dims["v_mla_swa"]
     config["moe_shared_expert_intermediate_size"] = config["moe_intermediate_size"]
     config["apply_mla_qkv_lora_rescale"] = "scaled_by.query" in own
-    config["rope_parameters"] = {
-        kind: {"rope_type": "default", "rope_theta": float(own.get(key, 10000.0))}
-        for kind, key in (("full_attention", "rope.freq_base"), ("sliding_attention", "rope.freq_base_swa"))
-    }
+    config["swa_rope_theta"] = config.pop("rope_local_base_freq", 50000.0)
 
 
 def _norm(gguf: str, theirs: str, size: str, factor: str, when: str = "") -> Row:

@@ -25,6 +25,7 @@ from llmconv.convert.dialects.hugging_face import (
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.scaled.unpack import refuse_parts
 from llmconv.convert.tables import own_keys
@@ -58,6 +59,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
             "own GGUF, with this one as --mtp FILE"
         )
+    checkpoint = with_ones(checkpoint)
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)

@@ -31,7 +31,8 @@ def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     if "DeepseekV4DSparkModel" in (config.get("architectures") or ()):
         return _stages(config, tensors)
     first = f"layers.{config.get('num_hidden_layers')}."
-    there = any(first in name or name.startswith("mtp.") for name in tensors)
+    beside = (name for name in tensors if ".hc_head_" not in name)  # which a GGUF without them may keep
+    there = any(first in name or name.startswith("mtp.") for name in beside)
     if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
     if any(name.endswith(".mlp.up_gated_layer.weight") for name in tensors):  # Jina's later BERTs, which state it not

@@ -16,12 +16,15 @@ from llmconv.convert.dialects import hf
 from llmconv.errors import Unsupported, UsageError
 from llmconv.formats import safetensors_file
 
-NAMES = ("step3.5", "mimo2-published", "k-exaone-predicting", "exaone4.5-predicting", "nemotron-h-predicting")
+NAMES = (
+    *("step3.5", "mimo2-published", "k-exaone-predicting", "exaone4.5-predicting", "nemotron-h-predicting"),
+    *("deepseek4-predicting", "glm5-next-predicting", "dots3-predicting"),
+)
 
 
 @pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_two_files_are_the_whole_again(name: str) -> None:
-    folder = model(by_hand.CONFIGS[name])
+    folder = by_hand.finished(name, model(by_hand.CONFIGS[name]))
     whole = hf.to_gguf(folder)
     trunk, draft = further.without(whole), further.alone(whole)
     arch, count = whole.metadata["general.architecture"], further.count(whole)
@@ -75,6 +78,26 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is for a GGUF"):
         llmconv.convert_file(tmp_path / "model", tmp_path / "no.gguf", mtp=draft.target)
     assert not (tmp_path / "no.gguf").exists()
+
+
+def test_the_draft_beside_a_model_in_its_folder(tmp_path: Path) -> None:
+    """DeepSeek V4's DSpark: --mtp writes it, and the model is written without."""
+    said = by_hand.CONFIGS["deepseek4-dspark"]
+    draft = model(said, form=by_hand.FORMS["deepseek4-dspark"])
+    trunk = model(by_hand.CONFIGS["deepseek4"])
+    both = by_hand.CONFIGS["deepseek4"] | {k: v for k, v in said.items() if k.startswith("dspark_")}
+    folder = trunk.but(tensors={**trunk.tensors, **{n: t for n, t in draft.tensors.items() if n.startswith("mtp.")}})
+    folder.files["config.json"] = json.dumps(both | {"num_nextn_predict_layers": 3}).encode()
+    safetensors_file.save(folder, tmp_path / "model")
+    made = llmconv.convert_file(tmp_path / "model", tmp_path / "draft.gguf", mtp=True)
+    found, want = llmconv.open(made.target), hf.to_gguf(draft)
+    assert found.metadata["general.architecture"] == "dflash" and found.metadata["dflash.block_count"] == 3
+    assert {n: t.blocks().tobytes() for n, t in found.tensors.items()} == {
+        n: t.blocks().tobytes() for n, t in want.tensors.items()
+    }
+    rest = llmconv.convert_file(tmp_path / "model", tmp_path / "model.gguf")
+    assert "no GGUF of deepseek4 has a place: mtp." in " ".join(rest.notes)
+    assert sorted(llmconv.open(rest.target).tensors) == sorted(hf.to_gguf(trunk).tensors)
 
 
 def test_a_draft_is_aimed_at_its_model(tmp_path: Path) -> None:

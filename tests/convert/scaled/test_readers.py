@@ -96,7 +96,7 @@ def test_mlx(bits: int, group: int) -> None:
         check(made)
 
 
-@pytest.mark.parametrize("kind", ["nvfp4", "modelopt", "mxfp4", "mlx"])
+@pytest.mark.parametrize("kind", ["nvfp4", "modelopt", "mxfp4", "mlx", "deepseek"])
 def test_four_bit_floats(kind: str) -> None:
     settings = {"nvfp4": CT, "mxfp4": CT, "modelopt": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}.get(kind)
     more = {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}} if kind == "mlx" else {}

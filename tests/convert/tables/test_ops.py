@@ -50,6 +50,7 @@ CASES = {
     "reshape": (ops.Reshape(("n_expert", "2 * n_ff"), ("n_expert * 2 * n_ff", 1)), [(3, 16)]),
     "transpose": (ops.Transpose(), [(7, 5)]),
     "transpose of experts": (ops.Transpose(), [(3, 7, 5)]),
+    "chunks": (ops.Chunks("n_embd", 4), [(3, 7)] * 3 + [(1, 7)]),
     "only": (ops.Only(1, ops.Transpose()), [(3, 4), (7, 5)]),
     "pairs of three axes": (ops.ByAxis("n_head"), [(24, 5)]),
     "mxfp4": (ops.PackMxfp4(), [(3, 5, 2, 16), (3, 5, 2)]),
@@ -89,6 +90,39 @@ def test_rows_of_any_block_type_move(name: str) -> None:
         parts.append(Tensor(f"t{i}", wide, q8, lambda a, b, data=data: data[a:b]))
     back = op.undo(op.apply(tuple(parts), DIMS), DIMS)
     assert all(same(a, b) for a, b in zip(parts, back, strict=True))
+
+
+def test_a_product_gives_its_factors_back() -> None:
+    """As long as it is what they gave; else the first is all ones."""
+    rng = np.random.default_rng(0)
+    for row, kind in ((False, "BF16"), (True, "F32")):
+        op, shapes = ops.Product(row), ((9,), (1, 9) if row else (9,))
+        parts = tuple(Tensor.from_array("ab", rng.normal(0, 1, s).astype(by_name(kind).dtype)) for s in shapes)
+        (made,) = op.apply(parts, DIMS)
+        want = parts[0].numpy().astype(np.float32) * parts[1].numpy().reshape(-1).astype(np.float32)
+        assert np.array_equal(made.numpy(), want)
+        records = op.all_lost(parts, DIMS)
+        for tensor, original, record in zip(op.undo((made,), DIMS), parts, records, strict=True):
+            back = op.restored(tensor.astype(original.type), made, record, DIMS)
+            assert same(back, original)
+        tuned = Tensor.from_array("a", want + 1)
+        one, other = op.undo((tuned,), DIMS)
+        assert (op.restored(one, tuned, records[0], DIMS).numpy() == 1).all()
+        assert np.array_equal(op.restored(other, tuned, records[1], DIMS).numpy().reshape(-1), want + 1)
+
+
+def test_whole_numbers_are_narrowed_and_come_back_as_wide_as_they_were() -> None:
+    op = ops.Narrowed()
+    for kind in (np.int64, np.int32):
+        table = Tensor.from_array("t", np.arange(-6, 6, dtype=kind).reshape(3, 4))
+        (made,) = op.apply((table,), DIMS)
+        assert made.type.name == "I32" and np.array_equal(made.numpy(), table.numpy())
+        (back,), record = op.undo((made,), DIMS), op.lost(table, DIMS)
+        assert same(back if record is None else op.restored(back, made, record, DIMS), table)
+    with pytest.raises(BadFile, match="holds 4294967296, which is no number of an expert"):
+        op.apply((Tensor.from_array("t", np.full((2, 2), 1 << 32)),), DIMS)[0].numpy()
+    with pytest.raises(Unsupported, match="expected whole numbers"):
+        op.apply((Tensor.from_array("t", np.zeros((2, 2), np.float32)),), DIMS)
 
 
 def test_llama_permutation_is_the_documented_one() -> None:

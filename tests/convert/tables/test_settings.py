@@ -359,6 +359,14 @@ def test_keys_of_a_gguf_that_a_folder_can_t_say_are_named_and_kept() -> None:
     assert hf.to_gguf(folder).metadata["llama.final_logit_softcapping"] == 30
 
 
+@pytest.mark.parametrize(("dims", "named"), [(2, True), (4, False)])
+def test_a_part_of_a_head_that_turns_is_named_where_a_folder_can_t_say_it(dims: int, named: bool) -> None:
+    gguf = converted(QWEN2)
+    gguf.metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith("llmconv.")}
+    gguf.metadata["qwen2.rope.dimension_count"] = np.uint32(dims)
+    assert any("qwen2.rope.dimension_count" in note for note in hf.from_gguf(gguf).notes) is named
+
+
 def test_config_is_kept_whatever_it_says() -> None:
     config = LLAMA | {"hidden_act": "relu", "attention_temperature": 2.0}
     assert json.loads(hf.from_gguf(converted(config)).file("config.json") or b"") == config

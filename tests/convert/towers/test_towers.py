@@ -281,7 +281,11 @@ def test_a_film_s_patches_are_one_picture_s() -> None:
 def test_what_published_folders_have_besides_is_kept(cls: str) -> None:
     tower = next(tower for tower in TOWERS if cls in tower.classes)
     folder = tower_folders.published(tower, cls)
-    same(folder, translate.from_gguf(translate.to_gguf(folder)))
+    made = translate.to_gguf(folder)
+    assert all(len(name) < 64 for name in made.tensors)  # as long as llama.cpp's names can be
+    same(folder, translate.from_gguf(made))
+    foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+    assert any("no key says" in note for note in translate.from_gguf(foreign).notes) == cls.startswith("Nemotron")
 
 
 def test_projectors_out_of_order_are_refused() -> None:
