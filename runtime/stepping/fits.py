@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.decoders.facts import Attention, Layer, Mlp
+from llmconv.convert.decoders.facts import Attention, Decoder, Layer, Mlp
 from llmconv.quant.kernels.terms.steps import ACTIVATIONS
 from llmconv.runtime.cache import Cache
 from llmconv.runtime.layers.norms import Norm
@@ -22,6 +24,15 @@ _PIECES = {
 _ENDS = {"token_embd", "position_embd", "token_embd_norm", "output_norm", "output", "blk"}
 _SCALINGS = ("none", "linear", "yarn")
 """Those whose tables don't depend on how long the text is."""
+_DECODER = (
+    *("arch", "dim", "vocab_size", "context_length", "norm", "layers", "shapes", "positions", "position_offset"),
+    *("behind_eps", "qk_norm", "output_norm", "weightless", "embed_scale", "residual_scale", "logit_scale"),
+    *("final_softcap", "head_norm", "silent", "ends", "passes_float16", "layer_words"),
+)
+_ATTENTION = ("n_head", "n_head_kv", "head_dim", "value_dim", "scale", "window", "rope")
+_GATES = ("none", "apart", "fused")
+_LAYER, _MLP = ("attention", "mlp", "mlp_norm", "parallel"), ("activation", "gate")
+"""The facts that are taken care of, here or by the parts of `Model` that a step calls; the others must be as always."""
 
 
 def fits(model: Model, cache: Cache) -> bool:
@@ -35,11 +46,17 @@ def fits(model: Model, cache: Cache) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and decoder.causal
         and decoder.layers_alone
+        and _only(decoder, _DECODER)
         and _present(model) <= _ENDS
         and all(isinstance(block, Block) and _fits_block(block) for block in model.blk)
         and all(_plain(module) for module in model.modules())
-        and _untouched(cache)
+        and _untouched(cache, len(model.blk))
     )
+
+
+def _only(facts: Decoder | Layer | Attention | Mlp, known: tuple[str, ...]) -> bool:
+    """Whether all facts but the known ones are what they are where nothing is said."""
+    return all(f.name in known or getattr(facts, f.name) == f.default for f in dataclasses.fields(facts))
 
 
 def _present(module: nn.Module) -> set[str]:
@@ -52,22 +69,13 @@ def _fits_block(block: Block) -> bool:
 
 
 def _fits_layer(layer: Layer) -> bool:
-    """Whether the layer is what these facts say, and nothing else."""
     spec, mlp = layer.attention, layer.mlp
-    known = Attention(
-        spec.n_head,
-        spec.n_head_kv,
-        spec.head_dim,
-        spec.value_dim,
-        spec.scale,
-        window=spec.window,
-        rope=spec.rope,
-    )
     return (
-        layer == Layer(spec, mlp, False, layer.mlp_norm)
-        and spec == known
+        _only(layer, _LAYER)
+        and not layer.parallel
+        and _only(spec, _ATTENTION)
         and (spec.rope is None or spec.rope.scaling in _SCALINGS)
-        and (mlp is None or (mlp == Mlp(mlp.activation, mlp.gate) and mlp.activation in ACTIVATIONS))
+        and (mlp is None or (_only(mlp, _MLP) and mlp.activation in ACTIVATIONS and mlp.gate in _GATES))
     )
 
 
@@ -107,11 +115,12 @@ def _at_hand(weight: Tensor) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.is_contiguous()
 
 
-def _untouched(cache: Cache) -> bool:
+def _untouched(cache: Cache, layers: int) -> bool:
     """Whether the cache holds one text without padding, and keys and values of every layer."""
     return (
         cache.batch == 1
         and cache.valid is None
         and all(state is None for state in cache.states)
-        and all(layer is not None and layer[0].dtype == torch.float32 for layer in cache.layers)
+        and all(layer is not None and layer[0].dtype == torch.float32 for layer in cache.layers[:layers])
+        and all(layer is None for layer in cache.layers[layers:])
     )

@@ -24,6 +24,7 @@ import runnable
 
 import llmconv
 from llmconv.runtime import products
+from llmconv.runtime.banned import Banned
 from llmconv.runtime.generate import _tokens
 from llmconv.runtime.linear import Linear
 from llmconv.runtime.sampling import Sampling, generator_of
@@ -133,7 +134,7 @@ def steps_of(model: Any, tokens: Any, first: int, capacity: int = 64, off: float
         for i in range(first, tokens.shape[1]):
             ours.append(step(int(tokens[0, i])).clone())
             theirs.append(model(tokens[:, i : i + 1], cache=other)[0])
-        for layer, expected in zip(cache.layers, other.layers, strict=True):
+        for layer, expected in zip(cache.layers[: len(model.blk)], other.layers, strict=False):
             for found, wanted in zip(layer, expected, strict=True):
                 torch.testing.assert_close(found[:, :, : cache.length], wanted[:, :, : cache.length], atol=off, rtol=0)
         return torch.cat(ours), torch.cat(theirs)
@@ -233,7 +234,7 @@ def test_greedy_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def text() -> list[int | None]:
         with torch.inference_mode():
-            return list(_tokens(model, [3, 9, 4], 20, Sampling(temperature=0), generator_of(0)))
+            return list(_tokens(model, [3, 9, 4], 20, Sampling(temperature=0), Banned(model), generator_of(0)))
 
     by_steps = text()
     monkeypatch.setattr("llmconv.runtime.generate.stepper", lambda model, cache: None)
