@@ -44,7 +44,8 @@ without what it was added to; the others are not run here."""
 IDS = [1, 5, 9, 33, 70, 12, 95, 3, 8, 21, 44, 2, 60, 7]
 
 
-DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM"]
+DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM" and tiny.runs]
+"""The newest families are loaded, and stop at such small sizes; HY V4's positions are not those of transformers."""
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name not in NOT_THERE])
