@@ -129,8 +129,7 @@ def sniff(path: Path) -> Format:
         if format.sniff(path, head):
             return format
     guests.written(path, head)
-    what = "holds no model" if path.is_dir() else "is no model file of a known format"
-    raise BadFile(f"{at(path)}: {what}; known: {', '.join(f.name for f in formats())}")
+    raise guests.of_others(path, [f.name for f in formats()])
 
 
 def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:

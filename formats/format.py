@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.errors import OutputError, Unsupported, UsageError, at
+from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.writing.checks import check_parent, check_target
 from llmconv.progress import Meter
@@ -69,6 +70,7 @@ class Format:
         if unknown:
             has = f"it has {_as_options(self.options)}" if self.options else "it has none of its own"
             raise UsageError(f"{self.name} has no option {_as_options(unknown)}; {has}")
+        options = {k: limits.in_bytes(v, k) if k.endswith("_size") else v for k, v in options.items()}
         return self.write(checkpoint, Path(path), force=force, jobs=jobs, meter=meter, **options)
 
     def is_named(self, path: Path) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from llmconv.errors import BadFile, Unsupported, at, cut, more
 
-__all__ = ["beside", "check", "check_links", "is_unfinished", "misnamed", "whole", "written"]
+__all__ = ["beside", "check", "check_links", "is_unfinished", "misnamed", "of_others", "whole", "written"]
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
@@ -68,6 +69,20 @@ _MISNAMED = {
     b"\x89HDF": "an HDF5 file, as Keras writes; name it .h5",
 }
 """How other models begin than safetensors."""
+_OF_PROGRAMS = {
+    "openvino_model.xml": "OpenVINO's",
+    "mlc-chat-config.json": "MLC's",
+    "ndarray-cache.json": "MLC's",
+    "*.mlpackage": "Core ML's",
+    "*.mlmodelc": "Core ML's",
+    "*.engine": "TensorRT's",
+    "*.tflite": "TensorFlow Lite's",
+    "*.pdparams": "PaddlePaddle's",
+    "*.mnn": "MNN's",
+    "*.rkllm": "Rockchip's",
+    "saved_model.pb": "TensorFlow's",
+}
+"""What lies in the folders of programs whose models are not read here."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".download", ".aria2", ".!ut")
 
 
@@ -111,6 +126,28 @@ def beside(folder: Path, taken: Iterable[Path], pattern: str) -> Iterator[str]:
     halves = sorted(p.name for p in folder.iterdir() if is_unfinished(p) and p.is_file())
     if halves:
         yield f"left out, a download that was not finished: {cut(halves[0])}{more(halves)}; is the folder whole?"
+
+
+def of_others(path: Path, formats: Iterable[str]) -> BadFile:
+    """What to say of a file or folder that is of none of the formats."""
+    if not path.is_dir():
+        kind = next((whose for pattern, whose in _OF_PROGRAMS.items() if fnmatch(path.name, pattern)), None)
+        if kind is not None:
+            return BadFile(f"{at(path)}: is {kind} file, which can't be read; give the original model")
+        return BadFile(f"{at(path)}: is no model file of a known format; known: {', '.join(formats)}")
+    for pattern, whose in _OF_PROGRAMS.items():
+        if found := sorted(path.glob(pattern)):
+            name = cut(found[0].name)
+            return BadFile(f"{at(path)}: is {whose} folder ({name}), which can't be read; give the original model")
+    lone = sorted(p for p in path.iterdir() if p.suffix.lower() in _LONE and p.is_file())
+    if lone:
+        names = [p.name for p in lone]
+        return BadFile(f"{at(path)}: is no model folder, but has {cut(names[0])}{more(names)}; give that file")
+    return BadFile(f"{at(path)}: holds no model; known: {', '.join(formats)}")
+
+
+_LONE = {".onnx", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".keras", ".npz", ".msgpack", ".bin"}
+"""How models end that are a file each; in a folder, nobody knows which is meant."""
 
 
 def check(path: Path, head: bytes) -> None:

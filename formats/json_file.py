@@ -24,7 +24,7 @@ from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import Slot, write_document
 from llmconv.formats.documents.json_scan import BOM, COMPACT, Style, Text, parse
 from llmconv.formats.documents.numbers import number, row
-from llmconv.formats.files import open_regular
+from llmconv.formats.documents.pieces import numbers_of, same_bytes
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor
@@ -107,32 +107,10 @@ def render(
     write(style.end.encode())
 
 
-class _Enough(Exception):
-    """Ends a comparison."""
-
-
 def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
-    """Whether rendering gives the file that it was opened from, byte for byte (its `first` bytes, None: all).
-
-    Reads the file again.
-    """
+    """Whether rendering gives the file that it was opened from, byte for byte (its `first` bytes, None: all)."""
     assert checkpoint.source is not None
-    done = 0
-    with open_regular(checkpoint.source) as file:
-
-        def compare(piece: bytes) -> None:
-            nonlocal done
-            if file.read(len(piece)) != piece:
-                raise _Enough
-            done += len(piece)
-            if first is not None and done >= first:
-                raise _Enough
-
-        try:
-            render(checkpoint, compare)
-        except _Enough:
-            return first is not None and done >= first
-        return not file.read(1)
+    return same_bytes(checkpoint.source, functools.partial(render, checkpoint), first)
 
 
 class _Writer:
@@ -196,14 +174,13 @@ class _Writer:
         if slot.raw:
             self.value(slot.packed(tensor), level)
             return
-        tensor = tensor.reshaped(slot.shape)
         ints = None
         if slot.ints and (self.style.numbers == "python" or slot.ints == "all"):
             ints = np.full(tensor.n_elements, slot.ints == "all")
             if slot.ints != "all":
                 index = np.asarray(slot.ints, np.intp)
                 ints[index[(index >= 0) & (index < ints.size)]] = True
-        self.rows = self._rows(tensor, ints)
+        self.pieces = self._pieces(tensor, slot.shape, ints)
         if slot.form in ("indexed", "counted"):
             self.indexed(slot.shape, level, slot.form == "counted")
         elif slot.form == "buffer":
@@ -211,40 +188,50 @@ class _Writer:
             return
         else:
             self.nested(slot.shape, level)
-        next(self.rows, None)  # it reports its last slab when it goes on
+        next(self.pieces, None)  # it reports its last slab when it goes on
 
-    def _rows(self, tensor: Tensor, ints: NDArray[np.bool_] | None) -> Iterator[bytes]:
+    def _pieces(
+        self, tensor: Tensor, shape: tuple[int, ...], ints: NDArray[np.bool_] | None
+    ) -> Iterator[tuple[bytes, int]]:
+        """The numbers of a tensor that stands as `shape`: texts, none across rows, and how many each holds."""
         style = self.style.numbers
         single = self.shortest and tensor.type.is_float and tensor.type.name != "F64"
-        for start, stop in tensor.slabs(1 << 20):
-            rows = tensor.rows(start, stop).astype(np.float32 if single else np.float64)
-            if not np.isfinite(rows).all():
-                i = np.argwhere(~np.isfinite(rows))[0]
-                where = np.unravel_index((start + i[0]) * tensor.row_len + i[1], tensor.shape)
+        for first, values in numbers_of(tensor, shape, np.float32 if single else np.float64, self.meter):
+            if not np.isfinite(values).all():
+                i = int(np.flatnonzero(~np.isfinite(values))[0])
+                where = np.unravel_index(first + i, shape)
                 raise Unsupported(
-                    f"tensor {tensor.name!r} is {rows[tuple(i)]} at {list(map(int, where))}, which JSON can't hold; "
+                    f"tensor {tensor.name!r} is {values[i]} at {list(map(int, where))}, which JSON can't hold; "
                     "repair the model or choose another format"
                 )
-            for k, values in enumerate(rows):
-                first = (start + k) * tensor.row_len
-                yield row(values, style, None if ints is None else ints[first : first + tensor.row_len])
-            if self.meter is not None:
-                self.meter((stop - start) * tensor.row_bytes, tensor.name)
+            yield row(values, style, None if ints is None else ints[first : first + values.size]), values.size
+
+    def numbers(self, count: int, between: bytes) -> Iterator[bytes]:
+        """The next `count` numbers, a row, in texts that make it together."""
+        done = 0
+        while done < count:
+            text, some = next(self.pieces)
+            if between != b",":
+                text = text.replace(b",", between)
+            yield between + text if done else text
+            done += some
 
     def nested(self, shape: tuple[int, ...], level: int) -> None:
         write, gap, between = self.write, self.gap(level + 1), self.between(level + 1)
         write(b"[" + gap)
         if len(shape) == 1:
-            text = next(self.rows)
-            write(text if between == b"," else text.replace(b",", between))
+            for text in self.numbers(shape[0], between):
+                write(text)
         elif len(shape) == 2:  # many rows: few calls
             inner, comma = self.gap(level + 2), self.between(level + 2)
             start, end = b"[" + inner, gap + b"]"
             for i in range(shape[0]):
-                text = next(self.rows)
-                if comma != b",":
-                    text = text.replace(b",", comma)
-                write((between if i else b"") + start + text + end)
+                texts = self.numbers(shape[1], comma)
+                last = (between if i else b"") + start + next(texts, b"")
+                for text in texts:
+                    write(last)
+                    last = text
+                write(last + end)
         else:
             for i in range(shape[0]):
                 if i:
@@ -261,7 +248,9 @@ class _Writer:
                 self.indexed(shape[1:], level + 1, counted)
             self.write(self.gap(level) + b"]")
             return
-        items = [b'"%d"%b%b' % (i, self.colon, x) for i, x in enumerate(next(self.rows).split(b","))]
+        items = [
+            b'"%d"%b%b' % (i, self.colon, x) for i, x in enumerate(b"".join(self.numbers(shape[0], b",")).split(b","))
+        ]
         if counted:
             items.append(b'"length"%b%d' % (self.colon, shape[0]))
         self.write(b"{" + self.gap(level + 1) + self.between(level + 1).join(items) + self.gap(level) + b"}")

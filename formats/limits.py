@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from llmconv.errors import UsageError, cut
+from llmconv.errors import UsageError, cut, kind_of
 
 MAX_DIMS = 32
 """Dimensions of a tensor.  (ggml itself reads 4; numpy 64.)"""
@@ -71,6 +71,15 @@ JSON_BYTES = 1 << 32
 def too_large(shape: Sequence[int]) -> bool:
     """Whether a tensor has more elements, or if empty more rows, than any file of use holds."""
     return math.prod(n or 1 for n in shape) > (MAX_EMPTY_ROWS if 0 in shape else MAX_ELEMENTS)
+
+
+def in_bytes(size: int | str, what: str) -> int:
+    """A size that somebody gives, as a number of bytes or like "2G"; `UsageError` for what is none."""
+    if isinstance(size, str):
+        return parse_size(size)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise UsageError(f"{what} is {cut(repr(size))} ({kind_of(size)}), expected bytes or a size like '2G'")
+    return size
 
 
 def parse_size(text: str) -> int:

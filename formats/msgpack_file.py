@@ -8,7 +8,8 @@ document comes back byte for byte when its writer chose the shortest encodings, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.cutting import cut
 from llmconv.formats.documents.document import DEPTH, Ext, Numbers, Slot, join, write_document
+from llmconv.formats.documents.pieces import numbers_of, same_bytes
 from llmconv.formats.files import regular_size
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
@@ -160,9 +162,7 @@ def render(checkpoint: Checkpoint, write: Callable[[bytes], Any], meter: Meter |
 def is_exact(checkpoint: Checkpoint, first: int | None = None) -> bool:
     """Whether rendering gives the file that it was opened from, byte for byte (its `first` bytes, None: all)."""
     assert checkpoint.source is not None
-    pieces: list[bytes] = []
-    render(checkpoint, pieces.append)
-    return b"".join(pieces)[:first] == checkpoint.source.read_bytes()[:first]
+    return same_bytes(checkpoint.source, functools.partial(render, checkpoint), first)
 
 
 class _Writer:
@@ -204,43 +204,35 @@ class _Writer:
         if slot.form == "buffer":
             self.value({"type": "Buffer", "data": dataclasses.replace(slot, form="nested")})
             return
-        tensor = tensor.reshaped(slot.shape)
         ints = np.full(tensor.n_elements, slot.ints == "all")
         if slot.ints and slot.ints != "all":
             index = np.asarray(slot.ints, np.intp)
             ints[index[(index >= 0) & (index < ints.size)]] = True
-        done = 0
+        pieces = numbers_of(tensor, slot.shape, np.float64, self.meter)
+        self.nested(slot, slot.shape, ((values, ints[first : first + values.size]) for first, values in pieces))
+        next(pieces, None)  # it reports its last slab when it goes on
 
-        def rows() -> Any:
-            nonlocal done
-            for start, stop in tensor.slabs(1 << 20):
-                block = tensor.rows(start, stop).astype(np.float64)
-                for values in block:
-                    yield values, ints[done : done + values.size]
-                    done += values.size
-                if self.meter is not None:
-                    self.meter(block.shape[0] * tensor.row_bytes, tensor.name)
-
-        made = rows()
-        self.nested(slot, slot.shape, made)
-        next(made, None)  # it reports its last slab when it goes on
-
-    def nested(self, slot: Slot, shape: tuple[int, ...], rows: Any) -> None:
+    def nested(self, slot: Slot, shape: tuple[int, ...], pieces: Iterator[tuple[Any, Any]]) -> None:
         if len(shape) > 1:
             self.write(self.packer.pack_array_header(shape[0]))
             for _ in range(shape[0]):
-                self.nested(slot, shape[1:], rows)
+                self.nested(slot, shape[1:], pieces)
             return
-        values, ints = next(rows)
-        if slot.form in ("indexed", "counted"):
-            counted = slot.form == "counted"
-            self.write(self.packer.pack_map_header(shape[0] + counted))
-            for i in range(shape[0]):
-                self.write(self.packer.pack(str(i)) + self.numbers(values[i : i + 1], ints[i : i + 1], slot.kind))
-            if counted:
-                self.write(self.packer.pack("length") + self.packer.pack(shape[0]))
-            return
-        self.write(self.packer.pack_array_header(shape[0]) + self.numbers(values, ints, slot.kind))
+        indexed, counted = slot.form in ("indexed", "counted"), slot.form == "counted"
+        head = self.packer.pack_map_header(shape[0] + counted) if indexed else self.packer.pack_array_header(shape[0])
+        self.write(head)
+        done = 0
+        while done < shape[0]:
+            values, ints = next(pieces)
+            if indexed:
+                for i in range(values.size):
+                    key = self.packer.pack(str(done + i))
+                    self.write(key + self.numbers(values[i : i + 1], ints[i : i + 1], slot.kind))
+            else:
+                self.write(self.numbers(values, ints, slot.kind))
+            done += values.size
+        if counted:
+            self.write(self.packer.pack("length") + self.packer.pack(shape[0]))
 
     def numbers(self, values: NDArray[np.float64], ints: NDArray[np.bool_], kind: str) -> bytes:
         if ints.any():

@@ -34,6 +34,7 @@ SUFFIXES = (".safetensors",)
 """A folder within a model folder: chat templates by name."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
+_OF_DIFFUSERS = "diffusion_pytorch_model"
 FILE, FILE64 = "llmconv.file.", "llmconv.file64."
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.safetensors", re.DOTALL)
@@ -166,6 +167,7 @@ def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> 
     checkpoint.files, notes = side_files.beside(folder)
     if source.is_dir():
         checkpoint.notes += guests.beside(folder, files, "*.safetensors")
+        checkpoint.notes += side_files.others(folder, "*.safetensors", "pytorch_model*.bin")
     others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
     if others and source.is_dir():
         checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")
@@ -273,11 +275,12 @@ def _folder(checkpoint: Checkpoint, path: Path, groups: Sequence[list[Tensor]], 
     """A model folder with a file for each group of tensors."""
     files = {path / _safe_name(name, path): checkpoint.file(name) or b"" for name in checkpoint.files}
     adapter = "adapter_config.json" in checkpoint.files and "config.json" not in checkpoint.files
-    one = ADAPTER if adapter else WEIGHTS
-    names = [one] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(len(groups))]
+    one = ADAPTER if adapter else f"{_stem(checkpoint)}.safetensors"
+    names = [one] if len(groups) == 1 else [shard_name(i, len(groups), _stem(checkpoint)) for i in range(len(groups))]
     parts = [_Part(path / name, group, metadata) for name, group in zip(names, groups, strict=True)]
-    index = {path / INDEX: _index(checkpoint, parts)} if len(parts) > 1 else {}
-    for clash in files.keys() & {*(part.path for part in parts), path / INDEX}:
+    listing = path / f"{_stem(checkpoint)}.safetensors.index.json"
+    index = {listing: _index(checkpoint, parts)} if len(parts) > 1 else {}
+    for clash in files.keys() & {*(part.path for part in parts), listing}:
         raise UsageError(f"side file {clash.name!r} is a name of the weights; leave it out or rename it")
     return _Plan(parts, files, index)
 
@@ -307,7 +310,10 @@ def _weights_in(folder: Path) -> list[Path]:
     """Weights and indexes of the model in `folder`, as `save` would name them."""
     if not folder.is_dir():
         return []
-    names = [WEIGHTS, INDEX, *(p.name for p in folder.glob("model-*.safetensors") if _SHARD.fullmatch(p.name))]
+    names = []
+    for stem in ("model", _OF_DIFFUSERS):
+        names += [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
+        names += [p.name for p in folder.glob(f"{stem}-*.safetensors") if _SHARD.fullmatch(p.name)]
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -351,8 +357,17 @@ def _index(checkpoint: Checkpoint, parts: Sequence[_Part]) -> bytes:
     return json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def shard_name(no: int, count: int) -> str:
-    return f"model-{no + 1:05d}-of-{count:05d}.safetensors"
+def _stem(checkpoint: Checkpoint) -> str:
+    """How the names of a folder's weights begin: diffusers has its own."""
+    try:
+        config = json.loads(checkpoint.file("config.json") or b"{}")
+    except (ValueError, RecursionError):
+        config = {}
+    return _OF_DIFFUSERS if isinstance(config, dict) and "_diffusers_version" in config else "model"
+
+
+def shard_name(no: int, count: int, stem: str = "model") -> str:
+    return f"{stem}-{no + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _groups(tensors: Sequence[Tensor], max_size: int) -> list[list[Tensor]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from llmconv.errors import cut, more
 from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "programs", "within"]
+__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "others", "programs", "within"]
 
 MODULES = "modules.json"
 TEMPLATES = "additional_chat_templates"
@@ -66,6 +66,20 @@ def beside(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path | 
     return found, [*notes, *programs(found)]
 
 
+def others(folder: Path, *patterns: str) -> list[str]:
+    """A note about weights in a folder that are of another kind than those that are read.
+
+    patterns: of the names that other notes speak of.
+    """
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in WEIGHTS and not entry.name.startswith(".") and entry.is_file()
+        if not any(entry.match(pattern) for pattern in patterns)
+    )
+    return [f"left out, no part of these weights: {cut(names[0])}{more(names)}"] if names else []
+
+
 def within(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path], list[str]]:
     """The files in a model folder's folders, by name, and notes about those that are left out."""
     found: dict[str, Path] = {}
@@ -93,7 +107,7 @@ def _modules(folder: Path) -> set[str]:
     """The folders that modules.json names."""
     try:
         data = (folder / MODULES).read_bytes()[: limits.INDEX_BYTES]
-        return {str(entry["path"]).split("/")[0] for entry in json.loads(data)}
+        return {str(entry["path"]).replace("\\", "/").split("/")[0] for entry in json.loads(data)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return set()
 

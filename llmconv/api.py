@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -27,6 +28,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.sharing.team import current
+from llmconv.formats.writing.outputs import Together
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
 from llmconv.show import Shown, log_written
@@ -206,6 +208,7 @@ def convert_file(
     text_only: bool = False,
     mtp: bool | str | os.PathLike[str] | None = None,
     no_mtp: bool = False,
+    dry_run: bool = False,
     **options: Any,
 ) -> Result:
     """Convert one model file or folder to another: `open`, then `save`.
@@ -226,6 +229,7 @@ def convert_file(
     mtp: True writes a model's layers for further tokens alone, with what they share with it, as a draft for llama.cpp;
         a path: of a model's GGUF without them, the file that holds them, to put both together.
     no_mtp: leave these layers out.
+    dry_run: of a target on the Hub: which files there would be, and their bytes; nothing is made or sent.
     options: those of `save`.
     """
     started = time.monotonic()
@@ -235,7 +239,10 @@ def convert_file(
     if outbox.is_hub(dst):
         taken = {"source_format": source_format, "key": key, "lora": lora, "base": base, "vocab_only": vocab_only}
         how = {**taken, "mmproj": mmproj, "text_only": text_only, "mtp": mtp, "no_mtp": no_mtp, **options}
-        return dataclasses.replace(_sent(source, str(dst), to or "gguf", how), seconds=time.monotonic() - started)
+        made = _sent(source, str(dst), to or "gguf", how, dry_run)
+        return dataclasses.replace(made, seconds=time.monotonic() - started)
+    if dry_run:
+        raise UsageError("dry_run is for a target on the Hub; write hf://ORG/NAME, or leave it out")
     if vocab_only:
         return _vocabulary(source, dst, options)
     if dst is not None and to is None:
@@ -268,17 +275,20 @@ def convert_file(
         target = target.with_name(f"mtp-{target.name}")
     parts = parted(checkpoint, container, target, mmproj, text_only, options)
     parts = drafted(parts, container, mtp, no_mtp)
-    result = _both([save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts])
+    with Together() if len(parts) > 1 else contextlib.nullcontext():  # a tower and its text model: both, or neither
+        written = [save(part.checkpoint, part.target, format=container.name, **part.options) for part in parts]
+    result = _both(written)
     notes = [*result.notes, *_inexact(checkpoint, container, str(options.get("outtype", "auto")))]
     return dataclasses.replace(result, notes=notes, source=source, source_size=size, seconds=time.monotonic() - started)
 
 
-def _sent(source: Path, address: str, to: str, options: dict[str, Any]) -> Result:
-    """`convert_file` to a repository of the Hub."""
+def _sent(source: Path, address: str, to: str, options: dict[str, Any], dry_run: bool) -> Result:
+    """`convert_file` to a repository of the Hub, or what it would send."""
     from llmconv.convert.quantizing import sent
 
     container = containers.by_name(to)
-    with sent.opened(address, bool(options.get("force")), options.get("progress")) as box:
+    force, progress = bool(options.get("force")), options.get("progress")
+    with outbox.Planned(address) if dry_run else sent.opened(address, force, progress) as box:
         target = box.root
         if container.suffixes and not container.folder:
             target /= box.file or default_target(source, container).name
@@ -290,11 +300,13 @@ def _sent(source: Path, address: str, to: str, options: dict[str, Any]) -> Resul
             result = convert_file(source, target, to=to, **{**options, "force": True})
         for path in result.paths:
             box.put(path)  # what was not given yet
+        paths = [box.address(path) for path in result.paths]
+        if dry_run:
+            return dataclasses.replace(result, target=box.address(target), paths=paths)
         kinds = Counter(result.types)
         kind = kinds.most_common(1)[0][0] if kinds else ""
         row = Row([path.name for path in result.paths], kind, result.size, 8 * result.size / max(1, result.n_elements))
         url = sent.published(box, box.metadata, [row], source)
-        paths = [box.address(path) for path in result.paths]
         return dataclasses.replace(result, target=box.address(target), paths=paths, url=url)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import llmconv.formats as containers
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.tables.config import read_config
+from llmconv.convert.towers import translate as towers, untold
 from llmconv.convert.translate import translate
-from llmconv.errors import BadFile, LlmconvError, UsageError, at, more
+from llmconv.convert.writing import tasks
+from llmconv.errors import BadFile, LlmconvError, UsageError, at, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 
@@ -66,18 +68,20 @@ def parted(
 def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool, options: dict[str, Any]) -> list[Part]:
     folder = Reading(exclude=options.pop("exclude", ())).open(folder) if options.get("exclude") else folder
     if towers.tower_of(folder) is None:
+        if not (tower_only or text_only):
+            return [Part(folder, target, options), *_adapters(folder, target, options)]
         if tower_only:
             towers.tower_half(folder)  # says why not
-        if text_only:
-            raise UsageError(f"{folder.where}: has no tower known here to leave out; drop --text-only")
+        if text_only and not untold.settings_of_towers(read_config(folder)):
+            raise UsageError(f"{folder.where}: has no tower to leave out, by its config.json; drop --text-only")
         return [Part(folder, target, options)]
     text, count = towers.text_half(folder)
-    parts = []
-    if not tower_only:
-        note = [f"left out, {count} tensors of its tower, as asked"] if text_only else []
-        parts.append(Part(text.but(*note), target, options))
+    made: Checkpoint | None = None
+    notes = [f"left out, {count} tensors of its tower, as asked"]
     if not text_only:
-        made = _tower(folder, bool(options.get("strict", True)), alone=tower_only)
+        made, notes = _tower(folder, count, strict=bool(options.get("strict", True)), alone=tower_only)
+    parts = [] if tower_only else [Part(text.but(*notes), target, options)]
+    if made is not None:
         own = {name: value for name, value in options.items() if name not in _OF_TEXT}
         if not tower_only:
             target = beside(target)
@@ -88,14 +92,34 @@ def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool,
     return parts
 
 
-def _tower(folder: Checkpoint, strict: bool, alone: bool) -> Checkpoint:
-    """The tower's GGUF; who has not asked for it is told how to do without where it is refused."""
+def _adapters(folder: Checkpoint, target: Path, options: Mapping[str, Any]) -> list[Part]:
+    """A model's own adapters, one for each task (Jina 3), each a GGUF beside its own: `lora-TASK-NAME`."""
+    own = {name: value for name, value in options.items() if name not in (*_OF_TEXT, "outtype", "provenance")}
+    parts = [
+        Part(adapter, target.with_name(f"lora-{task}-{target.name}"), own) for task, adapter in tasks.adapters(folder)
+    ]
+    for part in parts:
+        containers.by_name("gguf").check_target(part.target, force=bool(options.get("force")), inputs=[])
+    if names := [part.target.name for part in parts]:
+        parts[0].checkpoint.notes.append(
+            f"the adapters of its tasks are {names[0]}{more(names)}, for llama.cpp's --lora; llmconv embed "
+            "--task needs the model's file alone"
+        )
+    return parts
+
+
+def _tower(folder: Checkpoint, count: int, strict: bool, alone: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The tower's GGUF, and notes for the text model's; who has not asked for a tower that can't be converted is told
+    how to do without it, or does without it, where not strict."""
     try:
-        return towers.to_gguf(folder, strict=strict)
+        return towers.to_gguf(folder, strict=strict), []
     except BadFile as error:
         if alone:
             raise
-        raise BadFile(f"{str(error).split('; ')[0]}; --text-only converts the text model alone") from None
+        why = str(error).split("; ")[0]
+        if strict:
+            raise BadFile(f"{why}; --text-only converts the text model alone") from None
+        return None, [f"the text model alone, its tower of {count} tensors is left out: {why}"]
 
 
 def beside(text: Path) -> Path:
@@ -118,7 +142,7 @@ def _whole(
     found = Path(mmproj) if mmproj else _found(text)
     if found is None:
         if not towers.is_text_half(text):
-            return text
+            return text.but(*_without_towers(text))
         return text.but("its tower is in another file: --mmproj FILE puts it into the folder")
     tower = containers.open(found)
     if not towers.is_tower(tower):
@@ -127,6 +151,15 @@ def _whole(
     rebuilt = own_keys.CONFIG not in text.metadata
     made = towers.together(translate(text, "hf", strict=strict), tower, rebuilt=rebuilt, strict=strict)
     return made if mmproj else made.but(f"with its tower from {found.name}; --text-only leaves it out")
+
+
+def _without_towers(text: Checkpoint) -> list[str]:
+    """A note about a folder whose config.json speaks of a tower that its GGUF never had."""
+    said = text.metadata.get(own_keys.CONFIG)
+    config = read_config(text.but(files={"config.json": said.encode()})) if isinstance(said, str) else {}
+    told = untold.settings_of_towers(config)
+    why = "the GGUF has the text model alone; its tower's tensors are in the original folder"
+    return [f"config.json speaks of {cut(told[0])}, and {why}"] if told else []
 
 
 def _found(text: Checkpoint) -> Path | None:

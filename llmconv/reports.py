@@ -236,10 +236,9 @@ def streaming(target: Source, memory: int | str, *, tokens: int = 100_000, conte
     tokens, context: of the text, and of a chunk.   `UsageError` where not even the largest part fits.
     """
     from llmconv.convert.reports.streaming import plan_streaming, sizes_of
-    from llmconv.formats.limits import parse_size
+    from llmconv.formats.limits import in_bytes
 
-    most = parse_size(memory) if isinstance(memory, str) else memory
-    return plan_streaming(sizes_of(_shape(target)[0]), most, tokens, context)
+    return plan_streaming(sizes_of(_shape(target)[0]), in_bytes(memory, "memory"), tokens, context)
 
 
 def training_memory(

@@ -11,6 +11,7 @@ from llmconv import formats
 from llmconv.errors import BadFile, UsageError, at
 from llmconv.formats import edit as editing
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.limits import in_bytes
 from llmconv.formats.places.names import place
 from llmconv.formats.places.remote import RemotePath
 from llmconv.progress import Meter, Progress
@@ -84,24 +85,25 @@ def split(
     source: str | Path,
     target: str | Path | None = None,
     *,
-    max_size: int = 0,
+    max_size: int | str = 0,
     max_tensors: int = 0,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Split a model into shards of at most `max_size` bytes or `max_tensors` tensors each; the files written.
+    """Split a model into shards of at most `max_size` bytes (or "2G") or `max_tensors` tensors each; the files written.
 
     A GGUF becomes `TARGET-00001-of-0000N.gguf` (default: the source's own stem); a safetensors model becomes a
     folder with an index (default: the source's name with `-split`), by size alone.
     """
     checkpoint, container = _splittable(place(source), "split")
-    if not (max_size or max_tensors):
+    size = in_bytes(max_size, "max_size")
+    if not (size or max_tensors):
         raise UsageError("say how to split: a largest size (--max-size) or number of tensors (--max-tensors)")
     assert container.split is not None
     return container.split(
         checkpoint,
         Path(target) if target else None,
-        max_size=max_size,
+        max_size=size,
         max_tensors=max_tensors,
         force=force,
         meter=Meter(progress, "write", checkpoint.nbytes),

@@ -54,6 +54,8 @@ class BlockType:
     """False for integers and booleans, which are carried but never quantized."""
     kernels: Any = None  # no ClassVar: mypy would not let a module be one
     """Where the type's kernels are, of `llmconv.quant.kernels`: `encode_q8_0` and `decode_q8_0` for a type Q8_0."""
+    finite_by_scales: ClassVar[bool] = False
+    """Whether all weights of a block are finite where all float16 numbers of its layout are."""
     uses_importance: ClassVar[bool] = False
     """Whether importance weights change the encoded bytes."""
     needs_importance: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from llmconv.errors import Unsupported, UsageError, cut
-from llmconv.quant import block
+from llmconv.quant import block, images
 from llmconv.quant.block import BlockType
 from llmconv.quant.filetypes import COPY, FileType
 from llmconv.quant.mixes import (
@@ -120,6 +120,8 @@ def tensor_type_rules(texts: Iterable[str]) -> tuple[tuple[re.Pattern[str], Bloc
 
 def _may_quantize(weight: Weight, model: Model, options: Options) -> bool:
     name = weight.name
+    if model.arch in images.KEPT:
+        return weight.type.is_float and not images.kept(model.arch, name, weight.shape)
     return (
         weight.type.is_float
         and any(n > 1 for n in weight.shape[:-1])  # at least a matrix; leading ones don't count
@@ -174,14 +176,24 @@ def _choose(weight: Weight, model: Model, file: FileType, options: Options, coun
     if forced is None and not default.is_plain():
         if manual is not None:
             wanted = manual
+        elif not options.pure and model.arch in images.KEPT:
+            wanted = _of_image(name, file, default, counts)
         elif not options.pure:
             wanted = _by_rule(weight, role, model, file, default, options, counts, tied)
     row = weight.shape[-1]
+    if model.arch in images.KEPT and images.fallback(row, wanted.block_size):
+        return Choice(name, block.by_name("F16"), wanted, True, False)
     kind = wanted if row % wanted.block_size == 0 else _fallback(name, row, wanted)
     needs = role not in (OUTPUT, EMBEDDING) and (
         kind.name in NEEDS_IMPORTANCE or (kind.name == "Q2_K" and file.name == "Q2_K_S")
     )
     return Choice(name, kind, wanted, True, needs)
+
+
+def _of_image(name: str, file: FileType, default: BlockClass, counts: _Counts) -> BlockClass:
+    role = images.role_of(name)
+    chosen = images.preferred(role, file.name, counts.next(f"image {role}")) if role else None
+    return block.by_name(chosen) if chosen else default
 
 
 def _fallback(name: str, row: int, wanted: BlockClass) -> BlockClass:

@@ -19,13 +19,14 @@ class Cache:
 
     `length` tokens are filled; `valid` (batch, length) says which of them are tokens rather than padding.  A cache
     grows by itself; `capacity` saves the growing (of the first 4096 tokens), and says how long the text is planned to
-    be.  MLA layers keep their latent vectors instead: one "head"; scans, their `states` after the last token.
+    be.  MLA layers keep their latent vectors instead: one "head"; scans, their `states` after the last token; an
+    indexer's keys stand behind the layers' keys, and what an MLP was last given behind the scans' states.
     """
 
     def __init__(self, decoder: Decoder, batch: int = 1, capacity: int = 256):
         self.batch, self.capacity, self.planned, self.length = batch, max(1, min(capacity, 4096)), capacity, 0
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * decoder.passes
-        self.states: list[tuple[Tensor, ...] | None] = [None] * len(decoder.layers)
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * (2 * decoder.passes)
+        self.states: list[tuple[Tensor, ...] | None] = [None] * (2 * len(decoder.layers))
         self.valid: Tensor | None = None
 
     def keep(self, index: int, *states: Tensor) -> None:
@@ -38,12 +39,23 @@ class Cache:
         end = self.length + key.shape[2]
         stored = self.layers[index]
         if stored is None or stored[0].shape[2] < end:
-            self.capacity = max(self.capacity, end + end // 4)
+            self._plan(end)
             stored = (self._grown(key, stored and stored[0]), self._grown(value, stored and stored[1]))
             self.layers[index] = stored
         stored[0][:, :, self.length : end] = key
         stored[1][:, :, self.length : end] = value
         return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def reserve(self, tokens: int) -> None:
+        """Room for so many more in every layer that has keys."""
+        self._plan(self.length + tokens)
+        for index, stored in enumerate(self.layers):
+            if stored is not None and stored[0].shape[2] < self.length + tokens:
+                self.layers[index] = (self._grown(stored[0], stored[0]), self._grown(stored[1], stored[1]))
+
+    def _plan(self, end: int) -> None:
+        if end > self.capacity:
+            self.capacity = end + end // 4
 
     def _grown(self, new: Tensor, old: Tensor | None) -> Tensor:
         """Room for `capacity` tokens like `new`, and in it what `old` holds."""
@@ -110,9 +122,15 @@ class Step:
         self.lent: dict[int, tuple[Tensor, Tensor]] = {}
         """Keys and values that other layers borrow, by layer."""
         self.gone = 0
-        """How many layers were gone through before a stack that is gone through again (HRM)."""
+        """How many layers were gone through before those that are gone through again (HRM, Nanbeige)."""
         self.embedded: Tensor
         """(B, T, dim): what the first layer was given, in models whose layers add it again."""
+        self.distances: Tensor
+        """(B or 1, H, T, S): a bias on the scores, of the last layer that had one of its own (T5)."""
+        self.first_values: Tensor | None = None
+        """The first layer's values of the tokens, in models whose other layers mix them with their own (RWKV 7)."""
+        self.chosen: Tensor | None = None
+        """The keys that the last indexer chose, (B, 1, T, S) bool; None: all."""
         self.per_layer: Tensor | None = None
         """(B, T, layers, numbers): vectors of the tokens for each layer."""
         self.packed = self.valid is not None and not bool(self.valid[:, past:].all())

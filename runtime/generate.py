@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from llmconv.convert.vocab import TokenType
 from llmconv.errors import UsageError
 from llmconv.progress import Meter, Progress
+from llmconv.runtime.banned import Banned
 from llmconv.runtime.checks import check_finite
 from llmconv.runtime.measure.chunks import Running, Source, device_errors, tokenizer_of
 from llmconv.runtime.measure.texts import unknown
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import Sampling, choose, generator_of
+from llmconv.runtime.stepping.stepper import stepper
 from llmconv.show import Shown
 
 __all__ = ["Generation", "Sampling", "generate"]
@@ -76,11 +77,12 @@ def generate(
         raise UsageError(f"max_tokens is {max_tokens!r}, expected at least 1")
     tokenizer = tokenizer_of(running)
     ids = _prompt_ids(tokenizer, prompt, chat, tools)
-    notes = _check_prompt(running, prompt, ids)
+    banned = Banned(running)
+    notes = [*_check_prompt(running, prompt, ids), *banned.notes]
     writer = _Writer(tokenizer, stop, on_text, start=chat or not isinstance(prompt, str) or not prompt)
     meter, started = Meter(progress, "generate", max_tokens, "tokens"), time.perf_counter()
     with torch.inference_mode(), device_errors(running.device):
-        for token in _tokens(running, ids, max_tokens, how, generator_of(seed)):
+        for token in _tokens(running, ids, max_tokens, how, banned, generator_of(seed)):
             if token is None:
                 writer.finish = "context"
             elif token in _ends(tokenizer) and running.decoder.ends:
@@ -151,33 +153,28 @@ def _ends(tokenizer: Any) -> set[int]:
     return {special[name] for name in ("eos", "eot", "eom") if special.get(name) is not None}
 
 
-def _banned(model: Model) -> torch.Tensor | None:
-    """Tokens that are never chosen: padding of the vocabulary, unused ones, and for simple-llm all special ones."""
-    vocab = model.tokenizer.vocab
-    kinds = {TokenType.UNUSED, *(() if model.decoder.ends else (TokenType.UNKNOWN, TokenType.CONTROL))}
-    ids = list(range(len(vocab.tokens), model.decoder.vocab_size))
-    if vocab.types is not None:
-        ids += [i for i, kind in enumerate(vocab.types[: model.decoder.vocab_size]) if kind in kinds]
-    return torch.tensor(ids, device=model.device) if ids else None
-
-
 def _tokens(
-    model: Model, ids: list[int], count: int, how: Sampling, generator: torch.Generator
+    model: Model, ids: list[int], count: int, how: Sampling, banned: Banned, generator: torch.Generator
 ) -> Iterator[int | None]:
     """New tokens; None when there is no room for more."""
-    banned, past, most = _banned(model), list(ids), model.most_tokens
-    if banned is not None and len(banned) == model.decoder.vocab_size:
-        raise UsageError(f"{model.where}: all its tokens are special ones, so there is none to choose")
+    past, most = list(ids), model.most_tokens
     cache = model.cache(1, len(ids) + count) if model.decoder.causal else None
-    feed = past
-    for _ in range(count):
+    feed, step = past, None
+    for made in range(count):
         if most is not None and len(past) > most:
             yield None
             return
-        hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
-        logits = model.head(hidden[:, -1])
+        if made == 1 and cache is not None:
+            step = stepper(model, cache)
+        if step is None:
+            hidden = model.hidden(torch.tensor([feed], device=model.device), cache=cache)
+            logits = model.head(hidden[:, -1])
+        else:
+            logits = step(past[-1])
         check_finite(logits, model, lambda row: f"position {len(past) - 1}")
-        token = choose(logits[0], past, how, banned, generator)
+        token = banned.last if made == count - 1 else None
+        if token is None:
+            token = choose(logits[0], past, how, banned.at(past, made), generator)
         past.append(token)
         feed = past if cache is None else [token]
         yield token

@@ -15,6 +15,9 @@ import torch
 from llmconv import formats as _formats
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
+from llmconv.convert.decoders.side import alone
+from llmconv.convert.dialects.carried import with_kept
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.translate import translate
@@ -114,7 +117,7 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
-    checkpoint = _with_scales(translate(checkpoint, "gguf"))
+    checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
     _check_activations(activations, where, kind)
@@ -169,7 +172,8 @@ def runs_finite(model: Model, count: int = 32) -> bool:
     size = model.decoder.vocab_size
     count = min(count, size, model.most_tokens or count)
     tokens = torch.arange(count, device=model.device) * (size // count)
-    return bool(model(tokens[None]).isfinite().all())
+    run = model.hidden if model.decoder.headless else model
+    return bool(run(tokens[None]).isfinite().all())
 
 
 def _check_activations(activations: str, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -183,6 +187,7 @@ def _check_activations(activations: str, device: torch.device, dtype: torch.dtyp
 
 def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, memory: int | None = None) -> Model:
     """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None, `load` for `memory`."""
+    checkpoint = alone(checkpoint)
     decoder = describe(checkpoint)
     types = _storage(checkpoint, device, dtype)
     if device.type == "cpu":

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.decoders.facts import Decoder
+from llmconv.convert.decoders.facts import Decoder, Norm as NormSpec
 from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.cache import Cache, Step
 from llmconv.runtime.layers import altup, cycles, layer_vectors
 from llmconv.runtime.layers.attention import self_attention
+from llmconv.runtime.layers.channel_mix import channel_mix
 from llmconv.runtime.layers.convolution import short_convolution
 from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
 from llmconv.runtime.layers.norms import Norm
@@ -56,7 +57,8 @@ class Block(LayerPieces):
 
     def __init__(self, decoder: Decoder, index: int, types: Types):
         super().__init__()
-        self.index, self.spec, self.residual_scale = index, decoder.layers[index], decoder.residual_scale
+        self.index, self.spec = index, decoder.layers[index]
+        self.residual_scale, self.kept_scale = decoder.residual_scale, decoder.kept_scale
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
             if "" in parts and name in VECTORS:
@@ -68,6 +70,15 @@ class Block(LayerPieces):
             self.shortconv = Pieces()
             for name, parts in grouped(decoder.shapes, f"blk.{index}.shortconv.").items():
                 self.shortconv.add_module(name, piece(name, parts, decoder, types, f"blk.{index}.shortconv.{name}"))
+        if self.spec.attention.indexing:
+            self.indexer = Pieces()
+        for name in self.spec.attention.indexing:
+            full = f"blk.{index}.indexer.{name}"
+            if f"{full}.bias" in decoder.shapes:  # a LayerNorm, whose epsilon no file states
+                made: nn.Module = Norm(NormSpec("layer", 1e-6), decoder.shapes[f"{full}.weight"], bias=True)
+            else:
+                made = piece(name, {"weight": decoder.shapes[f"{full}.weight"]}, decoder, types, full)
+            self.indexer.add_module(name, made)
         for name in ("attn_norm", "ffn_norm", "attn_k_norm"):
             if name in decoder.weightless and not (name == "ffn_norm" and self.spec.parallel):
                 self.add_module(name, Norm(decoder.norm))
@@ -85,7 +96,9 @@ class Block(LayerPieces):
         if self.altup_router is not None:
             return altup.layer(self, x, step)
         half = self.before_mlp(x, step)
-        x = self.after_mlp(half, self._mlp(half))
+        x = self.after_mlp(half, self._mlp(half, step))
+        if self.spec.halved:
+            x = x / 2
         if self.inp_gate is not None:
             x = x + layer_vectors.made(self, x, step)
         if self.layer_output_scale is None:
@@ -93,9 +106,11 @@ class Block(LayerPieces):
         scale: Tensor = self.layer_output_scale.weight.to(x.dtype)
         return x + step.embedded * scale if self.spec.skips else x * scale
 
-    def _mlp(self, half: Halfway) -> Tensor | None:
+    def _mlp(self, half: Halfway, step: Step) -> Tensor | None:
         if half.normed is None:
             return None
+        if self.spec.mlp is not None and self.spec.mlp.shifted:
+            return channel_mix(self, half.normed, step)
         if self.spec.mlp is not None and self.spec.mlp.apart:
             return dense_and_experts(self, half.kept)
         return feed_forward(self, half.normed, half.entered)
@@ -107,7 +122,8 @@ class Block(LayerPieces):
             return Halfway(x, x, x)
         normed = x if self.attn_norm is None or self.spec.swapped else self.attn_norm(x)
         # Falcon-40B norms apart for attention (attn_norm_2) and for the MLP (attn_norm).
-        attended = self._mixed(normed if self.attn_norm_2 is None else self.attn_norm_2(x), step)
+        apart = self.spec.parallel and self.attn_norm_2 is not None
+        attended = self._mixed(self.attn_norm_2(x) if apart else normed, step)
         mlp_norm = getattr(self, self.spec.mlp_norm)
         if self.post_attention_norm is not None and self.post_attention_norm is not mlp_norm:
             attended = self.post_attention_norm(attended)
@@ -123,6 +139,8 @@ class Block(LayerPieces):
         x = self._added(kept, attended)
         if self.attn_output_norm is not None and self.attn_output_norm is not mlp_norm and not inside:
             x = self.attn_output_norm(x)
+        if self.spec.normed_again and self.attn_norm_2 is not None:
+            x = self.attn_norm_2(entered + x)
         if self.spec.mlp is None:
             return Halfway(x, None, x)
         normed = x if mlp_norm is None else mlp_norm(x)
@@ -154,7 +172,8 @@ class Block(LayerPieces):
         return sum(others, start=first)
 
     def _added(self, x: Tensor, made: Tensor) -> Tensor:
-        return x + (made * self.residual_scale if self.residual_scale != 1 else made)
+        kept = x * self.kept_scale if self.kept_scale != 1 else x
+        return kept + (made * self.residual_scale if self.residual_scale != 1 else made)
 
 
 class Model(Pieces):
@@ -235,8 +254,11 @@ class Model(Pieces):
         if self.decoder.cycles is not None:
             x = cycles.gone_through(self, x, step)
         else:
-            for i in range(len(self.blk)):
-                x = self.through(i, x, step)
+            for going in range(self.decoder.loops):
+                x = self.end(x) if going and self.decoder.loop_norm else x
+                step.gone = going * len(self.blk)
+                for i in range(len(self.blk)):
+                    x = self.through(i, x, step)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.end(x)
@@ -261,12 +283,20 @@ class Model(Pieces):
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocab) of hidden states (..., dim)."""
+        """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless:
+            raise UsageError(
+                f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "
+                "embed gives its vectors"
+            )
         if self.wants is not None:
             self.wants(HEAD)
         if self.output_in is not None:
             hidden = self.output_in(hidden)
-        logits: Tensor = self.token_embd.project(hidden) if self.output is None else self.output(hidden)
+        return self.said(self.token_embd.project(hidden) if self.output is None else self.output(hidden))
+
+    def said(self, logits: Tensor) -> Tensor:
+        """Logits as the head's product gives them, (..., vocab), with what the model does to them."""
         spec = self.decoder
         if spec.head_norm:
             logits = logits / self._lengths_of_head().to(logits.dtype)

@@ -42,10 +42,14 @@ LINEAR = (
     *("ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b"),
     *("per_layer_model_proj", "inp_gate", "proj"),  # of vectors for each layer
     *("altup_router", "altup_correct_coef", "altup_predict_coef", "laurel_l", "laurel_r"),
+    *(f"time_mix_{name}" for name in ("receptance", "key", "value", "gate", "output", "decay_w1", "decay_w2")),
+    *(f"time_mix_{letter}{part}" for letter in "wavg" for part in "12"),
+    *("channel_mix_key", "channel_mix_value", "channel_mix_receptance"),
+    *("q_proj", "k_proj"),  # of an indexer
 )
 EXPERTS = (
     *("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps", "ffn_gate_up_exps", "attn_k_b", "attn_v_b"),
-    *("altup_proj", "altup_unembd_proj"),
+    *("altup_proj", "altup_unembd_proj", "time_mix_w2"),
 )
 ENDS = ("token_embd_in", "output_in", "dense_2", "dense_3")
 NORMS = (
@@ -53,10 +57,15 @@ NORMS = (
     *("layer_output_norm", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm"),
     *("attn_sub_norm", "ffn_sub_norm", "ffn_norm_exps", "ssm_norm", "ssm_dt_norm", "ssm_b_norm", "ssm_c_norm"),
     *("length_one", "attn_v_norm", "router_norm", "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"),
-    *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm"),
+    *("post_norm", "per_layer_proj_norm", "altup_router_norm", "laurel_post_norm", "q_norm", "k_norm"),
 )
 VECTORS = ("attn_sinks", "exp_probs_b", "conv", "ssm_conv1d", "ssm_a", "ssm_d", *(f"ssm_conv1d_{p}" for p in "qkv"))
-VECTORS += ("layer_output_scale", "altup_correct_scale")
+VECTORS += ("layer_output_scale", "altup_correct_scale", "attn_rel_b", "ffn_exps_out")
+VECTORS += ("channel_mix_lerp_k", "channel_mix_lerp_r")
+VECTORS += tuple(
+    f"time_mix_{name}"
+    for name in ("lerp_x", "lerp_fused", "decay", "first", "w0", "a0", "v0", "k_k", "k_a", "r_k", "ln")
+)
 CLASSIFIER = "cls"
 """The layer in front of a classifier's `cls.output`, with its norm, `cls.norm`."""
 # What no text is computed with: derived tables, layers for further tokens, matrices for the tokens of an image.
@@ -80,7 +89,7 @@ class LayerPieces(Pieces):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in (*LINEAR, *EXPERTS, *NORMS, *VECTORS, "shortconv"):
+        for name in (*LINEAR, *EXPERTS, *NORMS, *VECTORS, "shortconv", "indexer"):
             self.register_module(name, None)
 
 
@@ -125,7 +134,7 @@ def piece(name: str, parts: Mapping[str, tuple[int, ...]], decoder: Decoder, typ
         if name in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
             return Embedding(shape, kind, None, dtype)
         if name in NORMS or name in ("token_embd_norm", "output_norm", "norm"):
-            spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm")
+            spec, latents = decoder.norm, ("attn_q_a_norm", "attn_kv_a_norm", "attn_norm_2")
             if decoder.behind_eps is not None and name in ("post_attention_norm", "post_ffw_norm"):
                 spec = dataclasses.replace(spec, eps=decoder.behind_eps)
             if decoder.qk_norm is not None and name in ("attn_q_norm", "attn_k_norm"):

@@ -21,7 +21,7 @@ from llmconv.quant import integer_products
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
 
-__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul", "straight_through"]
+__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul", "straight_through", "workers"]
 
 ACTIVATIONS = ("float", "int8")
 """What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer_products`)."""
@@ -44,7 +44,8 @@ def _scratch(numbers: int) -> Tensor:
     return found
 
 
-def _workers() -> ThreadPoolExecutor:
+def workers() -> ThreadPoolExecutor:
+    """As many threads as torch has, for what runs beside the calling one."""
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(torch.get_num_threads(), "llmconv-decode")
@@ -74,7 +75,7 @@ def _split(work: Callable[[int, int], None], rows: int, size: int) -> None:
         work(0, rows)
         return
     step = -(-rows // (16 * threads)) * 16
-    jobs = [_workers().submit(work, a, min(a + step, rows)) for a in range(step, rows, step)]
+    jobs = [workers().submit(work, a, min(a + step, rows)) for a in range(step, rows, step)]
     work(0, min(step, rows))
     for job in jobs:
         job.result()

@@ -156,7 +156,7 @@ def _sources(card: Mapping[str, Any], key: str, names: tuple[str, ...], paramete
     entries = value if isinstance(value, list) else [value] if isinstance(value, str) else []
     out: dict[str, Any] = {f"{key}.count": np.uint32(len(entries))}
     for n, entry in enumerate(entries):
-        found = entry if isinstance(entry, dict) else _source(str(entry), parameters)
+        found = _source(entry, parameters) if isinstance(entry, str) else entry if isinstance(entry, dict) else {}
         texts = {part: _text(found, (part,)) for part in _OF_A_SOURCE}
         out |= {f"{key}.{n}.{part}": text for part, text in texts.items() if text is not None}
     return out

@@ -35,6 +35,7 @@ def read_head(text: str) -> dict[str, Any]:
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+    end = lines.index("...", 1, end) if "..." in lines[1:end] else end  # the end of a document in YAML
     found = [line.replace("\t", "  ") for line in lines[1:end]]
     value = _block([(len(line) - len(line.lstrip(" ")), line.strip(" ")) for line in found], 0)
     return value if isinstance(value, dict) else {}
@@ -107,9 +108,11 @@ def _folded(style: str, below: Sequence[Line]) -> str:
     """A text of several lines: kept as they are ("|") or joined (">")."""
     indent = min((n for n, text in below if text), default=0)
     lines = [" " * max(n - indent, 0) + text for n, text in below]
+    empty = 0
     while lines and not lines[-1]:
         lines.pop()
-    end = "" if "-" in style[:3] or not lines else "\n"
+        empty += 1
+    end = "" if "-" in style[:3] or not lines else "\n" + ("\n" * empty if "+" in style[:3] else "")
     if style.startswith("|"):
         return "\n".join(lines) + end
     return _joined(lines) + end

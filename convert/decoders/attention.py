@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from llmconv.convert.decoders.facts import Attention, Growth, Mla, Rope
+from llmconv.convert.decoders.facts import Attention, Blocks, Growth, Indexer, Mla, Relative, Rope
 from llmconv.convert.decoders.rope import rope_of
 from llmconv.convert.decoders.shared import Shared
 
@@ -33,8 +33,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         value_dim = read.count("attention.value_length", shared.dim // n_head)
         value_dim = read.count("attention.value_length_mla", value_dim)
         n_kv = n_head
-        top_k = read.count("attention.indexer.top_k", 0)
-        mla = Mla(kv_rank, head_dim - rope_dims, rope_dims, top_k)
+        mla = Mla(kv_rank, head_dim - rope_dims, rope_dims, _indexer(shared, i))
         if mla.nope_dims < 1:
             raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
     else:
@@ -51,7 +50,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
         causal=bool(read.get("attention.causal", pieces.get("causal", True))),
         window=shared.window if shared.windowed[i] else None,
-        softcap=read.optional("attn_logit_softcapping"),
+        softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
         clamp_normed=bool(pieces.get("clamp_normed", False)),
         rope=rope,
@@ -69,7 +68,60 @@ def attention_of(shared: Shared, i: int) -> Attention:
         lends=lends,
         chunk=_chunk(shared, rope is not None),
         length_one=rope is not None and _length_one(shared),
+        by_head=bool(pieces.get("qkv_by_head")) and read.count("attention.qkv_groups", 1) == 1,
+        relative=_relative(shared, i, n_head),
+        blocks=_blocks(shared, i, n_head),
     )
+
+
+def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:
+    """The bias by distance of a family that has one; the first layer must have its table."""
+    farthest = shared.pieces.get("farthest", 0)
+    if not farthest:
+        return None
+    name = f"blk.{i}.attn_rel_b.weight"
+    if i and name not in shared.read.shapes:
+        return Relative(0, farthest, own=False)
+    buckets, heads = shared.read.shape(name, 2)
+    if heads != n_head or buckets < 4 or buckets % 2:
+        expected = f"an even number of buckets for {n_head} heads"
+        raise shared.read.bad(f"tensor '{name}'", f"has shape {[buckets, heads]}, expected {expected}")
+    return Relative(buckets, farthest, own=True)
+
+
+def _indexer(shared: Shared, i: int) -> Indexer | None:
+    """What chooses tokens of long texts, by the file's keys; the layer's own where it has the tensors."""
+    read, start, key = shared.read, f"blk.{i}.indexer.", "attention.indexer."
+    if not (used := read.count(f"{key}top_k", 0)):
+        return None
+    heads, dims = read.count(f"{key}head_count", least=1), read.count(f"{key}key_length", least=1)
+    if (turning := read.count("rope.dimension_count", 0)) > dims:
+        raise read.bad(f"key '{read.arch}.{key}key_length'", f"is {dims}, fewer than the {turning} that turn")
+    pairs, own = shared.pieces.get("indexer_rope") == "pairs", f"{start}attn_q_b.weight" in read.shapes
+    if own:
+        read.expect(f"{start}attn_q_b.weight", heads * dims, f"{heads} heads of {dims}")
+        for name, rows in (("attn_k", dims), ("proj", heads)):
+            read.shape(f"{start}{name}.weight", 2)
+            read.expect(f"{start}{name}.weight", rows, f"{heads} heads of {dims}")
+        for part in ("weight", "bias"):
+            read.shape(f"{start}k_norm.{part}", 1)
+    return Indexer(heads, dims, used, pairs, own)
+
+
+def _blocks(shared: Shared, i: int, n_head: int) -> Blocks | None:
+    """The blocks of tokens that an indexer chooses, where a layer has one that does."""
+    read, start, key = shared.read, f"blk.{i}.indexer.", "attention.indexer."
+    if f"{start}q_proj.weight" not in read.shapes:
+        return None
+    heads, dims = read.count(f"{key}head_count", least=1), read.count(f"{key}key_length", least=1)
+    read.expect(f"{start}q_proj.weight", heads * dims, f"{heads} heads of {dims}")
+    read.expect(f"{start}k_proj.weight", dims, "one head")
+    for name, rank in (("k_proj", 2), ("q_norm", 1), ("k_norm", 1)):
+        read.shape(f"{start}{name}.weight", rank)
+    if n_head % heads:
+        raise read.bad(f"key '{read.arch}.{key}head_count'", f"is {heads}, which {n_head} heads are no multiple of")
+    size, used = read.count(f"{key}block_size", least=1), read.count(f"{key}top_k", least=1)
+    return Blocks(heads, dims, size, used, min(read.count(f"{key}local_blocks", 1), used))
 
 
 def _lending(shared: Shared, i: int) -> tuple[int | None, bool]:

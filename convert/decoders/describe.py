@@ -10,12 +10,16 @@ from llmconv.convert.decoders.layers import layer_of
 from llmconv.convert.decoders.reader import Reader
 from llmconv.convert.decoders.recurrent import CELL, recurrent
 from llmconv.convert.decoders.shared import Shared
+from llmconv.convert.decoders.side import alone
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["describe"]
+
+_MOST = 1 << 14  # layers, each counted as often as it is gone through
 
 
 def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
@@ -25,7 +29,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     Raises `BadFile` when keys or tensors contradict each other, `Unsupported` for an architecture without a table.
     """
     arch = checkpoint.metadata.get("general.architecture")
-    where = checkpoint.source or "this model"
+    where, checkpoint = checkpoint.source or "this model", alone(with_ones(checkpoint))
     if not isinstance(arch, str) or not arch:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
     read = Reader(checkpoint, arch)
@@ -45,12 +49,11 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
             f"{at(read.where)}: holds a model's layers for further tokens alone, which are not run here; give the "
             "model's own file"
         )
-    if read.count("num_loops", 1) > 1:
-        raise Unsupported(
-            f"{at(read.where)}: its layers are gone through {read.count('num_loops')} times, which is "
-            "not known to the runtime; convert it, or run it with another program"
+    loops, cycles = read.count("num_loops", 1, 1), None
+    if loops * n_layers > _MOST:
+        raise read.bad(
+            f"key '{arch}.num_loops'", f"is {loops}, expected at most {_MOST // n_layers} for {n_layers} layers"
         )
-    cycles = None
     if stack := read.count("hrm.layers_per_stack", 0):
         n_layers, cycles = 2 * stack, (read.count("hrm.h_cycles", least=1), read.count("hrm.l_cycles", least=1))
     vocab_size, width = read.shape("token_embd.weight", 2)
@@ -83,16 +86,20 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
         embed_scale=math.sqrt(dim) if embed_scale == "sqrt" else float(embed_scale),
-        residual_scale=residual_scale or 1.0,
+        residual_scale=1.0 if pieces.get("scales_kept") else residual_scale or 1.0,
+        kept_scale=residual_scale or 1.0 if pieces.get("scales_kept") else 1.0,
         logit_scale=1.0 / logit_scale if pieces.get("logit_scale_divides") else logit_scale,
-        final_softcap=read.optional("final_logit_softcapping"),
+        final_softcap=read.number("final_logit_softcapping", pieces.get("final_softcap", 0.0)) or None,
         softmax_start=read.number("attention.softmax_start", pieces.get("softmax_start", 0.0)),
         head_norm=head_norm(pieces, vocab_size, read.config),
         ends=not pieces.get("no_end", False),
         layer_words=read.count("vocab_size_per_layer_input", vocab_size),
         passes_float16=bool(pieces.get("passes_float16", False)),
         cycles=cycles,
+        loops=loops,
+        loop_norm=read.get("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
+        headless="side" in pieces,
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
     )
 

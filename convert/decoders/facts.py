@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from llmconv.convert.decoders.recurrent import Recurrent
 from llmconv.convert.decoders.scans import Scan
 
-__all__ = ["Attention", "Decoder", "Experts", "Growth", "Layer", "Mla", "Mlp", "Norm", "Rope"]
+__all__ = [
+    "Attention",
+    "Blocks",
+    "Decoder",
+    "Experts",
+    "Growth",
+    "Indexer",
+    "Layer",
+    "Mla",
+    "Mlp",
+    "Norm",
+    "Relative",
+    "Rope",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +55,40 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """Of longer texts a token sees `used` tokens, which `heads` heads of `dims` numbers choose (DeepSeek V3.2).
+
+    pairs: neighbours of a head turn together, not its halves.   own: the layer has one; others see what that of an
+    earlier layer chose (GLM-5).
+    """
+
+    heads: int
+    dims: int
+    used: int
+    pairs: bool
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Mla:
     """Latent attention: keys and values are rebuilt from `kv_rank` numbers, `rope_dims` more are shared."""
 
     kv_rank: int
     nope_dims: int
     rope_dims: int
-    top_k: int = 0
-    """Not 0: of longer texts it sees only so many tokens, which an indexer chooses (DeepSeek V3.2)."""
+    indexer: Indexer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Of longer texts a token sees `used` blocks of `size` tokens, which an indexer chooses for each of its heads; the
+    `local` nearest are always among them (MiniMax M3).  dims: of the indexer's heads."""
+
+    heads: int
+    dims: int
+    size: int
+    used: int
+    local: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +99,16 @@ class Growth:
     length: int
     offset: int = 0
     """What the position is counted from: p + offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Distances in `buckets`, half of them for tokens behind: near ones alone, far ones together up to `farthest`."""
+
+    buckets: int
+    farthest: int
+    own: bool
+    """Whether the layer has a table; else it takes that of a layer before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +145,21 @@ class Attention:
     """The text is cut into chunks of so many tokens, of which it sees its own alone (Llama 4)."""
     length_one: bool = False
     """Queries and keys are normed without weights (Llama 4)."""
+    blocks: Blocks | None = None
     lends: bool = False
     """Whether another layer borrows its keys and values."""
+    by_head: bool = False
+    """attn_qkv gives each head's query, key and value together, not all queries first (NeoBERT as its folder is)."""
+    relative: Relative | None = None
+    """A bias on the scores by how far apart two tokens are (T5), from this layer's table or the last one's before."""
+
+    @property
+    def indexing(self) -> tuple[str, ...]:
+        """The tensors of the layer's indexer, behind `indexer.`."""
+        if self.blocks is not None:
+            return ("q_proj", "k_proj", "q_norm", "k_norm")
+        own = self.mla is not None and self.mla.indexer is not None and self.mla.indexer.own
+        return ("attn_q_b", "attn_k", "k_norm", "proj") if own else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +195,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """`gate`: "none", "apart" (ffn_gate) or "fused" (ffn_up holds gate and up)."""
+    """`gate`: "none", "apart" (ffn_gate), "fused" (ffn_up holds gate and up) or "behind" (up and gate)."""
 
     activation: str
     gate: str
@@ -146,6 +208,8 @@ class Mlp:
     """What of the gate is not above its mean by so many standard deviations is cut off (Gemma 3n)."""
     numbers: tuple[float, ...] = ()
     """What the layer has learned of its activation: of xIELU alpha_p, alpha_n (before softplus), beta and eps."""
+    shifted: bool = False
+    """Each number is mixed with that of the token before (RWKV)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +233,17 @@ class Layer:
     """Of several streams that go through the layers (Gemma 3n), the one that is computed."""
     skips: bool = False
     """The embedding is added to what comes out, times layer_output_scale (Talkie)."""
+    normed_again: bool = False
+    """What came into the layer is added once more behind attn_output_norm, and attn_norm_2 is of that sum (Jina)."""
     swapped: bool = False
     """attn_norm and ffn_norm are of what the sublayers give, not of what they are given (Chameleon 34B)."""
+    halved: bool = False
+    """What comes out of the layer is halved (RWKV 6)."""
+
+
+def _waits(mla: Mla | None) -> bool:
+    """Whether a layer sees what another's indexer chose."""
+    return mla is not None and mla.indexer is not None and not mla.indexer.own
 
 
 @dataclass(frozen=True)
@@ -187,7 +260,7 @@ class Decoder:
     positions: str = "rope"
     position_offset: int = 0
     latent_eps: float | None = None
-    """The epsilon of the latents' norms, where it is not that of the others."""
+    """The epsilon of the norms inside attention (of latents, of lightning's results), where not that of the others."""
     behind_eps: float | None = None
     """The epsilon of the norms behind the sublayers, where it is not that of the others."""
     output_norm: str = "output_norm"
@@ -196,6 +269,8 @@ class Decoder:
     """Norms without weights, by the names that they would have."""
     embed_scale: float = 1.0
     residual_scale: float = 1.0
+    kept_scale: float = 1.0
+    """Of what sublayers' results are added to, as `residual_scale` is of these results (MiniMax-01)."""
     logit_scale: float = 1.0
     final_softcap: float | None = None
     softmax_start: float = 0.0
@@ -209,10 +284,16 @@ class Decoder:
     """What it computes inside passes float16's largest number, 65504."""
     cycles: tuple[int, int] | None = None
     """How often the slower of two stacks of layers is gone through, and the faster one before each time (HRM)."""
+    loops: int = 1
+    """How often the layers are gone through, with keys and values of their own each time (Nanbeige 4.2)."""
+    loop_norm: bool = True
+    """The norm before the head stands between these goings too."""
     silent: tuple[int, int] | None = None
     """Tokens that are never said: from one number up to another (Chameleon's of images)."""
     qk_norm: Norm | None = None
     """The norms of queries and keys, where they are of another kind or epsilon than the others."""
+    headless: bool = False
+    """It says no words: what is run is the encoder of a model whose decoder says them, or has no head in the file."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
 
@@ -220,7 +301,7 @@ class Decoder:
     def passes(self) -> int:
         """How many times layers are gone through, which have keys and values each time."""
         slow, fast = self.cycles or (1, 1)
-        return len(self.layers) // 2 * slow * (fast + 1) if self.cycles else len(self.layers)
+        return len(self.layers) // 2 * slow * (fast + 1) if self.cycles else self.loops * len(self.layers)
 
     @property
     def causal(self) -> bool:
@@ -229,10 +310,18 @@ class Decoder:
     @property
     def layers_alone(self) -> bool:
         """Whether a layer needs nothing but what the one before gives: no other's keys, no vectors for each layer."""
-        borrowing = any(layer.attention.borrows is not None or layer.skips for layer in self.layers)
+        borrowing = any(
+            layer.attention.borrows is not None
+            or layer.skips
+            or (layer.attention.relative is not None and not layer.attention.relative.own)
+            or (layer.scan is not None and layer.scan.kind == "rwkv7")
+            or _waits(layer.attention.mla)
+            for layer in self.layers
+        )
         return (
             self.recurrent is None
             and self.cycles is None
+            and self.loops == 1
             and not borrowing
             and "per_layer_token_embd.weight" not in self.shapes
         )

@@ -7,7 +7,7 @@ import dataclasses
 from llmconv.convert.decoders.attention import attention_of
 from llmconv.convert.decoders.facts import Attention, Layer
 from llmconv.convert.decoders.mlp import mlp_of
-from llmconv.convert.decoders.scans import Scan, scan_of
+from llmconv.convert.decoders.scans import Scan, lightning_of, scan_of
 from llmconv.convert.decoders.shared import Shared
 
 __all__ = ["layer_of"]
@@ -16,7 +16,8 @@ __all__ = ["layer_of"]
 def layer_of(shared: Shared, i: int) -> Layer:
     mlp_norm = str(shared.pieces.get("mlp_norm", "ffn_norm"))
     after = shared.read.get("norm_before") is False
-    residual = shared.read.get("residual_after_norm") is True
+    residual = shared.read.get("residual_after_norm", shared.pieces.get("residual_after_norm")) is True
+    every = shared.read.count("rescale_every_n_layers", 0)
     mixers, scan = _mixers(shared, i)
     attention = attention_of(shared, i) if "attention" in mixers else _none(shared)
     mlp = mlp_of(shared, i) if _has_mlp(shared, i, mixers) else None
@@ -35,12 +36,16 @@ def layer_of(shared: Shared, i: int) -> Layer:
         stream=shared.read.count("altup.active_idx", 0),
         skips=bool(shared.pieces.get("skips_embedding", False)),
         swapped=shared.read.get("swin_norm") is True,
+        normed_again=bool(shared.pieces.get("normed_again", False)),
+        halved=bool(every) and (i + 1) % every == 0,
     )
 
 
 def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:
     """What mixes tokens in a layer, and its scan."""
     shapes, scan = shared.read.shapes, scan_of(shared.read, i, bool(shared.pieces.get("scan_norms_by_model")))
+    if shared.pieces.get("lightning") and f"blk.{i}.attn_qkv.weight" in shapes:
+        scan = lightning_of(shared.read, i, shared.heads[i], shared.n)
     if scan is not None and shared.pieces.get("activation_key", "hidden_act") == "hidden_act":
         scan = dataclasses.replace(scan, activation=shared.activation)
     attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))
@@ -56,7 +61,8 @@ def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:
 
 def _has_mlp(shared: Shared, i: int, mixers: tuple[str, ...]) -> bool:
     """A layer without one is known of scans, and of families whose layers are one thing each or may lack some."""
-    there = any(f"blk.{i}.ffn_{name}.weight" in shared.read.shapes for name in ("down", "gate_inp"))
+    names = ("ffn_down", "ffn_gate_inp", "channel_mix_key")
+    there = any(f"blk.{i}.{name}.weight" in shared.read.shapes for name in names)
     if shared.pieces.get("may_skip"):
         return there
     return there or not mixers or not ("scan" in mixers or shared.pieces.get("single"))

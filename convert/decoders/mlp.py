@@ -23,15 +23,28 @@ def mlp_of(shared: Shared, i: int) -> Mlp:
         beside = shared.pieces.get("beside", 0.0) if f"{start}up.weight" in read.shapes else 0.0
         apart = f"blk.{i}.pre_ffw_norm_2.weight" in read.shapes
         return Mlp(shared.activation, gate, _experts(shared, i), beside, apart)
+    if f"blk.{i}.channel_mix_key.weight" in read.shapes:
+        ff = read.shape(f"blk.{i}.channel_mix_key.weight", 2)[0]
+        if read.shape(f"blk.{i}.channel_mix_value.weight", 2) != (shared.dim, ff):
+            raise read.bad(f"tensor 'blk.{i}.channel_mix_value.weight'", f"has another shape than {[shared.dim, ff]}")
+        return Mlp("relu2", "none", shifted=True)
     ff, up = read.shape(f"{start}down.weight", 2)[1], read.shape(f"{start}up.weight", 2)[0]
     if f"{start}gate.weight" in read.shapes:
         read.expect(f"{start}gate.weight", ff, "as many as ffn_down has columns")
         gate = "apart"
     else:
-        gate = "fused" if up == 2 * ff else "none"
-    read.expect(f"{start}up.weight", 2 * ff if gate == "fused" else ff, "as many as ffn_down has columns")
+        gate = _fused(shared, i) if up == 2 * ff else "none"
+    fused = gate in ("fused", "behind")
+    read.expect(f"{start}up.weight", 2 * ff if fused else ff, "as many as ffn_down has columns")
     numbers = _numbers(shared, i) if shared.activation == "xielu" else ()
-    return Mlp(shared.activation, gate, cut=_cut(shared, i), numbers=numbers)
+    activation = shared.pieces.get("gated_activation", shared.activation) if gate == "apart" else shared.activation
+    return Mlp(activation, gate, cut=_cut(shared, i), numbers=numbers)
+
+
+def _fused(shared: Shared, i: int) -> str:
+    """Where the gate is in a matrix of gate and up: before it, or behind."""
+    name = shared.pieces.get("gate_behind")
+    return "behind" if name and f"blk.{i}.{name}.weight" in shared.read.shapes else "fused"
 
 
 def _cut(shared: Shared, i: int) -> float | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert import archs
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, LlmconvError, cut, more
 from llmconv.formats import side_files
@@ -18,6 +19,7 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import by_name
 
 __all__ = [
+    "with_kept",
     "about_kept_files",
     "keep_dtypes",
     "dtype_of",
@@ -40,12 +42,15 @@ _NOT_KEPT = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = {"tokenizer.json": "tokenizer.huggingface.json"}  # where the vocabulary may have put it
 
 
-def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """Put the folder's small text files into the metadata; notes of those that were left out."""
+def keep_files(metadata: dict[str, Any], checkpoint: Checkpoint, without: Set[str] = frozenset()) -> list[str]:
+    """Put the folder's small text files into the metadata; notes of those that were left out.
+
+    without: files that the GGUF has otherwise.
+    """
     notes: list[str] = []
     for name in checkpoint.files:
         keys = (own_keys.FILE + name, own_keys.CUT_FILE + name, _WHOLE.get(name))
-        if name in _NOT_KEPT or any(key in metadata for key in keys):
+        if name in _NOT_KEPT or name in without or any(key in metadata for key in keys):
             continue  # the vocabulary keeps its own
         data = checkpoint.file(name) or b""
         try:
@@ -183,3 +188,16 @@ def kept_tensors(metadata: Mapping[str, Any], source: str) -> Iterator[Tensor]:
                 f"{source}: {own_keys.TENSORS} does not describe {own_keys.TENSOR}{name}; remove both keys"
             ) from None
         yield Tensor.from_array(name, array)
+
+
+def with_kept(checkpoint: Checkpoint) -> Checkpoint:
+    """A GGUF with those of its kept tensors that are computed with among its own (`Architecture.computed`)."""
+    arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
+    if arch is None or not arch.computed or own_keys.TENSORS not in checkpoint.metadata:
+        return checkpoint
+    out = checkpoint.but(tensors=dict(checkpoint.tensors))
+    for tensor in kept_tensors(checkpoint.metadata, checkpoint.where):
+        for pattern, name in arch.computed.items():
+            if match := re.fullmatch(pattern, tensor.name):
+                out.add(tensor.renamed(name.format(match[1])))
+    return out

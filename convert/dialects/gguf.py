@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert import archs
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
@@ -54,7 +55,9 @@ def _check(checkpoint: Checkpoint) -> None:
     if arch is None or kind != "model" or not checkpoint.tensors or own_keys.is_plain(metadata):
         return
     arch.check_keys(metadata)
-    dims = arch.dims_of(metadata)
+    checkpoint = with_ones(checkpoint)
+    told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
+    dims = arch.dims_of({f"{name}.{key}": value for key, value in told.items()} | metadata)
     embeddings = checkpoint.tensors.get("token_embd.weight")
     rows = embeddings.shape[0] if embeddings is not None and embeddings.shape else 0
     tokens = metadata.get(_TOKENS)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert import archs, vocab
-from llmconv.convert.dialects import carried
+from llmconv.convert.dialects import carried, comfy
 from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
@@ -44,17 +44,25 @@ _HELD_BY: dict[BlockClass, BlockClass] = {
     plain.F8_E4M3FNUZ: plain.BF16,
     plain.F8_E5M2FNUZ: plain.BF16,
 }
+_HALVES = (plain.BF16, plain.F16)
+"""What image models may have in F32 (`comfy`)."""
 
 
 def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     """Any tensors -> GGUF under their own names."""
     where = checkpoint.where
     out = checkpoint.derived("gguf")
+    image = comfy.find(checkpoint.tensors)
+    prefix = "" if image is None else image.prefix
     shapes: dict[str, list[int]] = {}
     bits: dict[str, list[Any]] = {}
     for name, tensor in checkpoint.tensors.items():
-        if not tensor.shape or folded(tensor) is not tensor:
-            shapes[name] = list(tensor.shape)
+        tensor, shape = tensor.renamed(name.removeprefix(prefix)), tensor.shape
+        if image is not None and image.family is not None:
+            kind, stored = comfy.stored_as(image.family, tensor.name, tensor)
+            tensor = tensor.astype(kind).reshaped(stored)
+        if not tensor.shape or folded(tensor) is not tensor or tensor.shape != shape or shape[:-1][:1] == (1,):
+            shapes[name] = list(shape)
             tensor = folded(tensor) if tensor.shape else tensor.reshaped((1,))
         if tensor.type.ggml_id is not None:
             out.add(tensor)
@@ -69,7 +77,8 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
             carried.kept_json({own_keys.GGUF_METADATA: text}, own_keys.GGUF_METADATA, where), where
         )
         return out
-    out.metadata = {"general.architecture": _architecture(checkpoint), "general.type": "model"}
+    arch = image.family.arch if image is not None and image.family is not None else _architecture(checkpoint)
+    out.metadata = {"general.architecture": arch, "general.type": "model"}
     if checkpoint.source is not None:
         out.metadata["general.name"] = checkpoint.source.stem or checkpoint.source.name
     out.metadata |= {own_keys.LAYOUT: own_keys.PLAIN} | _vocabulary(checkpoint)
@@ -77,6 +86,12 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     for key, record in ((own_keys.SHAPES, shapes), (own_keys.BITS, bits)):
         if record:
             out.metadata[key] = json.dumps(record)
+    if image is not None:
+        out.notes += image.notes
+        if image.family is not None:
+            out.metadata |= comfy.shape_keys({name.removeprefix(prefix): shape for name, shape in shapes.items()})
+        if prefix:
+            out.metadata[own_keys.PREFIX] = prefix
     out.metadata[own_keys.SAFETENSORS_METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
     notes = carried.keep_files(out.metadata, checkpoint)
     if "adapter_config.json" in checkpoint.files:
@@ -84,7 +99,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
             "this is a PEFT adapter, not a model: --base MODEL makes a GGUF adapter of it, converting its base with "
             "--lora merges it in"
         )
-    elif "config.json" not in checkpoint.files and checkpoint.format not in ("", "gguf"):
+    elif image is None and "config.json" not in checkpoint.files and checkpoint.format not in ("", "gguf"):
         notes.append(
             "there is no config.json: the tensors keep their own names; they can be quantized and converted back, but "
             "not run here or in llama.cpp"
@@ -152,7 +167,11 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
     default, exceptions = carried.kept_dtypes(carried.kept_json(metadata, own_keys.DTYPES, where), where)
     shapes, bits = (carried.kept_json(metadata, key, where) for key in (own_keys.SHAPES, own_keys.BITS))
     rounded: Counter[tuple[str, str]] = Counter()
-    for name, tensor in checkpoint.tensors.items():
+    prefix = metadata.get(own_keys.PREFIX, "")
+    prefix = prefix if isinstance(prefix, str) else ""
+    for tensor in checkpoint.tensors.values():
+        name = prefix + tensor.name
+        tensor = tensor.renamed(name)
         if name in bits:
             tensor = _from_bits(tensor, bits[name], where)
         wanted = None if name in bits else carried.dtype_of(name, default, exceptions)
@@ -160,8 +179,8 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
             if wanted not in (plain.F32, plain.F64):
                 rounded[tensor.type.name, wanted.name] += 1
             tensor = tensor.astype(wanted)  # quantized since: what reads such a model knows no block types
-        elif wanted is not None and _HELD_BY.get(wanted) is tensor.type:
-            tensor = tensor.astype(wanted)
+        elif wanted is not None and tensor.type is (plain.F32 if wanted in _HALVES else _HELD_BY.get(wanted)):
+            tensor = tensor.astype(wanted)  # stored in a type that holds all its values
         if name in shapes:
             tensor = _in_shape(tensor, shapes[name], where)
         out.add(tensor)

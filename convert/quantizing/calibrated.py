@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from llmconv.convert.quantizing.plan import Plan, PlannedTensor
+from llmconv.convert.writing.options import Writing
 from llmconv.errors import UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -16,7 +20,7 @@ from llmconv.formats.writing.scratch import Rows
 from llmconv.progress import Progress
 from llmconv.quant.block import Bytes
 
-__all__ = ["Made", "Rounder", "calibrated"]
+__all__ = ["Keeping", "Made", "Rounder", "blocks_of", "calibrated"]
 
 
 class Made(Protocol):
@@ -33,26 +37,60 @@ class Made(Protocol):
     def after(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """Where an interrupted run leaves what it has done: `NAME.rounded.partial` and `NAME.calibration.partial`.
+
+    made_of: JSON values that say what the run is of, besides the calibration.   force: begin anew where it is another.
+    """
+
+    output: Path
+    made_of: Any
+    force: bool
+
+    @property
+    def rounded(self) -> Path:
+        return self.output.with_name(self.output.name + ".rounded.partial")
+
+    @property
+    def calibration(self) -> Path:
+        return self.output.with_name(self.output.name + ".calibration.partial")
+
+    def forget(self) -> None:
+        """The outputs are there."""
+        for path in (self.rounded, self.calibration):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 class Rounder(Protocol):
     """What knows how to round a model's tensors (`llmconv.calibrate` makes one).   notes: what to say of that."""
 
     @property
     def notes(self) -> Sequence[str]: ...
 
+    def identity(self) -> Any:
+        """JSON values by which it is recognised."""
+
     def round(
-        self, checkpoint: Checkpoint, kinds: Mapping[str, BlockClass], jobs: int | None, progress: Progress | None
+        self,
+        checkpoint: Checkpoint,
+        kinds: Mapping[str, BlockClass],
+        jobs: int | None,
+        progress: Progress | None,
+        kept: Keeping | None = None,
     ) -> Mapping[str, Made]: ...
 
 
 def calibrated(
-    plan: Plan, checkpoint: Checkpoint, rounder: Rounder, jobs: int | None, progress: Progress | None
+    plan: Plan, checkpoint: Checkpoint, rounder: Rounder, writing: Writing, kept: Keeping | None
 ) -> tuple[Plan, dict[str, Made]]:
     """The plan with the bytes that `rounder` makes of the tensors that become blocks, and what it made, by name.
 
     `UsageError` for one that can't be without importance weights and got none.
     """
     kinds = {t.source.name: t.choice.type for t in plan.tensors if t.changes and not t.choice.type.is_plain()}
-    made = dict(rounder.round(checkpoint, kinds, jobs, progress)) if kinds else {}
+    made = dict(rounder.round(checkpoint, kinds, writing.jobs, writing.progress, kept)) if kinds else {}
     for tensor in plan.tensors:
         kind = tensor.choice
         if tensor.changes and tensor.source.name not in made and (kind.needs_importance or kind.type.needs_importance):
@@ -64,13 +102,16 @@ def calibrated(
     return dataclasses.replace(plan, files=files), made
 
 
+def blocks_of(source: Tensor, kind: BlockClass, made: Made, name: str = "") -> Tensor:
+    """What was made of a tensor, in its place."""
+    blocks = made.blocks
+    return Tensor(name or source.name, source.shape, kind, lambda start, stop: np.ascontiguousarray(blocks[start:stop]))
+
+
 def _with(planned: PlannedTensor, made: Mapping[str, Made]) -> PlannedTensor:
     found, source = made.get(planned.source.name), planned.source
     if found is None:
         return planned
-    blocks = found.blocks
-    name = f"{source.name} as {planned.choice.type.name}"  # several outputs have each their own
-    ready = Tensor(
-        name, source.shape, planned.choice.type, lambda start, stop: np.ascontiguousarray(blocks[start:stop])
-    )
-    return dataclasses.replace(planned, source=ready)
+    kind = planned.choice.type
+    name = f"{source.name} as {kind.name}"  # several outputs have each their own
+    return dataclasses.replace(planned, source=blocks_of(source, kind, found, name))

@@ -101,7 +101,7 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
         f"layers written as {kind}: {len(wants)} number for number, {len(layers) - len(wants)} rounded from floats"
     ]
     notes += unequal(_schemes(layers, model), "their global scales or types: it computes less exactly, or refuses them")
-    return Written(model.but(*notes, tensors=tensors, files=files), wants, (4,))
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, (4,))
 
 
 def _layers(
@@ -109,9 +109,12 @@ def _layers(
     model: Checkpoint,
     kind: str,
     to_hf: Callable[[Checkpoint], Checkpoint],
-    stored: Mapping[str, Coded],
+    stored: dict[str, Coded],
 ) -> Iterator[tuple[str, tuple[list[Tensor], Tensor | None]]]:
-    """The tensors of each layer, and what they must read as where they were not rounded."""
+    """The tensors of each layer, and what they must read as where they were not rounded.
+
+    stored: those with a factor become the same under its inverse.
+    """
     bare = {key: value for key, value in checkpoint.metadata.items() if key != own_keys.DTYPES}
     name_of = kind.removesuffix("A16")
     scales, own = scales_of(checkpoint.tensors), [n for n, t in checkpoint.tensors.items() if t.type.name == name_of]
@@ -131,7 +134,7 @@ def _layers(
                 continue
             if found.factor is not None:
                 inverse = np.float32(1) / found.factor if coded.divisor is None else coded.divisor
-                coded = dataclasses.replace(coded, factor=None, divisor=np.asarray(inverse, np.float32))
+                coded = stored[name] = dataclasses.replace(coded, factor=None, divisor=np.asarray(inverse, np.float32))
             yield name, (_four(module, found.tensor(), coded.divisor), coded.floats())
         elif name in blocks:
             factor = np.float32(factors[name].rows(0, 1)[0, 0])

@@ -6,6 +6,8 @@ A GGUF's blocks and a folder's stored layers give their numbers as they are; flo
 from __future__ import annotations
 
 import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,7 @@ BLOCKS = {"Q4_0": (4, 8), "Q5_0": (5, 16), "Q8_0": (8, 128), "Q4_1": (4, None), 
 TERNARY, FLOATS = ("TQ1_0", "TQ2_0"), ("MXFP4", "NVFP4")
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _SLAB = 1 << 20
+_KEPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,44 @@ def moved(
     return {n: Tensor(n, t.shape, found[t.type], t.read) for n, t in there.items() if t.type in found}
 
 
+class _Kept:
+    """Scales and sums of blocks, those of the last tensors: whether they agree, are whole, ... is asked one by one."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[int, tuple[Tensor, NDArray[np.void]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fields(self, tensor: Tensor, start: int, stop: int) -> NDArray[np.void]:
+        """Those of rows start..stop: (rows, blocks), with the fields d and m, of float32 where they are kept."""
+        layout = tensor.type.layout
+        names = [name for name in layout.names or () if layout[name] == np.float16]
+        own = np.dtype([(name, "<f4") for name in names])
+        if tensor.n_elements // tensor.type.block_size * own.itemsize > _KEPT_BYTES:
+            return np.ascontiguousarray(tensor.blocks(start, stop)).view(layout)
+        with self._lock:
+            found = self._found.pop(id(tensor), None) or (tensor, self._read(tensor, names, own))
+            self._found[id(tensor)] = found
+            while sum(fields.nbytes for _, fields in self._found.values()) > _KEPT_BYTES:
+                self._found.popitem(last=False)
+        return found[1][start:stop]
+
+    @staticmethod
+    def _read(tensor: Tensor, names: list[str], own: np.dtype[Any]) -> NDArray[np.void]:
+        out = np.empty((tensor.n_rows, tensor.row_len // tensor.type.block_size), own)
+        for start, stop in tensor.slabs(_SLAB):
+            blocks = np.ascontiguousarray(tensor.blocks(start, stop)).view(tensor.type.layout)
+            for name in names:
+                out[name][start:stop] = blocks[name]
+        return out
+
+
+_kept = _Kept()
+
+
 def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
     """A layer of a tensor in one of `BLOCKS`.   exact: whether its numbers are the model's own."""
     width, zero = BLOCKS[tensor.type.name]
-    layout, fields = tensor.type.layout, 2 if zero is not None else 4
-    k = tensor.row_len
+    fields, k = 2 if zero is not None else 4, tensor.row_len
 
     def codes(start: int, stop: int) -> NDArray[np.uint8]:
         out = np.empty((stop - start, k), np.uint8)
@@ -161,9 +197,7 @@ def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
         return out
 
     def field(name: str) -> Rows:
-        return lambda start, stop: (
-            np.ascontiguousarray(tensor.blocks(start, stop)).view(layout)[name].astype(np.float32)
-        )
+        return lambda start, stop: _kept.fields(tensor, start, stop)[name].astype(np.float32, copy=False)
 
     want = tensor if exact else None
     bias = None if zero is not None else field("m")
@@ -270,7 +304,8 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
     """A layer of floats, rounded to four bits, or for MLX to others, as a kind of folder has them.
 
     W4A16: to -8 … 7 steps of an eighth of the largest weight; W4A16_ASYM: to sixteen steps from the least weight to the
-    largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is.
+    largest, 0 among them; MLX: to sixteen steps from the least on, wherever 0 is; in 2 or 3 bits also with 0 among them
+    and the larger end exact, as MLX rounds, where that is nearer to a group's weights.
     """
     mlx = kind.startswith("MLX")
     if group == 32 and kind != "W4A16_ASYM" and bits in (4, 5):
@@ -292,6 +327,8 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
                 other = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 15))
             else:
                 scale, other = _half((high - low) / np.float32(top), tensor.name), _half(low, tensor.name)
+                if bits < 4:
+                    scale, other = _about_zero(x, scale, other, top, tensor.name)
                 x = x - other[..., None]
             steps = np.nan_to_num(np.rint(x / scale[..., None]), nan=0, posinf=0, neginf=0)
         codes = np.clip(steps if mlx else steps + other[..., None], 0, top).astype(np.uint8)
@@ -305,6 +342,26 @@ def rounded(tensor: Tensor, group: int, kind: str, bits: int = 4) -> Layer:
         tensor.name, tensor.shape, "rounded from floats", None, bits, lambda a, b: found(a, b)[0], group,
         lambda a, b: found(a, b)[1], zero, other if mlx else None,
     )  # fmt: skip
+
+
+def _about_zero(
+    x: NDArray[np.float32], scale: NDArray[np.float32], low: NDArray[np.float32], top: int, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and biases of groups (n, groups, weights): those given, or such that the end farther from 0 is said
+    exactly and so is 0, where the sum of squares is less."""
+    least, most = x.min(-1), x.max(-1)
+    end = np.where(np.abs(least) > np.abs(most), least, most)
+    step = np.where(end < 0, scale, -scale)
+    steps = np.rint(end / step)
+    other = _half(np.nan_to_num(np.where(steps == 0, step, end / steps)), name), _half(end, name)
+
+    def off(scale: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        whole = np.clip(np.nan_to_num(np.rint((x - bias[..., None]) / scale[..., None])), 0, top)
+        squares: NDArray[np.float32] = np.square(whole * scale[..., None] + bias[..., None] - x).sum(-1)
+        return squares
+
+    nearer = off(*other) < off(scale, low)
+    return np.where(nearer, other[0], scale), np.where(nearer, other[1], low)
 
 
 def _half(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:

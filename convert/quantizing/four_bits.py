@@ -50,7 +50,7 @@ from llmconv.convert.quantizing.folder_layers import (
 from llmconv.convert.quantizing.joined import unequal
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
-from llmconv.convert.scaled.exact import carried
+from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
@@ -70,11 +70,12 @@ _GROUPS = (128, 64, 32)
 
 @dataclass
 class Written:
-    """A folder to be written.   wants: what its exact layers must read as.   bits: of their numbers.
-    reasons: why layers are not."""
+    """A folder to be written.   wants: what its exact layers must read as.   stored: the source's layers of codes.
+    bits: of the exact layers' numbers.   reasons: why layers are not."""
 
     model: Checkpoint
     wants: Mapping[str, Tensor] = field(default_factory=dict)
+    stored: Mapping[str, Coded] = field(default_factory=dict)
     bits: tuple[int, ...] = ()
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -112,9 +113,17 @@ def written(
             f"{why}; give the original model"
         )
     size = _group(layers, group, kind) if layers else 0
-    half = all(_all(layer, np.dtype(np.float16)) for layer in layers.values())
-    if not half and not all(_all(layer, plain.BF16.layout) for layer in layers.values()):
-        raise Unsupported(f"{checkpoint.where}: its scales are no float16 or bfloat16 numbers, as {kind} has them")
+    halves = {name for name, layer in layers.items() if _all(layer, np.dtype(np.float16))}
+    half = len(halves) == len(layers)
+    shorter = halves if half else {name for name, layer in layers.items() if _all(layer, plain.BF16.layout)}
+    if len(shorter) < len(layers):
+        odd = next(
+            (name for name in layers if name not in halves | shorter), next(n for n in layers if n not in shorter)
+        )
+        raise Unsupported(
+            f"{checkpoint.where}: scales of {cut(odd)} are not in the one type that {kind} has for all, float16 or "
+            "bfloat16; give the original model, or make a GGUF of it (REPACK)"
+        )
     scales: BlockClass = plain.F16 if half else plain.BF16
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
@@ -144,7 +153,7 @@ def written(
     written: dict[str, Layer | SmallFloats] = {**layers, **floats}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
-    return Written(model.but(*notes, tensors=tensors, files=files), wants, bits, reasons)
+    return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)
 
 
 def configured(
@@ -293,10 +302,8 @@ def _all(layer: Layer, dtype: np.dtype[Any]) -> bool:
     """Whether all scales and biases are numbers of that type."""
     for slab in layer.slabs():
         for rows in (layer.scale, layer.bias):
-            x = None if rows is None else rows(*slab)
-            with np.errstate(over="ignore"):
-                if x is not None and not (np.isfinite(x) & (x.astype(dtype).astype(np.float32) == x)).all():
-                    return False
+            if rows is not None and not are_said(rows(*slab), dtype):
+                return False
     return True
 
 

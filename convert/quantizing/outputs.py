@@ -74,9 +74,12 @@ def parts_of(plans: Sequence[Plan], writing: Writing, box: Outbox | None) -> Ite
 
 @contextlib.contextmanager
 def opened_outputs(
-    plans: Sequence[Plan], inputs: Sequence[Path], matrix_file: str, writing: Writing
+    plans: Sequence[Plan], inputs: Sequence[Path], matrix_file: str, writing: Writing, calibration: Any = None
 ) -> Iterator[Sequence[Output]]:
-    """The open files of the plans, together or not at all; where the run is resumable, what is done stays."""
+    """The open files of the plans, together or not at all; where the run is resumable, what is done stays.
+
+    calibration: by what it is recognised.
+    """
     files = [f for plan in plans for f in plan.files]
     if not writing.resumable:
         sizes = {f.path: f.size for f in files}
@@ -89,6 +92,7 @@ def opened_outputs(
         "input": fingerprints(inputs),
         "importance matrix": journal.fingerprint(Path(matrix_file)) if matrix_file else None,
     }
+    identity |= {} if calibration is None else {"calibration": calibration}
     outputs = [
         journal.Partial(
             f.path,

@@ -13,7 +13,7 @@ from llmconv.convert.quantizing.importance import read_importance
 from llmconv.convert.quantizing.mix import TYPES, Wish
 from llmconv.convert.quantizing.plan import Recipe, parse_override
 from llmconv.convert.quantizing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.convert.quantizing.to_folder import to_folder
+from llmconv.convert.quantizing.to_folder import CALIBRATED, to_folder
 from llmconv.convert.quantizing.to_gguf import to_gguf
 from llmconv.convert.quantizing.to_mix import to_mix
 from llmconv.convert.quantizing.to_repacked import to_repacked
@@ -22,6 +22,7 @@ from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
+from llmconv.formats.limits import in_bytes
 from llmconv.formats.places import outbox
 from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
@@ -50,7 +51,7 @@ def quantize(
     allow_requantize: bool = False,
     imatrix: StrPath | None = None,
     calibration: Any = None,
-    target_size: int | None = None,
+    target_size: int | str | None = None,
     bpw: float | None = None,
     target_kld: float | None = None,
     types: Sequence[str] = (),
@@ -61,7 +62,7 @@ def quantize(
     override_kv: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     keep_split: bool = False,
-    split_max_size: int = 0,
+    split_max_size: int | str = 0,
     fallback: str | None = None,
     round_sums: bool = False,
     group_size: int | None = None,
@@ -103,7 +104,7 @@ def quantize(
         rounded so that errors cost little there.  Types are those of a run with an importance matrix, the size is the
         same.
     target_size, bpw, target_kld: instead of `type`, a mix that is predicted to lose the least within so many bytes of
-        file (`llmconv.parse_size("3.4G")`) or bits a weight, or the smallest predicted to lose no more nats than that
+        file (or "3.4G") or bits a weight, or the smallest predicted to lose no more nats than that
         (plainly rounded; with a calibration).  What errors cost is taken from `calibration`, from `imatrix`, or from
         the weights alone, worse each time.
     types: what a mix may use; K, legacy and IQ4 types and F16 by default.  min_types: `REGEX=TYPE`, no fewer bits than
@@ -122,7 +123,8 @@ def quantize(
     dry_run: only plan; nothing is read or written.
     jobs: threads (default: processors).
     allow_nonfinite: NaN and infinities are let through; otherwise they are refused, by tensor and index.
-    resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor.
+    resumable: an interrupted run leaves `NAME.partial`, and the same call goes on from its last complete tensor; of a
+        calibration, what it has found and what is rounded, layer by layer.
     lora, layout, config, vocab, pre, strict: how the source is read, as in `convert_file`.
     force: existing outputs are replaced.
     progress: called with each `Step`; done and total are bytes of the source.
@@ -142,11 +144,13 @@ def quantize(
         overrides=[parse_override(text) for text in override_kv],
         prune_layers=tuple(prune_layers),
         keep_split=keep_split,
-        split_max_size=split_max_size,
+        split_max_size=in_bytes(split_max_size, "split_max_size"),
         allow_requantize=allow_requantize,
         calibrated=calibration is not None,
     )
-    wish = _wish(target_size, bpw, target_kld, types, min_types)
+    wish = _wish(
+        None if target_size is None else in_bytes(target_size, "target_size"), bpw, target_kld, types, min_types
+    )
     if save_recipe is not None:
         if wish is None:
             raise UsageError("only a mix has a recipe to save; give --target-size, --bpw or --target-kld")
@@ -163,7 +167,7 @@ def quantize(
         raise UsageError("no type to quantize to; give one, such as Q4_K_M")
     started = time.monotonic()
     if calibration is not None:
-        _check_calibration(recipe, writing, wanted)
+        _check_calibration(recipe, writing, wanted, group_size)
     as_repack = any(name.upper() in REPACKS for name in wanted)
     if as_repack:
         _check_repack(recipe, writing, wanted)
@@ -191,7 +195,7 @@ def quantize(
         if as_repack:
             return to_repacked(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
         if as_int8:
-            return to_folder(src, dst, wanted, reading, writing, group_size)
+            return to_folder(src, dst, wanted, reading, writing, group_size, calibration)
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
         return to_gguf(src, dst, chosen, reading, recipe, writing, calibration)
 
@@ -216,17 +220,24 @@ def _wish(
     return Wish(size, bpw, kld, known, tensor_type_rules(least))
 
 
-def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:
+def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str], group: int | None) -> None:
     """What does not go with a calibration."""
     if recipe.matrix is not None:
         raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
     if recipe.prune_layers:
         raise UsageError("a model without some of its layers is another than was calibrated; leave --prune-layers out")
-    if any(name.upper() in (INT8, *FOLDERS) for name in types):
-        raise UsageError("INT8, W4A16 and MLX are rounded without a calibration; leave it out, or choose a GGUF type")
-    for flag, given in (("--provenance", writing.provenance), ("--resumable", writing.resumable)):
-        if given:
-            raise UsageError(f"{flag} does not go with a calibration, which decides bytes by more than the source")
+    folders = [name.upper() for name in types if name.upper() in (INT8, *FOLDERS)]
+    if folders and folders[0] not in CALIBRATED:
+        raise UsageError(
+            f"{folders[0]} is rounded without a calibration; leave it out, or choose {', '.join(CALIBRATED)} or a type "
+            "of GGUFs"
+        )
+    if folders and group not in (None, 32):
+        raise UsageError(f"a calibration rounds {folders[0]} in groups of 32, not {group}; leave the group size out")
+    if writing.provenance:
+        raise UsageError("--provenance does not go with a calibration, which decides bytes by more than the source")
+    if writing.resumable and folders:
+        raise UsageError(f"--resumable is for GGUF, {folders[0]} makes safetensors; leave one of them out")
 
 
 def _check_repack(recipe: Recipe, writing: Writing, types: Sequence[str]) -> None:

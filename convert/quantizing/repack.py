@@ -1,12 +1,15 @@
 """`-t REPACK`: a quantized model folder into a GGUF, every layer in the smallest type that says its numbers exactly.
 
 Codes and scales are carried (`scaled.exact`); layers that no type says are read as F32, or become the fallback type.
-Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking ends with a proof: what
-the written bytes decode to is compared with the source, weight by weight.
+Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking ends with a proof: the
+written bytes are read back and compared with the source, code by code (`by_codes`), or else what both decode to, weight
+by weight.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import re
 from collections import Counter
@@ -18,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.quantizing.by_codes import both, equal, is_record, record_for
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
 from llmconv.convert.scaled.lattice import encoder, grid_of
-from llmconv.convert.scaled.ordered import foldings
+from llmconv.convert.scaled.ordered import Folding, foldings
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables.config import read_config
 from llmconv.convert.tables.storage import stays_f32
@@ -30,6 +34,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter
 from llmconv.quant import block, plain
+from llmconv.quant.block import Bytes
 
 __all__ = ["PROOF", "Pair", "Repacked", "fallen_back", "in_bits", "proved", "read_again", "repacked"]
 
@@ -42,13 +47,15 @@ _SLAB = 1 << 20
 class Repacked:
     """A model with its layers in block types, and what it takes to prove that they say the same.
 
-    checkpoint: in GGUF's dialect.   decoded: the same tensors in F32, read from the source by the way of its scales.
+    checkpoint: in GGUF's dialect.   said: what the source says of the same tensors: records (`by_codes`), or floats.
+    decoded: gives them all in F32, read from the source by the way of its scales.
     reasons: why layers are not carried, and how many for each.
     rounded: how far off, in steps, layers are whose sums were rounded.
     """
 
     checkpoint: Checkpoint
-    decoded: Mapping[str, Tensor]
+    said: Mapping[str, Tensor]
+    decoded: Callable[[], Mapping[str, Tensor]]
     reasons: Counter[str] = field(default_factory=Counter)
     rounded: Mapping[str, float] = field(default_factory=dict)
 
@@ -89,30 +96,47 @@ def repacked(
             if in_order is not None:
                 found[name] = carried(in_order, round_sums)
     types = _together(found)
-    made, decoded, factors = dict(floats.tensors), dict(floats.tensors), dict(floats.tensors)
+    made, decoded, said, factors = (dict(floats.tensors) for _ in range(4))
     for name, kind in types.items():
         layer = found[name]
         assert isinstance(layer, Carried)
         made[name] = layer.tensor(kind)
         if name not in folds:  # else it is proved against the layer as it was stored, put in that order
             decoded[name] = layer.floats()
+        said[name] = _said(layer, layers[name], kind, folds.get(name)) or decoded[name]
         factors[name] = _constant(decoded[name], np.float32(1) if layer.factor is None else layer.factor)
     reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
     if mixed := len(found) - len(types) - reasons.total():
         reasons["experts of a layer in different types"] = mixed
     notes = [note for note in floats.notes if note in opened.notes or not found]
     out = to_gguf(floats.but(tensors=made, notes=notes))
-    beside = to_gguf(floats.but(tensors=decoded)).tensors
+
+    @functools.cache
+    def beside() -> Mapping[str, Tensor]:
+        return to_gguf(floats.but(tensors=decoded)).tensors
+
+    try:
+        records = to_gguf(floats.but(tensors=said)).tensors
+    except LlmconvError:  # of columns that are moved
+        records = beside()
     if any(isinstance(layer, Carried) and layer.factor is not None for layer in found.values()):
         _add_factors(out, to_gguf(floats.but(tensors=factors)).tensors)
-    decoded_as = {name: beside[name] for name in out.tensors if name in beside}
     grids = _on_grids(out)
-    said = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
+    notes = [f"{n} matrices in floats lie on the grid of {kind} and return to it" for kind, n in grids.items()]
     folded = Counter("output" if ".o_proj." in name else "down" for name, each in folds.items() if not each.by_rows)
     for which, n in sorted(folded.items()):
-        said.append(f"columns of {n} {which} projections with act-order, and their inputs' rows, are in groups' order")
+        notes.append(f"columns of {n} {which} projections with act-order, and their inputs' rows, are in groups' order")
     off = {name: layer.rounded for name, layer in found.items() if isinstance(layer, Carried) and layer.rounded}
-    return Repacked(out.but(*said), decoded_as, reasons, off)
+    return Repacked(out.but(*notes), {n: records[n] for n in out.tensors if n in records}, beside, reasons, off)
+
+
+def _said(layer: Carried, stored: Coded, kind: BlockClass, fold: Folding | None) -> Tensor | None:
+    """The record of a layer as it is stored, without a factor that is beside its blocks; None where there is none."""
+    given = layer.coded if layer.rounded else stored
+    found = record_for(dataclasses.replace(given, factor=None, divisor=None), kind)
+    if found is None or fold is None:
+        return found
+    return fold.floats(found) if fold.by_rows else None
 
 
 def _on_grids(out: Checkpoint) -> Counter[str]:
@@ -191,24 +215,38 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor as it is in a file, at an offset, and what it must decode to."""
+    """A tensor as it is in a file, at an offset, and what it must say: a record, or floats.
+
+    decoded: gives what it must decode to, should its record be another.
+    """
 
     tensor: Tensor
     want: Tensor
     offset: int
+    decoded: Callable[[], Tensor]
 
     def compared(self, descriptor: int, start: int, stop: int) -> None:
         """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
-        tensor, kind, row = self.tensor, self.tensor.type, self.tensor.row_bytes
-        raw = np.frombuffer(os.pread(descriptor, (stop - start) * row, self.offset + start * row), np.uint8)
-        expected = self.want.rows(start, stop)
-        got = kind.decode(raw.reshape(stop - start, row))
-        got = got.astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
+        kind, row = self.tensor.type, self.tensor.row_bytes
+
+        def read(low: int, high: int) -> Bytes:
+            raw = os.pread(descriptor, (high - low) * row, self.offset + low * row)
+            return np.frombuffer(raw, np.uint8).reshape(high - low, row)
+
+        want = self.want
+        if is_record(want):
+            found = record_for(dataclasses.replace(self.tensor, read=read, extent=None), kind)
+            if found is not None and equal(found, want, start, stop):
+                return
+            want = self.decoded()
+        expected = want.rows(start, stop)
+        got = kind.decode(read(start, stop)).astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
         if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
             at = int(np.flatnonzero((got != expected).reshape(-1))[0])
             raise LlmconvError(
-                f"tensor {cut(tensor.name)}: weight {start * tensor.row_len + at} reads {got.reshape(-1)[at]} from the "
-                f"written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was written, report this as a bug"
+                f"tensor {cut(self.tensor.name)}: weight {start * self.tensor.row_len + at} reads "
+                f"{got.reshape(-1)[at]} from the written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was "
+                "written, report this as a bug"
             )
 
 
@@ -230,12 +268,22 @@ def proved(pairs: Sequence[Pair], descriptor: int, jobs: int, meter: Meter) -> i
     return sum(pair.tensor.n_elements for pair in pairs)
 
 
-def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, meter: Meter) -> str:
+def read_again(
+    written: Checkpoint, wants: Mapping[str, Tensor], stored: Mapping[str, Coded], jobs: int, meter: Meter
+) -> str:
     """Compare the layers of a folder, read again, with what they must say; in words what was compared.
 
+    wants: floats, or blocks.   stored: the codes that some of them are of.
     Raises `LlmconvError` at the first weight that differs.
     """
-    found = unpack(written).tensors
+    layers: dict[str, Coded] = {}
+
+    def coded(layer: Coded) -> Tensor:
+        layers[layer.weight] = layer
+        return layer.floats()
+
+    found = unpack(written, coded).tensors
+    records = {n: both(layers[n], stored.get(n, want)) for n, want in wants.items() if n in layers}
     compared = sum(want.n_elements for want in wants.values())
 
     def slabs() -> Iterator[tuple[str, int, int]]:
@@ -246,6 +294,9 @@ def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, mete
 
     def look(slab: tuple[str, int, int]) -> tuple[str, int]:
         name, start, stop = slab
+        done, pair = (name, (stop - start) * wants[name].row_bytes), records.get(name)
+        if pair is not None and equal(*pair, start, stop):
+            return done
         got, expected = found[name].rows(start, stop), wants[name].rows(start, stop)
         if not np.array_equal(got, expected):
             at = int(np.flatnonzero((got != expected).reshape(-1))[0])
@@ -253,7 +304,7 @@ def read_again(written: Checkpoint, wants: Mapping[str, Tensor], jobs: int, mete
                 f"{written.where}: tensor {cut(name)}: weight {start * wants[name].row_len + at} reads "
                 f"{got.reshape(-1)[at]}, expected {expected.reshape(-1)[at]}; don't use it, report this as a bug"
             )
-        return name, (stop - start) * wants[name].row_bytes
+        return done
 
     _each(look, slabs(), jobs, lambda done: meter(done[1], done[0]))
     total = sum(t.n_elements for t in found.values())

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmconv import formats
 from llmconv.convert.quantizing import quantized
+from llmconv.convert.quantizing.calibrated import Made, Rounder, blocks_of
 from llmconv.convert.quantizing.names import targets
-from llmconv.convert.quantizing.outputs import inputs_of
+from llmconv.convert.quantizing.outputs import inputs_of, runnable
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
+from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import BadWeight, Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.tensor import Tensor
+from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.checks import check_target
 from llmconv.formats.writing.stream import threads
+from llmconv.quant import plain
+from llmconv.quant.block import Bytes, by_name
 from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
+from llmconv.quant.nonfinite import first_nonfinite
 
-__all__ = ["to_folder"]
+__all__ = ["CALIBRATED", "to_folder"]
+
+_INNER = re.compile(r"blk\.\d+\.(?!.*(norm|_inp|conv1d)).*\.weight$")
+"""Matrices of layers, but for routers and convolutions."""
 
 StrPath = str | os.PathLike[str]
 
@@ -34,8 +43,9 @@ def to_folder(
     reading: Reading,
     writing: Writing,
     group: int | None,
+    calibration: Rounder | None = None,
 ) -> Quantized:
-    """The safetensors output: a model folder, or one file where its name says so."""
+    """The safetensors output: a model folder, or one file where its name says so.   calibration: see `CALIBRATED`."""
     if len(types) > 1:
         raise UsageError(
             f"{types[0].upper()} makes a safetensors model, the other types GGUF; make it in a run of its own"
@@ -51,7 +61,11 @@ def to_folder(
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
+    costs: Mapping[str, Made] = {}
+    if calibration is not None and not writing.dry_run:
+        opened, costs = _calibrated(floats, kind, reading, writing, calibration)
     wants: Mapping[str, Tensor] = {}
+    stored: Mapping[str, Coded] = {}
     widths: Sequence[int] = ()
     if kind == INT8:
         if opened is not floats:
@@ -59,25 +73,95 @@ def to_folder(
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
-        model, wants, widths = found.model, found.wants, found.bits
+        model, wants, stored, widths = found.model, found.wants, found.stored, found.bits
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
+    result = dataclasses.replace(result, notes=(*result.notes, *_told(calibration, costs)))
     if not container.is_folder(path):
         check_target(path, force=writing.force, size=model.nbytes, inputs=inputs_of(opened))
     if writing.dry_run:
         return result
     meter = writing.meter("quantize", model.nbytes)
+    if not writing.allow_nonfinite:
+        model = model.but(tensors={name: _finite(tensor, model.where) for name, tensor in model.tensors.items()})
     paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
     proof = ""
     if wants:
         from llmconv.convert.quantizing.repack import in_bits, read_again
 
         check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
-        proof = in_bits(widths) + read_again(reading.open(path), wants, threads(writing.jobs), check)
+        proof = in_bits(widths) + read_again(reading.open(path), wants, stored, threads(writing.jobs), check)
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _finite(tensor: Tensor, where: str) -> Tensor:
+    """A tensor of floats that are computed, which refuses those that are no numbers when they are read."""
+    if tensor.extent is not None or tensor.type not in (plain.F32, plain.F16, plain.BF16):
+        return tensor
+
+    def read(start: int, stop: int) -> Bytes:
+        raw = tensor.blocks(start, stop)
+        index = first_nonfinite(tensor.type.decode(raw))
+        if index is not None:
+            value = tensor.type.decode(raw).reshape(-1)[index]
+            raise BadWeight(
+                f"{where}: tensor {cut(tensor.name)}: row {start + index // max(1, tensor.row_len)} has a {value}; "
+                "repair the model, or let it through with --allow-nonfinite",
+                tensor=tensor.name,
+                value=float(value),
+            )
+        return raw
+
+    return dataclasses.replace(tensor, read=read)
+
+
+CALIBRATED = {"W4A16": "Q4_0", "MLX": "Q4_1", "MLX5": "Q5_1", "MXFP4A16": "MXFP4", MLX_MXFP4: "MXFP4"}
+"""Folders whose floats a calibration rounds, in groups of 32, and the block type that has the same numbers."""
+
+
+def _calibrated(
+    floats: Checkpoint, kind: str, reading: Reading, writing: Writing, calibration: Rounder
+) -> tuple[Checkpoint, Mapping[str, Made]]:
+    """A model under a folder's names, its linear layers in blocks that a calibration has made; what those cost."""
+    from llmconv.convert.quantizing.folder_layers import moved
+    from llmconv.convert.scaled.compressed_tensors import is_linear
+    from llmconv.convert.tables import own_keys
+
+    def to_hf(checkpoint: Checkpoint) -> Checkpoint:
+        return reading.translated(checkpoint, "hf")
+
+    block = by_name(CALIBRATED[kind])
+    model = to_hf(floats)
+    named = runnable(reading.translated(floats, "gguf"), floats)
+    bare = {key: value for key, value in named.metadata.items() if key != own_keys.DTYPES}
+    kinds = {name: block for name, tensor in named.tensors.items() if _INNER.match(name) and _fits(tensor, block)}
+    if not kinds:
+        raise Unsupported(
+            f"{floats.where}: has no layer in floats that a calibration could round; give the original model"
+        )
+    made = calibration.round(named, kinds, writing.jobs, writing.progress)
+    ready = {name: blocks_of(named.tensors[name], block, found) for name, found in made.items()}
+    blocks = moved(named.but(tensors=named.tensors | ready), frozenset({block.name}), bare, to_hf)
+    linear = {
+        name: tensor for name, tensor in blocks.items() if name in model.tensors and is_linear(model.tensors[name])
+    }
+    return model.but(tensors=model.tensors | linear), made
+
+
+def _fits(tensor: Tensor, block: BlockClass) -> bool:
+    floats = tensor.type.is_plain() and tensor.type.is_float
+    return floats and len(tensor.shape) > 1 and tensor.row_len % block.block_size == 0
+
+
+def _told(calibration: Rounder | None, made: Mapping[str, Made]) -> list[str]:
+    """What a calibration has done, in sentences."""
+    if calibration is None or not made:
+        return []
+    before, after = (sum(getattr(found, name) for found in made.values()) for name in ("before", "after"))
+    return [*calibration.notes, f"{len(made)} tensors calibrated: predicted loss {before:.4g} plainly, {after:.4g} so"]
 
 
 def _folder(opened: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Checkpoint], group: int | None) -> Any:

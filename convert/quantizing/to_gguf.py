@@ -8,9 +8,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from llmconv.convert.quantizing import quantized
-from llmconv.convert.quantizing.calibrated import Rounder, calibrated
+from llmconv.convert.quantizing.calibrated import Keeping, Rounder, calibrated
 from llmconv.convert.quantizing.names import targets
 from llmconv.convert.quantizing.outputs import (
     fingerprints,
@@ -80,11 +81,13 @@ def to_gguf(
     if reading.lora is not None:
         adapter = places.place(reading.lora)
         inputs += [adapter] if adapter.is_file() else sorted(p for p in adapter.iterdir() if p.is_file())
+    keeping: list[Keeping] = []
     with new_folder(paths[0].parent) if len(types) > 1 else contextlib.nullcontext():
         if calibration is not None:
             for file in (f for plan in plans for f in plan.files):  # before minutes of work
                 check_target(file.path, force=writing.force, size=file.size, inputs=inputs)
-            plans, result = _calibrated(plans, result, checkpoint, calibration, writing)
+            keeping = _keeping(plans, inputs, writing)
+            plans, result = _calibrated(plans, result, checkpoint, calibration, writing, keeping)
         sources = {t.source.name: t.source.nbytes for plan in plans for t in plan.tensors}
         meter = writing.meter("quantize", sum(sources.values()))
         box = outbox.current()
@@ -93,8 +96,11 @@ def to_gguf(
             # A calibration decides bytes by more than the inputs; so does what is in memory.
             box.made_of = fingerprints(inputs) if calibration is None and inputs else None
         for part in parts_of(plans, writing, box):
-            with opened_outputs(part, inputs, recipe.matrix_file, writing) as outputs:
+            by = None if calibration is None else calibration.identity()
+            with opened_outputs(part, inputs, recipe.matrix_file, writing, by) as outputs:
                 write_plans(part, outputs, at(source) if source else "", writing, meter)
+        for kept in keeping:
+            kept.forget()
     checked = remote.told(t.begins[0] for t in opened.tensors.values() if t.begins)
     result = dataclasses.replace(result, notes=(*result.notes, *checked))
     for made in result.outputs:
@@ -103,12 +109,17 @@ def to_gguf(
 
 
 def _calibrated(
-    plans: Sequence[Plan], result: Quantized, checkpoint: Checkpoint, calibration: Rounder, writing: Writing
+    plans: Sequence[Plan],
+    result: Quantized,
+    checkpoint: Checkpoint,
+    calibration: Rounder,
+    writing: Writing,
+    keeping: Sequence[Keeping],
 ) -> tuple[list[Plan], Quantized]:
     """The plans with calibrated bytes, and the result with what they are predicted to cost."""
     done, outputs = [], []
-    for plan, output in zip(plans, result.outputs, strict=True):
-        ready, made = calibrated(plan, checkpoint, calibration, writing.jobs, writing.progress)
+    for i, (plan, output) in enumerate(zip(plans, result.outputs, strict=True)):
+        ready, made = calibrated(plan, checkpoint, calibration, writing, keeping[i] if keeping else None)
         done.append(ready)
         names = {t.name: t.source.name for t in plan.tensors}
         rows = [(row, made.get(names[row.name])) for row in output.tensors]
@@ -117,6 +128,17 @@ def _calibrated(
         )
         outputs.append(dataclasses.replace(output, tensors=told))
     return done, dataclasses.replace(result, outputs=tuple(outputs), notes=(*result.notes, *calibration.notes))
+
+
+def _keeping(plans: Sequence[Plan], inputs: Sequence[Path], writing: Writing) -> list[Keeping]:
+    """Where each output's rounding is kept, if the run is to be resumable."""
+    if not writing.resumable:
+        return []
+    from llmconv.convert.quantizing import journal  # hashes, by OpenSSL
+
+    known = fingerprints(inputs)
+    digests = [[journal.digest(f, writing.allow_nonfinite) for f in plan.files] for plan in plans]
+    return [Keeping(plan.files[0].path, [known, *own], writing.force) for plan, own in zip(plans, digests, strict=True)]
 
 
 def _certificates(canonical: Checkpoint, opened: Checkpoint, types: Sequence[FileType]) -> list[dict[str, str]]:

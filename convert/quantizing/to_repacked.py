@@ -64,10 +64,11 @@ def to_repacked(
     meter = writing.meter("quantize", sum(t.source.nbytes for t in plan.tensors))
     with opened_outputs([plan], inputs_of(opened, checkpoint), "", writing) as outputs:
         write_plans([plan], outputs, at(source) if source else "", writing, meter)
-        kept = [
-            t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.decoded
+        kept = [t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.said]
+        pairs = [
+            Pair(t.source, found.said[t.source.name], t.offset, lambda name=t.source.name: found.decoded()[name])
+            for t in kept
         ]
-        pairs = [Pair(t.source, found.decoded[t.source.name], t.offset) for t in kept]
         check = writing.meter("verify", sum(t.nbytes for t in kept))
         compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
     total = checkpoint.n_elements

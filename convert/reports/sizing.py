@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmconv.convert import archs
 from llmconv.convert.quantizing.plan import Recipe, make_plan
 from llmconv.convert.reports.shape import Shape, shape_of
 from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
@@ -35,8 +36,8 @@ PARTS: dict[str, str] = {
     "embedding": r"(token_embd|position_embd|token_types|token_embd_norm)\.",
     "attention q/k/v": r"blk\.\d+\.(attn_(q|k|v|qkv)(_a|_b|_a_mqa)?|attn_kv_.*|attn_k_b|attn_v_b)\.",
     "attention output": r"blk\.\d+\.attn_(output|sinks)\.",
-    "scan": r"blk\.\d+\.(ssm_(?!.*norm)|shortconv\.|attn_gate\.).*",
-    "ffn": r"blk\.\d+\.(ffn_(?!norm|.*_norm)|exp_probs_b).*",
+    "scan": r"blk\.\d+\.(ssm_(?!.*norm)|shortconv\.|attn_gate\.|time_mix_(?!ln)).*",
+    "ffn": r"blk\.\d+\.(ffn_(?!norm|.*_norm)|channel_mix_|exp_probs_b).*",
     "norms": r".*norm.*",
     "head": r"output\.",
 }
@@ -144,30 +145,47 @@ def _active(shape: Shape) -> int:
 
 def _attending(shape: Shape) -> int:
     """How many layers keep keys and values: all, but those with a scan, a convolution or nothing instead."""
-    if not any(_STATE.match(name) for name in shape.tensors):
+    if not _kept(shape):
         return shape.dim("n_layer")
     pattern = re.compile(r"blk\.\d+\.attn_(k|kv_a_mqa)\.weight")
     return sum(pattern.fullmatch(name) is not None for name in shape.tensors)
 
 
-_STATE = re.compile(r"blk\.\d+\.(ssm_conv1d(_[qkv])?|shortconv\.conv|ssm_a)(\.weight)?$")
+_STATE = re.compile(
+    r"blk\.\d+\.(ssm_conv1d(?:_[qkv])?|shortconv\.conv|ssm_a|time_mix_output|channel_mix_key|attn_norm_2)"
+    r"(?:\.weight)?$"
+)
+
+
+def _kept(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
+    """The tensors, of whatever layer, that say what convolutions and scans keep; their shapes."""
+    found = ((_STATE.match(name), dims) for name, dims in shape.tensors.items())
+    table = archs.by_gguf(shape.arch)
+    lightning = table is not None and "lightning" in (table.decoder or {})
+    return [(match[1], dims) for match, dims in found if match and (lightning or match[1] != "attn_norm_2")]
 
 
 def _states(shape: Shape) -> int:
     """F32 bytes of the ends of convolutions' inputs and of scans' states, all layers."""
     numbers = 0
-    for name, dims in shape.tensors.items():
-        found = _STATE.match(name)
-        if found and found[1] == "ssm_a":
+    for name, dims in _kept(shape):
+        if name == "ssm_a":
             numbers += max(shape.dim("d_inner") * shape.dim("d_state"), math.prod(dims) * shape.dim("kda_dim") ** 2)
-        elif found:
-            numbers += dims[0] * (dims[-1] - 1)
+        elif name == "time_mix_output":  # RWKV's state, and the token before
+            numbers += dims[-1] * shape.dim("n_wkv") + dims[0]
+        elif name == "channel_mix_key":
+            numbers += dims[-1]
+        elif name == "attn_norm_2":  # lightning attention's
+            numbers += dims[-1] * shape.dim("head_dim")
+        else:
+            numbers += math.prod(dims[:-1]) * (dims[-1] - 1)
     return 4 * numbers
 
 
 def _kv_per_token(shape: Shape) -> int:
     """F16 bytes of keys and values per token, all layers; of the latent with MLA."""
-    layers = _attending(shape)
+    loops = shape.metadata.get(f"{shape.arch}.num_loops", 1)  # each going has keys and values of its own
+    layers = _attending(shape) * (int(loops) if hasattr(loops, "__index__") else 1)
     if shape.dim("kv_lora"):
         return 2 * layers * (shape.dim("kv_lora") + shape.dim("n_rot"))
     return 2 * layers * shape.dim("n_head_kv") * (shape.dim("head_dim") + shape.dim("head_dim_v"))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs, vocab as vocabulary
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
@@ -239,7 +240,7 @@ def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
         return tower_a, b
     if tower_b is not None and towers.is_tower(a):
         return a, tower_b
-    a, b = translate(text_a, "gguf"), translate(text_b, "gguf")
+    a, b = (with_ones(translate(text, "gguf")) for text in (text_a, text_b))
     if tower_a is None or tower_b is None:
         return a, b
     return tuple(  # type: ignore[return-value]

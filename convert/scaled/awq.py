@@ -74,6 +74,11 @@ class Awq(Scheme):
     def _gemm(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> Coded:
         (k, words), groups = packed.shape, scales.shape[0]
         group = group_of(layer, k, groups)
+        if k % group:
+            raise BadFile(
+                f"{layer.settings.where}: groups of {group} don't divide the {k} columns of {cut(layer.weight)}, as "
+                "AWQ's do; the model is damaged"
+            )
 
         def numbers(source: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
             """Rows start..stop of the weight, from the words of the stored matrix that hold them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from llmconv.formats.source import read_columns
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.kernels import codes
 
-__all__ = ["across", "columns", "down", "transposed", "unpacked"]
+__all__ = ["across", "columns", "transposed", "unpacked"]
 
 _KEPT_BYTES = 64 << 20
 """Of matrices that are read by columns: the last strips stay in memory, or every slab would read all rows again."""
 _STRIP_BYTES = 16 << 20
-_STEP_BYTES = 8 << 20
+_STEP_BYTES, _STEP_AFAR = 1 << 19, 8 << 20
+"""Of rows that are turned at a time: of a file here while they are in the cache; at least `_RUN` of them."""
+_RUN = 128
 
 
 def unpacked(raw: NDArray[np.uint8], bits: int, k: int, less: int = 0) -> NDArray[np.uint8]:
@@ -60,74 +63,80 @@ def unpacked(raw: NDArray[np.uint8], bits: int, k: int, less: int = 0) -> NDArra
 
 
 class _Kept:
-    """The strips of columns read last; a matrix that is not large is one strip."""
+    """The strips of columns turned last; a matrix that is not large is one strip."""
 
     def __init__(self) -> None:
-        self._strips: OrderedDict[tuple[int, int], tuple[Tensor, NDArray[Any]]] = OrderedDict()
+        self._strips: OrderedDict[tuple[int, int, bool], tuple[Tensor, NDArray[Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def strip(self, tensor: Tensor, column: int) -> tuple[NDArray[Any], int]:
-        """All rows of the strip in which a column is, contiguous, and its first column."""
+    def strip(self, tensor: Tensor, column: int, places: NDArray[np.int32] | None) -> tuple[NDArray[Any], int]:
+        """All rows of the strip in which a column is, as columns (`_turned`), and its first column."""
         assert tensor.type.dtype is not None
         size, m = tensor.type.dtype.itemsize, tensor.row_len
         width = m if tensor.nbytes <= _STRIP_BYTES else max(64, _STRIP_BYTES // (size * tensor.n_rows) // 64 * 64)
         index = column // width
+        key = id(tensor), index, places is None
         with self._lock:
-            found = self._strips.pop((id(tensor), index), None)
+            found = self._strips.pop(key, None)
             if found is None:
-                found = tensor, _read(tensor, index * width, min(m, (index + 1) * width))
+                found = tensor, _turned(tensor, index * width, min(m, (index + 1) * width), places)
                 room = _KEPT_BYTES - found[1].nbytes
                 while self._strips and sum(array.nbytes for _, array in self._strips.values()) > room:
                     self._strips.popitem(last=False)
-            self._strips[id(tensor), index] = found
+            self._strips[key] = found
         return found[1], index * width
 
 
 _kept = _Kept()
 
 
-def _read(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
-    """Columns start..stop of all rows."""
+def _turned(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32] | None) -> NDArray[Any]:
+    """Columns start..stop as rows: (stop - start, n); by `places` ((stop - start) * 8, n / 8) words, see `across`."""
     n, dtype = tensor.n_rows, tensor.type.dtype
     assert dtype is not None
-    if stop - start == tensor.row_len:
-        return np.ascontiguousarray(tensor.rows())
-    out = np.empty((n, stop - start), dtype)
-    if tensor.extent is not None and not isinstance(tensor.extent.path, RemotePath):
-        read_columns(tensor.extent, tensor.row_bytes, start * dtype.itemsize, out.view(np.uint8))
-        return out
-    step = max(1, _STEP_BYTES // max(1, tensor.row_bytes))
+    wide, each = stop - start, 1 if places is None else 8
+    out = np.empty((wide * each, n // each), dtype)
+    here = tensor.extent is not None and not isinstance(tensor.extent.path, RemotePath)
+    step = max(_RUN, (_STEP_BYTES if here else _STEP_AFAR) // max(1, wide * dtype.itemsize) // _RUN * _RUN)
     for low in range(0, n, step):
-        high = min(n, low + step)
-        out[low:high] = tensor.rows(low, high)[:, start:stop]
+        rows = _read(tensor, low, min(n, low + step), start, stop)
+        if places is not None:
+            words, flat = rows.view(np.int32).reshape(-1), out.view(np.float32).reshape(-1)
+            codes.turn_numbers(words, wide, low // 8, n // 8, places, flat)
+        elif dtype.itemsize == 4:
+            codes.turn(rows.view(np.float32).reshape(-1), wide, low, n, out.view(np.float32).reshape(-1))
+        else:
+            out[:, low : low + len(rows)] = rows.T
+    out.flags.writeable = False
     return out
 
 
-def _strips(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[NDArray[Any], int, int, int]]:
-    """Strips that hold columns start..stop: the strip, the first of its columns, how many, and their place."""
-    at = start
+def _read(tensor: Tensor, low: int, high: int, start: int, stop: int) -> NDArray[Any]:
+    """Columns start..stop of rows low..high."""
+    dtype, extent, size = tensor.type.dtype, tensor.extent, tensor.row_bytes
+    assert dtype is not None
+    if extent is None or isinstance(extent.path, RemotePath) or stop - start == tensor.row_len:
+        return np.ascontiguousarray(tensor.rows(low, high)[:, start:stop])
+    out = np.empty((high - low, stop - start), dtype)
+    part = dataclasses.replace(extent, offset=extent.offset + low * size, nbytes=(high - low) * size)
+    read_columns(part, size, start * dtype.itemsize, out.view(np.uint8))
+    return out
+
+
+def _strips(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32] | None = None) -> Iterator[NDArray[Any]]:
+    """What strips hold of columns start..stop, turned."""
+    at, each = start, 1 if places is None else 8
     while at < stop:
-        strip, first = _kept.strip(tensor, at)
-        count = min(stop, first + strip.shape[1]) - at
-        yield strip, at - first, count, at - start
-        at += count
+        strip, first = _kept.strip(tensor, at, places)
+        end = min(stop, first + len(strip) // each)
+        yield strip[(at - first) * each : (end - first) * each]
+        at = end
 
 
 def columns(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
     """Columns start..stop of a matrix as rows: (stop - start, n)."""
     assert tensor.type.dtype is not None
-    out = np.empty((stop - start, tensor.n_rows), tensor.type.dtype)
-    for strip, first, count, at in _strips(tensor, start, stop):
-        out[at : at + count] = strip[:, first : first + count].T
-    return out
-
-
-def down(tensor: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
-    """Columns start..stop of a matrix of words, eight numbers of four bits one below the other, as rows."""
-    out = np.empty((stop - start, tensor.n_rows), np.uint64)
-    for strip, first, count, at in _strips(tensor, start, stop):
-        codes.unpack_down(strip.reshape(-1), strip.shape[1], first, count, out[at : at + count].reshape(-1))
-    return out.view(np.uint8)
+    return _joined(list(_strips(tensor, start, stop)), (0, tensor.n_rows), tensor.type.dtype)
 
 
 def across(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -135,10 +144,15 @@ def across(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32]) -> 
 
     places: which of the eight each number of a word, lowest first, is in.   The matrix has a multiple of 8 rows.
     """
-    out = np.empty((stop - start, tensor.n_rows), np.uint64)
-    for strip, first, count, at in _strips(tensor, start, stop):
-        codes.unpack_across(strip.reshape(-1), strip.shape[1], first, count, places, out[at : at + count].reshape(-1))
-    return out.view(np.uint8).reshape((stop - start) * 8, tensor.n_rows)
+    n = tensor.n_rows
+    words = _joined(list(_strips(tensor, start, stop, places)), (0, n // 8), np.dtype(np.int32))
+    return unpacked(words.view(np.uint8), 4, n)
+
+
+def _joined(parts: list[NDArray[Any]], none: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if not parts:
+        return np.empty(none, dtype)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def transposed(tensor: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["Coded", "Numbers"]
 
+_AT_ONCE = 1 << 19
+"""Weights that are computed at a time, so that their codes stay in the processor's cache."""
+
 
 class Numbers:
     """Numbers that weights share: a `Grid`, or whatever else knows the one of each weight."""
@@ -61,13 +64,19 @@ class Coded:
     def floats(self) -> Tensor:
         """The weight in float32, computed as the models' own loaders do, row by row."""
 
+        k = self.shape[-1]
+        step = max(1, _AT_ONCE // max(1, k))
+
         def read(start: int, stop: int) -> Bytes:
-            values = self._compiled(start, stop)
-            if values is None:
-                values = self._computed(start, stop)
+            out = np.empty((stop - start, k), np.float32)
+            for low in range(start, stop, step):
+                high = min(stop, low + step)
+                part = out[low - start : high - start]
+                if not self._compiled(low, high, part):
+                    part[:] = self._computed(low, high)
             if self.after is not None:
-                values *= self.after
-            return values.view(np.uint8)
+                out *= self.after
+            return out.view(np.uint8)
 
         return Tensor(self.weight, self.shape, plain.F32, read)
 
@@ -84,35 +93,38 @@ class Coded:
             values += self.bias.for_rows(start, stop)
         return values
 
-    def _compiled(self, start: int, stop: int) -> NDArray[np.float32] | None:
-        """The same where so many columns of a row share numbers that a kernel can take them together; else None."""
+    def _compiled(self, start: int, stop: int, out: NDArray[np.float32]) -> bool:
+        """The same into `out`, where so many columns of a row share numbers that a kernel can take them together."""
         k = self.shape[-1]
         shared = [numbers for numbers in (self.scale, self.zero, self.bias) if not isinstance(numbers, int | None)]
         spans = {numbers.span(k) for numbers in shared}
         span = min(spans)
         if not span or span % 16 or spans - {span, k}:
-            return None
+            return False
         rows, groups = stop - start, k // span
 
         def flat(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.ascontiguousarray(np.broadcast_to(numbers, (rows, groups)), np.float32).reshape(-1)
 
-        scale = self._scaled(self.scale.by_group(start, stop))
-        out = np.empty((rows, k), np.float32)
+        scale = self.by_group(start, stop)
         given = self.codes(start, stop)
         flip = 128 if given.dtype == np.int8 else 0
         numbers = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
         if self.table is not None:
             kernels.looked_up(numbers, self.table, span, flat(scale), out.reshape(-1))
-            return out
+            return True
         zero = np.float32(self.zero) if isinstance(self.zero, int) else self.zero.by_group(start, stop)
         bias = np.empty(0, np.float32) if self.bias is None else flat(self.bias.by_group(start, stop))
         kernels.to_floats(numbers, flip, span, flat(np.asarray(zero)), flat(scale), bias, out.reshape(-1))
-        return out
+        return True
 
     def scales(self, start: int, stop: int) -> NDArray[np.float32]:
         """The scale for each weight of rows start..stop: (rows, k) or (rows, 1)."""
         return self._scaled(self.scale.for_rows(start, stop))
+
+    def by_group(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The scales of rows start..stop, one a group: (rows, groups) or (rows, 1)."""
+        return self._scaled(self.scale.by_group(start, stop))
 
     def _scaled(self, scale: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.divisor is not None:

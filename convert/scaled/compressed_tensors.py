@@ -56,7 +56,10 @@ class Packed(Scheme):
         for end in ("_scale", "_shape"):
             if end not in layer.parts:
                 raise MissingTensor(where, layer.weight + end, f"{cut(packed.name)} needs it; fetch the model again")
-        shape = tuple(int(n) for n in layer.parts["_shape"].numpy().reshape(-1))
+        stated = layer.parts["_shape"]
+        if stated.type.is_float or stated.n_elements > 8:
+            raise BadFile(f"{where}: tensor {cut(stated.name)} is no shape; the model is damaged, fetch it again")
+        shape = tuple(int(n) for n in stated.numpy().reshape(-1))
         bits = _bits(packed, shape, layer.settings)
         scale = fitted(layer.weight, shape, factors(layer, layer.parts["_scale"]), layer.settings)
         zeros = layer.parts.get("_zero_point")
@@ -65,7 +68,9 @@ class Packed(Scheme):
             zero = dataclasses.replace(scale, values=_zero_points(layer, zeros, scale, bits))
         elif layer.settings.weights.get("symmetric") is False:
             raise MissingTensor(where, f"{layer.weight}_zero_point", "config.json says that there is one")
-        order = ordered(layer, shape[1], scale.values.row_len, "_g_idx")
+        own = layer.parts.get("_g_idx")
+        unused = own is not None and not own.type.is_float and bool((own.numpy() == -1).all())  # as it is made at first
+        order = None if unused else ordered(layer, shape[1], scale.values.row_len, "_g_idx")
         if order is not None:
             scale = dataclasses.replace(scale, order=order)
             zero = dataclasses.replace(zero, order=order) if isinstance(zero, Grid) else zero

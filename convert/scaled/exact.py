@@ -32,13 +32,13 @@ from llmconv.quant import block
 from llmconv.quant.block import Bytes
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["WIDER", "Carried", "carried"]
+__all__ = ["WIDER", "Carried", "are_said", "carried"]
 
 WIDER = ("TQ2_0", "Q4_0", "Q5_0", "Q8_0")
 """Types of integers under a scale, each of which says all that the ones before it say."""
 _RANGES = {"TQ2_0": (-1, 1, 256), "Q4_0": (-8, 7, 32), "Q5_0": (-16, 15, 32), "Q8_0": (-128, 127, 32)}
 _SLAB = 1 << 20
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 19
 """Weights that are carried at a time, so that what they pass through stays in the processor's cache."""
 
 
@@ -85,7 +85,7 @@ def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
         return _floats(coded, scale)
     if coded.factor is not None or coded.divisor is not None:
         return "a factor over its scales"
-    if not _all(scale, _is_half):
+    if not _all(scale, _are_halves):
         return "scales that float16 can't say"
     whole = scale.columns if scale.columns < k else k
     if coded.bias is not None:
@@ -153,7 +153,7 @@ def _affine(coded: Coded, whole: int) -> Carried | str:
         found = _integers(dataclasses.replace(coded, zero=zero, bias=None), whole)
         if not isinstance(found, str) and (found.type.name != "Q8_0" or coded.high > 31):
             return found
-    if whole % 32 or coded.high > 31 or not _all(bias, _is_half):
+    if whole % 32 or coded.high > 31 or not _all(bias, _are_halves):
         return "biases beside codes of more than 5 bits" if coded.high > 31 else "biases that float16 can't say"
     return Carried(coded, block.by_name("Q4_1" if coded.high < 16 else "Q5_1"))
 
@@ -181,12 +181,27 @@ def _slabs(rows: int, width: int) -> Iterator[tuple[int, int]]:
 def _all(grid: Grid, test: Callable[[NDArray[np.float32]], Any]) -> bool:
     """Whether all numbers pass."""
     tensor = grid.values
-    return all(test(tensor.rows(*slab).astype(np.float32)).all() for slab in _slabs(tensor.n_rows, tensor.row_len))
+    return all(np.all(test(tensor.rows(*slab).astype(np.float32))) for slab in _slabs(tensor.n_rows, tensor.row_len))
 
 
-def _is_half(x: NDArray[np.float32]) -> Any:
+def are_said(x: NDArray[np.float32], dtype: np.dtype[Any]) -> bool:
+    """Whether a type of 16 bits says all of these numbers, and they are finite.
+
+    Converting there and back takes long: where no bit is lost and all are 0 or normal numbers, they are.
+    """
+    lost, least, most = (0x1FFF, 0x38800000, 0x477FE000) if dtype == np.float16 else (0xFFFF, 0x00800000, 0x7F7F0000)
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    if not bits.size:
+        return True
+    size = bits & np.uint32(0x7FFFFFFF)
+    if not (bits & np.uint32(lost)).any() and size.max() <= most and (size - np.uint32(1)).min() >= least - 1:
+        return True
     with np.errstate(over="ignore"):
-        return np.isfinite(x) & (x.astype(np.float16).astype(np.float32) == x)
+        return bool((np.isfinite(x) & (x.astype(dtype).astype(np.float32) == x)).all())
+
+
+def _are_halves(x: NDArray[np.float32]) -> bool:
+    return are_said(x, np.dtype(np.float16))
 
 
 def _is_integer(x: NDArray[np.float32]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import columns, down, transposed, unpacked
+from llmconv.convert.scaled.bits import columns, transposed, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.scaled.scheme import Layer, Scheme, Settings
@@ -71,8 +71,6 @@ class Gptq(Scheme):
         one = 0 if "v2" in form else 1
 
         def codes(start: int, stop: int) -> NDArray[np.uint8]:
-            if bits == 4:
-                return down(packed, start, stop)[:, :k]
             words = columns(packed, start, stop)
             return unpacked(words.view(np.uint8).reshape(stop - start, words.shape[1] * 4), bits, k)
 
@@ -124,7 +122,16 @@ def ordered(layer: Layer, k: int, groups: int, end: str = ".g_idx") -> NDArray[n
     """The group of each column, or None where they follow each other as they would without saying so."""
     given = layer.parts.get(end)
     if given is None:
+        if groups > 1 and layer.settings.values.get("desc_act") is True:
+            stem = next(tensor.name.removesuffix(known) for known, tensor in layer.parts.items())
+            why = "config.json says that columns have an order of their own (desc_act); fetch the model again"
+            raise MissingTensor(layer.settings.where, stem + end, why)
         return None
+    if given.type.is_float:
+        raise BadFile(
+            f"{layer.settings.where}: tensor {cut(given.name)} is {given.type.name}, expected the numbers of groups; "
+            "the model is damaged"
+        )
     order = given.numpy().reshape(-1).astype(np.intp)
     if order.shape != (k,) or (order.size and not 0 <= order.min() <= order.max() < groups):
         raise BadFile(f"{layer.settings.where}: tensor {given.name!r} does not name a group for each column")

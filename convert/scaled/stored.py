@@ -69,12 +69,24 @@ class Stored(Scheme):
             raise MissingTensor(
                 layer.settings.where, f"{layer.weight}_zero_point", "config.json says that there is one; fetch it again"
             )
+        half = 1 << ((layer.settings.bits(layer.weight) or 8) - 1)
+        narrow = table is None and 1 < half < 128
+
+        def codes(start: int, stop: int) -> NDArray[np.int8] | NDArray[np.uint8]:
+            found = stored.blocks(start, stop).view(np.uint8 if table is not None else np.int8)
+            if narrow and found.size and not -half <= found.min() <= found.max() < half:
+                raise BadFile(
+                    f"{layer.settings.where}: tensor {cut(stored.name)} has numbers from {found.min()} to "
+                    f"{found.max()}, expected {-half} to {half - 1} as config.json says; the model is damaged"
+                )
+            return found
+
         return Coded(
             layer.weight,
             stored.shape,
-            lambda start, stop: stored.blocks(start, stop).view(np.uint8 if table is not None else np.int8),
-            -128,
-            127,
+            codes,
+            -half if narrow else -128,
+            half - 1 if narrow else 127,
             fitted(layer.weight, stored.shape, scale, layer.settings),
             0 if zeros is None else fitted(layer.weight, stored.shape, zeros, layer.settings),
             table=table,

@@ -68,6 +68,7 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
+    _refuse_unknown(settings)
     made = {layer.weight: made_of(_coded(scheme, layer)) for scheme, layer in layers.values()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
@@ -89,6 +90,15 @@ def _coded(scheme: Scheme, layer: Layer) -> Coded:
         name = next(iter(layer.parts.values())).name
         raise BadFile(f"{layer.settings.where}: tensor {cut(name)} holds no weights; the model is damaged")
     return found
+
+
+def _refuse_unknown(settings: Settings) -> None:
+    """`Unsupported` for a method that nobody here knows: the names of its tensors may be those of one that is known."""
+    known = {method for scheme in SCHEMES for method in scheme.methods}
+    if settings.method and not any(settings.method.lower().startswith(method) for method in known):
+        raise Unsupported(
+            f"{settings.where}: is quantized with {cut(settings.method)}, which can't be read; give the original model"
+        )
 
 
 def _refuse_rotations(settings: Settings) -> None:
@@ -170,8 +180,12 @@ def _require_scales(
     called: the last parts of the names of those that have one ("weight").
     """
     for tensor in tensors.values():
-        if tensor.type in _CODES and len(tensor.shape) > 1 and tensor.name.rpartition(".")[2] in called:
+        stacked = tensor.type in TYPES and (len(tensor.shape) > 2 or tensor.type.is_float)  # whatever they are called
+        wanted = stacked or (tensor.type in _CODES and tensor.name.rpartition(".")[2] in called)
+        if wanted and len(tensor.shape) > 1 and not _NO_WEIGHT.fullmatch(tensor.name):
             _missing_scale(tensor, settings, given)
+        if (found := re.fullmatch(r"(.+)\.(qzeros|g_idx)", tensor.name)) and f"{found[1]}.qweight" not in given:
+            raise MissingTensor(settings.where, f"{found[1]}.qweight", f"{cut(tensor.name)} is there; fetch it again")
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
         alone = _OF_ACTIVATIONS.fullmatch(tensor.name) or _OWN_SCALE.fullmatch(tensor.name)
         if stem != tensor.name and stem not in given and not alone:

@@ -85,6 +85,12 @@ class Architecture:
     prefixes: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     dropped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kept: tuple[str, ...] = ()
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """Of tensors that are `kept`, those that are computed with: a regular expression -> the name that they have when
+    the model is run, `{}` the layer's number, its first group."""
+    dense: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Layers behind pooling that llama.cpp computes: the tensor's name without ".weight" -> the usual folder of such a
+    module, and the keys of its columns and rows ("" for none)."""
     unplaced: tuple[str, ...] = ()
     alone: Mapping[str, str] = field(default_factory=dict)
     scalars: tuple[Small, ...] = ()
@@ -178,6 +184,10 @@ class Architecture:
             value = look_up(config, key.names)
             if value is None and isinstance(key.default, str) and key.default.startswith("="):
                 value = evaluate(key.default[1:], at_layer(dims_of(found, self.gguf, self.dims), 0)) or None
+            elif value is None and _is_null(config, key.names) and key.gguf.endswith("softcapping") and key.default:
+                value = _NO_CAP
+            elif value is None and _is_null(config, key.names) and key.kind == "bool":
+                value = False
             elif value is None:
                 value = key.default
             if value is None:
@@ -243,6 +253,8 @@ class Architecture:
                 value = value.item()
             if key.values is not None:
                 value = next((k for k, v in key.values.items() if v == value), value)
+            elif value == _NO_CAP and key.gguf.endswith("softcapping"):
+                value = None
             elif isinstance(value, float) and key.kind == "f32":
                 value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
             put(out, key.names[0], value)
@@ -285,6 +297,13 @@ class Architecture:
         return not value if flag.startswith("!") else value
 
 
+def _is_null(config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether a configuration says that there is none, which is not to say nothing."""
+    return any(name in config for name in names)
+
+
+_NO_CAP = 1e9
+"""A cap that no number comes near, of families whose readers take a missing one for the usual and divide by it."""
 _OUTER = (
     *("architectures", "model_type", "torch_dtype", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
     *("pad_token_id", "backbone_hidden_size", "use_ordered_embeddings", "num_centroids"),

@@ -29,7 +29,7 @@ __all__ = [
     "usable",
 ]
 
-TEXT_MODELS = ("text_config", "llm_config", "language_config", "transformer_layer_config")
+TEXT_MODELS = ("text_config", "llm_config", "language_config", "lfm", "transformer_layer_config")
 """Where a config.json of several models keeps the text model's."""
 THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
 _SEE_ALL = ("full_attention", "indexed_attention")

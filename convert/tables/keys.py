@@ -203,6 +203,9 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_target", "target_hidden_size", "n_embd"),
     ("n_read", "target_layers", "3"),  # how many layers of the model they read
     ("n_markov", "markov_rank", "0"),
+    ("qkv_groups", "attention.qkv_groups", "1"),  # of a folder's matrix of queries, keys and values together
+    ("ff_apart", "feed_forward_apart", "0"),  # whether gate and up are two matrices: 1 or 0
+    ("n_moe_every", "moe_every_n_layers", "0"),
     ("own_scale", "attention.scale", "0"),  # whether it states what scores are multiplied by: 1 or 0
     ("conv_kernel", "conv_kernel_size", "0"),
     ("conv_group", "conv_group_size", "1"),
@@ -260,7 +263,7 @@ def _factors(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return out
 
 
-_THERE = {"folds", "each_gate", "routes", "own_scale"}  # 1 where the key is there
+_THERE = {"folds", "each_gate", "ff_apart", "routes", "own_scale"}  # 1 where the key is there
 _COUNTED = {"n_read"}  # how many an array lists
 _FIRST = {"ple_at"}  # the first of an array, counted from 1
 _SINGLE = {"n_layer", "n_embd", "n_vocab"}  # never one for each layer

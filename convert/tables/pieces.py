@@ -15,6 +15,7 @@ class Pieces(TypedDict, total=False):
     scan_norms_by_model: bool  # norms inside a scan have the model's epsilon, where the file says none (llama.cpp)
     positions_when: str  # a key that says whether there are positions (Granite's hybrids); without it there are
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
+    indexer_rope: str  # the same of an indexer: "halves" (default) or "pairs"
     rope_base: float  # where the file states none: 10000
     rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
     no_rope_every: int  # every n-th layer has none
@@ -26,7 +27,7 @@ class Pieces(TypedDict, total=False):
     causal: bool  # default True
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
-    latent_eps: float  # of the norms of latents, where it is not the others' (Kimi Linear)
+    latent_eps: float  # of the norms inside attention (of latents), where it is not the others' (Kimi Linear)
     behind_eps: float  # of the norms behind the sublayers, where it is not the others' (Muse Glimmer)
     output_norm: str  # the tensor of the norm before the head: "output_norm"
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
@@ -42,6 +43,9 @@ class Pieces(TypedDict, total=False):
     activation_key: str  # the setting that names it: "hidden_act" (default); "": none does
     softmax_start: float  # what a softmax's denominator starts at: 0, and 1e-8 in simple-llm
     embed_scale: str | float  # "sqrt" multiplies embeddings by sqrt(dim)
+    scales_kept: bool  # a residual scale is of what is added to, not of what is added (MiniMax-01)
+    residual_after_norm: bool  # what norms give is what is added to, where the file does not say
+    lightning: bool  # layers with attn_qkv have lightning attention
     residual_depth: float  # where the file states no residual scale, it is this by the root of the number of layers
     logit_base: int  # where the file states no logit scale, it is the model's width by this
     attention_scale: float  # what q·k is multiplied by, where the file does not say
@@ -62,6 +66,12 @@ class Pieces(TypedDict, total=False):
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
     full_turn_part: float  # the part of a head that turns in layers without a window
+    side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
+    qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
+    farthest: int  # a bias on the scores by distance, in buckets; distances from this on share one (T5: 128)
+    normed_again: bool  # attn_norm_2 is of what came into the layer and what attn_output_norm gave (Jina)
+    gate_behind: str  # a tensor that is there in layers whose ffn_up has the gate behind up, not before it (Jina)
+    gated_activation: str  # of the MLP, where it has a gate (T5)
     norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
@@ -70,6 +80,8 @@ class Pieces(TypedDict, total=False):
     clamp_first: bool  # a clamped gate is clamped before its activation (Maple), not after it
     attention_gate: str  # what opens the gate on what attention gives: "sigmoid" (default), "softplus"
     router_capped: bool  # whether the router's logits are capped at the file's number
+    attention_softcap: float  # what attention's scores are capped at, where the file does not say
+    final_softcap: float  # what the logits are capped at, where the file does not say
     gating: str  # of experts: "softmax" (default), "sigmoid", "softmax_weight" (softmax over the chosen), "sparsemixer"
     shared_average: bool  # shared experts and chosen ones are averaged
     normalize_experts: bool  # whether chosen weights are made to sum to 1, where the file does not say

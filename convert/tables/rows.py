@@ -267,7 +267,7 @@ def forward(places: Iterable[Slot], tensors: Mapping[str, Tensor], told: Told, p
         _check_theirs(slot, number, parts, told)
         lost = {}
         if form.rounding is not None:
-            records = zip(names, form.rounding.losses(parts, slot.dims), strict=True)
+            records = zip(names, form.rounding.all_lost(parts, slot.dims), strict=True)
             lost = {name: record for name, record in records if record is not None}
         for op in form.ops:
             parts = op.apply(parts, slot.dims)
@@ -326,12 +326,16 @@ def backward(
         before = parts
         for op in reversed(form.ops):
             before, parts = parts, op.undo(parts, slot.dims)
-        out = []
-        for i, (name, part) in enumerate(zip(form.names(slot.dims, prefix), parts, strict=True)):
-            wanted = type_of(name)
-            if wanted is not None and wanted.is_float and part.type.is_float and wanted.can_encode():
-                part = part.astype(wanted)
-            if form.rounding is not None and lost and name in lost:
-                part = form.rounding.restored(part, before[min(i, len(before) - 1)], lost[name], slot.dims)
-            out.append(part.renamed(name))
-        yield Moved(slot, number, slot.gguf, tuple(out))
+        names = form.names(slot.dims, prefix)
+        parts = tuple(_typed(part, type_of(name)) for name, part in zip(names, parts, strict=True))
+        if form.rounding is not None and lost:
+            parts = form.rounding.all_restored(parts, before, tuple(map(lost.get, names)), slot.dims)
+        out = tuple(part.renamed(name) for name, part in zip(names, parts, strict=True))
+        yield Moved(slot, number, slot.gguf, out)
+
+
+def _typed(tensor: Tensor, wanted: BlockClass | None) -> Tensor:
+    """A tensor in the float type that it had, where that is known."""
+    if wanted is None or not wanted.is_float or not tensor.type.is_float or not wanted.can_encode():
+        return tensor
+    return tensor.astype(wanted)

@@ -6,6 +6,8 @@ routers and tables of positions and token types are F32.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
@@ -46,11 +48,32 @@ _SAM = (
     *(".attn.pos_h.weight", ".attn.pos_w.weight"),
 )
 _CONFORMER = ("a.conv1d.", "a.input_projection.weight", ".conv_dw.weight")
-_TOWER_F32 = {"deepseekocr": _SAM, "deepseekocr2": _SAM, "gemma4v": _CONFORMER}
-"""How names of a projector's further tensors begin that are never rounded; after a dot: what stands in them."""
-_PROJECTED = ("gemma4v",)
+_POINTS = ("a.conv1d.", ".conv_dw.weight", ".conv_pw1.", ".conv_pw2.")
+_TOWER_F32 = {
+    "deepseekocr": _SAM,
+    "deepseekocr2": _SAM,
+    "gemma4v": _CONFORMER,
+    "gemma3nv": (*_CONFORMER, "v.conv_stem."),
+    "granite_speech": _POINTS,
+    "lfm2a": _POINTS,
+    "nemotron_v2_vl": _POINTS,
+    "mimovl": ("a.conv1d.", "a.downsample.conv.", "a.rvq.codebook.", "mm.a.code_embd."),
+    "qwen3tts_spkenc": ("a.gen.code.blk.*.ffn_down.weight", "a.gen.wav.*.blk.*.conv.weight"),
+    "dots3note_v": ("a.conv2d.", "a.conv_out.", ".ffn_gate_inp.", ".exp_probs_b."),
+}
+"""How names of a projector's further tensors begin that are never rounded; after a dot: what stands in them; with a
+star: a pattern."""
+_PROJECTED = ("gemma4v", "gemma4uv")
 """Projectors whose `mm.input_projection` is a matrix as any."""
-_TOWER_CONVOLUTIONS = {"hunyuanvl": ("mm.0.weight", "mm.2.weight"), "step3vl": ("mm.0.weight", "mm.1.weight")}
+_TOWER_CONVOLUTIONS = {
+    "hunyuanvl": ("mm.0.weight", "mm.2.weight"),
+    "step3vl": ("mm.0.weight", "mm.1.weight"),
+    "gemma3nv": ("mm.a.input_projection.weight", "a.pre_encode.out.weight"),
+    "qwen3tts_spkenc": (
+        *("a.gen.wav.pre_conv.", "a.gen.wav.dac.entry.", "a.gen.wav.dac.post_conv."),
+        *("a.gen.wav.up.blk.*.dwconv.weight", "a.gen.wav.dac.blk.*.conv?.weight"),
+    ),
+}
 """A projector's further convolutions: as `_CONVOLUTIONS`."""
 
 
@@ -62,18 +85,24 @@ def stays_f32(tensor: Tensor, projector: str = "") -> bool:
     return (
         sum(n > 1 for n in tensor.shape) <= 1
         or tensor.name.endswith(_F32)
+        or (bool(projector) and not tensor.name.endswith(".weight") and not tensor.name.startswith(_CONVOLUTIONS))
         or (projector in _PATCHES_F32 and tensor.name.startswith(_CONVOLUTIONS[0]))
-        or any(
-            piece in tensor.name if piece.startswith(".") else tensor.name.startswith(piece)
-            for piece in _TOWER_F32.get(projector, ())
-        )
+        or _matches(tensor.name, _TOWER_F32.get(projector, ()))
+    )
+
+
+def _matches(name: str, pieces: tuple[str, ...]) -> bool:
+    """Whether a name begins with one of these; after a dot: holds it; with a star: is like it."""
+    return any(
+        fnmatchcase(name, piece) if "*" in piece else piece in name if piece[0] == "." else name.startswith(piece)
+        for piece in pieces
     )
 
 
 def _is_convolution(tensor: Tensor, projector: str) -> bool:
     if projector in _PROJECTED and tensor.name == "mm.input_projection.weight":
         return False
-    return tensor.name.startswith((*_CONVOLUTIONS, *_TOWER_CONVOLUTIONS.get(projector, ())))
+    return _matches(tensor.name, (*_CONVOLUTIONS, *_TOWER_CONVOLUTIONS.get(projector, ())))
 
 
 def is_typical(tensor: Tensor, projector: str = "") -> bool:

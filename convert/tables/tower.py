@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from llmconv import formats
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.config import Settings, look_up, text_config
+from llmconv.convert.tables.config import Settings, look_up, read_config, text_config
+from llmconv.convert.tables.rows import Row, Slot, slots
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
@@ -38,6 +41,10 @@ def processors(folder: Checkpoint) -> dict[str, Any]:
     return found
 
 
+def _shapes(folder: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in folder.tensors.items()}
+
+
 @dataclass(frozen=True)
 class Side:
     """What a tower makes of pictures, or of sound.
@@ -48,6 +55,9 @@ class Side:
         be counted from behind, as a folder may have more of them.
     made: (folder, settings) -> tensors that are no tensors of the tower in the folder (a token's vector).
     optional: whether some models of the class do without; then config.json has no object there.
+    beside: a folder within the model's, another model's, of whose tensors `made` makes some.
+    more: (keys, shapes of the tensors at hand, the folder's or the GGUF's) -> further rows, of towers whose tensors
+        are called by settings, or are as many as there are.
     """
 
     table: Architecture
@@ -55,9 +65,20 @@ class Side:
     measured: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     made: Callable[[Checkpoint, Mapping[str, Any]], Iterable[Tensor]] = lambda folder, settings: ()
     optional: bool = False
+    beside: str = ""
+    more: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], Iterable[Row]] = lambda keys, shapes: ()
 
-    def is_in(self, config: Mapping[str, Any]) -> bool:
-        """Whether a model of this config.json has the side."""
+    def slots(
+        self, metadata: Mapping[str, Any], dims: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> Iterator[Slot]:
+        """Every row at every layer where it exists; shapes: of the tensors at hand."""
+        yield from self.table.slots(dims)
+        yield from slots(self.more(metadata, shapes), dims)
+
+    def is_in(self, config: Mapping[str, Any], folder: Checkpoint) -> bool:
+        """Whether a model of this config.json and folder has the side."""
+        if self.optional and self.beside:
+            return self.within(folder) is not None
         return not self.optional or isinstance(look_up(config, (self.at,)), Mapping)
 
     def is_said(self, metadata: Mapping[str, Any]) -> bool:
@@ -66,12 +87,20 @@ class Side:
 
     def settings(self, config: Mapping[str, Any], folder: Checkpoint) -> Settings:
         """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files';
-        `shapes`: of the folder's tensors, by name."""
+        `shapes`: of the folder's tensors, by name; `beside`: the settings of a folder within, and its `shapes`."""
         own = look_up(config, (self.at,)) if self.at else config
         own = dict(own) if isinstance(own, Mapping) else {}
         text = {**config, **text_config(config)}
-        shapes = {name: tensor.shape for name, tensor in folder.tensors.items()}
-        return Settings(own | {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": shapes})
+        around = {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": _shapes(folder)}
+        if (place := self.within(folder)) is not None:
+            inner = formats.open(place)
+            around["beside"] = {**read_config(inner), "shapes": _shapes(inner)}
+        return Settings(own | around)
+
+    def within(self, folder: Checkpoint) -> Path | None:
+        """The folder within the model's that `beside` names, if it is there."""
+        place = folder.source / self.beside if folder.source is not None and self.beside else None
+        return place if place is not None and place.is_dir() else None
 
     def dims(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The dimensions that keys say, and those that tensors do; shapes: of the tensors that `measured` names."""
@@ -83,11 +112,12 @@ class Side:
             dims[name] = shape[axis] if -len(shape) <= axis < len(shape) else 0
         return dims
 
-    def theirs(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    def theirs(self, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors that `measured` names, in a folder."""
         wanted = {tensor for tensor, _ in self.measured.values()}
         found: dict[str, tuple[int, ...]] = {}
-        for row in self.table.rows:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for row in (*self.table.rows, *self.more(metadata, shapes)):
             first = [name.replace("{i}", "0") for name in row.gguf]
             for name in wanted.intersection(first):
                 for form in row.forms:
@@ -108,9 +138,11 @@ class Tower:
     dropped: tensors computed from the configuration.   kept: those that llama.cpp leaves out, carried along.
     text: (beginning of the text table's usual names, that of the text model's names inside this class).
     written: (beginning of the table's names, that of the names in published files), where these differ.
-    flat: the text model's settings stand among the outer ones.
+    flat: the text model's settings stand among the outer ones.   inner: else where in config.json they are.
     projectors: further names of the projector, of towers with a kind for each side.
     fits: of towers of one class, whether a config.json is this one's.
+    made: how names of a GGUF's tensors begin that are made of other files than a folder's own weights.
+    agree: (settings around a text model, rebuilt; the text model's) -> the former, where the latter say more of them.
     told: a tensor of the GGUF by which towers of one projector are told apart; "!name": that is not there.
     """
 
@@ -125,9 +157,12 @@ class Tower:
     text: tuple[tuple[str, str], ...] = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
     written: tuple[tuple[str, str], ...] = ()
     flat: bool = False
+    inner: str = "text_config"
     told: str = ""
     projectors: tuple[str, ...] = ()
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    made: tuple[str, ...] = ()
+    agree: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda outer, text: outer
 
     def spelled(self, name: str) -> str:
         """A tensor's name as the table has it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, Row, keys, row
@@ -15,8 +15,10 @@ __all__ = [
     "CONV3D",
     "VISION",
     "act_keys",
+    "as_they_are",
     "audio",
     "block",
+    "gen_audio",
     "linear",
     "norm",
     "split_qkv",
@@ -78,6 +80,22 @@ def audio(
 ) -> Architecture:
     """The table of a side that hears."""
     return _side("clip.audio", "audio", _merged(AUDIO, keys, drop), rows, constants, more)
+
+
+def gen_audio(
+    rows: tuple[Row, ...],
+    keys: tuple[Key, ...] = (),
+    constants: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Architecture:
+    """The table of a side that speaks."""
+    return _side("clip.gen.audio", "gen_audio", keys, rows, constants, more)
+
+
+def as_they_are(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Row]:
+    """Rows of tensors of any shape, by their names in the GGUF and in the folder.  shapes: of the tensors at hand."""
+    for gguf, hf in names.items():
+        yield row(gguf, hf, ", ".join(map(str, shapes.get(hf) or shapes.get(gguf) or (0,))))
 
 
 def _side(

@@ -7,10 +7,11 @@ rounds, tensors that llama.cpp leaves out.  config.json and what prepares pictur
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ __all__ = [
 
 SMALL = 64 << 10
 """Bytes of a tensor without a place that is kept among the keys; a larger one is a tensor under its own name."""
+_LONGEST = 63
+"""Bytes of a tensor's name that llama.cpp can hold; a kept one with a longer name gets a number in letters."""
+_SHORT = "kept."
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -111,25 +115,29 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
     out, used, notes = half.derived("gguf"), set[str](), []
     exact: dict[str, Any] = {}
     keys: dict[str, Any] = {}
-    for side in [side for side in tower.sides if side.is_in(config)]:
+    for side in [side for side in tower.sides if side.is_in(config, half)]:
         settings = side.settings(config, half)
         found = side.table.metadata(settings, f"{where}: config.json: {side.at}".rstrip(": "))
-        dims = side.dims(found, side.theirs(tensors))
+        dims = side.dims(found, side.theirs(found, tensors))
         keys |= {key: value for key, value in found.items() if key != "general.architecture"}
-        for moved in forward(side.table.slots(dims), tensors, _told(where, tower), ""):
+        places = side.slots(found, dims, {name: tensor.shape for name, tensor in tensors.items()})
+        for moved in forward(places, tensors, _told(where, tower), ""):
             used.update(moved.names)
             exact |= {own_keys.EXACT + name: record for name, record in moved.lost.items()}
             _add(out, moved, tower.projector)
         for tensor in side.made(whole, settings):
             out.add(tensor.astype(gguf_type(tensor, tower.projector)))
-        notes += _unprepared(side, found, where)
+        notes += [*_unprepared(side, found, where), *_alone(side, half)]
+    for side in [side for side in tower.sides if not side.is_in(config, half)]:
+        notes += _alone(side, half)
     extra = [name for name in tensors if name not in used]
     kept = {name: tensors[name] for name in extra if _matches(tower.kept, name)}
     derived = [name for name in extra if _matches(tower.dropped, name)]
     unknown = [name for name in extra if name not in kept and name not in derived]
     refuse_parts(where, unknown, used)
     notes += _left_out(where, tower, {new: name for name, new in names.items()}, unknown, derived, strict)
-    used.update(_keep(out, exact, kept))
+    brief = _brief(kept)
+    used.update(_keep(out, exact, kept, brief))
     about, said = general(half, config, out, "mmproj")
     types = Counter(t.type.name for t in out.tensors.values() if is_typical(t, tower.projector))
     about["general.file_type"] = np.uint32(number_of(types.most_common(1)[0][0] if types else "F32") or 0)
@@ -138,7 +146,7 @@ def to_gguf(folder: Checkpoint, *, strict: bool = True) -> Checkpoint:
         out.metadata[own_keys.NAME] = name
     known = {name: new for name, new in names.items() if new in used}
     out.metadata[own_keys.DTYPES] = carried.keep_dtypes({new: tensors[new] for new in known.values()})
-    disguise.keep_names(out.metadata, known)
+    disguise.keep_names(out.metadata, known, {brief[new]: name for name, new in known.items() if new in brief})
     out.metadata |= exact
     prepared = {name: half.files[name] for name in ("config.json", *_PROCESSORS) if name in half.files}
     notes += carried.keep_files(out.metadata, half.but(files=prepared))
@@ -166,13 +174,19 @@ def _matches(patterns: tuple[str, ...], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _keep(out: Checkpoint, own: dict[str, Any], kept: Mapping[str, Tensor]) -> Iterator[str]:
+def _brief(names: Iterable[str]) -> dict[str, str]:
+    """Names that llama.cpp can hold in place of longer ones: letters, as digits would be taken for a layer's."""
+    letters = map("".join, itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=3))
+    return {name: _SHORT + next(letters) for name in names if len(name.encode()) > _LONGEST}
+
+
+def _keep(out: Checkpoint, own: dict[str, Any], kept: Mapping[str, Tensor], brief: Mapping[str, str]) -> Iterator[str]:
     """Put tensors that llama.cpp leaves out among the keys, or beside the others under their own names."""
     small = {name: tensor for name, tensor in kept.items() if tensor.nbytes <= SMALL or not tensor.shape}
     carried.keep_tensors(own, small)
     for name, tensor in kept.items():
         if name not in small:
-            out.add(tensor.renamed(name))
+            out.add(tensor.renamed(brief.get(name, name)))
         yield name
 
 
@@ -195,6 +209,13 @@ def _unprepared(side: Side, keys: Mapping[str, Any], where: str) -> list[str]:
     if all(f"{side.table.gguf}.{name}" in keys for name in wanted):
         return []
     return ["no preprocessor_config.json says image_mean and image_std; llama.cpp loads no vision tower without them"]
+
+
+def _alone(side: Side, folder: Checkpoint) -> list[str]:
+    """A note where a folder within, whose tensors the mmproj file should hold too, is not there."""
+    if not side.beside or side.within(folder) is not None:
+        return []
+    return [f"no folder {side.beside} lies within, another model's, which llama.cpp needs for sounds"]
 
 
 def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -221,11 +242,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     told = Told(where, "by its keys", f"an mmproj file of {tower.projector} needs it")
     rounded: Counter[tuple[str, str]] = Counter()
     used: set[str] = set()
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     lost = {k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)}
     for side in [side for side in tower.sides if side.is_said(metadata)]:
-        dims = side.dims(metadata, {name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+        dims = side.dims(metadata, shapes)
         for moved in backward(
-            side.table.slots(dims),
+            side.slots(metadata, dims, shapes),
             checkpoint.tensors,
             told,
             form_of=lambda slot: _form(slot, checkpoint.tensors),
@@ -272,14 +294,25 @@ def _others(
 ) -> list[str]:
     """Carry what bears a folder's name already; notes on the rest, `UnknownTensor` for it in strict mode."""
     rest = [name for name in checkpoint.tensors if name not in used]
-    for name in [name for name in rest if name.startswith(tower.starts)]:
+    beside = [name for name in rest if name.startswith(_SHORT)]
+    for name in [name for name in rest if name.startswith(tower.starts) or (name in beside and name in original)]:
         out.add(checkpoint.tensors[name].renamed(disguise.original_name(name, original)))
-    made = {"v.token_embd.img_break", "a.position_embd.weight"}  # of the text model's table, or of the configuration
-    rest = [name for name in rest if not name.startswith(tower.starts) and name not in made]
+    made = ("v.token_embd.img_break", "a.position_embd.weight")  # of the text model's table, or of the configuration
+    rest = [name for name in rest if not name.startswith((*tower.starts, *made, _SHORT))]
+    within = [name for name in rest if name.startswith(tower.made)]
+    rest = [name for name in rest if name not in within]
     if rest and strict:
         why = f"is none that a tower of {tower.projector} has; --no-strict leaves such tensors out"
         raise UnknownTensor(checkpoint.where, rest, why)
-    return [f"left out, unknown to {tower.projector}: {name}" for name in rest]
+    notes = [f"left out, unknown to {tower.projector}: {name}" for name in rest]
+    if unnamed := [name for name in beside if name not in original]:
+        notes.append(f"left out, no key says what it is of: {unnamed[0]}{more(unnamed)}")
+    if within:
+        folders = ", ".join(side.beside for side in tower.sides if side.beside)
+        notes.append(
+            f"left out, made of another model's folder ({folders}), which is to be copied: {within[0]}{more(within)}"
+        )
+    return notes
 
 
 def _rebuilt(tower: Tower, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -340,15 +373,17 @@ def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Ma
     """A text model's folder as the one inside a multimodal class: its names, and its settings in `text_config`."""
     named = {name: _begun(name, tower.text) for name in text.tensors}
     tensors = {named[name]: tensor.renamed(named[name]) for name, tensor in text.tensors.items()}
+    config = dict(config)
+    outer = tower.agree(dict(outer), config)
     made = {k: v for k, v in outer.items() if k not in ("architectures", "model_type")}
     whole: dict[str, Any] = {"architectures": outer["architectures"], "model_type": outer["model_type"]}
-    settings = {**made.pop("text_config", {}), **{k: v for k, v in config.items() if k != "architectures"}}
+    settings = {**made.pop(tower.inner, {}), **{k: v for k, v in config.items() if k != "architectures"}}
     if isinstance(thinker := made.get("thinker_config"), Mapping):
         whole |= made | {"thinker_config": {**thinker, "text_config": settings}}
     elif tower.flat:
         whole = {**settings, **whole, **made}
     else:
-        whole |= {"text_config": settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}
+        whole |= {tower.inner: settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}
     data = json.dumps(whole, indent=2).encode() + b"\n"
     return text.but(tensors=tensors, files={**text.files, "config.json": data})
 

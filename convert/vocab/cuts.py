@@ -22,22 +22,18 @@ def cuts(tokens: tuple[str, ...]) -> NDArray[np.int64]:
 
     tokens: each is there once.  In the order of tokens, and of lengths.
     """
-    found = np.concatenate([np.empty((0, 4), np.int64), *_by_hashes(tokens)])
-    sure = [tokens[whole] == tokens[a] + tokens[b] for whole, _, a, b in found.tolist()]
-    table = np.concatenate([found[np.array(sure, bool)], _of_long_ones(tokens)])
+    table = np.concatenate([np.empty((0, 4), np.int64), *_by_hashes(tokens), _of_long_ones(tokens)])
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     table.flags.writeable = False  # whoever asks again is given the same
     return table
 
 
 def _by_hashes(tokens: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-    """Rows of the table, all but surely true."""
-    by_length: dict[int, list[int]] = {}
-    for place, token in enumerate(tokens):
-        if 0 < len(token) <= _LONGEST:
-            by_length.setdefault(len(token), []).append(place)
-    places = {length: np.array(of, np.int64) for length, of in by_length.items()}
-    begun = {length: _beginnings([tokens[i] for i in of], length) for length, of in by_length.items()}
+    """Rows of the table, but for tokens that are longer."""
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    places = {int(n): np.flatnonzero(lengths == n) for n in np.unique(lengths) if 0 < n <= _LONGEST}
+    letters = {length: _letters([tokens[i] for i in of.tolist()], length) for length, of in places.items()}
+    begun = {length: _beginnings(of) for length, of in letters.items()}
     orders = {length: np.argsort(hashes[:, -1]) for length, hashes in begun.items()}
     known = {length: begun[length][order, -1] for length, order in orders.items()}
     for length, hashes in begun.items():
@@ -49,8 +45,11 @@ def _by_hashes(tokens: Sequence[str]) -> Iterator[NDArray[np.int64]]:
             rows, first = _among(hashes[:, cut - 1], known[cut])
             ends = hashes[rows, -1] - hashes[rows, cut - 1] * np.uint64(power)
             some, second = _among(ends, known[length - cut])
-            parts = places[cut][orders[cut][first[some]]], places[length - cut][orders[length - cut][second]]
-            yield np.stack([places[length][rows[some]], np.full(len(some), cut), *parts], axis=1)
+            whole, a, b = rows[some], orders[cut][first[some]], orders[length - cut][second]
+            mine = letters[length][whole]
+            sure = (mine[:, :cut] == letters[cut][a]).all(1) & (mine[:, cut:] == letters[length - cut][b]).all(1)
+            parts = places[length][whole], np.full(len(whole), cut), places[cut][a], places[length - cut][b]
+            yield np.stack(parts, axis=1)[sure]
 
 
 def _of_long_ones(tokens: Sequence[str]) -> NDArray[np.int64]:
@@ -65,14 +64,18 @@ def _of_long_ones(tokens: Sequence[str]) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
-def _beginnings(tokens: list[str], length: int) -> Any:
-    """[token, n]: the hash of its first n + 1 characters; that of a text is one of its characters alone."""
+def _letters(tokens: list[str], length: int) -> NDArray[np.uint32]:
+    """[token, n]: its n-th character's number."""
     data = "".join(tokens).encode("utf-32-le", "surrogatepass")
-    characters = np.frombuffer(data, "<u4").reshape(-1, length).astype(np.uint64)
-    out = np.empty_like(characters)
-    sofar = np.zeros(len(tokens), np.uint64)
-    for i in range(length):
-        sofar = sofar * np.uint64(_BASE) + characters[:, i] + np.uint64(1)
+    return np.frombuffer(data, "<u4").reshape(-1, length)
+
+
+def _beginnings(letters: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """[token, n]: the hash of its first n + 1 characters; that of a text is one of its characters alone."""
+    out = np.empty(letters.shape, np.uint64)
+    sofar = np.zeros(len(letters), np.uint64)
+    for i in range(letters.shape[1]):
+        sofar = sofar * np.uint64(_BASE) + letters[:, i] + np.uint64(1)
         out[:, i] = sofar
     return out
 

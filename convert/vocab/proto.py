@@ -184,12 +184,15 @@ def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
     """A sentencepiece model as its trainer writes it: pieces first (a normal piece's type left out), then the rest."""
     out, float32 = [], struct.Struct("<f").pack
     kinds = {type: b"" if type == 1 else b"\x18" + _number(type) for type in range(8)}
-    sizes = [_number(n) for n in range(1 << 10)]
+    heads: dict[tuple[int, int], bytes] = {}  # of a length of text and of type: sizes
     for text, score, type in pieces:
-        data = text.encode("utf-8")
-        size = sizes[len(data)] if len(data) < len(sizes) else _number(len(data))
-        inner = b"\x0a" + size + data + b"\x15" + float32(score) + kinds[type]
-        out.append(b"\x0a" + (sizes[len(inner)] if len(inner) < len(sizes) else _number(len(inner))) + inner)
+        data, kind = text.encode("utf-8"), kinds[type]
+        n = len(data), len(kind)
+        head = heads.get(n)
+        if head is None:
+            inner = b"\x0a" + _number(n[0])
+            head = heads[n] = b"\x0a" + _number(len(inner) + n[0] + 5 + n[1]) + inner
+        out += (head, data, b"\x15", float32(score), kind)
     return b"".join(out) + rest
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.errors import BadFile, Unsupported, at
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign.torch import torch_file
 from llmconv.formats.safetensors_header import read_tensors
@@ -64,6 +65,10 @@ def opened(folder: Path) -> Checkpoint:
         read_tensors(found, loose)
     elif packed.is_file():
         found = torch_file.open(packed)
+    elif list(folder.glob("adapter_model-*-of-*.safetensors")):  # in parts, which their names count
+        found = safetensors_file.open(folder)
+    elif list(folder.glob("adapter_model-*-of-*.bin")):
+        found = torch_file.open(folder)
     else:
         raise BadFile(f"{at(folder)}: has no adapter_model.safetensors or .bin, expected a PEFT adapter's folder")
     return found

@@ -37,6 +37,7 @@ _TEXTS = ("base64", "b64", "bytes", "content", "raw", "__ndarray__", "Data")
 """Keys of base64, where a shape or dtype stands beside it."""
 _ONLY_DTYPE = ("dtype", "datatype", "dataType", "data_type", "elementType", "Dtype")
 _DTYPE = (*_ONLY_DTYPE, "type", "kind", "format")
+_CLASS = ("$type", "__type", "__type__", "_type", "constructor", "class", "className", "__class__")
 _GRADIENTS = ("dw", "grad", "grads", "gradient", "gradients")
 _STRICT = ("shape", "dims", "dim", "rows")
 _IS_SIZES = re.compile(
@@ -46,6 +47,8 @@ _IS_SIZES = re.compile(
 _TO_BE_BASE64 = 96
 _BASE64 = re.compile(rf"(?![0-9a-fA-F]*\Z)[A-Za-z0-9+/_-]{{{_TO_BE_BASE64}}}")
 """How a text begins that may be base64 though nothing beside it says so: no word, and no hexadecimal hash."""
+_SHORT_BASE64 = re.compile(r"(?:data:[^,]*,)?(?![0-9a-fA-F]*\Z)(?:[A-Za-z0-9+/_-]{6,}={1,2}|[A-Za-z0-9+/_-]{16,})")
+"""The same of a short one, from its beginning to its end."""
 
 
 def has_shape(node: dict[str, Any]) -> bool:
@@ -84,6 +87,7 @@ class _Cutter:
     texts: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+    numbered: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
     partly: list[str] = field(default_factory=list)
@@ -101,6 +105,7 @@ class _Cutter:
             "holds only null, where JavaScript had NaN or Infinity: no tensor": self.nulls,
             "is base64 without a dtype and a shape that fits it: it stays text, no tensor": self.texts,
             "has numbers under 0, 1, … but not all, in order, with their length behind them: no tensor": self.gaps,
+            "has numbers under numbers, but not under 0, 1, …, as arrays have them: no tensor": self.numbered,
             "holds numbers as text or in objects, not as numbers: no tensor": self.written,
             "has whole numbers that no 64-bit float holds: no tensor": self.wide,
             "is an array of numbers and other things beside arrays of numbers: no tensor": self.partly,
@@ -222,6 +227,8 @@ class _Cutter:
     def indexed(self, node: dict[str, Any], path: str) -> Any:
         """{"0": 1, "1": 2}, perhaps with "length": 2 at the end; None for any other object."""
         if "0" not in node:
+            if disguised.is_numbered(node):
+                self.numbered.append(path)
             return None
         keys, n = list(node), len(node)
         counted = n > 1 and keys[-1] == "length" and type(node["length"]) is int and node["length"] == n - 1
@@ -230,6 +237,8 @@ class _Cutter:
             digits = [k for k in keys if k.isdecimal()]
             if len(digits) > 1 and all(type(node[k]) in (int, float) for k in digits):
                 self.gaps.append(path)
+            elif disguised.is_numbered(node):
+                self.numbered.append(path)
             return None
         items = list(node.values())[:n]
         if all(x is None for x in items):
@@ -276,7 +285,7 @@ class _Cutter:
             shape = self.stated_shape(node, path)
             lone = key == "data" or (key in DATA and sum(_is_array(k, c) for k, c in children.items()) < 2)
             name = path or key if lone or key in _TEXTS else _inside(path, key)
-            stated = next((d for k in _DTYPE if (d := dtype_named(node.get(k))) is not None), None)
+            stated = _stated_dtype(node)
             if stated is None and isinstance(children[key], str) and _unknown_dtype(node):
                 self.texts.append(name)  # of a type that nobody here knows: no guess
                 return
@@ -287,7 +296,7 @@ class _Cutter:
             if isinstance(child, Slot) or _is_sizes(key, node[key]):
                 continue
             shape = _sizes(self.beside.shapes.get(key))
-            if shape is not None or (key != told and isinstance(child, str) and _like_base64(child)):
+            if shape is not None or (key != told and isinstance(child, str) and _may_be_base64(child)):
                 children[key] = self.made(child, _inside(path, key), shape, None, strict=True)
 
     def check(self, node: dict[str, Any], child: Any, name: str, shape: Any, dtype: str | None) -> None:
@@ -309,7 +318,7 @@ class _Cutter:
                 if isinstance(children.get(key), kind) and key not in _DTYPE:
                     return key
         for key in _TEXTS:
-            if isinstance(children.get(key), str) and (has_shape(node) or dtype_named(node.get("dtype")) is not None):
+            if isinstance(children.get(key), str) and (has_shape(node) or _says_dtype(node)):
                 return key
         if has_shape(node):  # {"wte": {a Buffer}, "shape": [2, 3]}
             arrays = [k for k, c in children.items() if isinstance(c, Numbers)]
@@ -344,7 +353,9 @@ class _Cutter:
                 self.texts.append(name)  # with breaks of lines, say
             return child
         inferred = {4: "<f4", 8: "<f8"}.get(len(data) // math.prod(shape)) if shape else None
-        if shape is None and dtype is None and isinstance(child, str) and not _like_base64(child):
+        if shape is None and dtype is None and isinstance(child, str) and not _is_base64(child):
+            if _may_be_base64(child):
+                self.texts.append(name)
             return child
         raw = dtype or self.beside.dtype or inferred
         values = decode(data, raw) if raw else None
@@ -374,6 +385,22 @@ class _Cutter:
 def _is_array(key: str, child: Any) -> bool:
     """Whether a child is an array of its own: no gradient of another."""
     return isinstance(child, Numbers) and key not in _GRADIENTS
+
+
+def _stated_dtype(node: dict[str, Any]) -> str | None:
+    """The type that an object states, under the keys for it or as the name of a class (Float32Array)."""
+    found = next((d for k in _DTYPE if (d := dtype_named(node.get(k))) is not None), None)
+    return found or next((dtype_named(x) for k in _CLASS if _is_class(x := node.get(k))), None)
+
+
+def _says_dtype(node: dict[str, Any]) -> bool:
+    """Whether an object states a type where nothing else is stated."""
+    named = dtype_named(node.get("dtype")) is not None
+    return named or any(_is_class(node.get(k)) for k in (*_DTYPE, *_CLASS))
+
+
+def _is_class(name: Any) -> bool:
+    return isinstance(name, str) and name.endswith("Array") and dtype_named(name) is not None
 
 
 def _unknown_dtype(node: dict[str, Any]) -> bool:
@@ -419,6 +446,21 @@ def _inside(path: str, key: str) -> str:
 
 def _like_base64(text: str) -> bool:
     return len(text) >= _TO_BE_BASE64 and _BASE64.match(text) is not None
+
+
+def _may_be_base64(text: str) -> bool:
+    """Whether a text is base64, or so short a one that only its bytes can tell it from a word: they are floats."""
+    if len(text) >= _TO_BE_BASE64:
+        return _like_base64(text)
+    if _SHORT_BASE64.fullmatch(text) is None:
+        return False
+    found = from_text(text)
+    return found is not None and len(found[0]) > 3 and disguised.are_floats(found[0])
+
+
+def _is_base64(text: str) -> bool:
+    """The same, where a word is out of the question."""
+    return (_like_base64(text) or text.endswith("=")) and _may_be_base64(text)
 
 
 def _strict(node: dict[str, Any], key: str) -> bool:

@@ -5,6 +5,7 @@ What can be read is read; the rest is recognised, so that a reader of the docume
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from llmconv.formats.documents.document import Numbers
 
 __all__ = [
     "are_bits",
+    "are_floats",
+    "is_numbered",
     "is_numbers_in_a_text",
     "is_unsaved",
     "not_by_rows",
@@ -30,6 +33,8 @@ _REAL = r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?"
 _SIZES = re.compile(r"[\[(]?\s*\d{1,12}(?:\s*[,x×*]\s*\d{1,12})*\s*,?\s*[\])]?")
 _WORD = re.compile(rf"[-+]?(?:{_FLOAT}|NaN|Inf(?:inity)?|\d+n)", re.IGNORECASE)
 _WHOLE = re.compile(r"[-+]?\d+")
+_UNSAID = ("undefined", "null", "None")
+_PLACE = re.compile(r"-?\d{1,12}(?:\.\d+)?")
 _LISTED = re.compile(rf"\s*[\[(]*\s*(?:{_REAL}[,;\s\])(\[]+){{3}}{_REAL}|\s*\[\s*\[?\s*{_REAL}\s*,")
 _INSIDE = re.compile(rf"[\[:]\s*{_REAL}\s*,\s*{_FLOAT}")
 _HEX = re.compile(r"[0-9a-fA-F]{192}")
@@ -42,6 +47,7 @@ _WRAPPED = (
     {"__bigint"},
     {"$bigint"},
 )
+_HELD = ({"value"}, {"val"}, {"data", "grad"}, {"value", "grad"}, {"w", "dw"})
 _LOOKED_AT = 1 << 16
 _STRIDES = ("stride", "strides")
 _HALF, _BRAIN, _SINGLE = (1 << 15, 0, 31 << 10), (1 << 15, 96 << 7, 158 << 7), (1 << 31, 96 << 23, 158 << 23)
@@ -74,7 +80,7 @@ def size(stated: Any) -> int | None:
 
 def number_words(node: list[Any]) -> bool:
     """Whether a list of texts is one of numbers: not of words, and not of whole numbers, which words may be."""
-    words = [x for x in node if type(x) is str]
+    words = [x for x in node if type(x) is str and x not in _UNSAID]
     if not words or not all(_WORD.fullmatch(x[:40]) for x in words[:3]) or not all(_WORD.fullmatch(x) for x in words):
         return False
     return len(words) < len(node) or any(not _WHOLE.fullmatch(x) for x in words)
@@ -83,18 +89,51 @@ def number_words(node: list[Any]) -> bool:
 def is_numbers_in_a_text(text: str) -> bool:
     """Whether a text holds numbers: JSON in a text, decimals with commas or spaces, hexadecimal bytes."""
     if len(text) < 12:
-        return False
+        return text[:1] == "[" and text[-1:] == "]" and _are_listed(text)
     if text.lstrip()[:1] in ("{", "["):
         return _INSIDE.search(text[:_LOOKED_AT]) is not None or _LISTED.match(text) is not None
     return _LISTED.match(text) is not None or _HEX.match(text) is not None
 
 
+def _are_listed(text: str) -> bool:
+    """Whether a short text is a list in JSON with a number in it that is no whole one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return all(type(x) in (int, float) for x in found) and any(type(x) is float for x in found)
+
+
+def is_numbered(node: Mapping[str, Any]) -> bool:
+    """Whether an object has numbers under numbers, as arrays counted from 1 and sparse ones become in JSON."""
+    numbers = {k: x for k, x in node.items() if k not in ("length", "n")} if len(node) > 1 else {}
+    return len(numbers) > 1 and all(
+        type(x) in (int, float) and _PLACE.fullmatch(k) is not None for k, x in numbers.items()
+    )
+
+
+def are_floats(data: bytes) -> bool:
+    """Whether bytes can be floats of 32 or 64 bits, or halves, as weights are: 0, or from 2^-31 to 2^31."""
+    kinds = ("<f4", "<f8", ">f4", ">f8") if len(data) % 4 == 0 else ("<f2", ">f2")
+    return any(len(data) % int(kind[2]) == 0 and _usual(np.frombuffer(data, kind)) for kind in kinds)
+
+
+def _usual(values: Any) -> bool:
+    with np.errstate(invalid="ignore"):
+        sizes = np.abs(values.astype(np.float64))
+    return bool(((sizes == 0) | ((sizes >= 2.0**-31) & (sizes <= 2.0**31))).all() and sizes.any())
+
+
 def wrapped_numbers(node: list[Any]) -> bool:
-    """Whether numbers of a list have an object around each: MongoDB's, complex ones, BigInts."""
-    around = [isinstance(x, dict) and len(x) <= 2 and set(x) in _WRAPPED for x in node]
+    """Whether numbers of a list have an object around each: MongoDB's, complex ones, BigInts, with gradients."""
+    around = [isinstance(x, dict) and len(x) <= 2 and (set(x) in _WRAPPED or _holds_a_number(x)) for x in node]
     return (
         len(node) > 1 and any(around) and all(a or type(x) in (int, float) for a, x in zip(around, node, strict=True))
     )
+
+
+def _holds_a_number(node: Mapping[str, Any]) -> bool:
+    return set(node) in _HELD and all(type(x) in (int, float) for x in node.values())
 
 
 def is_unsaved(node: Mapping[str, Any]) -> bool:

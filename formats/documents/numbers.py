@@ -51,11 +51,15 @@ def row(values: NDArray[Any], style: str, whole: Any = None) -> bytes:
     whole: flat bool array, True where a whole number was written without ".0" (Python style), or None.
     """
     size = np.abs(values)
-    # Where every writer agrees orjson does the work; the rest (whole, tiny and huge numbers) is laid out one by one.
-    odd = (size < 1e-4) | (size >= 1e15) | (values == np.trunc(values))
-    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
     single = values.dtype == np.float32
+    # Where every writer agrees orjson does the work; tiny, huge and flagged numbers are laid out one by one.
+    odd = ((size < 1e-4) & (size > 0)) | (size >= (1e12 if single else 1e15))
+    if whole is not None:
+        odd |= whole
+    text = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
     twice = _rounded_twice(values, text) if single else []
+    if style == "js":  # only a whole number ends so
+        text = (text + b",").replace(b".0,", b",")[:-1]
     if not odd.any() and not len(twice):
         return text
     items = text.split(b",")

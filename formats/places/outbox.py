@@ -12,11 +12,12 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from llmconv.errors import OutputError, OutputExists, UsageError, at
@@ -27,7 +28,7 @@ from llmconv.progress import Meter, Progress
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["LARGEST", "Outbox", "current", "is_hub", "size_of"]
+__all__ = ["LARGEST", "Outbox", "Planned", "current", "is_hub", "size_of"]
 
 LARGEST = 45 << 30
 """Bytes of a file: the Hub takes none of more than 50 GB."""
@@ -35,6 +36,7 @@ _JOURNAL = "sent.json"
 _SMALL = 32 << 20  # bytes: no larger file is a part of a commit
 _SAMPLE = 512  # a file's first bytes, which the Hub asks for
 _now: ContextVar[Outbox | None] = ContextVar("outbox", default=None)
+_waiting: ContextVar[Mapping[Path, Path]] = ContextVar("waiting", default=MappingProxyType({}))
 
 
 def is_hub(target: Any) -> bool:
@@ -47,9 +49,14 @@ def current() -> Outbox | None:
     return _now.get()
 
 
+def wait(finished: Mapping[Path, Path]) -> None:
+    """Say under which names files lie that are finished, and get theirs later; none: nothing waits any more."""
+    _waiting.set({**_waiting.get(), **finished} if finished else {})
+
+
 def size_of(path: Path) -> int:
-    """Bytes of a file that was written, which may be sent and gone."""
-    box = current()
+    """Bytes of a file that was written, which may be sent and gone, or wait for others to get its name."""
+    box, path = current(), _waiting.get().get(path, path)
     return box.sizes[path] if box is not None and path in box.sizes else path.stat().st_size
 
 
@@ -137,7 +144,7 @@ class Outbox:
                 "smaller --split-max-size, or run it elsewhere"
             )
 
-    def has(self, path: Path, head: bytes | str) -> bool:
+    def has(self, path: Path, head: bytes | str, size: int = 0) -> bool:
         """Whether an earlier call made this file: it is sent, or will be.   head: its header, or what stands for it."""
         import hashlib  # loads OpenSSL, which a local file needs not
 
@@ -233,6 +240,38 @@ class Outbox:
             raise
         self._operations[name] = made
         return bool(made.path_or_fileobj == b"")
+
+
+class Planned(Outbox):
+    """An outbox that only says in `sizes` which files would be sent: none is made, and nobody is asked anything."""
+
+    def __enter__(self) -> Planned:
+        self._room = tempfile.TemporaryDirectory()  # for small side files, which are written to be counted
+        self.root = Path(self._room.name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._room.cleanup()
+
+    def claim(self, *paths: Path) -> None:
+        pass
+
+    def check_room(self, size: int) -> None:
+        pass
+
+    def begin(self) -> None:
+        pass
+
+    def has(self, path: Path, head: bytes | str, size: int = 0) -> bool:
+        self.sizes[path] = size
+        return True
+
+    def put(self, path: Path) -> None:
+        if path not in self.sizes:
+            self.sizes[path] = path.stat().st_size
+            path.unlink()
 
 
 class _Gone(io.BufferedIOBase):

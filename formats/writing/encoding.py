@@ -41,7 +41,7 @@ class Worker:
         tensor = item.tensor
         blocks = self._read(tensor, start, stop)
         values: NDArray[Any] | None = None
-        if item.encodes or (self._check and tensor.type.is_float):
+        if item.encodes or (self._check and tensor.type.is_float and not _has_finite_scales(tensor.type, blocks)):
             values = self._values(tensor, blocks)
             if self._check:
                 self._refuse_nonfinite(item, values, start)
@@ -144,6 +144,11 @@ def _checked(tensor: Tensor, start: int, stop: int, blocks: Bytes) -> Bytes:
 def _of(item: Item) -> str:
     name = f"tensor {item.tensor.name!r}"
     return f"{item.where}: {name}" if item.where else name
+
+
+def _has_finite_scales(kind: BlockClass, blocks: Bytes) -> bool:
+    """Whether the scales alone say that all weights are finite: they needn't be decoded to be looked at."""
+    return kind.finite_by_scales and _overflowed_row(kind, blocks) is None
 
 
 def _overflowed_row(kind: BlockClass, out: Bytes) -> int | None:

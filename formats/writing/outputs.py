@@ -2,7 +2,7 @@
 
 `Output` writes to a temporary file beside the target, flushes it to the disk and gives it its name; on any error,
 or when the process is told to stop, the temporary goes and an older file at the target stays as it was.
-`Outputs` does the same for several files that belong together.
+`Outputs` does the same for several files that belong together, `Together` for what several calls write.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar, Token
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import BinaryIO, NoReturn
@@ -34,7 +35,7 @@ from llmconv.formats.writing.checks import (
 )
 from llmconv.formats.writing.temporary import PREFIX, SUFFIX, clear_orphans, temporary_name
 
-__all__ = ["Output", "Outputs", "flush_folder"]
+__all__ = ["Output", "Outputs", "Together", "flush_folder"]
 
 
 class Output:
@@ -182,6 +183,7 @@ class Outputs:
         folder: Path | None = None,
         stale: Sequence[Path] = (),
     ):
+        self._sizes = sizes
         self._force, self._stale = force, [p for p in stale if force and p not in sizes]
         self._done: list[Output] = []
         self._stop = _Stoppable()
@@ -228,11 +230,119 @@ class Outputs:
 
     def has(self, path: Path, head: bytes) -> bool:
         """Whether a file of this header need not be written: an earlier call, which was cut off, sent it away."""
-        return self._box is not None and self._box.has(path, head)
+        return self._box is not None and self._box.has(path, head, self._sizes[path])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        published, waits, team, others = False, False, current(), _together.get()
+        try:
+            if team is not None:
+                team.agree(error)
+            if kind is None and others is not None and self._box is None:
+                others.wait_for(self)
+                waits = True
+            elif kind is None:
+                by_first(self._publish)
+                published = True
+        finally:
+            if not waits:
+                self.clear(published)
+            self._stop.leave()
+
+    @property
+    def finished(self) -> list[Output]:
+        """The files that are complete, and not yet under their names."""
+        return list(self._done)
+
+    @property
+    def stale(self) -> list[Path]:
+        return list(self._stale)
+
+    def _publish(self) -> None:
+        _publish(self._done, self._stale)
+
+    def clear(self, published: bool) -> None:
+        """Remove the temporaries, and the folders made for files that were not published."""
+        for out in self._done:
+            out.discard()
+        if not published:
+            self._unmake()
+
+    def _unmake(self) -> None:
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _publish(done: Sequence[Output], stale: Iterable[Path]) -> None:
+    """Name all files; when one can't be named, those before it go back to what they were."""
+    named: list[tuple[Path, Path | None]] = []  # and another name of the file that was there
+    kept: list[Path] = []
+    try:
+        for out in done:
+            with output_errors(out.path):
+                old = _second_name(out)
+                kept += [old] if old else []
+                new = not os.path.lexists(out.path)
+                out.publish()
+                if new or old:
+                    named.append((out.path, old))
+        for folder in {out.path.parent for out in done}:
+            flush_folder(folder)
+    except BaseException:
+        for path, old in reversed(named):
+            with contextlib.suppress(OSError):
+                if old is None:
+                    path.unlink()
+                else:
+                    os.replace(old, path)
+        raise
+    finally:
+        for old in kept:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    for path in stale:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _second_name(out: Output) -> Path | None:
+    """A second name for the file that `out` replaces, in case a later one fails; None without hard links."""
+    if not out.force or not out.path.is_file() or out.path.is_symlink():
+        return None
+    old = out.temporary.with_name(out.temporary.name.removesuffix(SUFFIX) + f"o{SUFFIX}")
+    with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+        os.link(out.path, old)
+        return old
+    return None
+
+
+class Together:
+    """What several calls write with `Outputs`, one after the other, appears at the end of this context, or nothing.
+
+    A model's two halves belong together so.  What goes to a repository does that by being one commit.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Outputs] = []
+        self._stop = _Stoppable()
+        self._token: Token[Together | None]
+
+    def wait_for(self, outputs: Outputs) -> None:
+        """Keep the finished files of `outputs` for the end."""
+        self._waiting.append(outputs)
+        outbox.wait({out.path: out.temporary for out in outputs.finished})
+
+    def __enter__(self) -> Together:
+        self._stop.enter()
+        self._token = _together.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _together.reset(self._token)
         published, team = False, current()
         try:
             if team is not None:
@@ -241,57 +351,17 @@ class Outputs:
                 by_first(self._publish)
                 published = True
         finally:
-            for out in self._done:
-                out.discard()
-            if not published:
-                self._unmake()
+            outbox.wait({})
+            for outputs in reversed(self._waiting):
+                outputs.clear(published)
             self._stop.leave()
 
     def _publish(self) -> None:
-        """Name all files; when one can't be named, those before it go back to what they were."""
-        named: list[tuple[Path, Path | None]] = []  # and another name of the file that was there
-        kept: list[Path] = []
-        try:
-            for out in self._done:
-                with output_errors(out.path):
-                    old = self._keep(out)
-                    kept += [old] if old else []
-                    new = not os.path.lexists(out.path)
-                    out.publish()
-                    if new or old:
-                        named.append((out.path, old))
-            for folder in {out.path.parent for out in self._done}:
-                flush_folder(folder)
-        except BaseException:
-            for path, old in reversed(named):
-                with contextlib.suppress(OSError):
-                    if old is None:
-                        path.unlink()
-                    else:
-                        os.replace(old, path)
-            raise
-        finally:
-            for old in kept:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-        for path in self._stale:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        done = [out for outputs in self._waiting for out in outputs.finished]
+        _publish(done, [path for outputs in self._waiting for path in outputs.stale])
 
-    def _keep(self, out: Output) -> Path | None:
-        """A second name for the file that `out` replaces, in case a later one fails; None without hard links."""
-        if not self._force or not out.path.is_file() or out.path.is_symlink():
-            return None
-        old = out.temporary.with_name(out.temporary.name.removesuffix(SUFFIX) + f"o{SUFFIX}")
-        with contextlib.suppress(OSError, AttributeError, NotImplementedError):
-            os.link(out.path, old)
-            return old
-        return None
 
-    def _unmake(self) -> None:
-        for folder in reversed(self._made):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+_together: ContextVar[Together | None] = ContextVar("together", default=None)
 
 
 class _Stoppable:

@@ -30,6 +30,7 @@ from llmconv.cli.options import (
     split_option,
     strict_option,
 )
+from llmconv.cli.reports import table
 
 __all__ = [
     "convert",
@@ -135,9 +136,10 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
     """What every command here does: parse, convert, print."""
     quiet, verbose, as_json = options.pop("quiet"), options.pop("verbose"), options.pop("as_json")
     dst = one_target(dst, options.pop("output"))
-    ask(dst, options.pop("yes"), quiet or as_json)
+    yes = options.pop("yes")
     options = {k: v for k, v in options.items() if v is not None}
     options |= {name: True for name in ("mmproj", "mtp") if options.get(name) == ""}
+    ask(dst, yes, quiet or as_json, lambda: _planned(src, dst, to, source_format, options))
     if dst is None and to is None:
         to = "gguf"
     if dst == "-" and (as_json or to != "json"):
@@ -158,6 +160,16 @@ def run(src: Path, dst: str | None, to: str | None, source_format: str | None, *
             say(f"{path}  {human(path.stat().st_size)}" if not result.url else str(path), quiet)
         say("types: " + ", ".join(f"{count} {name}" for name, count in result.types.items()), quiet)
     say(summary(result), quiet)
+
+
+def _planned(src: Path, dst: Any, to: str | None, source_format: str | None, options: dict[str, Any]) -> None:
+    """Show the files that would be sent."""
+    plain = {**options, "provenance": False}  # which reads all of the source
+    result = llmconv.convert_file(src, dst, to=to, source_format=source_format, dry_run=True, **plain)
+    notes(result.notes, False)
+    types = ", ".join(f"{count} {name}" for name, count in result.types.items())
+    click.echo(table([[str(path)] for path in result.paths], ["file"]))
+    click.echo(f"{result.n_tensors:,} tensors ({types}), {human(result.size)} in all")
 
 
 def summary(result: Any) -> str:

@@ -103,8 +103,8 @@ class _WithTypes(click.Command):
 @click.option("--calibration", type=PATH, metavar="FILE", help="What llmconv calibrate made of this model.")
 @click.option(
     "--effort",
-    type=click.Choice(["fast", "standard"]),
-    help="Of --calibrate: fast looks at inputs alone.  [default: standard]",
+    type=click.Choice(["fast", "standard", "best"]),
+    help="Of --calibrate: fast looks at inputs alone, best searches for longer.  [default: standard]",
 )
 @click.option(
     "--verify-calibration",

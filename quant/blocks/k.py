@@ -21,6 +21,7 @@ _WEIGHTED_TRIALS = Trials(-0.9, 0.05, 36)
 
 class _K(Abreast):
     block_size = 256
+    finite_by_scales = True
     uses_importance = True
     kernels = kquants
 

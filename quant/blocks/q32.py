@@ -20,6 +20,7 @@ class _Quants(Abreast):
     """Common base of the types of 4 and 5 bits: scale, then minimum (`_1`), then fifth bits, then nibbles."""
 
     block_size = 32
+    finite_by_scales = True
     uses_importance = True
     width: ClassVar[int]
     affine: ClassVar[bool] = False
@@ -69,4 +70,5 @@ class Q8_0(BlockType):
     """Eight-bit integers and a scale; importance changes nothing."""
 
     name, ggml_id, block_size, kernels = "Q8_0", 8, 32, q32
+    finite_by_scales = True
     layout = np.dtype([("d", "<f2"), ("qs", "i1", 32)])

@@ -29,6 +29,7 @@ FAMILIES = {
     "lattice",
     "low",
     "microscaling",
+    "one_token",
     "q3",
     "q32",
     "rounding",

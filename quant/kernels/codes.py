@@ -9,14 +9,12 @@ from numba import types
 from llmconv.quant.kernels.compiling.build import F32, I32, U8, inner, kernel, out
 from llmconv.quant.kernels.q32 import get_quants, put_quants
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, i4
-from llmconv.quant.kernels.vectors.memory import gather, load_i32, store, store_u16
-from llmconv.quant.kernels.vectors.simd import to_float, to_u8
+from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store, store_u16, transpose
+from llmconv.quant.kernels.vectors.simd import from_bits, to_float, to_u8
 from llmconv.quant.kernels.vectors.stack import empty
 
 u8 = np.uint64
 _OUT_U64 = out(types.uint64)
-_TILE = 8
-"""Words of a tile's side: as many rows of them as a line of the cache has bytes for."""
 
 
 @inner
@@ -42,48 +40,93 @@ def unpack_along(words, offset, out):
         out[i] = _less(_spread(words[i]), offset)
 
 
-@kernel(I32, types.int64, types.int64, types.int64, _OUT_U64)
-def unpack_down(words, stride, first, count, out):
-    """A matrix of words (rows, stride), each eight numbers of a column: columns first … first + count as rows."""
-    rows = words.size // stride
-    for column in range(0, count, _TILE):
-        wide = min(_TILE, count - column)
-        for row in range(0, rows, _TILE):
-            high = min(_TILE, rows - row)
-            for c in range(column, column + wide):
-                for r in range(row, row + high):
-                    out[c * rows + r] = _spread(words[r * stride + first + c])
+@kernel(F32, types.int64, types.int64, types.int64, OUT_F32)
+def turn(words, width, first, across, out):
+    """Rows of `width` words become columns `first` and on of rows of `across` words.
+
+    Words are handed in as float32 and only moved.
+    """
+    rows, tile = words.size // width, empty(256, np.float32)
+    for column in range(0, width, 16):
+        for row in range(0, rows, 16):
+            if column + 16 <= width and row + 16 <= rows:
+                transpose(words, row * width + column, width, tile, 0)
+                for i in range(16):
+                    store(out, (column + i) * across + first + row, load(tile, 16 * i))
+            else:
+                for i in range(column, min(column + 16, width)):
+                    for j in range(row, min(row + 16, rows)):
+                        out[i * across + first + j] = words[j * width + i]
 
 
 @inner
-def _exchange(x, step, mask):
-    """One of the three steps in which eight rows of eight bytes become their columns."""
-    shift = u8(8 * step)
-    for i in range(8):
-        if i & step == 0:
-            t = ((x[i] >> shift) ^ x[i + step]) & mask
-            x[i + step] ^= t
-            x[i] ^= t << shift
+def _exchange(a, b, shift, mask):
+    """Numbers of `shift` bits, of one vector's high halves and another's low ones, change places."""
+    t = ((a >> i4(shift)) ^ b) & i4(mask)
+    return a ^ (t << i4(shift)), b ^ t
 
 
-@kernel(I32, types.int64, types.int64, types.int64, I32, _OUT_U64)
-def unpack_across(words, stride, first, count, places, out):
-    """A matrix of words (k, stride), each eight numbers of a row: columns of words first … first + count as rows.
+@inner
+def _exchanged(words, at, stride, x, to):
+    """Eight rows of sixteen words of eight numbers: those that were first in their words, then the second, ..."""
+    a, b, c, d = (load_i32(words, at), load_i32(words, at + stride), load_i32(words, at + 2 * stride),
+                  load_i32(words, at + 3 * stride))  # fmt: skip
+    at += 4 * stride
+    e, f, g, h = (load_i32(words, at), load_i32(words, at + stride), load_i32(words, at + 2 * stride),
+                  load_i32(words, at + 3 * stride))  # fmt: skip
+    a, e = _exchange(a, e, 16, 0x0000FFFF)
+    b, f = _exchange(b, f, 16, 0x0000FFFF)
+    c, g = _exchange(c, g, 16, 0x0000FFFF)
+    d, h = _exchange(d, h, 16, 0x0000FFFF)
+    a, c = _exchange(a, c, 8, 0x00FF00FF)
+    b, d = _exchange(b, d, 8, 0x00FF00FF)
+    e, g = _exchange(e, g, 8, 0x00FF00FF)
+    f, h = _exchange(f, h, 8, 0x00FF00FF)
+    a, b = _exchange(a, b, 4, 0x0F0F0F0F)
+    c, d = _exchange(c, d, 4, 0x0F0F0F0F)
+    e, f = _exchange(e, f, 4, 0x0F0F0F0F)
+    g, h = _exchange(g, h, 4, 0x0F0F0F0F)
+    store(x, to, from_bits(a))
+    store(x, to + 256, from_bits(b))
+    store(x, to + 512, from_bits(c))
+    store(x, to + 768, from_bits(d))
+    store(x, to + 1024, from_bits(e))
+    store(x, to + 1280, from_bits(f))
+    store(x, to + 1536, from_bits(g))
+    store(x, to + 1792, from_bits(h))
 
-    places: which of its eight rows each number of a word is in.   k is a multiple of 8.
+
+@kernel(I32, types.int64, types.int64, types.int64, I32, OUT_F32)
+def turn_numbers(words, width, first, across, places, out):
+    """Rows of `width` words, eight numbers of four bits in each, become columns of numbers, in words as well.
+
+    Eight rows make one word of each new row.   places: which of its eight new rows each number of a word goes to.
+    first, across: as of `turn`, in words.   out: words, as float32.   There are a multiple of eight rows.
     """
-    x = empty(8, np.uint64)
-    rows = words.size // stride
-    each = rows // 8
-    for row in range(each):
-        for c in range(count):
-            for i in range(8):
-                x[i] = _spread(words[(8 * row + i) * stride + first + c])
-            _exchange(x, 4, u8(0x00000000FFFFFFFF))
-            _exchange(x, 2, u8(0x0000FFFF0000FFFF))
-            _exchange(x, 1, u8(0x00FF00FF00FF00FF))
-            for i in range(8):
-                out[(8 * c + places[i]) * each + row] = x[i]
+    x, y, edge = empty(2048, np.float32), empty(256, np.float32), empty(128, np.int32)
+    groups = words.size // width // 8
+    for group in range(0, groups, 16):
+        deep = min(16, groups - group)
+        for column in range(0, width, 16):
+            wide = min(16, width - column)
+            for g in range(deep):
+                at = 8 * (group + g) * width + column
+                if wide == 16:
+                    _exchanged(words, at, width, x, 16 * g)
+                else:
+                    for i in range(8):
+                        for c in range(wide):
+                            edge[16 * i + c] = words[at + i * width + c]
+                    _exchanged(edge, 0, 16, x, 16 * g)
+            for p in range(8):
+                transpose(x, 256 * p, 16, y, 0)
+                for c in range(wide):
+                    to = (8 * (column + c) + places[p]) * across + first + group
+                    if deep == 16:
+                        store(out, to, load(y, 16 * c))
+                    else:
+                        for g in range(deep):
+                            out[to + g] = y[16 * c + g]
 
 
 @inner

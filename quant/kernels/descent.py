@@ -1,7 +1,8 @@
 """Kernels of coordinate descent on tr(E H E' F) inside a tile: scales and what belongs to them, then codes.
 
 E is what is rounded minus the weights; H (columns) and F (rows) say what an error costs.  Sums are float32, in plain
-operations in a fixed order, so that the result is the same whatever the number of threads.
+operations in a fixed order, so that the result is the same whatever the number of threads.  Rows come one after the
+other: what a row's moves do to other rows' gradients is carried to each when its turn comes, all moves at once.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.simd import bits, from_bits, splat
 from llmconv.quant.kernels.vectors.stack import empty
 
+_NEAR = f4(0.499)  # less than half a step away, neighbouring integers being levels, a code stays
 _SPLIT = f4(8193.0)  # 2^13 + 1: leaves float16's eleven bits of float32's 24 (Veltkamp 1968)
 _TINY = f4(0.75)  # beside it float32 counts in float16's smallest steps, 2^-24
 _LEAST_NORMAL = f4(6.103515625e-05)
@@ -55,29 +57,77 @@ def _held(x, rule):
 
 
 @inner
-def spread(gradient, weights, row, rows, columns, coupled, change, direction):
-    """The gradient after row `row` moved by `change` times `direction`, which is H times the move (columns,)."""
-    first, last = (0, rows) if coupled else (row, row + 1)
-    for a in range(first, last):
-        x = splat(weights[row * rows + a if coupled else row] * change)
-        for c in range(0, columns, LANES):
-            store(gradient, a * columns + c, load(gradient, a * columns + c) + x * load(direction, c))
+def spread(gradient, carried, f, row, rows, columns, coupled, change, direction, at):
+    """Row `row`'s gradient, and what is `carried` from it, after `change` times a move that H turns to `direction`
+    (from `at` on)."""
+    own = splat((f[row * rows + row] if coupled else f[row]) * change)
+    by = splat(change)
+    for c in range(0, columns, LANES):
+        x, i = load(direction, at + c), row * columns + c
+        store(gradient, i, load(gradient, i) + own * x)
+        if coupled:
+            store(carried, i, load(carried, i) + by * x)
 
 
 @inner
-def _curve(gradient, h, move, row, columns, start, stop, direction, found):
-    """`direction` = H move; found = (move · gradient, move · H move), over columns start … stop, where the move is."""
+def _combined(factors, at, array, c, columns, start, stop):
+    """The sum of factors[at + j] * array[j, c …], j in start … stop; four sums, so that none waits for another."""
+    x, y, z, w = splat(f4(0)), splat(f4(0)), splat(f4(0)), splat(f4(0))
+    whole = stop - (stop - start) % 4
+    for j in range(start, whole, 4):
+        i = j * columns + c
+        x = x + splat(factors[at + j]) * load(array, i)
+        y = y + splat(factors[at + j + 1]) * load(array, i + columns)
+        z = z + splat(factors[at + j + 2]) * load(array, i + 2 * columns)
+        w = w + splat(factors[at + j + 3]) * load(array, i + 3 * columns)
+    for j in range(whole, stop):
+        x = x + splat(factors[at + j]) * load(array, j * columns + c)
+    return (x + y) + (z + w)
+
+
+@inner
+def caught_up(gradient, carried, f, row, rows, columns):
+    """Row `row`'s gradient after what has been carried since from all others; then nothing is from it."""
     for c in range(0, columns, LANES):
-        store(direction, c, splat(f4(0)))
-    for j in range(start, stop):
-        x = splat(move[j])
-        for c in range(0, columns, LANES):
-            store(direction, c, load(direction, c) + x * load(h, j * columns + c))
-    slope, curve = f4(0), f4(0)
-    for j in range(start, stop):
-        slope += move[j] * gradient[row * columns + j]
-        curve += move[j] * direction[j]
-    found[0], found[1] = slope, curve
+        store(carried, row * columns + c, splat(f4(0)))
+        x = load(gradient, row * columns + c)
+        store(gradient, row * columns + c, x + _combined(f, row * rows, carried, c, columns, 0, rows))
+
+
+@inner
+def _turned(h, move, columns, start, stop, first, last, direction):
+    """direction = H move in columns first … last, the move being in start … stop."""
+    for c in range(first, last, LANES):
+        store(direction, c, _combined(move, 0, h, c, columns, start, stop))
+
+
+@inner
+def _spread_move(gradient, carried, f, row, rows, columns, coupled, change, h, move, start, stop, direction):
+    """`spread` of a move in columns start … stop, of whose direction `_curve` has kept those."""
+    _turned(h, move, columns, start, stop, 0, start, direction)
+    _turned(h, move, columns, start, stop, stop, columns, direction)
+    spread(gradient, carried, f, row, rows, columns, coupled, change, direction, 0)
+
+
+@inner
+def _curve(gradient, h, move, row, columns, start, stop, direction, lanes, found):
+    """found = (move · gradient, move · H move), over columns start … stop, where the move is; H move there is kept."""
+    slope, curve = splat(f4(0)), splat(f4(0))
+    _turned(h, move, columns, start, stop, start, stop, direction)
+    for c in range(start, stop, LANES):
+        x, y = load(direction, c), load(move, c)
+        slope = slope + y * load(gradient, row * columns + c)
+        curve = curve + y * x
+    found[0], found[1] = _sum(slope, lanes), _sum(curve, lanes)
+
+
+@inner
+def _sum(x, lanes):
+    store(lanes, 0, x)
+    total = lanes[0]
+    for i in range(1, LANES):
+        total += lanes[i]
+    return total
 
 
 @inner
@@ -87,29 +137,32 @@ def lowers(slope, curve, change):
 
 
 @kernel(
-    F32, F32, F32, OUT_F32, OUT_I32, OUT_F32, OUT_I32, OUT_F32, OUT_I32,
+    F32, F32, F32, OUT_F32, OUT_F32, OUT_I32, OUT_F32, OUT_I32, OUT_F32, OUT_I32,
     types.boolean, types.intp, types.intp, types.intp, types.intp,
     types.intp, types.intp, types.intp, types.intp, types.intp, types.intp, OUT_I32,
 )  # fmt: skip
 def descend_scales(
-    h, f, levels, gradient, code, scale, factor, minimum, shift,
+    h, f, levels, gradient, carried, code, scale, factor, minimum, shift,
     coupled, rows, columns, block, span,
     factor_low, factor_high, apart, shift_low, shift_high, rule, changed,
 ):  # fmt: skip
     """One sweep of coordinate descent over a tile's factors, shifts, scales and minima, row by row.
 
     h: (columns, columns).   f: (rows, rows) where rows are coupled, else (rows,), how much each counts.
-    gradient: (rows, columns) of half the loss, F E H, kept true inside the tile.   Up to 256 columns, whole spans.
+    gradient: (rows, columns) of half the loss, F E H.   Up to 256 columns, whole spans.   carried: (rows, columns)
+    where rows are coupled: what moves have made of each row's errors times H and other rows' gradients don't know yet.
     apart: between neighbouring factors.   rule: of scales.   changed: how many numbers moved is added to it.
     """
     move, direction = empty(256, f4), empty(256, f4)
-    found = empty(2, f4)
+    found, lanes = empty(2, f4), empty(LANES, f4)
     count = np.int32(0)
     blocks, spans = columns // block, columns // span
     for r in range(rows):
         weight = f[r * rows + r] if coupled else f[r]
         if weight <= f4(0):
             continue
+        if coupled:
+            caught_up(gradient, carried, f, r, rows, columns)
         at = r * columns
         for b in range(blocks):
             s = r * spans + b * block // span
@@ -123,7 +176,7 @@ def descend_scales(
                     continue
                 for j in range(b * block, (b + 1) * block):
                     move[j] = levels[code[at + j]] if which == 0 else f4(1)
-                _curve(gradient, h, move, r, columns, b * block, (b + 1) * block, direction, found)
+                _curve(gradient, h, move, r, columns, b * block, (b + 1) * block, direction, lanes, found)
                 slope, curve = found[0], found[1] * weight
                 if curve <= f4(0):
                     continue
@@ -136,7 +189,10 @@ def descend_scales(
                 else:
                     shift[i] = new
                 count += 1
-                spread(gradient, f, r, rows, columns, coupled, change, direction)
+                _spread_move(
+                    gradient, carried, f, r, rows, columns, coupled, change,
+                    h, move, b * block, (b + 1) * block, direction,
+                )  # fmt: skip
         for k in range(spans):
             s = r * spans + k
             for which in range(2):
@@ -145,7 +201,7 @@ def descend_scales(
                 for j in range(k * span, (k + 1) * span):
                     b = r * blocks + j // block
                     move[j] = f4(factor[b]) * levels[code[at + j]] if which == 0 else -f4(shift[b])
-                _curve(gradient, h, move, r, columns, k * span, (k + 1) * span, direction, found)
+                _curve(gradient, h, move, r, columns, k * span, (k + 1) * span, direction, lanes, found)
                 slope, curve = found[0], found[1] * weight
                 if curve <= f4(0):
                     continue
@@ -162,22 +218,26 @@ def descend_scales(
                 else:
                     minimum[s] = new_scale
                 count += 1
-                spread(gradient, f, r, rows, columns, coupled, change, direction)
+                _spread_move(
+                    gradient, carried, f, r, rows, columns, coupled, change,
+                    h, move, k * span, (k + 1) * span, direction,
+                )  # fmt: skip
     changed[0] += count
 
 
 @kernel(
-    F32, F32, F32, OUT_F32, OUT_I32, F32,
+    F32, F32, F32, OUT_F32, OUT_F32, OUT_I32, F32,
     types.boolean, types.boolean, types.intp, types.intp, types.intp, OUT_I32,
 )  # fmt: skip
-def descend_codes(h, f, levels, gradient, code, step, uniform, coupled, rows, columns, block, changed):
+def descend_codes(h, f, levels, gradient, carried, code, step, uniform, coupled, rows, columns, block, changed):
     """One sweep over a tile's codes, row by row; arguments as `descend_scales`'s.   step: (rows, blocks)."""
-    direction = empty(256, f4)
     n, count, blocks = levels.size, np.int32(0), columns // block
     for r in range(rows):
         weight = f[r * rows + r] if coupled else f[r]
         if weight <= f4(0):
             continue
+        if coupled:
+            caught_up(gradient, carried, f, r, rows, columns)
         at = r * columns
         for j in range(columns):
             unit = step[r * blocks + j // block]
@@ -186,6 +246,8 @@ def descend_codes(h, f, levels, gradient, code, step, uniform, coupled, rows, co
                 continue
             old = code[at + j]
             slope = gradient[at + j]
+            if uniform and abs(slope) < _NEAR * abs(unit) * curve:
+                continue
             q = nearest_code(levels[old] - slope / curve / unit, levels, n, uniform)
             if q == old:
                 continue
@@ -194,7 +256,5 @@ def descend_codes(h, f, levels, gradient, code, step, uniform, coupled, rows, co
                 continue
             code[at + j] = q
             count += 1
-            for c in range(0, columns, LANES):
-                store(direction, c, load(h, j * columns + c))
-            spread(gradient, f, r, rows, columns, coupled, change, direction)
+            spread(gradient, carried, f, r, rows, columns, coupled, change, h, j * columns)
     changed[0] += count

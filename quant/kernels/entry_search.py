@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.compiling.build import F32, U8, inner, kernel
-from llmconv.quant.kernels.descent import spread
+from llmconv.quant.kernels.descent import caught_up, spread
 from llmconv.quant.kernels.rounding import OUT_F32, OUT_I32, f4
 from llmconv.quant.kernels.terms.rules import EVEN_SIGNS, SHIFTS
 from llmconv.quant.kernels.vectors.codegen import LANES
@@ -94,11 +94,11 @@ def _change_in_loss(h, columns, start, width, gradient, values, new, weight):
 
 
 @kernel(
-    F32, F32, F32, OUT_F32, OUT_I32, F32, F32, U8,
+    F32, F32, F32, OUT_F32, OUT_F32, OUT_I32, F32, F32, U8,
     types.boolean, types.intp, types.intp, types.intp, types.intp, types.intp, types.intp, types.intp, OUT_I32,
 )  # fmt: skip
 def descend_entries(
-    h, f, levels, gradient, code, step, table, places,
+    h, f, levels, gradient, carried, code, step, table, places,
     coupled, rows, columns, block, sides, width, group, n, changed,
 ):  # fmt: skip
     """One sweep over a tile's entries, row by row; arguments as `descend_scales`'s.
@@ -118,6 +118,8 @@ def descend_entries(
         weight = f[r * rows + r] if coupled else f[r]
         if weight <= f4(0):
             continue
+        if coupled:
+            caught_up(gradient, carried, f, r, rows, columns)
         for start in range(0, columns, width):
             unit = step[r * blocks + start // block]
             if unit == f4(0):
@@ -192,5 +194,5 @@ def descend_entries(
                     store(direction, c, load(direction, c) + x * load(h, (start + k) * columns + c))
             if moved:
                 count += moved
-                spread(gradient, f, r, rows, columns, coupled, f4(1), direction)
+                spread(gradient, carried, f, r, rows, columns, coupled, f4(1), direction, 0)
     changed[0] += count

@@ -59,6 +59,27 @@ def _largest(x, at, n, size):
     return f4(0)
 
 
+@inner
+def scale_of(x, at, block):
+    """What 32 or 256 numbers are multiplied with to become bytes, and the bytes to become them."""
+    size = _magnitude(x, at, block)
+    inverse, d = f4(0), f4(0)
+    if size >= _INFINITE:
+        d = f4(np.nan)
+    elif size > i4(0):
+        if block == 32:
+            most = from_bits(size)
+            inverse, d = f4(127) / most, f16_value(f16_bits(most / f4(127)))
+            if bits(d) == _INFINITE:
+                inverse, d = f4(0), f4(np.nan)
+        else:
+            inverse = f4(-127) / _largest(x, at, block, size)
+            d = f4(1) / inverse
+    if d == f4(0):  # too small for a scale: zero, and its inverse may be infinite
+        inverse = f4(0)
+    return inverse, d
+
+
 @kernel(F32, types.int64, types.int64, types.int64, types.int64, out(types.uint8), OUT_F32, _OUT_I32)
 def round_inputs(x, n, padded, k, block, rounded, scales, sums):
     """n rows of k float32 to signed bytes.
@@ -71,24 +92,10 @@ def round_inputs(x, n, padded, k, block, rounded, scales, sums):
         for start in range(0, k, block):
             place = start // 256 * padded + row
             at, to = row * k + start, 256 * place + start % 256
-            size = _magnitude(x, at, block)
-            inverse, d = f4(0), f4(0)
-            if size >= _INFINITE:
-                d = f4(np.nan)
-            elif size > i4(0):
-                if block == 32:
-                    most = from_bits(size)
-                    inverse, d = f4(127) / most, f16_value(f16_bits(most / f4(127)))
-                    if bits(d) == _INFINITE:
-                        inverse, d = f4(0), f4(np.nan)
-                else:
-                    inverse = f4(-127) / _largest(x, at, block, size)
-                    d = f4(1) / inverse
-            if d == f4(0):  # too small for a scale: zero, and its inverse may be infinite
-                inverse = f4(0)
+            inverse, d = scale_of(x, at, block)
             scales[(256 // block) * place + start % 256 // block] = d
             for i in range(0, block, 32):
-                low, high = _bytes_of(x, at + i, inverse, block), _bytes_of(x, at + i + 16, inverse, block)
+                low, high = bytes_of(x, at + i, inverse, block), bytes_of(x, at + i + 16, inverse, block)
                 store(rounded, to + i, to_u8(low))
                 store(rounded, to + i + 16, to_u8(high))
                 pair = (reduce_add(low) & i4(0xFFFF)) | (reduce_add(high) << i4(16))
@@ -96,7 +103,7 @@ def round_inputs(x, n, padded, k, block, rounded, scales, sums):
 
 
 @inner
-def _bytes_of(x, at, inverse, block):
+def bytes_of(x, at, inverse, block):
     if block == 32:
         return to_int(rint(load(x, at) * inverse))
     return min_(nearest_int(load(x, at) * inverse), i4(127))

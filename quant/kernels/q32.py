@@ -22,7 +22,6 @@ from llmconv.quant.kernels.vectors.memory import (
     store_u16,
 )
 from llmconv.quant.kernels.vectors.simd import (
-    any_lane,
     bits,
     f16_bits,
     from_bits,
@@ -141,10 +140,15 @@ def encode_signed(rows, width, out):
             at, to, inverse, half_bits = 32 * (start + b), size * (start + b), inverses[b], halves[b]
             low, high = load(rows, at), load(rows, at + 16)
             opposite = greatest[b] ^ i4(-0x80000000)
-            if greatest[b] < i4(0) and any_lane((bits(low) == opposite) | (bits(high) == opposite)):
-                first = trailing_zeros(both(bits(low) == opposite, bits(high) == opposite))
-                if first < trailing_zeros(both(bits(low) == greatest[b], bits(high) == greatest[b])):
-                    inverse, half_bits = -inverse, half_bits ^ i4(0x8000)
+            positive = both(bits(low) == opposite, bits(high) == opposite)
+            # That one stands there at all is asked first, because it is seldom so; whether the greatest is negative, no
+            # processor can foresee.
+            if (
+                positive != np.uint32(0)
+                and greatest[b] < i4(0)
+                and trailing_zeros(positive) < trailing_zeros(both(bits(low) == greatest[b], bits(high) == greatest[b]))
+            ):
+                inverse, half_bits = -inverse, half_bits ^ i4(0x8000)
             store_u16(out, to, half_bits)
             low = min_(to_int(low * inverse + middle), top)
             high = min_(to_int(high * inverse + middle), top)

@@ -1,7 +1,7 @@
 """Rounding a matrix so that tr(E H E' F) is small: GPTQ for a start, then coordinate descent, lower every sweep.
 
 Column blocks stand in sequence; inside one, row tiles do.  A tile's own gradient is kept true while it is searched, and
-products of matrices carry what changed to all others.
+products of matrices carry what changed to those that follow; after a sweep the gradient is computed anew.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from llmconv.errors import LlmconvError
 from llmconv.quant.kernels import descent as kernels, entry_search, rounding
 from llmconv.quant.rounding.grid import Codes, Grid
 
-__all__ = ["Metric", "loss", "rounded", "spread_errors"]
+__all__ = ["Metric", "Order", "loss", "rounded", "spread_errors"]
 
 Floats = NDArray[np.float32]
 Product = Callable[[Any, Any], Any]
 
 _ROWS = 64  # of a tile with coupled rows: what one number's move is carried to at once
-_COLUMNS = (256, 128, 64, 32)
+_COLUMNS = 256  # of a tile, at most
+_SMALL = 64  # of a triangular matrix that is inverted at once
 _STEPS = 128  # columns that GPTQ rounds between products
 _STILL = 1e-4  # share of numbers that move in a sweep after which another is not worth its time
 _SLACK = 1e-4  # what float32's rounding may seem to raise a loss by
@@ -56,13 +57,24 @@ def loss(metric: Metric, grid: Grid, codes: Codes, weights: Floats) -> float:
     return metric.loss(grid.values(codes) - weights)
 
 
-def spread_errors(grid: Grid, codes: Codes, weights: Floats, h: NDArray[np.float64], product: Product) -> Codes:
-    """Codes under the scales given, rounded in the order of falling diagonal, errors spread (GPTQ's activation order).
+@dataclass(frozen=True)
+class Order:
+    """Of columns, for GPTQ.   columns: their numbers, by falling diagonal of H (its activation order).   upper: of the
+    inverse of H in that order, upper triangular U with U' U the inverse, (columns, columns)."""
 
-    h: (columns, columns) float64, positive definite.
-    """
-    order = np.argsort(-np.diag(h), kind="stable")
-    upper = _inverse_root(h[order][:, order])
+    columns: NDArray[np.int64]
+    upper: Floats
+
+    @staticmethod
+    def of(h: Floats) -> Order:
+        """h: (columns, columns), positive definite."""
+        order = np.argsort(-np.diag(h), kind="stable")
+        return Order(order, _inverse_root(h[order][:, order].astype(np.float64)))
+
+
+def spread_errors(grid: Grid, codes: Codes, weights: Floats, known: Order, product: Product) -> Codes:
+    """Codes under the scales given, rounded one column after the other, errors spread."""
+    order, upper = known.columns, known.upper
     step, low = grid.steps(codes)
     step, low = (np.repeat(a, grid.block, 1)[:, order] for a in (step, low))
     left = np.ascontiguousarray(weights[:, order], np.float32)
@@ -91,17 +103,31 @@ def _flat(array: Floats) -> Floats:
 def _inverse_root(h: NDArray[np.float64]) -> Floats:
     """Upper triangular U with U' U the inverse of H.
 
-    H turned round is L L'; so H is J L J J L' J, whose inverse is (J L^-T J)(J L^-1 J): the second, turned, is lower.
+    H turned round is L L'; L turned is upper triangular, R, and H is R R', so that U is the inverse of R.
     """
-    low = np.linalg.cholesky(h)
-    inverse = np.linalg.inv(low)  # H^-1 = inverse' inverse
-    return np.ascontiguousarray(np.linalg.cholesky(inverse.T @ inverse).T, np.float32)
+    return np.ascontiguousarray(_upper_inverse(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]), np.float32)
 
 
-def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int) -> tuple[Codes, list[float]]:
+def _upper_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves."""
+    n = len(r)
+    if n <= _SMALL:
+        found: NDArray[np.float64] = np.triu(np.linalg.inv(r))
+        return found
+    half = n // 2
+    out = np.zeros_like(r)
+    out[:half, :half], out[half:, half:] = _upper_inverse(r[:half, :half]), _upper_inverse(r[half:, half:])
+    out[:half, half:] = -out[:half, :half] @ r[:half, half:] @ out[half:, half:]
+    return out
+
+
+def rounded(
+    grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int, little: float = 0.01
+) -> tuple[Codes, list[float]]:
     """Coordinate descent from `start`; the codes, and the loss before the first and after each sweep.
 
-    weights: (rows, columns) float32.   Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
+    weights: (rows, columns) float32.   sweeps: at most; one that takes away less than `little` of the loss is the last.
+    Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
     """
     codes = start.copy()
     error = grid.values(codes) - weights
@@ -113,7 +139,7 @@ def rounded(grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: i
         losses.append(_inner(error, gradient))
         if losses[-1] > losses[-2] * (1 + _SLACK):
             raise LlmconvError(f"rounding to {grid.type.name} raised its loss from {losses[-2]:g} to {losses[-1]:g}")
-        if changed < _STILL * error.size:
+        if changed < _STILL * error.size or losses[-1] > losses[-2] * (1 - little):
             break
     return codes, losses
 
@@ -123,39 +149,43 @@ def _inner(a: Floats, b: Floats) -> float:
 
 
 def _swept(grid: Grid, codes: Codes, weights: Floats, metric: Metric, error: Floats, gradient: Floats) -> Iterator[int]:
-    """One sweep; codes, error and gradient are changed in place.  How many numbers moved, block by block."""
+    """One sweep; codes and error are changed in place, gradient is used up.  How many numbers moved, tile by tile."""
     rows, columns = weights.shape
     width = _width(grid, columns)
+    tile = rows if metric.f is None else _ROWS
     for j in range(0, columns, width):
         at = slice(j, j + width)
         h = np.array(metric.h[at, at], order="C")
-        local = np.array(gradient[:, at], order="C")
-        moved = np.zeros_like(local)
-        tile = rows if metric.f is None else _ROWS
+        moved, turned = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.float32)
         for r in range(0, rows, tile):
             here = slice(r, min(r + tile, rows))
             part = codes.part(here, at, grid)
-            count = _descended(grid, part, h, None if metric.f is None else metric.f[here, here], local[here])
+            local = np.array(gradient[here, at], order="C")
+            if metric.f is not None and r:  # what the tiles above did
+                local += metric.product(metric.f[here, :r], turned[:r])
+            count = _descended(grid, part, h, None if metric.f is None else metric.f[here, here], local)
             if not count:
                 continue
             yield count
             codes.put(part, here, at, grid)
             new = grid.values(part) - weights[here, at]
-            moved[here] = new - error[here, at]
+            np.subtract(new, error[here, at], out=moved[here])
             error[here, at] = new
-            if metric.f is not None and here.stop < rows:  # for the tiles below; those above are behind us
-                below = metric.f[here.stop :, here]
-                local[here.stop :] += metric.product(below, metric.product(moved[here], h))
-        right = metric.product(moved, metric.h[at])
-        gradient += right if metric.f is None else metric.product(metric.f, right)
+            if metric.f is not None:
+                turned[here] = metric.product(moved[here], h)
+        if at.stop < columns:  # the columns before are behind us
+            by_rows = moved if metric.f is None else metric.product(metric.f, moved)
+            gradient[:, at.stop :] += metric.product(by_rows, metric.h[at, at.stop :])
 
 
 def _width(grid: Grid, columns: int) -> int:
-    return next(w for w in _COLUMNS if w >= grid.span and w % grid.span == 0 and columns % w == 0)
+    """Columns of a tile: the most that are whole spans, of which there are as many in all of them."""
+    most = _COLUMNS // grid.span * grid.span
+    return next(w for w in range(most, 0, -grid.span) if columns % w == 0)
 
 
 def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: Floats) -> int:
-    """Search one tile; its codes change in place."""
+    """Search one tile; its codes change in place, and its gradient is used up."""
     rows, columns = part.code.shape
     counts = np.ones(rows, np.float32) if f is None else _flat(f)
     changed = np.zeros(1, np.int32)
@@ -163,7 +193,8 @@ def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: F
     flat_h = h.reshape(-1)
     given: dict[str, Any] = {"f": counts, "levels": grid.levels, "coupled": f is not None, "block": grid.block}
     given |= {"rows": rows, "columns": columns, "changed": changed, "code": code}
-    given["gradient"] = np.array(gradient, order="C").reshape(-1)
+    given["gradient"] = gradient.reshape(-1)
+    given["carried"] = np.zeros(gradient.size if f is not None else 1, np.float32)
     scales: dict[str, Any] = {"scale": scale, "factor": factor, "minimum": minimum, "shift": shift}
     scales |= {"factor_low": grid.factors[0], "factor_high": grid.factors[1], "apart": grid.apart}
     scales |= {"shift_low": grid.shifts[0], "shift_high": grid.shifts[1], "span": grid.span, "rule": grid.rule}

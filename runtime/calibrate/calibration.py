@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,30 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmconv.convert.quantizing.calibrated import Keeping
 from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
+from llmconv.formats.writing.checks import by_first
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
+from llmconv.runtime.calibrate.kept import Rounds, of_another
 from llmconv.runtime.calibrate.layered import loaded, prepare
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
-from llmconv.runtime.measure.texts import TextSource
+from llmconv.runtime.measure.texts import TextSource, read as read_text
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
 
 __all__ = ["EFFORTS", "Calibration", "OnText", "calibrate"]
 
-EFFORTS = ("fast", "standard")
+EFFORTS = ("fast", "standard", "best")
 _FILE_TYPE = "llmconv.calibration"
 TOKENS = 16_384
 """Of a calibration for which nobody says how many chunks."""
+_RUN = "calibration.run"  # of what an interrupted one leaves: what it was of
 _BATCH = 2048  # tokens that run together: what a backward pass keeps of them is in memory at once
 
 
@@ -44,7 +50,8 @@ _BATCH = 2048  # tokens that run together: what a backward pass keeps of them is
 class Calibration(Shown):
     """What `quantize(calibration=…)` rounds by.
 
-    batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too.
+    batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too;
+    "best": and rounding goes on for longer.
     gradients: empty with "fast".   model: settings by which a model is recognised.   tokens: in all batches.
     device, memory: as `calibrate` takes them, for rounding.
     """
@@ -74,14 +81,44 @@ class Calibration(Shown):
             )
         return model
 
+    def identity(self) -> Any:
+        """A hash of what it knows."""
+        found = hashlib.sha256(self.effort.encode())
+        g = self.gradients
+        for array in (*self.batches, *g.tokens.values(), g.embedding, g.head):
+            found.update(b"" if array is None else array.cpu().contiguous().numpy().data)
+        for name in g.rows:
+            for part in g.of_rows(name) or ():
+                found.update(part.numpy().data)
+        return found.hexdigest()
+
     def round(
-        self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
+        self,
+        checkpoint: Checkpoint,
+        kinds: Mapping[str, type[BlockType]],
+        jobs: int | None,
+        progress: Progress | None,
+        kept: Keeping | None = None,
     ) -> dict[str, Rounded]:
-        """Round tensors of a float model in GGUF's dialect to their types; those that it says something of, by name."""
+        """Round tensors of a float model in GGUF's dialect to their types; those that it says something of, by name.
+
+        kept: where what is done stays when the run is interrupted.
+        """
+        return self._round(checkpoint, kinds, jobs, progress, None if kept is None else Rounds(kept, self.identity()))
+
+    def _round(
+        self,
+        checkpoint: Checkpoint,
+        kinds: Mapping[str, type[BlockType]],
+        jobs: int | None,
+        progress: Progress | None,
+        kept: Rounds | None,
+    ) -> dict[str, Rounded]:
         model = self.loaded(checkpoint)
         weights = sum(checkpoint.tensors[name].n_elements for name in kinds)
         meter = Meter(progress, "round", weights, "weights")
-        return round_model(model, Calibrated(self.batches, self.gradients), kinds, jobs, meter)
+        known = Calibrated(self.batches, self.gradients, self.effort == "best")
+        return round_model(model, known, kinds, jobs, meter, kept)
 
     def losses(
         self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
@@ -99,7 +136,10 @@ class Calibration(Shown):
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Write it, for `Calibration.open` and `quantize --calibration`: a GGUF, complete or not at all."""
-        meta: dict[str, Any] = {"general.type": _FILE_TYPE, "calibration.effort": self.effort}
+        return self._save(Path(path), force, {})
+
+    def _save(self, path: Path, force: bool, more: Mapping[str, Any]) -> Path:
+        meta: dict[str, Any] = {"general.type": _FILE_TYPE, "calibration.effort": self.effort, **more}
         meta |= {f"calibration.model.{key}": value for key, value in self.model.items()}
         made = Checkpoint(metadata=meta)
         for i, batch in enumerate(self.batches):
@@ -113,8 +153,8 @@ class Calibration(Shown):
         for name, matrix in (("embedding", g.embedding), ("head", g.head)):
             if matrix is not None:
                 made.add(Stored.from_array(name, matrix.numpy()))
-        gguf_file.save(made, Path(path), force=force)
-        return Path(path)
+        gguf_file.save(made, path, force=force)
+        return path
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> Calibration:
@@ -168,7 +208,8 @@ def calibrate(
 
     model: a path, a checkpoint or a loaded model: the float model that will be quantized.
     text: one or several, as `perplexity` takes them, of the kind that the model is for; there is no default.
-    effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions.
+    effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions;
+        "best": the same, for a search that goes on until it hardly finds anything.
     context: tokens in a chunk; default 512, or what the model takes.
     chunks: of all texts together, shared out among them; default as many as make 16,384 tokens (of pairs all).
     seed: of the labels that are drawn from the model's predictions.   device, dtype: as `load` takes them.
@@ -193,7 +234,7 @@ def calibrate(
 
 def _check_effort(effort: str) -> None:
     if effort not in EFFORTS:
-        raise UsageError(f"unknown effort {cut(effort)}; give {' or '.join(EFFORTS)}")
+        raise UsageError(f"unknown effort {cut(effort)}; give {', '.join(EFFORTS[:-1])} or {EFFORTS[-1]}")
 
 
 def _cut(rows: Tensor) -> list[Tensor]:
@@ -218,11 +259,23 @@ class OnText:
     def __post_init__(self) -> None:
         _check_effort(self.effort)
 
+    def identity(self) -> Any:
+        """What it is made of."""
+        texts = [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
+        read = [hashlib.sha256(repr(read_text(text)).encode()).hexdigest() for text in texts]
+        return [read, self.effort, self.context, self.chunks, self.seed]
+
     def round(
-        self, checkpoint: Checkpoint, kinds: Mapping[str, type[BlockType]], jobs: int | None, progress: Progress | None
+        self,
+        checkpoint: Checkpoint,
+        kinds: Mapping[str, type[BlockType]],
+        jobs: int | None,
+        progress: Progress | None,
+        kept: Keeping | None = None,
     ) -> dict[str, Rounded]:
-        """As `Calibration.round`."""
-        return self._known(checkpoint, progress).round(checkpoint, kinds, jobs, progress)
+        """As `Calibration.round`; what the texts say is kept too."""
+        rounds = None if kept is None else Rounds(kept, self.identity())
+        return self._known(checkpoint, progress, kept)._round(checkpoint, kinds, jobs, progress, rounds)
 
     def losses(
         self, checkpoint: Checkpoint, kinds: Offers, jobs: int | None, progress: Progress | None
@@ -240,10 +293,38 @@ class OnText:
         """As `Calibration.notes`."""
         return [] if self.made is None else self.made.notes
 
-    def _known(self, checkpoint: Checkpoint, progress: Progress | None) -> Calibration:
+    def _known(self, checkpoint: Checkpoint, progress: Progress | None, kept: Keeping | None = None) -> Calibration:
+        if self.made is None and kept is not None:
+            self.made = self._kept(kept)
         if self.made is None:
             how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
             how |= {"effort": self.effort, "device": self.device, "progress": progress}
             how |= {"memory": self.memory}
             self.made = calibrate(checkpoint, self.text, **how)
+            if kept is not None:
+                by_first(lambda: self._keep(kept))
         return self.made
+
+    def _mark(self, kept: Keeping) -> str:
+        said = json.dumps([kept.made_of[0], self.identity()], sort_keys=True)  # the inputs, whatever they become
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def _keep(self, kept: Keeping) -> None:
+        assert self.made is not None
+        self.made._save(kept.calibration, True, {_RUN: self._mark(kept)})
+
+    def _kept(self, kept: Keeping) -> Calibration | None:
+        """What an earlier run found, if it is of the same texts and model."""
+        if not kept.calibration.exists():
+            return None
+        try:
+            same = gguf_file.open(kept.calibration).metadata.get(_RUN) == self._mark(kept)
+            found = Calibration.open(kept.calibration) if same else None
+        except BadFile:
+            same, found = False, None
+        if found is None:
+            if kept.force:
+                return None
+            raise of_another(kept.calibration)
+        found.device, found.memory = self.device, self.memory
+        return found

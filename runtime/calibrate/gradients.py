@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llmconv.formats.tensor import Tensor as Stored
 from llmconv.formats.writing.scratch import Rows, Scratch
@@ -22,13 +21,15 @@ from llmconv.progress import Meter
 from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.layered import back_by_layers
+from llmconv.runtime.calibrate.moments import add_moments, moments
+from llmconv.runtime.calibrate.threads import given_back
 from llmconv.runtime.calibrate.watching import matrices, watching
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import generator_of
 from llmconv.runtime.streamed.weights import Weights
 
-__all__ = ["EMBEDDING", "Gradients", "gather", "row_groups"]
+__all__ = ["EMBEDDING", "Gradients", "drawn", "gather", "row_groups"]
 
 EMBEDDING = "token_embd.weight"
 _MOST_ROWS = 1024
@@ -88,13 +89,16 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
                         meter(len(part), "gradients")
                     run.back(found.settle)
             else:
+                found.room = {n: _squares(m.shape[-2]) for n, m in matrices(model).items() if n not in found.heads}
                 for part in parts:
                     hidden = model.hidden(part.to(model.device))
                     hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
                     meter(len(part), "gradients")
     finally:
         model.token_embd.watch_rows = None
+    found.room.clear()
     result = found.result()
+    given_back()
     often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
     result.rows[EMBEDDING] = [Stored.from_array(EMBEDDING, (often / often.sum()).numpy())]
     return result
@@ -112,15 +116,24 @@ def _at_the_head(model: Model, hidden: Tensor, generator: torch.Generator) -> Te
     parts = []
     for part in torch.split(hidden.flatten(0, 1), max(1, _MOST_LOGITS // model.decoder.vocab_size)):
         part.requires_grad_(True)
-        logits = model.head(part).float()
-        log = logits.detach().log_softmax(-1)
-        if not bool(log.sum(-1).isfinite().all()):
+        logits = model.head(part)
+        chances = logits.detach().float().softmax(-1)
+        if not bool(chances.sum(-1).isfinite().all()):
             raise not_finite(model, "the logits of the calibration's text", True)
-        labels = torch.multinomial(log.exp().cpu(), 1, generator=generator)[:, 0]
-        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()  # type: ignore[no-untyped-call]
+        labels = drawn(chances, generator)
+        chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
+        logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
         assert part.grad is not None
         parts.append(part.grad)
     return torch.cat(parts).view_as(hidden)
+
+
+def drawn(chances: Tensor, generator: torch.Generator) -> Tensor:
+    """A label (N,) for each row of chances (N, labels): where its sum reaches a number drawn below one."""
+    sums = chances.cumsum(-1)
+    height = torch.rand(len(chances), 1, generator=generator).to(chances.device) * sums[:, -1:]
+    found: Tensor = torch.searchsorted(sums, height)[:, 0]
+    return found.clamp_(max=chances.shape[1] - 1)
 
 
 @contextmanager
@@ -136,6 +149,10 @@ def _weights_fixed(model: Model) -> Iterator[None]:
             p.requires_grad_(name in wanted)
 
 
+def _squares(rows: int) -> list[Tensor]:
+    return [torch.zeros(g.stop - g.start, g.stop - g.start) for g in row_groups(rows)]
+
+
 class _Gathering:
     """Sums, while batches run."""
 
@@ -146,6 +163,8 @@ class _Gathering:
         self.heads = {"output.weight", EMBEDDING}
         self.tokens: dict[str, list[Tensor]] = {}
         self.rows: dict[str, list[Tensor]] = {}
+        self.room: dict[str, list[Tensor]] = {}
+        """For `rows`, made before all else: sums that lie between what a backward pass frees would keep it."""
         self.embedding: Tensor | None = None
         self.head: Tensor | None = None
         self.spread: Tensor | None = None
@@ -155,9 +174,8 @@ class _Gathering:
         rows.register_hook(self._embedding_gradient)  # type: ignore[no-untyped-call]
 
     def _embedding_gradient(self, g: Tensor) -> None:
-        flat = g.reshape(-1, g.shape[-1]).float()
-        new = (flat.t() @ flat).cpu()
-        self.embedding = new if self.embedding is None else self.embedding + new
+        new = moments(g.reshape(-1, g.shape[-1]).float()).cpu()
+        self.embedding = new if self.embedding is None else self.embedding.add_(new)
 
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
         if name in self.heads and y is not None:
@@ -170,21 +188,21 @@ class _Gathering:
         chances = y.float().flatten(0, -2).softmax(-1)
         weight = 1 - chances.square().sum(-1)
         if name == EMBEDDING:
-            flat = x.reshape(-1, x.shape[-1]).float()
-            new = ((flat * weight[:, None]).t() @ flat).cpu()
-            self.head = new if self.head is None else self.head + new
+            new = moments(x.reshape(-1, x.shape[-1]).float(), weight).cpu()
+            self.head = new if self.head is None else self.head.add_(new)
         else:
             spread = (chances - chances.square()).sum(0).cpu()
-            self.spread = spread if self.spread is None else self.spread + spread
+            self.spread = spread if self.spread is None else self.spread.add_(spread)
         self.tokens.setdefault(name, []).append(weight.cpu())
 
     def _gradient(self, name: str, g: Tensor) -> None:
         flat = g.reshape(-1, g.shape[-1]).float()
         if not name_of_experts(name):
             self.tokens.setdefault(name, []).append(flat.square().mean(-1).cpu())
-        products = [(flat[:, group].t() @ flat[:, group]).cpu() for group in row_groups(flat.shape[-1])]
-        old = self.rows.get(name)
-        self.rows[name] = products if old is None else [a + b for a, b in zip(old, products, strict=True)]
+        if name not in self.rows:
+            self.rows[name] = self.room.pop(name, None) or _squares(flat.shape[-1])
+        for sums, group in zip(self.rows[name], row_groups(flat.shape[-1]), strict=True):
+            add_moments(sums, flat[:, group])
 
     def settle(self) -> None:
         """Put aside what is known of rows: all of their tokens have been."""

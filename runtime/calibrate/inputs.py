@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmconv.runtime.calibrate.collecting import name_of_experts
+from llmconv.runtime.calibrate.moments import add_moments
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear
@@ -18,13 +19,13 @@ __all__ = ["Inputs", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 29
 """Of the matrices of all experts of a tensor; where they would take more, experts share one."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """h: one (columns, columns) float64 a matrix of the tensor, or one for all.   counts: tokens that each has seen."""
+    """h: one (columns, columns) float32 a matrix of the tensor, or one for all.   counts: tokens that each has seen."""
 
     h: list[Tensor]
     counts: list[int]
@@ -32,58 +33,62 @@ class Inputs:
 
 class _Sum:
     def __init__(self, matrices: int, columns: int, weights: Tensor | None):
-        shared = matrices * columns * columns * 8 > _MOST_BYTES
-        self.h = [torch.zeros(columns, columns, dtype=torch.float64) for _ in range(1 if shared else matrices)]
+        shared = matrices * columns * columns * 4 > _MOST_BYTES
+        self.h = [torch.zeros(columns, columns) for _ in range(1 if shared else matrices)]
         self.counts, self.weights, self.at = [0] * matrices, weights, 0
 
     def add(self, x: Tensor, part: int) -> bool:
         """Whether the inputs are finite."""
-        flat = x.detach().reshape(-1, x.shape[-1]).float()
-        weighted = flat
+        flat, weights = x.detach().reshape(-1, x.shape[-1]).float(), None
         if self.weights is not None:
-            new = self.weights[self.at : self.at + len(flat), None].to(flat.device)
-            weighted = flat * new
+            weights = self.weights[self.at : self.at + len(flat)].to(flat.device)
             self.at += len(flat)
-        square = (weighted.t() @ flat).cpu()
-        self.h[min(part, len(self.h) - 1)] += square
+        h = self.h[min(part, len(self.h) - 1)]
+        add_moments(h, flat, weights)
         self.counts[part] += len(flat)
-        return bool(square.diagonal().sum().isfinite())
+        return bool(h.diagonal().sum().isfinite())
 
     def result(self) -> Inputs:
         """Means; an expert's, where it saw few tokens, is drawn towards that of all."""
         total = max(1, sum(self.counts))
-        whole = torch.stack(self.h).sum(0) / total if len(self.h) > 1 else self.h[0] / total
         if len(self.h) == 1:
-            return Inputs([whole], self.counts)
+            return Inputs([self.h[0].div_(total)], self.counts)
+        whole = torch.zeros_like(self.h[0])
+        for h in self.h:
+            whole += h / total
         columns = whole.shape[0]
-        drawn = [(h + columns * whole) / (n + columns) for h, n in zip(self.h, self.counts, strict=True)]
+        drawn = [h.add_(whole, alpha=columns).div_(n + columns) for h, n in zip(self.h, self.counts, strict=True)]
         return Inputs(drawn, self.counts)
 
 
 def inputs_of(
     model: Model,
     unit: Unit,
-    order: Sequence[Sequence[str]],
-    stage: int,
+    names: Collection[str],
     weights: Mapping[str, Tensor],
     states: Iterable[tuple[Tensor, Tensor]],
+    until: Collection[str] = (),
 ) -> dict[str, Inputs]:
-    """Of a stage's tensors; those of one input and the same weights share the sums.   states: (states, tokens) a batch.
+    """Of some of a unit's tensors, as far as tokens go through them; those of one input and no weights share the sums.
 
     weights: the squared gradient of each token, by tensor; absent where every token counts alike.
+    states: (states, tokens) a batch.   until: tensors at which a batch's run has shown enough.
     """
-    names = set(order[stage])
-    later = {name for names in order[stage + 1 :] for name in names}
     sums: dict[str, _Sum] = {}
-    alone = all(name not in weights for name in names) and not any(map(name_of_experts, names))
-    leader = order[stage][0]
+    leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one with the same input
+    last: tuple[Tensor, str] | None = None
 
     def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        if y is None:
-            return
-        if name in later:
+        nonlocal last
+        if name in until:
             raise StopIteration
-        if name not in names or (alone and name != leader):
+        if y is None or name not in names:
+            return
+        if name not in leaders:
+            alike = last is not None and last[0] is x and name not in weights and last[1] not in weights
+            leaders[name] = leaders[last[1]] if alike and last is not None else name
+        last = x, name
+        if leaders[name] != name:
             return
         if name not in sums:
             module = unit.modules[name]
@@ -94,8 +99,9 @@ def inputs_of(
 
     for state, tokens in states:
         unit.watched(state, tokens, seen)
+        last = None
     found = {name: s.result() for name, s in sums.items()}
-    return dict.fromkeys(order[stage], found[leader]) if alone and leader in found else found
+    return {name: found[leader] for name, leader in leaders.items()}
 
 
 def _clipped(weights: Tensor | None) -> Tensor | None:

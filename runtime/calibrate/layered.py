@@ -22,8 +22,10 @@ __all__ = ["Between", "back_by_layers", "loaded", "prepare", "running", "there"]
 _PIECE = 2048
 _SEARCHED = 16
 """float32 of each weight that a search for better codes works with."""
-_SUMS = 1 << 30
-"""Of sums over inputs: see `inputs._MOST_BYTES`."""
+_SUMS = 1 << 29
+"""Of sums over a tensor's inputs: see `inputs._MOST_BYTES`."""
+_FACTORED = 40
+"""Bytes of each number of a matrix of inputs while it is factored: a few float64 at a time."""
 
 
 def loaded(how: Running, source: Source, standard: bool) -> Model:
@@ -65,16 +67,17 @@ def prepare(model: Model, batches: Sequence[Tensor], jobs: int = 1) -> None:
 
 
 def _beside(model: Model, jobs: int) -> int:
-    """About what rounding the largest tensor, and what the gradients of the largest layer's rows, take: the larger."""
-    most, layers = 0, defaultdict[str, int](int)
+    """About what rounding the largest tensor and the inputs of its layer take, or the gradients of a layer's rows."""
+    tensor, sums, rows = 0, defaultdict[str, int](int), defaultdict[str, int](int)
     for name, module in matrices(model).items():
         count = module.shape[0] if len(module.shape) > 2 else 1
         height, width = module.shape[-2:]
-        sums = min(3 * count * 8 * width * width, 3 * _SUMS) + 20 * jobs * width * width
-        most = max(most, 8 * count * height * width + _SEARCHED * 4 * jobs * min(height, _PIECE) * width + sums)
-        if name.startswith("blk."):
-            layers[name.split(".")[1]] += 3 * 4 * height * min(height, 1024)
-    return max(most, *layers.values())
+        searched = _SEARCHED * 4 * jobs * min(height, _PIECE) * width + _FACTORED * jobs * width * width
+        tensor = max(tensor, 8 * count * height * width + searched)
+        layer = name.split(".")[1] if name.startswith("blk.") else ""
+        sums[layer] += min(4 * count * width * width, _SUMS)
+        rows[layer] += 3 * 4 * height * min(height, 1024) if layer else 0
+    return max(tensor + max(sums.values()), *rows.values())
 
 
 class Between:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,22 +13,38 @@ from torch import Tensor
 
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.quant.block import BlockType, Bytes
-from llmconv.quant.rounding.descent import Metric, rounded, spread_errors
+from llmconv.quant.rounding.descent import Metric, Order, rounded, spread_errors
 from llmconv.quant.rounding.families import GRIDS
 from llmconv.quant.rounding.grid import Grid
 from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
 from llmconv.runtime.calibrate.threads import each, product
 
-__all__ = ["Rounded", "loss_of", "plain_losses", "round_tensor"]
+__all__ = ["LONG", "SHORT", "Rounded", "Search", "loss_of", "plain_losses", "round_tensor"]
 
-Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 _DAMP, _DAMP_ROWS = 0.01, 0.03
 """Shares of the mean diagonal that are added to it, so that what few tokens don't say is not made up."""
-_SWEEPS, _COUPLED_SWEEPS = 6, 4
+_FINE = 256
+"""Levels that leave little to search for."""
+_FIRST_SWEEPS = 1
+"""In the metric of inputs alone as a start for that of inputs and results, where more of them change nothing."""
 _PIECE = 2048
 """Rows at a time where they don't depend on each other."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long to search.   alone, coupled: sweeps at most, in the metric of inputs, and in that of results too.
+    little: the share of the loss that the last of them takes away."""
+
+    alone: int
+    coupled: int
+    little: float
+
+
+SHORT, LONG = Search(6, 4, 0.01), Search(12, 24, 0.003)
 
 
 @dataclass(frozen=True)
@@ -39,17 +56,32 @@ class Rounded:
     blocks: Bytes | Rows
     before: float
     after: float
-    importance: list[NDArray[np.float32]]
+    importance: list[Floats]
 
     def aside(self, scratch: Scratch) -> Rounded:
         """The same with its blocks in a file."""
         return dataclasses.replace(self, blocks=Rows(scratch, self.blocks[:]))
 
-    def plainly(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Rounded:
+    def plainly(self, weights: Floats, kind: type[BlockType]) -> Rounded:
         """The same tensor, (matrices, rows, columns), each weight rounded by itself."""
         last = len(self.importance) - 1
         parts = [_plain(matrix, kind, self.importance[min(i, last)]) for i, matrix in enumerate(weights)]
         return Rounded(np.concatenate(parts), self.before, self.before, self.importance)
+
+
+class _Columns:
+    """What errors in columns cost.   h: (columns, columns) float32, of inputs."""
+
+    def __init__(self, h: Floats):
+        self.h = h
+
+    @functools.cached_property
+    def damped(self) -> Floats:
+        return _damped(self.h, _DAMP)
+
+    @functools.cached_property
+    def order(self) -> Order:
+        return Order.of(self.damped)
 
 
 @dataclass(frozen=True)
@@ -58,30 +90,28 @@ class _Piece:
     counts.   share: what the loss of these rows is multiplied with."""
 
     rows: slice
-    h: Doubles
-    f: Doubles | None
-    counts: NDArray[np.float32] | None
+    h: Floats
+    f: Floats | None
+    counts: Floats | None
     share: float
 
-    def loss(self, error: NDArray[np.float32]) -> float:
-        narrow = self.h.astype(np.float32)
+    def loss(self, error: Floats) -> float:
         if self.counts is None:
-            f = None if self.f is None else self.f.astype(np.float32)
-            return self.share * Metric(narrow, f, product).loss(error)
-        each = np.einsum("ij,ij->i", error, product(error, narrow), dtype=np.float64)
+            return self.share * Metric(self.h, self.f, product).loss(error)
+        each = np.einsum("ij,ij->i", error, product(error, self.h), dtype=np.float64)
         return self.share * float(each @ self.counts)
 
-    def plain(self, weights: NDArray[np.float32], kind: type[BlockType]) -> Bytes:
+    def plain(self, weights: Floats, kind: type[BlockType]) -> Bytes:
         """Each weight rounded by itself, scales chosen by the columns' importance."""
-        return _plain(weights, kind, np.ascontiguousarray(np.diag(self.h), np.float32))
+        return _plain(weights, kind, np.ascontiguousarray(np.diag(self.h)))
 
 
-def _plain(weights: NDArray[np.float32], kind: type[BlockType], importance: NDArray[np.float32]) -> Bytes:
+def _plain(weights: Floats, kind: type[BlockType], importance: Floats) -> Bytes:
     given = importance if importance.any() and kind.uses_importance else None
     return kind.encode(np.ascontiguousarray(weights), given)
 
 
-def _pieces(weights: NDArray[np.float32], inputs: Inputs, gradients: Sequence[Tensor] | None) -> list[_Piece]:
+def _pieces(weights: Floats, inputs: Inputs, gradients: Sequence[Tensor] | None) -> list[_Piece]:
     """The pieces of (matrices, rows, columns); see `round_tensor`."""
     matrices, height, _ = weights.shape
     seen, out = sum(inputs.counts) or 1, []
@@ -91,7 +121,7 @@ def _pieces(weights: NDArray[np.float32], inputs: Inputs, gradients: Sequence[Te
         h = inputs.h[min(m, len(inputs.h) - 1)].numpy()
         for i, group in enumerate(groups):
             rows = slice(m * height + group.start, m * height + group.stop)
-            f = gradients[i].double().numpy() if together and gradients is not None else None
+            f = gradients[i].float().numpy() if together and gradients is not None else None
             counts = None if gradients is None or together else gradients[0][group].float().numpy()
             share = 0.5 * (inputs.counts[m] / seen if matrices > 1 else 1.0)  # a token goes through some experts only
             out.append(_Piece(rows, h, f, counts, share))
@@ -102,16 +132,17 @@ def _pieces(weights: NDArray[np.float32], inputs: Inputs, gradients: Sequence[Te
     return [_Piece(p.rows, p.h, None, None, 1 / squares if squares > 0 else 0.0) for p in out]
 
 
-def _rows(flat: NDArray[np.float32], piece: _Piece) -> NDArray[np.float32]:
+def _rows(flat: Floats, piece: _Piece) -> Floats:
     return np.ascontiguousarray(flat[piece.rows], np.float32)
 
 
 def round_tensor(
-    weights: NDArray[np.float32],
+    weights: Floats,
     kind: type[BlockType],
     inputs: Inputs,
     gradients: Sequence[Tensor] | None,
     jobs: int = 1,
+    search: Search = SHORT,
 ) -> Rounded:
     """Round all matrices of a tensor.
 
@@ -120,14 +151,30 @@ def round_tensor(
     """
     flat = weights.reshape(-1, weights.shape[-1])
     pieces = _pieces(weights, inputs, gradients)
-    found = each(lambda piece: _rounded(_rows(flat, piece), kind, piece), pieces, jobs)
+    shared = _shared(inputs, kind)
+
+    def work(piece: _Piece) -> tuple[Bytes, float, float]:
+        return _rounded(_rows(flat, piece), kind, piece, shared or _Columns(piece.h), search)
+
+    found = each(work, pieces, jobs)
     before, after = (sum(item[i] for item in found) for i in (1, 2))
-    importance = [np.ascontiguousarray(np.diag(h.numpy()), np.float32) for h in inputs.h]
+    importance = [np.ascontiguousarray(np.diag(h.numpy())) for h in inputs.h]
     return Rounded(np.concatenate([item[0] for item in found]), before, after, importance)
 
 
+def _shared(inputs: Inputs, kind: type[BlockType]) -> _Columns | None:
+    """What all pieces have in common, made before they are searched side by side; None where matrices differ in it."""
+    if len(inputs.h) > 1:
+        return None
+    columns = _Columns(inputs.h[0].numpy())
+    grid = GRIDS.get(kind.name)
+    if grid is not None:
+        _ = columns.damped if grid.book else columns.order
+    return columns
+
+
 def plain_losses(
-    weights: NDArray[np.float32],
+    weights: Floats,
     kinds: Sequence[type[BlockType]],
     inputs: Inputs,
     gradients: Sequence[Tensor] | None,
@@ -145,7 +192,7 @@ def plain_losses(
 
 
 def loss_of(
-    weights: NDArray[np.float32],
+    weights: Floats,
     kind: type[BlockType],
     blocks: Bytes | Rows,
     inputs: Inputs,
@@ -161,38 +208,40 @@ def loss_of(
     return float(sum(each(loss, _pieces(weights, inputs, gradients), jobs)))
 
 
-def _rounded(weights: NDArray[np.float32], kind: type[BlockType], piece: _Piece) -> tuple[Bytes, float, float]:
+def _rounded(
+    weights: Floats, kind: type[BlockType], piece: _Piece, columns: _Columns, search: Search
+) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
     before = piece.loss(kind.decode(plain) - weights)
     grid = GRIDS.get(kind.name)
     if grid is None or not before > 0:
         return plain, before, before
-    blocks = _searched(grid, plain, weights, piece)
+    blocks = _searched(grid, plain, weights, piece, columns, search)
     after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
 
-def _searched(grid: Grid, plain: Bytes, weights: NDArray[np.float32], piece: _Piece) -> Bytes:
+def _searched(grid: Grid, plain: Bytes, weights: Floats, piece: _Piece, columns: _Columns, search: Search) -> Bytes:
     """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
-    h = _damped(piece.h, _DAMP)
     start = grid.unpack(plain)
-    metric = Metric(h.astype(np.float32), None, product)
-    ordered = start if grid.book else spread_errors(grid, start, weights, h, product)
+    metric = Metric(columns.damped, None, product)
+    ordered = start if grid.book else spread_errors(grid, start, weights, columns.order, product)
     if metric.loss(grid.values(ordered) - weights) > metric.loss(grid.values(start) - weights):
         ordered = start
-    codes, _ = rounded(grid, ordered, weights, metric, _SWEEPS if piece.f is None else _COUPLED_SWEEPS)
+    alone = search.alone if piece.f is None and len(grid.levels) < _FINE else _FIRST_SWEEPS
+    codes, _ = rounded(grid, ordered, weights, metric, alone, search.little)
     if piece.f is not None and piece.f.any():
-        both = Metric(metric.h, _damped(piece.f, _DAMP_ROWS).astype(np.float32), product)
-        codes, _ = rounded(grid, codes, weights, both, _COUPLED_SWEEPS)
+        both = Metric(metric.h, _damped(piece.f, _DAMP_ROWS), product)
+        codes, _ = rounded(grid, codes, weights, both, search.coupled, search.little)
     return grid.pack(codes)
 
 
-def _damped(matrix: Doubles, share: float) -> Doubles:
+def _damped(matrix: Floats, share: float) -> Floats:
     """Positive definite, with a mean diagonal of one."""
-    mean = float(np.mean(np.diag(matrix)))
-    out = matrix / mean if mean > 0 else np.eye(len(matrix))
+    mean = np.float32(np.mean(np.diag(matrix), dtype=np.float64))
+    out = matrix / mean if mean > 0 else np.eye(len(matrix), dtype=np.float32)
     dead = np.diag(out) <= 0
     out[dead, dead] = 1.0
-    out[np.diag_indices(len(out))] += share
+    out[np.diag_indices(len(out))] += np.float32(share)
     return out

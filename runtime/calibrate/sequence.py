@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmconv.convert.reports.streaming import EMBEDDING as WORDS
+from llmconv.convert.reports.streaming import EMBEDDING as WORDS, HEAD
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter
@@ -19,10 +20,11 @@ from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
+from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import Between, running, there
-from llmconv.runtime.calibrate.matrices import Rounded, loss_of, plain_losses, round_tensor
-from llmconv.runtime.calibrate.threads import one_thread
-from llmconv.runtime.calibrate.units import Unit, embedded, stages, units
+from llmconv.runtime.calibrate.matrices import LONG, SHORT, Rounded, loss_of, plain_losses, round_tensor
+from llmconv.runtime.calibrate.threads import given_back, one_thread
+from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.weights import Weights
@@ -37,10 +39,12 @@ Offers = Mapping[str, Sequence[type[BlockType]]]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What is known of a text.   batches: (rows, tokens) ids each.   gradients: over the same tokens, or of nothing."""
+    """What is known of a text.   batches: (rows, tokens) ids each.   gradients: over the same tokens, or of nothing.
+    longer: whether rounding by it may take several times as long."""
 
     batches: Sequence[Tensor]
     gradients: Gradients
+    longer: bool = False
 
 
 @dataclass
@@ -55,14 +59,39 @@ class _Pass:
     found: dict[str, Rounded]
     scratch: Scratch | None
     """Where blocks are put aside of a model that memory has no room for."""
+    kept: Rounds | None = None
+    done: dict[str, Rounded] = field(default_factory=dict)
+    """Of an earlier run."""
+
+    def redo(self, modules: Mapping[str, Stored]) -> bool:
+        """Whether an earlier run is done with these (of one layer, or the embedding), which they then become."""
+        if self.kept is None or next(iter(modules)) not in self.kept.complete:
+            return False
+        first = next(iter(modules))
+        if first != EMBEDDING:
+            there(self.model, int(first.split(".")[1]) if first.startswith("blk.") else HEAD)
+        for name, module in modules.items():
+            if name in self.done:
+                made = self.found[name] = self.done[name]
+                replace(module, self.kinds[name], made.blocks)
+                self.meter(math.prod(module.shape), f"{name}, already done")
+        return True
+
+    def settle(self, first: str) -> None:
+        """Note that this run is done with the tensors of which `first` is the first."""
+        if self.kept is not None:
+            self.kept.settle(first)
 
     def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
         """Round a tensor, and let the model go on with what it has become."""
         kind = self.kinds[name]
         weights = numbers(module)
-        made = round_tensor(weights, kind, inputs, gradients, self.jobs)
+        search = LONG if self.known.longer else SHORT
+        made = round_tensor(weights, kind, inputs, gradients, self.jobs, search)
         replace(module, kind, made.blocks)
         self.found[name] = made if self.scratch is None else made.aside(self.scratch)
+        if self.kept is not None:
+            self.kept.add(name, made)
         self.meter(weights.size, name)
 
 
@@ -79,13 +108,17 @@ def replace(module: Stored, kind: type[BlockType], blocks: Bytes | Rows) -> None
 
 
 @torch.inference_mode()
-def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None, meter: Meter) -> dict[str, Rounded]:
+def round_model(
+    model: Model, known: Calibrated, kinds: Kinds, jobs: int | None, meter: Meter, kept: Rounds | None = None
+) -> dict[str, Rounded]:
     """Round the tensors of `kinds` in a loaded float model, which is changed to what they become; by tensor name.
 
+    kept: what an earlier run has rounded, and where this one's is kept.
     Tensors that no token of the calibration went through are not among the results.
     """
     streamed = isinstance(model.wants, Weights)
-    run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None)
+    run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None, kept)
+    run.done = {} if kept is None else kept.found()
     with one_thread(), running(model, known.batches, threads(jobs)) as states:
         _embedding(run)
         states.begin(lambda tokens: embedded(model, tokens))
@@ -93,6 +126,7 @@ def round_model(model: Model, known: Calibrated, kinds: Kinds, jobs: int | None,
             _unit(run, unit, states)
             if unit.name != "output":
                 states.advance(unit.run)
+            given_back()
     return run.found
 
 
@@ -134,7 +168,7 @@ def _of_each(
 ) -> dict[str, T]:
     """What is found of each tensor's weights, (matrices, rows, columns), and inputs, in a model that stays as it is."""
     found: dict[str, T] = {}
-    gradients, metric = known.gradients, known.gradients.embedding_metric()
+    metric = known.gradients.embedding_metric()
 
     def add(name: str, module: Stored, inputs: Inputs) -> None:
         weights = numbers(module)
@@ -147,15 +181,13 @@ def _of_each(
             add(EMBEDDING, model.token_embd, _at_rows(metric, known))
         states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
-            order = stages(unit, *states[0])
-            for i, stage in enumerate(order):
-                wanted = [name for name in stage if name in names and name not in found]
-                inputs = inputs_of(model, unit, order, i, gradients.tokens, states) if wanted else {}
-                for name in wanted:
-                    if name in inputs and any(inputs[name].counts):
-                        add(name, unit.modules[name], inputs[name])
+            for own, later in _layers(model, unit):
+                wanted = [name for name in own if name in names and name not in found]
+                for name, inputs in _inputs(model, known, unit, wanted, later, states).items():
+                    add(name, unit.modules[name], inputs)
             if unit.name != "output":
                 states.advance(unit.run)
+            given_back()
     return found
 
 
@@ -171,24 +203,38 @@ def _embedding(run: _Pass) -> None:
     metric = run.known.gradients.embedding_metric()
     if EMBEDDING in run.kinds and metric is not None:
         there(run.model, WORDS)
+        if run.redo({EMBEDDING: run.model.token_embd}):
+            return
         run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.of_rows(EMBEDDING))
+        run.settle(EMBEDDING)
 
 
 def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
     """The embedding's metric, in the place of inputs."""
-    return Inputs([metric.double()], [sum(batch.numel() for batch in known.batches)])
+    return Inputs([metric.float()], [sum(batch.numel() for batch in known.batches)])
 
 
 def _unit(run: _Pass, unit: Unit, states: Between) -> None:
-    wanted = {name for name in unit.modules if name in run.kinds and name not in run.found}
-    if not wanted or not len(states):
-        return
-    gradients = run.known.gradients
-    order = stages(unit, *states[0])
-    for i, names in enumerate(order):
-        if not wanted & set(names):
+    for names, later in _layers(run.model, unit):
+        if run.redo({name: unit.modules[name] for name in names}):
             continue
-        found = inputs_of(run.model, unit, order, i, gradients.tokens, states)
-        for name in names:
-            if name in wanted and name in found and any(found[name].counts):
-                run.round(name, unit.modules[name], found[name], gradients.of_rows(name))
+        wanted = [name for name in names if name in run.kinds and name not in run.found]
+        found = _inputs(run.model, run.known, unit, wanted, later, states)
+        for name in wanted:
+            if name in found:
+                run.round(name, unit.modules[name], found.pop(name), run.known.gradients.of_rows(name))
+        run.settle(names[0])
+
+
+def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:
+    """The tensors of each of a unit's layers, and those at which a run has seen all that goes into them."""
+    layers = groups(unit)
+    for i, names in enumerate(layers):
+        yield names, set() if model.decoder.cycles else {name for layer in layers[i + 1 :] for name in layer}
+
+
+def _inputs(
+    model: Model, known: Calibrated, unit: Unit, wanted: Sequence[str], later: Collection[str], states: Between
+) -> dict[str, Inputs]:
+    """What goes into those tensors of a layer that are wanted and that tokens go through."""
+    return inputs_of(model, unit, wanted, known.gradients.tokens, states, later) if wanted else {}

@@ -1,7 +1,9 @@
-"""Threads that change no figure: torch on one, pieces that don't depend on each other on several."""
+"""Threads that change no figure: torch on one, pieces that don't depend on each other on several; and their memory."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ import torch
 
 from llmconv.formats.sharing.team import current
 
-__all__ = ["each", "one_thread", "product"]
+__all__ = ["each", "given_back", "one_thread", "product"]
 
 T = TypeVar("T")
 
@@ -44,6 +46,13 @@ def _here(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
         return [work(item) for item in items]
     with ThreadPoolExecutor(jobs, "llmconv-round", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
+
+
+def given_back() -> None:
+    """See that freed memory goes back to the system: glibc keeps what lies between small pieces, for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def product(a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A model taken apart into units that run one after the other, and each unit into stages: matrices of one input.
+"""A model taken apart into units that run one after the other.
 
 A unit is a layer; a model whose layers need more than what the one before gives is one unit.
 """
@@ -17,7 +17,7 @@ from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["Unit", "stages", "units"]
+__all__ = ["Unit", "embedded", "groups", "units"]
 
 
 class _Enough(Exception):
@@ -82,28 +82,10 @@ def embedded(model: Model, tokens: Tensor) -> Tensor:
     return model.begin(tokens, model.step(tokens))
 
 
-def stages(unit: Unit, states: Tensor, tokens: Tensor) -> list[list[str]]:
-    """The names of the unit's matrices in the order in which they are used; those with the same input together.
-
-    Without those that are never one product, such as a latent attention's up-projections.
-    """
-    order: list[list[str]] = []
-    known: set[str] = set()
-    last: list[Any] = [None]
-
-    def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        if y is None:
-            return
-        if name not in known:
-            known.add(name)
-            if x is last[0]:
-                order[-1].append(name)
-            else:
-                order.append([name])
-        last[0] = x
-
-    unit.watched(states, tokens, seen)
-    return order
-
-
-__all__ += ["embedded"]
+def groups(unit: Unit) -> list[list[str]]:
+    """The names of the unit's matrices, those of a layer together, in the order of the layers."""
+    found: dict[int, list[str]] = {}
+    for name in unit.modules:
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
+        found.setdefault(layer, []).append(name)
+    return [found[layer] for layer in sorted(found)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.quantizing.calibrated import Keeping
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -56,11 +57,21 @@ class Verified:
         """As `Calibration.losses`."""
         return self.calibration.losses(checkpoint, kinds, jobs, progress)
 
+    def identity(self) -> Any:
+        """As `Calibration.identity`."""
+        seen = OnText(self.text, context=self.context, chunks=self.chunks)
+        return [self.calibration.identity(), seen.identity()]
+
     def round(
-        self, checkpoint: Checkpoint, kinds: Kinds, jobs: int | None, progress: Progress | None
+        self,
+        checkpoint: Checkpoint,
+        kinds: Kinds,
+        jobs: int | None,
+        progress: Progress | None,
+        kept: Keeping | None = None,
     ) -> dict[str, Rounded]:
-        """As `Calibration.round`."""
-        made = self.calibration.round(checkpoint, kinds, jobs, progress)
+        """As `Calibration.round`; what is found on the other texts is not kept."""
+        made = self.calibration.round(checkpoint, kinds, jobs, progress, kept)
         worse = self._worse(checkpoint, kinds, made, jobs, progress)
         plain = _plain(checkpoint, kinds, made)
         mixed = {name: plain[name] if name in worse else found for name, found in made.items()}

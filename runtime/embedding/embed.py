@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmconv import formats
+from llmconv.convert.translate import translate
+from llmconv.convert.writing import tasks
 from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.progress import Meter, Progress
@@ -40,6 +43,7 @@ def embed(
     texts: Sequence[str] | Sequence[tuple[str, str]],
     *,
     prompt: str | None = None,
+    task: str | None = None,
     pooling: str = "auto",
     normalize: bool = True,
     device: str | torch.device = "auto",
@@ -52,6 +56,8 @@ def embed(
     model: a file or folder of an embedding model or a reranker, or a loaded `Model`.
     texts: texts, or for rerankers pairs (query, text); each is cut to what the model takes.
     prompt: the name of one of the model's prompts, or a text to put before each of them; None: the model's usual one.
+    task: of a model that has an adapter for each of several (Jina 3): the name of one, "retrieval.query"; None: none is
+        used.  With `prompt` None, what the model puts before texts of that task is.
     pooling: "auto" (what the model's files say, else the mean), "mean", "cls", "last" or "max".
     normalize: vectors have length 1, and the single number of a reranker goes through the logistic function unless its
         own files say otherwise; False gives them as they are.
@@ -61,6 +67,9 @@ def embed(
     """
     if not texts or isinstance(texts, str):
         raise UsageError("there are no texts; give a list of one or more")
+    if task is not None:
+        model, settings = _for_task(model, task)
+        prompt = tasks.instruction(settings, task) if prompt is None else prompt
     running = Running(device, dtype, "float", memory).model(model)
     if not isinstance(running, Model):
         raise Unsupported(f"{running.where}: a recurrent model makes no vectors of texts")
@@ -89,6 +98,14 @@ def embed(
     return vectors.numpy().astype(np.float32)
 
 
+def _for_task(model: str | os.PathLike[str] | Checkpoint | Model, task: str) -> tuple[Checkpoint, Mapping[str, object]]:
+    """A model with the adapter of a task in its weights; and its config.json."""
+    if isinstance(model, Model):
+        raise UsageError(f"{model.where}: is loaded without the adapter of a task; give its file with task=")
+    checkpoint = model if isinstance(model, Checkpoint) else formats.open(model)
+    return tasks.merged(translate(checkpoint, "gguf"), task)
+
+
 def _pooled(kind: str, hidden: Tensor) -> Tensor:
     """(B, T, dim) -> (B, dim)."""
     match kind:
@@ -107,7 +124,7 @@ def _vectors(model: Model, said: Said, hidden: Tensor) -> Tensor:
     for weight, bias, kind in said.dense:
         made = torch.nn.functional.linear(x, weight.to(x), None if bias is None else bias.to(x))
         x = activation(kind)(made)
-    for layer in () if said.dense else (model.dense_2, model.dense_3):
+    for layer in (model.dense_2, model.dense_3):
         x = x if layer is None else layer(x)
     return x
 
@@ -127,7 +144,8 @@ def _inner(model: Model) -> str:
     """The activation behind the layer in front of a classifier."""
     if model.decoder.arch == "modern-bert":
         return "gelu"
-    return "relu" if model.token_types is None else "tanh"  # DistilBERT's is another than BERT's and RoBERTa's
+    distils = model.decoder.arch == "bert" and model.token_types is None  # whose is another than the others'
+    return "relu" if distils else "tanh"
 
 
 def _finished(model: Model, said: Said, found: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class Said:
         self.pooling = pooling if pooling != "auto" else self._pooling() or _NUMBERS.get(_whole(number), "mean")
         if self.pooling not in POOLINGS:
             raise UsageError(f"unknown pooling {pooling!r}; give auto, {', '.join(POOLINGS)}")
-        self.dense = [d for m in self.modules if _kind(m) == "Dense" for d in [self._dense(str(m.get("path")))]]
+        listed = [str(m.get("path")) for m in self.modules if _kind(m) == "Dense"]
+        self.dense = [self._dense(path) for path in listed] if model.dense_2 is None else []
         of_classifier = _NUMBERS.get(_whole(model.metadata.get(f"{arch}.classifier.pooling_type")), "cls")
         self.classifier = of_classifier if pooling == "auto" else pooling
         labels = model.metadata.get(f"{arch}.{LABELS}", ())

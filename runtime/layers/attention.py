@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmconv.convert.decoders.facts import Attention
-from llmconv.errors import Unsupported
 from llmconv.runtime.cache import Step
+from llmconv.runtime.layers.choosing import chosen_blocks, chosen_tokens
 from llmconv.runtime.layers.norms import Norm
-from llmconv.runtime.layers.positions import rotate
+from llmconv.runtime.layers.positions import distance_bias, rotate
 from llmconv.runtime.pieces import LayerPieces
 
 __all__ = ["attend", "self_attention"]
@@ -52,7 +52,10 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if spec.lends:
         step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
-    out = attend(query, key, value, spec, step, sinks).transpose(1, 2).flatten(2)  # (B, T, H * D)
+    chosen = None if spec.blocks is None else chosen_blocks(block, x, step)
+    if block.attn_rel_b is not None and spec.relative is not None:
+        step.distances = distance_bias(block.attn_rel_b.weight, spec.relative, step.positions, step.key_positions)
+    out = attend(query, key, value, spec, step, sinks, chosen).transpose(1, 2).flatten(2)  # (B, T, H * D)
     if block.attn_sub_norm is not None:
         out = block.attn_sub_norm(out)
     if gate is not None:
@@ -87,7 +90,11 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
     """Queries (B, T, H, D), or 2 D with their gates, keys and values (B, T, KV heads, D)."""
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
-        parts = block.attn_qkv(x).split(sizes, -1)
+        whole = block.attn_qkv(x)
+        if spec.by_head:
+            parts = tuple(part.flatten(-2) for part in whole.unflatten(-1, (spec.n_head, -1)).chunk(3, -1))
+        else:
+            parts = whole.split(sizes, -1)
     else:
         query, key = block.attn_q(x), block.attn_k(x)
         parts = (query, key, key if block.attn_v is None else block.attn_v(x))
@@ -115,15 +122,25 @@ _MANY = 1 << 12  # numbers of a head
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, spec: Attention, step: Step, sinks: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: Attention,
+    step: Step,
+    sinks: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention; query (B, H, T, D), key and value (B, KV heads, S, D) -> (B, H, T, value dim)."""
+    """Softmax attention; query (B, H, T, D), key and value (B, KV heads, S, D) -> (B, H, T, value dim).
+
+    chosen: (B, H, T, S) bool, which keys are seen of those that could be.
+    """
     grouped = query.shape[1] != key.shape[1]
-    if spec.softcap is None and sinks is None and not spec.softmax_start and spec.alibi is None:
-        if step.plain_causal(spec):
+    biased = spec.alibi is not None or spec.relative is not None
+    if spec.softcap is None and sinks is None and not spec.softmax_start and not biased:
+        if chosen is None and step.plain_causal(spec):
             mask, implied = None, True
         else:
-            mask, implied = step.mask(spec.causal, spec.window, spec.chunk), False
+            mask, implied = _mask(spec, step, chosen), False
         query, key, value = (_by_heads(t) for t in (query, key, value))
         if grouped and query.device.type == "cpu":  # whose flash kernel takes no groups
             key, value = _ungrouped(query, key), _ungrouped(query, value)
@@ -139,10 +156,17 @@ def attend(
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if spec.alibi is not None:
         scores = scores + step.alibi(spec)
-    mask = step.mask(spec.causal, spec.window, spec.chunk)
+    if spec.relative is not None:
+        scores = scores + step.distances.to(scores.dtype)
+    mask = _mask(spec, step, chosen)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return _softmax(scores, spec.softmax_start, sinks) @ value
+
+
+def _mask(spec: Attention, step: Step, chosen: Tensor | None) -> Tensor | None:
+    mask = step.mask(spec.causal, spec.window, spec.chunk)
+    return mask if chosen is None else chosen if mask is None else mask & chosen
 
 
 _VECTOR = 32  # numbers, or more than a CPU takes at once
@@ -189,13 +213,8 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     """
     spec, mla = block.spec.attention, block.spec.attention.mla
     assert mla is not None
-    if 0 < mla.top_k < step.end:
-        raise Unsupported(
-            f"of more than {mla.top_k} tokens this model sees only those that its indexer chooses, which is not known "
-            "to the runtime; give it a shorter text, or another program"
-        )
-    apart = block.attn_q_a is None
-    query = block.attn_q(x) if apart else block.attn_q_b(block.attn_q_a_norm(block.attn_q_a(x)))
+    made_of = x if block.attn_q_a is None else block.attn_q_a_norm(block.attn_q_a(x))
+    query = block.attn_q(x) if block.attn_q_a is None else block.attn_q_b(made_of)
     query = query.unflatten(-1, (spec.n_head, spec.head_dim)).transpose(1, 2)
     nope, turning = query.split((mla.nope_dims, mla.rope_dims), -1)
     latent, shared = block.attn_kv_a_mqa(x).split((mla.kv_rank, mla.rope_dims), -1)
@@ -213,11 +232,15 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if step.cache is not None:
         key, latent = step.cache.extend(block.index, key, latent)
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
-    out = attend(query, key, latent, spec, step, sinks)  # (B, H, T, rank)
+    chosen = chosen_tokens(block, x, made_of, step)
+    out = attend(query, key, latent, spec, step, sinks, chosen)  # (B, H, T, rank)
     if block.attn_v_b is not None and block.attn_v_b.watch is not None:
         for head in range(spec.n_head):
             block.attn_v_b.watch(out[:, head], None, head)
-    result: Tensor = block.attn_output((out @ up_value.transpose(-1, -2)).transpose(1, 2).flatten(2))
+    out = (out @ up_value.transpose(-1, -2)).transpose(1, 2).flatten(2)
+    if block.attn_gate is not None:
+        out = _gated(out, block.attn_gate(x), spec.gate)
+    result: Tensor = block.attn_output(out)
     return result
 
 

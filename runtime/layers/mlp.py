@@ -104,6 +104,8 @@ def _dense(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
         gate = block.ffn_gate(x)
     elif spec.gate == "fused":
         gate, up = up.chunk(2, -1)
+    elif spec.gate == "behind":
+        up, gate = up.chunk(2, -1)
     inner = _join(spec, gate, up)
     if block.ffn_sub_norm is not None:
         inner = block.ffn_sub_norm(inner)
@@ -199,6 +201,8 @@ class Mixture:
         """(B, T, dim), with what shared experts and an MLP beside them add."""
         out = self._out if self.block.ffn_latent_up is None else self.block.ffn_latent_up(self._out)
         out = out.view_as(self._inner)
+        if self.block.ffn_exps_out is not None:
+            out = out + self.block.ffn_exps_out.bias.to(out.dtype)
         if self.block.ffn_up_shexp is not None:
             out = out + _shared_expert(self.block, self.spec, self._inner)
             out = out / 2 if self.experts.shared_average else out

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from llmconv.convert.decoders.facts import Rope
+from llmconv.convert.decoders.facts import Relative, Rope
 
-__all__ = ["alibi_slopes", "rope_tables", "rotate", "sinusoidal"]
+__all__ = ["alibi_slopes", "distance_bias", "rope_tables", "rotate", "sinusoidal"]
 
 
 def _frequencies(rope: Rope, end: int, freqs: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -87,3 +87,17 @@ def alibi_slopes(n_head: int, max_bias: float, device: torch.device) -> Tensor:
     base, half = 2.0 ** (-max_bias / power), 2.0 ** (-max_bias / 2 / power)
     slopes = [base ** (h + 1) if h < power else half ** (2 * (h - power) + 1) for h in range(n_head)]
     return torch.tensor(slopes, device=device)
+
+
+def distance_bias(table: Tensor, spec: Relative, positions: Tensor, keys: Tensor) -> Tensor:
+    """(B or 1, H, T, S) bias of a table (buckets, H) by the distances of keys (B or 1, S) from positions (B or 1, T).
+
+    T5's buckets (arXiv:1910.10683): half of them for keys behind a token; of each half one for each of the nearer
+    distances, and for the others ever longer stretches, as the logarithm goes, up to `farthest`.
+    """
+    distance = keys[:, None, :] - positions[:, :, None]
+    half = spec.buckets // 2
+    near, far = half // 2, distance.abs()
+    steps = (far.clamp(min=1).float() / near).log() / math.log(spec.farthest / near) * (half - near)
+    bucket = torch.where(far < near, far, (near + steps.long()).clamp(max=half - 1)) + half * (distance > 0)
+    return table[bucket].permute(0, 3, 1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ import torch
 
 from llmconv.errors import Unsupported, cut, kind_of
 
-__all__ = ["Values", "is_sharded", "values_of"]
+__all__ = ["Values", "is_sharded", "values_of", "whole_of"]
 
 Values: TypeAlias = tuple[torch.Tensor, Callable[[], torch.Tensor] | None]
 """A tensor whose shape and dtype are those of the value; and what gives the value, where it is not the tensor's own."""
@@ -47,27 +48,31 @@ def _is_part(value: Any) -> bool:
 def _gathered(values: dict[str, Values]) -> dict[str, Values]:
     """The whole of what is sharded, in the first process's memory; every process has to come here.
 
-    The others get shapes without values.
+    The others get shapes without values.  Adapters are added before, to each process's whole weight, as one process
+    adds them.
     """
     out = {}
     for name, (value, change) in values.items():
         if _is_part(value):
-            part: Any = value.data
-            whole = part.full_tensor().cpu()
-            value = whole if torch.distributed.get_rank() == 0 else whole.to("meta")
+            whole = (whole_of(value) if change is None else change()).cpu()
+            value, change = whole if torch.distributed.get_rank() == 0 else whole.to("meta"), None
         out[name] = value, change
     return out
+
+
+def whole_of(value: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered from all processes where it is sharded."""
+    part: Any = value.data
+    return part.full_tensor() if _is_part(value) else part  # type: ignore[no-any-return]
 
 
 def _check(model: Any, values: Mapping[str, Values]) -> None:
     """`Unsupported` for values that are not this process's numbers."""
     if getattr(model, "hf_quantizer", None) is not None:
         raise Unsupported(f"the {kind_of(model)} is quantized in memory; load it without, or call its dequantize()")
-    for name, (value, change) in values.items():
+    for name, (value, _) in values.items():
         if not isinstance(value, torch.Tensor):
             raise Unsupported(f"{cut(name)} is {kind_of(value)}, expected a tensor; save the model's folder instead")
-        if _is_part(value) and change is not None:
-            raise Unsupported(f"{cut(name)} is sharded over processes and has an adapter; merge_and_unload() it first")
         if value.is_quantized or value.layout != torch.strided:
             raise Unsupported(f"{cut(name)} is {value.layout}, {value.dtype}; make it dense floats first")
         if value.is_meta and not hasattr(model, "hf_device_map"):
@@ -113,12 +118,32 @@ def _change(layer: Any, name: str) -> Callable[[], torch.Tensor] | None:
 
     def merged() -> torch.Tensor:
         # As PEFT merges: one adapter after another, each sum rounded to the weight's type.
-        value: torch.Tensor = weight.data.clone()
+        value, whole = whole_of(weight).clone(), _whole_layer(layer)
         for adapter in active:
-            value += layer.get_delta_weight(adapter)
+            value += whole.get_delta_weight(adapter)
         return value
 
     return merged
+
+
+def _whole_layer(layer: Any) -> Any:
+    """A layer of PEFT's whose adapters are whole: itself, or a twin of it with what is gathered in their places."""
+    if not is_sharded(layer):
+        return layer
+    twin = copy.copy(layer)
+    twin.__dict__ = {**layer.__dict__, "_modules": dict(layer._modules)}
+    for name in (n for n in layer.adapter_layer_names if n in layer._modules):
+        twin._modules[name] = _gathered_module(layer._modules[name])
+    return twin
+
+
+def _gathered_module(module: Any) -> Any:
+    """The same module, or container of modules or parameters, with whole parameters."""
+    twin = copy.copy(module)
+    whole = {n: p if p is None else torch.nn.Parameter(whole_of(p), False) for n, p in module._parameters.items()}
+    inner = {n: None if m is None else _gathered_module(m) for n, m in module._modules.items()}
+    twin.__dict__ = {**module.__dict__, "_parameters": whole, "_modules": inner}
+    return twin
 
 
 def _has_adapter(layer: Any, adapter: str) -> bool:
@@ -131,13 +156,24 @@ def _untied(model: Any, values: dict[str, Values]) -> dict[str, Values]:
     by_place: dict[Any, list[str]] = {}
     for name, (value, _) in values.items():
         elsewhere = value.is_meta or _is_part(value)
-        place = id(model.get_parameter_or_buffer(name)) if elsewhere else value.data_ptr()
+        place = id(_held(model, name)) if elsewhere else value.data_ptr()
         by_place.setdefault((place, tuple(value.shape), value.numel() == 0 and name), []).append(name)
     gone: set[str] = set()
     for names in by_place.values():
         listed = [name for name in names if any(re.search(pattern, name) for pattern in tied)]
         gone.update(sorted(listed)[: len(names) - 1] if len(names) > 1 else ())
     return {name: value for name, value in values.items() if name not in gone}
+
+
+def _held(model: Any, name: str) -> Any:
+    """The parameter or buffer of that name, or, where PEFT put a layer around it, what that has in its place."""
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    module = getattr(module, "base_layer", module)
+    if hasattr(module, "modules_to_save"):
+        active = module.active_adapters
+        module = module.modules_to_save[active[0]] if active else module.original_module
+    return module.get_parameter(last) if last in module._parameters else module.get_buffer(last)
 
 
 def _as_saved(model: Any, values: dict[str, Values]) -> dict[str, Values]:

@@ -45,8 +45,8 @@ def from_torch(
     config: of a state dict, what config.json would hold: a dict, a transformers configuration, or a file.
     name: `general.name` of a GGUF; the last part of the name that it was loaded by when None.
 
-    A model that is sharded over processes (FSDP) is gathered when this is called, which every process has to do: the
-    first gets it whole, in its own memory, the others a checkpoint without values.
+    A model that is sharded over processes (FSDP) is gathered when this is called, its adapters merged, which every
+    process has to do: the first gets it whole, in its own memory, the others a checkpoint without values.
 
     Raises `Unsupported` for what can't be read off by itself: weights that are quantized in memory, adapters that are
     no plain LoRA.

@@ -24,12 +24,12 @@ from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.along import Along
 from llmconv.runtime.measure.chunks import Batch, Clock, Running, Source, Window, Work, device_errors, work_on
 from llmconv.runtime.measure.perplexity import mean_and_error
-from llmconv.runtime.measure.sharing import of_each
+from llmconv.runtime.measure.sharing import Recall, of_each
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "compared"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,22 @@ def compare(
     `UsageError` when the two don't share a vocabulary; `LlmconvError` when a scored position's logits hold NaN or
     infinities on either side: it names the model, the position and the likely cause.
     """
-    window, how = Window(context, chunks), Running(device, dtype, activations, memory)
     along = Along(plot, ("A", "B"), "KLD")
+    how = Running(device, dtype, activations, memory)
+    return compared(a, b, text, Window(context, chunks), how, progress, along)
+
+
+def compared(
+    a: Source,
+    b: Source,
+    text: texts.TextSource,
+    window: Window,
+    how: Running,
+    progress: Progress | None,
+    along: Along | None = None,
+    recall: Recall | None = None,
+) -> Comparison:
+    """`compare`.   recall: of model `a`, from comparing it with another over the same text."""
     with how.models(a, b) as (left, right), torch.inference_mode(), device_errors(left.device):
         work = work_on(left, texts.read(text), window)
         shared = _shared_words(left, right)
@@ -105,13 +119,15 @@ def compare(
         kld, count = 0.0, 0
         batches = list(work.batches)
         make = functools.partial(_token_figures, (left, right), work.unit, shared)
-        for batch, figures in of_each((left, right), batches, make, progress):
+        for batch, figures in of_each((left, right), batches, make, progress, recall):
             found.append(figures)
-            along.add(batch, *figures[:3])
+            if along is not None:
+                along.add(batch, *figures[:3])
             seen, done = seen + batch.inputs.numel(), done + len(batch.numbers)
             kld, count = kld + figures[2].sum().item(), count + figures.shape[1]
             meter.reach(done, kld=kld / count)
-    along.draw(left.tokenizer, f"{right.where} against {left.where}")
+    if along is not None:
+        along.draw(left.tokenizer, f"{right.where} against {left.where}")
     notes = [f"{side}: {note}" for side, model in (("A", left), ("B", right)) for note in model.notes]
     all_figures = torch.cat(found, 1)
     notes += _padding_notes(left, right, all_figures[5], shared)
@@ -171,15 +187,14 @@ def _token_figures(
     for start in range(0, len(targets), step):
         logs = []
         for side, model, states in zip("AB", models, hidden, strict=True):
-            logits = model.head(states[start : start + step]).to(device, exact)
+            logits = model.head(states[start : start + step])
             check_finite(logits, model, batch.places(unit, start), side)
-            logs.append(logits.log_softmax(-1))
+            logs.append(logits.to(device, exact).log_softmax(-1))
         wanted = targets[start : start + step, None]
         chosen_a, chosen_b = (log.gather(-1, wanted)[:, 0] for log in logs)
-        kept_a, kept_b = (log[:, :shared].logsumexp(-1).clamp(max=0) for log in logs)
+        kept_a, kept_b = (_kept(log, shared) for log in logs)
         log_a = logs[0][:, :shared].log_softmax(-1) if shared < logs[0].shape[1] else logs[0]
-        chances = log_a.exp()
-        kld = torch.where(chances > 0, chances * (log_a - logs[1][:, :shared]), 0.0).sum(-1)
+        kld = torch.linalg.vecdot(log_a.exp(), log_a - logs[1][:, :shared])  # all finite: what is 0 adds nothing
         if shared < logs[0].shape[1]:
             kld -= kept_a
         same = (logs[0].argmax(-1) == logs[1].argmax(-1)).to(exact)
@@ -187,6 +202,11 @@ def _token_figures(
         figures = torch.stack((-chosen_a, -chosen_b, kld, same, chosen_b.exp() - chosen_a.exp(), spent))
         out.append(figures.to("cpu", torch.float64))
     return torch.cat(out, 1)
+
+
+def _kept(log: Tensor, shared: int) -> Tensor:
+    """ln of the probability of the first `shared` tokens, (N,)."""
+    return log[:, :shared].logsumexp(-1).clamp(max=0) if shared < log.shape[1] else log.new_zeros(len(log))
 
 
 def _summary(figures: Tensor, work: Work, seen: int, clock: Clock, notes: list[str]) -> Comparison:

@@ -28,7 +28,8 @@ from llmconv.quant.filetypes import file_type
 from llmconv.runtime.load import pick_device
 from llmconv.runtime.measure import sweep_report, texts
 from llmconv.runtime.measure.chunks import Running, Window, work_on
-from llmconv.runtime.measure.compare import Comparison, compare
+from llmconv.runtime.measure.compare import Comparison, compared
+from llmconv.runtime.measure.sharing import Recall
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
 from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, identity_of, write_text
@@ -172,29 +173,32 @@ class _Job:
         state.save()
 
     def evaluate(self, original: Model, names: list[str], state: State, keep: bool) -> None:
-        """Each type against the original, which is loaded once."""
-        for name in names:
-            started = time.perf_counter()
-            found = self.compared(original, name)
-            state.base = {
-                "ppl": found.ppl_a,
-                "ppl_stderr": found.ppl_a_stderr,
-                "context": found.context,
-                "tokens": found.tokens,
-                "device": str(original.device),
-            }
-            seconds = (state.seconds.get(name, math.nan), time.perf_counter() - started)
-            state.rows[name] = asdict(_row(name, self.file(name), found, seconds))
-            state.save()
-            if not keep:
-                self.file(name).unlink()
+        """Each type against the original, which is loaded once and run once."""
+        with Recall(original) as recall:
+            for name in names:
+                self._evaluate(recall, name, state)
+                if not keep:
+                    self.file(name).unlink()
 
-    def compared(self, original: Model, name: str) -> Comparison:
+    def _evaluate(self, original: Recall, name: str, state: State) -> None:
+        started = time.perf_counter()
+        found = self.compared(original, name)
+        state.base = {
+            "ppl": found.ppl_a,
+            "ppl_stderr": found.ppl_a_stderr,
+            "context": found.context,
+            "tokens": found.tokens,
+            "device": str(original.model.device),
+        }
+        seconds = (state.seconds.get(name, math.nan), time.perf_counter() - started)
+        state.rows[name] = asdict(_row(name, self.file(name), found, seconds))
+        state.save()
+
+    def compared(self, original: Recall, name: str) -> Comparison:
         """A type against the original, which has half of the memory where it does not fit."""
-        window: dict[str, Any] = {"context": self.window.context, "chunks": self.window.chunks}
-        how = window | {"device": self.device, "memory": self.memory, "progress": self.told(name)}
+        how, told = Running(self.device, memory=self.memory), self.told(name)
         try:
-            return compare(original, self.file(name), self.text, **how)
+            return compared(original.model, self.file(name), self.text, self.window, how, told, recall=original)
         except TooLittle as error:
             if self.memory is None or error.given == self.memory:
                 raise

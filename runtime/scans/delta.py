@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llmconv.convert.decoders.scans import Scan
 from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
-from llmconv.runtime.scans.past import Past, in_chunks, wide
+from llmconv.runtime.scans.past import Past, decayed, in_chunks, wide
 
 __all__ = ["delta", "delta_rule", "kimi_delta", "unit"]
 
@@ -53,15 +53,22 @@ def kimi_delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     mixed = torch.cat((block.attn_q(x), block.attn_k(x), block.attn_v(x)), -1)
     mixed = activation(spec.activation)(past.convolve(mixed, weight, None)).to(kind)
     query, key, value = (t.reshape(shape) for t in mixed.chunk(3, -1))
-    alpha = block.ssm_f_b(block.ssm_f_a(x)).to(kind) + block.ssm_dt.bias.to(kind)
-    decay = block.ssm_a.to(kind).reshape(-1, 1) * F.softplus(alpha).reshape(shape)
+    alpha = (_through(block.ssm_f_a, block.ssm_f_b, x).to(kind) + block.ssm_dt.bias.to(kind)).reshape(shape)
+    rate = block.ssm_a.to(kind).reshape(-1, 1)
+    decay = spec.floor * (rate * alpha).sigmoid() if spec.floor else rate * F.softplus(alpha)
     beta = block.ssm_beta(x).to(kind).sigmoid()
     state = past.state(spec.heads, spec.state, spec.state, like=x)
     out, state = delta_rule(unit(query), unit(key), value, past.real(decay), past.real(beta), state)
     past.keep(state)
     past.end()
-    gate = block.ssm_g_b(block.ssm_g_a(x)).to(kind).sigmoid().reshape(shape)
+    gate = _through(block.ssm_g_a, block.ssm_g_b, x).to(kind).sigmoid().reshape(shape)
     made: Tensor = block.attn_output((block.ssm_norm(out) * gate).flatten(2).to(x.dtype))
+    return made
+
+
+def _through(first: Any, second: Any, x: Tensor) -> Tensor:
+    """x through a product of low rank, or one whole matrix (Ling 3)."""
+    made: Tensor = first(x) if second is None else second(first(x))
     return made
 
 
@@ -102,7 +109,7 @@ def delta_rule(
     ends = decay.cumsum(-2)  # since the chunk's start
     learned = beta[..., None] * key
     seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    within, among = _decayed(query, key, ends, seen), _decayed(learned, key, ends, seen.tril(-1))
+    within, among = decayed(query, key, ends, ends, seen), decayed(learned, key, ends, ends, seen.tril(-1))
     shrunk = ends.exp()
     # Of a chunk's tokens: what they learn if nothing was there before it, and what the state before takes from that.
     known = torch.cat((beta[..., None] * value, learned * shrunk), -1)
@@ -117,12 +124,3 @@ def delta_rule(
         out.append(asked[:, :, i] @ state + within[:, :, i] @ new)
         state = shrunk[:, :, i, -1, :, None] * state + left[:, :, i].transpose(-1, -2) @ new
     return torch.stack(out, 2).movedim(1, 3).flatten(1, 2)[:, :count], state
-
-
-def _decayed(a: Tensor, b: Tensor, ends: Tensor, seen: Tensor) -> Tensor:
-    """Products of each row of a with those of b that it sees, by what the decays between leave of them."""
-    apart = ends[..., :, None, :] - ends[..., None, :, :]
-    apart = apart.masked_fill(~seen[..., None], float("-inf")).exp()
-    if apart.shape[-1] == 1:
-        return (a @ b.transpose(-1, -2)) * apart[..., 0]
-    return torch.einsum("...ik,...jk,...ijk->...ij", a, b, apart)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llmconv.runtime.cache import Step
 
-__all__ = ["Past", "in_chunks", "wide"]
+__all__ = ["Past", "decayed", "in_chunks", "packed", "wide"]
 
 
 class Past:
     """The states of a layer before a step's tokens, taken in the order in which they are kept.
 
-    Where there is padding, a step's tokens come first in their rows and padding last (see `scan`).
+    Where there is padding, a step's tokens come first in their rows and padding last (see `packed`).
+    second: of the layer's other half, where its MLP looks back too.
     """
 
-    def __init__(self, index: int, step: Step):
-        self.index, self.step = index, step
-        self.before = step.cache.states[index] if step.cache is not None else None
+    def __init__(self, index: int, step: Step, second: bool = False):
+        states = [] if step.cache is None else step.cache.states
+        self.index, self.step = index + second * len(states) // 2, step
+        self.before = states[self.index] if states else None
         self.after: list[Tensor] = []
 
     def _next(self) -> Tensor | None:
@@ -55,12 +59,42 @@ class Past:
         bias = None if bias is None else bias.to(x.dtype)
         return F.conv1d(near.transpose(1, 2), weight.to(x.dtype)[:, None], bias, groups=len(weight)).transpose(1, 2)
 
+    def shift(self, x: Tensor) -> Tensor:
+        """x (B, T, C): for each token the one before it, zeros before the first; the last is kept."""
+        before = self._next()
+        before = x.new_zeros(x.shape[0], 1, x.shape[2]) if before is None else before.to(x.dtype)
+        near = torch.cat((before, x), 1)
+        self.keep(self._last(near, 1))
+        return near[:, :-1]
+
     def _last(self, near: Tensor, count: int) -> Tensor:
         """The last `count` inputs of each row that are no padding; before them stand as many of before."""
         if not self.step.packed:
             return near[:, near.shape[1] - count :]
         index = self.step.counts[:, None] + torch.arange(count, device=near.device)
         return near.gather(1, index[..., None].expand(-1, -1, near.shape[2]))
+
+
+def packed(x: Tensor, step: Step, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `mix` makes of x (B, T, dim), its tokens moved together before padding, and then back where they stood."""
+    if not step.packed:
+        return mix(x)
+    order = step.order[..., None].expand_as(x)
+    made = mix(x.gather(1, order))
+    return torch.zeros_like(made).scatter(1, order, made)
+
+
+def decayed(a: Tensor, b: Tensor, upto: Tensor, since: Tensor, seen: Tensor) -> Tensor:
+    """Products of each row of a with those of b that it sees, by what the decays between leave of them.
+
+    a, b: (..., length, K).   upto, since: logarithms of what is left at a row of a, and behind one of b, of the chunk's
+    start, (..., length, 1 or K).   seen: (length, length) bool.
+    """
+    apart = upto[..., :, None, :] - since[..., None, :, :]
+    apart = apart.masked_fill(~seen[..., None], float("-inf")).exp()
+    if apart.shape[-1] == 1:
+        return (a @ b.transpose(-1, -2)) * apart[..., 0]
+    return torch.einsum("...ik,...jk,...ijk->...ij", a, b, apart)
 
 
 def in_chunks(x: Tensor, length: int, chunks: int) -> Tensor:

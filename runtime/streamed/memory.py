@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmconv.errors import UsageError, kind_of
-from llmconv.formats.limits import parse_size
+from llmconv.formats.limits import in_bytes
 
 __all__ = ["Memory", "limit"]
 
@@ -24,12 +23,8 @@ def limit(memory: Memory, device: torch.device) -> int | None:
 
     `UsageError` for what is no size.
     """
-    if isinstance(memory, str):
-        return parse_size(memory)
     if memory is not None:
-        if not isinstance(memory, int) or memory < 1:
-            raise UsageError(f"memory is {memory!r} ({kind_of(memory)}), expected bytes or a size like '2G'")
-        return memory
+        return in_bytes(memory or -1, "memory")
     if device.type == "cuda":
         return int(_SHARE * torch.cuda.mem_get_info(device)[0])
     free = [n for n in (_of_machine(), _of_group()) if n is not None]

@@ -86,6 +86,16 @@ def llama(folder: Path, billions: float, name: str = "model.gguf") -> str:
     return str(sparse(folder / name, {n: t.shape for n, t in made.tensors.items()}, dict(made.metadata)))
 
 
+def shards(folder: Path, billions: float) -> str:
+    """The first of that Llama's parts."""
+    import llmconv
+
+    whole = Path(llama(folder, billions))
+    first = llmconv.split(whole, folder / "part", max_size="100M")[0]
+    whole.unlink()
+    return str(first)
+
+
 def text(folder: Path, tokens: int = 600) -> str:
     path = folder / "text.txt"
     path.write_text(" ".join(f"w{i}" for i in np.random.default_rng(1).integers(0, 31000, tokens)))
@@ -242,6 +252,7 @@ def _cases() -> list[Case]:
         Case("size", weights, MODELS, lambda f, n: ["size", model(f, n)]),
         Case("edit --set", weights, MODELS, lambda f, n: ["edit", model(f, n), "--set", "general.name=str:x"]),
         Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "100M"]),
+        Case("merge", weights, WRITTEN, lambda f, n: ["merge", shards(f, n), str(f / "o.gguf")]),
         Case("tokenize", weights, MODELS, lambda f, n: ["tokenize", model(f, n), "w1 w2"]),
         Case("perplexity", weights, (0.1, 1, 7, 70),
              lambda f, n: ["perplexity", model(f, n), text(f), *_SHORT[:2], "--device", "cpu", "--memory",
@@ -254,11 +265,12 @@ def _cases() -> list[Case]:
         Case("embed", weights, RUN, lambda f, n: ["embed", model(f, n), "w1 w2 w3", "-o", str(f / "v.npy"), *_LIMIT],
              _BOUND),
         Case("calibrate", weights, (0.1, 1),
-             lambda f, n: ["calibrate", model(f, n), text(f), "-o", str(f / "c"), "-c", "128", *_LIMIT], _BOUND),
+             lambda f, n: ["calibrate", model(f, n), text(f), "-o", str(f / "c"), "-c", "128", "--memory",
+                           "700M" if n < 1 else "3G", *_LIMIT[2:]], "Python and torch and --memory 700M, 3G"),
         Case("quantize --calibrate, fast", weights, (0.1, 1),
              lambda f, n: ["quantize", model(f, n), "-t", "Q4_0", "-o", str(f / "q.gguf"), "--calibrate", text(f),
-                           "--effort", "fast", *("--memory", "900M" if n < 1 else "3G")],
-             "Python and torch and --memory 900M, 3G"),
+                           "--effort", "fast", *("--memory", "900M" if n < 1 else "4G")],
+             "Python and torch and --memory 900M, 4G"),
         Case("sweep", weights, (0.1, 1),
              lambda f, n: ["sweep", model(f, n), text(f, 200), "--types", "Q8_0", "-o", str(f / "s"), "-c", "128",
                            "--memory", "1400M", "--device", "cpu", "--no-plot"], _BOUND + ", twice"),

@@ -33,6 +33,8 @@ HEADS = [
     "base_model:\ndatasets: []\ntags: []\n",
     "# comment\nname: Some Thing  # said\nauthor: 'It''s me'\nversion: v1.2\ndescription: >-\n  two\n  lines\n\n  and more\n",
     "description: |\n  kept\n    as is\nurl: https://x.y/z#a\nrepo_url: \"a\\tb\\u00e9\"\nfinetune: chat",
+    "description: |+\n  kept\n\n\nlicense: mit\n...\n",
+    "base_model: [[a/b, c/d], e/f]\ndatasets:\n- [x]\nlicense: mit",
     "model_name: M\nmodel_creator: C\nmodel_type: llama\nquantized_by: Q\nprompt_template: '{a}\n\n  {b}\n\n  '\n",
     "model-index:\n- name: m\n  results:\n  - task:\n      type: text-generation\n      name: T\n    dataset:\n      name: d\n"
     "      args:\n        num_few_shot: 25\n    metrics:\n    - type: acc\n      value: 0.5\nlicense: mit\n",

@@ -361,6 +361,70 @@ def test_memory_and_disk(hub, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["out.gguf"]
 
 
+def test_files_in_xet_s_storage(hub, folder, tmp_path, monkeypatch):
+    """Ranges of them come as of any other file, checked by the same hash, and nobody is asked for Xet's tokens.
+
+    What `hf_xet` does with `--cache` is between it and Xet's servers; without it the Hub's library reads whole files.
+    """
+    from huggingface_hub import constants
+
+    hub.xet = True
+    made = llmconv.quantize("hf://org/toy", "a.gguf", "Q8_0")
+    llmconv.quantize(folder, "b.gguf", "Q8_0")
+    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes() and any("SHA-256" in n for n in made.notes)
+    assert not any("xet" in address for address, _ in hub.seen)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setenv(names.KEEP, "1")
+    if hasattr(constants, "HF_HUB_DISABLE_XET"):
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    same(llmconv.open("hf://org/toy"), llmconv.open(folder))
+    assert not any("xet" in address for address, _ in hub.seen)
+
+
+@pytest.mark.slow
+def test_a_model_of_a_gigabyte(tmp_path, monkeypatch):
+    """Straight from a Hub, in a process of its own: memory, the disk, the bytes on the line, and the hash."""
+    import os
+    import subprocess
+    import sys
+
+    settings = CONFIG | {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    settings |= {"num_key_value_heads": 32, "num_hidden_layers": 3}
+    folder, work = tmp_path / "toy", tmp_path / "work"
+    folder.mkdir()
+    work.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+    shapes = {"model.embed_tokens": (512, 4096), "lm_head": (512, 4096), "model.norm": (4096,)}
+    for i in range(3):
+        at = f"model.layers.{i}."
+        shapes |= {at + "input_layernorm": (4096,), at + "post_attention_layernorm": (4096,)}
+        shapes |= {at + f"self_attn.{n}_proj": (4096, 4096) for n in "qkvo"}
+        shapes |= {at + "mlp.gate_proj": (11008, 4096), at + "mlp.up_proj": (11008, 4096)}
+        shapes[at + "mlp.down_proj"] = (4096, 11008)
+    place, head = 0, {}
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        head[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    raw = json.dumps(head).encode()
+    with (folder / "model.safetensors").open("wb") as file:  # of zeros, which take no room
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + place)
+    assert place > 1.2e9
+    code = (
+        "import llmconv; made = llmconv.quantize('hf://org/toy', 'out.gguf', 'Q4_0'); "
+        "assert any('SHA-256' in note for note in made.notes); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    with Hub(folder) as server:
+        env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+        run = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, env=env)
+        assert run.returncode == 0, run.stderr
+        assert int(run.stdout) < 400_000 and place < server.sent < 1.01 * place
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file() and folder not in p.parents] == ["out.gguf"]
+    assert (work / "out.gguf").stat().st_size < 0.3 * place
+
+
 def test_the_cache_on_demand(hub, folder, tmp_path, monkeypatch):
     """Kept where the Hub's own programs keep them, and read from there when there is no line."""
     from huggingface_hub import constants

@@ -1,8 +1,11 @@
 """Outputs that go to a Hub on this machine: part by part, in one commit, and on from where a failure stopped it."""
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +239,39 @@ def test_the_plan_is_shown_first(hub, folder, monkeypatch):
     found = llmconv.quantize(folder, "hf://me/toy", ["Q8_0", "Q4_0"], dry_run=True)
     assert [str(o.paths[0]) for o in found.outputs] == ["hf://me/toy/toy-Q8_0.gguf", "hf://me/toy/toy-Q4_0.gguf"]
     assert not hub.repos and not list(Path().iterdir())
+    plan = llmconv.convert_file(folder, "hf://me/toy", split_max_size=500_000, dry_run=True)
+    copy = llmconv.convert_file("hf://org/toy", "hf://me/copy", to="safetensors", max_shard_size=10**6, dry_run=True)
+    assert not hub.repos and not list(Path().iterdir()) and not plan.url
+    monkeypatch.setattr("click.confirm", lambda question: said.append(question) or True)
+    said = []
+    words = ["convert", str(folder), "hf://me/toy", "--split-max-size", "500k"]
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stderr=sys.stderr)
+    monkeypatch.setattr("llmconv.cli.options.sys", terminal)
+    shown = CliRunner().invoke(cli, words)
+    assert said == ["Send this to hf://me/toy?"] and f"{plan.paths[0]}\n{plan.paths[1]}\n" in shown.output
+    there = {n: raw for n, raw in hub.repos["me/toy"].items() if n != "README.md"}
+    assert [path.name for path in plan.paths] == list(there) and plan.size == sum(map(len, there.values()))
+    llmconv.convert_file(folder, "hf://me/copy", to="safetensors", max_shard_size=10**6)
+    assert {p.name for p in copy.paths} == {*hub.repos["me/copy"]}
+    assert copy.size == sum(map(len, hub.repos["me/copy"].values()))
+    with pytest.raises(UsageError, match="dry_run is for a target on the Hub"):
+        llmconv.convert_file(folder, "here.gguf", dry_run=True)
+
+
+def test_the_hub_s_tutorial(hub, folder, tmp_path, monkeypatch):
+    """Its commands, in order, with this Hub's one model in the place of the page's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    page = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "hub.md"
+    text = (
+        page.read_text().replace("hf://HuggingFaceTB/SmolLM2-135M", "hf://org/toy").replace("SmolLM2-135M-Q", "toy-Q")
+    )
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) > 8
+    for line in lines:
+        words = line.split()
+        done = CliRunner().invoke(cli, [word.replace("100M", "500k") for word in words[1:]])
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+    assert len(hub.repos["me/SmolLM2-135M-parts"]) > 3 and "toy-Q4_K_M.gguf" in hub.repos["me/SmolLM2-135M-one"]
 
 
 def test_parts_on_a_disk(folder, tmp_path):

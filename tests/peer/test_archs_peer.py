@@ -69,6 +69,7 @@ REFUSED = {
     "chameleon": ("bytes", "it takes the first head's norm for those of all"),
     "chameleon-swin": ("bytes", "it takes the first head's norm for those of all"),
     "cogvlm": ("tensors", "it leaves out the matrices for an image's tokens, without which llama.cpp loads no file"),
+    "neobert": ("bytes", "it leaves each head's query, key and value together, which llama.cpp does not read so"),
     "deepseek-v4": ("error", "it knows packed experts alone"),
     "hy-v4-transformers": ("error", "it does not know the names under which transformers saves"),
     "stablelm-12b": ("error", "it loses the stacked norms of the heads"),
@@ -141,6 +142,11 @@ PATCHES: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "rotary_emb_scale_base": NULL,
     },
+}
+PATCHES["nomic-moe"] = PATCHES["nomic-bert-published"] | {
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
 }
 PATCHES |= {name: by_hand.CONFIGS[name] for name in by_hand.PACKED}
 PATCHES |= {  # whose settings transformers writes otherwise
@@ -219,6 +225,11 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "jais": {"scaled_by.embedding", "scaled_by.lm_head"},
     "muse-glimmer": {"scaled_by.query"},
     "minimax-01": {"attention.recurrent_layers"},
+    "llama-embed": {"attention.causal"},
+    "neo-bert": {"attention.qkv_groups"},
+    "jina-bert-v2": {"token_type_count"},
+    "jina-bert-v3": {"token_type_count"},
+    "nomic-bert-moe": {"token_type_count", "attention.key_length", "attention.value_length"},
     "deepseek4": {"vocab_size"},
     "kimi-k3": {"rope.freq_base"},
     "dots3note": {"rope.freq_base", "scaled_by.query", "scaled_by.latent", "scaled_by.window"},

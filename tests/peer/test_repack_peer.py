@@ -221,3 +221,33 @@ def test_mlx_reads_small_floats(tmp_path: Path, kind: str) -> None:
     for stem in ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
         got = mx.dequantize(made[f"{stem}.weight"], made[f"{stem}.scales"], mode=kind, dtype=mx.float32)
         assert np.array_equal(np.array(got), want[f"{stem}.weight"].numpy())
+
+
+@pytest.mark.parametrize("kind", ["MLX2", "MLX3", "MLX", "MLX5", "MLX6", "MLX8", "MLX_MXFP4"])
+def test_floats_are_rounded_as_well_as_by_mlx(tmp_path: Path, kind: str) -> None:
+    """MLX reads our numbers as we do, and they are no farther from the weights than those that it makes itself."""
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    rng = np.random.default_rng(5)
+    floats = llama(lambda stem, shape: {f"{stem}.weight": rng.standard_normal(shape).astype(np.float32)})
+    group = None if kind in ("MLX", "MLX_MXFP4") else 64
+    made = llmconv.quantize(folder(tmp_path / "in", floats), tmp_path / "out", kind, group_size=group)
+    assert made.written
+    settings = llmconv.convert.tables.config.read_config(llmconv.open(tmp_path / "out"))["quantization"]
+    arrays = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    want = unpack(llmconv.open(tmp_path / "out")).tensors
+    for stem in ("model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
+        x = floats[f"{stem}.weight"]
+        if kind == "MLX_MXFP4":
+            assert settings["mode"] == "mxfp4"
+            got = mx.dequantize(arrays[f"{stem}.weight"], arrays[f"{stem}.scales"], mode="mxfp4", dtype=mx.float32)
+            theirs = mx.dequantize(*mx.quantize(mx.array(x), mode="mxfp4"), mode="mxfp4", dtype=mx.float32)
+            assert np.array_equal(np.array(got), want[f"{stem}.weight"].numpy())
+        else:
+            how = {"group_size": settings["group_size"], "bits": settings["bits"]}
+            assert how["bits"] == int(kind[3:] or 4)
+            scales, biases = (arrays[f"{stem}.{end}"].astype(mx.float32) for end in ("scales", "biases"))
+            got = mx.dequantize(arrays[f"{stem}.weight"], scales, biases, **how)
+            theirs = mx.dequantize(*mx.quantize(mx.array(x), **how), **how)
+            assert np.allclose(np.array(got), want[f"{stem}.weight"].numpy(), rtol=1e-6, atol=1e-6)
+        off, their_off = (float(np.square(np.array(y) - x).mean()) for y in (got, theirs))
+        assert off <= 1.01 * their_off

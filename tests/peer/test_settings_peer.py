@@ -24,7 +24,7 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 
 IDS = [(i * 37 + 11) % 90 + 3 for i in range(40)]
-SAME = 4e-3  # of the largest logit; llama.cpp keeps its cache, and ggml its GELU, in float16
+SAME = 4e-3  # of the largest logit; ggml keeps its GELU in float16
 NO_LOAD = ("will not load", "will stop")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.quant.rounding.descent import Metric, loss, rounded, spread_errors
+from llmconv.quant.rounding.descent import Metric, Order, loss, rounded, spread_errors
 from llmconv.quant.rounding.families import GRIDS
 from llmconv.quant.rounding.grid import Grid
 from llmconv.quant.rounding.knapsack import Offer, choose, smallest
@@ -55,7 +55,7 @@ def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> Non
     start = grid.unpack(grid.type.encode(weights, importance if grid.type.uses_importance else None))
     apart, both = Metric(h), Metric(h, f)
     if grid.book is None:
-        plain, start = start, spread_errors(grid, start, weights, h.astype(np.float64), np.matmul)
+        plain, start = start, spread_errors(grid, start, weights, Order.of(h), np.matmul)
         assert loss(apart, grid, start, weights) < 0.5 * loss(apart, grid, plain, weights)
     for metric in (apart, both):
         found, losses = rounded(grid, start, weights, metric, 4)
@@ -92,7 +92,7 @@ def test_one_column_at_a_time_is_gptq(problem: dict[str, Any]) -> None:
     """The same codes as the textbook's loop: round a column, and move the rest by the inverse's Cholesky factor."""
     grid, weights, h = GRIDS["Q4_0"], problem["weights"][:8], problem["h"].astype(np.float64)
     plain = grid.unpack(grid.type.encode(weights))
-    found = spread_errors(grid, plain, weights, h, np.matmul)
+    found = spread_errors(grid, plain, weights, Order.of(h), np.matmul)
     left, inverse = weights.astype(np.float64), np.linalg.inv(h)
     scales = np.repeat(plain.scale, 32, 1).astype(np.float64)
     code = np.zeros(weights.shape, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")
 
-from llmconv.runtime.calibrate.gradients import gather
+from llmconv.runtime.calibrate.gradients import drawn, gather
 from llmconv.runtime.calibrate.inputs import inputs_of
-from llmconv.runtime.calibrate.units import embedded, stages, units
+from llmconv.runtime.calibrate.units import embedded, groups, units
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,9 @@ def test_closer_than_an_importance_matrix(model: Path, pairs: Path, known: llmco
     assert shapes[0] == shapes[1] == shapes[2]
     total = sum(t.loss_after for t in made.output.tensors if t.loss_after is not None)
     assert 0.4 < total / kld["standard"] < 2.5  # nats, as predicted
+    best = dataclasses.replace(known, effort="best")
+    made = llmconv.quantize(model, tmp_path / "best.gguf", "Q4_0", pure=True, calibration=best)
+    assert sum(t.loss_after for t in made.output.tensors if t.loss_after is not None) < total
 
 
 def test_the_same_whatever_the_threads(model: Path, known: llmconv.Calibration, pairs: Path, tmp_path: Path) -> None:
@@ -119,7 +123,9 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
         p.requires_grad_(True)
     logits = loaded(batches[0])
     chances = logits.detach().softmax(-1).flatten(0, 1)
-    labels = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(5))[:, 0]
+    labels = drawn(chances, torch.Generator().manual_seed(5))
+    heights, sums = torch.rand(24, 1, generator=torch.Generator().manual_seed(5)), chances.cumsum(-1)
+    assert labels.tolist() == (sums < heights * sums[:, -1:]).sum(-1).tolist()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
     np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
@@ -136,11 +142,10 @@ def test_inputs_are_a_plain_loops(model: Path) -> None:
     loaded.blk[0].attn_q.register_forward_pre_hook(lambda m, given: seen.append(given[0].flatten(0, 1)))
     with torch.inference_mode():
         states = [(embedded(loaded, part), part) for part in tokens.split(2)]
-        order = stages(unit, *states[0])
-        assert order[0] == [f"blk.0.attn_{c}.weight" for c in "qkv"]
-        assert [names for names in order if "blk.0.ffn_down.weight" in names] == [["blk.0.ffn_down.weight"]]
-        seen.clear()
-        found = inputs_of(loaded, unit, order, 0, weights, states)
+        (names,) = groups(unit)
+        found = inputs_of(loaded, unit, names, weights, states)
+    assert found.keys() == unit.modules.keys()
+    assert found["blk.0.attn_k.weight"] is found["blk.0.attn_v.weight"]  # of one input
     x, w = torch.cat(seen).double(), weights["blk.0.attn_q.weight"]
     w = (w / w.mean()).clamp(max=4)
     w = w / w.mean()
@@ -150,13 +155,77 @@ def test_inputs_are_a_plain_loops(model: Path) -> None:
     np.testing.assert_allclose(found["blk.0.attn_k.weight"].h[0], plain, rtol=1e-5, atol=1e-6)
 
 
+def test_every_expert_is_seen(tmp_path: Path) -> None:
+    """Of all matrices of experts, not only of the first that a batch goes to, as many tokens as are sent there."""
+    pytest.importorskip("transformers")
+    loaded = llmconv.load(gguf_of("mixtral", tmp_path), "cpu")
+    unit, tokens = next(iter(units(loaded))), torch.arange(64).view(4, 16)
+    logits: list[Any] = []
+    loaded.blk[0].ffn_gate_inp.register_forward_hook(lambda m, i, out: logits.append(out))
+    with torch.inference_mode():
+        found = inputs_of(loaded, unit, groups(unit)[0], {}, [(embedded(loaded, tokens), tokens)])
+    routed = torch.bincount(logits[0].topk(2).indices.flatten(), minlength=4)
+    for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+        assert found[f"blk.0.{name}.weight"].counts == routed.tolist() and (routed > 0).sum() > 1
+        assert len(found[f"blk.0.{name}.weight"].h) == 4
+
+
+@pytest.mark.parametrize("kind", ["W4A16", "MLX"])
+def test_folders_of_integers(kind: str, tmp_path: Path) -> None:
+    """Nearer than plain rounding to the same numbers, in a folder that reads as what was made, number for number."""
+    pytest.importorskip("transformers")
+    path, text = gguf_of("llama", tmp_path), tmp_path / "text.txt"
+    text.write_text(" ".join(np.random.default_rng(2).choice(WORDS, 1500)))
+    kld = []
+    for how in (None, llmconv.OnText(text, context=32, device="cpu")):
+        made = llmconv.quantize(path, tmp_path / "folder", kind, calibration=how, force=True)
+        kld.append(llmconv.compare(path, tmp_path / "folder", text, context=32, device="cpu").mean_kld)
+    assert kld[1] < 0.7 * kld[0], kld
+    assert "14 tensors calibrated: predicted loss " in made.notes[-1] and "every weight equal" in made.output.proof
+    with pytest.raises(UsageError, match="in groups of 32, not 64"):
+        llmconv.quantize(path, tmp_path / "folder", kind, calibration=how, group_size=64)
+    with pytest.raises(UsageError, match="INT8 is rounded without a calibration"):
+        llmconv.quantize(path, tmp_path / "folder", "INT8", calibration=how)
+
+
+def test_an_interrupted_run_goes_on(model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between layers, and with its last record cut off: the same bytes, what is done neither looked at again nor
+    rounded again; another text is refused."""
+    how: dict[str, Any] = {"type": "Q4_0", "pure": True, "resumable": True}
+    text = llmconv.OnText(pairs, device="cpu", chunks=40)
+    llmconv.quantize(model, tmp_path / "whole", calibration=text, **how)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole"]
+
+    def until(step: llmconv.Step) -> None:
+        if step.item.startswith("blk.1.ffn_down"):
+            raise KeyboardInterrupt
+
+    def again(chunks: int = 40, **more: Any) -> list[str]:
+        items: list[str] = []
+        fresh = llmconv.OnText(pairs, device="cpu", chunks=chunks)
+        more = {"progress": lambda step: items.append(step.item)} | more
+        llmconv.quantize(model, tmp_path / "cut", calibration=fresh, **(how | more))
+        return items
+
+    with pytest.raises(KeyboardInterrupt):
+        again(progress=until)
+    kept = tmp_path / "cut.rounded.partial"
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.raises(llmconv.LlmconvError, match="is of a run with another model, text, type or options"):
+        again(chunks=30)
+    monkeypatch.setattr("llmconv.runtime.calibrate.calibration.gather", None)
+    items = again()
+    assert "blk.0.ffn_down.weight, already done" in items and "blk.1.ffn_up.weight" in items
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+
+
 def test_what_it_does_not_go_with(model: Path, known: llmconv.Calibration, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     llmconv.imatrix(model, pairs, tmp_path / "i.gguf", device="cpu")
     for how, said in (
         ({"imatrix": tmp_path / "i.gguf"}, "leave imatrix out"),
         ({"prune_layers": [0]}, "leave prune_layers out"),
-        ({"resumable": True}, "resumable=True does not go with a calibration"),
         ({"provenance": True}, "provenance=True does not go with a calibration"),
     ):
         with pytest.raises(UsageError, match=said):

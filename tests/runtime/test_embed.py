@@ -21,8 +21,10 @@ pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def modules(path: Path, pooling: dict[str, Any], dense: tuple[int, ...] = (), normalize: bool = True) -> list[Any]:
-    """Write sentence-transformers' files; the dense layers (weight, bias)."""
+def modules(
+    path: Path, pooling: dict[str, Any], dense: tuple[int, ...] = (), normalize: bool = True, plain: bool = False
+) -> list[Any]:
+    """Write sentence-transformers' files; the dense layers (weight, bias), none of which has one where `plain`."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *((f"{n + 2}_Dense", "Dense") for n in range(len(dense)))]
     steps += [("9_Normalize", "Normalize")] if normalize else []
     listing = [
@@ -37,15 +39,16 @@ def modules(path: Path, pooling: dict[str, Any], dense: tuple[int, ...] = (), no
         weight, bias = torch.randn(out, size, generator=generator) / 8, torch.randn(out, generator=generator)
         where = path / f"{n + 2}_Dense"
         where.mkdir()
-        tensors = {"linear.weight": weight.numpy()} | ({"linear.bias": bias.numpy()} if n == 0 else {})
+        tensors = {"linear.weight": weight.numpy()} | ({"linear.bias": bias.numpy()} if n == 0 and not plain else {})
         made = llmconv.Checkpoint()
         for name, values in tensors.items():
             made.add(llmconv.Tensor.from_array(name, values))
         llmconv.save(made, where / "model.safetensors")
-        kind = "torch.nn.modules.activation.Tanh" if n == 0 else "torch.nn.modules.linear.Identity"
-        config = {"in_features": size, "out_features": out, "bias": n == 0, "activation_function": kind}
+        first = n == 0 and not plain
+        kind = "torch.nn.modules.activation.Tanh" if first else "torch.nn.modules.linear.Identity"
+        config = {"in_features": size, "out_features": out, "bias": first, "activation_function": kind}
         (where / "config.json").write_text(json.dumps(config))
-        layers.append((weight, bias if n == 0 else None, torch.tanh if n == 0 else lambda x: x))
+        layers.append((weight, bias if first else None, torch.tanh if first else lambda x: x))
         size = out
     return layers
 
@@ -100,6 +103,44 @@ def test_dense_layers_prompts_and_length(tmp_path: Path) -> None:
             assert np.abs(found - np.stack(expected)).max() < 2e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_layers_behind_pooling_are_tensors(tmp_path: Path, count: int) -> None:
+    """EmbeddingGemma's two; one alone, and more than a GGUF has names for."""
+    model, splits = folder_of(tmp_path / "hf", "embeddinggemma", unigram)
+    layers = modules(tmp_path / "hf", POOLINGS["mean"][0], (32, 16, 8)[:count], plain=True)
+    expected = []
+    for text in TEXTS:
+        vector = hidden(model, splits.encode(text).ids).mean(0)
+        for weight, _bias, _act in layers:
+            vector = torch.nn.functional.linear(vector, weight)
+        expected.append((vector / vector.norm()).numpy())
+    result = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    tensors = llmconv.open(tmp_path / "m.gguf").tensors
+    assert [f"dense_{n}.weight" in tensors for n in (2, 3)] == [count < 3, count == 2]
+    assert any("'2_Dense' (and 2 more): kept, and computed by llmconv embed" in note for note in result.notes) == (
+        count == 3
+    )
+    for path in (tmp_path / "hf", tmp_path / "m.gguf"):
+        assert np.abs(llmconv.embed(path, TEXTS, device="cpu", dtype="f32") - np.stack(expected)).max() < 5e-5
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "again")
+    for file in (tmp_path / "hf").rglob("*"):
+        name = file.relative_to(tmp_path / "hf")
+        if file.is_file() and str(name) != "model.safetensors":  # whose tensors may stand in another order
+            assert (tmp_path / "again" / name).read_bytes() == file.read_bytes()
+    assert llmconv.verify(tmp_path / "hf", tmp_path / "again").same
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "p.gguf", portable=True)  # as somebody else has it
+    if count < 3:
+        assert (
+            np.abs(llmconv.embed(tmp_path / "p.gguf", TEXTS, device="cpu", dtype="f32") - np.stack(expected)).max()
+            < 5e-5
+        )
+        llmconv.convert_file(tmp_path / "p.gguf", tmp_path / "made")
+        found = llmconv.embed(tmp_path / "made", TEXTS, device="cpu", dtype="f32")
+        assert np.abs(found - np.stack(expected)).max() < 5e-5
+        assert json.loads((tmp_path / "made" / "2_Dense" / "config.json").read_text())["out_features"] == 32
+
+
 RERANKERS = [
     ("bert-classifier", wordpiece, {}), ("xlm-roberta-reranker", unigram, {}), ("modernbert-reranker", wordpiece, {}),
     ("bert-classifier", wordpiece, {"num_labels": 1}), ("distilbert-classifier", wordpiece, {}),
@@ -127,6 +168,23 @@ def test_scores(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, An
         found = llmconv.embed(path, pairs, device="cpu", dtype="f32")
         wanted = logits.sigmoid() if logits.shape[1] == 1 else logits
         assert np.abs(found - wanted.numpy()).max() < 1e-4
+
+
+def test_one_label_and_one_type_of_tokens_quantized(tmp_path: Path) -> None:
+    """A quantizer leaves leading ones out, as ggml counts: two matrices of one row are vectors in the file."""
+    folder_of(tmp_path / "hf", "xlm-roberta-reranker", unigram, type_vocab_size=1, num_labels=1)
+    expected = llmconv.embed(tmp_path / "hf", [(QUERY, TEXTS[0])], device="cpu")
+    llmconv.quantize(tmp_path / "hf", tmp_path / "q.gguf", "Q8_0")
+    made = llmconv.open(tmp_path / "q.gguf").tensors
+    assert made["token_types.weight"].shape == made["cls.output.weight"].shape == (64,)
+    assert np.abs(llmconv.embed(tmp_path / "q.gguf", [(QUERY, TEXTS[0])], device="cpu") - expected).max() < 0.02
+    assert llmconv.verify(tmp_path / "hf", tmp_path / "q.gguf").same
+    llmconv.convert_file(tmp_path / "q.gguf", tmp_path / "again")
+    back = llmconv.open(tmp_path / "again").tensors
+    assert {n: t.shape for n, t in llmconv.open(tmp_path / "hf").tensors.items()} == {
+        n: t.shape for n, t in back.items()
+    }
+    llmconv.convert_file(tmp_path / "q.gguf", tmp_path / "copy.gguf")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from llmconv.convert.tables.pieces import Pieces
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from llmconv.runtime.stepping.stepper import stepper
+
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 pytestmark = [
@@ -50,6 +53,12 @@ def test_logits_and_cache(name: str, tmp_path: Path) -> None:
         steps += [ours(tokens[:, i : i + 1], cache=cache) for i in range(7, LENGTH - 6)]
         steps.append(ours(tokens[:, LENGTH - 6 :], cache=cache))  # several at once, after others
         torch.testing.assert_close(torch.cat(steps, 1), logits, atol=1e-4, rtol=0)
+
+        cache = ours.cache(1, LENGTH)
+        ours(tokens[:1, :7], cache=cache)
+        if (step := stepper(ours, cache)) is not None:
+            steps = [step(int(token)).clone() for token in tokens[0, 7:]]
+            torch.testing.assert_close(torch.cat(steps), logits[0, 7:], atol=1e-4, rtol=0)
 
         mask = torch.ones(2, LENGTH, dtype=torch.bool)
         mask[1, :9] = False

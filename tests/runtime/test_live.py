@@ -230,8 +230,20 @@ def work(rank):
         for layer in model.model.layers:
             fully_shard(layer)
         fully_shard(model)
-        made = llmconv.save_gguf(model, f"{folder}/{kind}-sharded.gguf", "Q8_0", name="m")
+        made = llmconv.save_gguf(model, f"{folder}/sharded/{kind}.gguf", "Q8_0", name="m")
         assert made.written == (rank == 0)
+        if not os.path.isdir(f"{folder}/{kind}-lora"):
+            continue
+        import peft
+
+        model = peft.PeftModel.from_pretrained(
+            transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/{kind}"), f"{folder}/{kind}-lora"
+        )
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        llmconv.save_gguf(model, f"{folder}/sharded/{kind}-lora.gguf", "Q8_0", name="m")
+        llmconv.save_adapter(model, f"{folder}/sharded/{kind}-adapter.gguf")
     torch.distributed.barrier()
 
 
@@ -243,9 +255,11 @@ os._exit(0)
 """
 
 
+@OLD_NAMES
 @pytest.mark.slow
 def test_a_sharded_model_is_gathered(tmp_path):
     """By two processes, as FSDP cuts it; the bytes are those of the whole."""
+    import importlib.util
     import os
     import subprocess
     import sys
@@ -256,8 +270,24 @@ def test_a_sharded_model_is_gathered(tmp_path):
         model = made(kind, torch.float32)
         model.save_pretrained(tmp_path / kind)
         llmconv.save_gguf(model, tmp_path / f"{kind}.gguf", "Q8_0", name="m")
+        if importlib.util.find_spec("peft") is not None:
+            import peft
+
+            config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False)
+            model = peft.get_peft_model(model, config)
+            model.save_pretrained(tmp_path / f"{kind}-lora")
+            llmconv.save_gguf(model, tmp_path / f"{kind}-lora.gguf", "Q8_0", name="m")
+            llmconv.save_adapter(model, tmp_path / f"{kind}-adapter.gguf")
+    (tmp_path / "sharded").mkdir()
     words = [sys.executable, "-c", SHARDED, str(tmp_path), *kinds]
     run = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr[-3000:]
-    for kind in kinds:
-        assert (tmp_path / f"{kind}-sharded.gguf").read_bytes() == (tmp_path / f"{kind}.gguf").read_bytes()
+    whole = list(tmp_path.glob("*.gguf"))
+    assert len(whole) in (2, 6)
+    for path in whole:
+        gathered = tmp_path / "sharded" / path.name
+        if "adapter" not in path.name:
+            assert gathered.read_bytes() == path.read_bytes(), path.name
+            continue
+        a, b = (llmconv.open(p).tensors for p in (gathered, path))  # whose keys name the folder of the base
+        assert a.keys() == b.keys() and all(np.array_equal(t.numpy(), b[n].numpy()) for n, t in a.items())

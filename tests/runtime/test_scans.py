@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worded import WORDS, gguf_of
+from worded import WORDS, by_hand_gguf, gguf_of
 
 import llmconv
 from llmconv.convert.quantizing.importance import read_importance
@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch")
 from llmconv.runtime.scans.delta import delta_rule
 from llmconv.runtime.scans.mamba import selective_scan
 from llmconv.runtime.scans.mamba2 import state_space
+from llmconv.runtime.scans.rwkv7 import relearned
+from llmconv.runtime.scans.sums import decayed_sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,6 +55,28 @@ def delta_by_definition(query: Any, key: Any, value: Any, decay: Any, beta: Any,
     return torch.stack(out, 1), state
 
 
+def sums_by_definition(query: Any, key: Any, value: Any, decay: Any, state: Any, first: Any = None) -> tuple[Any, Any]:
+    out = []
+    for t in range(query.shape[1]):
+        pair = key[:, t, :, :, None] * value[:, t, :, None]
+        seen = state if first is None else state + first[..., None] * pair
+        state = decay[:, t, :, :, None].exp() * state + pair
+        out.append((query[:, t, :, :, None] * (state if first is None else seen)).sum(-2))
+    return torch.stack(out, 1), state
+
+
+def relearned_by_definition(
+    query: Any, key: Any, value: Any, decay: Any, aim: Any, taken: Any, state: Any
+) -> tuple[Any, Any]:
+    out = []
+    for t in range(query.shape[1]):
+        held = (state * aim[:, t, :, :, None]).sum(-2, keepdim=True)
+        state = decay[:, t, :, :, None].exp() * state + taken[:, t, :, :, None] * held
+        state = state + key[:, t, :, :, None] * value[:, t, :, None]
+        out.append((query[:, t, :, :, None] * state).sum(-2))
+    return torch.stack(out, 1), state
+
+
 def _mamba(count: int) -> tuple[Any, ...]:
     return (
         *(random(2, count, 6), random(2, count, 6).exp(), -random(6, 3).exp()),
@@ -75,11 +99,28 @@ def _delta(count: int, fine: int) -> tuple[Any, ...]:
     )
 
 
+def _sums(count: int, fine: int) -> tuple[Any, ...]:
+    return (
+        *(random(2, count, 2, 4), random(2, count, 2, 4), random(2, count, 2, 3)),
+        *(-random(2, count, 2, fine).exp(), random(2, 2, 4, 3)),
+    )
+
+
+def _relearned(count: int) -> tuple[Any, ...]:
+    query, key, value, decay, state = _sums(count, 4)
+    aim = torch.nn.functional.normalize(random(2, count, 2, 4), dim=-1)
+    return query, key, value, decay, -aim, aim * random(2, count, 2, 4).sigmoid(), state
+
+
 SCANS = {
     "mamba": (selective_scan, mamba_by_definition, _mamba),
     "mamba2": (state_space, mamba2_by_definition, _mamba2),
     "delta": (delta_rule, delta_by_definition, lambda count: _delta(count, 1)),
     "delta of every number": (delta_rule, delta_by_definition, lambda count: _delta(count, 4)),
+    "sums": (decayed_sums, sums_by_definition, lambda count: _sums(count, 1)),
+    "sums of every number": (decayed_sums, sums_by_definition, lambda count: _sums(count, 4)),
+    "sums and a token's own": (decayed_sums, sums_by_definition, lambda count: (*_sums(count, 4), random(2, 4))),
+    "relearned": (relearned, relearned_by_definition, _relearned),
 }
 
 
@@ -110,6 +151,10 @@ def test_strong_decays_stay_finite(name: str) -> None:
 
 
 FAMILIES = ["mamba", "falcon-mamba", "mamba2", "qwen3-next", "qwen3.5", "jamba", "granite-hybrid"]
+BY_HAND = ["rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7", "minimax-01", "ling3"]
+"""Of which transformers has no tiny model, or one under other names."""
+UNUSED = tuple(f"blk.0.time_mix_v{part}" for part in "012")
+"""What RWKV 7's first layer has and does not compute with."""
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +162,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny models by name: their GGUF with a vocabulary, made once."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("models")
-    return lambda name: gguf_of(name, folder)
+    return lambda name: (by_hand_gguf if name in BY_HAND else gguf_of)(name, folder)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *BY_HAND])
 def test_padding_is_nothing_wherever_it_stands(name: str, models: Any) -> None:
     """Left, right and between: what is padded and then goes on is what was never padded."""
     model = llmconv.load(models(name), "cpu", "f32")
@@ -141,7 +186,7 @@ def test_padding_is_nothing_wherever_it_stands(name: str, models: Any) -> None:
         cache.cut(3)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *BY_HAND])
 def test_calibration_and_importance_see_every_matrix(name: str, models: Any, tmp_path: Path) -> None:
     """The recurrent projections too: each has its importance, and its inputs' matrix."""
     path, text = models(name), tmp_path / "text.txt"
@@ -154,7 +199,7 @@ def test_calibration_and_importance_see_every_matrix(name: str, models: Any, tmp
         if n.startswith("blk.")
         and n.endswith("weight")
         and len(t.shape) > 1
-        and not any(part in n for part in ("conv", "_norm", "ssm_a", "gate_inp_shexp"))
+        and not any(part in n for part in ("conv", "_norm", "ssm_a", "gate_inp_shexp", "_lerp_", "_first", *UNUSED))
     }
     assert matrices <= set(entries)
     made = llmconv.quantize(
@@ -164,11 +209,11 @@ def test_calibration_and_importance_see_every_matrix(name: str, models: Any, tmp
     blocks = {
         n for n, t in llmconv.open(tmp_path / "q.gguf").tensors.items() if n in matrices and t.type.name == "Q4_0"
     }
-    assert blocks and {n for n in blocks if "_exps" not in n} <= rounded
+    assert blocks and {n for n in blocks if "_exps" not in n and "attn_v_b" not in n} <= rounded
     assert llmconv.size(tmp_path / "q.gguf").states > 0
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "qwen3-next"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "qwen3-next", "rwkv6", "rwkv7", "minimax-01"])
 def test_training_goes_through_the_scan(name: str, models: Any) -> None:
     model = llmconv.load(models(name), "cpu", "f32").train()
     ids = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -179,7 +224,10 @@ def test_training_goes_through_the_scan(name: str, models: Any) -> None:
         optimizer.zero_grad()
         loss.backward()
         assert all(
-            p.grad is not None and bool(p.grad.isfinite().all()) for n, p in model.named_parameters() if "ssm_" in n
+            p.grad is not None and bool(p.grad.isfinite().all())
+            for n, p in model.named_parameters()
+            if any(part in n for part in ("ssm_", "time_mix_", "channel_mix_", "attn_qkv"))
+            and not any(part in n for part in UNUSED)
         )
         optimizer.step()
         losses.append(float(loss.detach()))

@@ -777,8 +777,8 @@ CONFIGS |= {
     "rwkv7": _of(
         "RWKV7ForCausalLM",
         "rwkv7",
-        _RWKV,
-        head_dim=16,
+        _RWKV | {"hidden_size": 128},
+        head_dim=64,  # of which llama.cpp's kernels take no fewer
         norm_eps=1e-5,
         decay_low_rank_dim=8,
         a_low_rank_dim=8,
@@ -788,10 +788,88 @@ CONFIGS |= {
     "arwkv7": _of(
         "RwkvHybridForCausalLM",
         "rwkv_hybrid",
-        _LLAMA,
-        head_size=16,
+        _LLAMA | {"hidden_size": 128},
+        head_size=64,
         wkv_version=7,
         wkv_has_gate=True,
+    ),
+}
+
+_ENCODER = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 128,
+}
+_JINA_2 = _ENCODER | {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"}
+CONFIGS |= {
+    "neobert": _of(
+        "NeoBERTLMHead",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+    ),
+    "neobert-classifier": _of(
+        "NeoBERTForSequenceClassification",
+        "neobert",
+        {k: v for k, v in _ENCODER.items() if k in ("vocab_size", "hidden_size", "num_hidden_layers")},
+        num_attention_heads=4,
+        intermediate_size=144,
+        norm_eps=1e-5,
+        max_length=128,
+        dim_head=16,
+        pad_token_id=0,
+        id2label={"0": "a", "1": "b", "2": "c"},
+    ),
+    "jina2": _of("JinaBertForMaskedLM", "bert", _JINA_2),
+    "jina2-code": _of("JinaBertForMaskedLM", "bert", _JINA_2, up_gated_layer=True),
+    "jina3": _of(
+        "XLMRobertaModel",
+        "xlm-roberta",
+        _ENCODER,
+        type_vocab_size=1,
+        max_position_embeddings=130,
+        layer_norm_eps=1e-5,
+        position_embedding_type="rotary",
+        rotary_emb_base=20000.0,
+        pad_token_id=1,
+        lora_adaptations=["retrieval.query", "text-matching"],
+        lora_alpha=2,
+        lora_rank=4,
+        task_instructions={"retrieval.query": "what is ", "text-matching": ""},
+    ),
+    "nomic-moe": _of(
+        "NomicBertModel",
+        "nomic_bert",
+        {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 2048},
+        max_trained_positions=2048,
+        layer_norm_epsilon=1e-5,
+        rotary_emb_base=10000,
+        type_vocab_size=1,
+        activation_function="gelu",
+        causal=False,
+        qkv_proj_bias=True,
+        mlp_fc1_bias=True,
+        mlp_fc2_bias=True,
+        prenorm=False,
+        rotary_emb_fraction=1.0,
+        rotary_emb_interleaved=False,
+        rotary_emb_scale_base=None,
+        num_experts=4,
+        moe_top_k=2,
+        moe_every_n_layers=2,
+        moe_normalize_expert_weights=False,
+        num_shared_experts=0,
+        pad_token_id=1,
     ),
 }
 
@@ -1060,15 +1138,17 @@ NOT_RUN = (
     *("minimax-m3", "minimax-01"),
     *("rwkv6", "rwkv6-qwen2", "rwkv7", "arwkv7"),
     *("grovemoe", "nanbeige-looped", "granite-switch"),
+    *("grovemoe", "granite-switch"),
     *("gemma4-assistant", "eagle3", "eagle3-speculator", "dflash", "dflash2", "dspark", "muse-glimmer-assistant"),
 )
 """Whose forward pass is not known here."""
 
-BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo"}
+BITS_ALONE = {"smolvlm", "youtu", "sarvam", "plamo", "jina2-code", "neobert-classifier"}
 """What is compared with nothing of the reference's."""
 
 FORMS = {"kormo": 1, "rugpt3xl": 1, "muse-glimmer-assistant": 1, "bitnet-1": 1, "qwen3-vl-moe": 1, "grok1": 1} | {
     "deepseek4-dspark": 2,
+    "jina2-code": 1,
 }
 """In which form a model is written, where not the first."""
 

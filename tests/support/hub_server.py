@@ -32,6 +32,7 @@ class Hub:
     token: one that every request must bring.   delay: seconds before each answer of weights.
     rate: bytes a second of all answers together; 0: as fast as they go.   seen: (address, token) of every request.
     faults: called with (file, start, number of the request of that file's bytes); what it names goes wrong.
+    xet: large files are said to be in Xet's storage too, as the Hub says it.
     asked: requests by kind;   sent: bytes of files.   most: requests of bytes under way at once.
     """
 
@@ -42,6 +43,7 @@ class Hub:
         self.sent = self.most = self._now = 0
         self.rate = self._free = 0.0
         self.cdn = ""
+        self.xet = False
         self.seen: list[tuple[str, str]] = []
         self.ranges: list[tuple[str, int, int]] = []
         self._lock = threading.Lock()
@@ -71,6 +73,7 @@ class Hub:
         out["oid"] = hashlib.sha1(b"blob %d\0" % size + (path.read_bytes() if size < LARGE else b"")).hexdigest()
         if size >= LARGE:
             out["lfs"] = {"oid": self.digest(path), "size": size, "pointerSize": 134}
+            out |= {"xetHash": self.digest(path)[::-1]} if self.xet else {}
         return out
 
     def digest(self, path: Path) -> str:
@@ -137,6 +140,8 @@ class Hub:
         path = self.files()[name]
         size = path.stat().st_size
         if size >= LARGE and not redirected:
+            route = f"{self.url}/api/models/org/toy/xet-read-token/{COMMIT}"
+            xet = {"X_Xet_Hash": self.digest(path)[::-1], "X_Xet_Refresh_Route": route}
             return self._say(
                 request,
                 302,
@@ -145,6 +150,7 @@ class Hub:
                 X_Repo_Commit=COMMIT,
                 X_Linked_Size=str(size),
                 X_Linked_Etag=f'"{self.digest(path)}"',
+                **(xet | {"Link": f'<{route}>; rel="xet-auth"'} if self.xet else {}),
             )
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, size)

@@ -61,3 +61,39 @@ def folder_of(path: Path, name: str, tokenizer: Any, **changes: Any) -> tuple[An
     made.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps(NAMES[tokenizer]))
     return type(built).from_pretrained(path, dtype=torch.float32).eval(), made
+
+
+def folder_by_hand(path: Path, name: str, tokenizer: Any, **changes: Any) -> Any:
+    """A folder of a model that transformers lacks, in float32, with a vocabulary; its tokenizer."""
+    import by_hand
+    import hf_models
+    import numpy as np
+
+    from llmconv.formats import safetensors_file
+    from llmconv.formats.tensor import Tensor
+
+    made = tokenizer()
+    config = by_hand.CONFIGS[name] | {"vocab_size": made.get_vocab_size()} | changes
+    prefix = {"prefix": by_hand.PREFIXES[name]} if name in by_hand.PREFIXES else {}
+    folder = hf_models.model(config, kind="F32", form=by_hand.FORMS.get(name, 0), **prefix)
+    for tensor in folder.tensors.values():
+        values = tensor.numpy() * 0.15 + (0.5 if len(tensor.shape) == 1 else 0.0)
+        folder.add(Tensor.from_array(tensor.name, values.astype(np.float32)))
+    folder.metadata["format"] = "pt"
+    rng, rank = np.random.default_rng(11), config.get("lora_rank", 0)
+    for base in [n for n in folder.tensors if n.endswith(".parametrizations.weight.original")] if rank else ():
+        rows, columns = folder.tensors[base].shape
+        shapes = ((rank, columns), (rows, rank)) if "embeddings" not in base else ((rows, rank), (rank, columns))
+        for letter, shape in zip("AB", shapes, strict=True):
+            beside = base.removesuffix("original") + f"0.lora_{letter}"
+            folder.add(Tensor.from_array(beside, (rng.normal(0, 0.3, (2, *shape))).astype(np.float32)))
+    if name == "nomic-moe":
+        folder.add(Tensor.from_array("encoder.layers.1.mlp.experts.bias", rng.normal(0, 0.5, 64).astype(np.float32)))
+    said = {
+        key: value for key, value in config.items() if key != "up_gated_layer"
+    }  # which published files leave unsaid
+    folder.files["config.json"] = json.dumps(said).encode()
+    folder.files["tokenizer_config.json"] = json.dumps(NAMES[tokenizer]).encode()
+    safetensors_file.save(folder, path)
+    made.save(str(path / "tokenizer.json"))
+    return made

@@ -83,6 +83,20 @@ _HEARS_TOO = {
     "num_mel_bins": 16,
     "max_source_positions": 50,
 }
+_QFORMER = {
+    **{"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 48, "vocab_size": 8},
+    **{"max_position_embeddings": 8, "cross_attention_frequency": 1, "use_qformer_text_input": False},
+}
+_SPEECH: dict[str, Any] = {
+    "text_config": _text("granite"),
+    "encoder_config": {
+        **{"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "input_dim": 16, "output_dim": 24},
+        **{"context_size": 20, "max_pos_emb": 24, "conv_kernel_size": 5},
+    },
+    "projector_config": _QFORMER
+    | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "encoder_hidden_size": 32},
+    "has_lora_adapter": False,
+}
 
 MODELS: dict[str, Tiny] = {
     "gemma3": Tiny(
@@ -240,6 +254,72 @@ MODELS: dict[str, Tiny] = {
         prepared={},
         dtype="float16",
     ),
+    "gemma4-unified": Tiny(
+        "Gemma4UnifiedForConditionalGeneration",
+        {
+            "text_config": TEXT | {"global_head_dim": 16},
+            "vision_config": {
+                **{"patch_size": 4, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 10},
+                "output_proj_dims": 32,
+            },
+            "audio_config": {"audio_embed_dim": 24},
+        },
+        dtype="bfloat16",
+    ),
+    "granite4-vision": Tiny(
+        "Granite4VisionForConditionalGeneration",
+        {
+            "text_config": _text("granite4_vision_text", num_hidden_layers=6),
+            "vision_config": SEES
+            | {"model_type": "siglip_vision_model", "hidden_size": 64, "vision_use_head": False}
+            | {"num_hidden_layers": 6},
+            "qformer_config": _QFORMER,
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[-3, 5], [-1, 0]],
+            "spatial_target_layers": [1, 2, 3, 4],
+        },
+        ((r"^model\.vision_tower\.", "model.vision_tower.vision_model."),),
+    ),
+    "granite-speech": Tiny(
+        "GraniteSpeechForConditionalGeneration",
+        _SPEECH,
+        prepared={},
+    ),
+    "granite-speech-plus": Tiny(
+        "GraniteSpeechPlusForConditionalGeneration",
+        _SPEECH
+        | {
+            "encoder_config": _SPEECH["encoder_config"] | {"cat_hidden_layers": [1]},
+            "projector_config": _SPEECH["projector_config"] | {"encoder_hidden_size": 64},
+        },
+        prepared={},
+        dtype="bfloat16",
+    ),
+    "minimax-m3": Tiny(
+        "MiniMaxM3SparseForConditionalGeneration",
+        {
+            "text_config": TEXT
+            | {
+                **{"intermediate_size": 32, "dense_intermediate_size": 96, "shared_intermediate_size": 32},
+                **{"num_local_experts": 4, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]},
+                "layer_types": ["full_attention", "minimax_m3_sparse"],
+                **{"rotary_dim": 8, "index_n_heads": 2, "index_head_dim": 16},
+            },
+            "vision_config": SEES | {"hidden_size": 160, "num_attention_heads": 2},
+            "projector_hidden_size": 48,
+        },
+    ),
+    "muse-glimmer": Tiny(
+        "MuseGlimmerForConditionalGeneration",
+        {
+            "text_config": TEXT,
+            "vision_config": {k: v for k, v in SEES.items() if k != "image_size"}
+            | {"pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16},
+            "projector_hidden_size": 48,
+            "out_hidden_size": 128,
+        },
+        dtype="float16",
+    ),
     "audio-flamingo3": Tiny(
         "AudioFlamingo3ForConditionalGeneration",
         {"text_config": _text("qwen2"), "audio_config": _HEARS_TOO},
@@ -264,6 +344,9 @@ def build(name: str, folder: Path, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.1 + (0.5 if parameter.ndim == 1 else 0.0))
+        for key, buffer in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.rand(buffer.shape) + 0.25)
     model.eval()
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import by_hand
+import hf_models
 import numpy as np
 import tiny_models
 
 import llmconv
 from llmconv.convert.translate import translate
+from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.tensor import Tensor
 
 WORDS = [f"w{i}" for i in range(93)]
 
@@ -34,6 +38,26 @@ def gguf_of(name: str, folder: Path) -> Path:
     if not path.exists():
         tiny_models.build(name, folder / name)
         found = translate(llmconv.open(folder / name), "gguf")
+        found.metadata = with_words(dict(found.metadata))
+        llmconv.save(found, path)
+    return path
+
+
+def by_hand_folder(config: dict[str, Any], form: int = 0, **more: Any) -> Checkpoint:
+    """A folder made from our table, of random numbers that are not too large to tell texts apart."""
+    folder = hf_models.model(config, kind="F32", form=form, **more)
+    for name, tensor in list(folder.tensors.items()):
+        values = tensor.numpy() * np.float32(0.1) + np.float32(0.5 if len(tensor.shape) == 1 else 0.0)
+        folder.add(Tensor.from_array(name, values))
+    return folder
+
+
+def by_hand_gguf(name: str, folder: Path) -> Path:
+    """The same of a model made by hand, which needs no transformers."""
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        made = by_hand_folder(by_hand.CONFIGS[name], by_hand.FORMS.get(name, 0))
+        found = translate(made, "gguf")
         found.metadata = with_words(dict(found.metadata))
         llmconv.save(found, path)
     return path

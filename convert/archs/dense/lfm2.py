@@ -129,6 +129,7 @@ LFM2 = Architecture(
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
+    dense={"dense_2": ("1_Dense", "", "embedding_length_out")},
     decoder={"output_norm": "token_embd_norm", "activation_key": ""},
     reads="layer_types full_attn_idxs block_auto_adjust_ff_dim block_ffn_dim_multiplier block_multiple_of"
     " intermediate_size sliding_window",

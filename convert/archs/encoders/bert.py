@@ -125,6 +125,7 @@ BERT = Architecture(
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
+    fits=lambda config: config.get("position_embedding_type") != "rotary" and not config.get("lora_adaptations"),
     decoder={"positions": "learned", "causal": False, "activation": "gelu"},
     fixed={
         "is_decoder": False,

@@ -123,7 +123,16 @@ T5 = Architecture(
     tied=True,
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"not_run": "it has an encoder and a decoder"},
+    decoder={
+        "side": "enc",
+        "causal": False,
+        "positions": "none",
+        "farthest": 128,
+        "attention_scale": 1.0,
+        "activation": "relu",
+        "gated_activation": "gelu_tanh",
+        "activation_key": "",
+    },
     reads="feed_forward_proj",
     inert="dense_act_fn is_gated_act output_past task_specific_params scalable_attention classifier_dropout"
     " is_encoder_decoder tokenizer_class dropout_rate is_decoder",
@@ -146,7 +155,6 @@ T5_ENCODER = T5.variant(
         "output.weight",
         *(r.gguf[0] for r in T5.rows if r.gguf[0].startswith("dec.")),
     ),
-    decoder={"not_run": "it places its tokens by a bias on the scores"},
     inert="num_decoder_layers use_cache",
 )
 

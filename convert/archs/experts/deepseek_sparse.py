@@ -99,7 +99,7 @@ GLM_DSA = DEEPSEEK2.variant(
     keys=INDEXER_KEYS,
     finish=_finish_glm,
     rebuild=_rebuild_glm,
-    decoder={"latent_eps": 1e-6},
+    decoder={"latent_eps": 1e-6, "indexer_rope": "pairs"},
     reads="indexer_types index_topk_pattern index_topk_freq index_skip_topk_offset",
     inert="layer_types",
     loader=LATENT_QUERIES.more(Loader(pieces={"latent_eps": 0.0})),

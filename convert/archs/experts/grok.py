@@ -131,6 +131,7 @@ GROK = Architecture(
         "beside": 0.5**0.5,
         "normalize_experts": True,
         "norms_inside": True,
+        "attention_softcap": 30.0,
     },
     reads="attn_output_multiplier rope_type scaling_factor original_max_position_embeddings extrapolation_factor"
     " attn_factor beta_fast beta_slow",

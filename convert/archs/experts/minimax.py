@@ -98,6 +98,8 @@ def _dense(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 def _dense_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     _rebuild(config, own, dims)
     config["moe_layer_freq"] = [int(i >= dims["n_dense"]) for i in range(dims["n_layer"])]
+    config.setdefault("sparse_attention_config", {})["sparse_attention_freq"] = config["moe_layer_freq"]
+    config["shared_intermediate_size"] = dims["n_ff_shexp"]
 
 
 _index, _chosen = _at + "self_attn.index_", "i >= n_dense"
@@ -159,9 +161,11 @@ MINIMAX_M3 = Architecture(
     prefixes=("model.", "language_model.model.", "model.language_model.", ""),
     finish=_dense,
     rebuild=_dense_back,
-    decoder={"not_run": "its indexer chooses blocks of tokens"},
+    decoder={"activation": "swiglu_oai", "gating": "sigmoid", "normalize_experts": True},
     reads="rotary_dim partial_rotary_factor moe_layer_freq mlp_layer_types sparse_attention_config",
-    inert="num_experts use_routing_bias shared_intermediate_size layer_types qk_norm_type use_gemma_norm",
+    inert="num_experts use_routing_bias shared_intermediate_size layer_types qk_norm_type use_gemma_norm"
+    " sparse_attention_config.sparse_attention_freq",
+    fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     loader=Loader(refused=OUT_BIAS, needed=(*HEAD, *CHOICE)),
 )
 
@@ -216,11 +220,18 @@ MINIMAX_01 = Architecture(
     dims={"interval": "8"},
     finish=_lightning,
     rebuild=_lightning_back,
-    decoder={"not_run": "lightning attention is not known to the runtime"},
+    decoder={
+        "lightning": True,
+        "scales_kept": True,
+        "residual_after_norm": True,
+        "normalize_experts": True,
+        "latent_eps": 1e-6,
+    },
     reads="rotary_dim partial_rotary_factor attn_type_list layer_types"
     + "".join(f" layernorm_{part}_{greek}" for part in _PARTS for greek in ("alpha", "beta")),
     inert="num_experts postnorm shared_intermediate_size shared_moe_mode block_size layer_types",
     fixed={"postnorm": True, "shared_intermediate_size": 0},
+    loader=Loader(pieces={"latent_eps": 0.0}),
 )
 
 ARCHITECTURES = (MINIMAX_M2, MINIMAX_M3, MINIMAX_01)

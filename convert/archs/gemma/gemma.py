@@ -121,7 +121,13 @@ GEMMA2 = GEMMA.variant(
     rows=_four_norms,
     finish=_finish2,
     rebuild=_rebuild2,
-    decoder={"window_pattern": 2, "scale_by_model": 46, "activation_key": "hidden_activation"},
+    decoder={
+        "window_pattern": 2,
+        "scale_by_model": 46,
+        "activation_key": "hidden_activation",
+        "attention_softcap": 50.0,
+        "final_softcap": 30.0,
+    },
     reads="query_pre_attn_scalar layer_types",
     inert="hidden_act",
     loader=Loader(unread=("attention.scale", "attention.sliding_window_pattern")),
@@ -194,6 +200,10 @@ GEMMA_EMBEDDING = GEMMA3.variant(
     prefixes=("", "model."),
     decoder={"causal": False, "window_both_sides": True},
     drop=("output.weight",),
+    dense={
+        "dense_2": ("2_Dense", "dense_2_feat_in", "dense_2_feat_out"),
+        "dense_3": ("3_Dense", "dense_3_feat_in", "dense_3_feat_out"),
+    },
 )
 
 ARCHITECTURES = (GEMMA, GEMMA2, GEMMA3, GEMMA_EMBEDDING)

@@ -42,6 +42,7 @@ PIECES: Pieces = {
     "value_norm": True,
     "window_rope_base": 10000.0,
     "window_rope_scaled": False,
+    "final_softcap": 30.0,
 }
 """What Gemma 3n and 4 have in common."""
 
@@ -173,8 +174,10 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if config.get("use_double_wide_mlp"):
         wide, first = int(own["feed_forward_length"]), count - int(own["attention.shared_kv_layers"])
         own["feed_forward_length"] = np.asarray([wide if i < first else 2 * wide for i in range(count)], np.int32)
-    if config.get("hidden_size_per_layer_input", 256) is None:
+    without = str(config.get("model_type")).startswith("gemma4_unified")  # unless its configuration says otherwise
+    if config.get("hidden_size_per_layer_input", None if without else 256) is None:
         own["embedding_length_per_layer_input"] = np.uint32(0)
+    own.setdefault("final_logit_softcapping", np.float32(0))  # llama.cpp takes its absence for 30
     if not config.get("enable_moe_block"):
         for name in ("expert_count", "expert_used_count", "expert_feed_forward_length"):
             own.pop(name, None)
@@ -215,6 +218,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     if isinstance(widths, np.ndarray | list):
         config["intermediate_size"] = int(widths[0])
         config["use_double_wide_mlp"] = any(int(n) != int(widths[0]) for n in widths)
+    config["final_logit_softcapping"] = float(own.get("final_logit_softcapping", 30.0)) or None
     config["enable_moe_block"] = dims["n_expert"] > 0
     config["vocab_size_per_layer_input"] = dims["n_ple_vocab"] or dims["n_vocab"]
     config["rope_parameters"] = {

@@ -12,6 +12,7 @@ LLAMA_EMBED = LLAMA.variant(
     drop=(*NOT_DENSE, "output.weight"),
     keys=HEAD_DIM,
     prefixes=("", "model."),
+    constants={"attention.causal": False},  # which llama.cpp does not know by the name
     decoder={"causal": False},
     inert="is_causal pooling",
 )

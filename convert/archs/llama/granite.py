@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.archs.llama.llama import LLAMA, NOT_DENSE
 from llmconv.convert.archs.parts import EXPERTS, check_text_model, gated_mlp
 from llmconv.convert.tables.architecture import HfName, keys, row
 from llmconv.convert.tables.ops import Dims, Split
+from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}."
 
@@ -18,8 +21,27 @@ _AROUND = ("granite_speech", "granite_speech_plus")
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    """Around it: a tower that hears, or one that sees, some of whose projectors' results deeper layers take."""
     if config.get("model_type") in _AROUND:
         check_text_model(config, (*_AROUND, "granite"))
+    n = dims["n_layer"]
+    deep = [int(layer) for _, layer in config.get("deepstack_layer_map") or ()]
+    deep += [int(layer) for layer in config.get("spatial_target_layers") or ()]
+    layers = sorted(layer + n if layer < 0 else layer for layer in deep)
+    if layers:
+        taken = np.full(n, -1, np.int32)
+        for number, layer in list(enumerate(layers))[1:]:  # what the first gives is the picture's place in the text
+            if not 0 <= layer < n:
+                raise Unsupported(f"config.json: a projector's results are for layer {layer}, and there are {n}")
+            taken[layer] = number
+        own["deepstack_mapping"] = taken
+    elif isinstance(said := config.get("deepstack_mapping"), list):  # of a text model's half alone
+        own["deepstack_mapping"] = np.array([int(number) for number in said], np.int32)
+
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    if "deepstack_mapping" in own:
+        config["deepstack_mapping"] = [int(n) for n in own["deepstack_mapping"]]
 
 
 GRANITE = LLAMA.variant(
@@ -27,6 +49,7 @@ GRANITE = LLAMA.variant(
     HfName("GraniteForCausalLM", "granite"),
     HfName("GraniteSpeechForConditionalGeneration", "granite_speech"),
     HfName("GraniteSpeechPlusForConditionalGeneration", "granite_speech_plus"),
+    HfName("Granite4VisionForConditionalGeneration", "granite4_vision"),
     drop=NOT_DENSE,
     keys=keys("""
         attention.scale     f32   attention_multiplier
@@ -35,6 +58,8 @@ GRANITE = LLAMA.variant(
         logit_scale         f32   logits_scaling
     """),
     finish=_finish,
+    rebuild=_rebuild,
+    reads="deepstack_layer_map spatial_target_layers deepstack_mapping",
     decoder={"logit_scale_divides": True},
     inert="logits_to_keep",
 )

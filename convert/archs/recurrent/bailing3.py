@@ -26,7 +26,7 @@ from llmconv.convert.archs.parts import (
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.archs.rope import rope_sections
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, Row, keys, row
-from llmconv.convert.tables.loader import OUT_BIAS, Loader
+from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
 
 _at = "{p}layers.{i}.attention."
@@ -176,7 +176,7 @@ BAILING3 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"not_run": "its forgetting and gates are not known to the runtime"},
+    decoder={"rope": "pairs", "gating": "sigmoid", "latent_eps": 1e-6},
     reads="qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank layer_group_size layer_types mrope_section"
     " moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
     inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype",
@@ -185,7 +185,7 @@ BAILING3 = Architecture(
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",
     },
-    loader=Loader(refused=OUT_BIAS),
+    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0}),
 )
 
 ARCHITECTURES = (BAILING3,)

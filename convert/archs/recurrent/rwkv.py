@@ -15,10 +15,11 @@ from llmconv.convert.archs.parts import NORMS, norm
 from llmconv.convert.tables.architecture import Architecture, HfName, Row, keys, row
 from llmconv.convert.tables.loader import HEAD, Loader
 from llmconv.convert.tables.ops import Dims, Exchanged, Reshape, Stack, Transpose, Twice
+from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.times import Halved
 from llmconv.errors import Unsupported
 
-_NOT_RUN = "its state is not known to the runtime"
+_DECODER: Pieces = {"positions": "none", "norm": "layer", "mlp_norm": "attn_norm_2"}
 
 _CONTEXT = np.uint32(1048576)
 
@@ -97,7 +98,7 @@ RWKV6 = Architecture(
     prefixes=("rwkv.",),
     constants={"context_length": _CONTEXT, "attention.head_count": np.uint32(0)},
     finish=_ranks6,
-    decoder={"not_run": _NOT_RUN},
+    decoder=_DECODER,
     inert="attention_hidden_size num_attention_heads head_size_divisor context_length max_context_length",
     loader=Loader(needed=HEAD),
 )
@@ -159,7 +160,7 @@ RWKV6_QWEN2 = Architecture(
     constants={"context_length": _CONTEXT, "attention.head_count": np.uint32(0), "token_shift_count": np.uint32(1)},
     finish=_ranks_qwen,
     rebuild=_heads_back,
-    decoder={"not_run": _NOT_RUN},
+    decoder={"positions": "none"},
     reads="num_attention_heads",
     inert="rope_theta max_window_layers sliding_window use_sliding_window",
 )
@@ -260,7 +261,7 @@ RWKV7 = Architecture(
     constants={"context_length": _CONTEXT, "attention.head_count": np.uint32(0)},
     kept=(r".*layers\.0\.attn\.v_lora\..*",),
     finish=_ranks7,
-    decoder={"not_run": _NOT_RUN},
+    decoder=_DECODER,
     inert="attn attn_mode fuse_norm fuse_cross_entropy hidden_ratio num_heads value_dim norm_first norm_bias",
     loader=Loader(needed=HEAD),
 )
@@ -313,7 +314,7 @@ ARWKV7 = Architecture(
     constants={"context_length": _CONTEXT, "attention.head_count": np.uint32(0), "token_shift_count": np.uint32(1)},
     kept=(r".*layers\.0\.self_attn\.time_mixer\.v[012]",),
     finish=_ranks8,
-    decoder={"not_run": _NOT_RUN},
+    decoder={"positions": "none"},
     reads="wkv_version wkv_has_gate",
     inert="num_attention_heads num_key_value_heads rope_theta wkv_layers wkv_has_group_norm wkv_use_vfirst",
 )

@@ -74,6 +74,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windowed]
     sparse = [bool(on) for on in np.atleast_1d(own.get("moe_layers", []))][:count]
     config["mlp_layer_types"] = ["sparse" if on else "dense" for on in sparse]
+    config.setdefault("attention_value_scale", None)
     part = dims["n_rot"] / dims["head_dim"] + 1e-6  # it is rounded down
     bases = {"full": config.pop("rope_theta"), "sliding": float(own.get("rope.freq_base_swa", 10000.0))}
     config["rope_parameters"] = {

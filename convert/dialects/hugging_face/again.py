@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert import cards, vocab
-from llmconv.convert.dialects.hugging_face import disguise, edited, pooling, target
+from llmconv.convert.dialects.hugging_face import dense, disguise, edited, pooling, target
 from llmconv.convert.dialects.hugging_face.present import as_present, never_said
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
@@ -77,7 +77,7 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
     config = read_config(folder)
     try:
         keys = arch.metadata(as_present(target.with_target(normalized(config), folder), folder.tensors), "")
-        keys |= pooling.keys_of(folder, arch.gguf)[0]
+        keys |= pooling.keys_of(folder, arch.gguf)[0] | dense.taken(folder, arch).keys
         keys |= _scalars(arch, folder, config, keys)
         found = vocab.from_files(folder.files, config, pre=pre)
         keys |= never_said(folder)

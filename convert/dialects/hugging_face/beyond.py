@@ -93,7 +93,7 @@ _WHOLE: tuple[tuple[str, str], ...] = (
     ("final_softcap", "its logits are capped at {}"),
     ("logit_scale", "its logits are scaled by {}"),
     ("embed_scale", "its embeddings are scaled by {}"),
-    ("latent_eps", "its latents' norms have the epsilon {}"),
+    ("latent_eps", "the norms inside its attention have the epsilon {}"),
     ("residual_scale", "its residuals are scaled by {}"),
     ("positions", "its positions are of the kind {!r}"),
 )

@@ -132,9 +132,9 @@ def _disguises(names: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
-def keep_names(metadata: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Put the original names into a GGUF's metadata, where they are not the table's."""
-    if different := _disguises(names):
+def keep_names(metadata: dict[str, Any], names: Mapping[str, str], more: Mapping[str, str] | None = None) -> None:
+    """Put the original names into a GGUF's metadata, where they are not the table's.  more: (the GGUF's, original)."""
+    if different := _disguises(names) | dict(more or {}):
         metadata[own_keys.NAMES] = json.dumps(different, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -12,9 +12,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
+from llmconv.convert.vocab.model import same_value
 from llmconv.errors import cut
 from llmconv.formats.gguf.gguf_values import encode_value
 
@@ -30,8 +33,8 @@ OF_THE_FILE = {
 }
 """Keys that say what a file is like; another file of the same model has its own."""
 _NAME = "general.name"
-_CHANGE_NOTHING = {"vocab_size", "tensor_data_layout", "rope.dimension_count"}
-"""Of an architecture's keys: what tensors say too, and what is as it is in any model of the family."""
+_CHANGE_NOTHING = {"vocab_size", "tensor_data_layout"}
+"""Of an architecture's keys: what tensors say too."""
 _ARRAYS = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges"))
 
 
@@ -52,9 +55,12 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
         lost[key] = value
     if not lost:
         return {}, []
-    other = [key for key in lost if key in again and key.startswith(f"{prefix}.")]
+    other = [
+        key for key in lost if key in again and key.startswith(f"{prefix}.") and not same_value(lost[key], again[key])
+    ]
     notes = [f"config.json does not say what {', '.join(other)} of the GGUF says; correct it by hand"] if other else []
-    unsaid = [k for k in lost if again and k not in again and k.startswith(f"{prefix}.") and not _harmless(k, lost[k])]
+    said_nowhere = (k for k in lost if again and k not in again and k.startswith(f"{prefix}."))
+    unsaid = [k for k in said_nowhere if not _harmless(k, lost[k], metadata)]
     if unsaid:
         some = ", ".join(cut(key) for key in unsaid[:4]) + (f" and {len(unsaid) - 4} more" if len(unsaid) > 4 else "")
         notes.append(f"config.json has no place for {some}: kept in the weights' metadata, for a GGUF to be made again")
@@ -81,9 +87,13 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(encode_value(value, "")).hexdigest()[:16]
 
 
-def _harmless(key: str, value: Any) -> bool:
+def _harmless(key: str, value: Any, metadata: Mapping[str, Any]) -> bool:
     """Whether a key changes nothing, so that nobody misses it in a config.json."""
-    name = key.partition(".")[2]
+    prefix, _, name = key.partition(".")
+    if name == "rope.dimension_count":  # as many as a head has, which is the usual
+        width, heads = (metadata.get(f"{prefix}.{n}", 0) for n in ("embedding_length", "attention.head_count"))
+        usual = metadata.get(f"{prefix}.attention.key_length", np.asarray(width) // np.maximum(heads, 1))
+        return bool(np.all(np.asarray(heads) == 0) or np.all(np.asarray(usual) == value))
     return name in _CHANGE_NOTHING or (name == "rope.scaling.finetuned" and not value)
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from llmconv.convert import archs, vocab
 from llmconv.convert.cards.general import folder_name, general as general_keys
 from llmconv.convert.dialects import carried, own_names
-from llmconv.convert.dialects.hugging_face import absent, disguise, foreign_keys, fused, pooling, strangers, target
+from llmconv.convert.dialects.hugging_face import (
+    absent,
+    dense,
+    disguise,
+    foreign_keys,
+    fused,
+    pooling,
+    strangers,
+    target,
+)
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
@@ -25,10 +34,11 @@ from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.convert.towers import translate as towers
-from llmconv.errors import BadFile, more
+from llmconv.convert.towers import translate as towers, untold
+from llmconv.errors import BadFile, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
+from llmconv.quant import images
 
 __all__ = ["to_gguf"]
 
@@ -51,7 +61,8 @@ def to_gguf(
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
-        return out.but(_own_names_kept(config, arch)) if config else out
+        is_image = out.metadata["general.architecture"] in images.KEPT  # which says so itself
+        return out.but(_own_names_kept(config, arch)) if config and not is_image else out
     where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
@@ -74,16 +85,18 @@ def to_gguf(
     parts_of = (n for n in extra if not matches((*arch.dropped, *arch.unplaced), n))
     refuse_parts(where, parts_of, taken.used, head=any("output.weight" in row.gguf for row in arch.rows))
     original = {plain_name: name for name, plain_name in names.items()}
-    notes += _left_out(where, arch, [original[name] for name in extra], strict)
+    notes += _left_out(where, arch, config, [original[name] for name in extra], strict)
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
     notes += absent.said(lacking)
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
-    notes += said
+    behind = dense.taken(checkpoint, arch)
+    out.tensors |= behind.tensors
+    notes += [*said, *behind.notes, *_computed_here(arch, without_place)]
     general, said = general_keys(checkpoint, config, out)
     notes += said
-    out.metadata = general | metadata | out.metadata | pooled
+    out.metadata = general | metadata | out.metadata | pooled | behind.keys
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | never_said(checkpoint)
@@ -92,7 +105,8 @@ def to_gguf(
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)
     carried.keep_tensors(out.metadata, without_place)
-    notes += carried.keep_files(out.metadata, checkpoint)
+    out.metadata |= {own_keys.HEAD + name: np.frombuffer(head, np.uint8) for name, head in behind.heads.items()}
+    notes += carried.keep_files(out.metadata, checkpoint, set(behind.heads))
     out.notes += [*notes, *contradictions(config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
     return out
 
@@ -162,20 +176,32 @@ def _own_keys(
     return own | taken.exact
 
 
-def _left_out(where: str, arch: Architecture, extra: list[str], strict: bool) -> list[str]:
-    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop."""
+def _left_out(where: str, arch: Architecture, config: Mapping[str, Any], extra: list[str], strict: bool) -> list[str]:
+    """Notes about tensors that are not converted; `BadFile` in strict mode for those that the table does not drop.
+
+    A tower of which no table is known here is left out in either: without it, the text model computes the same.
+    """
     derived = [n for n in extra if matches(arch.dropped, n)]
     unplaced = [n for n in extra if matches(arch.unplaced, n)]
     known = {*derived, *unplaced}
+    tower = untold.of_a_tower(config, (n for n in extra if n not in known))
+    known.update(tower)
     unknown = [n for n in extra if n not in known]
     if unknown and strict:
         raise unknown_tensors(where, arch, unknown)
-    notes = [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
+    notes = [untold.left_out(tower)] if tower else []
+    notes += [f"left out, unknown to {arch.gguf}: {n}" for n in unknown]
     if unplaced:
         notes.append(f"left out, for which no GGUF of {arch.gguf} has a place: {unplaced[0]}{more(unplaced)}")
     if derived:
         notes.append(f"left out, computed from the configuration: {derived[0]}{more(derived)}")
     return notes
+
+
+def _computed_here(arch: Architecture, kept: Mapping[str, Tensor]) -> list[str]:
+    """A note about tensors that travel along and are computed with here alone."""
+    found = [name for name in kept if matches(arch.computed, name)]
+    return [f"llama.cpp computes without {cut(found[0])}{more(found)}"] if found else []
 
 
 def _number(value: Any) -> int:

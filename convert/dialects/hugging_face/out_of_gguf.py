@@ -13,6 +13,7 @@ from llmconv.convert import archs, cards, further
 from llmconv.convert.dialects import carried, own_names
 from llmconv.convert.dialects.hugging_face import (
     absent,
+    dense,
     disguise,
     edited,
     foreign_keys,
@@ -24,6 +25,7 @@ from llmconv.convert.dialects.hugging_face import (
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
+from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.scaled.unpack import refuse_parts
 from llmconv.convert.tables import own_keys
@@ -57,6 +59,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
             "own GGUF, with this one as --mtp FILE"
         )
+    checkpoint = with_ones(checkpoint)
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
@@ -70,6 +73,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     out = checkpoint.derived("hf")
     out.info |= target.kept(metadata)
     out.metadata = carried.kept_metadata(metadata, where)
+    layers, behind, new = dense.given(checkpoint, arch)
+    checkpoint = checkpoint.but(tensors={n: t for n, t in checkpoint.tensors.items() if n not in behind})
     given = _give(out, arch, checkpoint, dims)
     for tensor in carried.kept_tensors(metadata, where):
         out.add(tensor)
@@ -87,12 +92,12 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     for tensor in strangers.carry(checkpoint.tensors, others):
         out.add(tensor)
     notes += [*strangers.keep_list(out.metadata, others, set(scales)), *fused.keep_list(out.metadata, given.fused)]
-    out.files = dict(folder_files(arch, checkpoint, dims, given.rows, out, notes))
+    out.files = {**dict(folder_files(arch, checkpoint, dims, given.rows, out, notes)), **layers}
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
     notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
-    pooled, said = pooling.files_of(metadata, out, arch.gguf)
+    pooled, said = pooling.files_of(metadata, out, arch, new)
     out.files |= pooled
     notes += said
     again = as_edited(arch, metadata, out, notes)

@@ -6,13 +6,15 @@ modules.json lists the steps of an embedding model; the one of Pooling has a fol
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmconv.errors import cut, more
+from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.architecture import Architecture
+from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.side_files import MODULES
 
@@ -29,36 +31,45 @@ _MODES = {
 
 def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
     """The GGUF key for what the folder's files say, and notes about what no key says."""
-    modules = _json(folder, MODULES)
-    names = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
-    dense = [str(m.get("path")) for m in names if str(m.get("type")).endswith("Dense")]
-    which = f"{cut(dense[0])}{more(dense)}" if dense else ""
-    notes = [f"{which}: kept, but computed neither here nor in llama.cpp by this GGUF"] if dense else []
     file = _config_file(folder)
     if file is None:
-        return {}, notes
+        modules = _json(folder, MODULES)
+        steps = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
+        lost = [str(m.get("path")) for m in steps if str(m.get("type")).endswith("Pooling")]
+        said = "has no config.json: the GGUF does not say how it pools"
+        return {}, [f"{cut(path)} of modules.json {said}" for path in lost[:1]]
     number = _number(_json(folder, file))
     if number is None:
-        return {}, [*notes, f"{cut(file)}: its way of pooling has no number in GGUF; the GGUF does not say it"]
-    return {f"{arch}.{_KEY}": np.uint32(number)}, notes
+        return {}, [f"{cut(file)}: its way of pooling has no number in GGUF; the GGUF does not say it"]
+    return {f"{arch}.{_KEY}": np.uint32(number)}, []
 
 
-def files_of(metadata: Mapping[str, Any], folder: Checkpoint, arch: str) -> tuple[dict[str, bytes], list[str]]:
-    """Files for a folder that do not yet say what the GGUF's key does, and notes."""
-    wanted = metadata.get(f"{arch}.{_KEY}")
+def files_of(
+    metadata: Mapping[str, Any], folder: Checkpoint, arch: Architecture, dense: Sequence[str] = ()
+) -> tuple[dict[str, bytes], list[str]]:
+    """Files for a folder that do not yet say what the GGUF's key does, and notes.
+
+    dense: folders of the layers behind pooling, where modules.json has to name them.
+    """
+    wanted = metadata.get(f"{arch.gguf}.{_KEY}")
     number = int(wanted) if isinstance(wanted, int | np.integer) and wanted is not True else 0
     mode = next(((name, flag) for name, (flag, n) in _MODES.items() if number == n), None)
     file = _config_file(folder)
-    if mode is None or (file is None and MODULES in folder.files):
+    usual = own_keys.CONFIG in metadata and number == arch.constants.get(_KEY)  # what the family has unsaid
+    if dense and mode is None:
+        mode = ("mean", _MODES["mean"][0])
+    if mode is None or (file is None and (MODULES in folder.files or usual)):
         return {}, []
     if file is None:
-        own = {"word_embedding_dimension": int(metadata.get(f"{arch}.embedding_length", 0)), mode[1]: True}
-        steps = (("", "Transformer"), ("1_Pooling", "Pooling"))
+        own = {"word_embedding_dimension": int(metadata.get(f"{arch.gguf}.embedding_length", 0)), mode[1]: True}
+        pooling = "1_Pooling" if "1_Dense" not in dense else "2_Pooling"
+        steps = [("", "Transformer"), (pooling, "Pooling"), *((path, "Dense") for path in dense)]
+        steps += [(f"{len(steps)}_Normalize", "Normalize")] if dense else []
         modules = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(steps)
         ]
-        return {MODULES: _text(modules), "1_Pooling/config.json": _text(own)}, []
+        return {MODULES: _text(modules), f"{pooling}/config.json": _text(own)}, []
     found = _json(folder, file)
     if not isinstance(found, dict) or _number(found) == number:
         return {}, []
@@ -70,7 +81,10 @@ def files_of(metadata: Mapping[str, Any], folder: Checkpoint, arch: str) -> tupl
 def _number(config: Any) -> int | None:
     if not isinstance(config, Mapping):
         return None
-    found = next((number for flag, number in _MODES.values() if config.get(flag)), None)
+    flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    if len(flags) > 1:
+        return None  # one vector behind the other
+    found = next((number for flag, number in _MODES.values() if flag in flags), None)
     mode = config.get("pooling_mode")
     return found or (_MODES[mode][1] if isinstance(mode, str) and mode in _MODES else None)
 
@@ -80,7 +94,8 @@ def _config_file(folder: Checkpoint) -> str | None:
     modules = _json(folder, MODULES)
     for module in modules if isinstance(modules, list) else ():
         if isinstance(module, Mapping) and str(module.get("type")).endswith("Pooling"):
-            file = f"{module.get('path')}/config.json"
+            inner = str(module.get("path")).replace("\\", "/").strip("/")  # as Windows writes it
+            file = f"{inner}/config.json"
             return file if file in folder.files else None
     return None
 

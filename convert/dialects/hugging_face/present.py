@@ -35,6 +35,8 @@ def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     there = any(first in name or name.startswith("mtp.") for name in beside)
     if config.get("num_nextn_predict_layers") and not there:
         return Settings({**config, "num_nextn_predict_layers": 0})
+    if any(name.endswith(".mlp.up_gated_layer.weight") for name in tensors):  # Jina's later BERTs, which state it not
+        return Settings({**config, "up_gated_layer": True})
     if any(name.endswith("model.mtp.embed_tokens.weight") for name in tensors):  # dots 3's, which no setting states
         return Settings({**config, "num_nextn_predict_layers": 1})
     further = {  # what Qwen, and behind "model." MiMo, call them

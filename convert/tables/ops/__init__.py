@@ -8,6 +8,7 @@ and say so.  Sizes are expressions over the model's dimensions ("n_head * head_d
 from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
+from llmconv.convert.tables.ops.folds import BatchNorm, Slabs
 from llmconv.convert.tables.ops.joins import Chunks, Concat, Inverse, Only, Split, Stack, Twice
 from llmconv.convert.tables.ops.numbers import (
     Backwards,
@@ -21,11 +22,13 @@ from llmconv.convert.tables.ops.numbers import (
     Shift,
     Softplus,
 )
-from llmconv.convert.tables.ops.rows import Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
+from llmconv.convert.tables.ops.rows import ByAxis, Exchanged, PartHalves, SwapColumns, SwapRows, Unpaired, rope_halves
 from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transpose
 
 __all__ = [
     "Backwards",
+    "BatchNorm",
+    "ByAxis",
     "Chunks",
     "Concat",
     "Dims",
@@ -47,6 +50,7 @@ __all__ = [
     "Rounds",
     "Shift",
     "Size",
+    "Slabs",
     "Softplus",
     "Split",
     "Stack",

@@ -92,13 +92,20 @@ class Op:
         """A record of the values that undoing would not give back; None when it gives all."""
         return None
 
-    def losses(self, parts: Parts, dims: Dims) -> list[NDArray[Any] | None]:
-        """`lost` of each part."""
-        return [self.lost(part, dims) for part in parts]
-
     def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         """The tensor with the record's values; moved: what `undo` was given."""
         return tensor
+
+    def all_lost(self, parts: Parts, dims: Dims) -> tuple[Any, ...]:
+        """`lost` of each part; another one for an op that makes one tensor of several."""
+        return tuple(self.lost(part, dims) for part in parts)
+
+    def all_restored(self, parts: Parts, moved: Parts, records: tuple[Any, ...], dims: Dims) -> Parts:
+        """`restored` for each part that has a record; what is one tensor moved is that for each of its parts."""
+        return tuple(
+            part if record is None else self.restored(part, moved[min(i, len(moved) - 1)], record, dims)
+            for i, (part, record) in enumerate(zip(parts, records, strict=True))
+        )
 
 
 def rows_of(tensor: Tensor) -> Tensor:

@@ -246,11 +246,11 @@ class Product(Op):
         )
         return ones, product.reshaped((1, *product.shape)) if self.row else product
 
-    def losses(self, parts: Parts, dims: Dims) -> list[NDArray[Any] | None]:
+    def all_lost(self, parts: Parts, dims: Dims) -> tuple[Any, ...]:
         check = self._check(self.apply(parts, dims)[0])
-        return [
+        return tuple(
             np.concatenate([check, np.ascontiguousarray(part.blocks()).reshape(-1).view(np.uint8)]) for part in parts
-        ]
+        )
 
     def restored(self, tensor: Tensor, moved: Tensor, record: Any, dims: Dims) -> Tensor:
         size = 4 + tensor.n_rows * tensor.row_bytes

@@ -15,7 +15,7 @@ from llmconv.formats.moving.rows import swapped
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Exchanged", "PartHalves", "SwapColumns", "SwapRows", "Unpaired", "rope_halves"]
+__all__ = ["ByAxis", "Exchanged", "PartHalves", "SwapColumns", "SwapRows", "Unpaired", "rope_halves"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,26 @@ class PartHalves(Unpaired):
 
     def undo(self, parts: Parts, dims: Dims) -> Parts:
         return self._moved(parts, self._index(dims))
+
+
+@dataclass(frozen=True)
+class ByAxis(Unpaired):
+    """Rotary pairs of three axes (time, height, width): a head's first halves of each axis, then the second ones, then
+    what does not turn -> both halves of each axis together, then the rest."""
+
+    def _index(self, dims: Dims) -> NDArray[np.intp]:
+        heads, head_dim = evaluate(self.heads, dims), dims["head_dim"]
+        half = 2 * (head_dim // 2) // 3 // 2  # of an axis
+        one = np.arange(6 * half).reshape(2, 3, half).swapaxes(0, 1).reshape(-1)
+        one = np.concatenate([one, np.arange(6 * half, head_dim)])
+        index: NDArray[np.intp] = (np.arange(heads)[:, None] * head_dim + one).reshape(-1)
+        return index
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, self._index(dims))
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        return self._moved(parts, np.argsort(self._index(dims)))
 
 
 @dataclass(frozen=True)

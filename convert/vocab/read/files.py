@@ -17,6 +17,7 @@ from llmconv.convert.vocab.model import Vocab
 from llmconv.convert.vocab.read import gpt2, ranks, sentencepiece, special, templates, tokenizer_json, wordpiece
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, Folder, is_mine
 from llmconv.convert.vocab.read.steps import like_sentencepiece
+from llmconv.convert.vocab.uncollected import uncollected
 from llmconv.errors import BadFile
 from llmconv.formats import guests
 
@@ -26,6 +27,7 @@ TOKEN_TYPE_COUNT = "tokenizer.ggml.token_type_count"
 """Of BERT's kind: how many segments a text may have (`type_vocab_size`)."""
 
 
+@uncollected()
 def from_files(
     files: Mapping[str, Path | bytes], config: Mapping[str, Any] | None = None, *, pre: str | None = None
 ) -> Vocab | None:

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from llmconv.convert.vocab import tokenize, wordpiece
 from llmconv.convert.vocab.model import CHARACTERS, SPACE, SPM, WORDPIECE, WORDS, TokenType, Vocab
 from llmconv.convert.vocab.write.library import parse
@@ -62,9 +64,9 @@ def _check_ids(vocab: Vocab, library: Any) -> None:
 
 def _sample(vocab: Vocab) -> list[str]:
     """Texts to try: usual ones, and tokens of each type among others."""
-    texts = [_SAMPLE, *_SAMPLE.split(" ")]
+    texts, types = [_SAMPLE, *_SAMPLE.split(" ")], np.asarray(types_of(vocab))
     for wanted in (TokenType.USER_DEFINED, TokenType.NORMAL):
-        ids = [id for id in range(len(vocab)) if vocab.type_of(id) == wanted]
+        ids = np.flatnonzero(types == wanted).tolist()
         step = max(1, len(ids) // _OF_EACH_TYPE)
         some = [vocab.tokens[id].replace(SPACE, " ") for id in itertools.islice(ids, 0, None, step)]
         texts += ["a" + text + "b" for text in some] + ["".join(some)]

@@ -9,6 +9,7 @@ import orjson
 from llmconv.convert.vocab import proto
 from llmconv.convert.vocab.model import BPE, GEMMA4, NAMED, SPACE, SPM, TEMPLATE, WORDPIECE, TokenType, Vocab
 from llmconv.convert.vocab.read.folder import is_mine
+from llmconv.convert.vocab.uncollected import uncollected
 from llmconv.convert.vocab.write.check import check
 from llmconv.convert.vocab.write.tokenizer_json import charsmap, known, to_json, types_of
 from llmconv.errors import Unsupported
@@ -16,6 +17,7 @@ from llmconv.errors import Unsupported
 __all__ = ["to_files"]
 
 
+@uncollected()
 def to_files(vocab: Vocab) -> dict[str, bytes]:
     """The folder's own files, byte for byte, where they are known.
 
@@ -39,9 +41,7 @@ def to_files(vocab: Vocab) -> dict[str, bytes]:
 def _rebuilt(vocab: Vocab) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     if known(vocab):
-        out["tokenizer.json"] = (
-            vocab.json.encode() if vocab.json is not None else orjson.dumps(to_json(vocab), option=orjson.OPT_INDENT_2)
-        )
+        out["tokenizer.json"] = vocab.json.encode() if vocab.json is not None else orjson.dumps(to_json(vocab))
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for role in NAMED:
         if role in vocab.special:

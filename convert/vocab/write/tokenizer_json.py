@@ -40,7 +40,8 @@ def types_of(vocab: Vocab) -> list[int]:
 
 def _added(vocab: Vocab) -> list[dict[str, Any]]:
     """Added tokens: the special ones, and the user-defined, which match as they are written."""
-    first = _first_ids(vocab.tokens)
+    types, first = types_of(vocab), _first_ids(vocab.tokens)
+    some = [] if vocab.types is None else np.flatnonzero(np.isin(vocab.types, _ADDED)).tolist()
     return [
         {
             "id": id,
@@ -49,15 +50,18 @@ def _added(vocab: Vocab) -> list[dict[str, Any]]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": type != TokenType.USER_DEFINED,
+            "special": types[id] != TokenType.USER_DEFINED,
         }
-        for id, (token, type) in enumerate(zip(vocab.tokens, types_of(vocab), strict=True))
-        if type in _ADDED and token and first[token] == id
+        for id in some
+        if (token := vocab.tokens[id]) and first[token] == id
     ]
 
 
 def _first_ids(tokens: Sequence[str]) -> dict[str, int]:
-    return dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(ids) < len(tokens):  # a text with several: the first
+        ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
+    return ids
 
 
 def _core(vocab: Vocab, tokens: Sequence[str], merges: Iterable[list[str]] = ()) -> dict[str, int]:
@@ -74,18 +78,17 @@ def _core(vocab: Vocab, tokens: Sequence[str], merges: Iterable[list[str]] = ())
         n -= 1
     while n and types[n - 1] in _ADDED and (token := tokens[n - 1]) and token not in needed and first[token] == n - 1:
         n -= 1
+    if len(first) == len(tokens):
+        return dict(zip(tokens[:n], range(n), strict=True))
     return {token if first[token] == id else f"[TWICE{id}]": id for id, token in enumerate(tokens[:n])}
 
 
 def _needed(merges: Iterable[list[str]], added: set[str]) -> set[str]:
     """The added tokens that are a part or the result of a merge."""
-    ends = {token[-1:] for token in added}
-    needed = set()
-    for left, right in merges:  # hundreds of thousands, nearly all of them over other tokens
-        if left in added:
-            needed.add(left)
-        if right[-1:] in ends:
-            needed |= {right, left + right} & added
+    merges, ends = list(merges), {token[-1:] for token in added}
+    needed = added.intersection(left for left, _ in merges)  # hundreds of thousands, nearly all over other tokens
+    for left, right in (merge for merge in merges if merge[1][-1:] in ends):
+        needed |= {right, left + right} & added
     return needed
 
 
@@ -184,14 +187,14 @@ def _whole_merges(vocab: Vocab) -> list[list[str]]:
 
 def score_merges(vocab: Vocab) -> list[list[str]]:
     """sentencepiece's scores as a list of merges: every way to cut a piece in two pieces, the best pieces first."""
-    types = types_of(vocab)
+    types = np.asarray(types_of(vocab))
     # A user-defined token is matched before anything merges, so nothing can merge to it; but one with "▁" is matched
     # where a text has that character, and merging finds it where a text has a space.
-    ids = {
-        token: id
-        for id, token in enumerate(vocab.tokens)
-        if types[id] == TokenType.NORMAL or (types[id] == TokenType.USER_DEFINED and SPACE in token)
-    }
+    merged = types == TokenType.NORMAL
+    own = np.flatnonzero(types == TokenType.USER_DEFINED).tolist()
+    merged[[id for id in own if SPACE in vocab.tokens[id]]] = True
+    some = np.flatnonzero(merged).tolist()
+    ids = dict(zip([vocab.tokens[id] for id in some], some, strict=True))
     tokens, numbers = tuple(ids), np.fromiter(ids.values(), np.int64, len(ids))
     found = cuts(tokens)
     left, right, whole = numbers[found[:, [2, 3, 0]]].T

@@ -77,6 +77,7 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
         checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
     checkpoint.notes += guests.beside(path, files, "pytorch_model*.bin")
+    checkpoint.notes += side_files.others(path, "pytorch_model*.bin", *(file.name for file in files))
     checkpoint.files, notes = side_files.beside(path)
     if "config.json" in checkpoint.files:
         checkpoint.dialect = "hf"

@@ -32,10 +32,10 @@ __all__ = ["calibrate"]
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="The statistics to write.")
 @click.option(
     "--effort",
-    type=click.Choice(["fast", "standard"]),
+    type=click.Choice(["fast", "standard", "best"]),
     default="standard",
     show_default=True,
-    help="fast looks at inputs alone; standard also at what errors cost.",
+    help="fast looks at inputs alone; standard also at what errors cost; best searches for longer.",
 )
 @context_option
 @click.option(

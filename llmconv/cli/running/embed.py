@@ -20,6 +20,7 @@ from llmconv.cli.running.measuring import memory_option
 @click.option("--json-texts", type=STREAM, metavar="FILE", help="A JSON list of strings instead of TEXT.")
 @click.option("--query", metavar="TEXT", help="For a reranker: what each TEXT is an answer to.")
 @click.option("--prompt", metavar="NAME", help="One of the model's prompts by name, or a text to put before each TEXT.")
+@click.option("--task", metavar="NAME", help="Of a model with an adapter for each of several tasks: which to use.")
 @click.option(
     "--pooling",
     type=click.Choice(["auto", "mean", "cls", "last", "max"]),
@@ -47,6 +48,7 @@ def embed(
     json_texts: Path | None,
     query: str | None,
     prompt: str | None,
+    task: str | None,
     pooling: str,
     raw: bool,
     output: Path | None,
@@ -70,7 +72,7 @@ def embed(
     if query is not None:
         given = [(query, text) for text in given]
     how: dict[str, Any] = {"device": device, "dtype": dtype, "memory": memory}
-    found = llmconv.embed(model, given, prompt=prompt, pooling=pooling, normalize=not raw, **how)
+    found = llmconv.embed(model, given, prompt=prompt, task=task, pooling=pooling, normalize=not raw, **how)
     if output is not None:
         _save(found, output, force)
     if as_json:

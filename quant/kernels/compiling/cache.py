@@ -70,6 +70,10 @@ class Entry:
             code = self.load(args[0].dtype)
         code.run(args, named)
 
+    def address(self, dtype: np.dtype[Any]) -> int:
+        """Where its code for a first argument of `dtype` is, for kernels that call it; 0 while they are listed."""
+        return 0 if _listing and self._listed(dtype) else self.load(dtype).address
+
     def load(self, dtype: np.dtype[Any]) -> _Code:
         """The code for a first argument of `dtype`."""
         with _LOCK:
@@ -174,7 +178,8 @@ class _Code:
         words = [word for p in self._parameters for word in p.words]
         self._library = _link(head["symbol"], image)
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
-        self._function = prototype(self._library[head["symbol"]])
+        self.address: int = self._library[head["symbol"]]
+        self._function = prototype(self.address)
 
     def run(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if named:

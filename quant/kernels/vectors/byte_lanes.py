@@ -34,7 +34,7 @@ def _joined(builder, low, high):
     return builder.shuffle_vector(low, high, ir.Constant(_WORDS, list(range(16))))
 
 
-def _by_halves(builder, name, element, result, x, y):
+def by_halves(builder, name, element, result, x, y):
     """An AVX2 instruction on both halves of two vectors."""
     args, out = ir.VectorType(element, 256 // element.width), ir.VectorType(result, 256 // result.width)
     parts = zip(halves(builder, x), halves(builder, y), strict=True)
@@ -48,7 +48,7 @@ def _split(builder, vector, element, signed):
     return shift(builder.shl(vector, half), half), shift(vector, half)
 
 
-def _dot(builder, x, y, element, signed):
+def dot_parts(builder, x, y, element, signed):
     """Halves of x's elements times those of y's, which are signed, added."""
     whole = ir.VectorType(element, 32 * LANES // element.width)
     x, y = (builder.bitcast(v, whole) for v in (x, y))
@@ -62,8 +62,8 @@ def dot_bytes(typingctx, x, y):
 
     def generate(context, builder, sig, args):
         if has_avx2(context):
-            return _by_halves(builder, "llvm.x86.avx2.pmadd.ub.sw", _I8, _I16, *args)
-        return _dot(builder, *args, _I16, False)
+            return by_halves(builder, "llvm.x86.avx2.pmadd.ub.sw", _I8, _I16, *args)
+        return dot_parts(builder, *args, _I16, False)
 
     return i32x16(x, y), generate
 
@@ -74,8 +74,8 @@ def dot_shorts(typingctx, x, y):
 
     def generate(context, builder, sig, args):
         if has_avx2(context):
-            return _by_halves(builder, "llvm.x86.avx2.pmadd.wd", _I16, _I32, *args)
-        return _dot(builder, *args, _I32, True)
+            return by_halves(builder, "llvm.x86.avx2.pmadd.wd", _I16, _I32, *args)
+        return dot_parts(builder, *args, _I32, True)
 
     return i32x16(x, y), generate
 
@@ -102,7 +102,7 @@ def look_up(typingctx, table, index):
         if has_avx2(context):
             every = ir.Constant(_BYTES_PICKS, [i % 16 for i in range(4 * LANES)])
             table = builder.bitcast(builder.shuffle_vector(sixteen, undefined, every), _WORDS)
-            return _by_halves(builder, "llvm.x86.avx2.pshuf.b", _I8, _I8, table, args[1])
+            return by_halves(builder, "llvm.x86.avx2.pshuf.b", _I8, _I8, table, args[1])
         codes = builder.bitcast(args[1], _BYTES)
         found = ir.Constant(_BYTES, [0] * (4 * LANES))
         for i in range(16):

@@ -84,6 +84,12 @@ def test_config_json_says_it(tmp_path: Path, rope: dict[str, Any], keys: dict[st
     assert back.file("tokenizer.json") == source.file("tokenizer.json")
 
 
+def test_a_number_of_another_type_is_the_same(tmp_path: Path) -> None:
+    _, back = edited(folder(tmp_path / "a"), llama__rope__freq_base=np.uint32(500000))
+    assert document(back, "config.json")["rope_theta"] == 500000
+    assert not any("does not say" in note for note in back.notes)
+
+
 def test_settings_within_a_text_config(tmp_path: Path) -> None:
     inner = {k: v for k, v in CONFIG.items() if k not in ("architectures", "model_type")}
     outer = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "text_config": inner}

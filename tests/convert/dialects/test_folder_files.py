@@ -68,6 +68,7 @@ def test_files_of_an_embedding_model_come_back(embedding: Path, tmp_path: Path, 
         ({"pooling_mode_lasttoken": True}, 3),
         ({"pooling_mode": "lasttoken"}, 3),
         ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, None),
     ],
 )
 def test_pooling_has_its_number(embedding: Path, config: Any, number: int | None) -> None:
@@ -81,6 +82,14 @@ def test_pooling_has_its_number(embedding: Path, config: Any, number: int | None
         back = hf.from_gguf(gguf)
         assert hf.to_gguf(back).metadata["llama.pooling_type"] == edited
         assert any("pooling by" in note for note in back.notes)
+
+
+def test_pooling_in_a_folder_as_windows_writes_it_and_in_none(embedding: Path) -> None:
+    modules = (embedding / "modules.json").read_text()
+    (embedding / "modules.json").write_text(modules.replace("1_Pooling", "1_Pooling\\\\"))
+    assert hf.to_gguf(llmconv.open(embedding)).metadata["llama.pooling_type"] == 1
+    (embedding / POOL).unlink()
+    assert any("1_Pooling" in note and "how it pools" in note for note in hf.to_gguf(llmconv.open(embedding)).notes)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -168,6 +177,8 @@ def index(**weight_map: str) -> str:
         ("model-00001-of-00002.safetensors", "x", "not read, the weights are taken from 'model.safetensors'"),
         ("model.safetensors.part", "x", "a download that was not finished: 'model.safetensors.part'"),
         ("abcdef.incomplete", "x", "a download that was not finished: 'abcdef.incomplete'"),
+        ("model-q8.gguf", "x", "left out, no part of these weights: 'model-q8.gguf'"),
+        ("training_args.bin", "x", "left out, no part of these weights: 'training_args.bin'"),
     ],
 )
 def test_what_lies_beside_a_whole_file_is_named(tmp_path: Path, beside: str, text: str, said: str) -> None:

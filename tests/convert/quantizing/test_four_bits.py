@@ -205,3 +205,29 @@ def test_words_by_loops(tmp_path: Path) -> None:
 def test_what_can_not_be_written(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"needs a config\.json"):
         llmconv.quantize(llmconv.Checkpoint(dialect="plain"), tmp_path / "o", "W4A16")
+
+
+def test_layers_that_a_server_joins_share_a_global_scale(tmp_path: Path) -> None:
+    """Of floats: q, k and v one, gate and up one, by their largest weight; a note says where carried ones differ."""
+    sizes = {"q_proj": 1, "k_proj": 5, "v_proj": 0.1, "gate_proj": 2, "up_proj": 3}
+    rng = np.random.default_rng(0)
+
+    def layer(stem: str, shape: tuple[int, int]) -> dict[str, Any]:
+        own = sizes.get(stem.rpartition(".")[2], 1.0)
+        return {f"{stem}.weight": (rng.standard_normal(shape) * own).astype(np.float32)}
+
+    arrays = llama(layer, np.float32)
+    made = llmconv.quantize(folder(tmp_path / "in", arrays), tmp_path / "out", "NVFP4A16")
+    assert not any("vLLM joins" in note for note in made.notes)
+    found = llmconv.open(tmp_path / "out").tensors
+    for joined in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",)):
+        stems = [f"model.layers.1.{name}" for name in LINEAR if name.partition(".")[2] in joined]
+        assert len(stems) == len(joined)
+        scales = {float(found[f"{stem}.weight_global_scale"].numpy().reshape(-1)[0]) for stem in stems}
+        largest = max(float(np.abs(arrays[f"{stem}.weight"]).max()) for stem in stems)
+        assert scales == {float(np.float32(6 * 448 / largest))}
+    carried, _ = stored_folder(
+        tmp_path / "stored", lambda *a: four_bit_floats(*a, kind="modelopt"), {"quant_method": "modelopt"}
+    )
+    made = llmconv.quantize(carried, tmp_path / "carried", "NVFP4A16")
+    assert any("4 sets of layers that vLLM joins" in note and "global scales" in note for note in made.notes)

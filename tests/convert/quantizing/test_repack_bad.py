@@ -80,6 +80,15 @@ BAD: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a zero point of -9": (zeros_as_numbers(-9), CT, "a.weight_zero_point'? has zero points from -9 to -9"),
     "rows of scales": (spoiled(gptq("a", SHAPE), scales=lambda s: s[:, :-1]), GPTQ, "a.qweight'? of shape"),
     "words of 16 bits": (spoiled(gptq("a", SHAPE), qweight=lambda w: w.astype(np.int16)), GPTQ, "a.qweight"),
+    "no order, though there is one": (spoiled(gptq("a", SHAPE), g_idx=None), GPTQ | {"desc_act": True},
+                                      r"a\.g_idx'? is missing"),
+    "an order of floats": (spoiled(gptq("a", SHAPE), g_idx=lambda g: g + np.float32(0.5)), GPTQ, "a.g_idx'? is F64"),
+    "an order without its layer": (gptq("a", SHAPE)[0] | {"b.g_idx": np.zeros(256, np.int32)}, GPTQ, r"b\.qweight"),
+    "zero points without their layer": (gptq("a", SHAPE)[0] | {"b.qzeros": np.zeros((8, 4), np.int32)}, GPTQ,
+                                        r"b\.qweight"),
+    "a method that nobody knows": (gptq("a", SHAPE)[0], {"quant_method": "spqr"}, "is quantized with '?spqr"),
+    "AWQ's groups in parts": (awq("a", SHAPE)[0], AWQ | {"group_size": 33}, "groups of 33 don't divide the 256"),
+    "a shape of floats": (spoiled(packed(4, 32), weight_shape=np.float32([32, 512])), CT, "a.weight_shape'? is no sh"),
     "integers for scales": (spoiled(gptq("a", SHAPE), scales=lambda s: s.astype(np.int32)), GPTQ, "a.scales'? is I32"),
 }  # fmt: skip
 
@@ -184,4 +193,30 @@ def test_int8_of_what_is_quantized_is_refused(tmp_path: Path) -> None:
         model = in_memory(dict(kind.stored("a", (32, 64), 0)[0]), kind.settings, **kind.more)
         with pytest.raises(llmconv.LlmconvError, match="is quantized already"):
             llmconv.quantize(model, tmp_path / "o", "INT8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_order_that_is_not_used() -> None:
+    """compressed-tensors makes it of -1 and leaves it so where columns are in order."""
+    arrays = dict(packed(4, 32)[0])
+    want = unpack(in_memory(arrays, CT)).tensors["a.weight"].numpy()
+    arrays["a.weight_g_idx"] = np.full(512, -1, np.int32)
+    assert np.array_equal(unpack(in_memory(arrays, CT)).tensors["a.weight"].numpy(), want)
+
+
+def test_more_than_the_bits_that_are_said() -> None:
+    arrays = {"a.weight": np.full((32, 64), 100, np.int8), "a.weight_scale": np.ones((32, 1), np.float32)}
+    settings = CT | {"config_groups": {"g": {"weights": {"num_bits": 4}}}}
+    found = unpack(in_memory(arrays, settings)).tensors["a.weight"]
+    with pytest.raises(llmconv.LlmconvError, match=r"a\.weight'? has numbers from 100 to 100, expected -8 to 7"):
+        found.numpy()
+
+
+@pytest.mark.parametrize("way", ["MLX", "W4A16"])
+def test_no_folder_has_weights_that_are_no_numbers(tmp_path: Path, way: str) -> None:
+    """A layer of which a scale is no number can't be carried, and is not written in floats either, unless asked for."""
+    arrays = gptq("a", SHAPE)[0] | gptq("b", SHAPE)[0]
+    arrays["b.scales"] = arrays["b.scales"] * np.float16(np.nan)
+    with pytest.raises(llmconv.LlmconvError, match=r"'?b\.weight'?(: row 0 has a nan| are not in the one)"):
+        llmconv.quantize(in_memory(arrays, GPTQ), tmp_path / "o", way)
     assert not list(tmp_path.iterdir())

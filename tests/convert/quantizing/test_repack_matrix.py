@@ -107,5 +107,5 @@ def test_the_table_is_true(tmp_path: Path, name: str) -> None:
 def test_the_table_speaks_of_everything() -> None:
     said = table()
     assert {name for name in said if not name.startswith("GGUF")} == {*KINDS, "floats"}
-    folders = {"W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "INT8", "FP8_DYNAMIC"}
+    folders = {"W4A16", "W4A16_ASYM", "MLX", "NVFP4A16", "MXFP4A16", "INT8", "FP8_DYNAMIC", "FP8_BLOCK"}
     assert set(said["floats"]) == {"REPACK", *folders}

@@ -278,6 +278,16 @@ def test_packed_integers(bits: int, group: int, zeros: bool, order: bool) -> Non
         assert list(made.tensors) == ["a.weight"] and (made.tensors["a.weight"].numpy() == want).all()
 
 
+def test_a_stack_of_codes_without_its_scale_among_others(tmp_path: Path) -> None:
+    """Experts in one tensor are called as nobody's scale is."""
+    for kind in (E4M3, np.int8):
+        stored: Arrays = {"a.gate_up_proj": np.ones((2, 8, 8), kind), "a.gate_up_proj_scale": np.ones((2, 8, 1), "f4")}
+        stored["a.down_proj"] = np.ones((2, 8, 8), kind)
+        checkpoint = Checkpoint({n: Tensor.from_array(n, x) for n, x in stored.items()}, dialect="plain")
+        with pytest.raises(MissingTensor, match=r"a\.down_proj_scale"):
+            unpack(checkpoint)
+
+
 def test_packed_integers_that_lack_something() -> None:
     arrays, _ = packed(4, 8, False, False)
     asked = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"symmetric": False}}}}

@@ -52,6 +52,7 @@ CASES = {
     "transpose of experts": (ops.Transpose(), [(3, 7, 5)]),
     "chunks": (ops.Chunks("n_embd", 4), [(3, 7)] * 3 + [(1, 7)]),
     "only": (ops.Only(1, ops.Transpose()), [(3, 4), (7, 5)]),
+    "pairs of three axes": (ops.ByAxis("n_head"), [(24, 5)]),
     "mxfp4": (ops.PackMxfp4(), [(3, 5, 2, 16), (3, 5, 2)]),
 }
 
@@ -165,6 +166,38 @@ def test_ordinary_bfloat16_norms_need_nothing_kept() -> None:
     values = (np.random.default_rng(0).normal(0, 0.3, 2048)).astype(by_name("BF16").dtype)
     values = values[np.abs(values.astype(np.float32)) > 2.0**-15]
     assert ops.Shift().lost(Tensor.from_array("norm", values), {}) is None
+
+
+def _batch_norm(kind: str) -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(3)
+    values = [rng.standard_normal(33) for _ in range(3)] + [rng.random(33) + 0.1]
+    return tuple(
+        Tensor.from_array(str(i), one.astype(np.float32)).astype(by_name(kind)) for i, one in enumerate(values)
+    )
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+def test_a_batch_norm_is_folded_and_comes_back(kind: str) -> None:
+    parts, op = _batch_norm(kind), ops.BatchNorm()
+    made = op.apply(parts, {})
+    weight, bias, mean, variance = (part.numpy().astype(np.float64) for part in parts)
+    x = np.linspace(-2, 2, 33)
+    expected = (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
+    assert np.allclose(made[0].numpy() * x + made[1].numpy(), expected, rtol=1e-4, atol=1e-5)
+    plain = op.undo(made, {})
+    again = op.apply(plain, {})  # without a record: other numbers, which do the same
+    assert all(np.allclose(a.numpy(), b.numpy(), rtol=1e-6, atol=1e-7) for a, b in zip(made, again, strict=True))
+    typed = tuple(part.astype(by_name(kind)) for part in plain)
+    back = op.all_restored(typed, made, op.all_lost(parts, {}), {})
+    assert all(same(a, b) for a, b in zip(parts, back, strict=True))
+
+
+def test_a_changed_batch_norm_is_not_overwritten() -> None:
+    parts, op = _batch_norm("F32"), ops.BatchNorm()
+    made = op.apply(parts, {})
+    trained = (made[0], Tensor.from_array("b", made[1].numpy() + np.float32(1)))
+    back = op.all_restored(op.undo(trained, {}), trained, op.all_lost(parts, {}), {})
+    assert same(back[1].renamed("b"), trained[1])
 
 
 def test_quantized_tensors_are_not_transposed() -> None:

@@ -15,6 +15,7 @@ from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.dialects import hf
+from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.settings import unaccounted
 from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
@@ -135,6 +136,18 @@ HONOURED: dict[str, tuple[dict[str, Any], dict[str, Any], Any, Any]] = {
         {"rope_scaling": _LONG | {"short_mscale": 1.5, "long_mscale": 1.5}},
         lambda d: [y.attention.rope.attn_factor for y in d],
         [1.5, 1.5],
+    ),
+    "gemma2 without caps": (
+        GEMMA2,
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        lambda d: [y.attention.softcap for y in d],
+        [1e9, 1e9],
+    ),
+    "experts' weights as they are": (
+        QWEN3_MOE,
+        {"norm_topk_prob": None},
+        lambda d: [y.mlp.experts.normalize for y in d],
+        [False, False],
     ),
     "gemma rope": (
         LLAMA | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 8},
@@ -313,6 +326,23 @@ def test_a_window_of_nothing_is_named(config: dict[str, Any], changes: dict[str,
     assert all(layer.attention.window is None for layer in describe(gguf).layers)
 
 
+def test_no_cap_of_the_logits_is_stated_where_its_absence_is_taken_for_one() -> None:
+    """llama.cpp takes a Gemma 2 or 4 without the key for one whose logits are capped at 30, the scores at 50."""
+    for name, cap in (("gemma2", 1e9), ("gemma4", 0.0)):
+        arch = archs.by_gguf(name)
+        assert arch is not None
+        config = GEMMA2 | {"final_logit_softcapping": None}
+        keys = arch.metadata(normalized(config | {"layer_types": ["sliding_attention", "full_attention"]}))
+        assert keys[f"{name}.final_logit_softcapping"] == cap
+        assert arch.config(keys)["final_logit_softcapping"] is None
+        del keys[f"{name}.final_logit_softcapping"]
+        assert arch.config(keys).get("final_logit_softcapping", 30.0) == 30.0
+    bare = converted(GEMMA2)
+    usual = describe(bare)
+    bare.metadata = {key: value for key, value in bare.metadata.items() if "softcapping" not in key}
+    assert describe(bare) == usual and usual.final_softcap == 30.0 and usual.layers[0].attention.softcap == 50.0
+
+
 def test_bidirectional_gemma3_and_back() -> None:
     text = GEMMA3["text_config"] | {"use_bidirectional_attention": True, "sliding_window": 8, "layer_types": None}
     gguf = hf.to_gguf(model(GEMMA3 | {"text_config": text}, prefix="language_model.model."))
@@ -327,6 +357,14 @@ def test_keys_of_a_gguf_that_a_folder_can_t_say_are_named_and_kept() -> None:
     folder = hf.from_gguf(gguf)
     assert any("llama.final_logit_softcapping" in note for note in folder.notes)
     assert hf.to_gguf(folder).metadata["llama.final_logit_softcapping"] == 30
+
+
+@pytest.mark.parametrize(("dims", "named"), [(2, True), (4, False)])
+def test_a_part_of_a_head_that_turns_is_named_where_a_folder_can_t_say_it(dims: int, named: bool) -> None:
+    gguf = converted(QWEN2)
+    gguf.metadata = {key: value for key, value in gguf.metadata.items() if not key.startswith("llmconv.")}
+    gguf.metadata["qwen2.rope.dimension_count"] = np.uint32(dims)
+    assert any("qwen2.rope.dimension_count" in note for note in hf.from_gguf(gguf).notes) is named
 
 
 def test_config_is_kept_whatever_it_says() -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tower_folders
+from failing import failing_at
+from good_models import CONFIG, tensors, write_hf
 
 import llmconv
 from llmconv.convert import towers
 from llmconv.convert.tables.tower import Tower
 from llmconv.convert.towers import translate
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, UsageError, WrongShape
+from llmconv.errors import BadFile, OutputError, UnknownTensor, Unsupported, UsageError, WrongShape
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.outputs import Output
 
 TOWERS = towers.all()
 NAMES = [tower.classes[0] for tower in TOWERS]
@@ -78,6 +82,26 @@ def test_a_folder_becomes_two_files_and_comes_back(folder: Path, tmp_path: Path)
     same(llmconv.open(folder), llmconv.open(tmp_path / "back"))
     for name in ("config.json", "preprocessor_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("where", ["written", "named"])
+@pytest.mark.parametrize("older", [b"", b"older"])
+def test_both_files_appear_or_neither(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, older: bytes
+) -> None:
+    if older:
+        (tmp_path / "m.gguf").write_bytes(older)
+    if where == "written":
+        monkeypatch.setattr(gguf_file, "write_tensors", failing_at(gguf_file.write_tensors, 1))
+    else:
+        monkeypatch.setattr(Output, "publish", failing_at(Output.publish, 1))
+    with pytest.raises(OutputError):
+        llmconv.convert_file(folder, tmp_path / "m.gguf", force=bool(older))
+    assert {path.name for path in tmp_path.iterdir()} == ({"model", "m.gguf"} if older else {"model"})
+    assert not older or (tmp_path / "m.gguf").read_bytes() == older
+    monkeypatch.undo()
+    result = llmconv.convert_file(folder, tmp_path / "m.gguf", force=bool(older))
+    assert result.size == sum(path.stat().st_size for path in result.paths) and len(result.paths) == 2
 
 
 def test_names_without_a_target_are_the_ecosystems(folder: Path) -> None:
@@ -146,6 +170,59 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "n.gguf").exists() and not (tmp_path / "n").exists()
 
 
+_OUTER = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+LLAVA = _OUTER | {"vision_config": {"model_type": "made_up"}, "text_config": CONFIG}
+STRANGE = ("vision_tower.patch.weight", "vision_tower.layers.0.fc.bias", "multi_modal_projector.linear_1.weight")
+
+
+def seeing(folder: Path, *names: str) -> Path:
+    """A folder with a text model inside and tensors of these names beside it."""
+    inside = {f"language_model.{name}": tensor.renamed(f"language_model.{name}") for name, tensor in tensors().items()}
+    beside = {name: Tensor.from_array(name, np.ones((4, 4), np.float32)) for name in names}
+    return write_hf(folder, LLAVA, None, inside | beside)
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": False}, {"text_only": True}])
+def test_a_tower_that_nobody_knows_is_named(tmp_path: Path, options: dict[str, bool]) -> None:
+    source = seeing(tmp_path / "m", *STRANGE)
+    made = llmconv.convert_file(source, tmp_path / "m.gguf", **options)
+    notes = [note for note in made.notes if "tower" in note]
+    assert len(notes) == 1 and f"3 tensors are left out: '{STRANGE[0]}' (and 2 more)" in notes[0]
+    alone = llmconv.convert_file(write_hf(tmp_path / "alone"), tmp_path / "alone.gguf")
+    assert made.n_tensors == alone.n_tensors
+    back = llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    assert [note for note in back.notes if "config.json speaks of 'vision_config'" in note]
+    assert set(llmconv.open(tmp_path / "back").tensors) == set(llmconv.open(source).tensors) - set(STRANGE)
+    made = llmconv.quantize(source, tmp_path / "q.gguf", "Q8_0")
+    assert [note for note in made.notes if "3 tensors are left out" in note]
+
+
+def test_what_is_no_towers_is_refused_beside_one(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTensor, match="surplus"):
+        llmconv.convert_file(seeing(tmp_path / "m", *STRANGE, "language_model.surplus.weight"), tmp_path / "m.gguf")
+    with pytest.raises(Unsupported, match="no tower known here"):
+        llmconv.convert_file(tmp_path / "m", tmp_path / "m.gguf", mmproj=True)
+    with pytest.raises(UnknownTensor, match="vision_tower"):  # of a text model, by its configuration
+        strange = Tensor.from_array("vision_tower.x.weight", np.ones(4, np.float32))
+        write_hf(tmp_path / "t", None, None, tensors() | {strange.name: strange})
+        llmconv.convert_file(tmp_path / "t", tmp_path / "t.gguf")
+    with pytest.raises(UsageError, match="no tower to leave out"):
+        llmconv.convert_file(write_hf(tmp_path / "u"), tmp_path / "u.gguf", text_only=True)
+
+
+def test_a_known_tower_that_is_another(folder: Path, tmp_path: Path) -> None:
+    """Its class is known, its tensors are not that class's: refused with a way out, or left out and said."""
+    whole = llmconv.open(folder)
+    gone = [name for name in whole.tensors if name.startswith("vision_tower.") and "patch_embedding" in name]
+    llmconv.save(whole.but(tensors={n: t for n, t in whole.tensors.items() if n not in gone}), tmp_path / "other")
+    with pytest.raises(BadFile, match="converts the text model alone"):
+        llmconv.convert_file(tmp_path / "other", tmp_path / "m.gguf")
+    text = llmconv.convert_file(tmp_path / "other", tmp_path / "t.gguf", text_only=True)
+    made = llmconv.convert_file(tmp_path / "other", tmp_path / "m.gguf", strict=False)
+    assert len(made.paths) == 1 and made.n_tensors == text.n_tensors
+    assert any("the text model alone, its tower of" in note and "patch_embedding" in note for note in made.notes)
+
+
 def test_a_strange_tensor_and_a_wrong_one() -> None:
     folder = tower_folders.tower_folder(GEMMA, GEMMA.classes[0])
     folder.add(Tensor.from_array("vision_tower.vision_model.surplus.weight", np.zeros((4, 4), np.float32)))
@@ -164,6 +241,123 @@ def test_what_llama_cpp_leaves_out_is_kept() -> None:
         values = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
         folder.add(Tensor.from_array("vision_tower.vision_model." + name, values))
     same(folder, translate.from_gguf(translate.to_gguf(folder)))
+
+
+def _of(projector: str) -> Tower:
+    return next(tower for tower in TOWERS if tower.projector == projector)
+
+
+def test_positions_are_interpolated_and_come_back() -> None:
+    """RADIO's table is for the largest pictures, a GGUF's for those that a folder's pictures are cut to."""
+    tower = _of("nemotron_v2_vl")
+    folder = tower_folders.tower_folder(tower, tower.classes[0], "F32")
+    name = "vision_model.radio_model.model.patch_generator.pos_embed"
+    n, width = 9, folder.tensors[name].shape[2]
+    y, x = np.mgrid[:n, :n].astype(np.float32)
+    values = np.stack([y + 10 * x] * width, axis=-1).reshape(1, n * n, width)
+    folder.add(Tensor.from_array(name, values))
+    made = translate.to_gguf(folder)
+    table = made.tensors["v.position_embd.weight"].numpy().reshape(5, 5, width)
+    corners = np.linspace(0, 8, 5)
+    assert np.allclose(table[..., 0], corners[:, None] + 10 * corners[None, :])
+    same(folder, translate.from_gguf(made))
+
+
+def test_a_film_s_patches_are_one_picture_s() -> None:
+    tower = _of("muse-glimmer")
+    folder = tower_folders.tower_folder(tower, tower.classes[0], "F32")
+    name = "model.vision_tower.patch_embedder.patch_embedding.weight"
+    whole = folder.tensors[name].numpy()
+    made = translate.to_gguf(folder)
+    first, second = np.split(whole, 2, axis=1)
+    assert np.array_equal(made.tensors["v.patch_embd.weight"].numpy().reshape(first.shape), first + second)
+    foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+    foreign.tensors.pop(name)
+    back = translate.from_gguf(foreign).tensors[name].numpy()
+    assert np.array_equal(back, np.concatenate([first + second, np.zeros_like(first)], axis=1))
+
+
+@pytest.mark.parametrize("cls", tower_folders.KEPT)
+def test_what_published_folders_have_besides_is_kept(cls: str) -> None:
+    tower = next(tower for tower in TOWERS if cls in tower.classes)
+    folder = tower_folders.published(tower, cls)
+    made = translate.to_gguf(folder)
+    assert all(len(name) < 64 for name in made.tensors)  # as long as llama.cpp's names can be
+    same(folder, translate.from_gguf(made))
+    foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+    assert any("no key says" in note for note in translate.from_gguf(foreign).notes) == cls.startswith("Nemotron")
+
+
+def test_projectors_out_of_order_are_refused() -> None:
+    tower = _of("granite4_vision")
+    folder = tower_folders.tower_folder(tower, tower.classes[0])
+    config = json.loads(folder.file("config.json") or b"") | {"deepstack_layer_map": [[-1, 0], [-3, 2]]}
+    with pytest.raises(Unsupported, match="in order"):
+        translate.to_gguf(folder.but(files={**folder.files, "config.json": json.dumps(config).encode()}))
+
+
+@pytest.mark.parametrize(
+    ("cls", "inner"),
+    [
+        ("Lfm2AudioForConditionalGeneration", "lfm"),
+        ("NemotronH_Nano_VL_V2", "llm_config"),
+        ("Granite4VisionForConditionalGeneration", "text_config"),
+    ],
+)
+def test_both_halves_by_their_own_keys(cls: str, inner: str, tmp_path: Path) -> None:
+    """Where the text model's settings and tensors stand in a folder that another program's files become."""
+    tower = next(tower for tower in TOWERS if cls in tower.classes)
+    llmconv.save(tower_folders.multimodal(tower, cls), tmp_path / "model")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "m.gguf", portable=True)
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["architectures"] == [cls] and config[inner]["hidden_size"] == 64
+    wanted = {name for name in llmconv.open(tmp_path / "model").tensors if not name.startswith("lm_head")}
+    assert wanted <= set(llmconv.open(tmp_path / "back").tensors)
+    llmconv.convert_file(tmp_path / "back", tmp_path / "again.gguf", portable=True)
+    same(llmconv.open(tmp_path / "m.gguf"), llmconv.open(tmp_path / "again.gguf"))
+    same(llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "mmproj-again.gguf"))
+    if cls.startswith("Granite4"):
+        assert config["deepstack_layer_map"] == [[3, 2], [5, 0]] and config["spatial_target_layers"] == [1, 3, 4, 5]
+
+
+def test_another_models_sounds_are_read_and_told_of(tmp_path: Path) -> None:
+    """Qwen3-TTS's decoder is read from the folder within, and is not written back."""
+    cls, tower = "Qwen3TTSForConditionalGeneration", _of("qwen3tts_spkenc")
+    llmconv.save(tower_folders.tower_folder(tower, cls, "F32"), tmp_path / "model")
+    assert any("speech_tokenizer" in note for note in translate.to_gguf(llmconv.open(tmp_path / "model")).notes)
+    tower_folders.put_beside(cls, tmp_path / "model", "F32")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "mmproj-m.gguf", mmproj=True)
+    made, inner = llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "model" / "speech_tokenizer")
+    books = made.tensors["a.gen.wav.quant.rest.codebook.weight"].numpy()
+    start = "decoder.quantizer.rvq_rest.vq.layers.3._codebook."
+    total, usage = (inner.tensors[start + name].numpy() for name in ("embedding_sum", "cluster_usage"))
+    assert books.shape == (15, 10, 8) and np.allclose(books[3], total / usage[:, None], rtol=1e-6)
+    alpha = inner.tensors["decoder.decoder.5.alpha"].numpy()
+    assert np.allclose(made.tensors["a.gen.wav.dac.post_snake.alpha"].numpy(), np.exp(alpha), rtol=1e-6)
+    back = translate.from_gguf(made)
+    assert any("speech_tokenizer" in note for note in back.notes)
+    same(llmconv.open(tmp_path / "model"), back)
+
+
+def test_another_models_encoder_is_read_and_told_of(tmp_path: Path) -> None:
+    """MiMo hears by an encoder in the folder within; without it only its eye is converted, and all comes back."""
+    cls, tower = "MiMoV2ForCausalLM", _of("mimovl")
+    llmconv.save(tower_folders.published(tower, cls, "F32"), tmp_path / "model")
+    alone = translate.to_gguf(llmconv.open(tmp_path / "model"))
+    assert any("audio_tokenizer" in note for note in alone.notes) and "clip.audio.block_count" not in alone.metadata
+    same(llmconv.open(tmp_path / "model"), translate.from_gguf(alone))
+    tower_folders.put_beside(cls, tmp_path / "model", "F32")
+    llmconv.convert_file(tmp_path / "model", tmp_path / "mmproj-m.gguf", mmproj=True)
+    made, inner = llmconv.open(tmp_path / "mmproj-m.gguf"), llmconv.open(tmp_path / "model" / "audio_tokenizer")
+    books = made.tensors["a.rvq.codebook.weight"].numpy()
+    small = inner.tensors["encoder.quantizer.vq.layers.2._codebook.embed"].numpy()
+    assert books.shape == (3, 10, 32) and np.array_equal(books[2, :6], small) and not books[2, 6:].any()
+    assert made.metadata["clip.audio.rvq.codebook_size"].tolist() == [10, 10, 6]
+    assert made.metadata["clip.audio.wa_pattern_mode"].tolist() == [0, -1, 0, -1]
+    back = translate.from_gguf(made)
+    assert any("audio_tokenizer" in note for note in back.notes)
+    same(llmconv.open(tmp_path / "model"), back)
 
 
 def test_another_models_tower_is_refused(tmp_path: Path) -> None:

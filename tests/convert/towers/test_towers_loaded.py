@@ -10,6 +10,7 @@ import pytest
 import tiny_towers
 
 import llmconv
+from llmconv.convert.towers.families import conformers
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -20,11 +21,25 @@ NOT_WHOLE = {"gemma3-bf16", "janus"}
 
 
 def weights(folder: Path, name: str) -> dict[str, Any]:
-    """What transformers makes of a folder; every weight must be there, and no other."""
+    """What transformers makes of a folder; every weight must be there, and no other; batches seen are none."""
     kind = getattr(transformers, tiny_towers.MODELS[name].cls)
     model, told = kind.from_pretrained(folder, output_loading_info=True, dtype="auto")
-    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], told
-    return dict(model.state_dict())
+    missing = [key for key in told["missing_keys"] if not key.endswith("num_batches_tracked")]
+    assert not missing and not told["unexpected_keys"] and not told["mismatched_keys"], told
+    return _folded(dict(model.state_dict()))
+
+
+def _folded(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights with batch norms as what they do: a GGUF of another program says no more of them."""
+    for stem in [key.removesuffix(".running_var") for key in state if key.endswith(".running_var")]:
+        weight, bias, mean, variance = (
+            state[f"{stem}.{name}"].float() for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight / torch.sqrt(variance + 1e-5)
+        state |= {f"{stem}.weight": scale, f"{stem}.bias": bias - mean * scale}
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            del state[f"{stem}.{name}"]
+    return state
 
 
 @pytest.mark.parametrize("name", tiny_towers.MODELS)
@@ -48,3 +63,12 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert sorted(ours) == sorted(theirs)
     for key, tensor in theirs.items():
         assert torch.allclose(ours[key].float(), tensor.float(), atol=1e-6), key
+
+
+@pytest.mark.parametrize(("n", "side"), [(9, 5), (128, 32), (4, 7)])
+def test_positions_are_interpolated_as_by_torch(n: int, side: int) -> None:
+    values = np.random.default_rng(0).standard_normal((n, n, 6)).astype(np.float32)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(values).permute(2, 0, 1)[None], (side, side), mode="bilinear", align_corners=True
+    )
+    assert np.allclose(conformers._resized(values, side), theirs[0].permute(1, 2, 0).numpy(), atol=1e-6)

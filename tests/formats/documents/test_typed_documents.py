@@ -53,6 +53,7 @@ SAME: dict[str, Any] = {
     },
     "big-endian": {"w": {"dtype": ">f4", "shape": [2, 3], "data": base64.b64encode(
         VALUES.astype(">f4").tobytes()).decode()}},
+    "base64 of a class": {"w": {"$type": "Float32Array", "size": [2, 3], "base64": B64}},
     "bfloat16": {"w": {"dtype": "torch.bfloat16", "shape": [2, 3], "data": base64.b64encode(
         VALUES.astype(ml_dtypes.bfloat16).tobytes()).decode()}},
     "a Buffer": {"w": {"shape": [2, 3], "dtype": "float32", "data": BUFFER}},
@@ -230,6 +231,15 @@ LONG = base64.b64encode(np.arange(96, dtype="<f4").tobytes()).decode()
         ({"0": 1.5, "1": 2.5, "length": 3}, "has numbers under 0, 1"),
         ({"0": 1.5, "2": 2.5, "length": 3}, "has numbers under 0, 1"),
         ([[1.5, 2.5], None], "'w[1]' holds only null"),
+        ("AACAPwAAAEA=", "it stays text, no tensor"),
+        ("AACAPwAAAEAAAEBA", "it stays text, no tensor"),
+        ("data:;base64,AACAPwAAAEA=", "it stays text, no tensor"),
+        ({"$binary": {"base64": "AACAPwAAAEA=", "subType": "00"}}, "it stays text, no tensor"),
+        ({"1": 1.5, "2": 2.5}, "has numbers under numbers, but"),
+        ({"1": 1.5, "2": 2.5, "n": 2}, "has numbers under numbers, but"),
+        ({"1": {"1": 1.5, "2": 2}, "2": {"1": 3, "2": 4}}, "'w.1' (and 1 more) has numbers under numbers, but"),
+        ({"-1": 1, "0": 2.5}, "has numbers under numbers, but"),
+        ({"0.5": 1, "1.5": 2.5}, "has numbers under numbers, but"),
     ],
 )
 def test_what_is_no_tensor_is_named(tmp_path: Path, value: Any, said: str) -> None:
@@ -243,6 +253,13 @@ def test_ggmls_ne_is_a_shape_from_the_last_dimension_on(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps(document))
     found = llmconv.open(tmp_path / "m.json").tensors
     assert [t.numpy().tolist() for t in found.values()] == [[[1, 2, 3], [4, 5, 6.5]]]
+
+
+def test_base64_of_a_class_without_a_shape(tmp_path: Path) -> None:
+    short = base64.b64encode(RAW[:16]).decode()
+    for value in ({"$type": "Float32Array", "base64": B64}, {"dtype": "float32", "rows": {"w": short}}):
+        (tensor,) = llmconv.open(written(tmp_path, {"w": value})).tensors.values()
+        assert tensor.numpy()[:4].tolist() == [1.5, -2, 3, 0.25]
 
 
 def test_gradients_beside_numbers_change_no_name(tmp_path: Path) -> None:
@@ -280,6 +297,10 @@ NO_NUMBERS: dict[str, Any] = {
     "hexadecimal": (RAW * 8).hex(),
     "MongoDB's": [{"$numberDouble": "0.1"}, {"$numberDouble": "0.2"}],
     "MongoDB's among numbers": [0.5, {"$numberDouble": "Infinity"}],
+    "objects of one number": [{"value": 0.5}, {"value": 2}],
+    "objects with gradients": [{"data": 0.5, "grad": 0}, {"data": 2, "grad": 0}],
+    "a short text": "[1.5,2]",
+    "undefined among texts": ["1.5", "undefined"],
     "complex": [{"re": 1.5, "im": 0}, {"re": 2.5, "im": 1}],
 }
 
@@ -292,7 +313,19 @@ def test_numbers_in_disguise_are_named(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [["0", "1", "2"], ["a", "b"], "a sentence, with 3.5 commas, 1 or 2", "f" * 64, {"a": "0.5"}]
+    "value",
+    [
+        ["0", "1", "2"],
+        ["a", "b"],
+        ["undefined"],
+        "a sentence, with 3.5 commas, 1 or 2",
+        "f" * 64,
+        {"a": "0.5"},
+        {"1": "a", "2": "b"},
+        {"8": 3},
+        [{"value": "a"}, {"value": "b"}],
+        *("gradientClipping", "relu", "LayerNormalization12", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=", "[1, 2]"),
+    ],
 )
 def test_words_are_no_numbers(tmp_path: Path, value: Any) -> None:
     assert llmconv.open(written(tmp_path, {"w": value, "x": [1.5]})).notes == []

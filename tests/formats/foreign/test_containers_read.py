@@ -242,3 +242,26 @@ def test_a_tensor_that_a_torch_index_forgot_is_read(tmp_path: Path) -> None:
     found = formats.open(index)
     assert "more" in found.tensors
     assert found.notes == ["pytorch_model.bin.index.json does not list 'more'; read all the same"]
+
+
+OTHERS = {
+    "openvino_model.xml": "OpenVINO's folder",
+    "mlc-chat-config.json": "MLC's folder",
+    "model.mlpackage/Manifest.json": "Core ML's folder",
+    "model.onnx": "is no model folder, but has 'model.onnx'; give that file",
+    "notes.txt": "holds no model; known",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_folders_of_other_programs_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m" / name).parent.mkdir(parents=True)
+    (tmp_path / "m" / name).write_text("x")
+    with pytest.raises(BadFile, match=OTHERS[name]):
+        formats.open(tmp_path / "m")
+
+
+def test_files_of_other_programs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3")
+    with pytest.raises(BadFile, match="is TensorFlow Lite's file"):
+        formats.open(tmp_path / "m.tflite")

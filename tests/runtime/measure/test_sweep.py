@@ -23,7 +23,7 @@ from llmconv.convert.vocab import from_words
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.progress import Step
-from llmconv.runtime.measure import sweep as engine, sweep_card, sweep_report
+from llmconv.runtime.measure import sharing, sweep as engine, sweep_card, sweep_report
 from llmconv.runtime.measure.sweep import SweepRow
 from llmconv.runtime.measure.sweep_state import State
 from llmconv.runtime.training.config import TrainConfig
@@ -80,7 +80,7 @@ def test_a_report_of_what_was_measured(model: Path, text: Path, tmp_path: Path) 
 
 
 def test_it_goes_on_where_it_stopped(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = engine.compare
+    whole = engine.compared
     calls: list[str] = []
 
     def interrupted(a: Any, b: Path, *rest: Any, **options: Any) -> Any:
@@ -89,7 +89,7 @@ def test_it_goes_on_where_it_stopped(model: Path, text: Path, tmp_path: Path, mo
             raise KeyboardInterrupt
         return whole(a, b, *rest, **options)
 
-    monkeypatch.setattr(engine, "compare", interrupted)
+    monkeypatch.setattr(engine, "compared", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"the same command goes on from .*sweep\.json"):
         run(model, text, tmp_path, "Q8_0", "Q5_0", "Q4_0")
     stamp = (tmp_path / "m-Q4_0.gguf").stat().st_mtime_ns
@@ -100,6 +100,20 @@ def test_it_goes_on_where_it_stopped(model: Path, text: Path, tmp_path: Path, mo
     assert not (tmp_path / "m-Q4_0.gguf").exists()
     with pytest.raises(llmconv.OutputError, match="another model, text or options"):
         llmconv.sweep(model, text, ["Q8_0"], tmp_path, context=8, device="cpu", plots=False)
+
+
+def test_the_original_runs_once(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, ran = sharing.Passed, []
+
+    def watched(model: Any, *rest: Any) -> Any:
+        ran.append(Path(model.where).name)
+        return whole(model, *rest)
+
+    monkeypatch.setattr(sharing, "Passed", watched)
+    found = run(model, text, tmp_path, "Q8_0", "Q5_0", "Q4_0")
+    assert ran == ["m.gguf", "m-Q8_0.gguf", "m-Q5_0.gguf", "m-Q4_0.gguf"]
+    for row in found.rows:
+        assert row.ppl / row.ppl_ratio == pytest.approx(found.ppl, rel=1e-12)
 
 
 def test_the_frontier_is_what_no_other_beats() -> None:
