@@ -70,7 +70,7 @@ def given(gguf: Checkpoint, arch: Architecture) -> tuple[dict[str, bytes], list[
     names = iter(sorted(heads))
     for name, (path, _, _) in arch.dense.items():
         weight = gguf.tensors.get(f"{name}.weight")
-        if weight is None:
+        if weight is None or f"{name}.bias" in gguf.tensors:  # a layer of the model's own
             continue
         if len(weight.shape) != 2:
             raise WrongShape(gguf.where, weight.name, weight.shape, (0, 0), "as a layer")
