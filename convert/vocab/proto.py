@@ -182,7 +182,8 @@ def _block(number: int, data: bytes) -> bytes:
 
 def serialise(pieces: Iterable[tuple[str, float, int]], rest: bytes) -> bytes:
     """A sentencepiece model as its trainer writes it: pieces first (a normal piece's type left out), then the rest."""
-    out, float32 = [], struct.Struct("<f").pack
+    out: list[bytes] = []
+    float32 = struct.Struct("<f").pack
     kinds = {type: b"" if type == 1 else b"\x18" + _number(type) for type in range(8)}
     heads: dict[tuple[int, int], bytes] = {}  # of a length of text and of type: sizes
     for text, score, type in pieces:

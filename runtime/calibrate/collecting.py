@@ -23,6 +23,7 @@ from llmconv.runtime.calibrate.watching import matrices
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
+from llmconv.runtime.reading import slots_of
 
 __all__ = ["Collector", "Kept", "coverage", "write_gguf"]
 
@@ -134,12 +135,12 @@ def sums_of_tensors_exactly(opened: Checkpoint) -> Sums:
 
 def coverage(model: Model, sums: Sums, wanted: Sequence[str]) -> list[str]:
     """Sentences on the matrices and experts that no token, or only a few, went through."""
-    notes, known = [], matrices(model)
+    notes, held = [], slots_of(model).keys()
     missing = [name for name in wanted if name not in sums.entries or not sums.entries[name].counts.any()]
     if missing:
         notes.append(f"no token went through {_some(missing)}: they have no importance weights")
     shapes = model.decoder.shapes.items()
-    unrun = [n for n, s in shapes if n.startswith("blk.") and len(s) > 1 and n.endswith(".weight") and n not in known]
+    unrun = [n for n, s in shapes if n.startswith("blk.") and len(s) > 1 and n.endswith(".weight") and n not in held]
     if unrun:
         notes.append(f"{_some(unrun)} of the file are not run here: they have no importance weights")
     for name, entry in sorted(sums.entries.items()):

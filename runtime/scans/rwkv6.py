@@ -49,8 +49,8 @@ def rwkv6(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
 
 
 def of_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, H * D) -> (B, T, H, D)."""
-    return x.reshape(*x.shape[:2], heads, -1)
+    """(..., H * D) -> (..., H, D)."""
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def normed_heads(norm: Any, x: Tensor, eps: float) -> Tensor:

@@ -61,7 +61,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["block_auto_adjust_ff_dim"] = False
     if own.get("attention.causal") is False:
         config["architectures"] = ["Lfm2BidirectionalModel"]
-    if dims["window"]:  # which its other models, with layers behind pooling of the same names, lack
+    if dims["n_backbone"]:
         config["architectures"] = ["Lfm25AudioTokenizer"]
         config["sliding_window"] = dims["window"]
 
@@ -102,8 +102,8 @@ LFM2 = Architecture(
         row("token_embd.weight", "{p}embed_tokens.weight", "n_vocab, n_embd"),
         row("token_embd_norm.weight", "{p}embedding_norm.weight", "n_embd"),
         row("output.weight", "lm_head.weight", "n_vocab, n_embd", optional="!tie_word_embeddings"),
-        row("dense_2.weight", "lin.weight", "n_backbone, n_embd", when="window", optional=_decodes),
-        row("dense_2.bias", "lin.bias", "n_backbone", when="window", optional=_decodes),
+        row("dense_2.weight", "lin.weight", "n_backbone, n_embd", when="n_backbone", optional=_decodes),
+        row("dense_2.bias", "lin.bias", "n_backbone", when="n_backbone", optional=_decodes),
         row("blk.{i}.attn_norm.weight", _at + "operator_norm.weight", "n_embd"),
         row(
             "blk.{i}.shortconv.conv.weight",

@@ -70,7 +70,8 @@ def given(gguf: Checkpoint, arch: Architecture) -> tuple[dict[str, bytes], list[
     names = iter(sorted(heads))
     for name, (path, _, _) in arch.dense.items():
         weight = gguf.tensors.get(f"{name}.weight")
-        if weight is None or f"{name}.bias" in gguf.tensors:  # a layer of the model's own
+        biased = f"{name}.bias" in gguf.tensors or own_keys.CONFIG in gguf.metadata
+        if weight is None or (biased and not heads):  # a row of the table: what LFM2's sound decoder ends with
             continue
         if len(weight.shape) != 2:
             raise WrongShape(gguf.where, weight.name, weight.shape, (0, 0), "as a layer")
