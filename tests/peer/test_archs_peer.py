@@ -181,6 +181,7 @@ PATCHES |= {name: by_hand.CONFIGS[name] for name in ("step3.5", "step3.7")}  # w
 # Keys that only we write, by architecture; docs/architectures.md says why.
 EXTRA_KEYS: dict[str, set[str]] = {
     "llama": {"attention.sliding_window", "attention.key_length", "attention.value_length"},
+    "gemma4": {"final_logit_softcapping"},  # no cap: without the key llama.cpp caps at 30
     "gptneox": {"rope.freq_base"},
     "falcon": {"rope.freq_base"},
     "phi2": {"rope.freq_base"},
