@@ -114,6 +114,8 @@ class _Cutter:
             "is a buffer without a dtype or a shape that fits it: its bytes are the tensor's numbers": self.buffers,
             "has no dtype: its bytes are taken as floats of 32 (or 64) bits, which its shape suggests": self.guessed,
         }
+        if self.ours:  # of which `metadata` has settings alone
+            says = {text: [name for name in names if not name.startswith("metadata")] for text, names in says.items()}
         return (f"{short(names[0])}{more(names)} {text}" for text, names in says.items() if names)
 
     def slot(self, numbers: Numbers, path: str, nested: tuple[int, ...] | None = None, shape: Any = None) -> Slot:

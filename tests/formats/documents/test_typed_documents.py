@@ -384,3 +384,13 @@ def test_what_has_json_inside_is_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "model.json").write_bytes(text)
     with pytest.raises(BadFile, match=NO_JSON[text]):
         llmconv.open(tmp_path / "model.json")
+
+
+def test_our_own_settings_are_no_weights(tmp_path: Path) -> None:
+    """Typed arrays of our JSON's metadata were told of as base64 that is no tensor."""
+    metadata = {"general.architecture": "none", "kinds": np.arange(40, dtype=np.int32), "words": ["1.0", "2.0", "3.0"]}
+    model = Checkpoint(metadata=metadata)
+    model.add(Tensor.from_array("w", np.ones((2, 3), np.float32)))
+    llmconv.save(model, tmp_path / "m.gguf")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "m.json")
+    assert llmconv.open(tmp_path / "m.json").notes == []
