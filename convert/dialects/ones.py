@@ -6,6 +6,8 @@ of one row, and is made one again wherever a table reads the file.
 
 from __future__ import annotations
 
+import re
+
 from llmconv.convert import archs
 from llmconv.convert.tables import own_keys
 from llmconv.formats.checkpoint import Checkpoint
@@ -22,8 +24,10 @@ def with_ones(gguf: Checkpoint) -> Checkpoint:
     if arch is None:
         return gguf
     dims = arch.dims_of(arch.modern(gguf.metadata))
-    if not any(n.startswith("blk.") for n in flat):
-        dims["n_layer"] = min(dims["n_layer"], 1)
+    layers = [int(found[1]) for n in flat if (found := re.match(r"blk\.(\d{1,9})\.", n))]
+    dims["n_layer"] = min(
+        dims["n_layer"], max(layers, default=-1) + 1, len(gguf.tensors)
+    )  # a file may claim any number
     made: dict[str, Tensor] = {}
     for slot in arch.slots(dims):
         for one, shape in zip(slot.gguf, slot.shapes, strict=True):

@@ -28,7 +28,7 @@ def unknown_tensors(where: str, arch: Architecture, names: list[str]) -> Unknown
 
 def as_present(config: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without layers for further tokens, which it states of many models that come without them."""
-    if "DeepseekV4DSparkModel" in (config.get("architectures") or ()):
+    if config.get("architectures") == ["DeepseekV4DSparkModel"]:
         return _stages(config, tensors)
     first = f"layers.{config.get('num_hidden_layers')}."
     beside = (name for name in tensors if ".hc_head_" not in name)  # which a GGUF without them may keep
