@@ -275,32 +275,37 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
     extra: further ones, and what the absence of a key means where it is not what `DIMS` says.
     """
     out: dict[str, Any] = {}
+    numbers: dict[str, int] = {}  # of those so far, what expressions can speak of
     for name, key, default in DIMS:
         value = metadata.get(key if key.startswith(own_keys.OWN) else f"{arch}.{key}")
         if value is None:
-            default = (extra or {}).get(name, default)
-            out[name] = evaluate(default, {k: v for k, v in out.items() if isinstance(v, int)})
-            continue
-        if name in _THERE:
-            out[name] = 1
-            continue
-        if name in _COUNTED and isinstance(value, np.ndarray | list | tuple):
-            out[name] = len(value)
-            continue
-        try:
-            if name in _FIRST:
-                out[name] = whole(np.ravel(value)[0]) + 1 if np.size(value) else 0
-                continue
-            many = isinstance(value, np.ndarray | list | tuple) and name not in _SINGLE
-            out[name] = [_flag(v) for v in value] if many else whole(value)
-        except TypeError:
-            raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+            found: Any = evaluate((extra or {}).get(name, default), numbers)
+        else:
+            try:
+                found = _dimension(name, value)
+            except TypeError:
+                raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+        out[name] = found
+        if isinstance(found, int):
+            numbers[name] = found
     if factors := _factors(metadata, arch):
         out[SCALED_BY] = factors
     labels = metadata.get(f"{arch}.{LABELS}", ())
     out["n_cls"] = len(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else 0
+    numbers["n_cls"] = out["n_cls"]
     for name, expression in (extra or {}).items():
-        if name in out:
-            continue
-        out[name] = evaluate(expression, {k: v for k, v in out.items() if isinstance(v, int)})
+        if name not in out:
+            out[name] = numbers[name] = evaluate(expression, numbers)
     return out
+
+
+def _dimension(name: str, value: Any) -> Any:
+    """What a key's value says: a number, or one for each layer.   `TypeError` where it is none."""
+    many = isinstance(value, np.ndarray | list | tuple)
+    if name in _THERE:
+        return 1
+    if name in _COUNTED and many:
+        return len(value)
+    if name in _FIRST:
+        return whole(np.ravel(value)[0]) + 1 if np.size(value) else 0
+    return [_flag(v) for v in value] if many and name not in _SINGLE else whole(value)
