@@ -74,7 +74,7 @@ class Awq(Scheme):
     def _gemm(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> Coded:
         (k, words), groups = packed.shape, scales.shape[0]
         group = group_of(layer, k, groups)
-        if k % group:
+        if not group or k % group:
             raise BadFile(
                 f"{layer.settings.where}: groups of {group} don't divide the {k} columns of {cut(layer.weight)}, as "
                 "AWQ's do; the model is damaged"

@@ -69,7 +69,13 @@ class Stored(Scheme):
             raise MissingTensor(
                 layer.settings.where, f"{layer.weight}_zero_point", "config.json says that there is one; fetch it again"
             )
-        half = 1 << ((layer.settings.bits(layer.weight) or 8) - 1)
+        bits = layer.settings.bits(layer.weight) or 8
+        if not 1 <= bits <= 64:
+            raise BadFile(
+                f"{layer.settings.where}: config.json says {bits} bits of {cut(layer.weight)}, whose numbers have 8; "
+                "the model is damaged"
+            )
+        half = 1 << (bits - 1)
         narrow = table is None and 1 < half < 128
 
         def codes(start: int, stop: int) -> NDArray[Any]:
