@@ -248,9 +248,8 @@ class _Writer:
                 self.indexed(shape[1:], level + 1, counted)
             self.write(self.gap(level) + b"]")
             return
-        items = [
-            b'"%d"%b%b' % (i, self.colon, x) for i, x in enumerate(b"".join(self.numbers(shape[0], b",")).split(b","))
-        ]
+        texts = b"".join(self.numbers(shape[0], b",")).split(b",")
+        items = [b'"%d"%b%b' % (i, self.colon, text) for i, text in enumerate(texts)]
         if counted:
             items.append(b'"length"%b%d' % (self.colon, shape[0]))
         self.write(b"{" + self.gap(level + 1) + self.between(level + 1).join(items) + self.gap(level) + b"}")

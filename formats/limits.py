@@ -73,11 +73,11 @@ def too_large(shape: Sequence[int]) -> bool:
     return math.prod(n or 1 for n in shape) > (MAX_EMPTY_ROWS if 0 in shape else MAX_ELEMENTS)
 
 
-def in_bytes(size: int | str, what: str) -> int:
-    """A size that somebody gives, as a number of bytes or like "2G"; `UsageError` for what is none."""
+def in_bytes(size: int | str, what: str, least: int = 0) -> int:
+    """A size that somebody gives, as a number of bytes or like "2G"; `UsageError` for what is none, or too small."""
     if isinstance(size, str):
         return parse_size(size)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+    if isinstance(size, bool) or not isinstance(size, int) or size < least:
         raise UsageError(f"{what} is {cut(repr(size))} ({kind_of(size)}), expected bytes or a size like '2G'")
     return size
 

@@ -7,13 +7,13 @@ so), or where it holds no weights; any other is another model's, and a note name
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llmconv.errors import cut, more
 from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "others", "programs", "within"]
+__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "modules_of", "others", "programs", "within"]
 
 MODULES = "modules.json"
 TEMPLATES = "additional_chat_templates"
@@ -101,6 +101,17 @@ def within(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path], 
                 found[name] = file
     notes = [f"left out, not of this model's folder or too large: {cut(left[0])}{more(left)}"] if left else []
     return found, notes
+
+
+def modules_of(data: bytes | None, kind: str) -> list[str]:
+    """The folders of the modules of a kind ("Pooling") that a modules.json lists, in order; none of a broken one."""
+    try:
+        listed = json.loads(data or b"[]")
+    except (ValueError, RecursionError):
+        return []
+    found = [m for m in listed if isinstance(m, Mapping)] if isinstance(listed, list) else []
+    wanted = [str(m.get("path")) for m in found if str(m.get("type")).endswith(kind)]
+    return [path.replace("\\", "/").strip("/") for path in wanted]  # as Windows writes them
 
 
 def _modules(folder: Path) -> set[str]:

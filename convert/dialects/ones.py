@@ -25,9 +25,7 @@ def with_ones(gguf: Checkpoint) -> Checkpoint:
         return gguf
     dims = arch.dims_of(arch.modern(gguf.metadata))
     layers = [int(found[1]) for n in flat if (found := re.match(r"blk\.(\d{1,9})\.", n))]
-    dims["n_layer"] = min(
-        dims["n_layer"], max(layers, default=-1) + 1, len(gguf.tensors)
-    )  # a file may claim any number
+    dims["n_layer"] = min(dims["n_layer"], max(layers, default=-1) + 1, len(gguf.tensors))  # not what a file claims
     made: dict[str, Tensor] = {}
     for slot in arch.slots(dims):
         for one, shape in zip(slot.gguf, slot.shapes, strict=True):

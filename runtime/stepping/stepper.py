@@ -72,8 +72,7 @@ class Stepper:
 
     def __init__(self, model: Model, cache: Cache):
         self._model, self._cache, self._threads = model, cache, torch.get_num_threads()
-        self._table = Table(model, cache, self._threads)
-        self._shared = np.zeros(steps.SHARED, TABLE)
+        self._begin()
         self._together = _together()
         self._helped = next(self._together)
 
@@ -81,13 +80,17 @@ class Stepper:
         cache, model = self._cache, self._model
         if cache.length >= self._table.capacity:
             cache.reserve(1)
-            self._table = Table(model, cache, self._threads)
-            self._shared = np.zeros(steps.SHARED, TABLE)
+            self._begin()
         tokens = torch.tensor([[token]])
         self._table.x[...] = model.begin(tokens, model.step(tokens, None, cache)).view(-1).numpy()
         self._run(cache.length)
         cache.advance(1)
         return model.said(torch.from_numpy(self._table.logits)[None])
+
+    def _begin(self) -> None:
+        """A table over the cache as it lies now, and what threads share while they go through it."""
+        self._table = Table(self._model, self._cache, self._threads)
+        self._shared = np.zeros(steps.SHARED, TABLE)
 
     def _run(self, position: int) -> None:
         table, shared = self._table, self._shared

@@ -24,7 +24,7 @@ def limit(memory: Memory, device: torch.device) -> int | None:
     `UsageError` for what is no size.
     """
     if memory is not None:
-        return in_bytes(memory or -1, "memory")
+        return in_bytes(memory, "memory", 1)
     if device.type == "cuda":
         return int(_SHARE * torch.cuda.mem_get_info(device)[0])
     free = [n for n in (_of_machine(), _of_group()) if n is not None]

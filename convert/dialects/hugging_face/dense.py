@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from llmconv.convert.tables.architecture import Architecture
 from llmconv.errors import BadFile, LlmconvError, WrongShape, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.safetensors_header import DTYPES, header_of
-from llmconv.formats.side_files import MODULES, is_name
+from llmconv.formats.side_files import MODULES, is_name, modules_of
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Dense", "given", "taken"]
@@ -40,7 +39,7 @@ class Dense:
 
 def taken(folder: Checkpoint, arch: Architecture) -> Dense:
     """The layers of a folder's modules.json; `BadFile` for a file that is no whole safetensors file."""
-    out, paths = Dense(), _paths(folder)
+    out, paths = Dense(), modules_of(folder.file(MODULES), "Dense")
     if not paths:
         return out
     found = [_plain_layer(folder, path) for path in paths]
@@ -83,16 +82,6 @@ def given(gguf: Checkpoint, arch: Architecture) -> tuple[dict[str, bytes], list[
         elif is_name(kept):
             files[kept] = _whole(heads[kept], weight, gguf.where)
     return files, used, new
-
-
-def _paths(folder: Checkpoint) -> list[str]:
-    """The folders of the Dense modules that modules.json lists, in order."""
-    try:
-        modules = json.loads(folder.file(MODULES) or b"[]")
-    except (ValueError, RecursionError):
-        return []
-    listed = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
-    return [str(m.get("path")) for m in listed if str(m.get("type")).endswith("Dense")]
 
 
 def _plain_layer(folder: Checkpoint, path: str) -> tuple[bytes, Tensor] | None:

@@ -16,7 +16,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.errors import cut
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.side_files import MODULES
+from llmconv.formats.side_files import MODULES, modules_of
 
 __all__ = ["files_of", "keys_of"]
 
@@ -33,9 +33,7 @@ def keys_of(folder: Checkpoint, arch: str) -> tuple[dict[str, Any], list[str]]:
     """The GGUF key for what the folder's files say, and notes about what no key says."""
     file = _config_file(folder)
     if file is None:
-        modules = _json(folder, MODULES)
-        steps = [m for m in modules if isinstance(m, Mapping)] if isinstance(modules, list) else []
-        lost = [str(m.get("path")) for m in steps if str(m.get("type")).endswith("Pooling")]
+        lost = modules_of(folder.file(MODULES), "Pooling")
         said = "has no config.json: the GGUF does not say how it pools"
         return {}, [f"{cut(path)} of modules.json {said}" for path in lost[:1]]
     number = _number(_json(folder, file))
@@ -91,13 +89,8 @@ def _number(config: Any) -> int | None:
 
 def _config_file(folder: Checkpoint) -> str | None:
     """The configuration of the Pooling module, where the folder has it."""
-    modules = _json(folder, MODULES)
-    for module in modules if isinstance(modules, list) else ():
-        if isinstance(module, Mapping) and str(module.get("type")).endswith("Pooling"):
-            inner = str(module.get("path")).replace("\\", "/").strip("/")  # as Windows writes it
-            file = f"{inner}/config.json"
-            return file if file in folder.files else None
-    return None
+    file = next((f"{path}/config.json" for path in modules_of(folder.file(MODULES), "Pooling")), None)
+    return file if file in folder.files else None
 
 
 def _json(folder: Checkpoint, name: str) -> Any:
