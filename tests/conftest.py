@@ -29,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, usual)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The peers' folder where no peer is asked for: importing their libraries takes seconds."""
+    return True if collection_path.name == "peer" and "not peer" in config.option.markexpr else None
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
