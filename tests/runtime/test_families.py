@@ -32,13 +32,7 @@ BY_HAND = {table.gguf for config in by_hand.CONFIGS.values() if (table := archs.
 DECODERS = [n for n, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM" and tiny.runs and not tiny.rounded]
 
 
-def _variants_later(names: list[str]) -> list[Any]:
-    """The first of each of transformers' model types by default; its variants are slower tests."""
-    firsts = {tiny_models.MODELS[name].model_type: name for name in reversed(names)}.values()
-    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", _variants_later(DECODERS))
+@pytest.mark.parametrize("name", tiny_models.variants_later(DECODERS))
 def test_logits_and_cache(name: str, tmp_path: Path) -> None:
     theirs = type(tiny_models.build(name, tmp_path)).from_pretrained(tmp_path, dtype=torch.float32).eval()
     ours = llmconv.load(tmp_path, "cpu", "f32")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SMALL = {
     "vocab_size": 96,
@@ -793,6 +796,13 @@ def automatic(tiny: Tiny) -> Any:
 
 INSIDE = {"mistral4": ("Mistral4Config", "Mistral4ForCausalLM")}
 """Text models that transformers has and its Auto classes do not know: the classes of configuration and model."""
+
+
+def variants_later(names: Iterable[str]) -> list[Any]:
+    """For parametrizing: the first of each GGUF architecture by default; its variants are slower tests."""
+    names = list(names)
+    firsts = {MODELS[name].gguf: name for name in reversed(names)}.values()
+    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
