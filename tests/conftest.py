@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The peers' folder where no peer is asked for: importing their libraries takes seconds."""
     return True if collection_path.name == "peer" and "not peer" in config.option.markexpr else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_flush() -> Iterator[None]:
+    """Nothing that a test could read depends on whether a file has been flushed, which takes long on a busy disk.
+
+    That it is asked for, and what comes of its failing, is tested in test_full_disk.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
