@@ -261,8 +261,8 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, or None when it has none."""
+    """The checkpoint's tokenizer, or None when it has none; of two models that are compared only one tokenizes."""
     from llmconv.convert import vocab
 
     found = vocab.of(checkpoint)
-    return None if found is None else vocab.tokenizer(found)
+    return None if found is None else vocab.tokenizer(found, at_once=False)
