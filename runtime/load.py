@@ -23,6 +23,7 @@ from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.translate import translate
 from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products, warm
 from llmconv.quant.block import BlockType
@@ -45,10 +46,14 @@ DTYPES = {
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on; "auto": CUDA, else MPS, else the CPU.  `UsageError` when it is not there."""
+    """The device to run on; "auto": CUDA, of several processes each another one, else MPS, else the CPU.
+
+    `UsageError` when it is not there.
+    """
     if str(device) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            own = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            return torch.device("cuda") if current() is None else torch.device("cuda", own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
