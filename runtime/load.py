@@ -16,7 +16,9 @@ from llmconv import formats as _formats
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.side import alone
+from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects.carried import with_kept
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
 from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
@@ -122,6 +124,7 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
+    otherwise = otherwise_in_llama_cpp(checkpoint) if checkpoint.dialect == "gguf" else []
     checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
@@ -136,6 +139,7 @@ def load(
         module.activations = activations
     if activations == "int8" and not any(m.block_type and m.block_type.name in integer_products.TYPES for m in takers):
         model.notes.append(f"{model.where}: has no weights that rounded activations are for, so they change nothing")
+    model.notes += [f"{model.where}: {note}" for note in otherwise]
     return model.eval()
 
 
@@ -219,6 +223,7 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     model.metadata = dict(checkpoint.metadata)
     model.tokenizer = _tokenizer(checkpoint)
     model.where = checkpoint.where
+    model.notes += [f"{model.where}: {note}" for note in unread(decoder, checkpoint.metadata)]
     return model
 
 

@@ -48,7 +48,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         head_dim=head_dim,
         value_dim=value_dim,
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
-        causal=bool(read.get("attention.causal", pieces.get("causal", True))),
+        causal=_causal(shared, i),
         window=shared.window if shared.windowed[i] else None,
         softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
@@ -72,6 +72,11 @@ def attention_of(shared: Shared, i: int) -> Attention:
         relative=_relative(shared, i, n_head),
         blocks=_blocks(shared, i, n_head),
     )
+
+
+def _causal(shared: Shared, i: int) -> bool:
+    stated = bool(shared.read.get("attention.causal", shared.pieces.get("causal", True)))
+    return stated or bool(shared.pieces.get("causal_without_window") and not shared.windowed[i])
 
 
 def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:

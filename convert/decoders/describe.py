@@ -101,6 +101,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         silent=_silent(pieces, vocab_size),
         headless="side" in pieces,
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
+        asked=frozenset(read.asked),
     )
 
 

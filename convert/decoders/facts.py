@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmconv.convert.decoders.recurrent import Recurrent
 from llmconv.convert.decoders.scans import Scan
@@ -296,6 +296,8 @@ class Decoder:
     """It says no words: what is run is the encoder of a model whose decoder says them, or has no head in the file."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
+    asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The keys that were asked for, without the architecture's name: the file's others change nothing here."""
 
     @property
     def passes(self) -> int:

@@ -35,7 +35,7 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     if dims > head_dim or dims % 2:
         raise read.bad(f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions")
     base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
-    if alpha := read.optional("rope.scaling.alpha"):
+    if pieces.get("rope_stretched") and (alpha := read.optional("rope.scaling.alpha")):
         base *= alpha ** (dims / (dims - 2))
     scaled = True
     if windowed:

@@ -46,6 +46,7 @@ class Coded:
     zero: a number for all, or one for each group; integers, or floats where a scheme has them so.
     table: what a code stands for, where that is not its own number; 256 floats.
     factor, divisor: what all scales are multiplied or divided by first; after: what the values are multiplied by last.
+    note: what should be known of how it was read, said of all such weights together.
     """
 
     weight: str
@@ -60,6 +61,7 @@ class Coded:
     factor: NDArray[np.float32] | None = None
     divisor: NDArray[np.float32] | None = None
     after: np.float32 | None = None
+    note: str = ""
 
     def floats(self) -> Tensor:
         """The weight in float32, computed as the models' own loaders do, row by row."""

@@ -54,7 +54,8 @@ class Settings:
     def bits(self, weight: str) -> int | None:
         """Bits of a number of that weight, where it says so."""
         found = self.weights.get("num_bits", self.values.get("bits", self.values.get("w_bit")))
-        return found if type(found) is int and not isinstance(self.values.get("dynamic"), dict) else None
+        mixed = any(isinstance(self.values.get(key), dict) for key in ("dynamic", "extra_config"))
+        return found if type(found) is int and not mixed else None
 
     @property
     def weights(self) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ class Pieces(TypedDict, total=False):
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     indexer_rope: str  # the same of an indexer: "halves" (default) or "pairs"
     rope_base: float  # where the file states none: 10000
+    rope_stretched: bool  # the file's rope.scaling.alpha stretches the base (Hunyuan)
     rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
@@ -25,6 +26,7 @@ class Pieces(TypedDict, total=False):
     alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
     position_offset: int  # rows of the position table before position 0 (OPT: 2)
     causal: bool  # default True
+    causal_without_window: bool  # layers without a window are causal, whatever the file says (llama.cpp's Gemma 4)
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
     latent_eps: float  # of the norms inside attention (of latents), where it is not the others' (Kimi Linear)
@@ -60,6 +62,7 @@ class Pieces(TypedDict, total=False):
     cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)
     value_norm: bool  # values are normed, without weights; where they have no matrix they are the keys
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
+    window: int  # how many tokens it has, where the file does not say (Gemma 2)
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_first: bool  # of every n layers the first attends to everything, not the last
     window_both_sides: bool  # the file counts a window's tokens on both sides together

@@ -11,6 +11,7 @@ import base64
 import functools
 import json
 import operator
+import pickle
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from llmconv.errors import BadFile, UsageError, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["PLACES", "REST", "Chosen", "chosen", "count_items", "keep_rest"]
+__all__ = ["PLACES", "REST", "Chosen", "StrangePickle", "chosen", "count_items", "keep_rest"]
 
 REST = "checkpoint.rest"
 """The metadata key of what a file held besides its tensors, as JSON: [key, value] pairs under "$items" where keys are
@@ -36,6 +37,10 @@ _TRAINING = re.compile(r"(.*_)?(optim|optimizers?|lr_sched\w*|scheduler|scaler|r
 """Keys under which programs put the state of training."""
 _MOST_ITEMS = 1 << 21
 """Items of a file's value; one that refers to itself, or to the same again and again, has more."""
+
+
+class StrangePickle(pickle.UnpicklingError):
+    """A pickle asks for what no model needs; the text is what it does: "holds ...", "asks for ..."."""
 
 
 @dataclass
