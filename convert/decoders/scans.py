@@ -50,7 +50,9 @@ class Scan:
     tiled: bool = False
     """Heads that share keys and queries are not next to each other: head h has those of h modulo `groups`."""
     floor: float = 0.0
-    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3)."""
+    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3, Kimi K3)."""
+    gate: str = "silu"
+    """What opens the gate on a delta rule's results: "silu" or "sigmoid" (Qwen 4)."""
     slope: float = 0.0
     """How much of ALiBi's slopes a layer's heads forget by (lightning attention)."""
 
@@ -134,7 +136,7 @@ def _delta(read: Any, i: int) -> Scan:
 
 
 def _kimi(read: Any, i: int) -> Scan:
-    start, floor = f"blk.{i}.ssm_", 0.0
+    start, floor = f"blk.{i}.ssm_", read.number("kda.gate_lower_bound", 0.0)
     if last := f"{start}f_b.weight" if f"{start}f_b.weight" in read.shapes else "":
         inner, state = read.shape(last, 2)
         read.expect(f"{start}f_a.weight", state, "as many as ssm_f_b has columns")
@@ -142,8 +144,9 @@ def _kimi(read: Any, i: int) -> Scan:
         last = f"{start}f_a.weight"
         inner, state = read.shape(last, 2)[0], read.shape(f"{start}norm.weight", 1)[0]
         read.expect(f"{start}g_a.weight", inner, "as many as ssm_f_a has")
-        if (floor := read.number("kda.gate_lower_bound", -5.0)) >= 0:
-            raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
+        floor = floor or -5.0
+    if floor > 0:
+        raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
     if not state or inner % state:
         raise read.bad(f"tensor '{last}'", f"has {inner} rows, which are no heads of {state}")
     read.expect(f"{start}beta.weight", inner // state, f"one for each head of {state}")
