@@ -1,4 +1,4 @@
-"""EuroBERT: a Llama that sees all tokens at once."""
+"""EuroBERT: a Llama that sees all tokens at once; Jina Embeddings 5 (nano) is one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 EUROBERT = Architecture(
     "eurobert",
-    (HfName("EuroBertModel", "eurobert"), HfName("EuroBertForMaskedLM", "eurobert")),
+    (
+        HfName("EuroBertModel", "eurobert"),
+        HfName("EuroBertForMaskedLM", "eurobert"),
+        HfName("JinaEmbeddingsV5Model", "jina_embeddings_v5"),
+    ),
     keys=(*COMMON, *HEAD_DIM),
     rows=(*(r for r in EMBEDDINGS if r.gguf != ("output.weight",)), *NORMS, *attention(), *gated_mlp()),
     prefixes=("", "model."),
     kept=(r"lm_head\.bias",),
+    fits=lambda config: "use_sliding_window" not in config,  # the larger Jina 5 is a Qwen 3
     finish=_finish,
     rebuild=rebuild,
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),

@@ -170,6 +170,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
     (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
     (_rotary("base"), "{where} the rotary base {}"),
+    (_rotary("interleaved"), "{where} neighbours that turn together: {}"),
+    (lambda layer: layer.scan and layer.scan.gate, "{where} gates on its delta rules' results opened by {}"),
     (_rotary("factor", "linear"), "{where} rotary scaling by {}"),
     (_rotary("factor", "yarn"), "{where} rotary scaling by {}"),
     (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
@@ -181,6 +183,10 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.swapped, "{where} norms behind attention and feed-forward: {}"),
     (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
+    (
+        lambda layer: _experts(layer) and not _experts(layer).chained,
+        "{where} small experts that read what others do: {}",
+    ),
     (lambda layer: _experts(layer) and _experts(layer).scale, "{where} experts' sum times {} (not {other})"),
     (lambda layer: (_experts(layer) and _experts(layer).softcap) or 0.0, "{where} its router's logits capped at {}"),
     (
