@@ -15,7 +15,7 @@ import numpy as np
 
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder, Layer
-from llmconv.convert.tables import own_keys
+from llmconv.convert.tables import own_keys, scores
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.loader import NOBODY_READS
 from llmconv.convert.tables.pieces import Pieces
@@ -35,6 +35,12 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     dims = at_layer(of_all, 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
+    if scores.SCORE in arch.rows and scores.NAME in checkpoint.tensors:
+        if arch.gguf in scores.IN_LLAMA_CPP:
+            if own_keys.RERANKER not in checkpoint.metadata:
+                notes.append("llama.cpp gives the softmax of its labels' scores, which is 1 where there is one label")
+        else:
+            refused.append(scores.NAME)
     if f"{arch.gguf}.moe_layers" in checkpoint.metadata and "moe_layers" not in arch.loader.untold:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
