@@ -417,7 +417,7 @@ def _check_pair(folder: Checkpoint, tower: Checkpoint, text: Mapping[str, Any]) 
             key = f"{side.table.gguf}.{name}"
             if key in said and key in tower.metadata and not np.array_equal(said[key], tower.metadata[key]):
                 raise BadFile(
-                    f"{another}: its {key} is {cut(tower.metadata[key])}, by config.json {cut(said[key])}; give the "
+                    f"{another}: its {key} is {tower.metadata[key]!s:.40}, by config.json {said[key]!s:.40}; give the "
                     "model's own"
                 )
 

@@ -235,6 +235,14 @@ def test_what_stands_in_the_way_is_said(tmp_path: Path) -> None:
     assert refused.code == 0 and "x_embedder.weight" in llmconv.open(tmp_path / "p.gguf").tensors
 
 
+def test_a_whole_pipeline_is_told_of_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "FLUX").mkdir()
+    (tmp_path / "FLUX" / "model_index.json").write_text("{}")
+    folder_of(tmp_path / "FLUX" / "transformer", "flux")
+    with pytest.raises(llmconv.BadFile, match=r"a pipeline of several models.*give that of one, 'transformer'"):
+        llmconv.convert_file(tmp_path / "FLUX", tmp_path / "x.gguf")
+
+
 def test_records_that_were_edited_are_refused(tmp_path: Path) -> None:
     folder_of(tmp_path / "hf", "lumina2")
     llmconv.convert_file(tmp_path / "hf", tmp_path / "x.gguf")
