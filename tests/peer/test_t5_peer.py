@@ -52,7 +52,10 @@ def test_logits(tmp_path: Path, name: str) -> None:
     model = type(built).from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor([READ]), decoder_input_ids=torch.tensor([SAID])).logits[0].numpy()
-    llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf", outtype="f32")
+    result = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf", outtype="f32")
+    scaled = bool(getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings))
+    assert any("its logits are divided by the root of its width" in note for note in result.notes) == scaled
+    wanted *= model.config.d_model**0.5 if scaled else 1.0
     made = llmconv.open(tmp_path / "m.gguf")
     n = wanted.shape[1]
     made.metadata |= {

@@ -53,6 +53,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     if groups > 1 and used >= groups:
         notes.append("experts are chosen out of all groups of them, which llama.cpp takes for a fault: it will stop")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
+    own = {key.removeprefix(f"{arch.gguf}.") for key in checkpoint.metadata}
+    notes += [f"{what}, which llama.cpp will not do" for what in arch.loader.left_undone(own)]
     pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
     lacking = arch.loader.nowhere(checkpoint.tensors)
     notes += [f"no layer has {what}, without which llama.cpp will stop" for what in lacking]

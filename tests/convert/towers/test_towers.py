@@ -386,5 +386,5 @@ def test_two_halves_of_different_models_are_refused(monkeypatch: pytest.MonkeyPa
     llama = Checkpoint(dialect="hf", files={"config.json": json.dumps(CONFIG).encode()}, tensors=tensors())
     with pytest.raises(BadFile, match="is none of 'LlamaForCausalLM'"):
         translate.together(llama, own)
-    with pytest.raises(BadFile, match="belongs a gemma3 model, not a llama one"):
+    with pytest.raises(BadFile, match="belongs a model of gemma3, not of llama"):
         translate.together(llama, own, rebuilt=True)
