@@ -15,6 +15,7 @@ from llmconv.convert.decoders.side import alone
 from llmconv.convert.decoders.streams import streams_of
 from llmconv.convert.decoders.switched import switch_of
 from llmconv.convert.dialects.ones import with_ones
+from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -103,7 +104,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         loops=loops,
         loop_norm=read.get("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
-        headless="side" in pieces,
+        headless="side" in pieces or scores.says_no_words(read.config, read.shapes),
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
         streams=streams,
         ngrams=None if streams is None else ngrams_of(read, dim, streams.count),

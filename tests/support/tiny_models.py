@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -804,15 +804,15 @@ def variants_later(names: Iterable[str]) -> list[Any]:
     return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+def build(name: str, folder: Path, seed: int = 0, task: str = "", **changes: Any) -> Any:
     """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
 
-    changes: to its configuration.
+    task: another than the model's usual one.   changes: to its configuration.
     """
     import torch
     import transformers
 
-    tiny = MODELS[name]
+    tiny = replace(MODELS[name], task=task or MODELS[name].task)
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
     model = automatic(tiny).from_config(config).to(getattr(torch, tiny.dtype))
