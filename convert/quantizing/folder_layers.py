@@ -193,7 +193,7 @@ def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
     def codes(start: int, stop: int) -> NDArray[np.uint8]:
         out = np.empty((stop - start, k), np.uint8)
         raw = np.ascontiguousarray(tensor.blocks(start, stop)).reshape(-1)
-        kernels.of_blocks(raw, width, fields, 128 if width == 8 else 0, out.reshape(-1))
+        kernels.of_blocks(raw, width, fields, 128 if width == 8 else 0, k, k, out.reshape(-1))
         return out
 
     def field(name: str) -> Rows:

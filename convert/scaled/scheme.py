@@ -17,6 +17,8 @@ __all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where config.json, or the text model's part of it, says how the weights are stored."""
+_RULES = ("dynamic", "extra_config")
+"""Where GPTQModel and AutoRound say what is otherwise in some layers: these are known by their shapes."""
 SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
@@ -54,7 +56,8 @@ class Settings:
     def bits(self, weight: str) -> int | None:
         """Bits of a number of that weight, where it says so."""
         found = self.weights.get("num_bits", self.values.get("bits", self.values.get("w_bit")))
-        return found if type(found) is int and not isinstance(self.values.get("dynamic"), dict) else None
+        ruled = any(isinstance(self.values.get(key), dict) for key in _RULES)
+        return found if type(found) is int and not ruled else None
 
     @property
     def weights(self) -> Mapping[str, Any]:

@@ -218,5 +218,5 @@ def test_no_folder_has_weights_that_are_no_numbers(tmp_path: Path, way: str) -> 
     arrays = gptq("a", SHAPE)[0] | gptq("b", SHAPE)[0]
     arrays["b.scales"] = arrays["b.scales"] * np.float16(np.nan)
     with pytest.raises(llmconv.LlmconvError, match=r"'?b\.weight'?(: row 0 has a nan| are not in the one)"):
-        llmconv.quantize(in_memory(arrays, GPTQ), tmp_path / "o", way)
+        llmconv.quantize(in_memory(arrays, GPTQ, model_type="x", architectures=["X"]), tmp_path / "o", way)
     assert not list(tmp_path.iterdir())
