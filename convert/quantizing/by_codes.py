@@ -132,6 +132,8 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
     if coded.table is not None and (coded.table is not E2M1 or affine or len(shared) > 1 or zero):
         return None
     low, high = coded.low, coded.high
+    if bias is not None and low:
+        return None
 
     def spread(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         groups = k // span

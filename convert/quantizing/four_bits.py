@@ -255,7 +255,7 @@ def _centred(layer: Layer) -> Layer:
     more = 8 - first
     if more < 1 or layer.top + more > 15 or not all((zero(*slab) == first).all() for slab in layer.slabs()):
         return layer
-    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8)
+    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8, words=None)
 
 
 def _widened(layer: Layer, bits: int = 8) -> Layer:
@@ -263,7 +263,7 @@ def _widened(layer: Layer, bits: int = 8) -> Layer:
     assert isinstance(layer.zero, int)
     middle = 1 << (bits - 1)
     more, codes = np.uint8(middle - layer.zero), layer.codes
-    return dataclasses.replace(layer, bits=bits, codes=lambda a, b: codes(a, b) + more, zero=middle)
+    return dataclasses.replace(layer, bits=bits, codes=lambda a, b: codes(a, b) + more, zero=middle, words=None)
 
 
 def _with_zeros(layer: Layer) -> Layer | str:
@@ -341,6 +341,8 @@ def _packed_words(layer: Layer, bits: int) -> Rows:
     """Codes in words of 32 bits, one stream of bits a row, lowest first."""
 
     def words(start: int, stop: int) -> Bytes:
+        if layer.words is not None:
+            return np.ascontiguousarray(layer.words(start, stop)).view(np.uint8)
         codes = np.ascontiguousarray(layer.codes(start, stop))
         if bits == 8:
             return codes

@@ -153,6 +153,8 @@ def _affine(coded: Coded, whole: int) -> Carried | str:
         found = _integers(dataclasses.replace(coded, zero=zero, bias=None), whole)
         if not isinstance(found, str) and (found.type.name != "Q8_0" or coded.high > 31):
             return found
+    if coded.low:
+        return "sums beside codes that have a sign"
     if whole % 32 or coded.high > 31 or not _all(bias, _are_halves):
         return "biases beside codes of more than 5 bits" if coded.high > 31 else "biases that float16 can't say"
     return Carried(coded, block.by_name("Q4_1" if coded.high < 16 else "Q5_1"))

@@ -33,11 +33,13 @@ class Settings:
     """What config.json says of the storing.
 
     method: its name for it, "" where it gives none.   values: everything under `quantization_config`.
+    hidden: the model's width, where it says so.
     """
 
     where: str
     method: str
     values: Mapping[str, Any]
+    hidden: int | None = None
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> Settings:
@@ -51,7 +53,9 @@ class Settings:
         if not isinstance(values, Mapping):
             raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
         method = values.get("quant_method")
-        return Settings(where, method if isinstance(method, str) else "", values)
+        sizes = [p.get(key) for p in (part, config) for key in ("hidden_size", "n_embd", "d_model")]
+        hidden = next((size for size in sizes if type(size) is int and size > 0), None)
+        return Settings(where, method if isinstance(method, str) else "", values, hidden)
 
     def bits(self, weight: str) -> int | None:
         """Bits of a number of that weight, where it says so."""

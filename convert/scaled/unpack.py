@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
+from llmconv.convert.scaled.by_torch import QuantoBits, TorchaoInt4
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
 from llmconv.convert.scaled.four_bit_floats import Mxfp4, Mxfp4Beside, Nvfp4, Nvfp4Beside
@@ -34,8 +35,9 @@ from llmconv.quant import plain
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
-    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(),
-    Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
+    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), QuantoBits(), StoredByQuanto(),
+    TorchaoInt4(), StoredByTorchao(), Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(),
+    BitNet(), *UNREAD,
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 

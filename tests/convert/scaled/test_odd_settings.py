@@ -43,6 +43,34 @@ def fp8(stem: str, n: int, k: int, scale_type: Any, block: int = 128) -> tuple[d
     return made | {name: scale}, made[f"{stem}.weight"].astype(np.float32) * wide
 
 
+def int4(stem: str) -> tuple[dict[str, Any], Any]:
+    """torchao's, in its plain format."""
+    rng = np.random.default_rng(4)
+    codes, scale, zero = rng.integers(-8, 8, SHAPE), rng.uniform(0.01, 0.1, (4, 64)), rng.uniform(-1, 1, (4, 64))
+    scale, zero = scale.astype(ml_dtypes.bfloat16), zero.astype(ml_dtypes.bfloat16)
+    packed_ = ((codes[:, ::2] & 15) | (codes[:, 1::2] << 4)).astype(np.int8)
+    wide = [np.repeat(x.astype(np.float32).T, 32, 1) for x in (scale, zero)]
+    made = {"qdata": packed_, "scale": scale, "zero_point": zero}
+    return {f"{stem}._weight_{n}": a for n, a in made.items()}, codes.astype(np.float32) * wide[0] + wide[1]
+
+
+def quanto(stem: str, bits: int, n: int, k: int, group: int = 32, whole: bool = False) -> tuple[dict[str, Any], Any]:
+    """A byte holds numbers of groups that are far apart.   whole: its shifts are integers."""
+    rng, count, each = np.random.default_rng(bits), n * k // group, 8 // bits
+    codes = rng.integers(0, 1 << bits, (count, group))
+    rows = -(-count // each)
+    packed_ = np.zeros((rows, group), np.uint8)
+    for r in range(count):
+        packed_[r % rows] |= (codes[r] << (bits * (r // rows))).astype(np.uint8)
+    scale = rng.uniform(0.01, 0.1, (count, 1)).astype(np.float16)
+    shift = rng.integers(0, 1 << bits, (count, 1)).astype(np.int8) if whole else (scale * 3).astype(np.float16)
+    wide, off = scale.astype(np.float32), shift.astype(np.float32)
+    want = (codes - off).astype(np.float32) * wide if whole else codes.astype(np.float32) * wide - off
+    made = {f"{stem}.weight._data._data": packed_, f"{stem}.weight._scale": scale, f"{stem}.weight._shift": shift}
+    return made, want.reshape(n, k)
+
+
+QUANTO = {"quant_method": "quanto", "weights": "int4"}
 READ: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], Any, dict[str, Any]]] = {
     "AutoRound, bits by layer": (
         joined(gptq("a", SHAPE), gptq("b", SHAPE, bits=8), plain("c")),
@@ -86,6 +114,10 @@ READ: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], Any, dict[str, Any]
         joined(fp8("a", 200, 150, np.float32)), {"quant_method": "fp8", "weight_block_size": [128, 128]}, {},
     ),
     "HQQ by columns": (joined(hqq("a", SHAPE, axis=0)), {"quant_method": "hqq"}, {}),
+    "torchao in 4 bits": (joined(int4("a")), {"quant_method": "torchao"}, {}),
+    "quanto in 4 bits": (joined(quanto("a", 4, 96, 64)), QUANTO, {}),
+    "quanto in 2 bits": (joined(quanto("a", 2, 96, 64)), QUANTO, {}),
+    "quanto in whole shifts": (joined(quanto("a", 4, 30, 64, whole=True)), QUANTO, {}),
     "quanto's floats": (
         joined(eight_bits("a", SHAPE, dtype=E4M3, names=("._data", "._scale"))),
         {"quant_method": "quanto", "weights": "float8"}, {},
@@ -116,9 +148,6 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "AWQ for gemv_fast": (awq("a", SHAPE)[0], {"quant_method": "awq", "version": "gemv_fast"}, "version '?gemv_fast"),
     "AWQ in Marlin's order": (awq("a", SHAPE)[0], {"quant_method": "awq", "version": "marlin"}, "version '?marlin"),
     "GPTQ in Marlin's order": (gptq("a", SHAPE)[0], {"quant_method": "gptq", "checkpoint_format": "marlin"}, "marlin"),
-    "quanto in 4 bits": (
-        {"a.weight._data._data": np.zeros((64, 64), np.uint8), "a.weight._scale": np.ones((64, 1), np.float16),
-         "a.weight._shift": np.ones((64, 1), np.float16)}, {"quant_method": "quanto"}, "quanto in 2 or 4 bits"),
     "torchao in 4 bits": (
         {"a._weight_qdata": np.zeros((8, 4, 32, 4), np.int32),
          "a._weight_scale_and_zero": np.ones((4, 64, 2), np.float16)},
