@@ -45,7 +45,10 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
     pairs = stated and read.get("rope.dimension_sections") is None
     plain = Rope(dims, base, pairs)
-    return _scaled(shared, plain) if scaled else dataclasses.replace(plain, divided=False)
+    if scaled:
+        return _scaled(shared, plain)
+    magnitude = read.number("rope.scaling.attn_factor", 1.0) if pieces.get("windows_magnified") else 1.0
+    return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
 
 
 def _turns_without_window(shared: Shared, i: int) -> bool:

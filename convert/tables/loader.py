@@ -47,6 +47,9 @@ _READERS = """
     position_embedding:
     residual_after_norm:
     residual_scale: granite granitemoe granite_swa graniteswitch granitehybrid minicpm minimax-01
+    rope.dimension_count_swa: gemma4 gemma4-assistant laguna maple spark2_5 step35
+    rope.freq_base_swa: afmoe dots3note gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant gpt-oss laguna
+        llama4 maple mimo2 modern-bert muse-glimmer plamo3 smallthinker spark2_5 step35
     rope.interleaved:
     rope.layers:
     rope.scaling.yarn_beta_fast: grok mistral3
@@ -58,7 +61,8 @@ _READERS = """
     swin_norm: chameleon
     use_parallel_residual: gptneox
 """
-"""Keys that llama.cpp reads of some families only, and of which; the peer tests compare them with its sources."""
+"""Keys that llama.cpp reads of some families only, and of which; the peer tests compare them with its sources.  (The
+two of windows' rotations it reads of others too, in vain.)"""
 
 
 @dataclass(frozen=True)
