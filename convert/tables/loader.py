@@ -24,6 +24,9 @@ _READERS = """
     attention.output_scale: grok
     attention.scale: dflash granite granitemoe granite_swa graniteswitch granitehybrid
     attention.shared_kv_layers: gemma4 gemma4-assistant
+    attention.sliding_window: afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone-moe exaone4 gemma-embedding
+        gemma2 gemma3 gemma3n gemma4 gemma4-assistant gpt-oss granite_swa laguna lfm2 llama4 maple mellum mimo2
+        modern-bert muse-glimmer olmo2 phi3 plamo3 smallthinker spark2_5 step35
     attention.temperature_length: deepseek2 grok mistral4
     attention.temperature_scale: deepseek2 mistral3 mistral4
     attention.value_scale: dflash mimo2

@@ -107,7 +107,7 @@ def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], 
     keys = {f"{arch.gguf}.{key}" for key in unread}
     seen = {k: v for k, v in checkpoint.metadata.items() if k not in keys and not k.startswith(own_keys.OWN)}
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in refused}
-    pieces: Pieces = {**arch.decoder, "windows_magnified": True, **arch.loader.pieces}
+    pieces: Pieces = {**arch.decoder, "windows_magnified": True, "group_by": 2, **arch.loader.pieces}
     pieces.pop("head_norm_vocab", None)
     return describe(dataclasses.replace(checkpoint, metadata=seen, tensors=tensors), pieces)
 
