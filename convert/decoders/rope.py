@@ -44,11 +44,15 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
     stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
     pairs = stated and read.get("rope.dimension_sections") is None
+    if of_runs := read.optional("attention.compress_rope_freq_base"):
+        scaled = bool(read.per_layer("attention.compress_ratios", i + 1, 0)[i])
+        base = of_runs if scaled else base
     plain = Rope(dims, base, pairs)
-    if scaled:
-        return _scaled(shared, plain)
-    magnitude = read.number("rope.scaling.attn_factor", 1.0) if pieces.get("windows_magnified") else 1.0
-    return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
+    if not scaled:
+        magnitude = read.number("rope.scaling.attn_factor", 1.0) if pieces.get("windows_magnified") else 1.0
+        return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
+    rope = _scaled(shared, plain)
+    return dataclasses.replace(rope, attn_factor=1.0) if of_runs else rope
 
 
 def _turns_without_window(shared: Shared, i: int) -> bool:

@@ -50,7 +50,9 @@ class Scan:
     tiled: bool = False
     """Heads that share keys and queries are not next to each other: head h has those of h modulo `groups`."""
     floor: float = 0.0
-    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3)."""
+    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3, Kimi K3)."""
+    gate: str = "silu"
+    """What opens the gate on a delta rule's results: "silu" or "sigmoid" (Qwen 4)."""
     slope: float = 0.0
     """How much of ALiBi's slopes a layer's heads forget by (lightning attention)."""
 
@@ -141,7 +143,7 @@ def _delta(read: Any, i: int, by_model: bool) -> Scan:
 
 
 def _kimi(read: Any, i: int, by_model: bool) -> Scan:
-    start, floor = f"blk.{i}.ssm_", 0.0
+    start, floor = f"blk.{i}.ssm_", read.number("kda.gate_lower_bound", 0.0)
     if last := f"{start}f_b.weight" if f"{start}f_b.weight" in read.shapes else "":
         inner, state = read.shape(last, 2)
         read.expect(f"{start}f_a.weight", state, "as many as ssm_f_b has columns")
@@ -153,6 +155,8 @@ def _kimi(read: Any, i: int, by_model: bool) -> Scan:
             raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
         if read.get("kda.safe_gate", True) is False:
             raise read.bad(f"key '{read.arch}.kda.safe_gate'", "is false, and only gates with a lower bound are run")
+    if floor > 0:
+        raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
     if not state or inner % state:
         raise read.bad(f"tensor '{last}'", f"has {inner} rows, which are no heads of {state}")
     read.expect(f"{start}beta.weight", inner // state, f"one for each head of {state}")

@@ -89,8 +89,10 @@ class Gptq(Scheme):
 
         scale = Grid(transposed(scales), n, k, 1, group, order=order)
         zero = Grid(Tensor(zeros.name, (n, groups), plain.F32, zero_rows), n, k, 1, group, order=order)
+        rows = None if bits != 4 or k % 8 else lambda a, b: columns(packed, a, b)
         note = "have zero points of symmetric codes in the other of GPTQ's two ways than said, and were read so"
-        return Coded(layer.weight, (n, k), codes, 0, (1 << bits) - 1, scale, zero, note=note if other else "")
+        said = note if other else ""
+        return Coded(layer.weight, (n, k), codes, 0, (1 << bits) - 1, scale, zero, note=said, words=rows)
 
     def _bits(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> tuple[int, int]:
         """Bits of a number, and columns of the weight: those that fit the shapes, and the configuration."""

@@ -83,6 +83,7 @@ class Loader:
     always_windows: it stops where no layer has a window.
     somewhere: tensors of which some layer must have one, and what they are; it stops where none has.
     wants: expressions over the dimensions that hold of every file that it loads, and what they mean.
+    undone: keys -> what it leaves out of a file with them.
     without: entries of the parent's lists, or expressions it wants, that do not hold of a variant.
     pieces: what it computes where that is not what the table's `decoder` says.
     """
@@ -97,6 +98,7 @@ class Loader:
     needed: tuple[str, ...] = ()
     somewhere: Mapping[str, str] = field(default_factory=dict)
     wants: Mapping[str, str] = field(default_factory=dict)
+    undone: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -115,10 +117,15 @@ class Loader:
             needed=(*kept(self.needed), *other.needed),
             somewhere={**self.somewhere, **other.somewhere},
             wants={**{k: v for k, v in self.wants.items() if k not in other.without}, **other.wants},
+            undone={**self.undone, **other.undone},
             always_windows=self.always_windows or other.always_windows,
             windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
+
+    def left_undone(self, keys: Collection[str]) -> list[str]:
+        """What it does not compute of a file with these keys, without the architecture's name."""
+        return [what for key, what in self.undone.items() if key in keys]
 
     def strange(self, names: Iterable[str], dims: Mapping[str, Any]) -> list[str]:
         """Those of the tensors that it has no place for."""

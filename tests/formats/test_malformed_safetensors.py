@@ -20,9 +20,6 @@ from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
-
 STRICTER = {"empty tensor", "two empty tensors in one place"}  # controls with which library versions disagree
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder, Layer
-from llmconv.convert.tables import own_keys
+from llmconv.convert.tables import own_keys, scores
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.loader import unread_of
 from llmconv.convert.tables.pieces import Pieces
@@ -36,6 +36,12 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     dims = at_layer(of_all, 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
+    if scores.SCORE in arch.rows and scores.NAME in checkpoint.tensors:
+        if arch.gguf in scores.IN_LLAMA_CPP:
+            if own_keys.RERANKER not in checkpoint.metadata:
+                notes.append("llama.cpp gives the softmax of its labels' scores, which is 1 where there is one label")
+        else:
+            refused.append(scores.NAME)
     if f"{arch.gguf}.moe_layers" in checkpoint.metadata and "moe_layers" not in arch.loader.untold:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
@@ -48,6 +54,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     if groups > 1 and used >= groups:
         notes.append("experts are chosen out of all groups of them, which llama.cpp takes for a fault: it will stop")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
+    own = {key.removeprefix(f"{arch.gguf}.") for key in checkpoint.metadata}
+    notes += [f"{what}, which llama.cpp will not do" for what in arch.loader.left_undone(own)]
     pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
     lacking = arch.loader.nowhere(checkpoint.tensors)
     notes += [f"no layer has {what}, without which llama.cpp will stop" for what in lacking]
@@ -170,6 +178,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
     (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
     (_rotary("base"), "{where} the rotary base {}"),
+    (_rotary("interleaved"), "{where} neighbours that turn together: {}"),
+    (lambda layer: layer.scan and layer.scan.gate, "{where} gates on its delta rules' results opened by {}"),
     (_rotary("factor", "linear"), "{where} rotary scaling by {}"),
     (_rotary("factor", "yarn"), "{where} rotary scaling by {}"),
     (_rotary("attn_factor"), "{where} rotations times {} (not {other}), YaRN's attention_factor"),
@@ -181,6 +191,10 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.swapped, "{where} norms behind attention and feed-forward: {}"),
     (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
+    (
+        lambda layer: _experts(layer) and not _experts(layer).chained,
+        "{where} small experts that read what others do: {}",
+    ),
     (lambda layer: _experts(layer) and _experts(layer).scale, "{where} experts' sum times {} (not {other})"),
     (lambda layer: (_experts(layer) and _experts(layer).softcap) or 0.0, "{where} its router's logits capped at {}"),
     (lambda layer: (_experts(layer) and _experts(layer).clamp) or 0.0, "{where} experts' gates clamped at {}"),

@@ -19,6 +19,7 @@ from llmconv.convert.dialects.hugging_face import (
     foreign_keys,
     fused,
     pooling,
+    reranker,
     strangers,
     target,
 )
@@ -60,7 +61,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
             "own GGUF, with this one as --mtp FILE"
         )
-    checkpoint = with_ones(checkpoint)
+    checkpoint = reranker.without(with_ones(checkpoint))
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)

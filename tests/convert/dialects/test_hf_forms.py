@@ -106,13 +106,13 @@ def test_models_that_transformers_lacks_come_back(name: str) -> None:
     keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
     back = hf.from_gguf(dataclasses.replace(gguf, metadata=keys))
     config = json.loads(back.file("config.json") or b"{}")
-    config = config.get("text_config", config)
+    config = config.get("talker_config", config.get("text_config", config))
     layers = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_transformer_layers")
     counts = {"deci": 4, "muse-glimmer": 4, "nemotron-h-puzzle": 4, "eagle3": 1, "eagle3-speculator": 1}
     counts |= dict.fromkeys(
         ("step3.5", "step3.7", "mimo2-published", "plamo2", "granite-switch", "nemotron-h-predicting"), 3
     )
-    counts |= {"deepseek4": 4, "deepseek4-predicting": 4, "deepseek4-dspark": 3, "hy-v4": 3}
+    counts |= {"deepseek4": 4, "deepseek4-predicting": 4, "deepseek4-dspark": 3, "hy-v4": 3, "wavtokenizer": 6}
     counts |= dict.fromkeys(("dots3", "dots3-rescaled", "dots3-predicting"), 3)
     assert next(config[n] for n in layers if n in config) == counts.get(name, 2) and len(back.tensors) == len(
         model(by_hand.CONFIGS[name]).tensors

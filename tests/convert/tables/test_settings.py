@@ -460,6 +460,6 @@ def test_norms_of_latents_have_an_epsilon_of_their_own(eps: float, own: float | 
     ],
 )
 def test_settings_that_say_something_by_being_false_or_alone_are_named(changes: dict[str, Any], name: str) -> None:
-    """Of models that look both ways, whose code does it; of a scaling without its kind, which transformers passes by."""
+    """Of models that look both ways, which their own code does; of a scaling whose kind is not said."""
     assert said(converted(LLAMA, **changes), "no effect here has", name)
     assert not said(converted(LLAMA, is_causal=True), "no effect here has is_causal = False")

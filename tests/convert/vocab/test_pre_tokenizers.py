@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -221,3 +222,30 @@ def test_a_token_that_takes_the_space_beside_it_is_named(word: str, side: str, s
     found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
     assert found is not None
     assert len([n for n in found.notes if f"the token '{word}' takes the white space beside it" in n]) == said
+
+
+WORDS = ("the", "  two", "it's", "\u4e2d\u6587\u5b57", "12345678901", "e\u0301\u0301", "!!!???", "\t", "\u00bd", "a_b")
+WORDS += ("\U0001f600\u200d", "\n", "\r\n\n")
+
+
+@pytest.mark.parametrize("row", pre.TABLE, ids=lambda row: row.names[0])
+def test_a_beginning_has_the_ids_of_the_whole(row: pre.Pre) -> None:
+    """Whatever the pre-tokenizer looks at behind a word, and wherever the text happens to be cut."""
+    letters = sorted(alphabet())
+    merges = ["1 2", "12 3", "123 4", "t h", "th e", "Ġ t", "Ċ Ċ", "! !", "!! !"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": row.names[0],
+        "tokenizer.ggml.tokens": [*letters, *(m.replace(" ", "") for m in merges)],
+        "tokenizer.ggml.merges": merges,
+    }
+    found = vocab.from_gguf(metadata)
+    assert found is not None
+    tokenizer, chance = vocab.tokenizer(found), random.Random(row.names[0])
+    text = "".join(chance.choice(WORDS) + chance.choice(("", " ", " ", "\n")) for _ in range(2000))
+    whole = tokenizer.encode(text)
+    for count in (1, 60):
+        beginning = tokenizer.beginning(text, count)
+        assert text.startswith(beginning) and len(beginning) < len(text)
+        assert tokenizer.encode(beginning)[:count] == whole[:count]
+    assert tokenizer.beginning(text, len(whole)) == text
