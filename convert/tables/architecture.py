@@ -115,6 +115,8 @@ class Architecture:
     """The type of a text model, where a configuration has all settings but the outer ones in one of its own."""
     told: Callable[[Mapping[str, Any], Dims], dict[str, Any]] = lambda tensors, dims: {}
     """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
+    named: Callable[[Mapping[str, Any], Any], Any] | None = None
+    """(a configuration, the `Vocab` of a folder's files): with tokens that only the configuration speaks of."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 

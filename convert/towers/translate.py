@@ -76,7 +76,7 @@ def tower_of(folder: Checkpoint) -> Tower | None:
     if folder.dialect != "hf":
         return None
     tower = towers.by_config(read_config(folder))
-    return tower if tower is not None and any(map(tower.has, folder.tensors)) else None
+    return tower if tower is not None and any(tower.has(n) and not tower.shares(n) for n in folder.tensors) else None
 
 
 def text_half(folder: Checkpoint) -> tuple[Checkpoint, int]:
@@ -84,8 +84,9 @@ def text_half(folder: Checkpoint) -> tuple[Checkpoint, int]:
     tower = tower_of(folder)
     if tower is None:
         return folder, 0
-    rest = {name: tensor for name, tensor in folder.tensors.items() if not tower.has(name)}
-    return folder.but(tensors=rest), len(folder.tensors) - len(rest)
+    own = {name for name in folder.tensors if tower.has(name)}
+    rest = {name: t for name, t in folder.tensors.items() if name not in own or tower.shares(name)}
+    return folder.but(tensors=rest), len(own)
 
 
 def tower_half(folder: Checkpoint) -> Checkpoint:
@@ -350,7 +351,9 @@ def together(text: Checkpoint, tower: Checkpoint, *, rebuilt: bool = False, stri
     """
     config = read_config(text)
     half = from_gguf(tower, strict=strict, config=config)
-    twice = [name for name in half.tensors if name in text.tensors]
+    known = towers.by_config(config)
+    shared = [name for name in half.tensors if name in text.tensors and known is not None and known.shares(name)]
+    twice = [name for name in half.tensors if name in text.tensors and name not in shared]
     if twice:
         raise UsageError(
             f"{tower.where}: holds {twice[0]!r}{more(twice)}, and so does {text.where}; they are no halves"

@@ -1,4 +1,4 @@
-"""EuroBERT: a Llama that sees all tokens at once.
+"""EuroBERT: a Llama that sees all tokens at once; Jina Embeddings 5 (nano) is one.
 
 Its classifier has a layer in front, a GELU behind it; it pools before them (the first token, the mean), or else takes
 the mean of what the labels get at each token ("late", which no key of GGUF says: `classifier.pools_scores`).
@@ -57,6 +57,7 @@ EUROBERT = Architecture(
     (
         HfName("EuroBertModel", "eurobert"),
         HfName("EuroBertForMaskedLM", "eurobert"),
+        HfName("JinaEmbeddingsV5Model", "jina_embeddings_v5"),
         HfName("EuroBertForSequenceClassification", "eurobert", "n_cls and not without_cls"),
     ),
     keys=(*COMMON, *HEAD_DIM),
@@ -70,6 +71,7 @@ EUROBERT = Architecture(
     ),
     prefixes=("", "model."),
     kept=(r"lm_head\.bias",),
+    fits=lambda config: "use_sliding_window" not in config,  # the larger Jina 5 is a Qwen 3
     finish=_finish,
     rebuild=_rebuild,
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS, "cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias")),

@@ -101,7 +101,7 @@ def to_gguf(
     out.metadata = general | metadata | out.metadata | pooled | behind.keys
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
-    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | never_said(checkpoint)
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where, arch) | never_said(checkpoint)
     notes += reranker.added(arch, out, checkpoint, config)
     out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
@@ -246,7 +246,7 @@ def _window_of_nothing(arch: Architecture, config: Mapping[str, Any]) -> bool:
 
 
 def _vocabulary(
-    checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str
+    checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str, arch: Architecture
 ) -> dict[str, Any]:
     flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
     try:
@@ -255,6 +255,9 @@ def _vocabulary(
         raise BadFile(f"{where}: {error}") from None
     if found is None:
         return {}
+    if arch.named is not None:
+        with usable(config, f"{where}: config.json"):
+            found = arch.named(normalized(config), found)
     notes += [*found.notes, *found.twice()]
     keys: dict[str, Any] = vocab.to_gguf(found)
     return keys
