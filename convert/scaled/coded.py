@@ -48,6 +48,7 @@ class Coded:
     words: gives the same codes less `low` as they are stored, (rows, k / 8) int32, eight of four bits in each, lowest
         first; None where they are stored otherwise, or have been changed.
     factor, divisor: what all scales are multiplied or divided by first; after: what the values are multiplied by last.
+    note: what should be known of how it was read, said of all such weights together.
     """
 
     weight: str
@@ -62,6 +63,7 @@ class Coded:
     factor: NDArray[np.float32] | None = None
     divisor: NDArray[np.float32] | None = None
     after: np.float32 | None = None
+    note: str = ""
     words: Callable[[int, int], NDArray[np.int32]] | None = None
 
     def floats(self) -> Tensor:

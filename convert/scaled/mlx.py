@@ -94,6 +94,10 @@ def _said(layer: Layer) -> Mapping[str, Any]:
     """The settings of a layer: its module's own, else those for all."""
     values, module = layer.settings.values, layer.weight.removesuffix(".weight")
     own = values.get(module)
+    if own is None:  # under another prefix than the tensor: language_model.model.layers, model.language_model.layers
+        tail = module[module.index("layers.") :] if "layers." in module else module.rpartition(".")[2]
+        others = [key for key, said in values.items() if isinstance(said, dict) and f".{key}".endswith(f".{tail}")]
+        own = values[others[0]] if len(others) == 1 else None
     return {**values, **own} if isinstance(own, dict) else values
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
@@ -74,7 +75,8 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     if not layers:
         return _without_layers(checkpoint, settings)
     _refuse_unknown(settings)
-    made = {layer.weight: made_of(_coded(scheme, layer)) for scheme, layer in layers.values()}
+    coded = {layer.weight: _coded(scheme, layer) for scheme, layer in layers.values()}
+    made = {weight: made_of(each) for weight, each in coded.items()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -88,6 +90,8 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     notes = [f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) {READ_AS_FLOATS}"]
     if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
         notes.append(f"{n} scales of activations or caches, for which a float model has no use, are dropped")
+    said = Counter(each.note for each in coded.values() if each.note)
+    notes += [f"of the weights stored with scales, {n} of them {text}" for text, n in said.items()]
     return _as_floats(checkpoint, tensors, *notes)
 
 
