@@ -4,8 +4,8 @@
 
 The first time, FOLDER gets an emulator and a Python for arm64 from Debian's packages (`apt-get download`, unpacked with
 `dpkg-deb -x`, with package lists of its own), and for it numpy, ml_dtypes, numba and llvmlite from PyPI: 150 MB, 600
-unpacked.  Nothing is installed, nothing outside of FOLDER is touched.  Kernels are compiled in the emulator, by LLVM for
-ARM: that takes nearly all of the time, and is done once.
+unpacked.  Nothing is installed, nothing outside of FOLDER is touched.  Kernels are compiled in the emulator, by LLVM
+for ARM: that takes nearly all of the time, and is done once.
 """
 
 from __future__ import annotations
