@@ -45,7 +45,7 @@ class _Sum:
             self.at += len(flat)
         h = self.h[min(part, len(self.h) - 1)]
         add_moments(h, flat, weights)
-        self.counts[part] += len(flat)
+        self.counts[min(part, len(self.counts) - 1)] += len(flat)
         return bool(h.diagonal().sum().isfinite())
 
     def result(self) -> Inputs:
