@@ -17,13 +17,17 @@ from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.decoders.side import alone
+from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects.carried import with_kept
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
 from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.translate import translate
+from llmconv.convert.writing.adapters import check_model
 from llmconv.errors import BadFile, BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products, warm
 from llmconv.quant.block import BlockType
@@ -47,10 +51,14 @@ DTYPES = {
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on; "auto": CUDA, else MPS, else the CPU.  `UsageError` when it is not there."""
+    """The device to run on; "auto": CUDA, of several processes each another one, else MPS, else the CPU.
+
+    `UsageError` when it is not there.
+    """
     if str(device) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            own = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            return torch.device("cuda") if current() is None else torch.device("cuda", own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -119,6 +127,8 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
+    check_model(checkpoint)
+    otherwise = otherwise_in_llama_cpp(checkpoint) if checkpoint.dialect == "gguf" else []
     checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
@@ -133,6 +143,7 @@ def load(
         module.activations = activations
     if activations == "int8" and not any(m.block_type and m.block_type.name in integer_products.TYPES for m in takers):
         model.notes.append(f"{model.where}: has no weights that rounded activations are for, so they change nothing")
+    model.notes += [f"{model.where}: {note}" for note in otherwise]
     return model.eval()
 
 
@@ -217,6 +228,7 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     model.metadata = dict(checkpoint.metadata)
     model.tokenizer = _tokenizer(checkpoint)
     model.where = checkpoint.where
+    model.notes += [f"{model.where}: {note}" for note in unread(decoder, checkpoint.metadata)]
     return model
 
 
@@ -279,8 +291,8 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, or None when it has none."""
+    """The checkpoint's tokenizer, or None when it has none; of two models that are compared only one tokenizes."""
     from llmconv.convert import vocab
 
     found = vocab.of(checkpoint)
-    return None if found is None else vocab.tokenizer(found)
+    return None if found is None else vocab.tokenizer(found, at_once=False)

@@ -339,6 +339,8 @@ class Model(Pieces):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless and self.cls is not None:
+            raise UsageError(f"{self.where}: is a classifier, which says no words; llmconv embed gives its scores")
         if self.decoder.headless:
             raise UsageError(
                 f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "

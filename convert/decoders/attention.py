@@ -54,7 +54,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         head_dim=head_dim,
         value_dim=value_dim,
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
-        causal=bool(read.get("attention.causal", pieces.get("causal", True))),
+        causal=_causal(shared, i),
         window=shared.window if shared.windowed[i] else None,
         softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
@@ -80,6 +80,11 @@ def attention_of(shared: Shared, i: int) -> Attention:
         pools=None if runs else pools_of(read, i),
         runs=runs,
     )
+
+
+def _causal(shared: Shared, i: int) -> bool:
+    stated = bool(shared.read.get("attention.causal", shared.pieces.get("causal", True)))
+    return stated or bool(shared.pieces.get("causal_without_window") and not shared.windowed[i])
 
 
 def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:
@@ -135,6 +140,8 @@ def _blocks(shared: Shared, i: int, n_head: int) -> Blocks | None:
 
 def _lending(shared: Shared, i: int) -> tuple[int | None, bool]:
     """The layer whose keys and values a layer reads: the last of its kind that has some; and whether it is one."""
+    if not shared.pieces.get("lends"):
+        return None, False
     first = shared.n - shared.read.count(
         "attention.shared_kv_layers", max(0, shared.n - shared.pieces.get("lends_from", shared.n))
     )

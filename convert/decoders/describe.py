@@ -15,6 +15,7 @@ from llmconv.convert.decoders.side import alone
 from llmconv.convert.decoders.streams import streams_of
 from llmconv.convert.decoders.switched import switch_of
 from llmconv.convert.dialects.ones import with_ones
+from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -85,7 +86,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=shared.positions,
         position_offset=int(pieces.get("position_offset", 0)),
-        latent_eps=pieces.get("latent_eps") or None,
+        latent_eps=_latent_eps(pieces, norm),
         behind_eps=pieces.get("behind_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
@@ -103,12 +104,19 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         loops=loops,
         loop_norm=read.get("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
-        headless="side" in pieces,
+        headless="side" in pieces or scores.says_no_words(read.config, read.shapes),
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
         streams=streams,
         ngrams=None if streams is None else ngrams_of(read, dim, streams.count),
         switch=switch_of(read, vocab_size),
+        asked=frozenset(read.asked),
     )
+
+
+def _latent_eps(pieces: Pieces, norm: Norm) -> float | None:
+    """The epsilon of norms inside attention, where it is not that of the others."""
+    found = pieces.get("latent_eps", 0.0)
+    return None if not found or math.isclose(found, norm.eps, rel_tol=1e-6) else found
 
 
 def _silent(pieces: Pieces, vocab_size: int) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmconv.convert.decoders.ngrams import Ngrams
 from llmconv.convert.decoders.pooled import Pools, Runs
@@ -325,6 +325,8 @@ class Decoder:
     streams: Streams | None = None
     ngrams: Ngrams | None = None
     switch: Switch | None = None
+    asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The keys that were asked for, without the architecture's name: the file's others change nothing here."""
 
     @property
     def passes(self) -> int:

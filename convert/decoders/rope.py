@@ -35,7 +35,7 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     if dims > head_dim or dims % 2:
         raise read.bad(f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions")
     base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
-    if alpha := read.optional("rope.scaling.alpha"):
+    if pieces.get("rope_stretched") and (alpha := read.optional("rope.scaling.alpha")):
         base *= alpha ** (dims / (dims - 2))
     scaled = True
     if windowed:
@@ -49,7 +49,8 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
         base = of_runs if scaled else base
     plain = Rope(dims, base, pairs)
     if not scaled:
-        return dataclasses.replace(plain, divided=False)
+        magnitude = read.number("rope.scaling.attn_factor", 1.0) if pieces.get("windows_magnified") else 1.0
+        return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
     rope = _scaled(shared, plain)
     return dataclasses.replace(rope, attn_factor=1.0) if of_runs else rope
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.loader import Loader
@@ -136,6 +137,8 @@ class Architecture:
         unknown = set(self.decoder) - set(Pieces.__annotations__)
         if unknown:
             raise ValueError(f"architecture {self.gguf}: unknown pieces {', '.join(sorted(unknown))}; see `Pieces`")
+        rows = scores.scored(self.rows, (name.cls for name in self.hf), self.decoder.get("causal", True))
+        object.__setattr__(self, "rows", rows)  # of any family: there is no other place to say it once
 
     def variant(self, gguf: str, *hf: HfName, **changes: Any) -> Architecture:
         """This table with differences: `rows` and `keys` replace those of the same GGUF name and add the others.
@@ -203,6 +206,8 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
+        if scores.SCORE in self.rows:
+            scores.keys(own, config)
         others = own.keys() & _OTHER_KINDS  # whose kinds of layers are others
         if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
@@ -254,7 +259,9 @@ class Architecture:
             elif isinstance(value, np.generic):
                 value = value.item()
             if key.values is not None:
-                value = next((k for k, v in key.values.items() if v == value), value)
+                value = next((k for k, v in key.values.items() if v == value), None)
+                if value is None:
+                    continue  # which no configuration says
             elif value == _NO_CAP and key.gguf.endswith("softcapping"):
                 value = None
             elif isinstance(value, float) and key.kind == "f32":
@@ -268,6 +275,8 @@ class Architecture:
                 windows_config(out, own, self.decoder)
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
+            if scores.SCORE in self.rows:
+                scores.rebuilt(out, own, dims)
         return out
 
     def nested(self, config: dict[str, Any]) -> dict[str, Any]:

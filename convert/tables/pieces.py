@@ -19,6 +19,7 @@ class Pieces(TypedDict, total=False):
     indexer_rope_at_end: bool  # a head's last numbers turn, not its first (HY V4)
     indexer_eps_by_model: bool  # its keys' norm has the model's epsilon, not 1e-6 (the same)
     rope_base: float  # where the file states none: 10000
+    rope_stretched: bool  # the file's rope.scaling.alpha stretches the base (Hunyuan)
     rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
@@ -27,6 +28,7 @@ class Pieces(TypedDict, total=False):
     alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
     position_offset: int  # rows of the position table before position 0 (OPT: 2)
     causal: bool  # default True
+    causal_without_window: bool  # layers without a window are causal, whatever the file says (llama.cpp's Gemma 4)
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
     latent_eps: float  # of the norms inside attention (of latents), where it is not the others' (Kimi Linear)
@@ -58,16 +60,19 @@ class Pieces(TypedDict, total=False):
     length_one: bool  # they norm queries and keys, without weights
     growth_without_rope: int  # queries of layers without rotary positions grow every so many tokens, by 0.1
     weighed_before: bool  # what goes into an expert is weighed
+    lends: bool  # the file may say that the last layers have keys and values of earlier ones
     lends_last_two: bool  # keys are those of the last layer that has some; with windows, of that before (llama.cpp)
     lends_from: int  # the first layer that borrows keys, where the file does not say (llama.cpp's Gemma 3n)
     cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)
     value_norm: bool  # values are normed, without weights; where they have no matrix they are the keys
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
+    window: int  # how many tokens it has, where the file does not say (Gemma 2)
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_first: bool  # of every n layers the first attends to everything, not the last
     window_both_sides: bool  # the file counts a window's tokens on both sides together
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    windows_magnified: bool  # what rotations are multiplied by is of layers with a window too (llama.cpp)
     full_turn_part: float  # the part of a head that turns in layers without a window
     side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
     qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
@@ -76,6 +81,7 @@ class Pieces(TypedDict, total=False):
     gate_behind: str  # a tensor that is there in layers whose ffn_up has the gate behind up, not before it (Jina)
     gated_activation: str  # of the MLP, where it has a gate (T5)
     norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
+    may_swap: bool  # the file may say that norms are of what sublayers give (Chameleon)
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
     beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this

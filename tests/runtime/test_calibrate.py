@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from llmconv.runtime.calibrate.gradients import drawn, gather
 from llmconv.runtime.calibrate.inputs import inputs_of
+from llmconv.runtime.calibrate.layered import Between
 from llmconv.runtime.calibrate.units import embedded, groups, units
 
 
@@ -123,14 +124,20 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
         p.requires_grad_(True)
     logits = loaded(batches[0])
     chances = logits.detach().softmax(-1).flatten(0, 1)
-    labels = drawn(chances, torch.Generator().manual_seed(5))
     heights, sums = torch.rand(24, 1, generator=torch.Generator().manual_seed(5)), chances.cumsum(-1)
+    labels = drawn(chances, heights)
     assert labels.tolist() == (sums < heights * sums[:, -1:]).sum(-1).tolist()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
     np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(found.of_rows(f"{name}.weight")[0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
     assert all(p.requires_grad for p in loaded.parameters())
+
+
+def between(model: Any, batches: Any) -> Between:
+    found = Between(model, batches)
+    found.begin(lambda tokens: embedded(model, tokens))
+    return found
 
 
 def test_inputs_are_a_plain_loops(model: Path) -> None:
@@ -141,7 +148,7 @@ def test_inputs_are_a_plain_loops(model: Path) -> None:
     seen: list[Any] = []
     loaded.blk[0].attn_q.register_forward_pre_hook(lambda m, given: seen.append(given[0].flatten(0, 1)))
     with torch.inference_mode():
-        states = [(embedded(loaded, part), part) for part in tokens.split(2)]
+        states = between(loaded, tokens.split(2))
         (names,) = groups(unit)
         found = inputs_of(loaded, unit, names, weights, states)
     assert found.keys() == unit.modules.keys()
@@ -163,7 +170,7 @@ def test_every_expert_is_seen(tmp_path: Path) -> None:
     logits: list[Any] = []
     loaded.blk[0].ffn_gate_inp.register_forward_hook(lambda m, i, out: logits.append(out))
     with torch.inference_mode():
-        found = inputs_of(loaded, unit, groups(unit)[0], {}, [(embedded(loaded, tokens), tokens)])
+        found = inputs_of(loaded, unit, groups(unit)[0], {}, between(loaded, [tokens]))
     routed = torch.bincount(logits[0].topk(2).indices.flatten(), minlength=4)
     for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
         assert found[f"blk.0.{name}.weight"].counts == routed.tolist() and (routed > 0).sum() > 1
@@ -284,25 +291,27 @@ def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "most"), [("Q4_K", 0.5), ("Q3_K", 0.5), ("Q2_K", 0.6), ("Q4_0", 0.5)])
-def test_a_llama_of_whole_superblocks(kind: str, most: float, llama: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_llama_of_whole_superblocks(
+    kind: str, most: float, llama: tuple[Path, Path, llmconv.Calibration], shared: Path, tmp_path: Path
+) -> None:
     """KL divergence on text that was not seen, as a share of what an importance matrix from the same text gives."""
-    text, test = shared / "text" / "tinyshakespeare.txt", tmp_path / "test.txt"
-    test.write_text(text.read_text()[-60_000:])
-    known, kld = {"context": 128, "chunks": 128, "device": "cpu"}, []
-    llmconv.imatrix(llama, text, tmp_path / "i.gguf", **known)  # type: ignore[arg-type]
-    for how in ({"imatrix": tmp_path / "i.gguf"}, {"calibration": llmconv.calibrate(llama, text, **known)}):  # type: ignore[arg-type]
-        llmconv.quantize(llama, tmp_path / "q.gguf", kind, pure=True, force=True, **how)  # type: ignore[arg-type]
-        kld.append(llmconv.compare(llama, tmp_path / "q.gguf", test, context=128, chunks=60, device="cpu").mean_kld)
+    model, matrix, known = llama
+    test, kld = tmp_path / "test.txt", []
+    test.write_text((shared / "text" / "tinyshakespeare.txt").read_text()[-60_000:])
+    for how in ({"imatrix": matrix}, {"calibration": known}):
+        llmconv.quantize(model, tmp_path / "q.gguf", kind, pure=True, force=True, **how)  # type: ignore[arg-type]
+        kld.append(llmconv.compare(model, tmp_path / "q.gguf", test, context=128, chunks=60, device="cpu").mean_kld)
     assert kld[1] < most * kld[0]
 
 
 @pytest.fixture(scope="session")
-def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with rows of whole 256s, trained for a minute."""
-    folder = tmp_path_factory.mktemp("llama")
+def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, llmconv.Calibration]:
+    """A Llama with rows of whole 256s, trained for a minute; what a text says of it, in both ways."""
+    folder, text = tmp_path_factory.mktemp("llama"), shared / "text" / "tinyshakespeare.txt"
     settings = {"preset": "llama-15m", "dim": 256, "layers": 2, "heads": 4, "ffn": 512, "vocab_size": 512}
     how = {"steps": 150, "batch_size": 8, "context": 128, "tokenizer": "bpe", "device": "cpu", "tensorboard": False}
-    config = llmconv.TrainConfig(
-        data=str(shared / "text" / "tinyshakespeare.txt"), output=str(folder), plot=False, lr=2e-3, **settings, **how
-    )
-    return llmconv.train(config).exports[0]
+    config = llmconv.TrainConfig(data=str(text), output=str(folder), plot=False, lr=2e-3, **settings, **how)
+    model = llmconv.train(config).exports[0]
+    window: dict[str, Any] = {"context": 128, "chunks": 128, "device": "cpu"}
+    llmconv.imatrix(model, text, folder / "i.gguf", **window)
+    return model, folder / "i.gguf", llmconv.calibrate(model, text, **window)

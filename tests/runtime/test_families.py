@@ -41,11 +41,8 @@ _LONG = ("deepseek-v4", "glm-5-next", "hy-v4-transformers", "dots3-transformers"
 
 
 def _variants_later(names: list[str]) -> list[Any]:
-    """The first of each of transformers' model types by default; its variants are slower tests."""
-    firsts = {tiny_models.MODELS[name].model_type: name for name in reversed(names)}.values()
-    return [
-        name if name in firsts and name not in _LONG else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
+    marked = tiny_models.variants_later(names)
+    return [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in marked]
 
 
 @pytest.mark.parametrize("name", _variants_later(DECODERS))

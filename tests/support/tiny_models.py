@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SMALL = {
     "vocab_size": 96,
@@ -794,15 +797,22 @@ INSIDE = {"mistral4": ("Mistral4Config", "Mistral4ForCausalLM")}
 """Text models that transformers has and its Auto classes do not know: the classes of configuration and model."""
 
 
-def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+def variants_later(names: Iterable[str]) -> list[Any]:
+    """For parametrizing: the first of each GGUF architecture by default; its variants are slower tests."""
+    names = list(names)
+    firsts = {MODELS[name].gguf: name for name in reversed(names)}.values()
+    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def build(name: str, folder: Path, seed: int = 0, task: str = "", **changes: Any) -> Any:
     """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
 
-    changes: to its configuration.
+    task: another than the model's usual one.   changes: to its configuration.
     """
     import torch
     import transformers
 
-    tiny = MODELS[name]
+    tiny = replace(MODELS[name], task=task or MODELS[name].task)
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
     model = automatic(tiny).from_config(config).to(getattr(torch, tiny.dtype))

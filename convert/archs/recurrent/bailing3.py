@@ -186,7 +186,7 @@ BAILING3 = Architecture(
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",
     },
-    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0}),
+    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0, "scan_norms_by_model": True}),
 )
 
 ARCHITECTURES = (BAILING3,)
