@@ -56,7 +56,7 @@ class _Sums:
             self.at += len(flat)
         h = self.h[min(part, len(self.h) - 1)].here
         add_moments(h, flat, weights)
-        self.counts[part] += len(flat)
+        self.counts[min(part, len(self.counts) - 1)] += len(flat)
         return bool(h.diagonal().sum().isfinite())
 
     def ran(self, some: range) -> None:
