@@ -24,6 +24,7 @@ from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.translate import translate
+from llmconv.convert.writing.adapters import check_model
 from llmconv.errors import BadFile, BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.sharing.team import current
@@ -126,6 +127,7 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
+    check_model(checkpoint)
     otherwise = otherwise_in_llama_cpp(checkpoint) if checkpoint.dialect == "gguf" else []
     checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)

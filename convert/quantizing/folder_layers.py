@@ -291,7 +291,7 @@ def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
     own: int | Rows = zero + shift if isinstance(zero, int) else lambda a, b: zeros(a, b) + np.float32(shift)
     bias = None if coded.bias is None else shared(coded.bias)
     made = Layer(
-        coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
+        coded.weight, coded.shape, f"of {coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
         shared(scale), own, bias, coded.high + shift, coded.words if bits == 4 and coded.low + shift == 0 else None,
     )  # fmt: skip
     numbers = [] if isinstance(zero, int) else [made.zero]

@@ -77,7 +77,7 @@ def to_folder(
     _require_whole(floats, lambda c: reading.translated(c, "gguf"))
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
-    result = quantized.of_tensors(opened.source, opened, model, kind, [path])
+    result = quantized.of_tensors(opened.source, opened, model, kind, [path], floats.n_elements)
     result = dataclasses.replace(result, notes=(*result.notes, *_told(calibration, costs)))
     if not container.is_folder(path):
         check_target(path, force=writing.force, size=model.nbytes, inputs=inputs_of(opened))

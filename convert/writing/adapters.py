@@ -30,7 +30,7 @@ from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.filetypes import QUANTIZATION_VERSION
 
-__all__ = ["between", "from_gguf", "is_adapter", "keys_of_base", "to_gguf"]
+__all__ = ["between", "check_model", "from_gguf", "is_adapter", "keys_of_base", "to_gguf"]
 
 CONFIG = "adapter_config.json"
 ALPHA = "adapter.lora.alpha"
@@ -42,6 +42,12 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
     if checkpoint.dialect == "gguf":
         return checkpoint.metadata.get("general.type") == "adapter"
     return CONFIG in checkpoint.files and "config.json" not in checkpoint.files
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """`Unsupported` for an adapter where a model is expected."""
+    if is_adapter(checkpoint):
+        raise Unsupported(f"{checkpoint.where}: is an adapter, no model; use its base, converted with --lora ADAPTER")
 
 
 def keys_of_base(base: Path) -> dict[str, Any]:

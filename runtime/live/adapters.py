@@ -11,7 +11,7 @@ import torch
 
 from llmconv.errors import Unsupported, cut, kind_of
 
-__all__ = ["Values", "is_sharded", "values_of", "whole_of"]
+__all__ = ["Values", "check", "is_sharded", "once", "values_of", "whole_of"]
 
 Values: TypeAlias = tuple[torch.Tensor, Callable[[], torch.Tensor] | None]
 """A tensor whose shape and dtype are those of the value; and what gives the value, where it is not the tensor's own."""
@@ -22,18 +22,22 @@ def values_of(model: torch.nn.Module) -> tuple[Any, dict[str, Values]]:
     for wrapper in ("module", "_orig_mod"):  # DDP, torch.compile
         outer: Any = model
         model = getattr(outer, wrapper, outer)
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        peft_model: Any = model
-        inner: Any = peft_model.get_base_model()
-        values = _merged(inner)
-    else:
-        inner = model
-        values = {name: (value, None) for name, value in inner.state_dict().items()}
-    _check(inner, values)
+    inner = _without_peft(model)
+    values = _merged(inner)
+    check(values, inner)
     for pattern in getattr(inner, "_keys_to_ignore_on_save", None) or ():
         values = {name: value for name, value in values.items() if not re.search(pattern, name)}
     values = _gathered(_untied(inner, values))
     return inner, _as_saved(inner, values)
+
+
+def _without_peft(model: Any) -> Any:
+    """The model that PEFT's wrapper holds, its adapters inside; `Unsupported` where they are no part of it."""
+    if not type(model).__module__.startswith("peft."):
+        return model
+    if getattr(model, "prompt_encoder", None):
+        raise Unsupported(f"{kind_of(model)} has learned a prompt, which no weight holds; give its get_base_model()")
+    return model.get_base_model() if hasattr(model, "get_base_model") else model.base_model.model
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -66,7 +70,7 @@ def whole_of(value: torch.Tensor) -> torch.Tensor:
     return part.full_tensor() if _is_part(value) else part  # type: ignore[no-any-return]
 
 
-def _check(model: Any, values: Mapping[str, Values]) -> None:
+def check(values: Mapping[str, Values], model: Any = None) -> None:
     """`Unsupported` for values that are not this process's numbers."""
     if getattr(model, "hf_quantizer", None) is not None:
         raise Unsupported(f"the {kind_of(model)} is quantized in memory; load it without, or call its dequantize()")
@@ -75,6 +79,8 @@ def _check(model: Any, values: Mapping[str, Values]) -> None:
             raise Unsupported(f"{cut(name)} is {kind_of(value)}, expected a tensor; save the model's folder instead")
         if value.is_quantized or value.layout != torch.strided:
             raise Unsupported(f"{cut(name)} is {value.layout}, {value.dtype}; make it dense floats first")
+        if hasattr(value, "__tensor_flatten__") and not _is_part(value):  # torchao's, and others' of several tensors
+            raise Unsupported(f"{cut(name)} is {kind_of(value)}, packed in memory; make it dense floats first")
         if value.is_meta and not hasattr(model, "hf_device_map"):
             raise Unsupported(f"{cut(name)} has no values (device meta); load them first")
 
@@ -107,7 +113,8 @@ def _change(layer: Any, name: str) -> Callable[[], torch.Tensor] | None:
     """The weight with its adapters' products added, made anew at each reading; None where there are none."""
     if getattr(layer, "merged", False):
         return None
-    active = [a for a in layer.active_adapters if a in getattr(layer, "lora_A", ())]
+    halves = [*getattr(layer, "lora_A", ()), *getattr(layer, "lora_embedding_A", ())]
+    active = [a for a in layer.active_adapters if a in halves]
     others = [a for a in layer.active_adapters if a not in active and _has_adapter(layer, a)]
     variants = [a for a in active if a in getattr(layer, "lora_variant", ()) or getattr(layer, "lora_bias", {}).get(a)]
     if others or variants:
@@ -154,15 +161,28 @@ def _untied(model: Any, values: dict[str, Values]) -> dict[str, Values]:
     """Each tensor once: of names that share memory, one that the class does not list as tied to another."""
     tied = getattr(model, "_tied_weights_keys", None) or ()
     by_place: dict[Any, list[str]] = {}
-    for name, (value, _) in values.items():
+    for name, (value, change) in values.items():  # a change is its name's own, whoever shares the weight
         elsewhere = value.is_meta or _is_part(value)
         place = id(_held(model, name)) if elsewhere else value.data_ptr()
-        by_place.setdefault((place, tuple(value.shape), value.numel() == 0 and name), []).append(name)
+        own = change is not None or value.numel() == 0
+        by_place.setdefault((place, tuple(value.shape), own and name), []).append(name)
     gone: set[str] = set()
     for names in by_place.values():
         listed = [name for name in names if any(re.search(pattern, name) for pattern in tied)]
         gone.update(sorted(listed)[: len(names) - 1] if len(names) > 1 else ())
     return {name: value for name, value in values.items() if name not in gone}
+
+
+def once(values: Mapping[str, Values]) -> dict[str, Values]:
+    """Each tensor under the first of its names, as a model whose weights are tied is saved."""
+    seen: set[Any] = set()
+    out = {}
+    for name, (value, change) in values.items():
+        place = (value.data_ptr(), tuple(value.shape), value.stride())
+        if place not in seen or not value.numel():
+            out[name] = value, change
+        seen.add(place)
+    return out
 
 
 def _held(model: Any, name: str) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from llmconv.convert.reading import Reading
+from llmconv.convert.writing.adapters import check_model
 from llmconv.errors import MissingExtra, Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
-from llmconv.runtime.load import DTYPES
+from llmconv.runtime.load import DTYPES, pick_device
 from llmconv.runtime.reading import read_tensor
 
 __all__ = ["state_dict", "to_torch"]
@@ -49,10 +50,10 @@ def to_torch(
         import transformers
     except ImportError:
         raise MissingExtra("a transformers model", "transformers", "transformers") from None
-    kind = _dtype(dtype)
+    kind, where = _dtype(dtype), pick_device(device)
     checkpoint = _hugging_face(path)
     config = json.loads(checkpoint.file("config.json") or b"{}")
-    if "model_type" not in config:
+    if config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise Unsupported(f"{checkpoint.where}: is of no architecture that transformers has; use llmconv.load")
     kind = kind or _main_dtype(checkpoint)
     values = {name: _read(tensor, kind) for name, tensor in checkpoint.tensors.items()}
@@ -64,11 +65,11 @@ def to_torch(
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if left := sorted(map(str, told.get(what) or ())):
             raise Unsupported(f"{checkpoint.where}: transformers finds {what.replace('_', ' ')}: {cut(left[0])}")
-    return model.to(device).eval()
+    return model.to(where).eval()
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; give auto, {', '.join(DTYPES)}")
@@ -77,7 +78,9 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 
 def _hugging_face(path: str | os.PathLike[str] | Checkpoint) -> Checkpoint:
     reading = Reading()
-    return reading.named(reading.floats(path), "hf")
+    checkpoint = reading.floats(path)
+    check_model(checkpoint)
+    return reading.named(checkpoint, "hf")
 
 
 def _main_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -23,11 +23,16 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.side_files import WEIGHTS
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes, by_name
-from llmconv.runtime.live.adapters import Values, is_sharded, values_of
+from llmconv.runtime.live.adapters import Values, check, is_sharded, once, values_of
 from llmconv.runtime.model import Model
 from llmconv.runtime.save import NAMES, checkpoint_of
 
 __all__ = ["from_torch", "save_gguf"]
+
+_NAMELESS = (
+    "there is no configuration of transformers': the tensors keep their own names; they can be quantized and converted "
+    "back, but not run here or in llama.cpp; give config"
+)
 
 
 def from_torch(
@@ -56,7 +61,7 @@ def from_torch(
     files: dict[str, Path | bytes] = {}
     if isinstance(model, torch.nn.Module):
         inner, values = values_of(model)
-        if config is None and hasattr(inner, "config"):
+        if config is None and hasattr(getattr(inner, "config", None), "save_pretrained"):
             files |= _settings(inner)
             name = name or _last_part(getattr(inner.config, "_name_or_path", ""))
     elif isinstance(model, Mapping):
@@ -64,13 +69,17 @@ def from_torch(
         if wrong is not None:
             raise UsageError(f"the state dict holds {cut(wrong)}, {kind_of(model[wrong])}; expected tensors alone")
         values = {str(n): (v, None) for n, v in model.items()}
+        check(values)
     else:
         raise UsageError(f"from_torch takes a model or a state dict, not {kind_of(model)}")
     if config is not None:
         files["config.json"] = _config(config)
+        if json.loads(files["config.json"]).get("tie_word_embeddings"):
+            values = once(values)
     files |= _tokenizer(tokenizer)
     out = Checkpoint(dialect="hf" if "config.json" in files else "plain", files=files, format="")
     out.info |= {"name": name} if name else {}
+    out.notes += [] if "config.json" in files else [_NAMELESS]
     for tensor in sorted(_tensors(values), key=_order):
         out.add(tensor)
     return out

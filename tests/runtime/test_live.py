@@ -1,5 +1,6 @@
 """Models in memory: the bytes that saving the folder and converting that gives, and back into transformers."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ LLAMA = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 32,
 }  # fmt: skip
+ACCELERATE = importlib.util.find_spec("accelerate") is not None
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # PEFT asks transformers by them
 KINDS = {
     "llama": lambda: transformers.LlamaConfig(**LLAMA),
@@ -145,11 +147,104 @@ def test_what_is_no_plain_lora_is_refused():
         llmconv.from_torch(peft.get_peft_model(made("llama", torch.float32), config))
 
 
+def changed(model):
+    """A PEFT model whose adapters do something."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                value.normal_(std=0.1)
+    return model
+
+
+@OLD_NAMES
+@pytest.mark.filterwarnings("ignore:.*tie:UserWarning")
+@pytest.mark.parametrize(
+    "adapted",
+    [{"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}],
+    ids=str,
+)
+def test_an_adapter_of_one_of_two_tied_weights(tmp_path, adapted):
+    """Which are two from there on: what is written computes what PEFT computes."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, **{"target_modules": ["q_proj"], **adapted})
+    model = changed(peft.get_peft_model(made("tied", torch.float32), config)).eval()
+    llmconv.save_gguf(model, tmp_path / "m.gguf")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        want, found = model(ids).logits, llmconv.to_torch(tmp_path / "m.gguf")(ids).logits
+    assert torch.allclose(found, want, atol=1e-5)
+
+
+@OLD_NAMES
+def test_adapters_without_peft_s_wrapper_and_prompts(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], r=4)
+    model = changed(peft.get_peft_model(made("llama", torch.float32), config))
+    inner = model.get_base_model()
+    for given in (model, inner):
+        found = llmconv.from_torch(given)
+        assert not np.array_equal(
+            found.tensors["model.layers.0.self_attn.q_proj.weight"].numpy(),
+            inner.model.layers[0].self_attn.q_proj.base_layer.weight.detach().numpy(),
+        )
+        assert not any("lora" in name or "base_layer" in name for name in found.tensors)
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(Unsupported, match="has learned a prompt, which no weight holds"):
+        llmconv.from_torch(peft.get_peft_model(made("llama", torch.float32), prompt))
+
+
+@OLD_NAMES
+def test_an_adapter_is_no_model(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(made("llama", torch.float32), peft.LoraConfig(target_modules=["q_proj"], r=4))
+    llmconv.save_adapter(model, tmp_path / "a.gguf")
+    for call in (llmconv.load, llmconv.to_torch, llmconv.state_dict):
+        with pytest.raises(Unsupported, match="is an adapter, no model"):
+            call(tmp_path / "a.gguf")
+
+
+class Compiled(torch.nn.Module):
+    """As `torch.compile` wraps a module, and calls it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+
+
 def test_wrappers_are_taken_off():
+    """A model's, and those of its layers."""
     model = made("llama")
     wrapped = torch.nn.Module()
-    wrapped.module = model
-    assert llmconv.from_torch(wrapped).tensors.keys() == llmconv.from_torch(model).tensors.keys()
+    wrapped.module = Compiled(model)
+    names = llmconv.from_torch(model).tensors.keys()
+    assert llmconv.from_torch(wrapped).tensors.keys() == names
+    want = llmconv.save_gguf(model, "none.gguf", dry_run=True).output.tensors
+    for i in range(2):
+        model.model.layers[i] = Compiled(model.model.layers[i])
+    for given in (model, {f"module.{n}": v for n, v in model.state_dict().items()}):
+        assert llmconv.save_gguf(given, "none.gguf", dry_run=True, config=model.config).output.tensors == want
+
+
+def test_a_state_dict_of_tied_weights():
+    """One tensor, as the model's own folder has."""
+    model = made("tied")
+    found = llmconv.from_torch(model.state_dict(), config=model.config)
+    assert found.tensors.keys() == llmconv.from_torch(model).tensors.keys() != model.state_dict().keys()
+
+
+class Own(torch.nn.Module):
+    """Somebody's model, with settings of its own kind."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.wte = config, torch.nn.Embedding(4, 32)
+
+
+@pytest.mark.parametrize("config", [None, {"n_layer": 2}, object()], ids=["none", "dict", "object"])
+def test_a_model_of_no_library(config):
+    found = llmconv.from_torch(Own(config))
+    assert found.dialect == "plain" and list(found.tensors) == ["wte.weight"]
+    assert any("keep their own names" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +254,8 @@ def test_wrappers_are_taken_off():
         ({"w": 3}, UsageError, "'w'"),
         ({"w": torch.ones(2, dtype=torch.complex128)}, UsageError, "complex128"),
         (torch.nn.Linear(2, 2, device="meta"), Unsupported, "no values"),
+        ({"w": torch.ones(2, 2), "v": torch.ones(2, device="meta")}, Unsupported, "'v' has no values"),
+        ({"w": torch.ones(2, 2).to_sparse()}, Unsupported, "make it dense"),
     ],
 )
 def test_what_is_no_model_is_named(model, error, says):
@@ -194,6 +291,19 @@ def test_quantized_weights_are_decoded(tmp_path):
     assert named.keys() == model.state_dict().keys()
     with pytest.raises(UsageError, match="unknown dtype"):
         llmconv.state_dict(tmp_path / "m.gguf", dtype="q4")
+
+
+def test_what_can_t_be_made_is_said(tmp_path):
+    model = made("llama")
+    llmconv.save_gguf(model, tmp_path / "m.gguf")
+    for how, says in (({"dtype": torch.int8}, "unknown dtype"), ({"device": "foo"}, "unknown device")):
+        with pytest.raises(UsageError, match=says):
+            llmconv.to_torch(tmp_path / "m.gguf", **how)
+    state = transformers.TrainerState(is_world_process_zero=True)
+    args = transformers.TrainingArguments(tmp_path / "out", report_to=[]) if ACCELERATE else None
+    if args is not None:
+        with pytest.raises(UsageError, match="unknown file type 'Q9'"):
+            llmconv.GGUFCallback("Q9").on_train_begin(args, state, None, model=model)
 
 
 def test_a_trainer_writes_ggufs(tmp_path):
@@ -259,7 +369,6 @@ os._exit(0)
 @pytest.mark.slow
 def test_a_sharded_model_is_gathered(tmp_path):
     """By two processes, as FSDP cuts it; the bytes are those of the whole."""
-    import importlib.util
     import os
     import subprocess
     import sys
