@@ -85,18 +85,19 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
                 with back_by_layers(model, model.wants, parts) as run:
                     run.forward()
                     for i, part in enumerate(parts):
-                        run.at_the_end(i, lambda hidden: _at_the_head(model, hidden, generator))
+                        run.at_the_end(i, lambda hidden: found.at_the_head(hidden, generator))
                         meter(len(part), "gradients")
                     run.back(found.settle)
             else:
                 found.room = {n: _squares(m.shape[-2]) for n, m in matrices(model).items() if n not in found.heads}
                 for part in parts:
                     hidden = model.hidden(part.to(model.device))
-                    hidden.backward(_at_the_head(model, hidden.detach(), generator))  # type: ignore[no-untyped-call]
+                    hidden.backward(found.at_the_head(hidden.detach(), generator))  # type: ignore[no-untyped-call]
                     meter(len(part), "gradients")
     finally:
         model.token_embd.watch_rows = None
     found.room.clear()
+    found.logits.clear()
     result = found.result()
     given_back()
     often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
@@ -111,26 +112,12 @@ def _parts(model: Model, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         yield from torch.split(tokens, max(1, _MOST_BYTES // (4 * numbers * tokens.shape[1])))
 
 
-def _at_the_head(model: Model, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """The loss's gradient at the head's inputs (rows, tokens, dim), for labels drawn here; few logits at a time."""
-    parts = []
-    for part in torch.split(hidden.flatten(0, 1), max(1, _MOST_LOGITS // model.decoder.vocab_size)):
-        part.requires_grad_(True)
-        logits = model.head(part)
-        chances = logits.detach().float().softmax(-1)
-        if not bool(chances.sum(-1).isfinite().all()):
-            raise not_finite(model, "the logits of the calibration's text", True)
-        labels = drawn(chances, generator)
-        chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
-        logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
-        assert part.grad is not None
-        parts.append(part.grad)
-    return torch.cat(parts).view_as(hidden)
+def drawn(chances: Tensor, generator: torch.Generator, room: Tensor | None = None) -> Tensor:
+    """A label (N,) for each row of chances (N, labels): where its sum reaches a number drawn below one.
 
-
-def drawn(chances: Tensor, generator: torch.Generator) -> Tensor:
-    """A label (N,) for each row of chances (N, labels): where its sum reaches a number drawn below one."""
-    sums = chances.cumsum(-1)
+    room: as `chances`, for their sums.
+    """
+    sums = torch.cumsum(chances, -1, out=torch.empty_like(chances) if room is None else room)
     height = torch.rand(len(chances), 1, generator=generator).to(chances.device) * sums[:, -1:]
     found: Tensor = torch.searchsorted(sums, height)[:, 0]
     return found.clamp_(max=chances.shape[1] - 1)
@@ -168,6 +155,8 @@ class _Gathering:
         self.embedding: Tensor | None = None
         self.head: Tensor | None = None
         self.spread: Tensor | None = None
+        self.head_input: tuple[str, Tensor] | None = None
+        self.logits: dict[int, Tensor] = {}
 
     def embedded(self, ids: Tensor, rows: Tensor) -> None:
         rows.requires_grad_(True)
@@ -178,20 +167,48 @@ class _Gathering:
         self.embedding = new if self.embedding is None else self.embedding.add_(new)
 
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        if name in self.heads and y is not None:
-            self._head(name, x.detach(), y.detach())
+        if name in self.heads:
+            self.head_input = name, x.detach()
         elif y is not None and y.requires_grad:
             y.register_hook(functools.partial(self._gradient, name))  # type: ignore[no-untyped-call]
 
-    def _head(self, name: str, x: Tensor, y: Tensor) -> None:
+    def at_the_head(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss's gradient at the head's inputs (rows, tokens, dim), for labels drawn here; few logits at a time."""
+        parts = []
+        for part in torch.split(hidden.flatten(0, 1), max(1, _MOST_LOGITS // self.model.decoder.vocab_size)):
+            part.requires_grad_(True)
+            logits = self.model.head(part)
+            chances = self._room(0, logits)
+            torch.softmax(logits.detach().float(), -1, out=chances)
+            if not bool(chances.sum(-1).isfinite().all()):
+                raise not_finite(self.model, "the logits of the calibration's text", True)
+            labels = drawn(chances, generator, self._room(1, logits))
+            self._head(chances)
+            chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
+            logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
+            assert part.grad is not None
+            parts.append(part.grad)
+        return torch.cat(parts).view_as(hidden)
+
+    def _room(self, which: int, like: Tensor) -> Tensor:
+        """Working memory of some logits' size: to get it from the system anew takes longer than many a step in it."""
+        found = self.logits.get(which)
+        if found is None or found.numel() < like.numel():
+            found = self.logits[which] = torch.empty(like.numel(), device=like.device)
+        return found[: like.numel()].view(like.shape)
+
+    def _head(self, chances: Tensor) -> None:
         """The logits' Fisher information is known: diag(p) - p p', of which the trace is 1 - sum p²."""
-        chances = y.float().flatten(0, -2).softmax(-1)
-        weight = 1 - chances.square().sum(-1)
+        if self.head_input is None:
+            return
+        name, x = self.head_input
+        squares = torch.mul(chances, chances, out=self._room(1, chances))
+        weight = 1 - squares.sum(-1)
         if name == EMBEDDING:
             new = moments(x.reshape(-1, x.shape[-1]).float(), weight).cpu()
             self.head = new if self.head is None else self.head.add_(new)
         else:
-            spread = (chances - chances.square()).sum(0).cpu()
+            spread = (chances.sum(0) - squares.sum(0)).cpu()
             self.spread = spread if self.spread is None else self.spread.add_(spread)
         self.tokens.setdefault(name, []).append(weight.cpu())
 

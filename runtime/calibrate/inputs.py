@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,10 @@ from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.moments import add_moments
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.checks import not_finite
-from llmconv.runtime.linear import ExpertLinear
+from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
 
-__all__ = ["Inputs", "inputs_of"]
+__all__ = ["Inputs", "clipped", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
@@ -77,11 +77,13 @@ def inputs_of(
     sums: dict[str, _Sum] = {}
     leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one with the same input
     last: tuple[Tensor, str] | None = None
+    order: list[str] = []  # of a batch's products
 
     def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
         nonlocal last
         if name in until:
             raise StopIteration
+        order.append(name)
         if y is None or name not in names:
             return
         if name not in leaders:
@@ -93,18 +95,28 @@ def inputs_of(
         if name not in sums:
             module = unit.modules[name]
             matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-            sums[name] = _Sum(matrices, x.shape[-1], _clipped(weights.get(name)))
+            sums[name] = _Sum(matrices, x.shape[-1], clipped(weights.get(name)))
         if not sums[name].add(x, part or 0):
             raise not_finite(model, f"the inputs of {name!r}", bool(x.isnan().any()))
 
+    ending: str | None = None
     for state, tokens in states:
-        unit.watched(state, tokens, seen)
+        order.clear()
+        unit.watched(state, tokens, seen, ending)
+        ending = ending or _ending(unit, order, names)
         last = None
     found = {name: s.result() for name, s in sums.items()}
     return {name: found[leader] for name, leader in leaders.items()}
 
 
-def _clipped(weights: Tensor | None) -> Tensor | None:
+def _ending(unit: Unit, order: Sequence[str], names: Collection[str]) -> str | None:
+    """The last of a batch's products, if only its inputs are wanted: there a run has shown enough."""
+    if not order or order[-1] not in names or order.count(order[-1]) > 1:
+        return None
+    return order[-1] if isinstance(unit.modules[order[-1]], Linear) else None
+
+
+def clipped(weights: Tensor | None) -> Tensor | None:
     """Weights of mean one, the largest cut."""
     if weights is None:
         return None
