@@ -143,6 +143,12 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
     if lone:
         names = [p.name for p in lone]
         return BadFile(f"{at(path)}: is no model folder, but has {cut(names[0])}{more(names)}; give that file")
+    if (path / "model_index.json").is_file():  # diffusers' list of a pipeline's models
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        first = next(
+            (name for name in ("transformer", "unet") if name in inside), inside[0] if inside else "transformer"
+        )
+        return BadFile(f"{at(path)}: is a pipeline of several models, each in a folder; give that of one, {cut(first)}")
     return BadFile(f"{at(path)}: holds no model; known: {', '.join(formats)}")
 
 

@@ -139,11 +139,13 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
             raise BadFile(f"{at(index)}: names the file {cut(name)}, longer than a file's name can be; fetch it again")
         if not (index.parent / name).exists():
             raise BadFile(f"{at(index)}: its file {name} is missing; fetch it")
-    checkpoint = _open_files(source, [index.parent / name for name in sorted(names)], folder=index.parent)
+    passed: dict[str, str] = {}
+    files = [index.parent / name for name in sorted(names)]
+    checkpoint = _open_files(source, files, index.parent, weight_map, passed)
     where = {t.name: t.extent.path.name for t in checkpoint.tensors.values() if t.extent is not None}
     for name, file in weight_map.items():
         if where.get(name) != file:
-            there = where.get(name)
+            there = where.get(name, passed.get(name))
             raise BadFile(
                 f"{at(index)}: tensor {name!r} should be in {file} but is "
                 f"{'in ' + there if there else 'nowhere'}; fetch the files again"
@@ -151,18 +153,28 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     if extra := [name for name in where if name not in weight_map]:
         there = f"{where[extra[0]]} holds {cut(extra[0])}{more(extra)}"
         checkpoint.notes.append(f"{there}, which {index.name} does not list; read all the same")
+    if others := list(passed):
+        there = f"{passed[others[0]]} holds {cut(others[0])}{more(others)}"
+        checkpoint.notes.append(f"{there}, which {index.name} lists in another file; that one is read")
     stated = document.get("metadata")
     if isinstance(stated, dict):
         checkpoint.info["index_metadata"] = stated
     return checkpoint
 
 
-def _open_files(source: Path, files: list[Path], folder: Path | None = None) -> Checkpoint:
+def _open_files(
+    source: Path,
+    files: list[Path],
+    folder: Path | None = None,
+    listed: Mapping[str, str] | None = None,
+    passed: dict[str, str] | None = None,
+) -> Checkpoint:
+    """listed: the file of each tensor, where an index says it; `passed` is told what others hold under these names."""
     folder = folder or source
     checkpoint = Checkpoint(format=NAME, source=source, dialect="plain", info={"shards": len(files)}, parts=files)
     expect(files)
     for file in files:
-        for key, value in read_tensors(checkpoint, file).items():
+        for key, value in read_tensors(checkpoint, file, listed or {}, passed).items():
             checkpoint.metadata.setdefault(key, value)
     checkpoint.files, notes = side_files.beside(folder)
     if source.is_dir():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,14 @@ def read_json(raw: bytes, path: Path) -> dict[str, Any]:
     raise BadFile(f"{at(path)}: nests too deep, expected at most {limits.JSON_DEPTH} levels; the file is damaged")
 
 
-def read_tensors(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
-    """Add the tensors of one file; its `__metadata__`."""
+def read_tensors(
+    checkpoint: Checkpoint, path: Path, listed: Mapping[str, str] | None = None, passed: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Add the tensors of one file; its `__metadata__`.
+
+    listed: the files of tensors by an index: those that it has elsewhere are passed by, their names put in `passed`.
+    """
+    listed, passed = listed or {}, {} if passed is None else passed
     source = Source.of(path)
     head = source.read(0, min(source.size, 200)).tobytes()
     guests.check(path, head)
@@ -108,6 +115,9 @@ def read_tensors(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
         tensor = source.tensor(entry.name, entry.shape, entry.type, 8 + length + entry.begin)
         if entry.name in stored_as:
             tensor = _as_blocks(tensor, *stored_as[entry.name], source, 8 + length + entry.begin)
+        if listed.get(entry.name, path.name) != path.name:
+            passed[entry.name] = path.name
+            continue
         if entry.name in checkpoint.tensors:
             raise BadFile(f"{at(path, what)} is in another file of the model too; remove one")
         checkpoint.add(tensor)

@@ -11,16 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.quant.kernels import codes as kernels
+
 __all__ = ["F16_MAX", "first_nonfinite", "first_overflow"]
 
 F16_MAX = 65504.0
 """The greatest finite float16."""
 
+_INFINITE = 0x7F800000
+"""The bits of a float32's infinity; those of numbers are less, those of NaN more."""
 _CHUNK = 1 << 18  # weights looked at while they are in the cache; in fewer, the calls cost more than the looking
 
 
-def first_nonfinite(rows: NDArray[Any]) -> int | None:
-    """The flat index (row by row) of the first NaN or infinity in float64, float32, float16 or bfloat16; or None."""
+def first_nonfinite(rows: NDArray[Any], compiled: bool = False) -> int | None:
+    """The flat index (row by row) of the first NaN or infinity in float64, float32, float16 or bfloat16; or None.
+
+    compiled: a kernel may look, which whoever encodes has anyway.
+    """
+    if compiled and rows.dtype == np.float32 and rows.flags.c_contiguous:
+        found = np.empty(1, np.int32)
+        kernels.largest(rows.reshape(-1).view(np.int32), found)
+        if found[0] < _INFINITE:
+            return None
     return first_overflow(rows, np.inf)
 
 

@@ -94,6 +94,7 @@ class Step:
         divisors: Mapping[str, Tensor],
     ):
         self.divisors = divisors
+        self.tokens = tokens
         batch, count = tokens.shape
         self.cache, self.dtype, self.device = cache, dtype, tokens.device
         past = cache.length if cache else 0
@@ -131,6 +132,8 @@ class Step:
         """The first layer's values of the tokens, in models whose other layers mix them with their own (RWKV 7)."""
         self.chosen: Tensor | None = None
         """The keys that the last indexer chose, (B, 1, T, S) bool; None: all."""
+        self.adapters: Tensor | None = None
+        """(B, T): the adapter that each token has, in models whose tokens turn adapters on."""
         self.per_layer: Tensor | None = None
         """(B, T, layers, numbers): vectors of the tokens for each layer."""
         self.packed = self.valid is not None and not bool(self.valid[:, past:].all())

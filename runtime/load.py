@@ -15,20 +15,25 @@ import torch
 from llmconv import formats as _formats
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
+from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.decoders.side import alone
+from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects.carried import with_kept
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
 from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
 from llmconv.convert.translate import translate
-from llmconv.errors import BadWeight, LlmconvError, UsageError, about, cut
+from llmconv.errors import BadFile, BadWeight, LlmconvError, UsageError, about, cut
 from llmconv.formats.checkpoint import Checkpoint
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import gpu, integer_products, warm
 from llmconv.quant.block import BlockType
 from llmconv.runtime.layers.recurrent import RecurrentModel
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
+from llmconv.runtime.pieces import TABLES
 from llmconv.runtime.products import ACTIVATIONS
 from llmconv.runtime.reading import PLAIN, put, read_tensor, slots_of, tensor_of
 from llmconv.runtime.streamed.memory import Memory, limit
@@ -45,10 +50,14 @@ DTYPES = {
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to run on; "auto": CUDA, else MPS, else the CPU.  `UsageError` when it is not there."""
+    """The device to run on; "auto": CUDA, of several processes each another one, else MPS, else the CPU.
+
+    `UsageError` when it is not there.
+    """
     if str(device) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            own = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            return torch.device("cuda") if current() is None else torch.device("cuda", own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
@@ -117,6 +126,7 @@ def load(
     for a weight that `dtype` can't hold, `UsageError` for a device that is not there or has no room.
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
+    otherwise = otherwise_in_llama_cpp(checkpoint) if checkpoint.dialect == "gguf" else []
     checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)
@@ -131,6 +141,7 @@ def load(
         module.activations = activations
     if activations == "int8" and not any(m.block_type and m.block_type.name in integer_products.TYPES for m in takers):
         model.notes.append(f"{model.where}: has no weights that rounded activations are for, so they change nothing")
+    model.notes += [f"{model.where}: {note}" for note in otherwise]
     return model.eval()
 
 
@@ -189,6 +200,7 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     """A model over a checkpoint in GGUF's dialect; see `pick_dtype` for `dtype` None, `load` for `memory`."""
     checkpoint = alone(checkpoint)
     decoder = describe(checkpoint)
+    _check_tables(checkpoint, decoder)
     types = _storage(checkpoint, device, dtype)
     if device.type == "cpu":
         stored_types = {kind for kind in types.values() if not isinstance(kind, torch.dtype) and not kind.is_plain()}
@@ -214,7 +226,23 @@ def build(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     model.metadata = dict(checkpoint.metadata)
     model.tokenizer = _tokenizer(checkpoint)
     model.where = checkpoint.where
+    model.notes += [f"{model.where}: {note}" for note in unread(decoder, checkpoint.metadata)]
     return model
+
+
+def _check_tables(checkpoint: Checkpoint, decoder: Decoder) -> None:
+    """Experts that a table gives to each word (DeepSeek V4) are some that there are."""
+    for i, layer in enumerate(decoder.layers):
+        experts = layer.mlp and layer.mlp.experts
+        if experts and experts.told:
+            name = f"blk.{i}.{TABLES[0]}.weight"
+            found = checkpoint.tensors[name].numpy()
+            if found.min() < 0 or found.max() >= experts.count:
+                worst = found.min() if found.min() < 0 else found.max()
+                raise BadFile(
+                    f"{checkpoint.where}: tensor {name!r} sends a word to expert {worst}, but there are "
+                    f"{experts.count}, counted from 0; convert the original again"
+                )
 
 
 def _no_room(device: torch.device, needed: int) -> LlmconvError:
@@ -261,8 +289,8 @@ def _fill(model: Model, checkpoint: Checkpoint, device: torch.device) -> None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, or None when it has none."""
+    """The checkpoint's tokenizer, or None when it has none; of two models that are compared only one tokenizes."""
     from llmconv.convert import vocab
 
     found = vocab.of(checkpoint)
-    return None if found is None else vocab.tokenizer(found)
+    return None if found is None else vocab.tokenizer(found, at_once=False)

@@ -12,19 +12,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmconv.convert.decoders.facts import Decoder, Norm as NormSpec
+from llmconv.convert.decoders.facts import Decoder, Layer, Norm as NormSpec
+from llmconv.convert.decoders.streams import Streams
 from llmconv.convert.reports.streaming import EMBEDDING, HEAD
 from llmconv.errors import UsageError
 from llmconv.runtime import products
 from llmconv.runtime.cache import Cache, Step
-from llmconv.runtime.layers import altup, cycles, layer_vectors
+from llmconv.runtime.layers import altup, cycles, layer_vectors, ngrams, streams
 from llmconv.runtime.layers.attention import self_attention
 from llmconv.runtime.layers.channel_mix import channel_mix
 from llmconv.runtime.layers.convolution import short_convolution
 from llmconv.runtime.layers.mlp import activation, dense_and_experts, feed_forward
 from llmconv.runtime.layers.norms import Norm
 from llmconv.runtime.layers.positions import sinusoidal
-from llmconv.runtime.pieces import CLASSIFIER, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
+from llmconv.runtime.layers.runs import runs_attention
+from llmconv.runtime.layers.switch import Lora, Switched, Turned, instead, turned_on
+from llmconv.runtime.pieces import CLASSIFIER, END_VECTORS, ENDS, VECTORS, LayerPieces, Pieces, Types, grouped, piece
 from llmconv.runtime.scans.scan import scan
 
 __all__ = ["MIXERS", "Block", "Halfway", "Model"]
@@ -35,7 +38,13 @@ def _linear(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     return out
 
 
-MIXERS = {"attention": self_attention, "convolution": short_convolution, "scan": scan, "linear": _linear}
+MIXERS = {
+    "attention": self_attention,
+    "runs": runs_attention,
+    "convolution": short_convolution,
+    "scan": scan,
+    "linear": _linear,
+}
 """What mixes tokens, by the names of `Layer.mixers`."""
 
 
@@ -43,13 +52,22 @@ class Halfway(NamedTuple):
     """A layer's work before its MLP, (B, T, dim) each.
 
     kept: what the MLP's results are added to.   normed: what it is given; None where there is none.   entered: what
-    came into the layer.   attended: what is added with it, in layers whose halves run side by side.
+    came into the layer.   attended: what is added with it, in layers whose halves run side by side.   tokens: (B, T)
+    ids.   back: how the results go into streams of residuals, where there are several.
     """
 
     kept: Tensor
     normed: Tensor | None
     entered: Tensor
     attended: Tensor | None = None
+    tokens: Tensor | None = None
+    back: streams.Back | None = None
+
+
+def _index_eps(spec: Layer) -> float:
+    """The epsilon of an indexer's LayerNorm."""
+    mla = spec.attention.mla
+    return 1e-6 if mla is None or mla.indexer is None else mla.indexer.eps
 
 
 class Block(LayerPieces):
@@ -59,6 +77,7 @@ class Block(LayerPieces):
         super().__init__()
         self.index, self.spec = index, decoder.layers[index]
         self.residual_scale, self.kept_scale = decoder.residual_scale, decoder.kept_scale
+        self.streams = decoder.streams
         shapes = grouped(decoder.shapes, f"blk.{index}.")
         for name, parts in shapes.items():
             if "" in parts and name in VECTORS:
@@ -74,8 +93,10 @@ class Block(LayerPieces):
             self.indexer = Pieces()
         for name in self.spec.attention.indexing:
             full = f"blk.{index}.indexer.{name}"
-            if f"{full}.bias" in decoder.shapes:  # a LayerNorm, whose epsilon no file states
-                made: nn.Module = Norm(NormSpec("layer", 1e-6), decoder.shapes[f"{full}.weight"], bias=True)
+            if f"{full}.bias" in decoder.shapes:  # a LayerNorm
+                made: nn.Module = Norm(
+                    NormSpec("layer", _index_eps(self.spec)), decoder.shapes[f"{full}.weight"], bias=True
+                )
             else:
                 made = piece(name, {"weight": decoder.shapes[f"{full}.weight"]}, decoder, types, full)
             self.indexer.add_module(name, made)
@@ -84,15 +105,17 @@ class Block(LayerPieces):
                 self.add_module(name, Norm(decoder.norm))
         if self.spec.attention.value_norm and self.spec.attention.borrows is None:
             self.add_module("attn_v_norm", Norm(decoder.norm))
+        if decoder.streams is not None:
+            self.add_module("hc_norm", Norm(decoder.norm))
         if self.spec.attention.length_one:
             self.add_module("length_one", Norm(decoder.norm))
         if self.spec.mlp is not None and self.spec.mlp.apart:
             self.add_module("router_norm", Norm(decoder.norm))
-        if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu"):
+        if self.spec.mlp is not None and self.spec.mlp.activation not in ("swiglu_oai", "xielu", "situ"):
             activation(self.spec.mlp.activation)  # refuse now rather than in the middle of a run
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x: (B, T, dim) -> (B, T, dim); of models with several streams (streams, B, T, dim)."""
+        """x: (B, T, dim) -> (B, T, dim); of several streams (B, T, streams, dim), of AltUp's (streams, B, T, dim)."""
         if self.altup_router is not None:
             return altup.layer(self, x, step)
         half = self.before_mlp(x, step)
@@ -113,10 +136,12 @@ class Block(LayerPieces):
             return channel_mix(self, half.normed, step)
         if self.spec.mlp is not None and self.spec.mlp.apart:
             return dense_and_experts(self, half.kept)
-        return feed_forward(self, half.normed, half.entered)
+        return feed_forward(self, half.normed, half.entered, half.tokens)
 
     def before_mlp(self, x: Tensor, step: Step) -> Halfway:
         """The first half: up to what the MLP is given."""
+        if self.streams is not None:
+            return self._before_mlp_of_streams(self.streams, x, step)
         if self.spec.norm_after:
             x = self.attn_norm(x + self_attention(self, x, step))
             return Halfway(x, x, x)
@@ -146,10 +171,18 @@ class Block(LayerPieces):
         normed = x if mlp_norm is None else mlp_norm(x)
         return Halfway(normed if self.spec.residual_after_norm else x, normed, entered)
 
+    def _before_mlp_of_streams(self, spec: Streams, x: Tensor, step: Step) -> Halfway:
+        one, back = streams.entered(self, spec, "attn", x)
+        x = back(self._mixed(one if self.attn_norm is None else self.attn_norm(one), step))
+        one, back = streams.entered(self, spec, "ffn", x)
+        return Halfway(x, one if self.ffn_norm is None else self.ffn_norm(one), one, None, step.tokens, back)
+
     def after_mlp(self, half: Halfway, inner: Tensor | None) -> Tensor:
         """The second half: what the MLP gave, added.   inner: (B, T, dim), None where the layer has no MLP."""
         if inner is None:
             return half.kept
+        if half.back is not None:
+            return half.back(inner)
         if self.spec.norm_after:
             return self.ffn_norm(half.kept + inner)  # type: ignore[no-any-return]
         if half.attended is not None:
@@ -202,6 +235,8 @@ class Model(Pieces):
             self.register_module(name, None)
         for name in ("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm", *altup.ENDS):
             self.register_module(name, None)
+        for name in END_VECTORS:
+            self.register_module(name, None)
         self.register_module(CLASSIFIER, None)
         self.register_module("hrm", None)
         for name, parts in grouped(decoder.shapes, "").items():
@@ -217,7 +252,13 @@ class Model(Pieces):
         for name in ("token_embd_norm", "output_norm"):
             if name in decoder.weightless:
                 self.add_module(name, Norm(decoder.norm))
+        if decoder.streams is not None:
+            self.hc_norm = Norm(decoder.norm)
         self.blk = nn.ModuleList(Block(decoder, i, types) for i in range(len(decoder.layers)))
+        self.turned = Turned()
+        for module in self.modules():
+            if isinstance(module, Lora | Switched):
+                module.turned = self.turned
         for name in ("rope_freqs", "rope_factors_long", "rope_factors_short"):
             shape = decoder.shapes.get(f"{name}.weight")
             if shape is not None:
@@ -272,18 +313,34 @@ class Model(Pieces):
         """x through one layer, (B, T, dim) -> (B, T, dim)."""
         if self.wants is not None:
             self.wants(layer)
+        if self.decoder.switch is not None:
+            self.turned.adapters = self._turned_on(step)
+        if self.decoder.ngrams is not None and self.decoder.ngrams.layer == layer:
+            block: Any = self.blk[layer]
+            x = ngrams.added(block, self.per_layer_token_embd, self.decoder.ngrams, x, step)
         out: Tensor = self.blk[layer](x, step)
         return out
+
+    def _turned_on(self, step: Step) -> Tensor:
+        """The step's adapters, looked up once."""
+        assert self.decoder.switch is not None
+        if step.adapters is None:
+            step.adapters = turned_on(self.decoder.switch, len(self.blk), step)
+        return step.adapters
 
     def end(self, x: Tensor) -> Tensor:
         """What the last layer gives, as the head takes it."""
         if self.altup_proj is not None:
             x = altup.merged(self, x)
+        if self.decoder.streams is not None:
+            x = streams.merged(self, self.decoder.streams, x)
         norm = getattr(self, self.decoder.output_norm)
         return x if norm is None else norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim); `UsageError` for an encoder, which says no words."""
+        if self.decoder.headless and self.cls is not None:
+            raise UsageError(f"{self.where}: is a classifier, which says no words; llmconv embed gives its scores")
         if self.decoder.headless:
             raise UsageError(
                 f"{self.where}: of a {self.decoder.arch} model the encoder is run here, which says no words; llmconv "
@@ -341,6 +398,8 @@ class Model(Pieces):
         if self.wants is not None:
             self.wants(EMBEDDING)
         spec = self.decoder
+        if spec.switch is not None:
+            tokens = instead(spec.switch, tokens)
         x: Tensor = self.token_embd(tokens, self.dtype)
         if self.token_embd_in is not None:
             x = self.token_embd_in(x)
@@ -358,6 +417,8 @@ class Model(Pieces):
         if self.token_embd_norm is not None and spec.output_norm != "token_embd_norm":
             x = self.token_embd_norm(x)
         step.embedded = x
+        if spec.streams is not None:
+            return streams.spread(spec.streams, x)
         if self.per_layer_token_embd is not None:
             step.per_layer = layer_vectors.vectors(self, tokens, x)
         return x if self.altup_proj is None else altup.spread(self, x)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmconv.convert.tables.architecture import row
-from llmconv.convert.tables.keys import LABELS
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.rows import Form
-from llmconv.errors import BadFile
+from llmconv.convert.tables.scores import labels, relabelled
+
+__all__ = ["CLASSIFIER", "labels", "rebuild"]
 
 _DISTIL = "token_types.weight"
 
@@ -41,24 +42,7 @@ CLASSIFIER = tuple(
 """Rows of BERT's, RoBERTa's and DistilBERT's heads; a GGUF of somebody else's may have but the projection."""
 
 
-def labels(own: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Add the labels' key, where the model is a classifier; transformers' names where config.json has none."""
-    classes = config.get("architectures")
-    if not isinstance(classes, list) or not any(str(c).endswith("ForSequenceClassification") for c in classes):
-        return
-    found = config.get("id2label")
-    if not isinstance(found, Mapping):
-        count = config.get("num_labels", 2)
-        found = {n: f"LABEL_{n}" for n in range(count if isinstance(count, int) and 0 < count < 10000 else 2)}
-    try:
-        own[LABELS] = [str(found[key]) for key in sorted(found, key=int)]
-    except ValueError:
-        raise BadFile("config.json: id2label has keys that are no numbers; correct it") from None
-
-
 def rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     """The way back of `labels`; a padding token, which classes of encoders need, in case the vocabulary names none."""
     config["pad_token_id"] = 0
-    if LABELS in own:
-        config["id2label"] = {str(n): str(label) for n, label in enumerate(own[LABELS])}
-        config["label2id"] = {str(label): n for n, label in enumerate(own[LABELS])}
+    relabelled(config, own)

@@ -118,12 +118,12 @@ QK_NORMS = (
 
 
 def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
-    """Rows of a router and its experts, which files keep apart and some releases of transformers stack.
+    """Rows of a router and its experts, which files keep apart, and some releases of transformers and MLX stack.
 
     where: an expression; the layers that have experts.
     """
     when = f"n_expert and {where}"
-    one, all_of_them = _at + at + "experts.{e}.", _at + at + "experts."
+    one, all_of_them, mlx = (_at + at + name for name in ("experts.{e}.", "experts.", "switch_mlp."))
     return (
         row("blk.{i}.ffn_gate_inp.weight", _at + at + "gate.weight", "n_expert, n_embd", when=when),
         row(
@@ -137,6 +137,7 @@ def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
                     (all_of_them + "gate_up_proj",),
                     (Split(("n_ff_exp", "n_ff_exp"), "n_expert", hf_stacked=True, gguf_stacked=True),),
                 ),
+                Form((mlx + "gate_proj.weight", mlx + "up_proj.weight")),
             ),
         ),
         row(
@@ -145,7 +146,7 @@ def experts(at: str = "mlp.", where: str = "i >= n_dense") -> tuple[Row, ...]:
             "n_expert, n_embd, n_ff_exp",
             Stack(),
             when=when,
-            alt=(Form((all_of_them + "down_proj",)),),
+            alt=(Form((all_of_them + "down_proj",)), Form((mlx + "down_proj.weight",))),
         ),
     )
 

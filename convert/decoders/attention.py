@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from llmconv.convert.decoders.facts import Attention, Blocks, Growth, Indexer, Mla, Relative, Rope
+from llmconv.convert.decoders.pooled import pools_of, runs_of
 from llmconv.convert.decoders.rope import rope_of
 from llmconv.convert.decoders.shared import Shared
 
@@ -26,16 +27,21 @@ def attention_of(shared: Shared, i: int) -> Attention:
     head_dim = read.count(f"attention.key_length{near}", head_dim, 1)
     value_dim = read.count(f"attention.value_length{near}", value_dim, 1)
     borrows, lends = _lending(shared, i)
-    mla = None
+    mla = runs = None
     if f"blk.{i}.attn_kv_a_mqa.weight" in read.shapes:
         kv_rank, rope_dims = read.count("attention.kv_lora_rank", least=1), read.count("rope.dimension_count")
+        kv_rank = read.count(f"attention.kv_lora_rank{near}", kv_rank, 1)
         head_dim = read.count("attention.key_length_mla", head_dim)
+        head_dim = read.count(f"attention.key_length_mla{near}", head_dim)
         value_dim = read.count("attention.value_length", shared.dim // n_head)
         value_dim = read.count("attention.value_length_mla", value_dim)
+        value_dim = read.count(f"attention.value_length_mla{near}", value_dim)
         n_kv = n_head
         mla = Mla(kv_rank, head_dim - rope_dims, rope_dims, _indexer(shared, i))
         if mla.nope_dims < 1:
             raise read.bad(f"layer {i}", f"has heads of {head_dim}, fewer than its {rope_dims} rotary dimensions")
+    elif f"blk.{i}.attn_kv.weight" in read.shapes:
+        runs = runs_of(read, i, n_head, head_dim)
     else:
         _check_projections(shared, i, n_head, n_kv, head_dim, value_dim, borrows is not None)
     rope = rope_of(shared, i, head_dim)
@@ -48,7 +54,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
         head_dim=head_dim,
         value_dim=value_dim,
         scale=_stated_scale(shared, i) or _usual_scale(shared, n_head, head_dim, rope, mla is not None),
-        causal=bool(read.get("attention.causal", pieces.get("causal", True))),
+        causal=_causal(shared, i),
         window=shared.window if shared.windowed[i] else None,
         softcap=read.number("attn_logit_softcapping", pieces.get("attention_softcap", 0.0)) or None,
         clamp=read.optional("attention.clamp_kqv"),
@@ -67,11 +73,18 @@ def attention_of(shared: Shared, i: int) -> Attention:
         borrows=borrows,
         lends=lends,
         chunk=_chunk(shared, rope is not None),
-        length_one=rope is not None and _length_one(shared),
+        length_one=rope is not None and _length_one(shared, i),
         by_head=bool(pieces.get("qkv_by_head")) and read.count("attention.qkv_groups", 1) == 1,
         relative=_relative(shared, i, n_head),
         blocks=_blocks(shared, i, n_head),
+        pools=None if runs else pools_of(read, i),
+        runs=runs,
     )
+
+
+def _causal(shared: Shared, i: int) -> bool:
+    stated = bool(shared.read.get("attention.causal", shared.pieces.get("causal", True)))
+    return stated or bool(shared.pieces.get("causal_without_window") and not shared.windowed[i])
 
 
 def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:
@@ -92,7 +105,7 @@ def _relative(shared: Shared, i: int, n_head: int) -> Relative | None:
 def _indexer(shared: Shared, i: int) -> Indexer | None:
     """What chooses tokens of long texts, by the file's keys; the layer's own where it has the tensors."""
     read, start, key = shared.read, f"blk.{i}.indexer.", "attention.indexer."
-    if not (used := read.count(f"{key}top_k", 0)):
+    if not (used := read.count(f"{key}top_k", 0)) or read.count(f"{key}kpool", 0) or shared.windowed[i]:
         return None
     heads, dims = read.count(f"{key}head_count", least=1), read.count(f"{key}key_length", least=1)
     if (turning := read.count("rope.dimension_count", 0)) > dims:
@@ -105,13 +118,14 @@ def _indexer(shared: Shared, i: int) -> Indexer | None:
             read.expect(f"{start}{name}.weight", rows, f"{heads} heads of {dims}")
         for part in ("weight", "bias"):
             read.shape(f"{start}k_norm.{part}", 1)
-    return Indexer(heads, dims, used, pairs, own)
+    eps = read.number("attention.layer_norm_rms_epsilon") if shared.pieces.get("indexer_eps_by_model") else 1e-6
+    return Indexer(heads, dims, used, pairs, own, bool(shared.pieces.get("indexer_rope_at_end")), eps)
 
 
 def _blocks(shared: Shared, i: int, n_head: int) -> Blocks | None:
     """The blocks of tokens that an indexer chooses, where a layer has one that does."""
     read, start, key = shared.read, f"blk.{i}.indexer.", "attention.indexer."
-    if f"{start}q_proj.weight" not in read.shapes:
+    if f"{start}q_proj.weight" not in read.shapes or read.get("attention.compress_ratios") is not None:
         return None
     heads, dims = read.count(f"{key}head_count", least=1), read.count(f"{key}key_length", least=1)
     read.expect(f"{start}q_proj.weight", heads * dims, f"{heads} heads of {dims}")
@@ -151,8 +165,10 @@ def _chunk(shared: Shared, turns: bool) -> int | None:
     return (shared.read.count("attention.chunk_size", usual) or None) if turns and usual else None
 
 
-def _length_one(shared: Shared) -> bool:
+def _length_one(shared: Shared, i: int) -> bool:
     """Whether queries and keys are normed; the larger Llama 4's are not, and llama.cpp knows it by its experts."""
+    if f"blk.{i}.attn_kv.weight" in shared.read.shapes:  # DeepSeek V4's queries
+        return True
     usual = shared.read.count("expert_count", 0) != 128
     return bool(shared.pieces.get("length_one") and shared.read.get("attention.qk_norm", usual))
 

@@ -7,11 +7,15 @@ import math
 from llmconv.convert import archs
 from llmconv.convert.decoders.facts import Decoder, Norm
 from llmconv.convert.decoders.layers import layer_of
+from llmconv.convert.decoders.ngrams import ngrams_of
 from llmconv.convert.decoders.reader import Reader
 from llmconv.convert.decoders.recurrent import CELL, recurrent
 from llmconv.convert.decoders.shared import Shared
 from llmconv.convert.decoders.side import alone
+from llmconv.convert.decoders.streams import streams_of
+from llmconv.convert.decoders.switched import switch_of
 from llmconv.convert.dialects.ones import with_ones
+from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
 from llmconv.errors import BadFile, Unsupported, at
@@ -71,6 +75,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
     logit_scale = read.optional("logit_scale") or dim / pieces.get("logit_base", dim)
     if shared.positions == "learned":
         read.shape("position_embd.weight", 2)
+    streams = streams_of(read, n_layers, dim)
     return Decoder(
         arch=arch,
         dim=dim,
@@ -99,8 +104,12 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         loops=loops,
         loop_norm=read.get("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
-        headless="side" in pieces,
+        headless="side" in pieces or scores.says_no_words(read.config, read.shapes),
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
+        streams=streams,
+        ngrams=None if streams is None else ngrams_of(read, dim, streams.count),
+        switch=switch_of(read, vocab_size),
+        asked=frozenset(read.asked),
     )
 
 

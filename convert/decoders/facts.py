@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llmconv.convert.decoders.ngrams import Ngrams
+from llmconv.convert.decoders.pooled import Pools, Runs
 from llmconv.convert.decoders.recurrent import Recurrent
 from llmconv.convert.decoders.scans import Scan
+from llmconv.convert.decoders.streams import Streams
+from llmconv.convert.decoders.switched import Switch
 
 __all__ = [
     "Attention",
@@ -59,7 +63,7 @@ class Indexer:
     """Of longer texts a token sees `used` tokens, which `heads` heads of `dims` numbers choose (DeepSeek V3.2).
 
     pairs: neighbours of a head turn together, not its halves.   own: the layer has one; others see what that of an
-    earlier layer chose (GLM-5).
+    earlier layer chose (GLM-5).   at_end: a head's last numbers turn, not its first (HY V4).   eps: of its keys' norm.
     """
 
     heads: int
@@ -67,6 +71,8 @@ class Indexer:
     used: int
     pairs: bool
     own: bool
+    at_end: bool = False
+    eps: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,8 @@ class Attention:
     length_one: bool = False
     """Queries and keys are normed without weights (Llama 4)."""
     blocks: Blocks | None = None
+    pools: Pools | None = None
+    runs: Runs | None = None
     lends: bool = False
     """Whether another layer borrows its keys and values."""
     by_head: bool = False
@@ -156,8 +164,12 @@ class Attention:
     @property
     def indexing(self) -> tuple[str, ...]:
         """The tensors of the layer's indexer, behind `indexer.`."""
-        if self.blocks is not None:
+        if self.runs is not None:
+            return ("attn_q_b", "proj") if self.runs.used else ()
+        if self.blocks is not None or (self.pools is not None and not self.pools.weighed):
             return ("q_proj", "k_proj", "q_norm", "k_norm")
+        if self.pools is not None:
+            return ("attn_q_b", "attn_k", "k_norm", "proj") if self.pools.own else ()
         own = self.mla is not None and self.mla.indexer is not None and self.mla.indexer.own
         return ("attn_q_b", "attn_k", "k_norm", "proj") if own else ()
 
@@ -191,6 +203,13 @@ class Experts:
     """What goes into an expert is weighed, not what comes out of it (Llama 4)."""
     shared_average: bool = False
     """The shared experts and the chosen ones are averaged instead of summed."""
+    told: bool = False
+    """A table says which experts each word goes to (DeepSeek V4's first layers)."""
+    together: int = 0
+    """So many neighbouring experts share a small one (GroveMoE), whose result counts `small_scale` times."""
+    small_scale: float = 0.0
+    chained: bool = False
+    """Small experts read what the others gave, and are weighed by the experts of their own numbers (llama.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +226,10 @@ class Mlp:
     cut: float | None = None
     """What of the gate is not above its mean by so many standard deviations is cut off (Gemma 3n)."""
     numbers: tuple[float, ...] = ()
-    """What the layer has learned of its activation: of xIELU alpha_p, alpha_n (before softplus), beta and eps."""
+    """Of the activation: of xIELU alpha_p, alpha_n (before softplus), beta and eps, as the layer has learned them; of
+    SiTU what the gate and the up branch are bounded by."""
+    clamp: float = 0.0
+    """What a dense one's gate is clamped to from above, and its up branch on both sides, where not 0 (GLM 5 Next)."""
     shifted: bool = False
     """Each number is mixed with that of the token before (RWKV)."""
 
@@ -244,6 +266,10 @@ class Layer:
 def _waits(mla: Mla | None) -> bool:
     """Whether a layer sees what another's indexer chose."""
     return mla is not None and mla.indexer is not None and not mla.indexer.own
+
+
+def _waits_for_pools(pools: Pools | None) -> bool:
+    return pools is not None and not pools.own
 
 
 @dataclass(frozen=True)
@@ -296,6 +322,11 @@ class Decoder:
     """It says no words: what is run is the encoder of a model whose decoder says them, or has no head in the file."""
     recurrent: Recurrent | None = None
     """What takes the place of `layers` in a recurrent decoder."""
+    streams: Streams | None = None
+    ngrams: Ngrams | None = None
+    switch: Switch | None = None
+    asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The keys that were asked for, without the architecture's name: the file's others change nothing here."""
 
     @property
     def passes(self) -> int:
@@ -316,6 +347,7 @@ class Decoder:
             or (layer.attention.relative is not None and not layer.attention.relative.own)
             or (layer.scan is not None and layer.scan.kind == "rwkv7")
             or _waits(layer.attention.mla)
+            or _waits_for_pools(layer.attention.pools)
             for layer in self.layers
         )
         return (

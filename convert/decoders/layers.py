@@ -19,7 +19,8 @@ def layer_of(shared: Shared, i: int) -> Layer:
     residual = shared.read.get("residual_after_norm", shared.pieces.get("residual_after_norm")) is True
     every = shared.read.count("rescale_every_n_layers", 0)
     mixers, scan = _mixers(shared, i)
-    attention = attention_of(shared, i) if "attention" in mixers else _none(shared)
+    attends = "attention" in mixers or "runs" in mixers
+    attention = attention_of(shared, i) if attends else _none(shared)
     mlp = mlp_of(shared, i) if _has_mlp(shared, i, mixers) else None
     if shared.pieces.get("single") and not mixers:
         mlp_norm = "attn_norm"
@@ -46,6 +47,9 @@ def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:
     shapes, scan = shared.read.shapes, scan_of(shared.read, i, bool(shared.pieces.get("scan_norms_by_model")))
     if shared.pieces.get("lightning") and f"blk.{i}.attn_qkv.weight" in shapes:
         scan = lightning_of(shared.read, i, shared.heads[i], shared.n)
+    if scan is not None and scan.kind == "delta":
+        gate = shared.read.get("ssm.output_gate", shared.pieces.get("delta_gate", "silu"))
+        scan = dataclasses.replace(scan, gate=str(gate))
     if scan is not None and shared.pieces.get("activation_key", "hidden_act") == "hidden_act":
         scan = dataclasses.replace(scan, activation=shared.activation)
     attends = any(f"blk.{i}.attn_{name}.weight" in shapes for name in ("q", "kv_a_mqa"))
@@ -53,6 +57,8 @@ def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:
         return ("convolution",), None
     if shared.pieces.get("may_skip") and f"blk.{i}.attn_k.weight" not in shapes:
         return (("linear",) if f"blk.{i}.attn_output.weight" in shapes else ()), None
+    if f"blk.{i}.attn_kv.weight" in shapes:
+        return ("runs",), None
     if scan is not None:
         attends = attends and scan.kind != "kda"
         return (("scan", "attention") if attends else ("scan",)), scan

@@ -11,7 +11,8 @@ from llmconv.convert.decoders.shared import Shared
 
 __all__ = ["mlp_of"]
 
-_GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
+_SITU = (("", 4.0), ("linear_", 25.0))
+_GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax_weight", 4: "sqrtsoftplus"}
 
 
 def mlp_of(shared: Shared, i: int) -> Mlp:
@@ -22,7 +23,7 @@ def mlp_of(shared: Shared, i: int) -> Mlp:
             gate = "none"
         beside = shared.pieces.get("beside", 0.0) if f"{start}up.weight" in read.shapes else 0.0
         apart = f"blk.{i}.pre_ffw_norm_2.weight" in read.shapes
-        return Mlp(shared.activation, gate, _experts(shared, i), beside, apart)
+        return Mlp(shared.activation, gate, _experts(shared, i), beside, apart, numbers=_numbers(shared, i))
     if f"blk.{i}.channel_mix_key.weight" in read.shapes:
         ff = read.shape(f"blk.{i}.channel_mix_key.weight", 2)[0]
         if read.shape(f"blk.{i}.channel_mix_value.weight", 2) != (shared.dim, ff):
@@ -36,9 +37,9 @@ def mlp_of(shared: Shared, i: int) -> Mlp:
         gate = _fused(shared, i) if up == 2 * ff else "none"
     fused = gate in ("fused", "behind")
     read.expect(f"{start}up.weight", 2 * ff if fused else ff, "as many as ffn_down has columns")
-    numbers = _numbers(shared, i) if shared.activation == "xielu" else ()
     activation = shared.pieces.get("gated_activation", shared.activation) if gate == "apart" else shared.activation
-    return Mlp(activation, gate, cut=_cut(shared, i), numbers=numbers)
+    clamp = _of_layer(shared, "swiglu_clamp_shexp", i) if shared.pieces.get("dense_clamped") else 0.0
+    return Mlp(activation, gate, cut=_cut(shared, i), numbers=_numbers(shared, i), clamp=clamp)
 
 
 def _fused(shared: Shared, i: int) -> str:
@@ -65,6 +66,10 @@ def _of_layer(shared: Shared, key: str, i: int) -> float:
 
 
 def _numbers(shared: Shared, i: int) -> tuple[float, ...]:
+    if shared.activation == "situ":
+        return tuple(shared.read.number(f"activation.situ_{name}beta", usual) for name, usual in _SITU)
+    if shared.activation != "xielu":
+        return ()
     found = []
     for name in ("alpha_p", "alpha_n", "beta", "eps"):
         value = shared.read.metadata.get(f"xielu.{name}")
@@ -88,7 +93,7 @@ def _experts(shared: Shared, i: int) -> Experts:
     if not number and "gating" not in pieces and f"blk.{i}.exp_probs_b.bias" in read.shapes:
         gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
     if gating is None:
-        raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2 or 3")
+        raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2, 3 or 4")
     normalize = read.get("expert_weights_norm")
     if normalize is None:
         normalize = read.config.get("norm_topk_prob", pieces.get("normalize_experts", False))
@@ -112,4 +117,19 @@ def _experts(shared: Shared, i: int) -> Experts:
         router_first=bool(pieces.get("router_first", False)),
         shared_average=bool(pieces.get("shared_average", False)),
         weighed_before=bool(pieces.get("weighed_before", False)),
+        told=f"blk.{i}.ffn_gate_tid2eid.weight" in read.shapes,
+        together=_together(shared, i, count),
+        chained=bool(pieces.get("chained_experts", False)),
+        small_scale=read.number("expert_group_scale", 0.0),
     )
+
+
+def _together(shared: Shared, i: int, count: int) -> int:
+    """How many experts share a small one; 0 where there are none."""
+    read = shared.read
+    if (name := f"blk.{i}.ffn_down_chexps.weight") not in read.shapes:
+        return 0
+    group = read.count("experts_per_group", least=1)
+    if read.shape(name, 3)[0] * group != count:
+        raise read.bad(f"tensor '{name}'", f"has {read.shape(name)[0]} matrices for {count} experts, {group} to each")
+    return group

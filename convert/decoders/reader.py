@@ -23,6 +23,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, arch: str):
         self.metadata, self.arch = Settings(checkpoint.metadata), arch
         self.where = checkpoint.source or "this model"
+        self.asked: set[str] = set()
         self.shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         self.config = self._config()
 
@@ -39,6 +40,7 @@ class Reader:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of `{arch}.key` (of `key` itself when it is absent), numpy scalars unwrapped."""
+        self.asked.add(key)
         value = self.metadata.get(f"{self.arch}.{key}", default)
         return value.item() if isinstance(value, np.generic) else value
 

@@ -35,7 +35,7 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     if dims > head_dim or dims % 2:
         raise read.bad(f"key '{read.arch}.rope.dimension_count'", f"is {dims}, but heads have {head_dim} dimensions")
     base = read.number("rope.freq_base", pieces.get("rope_base", 10000.0))
-    if alpha := read.optional("rope.scaling.alpha"):
+    if pieces.get("rope_stretched") and (alpha := read.optional("rope.scaling.alpha")):
         base *= alpha ** (dims / (dims - 2))
     scaled = True
     if windowed:
@@ -44,8 +44,14 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
     stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
     pairs = stated and read.get("rope.dimension_sections") is None
+    if of_runs := read.optional("attention.compress_rope_freq_base"):
+        scaled = bool(read.per_layer("attention.compress_ratios", i + 1, 0)[i])
+        base = of_runs if scaled else base
     plain = Rope(dims, base, pairs)
-    return _scaled(shared, plain) if scaled else dataclasses.replace(plain, divided=False)
+    if not scaled:
+        return dataclasses.replace(plain, divided=False)
+    rope = _scaled(shared, plain)
+    return dataclasses.replace(rope, attn_factor=1.0) if of_runs else rope
 
 
 def _turns_without_window(shared: Shared, i: int) -> bool:

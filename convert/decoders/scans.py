@@ -33,7 +33,7 @@ class Scan:
     kind: "mamba", "mamba2", "plamo2", "delta", "kda", "rwkv6", "rwkv7" or "lightning".   inner: numbers that go through
     it, in `heads` heads.   state: numbers of state for each of them.   groups: how many B and C (keys and queries) the
     heads share.   rank: of the steps' projection.   norm_eps: of norms without weights of steps, B and C (Falcon
-    Mamba), of each head's norm in RWKV; 0: there are none.
+    Mamba), of each head's norm in RWKV, of keys and queries of a delta rule; 0: there are none.
     """
 
     kind: str
@@ -50,7 +50,9 @@ class Scan:
     tiled: bool = False
     """Heads that share keys and queries are not next to each other: head h has those of h modulo `groups`."""
     floor: float = 0.0
-    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3)."""
+    """Not 0: the logarithm of a decay lies between 0 and this (Ling 3, Kimi K3)."""
+    gate: str = "silu"
+    """What opens the gate on a delta rule's results: "silu" or "sigmoid" (Qwen 4)."""
     slope: float = 0.0
     """How much of ALiBi's slopes a layer's heads forget by (lightning attention)."""
 
@@ -72,9 +74,9 @@ def scan_of(read: Any, i: int, by_model: bool = False) -> Scan | None:
     if f"{start}x.weight" in read.shapes:
         return _selective(read, start, by_model)
     if f"{start}ba.weight" in read.shapes or f"{start}alpha.weight" in read.shapes:
-        return _delta(read, i)
+        return _delta(read, i, by_model)
     if f"{start}f_a.weight" in read.shapes:
-        return _kimi(read, i)
+        return _kimi(read, i, by_model)
     if f"{start}in.weight" in read.shapes:
         return _dual(read, start)
     return None
@@ -117,7 +119,13 @@ def _plamo(read: Any, start: str) -> Scan:
     return Scan("plamo2", inner, heads, 1, state, rank)
 
 
-def _delta(read: Any, i: int) -> Scan:
+def _unit_eps(read: Any, by_model: bool) -> float:
+    """The epsilon where keys and queries are scaled to length 1; the usual ones of models are no other than 1e-6."""
+    found: float = read.number("attention.layer_norm_rms_epsilon", 1e-6) if by_model else 1e-6
+    return found if found > 1e-5 * 1.01 else 1e-6
+
+
+def _delta(read: Any, i: int, by_model: bool) -> Scan:
     start = f"blk.{i}.ssm_"
     heads, inner = read.shape(f"{start}a", 1)[0], read.shape(f"{start}out.weight", 2)[1]
     state, groups = read.count("ssm.state_size", least=1), read.count("ssm.group_count", least=1)
@@ -130,11 +138,12 @@ def _delta(read: Any, i: int) -> Scan:
     for name in ("alpha", "beta"):
         read.expect(f"{start}{name}.weight", heads, "one for each head")
     _whole(read, start, inner, channels)
-    return Scan("delta", inner, heads, groups, state, tiled=f"{start}alpha.weight" in read.shapes)
+    eps = _unit_eps(read, by_model)
+    return Scan("delta", inner, heads, groups, state, norm_eps=eps, tiled=f"{start}alpha.weight" in read.shapes)
 
 
-def _kimi(read: Any, i: int) -> Scan:
-    start, floor = f"blk.{i}.ssm_", 0.0
+def _kimi(read: Any, i: int, by_model: bool) -> Scan:
+    start, floor = f"blk.{i}.ssm_", read.number("kda.gate_lower_bound", 0.0)
     if last := f"{start}f_b.weight" if f"{start}f_b.weight" in read.shapes else "":
         inner, state = read.shape(last, 2)
         read.expect(f"{start}f_a.weight", state, "as many as ssm_f_b has columns")
@@ -144,6 +153,10 @@ def _kimi(read: Any, i: int) -> Scan:
         read.expect(f"{start}g_a.weight", inner, "as many as ssm_f_a has")
         if (floor := read.number("kda.gate_lower_bound", -5.0)) >= 0:
             raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
+        if read.get("kda.safe_gate", True) is False:
+            raise read.bad(f"key '{read.arch}.kda.safe_gate'", "is false, and only gates with a lower bound are run")
+    if floor > 0:
+        raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
     if not state or inner % state:
         raise read.bad(f"tensor '{last}'", f"has {inner} rows, which are no heads of {state}")
     read.expect(f"{start}beta.weight", inner // state, f"one for each head of {state}")
@@ -151,7 +164,8 @@ def _kimi(read: Any, i: int) -> Scan:
         read.expect(f"blk.{i}.attn_{part}.weight", inner, "as many as ssm_f_b has")
         if len(found := read.shape(f"{start}conv1d_{part}.weight")) < 2 or inner not in found:
             raise read.bad(f"tensor '{start}conv1d_{part}.weight'", f"has shape {list(found)}, expected {inner} rows")
-    return Scan("kda", inner, inner // state, inner // state, state, floor=floor)
+    heads = inner // state
+    return Scan("kda", inner, heads, heads, state, norm_eps=_unit_eps(read, by_model), floor=floor)
 
 
 def _rwkv(read: Any, i: int) -> Scan:

@@ -21,7 +21,7 @@ class Shared:
         self.heads_kv = [
             kv or h for kv, h in zip(read.per_layer("attention.head_count_kv", n_layers, 0), self.heads, strict=True)
         ]
-        self.window = read.count("attention.sliding_window", 0)
+        self.window = read.count("attention.sliding_window", pieces.get("window", 0))
         if self.window and pieces.get("window_both_sides"):
             self.window = self.window // 2 + 1
         self.windowed = self._windowed()

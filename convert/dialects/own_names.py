@@ -16,6 +16,7 @@ from typing import Any
 
 from llmconv.convert import archs, vocab
 from llmconv.convert.dialects import carried, comfy
+from llmconv.convert.dialects.diffusers import single_file
 from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.dialects.typed_keys import decode_keys, encode_keys
 from llmconv.convert.tables import own_keys
@@ -48,8 +49,10 @@ _HALVES = (plain.BF16, plain.F16)
 """What image models may have in F32 (`comfy`)."""
 
 
-def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
-    """Any tensors -> GGUF under their own names."""
+def to_gguf(checkpoint: Checkpoint, *, layout: str | None = None, **_: Any) -> Checkpoint:
+    """Any tensors -> GGUF under their own names; those that diffusers has of an image model, unless `layout` is
+    "plain", under the names of its single file."""
+    checkpoint, renamed = single_file.as_single_file(checkpoint) if layout != "plain" else (checkpoint, {})
     where = checkpoint.where
     out = checkpoint.derived("gguf")
     image = comfy.find(checkpoint.tensors)
@@ -92,6 +95,7 @@ def to_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
             out.metadata |= comfy.shape_keys({name.removeprefix(prefix): shape for name, shape in shapes.items()})
         if prefix:
             out.metadata[own_keys.PREFIX] = prefix
+    out.metadata |= renamed
     out.metadata[own_keys.SAFETENSORS_METADATA] = json.dumps(checkpoint.metadata, ensure_ascii=False)
     notes = carried.keep_files(out.metadata, checkpoint)
     if "adapter_config.json" in checkpoint.files:
@@ -184,6 +188,7 @@ def from_gguf(checkpoint: Checkpoint, **_: Any) -> Checkpoint:
         if name in shapes:
             tensor = _in_shape(tensor, shapes[name], where)
         out.add(tensor)
+    out = single_file.as_folder(out, metadata)
     notes = [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.notes += notes
     out.files = {**carried.kept_files(metadata), **_tokenizer(checkpoint, out.notes)}

@@ -89,11 +89,13 @@ def equal(one: Tensor, other: Tensor, start: int, stop: int) -> bool:
     """Whether rows start..stop of two records are the same; False says nothing of the weights."""
     if one.type is not other.type:
         return False
-    step = max(1, _AT_ONCE // max(1, one.row_len))
+    step, found = max(1, _AT_ONCE // max(1, one.row_len)), np.zeros(1, np.uint8)
     try:
         for low in range(start, stop, step):
             slab = low, min(stop, low + step)
-            if (one.blocks(*slab).view(np.uint32) != other.blocks(*slab).view(np.uint32)).any():
+            records = (np.ascontiguousarray(t.blocks(*slab)).reshape(-1).view(np.int32) for t in (one, other))
+            kernels.differ(*records, found)
+            if found[0]:
                 return False
     except Unsupported:
         return False
@@ -130,6 +132,8 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
     if coded.table is not None and (coded.table is not E2M1 or affine or len(shared) > 1 or zero):
         return None
     low, high = coded.low, coded.high
+    if bias is not None and low:
+        return None
 
     def spread(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         groups = k // span
@@ -138,15 +142,12 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
         return np.repeat(numbers, groups // numbers.shape[1], axis=1)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        codes = np.ascontiguousarray(coded.codes(start, stop)).view(np.uint8)
         d = spread(coded.by_group(start, stop))
         out["d"] = d
-        if coded.table is not None:
-            out["q"] = codes
-            return
-        if bias is not None and affine:
-            np.subtract(codes, np.uint8(low & 255), out=out["q"])
-            out["m"] = spread(bias.by_group(start, stop))
+        if coded.table is not None or (bias is not None and affine):
+            _put(out, coded, start, stop, low if coded.table is None else 0)
+            if bias is not None:
+                out["m"] = spread(bias.by_group(start, stop))
             return
         z: NDArray[np.float32] | np.float32
         if bias is not None:
@@ -160,19 +161,31 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
             raise Unsupported("zero points that are no integers")
         if affine:
             _require_exact(d, largest - low, least - low)
-            np.subtract(codes, np.uint8(low & 255), out=out["q"])
+            _put(out, coded, start, stop, low)
             out["m"] = (np.float32(low) - (z if np.ndim(z) == 0 else spread(np.asarray(z)))) * d
             return
         if high - least > 127 or low - largest < -128:
             raise Unsupported("integers of more than eight bits")
-        if np.ndim(z) == 0:
-            np.subtract(codes, np.uint8(int(z) & 255), out=out["q"])
-        else:
-            taken = np.asarray(z).astype(np.int16).astype(np.uint8)
-            parts, q = (x.reshape(*taken.shape, -1) for x in (codes, out["q"]))
-            np.subtract(parts, taken[:, :, None], out=q)
+        _put(out, coded, start, stop, z)
 
     return fill
+
+
+def _put(out: NDArray[np.void], coded: Coded, start: int, stop: int, zero: Any) -> None:
+    """The codes of rows start..stop into their records, each less its zero point: one, or one for each group."""
+    q, k = out["q"], coded.shape[-1]
+    if coded.words is not None:
+        span = k if np.ndim(zero) == 0 else k // np.shape(zero)[1]
+        zeros = np.broadcast_to(np.asarray(zero).astype(np.int32) - np.int32(coded.low), (stop - start, k // span))
+        words, flat = coded.words(start, stop).reshape(-1), np.ascontiguousarray(zeros).reshape(-1)
+        kernels.of_words(words, span, flat, k, out.itemsize, out.view(np.uint8))
+        return
+    codes = np.ascontiguousarray(coded.codes(start, stop)).view(np.uint8)
+    if np.ndim(zero) == 0:
+        np.subtract(codes, np.uint8(int(zero) & 255), out=q)
+    else:
+        taken = np.asarray(zero).astype(np.int16).astype(np.uint8)
+        np.subtract(codes.reshape(*taken.shape, -1), taken[:, :, None], out=q.reshape(*taken.shape, -1))
 
 
 def _require_exact(d: NDArray[np.float32], *zeros: float) -> None:
@@ -208,9 +221,8 @@ def _of_blocks(tensor: Tensor, span: int, affine: bool) -> Filled | None:
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
         raw = np.ascontiguousarray(tensor.blocks(start, stop))
         own = raw.view(kind.layout)
-        q = np.empty((stop - start, k), np.uint8)
-        kernels.of_blocks(raw.reshape(-1), width, fields, offset, q.reshape(-1))
-        out["q"], out["d"] = q, own["d"]
+        kernels.of_blocks(raw.reshape(-1), width, fields, offset, k, out.itemsize, out.view(np.uint8))
+        out["d"] = own["d"]
         if affine:
             out["m"] = own["m"] if zero is None else np.float32(-middle) * own["d"].astype(np.float32)
 
@@ -243,8 +255,7 @@ def _of_small_floats(tensor: Tensor) -> Filled:
             out["q"] = np.concatenate([pairs & 15, pairs >> 4], axis=-1).reshape(stop - start, k)
             out["d"] = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
             return
-        q = np.empty((stop - start, k), np.uint8)
-        kernels.of_blocks(raw.reshape(-1), 4, 1, 0, q.reshape(-1))
-        out["q"], out["d"] = q, np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+        kernels.of_blocks(raw.reshape(-1), 4, 1, 0, k, out.itemsize, out.view(np.uint8))
+        out["d"] = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
 
     return fill

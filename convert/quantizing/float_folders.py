@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from llmconv.convert.dialects.scales import scales_of
 from llmconv.convert.quantizing.folder_layers import moved, small_floats
 from llmconv.convert.quantizing.four_bits import Written, configured, settings
-from llmconv.convert.quantizing.joined import beside, unequal
+from llmconv.convert.quantizing.joined import beside, ragged, uncut, unequal, unequal_experts
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import carried
@@ -100,7 +100,14 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     notes = [
         f"layers written as {kind}: {len(wants)} number for number, {len(layers) - len(wants)} rounded from floats"
     ]
-    notes += unequal(_schemes(layers, model), "their global scales or types: it computes less exactly, or refuses them")
+    schemes = _schemes(layers, model)
+    notes += unequal(schemes, "their global scales or types: it computes less exactly, or refuses them")
+    notes += unequal_experts({name: bool(scale) for name, scale in schemes.items()}, "types: it refuses them")
+    shapes = {name: model.tensors[name].shape for name in layers}
+    notes += uncut({name: (k, _COLUMNS[kind] if kind.startswith("FP8") else weights["group_size"])
+                    for name, (_, k) in shapes.items()})  # fmt: skip
+    if kind == "FP8_BLOCK":
+        notes += ragged({name: n for name, (n, _) in shapes.items()}, _SIDE)
     return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, (4,))
 
 

@@ -48,6 +48,7 @@ class Layer:
     want: the weight in floats, which its numbers must say; None where they were rounded from others.
     bits: of a code; codes: (rows, k) uint8, none over `top`.   group: columns that share the others.
     scale, bias: (rows, k / group) float32.   zero: one for all, or (rows, k / group).
+    words: the codes as `Coded.words`, where they are four bits and stored so; (rows, k / 8).
     """
 
     weight: str
@@ -61,6 +62,7 @@ class Layer:
     zero: int | Rows = 0
     bias: Rows | None = None
     top: int = 255
+    words: Rows | None = None
 
     @property
     def n_rows(self) -> int:
@@ -196,7 +198,7 @@ def of_blocks(tensor: Tensor, exact: bool = True) -> Layer:
     def codes(start: int, stop: int) -> NDArray[np.uint8]:
         out = np.empty((stop - start, k), np.uint8)
         raw = np.ascontiguousarray(tensor.blocks(start, stop)).reshape(-1)
-        kernels.of_blocks(raw, width, fields, 128 if width == 8 else 0, out.reshape(-1))
+        kernels.of_blocks(raw, width, fields, 128 if width == 8 else 0, k, k, out.reshape(-1))
         return out
 
     def field(name: str) -> Rows:
@@ -260,6 +262,8 @@ def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
         return "columns out of their groups' order (act-order)"
     if any(given is not None for given in (coded.factor, coded.divisor, coded.after)):
         return "a factor over its scales"
+    if coded.bias is not None and coded.low:
+        return "sums beside codes that have a sign"
     group = scale.columns if scale.values.row_len > 1 else k
     if not group or k % group or group * scale.values.row_len != k:
         return f"groups of {group} in rows of {k}"
@@ -291,7 +295,7 @@ def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
     bias = None if coded.bias is None else shared(coded.bias)
     made = Layer(
         coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
-        shared(scale), own, bias, coded.high + shift,
+        shared(scale), own, bias, coded.high + shift, coded.words if bits == 4 and coded.low + shift == 0 else None,
     )  # fmt: skip
     numbers = [] if isinstance(zero, int) else [made.zero]
     for rows in numbers:

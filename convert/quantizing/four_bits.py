@@ -47,7 +47,7 @@ from llmconv.convert.quantizing.folder_layers import (
     rounded,
     small_floats,
 )
-from llmconv.convert.quantizing.joined import unequal
+from llmconv.convert.quantizing.joined import ignored, uncut, unequal, unequal_experts
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import are_said, carried
@@ -149,7 +149,9 @@ def written(
     if not kind.startswith("MLX"):
         schemes = {name: (0, 0) for name, tensor in model.tensors.items() if is_linear(tensor)}
         schemes |= {name: (layer.bits, size or layer.group) for name, layer in layers.items()}
-        notes += unequal(schemes, "bits or groups, or some are in floats: transformers loads them, vLLM doesn't")
+        what = "bits or groups, or some are in floats: transformers loads them, vLLM doesn't"
+        notes += unequal(schemes, what) + unequal_experts(schemes, what)
+        notes += uncut({name: (layer.shape[-1], size or layer.group) for name, layer in layers.items()})
     written: dict[str, Layer | SmallFloats] = {**layers, **floats}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
@@ -253,7 +255,7 @@ def _centred(layer: Layer) -> Layer:
     more = 8 - first
     if more < 1 or layer.top + more > 15 or not all((zero(*slab) == first).all() for slab in layer.slabs()):
         return layer
-    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8)
+    return dataclasses.replace(layer, codes=lambda a, b: codes(a, b) + np.uint8(more), zero=8, words=None)
 
 
 def _widened(layer: Layer, bits: int = 8) -> Layer:
@@ -261,7 +263,7 @@ def _widened(layer: Layer, bits: int = 8) -> Layer:
     assert isinstance(layer.zero, int)
     middle = 1 << (bits - 1)
     more, codes = np.uint8(middle - layer.zero), layer.codes
-    return dataclasses.replace(layer, bits=bits, codes=lambda a, b: codes(a, b) + more, zero=middle)
+    return dataclasses.replace(layer, bits=bits, codes=lambda a, b: codes(a, b) + more, zero=middle, words=None)
 
 
 def _with_zeros(layer: Layer) -> Layer | str:
@@ -339,6 +341,8 @@ def _packed_words(layer: Layer, bits: int) -> Rows:
     """Codes in words of 32 bits, one stream of bits a row, lowest first."""
 
     def words(start: int, stop: int) -> Bytes:
+        if layer.words is not None:
+            return np.ascontiguousarray(layer.words(start, stop)).view(np.uint8)
         codes = np.ascontiguousarray(layer.codes(start, stop))
         if bits == 8:
             return codes
@@ -368,7 +372,7 @@ def _packed(layer: Layer, group: int, scales: BlockClass, kind: str) -> list[Ten
         Tensor(f"{module}.weight_scale", (n, across), scales, _floats(layer.in_groups(layer.scale, group), scales)),
         Tensor.from_array(f"{module}.weight_shape", np.array([n, k], np.int64)),
     ]
-    if kind == "W4A16_ASYM":
+    if not _is_symmetric(layer, kind):
         zero = layer.zero
         rows: Rows = (lambda a, b: np.full((b - a, k // layer.group), zero)) if isinstance(zero, int) else zero
         rows = layer.in_groups(rows, group)
@@ -384,6 +388,11 @@ def _packed(layer: Layer, group: int, scales: BlockClass, kind: str) -> list[Ten
 
         made.append(Tensor(f"{module}.weight_zero_point", (-(-n // each), across), plain.I32, zeros))
     return made
+
+
+def _is_symmetric(layer: Layer, kind: str) -> bool:
+    """Whether it is written without zero points: no server's kernels take them beside codes of eight bits."""
+    return kind != "W4A16_ASYM" or layer.bits == 8
 
 
 def _mlx(layer: Layer, group: int, scales: BlockClass) -> list[Tensor]:
@@ -425,7 +434,8 @@ def _packed_settings(layers: Mapping[str, Layer], group: int, model: Checkpoint,
         alike.setdefault((layer.bits, group or layer.group), []).append(name.removesuffix(".weight"))
     groups = {}
     for i, ((bits, size), modules) in enumerate(alike.items()):
-        weights = {"num_bits": bits, "type": "int", "symmetric": kind != "W4A16_ASYM", "strategy": "group"}
+        symmetric = _is_symmetric(layers[f"{modules[0]}.weight"], kind)
+        weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group"}
         weights |= {"group_size": size, "dynamic": False, "actorder": None}
         groups[f"group_{i}"] = {
             "targets": ["Linear"] if len(alike) == 1 else modules,
@@ -444,12 +454,13 @@ def settings(form: str, groups: Mapping[str, Any], layers: Mapping[str, Any], mo
         for t in model.tensors.values()
         if len(t.shape) == 2 and t.name.endswith(".weight") and t.name not in layers and "embed" not in t.name
     ]
+    stacks = [name for name, tensor in model.tensors.items() if len(tensor.shape) == 3 and name not in layers]
     return {
         "quant_method": "compressed-tensors",
         "format": form,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": sorted({*left, "lm_head"} - {n.removesuffix(".weight") for n in layers}),
+        "ignore": sorted({*left, "lm_head"} - {n.removesuffix(".weight") for n in layers}) + ignored(stacks, layers),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,15 @@ def opened_outputs(
         yield opened
 
 
-def write_plans(plans: Sequence[Plan], outputs: Sequence[Output], where: str, writing: Writing, meter: Meter) -> None:
-    """Write the header of every file, then all tensors, each read once."""
+def write_plans(
+    plans: Sequence[Plan],
+    outputs: Sequence[Output],
+    where: str,
+    writing: Writing,
+    meter: Meter,
+    done: Callable[[str], None] | None = None,
+) -> None:
+    """Write the header of every file, then all tensors, each read once.   done: told of each source that is written."""
     files = [f for plan in plans for f in plan.files]
     sources: dict[str, Tensor] = {}
     wanted: dict[str, list[tuple[Output, str, Target]]] = {}
@@ -130,6 +137,8 @@ def write_plans(plans: Sequence[Plan], outputs: Sequence[Output], where: str, wr
     def finished(item: Item) -> None:
         for out, name, _ in wanted[item.tensor.name]:
             out.complete(name)
+        if done is not None:
+            done(item.tensor.name)
 
     items = [Item(sources[name], [t for *_, t in places], where) for name, places in wanted.items() if places]
     stream(

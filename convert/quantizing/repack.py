@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ from llmconv.progress import Meter
 from llmconv.quant import block, plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["PROOF", "Pair", "Repacked", "fallen_back", "in_bits", "proved", "read_again", "repacked"]
+__all__ = ["PROOF", "Pair", "Proof", "Repacked", "fallen_back", "in_bits", "read_again", "repacked"]
 
 PROOF = "repacked, every weight equal"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -251,22 +251,60 @@ class Pair:
             )
 
 
-def proved(pairs: Sequence[Pair], descriptor: int, jobs: int, meter: Meter) -> int:
-    """Compare tensors in a file with what they must decode to, on threads; how many weights that were."""
+class Proof:
+    """Compares tensors in a file with what they must decode to, on threads, each as soon as it is written: while the
+    pages of what it was made from are at hand, and the disk is busy.
 
-    def slabs() -> Iterator[tuple[Pair, int, int]]:
-        for pair in pairs:
-            step = max(1, _SLAB // max(1, pair.tensor.row_len))
-            for start in range(0, pair.tensor.n_rows, step):
-                yield pair, start, min(pair.tensor.n_rows, start + step)
+    A context manager; `compared` of them all, at its end, is how many weights that were.
+    """
 
-    def compared(slab: tuple[Pair, int, int]) -> tuple[Tensor, int]:
-        pair, start, stop = slab
-        pair.compared(descriptor, start, stop)
-        return pair.tensor, stop - start
+    def __init__(self, pairs: Sequence[Pair], descriptor: int, jobs: int):
+        self._left = {pair.tensor.name: pair for pair in pairs}
+        self._descriptor = descriptor
+        self._pool = ThreadPoolExecutor(jobs) if jobs > 1 else None
+        self._slabs: list[tuple[Tensor, int, Future[None] | None]] = []
+        self._failed = False
 
-    _each(compared, slabs(), jobs, lambda done: meter(done[1] * done[0].row_bytes, done[0].name))
-    return sum(pair.tensor.n_elements for pair in pairs)
+    def __enter__(self) -> Proof:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, name: str) -> None:
+        """The tensor of that name is written."""
+        pair = self._left.pop(name, None)
+        if pair is None:
+            return
+        step = max(1, _SLAB // max(1, pair.tensor.row_len))
+        for start in range(0, pair.tensor.n_rows, step):
+            stop = min(pair.tensor.n_rows, start + step)
+            slab = self._pool.submit(self._compare, pair, start, stop) if self._pool else None
+            if slab is None:
+                self._compare(pair, start, stop)
+            self._slabs.append((pair.tensor, stop - start, slab))
+
+    def _compare(self, pair: Pair, start: int, stop: int) -> None:
+        if self._failed:  # the first difference ends it
+            return
+        try:
+            pair.compared(self._descriptor, start, stop)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def compared(self, meter: Meter) -> int:
+        """Wait for all of them, those that an earlier run wrote too; raises `LlmconvError` where a weight differs."""
+        for name in list(self._left):
+            self.begin(name)
+        count = 0
+        for tensor, rows, slab in self._slabs:
+            if slab is not None:
+                slab.result()
+            meter(rows * tensor.row_bytes, tensor.name)
+            count += rows * tensor.row_len
+        return count
 
 
 def read_again(

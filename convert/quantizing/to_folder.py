@@ -18,7 +18,7 @@ from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import BadWeight, Unsupported, UsageError, cut
+from llmconv.errors import BadWeight, LlmconvError, MissingTensor, Unsupported, UsageError, WrongShape, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.checks import check_target
@@ -74,6 +74,7 @@ def to_folder(
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
         model, wants, stored, widths = found.model, found.wants, found.stored, found.bits
+    _require_whole(floats, lambda c: reading.translated(c, "gguf"))
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
     result = quantized.of_tensors(opened.source, opened, model, kind, [path])
@@ -95,6 +96,18 @@ def to_folder(
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)
+
+
+def _require_whole(floats: Checkpoint, to_gguf: Callable[[Checkpoint], Checkpoint]) -> None:
+    """Refuse a folder of a known family with tensors missing or of another shape, as making a GGUF of it would."""
+    if floats.dialect != "hf":
+        return
+    try:
+        to_gguf(floats)
+    except (MissingTensor, WrongShape):
+        raise
+    except LlmconvError:  # of another family, or with what only a GGUF can't say
+        return
 
 
 def _finite(tensor: Tensor, where: str) -> Tensor:

@@ -24,9 +24,11 @@ from llmconv.convert.quantizing.outputs import (
 from llmconv.convert.quantizing.plan import Plan, Recipe, cuts, make_plan
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
+from llmconv.convert.tables.config import read_config
+from llmconv.convert.writing import tasks
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
-from llmconv.errors import UsageError, about, at
+from llmconv.errors import UsageError, about, at, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.writing.checks import check_target, new_folder
@@ -102,10 +104,21 @@ def to_gguf(
         for kept in keeping:
             kept.forget()
     checked = remote.told(t.begins[0] for t in opened.tensors.values() if t.begins)
-    result = dataclasses.replace(result, notes=(*result.notes, *checked))
+    result = dataclasses.replace(result, notes=(*result.notes, *_own_adapters(opened), *checked))
     for made in result.outputs:
         log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, written=True)
+
+
+def _own_adapters(folder: Checkpoint) -> list[str]:
+    """A note about a folder whose model has an adapter for each of several tasks (Jina 3)."""
+    names = tasks.tasks_of(read_config(folder)) if folder.dialect == "hf" else []
+    if not names:
+        return []
+    return [
+        f"the adapters of its tasks ({cut(names[0])}{more(names)}) are not written beside it; llmconv convert makes a "
+        "GGUF of each, for llama.cpp's --lora"
+    ]
 
 
 def _calibrated(

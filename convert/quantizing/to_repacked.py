@@ -19,6 +19,7 @@ from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import about, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places.names import place
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import BlockClass
 from llmconv.formats.writing.stream import threads
 from llmconv.quant.filetypes import COPY, REPACK
@@ -38,7 +39,7 @@ def to_repacked(
     round_sums: bool,
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.quantizing.repack import PROOF, Pair, fallen_back, in_bits, proved, repacked
+    from llmconv.convert.quantizing.repack import PROOF, Pair, Proof, fallen_back, in_bits, repacked
 
     source = src.source if isinstance(src, Checkpoint) else place(src)
     opened = reading.open(src)
@@ -63,16 +64,17 @@ def to_repacked(
         return result
     meter = writing.meter("quantize", sum(t.source.nbytes for t in plan.tensors))
     with opened_outputs([plan], inputs_of(opened, checkpoint), "", writing) as outputs:
-        write_plans([plan], outputs, at(source) if source else "", writing, meter)
         kept = [t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.said]
         pairs = [Pair(t.source, found.said[t.source.name], t.offset, found.decoded) for t in kept]
-        check = writing.meter("verify", sum(t.nbytes for t in kept))
-        compared = proved(pairs, outputs[0].file.fileno(), threads(writing.jobs), check)
+        with Proof(pairs, outputs[0].file.fileno(), threads(writing.jobs)) as proof:
+            begin = proof.begin if current() is None else None  # of several processes each writes a part
+            write_plans([plan], outputs, at(source) if source else "", writing, meter, begin)
+            compared = proof.compared(writing.meter("verify", sum(t.nbytes for t in kept)))
     total = checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
     codes = (re.search(r"\d", t.source.type.name) for t in kept if not t.source.type.is_plain())
-    proof = f"{in_bits(int(n[0]) for n in codes if n)}{PROOF} ({compared:,} compared{rounded})"
-    made = dataclasses.replace(result.output, proof=proof)
+    said = f"{in_bits(int(n[0]) for n in codes if n)}{PROOF} ({compared:,} compared{rounded})"
+    made = dataclasses.replace(result.output, proof=said)
     log_written(made.paths, Counter(t.type for t in made.tensors), [*result.notes, *made.warnings])
     return dataclasses.replace(result, outputs=(made,), written=True)
 

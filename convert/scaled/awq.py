@@ -10,13 +10,14 @@ Source: AutoAWQ's linear layers (`awq/modules/linear/gemm`, `gemv`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import across, columns, transposed, unpacked
+from llmconv.convert.scaled.bits import across, columns, stored_words, transposed, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.gptq import group_of, is_awq, part
 from llmconv.convert.scaled.grid import Grid
@@ -80,11 +81,15 @@ class Awq(Scheme):
                 "AWQ's do; the model is damaged"
             )
 
+        def side_by_side(source: Tensor, start: int, stop: int) -> NDArray[np.int32]:
+            first, last = start // _EACH, -(-stop // _EACH)
+            return across(source, first, last, _COLUMN)[start - first * _EACH : stop - first * _EACH]
+
         def numbers(source: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
             """Rows start..stop of the weight, from the words of the stored matrix that hold them."""
             first, last = start // _EACH, -(-stop // _EACH)
             if source.shape[0] % _EACH == 0:
-                return across(source, first, last, _COLUMN)[start - first * _EACH : stop - first * _EACH]
+                return unpacked(side_by_side(source, start, stop).view(np.uint8), _BITS, source.shape[0])
             found = columns(source, first, last).view(np.uint32)  # (words, rows of the stored matrix)
             rows = np.arange(start, stop)
             shifts = (_PLACE[rows % _EACH] * _BITS).astype(np.uint32)[:, None]
@@ -96,7 +101,8 @@ class Awq(Scheme):
         n = words * _EACH
         zero = Grid(Tensor(zeros.name, (n, groups), plain.F32, zero_rows), n, k, 1, group)
         scale = Grid(transposed(scales), n, k, 1, group)
-        return Coded(layer.weight, (n, k), lambda a, b: numbers(packed, a, b), 0, 15, scale, zero)
+        rows = None if k % _EACH else functools.partial(side_by_side, packed)
+        return Coded(layer.weight, (n, k), lambda a, b: numbers(packed, a, b), 0, 15, scale, zero, words=rows)
 
     def _gemv(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> Coded:
         n, words = packed.shape
@@ -126,7 +132,8 @@ class Awq(Scheme):
 
         zero = Grid(Tensor(zeros.name, (n, groups), plain.F32, zero_rows), n, k, 1, size)
         scale = Grid(Tensor(scales.name, (n, groups), scales.type, first(scales)), n, k, 1, size)
-        return Coded(layer.weight, (n, k), codes, 0, 15, scale, zero)
+        rows = stored_words(packed, _BITS, k)
+        return Coded(layer.weight, (n, k), codes, 0, 15, scale, zero, words=rows)
 
 
 def _wide(zeros: Tensor) -> tuple[int, int]:

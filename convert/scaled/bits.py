@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from llmconv.formats.source import read_columns
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.kernels import codes
 
-__all__ = ["across", "columns", "transposed", "unpacked"]
+__all__ = ["across", "columns", "stored_words", "transposed", "unpacked"]
 
 _KEPT_BYTES = 64 << 20
 """Of matrices that are read by columns: the last strips stay in memory, or every slab would read all rows again."""
@@ -66,11 +66,11 @@ class _Kept:
     """The strips of columns turned last; a matrix that is not large is one strip."""
 
     def __init__(self) -> None:
-        self._strips: OrderedDict[tuple[int, int, bool], tuple[Tensor, NDArray[Any]]] = OrderedDict()
+        self._strips: OrderedDict[tuple[int, int, bool], tuple[Tensor, _Strip]] = OrderedDict()
         self._lock = threading.Lock()
 
     def strip(self, tensor: Tensor, column: int, places: NDArray[np.int32] | None) -> tuple[NDArray[Any], int]:
-        """All rows of the strip in which a column is, as columns (`_turned`), and its first column."""
+        """All rows of the strip in which a column is, as columns (`_Strip`), and its first column."""
         assert tensor.type.dtype is not None
         size, m = tensor.type.dtype.itemsize, tensor.row_len
         width = m if tensor.nbytes <= _STRIP_BYTES else max(64, _STRIP_BYTES // (size * tensor.n_rows) // 64 * 64)
@@ -79,36 +79,76 @@ class _Kept:
         with self._lock:
             found = self._strips.pop(key, None)
             if found is None:
-                found = tensor, _turned(tensor, index * width, min(m, (index + 1) * width), places)
+                found = tensor, _Strip(tensor, index * width, min(m, (index + 1) * width), places)
                 room = _KEPT_BYTES - found[1].nbytes
-                while self._strips and sum(array.nbytes for _, array in self._strips.values()) > room:
+                while self._strips and sum(strip.nbytes for _, strip in self._strips.values()) > room:
                     self._strips.popitem(last=False)
             self._strips[key] = found
-        return found[1], index * width
+        return found[1].turned(), index * width
 
 
 _kept = _Kept()
 
 
-def _turned(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32] | None) -> NDArray[Any]:
-    """Columns start..stop as rows: (stop - start, n); by `places` ((stop - start) * 8, n / 8) words, see `across`."""
-    n, dtype = tensor.n_rows, tensor.type.dtype
-    assert dtype is not None
-    wide, each = stop - start, 1 if places is None else 8
-    out = np.empty((wide * each, n // each), dtype)
-    here = tensor.extent is not None and not isinstance(tensor.extent.path, RemotePath)
-    step = max(_RUN, (_STEP_BYTES if here else _STEP_AFAR) // max(1, wide * dtype.itemsize) // _RUN * _RUN)
-    for low in range(0, n, step):
-        rows = _read(tensor, low, min(n, low + step), start, stop)
-        if places is not None:
+class _Strip:
+    """Columns start..stop as rows: (stop - start, n); by `places` ((stop - start) * 8, n / 8) words, see `across`.
+
+    They are turned when somebody asks, some rows at a time, by all threads that ask.
+    """
+
+    def __init__(self, tensor: Tensor, start: int, stop: int, places: NDArray[np.int32] | None):
+        n, dtype = tensor.n_rows, tensor.type.dtype
+        assert dtype is not None
+        wide, each = stop - start, 1 if places is None else 8
+        here = tensor.extent is not None and not isinstance(tensor.extent.path, RemotePath)
+        most = _STEP_BYTES if here else _STEP_AFAR
+        self._step = max(_RUN, most // max(1, wide * dtype.itemsize) // _RUN * _RUN)
+        self._tensor, self._columns, self._places = tensor, (start, stop), places
+        self._shape = wide * each, n // each
+        self._lows, self._left = iter(range(0, n, self._step)), -(-n // self._step)
+        self._lock, self._whole = threading.Lock(), threading.Event()
+        self._out: NDArray[Any] | None = None
+        self._error: BaseException | None = None
+        self.nbytes = wide * n * dtype.itemsize
+
+    def turned(self) -> NDArray[Any]:
+        with self._lock:
+            if self._out is None:
+                self._out = np.empty(self._shape, self._tensor.type.dtype)
+            out = self._out
+        while not self._whole.is_set():
+            with self._lock:
+                low = next(self._lows, None)
+            if low is None:
+                if self._left:
+                    self._whole.wait()
+                break
+            self._turn(out, low)
+        if self._error is not None:
+            raise self._error
+        return out
+
+    def _turn(self, out: NDArray[Any], low: int) -> None:
+        try:
+            self._turn_rows(out, low)
+        except BaseException as error:  # whoever waits must know it
+            self._error = error
+        finally:
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._whole.set()
+
+    def _turn_rows(self, out: NDArray[Any], low: int) -> None:
+        tensor, (start, stop), n = self._tensor, self._columns, self._tensor.n_rows
+        rows, wide = _read(tensor, low, min(n, low + self._step), start, stop), stop - start
+        if self._places is not None:
             words, flat = rows.view(np.int32).reshape(-1), out.view(np.float32).reshape(-1)
-            codes.turn_numbers(words, wide, low // 8, n // 8, places, flat)
-        elif dtype.itemsize == 4:
+            codes.turn_numbers(words, wide, low // 8, n // 8, self._places, flat)
+        elif out.itemsize == 4:
             codes.turn(rows.view(np.float32).reshape(-1), wide, low, n, out.view(np.float32).reshape(-1))
         else:
             out[:, low : low + len(rows)] = rows.T
-    out.flags.writeable = False
-    return out
 
 
 def _read(tensor: Tensor, low: int, high: int, start: int, stop: int) -> NDArray[Any]:
@@ -139,14 +179,20 @@ def columns(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
     return _joined(list(_strips(tensor, start, stop)), (0, tensor.n_rows), tensor.type.dtype)
 
 
-def across(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Columns start..stop of a matrix of words, eight numbers of four bits side by side, as rows: eight for each.
+def across(tensor: Tensor, start: int, stop: int, places: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Columns start..stop of a matrix of words, eight numbers of four bits side by side, as rows of such words: eight
+    for each.
 
     places: which of the eight each number of a word, lowest first, is in.   The matrix has a multiple of 8 rows.
     """
-    n = tensor.n_rows
-    words = _joined(list(_strips(tensor, start, stop, places)), (0, n // 8), np.dtype(np.int32))
-    return unpacked(words.view(np.uint8), 4, n)
+    return _joined(list(_strips(tensor, start, stop, places)), (0, tensor.n_rows // 8), np.dtype(np.int32))
+
+
+def stored_words(packed: Tensor, bits: int, k: int) -> Callable[[int, int], NDArray[np.int32]] | None:
+    """The words of rows of four bits as they are stored (`Coded.words`); None of other bits."""
+    if bits != 4 or k % 8 or packed.row_bytes != k // 2:
+        return None
+    return lambda start, stop: np.ascontiguousarray(packed.blocks(start, stop)).view(np.int32)
 
 
 def _joined(parts: list[NDArray[Any]], none: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:

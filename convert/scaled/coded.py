@@ -45,7 +45,10 @@ class Coded:
     low, high: the least and the largest code that there can be.
     zero: a number for all, or one for each group; integers, or floats where a scheme has them so.
     table: what a code stands for, where that is not its own number; 256 floats.
+    words: gives the same codes less `low` as they are stored, (rows, k / 8) int32, eight of four bits in each, lowest
+        first; None where they are stored otherwise, or have been changed.
     factor, divisor: what all scales are multiplied or divided by first; after: what the values are multiplied by last.
+    note: what should be known of how it was read, said of all such weights together.
     """
 
     weight: str
@@ -60,6 +63,8 @@ class Coded:
     factor: NDArray[np.float32] | None = None
     divisor: NDArray[np.float32] | None = None
     after: np.float32 | None = None
+    note: str = ""
+    words: Callable[[int, int], NDArray[np.int32]] | None = None
 
     def floats(self) -> Tensor:
         """The weight in float32, computed as the models' own loaders do, row by row."""
@@ -107,15 +112,19 @@ class Coded:
             return np.ascontiguousarray(np.broadcast_to(numbers, (rows, groups)), np.float32).reshape(-1)
 
         scale = self.by_group(start, stop)
+        zero = np.asarray(self.zero if isinstance(self.zero, int) else self.zero.by_group(start, stop), np.float32)
+        bias = np.empty(0, np.float32) if self.bias is None else flat(self.bias.by_group(start, stop))
+        if self.words is not None and self.table is None:
+            words, zeros = self.words(start, stop).reshape(-1), flat(zero - np.float32(self.low))
+            kernels.words_to_floats(words, span, zeros, flat(scale), bias, out.reshape(-1))
+            return True
         given = self.codes(start, stop)
         flip = 128 if given.dtype == np.int8 else 0
         numbers = np.ascontiguousarray(given).view(np.uint8).reshape(-1)
         if self.table is not None:
             kernels.looked_up(numbers, self.table, span, flat(scale), out.reshape(-1))
             return True
-        zero = np.float32(self.zero) if isinstance(self.zero, int) else self.zero.by_group(start, stop)
-        bias = np.empty(0, np.float32) if self.bias is None else flat(self.bias.by_group(start, stop))
-        kernels.to_floats(numbers, flip, span, flat(np.asarray(zero)), flat(scale), bias, out.reshape(-1))
+        kernels.to_floats(numbers, flip, span, flat(zero), flat(scale), bias, out.reshape(-1))
         return True
 
     def scales(self, start: int, stop: int) -> NDArray[np.float32]:

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs
-from llmconv.convert.scaled.bits import unpacked
+from llmconv.convert.quantizing import joined
+from llmconv.convert.scaled.bits import stored_words, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.gptq import ordered
 from llmconv.convert.scaled.grid import Grid, fitted
@@ -82,7 +83,8 @@ class Packed(Scheme):
         def codes(start: int, stop: int) -> NDArray[np.int8]:
             return _numbers(packed.rows(start, stop), bits, shape[1])
 
-        return Coded(layer.weight, shape, codes, -half, half - 1, scale, zero)
+        rows = stored_words(packed, bits, shape[1])
+        return Coded(layer.weight, shape, codes, -half, half - 1, scale, zero, words=rows)
 
 
 def _bits(packed: Tensor, shape: tuple[int, ...], settings: Settings) -> int:
@@ -169,7 +171,9 @@ def to_int8(checkpoint: Checkpoint, layout: str = int8.LAYOUTS[0], allow_nonfini
             continue
         for made in _layer(module, tensor, layout, where, allow_nonfinite):
             tensors[made.name] = made
-    config["quantization_config"] = int8.quantization_config(layout, sorted({*ignored, "lm_head"}))
+    stacks = [name for name, tensor in tensors.items() if len(tensor.shape) == 3]
+    left = sorted({*ignored, "lm_head"}) + joined.ignored(stacks, tensors.keys() - set(stacks))
+    config["quantization_config"] = int8.quantization_config(layout, left)
     files: dict[str, Path | bytes] = dict(model.files)
     files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     return dataclasses.replace(model, tensors=tensors, files=files)

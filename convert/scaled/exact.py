@@ -153,6 +153,8 @@ def _affine(coded: Coded, whole: int) -> Carried | str:
         found = _integers(dataclasses.replace(coded, zero=zero, bias=None), whole)
         if not isinstance(found, str) and (found.type.name != "Q8_0" or coded.high > 31):
             return found
+    if coded.low:
+        return "sums beside codes that have a sign"
     if whole % 32 or coded.high > 31 or not _all(bias, _are_halves):
         return "biases beside codes of more than 5 bits" if coded.high > 31 else "biases that float16 can't say"
     return Carried(coded, block.by_name("Q4_1" if coded.high < 16 else "Q5_1"))
@@ -305,24 +307,32 @@ def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
     """Q4_0, Q5_0, Q8_0, Q4_1, Q5_1."""
     width = int(kind.name[1])
     scale, bias, zero = coded.scale, coded.bias, coded.zero
-    assert isinstance(scale, Grid)
+    assert isinstance(scale, Grid) and (bias is None or isinstance(bias, Grid))
+    none = np.empty(0, np.int32)
+
+    def points(start: int, stop: int, count: int, blocks: int) -> NDArray[np.int32]:
+        """The zero point of each block."""
+        if isinstance(zero, int):
+            return np.full(count, zero, np.int32)
+        assert isinstance(zero, Grid)
+        return _each(_shared(zero, start, stop, 32).astype(np.int32), blocks)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
         blocks = out.shape[1]
-        codes = np.ascontiguousarray(coded.codes(start, stop))
-        flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
         raw = out.reshape(-1).view(np.uint8)
         scales = _each(_shared(scale, start, stop, 32), blocks)
+        if coded.words is not None:
+            sums = none if bias is None else _each(_shared(bias, start, stop, 32), blocks)
+            zeros = none if bias is not None else points(start, stop, len(scales), blocks) - np.int32(coded.low)
+            kernels.words_to_blocks(coded.words(start, stop).reshape(-1), zeros, scales, sums, width, raw)
+            return
+        codes = np.ascontiguousarray(coded.codes(start, stop))
+        flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
         if kind.name.endswith("1"):
             assert isinstance(bias, Grid)
             kernels.to_affine(numbers, scales, _each(_shared(bias, start, stop, 32), blocks), width, raw)
             return
-        if isinstance(zero, int):
-            zeros = np.full(len(scales), zero, np.int32)
-        else:
-            assert isinstance(zero, Grid)
-            zeros = _each(_shared(zero, start, stop, 32).astype(np.int32), blocks)
-        kernels.to_blocks(numbers, flip, zeros, scales, width, raw)
+        kernels.to_blocks(numbers, flip, points(start, stop, len(scales), blocks), scales, width, raw)
 
     return _filled(kind, fill, coded.shape)
 

@@ -4,7 +4,8 @@ A layer of weights (n, k): `qweight` I32 (k * bits / 32, n), 2, 3, 4 or 8 bits, 
 bits; `scales` floats (groups, n); `qzeros` I32 (groups, n * bits / 32); perhaps `g_idx` (k,), the group of each column
 of weights where their order was changed.  Source: AutoGPTQ's and gptqmodel's linear layers.
 
-Format "gptq" (v1) stores zero points less one, "gptq_v2" as they are.
+Format "gptq" (v1) stores zero points less one, "gptq_v2" as they are.  Some files in the second way name the first:
+those of symmetric codes, whose zero point is half of their range, are told by it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Gptq(Scheme):
         order = ordered(layer, k, groups)
         group = group_of(layer, k, groups) if order is None else 1
         one = 0 if "v2" in form else 1
+        other = _other_way(zeros, bits, n, one, settings.values.get("sym"))
+        one = 1 - one if other else one
 
         def codes(start: int, stop: int) -> NDArray[np.uint8]:
             words = columns(packed, start, stop)
@@ -86,7 +89,10 @@ class Gptq(Scheme):
 
         scale = Grid(transposed(scales), n, k, 1, group, order=order)
         zero = Grid(Tensor(zeros.name, (n, groups), plain.F32, zero_rows), n, k, 1, group, order=order)
-        return Coded(layer.weight, (n, k), codes, 0, (1 << bits) - 1, scale, zero)
+        rows = None if bits != 4 or k % 8 else lambda a, b: columns(packed, a, b)
+        note = "have zero points of symmetric codes in the other of GPTQ's two ways than said, and were read so"
+        said = note if other else ""
+        return Coded(layer.weight, (n, k), codes, 0, (1 << bits) - 1, scale, zero, note=said, words=rows)
 
     def _bits(self, layer: Layer, packed: Tensor, scales: Tensor, zeros: Tensor) -> tuple[int, int]:
         """Bits of a number, and columns of the weight: those that fit the shapes, and the configuration."""
@@ -107,6 +113,14 @@ class Gptq(Scheme):
             + (f" in {stated} bits" if stated else "")
             + "; the model is damaged"
         )
+
+
+def _other_way(zeros: Tensor, bits: int, n: int, one: int, symmetric: Any) -> bool:
+    """Whether zero points, stored less `one` by what is said, are those of symmetric codes in the other way."""
+    if symmetric is False or (symmetric is not True and not one) or not zeros.n_elements:
+        return False
+    first = unpacked(zeros.rows(0, 1).reshape(1, -1).view(np.uint8), bits, n)
+    return bool((first == (1 << bits - 1) - (1 - one)).all())
 
 
 def part(layer: Layer, end: str) -> Tensor:

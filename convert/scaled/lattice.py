@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,8 @@ GRIDS = (
 )  # fmt: skip
 """Types that are looked for, the smallest first; TQ1_0 says what TQ2_0 does (`grid_of`)."""
 _FLOATS = (plain.F32, plain.F16, plain.BF16)
+_LOST = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11, np.dtype(ml_dtypes.bfloat16): 2.0**-8}
+"""How much of a weight its rounding takes away at most."""
 _FIRST = 1 << 9
 """Weights that are tried first: most tensors lie on no grid, and the first of them that are not 0 show it."""
 _SLAB = 1 << 19
@@ -42,7 +45,7 @@ def grid_of(tensor: Tensor, ternary: str = "TQ2_0") -> BlockClass | None:
         return None
     for name in GRIDS:
         kind = block.by_name(ternary if name == "TQ2_0" else name)
-        if few.shape[1] % kind.block_size == 0 and _lie(few, kind) and _all_lie(tensor, kind):
+        if few.shape[1] % kind.block_size == 0 and _could(few, kind) and _lie(few, kind) and _all_lie(tensor, kind):
             return kind
     return None
 
@@ -58,6 +61,25 @@ def _first(tensor: Tensor) -> NDArray[Any] | None:
             at = int(np.flatnonzero(row[0])[0]) // 256 * 256
             return row[:, at : at + _FIRST] if row.shape[1] % 256 == 0 else row
     return None
+
+
+def _could(few: NDArray[Any], kind: BlockClass) -> bool:
+    """Whether weights under one scale are far enough apart for levels of a type, for all that their rounding hides.
+
+    Those of most tensors aren't, and so much is seen without looking for scales.
+    """
+    from llmconv.quant.rounding.families import GRIDS as grids
+
+    grid = grids.get(kind.name)
+    if grid is None or grid.book is not None or few.shape[1] % grid.block:
+        return True
+    x = np.sort(few.astype(np.float32).reshape(-1, grid.block), axis=1)
+    gaps, wide = np.diff(x), x[:, -1] - x[:, 0]
+    least = np.where(gaps > 0, gaps, np.float32(np.inf)).min(axis=1)
+    hidden = np.float32(4 * _LOST[few.dtype]) * np.maximum(-x[:, 0], x[:, -1])
+    apart = np.diff(grid.levels)
+    share = apart[apart > 0].min() / (grid.levels[-1] - grid.levels[0])
+    return bool((least + hidden >= (wide - hidden) * share).all())
 
 
 def _all_lie(tensor: Tensor, kind: BlockClass) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.scaled.bits import unpacked
+from llmconv.convert.scaled.bits import stored_words, unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
@@ -84,7 +84,8 @@ class Mlx(Scheme):
         if mode == "affine":
             assert biases is not None
             scale, bias = grid(factors(layer, scales)), grid(factors(layer, biases))
-            return Coded(layer.weight, shape, codes, 0, high, scale, bias=bias)
+            rows = stored_words(packed, bits, k)
+            return Coded(layer.weight, shape, codes, 0, high, scale, bias=bias, words=rows)
         table = E2M1 if bits == 4 else _E4M3
         return Coded(layer.weight, shape, codes, 0, high, grid(_small(scales, mode)), table=table)
 
@@ -93,6 +94,10 @@ def _said(layer: Layer) -> Mapping[str, Any]:
     """The settings of a layer: its module's own, else those for all."""
     values, module = layer.settings.values, layer.weight.removesuffix(".weight")
     own = values.get(module)
+    if own is None:  # under another prefix than the tensor: language_model.model.layers, model.language_model.layers
+        tail = module[module.index("layers.") :] if "layers." in module else module.rpartition(".")[2]
+        others = [key for key, said in values.items() if isinstance(said, dict) and f".{key}".endswith(f".{tail}")]
+        own = values[others[0]] if len(others) == 1 else None
     return {**values, **own} if isinstance(own, dict) else values
 
 

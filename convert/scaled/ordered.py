@@ -55,11 +55,11 @@ class Folding:
             if scale is None or zero is None or (given.bias is not None and bias is None):
                 return None
             taken = _gathered(codes, order)
-            return dataclasses.replace(given, codes=taken, scale=scale, zero=zero, bias=bias)
+            return dataclasses.replace(given, codes=taken, words=None, scale=scale, zero=zero, bias=bias)
         scale, zero = (_in_order(n, order) for n in (given.scale, given.zero))
         if scale is None or zero is None or given.bias is not None:
             return None
-        return dataclasses.replace(given, codes=lambda a, b: codes(a, b)[:, order], scale=scale, zero=zero)
+        return dataclasses.replace(given, codes=lambda a, b: codes(a, b)[:, order], words=None, scale=scale, zero=zero)
 
     def floats(self, given: Tensor) -> Tensor:
         """A weight in floats, or a bias, in that order."""

@@ -26,11 +26,11 @@ from llmconv.errors import BadFile, MissingTensor, Unsupported, cut, shown
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 
-__all__ = ["BitNet", "Hqq"]
+__all__ = ["BitNet", "Hqq", "Planes"]
 
 
 @dataclass(frozen=True)
-class _Planes:
+class Planes:
     """Numbers of `bits` bits; row r is in `packed`'s row r % its rows, as high as `shifts[r // its rows]` says."""
 
     packed: Tensor
@@ -66,7 +66,7 @@ class BitNet(Scheme):
         if len(packed.shape) != 2:
             raise BadFile(f"{where}: tensor {cut(packed.name)} has shape {shown(packed.shape)}, expected a matrix")
         n, k = packed.shape[0] * 4, packed.shape[1]
-        planes = _Planes(packed, 2, (0, 2, 4, 6))
+        planes = Planes(packed, 2, (0, 2, 4, 6))
 
         def codes(start: int, stop: int) -> NDArray[np.int8]:
             found = planes.rows(start, stop)
@@ -122,7 +122,7 @@ class Hqq(Scheme):
                 f"{shown((n, k))} in {bits} bits and groups of {group} with scales of shape {shown(scale.shape)}; the "
                 "model is damaged"
             )
-        planes = _Planes(packed, bits, tuple((each - 1 - i) * bits for i in range(each)))
+        planes = Planes(packed, bits, tuple((each - 1 - i) * bits for i in range(each)))
 
         def codes(start: int, stop: int) -> NDArray[np.uint8]:
             first, last = start * k // across, -(-stop * k // across)

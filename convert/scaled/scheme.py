@@ -17,6 +17,8 @@ __all__ = ["KEYS", "Layer", "Scheme", "Settings", "without_settings"]
 
 KEYS = ("quantization_config", "compression_config", "quantization")
 """Where config.json, or the text model's part of it, says how the weights are stored."""
+_RULES = ("dynamic", "extra_config")
+"""Where GPTQModel and AutoRound say what is otherwise in some layers: these are known by their shapes."""
 SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
@@ -31,11 +33,13 @@ class Settings:
     """What config.json says of the storing.
 
     method: its name for it, "" where it gives none.   values: everything under `quantization_config`.
+    hidden: the model's width, where it says so.
     """
 
     where: str
     method: str
     values: Mapping[str, Any]
+    hidden: int | None = None
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> Settings:
@@ -49,12 +53,15 @@ class Settings:
         if not isinstance(values, Mapping):
             raise BadFile(f"{where}: config.json: {key} is {values!r:.60}, expected an object")
         method = values.get("quant_method")
-        return Settings(where, method if isinstance(method, str) else "", values)
+        sizes = [p.get(key) for p in (part, config) for key in ("hidden_size", "n_embd", "d_model")]
+        hidden = next((size for size in sizes if type(size) is int and size > 0), None)
+        return Settings(where, method if isinstance(method, str) else "", values, hidden)
 
     def bits(self, weight: str) -> int | None:
         """Bits of a number of that weight, where it says so."""
         found = self.weights.get("num_bits", self.values.get("bits", self.values.get("w_bit")))
-        return found if type(found) is int and not isinstance(self.values.get("dynamic"), dict) else None
+        ruled = any(isinstance(self.values.get(key), dict) for key in _RULES)
+        return found if type(found) is int and not ruled else None
 
     @property
     def weights(self) -> Mapping[str, Any]:

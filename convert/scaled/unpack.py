@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
 from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
+from llmconv.convert.scaled.by_torch import QuantoBits, TorchaoInt4
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import Packed
 from llmconv.convert.scaled.four_bit_floats import Mxfp4, Mxfp4Beside, Nvfp4, Nvfp4Beside
@@ -26,7 +28,7 @@ from llmconv.convert.scaled.scheme import SIDE_FILES, Layer, Scheme, Settings, w
 from llmconv.convert.scaled.stored import TYPES, Stored, StoredBeside, StoredByMistral, StoredByQuanto, StoredByTorchao
 from llmconv.convert.scaled.unread import UNREAD
 from llmconv.convert.tables.config import read_config
-from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported, cut, more
+from llmconv.errors import BadFile, MissingTensor, UnknownTensor, Unsupported, WrongShape, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -34,8 +36,9 @@ from llmconv.quant import plain
 __all__ = ["SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
-    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), StoredByQuanto(), StoredByTorchao(),
-    Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(), BitNet(), *UNREAD,
+    Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), QuantoBits(), StoredByQuanto(),
+    TorchaoInt4(), StoredByTorchao(), Packed(), Nvfp4(), Mxfp4(), Awq(), Gptq(), Mlx(), FourBits(), LlmInt8(), Hqq(),
+    BitNet(), *UNREAD,
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
@@ -65,11 +68,13 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     settings = Settings.of(checkpoint)
     settings.block()  # what it says must make sense, needed or not
     _refuse_rotations(settings)
+    _refuse_sparse(settings)
     layers, used = _layers(checkpoint.tensors, settings)
     if not layers:
         return _without_layers(checkpoint, settings)
     _refuse_unknown(settings)
-    made = {layer.weight: made_of(_coded(scheme, layer)) for scheme, layer in layers.values()}
+    coded = {layer.weight: _coded(scheme, layer) for scheme, layer in layers.values()}
+    made = {weight: made_of(each) for weight, each in coded.items()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -78,9 +83,13 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
         elif name not in used:
             tensors[name] = tensor
     _require_scales(tensors, settings, checkpoint.tensors, {weight.rpartition(".")[2] for weight in made})
+    _require_codes(tensors, settings, used)
+    _require_biases(made, tensors, settings)
     note = f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) were read as F32"
     if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
         note += f"; {n} scales of activations or caches, for which a float model has no use, are dropped"
+    said = Counter(each.note for each in coded.values() if each.note)
+    note += "".join(f"; {n} of them {text}" for text, n in said.items())
     return _as_floats(checkpoint, tensors, note)
 
 
@@ -116,12 +125,20 @@ def _refuse_rotations(settings: Settings) -> None:
                 f"{settings.where}: config.json's {cut(key)} transforms activations while the model runs, which is not "
                 "done here; give a model without it"
             )
-    sparse = settings.values.get("sparsity_config")
-    if isinstance(sparse, Mapping) and sparse.get("format") not in (None, "dense"):
-        raise Unsupported(
-            f"{settings.where}: config.json's sparsity_config says {cut(sparse['format'])}, weights stored without "
-            "their zeros, which can't be read; give the original model"
-        )
+
+
+def _refuse_sparse(settings: Settings) -> None:
+    """`Unsupported` for weights that are stored without their zeros."""
+    groups = settings.values.get("config_groups")
+    said = [("format", settings.values), ("sparsity_config", settings.values.get("sparsity_config"))]
+    said += [("config_groups", group) for group in (groups.values() if isinstance(groups, Mapping) else ())]
+    for where, part in said:
+        form = part.get("format") if isinstance(part, Mapping) else None
+        if isinstance(form, str) and ("sparse" in form or form.endswith("24")):
+            raise Unsupported(
+                f"{settings.where}: config.json's {where} says {cut(form)}, weights stored without their zeros, which "
+                "can't be read; give the original model"
+            )
 
 
 def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, tuple[Scheme, Layer]], set[str]]:
@@ -184,12 +201,28 @@ def _require_scales(
         wanted = stacked or (tensor.type in _CODES and tensor.name.rpartition(".")[2] in called)
         if wanted and len(tensor.shape) > 1 and not _NO_WEIGHT.fullmatch(tensor.name):
             _missing_scale(tensor, settings, given)
-        if (found := re.fullmatch(r"(.+)\.(qzeros|g_idx)", tensor.name)) and f"{found[1]}.qweight" not in given:
-            raise MissingTensor(settings.where, f"{found[1]}.qweight", f"{cut(tensor.name)} is there; fetch it again")
         stem = re.sub(r"_(scale(_inv)?|zero_point)$", "", tensor.name)
         alone = _OF_ACTIVATIONS.fullmatch(tensor.name) or _OWN_SCALE.fullmatch(tensor.name)
         if stem != tensor.name and stem not in given and not alone:
             raise MissingTensor(settings.where, stem, f"its scale {cut(tensor.name)} is there; fetch the model again")
+
+
+def _require_codes(tensors: Mapping[str, Tensor], settings: Settings, used: Set[str]) -> None:
+    """A part that no layer took is one of a layer whose codes are missing.   used: names of parts that were."""
+    ends = {name.rpartition(".")[2] for name in used} & {"qzeros", "g_idx", "scales", "biases", "SCB", "absmax"}
+    codes = next((end for end in ("qweight", "weight") if any(name.endswith(f".{end}") for name in used)), "weight")
+    for name in tensors:
+        stem, dot, end = name.rpartition(".")
+        if dot and end in ends | {"qzeros", "g_idx"}:
+            raise MissingTensor(settings.where, f"{stem}.{codes}", f"{cut(name)} is there; fetch the model again")
+
+
+def _require_biases(made: Mapping[str, Tensor], tensors: Mapping[str, Tensor], settings: Settings) -> None:
+    """A bias has a number for each row of its weight."""
+    for weight, tensor in made.items():
+        bias = tensors.get(f"{weight.removesuffix('.weight')}.bias")
+        if bias is not None and len(tensor.shape) == 2 and bias.shape != tensor.shape[:1]:
+            raise WrongShape(settings.where, bias.name, bias.shape, tensor.shape[:1], f"by {cut(weight)}")
 
 
 def _missing_scale(tensor: Tensor, settings: Settings, given: Mapping[str, Tensor]) -> NoReturn:

@@ -35,7 +35,6 @@ def _scheme(
 
 
 UNREAD: tuple[Scheme, ...] = (
-    _scheme("quanto in 2 or 4 bits", ("quanto",), "._data._data", "._scale", ()),
     _scheme("EETQ", ("eetq",), ".weight_scales", ".weight", (plain.I8,), ".weight"),
     _scheme("AQLM", ("aqlm",), ".codebooks", ".codes", (), ".weight"),
     _scheme("EXL2", ("exl2",), ".q_weight", ".q_scale", (), ".weight"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.loader import Loader
@@ -114,6 +115,8 @@ class Architecture:
     """The type of a text model, where a configuration has all settings but the outer ones in one of its own."""
     told: Callable[[Mapping[str, Any], Dims], dict[str, Any]] = lambda tensors, dims: {}
     """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
+    named: Callable[[Mapping[str, Any], Any], Any] | None = None
+    """(a configuration, the `Vocab` of a folder's files): with tokens that only the configuration speaks of."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 
@@ -134,6 +137,8 @@ class Architecture:
         unknown = set(self.decoder) - set(Pieces.__annotations__)
         if unknown:
             raise ValueError(f"architecture {self.gguf}: unknown pieces {', '.join(sorted(unknown))}; see `Pieces`")
+        rows = scores.scored(self.rows, (name.cls for name in self.hf), self.decoder.get("causal", True))
+        object.__setattr__(self, "rows", rows)  # of any family: there is no other place to say it once
 
     def variant(self, gguf: str, *hf: HfName, **changes: Any) -> Architecture:
         """This table with differences: `rows` and `keys` replace those of the same GGUF name and add the others.
@@ -201,6 +206,8 @@ class Architecture:
         if self.finish is not None:
             dims = at_layer(self.dims_of({f"{self.gguf}.{k}": v for k, v in own.items()}), 0)
             self.finish(own, config, dims)
+        if scores.SCORE in self.rows:
+            scores.keys(own, config)
         others = own.keys() & _OTHER_KINDS  # whose kinds of layers are others
         if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
@@ -266,6 +273,8 @@ class Architecture:
                 windows_config(out, own, self.decoder)
             if self.rebuild is not None:
                 self.rebuild(out, own, dims)
+            if scores.SCORE in self.rows:
+                scores.rebuilt(out, own, dims)
         return out
 
     def nested(self, config: dict[str, Any]) -> dict[str, Any]:

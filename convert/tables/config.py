@@ -29,7 +29,7 @@ __all__ = [
     "usable",
 ]
 
-TEXT_MODELS = ("text_config", "llm_config", "language_config", "lfm", "transformer_layer_config")
+TEXT_MODELS = ("text_config", "llm_config", "language_config", "lfm", "transformer_layer_config", "talker_config")
 """Where a config.json of several models keeps the text model's."""
 THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base", "rope_embedding_base")
 _SEE_ALL = ("full_attention", "indexed_attention")
@@ -154,6 +154,8 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
         out["rope_theta"] = rope["rope_theta"]
     if local.get("rope_theta") is not None:
         out["rope_local_base_freq"] = local["rope_theta"]
+    if out.get("text_vocab_size") is not None:  # of models that say codes of sound, as many as `vocab_size` says
+        out["codec_vocab_size"], out["vocab_size"] = out.get("vocab_size"), out["text_vocab_size"]
     if out.get("vocab_size") is None and out.get("padded_vocab_size") is not None:
         out["vocab_size"] = out["padded_vocab_size"]
     out["rope"], out["rope_swa"] = rope, local

@@ -166,6 +166,8 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_laurel", "laurel_rank", "64"),
     ("n_token_types", "token_type_count", "2"),
     ("n_word", "word_embedding_length", "n_embd"),
+    ("d_word", "word_embedding_length", "0"),
+    ("n_code", "codec_vocab_size", "0"),
     ("n_conv", "shortconv.l_cache", "0"),
     ("d_conv", "ssm.conv_kernel", "0"),
     ("d_inner", "ssm.inner_size", "0"),
@@ -224,6 +226,11 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("o_groups", "attention.output_group_count", "1"),
     ("o_lora", "attention.output_lora_rank", "0"),
     ("n_kpool", "attention.indexer.kpool", "1"),
+    ("n_features", "features_length", "0"),  # of what makes sound of codes: numbers of a code, of its two halves
+    ("d_post", "posnet.embedding_length", "0"),
+    ("n_post", "posnet.block_count", "0"),
+    ("d_next", "convnext.embedding_length", "0"),
+    ("n_next", "convnext.block_count", "0"),
     ("n_proj", "projection_dim", "0"),  # of towers: the text model's width, and how a picture or sound is cut
     ("image", "image_size", "0"),
     ("patch", "patch_size", "0"),

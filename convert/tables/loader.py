@@ -16,18 +16,49 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.rows import at_layer
 
-__all__ = ["NOBODY_READS", "Loader"]
+__all__ = ["Loader", "unread_of"]
 
-NOBODY_READS = (
-    "hidden_activation",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_truncate",
-    "rope.layers",
-    "residual_after_norm",
-    "moe_layers",
-)
-"""Keys that no loader of the families here reads."""
+_READERS = """
+    attention.clamp_kqv: dbrx mpt olmo
+    attention.max_alibi_bias: jais mpt
+    attention.output_scale: grok
+    attention.scale: dflash granite granitemoe granite_swa graniteswitch granitehybrid
+    attention.shared_kv_layers: gemma4 gemma4-assistant
+    attention.temperature_length: deepseek2 grok mistral4
+    attention.temperature_scale: deepseek2 mistral3 mistral4
+    attention.value_scale: dflash mimo2
+    attn_logit_softcapping: gemma2 grok
+    embedding_scale: dflash granite granitemoe granite_swa graniteswitch granitehybrid grok hrm_text minicpm
+    expert_gating_func: afmoe bailingmoe2 bailingmoe3 cohere2moe deepseek2 deepseek2-ocr deepseek32 deepseek4
+        dflash dots1 dots3note exaone-moe glm-dsa glm4moe glm5-next hy_v3 hy_v4 kimi-k3 kimi-linear laguna
+        lfm2moe minimax-m2 minimax-m3 mistral4 smallthinker step35
+    expert_weights_norm: afmoe bailingmoe bailingmoe2 bailingmoe3 cohere2moe deepseek2 deepseek2-ocr deepseek32
+        deepseek4 dflash dots1 dots3note exaone-moe glm-dsa glm4moe glm5-next hy_v3 hy_v4 kimi-k3 laguna
+        minimax-m3 mistral4 nemotron_h nemotron_h_moe step35
+    expert_weights_scale: afmoe bailingmoe bailingmoe2 bailingmoe3 cohere2moe deepseek deepseek2 deepseek2-ocr
+        deepseek32 deepseek4 dflash dots1 dots3note exaone-moe glm-dsa glm4moe glm5-next hy_v3 hy_v4 kimi-k3
+        kimi-linear laguna minimax-m3 mistral4 nemotron_h nemotron_h_moe step35
+    final_logit_softcapping: dflash gemma2 gemma3 gemma4 grok muse-glimmer
+    hidden_activation: dflash modern-bert
+    logit_scale: cohere2 cohere2moe command-r dflash granite granitemoe granite_swa graniteswitch granitehybrid
+        grok minicpm muse-glimmer talkie
+    moe_layers:
+    num_loops: nanbeige
+    position_embedding:
+    residual_after_norm:
+    residual_scale: granite granitemoe granite_swa graniteswitch granitehybrid minicpm minimax-01
+    rope.interleaved:
+    rope.layers:
+    rope.scaling.yarn_beta_fast: grok mistral3
+    rope.scaling.yarn_beta_slow: grok mistral3
+    rope.scaling.yarn_log_multiplier: deepseek2 deepseek32 mistral3 mistral4
+    rope.scaling.yarn_truncate:
+    swiglu_clamp_exp: bailingmoe3 deepseek4 dflash glm5-next hy_v4 maple step35
+    swiglu_clamp_shexp: bailingmoe3 deepseek4 dflash glm5-next step35
+    swin_norm: chameleon
+    use_parallel_residual: gptneox
+"""
+"""Keys that llama.cpp reads of some families only, and of which; the peer tests compare them with its sources."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,7 @@ class Loader:
     always_windows: it stops where no layer has a window.
     somewhere: tensors of which some layer must have one, and what they are; it stops where none has.
     wants: expressions over the dimensions that hold of every file that it loads, and what they mean.
+    undone: keys -> what it leaves out of a file with them.
     without: entries of the parent's lists, or expressions it wants, that do not hold of a variant.
     pieces: what it computes where that is not what the table's `decoder` says.
     """
@@ -59,6 +91,7 @@ class Loader:
     needed: tuple[str, ...] = ()
     somewhere: Mapping[str, str] = field(default_factory=dict)
     wants: Mapping[str, str] = field(default_factory=dict)
+    undone: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -77,10 +110,15 @@ class Loader:
             needed=(*kept(self.needed), *other.needed),
             somewhere={**self.somewhere, **other.somewhere},
             wants={**{k: v for k, v in self.wants.items() if k not in other.without}, **other.wants},
+            undone={**self.undone, **other.undone},
             always_windows=self.always_windows or other.always_windows,
             windows_at=self.windows_at if other.windows_at is None else other.windows_at,
             pieces={**self.pieces, **other.pieces},
         )
+
+    def left_undone(self, keys: Collection[str]) -> list[str]:
+        """What it does not compute of a file with these keys, without the architecture's name."""
+        return [what for key, what in self.undone.items() if key in keys]
 
     def strange(self, names: Iterable[str], dims: Mapping[str, Any]) -> list[str]:
         """Those of the tensors that it has no place for."""
@@ -135,3 +173,21 @@ DIVISORS = ("rope_freqs.weight",)
 MLP_BIASES_UNGATED = MLP_BIASES[1:]
 CHOICE = ("blk.{i}.exp_probs_b.bias if n_expert and i >= n_dense",)
 AS_WIDE = {"n_head * head_dim == n_embd": "as many numbers in all heads as in a token's vector"}
+
+
+def _readers() -> dict[str, set[str]]:
+    out: dict[str, set[str]] = {}
+    for word in _READERS.split():
+        if word.endswith(":"):
+            names = out[word[:-1]] = set()
+        else:
+            names.add(word)
+    return out
+
+
+_READ_BY = _readers()
+
+
+def unread_of(arch: str) -> set[str]:
+    """The keys that llama.cpp reads of other families, or of none, and not of this one."""
+    return {key for key, names in _READ_BY.items() if arch not in names}

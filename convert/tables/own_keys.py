@@ -43,6 +43,8 @@ TARGET = "llmconv.hf.target"
 """Of a draft: what its keys take from the configuration of the model that it drafts for."""
 ADAPTER = "llmconv.adapter.base"
 """Of an adapter: the keys of the model that it is for, with their types, by which its rows were ordered."""
+RERANKER = "llmconv.hf.reranker"
+"""Whether scores are made of a language model's words (Qwen3's rerankers), which its folder does not know of."""
 EXACT = "llmconv.hf.exact."
 TENSORS = "llmconv.hf.tensors"
 TENSOR = "llmconv.hf.tensor."
@@ -59,6 +61,13 @@ SAFETENSORS_METADATA = "llmconv.safetensors.metadata"
 SHAPES = "llmconv.plain.shapes"
 BITS = "llmconv.plain.bits"
 """Tensors stored as whole numbers of the same bits: name -> [type, shape]."""
+
+# Of an image model that had diffusers' names: the table by which it was renamed, how many rows each part of a joined
+# tensor had, their types where they differ, and the tensors' order where it is not the usual.
+DIFFUSERS = "llmconv.diffusers"
+DIFFUSERS_ROWS = "llmconv.diffusers.rows"
+DIFFUSERS_TYPES = "llmconv.diffusers.types"
+DIFFUSERS_ORDER = "llmconv.diffusers.order"
 
 LAYERS = "llmconv.layers"
 """Of a model that listed its layers (Keras, TensorFlow.js): [weight, tensors that it became, how] each."""

@@ -16,7 +16,10 @@ class Pieces(TypedDict, total=False):
     positions_when: str  # a key that says whether there are positions (Granite's hybrids); without it there are
     rope: str  # what turns together: "halves" (default: numbers d/2 apart) or "pairs" (neighbours)
     indexer_rope: str  # the same of an indexer: "halves" (default) or "pairs"
+    indexer_rope_at_end: bool  # a head's last numbers turn, not its first (HY V4)
+    indexer_eps_by_model: bool  # its keys' norm has the model's epsilon, not 1e-6 (the same)
     rope_base: float  # where the file states none: 10000
+    rope_stretched: bool  # the file's rope.scaling.alpha stretches the base (Hunyuan)
     rope_layers: str  # "all" (default), "windowed" (others have no positions), "windowed or dense", "windowed if any"
     no_rope_every: int  # every n-th layer has none
     yarn_truncate: bool  # whether YaRN's ramp ends at whole dimensions (default True)
@@ -25,6 +28,7 @@ class Pieces(TypedDict, total=False):
     alibi_quirk: bool  # Falcon: the bias is rounded to bfloat16 and scaled along with the scores
     position_offset: int  # rows of the position table before position 0 (OPT: 2)
     causal: bool  # default True
+    causal_without_window: bool  # layers without a window are causal, whatever the file says (llama.cpp's Gemma 4)
     norm: str  # "rms" or "layer"; default: by the key of its epsilon
     eps: float  # where the file states none
     latent_eps: float  # of the norms inside attention (of latents), where it is not the others' (Kimi Linear)
@@ -33,6 +37,7 @@ class Pieces(TypedDict, total=False):
     mlp_norm: str  # the tensor of the norm before the MLP: "ffn_norm"
     weightless: tuple[str, ...]  # norms without weights, by the names that they would have; none where one has weights
     qk_norm_after_rope: bool
+    delta_gate: str  # what opens the gate on a delta rule's results, where the file does not say: "silu" (default)
     gated_queries: bool  # attn_q gives each head's query and a gate of its result
     qk_layer_norm: float  # queries and keys have LayerNorms of this epsilon in a model of RMS norms (Chameleon)
     silent: tuple[int, int]  # tokens that are never said, from one number up to another
@@ -60,6 +65,7 @@ class Pieces(TypedDict, total=False):
     cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)
     value_norm: bool  # values are normed, without weights; where they have no matrix they are the keys
     scale_by_model: int  # a model of this many layers scales q·k by dim / n_head instead of head_dim
+    window: int  # how many tokens it has, where the file does not say (Gemma 2)
     window_pattern: int  # every n-th layer attends to everything, the others to a window; 0: all have the window
     window_first: bool  # of every n layers the first attends to everything, not the last
     window_both_sides: bool  # the file counts a window's tokens on both sides together
@@ -76,6 +82,8 @@ class Pieces(TypedDict, total=False):
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
     beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this
+    dense_clamped: bool  # dense layers are clamped as shared experts are (GLM 5 Next)
+    chained_experts: bool  # small experts read what the others gave, by another weight (llama.cpp's GroveMoE)
     router_first: bool  # the router reads what comes into a layer (SmallThinker)
     clamp_first: bool  # a clamped gate is clamped before its activation (Maple), not after it
     attention_gate: str  # what opens the gate on what attention gives: "sigmoid" (default), "softplus"

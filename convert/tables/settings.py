@@ -133,5 +133,7 @@ def _empty(value: Any) -> bool:
 
 
 def _is_fixed(value: Any, computed: Any) -> bool:
-    """Whether it is the value that is computed with (one of several, in a tuple), or states none."""
-    return value is None or (value in computed if isinstance(computed, tuple) else bool(value == computed))
+    """Whether it is the value that is computed with (one of several, in a tuple), or states none; null is no flag."""
+    if value is None:
+        return computed is not True
+    return value in computed if isinstance(computed, tuple) else bool(value == computed)

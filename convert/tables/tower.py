@@ -143,6 +143,7 @@ class Tower:
     fits: of towers of one class, whether a config.json is this one's.
     made: how names of a GGUF's tensors begin that are made of other files than a folder's own weights.
     agree: (settings around a text model, rebuilt; the text model's) -> the former, where the latter say more of them.
+    shared: tensors that both halves are made of.
     told: a tensor of the GGUF by which towers of one projector are told apart; "!name": that is not there.
     """
 
@@ -162,6 +163,7 @@ class Tower:
     projectors: tuple[str, ...] = ()
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     made: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     agree: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda outer, text: outer
 
     def spelled(self, name: str) -> str:
@@ -173,6 +175,10 @@ class Tower:
     def has(self, name: str) -> bool:
         """Whether a tensor of the multimodal model is the tower's."""
         return self.spelled(name).startswith(self.starts)
+
+    def shares(self, name: str) -> bool:
+        """Whether a tensor of the tower is in the text model's half too."""
+        return self.spelled(name) in self.shared
 
     def is_told(self, tensors: Mapping[str, Any]) -> bool:
         """Whether a GGUF's tensors are of this tower rather than another of its projector."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert import towers
+from llmconv.convert import archs, towers
 from llmconv.convert.cards.general import folder_name, general
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.hugging_face import disguise
@@ -26,7 +26,7 @@ from llmconv.convert.tables.config import read_config, text_config
 from llmconv.convert.tables.rows import Moved, Slot, Told, backward, forward
 from llmconv.convert.tables.storage import gguf_type, is_typical
 from llmconv.convert.tables.tower import CLIP, Side, Tower
-from llmconv.errors import BadFile, UnknownTensor, Unsupported, UsageError, more
+from llmconv.errors import BadFile, UnknownTensor, Unsupported, UsageError, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.filetypes import number_of
@@ -76,7 +76,7 @@ def tower_of(folder: Checkpoint) -> Tower | None:
     if folder.dialect != "hf":
         return None
     tower = towers.by_config(read_config(folder))
-    return tower if tower is not None and any(map(tower.has, folder.tensors)) else None
+    return tower if tower is not None and any(tower.has(n) and not tower.shares(n) for n in folder.tensors) else None
 
 
 def text_half(folder: Checkpoint) -> tuple[Checkpoint, int]:
@@ -84,8 +84,9 @@ def text_half(folder: Checkpoint) -> tuple[Checkpoint, int]:
     tower = tower_of(folder)
     if tower is None:
         return folder, 0
-    rest = {name: tensor for name, tensor in folder.tensors.items() if not tower.has(name)}
-    return folder.but(tensors=rest), len(folder.tensors) - len(rest)
+    own = {name for name in folder.tensors if tower.has(name)}
+    rest = {name: t for name, t in folder.tensors.items() if name not in own or tower.shares(name)}
+    return folder.but(tensors=rest), len(own)
 
 
 def tower_half(folder: Checkpoint) -> Checkpoint:
@@ -350,7 +351,9 @@ def together(text: Checkpoint, tower: Checkpoint, *, rebuilt: bool = False, stri
     """
     config = read_config(text)
     half = from_gguf(tower, strict=strict, config=config)
-    twice = [name for name in half.tensors if name in text.tensors]
+    known = towers.by_config(config)
+    shared = [name for name in half.tensors if name in text.tensors and known is not None and known.shares(name)]
+    twice = [name for name in half.tensors if name in text.tensors and name not in shared]
     if twice:
         raise UsageError(
             f"{tower.where}: holds {twice[0]!r}{more(twice)}, and so does {text.where}; they are no halves"
@@ -365,6 +368,7 @@ def together(text: Checkpoint, tower: Checkpoint, *, rebuilt: bool = False, stri
     out.tensors |= half.tensors
     for name, data in half.files.items():
         out.files.setdefault(name, data)
+    _check_pair(out, tower, config)
     _check_width(out, tower)
     return out
 
@@ -386,6 +390,39 @@ def _inside(text: Checkpoint, tower: Tower, config: Mapping[str, Any], outer: Ma
         whole |= {tower.inner: settings, "tie_word_embeddings": config.get("tie_word_embeddings", False), **made}
     data = json.dumps(whole, indent=2).encode() + b"\n"
     return text.but(tensors=tensors, files={**text.files, "config.json": data})
+
+
+_SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "patch_size")
+
+
+def _check_pair(folder: Checkpoint, tower: Checkpoint, text: Mapping[str, Any]) -> None:
+    """`BadFile` where the tower is none of the class that the folder's config.json names, or one of other sizes.
+
+    text: the text model's own configuration.
+    """
+    config = read_config(folder)
+    whole, inner, outer = towers.by_config(config), archs.by_hf(text), archs.by_hf(config)
+    named = towers.projectors(tower.metadata)
+    ours = {whole.projector, *whole.projectors} if whole is not None else set()
+    another = f"{tower.where}: is another model's mmproj file"
+    if not ours & set(named):
+        kind = next(iter(config.get("architectures") or ()), "the text model's class")
+        raise BadFile(f"{another}: its projector ({', '.join(named):.60}) is none of {cut(kind)}; give the model's own")
+    if inner is not None and outer is not None and inner.gguf != outer.gguf:
+        raise BadFile(
+            f"{another}: beside it belongs a model of {outer.gguf}, not of {inner.gguf}; give the model's own"
+        )
+    for side in whole.sides if whole is not None else ():
+        if side.beside or not side.is_said(tower.metadata) or not side.is_in(config, folder):
+            continue
+        said = side.table.metadata(side.settings(config, folder), f"{folder.where}: config.json")
+        for name in _SIZES:
+            key = f"{side.table.gguf}.{name}"
+            if key in said and key in tower.metadata and not np.array_equal(said[key], tower.metadata[key]):
+                raise BadFile(
+                    f"{another}: its {key} is {tower.metadata[key]!s:.40}, by config.json {said[key]!s:.40}; give the "
+                    "model's own"
+                )
 
 
 def _check_width(folder: Checkpoint, tower: Checkpoint) -> None:

@@ -51,6 +51,13 @@ class Tokenizer:
         before, after = self.around
         return before + ids + after
 
+    def beginning(self, text: str, count: int) -> str:
+        """A beginning of the text that is known to begin with the same `count` ids as all of it, or all of it.
+
+        Its further ids may be others: its end is no end of a word.
+        """
+        return text
+
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of ids; control tokens are left out unless `special`.  Broken UTF-8 becomes U+FFFD."""
         stream = self.stream(special)
@@ -142,21 +149,38 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, vocab: Vocab) -> None:
         super().__init__(vocab)
-        split = vocab
         # sentencepiece's rule, which a tokenizer.json has no word for: a space before any text.
         self._prefixes = vocab.model == UNIGRAM and vocab.flag("space_prefix_text") and vocab.flag("space_prefix")
-        if self._prefixes:
-            split = dataclasses.replace(vocab, flags={**vocab.flags, "space_prefix": False})
-        self._library: Any = to_tokenizers(split)
-        self._plain = self._library
-        if vocab.model == UNIGRAM:
-            self._plain = to_tokenizers(split, without_special_pieces(split))
-        for library in (self._library, self._plain):
-            library.no_truncation()
-            library.no_padding()
         self._strips_space = vocab.model in (WORDPIECE, WORDS) or (
             vocab.model == UNIGRAM and (vocab.flag("space_prefix") or vocab.flag("remove_extra_whitespaces"))
         )
+
+    def prepare(self) -> None:
+        """Make what tokenizes; `Unsupported` or `BadFile` where that can't be."""
+        _ = self._plain, self._library
+
+    @cached_property
+    def _library(self) -> Any:
+        return self._made(self._split)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """What tokenizes without special tokens in the text."""
+        if self.vocab.model != UNIGRAM:
+            return self._library
+        return self._made(self._split, without_special_pieces(self._split))
+
+    @property
+    def _split(self) -> Vocab:
+        flags = {**self.vocab.flags, "space_prefix": False}
+        return dataclasses.replace(self.vocab, flags=flags) if self._prefixes else self.vocab
+
+    @staticmethod
+    def _made(*given: Any) -> Any:
+        library = to_tokenizers(*given)
+        library.no_truncation()
+        library.no_padding()
+        return library
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         library = self._library if parse_special else self._plain
@@ -167,6 +191,21 @@ class LibraryTokenizer(Tokenizer):
             library.encode_special_tokens = not parse_special
             ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
+
+    def beginning(self, text: str, count: int) -> str:
+        if self.vocab.model not in (BPE, WORDPIECE):
+            return text
+        size = 8 * count + 1024
+        while (cut := text.rfind("\n", 0, size)) > 0 and size < len(text) // 2:
+            # A word's rule may look beyond its end, as one for numbers by three does, but over no end of a line.
+            with refusing("this text"):
+                self._plain.encode_special_tokens = True
+                words = self._plain.encode(text[:cut], add_special_tokens=False).word_ids
+            within = words[:count]
+            if len(within) == count and None not in words[count:] and len({*words[count:]} - {*within}) > 2:
+                return text[:cut]
+            size *= 2
+        return text
 
     def dropped(self, text: str) -> Mapping[str, int]:
         if not self.vocab.over_bytes or self._library.model.unk_token is not None:
@@ -305,8 +344,11 @@ class CharacterTokenizer(WordTokenizer):
         return self._tokens[id].encode("utf-8", "surrogatepass")
 
 
-def tokenizer(vocab: Vocab) -> Tokenizer:
-    """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here."""
+def tokenizer(vocab: Vocab, at_once: bool = True) -> Tokenizer:
+    """The tokenizer of a vocabulary; `Unsupported` for kinds that aren't run here.
+
+    at_once: False for one that is made, or refused, when it first tokenizes.
+    """
     if vocab.model == WORDS and vocab.json is None:
         return WordTokenizer(vocab)
     if vocab.model == CHARACTERS:
@@ -314,5 +356,8 @@ def tokenizer(vocab: Vocab) -> Tokenizer:
     if vocab.model == SPM:
         return SentencePieceTokenizer(vocab)
     if vocab.model in (BPE, WORDPIECE, UNIGRAM, GEMMA4, WORDS) or vocab.json is not None:
-        return LibraryTokenizer(vocab)
+        made = LibraryTokenizer(vocab)
+        if at_once:
+            made.prepare()
+        return made
     raise Unsupported(f"tokenizer.ggml.model: llmconv can't tokenize with {vocab.model!r}; it can convert the model")

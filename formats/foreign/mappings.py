@@ -11,8 +11,9 @@ import base64
 import functools
 import json
 import operator
+import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from llmconv.errors import BadFile, UsageError, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["PLACES", "REST", "Chosen", "chosen", "count_items", "keep_rest"]
+__all__ = ["PLACES", "REST", "Chosen", "StrangePickle", "chosen", "count_items", "keep_rest"]
 
 REST = "checkpoint.rest"
 """The metadata key of what a file held besides its tensors, as JSON: [key, value] pairs under "$items" where keys are
@@ -36,6 +37,10 @@ _TRAINING = re.compile(r"(.*_)?(optim|optimizers?|lr_sched\w*|scheduler|scaler|r
 """Keys under which programs put the state of training."""
 _MOST_ITEMS = 1 << 21
 """Items of a file's value; one that refers to itself, or to the same again and again, has more."""
+
+
+class StrangePickle(pickle.UnpicklingError):
+    """A pickle asks for what no model needs; the text is what it does: "holds ...", "asks for ..."."""
 
 
 @dataclass
@@ -102,19 +107,39 @@ def _of_training(key: Any) -> bool:
 
 
 def count_items(value: Any, is_tensor: Callable[[Any], bool], where: str) -> None:
-    """`BadFile` for a value that is too big, or endless."""
-    left, stack = _MOST_ITEMS, [value]
+    """`BadFile` for a value that is too big when it is written out, or endless.
+
+    Takes time by the containers that there are, not by what comes of them: a pickle of some bytes can hold a list a
+    million times over.
+    """
+    sizes: dict[int, int] = {}  # by id: all that a container holds, itself too; 0 while it is being counted
+    alive, stack = [value], [(value, _inside(value, is_tensor))]
     while stack:
-        node = stack.pop()
-        left -= 1
-        if isinstance(node, dict):  # before `Mapping`, which takes long to ask for
-            stack += node.values()
-        elif isinstance(node, list | tuple | set | frozenset):
-            stack += () if is_tensor(node) else node
-        elif not isinstance(node, str | int | float | bytes | None) and isinstance(node, Mapping):
-            stack += node.values()
-        if left < len(stack):
+        node, inside = stack[-1]
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            below = [(child, _inside(child, is_tensor)) for child in inside]
+            below = [pair for pair in below if pair[1] and sizes.get(id(pair[0])) is None]
+            endless = any(sizes.get(id(child)) == 0 for child in inside)
+            alive += [child for child, _ in below]  # so that no id is given twice
+            stack += below
+        else:
+            endless = False
+            sizes[id(node)] = sizes[id(node)] or 1 + sum(sizes.get(id(child), 1) for child in inside)
+            stack.pop()
+        if endless or len(inside) > _MOST_ITEMS or sizes[id(node)] > _MOST_ITEMS:
             raise BadFile(f"{where}: holds more than {_MOST_ITEMS:,} items, or refers to itself; no model file does")
+
+
+def _inside(value: Any, is_tensor: Callable[[Any], bool]) -> Collection[Any]:
+    """What a container holds; of anything else, nothing."""
+    if isinstance(value, dict):  # before `Mapping`, which takes long to ask for
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return () if is_tensor(value) else value
+    if not isinstance(value, str | int | float | bytes | None) and isinstance(value, Mapping):
+        return list(value.values())
+    return ()
 
 
 def _within(name: str, outer: str) -> bool:

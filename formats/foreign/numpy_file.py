@@ -37,7 +37,11 @@ _FIELDS = {"descr", "fortran_order", "shape"}
 def sniff(path: Path, head: bytes) -> bool:
     if head.startswith(_MAGIC):
         return True
-    return head.startswith(b"PK\x03\x04") and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
+    if not head.startswith(b"PK\x03\x04"):
+        return False
+    size = int.from_bytes(head[26:28], "little")
+    name = head[30 : 30 + size]
+    return name.endswith(b".npy") or (len(name) < size and path.suffix == ".npz")
 
 
 def open(path: Path) -> Checkpoint:

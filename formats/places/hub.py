@@ -12,7 +12,7 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ __all__ = [
     "is_hash_of",
     "is_offline",
     "library",
+    "one_revision",
     "parsed",
     "said",
     "tried",
@@ -44,6 +45,7 @@ _LONGEST_STATED = 300.0  # the Hub counts requests over five minutes
 _TIMEOUT = 30.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PIECE = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}")
+_REF = re.compile(r"@refs/(pr|convert)/([^/]+)")
 _SMALL = 128 << 20  # a file that is read at once up to here is checked by its hash
 
 
@@ -59,9 +61,16 @@ def parsed(parts: tuple[str, ...]) -> tuple[str, str]:
     """(ORG/NAME, revision)."""
     name, _, revision = (parts[2] if len(parts) > 2 else "").partition("@")
     org = parts[1] if len(parts) > 1 else ""
+    if org in ("datasets", "spaces"):
+        raise UsageError(f"{cut('/'.join(parts[1:]))} names one of the Hub's {org}; a model is hf://ORG/NAME")
     if not _PIECE.fullmatch(org) or not _PIECE.fullmatch(name):
         raise UsageError(f"{'/'.join(parts[1:])!r} is no repository of the Hub; write hf://ORG/NAME")
     return f"{org}/{name}", urllib.parse.unquote(revision) or "main"
+
+
+def one_revision(address: str) -> str:
+    """The same, `@refs/pr/1` as one part of it: `@refs%2Fpr%2F1`."""
+    return _REF.sub(r"@refs%2F\1%2F\2", address)
 
 
 def is_offline() -> bool:
@@ -121,13 +130,21 @@ class HubStore:
 
         return tried(ask, where)
 
-    def entries(self) -> Mapping[str, Entry]:
+    @property
+    def _entries(self) -> Mapping[str, Entry]:
         return self._listed[1]
+
+    def find(self, name: str) -> Entry | None:
+        return self._entries.get(name)
+
+    def inside(self, folder: str) -> Iterable[str]:
+        start = f"{folder}/" if folder else ""
+        return {name[len(start) :].split("/")[0] for name in self._entries if name.startswith(start)}
 
     def read(self, name: str, offset: int, nbytes: int) -> bytes:
         if nbytes == 0:
             return b""
-        entry = self.entries()[name]
+        entry = self._entries[name]
         self.is_checked(name)
         where = f"hf://{self.repo}/{name}"
         url = self._hub.hf_hub_url(self.repo, name, revision=self._commit, endpoint=endpoint())
@@ -163,7 +180,7 @@ class HubStore:
         passed = self._passing.get(name)
         if passed is None or not passed.digest:
             return False
-        if passed.digest != self.entries()[name].tag:
+        if passed.digest != self._entries[name].tag:
             raise _other_hash(f"hf://{self.repo}/{name}")
         return True
 
@@ -179,7 +196,7 @@ class HubStore:
         elif answer.status_code == 416:
             stated = f"bytes 0-0/{-1}"
         else:
-            raise _refusal(where, status=answer.status_code)
+            raise _refusal(where, status=answer.status_code, gated=_is_gated(answer))
         if stated != f"bytes {start}-{stop - 1}/{size}":
             total = stated.rpartition("/")[2]
             if total not in (str(size), "*"):
@@ -241,7 +258,11 @@ def _streamed(session: Any, url: str, headers: dict[str, str]) -> Any:
 
 
 def _body(answer: Any) -> Any:
-    return answer.iter_raw() if hasattr(answer, "iter_raw") else answer.iter_content(1 << 18)
+    """The pieces of it, as they come: those before a cut, too, which requests' own iterator loses."""
+    if hasattr(answer, "iter_raw"):
+        return answer.iter_raw()
+    read = getattr(answer.raw, "read1", answer.raw.read)
+    return iter(lambda: read(1 << 18), b"")
 
 
 def tried(ask: Callable[[], _T], where: str, refusal: Refusal | None = None) -> _T:
@@ -255,7 +276,7 @@ def tried(ask: Callable[[], _T], where: str, refusal: Refusal | None = None) -> 
         except Exception as error:  # the libraries beneath have a dozen classes for a line that fails
             while error.__cause__ is not None and isinstance(error.__cause__, Exception):
                 error = error.__cause__  # what a thread of the library's met
-            status = getattr(getattr(error, "response", None), "status_code", None)
+            status = _status_of(error)
             if status is not None and status not in _PASSING:
                 raise refuse(where, error, status) from None
             if isinstance(error, ValueError | TypeError | AttributeError | LookupError):
@@ -268,12 +289,26 @@ def tried(ask: Callable[[], _T], where: str, refusal: Refusal | None = None) -> 
     raise AssertionError
 
 
-def _refusal(where: str, error: Exception | None = None, status: int | None = None) -> BadFile:
-    status = status or getattr(getattr(error, "response", None), "status_code", None)
+def _status_of(error: Exception | None) -> int | None:
+    """What a server answered; of one that `hf_xet` asked it stands in the text."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+    stated = re.search(r"HTTP status (?:client|server) error \((\d{3})", str(error))
+    return int(stated[1]) if status is None and stated else status
+
+
+def _is_gated(answer: Any) -> bool:
+    return getattr(answer, "headers", {}).get("X-Error-Code") == "GatedRepo"
+
+
+def _refusal(where: str, error: Exception | None = None, status: int | None = None, gated: bool = False) -> BadFile:
+    status = status or _status_of(error)
+    if gated or _is_gated(getattr(error, "response", None)):
+        return BadFile(f"{where}: is gated; ask for access on its page, then log in with hf auth login")
     if status in (401, 403):
         return BadFile(f"{where}: needs a token that may read it, or does not exist; log in with hf auth login")
     if status == 404:
-        return BadFile(f"{where}: no such repository, revision or file on the Hub; check the name")
+        way = "check the name; write %2F for a / in a revision" if "@" in where else "check the name"
+        return BadFile(f"{where}: no such repository, revision or file on the Hub; {way}")
     return BadFile(f"{where}: can't be fetched ({said(error) if error else f'the server answered {status}'})")
 
 

@@ -11,12 +11,13 @@ import contextlib
 import itertools
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
 from llmconv.errors import BadFile, UsageError, at, cut, nearest
-from llmconv.formats.places.hub import download, is_offline
+from llmconv.formats.places.hub import download, is_offline, one_revision
 from llmconv.formats.places.others import SCHEMES
 from llmconv.formats.places.remote import RemotePath
 
@@ -25,7 +26,12 @@ __all__ = ["beside", "called", "kept", "place"]
 KEEP = "LLMCONV_HUB_CACHE"
 """Environment variable: not empty, the Hub's files are kept in its own cache and read from there."""
 _keeping: ContextVar[bool] = ContextVar("keeping", default=False)
-_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+]{1,15}):/{1,2}(?P<rest>.*)", re.DOTALL)
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+]{1,15}):/*(?P<rest>.*)", re.DOTALL)
+_PAGE = re.compile(
+    r"https?:/{1,2}(?:www\.)?(?:huggingface|hf)\.co/(?P<repo>[^/?#]+/[^/?#]+)"
+    r"(?:/(?:blob|tree|resolve|raw)/(?P<revision>[^/?#]+)(?P<inside>/[^?#]*)?)?/?(?:[?#].*)?"
+)
+"""Addresses of the Hub's pages, of a repository or what is in it, as they are copied out of a browser."""
 _PIECE = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 _CACHED = re.compile(r"models--(?:(?P<org>.+?)--)?(?P<name>.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -46,23 +52,32 @@ def place(given: str | os.PathLike[str]) -> Path:
     path = Path(given)
     if isinstance(given, RemotePath):
         return given
-    named = _SCHEME.fullmatch(os.fspath(given))
+    named = _SCHEME.fullmatch(_address(os.fspath(given)))
     if named and not path.exists():
-        if named["scheme"] == "ollama":
+        scheme = named["scheme"].lower()
+        if scheme == "ollama":
             return _ollama(named["rest"])
-        if named["scheme"] == "hf" or named["scheme"] in SCHEMES:
-            return _remote(path)
+        if scheme == "hf" or scheme in SCHEMES:
+            return _remote(RemotePath(f"{scheme}:", *named["rest"].split("/")))
     if _CACHED.fullmatch(path.name) and (path / "snapshots").is_dir():
         return _snapshot(path)
     return path
 
 
-def _remote(path: Path) -> Path:
+def _address(given: str) -> str:
+    """The same, or `hf://` for the address of one of the Hub's pages."""
+    page = _PAGE.fullmatch(given)
+    if page is None:
+        return one_revision(given)
+    revision = f"@{page['revision']}" if page["revision"] else ""
+    return f"hf://{page['repo']}{revision}{urllib.parse.unquote(page['inside'] or '')}"
+
+
+def _remote(path: RemotePath) -> Path:
     """A path on another machine; of the Hub the one in its cache, where it is offline or the cache is asked for."""
     if path.parts[0] == "hf:" and (is_offline() or _keeping.get() or os.environ.get(KEEP)):
         return download(path.parts, offline=is_offline())
-    found = RemotePath(*path.parts)
-    return found if path is found else found.renew()
+    return path.renew()
 
 
 def called(path: Path) -> str:

@@ -59,7 +59,8 @@ class _Pieces:
                 found = self._found[key] = self._pool.submit(path.store.read, path.within, offset, size)
                 self._kept += size
                 found.add_done_callback(lambda done: self._forget_failed(key, done))
-            self._found.move_to_end(key)
+            else:
+                self._found.move_to_end(key)
             self._shrink()
             return found
 

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import os
 import stat as modes
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +36,12 @@ class Store(Protocol):
 
     depth: int
 
-    def entries(self) -> Mapping[str, Entry]:
-        """Every file, by its path within; `BadFile` when the store is not there."""
+    def find(self, name: str) -> Entry | None:
+        """The file of a path within, if there is one; `BadFile` when the store is not there."""
+        ...
+
+    def inside(self, folder: str) -> Iterable[str]:
+        """The names of what lies in a folder; none where there is no such folder."""
         ...
 
     def read(self, name: str, offset: int, nbytes: int) -> bytes:
@@ -94,7 +98,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
     @property
     def entry(self) -> Entry | None:
-        return self.store.entries().get(self.within) if self.within else None
+        return self.store.find(self.within) if self.within else None
 
     def renew(self) -> RemotePath:
         """The same path; what its store was is forgotten, and asked again."""
@@ -107,8 +111,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]
         return self.entry is not None
 
     def is_dir(self, **_: Any) -> bool:
-        start = f"{self.within}/" if self.within else ""
-        return any(name.startswith(start) for name in self.store.entries())
+        return self.entry is None and any(True for _ in self.store.inside(self.within))
 
     def exists(self, **_: Any) -> bool:
         return self.is_file() or self.is_dir()
@@ -125,9 +128,15 @@ class RemotePath(type(Path())):  # type: ignore[misc]
         return os.stat_result((mode | 0o444, tag, 0, 1, 0, 0, size, 0, 0, 0))
 
     def iterdir(self) -> Iterator[RemotePath]:
-        start = f"{self.within}/" if self.within else ""
-        names = {name[len(start) :].split("/")[0] for name in self.store.entries() if name.startswith(start)}
-        return (self / name for name in sorted(names))
+        return (self / name for name in sorted(self.store.inside(self.within)))
+
+    def files(self) -> Iterator[tuple[str, Entry]]:
+        """The file, or every file in the folder and below, by its path in the store."""
+        if (entry := self.entry) is not None:
+            yield self.within, entry
+        else:
+            for path in self.iterdir():
+                yield from path.files()
 
     def glob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:
         first, _slash, rest = pattern.partition("/")

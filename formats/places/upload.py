@@ -38,7 +38,7 @@ class Destination:
 
 def destination(address: str) -> Destination:
     """What `hf://ORG/NAME[@BRANCH][/FOLDER]` names; `UsageError` for anything else."""
-    scheme, _, rest = str(address).partition(":")
+    scheme, _, rest = hub.one_revision(str(address)).partition(":")
     parts = (f"{scheme}:", *(part for part in rest.split("/") if part))
     if scheme != "hf":
         raise UsageError(f"{cut(str(address))} is no place to upload to; write hf://ORG/NAME")
@@ -78,10 +78,18 @@ def prepared(api: Any, to: Destination, private: bool | None = None) -> dict[str
 
 def committed(api: Any, to: Destination, additions: Sequence[Any], message: str) -> str:
     """The address of the commit that adds these files."""
-    made = hub.tried(
-        lambda: api.create_commit(to.repo, additions, commit_message=message, revision=to.revision), str(to), _failed
-    )
-    return str(made.commit_url)
+
+    def commit() -> str:
+        try:
+            return str(api.create_commit(to.repo, additions, commit_message=message, revision=to.revision).commit_url)
+        except ValueError as error:
+            # huggingface_hub before 1.5 has made the commit, and takes its address for one of the endpoint that
+            # HF_ENDPOINT named when it was imported.
+            if "user and repo ID" not in str(error):
+                raise
+            return f"{api.endpoint}/{to.repo}/commit/{api.repo_info(to.repo, revision=to.revision).sha}"
+
+    return hub.tried(commit, str(to), _failed)
 
 
 def lacks(name: str, to: Destination) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from llmconv.errors import LlmconvError, MissingExtra, UsageError
 
-__all__ = ["FROM_AFAR", "Team", "current", "ended", "shared_out", "together"]
+__all__ = ["FROM_AFAR", "Team", "beside", "current", "ended", "shared_out", "together"]
 
 T = TypeVar("T")
 
@@ -38,8 +38,25 @@ class Team:
         from torch import distributed
 
         found: list[Any] = [None] * self.size
-        try:
+        with self._talking():
             distributed.all_gather_object(found, value)
+        return found
+
+    def exchange(self, sent: Mapping[int, Any], got: Mapping[int, Any]) -> None:
+        """Send tensors to other processes and fill those that others send, by rank; empty ones stay at home."""
+        from torch import distributed
+
+        with self._talking():
+            waiting = [distributed.irecv(tensor, rank) for rank, tensor in got.items() if tensor.numel()]
+            waiting += [distributed.isend(tensor, rank) for rank, tensor in sent.items() if tensor.numel()]
+            for work in waiting:
+                if work is not None:
+                    work.wait()
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             if not FROM_AFAR.search(str(error)):
                 raise
@@ -47,7 +64,6 @@ class Team:
                 f"another of the run's {self.size} processes ended, so nothing was written; see what it said, and run "
                 "it again"
             ) from None
-        return found
 
     def agree(self, error: BaseException | None = None) -> None:
         """Wait for all; when any comes with an error, all end with it."""
@@ -101,6 +117,11 @@ def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
 def ended(size: int) -> str:
     """What to say when torchrun, or somebody, ends the processes of a run."""
     return f"the run of {size} processes was ended, by somebody or because one of them ended; nothing was written"
+
+
+def beside() -> int:
+    """How many processes of the run are on this machine, this one among them; `LOCAL_RANK` is its number there."""
+    return 1 if _team is None else int(os.environ.get("LOCAL_WORLD_SIZE", _team.size))
 
 
 _team: Team | None = None

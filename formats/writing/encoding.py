@@ -102,7 +102,7 @@ class Worker:
         return self._open[1].fileno()
 
     def _refuse_nonfinite(self, item: Item, values: NDArray[Any], start: int) -> None:
-        index = first_nonfinite(values)
+        index = first_nonfinite(values, compiled=any(not target.type.is_plain() for target in item.targets))
         if index is None:
             return
         tensor, value = item.tensor, values.reshape(-1)[index]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import llmconv
 from llmconv.cli import complete, envelope
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from llmconv.convert.reports.sharing import SharePlan
 
 __all__ = ["quantize", "warmup"]
+
+_OF_A_PLAN = {"model", "rest", "types", "processes", "disk", "network", "jobs"}
+_OF_ANY = {"output", "force", "yes", "cache", "as_json", "quiet", "verbose"}
 
 
 class _WithTypes(click.Command):
@@ -207,6 +211,7 @@ def quantize(
     """
     output, types = _as_llama_quantize(rest, output, types, options)
     if processes is not None:
+        _check_plan(types)
         _plan(
             llmconv.shares(str(model), types[0], processes, disk=disk or 0, network=network or 0, jobs=options["jobs"]),
             as_json,
@@ -250,6 +255,17 @@ def _planned(model: Path, output: Path | None, types: tuple[str, ...], **options
         click.echo(table(rows, ["file", "type", "bytes in all"], {2}))
 
 
+def _check_plan(types: tuple[str, ...]) -> None:
+    """A plan is of one type and knows no other options; what it would leave out is refused."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name not in _OF_A_PLAN | _OF_ANY:
+            raise click.UsageError(f"--plan knows nothing of {option.opts[-1]}; leave it out")
+    if len(types) != 1:
+        raise click.UsageError("--plan is of one type; give one -t")
+
+
 def _plan(plan: SharePlan, as_json: bool) -> None:
     """Who does what, as JSON or a table."""
     if as_json:
@@ -262,10 +278,14 @@ def _plan(plan: SharePlan, as_json: bool) -> None:
         rows.append([str(share.rank), str(share.tensors), f"{share.first} … {share.last}", *moved, *seconds])
     head = ["process", "tensors", "of", "reads", "writes", "s of arithmetic", "s of network"]
     click.echo(table(rows, head, {0, 1, 3, 4, 5, 6}))
+    if plan.disk_seconds:
+        disk = f"the shared disk is busy for {plan.disk_seconds:,.0f} s"
+    else:
+        disk = "the shared disk is not counted (--disk)"
     say(
         f"{plan.name}: {plan.parameters:,} parameters, {human(plan.source_nbytes)} of {plan.source_type} to "
-        f"{human(plan.size)} of {plan.type}: about {plan.seconds:,.0f} s, bound by {plan.bound_by}; the shared disk is "
-        f"busy for {plan.disk_seconds:,.0f} s, the mean process for {plan.balance:.0%} of the longest"
+        f"{human(plan.size)} of {plan.type}: about {plan.seconds:,.0f} s, bound by {plan.bound_by}; {disk}, the mean "
+        f"process for {plan.balance:.0%} of the longest"
     )
 
 

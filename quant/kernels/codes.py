@@ -1,4 +1,5 @@
-"""Kernels of stored integers: codes out of words, into blocks as they are, and into the floats they stand for.
+"""Kernels of stored integers: codes out of words, into blocks as they are, and into the floats they stand for; and what
+looks at bits alone.
 
 A code is a byte, or an int8 where `flip` is 128.  Eight numbers of four bits stand in a word of 32, lowest bits first.
 """
@@ -10,11 +11,13 @@ from llmconv.quant.kernels.compiling.build import F32, I32, U8, inner, kernel, o
 from llmconv.quant.kernels.q32 import get_quants, put_quants
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, i4
 from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store, store_u16, transpose
-from llmconv.quant.kernels.vectors.simd import from_bits, to_float, to_u8
+from llmconv.quant.kernels.vectors.simd import any_lane, from_bits, halves, max_, reduce_umax, splat, to_float, to_u8
 from llmconv.quant.kernels.vectors.stack import empty
 
 u8 = np.uint64
 _OUT_U64 = out(types.uint64)
+_PLACES = np.array([0, 4, 8, 12, 16, 20, 24, 28] * 2, np.int32)
+"""Bits before each number of a word, of two words."""
 
 
 @inner
@@ -46,11 +49,13 @@ def turn(words, width, first, across, out):
 
     Words are handed in as float32 and only moved.
     """
-    rows, tile = words.size // width, empty(256, np.float32)
+    rows, tile, near = words.size // width, empty(256, np.float32), empty(256, np.float32)
     for column in range(0, width, 16):
         for row in range(0, rows, 16):
             if column + 16 <= width and row + 16 <= rows:
-                transpose(words, row * width + column, width, tile, 0)
+                for i in range(16):  # rows that lie a power of two apart push each other out of the cache
+                    store(near, 16 * i, load(words, (row + i) * width + column))
+                transpose(near, 0, 16, tile, 0)
                 for i in range(16):
                     store(out, (column + i) * across + first + row, load(tile, 16 * i))
             else:
@@ -130,6 +135,12 @@ def turn_numbers(words, width, first, across, places, out):
 
 
 @inner
+def _sixteen(words, at):
+    """The numbers of four bits in two words."""
+    return (halves(words[at], words[at + 1]) >> load_i32(_PLACES, 0)) & i4(15)
+
+
+@inner
 def _codes(codes, at, flip):
     return (load_i32(codes, at) ^ flip) - flip
 
@@ -154,6 +165,28 @@ def to_blocks(codes, flip, zeros, scales, width, out):
             put_quants(out, at + 2, low, high, width)
 
 
+@kernel(I32, I32, I32, I32, types.int64, OUT_U8)
+def words_to_blocks(words, zeros, scales, sums, width, out):
+    """As `to_blocks`, of numbers of four bits; with sums, as `to_affine`, and without zero points."""
+    fields = 4 if sums.size else 2
+    size = fields + 4 * width
+    half = i4(0) if width == 8 else i4(1) << i4(width - 1)
+    for block in range(words.size // 4):
+        at = size * block
+        store_u16(out, at, scales[block])
+        low, high = _sixteen(words, 4 * block), _sixteen(words, 4 * block + 2)
+        if sums.size:
+            store_u16(out, at + 2, sums[block])
+        else:
+            shift = half - zeros[block]
+            low, high = low + shift, high + shift
+        if width == 8:
+            store(out, at + fields, to_u8(low))
+            store(out, at + fields + 16, to_u8(high))
+        else:
+            put_quants(out, at + fields, low, high, width)
+
+
 @kernel(U8, I32, I32, types.int64, OUT_U8)
 def to_affine(codes, scales, sums, width, out):
     """Codes -> Q4_1, Q5_1 (width 4, 5), under scales and sums, one for each 32 codes, bits of float16 numbers."""
@@ -165,19 +198,51 @@ def to_affine(codes, scales, sums, width, out):
         put_quants(out, at + 4, load_i32(codes, 32 * block), load_i32(codes, 32 * block + 16), width)
 
 
-@kernel(U8, types.int64, types.int64, types.int64, OUT_U8)
-def of_blocks(blocks, width, fields, offset, out):
-    """Blocks of 32 -> the numbers in them, plus `offset`; fields: bytes of scale and sum before the numbers."""
+@kernel(U8, types.int64, types.int64, types.int64, types.int64, types.int64, OUT_U8)
+def of_blocks(blocks, width, fields, offset, columns, stride, out):
+    """Blocks of 32 -> the numbers in them, plus `offset`; fields: bytes of scale and sum before the numbers.
+
+    columns, stride: numbers of a row, and bytes from one row of them to the next.
+    """
     size = fields + 4 * width
     shift = i4(offset)
-    for block in range(out.size // 32):
-        at = size * block + fields
-        if width == 8:
-            low, high = load_i32(blocks, at), load_i32(blocks, at + 16)
-        else:
-            low, high = get_quants(blocks, at, width)
-        store(out, 32 * block, to_u8(low + shift))
-        store(out, 32 * block + 16, to_u8(high + shift))
+    at = fields
+    for row in range(out.size // stride):
+        for to in range(row * stride, row * stride + columns, 32):
+            if width == 8:
+                low, high = load_i32(blocks, at), load_i32(blocks, at + 16)
+            else:
+                low, high = get_quants(blocks, at, width)
+            store(out, to, to_u8(low + shift))
+            store(out, to + 16, to_u8(high + shift))
+            at += size
+
+
+@kernel(I32, types.int64, I32, types.int64, types.int64, OUT_U8)
+def of_words(words, span, zeros, columns, stride, out):
+    """Numbers of four bits, each less the zero point of its `span` (a multiple of 16); rows as of `of_blocks`."""
+    group, at = 0, 0
+    for row in range(out.size // stride):
+        for first in range(row * stride, row * stride + columns, span):
+            zero = zeros[group]
+            for to in range(first, first + span, 16):
+                store(out, to, to_u8(_sixteen(words, at) - zero))
+                at += 2
+            group += 1
+
+
+@kernel(I32, I32, OUT_U8)
+def differ(one, other, out):
+    """out[0]: whether two arrays of so many numbers differ."""
+    out[0] = 0
+    whole = one.size // 16 * 16
+    for at in range(0, whole, 16):
+        if any_lane(load_i32(one, at) != load_i32(other, at)):
+            out[0] = 1
+            return
+    for at in range(whole, one.size):
+        if one[at] != other[at]:
+            out[0] = 1
 
 
 @kernel(U8, OUT_U8)
@@ -202,6 +267,20 @@ def to_floats(codes, flip, span, zeros, scales, biases, out):
                 store(out, at, (to_float(_codes(codes, at, flip)) - zero) * scale)
 
 
+@kernel(I32, types.int64, F32, F32, F32, OUT_F32)
+def words_to_floats(words, span, zeros, scales, biases, out):
+    """As `to_floats`, of numbers of four bits."""
+    for group in range(8 * words.size // span):
+        zero, scale = zeros[group], scales[group]
+        if biases.size:
+            bias = biases[group]
+            for at in range(group * span, (group + 1) * span, 16):
+                store(out, at, (to_float(_sixteen(words, at >> 3)) - zero) * scale + bias)
+        else:
+            for at in range(group * span, (group + 1) * span, 16):
+                store(out, at, (to_float(_sixteen(words, at >> 3)) - zero) * scale)
+
+
 @kernel(U8, F32, types.int64, F32, OUT_F32)
 def looked_up(codes, table, span, scales, out):
     """table[code] * scale, one scale for `span` codes (a multiple of 16)."""
@@ -209,3 +288,21 @@ def looked_up(codes, table, span, scales, out):
         scale = scales[group]
         for at in range(group * span, (group + 1) * span, 16):
             store(out, at, gather(table, load_i32(codes, at)) * scale)
+
+
+@inner
+def _size(bits, at):
+    return load_i32(bits, at) & i4(0x7FFFFFFF)
+
+
+@kernel(I32, out(types.int32))
+def largest(bits, found):
+    """found[0]: the largest magnitude of float32 numbers, as its bits: those are ordered as the numbers are."""
+    a = b = splat(i4(0))
+    whole = bits.size // 32 * 32
+    for at in range(0, whole, 32):
+        a, b = max_(a, _size(bits, at)), max_(b, _size(bits, at + 16))
+    most = np.int32(reduce_umax(max_(a, b)))
+    for at in range(whole, bits.size):
+        most = max(most, np.int32(bits[at] & 0x7FFFFFFF))
+    found[0] = most

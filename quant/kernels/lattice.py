@@ -147,17 +147,59 @@ def _sub_block(x, at, size, scale, minimum, given, limits, kind, levels, uniform
     return False
 
 
+@inner
+def _any_pair(x, at, size, scale, minimum, limits, kind, levels, uniform, codes, kept, where):
+    """Any factor and shift at all with which a sub-block fits, the largest factor first.
+
+    The weights farthest apart are whole steps apart, as far as their rounding shows: few factors are left by that.
+    """
+    least, most = x[at], x[at]
+    for i in range(at, at + size):
+        least, most = min(least, x[i]), max(most, x[i])
+    lost = f4(2.0**-7) if kind == 2 else f4(2.0**-10) if kind == 1 else f4(2.0**-20)
+    unsure = lost * max(abs(least), abs(most))
+    for factor in range(limits[1], limits[0] - 1, -1):
+        step = scale * f4(factor)
+        steps = (most - least) / step if step != f4(0) else f4(0)
+        off = abs(steps - f4(np.int64(steps + f4(0.5))))
+        if steps > f4(levels.size) or (off < f4(0.5) and off * step > unsure + step * f4(1e-3)):
+            continue
+        if step == f4(0) and most != least:
+            continue
+        for shift in range(limits[2], limits[3] + 1):
+            if _fits(x, at, size, scale * f4(factor), minimum * f4(shift), kind, levels, uniform, codes):
+                kept[2 * where], kept[2 * where + 1] = factor, shift
+                return True
+    return False
+
+
 @kernel(
-    F32, types.int64, F32, types.boolean, types.int64, I32, I32, I32, F32, F32, OUT_F32, OUT_F32, _INTS, _INTS, OUT_U8
+    F32,
+    types.int64,
+    F32,
+    types.boolean,
+    types.int64,
+    I32,
+    I32,
+    I32,
+    types.boolean,
+    F32,
+    F32,
+    OUT_F32,
+    OUT_F32,
+    _INTS,
+    _INTS,
+    OUT_U8,
 )
 def by_search(
-    x, kind, levels, uniform, block, limits, around, given, scales, minimums, new_scales, new_minimums, kept, codes,
-    found,
+    x, kind, levels, uniform, block, limits, around, given, every, scales, minimums, new_scales, new_minimums, kept,
+    codes, found,
 ):  # fmt: skip
     """Scales and minima of superblocks, near those that an encoder found.
 
     block: weights under a factor and a shift.   limits: the lowest and highest factor and shift.   around: how many
     float16 numbers on either side of each scale and minimum are tried.   given, kept: factor and shift of each block.
+    every: factors and shifts are not sought near those given, but all of them tried.
     """
     each = given.size // (2 * found.size)
     for n in range(found.size):
@@ -176,9 +218,15 @@ def by_search(
                 whole = True
                 for j in range(n * each, (n + 1) * each):
                     pair = (given[2 * j], given[2 * j + 1])
-                    if not _sub_block(
-                        x, block * j, block, scale, minimum, pair, limits, kind, levels, uniform, codes, kept, j
-                    ):
+                    if every:
+                        fits = _any_pair(
+                            x, block * j, block, scale, minimum, limits, kind, levels, uniform, codes, kept, j
+                        )
+                    else:
+                        fits = _sub_block(
+                            x, block * j, block, scale, minimum, pair, limits, kind, levels, uniform, codes, kept, j
+                        )
+                    if not fits:
                         whole = False
                         break
                 if whole:

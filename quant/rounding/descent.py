@@ -67,10 +67,11 @@ class Order:
     upper: Floats
 
     @staticmethod
-    def of(h: Floats) -> Order:
-        """h: (columns, columns), positive definite."""
+    def of(h: Floats, product: Product = np.matmul, root: Callable[[Any], Any] = np.linalg.cholesky) -> Order:
+        """h: (columns, columns), positive definite.   product, root: multiply matrices and take their Cholesky factor;
+        numpy's last bits depend on how many threads it has."""
         order = np.argsort(-np.diag(h), kind="stable")
-        return Order(order, _inverse_root(h[order][:, order].astype(np.float64)))
+        return Order(order, _inverse_root(h[order][:, order].astype(np.float64), product, root))
 
 
 def spread_errors(grid: Grid, codes: Codes, weights: Floats, known: Order, product: Product) -> Codes:
@@ -101,16 +102,16 @@ def _flat(array: Floats) -> Floats:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _inverse_root(h: NDArray[np.float64]) -> Floats:
+def _inverse_root(h: NDArray[np.float64], product: Product, root: Callable[[Any], Any]) -> Floats:
     """Upper triangular U with U' U the inverse of H.
 
     H turned round is L L'; L turned is upper triangular, R, and H is R R', so that U is the inverse of R.
     """
-    low: NDArray[np.float64] = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float64, copy=False)
-    return np.ascontiguousarray(_upper_inverse(low[::-1, ::-1]), np.float32)
+    low = root(np.ascontiguousarray(h[::-1, ::-1]))
+    return np.ascontiguousarray(_upper_inverse(np.ascontiguousarray(low[::-1, ::-1]), product), np.float32)
 
 
-def _upper_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]:
+def _upper_inverse(r: NDArray[np.float64], product: Product) -> NDArray[np.float64]:
     """The inverse of an upper triangular matrix, by halves."""
     n = len(r)
     if n <= _SMALL:
@@ -118,8 +119,9 @@ def _upper_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]:
         return found
     half = n // 2
     out = np.zeros_like(r)
-    out[:half, :half], out[half:, half:] = _upper_inverse(r[:half, :half]), _upper_inverse(r[half:, half:])
-    out[:half, half:] = -out[:half, :half] @ r[:half, half:] @ out[half:, half:]
+    for part in (slice(half), slice(half, n)):
+        out[part, part] = _upper_inverse(r[part, part], product)
+    out[:half, half:] = -product(product(out[:half, :half], r[:half, half:]), out[half:, half:])
     return out
 
 

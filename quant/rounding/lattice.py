@@ -16,6 +16,8 @@ from llmconv.quant.block import Bytes
 from llmconv.quant.kernels import lattice as kernels
 from llmconv.quant.kernels.terms import rules
 from llmconv.quant.rounding.grid import Codes, Grid
+from llmconv.quant.rounding.low import E4M3 as _E4M3
+from llmconv.quant.rounding.superscales import starts
 
 __all__ = ["mended", "searched"]
 
@@ -35,13 +37,15 @@ _SLACK = 1e-4
 """Of a level, what arithmetic in float32 may be off."""
 _WAYS = ((True, True, 0), (False, False, 0), (False, True, 0), (False, False, 1), (False, True, 1), (True, True, 1))
 """In what order superblocks are guessed, see `_by_sub_blocks`."""
+_MISSES = 2
+"""Superblocks that lie on no grid, after which no others are looked at one by one."""
 _MOST = 64
 """Scales on either side of one that are tried, at most."""
 
 
 def searched(grid: Grid) -> bool:
-    """Whether there is a search for the grid's scales: they are float16 numbers, and its levels stand alone."""
-    return grid.rule == rules.F16 and grid.book is None
+    """Whether there is a search for the grid's scales: its levels stand alone."""
+    return grid.book is None
 
 
 def mended(grid: Grid, rows: NDArray[Any], blocks: Bytes) -> Bytes:
@@ -55,6 +59,7 @@ def mended(grid: Grid, rows: NDArray[Any], blocks: Bytes) -> Bytes:
     made = blocks.reshape(-1, kind.layout.itemsize)
     wrong = np.flatnonzero((kind.decode(blocks).astype(rows.dtype) != rows).reshape(-1, size).any(axis=1))
     ways = _superblocks if grid.block < grid.span else _ends if grid.shifts[1] else _largest
+    ways = _listed if grid.rule != rules.F16 else ways
     if wrong.size:
         for found, codes in ways(grid, exact[wrong], rows.dtype, made[wrong]):
             if found.any():
@@ -81,6 +86,28 @@ def _largest(grid: Grid, x: NDArray[np.float32], dtype: Any, blocks: Bytes) -> F
         x = x[~good]
         if not len(x):
             return
+
+
+def _listed(grid: Grid, x: NDArray[np.float32], dtype: Any, blocks: Bytes) -> Found:
+    """Spans with a scale alone that is one of few numbers: each of them that could be is tried."""
+    spans = x.reshape(len(x), -1, grid.span)
+    largest = np.abs(spans).max(axis=-1)
+    scale, left = np.ones(largest.shape, np.float32), largest > 0
+    code = np.full(spans.shape, np.searchsorted(grid.levels, 0), np.int32)
+    middles = (grid.levels[1:] + grid.levels[:-1]) / 2
+    for step in _E4M3 if grid.rule == rules.E4M3 else np.ldexp(np.float32(1), np.arange(-127, 127)):
+        most = np.float64(1.01) * grid.levels[-1] * step
+        tried = np.nonzero(left & (largest <= most) & (largest >= step / 2))
+        if not tried[0].size:
+            continue
+        near = np.searchsorted(middles, spans[tried] / step)
+        values = (grid.levels[near] * step).astype(np.float32).astype(dtype).astype(np.float32)
+        fits = (values == spans[tried]).all(axis=-1)
+        where = tuple(index[fits] for index in tried)
+        code[where], scale[where], left[where] = near[fits], step, False
+    good = ~left.any(axis=1)
+    ones = np.ones(scale[good].shape, np.int32)
+    yield good, Codes(code.reshape(x.shape)[good], scale[good], ones, 0 * scale[good], 0 * ones)
 
 
 def _ends(grid: Grid, x: NDArray[np.float32], dtype: Any, blocks: Bytes) -> Found:
@@ -113,10 +140,33 @@ def _superblocks(grid: Grid, x: NDArray[np.float32], dtype: Any, blocks: Bytes) 
         good[whole], codes = _near(grid, x[whole], kind, lost, given)
         yield good, codes
         x = x[~good]
+    if grid.shifts[1] and len(x):
+        yield _one_by_one(grid, x, kind, lost)
 
 
-def _near(grid: Grid, x: NDArray[np.float32], kind: int, lost: float, start: Codes) -> tuple[NDArray[np.bool_], Codes]:
-    """Which spans fit scales and factors near given ones, and those."""
+def _one_by_one(grid: Grid, x: NDArray[np.float32], kind: int, lost: float) -> tuple[NDArray[np.bool_], Codes]:
+    """Superblocks by every scale that is possible (`superscales`); where some have none, the rest is not tried."""
+    good, misses = np.zeros(len(x), np.bool_), 0
+    made: list[list[Any]] = []
+    for i, row in enumerate(x):
+        for given in starts(grid, row, lost):
+            rows = np.broadcast_to(row, (len(given.scale), len(row)))
+            found, codes = _near(grid, np.ascontiguousarray(rows), kind, lost, given, every=True)
+            if found.any():
+                good[i] = True
+                made.append([array[:1] for array in codes.arrays()])
+                break
+        misses += not good[i]
+        if misses == _MISSES:
+            break
+    arrays: list[Any] = [np.concatenate(each) for each in zip(*made, strict=True)] or [np.empty((0, 0))] * 5
+    return good, Codes(*arrays)
+
+
+def _near(
+    grid: Grid, x: NDArray[np.float32], kind: int, lost: float, start: Codes, every: bool = False
+) -> tuple[NDArray[np.bool_], Codes]:
+    """Which spans fit scales and factors near given ones, and those.   every: whatever the factors and shifts."""
     n = len(x)
     given = np.stack([start.factor, start.shift], axis=-1).astype(np.int32)
     off = np.abs(x).max(axis=1) * lost
@@ -125,14 +175,15 @@ def _near(grid: Grid, x: NDArray[np.float32], kind: int, lost: float, start: Cod
     around = np.zeros((n, 2), np.int32)
     for i, whole in enumerate((steps, lows)):
         some = whole > 0
-        around[some, i] = np.minimum(off[some] / whole[some] / _HALF, _MOST - 1) + 1
+        near = off[some] / whole[some] / _HALF * (1 + every)  # what is given may be as far off itself
+        around[some, i] = np.minimum(near, _MOST - 1) + 1
     scale, low, code = np.zeros(n, np.float32), np.zeros(n, np.float32), np.empty(x.size, np.int32)
     kept, found = np.empty(given.size, np.int32), np.empty(n, np.uint8)
     kernels.by_search(
         x.reshape(-1), kind=kind, levels=grid.levels, uniform=grid.uniform, block=grid.block,
         limits=np.array([*grid.factors, *grid.shifts], np.int32), around=around.reshape(-1), given=given.reshape(-1),
-        scales=start.scale.reshape(-1), minimums=start.minimum.reshape(-1), new_scales=scale, new_minimums=low,
-        kept=kept, codes=code, found=found,
+        every=every, scales=start.scale.reshape(-1), minimums=start.minimum.reshape(-1), new_scales=scale,
+        new_minimums=low, kept=kept, codes=code, found=found,
     )  # fmt: skip
     good = found.astype(bool)
     pairs = kept.reshape(given.shape)[good]
@@ -175,7 +226,7 @@ def _ends_of(
     wide = most - least
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.nan_to_num((parts - least[..., None]) / wide[..., None])
-        noise = np.nan_to_num(2 * lost * np.abs(parts).max(axis=-1) / wide)
+        noise = np.nan_to_num(2 * lost * np.abs(parts).max(axis=-1) / wide, posinf=1e9)
     steps = np.zeros(wide.shape, np.int32)
     for count in range(1, len(grid.levels)):
         t = place * np.float32(count)

@@ -15,7 +15,7 @@ from llmconv.quant.kernels.terms.levels import E2M1
 from llmconv.quant.rounding.bits import as_float, gathered, spread
 from llmconv.quant.rounding.grid import Fields, Grid
 
-__all__ = ["LOW"]
+__all__ = ["E4M3", "LOW"]
 
 Blocks = NDArray[np.void]
 
@@ -34,6 +34,8 @@ def _e4m3() -> NDArray[np.float32]:
 
 
 _E4M3 = _e4m3()
+E4M3 = _E4M3[1:127]
+"""The scales of NVFP4, ascending, without 0."""
 
 
 def _read_mxfp4(blocks: Blocks) -> Fields:

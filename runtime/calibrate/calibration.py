@@ -20,7 +20,6 @@ from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
-from llmconv.formats.writing.checks import by_first
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
@@ -302,7 +301,7 @@ class OnText:
             how |= {"memory": self.memory}
             self.made = calibrate(checkpoint, self.text, **how)
             if kept is not None:
-                by_first(lambda: self._keep(kept))
+                self._keep(kept)
         return self.made
 
     def _mark(self, kept: Keeping) -> str:

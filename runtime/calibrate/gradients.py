@@ -20,11 +20,13 @@ from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.progress import Meter
 from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
-from llmconv.runtime.calibrate.layered import back_by_layers
-from llmconv.runtime.calibrate.moments import add_moments, moments
+from llmconv.runtime.calibrate.layered import Back, back_by_layers
+from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.shared import Sum, merged, turns
 from llmconv.runtime.calibrate.threads import given_back
-from llmconv.runtime.calibrate.watching import matrices, watching
+from llmconv.runtime.calibrate.watching import matrices, often, watching
 from llmconv.runtime.checks import not_finite
+from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
 from llmconv.runtime.sampling import generator_of
 from llmconv.runtime.streamed.weights import Weights
@@ -32,6 +34,7 @@ from llmconv.runtime.streamed.weights import Weights
 __all__ = ["EMBEDDING", "Gradients", "drawn", "gather", "row_groups"]
 
 EMBEDDING = "token_embd.weight"
+_HEADS = {"output.weight", EMBEDDING}
 _MOST_ROWS = 1024
 """Rows whose gradients' products are kept; a matrix with more is cut into groups of equal size."""
 
@@ -75,34 +78,61 @@ def row_groups(rows: int) -> list[slice]:
 
 def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> Gradients:
     """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn."""
-    tokens = sum(t.numel() for t in batches)
-    found, generator = _Gathering(model, tokens), generator_of(seed)
+    found, generator = _Gathering(model, sum(t.numel() for t in batches)), generator_of(seed)
     model.token_embd.watch_rows = found.embedded
     parts = list(_parts(model, batches))
+    heights = [torch.rand(part.numel(), 1, generator=generator) for part in parts]
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
             if isinstance(model.wants, Weights):
                 with back_by_layers(model, model.wants, parts) as run:
-                    run.forward()
-                    for i, part in enumerate(parts):
-                        run.at_the_end(i, lambda hidden: found.at_the_head(hidden, generator))
-                        meter(len(part), "gradients")
-                    run.back(found.settle)
+                    _by_layers(run, found, heights, meter)
             else:
-                found.room = {n: _squares(m.shape[-2]) for n, m in matrices(model).items() if n not in found.heads}
-                for part in parts:
-                    hidden = model.hidden(part.to(model.device))
-                    hidden.backward(found.at_the_head(hidden.detach(), generator))  # type: ignore[no-untyped-call]
-                    meter(len(part), "gradients")
+                _at_once(model, found, parts, heights, meter)
     finally:
         model.token_embd.watch_rows = None
-    found.room.clear()
-    found.logits.clear()
     result = found.result()
     given_back()
     often = torch.bincount(torch.cat([t.flatten() for t in batches]).cpu(), minlength=model.decoder.vocab_size)
     result.rows[EMBEDDING] = [Stored.from_array(EMBEDDING, (often / often.sum()).numpy())]
     return result
+
+
+def _at_once(model: Model, found: _Gathering, parts: Sequence[Tensor], heights: Sequence[Tensor], meter: Meter) -> None:
+    # room before all else: sums that lie between what a backward pass frees would keep it
+    every = found.expect(*found.layers)
+
+    def run(i: int) -> None:
+        found.part = i
+        hidden = model.hidden(parts[i].to(model.device))
+        hidden.backward(found.at_the_head(hidden.detach(), heights[i]))  # type: ignore[no-untyped-call]
+
+    for some in turns(len(parts), run):
+        found.ran(every, some)
+        meter(sum(len(parts[i]) for i in some), "gradients")
+
+
+def _by_layers(run: Back, found: _Gathering, heights: Sequence[Tensor], meter: Meter) -> None:
+    def head(i: int) -> None:
+        found.part = i
+        run.at_the_end(i, lambda hidden: found.at_the_head(hidden, heights[i]))
+
+    def back(layer: int, i: int) -> None:
+        found.part = i
+        run.back(layer, i)
+
+    run.forward()
+    ends = found.expect(-1)
+    for some in turns(len(heights), head):
+        found.ran(ends, some)
+        meter(sum(len(run.parts[i]) for i in some), "gradients")
+    for layer in reversed(range(len(run.model.blk))):
+        names = found.expect(layer)
+        for some in turns(len(heights), functools.partial(back, layer)):
+            found.ran(names, some)
+        found.settle(names)
+    for some in turns(len(heights), functools.partial(back, -1)):
+        found.ran(ends, some)
 
 
 def _parts(model: Model, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -112,14 +142,13 @@ def _parts(model: Model, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         yield from torch.split(tokens, max(1, _MOST_BYTES // (4 * numbers * tokens.shape[1])))
 
 
-def drawn(chances: Tensor, generator: torch.Generator, room: Tensor | None = None) -> Tensor:
-    """A label (N,) for each row of chances (N, labels): where its sum reaches a number drawn below one.
+def drawn(chances: Tensor, heights: Tensor, room: Tensor | None = None) -> Tensor:
+    """A label (N,) for each row of chances (N, labels): where its sum reaches a share (N, 1), drawn below one.
 
     room: as `chances`, for their sums.
     """
     sums = torch.cumsum(chances, -1, out=torch.empty_like(chances) if room is None else room)
-    height = torch.rand(len(chances), 1, generator=generator).to(chances.device) * sums[:, -1:]
-    found: Tensor = torch.searchsorted(sums, height)[:, 0]
+    found: Tensor = torch.searchsorted(sums, heights.to(chances.device) * sums[:, -1:])[:, 0]
     return found.clamp_(max=chances.shape[1] - 1)
 
 
@@ -136,53 +165,80 @@ def _weights_fixed(model: Model) -> Iterator[None]:
             p.requires_grad_(name in wanted)
 
 
-def _squares(rows: int) -> list[Tensor]:
-    return [torch.zeros(g.stop - g.start, g.stop - g.start) for g in row_groups(rows)]
+_EMBEDDING, _HEAD, _SPREAD = ":embedding", ":head", ":spread"
 
 
 class _Gathering:
-    """Sums, while batches run."""
+    """Sums, while batches run; of all processes together when they are asked for.
+
+    layers: the names of what is summed, by layer; -1: outside of them.   part: the number of what runs now.
+    """
 
     def __init__(self, model: Model, tokens: int):
-        self.model, self.n = model, tokens
-        self.settled: dict[str, list[Stored]] = {}
-        self.scratch = Scratch()
-        self.heads = {"output.weight", EMBEDDING}
-        self.tokens: dict[str, list[Tensor]] = {}
-        self.rows: dict[str, list[Tensor]] = {}
-        self.room: dict[str, list[Tensor]] = {}
-        """For `rows`, made before all else: sums that lie between what a backward pass frees would keep it."""
-        self.embedding: Tensor | None = None
-        self.head: Tensor | None = None
-        self.spread: Tensor | None = None
-        self.head_input: tuple[str, Tensor] | None = None
-        self.logits: dict[int, Tensor] = {}
+        self.model, self.n, self.part = model, tokens, 0
+        self._head_input: tuple[str, Tensor] | None = None
+        self._logits: dict[int, Tensor] = {}
+        self._modules = {n: m for n, m in matrices(model).items() if n not in _HEADS}
+        self._ends: dict[str, tuple[int, ...]] = {_EMBEDDING: (model.token_embd.shape[-1],) * 2}
+        if model.output is None:
+            self._ends[_HEAD] = self._ends[_EMBEDDING]
+        else:
+            self._ends[_SPREAD] = (model.output.shape[-2],)
+        self.layers: dict[int, list[str]] = {-1: [*self._ends]}
+        for name in self._modules:
+            self.layers.setdefault(int(name.split(".")[1]) if name.startswith("blk.") else -1, []).append(name)
+        self._often = often(model)
+        self._settled: dict[str, list[Stored]] = {}
+        self._scratch = Scratch()
+        self._tokens: dict[int, dict[str, list[Tensor]]] = {}
+        self._sums: dict[str, list[Sum]] = {}
+        self._met: dict[str, None] = {}
+
+    def expect(self, *layers: int) -> list[str]:
+        """Make room for what is summed there; its names."""
+        names = [name for layer in layers for name in self.layers.get(layer, [])]
+        self._sums |= {name: self._made(name) for name in names}
+        return names
+
+    def _made(self, name: str) -> list[Sum]:
+        if name in self._ends:
+            return [Sum(torch.zeros(self._ends[name]), True)]
+        module = self._modules[name]
+        apart = self._often or isinstance(module, ExpertLinear) or not name.startswith("blk.")
+        sizes = [group.stop - group.start for group in row_groups(module.shape[-2])]
+        return [Sum(torch.zeros(size, size), apart) for size in sizes]
+
+    def ran(self, names: Sequence[str], some: range) -> None:
+        """After parts that ran side by side."""
+        for name in names:
+            for total in self._sums[name]:
+                total.add(some)
 
     def embedded(self, ids: Tensor, rows: Tensor) -> None:
         rows.requires_grad_(True)
         rows.register_hook(self._embedding_gradient)  # type: ignore[no-untyped-call]
 
     def _embedding_gradient(self, g: Tensor) -> None:
-        new = moments(g.reshape(-1, g.shape[-1]).float()).cpu()
-        self.embedding = new if self.embedding is None else self.embedding.add_(new)
+        add_moments(self._sum(_EMBEDDING), g.reshape(-1, g.shape[-1]).float())
 
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        if name in self.heads:
-            self.head_input = name, x.detach()
+        if name in _HEADS:
+            self._head_input = name, x.detach()
         elif y is not None and y.requires_grad:
             y.register_hook(functools.partial(self._gradient, name))  # type: ignore[no-untyped-call]
 
-    def at_the_head(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss's gradient at the head's inputs (rows, tokens, dim), for labels drawn here; few logits at a time."""
-        parts = []
-        for part in torch.split(hidden.flatten(0, 1), max(1, _MOST_LOGITS // self.model.decoder.vocab_size)):
+    def at_the_head(self, hidden: Tensor, heights: Tensor) -> Tensor:
+        """The loss's gradient at the head's inputs (rows, tokens, dim), for labels that `heights` choose; few logits at
+        a time."""
+        parts, few = [], max(1, _MOST_LOGITS // self.model.decoder.vocab_size)
+        for part, height in zip(torch.split(hidden.flatten(0, 1), few), torch.split(heights, few), strict=True):
             part.requires_grad_(True)
             logits = self.model.head(part)
             chances = self._room(0, logits)
             torch.softmax(logits.detach().float(), -1, out=chances)
             if not bool(chances.sum(-1).isfinite().all()):
                 raise not_finite(self.model, "the logits of the calibration's text", True)
-            labels = drawn(chances, generator, self._room(1, logits))
+            labels = drawn(chances, height, self._room(1, logits))
             self._head(chances)
             chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
             logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
@@ -192,52 +248,70 @@ class _Gathering:
 
     def _room(self, which: int, like: Tensor) -> Tensor:
         """Working memory of some logits' size: to get it from the system anew takes longer than many a step in it."""
-        found = self.logits.get(which)
+        found = self._logits.get(which)
         if found is None or found.numel() < like.numel():
-            found = self.logits[which] = torch.empty(like.numel(), device=like.device)
+            found = self._logits[which] = torch.empty(like.numel(), device=like.device)
         return found[: like.numel()].view(like.shape)
 
     def _head(self, chances: Tensor) -> None:
         """The logits' Fisher information is known: diag(p) - p p', of which the trace is 1 - sum p²."""
-        if self.head_input is None:
+        if self._head_input is None:
             return
-        name, x = self.head_input
+        name, x = self._head_input
         squares = torch.mul(chances, chances, out=self._room(1, chances))
         weight = 1 - squares.sum(-1)
         if name == EMBEDDING:
-            new = moments(x.reshape(-1, x.shape[-1]).float(), weight).cpu()
-            self.head = new if self.head is None else self.head.add_(new)
+            add_moments(self._sum(_HEAD), x.reshape(-1, x.shape[-1]).float(), weight)
         else:
-            spread = (chances.sum(0) - squares.sum(0)).cpu()
-            self.spread = spread if self.spread is None else self.spread.add_(spread)
-        self.tokens.setdefault(name, []).append(weight.cpu())
+            self._sum(_SPREAD).add_((chances.sum(0) - squares.sum(0)).cpu())
+        self._of_tokens(name, weight)
 
     def _gradient(self, name: str, g: Tensor) -> None:
         flat = g.reshape(-1, g.shape[-1]).float()
         if not name_of_experts(name):
-            self.tokens.setdefault(name, []).append(flat.square().mean(-1).cpu())
-        if name not in self.rows:
-            self.rows[name] = self.room.pop(name, []) or _squares(flat.shape[-1])
-        for sums, group in zip(self.rows[name], row_groups(flat.shape[-1]), strict=True):
-            add_moments(sums, flat[:, group])
+            self._of_tokens(name, flat.square().mean(-1))
+        self._met[name] = None
+        for total, group in zip(self._sums[name], row_groups(flat.shape[-1]), strict=True):
+            add_moments(total.here, flat[:, group])
 
-    def settle(self) -> None:
+    def _sum(self, name: str) -> Tensor:
+        self._met[name] = None
+        return self._sums[name][0].here
+
+    def _of_tokens(self, name: str, values: Tensor) -> None:
+        self._tokens.setdefault(self.part, {}).setdefault(name, []).append(values.cpu())
+
+    def settle(self, names: Sequence[str]) -> None:
         """Put aside what is known of rows: all of their tokens have been."""
-        for name, parts in self.rows.items():
-            self.settled[name] = [self._aside(name, part / self.n) for part in parts]
-        self.rows.clear()
+        for name, sums in self._whole(names).items():
+            self._settled[name] = [self._aside(name, part.div_(self.n)) for part in sums]
+
+    def _whole(self, names: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Sums over all tokens, of the names that any of them went through; they are forgotten here."""
+        every = {name: [total.whole() for total in self._sums.pop(name)] for name in names}
+        met = merged({name: None for name in self._met if name in every})
+        return {name: every[name] for name in met}
 
     def _aside(self, name: str, matrix: Tensor) -> Stored:
-        kept = Rows(self.scratch, matrix.numpy().view(np.uint8))
+        kept = Rows(self._scratch, matrix.numpy().view(np.uint8))
         return Stored(name, tuple(matrix.shape), F32, lambda start, stop: kept[start:stop])
 
     def result(self) -> Gradients:
-        n = self.n
-        tokens = {name: torch.cat(parts) for name, parts in self.tokens.items()}
-        rows = dict(self.settled)
-        for name, parts in self.rows.items():  # as they are: a second copy would be much
+        self._logits.clear()
+        rows, n = dict(self._settled), self.n
+        found = self._whole([*self._sums])
+        ends = {name: found.pop(name)[0].div_(n) for name in self._ends if name in found}
+        for name, parts in found.items():  # as they are: a second copy would be much
             rows[name] = [Stored.from_array(name, part.div_(n).numpy()) for part in parts]
-        if self.spread is not None:
-            rows["output.weight"] = [Stored.from_array("output.weight", (self.spread / n).numpy())]
-        embedding = None if self.embedding is None else self.embedding / n
-        return Gradients(tokens, rows, embedding, None if self.head is None else self.head / n)
+        if _SPREAD in ends:
+            rows["output.weight"] = [Stored.from_array("output.weight", ends[_SPREAD].numpy())]
+        return Gradients(self._joined(), rows, ends.get(_EMBEDDING), ends.get(_HEAD))
+
+    def _joined(self) -> dict[str, Tensor]:
+        """The tokens' figures by name, in the order of the text."""
+        every = merged(self._tokens)
+        out: dict[str, list[Tensor]] = {}
+        for i in sorted(every):
+            for name, parts in every[i].items():
+                out.setdefault(name, []).extend(parts)
+        return {name: torch.cat(parts) for name, parts in out.items()}

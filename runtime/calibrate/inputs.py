@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmconv.runtime.calibrate.collecting import name_of_experts
+from llmconv.runtime.calibrate.layered import Between
 from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.shared import Sum, added, merged, turns
 from llmconv.runtime.calibrate.units import Unit
+from llmconv.runtime.calibrate.watching import often
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
@@ -31,11 +35,18 @@ class Inputs:
     counts: list[int]
 
 
-class _Sum:
-    def __init__(self, matrices: int, columns: int, weights: Tensor | None):
+class _Sums:
+    """Of one tensor's inputs, or of several that have the same.   apart: as `shared.Sum`'s."""
+
+    def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool):
         shared = matrices * columns * columns * 4 > _MOST_BYTES
-        self.h = [torch.zeros(columns, columns) for _ in range(1 if shared else matrices)]
+        apart = apart or (shared and matrices > 1)
+        self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else matrices)]
         self.counts, self.weights, self.at = [0] * matrices, weights, 0
+
+    def begin(self, before: int, tokens: int) -> None:
+        """A batch with so many of all tokens before it."""
+        self.at = 0 if self.weights is None else len(self.weights) * before // tokens
 
     def add(self, x: Tensor, part: int) -> bool:
         """Whether the inputs are finite."""
@@ -43,22 +54,91 @@ class _Sum:
         if self.weights is not None:
             weights = self.weights[self.at : self.at + len(flat)].to(flat.device)
             self.at += len(flat)
-        h = self.h[min(part, len(self.h) - 1)]
+        h = self.h[min(part, len(self.h) - 1)].here
         add_moments(h, flat, weights)
         self.counts[part] += len(flat)
         return bool(h.diagonal().sum().isfinite())
 
+    def ran(self, some: range) -> None:
+        for h in self.h:
+            h.add(some)
+
     def result(self) -> Inputs:
         """Means; an expert's, where it saw few tokens, is drawn towards that of all."""
-        total = max(1, sum(self.counts))
-        if len(self.h) == 1:
-            return Inputs([self.h[0].div_(total)], self.counts)
-        whole = torch.zeros_like(self.h[0])
-        for h in self.h:
+        every, counts = [h.whole() for h in self.h], added(self.counts)
+        total = max(1, sum(counts))
+        if len(every) == 1:
+            return Inputs([every[0].div_(total)], counts)
+        whole = torch.zeros_like(every[0])
+        for h in every:
             whole += h / total
         columns = whole.shape[0]
-        drawn = [h.add_(whole, alpha=columns).div_(n + columns) for h, n in zip(self.h, self.counts, strict=True)]
-        return Inputs(drawn, self.counts)
+        drawn = [h.add_(whole, alpha=columns).div_(n + columns) for h, n in zip(every, counts, strict=True)]
+        return Inputs(drawn, counts)
+
+
+class _Watching:
+    """What is known while a unit's batches run.   arguments as `inputs_of`'s."""
+
+    def __init__(
+        self, model: Model, unit: Unit, names: Collection[str], weights: Mapping[str, Tensor], until: Collection[str]
+    ):
+        self.model, self.unit, self.names, self.weights, self.until = model, unit, names, weights, until
+        self.sums: dict[str, _Sums] = {}
+        self.leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one of the same input
+        self.last: tuple[Tensor, str] | None = None
+        self.order: list[str] = []  # of a batch's products
+        self.ending: str | None = None
+        self.before, self.tokens = 0, 1
+
+    def run(self, states: Between, i: int) -> None:
+        state, tokens = states[i]
+        self.before, self.tokens = states.before(i)
+        for sums in self.sums.values():
+            sums.begin(self.before, self.tokens)
+        self.order.clear()
+        self.unit.watched(state, tokens, self.seen, self.ending)
+        self.ending = self.ending or self._ending()
+        self.last = None
+
+    def _ending(self) -> str | None:
+        """The last of a batch's products, if only its inputs are wanted: there a run has shown enough."""
+        last = self.order[-1] if self.order else ""
+        once = last in self.names and self.order.count(last) == 1
+        return last if once and isinstance(self.unit.modules[last], Linear) else None
+
+    def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
+        if name in self.until:
+            raise StopIteration
+        self.order.append(name)
+        if y is None or name not in self.names:
+            return
+        if name not in self.leaders:
+            last = self.last
+            alike = last is not None and last[0] is x and name not in self.weights and last[1] not in self.weights
+            self.leaders[name] = self.leaders[last[1]] if alike and last is not None else name
+        self.last = x, name
+        if self.leaders[name] != name:
+            return
+        if name not in self.sums:
+            self.sums[name] = self._sums(name, x.shape[-1])
+        if not self.sums[name].add(x, part or 0):
+            raise not_finite(self.model, f"the inputs of {name!r}", bool(x.isnan().any()))
+
+    def ran(self, some: range) -> None:
+        """After batches that ran side by side: what any of them went through is summed in all processes."""
+        self.leaders = merged(self.leaders)
+        columns = merged({name: sums.h[0].here.shape[0] for name, sums in self.sums.items()})
+        self.sums = {name: self.sums.get(name) or self._sums(name, width) for name, width in columns.items()}
+        for sums in self.sums.values():
+            sums.ran(some)
+
+    def _sums(self, name: str, columns: int) -> _Sums:
+        module = self.unit.modules[name]
+        matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
+        found = _Sums(matrices, columns, clipped(self.weights.get(name)), often(self.model))
+        found.begin(self.before, self.tokens)
+        return found
 
 
 def inputs_of(
@@ -66,54 +146,19 @@ def inputs_of(
     unit: Unit,
     names: Collection[str],
     weights: Mapping[str, Tensor],
-    states: Iterable[tuple[Tensor, Tensor]],
+    states: Between,
     until: Collection[str] = (),
 ) -> dict[str, Inputs]:
     """Of some of a unit's tensors, as far as tokens go through them; those of one input and no weights share the sums.
 
     weights: the squared gradient of each token, by tensor; absent where every token counts alike.
-    states: (states, tokens) a batch.   until: tensors at which a batch's run has shown enough.
+    states: of all batches; this process runs its own.   until: tensors at which a batch's run has shown enough.
     """
-    sums: dict[str, _Sum] = {}
-    leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one with the same input
-    last: tuple[Tensor, str] | None = None
-    order: list[str] = []  # of a batch's products
-
-    def seen(name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        nonlocal last
-        if name in until:
-            raise StopIteration
-        order.append(name)
-        if y is None or name not in names:
-            return
-        if name not in leaders:
-            alike = last is not None and last[0] is x and name not in weights and last[1] not in weights
-            leaders[name] = leaders[last[1]] if alike and last is not None else name
-        last = x, name
-        if leaders[name] != name:
-            return
-        if name not in sums:
-            module = unit.modules[name]
-            matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-            sums[name] = _Sum(matrices, x.shape[-1], clipped(weights.get(name)))
-        if not sums[name].add(x, part or 0):
-            raise not_finite(model, f"the inputs of {name!r}", bool(x.isnan().any()))
-
-    ending: str | None = None
-    for state, tokens in states:
-        order.clear()
-        unit.watched(state, tokens, seen, ending)
-        ending = ending or _ending(unit, order, names)
-        last = None
-    found = {name: s.result() for name, s in sums.items()}
-    return {name: found[leader] for name, leader in leaders.items()}
-
-
-def _ending(unit: Unit, order: Sequence[str], names: Collection[str]) -> str | None:
-    """The last of a batch's products, if only its inputs are wanted: there a run has shown enough."""
-    if not order or order[-1] not in names or order.count(order[-1]) > 1:
-        return None
-    return order[-1] if isinstance(unit.modules[order[-1]], Linear) else None
+    watching = _Watching(model, unit, names, weights, until)
+    for some in turns(len(states), functools.partial(watching.run, states)):
+        watching.ran(some)
+    found = {name: sums.result() for name, sums in watching.sums.items()}
+    return {name: found[leader] for name, leader in watching.leaders.items()}
 
 
 def clipped(weights: Tensor | None) -> Tensor | None:

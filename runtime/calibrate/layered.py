@@ -11,13 +11,14 @@ from torch import Tensor
 
 from llmconv.convert.reports.streaming import TooLittle
 from llmconv.errors import UsageError
+from llmconv.runtime.calibrate.shared import agreed_least, as_one, mine, several
 from llmconv.runtime.calibrate.watching import matrices
 from llmconv.runtime.measure.chunks import Running, Source
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.states import States
 from llmconv.runtime.streamed.weights import Weights
 
-__all__ = ["Between", "back_by_layers", "loaded", "prepare", "running", "there"]
+__all__ = ["Back", "Between", "back_by_layers", "loaded", "prepare", "running", "there"]
 
 _PIECE = 2048
 _SEARCHED = 16
@@ -33,11 +34,14 @@ def loaded(how: Running, source: Source, standard: bool) -> Model:
 
     standard: whether the moments of its gradients are kept.
     """
-    most, model = how.most(), how.model(source)
+    most = agreed_least(how.most())  # that all go the same way
+    how = dataclasses.replace(how, memory=most)
+    model = how.model(source)
     if isinstance(source, Model) or model.wants is not None or most is None or not model.decoder.layers_alone:
         return model
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     moments = sum(4 * m.shape[-2] * min(m.shape[-2], 1024) for m in matrices(model).values()) if standard else 0
+    moments += moments // several() if several() > 1 else 0  # what a batch adds, and a share of the sums
     if own + moments + _beside(model, 1) + own // 2 <= most:  # and the blocks that it becomes
         return model
     del model
@@ -63,7 +67,8 @@ def prepare(model: Model, batches: Sequence[Tensor], jobs: int = 1) -> None:
             "memory only; use a machine that has room for them, or --imatrix"
         )
     longest = max((batch.shape[1] for batch in batches), default=1)
-    model.wants.prepare(sum(batch.numel() for batch in batches), longest, _beside(model, jobs))
+    own = max((sum(batch.numel() for batch in batches[i :: several()]) for i in range(several())), default=0)
+    model.wants.prepare(own, longest, _beside(model, jobs))
 
 
 def _beside(model: Model, jobs: int) -> int:
@@ -75,16 +80,14 @@ def _beside(model: Model, jobs: int) -> int:
         searched = _SEARCHED * 4 * jobs * min(height, _PIECE) * width + _FACTORED * jobs * width * width
         tensor = max(tensor, 8 * count * height * width + searched)
         layer = name.split(".")[1] if name.startswith("blk.") else ""
-        sums[layer] += min(4 * count * width * width, _SUMS)
+        sums[layer] += (1 if several() == 1 else 2) * min(4 * count * width * width, _SUMS)  # and what a batch adds
         rows[layer] += 3 * 4 * height * min(height, 1024) if layer else 0
     return max(tensor + max(sums.values()), *rows.values())
 
 
 class Between:
-    """What a unit gives each batch, with the batch's tokens: in memory, or as far as a plan says in a file.
-
-    beside: whether there is another one, which has what the plan has room for.
-    """
+    """What a unit gives each of this process's batches, with the batch's tokens: in memory, or as far as a plan says in
+    a file.   beside: whether there is another one, which has what the plan has room for."""
 
     def __init__(self, model: Model, batches: Sequence[Tensor], beside: bool = False):
         self._batches = batches
@@ -95,8 +98,12 @@ class Between:
 
     def begin(self, made: Callable[[Tensor], Tensor]) -> None:
         """What the first unit is given, of each batch's tokens."""
-        for i, tokens in enumerate(self._batches):
-            self.put(i, made(tokens))
+        self._each(lambda i: made(self._batches[i]))
+
+    def before(self, i: int) -> tuple[int, int]:
+        """How many tokens stand before a batch, and how many there are."""
+        sizes = [batch.numel() for batch in self._batches]
+        return sum(sizes[:i]), sum(sizes)
 
     def put(self, i: int, value: Tensor) -> None:
         if self._states is None:
@@ -108,15 +115,19 @@ class Between:
         return (self._here[i] if self._states is None else self._states.get(i)), self._batches[i]
 
     def __len__(self) -> int:
+        """Of all processes' batches."""
         return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self[i] for i in range(len(self)))
 
     def advance(self, run: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Through the next unit."""
-        for i in range(len(self)):
-            self.put(i, run(*self[i]))
+        self._each(lambda i: run(*self[i]))
+
+    def _each(self, made: Callable[[int], Tensor]) -> None:
+        def run() -> None:
+            for i in mine(len(self)):
+                self.put(i, made(i))
+
+        as_one(run)
 
     def close(self) -> None:
         self._here.clear()
@@ -143,44 +154,47 @@ def there(model: Model, part: int | str) -> None:
         model.wants(part)
 
 
-class _Back:
-    """Parts of a text on their way through the layers and back; what went into each layer is kept, or its gradient."""
+class Back:
+    """Parts of a text on their way through the layers and back, this process's own; what went into each layer is kept,
+    or its gradient."""
 
     def __init__(self, model: Model, weights: Weights, parts: Sequence[Tensor]):
-        self._model, self._weights, self._parts = model, weights, parts
+        self.model, self.parts, self._weights = model, parts, weights
         self._states = States(weights.plan.states, model.device)
 
     def forward(self) -> None:
-        for i in range(len(self._parts)):
+        as_one(self._forward)
+
+    def _forward(self) -> None:
+        own = mine(len(self.parts))
+        for i in own:
             self._put(0, i, self._begun(i))
-        for layer in range(len(self._model.blk)):
-            for i in range(len(self._parts)):
+        for layer in range(len(self.model.blk)):
+            for i in own:
                 self._put(layer + 1, i, self._through(layer, i, self._entered(layer, i)))
 
     def at_the_end(self, i: int, gradient: Callable[[Tensor], Tensor]) -> None:
         """From the last layer's results of part `i` to their gradient; `gradient`: of what the head is given."""
-        layer = len(self._model.blk)
+        layer = len(self.model.blk)
         entered = self._entered(layer, i)
-        hidden = self._model.end(entered)
+        hidden = self.model.end(entered)
         self._return(layer, i, entered, hidden, gradient(hidden.detach()))
 
-    def back(self, settle: Callable[[], None]) -> None:
-        """From the last layer to the embedding; `settle` is called when all parts have been through a layer."""
+    def back(self, layer: int, i: int) -> None:
+        """From the gradient of what a layer gives to that of what it is given; -1: of the embedding."""
         self._weights.onward = -1
-        for layer in reversed(range(len(self._model.blk))):
-            for i in range(len(self._parts)):
-                entered = self._entered(layer, i)
-                self._return(layer, i, entered, self._through(layer, i, entered), self._entered(layer + 1, i))
-            settle()
-        for i in range(len(self._parts)):
+        if layer < 0:
             self._begun(i).backward(self._entered(0, i).detach())  # type: ignore[no-untyped-call]
+            return
+        entered = self._entered(layer, i)
+        self._return(layer, i, entered, self._through(layer, i, entered), self._entered(layer + 1, i))
 
     def _begun(self, i: int) -> Tensor:
-        tokens = self._parts[i].to(self._model.device)
-        return self._model.begin(tokens, self._model.step(tokens))
+        tokens = self.parts[i].to(self.model.device)
+        return self.model.begin(tokens, self.model.step(tokens))
 
     def _through(self, layer: int, i: int, entered: Tensor) -> Tensor:
-        return self._model.through(layer, entered, self._model.step(self._parts[i].to(self._model.device)))
+        return self.model.through(layer, entered, self.model.step(self.parts[i].to(self.model.device)))
 
     def _return(self, layer: int, i: int, entered: Tensor, given: Tensor, gradient: Tensor) -> None:
         given.backward(gradient.detach())  # type: ignore[no-untyped-call]
@@ -188,15 +202,15 @@ class _Back:
         self._put(layer, i, entered.grad)
 
     def _put(self, layer: int, i: int, value: Tensor) -> None:
-        self._states.put(layer * len(self._parts) + i, value.detach())
+        self._states.put(layer * len(self.parts) + i, value.detach())
 
     def _entered(self, layer: int, i: int) -> Tensor:
-        return self._states.get(layer * len(self._parts) + i).detach().requires_grad_(True)
+        return self._states.get(layer * len(self.parts) + i).detach().requires_grad_(True)
 
 
 @contextlib.contextmanager
-def back_by_layers(model: Model, weights: Weights, parts: Sequence[Tensor]) -> Iterator[_Back]:
-    run = _Back(model, weights, parts)
+def back_by_layers(model: Model, weights: Weights, parts: Sequence[Tensor]) -> Iterator[Back]:
+    run = Back(model, weights, parts)
     try:
         yield run
     finally:

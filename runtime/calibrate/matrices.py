@@ -1,17 +1,21 @@
-"""Rounding one tensor: its rows in pieces that don't depend on each other, on threads."""
+"""Rounding tensors: their rows in pieces that don't depend on each other, on threads, by one process or by several."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-from collections.abc import Sequence
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from llmconv.formats.tensor import Tensor as Stored
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.rounding.descent import Metric, Order, rounded, spread_errors
@@ -19,10 +23,20 @@ from llmconv.quant.rounding.grid import Codes, Grid
 from llmconv.quant.rounding.groups import grid_of
 from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
-from llmconv.runtime.calibrate.threads import each, product
+from llmconv.runtime.calibrate.threads import each, product, root
 
-__all__ = ["LONG", "SHORT", "Rounded", "Search", "loss_of", "plain_losses", "round_tensor"]
+__all__ = [
+    "LONG",
+    "SHORT",
+    "Rounded",
+    "Search",
+    "ToRound",
+    "losses_of_blocks",
+    "plain_losses",
+    "round_tensors",
+]
 
+R = TypeVar("R")
 Floats = NDArray[np.float32]
 
 _DAMP, _DAMP_ROWS = 0.01, 0.03
@@ -70,26 +84,61 @@ class Rounded:
         return Rounded(np.concatenate(parts), self.before, self.before, self.importance)
 
 
+@dataclass(frozen=True)
+class ToRound:
+    """A tensor of (matrices, rows, columns), which is `shape`.
+
+    read: some rows of one of its matrices.   kind: what it becomes.   gradients: `Gradients.rows` of it (the same for
+    all its matrices), or None.
+    """
+
+    shape: tuple[int, int, int]
+    read: Callable[[int, slice], Floats]
+    kind: type[BlockType]
+    inputs: Inputs
+    gradients: Sequence[Stored] | None
+
+    @property
+    def coupled(self) -> bool:
+        """Whether what errors in one row cost depends on those in others."""
+        return self.gradients is not None and len(self.gradients[0].shape) == 2
+
+    def numbers(self) -> Floats:
+        """All of its weights, in `shape`."""
+        return np.stack([self.read(matrix, slice(0, self.shape[1])) for matrix in range(self.shape[0])])
+
+
 class _Columns:
     """What errors in columns cost.   h: (columns, columns) float32, of inputs."""
 
     def __init__(self, h: Floats):
-        self.h = h
+        self.h, self._one = h, threading.Lock()
+        self._damped: Floats | None = None
+        self._order: Order | None = None
 
-    @functools.cached_property
+    @property
     def damped(self) -> Floats:
-        return _damped(self.h, _DAMP)
+        with self._one:
+            return self._as_damped()
+
+    @property
+    def order(self) -> Order:
+        with self._one:
+            if self._order is None:
+                self._order = Order.of(self._as_damped(), product, root)
+            return self._order
 
     def gradient(self, error: Floats, turned: Floats) -> Floats:
         """E times the damped matrix.   turned: E H."""
-        diagonal, made = np.diag(self.h), np.diag(self.damped)
         mean = _mean(self.h)
-        found: Floats = error * (made - diagonal / mean) + turned / mean
+        added = np.diag(self.damped) - np.diag(self.h) / mean
+        found: Floats = error * added + turned / mean
         return found
 
-    @functools.cached_property
-    def order(self) -> Order:
-        return Order.of(self.damped)
+    def _as_damped(self) -> Floats:
+        if self._damped is None:
+            self._damped = _damped(self.h, _DAMP)
+        return self._damped
 
 
 @dataclass(frozen=True)
@@ -97,24 +146,27 @@ class _Piece:
     """Rows, and what their errors cost.   f: of rows that belong together.   counts: of rows that don't, how much each
     counts.   share: what the loss of these rows is multiplied with."""
 
-    rows: slice
-    h: Floats
+    columns: _Columns
     f: Floats | None
     counts: Floats | None
     share: float
 
     def loss(self, error: Floats, turned: Floats | None = None) -> float:
         """turned: E H, where that is there."""
-        turned = product(error, self.h) if turned is None else turned
+        turned = product(error, self.columns.h) if turned is None else turned
         if self.counts is None:
             turned = turned if self.f is None else product(self.f, turned)
             return self.share * float(np.einsum("ij,ij->", error, turned, dtype=np.float64))
         each = np.einsum("ij,ij->i", error, turned, dtype=np.float64)
         return self.share * float(each @ self.counts)
 
+    def error(self, kind: type[BlockType], blocks: Bytes, weights: Floats) -> float:
+        """What these blocks cost."""
+        return self.loss(kind.decode(blocks).astype(np.float32) - weights)
+
     def plain(self, weights: Floats, kind: type[BlockType]) -> Bytes:
         """Each weight rounded by itself, scales chosen by the columns' importance."""
-        return _plain(weights, kind, np.ascontiguousarray(np.diag(self.h)))
+        return _plain(weights, kind, np.ascontiguousarray(np.diag(self.columns.h)))
 
 
 def _plain(weights: Floats, kind: type[BlockType], importance: Floats) -> Bytes:
@@ -122,116 +174,157 @@ def _plain(weights: Floats, kind: type[BlockType], importance: Floats) -> Bytes:
     return kind.encode(np.ascontiguousarray(weights), given)
 
 
-def _pieces(weights: Floats, inputs: Inputs, gradients: Sequence[Tensor] | None) -> list[_Piece]:
-    """The pieces of (matrices, rows, columns); see `round_tensor`."""
-    matrices, height, _ = weights.shape
-    seen, out = sum(inputs.counts) or 1, []
-    together = gradients is not None and gradients[0].dim() == 2
-    groups = row_groups(height) if together else [slice(s, min(s + _PIECE, height)) for s in range(0, height, _PIECE)]
-    for m in range(matrices):
-        h = inputs.h[min(m, len(inputs.h) - 1)].numpy()
-        for i, group in enumerate(groups):
-            rows = slice(m * height + group.start, m * height + group.stop)
-            f = gradients[i].float().numpy() if together and gradients is not None else None
-            counts = None if gradients is None or together else gradients[0][group].float().numpy()
-            share = 0.5 * (inputs.counts[m] / seen if matrices > 1 else 1.0)  # a token goes through some experts only
-            out.append(_Piece(rows, h, f, counts, share))
-    if gradients is not None:
-        return out
-    flat = weights.reshape(-1, weights.shape[-1])
-    squares = sum(_Piece(p.rows, p.h, None, None, 1.0).loss(_rows(flat, p)) for p in out)
-    return [_Piece(p.rows, p.h, None, None, 1 / squares if squares > 0 else 0.0) for p in out]
+@dataclass(frozen=True)
+class _Place:
+    """Where a piece is: tensor number, matrix, rows of it, and which of the groups of rows these are."""
+
+    tensor: int
+    matrix: int
+    rows: slice
+    group: int
 
 
-def _rows(flat: Floats, piece: _Piece) -> Floats:
-    return np.ascontiguousarray(flat[piece.rows], np.float32)
+def _places(tensors: Sequence[ToRound]) -> list[_Place]:
+    found = []
+    for t, tensor in enumerate(tensors):
+        matrices, height, _ = tensor.shape
+        pieces = [slice(s, min(s + _PIECE, height)) for s in range(0, height, _PIECE)]
+        for m in range(matrices):
+            groups = row_groups(height) if tensor.coupled else pieces
+            found += [_Place(t, m, rows, i) for i, rows in enumerate(groups)]
+    return found
 
 
-def round_tensor(
-    weights: Floats,
-    kind: type[BlockType],
-    inputs: Inputs,
-    gradients: Sequence[Tensor] | None,
-    jobs: int = 1,
-    search: Search = SHORT,
-) -> Rounded:
-    """Round all matrices of a tensor.
+def _cost(tensor: ToRound, place: _Place) -> float:
+    """Of a search, about: sums over columns, and over rows where they are coupled."""
+    rows, columns = place.rows.stop - place.rows.start, tensor.shape[2]
+    return float(rows) * columns * (columns + (rows if tensor.coupled else 0))
 
-    weights: (matrices, rows, columns).   gradients: `Gradients.rows` of the tensor (the same for all its matrices), or
-    None.   A type without a grid of its own is rounded by the importance of its columns.
+
+class _Shared:
+    """What pieces have in common that are of the same inputs: made once, kept until the last of them is done."""
+
+    def __init__(self, tensors: Sequence[ToRound], places: Sequence[_Place]):
+        self._left = Counter(id(tensors[place.tensor].inputs) for place in places)
+        self._made: dict[int, _Columns] = {}
+        self._one = threading.Lock()
+
+    def of(self, inputs: Inputs, matrix: int) -> _Columns:
+        if len(inputs.h) > 1:
+            return _Columns(inputs.h[matrix].numpy())
+        with self._one:
+            return self._made.setdefault(id(inputs), _Columns(inputs.h[0].numpy()))
+
+    def done(self, inputs: Inputs) -> None:
+        with self._one:
+            self._left[id(inputs)] -= 1
+            if not self._left[id(inputs)]:
+                self._made.pop(id(inputs), None)
+
+
+def _of_each(
+    tensors: Sequence[ToRound], look: Callable[[ToRound, _Place, _Piece, Floats], R], jobs: int
+) -> Iterator[tuple[ToRound, list[R]]]:
+    """Each tensor with what is found of its pieces, by one process or by several."""
+    places = _places(tensors)
+    shared = _Shared(tensors, places)
+
+    @torch.inference_mode()
+    def work(place: _Place) -> R:
+        tensor = tensors[place.tensor]
+        weights = np.ascontiguousarray(tensor.read(place.matrix, place.rows), np.float32)
+        try:
+            return look(tensor, place, _piece(tensor, place, shared), weights)
+        finally:
+            shared.done(tensor.inputs)
+
+    costs = [_cost(tensors[place.tensor], place) for place in places]
+    counts = Counter(place.tensor for place in places)
+    with contextlib.closing(each(work, places, jobs, costs)) as made:
+        for i, tensor in enumerate(tensors):
+            yield tensor, list(itertools.islice(made, counts[i]))
+
+
+def _piece(tensor: ToRound, place: _Place, shared: _Shared) -> _Piece:
+    f = counts = None
+    share, own = 1.0, tensor.inputs.counts
+    if tensor.gradients is not None:
+        stored = tensor.gradients[place.group if tensor.coupled else 0].numpy()
+        if tensor.coupled:
+            f = np.asarray(stored, np.float32)
+        else:
+            counts = np.asarray(stored[place.rows], np.float32)
+        # a token goes through some experts only
+        share = 0.5 * (own[place.matrix] / (sum(own) or 1) if tensor.shape[0] > 1 else 1.0)
+    return _Piece(shared.of(tensor.inputs, place.matrix), f, counts, share)
+
+
+def _scale(tensor: ToRound, squares: Iterable[float]) -> float:
+    """What losses are multiplied with: where gradients are unknown they are shares of the results' squares."""
+    if tensor.gradients is not None:
+        return 1.0
+    total = sum(squares)
+    return 1 / total if total > 0 else 0.0
+
+
+def _squares(tensor: ToRound, piece: _Piece, weights: Floats) -> float:
+    return piece.loss(weights) if tensor.gradients is None else 0.0
+
+
+def round_tensors(tensors: Sequence[ToRound], jobs: int = 1, search: Search = SHORT) -> Generator[Rounded]:
+    """Round tensors, of a layer: each as soon as it and those before it are done.
+
+    A type without a grid of its own is rounded by the importance of its columns.
     """
-    flat = weights.reshape(-1, weights.shape[-1])
-    pieces = _pieces(weights, inputs, gradients)
-    shared = _shared(inputs, kind)
 
-    def work(piece: _Piece) -> tuple[Bytes, float, float]:
-        return _rounded(_rows(flat, piece), kind, piece, shared or _Columns(piece.h), search)
+    def look(tensor: ToRound, _: _Place, piece: _Piece, weights: Floats) -> tuple[Bytes, float, float, float]:
+        return *_rounded(weights, tensor.kind, piece, search), _squares(tensor, piece, weights)
 
-    found = each(work, pieces, jobs)
-    before, after = (sum(item[i] for item in found) for i in (1, 2))
-    importance = [np.ascontiguousarray(np.diag(h.numpy())) for h in inputs.h]
-    return Rounded(np.concatenate([item[0] for item in found]), before, after, importance)
-
-
-def _shared(inputs: Inputs, kind: type[BlockType]) -> _Columns | None:
-    """What all pieces have in common, made before they are searched side by side; None where matrices differ in it."""
-    if len(inputs.h) > 1:
-        return None
-    columns = _Columns(inputs.h[0].numpy())
-    grid = grid_of(kind)
-    if grid is not None:
-        _ = columns.damped if grid.book else columns.order
-    return columns
+    for tensor, found in _of_each(tensors, look, jobs):
+        blocks, before, after, squares = zip(*found, strict=True)
+        scale = _scale(tensor, squares)
+        importance = [np.ascontiguousarray(np.diag(h.numpy())) for h in tensor.inputs.h]
+        yield Rounded(np.concatenate(blocks), scale * sum(before), scale * sum(after), importance)
 
 
 def plain_losses(
-    weights: Floats,
-    kinds: Sequence[type[BlockType]],
-    inputs: Inputs,
-    gradients: Sequence[Tensor] | None,
-    jobs: int = 1,
-) -> list[float]:
-    """What plain rounding to each of several types is predicted to cost; arguments as `round_tensor`'s."""
-    flat = weights.reshape(-1, weights.shape[-1])
-    pieces = _pieces(weights, inputs, gradients)
+    tensors: Sequence[ToRound], kinds: Sequence[Sequence[type[BlockType]]], jobs: int = 1
+) -> Iterator[list[float]]:
+    """What plain rounding to each of several types, of each tensor its own, is predicted to cost."""
 
-    def losses(piece: _Piece) -> list[float]:
-        rows = _rows(flat, piece)
-        return [piece.loss(kind.decode(piece.plain(rows, kind)).astype(np.float32) - rows) for kind in kinds]
+    def look(tensor: ToRound, place: _Place, piece: _Piece, weights: Floats) -> list[float]:
+        own = [piece.error(kind, piece.plain(weights, kind), weights) for kind in kinds[place.tensor]]
+        return [*own, _squares(tensor, piece, weights)]
 
-    return [sum(column) for column in zip(*each(losses, pieces, jobs), strict=True)]
+    for tensor, found in _of_each(tensors, look, jobs):
+        *losses, squares = zip(*found, strict=True)
+        yield [_scale(tensor, squares) * sum(column) for column in losses]
 
 
-def loss_of(
-    weights: Floats,
-    kind: type[BlockType],
-    blocks: Bytes | Rows,
-    inputs: Inputs,
-    gradients: Sequence[Tensor] | None,
-    jobs: int = 1,
-) -> float:
-    """What these blocks are predicted to cost; arguments as `round_tensor`'s."""
-    flat = weights.reshape(-1, weights.shape[-1])
+def losses_of_blocks(tensors: Sequence[ToRound], blocks: Sequence[Bytes | Rows], jobs: int = 1) -> Iterator[float]:
+    """What the blocks of each tensor are predicted to cost."""
 
-    def loss(piece: _Piece) -> float:
-        return piece.loss(kind.decode(blocks[piece.rows]).astype(np.float32) - _rows(flat, piece))
+    def look(tensor: ToRound, place: _Place, piece: _Piece, weights: Floats) -> tuple[float, float]:
+        start = place.matrix * tensor.shape[1]
+        own = blocks[place.tensor][start + place.rows.start : start + place.rows.stop]
+        return piece.error(tensor.kind, own, weights), _squares(tensor, piece, weights)
 
-    return float(sum(each(loss, _pieces(weights, inputs, gradients), jobs)))
+    for tensor, found in _of_each(tensors, look, jobs):
+        losses, squares = zip(*found, strict=True)
+        yield _scale(tensor, squares) * sum(losses)
 
 
-def _rounded(
-    weights: Floats, kind: type[BlockType], piece: _Piece, columns: _Columns, search: Search
-) -> tuple[Bytes, float, float]:
+def _rounded(weights: Floats, kind: type[BlockType], piece: _Piece, search: Search) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
     error = kind.decode(plain) - weights
-    turned = product(error, piece.h)
+    turned = product(error, piece.columns.h)
     before = piece.loss(error, turned)
     grid = grid_of(kind)
     if grid is None or not before > 0:
         return plain, before, before
-    start = _Start(grid.unpack(plain), error, columns.gradient(error, turned))
-    blocks = _searched(grid, start, weights, piece, columns, search)
+    start = _Start(grid.unpack(plain), error, piece.columns.gradient(error, turned))
+    blocks = _searched(grid, start, weights, piece, search)
     after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
@@ -244,11 +337,11 @@ class _Start(NamedTuple):
     gradient: Floats
 
 
-def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, columns: _Columns, search: Search) -> Bytes:
+def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, search: Search) -> Bytes:
     """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
-    metric = Metric(columns.damped, None, product)
+    metric = Metric(piece.columns.damped, None, product)
     if grid.book is None:
-        codes = spread_errors(grid, start.codes, weights, columns.order, product)
+        codes = spread_errors(grid, start.codes, weights, piece.columns.order, product)
         error = grid.values(codes) - weights
         ordered = _Start(codes, error, metric.gradient(error))
         start = min(ordered, start, key=lambda found: np.vdot(found.error, found.gradient))
@@ -264,8 +357,7 @@ def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, columns
 
 def _damped(matrix: Floats, share: float) -> Floats:
     """Positive definite, with a mean diagonal of one."""
-    mean = _mean(matrix)
-    out = matrix / mean if matrix.any() else np.eye(len(matrix), dtype=np.float32)
+    out = matrix / _mean(matrix) if matrix.any() else np.eye(len(matrix), dtype=np.float32)
     dead = np.diag(out) <= 0
     out[dead, dead] = 1.0
     out[np.diag_indices(len(out))] += np.float32(share)

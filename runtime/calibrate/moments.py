@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-__all__ = ["add_moments", "moments"]
+__all__ = ["add_moments"]
 
 _STEP = 256
 """Columns at a time: few enough that not much is computed twice, enough that a product is fast."""
 
 
-def moments(x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum of w x x' over tokens x (N, columns), float32: (columns, columns).   weights: (N,), of tokens."""
-    return add_moments(torch.zeros(x.shape[1], x.shape[1], device=x.device), x, weights)
-
-
 def add_moments(out: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`moments` added to `out`, which may be on the CPU where `x` is not."""
+    """Add the sum of w x x' over tokens x (N, columns), float32, to `out` (columns, columns), which may be on the CPU
+    where `x` is not.   weights: (N,), of tokens."""
     left = x if weights is None else x * weights[:, None]
     for start in range(0, x.shape[1], _STEP):
         here = slice(start, start + _STEP)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +25,24 @@ from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
 from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import Between, running, there
-from llmconv.runtime.calibrate.matrices import LONG, SHORT, Rounded, loss_of, plain_losses, round_tensor
-from llmconv.runtime.calibrate.targets import Shift, shifts_of, target
+from llmconv.runtime.calibrate.matrices import (
+    LONG,
+    SHORT,
+    Rounded,
+    ToRound,
+    losses_of_blocks,
+    plain_losses,
+    round_tensors,
+)
+from llmconv.runtime.calibrate.targets import Shift, aimed, shifts_of
 from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
+from llmconv.runtime.products import dense
 from llmconv.runtime.streamed.weights import Weights
 
-__all__ = ["Calibrated", "compare_losses", "losses_of", "numbers", "round_model"]
+__all__ = ["Calibrated", "compare_losses", "losses_of", "round_model"]
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -47,6 +58,12 @@ class Calibrated:
     batches: Sequence[Tensor]
     gradients: Gradients
     longer: bool = False
+
+    def to_round(self, name: str, module: Stored, kind: type[BlockType], inputs: Inputs) -> ToRound:
+        """A tensor with what is known of it."""
+        shape = module.shape if len(module.shape) > 2 else (1, *module.shape)
+        rows = functools.partial(_rows_of, module)
+        return ToRound((shape[0], shape[1], shape[2]), rows, kind, inputs, self.gradients.rows.get(name))
 
 
 @dataclass
@@ -74,7 +91,7 @@ class _Pass:
             return False
         first = next(iter(modules))
         if first != EMBEDDING:
-            there(self.model, int(first.split(".")[1]) if first.startswith("blk.") else HEAD)
+            there(self.model, _part(first))
         for name, module in modules.items():
             if name in self.done:
                 made = self.found[name] = self.done[name]
@@ -87,19 +104,19 @@ class _Pass:
         if self.kept is not None:
             self.kept.settle(first)
 
-    def round(self, name: str, module: Stored, inputs: Inputs, gradients: Sequence[Tensor] | None) -> None:
-        """Round a tensor, and let the model go on with what it has become."""
-        kind = self.kinds[name]
-        weights = numbers(module)
-        if name in self.shifts:
-            weights = target(weights[0], self.shifts.pop(name))[None]
+    def round(self, inputs: Mapping[str, Inputs], modules: Mapping[str, Stored]) -> None:
+        """Round tensors of a layer, and let the model go on with what they have become."""
+        tensors = [self.known.to_round(name, modules[name], self.kinds[name], inputs[name]) for name in inputs]
+        shifted = [self.shifts.pop(name, None) for name in inputs]
+        tensors = [t if s is None else aimed(t, s) for t, s in zip(tensors, shifted, strict=True)]
         search = LONG if self.known.longer else SHORT
-        made = round_tensor(weights, kind, inputs, gradients, self.jobs, search)
-        replace(module, kind, made.blocks)
-        self.found[name] = made if self.scratch is None else made.aside(self.scratch)
-        if self.kept is not None:
-            self.kept.add(name, made)
-        self.meter(weights.size, name)
+        with contextlib.closing(round_tensors(tensors, self.jobs, search)) as made_of:
+            for name, made in zip(inputs, made_of, strict=True):
+                replace(modules[name], self.kinds[name], made.blocks)
+                self.found[name] = made if self.scratch is None else made.aside(self.scratch)
+                if self.kept is not None:
+                    self.kept.add(name, made)
+                self.meter(math.prod(modules[name].shape), name)
 
 
 def replace(module: Stored, kind: type[BlockType], blocks: Bytes | Rows) -> None:
@@ -146,14 +163,20 @@ def round_model(
     return run.found
 
 
+def _rows_of(module: Stored, matrix: int, rows: slice) -> Floats:
+    weight = module.weight[matrix, rows] if len(module.shape) > 2 else module.weight[rows]
+    values: Floats = dense(weight, module.block_type, torch.float32).detach().cpu().numpy()
+    return values
+
+
 def losses_of(model: Model, known: Calibrated, kinds: Offers, jobs: int | None, meter: Meter) -> dict[str, list[float]]:
     """What rounding each tensor plainly to each of its types is predicted to cost, all others being exact."""
 
-    def look(name: str, weights: Floats, inputs: Inputs) -> list[float]:
-        return plain_losses(weights, kinds[name], inputs, known.gradients.of_rows(name), threads(jobs))
+    def look(names: Sequence[str], tensors: Sequence[ToRound]) -> Iterator[list[float]]:
+        return plain_losses(tensors, [kinds[name] for name in names], threads(jobs))
 
     with running(model, known.batches, threads(jobs)) as states:
-        return _of_each(model, known, kinds, look, meter, states)
+        return _of_each(model, known, {name: offered[0] for name, offered in kinds.items()}, look, meter, states)
 
 
 def compare_losses(
@@ -161,57 +184,47 @@ def compare_losses(
 ) -> dict[str, tuple[float, float]]:
     """What tensors rounded plainly and as they are made are predicted to cost on other batches, each alone."""
 
-    def look(name: str, weights: Floats, inputs: Inputs) -> tuple[float, float]:
-        rows, kind, found = known.gradients.of_rows(name), kinds[name], made[name]
-        plain, now = (
-            loss_of(weights, kind, blocks, inputs, rows, threads(jobs))
-            for blocks in (found.plainly(weights, kind).blocks, found.blocks)
-        )
-        return plain, now
+    def look(names: Sequence[str], tensors: Sequence[ToRound]) -> Iterator[tuple[float, float]]:
+        plain = [made[name].plainly(t.numbers(), t.kind).blocks for name, t in zip(names, tensors, strict=True)]
+        own = (plain, [made[name].blocks for name in names])
+        return zip(*(losses_of_blocks(tensors, blocks, threads(jobs)) for blocks in own), strict=True)
 
     with running(model, known.batches, threads(jobs)) as states:
-        return _of_each(model, known, made, look, meter, states)
+        return _of_each(model, known, {name: kinds[name] for name in made}, look, meter, states)
 
 
 @torch.inference_mode()
 def _of_each(
     model: Model,
     known: Calibrated,
-    names: Collection[str],
-    look: Callable[[str, Floats, Inputs], T],
+    kinds: Kinds,
+    look: Callable[[Sequence[str], Sequence[ToRound]], Iterator[T]],
     meter: Meter,
     states: Between,
 ) -> dict[str, T]:
-    """What is found of each tensor's weights, (matrices, rows, columns), and inputs, in a model that stays as it is."""
+    """What is found of the tensors of `kinds`, layer by layer, in a model that stays as it is."""
     found: dict[str, T] = {}
     metric = known.gradients.embedding_metric()
 
-    def add(name: str, module: Stored, inputs: Inputs) -> None:
-        weights = numbers(module)
-        found[name] = look(name, weights, inputs)
-        meter(weights.size, name)
+    def add(modules: Mapping[str, Stored], inputs: Mapping[str, Inputs]) -> None:
+        tensors = [known.to_round(name, modules[name], kinds[name], inputs[name]) for name in inputs]
+        for name, item in zip(inputs, look([*inputs], tensors), strict=True):
+            found[name] = item
+            meter(math.prod(modules[name].shape), name)
 
     with one_thread():
-        if EMBEDDING in names and metric is not None:
+        if EMBEDDING in kinds and metric is not None:
             there(model, WORDS)
-            add(EMBEDDING, model.token_embd, _at_rows(metric, known))
+            add({EMBEDDING: model.token_embd}, {EMBEDDING: _at_rows(metric, known)})
         states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
             for own, later in _layers(model, unit):
-                wanted = [name for name in own if name in names and name not in found]
-                for name, inputs in _inputs(model, known, unit, wanted, later, states).items():
-                    add(name, unit.modules[name], inputs)
+                wanted = [name for name in own if name in kinds and name not in found]
+                add(unit.modules, _inputs(model, known, unit, wanted, later, states))
             if unit.name != "output":
                 states.advance(unit.run)
             given_back()
     return found
-
-
-def numbers(module: Stored) -> Floats:
-    """A module's weights, (matrices, rows, columns)."""
-    shape = module.shape
-    values: Floats = module.dense(torch.float32).detach().cpu().numpy()
-    return values.reshape((1, *shape) if len(shape) == 2 else shape)
 
 
 def _embedding(run: _Pass) -> None:
@@ -221,7 +234,7 @@ def _embedding(run: _Pass) -> None:
         there(run.model, WORDS)
         if run.redo({EMBEDDING: run.model.token_embd}):
             return
-        run.round(EMBEDDING, run.model.token_embd, _at_rows(metric, run.known), run.known.gradients.of_rows(EMBEDDING))
+        run.round({EMBEDDING: _at_rows(metric, run.known)}, {EMBEDDING: run.model.token_embd})
         run.settle(EMBEDDING)
 
 
@@ -236,9 +249,7 @@ def _unit(run: _Pass, unit: Unit, states: Between) -> None:
             continue
         wanted = [name for name in names if name in run.kinds and name not in run.found]
         found = _inputs(run.model, run.known, unit, wanted, later, states)
-        for name in wanted:
-            if name in found:
-                run.round(name, unit.modules[name], found.pop(name), run.known.gradients.of_rows(name))
+        run.round({name: found[name] for name in wanted if name in found}, unit.modules)
         run.settle(names[0])
 
 
@@ -253,4 +264,13 @@ def _inputs(
     model: Model, known: Calibrated, unit: Unit, wanted: Sequence[str], later: Collection[str], states: Between
 ) -> dict[str, Inputs]:
     """What goes into those tensors of a layer that are wanted and that tokens go through."""
-    return inputs_of(model, unit, wanted, known.gradients.tokens, states, later) if wanted else {}
+    if not wanted:
+        return {}
+    found = inputs_of(model, unit, wanted, known.gradients.tokens, states, later)
+    there(model, _part(wanted[0]))  # in a process that has no batches too
+    return found
+
+
+def _part(name: str) -> int | str:
+    """The part of a model that a matrix comes with."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else HEAD

@@ -7,8 +7,9 @@ held out, which may be none of it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from llmconv.runtime.calibrate.inputs import clipped
 from llmconv.runtime.calibrate.layered import Between
+from llmconv.runtime.calibrate.matrices import ToRound
 from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.shared import Sum, turns
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.linear import Linear
 
-__all__ = ["Shift", "shifts_of", "target"]
+__all__ = ["Shift", "aimed", "shifts_of", "target"]
 
 Floats = NDArray[np.float32]
 
@@ -33,22 +36,25 @@ _MOST_COLUMNS = 4096
 """Four sums of so many squared are kept."""
 
 
-@dataclass
 class Shift:
     """Sums over tokens, those to learn of and those held out.   h: of x̂ x̂'.   off: of (x - x̂) x̂'."""
 
-    h: tuple[Tensor, Tensor]
-    off: tuple[Tensor, Tensor]
-
-    @staticmethod
-    def of(columns: int) -> Shift:
-        zeros = [torch.zeros(columns, columns) for _ in range(4)]
-        return Shift((zeros[0], zeros[1]), (zeros[2], zeros[3]))
+    def __init__(self, columns: int):
+        self.h, self.off = ([Sum(torch.zeros(columns, columns), True) for _ in range(2)] for _ in range(2))
 
     def add(self, exact: Tensor, given: Tensor, weights: Tensor | None, held_out: bool) -> None:
-        add_moments(self.h[held_out], given, weights)
+        add_moments(self.h[held_out].here, given, weights)
         left = exact - given if weights is None else (exact - given) * weights[:, None]
-        self.off[held_out].add_((left.t() @ given).cpu())
+        self.off[held_out].here.add_((left.t() @ given).cpu())
+
+    def ran(self, some: range) -> None:
+        """After batches that ran side by side."""
+        for total in (*self.h, *self.off):
+            total.add(some)
+
+    def whole(self) -> None:
+        for total in (*self.h, *self.off):
+            total.whole()
 
 
 def shifts_of(
@@ -58,20 +64,27 @@ def shifts_of(
 
     exact, given: the states that enter the unit in the float model, and after rounded layers.   weights: of tokens.
     """
-    modules = {name: unit.modules[name] for name in names}
-    wanted = {name for name, m in modules.items() if isinstance(m, Linear) and m.shape[-1] <= _MOST_COLUMNS}
-    found: dict[str, Shift] = {}
-    counts = {name: clipped(weights.get(name)) for name in wanted}
-    at = dict.fromkeys(wanted, 0)
     if len(given) < 2:
         return {}
-    for i in range(len(given)):
-        before, now = (_given(unit, wanted, *states[i]) for states in (exact, given))
-        for name in before.keys() & now.keys():
-            x, count = now[name], counts[name]
-            own = None if count is None else count[at[name] : at[name] + len(x)].to(x.device)
-            at[name] += len(x)
-            found.setdefault(name, Shift.of(x.shape[1])).add(before[name], x, own, i % _HELD_OUT == 1)
+    modules = {name: unit.modules[name] for name in sorted(names)}
+    widths = {n: m.shape[-1] for n, m in modules.items() if isinstance(m, Linear) and m.shape[-1] <= _MOST_COLUMNS}
+    found = {name: Shift(width) for name, width in widths.items()}
+    counts = {name: clipped(weights.get(name)) for name in found}
+
+    def run(i: int) -> None:
+        first, tokens = given.before(i)
+        before, now = (_given(unit, found, *states[i]) for states in (exact, given))
+        for name, x in now.items():
+            count = counts[name]
+            at = 0 if count is None else len(count) * first // tokens
+            own = None if count is None else count[at : at + len(x)].to(x.device)
+            found[name].add(before[name], x, own, i % _HELD_OUT == 1)
+
+    for some in turns(len(given), run):
+        for shift in found.values():
+            shift.ran(some)
+    for shift in found.values():
+        shift.whole()
     return found
 
 
@@ -87,13 +100,19 @@ def _given(unit: Unit, names: Collection[str], states: Tensor, tokens: Tensor) -
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+def aimed(tensor: ToRound, shift: Shift) -> ToRound:
+    """The tensor, of one matrix, with its target in the place of its weights."""
+    whole = functools.cache(lambda: target(tensor.numbers()[0], shift))
+    return dataclasses.replace(tensor, read=lambda _, rows: whole()[rows])
+
+
 def target(weights: Floats, shift: Shift) -> Floats:
     """Weights (rows, columns) -> what to round in their place; themselves where no shift helps on what is held out."""
     w = torch.from_numpy(weights)
     _, best, ridge = max((_gain(w, shift, ridge) for ridge in _RIDGES), key=lambda found: found[0])
     if not best > 0:
         return weights
-    h, off = shift.h[0] + shift.h[1], shift.off[0] + shift.off[1]
+    h, off = (parts[0].here + parts[1].here for parts in (shift.h, shift.off))
     return np.ascontiguousarray((w + best * _moved(w, h, off, ridge)).numpy())
 
 
@@ -107,10 +126,11 @@ def _moved(w: Tensor, h: Tensor, off: Tensor, ridge: float) -> Tensor:
 
 def _gain(w: Tensor, shift: Shift, ridge: float) -> tuple[float, float, float]:
     """By how much the best strength from none to all lowers the error on what is held out; that strength; the ridge."""
-    if not bool(shift.h[0].diagonal().mean() > 0):
+    h, off = shift.h[0].here, shift.off[0].here
+    if not bool(h.diagonal().mean() > 0):
         return 0.0, 0.0, ridge
-    moved = _moved(w, shift.h[0], shift.off[0], ridge)
-    slope = float((moved * (w @ shift.off[1])).sum(dtype=torch.float64))
-    curve = float((moved * (moved @ shift.h[1])).sum(dtype=torch.float64))
+    moved = _moved(w, h, off, ridge)
+    slope = float((moved * (w @ shift.off[1].here)).sum(dtype=torch.float64))
+    curve = float((moved * (moved @ shift.h[1].here)).sum(dtype=torch.float64))
     best = min(max(slope / curve, 0.0), 1.0) if curve > 0 else 0.0
     return 2 * best * slope - best * best * curve, best, ridge

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-from llmconv.formats.sharing.team import current
+from llmconv.formats.sharing.team import current, shared_out
 
-__all__ = ["each", "given_back", "one_thread", "product"]
+__all__ = ["each", "given_back", "one_thread", "product", "root"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -29,23 +31,38 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def each(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
-    """`work` on every item, on so many threads of this process or of each of several; the results in order."""
+def each(work: Callable[[T], R], items: Sequence[T], jobs: int, costs: Sequence[float]) -> Generator[R]:
+    """`work` on every item, on so many threads of this process or of each of several; the results in order.
+
+    costs: of each item, by which processes share them.
+    """
     team = current()
-    if team is None or len(items) < 2:
-        return _here(work, items, jobs)
-    shares = team.pieces(team.size, lambda rank: _here(work, items[rank :: team.size], jobs))
-    found = [None] * len(items)
-    for rank, share in enumerate(shares):
-        found[rank :: team.size] = share
-    return found
+    if team is None:
+        return _here(work, items, costs, jobs)
+    shares = shared_out(costs, team.size)
+
+    def own(rank: int) -> list[R]:
+        share = shares[rank]
+        return list(_here(work, [items[i] for i in share], [costs[i] for i in share], jobs))
+
+    found = team.pieces(team.size, own)
+    pairs = (zip(share, results, strict=True) for share, results in zip(shares, found, strict=True))
+    made = dict(itertools.chain.from_iterable(pairs))
+    return (made.pop(i) for i in range(len(items)))
 
 
-def _here(work: Callable[[T], Any], items: Sequence[T], jobs: int) -> list[Any]:
+def _here(work: Callable[[T], R], items: Sequence[T], costs: Sequence[float], jobs: int) -> Generator[R]:
     if jobs == 1 or len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(jobs, "llmconv-round", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(work, items))
+        yield from map(work, items)
+        return
+    pool = ThreadPoolExecutor(jobs, "llmconv-round", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        dearest = sorted(range(len(items)), key=lambda i: -costs[i])
+        made = {i: pool.submit(work, items[i]) for i in dearest}
+        for i in range(len(items)):
+            yield made.pop(i).result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def given_back() -> None:
@@ -58,3 +75,8 @@ def given_back() -> None:
 def product(a: Any, b: Any) -> Any:
     """Two numpy matrices multiplied by torch, on this thread's number of threads."""
     return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+
+
+def root(a: Any) -> Any:
+    """The Cholesky factor of a numpy matrix, by torch: lower triangular, on this thread's number of threads."""
+    return torch.linalg.cholesky(torch.from_numpy(a)).numpy()

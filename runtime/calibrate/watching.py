@@ -11,7 +11,7 @@ from torch import Tensor
 from llmconv.runtime.linear import Embedding, Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["Watcher", "matrices", "watching"]
+__all__ = ["Watcher", "matrices", "often", "watching"]
 
 Watcher = Callable[[str, Tensor, Tensor | None, int | None], None]
 """Called with a tensor's name, the inputs (..., in) of a product with it, its results (..., out) before any bias (None
@@ -25,6 +25,12 @@ def matrices(model: Model) -> dict[str, Stored]:
         if isinstance(module, Stored) and (not isinstance(module, Embedding) or _is_head(model, module)):
             found[f"{name}.weight"] = module
     return found
+
+
+def often(model: Model) -> bool:
+    """Whether a batch meets matrices more than once, which of others only experts are."""
+    spec = model.decoder
+    return spec.recurrent is not None or spec.passes != len(spec.layers)
 
 
 def _is_head(model: Model, module: Embedding) -> bool:

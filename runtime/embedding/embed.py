@@ -60,7 +60,7 @@ def embed(
         used.  With `prompt` None, what the model puts before texts of that task is.
     pooling: "auto" (what the model's files say, else the mean), "mean", "cls", "last" or "max".
     normalize: vectors have length 1, and the single number of a reranker goes through the logistic function unless its
-        own files say otherwise; False gives them as they are.
+        own files say otherwise, those of yes and no (Qwen3's rerankers) through softmax; False gives them as they are.
     memory: as `perplexity` takes it.
 
     `UsageError` for texts that do not suit the model, `Unsupported` for modules that are not known here.
@@ -87,8 +87,8 @@ def embed(
         )
         with Passed(running, tokens, progress, [of if of.any() else None for of in kinds]) as passed:
             for i, batch in enumerate(batches):  # of one length: nothing is padded
-                hidden = passed.hidden(i)
-                found = _scores(running, said, hidden) if running.cls is not None else _vectors(running, said, hidden)
+                hidden, ranks = passed.hidden(i), running.cls is not None
+                found = _scores(running, said, hidden, tokens[i]) if ranks else _vectors(running, said, hidden)
                 found = found if found.dtype == torch.float64 else found.float()
                 found = _finished(running, said, found) if normalize else found
                 out.update(zip(batch, found.cpu(), strict=True))
@@ -129,20 +129,30 @@ def _vectors(model: Model, said: Said, hidden: Tensor) -> Tensor:
     return x
 
 
-def _scores(model: Model, said: Said, hidden: Tensor) -> Tensor:
+def _scores(model: Model, said: Said, hidden: Tensor, tokens: Tensor) -> Tensor:
     """What a classifier says: (B, labels)."""
-    x, head = _pooled(said.classifier, hidden), model.cls
+    late, head = said.classifier == "late", model.cls  # pooled behind it, not before
+    if said.classifier == "last":
+        hidden = _read(said, hidden, tokens)
+    x = hidden if late else _pooled(said.classifier, hidden)
     if hasattr(head, "weight"):
         x = activation(_inner(model))(head(x))
     if hasattr(head, "norm"):
         x = head.norm(x)
     out: Tensor = head.output(x) if hasattr(head, "output") else x
-    return out
+    return out.mean(1) if late else out
+
+
+def _read(said: Said, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The hidden state of each row's last token that is none of padding, as transformers finds it: (B, 1, dim)."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (places * (tokens != said.padding)).argmax(1)
+    return hidden[torch.arange(len(tokens), device=tokens.device), last][:, None]
 
 
 def _inner(model: Model) -> str:
     """The activation behind the layer in front of a classifier."""
-    if model.decoder.arch == "modern-bert":
+    if model.decoder.arch in ("modern-bert", "eurobert"):
         return "gelu"
     distils = model.decoder.arch == "bert" and model.token_types is None  # whose is another than the others'
     return "relu" if distils else "tanh"
@@ -151,4 +161,6 @@ def _inner(model: Model) -> str:
 def _finished(model: Model, said: Said, found: Tensor) -> Tensor:
     if model.cls is None:
         return torch.nn.functional.normalize(found, dim=-1)
+    if said.of_words:
+        return found.softmax(-1)
     return found.sigmoid() if said.logistic else found

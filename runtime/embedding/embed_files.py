@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from llmconv.convert.dialects import carried
+from llmconv.convert.tables.config import text_config
 from llmconv.convert.tables.keys import LABELS
+from llmconv.convert.vocab.model import TEMPLATE
 from llmconv.errors import BadFile, Unsupported, UsageError, cut
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.side_files import MODULES
@@ -50,10 +52,22 @@ class Said:
             raise UsageError(f"unknown pooling {pooling!r}; give auto, {', '.join(POOLINGS)}")
         listed = [str(m.get("path")) for m in self.modules if _kind(m) == "Dense"]
         self.dense = [self._dense(path) for path in listed] if model.dense_2 is None else []
-        of_classifier = _NUMBERS.get(_whole(model.metadata.get(f"{arch}.classifier.pooling_type")), "cls")
-        self.classifier = of_classifier if pooling == "auto" else pooling
+        usual = "last" if model.decoder.causal else "cls"
+        of_classifier = _NUMBERS.get(_whole(model.metadata.get(f"{arch}.classifier.pooling_type")), usual)
+        late = model.metadata.get(f"{arch}.classifier.pools_scores") is True
+        self.classifier = pooling if pooling != "auto" else "late" if late else of_classifier
+        self.padding = self._padding(model)
         labels = model.metadata.get(f"{arch}.{LABELS}", ())
         self.labels = list(labels) if isinstance(labels, Sequence) else []
+        self.of_words = f"{TEMPLATE}.rerank" in model.metadata
+        """Whether the labels are words that a language model may say next."""
+
+    def _padding(self, model: Model) -> int:
+        """The token that no classifier reads; -1 where there is none."""
+        config = self.json("config.json")
+        keyed = model.metadata.get("tokenizer.ggml.padding_token_id")
+        found = text_config(config).get("pad_token_id") if isinstance(config, Mapping) else keyed
+        return -1 if found is None else _whole(found)
 
     def json(self, name: str) -> Any:
         """One of the model's files, parsed; None where it has none."""

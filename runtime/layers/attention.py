@@ -15,10 +15,11 @@ from llmconv.convert.decoders.facts import Attention
 from llmconv.runtime.cache import Step
 from llmconv.runtime.layers.choosing import chosen_blocks, chosen_tokens
 from llmconv.runtime.layers.norms import Norm
+from llmconv.runtime.layers.pooling import pooled_tokens
 from llmconv.runtime.layers.positions import distance_bias, rotate
 from llmconv.runtime.pieces import LayerPieces
 
-__all__ = ["attend", "self_attention"]
+__all__ = ["attend", "self_attention", "softmax"]
 
 
 def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
@@ -53,6 +54,8 @@ def self_attention(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
         step.lent[block.index] = key, value
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
     chosen = None if spec.blocks is None else chosen_blocks(block, x, step)
+    if spec.pools is not None:
+        chosen = pooled_tokens(block, x, None, step)
     if block.attn_rel_b is not None and spec.relative is not None:
         step.distances = distance_bias(block.attn_rel_b.weight, spec.relative, step.positions, step.key_positions)
     out = attend(query, key, value, spec, step, sinks, chosen).transpose(1, 2).flatten(2)  # (B, T, H * D)
@@ -91,6 +94,8 @@ def _project(block: LayerPieces, spec: Attention, x: Tensor) -> tuple[Tensor, Te
     if block.attn_qkv is not None:
         sizes = (spec.n_head * spec.head_dim, spec.n_head_kv * spec.head_dim, spec.n_head_kv * spec.value_dim)
         whole = block.attn_qkv(x)
+        if block.attn_q is not None:  # what adapters add
+            whole = whole + torch.cat((block.attn_q(x), block.attn_k(x), block.attn_v(x)), -1)
         if spec.by_head:
             parts = tuple(part.flatten(-2) for part in whole.unflatten(-1, (spec.n_head, -1)).chunk(3, -1))
         else:
@@ -161,7 +166,7 @@ def attend(
     mask = _mask(spec, step, chosen)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return _softmax(scores, spec.softmax_start, sinks) @ value
+    return softmax(scores, spec.softmax_start, sinks) @ value
 
 
 def _mask(spec: Attention, step: Step, chosen: Tensor | None) -> Tensor | None:
@@ -192,7 +197,7 @@ def _ungrouped(query: Tensor, x: Tensor) -> Tensor:
     return x.repeat_interleave(query.shape[1] // x.shape[1], 1)
 
 
-def _softmax(scores: Tensor, start: float, sinks: Tensor | None) -> Tensor:
+def softmax(scores: Tensor, start: float, sinks: Tensor | None) -> Tensor:
     """Softmax of (B, H, T, S); `start` begins the sum of exp(x - max), `sinks` (H,) are one more logit each."""
     wide = scores if scores.dtype == torch.float64 else scores.float()
     if sinks is not None:
@@ -219,7 +224,7 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     nope, turning = query.split((mla.nope_dims, mla.rope_dims), -1)
     latent, shared = block.attn_kv_a_mqa(x).split((mla.kv_rank, mla.rope_dims), -1)
     latent = block.attn_kv_a_norm(latent)[:, None]  # (B, 1, T, kv_rank)
-    shared = shared[:, None]
+    shared = shared[:, None] if block.attn_k_norm is None else block.attn_k_norm(shared)[:, None]
     if spec.rope is not None:
         cos, sin = step.rope(spec.rope)
         turning, shared = (rotate(t, cos, sin, spec.rope.interleaved) for t in (turning, shared))
@@ -232,7 +237,8 @@ def _latent(block: LayerPieces, x: Tensor, step: Step) -> Tensor:
     if step.cache is not None:
         key, latent = step.cache.extend(block.index, key, latent)
     sinks = block.attn_sinks.weight if block.attn_sinks is not None else None
-    chosen = chosen_tokens(block, x, made_of, step)
+    choosing = chosen_tokens if spec.pools is None else pooled_tokens
+    chosen = choosing(block, x, made_of, step)
     out = attend(query, key, latent, spec, step, sinks, chosen)  # (B, H, T, rank)
     if block.attn_v_b is not None and block.attn_v_b.watch is not None:
         for head in range(spec.n_head):

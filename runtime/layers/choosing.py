@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmconv.errors import Unsupported
 from llmconv.runtime.cache import Step
-from llmconv.runtime.layers.positions import rotate
+from llmconv.runtime.layers.positions import rotate, rotate_end
 from llmconv.runtime.pieces import LayerPieces
 
 __all__ = ["chosen_blocks", "chosen_tokens"]
@@ -73,8 +73,8 @@ def chosen_tokens(block: LayerPieces, x: Tensor, latent: Tensor, step: Step) -> 
     query = part.attn_q_b(latent).unflatten(-1, (spec.heads, -1)).transpose(1, 2)
     key = part.k_norm(part.attn_k(x))[:, None]
     if attention.rope is not None:
-        rope = dataclasses.replace(attention.rope, interleaved=spec.pairs)
-        query, key = (rotate(t, *step.rope(rope), rope.interleaved) for t in (query, key))
+        rope, turn = dataclasses.replace(attention.rope, interleaved=spec.pairs), rotate_end if spec.at_end else rotate
+        query, key = (turn(t, *step.rope(rope), rope.interleaved) for t in (query, key))
     key, step.chosen = _kept(block, step, key), None
     if step.end > spec.used:
         keys, weights = _wide(key).transpose(-1, -2), _wide(part.proj(x)) * (spec.heads * spec.dims) ** -0.5

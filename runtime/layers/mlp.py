@@ -41,6 +41,13 @@ def _xielu(x: Tensor, numbers: tuple[float, ...]) -> Tensor:
     return torch.where(x > 0, F.softplus(up) * x * x, low) + beta * x
 
 
+def _situ(gate: Tensor, up: Tensor, numbers: tuple[float, ...]) -> Tensor:
+    """Kimi K3's: SiLU with its gate bounded, times what is bounded too."""
+    bound, linear = numbers
+    gate = bound * torch.tanh(gate / bound) * torch.sigmoid(gate)
+    return gate * (linear * torch.tanh(up / linear) if linear > 0 else up)
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation called `name`; `Unsupported` names the known ones."""
     found = ACTIVATIONS.get(name)
@@ -57,9 +64,11 @@ def _join(spec: Mlp, gate: Tensor | None, up: Tensor, clamp: float = 0.0) -> Ten
         return _swiglu_oai(gate, up)
     if name == "xielu":
         return _xielu(up, spec.numbers)
+    if name == "situ" and gate is not None:
+        return _situ(gate, up, spec.numbers)
     if gate is None:
         return activation(name)(up)
-    if clamp and spec.experts is not None and spec.experts.clamp_first:
+    if clamp and (spec.clamp or (spec.experts is not None and spec.experts.clamp_first)):
         gate = gate.clamp(max=clamp)
     if spec.cut is not None:
         gate = _cut(gate, spec.cut)
@@ -83,13 +92,13 @@ def dense_and_experts(block: LayerPieces, x: Tensor) -> Tensor:
     return out
 
 
-def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor) -> Tensor:
-    """x: (B, T, dim), normed -> (B, T, dim).   entered: what came into the layer, which some routers read."""
+def feed_forward(block: LayerPieces, x: Tensor, entered: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """x: (B, T, dim), normed -> (B, T, dim).   entered, tokens: see `Mixture`."""
     spec = block.spec.mlp
     assert spec is not None
     if spec.experts is None:
         return _dense(block, spec, x)
-    return _all(Mixture(block, x, entered))
+    return _all(Mixture(block, x, entered, tokens=tokens))
 
 
 def _all(mixture: Mixture) -> Tensor:
@@ -106,15 +115,15 @@ def _dense(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
         gate, up = up.chunk(2, -1)
     elif spec.gate == "behind":
         up, gate = up.chunk(2, -1)
-    inner = _join(spec, gate, up)
+    inner = _join(spec, gate, up, spec.clamp)
     if block.ffn_sub_norm is not None:
         inner = block.ffn_sub_norm(inner)
     out: Tensor = block.ffn_down(inner)
     return out
 
 
-def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Tensor]:
-    """For tokens (N, dim): weights (N, used), in float32 or better, and which experts (N, used)."""
+def _route(block: LayerPieces, experts: Experts, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For tokens (N, dim): weights (N, used), in float32 or better, and experts (N, used).   tokens: (B, T) ids."""
     logits = block.ffn_gate_inp(x)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if experts.softcap is not None:
@@ -123,6 +132,8 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         scores = logits.sigmoid()
     elif experts.gating == "softmax":
         scores = logits.softmax(-1)
+    elif experts.gating == "sqrtsoftplus":
+        scores = F.softplus(logits).sqrt()
     else:
         scores = logits
     if experts.gating == "sparsemixer":
@@ -136,7 +147,10 @@ def _route(block: LayerPieces, experts: Experts, x: Tensor) -> tuple[Tensor, Ten
         best = grouped.topk(experts.group_by, -1).values.sum(-1)
         kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(experts.groups_used, -1).indices, True)
         choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
-    chosen = choice.topk(experts.used, -1).indices
+    if experts.told and tokens is not None:
+        chosen = block.ffn_gate_tid2eid.weight[tokens.flatten()].long()
+    else:
+        chosen = choice.topk(experts.used, -1).indices
     weights = scores.gather(-1, chosen)
     if experts.gating == "softmax_weight":
         weights = weights.softmax(-1)
@@ -163,22 +177,31 @@ class Mixture:
     """A mixture of experts over some tokens, one expert after the other.
 
     x: (B, T, dim), normed.   entered: what came into the layer, which some routers read.   routed: what the router
-    reads, where it is neither.   used: the experts that any of the tokens goes to, each of which is to be added, in
-    rising order.
+    reads, where it is neither.   tokens: their ids, (B, T), where a table says their experts.   used: the experts that
+    any of the tokens goes to, each of which is to be added, in rising order.
     """
 
-    def __init__(self, block: LayerPieces, x: Tensor, entered: Tensor, routed: Tensor | None = None):
+    def __init__(
+        self,
+        block: LayerPieces,
+        x: Tensor,
+        entered: Tensor,
+        routed: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ):
         spec = block.spec.mlp
         assert spec is not None and spec.experts is not None
         self.block, self.spec, self.experts, self.x = block, spec, spec.experts, x
         inner = x if block.ffn_norm_exps is None else block.ffn_norm_exps(entered)
         if routed is None:
             routed = entered if self.experts.router_first else inner
-        weights, chosen = _route(block, self.experts, routed.flatten(0, -2))
+        weights, chosen = _route(block, self.experts, routed.flatten(0, -2), tokens)
         self._weights, self._inner = weights.flatten(), inner
         self._flat = inner.flatten(0, -2)  # (N, dim)
-        if block.ffn_latent_down is not None:
-            self._flat = block.ffn_latent_down(self._flat)
+        self._small = _Small(block, spec, weights, chosen, routed) if self.experts.together else None
+        narrow = block.ffn_latent_down if block.ffn_routed_down is None else block.ffn_routed_down
+        if narrow is not None:
+            self._flat = narrow(self._flat)
         self._out = torch.zeros_like(self._flat)
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.experts.count)
@@ -199,7 +222,11 @@ class Mixture:
 
     def result(self) -> Tensor:
         """(B, T, dim), with what shared experts and an MLP beside them add."""
-        out = self._out if self.block.ffn_latent_up is None else self.block.ffn_latent_up(self._out)
+        out = self._out if self.block.ffn_routed_norm is None else self.block.ffn_routed_norm(self._out)
+        widen = self.block.ffn_latent_up if self.block.ffn_routed_up is None else self.block.ffn_routed_up
+        out = out if widen is None else widen(out)
+        if self._small is not None:
+            out = out + self._small.made(out if self.experts.chained else self._flat) * self.experts.small_scale
         out = out.view_as(self._inner)
         if self.block.ffn_exps_out is not None:
             out = out + self.block.ffn_exps_out.bias.to(out.dtype)
@@ -207,6 +234,33 @@ class Mixture:
             out = out + _shared_expert(self.block, self.spec, self._inner)
             out = out / 2 if self.experts.shared_average else out
         return (out + _dense(self.block, self.spec, self.x)) * self.spec.beside if self.spec.beside else out
+
+
+class _Small:
+    """Small experts that neighbouring ones share (GroveMoE): each goes where one of its own goes, by that one's weight.
+
+    llama.cpp's ("chained") are those of the first of their own, weighed anew by the experts of their own numbers.
+    """
+
+    def __init__(self, block: LayerPieces, spec: Mlp, weights: Tensor, chosen: Tensor, routed: Tensor):
+        experts = spec.experts
+        assert experts is not None
+        self._block, self._spec = block, spec
+        self._weights, self._chosen = weights, chosen // experts.together
+        if experts.chained:
+            self._chosen = self._chosen[:, : experts.count // experts.together]
+            scores = block.ffn_gate_inp(routed.flatten(0, -2)).float().softmax(-1).gather(-1, self._chosen)
+            self._weights = scores / scores.sum(-1, keepdim=True)
+
+    def made(self, x: Tensor) -> Tensor:
+        """(N, dim) -> (N, dim)."""
+        block, out = self._block, torch.zeros_like(x)
+        for expert in torch.unique(self._chosen).tolist():
+            weights = torch.where(self._chosen == expert, self._weights, 0.0).sum(-1, keepdim=True)
+            at = weights[:, 0].nonzero()[:, 0]
+            inner = _join(self._spec, block.ffn_gate_chexps(x[at], expert), block.ffn_up_chexps(x[at], expert))
+            out.index_add_(0, at, block.ffn_down_chexps(inner, expert) * weights[at].to(x.dtype))
+        return out
 
 
 def _expert(block: LayerPieces, spec: Mlp, expert: int, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmconv.convert.decoders.facts import Relative, Rope
 
-__all__ = ["alibi_slopes", "distance_bias", "rope_tables", "rotate", "sinusoidal"]
+__all__ = ["alibi_slopes", "distance_bias", "rope_tables", "rotate", "rotate_end", "sinusoidal"]
 
 
 def _frequencies(rope: Rope, end: int, freqs: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -71,6 +71,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         other = torch.cat((-second, first), -1)
     out = turned * cos + other * sin
     return out if rest is None else torch.cat((out, rest), -1)
+
+
+def rotate_end(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn the last `cos.shape[-1]` numbers of each head; x: (B, H, T, D)."""
+    still = x.shape[-1] - cos.shape[-1]
+    return torch.cat((x[..., :still], rotate(x[..., still:], cos, sin, interleaved)), -1)
 
 
 def sinusoidal(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

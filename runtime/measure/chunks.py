@@ -180,7 +180,10 @@ def _chunks(model: Model, passage: Passage, window: Window) -> Work:
     check_looks_back(model.decoder, 'give TEXT as a JSON list of {"input": …, "target": …} pairs')
     tokenizer = tokenizer_of(model)
     context = _context(model, window)
-    ids: list[int] = tokenizer.encode(passage.text, add_special=True)
+    text = passage.text
+    if window.chunks is not None:
+        text = tokenizer.beginning(text, window.chunks * (window.stride or context) + context)
+    ids: list[int] = tokenizer.encode(text, add_special=True)
     if tokenizer.eos is not None and ids and ids[-1] == tokenizer.eos and tokenizer.bos != tokenizer.eos:
         ids = ids[:-1]
     if len(ids) < context:
@@ -195,7 +198,7 @@ def _chunks(model: Model, passage: Passage, window: Window) -> Work:
             cut.tokens[:, 0] = tokenizer.bos
     else:
         cut = _sliding(ids, context, window.stride, window.chunks)
-    notes = unknown(tokenizer, passage.name, [passage.text], [ids])
+    notes = unknown(tokenizer, passage.name, [text], [ids])
     if 0 < model.context_length < context:
         notes.append(
             f"{model.where}: chunks of {context} tokens are longer than the {model.context_length} that it was made for"

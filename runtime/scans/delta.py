@@ -39,7 +39,8 @@ def delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     out, state = delta_rule(query, key, value, past.real(decay)[..., None], past.real(beta.sigmoid()), state)
     past.keep(state)
     past.end()
-    gate = F.silu(block.attn_gate(x).to(kind).unflatten(-1, (spec.heads, spec.head_dim)))
+    opens = F.silu if spec.gate == "silu" else torch.sigmoid
+    gate = opens(block.attn_gate(x).to(kind).unflatten(-1, (spec.heads, spec.head_dim)))
     made: Tensor = block.ssm_out((block.ssm_norm(out) * gate).flatten(2).to(x.dtype))
     return made
 
@@ -55,13 +56,14 @@ def kimi_delta(block: LayerPieces, x: Tensor, past: Past) -> Tensor:
     query, key, value = (t.reshape(shape) for t in mixed.chunk(3, -1))
     alpha = (_through(block.ssm_f_a, block.ssm_f_b, x).to(kind) + block.ssm_dt.bias.to(kind)).reshape(shape)
     rate = block.ssm_a.to(kind).reshape(-1, 1)
-    decay = spec.floor * (rate * alpha).sigmoid() if spec.floor else rate * F.softplus(alpha)
+    decay = spec.floor * (rate.abs() * alpha).sigmoid() if spec.floor else rate * F.softplus(alpha)
     beta = block.ssm_beta(x).to(kind).sigmoid()
     state = past.state(spec.heads, spec.state, spec.state, like=x)
     out, state = delta_rule(unit(query), unit(key), value, past.real(decay), past.real(beta), state)
     past.keep(state)
     past.end()
-    gate = _through(block.ssm_g_a, block.ssm_g_b, x).to(kind).sigmoid().reshape(shape)
+    first = block.ssm_g_a if block.ssm_g is None else block.ssm_g
+    gate = _through(first, block.ssm_g_b, x).to(kind).sigmoid().reshape(shape)
     made: Tensor = block.attn_output((block.ssm_norm(out) * gate).flatten(2).to(x.dtype))
     return made
 

@@ -52,20 +52,21 @@ class Past:
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (B, T, C), each channel mixed with its last numbers by weight (C, length); the inputs' end is kept."""
         length = weight.shape[1]
-        before = self._next()
-        before = x.new_zeros(x.shape[0], length - 1, x.shape[2]) if before is None else before.to(x.dtype)
-        near = torch.cat((before, x), 1)
-        self.keep(self._last(near, length - 1))
+        near = self.behind(x, length - 1)
         bias = None if bias is None else bias.to(x.dtype)
         return F.conv1d(near.transpose(1, 2), weight.to(x.dtype)[:, None], bias, groups=len(weight)).transpose(1, 2)
 
+    def behind(self, x: Tensor, count: int, first: int = 0) -> Tensor:
+        """x (B, T, C) behind its last `count` of before, `first` before the text; the end is kept."""
+        before = self._next()
+        before = x.new_full((x.shape[0], count, x.shape[2]), first) if before is None else before.to(x.dtype)
+        near = torch.cat((before, x), 1)
+        self.keep(self._last(near, count))
+        return near
+
     def shift(self, x: Tensor) -> Tensor:
         """x (B, T, C): for each token the one before it, zeros before the first; the last is kept."""
-        before = self._next()
-        before = x.new_zeros(x.shape[0], 1, x.shape[2]) if before is None else before.to(x.dtype)
-        near = torch.cat((before, x), 1)
-        self.keep(self._last(near, 1))
-        return near[:, :-1]
+        return self.behind(x, 1)[:, :-1]
 
     def _last(self, near: Tensor, count: int) -> Tensor:
         """The last `count` inputs of each row that are no padding; before them stand as many of before."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from llmconv.formats.limits import in_bytes
+from llmconv.formats.sharing.team import beside
 
 __all__ = ["Memory", "limit"]
 
 Memory = int | str | None
-"""Bytes, as a number or like "2G"; None: what is there."""
+"""Bytes, as a number or like "2G"; None: what is there, shared by a run's processes on one machine."""
 
 _SHARE = 0.9
 """Of what is there; the rest is for other programs and for what grows."""
@@ -26,9 +27,9 @@ def limit(memory: Memory, device: torch.device) -> int | None:
     if memory is not None:
         return in_bytes(memory, "memory", 1)
     if device.type == "cuda":
-        return int(_SHARE * torch.cuda.mem_get_info(device)[0])
+        return int(_SHARE * torch.cuda.mem_get_info(device)[0]) // -(-beside() // torch.cuda.device_count())
     free = [n for n in (_of_machine(), _of_group()) if n is not None]
-    return int(_SHARE * min(free)) if free else None
+    return int(_SHARE * min(free)) // beside() if free else None
 
 
 def _of_machine() -> int | None:

@@ -90,7 +90,11 @@ class Passed:
         for first in range(0, len(self._batches), together):
             some = range(first, min(first + together, len(self._batches)))
             halves = [block.before_mlp(states.get(i), self._step(i)) for i in some]
-            mixtures = [Mixture(block, half.normed, half.entered) for half in halves if half.normed is not None]
+            mixtures = [
+                Mixture(block, half.normed, half.entered, tokens=half.tokens)
+                for half in halves
+                if half.normed is not None
+            ]
             used = sorted({expert for mixture in mixtures for expert in mixture.used})
             for expert, then in zip(used, [*used[1:], None], strict=True):
                 for mixture in mixtures:

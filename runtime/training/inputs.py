@@ -62,8 +62,7 @@ def fingerprints(config: TrainConfig) -> dict[str, str]:
             continue
         path = place(given)
         if isinstance(path, RemotePath):
-            there = path.store.entries().items()  # whose tags say what is in the files
-            mine = [(at, file.size, file.tag) for at, file in there if at.startswith(path.within)]
+            mine = [(at, file.size, file.tag) for at, file in path.files()]  # whose tags say what is in them
             found[name] = hashlib.sha256(repr(mine).encode()).hexdigest()
         elif path.exists():
             inside = (p for p in _inside(path) if p.name != LOCK and not p.relative_to(path).as_posix().startswith("."))

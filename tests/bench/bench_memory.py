@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import struct
@@ -210,6 +211,17 @@ def many(folder: Path, count: int) -> tuple[str, str]:
     return str(made), zeros_of(folder / "many.safetensors", dict(tensors))
 
 
+def hub(folder: Path) -> str:
+    """A repository of a Hub that this process is, for as long as it runs."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+    from hub_taking import TakingHub
+
+    server = TakingHub(folder)
+    server.__enter__()
+    os.environ |= {"HF_ENDPOINT": server.url, "HF_TOKEN": "t", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+    return "hf://me/toy"
+
+
 def twice(make: Callable[[Path, float], str]) -> Callable[[Path, float], tuple[str, str]]:
     def both(folder: Path, size: float) -> tuple[str, str]:
         one = make(folder, size)
@@ -253,6 +265,8 @@ def _cases() -> list[Case]:
         Case("edit --set", weights, MODELS, lambda f, n: ["edit", model(f, n), "--set", "general.name=str:x"]),
         Case("split", weights, WRITTEN, lambda f, n: ["split", model(f, n), str(f / "s"), "--max-size", "100M"]),
         Case("merge", weights, WRITTEN, lambda f, n: ["merge", shards(f, n), str(f / "o.gguf")]),
+        Case("upload", weights, WRITTEN, lambda f, n: ["upload", model(f, n), hub(f), "--yes", "--no-card"]),
+        Case("ollama -t Q8_0", weights, WRITTEN, lambda f, n: ["ollama", model(f, n), str(f / "out"), "-t", "Q8_0"]),
         Case("tokenize", weights, MODELS, lambda f, n: ["tokenize", model(f, n), "w1 w2"]),
         Case("perplexity", weights, (0.1, 1, 7, 70),
              lambda f, n: ["perplexity", model(f, n), text(f), *_SHORT[:2], "--device", "cpu", "--memory",

@@ -2,12 +2,14 @@
 
     python tests/bench/bench_streamed.py [--layers 18] [--dim 1152] [--memory 350M] [--tokens 2048] [--rounds 2]
     python tests/bench/bench_streamed.py --only scaling
+    python tests/bench/bench_streamed.py --only calibrate
 
 The first table: `perplexity` of a bf16 Llama with random weights and a vocabulary of 32,000, with and without a limit
 of memory, in processes of their own and in turn; wall and CPU seconds, the plan's figures, and the peak above that of a
 tiny model.  The file is in the page cache.  The second: `quantize` and `perplexity` by one process and by two that
 torchrun starts, a thread each; strong: the same work; weak: a half of it for the one.  Seconds are those of the work
-itself, without starting Python and torch.  Less than five minutes on two processors with nothing else to do.
+itself, without starting Python and torch.  The third: `calibrate` and `quantize --calibration` so, with two layers of a
+small model; the files must be equal.  Each less than four minutes on two processors with nothing else to do.
 """
 
 from __future__ import annotations
@@ -39,23 +41,28 @@ print(json.dumps({"value": found.perplexity, "wall": time.perf_counter() - start
                   "peak": high, "planned": plan and plan.peak, "read": plan and plan.read}))
 """
 SHARED = """
-import json, os, sys, time
+import hashlib, json, os, sys, time
 import torch
 import llmconv
 what, path, text, out, chunks = sys.argv[1:]
+value = 0
 torch.set_num_threads(1)
 model = llmconv.load(path, "cpu") if what == "perplexity" else None
+known = llmconv.Calibration.open(out + ".kept") if what == "rounding" else None
 with llmconv.together() as team:
     if team is not None:
         team.agree()
     started, busy = time.perf_counter(), time.process_time()
     if what == "perplexity":
         value = llmconv.perplexity(model, text, context=512, chunks=int(chunks)).perplexity
+    elif what == "calibrate":
+        llmconv.calibrate(path, text, chunks=int(chunks), device="cpu").save(out + ".kept", force=True)
     else:
-        value = 0
-        llmconv.quantize(path, out, "Q4_K_M", force=True, jobs=1)
+        llmconv.quantize(path, out, "Q4_K_M", force=True, jobs=1, calibration=known)
     wall, cpu = time.perf_counter() - started, time.process_time() - busy
     cpus = [cpu] if team is None else team.all(cpu)
+if what in ("calibrate", "rounding"):
+    value = hashlib.sha256(open(out + ".kept" * (what == "calibrate"), "rb").read()).hexdigest()
 if os.environ.get("RANK", "0") == "0":
     print(json.dumps({"value": value, "wall": wall, "cpu": sum(cpus), "longest": max(cpus)}))
 """
@@ -154,18 +161,37 @@ def scaling(folder: Path, half: Path, whole: Path, text: Path, options: Any) -> 
         print(f"| {name} | {kind} | {a[0]:.1f} | {a[1]:.1f} | {b[0]:.1f} | {b[1]:.1f} | {said} |", flush=True)
 
 
+def calibrating(folder: Path, text: Path, options: Any) -> None:
+    """Statistics and rounding of two layers, 576 wide as SmolLM2's; a fourth of its vocabulary."""
+    print("| command | 1 process, wall s | CPU s | 2 processes | CPU s of both | speedup | files |")
+    print("|---|---|---|---|---|---|---|")
+    model, out = make(folder / "small.gguf", 2, 576, 12000), folder / "out.gguf"
+    run(SHARED, "quantize", model, text, out, 0)
+    for what, name in (("calibrate", "calibrate"), ("rounding", "quantize --calibration")):
+        pairs = [[run(SHARED, what, model, text, out, 16, processes=n) for n in (1, 2)] for _ in range(options.rounds)]
+        (a, b) = ([statistics.median(pair[i][key] for pair in pairs) for key in ("wall", "cpu")] for i in (0, 1))
+        ratio = statistics.median(pair[0]["wall"] / pair[1]["wall"] for pair in pairs)
+        same = "equal" if len({part["value"] for pair in pairs for part in pair}) == 1 else "OTHERS"
+        print(f"| {name} | {a[0]:.1f} | {a[1]:.1f} | {b[0]:.1f} | {b[1]:.1f} | {ratio:.2f}x | {same} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 18), ("dim", 1152), ("tokens", 2048), ("rounds", 2), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--memory", default="350M")
-    parser.add_argument("--only", default="streamed,scaling")
+    parser.add_argument("--only", default="streamed,scaling,calibrate")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = folder / "text.txt"
         words = np.random.default_rng(1).integers(0, 31000, 2 * options.tokens + 8)
         text.write_text(" ".join(f"w{i}" for i in words))
+        if "calibrate" in options.only:
+            text.with_name("words.txt").write_text(" ".join(f"w{i % 11000}" for i in np.tile(words, 4)[:8300]))
+            calibrating(folder, text.with_name("words.txt"), options)
+        if not {"streamed", "scaling"} & {*options.only.split(",")}:
+            return
         large = make(folder / "large.gguf", options.layers, options.dim)
         if "streamed" in options.only:
             short = folder / "short.txt"

@@ -132,7 +132,7 @@ def whole(layers: int) -> None:
 
     bench_runtime.DIM, bench_runtime.FF, bench_runtime.KV, bench_runtime.VOCAB = DIM, FF, KV, VOCAB
     with tempfile.TemporaryDirectory() as folder:
-        source = bench_runtime.make(Path(folder) / "bf16.gguf", layers, "BF16")
+        source = bench_runtime.make(Path(folder) / "bf16.gguf", layers, "BF16", DIM, VOCAB)
         started = time.perf_counter()
         quantize(source, Path(folder) / "q4.gguf", "Q4_K_M")
         quantized = time.perf_counter() - started
@@ -163,7 +163,7 @@ def streamed(layers: int) -> None:
 
     bench_runtime.DIM, bench_runtime.FF, bench_runtime.KV, bench_runtime.VOCAB = DIM, FF, KV, VOCAB
     with tempfile.TemporaryDirectory() as folder:
-        source = bench_runtime.make(Path(folder) / "bf16.gguf", layers, "BF16")
+        source = bench_runtime.make(Path(folder) / "bf16.gguf", layers, "BF16", DIM, VOCAB)
         text = Path(folder) / "text.txt"
         text.write_text(" ".join(f"t{i % 30000 + 3}" for i in range(40000)))
         found, took, size, speed = {}, {}, source.stat().st_size, bus()

@@ -70,6 +70,17 @@ def test_a_source_is_read_as_convert_reads_it(tmp_path: Path) -> None:
     assert back["b"] == [1, 2] and back["w"][0][63] == pytest.approx(63 / 64, rel=1e-2)
 
 
+def test_a_plan_leaves_nothing_out_unsaid() -> None:
+    def said(*more: str) -> str:
+        done = run("quantize", "simple-36k", "-t", "Q8_0", "--plan", 2, *more)
+        return str(done.output) + str(done.exception or "")
+
+    assert "the shared disk is not counted (--disk)" in said("-o", "out.gguf", "-f")
+    assert "the shared disk is busy for " in said("--disk", "1K")
+    assert "--plan knows nothing of --calibrate; leave it out" in said("--calibrate", "text.txt")
+    assert "--plan is of one type" in said("-t", "Q4_0")
+
+
 def test_the_commands_help_lists_every_type() -> None:
     from llmconv.quant.filetypes import FILE_TYPES
 

@@ -41,6 +41,8 @@ HEADS = [
     "extra_gated_fields:\n  Name: text\n  Date of birth: date_picker\n  ? x\n".replace("  ? x\n", "") + "widget:\n  - text: \"a: b\"\n"
     "    example_title: {x: 1, y: [2, 3]}\n  - text: c\nlibrary_name: transformers\ninference: false\nmetrics: {a: 1, b: \"c\"}\n",
     "tags:\n  - >-\n    folded\n  - 12\n  - 1.5\nlanguage: [en, de,\n  fr]\nthumbnail: null\nmultiline: one\n  two\n",
+    "tags: &t\n- a\n- &x b c\nlanguage: *x\ndatasets: [*x, &d org/d, *d]\nbase_model: &b\n  name: B\n  url: u\nmore:\n- <<: *b\n"
+    "  name: C\n- {<<: *b, doi: d}\n- *b\nagain: *t\nfolded: &f >-\n  two\n  lines\nonce: *f\nlicense: &l mit  # said\nname: *l\n",
     "tags:\t\n- a\ncolon: a:b\nempty: \"\"\nlist:\n- - x\n  - y\n- [z]\n-\n  k: v\n",
 ]  # fmt: skip
 NAMES = [
@@ -91,9 +93,28 @@ def test_cards_without_a_head(text: str) -> None:
     assert read_head(text) == {}
 
 
+_LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}, *a{n}]\n" for n in range(30)) + "tags: *a30"
+
+
 @pytest.mark.parametrize(
     "head",
-    ["a: &x b", "a: !!str b", "a: 'b' c", "a: [b", 'a: "b', "a: {b}", "- x\nb: c", "a: [" * 40, "a: '\\", "\x00: ["],
+    [
+        "a: *x",
+        "a: !!str b",
+        "a: &x b: c",
+        "a: &x [b]\nc: *x d",
+        "<<: b",
+        "a: &x [*x]",
+        _LAUGHS,
+        "a: 'b' c",
+        "a: [b",
+        'a: "b',
+        "a: {b}",
+        "- x\nb: c",
+        "a: [" * 40,
+        "a: '\\",
+        "\x00: [",
+    ],
 )
 def test_what_is_no_head_gives_a_note(head: str) -> None:
     folder = Checkpoint(files={"README.md": f"---\n{head}\n---\n".encode()})

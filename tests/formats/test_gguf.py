@@ -25,9 +25,6 @@ from llmconv.formats.gguf.gguf_values import Arrays, Strings
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import types
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
-
 DTYPES = [np.float64, np.float32, np.float16, np.int8, np.int16, np.int32, np.int64]
 EVERY_VALUE: dict[str, Any] = {
     "general.architecture": "llama",

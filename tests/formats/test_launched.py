@@ -42,7 +42,7 @@ def test_under_torchrun(tmp_path: Path) -> None:
             ["perplexity", model, *measured],
             ["compare", model, str(out / "q.gguf"), *measured],
             ["convert", model, str(out / "split.gguf"), "--split-max-size", "300K"],
-            ["calibrate", small, text, "-o", str(out / "k"), "-c", "64", "--chunks", "2", "--device", "cpu", "-q"],
+            ["calibrate", small, text, "-o", str(out / "k"), "-c", "64", "--chunks", "40", "--device", "cpu", "-q"],
             ["quantize", small, "-t", "Q4_0", "-o", str(out / "c.gguf"), "--calibration", str(out / "k"), "-j", "1"],
         ]
 

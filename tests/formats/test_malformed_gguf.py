@@ -19,8 +19,6 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
 
 def refused(path: Path) -> str:
     """Open it; the sentence it is refused with."""

@@ -20,9 +20,6 @@ from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
-
 STRICTER = {"empty tensor", "two empty tensors in one place"}  # controls with which library versions disagree
 
 
@@ -133,6 +130,22 @@ def test_a_tensor_that_the_index_forgot_is_read(tmp_path: Path) -> None:
     assert found.notes == [f"{file} holds 't0', which model.safetensors.index.json does not list; read all the same"]
 
 
+def test_the_index_says_which_of_two_tensors_is_meant(tmp_path: Path) -> None:
+    """A file laid over others, as models are changed after they were published."""
+    index = sharded(tmp_path / "m")
+    before = safetensors_file.open(tmp_path / "m").tensors
+    over = Checkpoint(dialect="plain")
+    over.add(Tensor.from_array("t0", np.full(before["t0"].shape, 7, np.float32)))
+    safetensors_file.save(over, tmp_path / "m" / "model-overlay.safetensors")
+    file, index["weight_map"]["t0"] = index["weight_map"]["t0"], "model-overlay.safetensors"
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = safetensors_file.open(tmp_path / "m")
+    assert sorted(found.tensors) == sorted(before) and (found.tensors["t0"].numpy() == 7).all()
+    assert found.notes == [
+        f"{file} holds 't0', which model.safetensors.index.json lists in another file; that one is read"
+    ]
+
+
 def test_which_weights_are_taken_is_said(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     for no in (1, 2):
@@ -158,7 +171,7 @@ def test_folder_faults(tmp_path: Path) -> None:
     sharded(tmp_path / "twice")
     shards = sorted((tmp_path / "twice").glob("*.safetensors"))
     shards[1].write_bytes(shards[0].read_bytes())
-    with pytest.raises(BadFile, match="is in another file of the model too"):
+    with pytest.raises(BadFile, match="tensor 't2' should be in"):
         safetensors_file.open(tmp_path / "twice")
 
 

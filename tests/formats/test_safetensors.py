@@ -21,9 +21,6 @@ from llmconv.formats.gguf.gguf_types import ggml_type
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
 
-pytestmark = pytest.mark.usefixtures("no_flush")
-
-
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.uint64, np.int32, np.uint32, np.int16, np.uint16]
 NUMPY += [np.int8, np.uint8, np.bool_, np.complex64]
 

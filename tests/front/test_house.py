@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from sources import nodes, tree
+
+import llmconv
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("llmconv", "convert", "quant", "formats", "runtime")
@@ -38,19 +40,22 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below that runs: not what stands under `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from running(child)
+def running(module: ast.Module) -> Iterator[ast.AST]:
+    """Every statement that runs: not what stands under `if TYPE_CHECKING`."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+            for child in getattr(node, part, ()):
+                if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+                    yield child
+                    waiting.append(child)
 
 
 def imported(path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of the house that a file imports, anywhere in it."""
     out: set[str] = set()
-    for node in running(ast.parse(path.read_text())):
+    for node in running(tree(path)):
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -101,15 +106,13 @@ def test_no_crowded_folder() -> None:
     assert {str(folder): n for folder, n in widths.items() if n > MOST_FILES} == {}
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_few_parameters_inside(path: Path) -> None:
-    if str(path.relative_to(ROOT)).startswith(FRONT_DOOR):
-        return
-    public = {
-        name.rpartition(".")[2] for name in __import__("llmconv").__all__
-    }  # whose keywords are how people call them
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in public:
-            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-            count = len([n for n in names if n not in ("self", "cls")])
-            assert count <= MOST_PARAMETERS, f"{path}:{node.lineno}: {node.name} has {count} parameters"
+def test_few_parameters_inside() -> None:
+    public = {name.rpartition(".")[2] for name in llmconv.__all__}  # whose keywords are how people call them
+    for path in modules().values():
+        if str(path.relative_to(ROOT)).startswith(FRONT_DOOR):
+            continue
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in public:
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([n for n in names if n not in ("self", "cls")])
+                assert count <= MOST_PARAMETERS, f"{path}:{node.lineno}: {node.name} has {count} parameters"

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from sources import nodes, tree
 
 ROOT = Path(__file__).resolve().parents[2]
 LOWER = {
@@ -27,9 +27,8 @@ FILES = sorted(p for room in LOWER for p in (ROOT / room).rglob("*.py"))
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
     """Dotted names that a file imports (anywhere in it, or at its top level)."""
-    tree = ast.parse(path.read_text())
     found: set[str] = set()
-    for node in tree.body if top_level_only else ast.walk(tree):
+    for node in tree(path).body if top_level_only else nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -38,23 +37,23 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_room_imports_only_lower_floors(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    for name in imports(path):
-        parts = name.split(".")
-        assert parts[0] not in LOWER, f"{path}: import {name} must be absolute (llmconv.{name})"
-        if parts[0] == "llmconv" and parts[1] not in FRONT:
-            assert parts[1] in LOWER[room], f"{path}: {room}/ must not import {name}"
+def test_rooms_import_only_lower_floors() -> None:
+    for path in FILES:
+        room = path.relative_to(ROOT).parts[0]
+        for name in imports(path):
+            parts = name.split(".")
+            assert parts[0] not in LOWER, f"{path}: import {name} must be absolute (llmconv.{name})"
+            if parts[0] == "llmconv" and parts[1] not in FRONT:
+                assert parts[1] in LOWER[room], f"{path}: {room}/ must not import {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_heavy_libraries_stay_in_their_room(path: Path) -> None:
-    room, names = path.relative_to(ROOT).parts[0], {n.split(".")[0] for n in imports(path)}
-    if room != "runtime" and path != TORCH:
-        top = {n.split(".")[0] for n in imports(path, top_level_only=True)}
-        assert not top & HEAVY, f"{path} loads {top & HEAVY} when imported"
-    assert "numba" not in names or "kernels" in path.parts, f"{path}: numba belongs to quant/kernels"
+def test_heavy_libraries_stay_in_their_room() -> None:
+    for path in FILES:
+        room, names = path.relative_to(ROOT).parts[0], {n.split(".")[0] for n in imports(path)}
+        if room != "runtime" and path != TORCH:
+            top = {n.split(".")[0] for n in imports(path, top_level_only=True)}
+            assert not top & HEAVY, f"{path} loads {top & HEAVY} when imported"
+        assert "numba" not in names or "kernels" in path.parts, f"{path}: numba belongs to quant/kernels"
 
 
 def test_import_llmconv_is_light() -> None:

@@ -36,23 +36,30 @@ NOT_THERE = {
     "gemma3n-padded": "the same",
     "llama4": "has chunks of 8192 tokens, and queries that grow every 8192",
     "falcon-rw": "no ALiBi, no serial blocks in Falcon",
+    "deepseek-v4": "is made for the published sizes: it stops at such small ones",
+    "dots3-transformers": "the same",
+    "qwen4-exp": "the same",
+    "hy-v4-transformers": "turns pairs of an indexer's heads",
 }
 
-WITHOUT = ("llama-embed", "youtu", "chameleon-swin", "plamo2", *by_hand.NOT_RUN)
+_STOPS = tuple(n for n in by_hand.CONFIGS if n.startswith(("deepseek4", "glm5-next", "qwen4exp", "hy-v4", "dots3")))
+WITHOUT = ("llama-embed", "youtu", "chameleon-swin", "plamo2", *_STOPS, *by_hand.NOT_RUN)
 """No logits; llama.cpp does not load a Youtu of this shape, never ends with a PLaMo 2 of this one, and gives Chameleon
-34B's feed-forwards what attention gave without what it was added to; the others are not run here."""
+34B's feed-forwards what attention gave without what it was added to; it stops at such small models of the newest
+families, which are held against transformers; the others are not run here."""
 SEE_ALL = ("dream", "rnd1", "llada", "llada-moe")
 _LING = by_hand.CONFIGS["ling3-vl"]
-LACKED = by_hand.CONFIGS | {  # of whose layers for further tokens llama.cpp wants more tensors
-    "ling3-vl": _LING | {"text_config": _LING["text_config"] | {"num_nextn_predict_layers": 0}}
+_SWITCH = by_hand.CONFIGS["granite-switch"]
+LACKED = by_hand.CONFIGS | {
+    # of its layer for further tokens llama.cpp wants more tensors
+    "ling3-vl": _LING | {"text_config": _LING["text_config"] | {"num_nextn_predict_layers": 0}},
+    "granite-switch": _SWITCH | {"intermediate_size": _SWITCH["shared_intermediate_size"]},  # as published
 }
 
 IDS = [1, 5, 9, 33, 70, 12, 95, 3, 8, 21, 44, 2, 60, 7]
 
 
 DECODERS = [name for name, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM" and tiny.runs]
-"""The newest families are loaded, and stop at such small sizes; HY V4's positions are not those of transformers."""
-
 
 GEMMA3N = {
     "vocab_size_per_layer_input": 96,

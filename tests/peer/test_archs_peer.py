@@ -235,7 +235,8 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "kimi-k3": {"rope.freq_base"},
     "dots3note": {"rope.freq_base", "scaled_by.query", "scaled_by.latent", "scaled_by.window"},
     "glm5-next": {"expert_gating_func"},
-    "qwen4exp": {"vocab_size", "ple.table_rows", "ple.table_parts"},
+    "qwen4exp": {"vocab_size", "ple.table_rows", "ple.table_parts", "ssm.output_gate"},
+    "qwen3tts": {"vocab_size", "codec_vocab_size", "word_embedding_length"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
 OTHER_TYPES: dict[str, str | tuple[str, ...]] = {
@@ -389,6 +390,10 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     for key in [key for key in different if key.endswith(".ssm_a")]:  # torch's exp is not rounded as float64's is
         np.testing.assert_array_max_ulp(ours.tensors[key].numpy(), theirs.tensors[key].numpy(), 2)
         different.remove(key)
+    if name == "qwen3-tts" and "token_embd.weight" in different:  # what an MLP makes, in float64 here
+        ours_and_theirs = (found.tensors["token_embd.weight"].numpy() for found in (ours, theirs))
+        np.testing.assert_allclose(*ours_and_theirs, rtol=1e-5, atol=1e-5)
+        different.remove("token_embd.weight")
     assert bool(different) == (kind == "bytes"), different
     if name == "starcoder-heads-apart":
         return  # nor are the keys of its mistake ours

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_encoders import QUERY, TEXTS, folder_of, unigram, wordpiece
+from tiny_encoders import QUERY, TEXTS, bytelevel, folder_of, unigram, wordpiece, yes_or_no
 
 import llmconv
 
@@ -44,3 +44,17 @@ def test_scores(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, An
     llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
     found = llmconv.embed(tmp_path / "m.gguf", [QUERY, *TEXTS], normalize=False, device="cpu")
     assert np.abs(found - theirs(tmp_path / "m.gguf", [QUERY, *TEXTS], 4)[:, :1]).max() < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("called", "tokenizer", "changes"),
+    [("scores", bytelevel, {"task": "SequenceClassification", "num_labels": 3}), ("Qwen3-Reranker-1B", yes_or_no, {})],
+)
+def test_scores_of_language_models(tmp_path: Path, called: str, tokenizer: Any, changes: dict[str, Any]) -> None:
+    """Of Qwen3, the only one whose head llama.cpp loads: the softmax of what the labels get."""
+    folder_of(tmp_path / called, "qwen3", tokenizer, **changes)
+    llmconv.convert_file(tmp_path / called, tmp_path / "m.gguf")
+    logits = llmconv.embed(tmp_path / "m.gguf", TEXTS, normalize=False, device="cpu").astype(np.float64)
+    found = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    count = logits.shape[1]
+    assert np.abs(found - theirs(tmp_path / "m.gguf", TEXTS, 4)[:, :count]).max() < 2e-3

@@ -139,10 +139,15 @@ def test_compressed_tensors_reads_what_we_carry(tmp_path: Path, way: Any, settin
         assert np.allclose(values, want[name].numpy(), rtol=2**-10, atol=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["W4A16", "W4A16_ASYM", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"])
-def test_transformers_loads_what_we_write(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [(kind, "") for kind in ("W4A16", "W4A16_ASYM", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16")]
+    + [("W4A16", "Q8_0"), ("W4A16_ASYM", "Q8_0")],
+)
+def test_transformers_loads_what_we_write(tmp_path: Path, kind: str, by: str) -> None:
     """W4A16_ASYM only while its weights are decoded: as they are, compressed-tensors 0.20 makes room for zero points
-    that are not packed (it packs those of weights, not those of the empty model), and writes them packed itself."""
+    that are not packed (it packs those of weights, not those of the empty model), and writes them packed itself.
+    Layers of eight bits have none.   by: the GGUF's type that it is made of."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     rng = np.random.default_rng(3)
@@ -150,10 +155,13 @@ def test_transformers_loads_what_we_write(tmp_path: Path, kind: str) -> None:
         tmp_path / "in",
         llama(lambda stem, shape: {f"{stem}.weight": (rng.standard_normal(shape) * 0.1).astype(np.float16)}),
     )
+    if by:
+        llmconv.quantize(source, tmp_path / "a.gguf", by, pure=True)
+        source = tmp_path / "a.gguf"
     llmconv.quantize(source, tmp_path / "out", kind)
     with torch.no_grad():
         how: dict[str, Any] = {"dtype": torch.bfloat16 if kind.endswith("FP4A16") else torch.float32}
-        if kind == "W4A16_ASYM":
+        if kind == "W4A16_ASYM" and not by:
             how["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **how)
         found = model(torch.tensor([IDS])).logits[0].float().numpy()

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from llmconv.runtime.calibrate.gradients import drawn, gather
 from llmconv.runtime.calibrate.inputs import inputs_of
+from llmconv.runtime.calibrate.layered import Between
 from llmconv.runtime.calibrate.targets import Shift, target
 from llmconv.runtime.calibrate.units import embedded, groups, units
 
@@ -124,14 +125,20 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
         p.requires_grad_(True)
     logits = loaded(batches[0])
     chances = logits.detach().softmax(-1).flatten(0, 1)
-    labels = drawn(chances, torch.Generator().manual_seed(5))
     heights, sums = torch.rand(24, 1, generator=torch.Generator().manual_seed(5)), chances.cumsum(-1)
+    labels = drawn(chances, heights)
     assert labels.tolist() == (sums < heights * sums[:, -1:]).sum(-1).tolist()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
     np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(found.of_rows(f"{name}.weight")[0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
     assert all(p.requires_grad for p in loaded.parameters())
+
+
+def between(model: Any, batches: Any) -> Between:
+    found = Between(model, batches)
+    found.begin(lambda tokens: embedded(model, tokens))
+    return found
 
 
 def test_inputs_are_a_plain_loops(model: Path) -> None:
@@ -142,7 +149,7 @@ def test_inputs_are_a_plain_loops(model: Path) -> None:
     seen: list[Any] = []
     loaded.blk[0].attn_q.register_forward_pre_hook(lambda m, given: seen.append(given[0].flatten(0, 1)))
     with torch.inference_mode():
-        states = [(embedded(loaded, part), part) for part in tokens.split(2)]
+        states = between(loaded, tokens.split(2))
         (names,) = groups(unit)
         found = inputs_of(loaded, unit, names, weights, states)
     assert found.keys() == unit.modules.keys()
@@ -164,7 +171,7 @@ def test_every_expert_is_seen(tmp_path: Path) -> None:
     logits: list[Any] = []
     loaded.blk[0].ffn_gate_inp.register_forward_hook(lambda m, i, out: logits.append(out))
     with torch.inference_mode():
-        found = inputs_of(loaded, unit, groups(unit)[0], {}, [(embedded(loaded, tokens), tokens)])
+        found = inputs_of(loaded, unit, groups(unit)[0], {}, between(loaded, [tokens]))
     routed = torch.bincount(logits[0].topk(2).indices.flatten(), minlength=4)
     for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
         assert found[f"blk.0.{name}.weight"].counts == routed.tolist() and (routed > 0).sum() > 1
@@ -197,9 +204,11 @@ def test_a_target_is_what_the_float_layer_gives() -> None:
     noisy = exact + 0.05 * np.resize(rng.standard_normal((300, 16)), (600, 16)).astype(np.float32) * [[1]] * exact[::-1]
 
     def found(given: Any) -> Any:
-        shift = Shift.of(16)
+        shift = Shift(16)
         for part, held_out in ((slice(0, 200), False), (slice(200, 300), True)):
             shift.add(torch.from_numpy(exact[part]), torch.from_numpy(given[part].astype(np.float32)), None, held_out)
+            shift.ran(range(1))
+        shift.whole()
         return target(w, shift)
 
     def off(weights: Any, given: Any) -> float:

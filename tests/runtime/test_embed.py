@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run
-from tiny_encoders import QUERY, TEXTS, folder_of, unigram, wordpiece
+from tiny_encoders import QUERY, TEXTS, bytelevel, ended, folder_of, unigram, wordpiece, yes_or_no
 
 import llmconv
 
@@ -168,6 +168,95 @@ def test_scores(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, An
         found = llmconv.embed(path, pairs, device="cpu", dtype="f32")
         wanted = logits.sigmoid() if logits.shape[1] == 1 else logits
         assert np.abs(found - wanted.numpy()).max() < 1e-4
+
+
+def came_back(one: Path, other: Path) -> bool:
+    """Whether two folders have the same files, but for the order of the tensors."""
+    files, others = (
+        {p.name: p.read_bytes() for p in path.iterdir() if p.suffix != ".safetensors"} for path in (one, other)
+    )
+    return files == others and llmconv.diff(one, other) == []
+
+
+SORTS: dict[str, Any] = {"task": "SequenceClassification"}
+SCORING = [
+    ("llama", bytelevel, {"num_labels": 1, "tie_word_embeddings": False}),
+    ("llama", ended, {"num_labels": 2, "pad_token_id": 2}),  # the last token is that of padding, so it is not read
+    ("qwen3", ended, {"num_labels": 3, "pad_token_id": None}),
+    ("qwen2", bytelevel, {"num_labels": 1, "id2label": {"0": "good"}}),
+    ("gemma2", bytelevel, {"num_labels": 2}),
+    ("gpt2", bytelevel, {"num_labels": 2}),
+    ("eurobert", ended, {"num_labels": 1, "classifier_pooling": "bos"}),
+    ("eurobert", ended, {"num_labels": 2, "classifier_pooling": "mean"}),
+    ("eurobert", ended, {"num_labels": 3, "classifier_pooling": "late"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "tokenizer", "changes"), SCORING)
+def test_language_models_that_score(tmp_path: Path, name: str, tokenizer: Any, changes: dict[str, Any]) -> None:
+    """transformers' `score` of the last token, and EuroBERT's layers, of texts and of pairs; the folder comes back."""
+    model, splits = folder_of(tmp_path / "hf", name, tokenizer, **SORTS, **changes)
+    pairs = [(QUERY, text) for text in TEXTS]
+    with torch.no_grad():
+        alone, both = (
+            torch.stack([model(input_ids=torch.tensor([row.ids])).logits[0] for row in rows]).numpy()
+            for rows in ([splits.encode(t) for t in TEXTS], [splits.encode(*p) for p in pairs])
+        )
+    made = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
+    arch = "gpt2" if name == "gpt2" else name
+    keys = llmconv.open(tmp_path / "m.gguf").metadata
+    labels = list(changes.get("id2label", {}).values()) or [f"LABEL_{n}" for n in range(changes["num_labels"])]
+    assert keys[f"{arch}.classifier.output_labels"] == labels and not any("has no head" in n for n in made.notes)
+    assert name == "eurobert" or keys[f"{arch}.pooling_type"] == 4
+    assert any("softmax" in n if name == "qwen3" else "no place for cls.output" in n for n in made.notes) or name == "eurobert"  # fmt: skip
+    for path in (tmp_path / "hf", tmp_path / "m.gguf"):
+        options = {"device": "cpu", "dtype": "f32", "normalize": False}
+        assert np.abs(llmconv.embed(path, TEXTS, **options) - alone).max() < 1e-4
+        assert np.abs(llmconv.embed(path, pairs, **options) - both).max() < 1e-4
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "again")
+    assert came_back(tmp_path / "hf", tmp_path / "again")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "p.gguf", portable=True)
+    llmconv.convert_file(tmp_path / "p.gguf", tmp_path / "made")
+    rebuilt = type(model).from_pretrained(tmp_path / "made", dtype=torch.float32)
+    if changes.get("pad_token_id"):  # which is another than the vocabulary's: what no key of others says
+        return
+    with torch.no_grad():
+        again = rebuilt(input_ids=torch.tensor([splits.encode(TEXTS[0]).ids])).logits[0]
+    assert np.abs(again.numpy() - alone[0]).max() < 1e-4
+    if name == "llama":
+        with pytest.raises(llmconv.UsageError, match="says no words"):
+            (tmp_path / "text").write_text("a text of words " * 20)
+            llmconv.perplexity(tmp_path / "m.gguf", tmp_path / "text", device="cpu", context=16)
+
+
+def test_a_reranker_that_says_yes_or_no(tmp_path: Path) -> None:
+    """Qwen3's: the chance of yes against no as the next word of the question that it was trained with."""
+    model, splits = folder_of(tmp_path / "My-Qwen3-Reranker-1B", "qwen3", yes_or_no, max_position_embeddings=1024)
+    words = [splits.token_to_id(word) for word in ("yes", "no")]
+    made = llmconv.convert_file(tmp_path / "My-Qwen3-Reranker-1B", tmp_path / "m.gguf")
+    assert any("a reranker, by its name" in note for note in made.notes)
+    found = llmconv.open(tmp_path / "m.gguf")
+    assert (found.metadata["qwen3.pooling_type"], found.metadata["qwen3.classifier.output_labels"]) == (
+        4,
+        ["yes", "no"],
+    )
+    before, after = found.metadata["tokenizer.chat_template.rerank"].replace("{query}", QUERY).split("{document}")
+    expected = []
+    for text in TEXTS:
+        with torch.no_grad():
+            logits = model(torch.tensor([splits.encode(before + text + after, add_special_tokens=False).ids])).logits
+        expected.append(logits[0, -1, words].softmax(-1).numpy())
+    for path in (tmp_path / "My-Qwen3-Reranker-1B", tmp_path / "m.gguf"):
+        scores = llmconv.embed(path, [(QUERY, text) for text in TEXTS], device="cpu", dtype="f32")
+        assert np.abs(scores - np.stack(expected)).max() < 1e-5
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "again")
+    assert came_back(tmp_path / "My-Qwen3-Reranker-1B", tmp_path / "again")
+
+
+def test_a_head_for_each_token_is_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path / "hf", "llama", bytelevel, task="TokenClassification")
+    with pytest.raises(llmconv.LlmconvError, match="score"):
+        llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf")
 
 
 def test_one_label_and_one_type_of_tokens_quantized(tmp_path: Path) -> None:

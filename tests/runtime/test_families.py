@@ -29,13 +29,20 @@ pytestmark = [
 LENGTH = 48  # beyond the tiny models' windows and original contexts
 BY_HAND = {table.gguf for config in by_hand.CONFIGS.values() if (table := archs.by_hf(config)) is not None}
 """Families that transformers lacks, or has only inside of others: compared with llama.cpp (tests/peer)."""
-DECODERS = [n for n, tiny in tiny_models.MODELS.items() if tiny.task == "CausalLM" and tiny.runs and not tiny.rounded]
+DECODERS = [
+    name
+    for name, tiny in tiny_models.MODELS.items()
+    if tiny.task in ("CausalLM", "ImageTextToText") and tiny.runs and not tiny.rounded
+]
+
+
+_LONG = ("deepseek-v4", "glm-5-next", "hy-v4-transformers", "dots3-transformers", "qwen4-exp")
+"""Models whose layers have many parts, so that each takes seconds."""
 
 
 def _variants_later(names: list[str]) -> list[Any]:
-    """The first of each of transformers' model types by default; its variants are slower tests."""
-    firsts = {tiny_models.MODELS[name].model_type: name for name in reversed(names)}.values()
-    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    marked = tiny_models.variants_later(names)
+    return [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in marked]
 
 
 @pytest.mark.parametrize("name", _variants_later(DECODERS))

@@ -111,7 +111,38 @@ def _chosen(name: str, **changes: Any) -> Any:
     return made
 
 
+def _small_experts(path: Path) -> tuple[Any, Checkpoint]:
+    """GroveMoE: Qwen 3's experts in transformers, and what its own code adds: small ones, two experts to each."""
+    config = by_hand.CONFIGS["grovemoe"] | {"norm_topk_prob": True}
+    folder = by_hand_folder(config)
+    large = {name: tensor for name, tensor in folder.tensors.items() if "chunk_experts" not in name}
+    kin = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+    model = _theirs(folder.but(tensors=large), config | kin, path)
+    for i, layer in enumerate(model.model.layers):
+        small = [
+            [
+                torch.from_numpy(folder.tensors[f"model.layers.{i}.mlp.chunk_experts.{g}.{part}_proj.weight"].numpy())
+                for part in ("gate", "up", "down")
+            ]
+            for g in range(2)
+        ]
+        layer.mlp.register_forward_hook(lambda mlp, given, made, small=small: made + _added(mlp, given[0], small))
+    return model, folder
+
+
+def _added(mlp: Any, x: Any, small: list[list[Any]]) -> Any:
+    linear, out = torch.nn.functional.linear, torch.zeros_like(x)
+    scores, chosen = linear(x, mlp.gate.weight).softmax(-1).topk(2, -1)
+    for k in range(2):
+        for group, (gate, up, down) in enumerate(small):
+            given = linear(torch.nn.functional.silu(linear(x, gate)) * linear(x, up), down)
+            weight = scores[..., k] / scores.sum(-1) * (chosen[..., k] // 2 == group)
+            out = out + given * weight[..., None]
+    return 0.05 * out
+
+
 MODELS = {
+    "grovemoe": _small_experts,
     "ling3": _ling,
     "minimax-01": _lightning,
     "minimax-m3": _blocks,
@@ -120,10 +151,11 @@ MODELS = {
 }
 
 
-_LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek-v3.2", "glm-5")]
+_FIRST = ("ling3", "minimax-01", "minimax-m3")
+_LATER = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name not in _FIRST]
 
 
-@pytest.mark.parametrize("name", ["ling3", "minimax-01", "minimax-m3", *_LATER])
+@pytest.mark.parametrize("name", [*_FIRST, *_LATER])
 def test_as_transformers_computes_it(name: str, tmp_path: Path) -> None:
     theirs, folder = MODELS[name](tmp_path / "hf")
     ours = llmconv.load(folder, "cpu", "f32")

@@ -147,6 +147,8 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
             assert dtype is not None
             size = int(np.prod(part.shape))
             values = rng.integers(0, 256, size) if whole else rng.normal(0, 1, size)
+            if "tid2eid" in name:
+                values %= dims["n_expert"]
             if whole is by_name("I64"):  # words of a draft, all different
                 values = np.sort(rng.integers(0, dims["n_vocab"] - size + 1, size))
             out.add(Tensor.from_array(name, values.astype(dtype).reshape(part.shape)))

@@ -49,7 +49,7 @@ class Hub:
         self._lock = threading.Lock()
         self._digests: dict[Path, str] = {}
         self._server = _Server(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> Hub:
         self._thread.start()
@@ -104,7 +104,8 @@ class Hub:
             return self._say(request, 401, {"error": "no"})
         if path == "/api/models/org/toy" or re.fullmatch(r"/api/models/org/toy/revision/(main|v1|[0-9a-f]{40})", path):
             self.asked["info"] += 1
-            return self._say(request, 200, {"id": "org/toy", "sha": COMMIT, "siblings": [], "tags": []})
+            there = [{"rfilename": name} for name in self.files()]
+            return self._say(request, 200, {"id": "org/toy", "sha": COMMIT, "siblings": there, "tags": []})
         if path == f"/api/models/org/toy/tree/{COMMIT}":
             self.asked["tree"] += 1
             return self._say(request, 200, [self.entry(n, p) for n, p in self.files().items()])
@@ -166,6 +167,8 @@ class Hub:
         time.sleep(self.delay)
         with self._lock:
             self._now -= 1
+        if fault == "gated":
+            return self._say(request, 403, {"error": "no"}, X_Error_Code="GatedRepo")
         if fault.isdigit():
             return self._say(request, int(fault), {"error": "busy"}, Retry_After="0")
         if fault.startswith("wait "):

@@ -31,8 +31,9 @@ def launch(folder: Path, size: int, *args: list[str]) -> list[dict[str, list[str
     return [{kind: texts(i, kind) for kind in ("code", "out", "err")} for i in range(len(args))]
 
 
-def launch_and_kill(folder: Path, size: int, args: list[str], kill: list[int]) -> list[str]:
-    """What each process of a run says on standard error, of which the process kill[0] dies after kill[1] slabs."""
+def launch_and_kill(folder: Path, size: int, args: list[str], kill: list[Any]) -> list[str]:
+    """What each process of a run says on standard error, of which the process kill[0] dies after kill[1] slabs, or
+    calls of the method kill[2]."""
     done = _started(folder, size, {"args": [args], "kill": kill})
     assert done.returncode
     files = [next((folder / "logs").glob(f"*/attempt_0/{rank}/stderr.log")) for rank in range(size)]
@@ -80,7 +81,7 @@ def _all() -> None:
     run, folder, rank = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), os.environ.get("RANK", "0")
     if run["kill"]:
         if run["kill"][0] == int(rank):
-            teams._killed_after(run["kill"][1])
+            teams._killed_after(*run["kill"][1:])
         main(run["args"][0])
     with llmconv.together():
         for i, args in enumerate(run["args"]):

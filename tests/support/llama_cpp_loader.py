@@ -50,6 +50,20 @@ def _file_of(sources: Path, arch: str) -> Path | None:
     )
 
 
+@cache
+def keys_of(sources: Path, arch: str) -> frozenset[str]:
+    """The keys, without the architecture's name, that the loader of an architecture asks for."""
+    names = dict(re.findall(r"\{\s*(LLM_KV_\w+)\s*,\s*\"%s\.([^\"]+)\"", (sources / "src/llama-arch.cpp").read_text()))
+    text = _body((sources / "src/llama-model.cpp").read_text(), "void llama_model_base::load_hparams(")
+    path = _file_of(sources, arch)
+    own = path.read_text() if path is not None else ""
+    if "::load_arch_hparams(" in own:
+        text += _body(own, "::load_arch_hparams(")
+    if "load_swa_pattern" in text:
+        text += "LLM_KV_ATTENTION_SLIDING_WINDOW_PATTERN"
+    return frozenset(names[key] for key in re.findall(r"LLM_KV_\w+", text) if key in names)
+
+
 def _created(text: str, sources: Path) -> Iterator[tuple[str, str, str]]:
     """(name with `{i}` for the layer, shape, flags) of every tensor that is asked for."""
     for name, part, _, shape, flags in _CREATE.findall(text):

@@ -42,6 +42,7 @@ def logits(gguf: Checkpoint, ids: list[int], path: Path, causal: bool = True) ->
     """
     import llama_cpp  # here, so that the children find it loaded
 
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # else a debugger is started for each file that it stops at
     n_vocab = gguf.tensors["token_embd.weight"].shape[0]
     gguf_file.save(dataclasses.replace(gguf, metadata=with_a_vocabulary(gguf.metadata, n_vocab)), path)
     here, there = multiprocessing.Pipe()

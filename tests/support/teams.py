@@ -2,8 +2,9 @@
 
     python tests/support/teams.py < RUNS
 
-RUNS: a JSON list of {"args": [...], "size": N, "kill": [RANK, SLABS]}; prints a list of {"codes", "out", "err"}, a text
-for each process.  "kill": the process of that rank dies with SIGKILL after so many slabs.
+RUNS: a JSON list of {"args": [...], "size": N, "kill": [RANK, CALLS, METHOD], "set": {PLACE: VALUE}}; prints a list of
+{"codes", "out", "err"}, a text for each process.  "kill": the process of that rank dies with SIGKILL after so many
+calls of a method, by default after so many slabs.  "set": values of modules' names, "package.module:NAME".
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ def runs(*wanted: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _killed_after(slabs: int) -> None:
-    from llmconv.formats.writing.encoding import Worker
+def _killed_after(calls: int, method: str = "llmconv.formats.writing.encoding:Worker.encode") -> None:
+    module, _, path = method.partition(":")
+    owner, name = path.split(".")
+    kind = getattr(importlib.import_module(module), owner)
+    real, left = getattr(kind, name), [calls]
 
-    real, left = Worker.encode, [slabs]
-
-    def encode(self: Any, *given: Any) -> int:
+    def counted(*given: Any, **named: Any) -> Any:
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
-        return real(self, *given)
+        return real(*given, **named)
 
-    Worker.encode = encode  # type: ignore[method-assign]
+    setattr(kind, name, counted)
 
 
 def _child(run: dict[str, Any], rank: int, port: int, logs: Path) -> None:
@@ -60,7 +62,10 @@ def _child(run: dict[str, Any], rank: int, port: int, logs: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(run["size"])}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     if run.get("kill") and run["kill"][0] == rank:
-        _killed_after(run["kill"][1])
+        _killed_after(*run["kill"][1:])
+    for place, value in run.get("set", {}).items():
+        module, _, name = place.partition(":")
+        setattr(importlib.import_module(module), name, value)
     main(run["args"])
 
 
@@ -90,6 +95,8 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for module in ("torch.distributed", "llmconv.runtime.measure.compare", "llmconv.convert.quantizing.quantize"):
+    inside = ("runtime.measure.compare", "runtime.calibrate.calibration", "convert.quantizing.quantize")
+    late = ("torch.distributed", "torch.fx.experimental.symbolic_shapes")  # which a first backward pass imports
+    for module in (*late, *(f"llmconv.{name}" for name in inside)):
         importlib.import_module(module)
     print(json.dumps([_run(run) for run in json.load(sys.stdin)]))

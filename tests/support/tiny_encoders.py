@@ -44,7 +44,42 @@ def unigram() -> Any:
     return made
 
 
+def bytelevel(ends: bool = False) -> Any:
+    """A language model's: pieces of bytes, a token before each text; ends: one behind it too."""
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer, made.decoder = level, tokenizers.decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=level.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(WORDS, trainer)
+    last, again = (" </s>", " </s>:1") if ends else ("", "")
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"<s> $A{last}",
+        pair=f"<s> $A{last} <s>:1 $B:1{again}",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    return made
+
+
+def ended() -> Any:
+    return bytelevel(True)
+
+
+def yes_or_no() -> Any:
+    made = bytelevel()
+    made.add_tokens(["yes", "no"])
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+    return made
+
+
 NAMES = {
+    **{
+        made: {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"} for made in (bytelevel, ended, yes_or_no)
+    },
     wordpiece: {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]",
                 "mask_token": "[MASK]"},
     unigram: {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>",
@@ -53,7 +88,10 @@ NAMES = {
 
 
 def folder_of(path: Path, name: str, tokenizer: Any, **changes: Any) -> tuple[Any, Any]:
-    """A folder with a tiny model and a vocabulary; (the model in float32, its tokenizer)."""
+    """A folder with a tiny model and a vocabulary; (the model in float32, its tokenizer).
+
+    changes: to its configuration; `task`: another than the usual.
+    """
     import torch
 
     made = tokenizer()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SMALL = {
     "vocab_size": 96,
@@ -158,7 +161,7 @@ _DEEPSEEK4 = _without(_without(SMALL, "intermediate_size"), "num_key_value_heads
     "sliding_window": 16,
     "o_groups": 2,
     "o_lora_rank": 24,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # scores that are 0 alike, of which each program takes others, are rare with so many
     "index_head_dim": 16,
     "index_topk": 8,
     "n_routed_experts": 4,
@@ -175,7 +178,7 @@ _GLM5_NEXT = _without(_LATENT, "first_k_dense_replace") | {
     "layer_types": ["linear_attention", "full_attention"],
     "mlp_layer_types": ["dense", "sparse"],
     "indexer_types": ["full", "full"],
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "index_head_dim": 16,
     "index_topk": 32,
     "linear_head_dim": 16,
@@ -197,7 +200,7 @@ _GLM5_NEXT = {
 _DOTS3 = _LATENT | {
     "num_hidden_layers": 3,
     "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "index_head_dim": 16,
     "index_topk": 32,
     "sliding_window": 16,
@@ -219,7 +222,7 @@ _QWEN4 = (
         "shared_expert_intermediate_size": 48,
         "hc_count": 2,
         "hc_lowrank": 8,
-        "indexer_n_heads": 2,
+        "indexer_n_heads": 16,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
         "indexer_budget": 32,
@@ -435,18 +438,17 @@ MODELS: dict[str, Tiny] = {
         _LATENT | {"index_n_heads": 4, "index_head_dim": 128, "index_topk": 64, "indexer_types": ["full", "shared"]},
         "bfloat16",
     ),
-    "deepseek-v4": Tiny("deepseek_v4", "deepseek4", _DEEPSEEK4, "bfloat16", runs=False),
-    "glm-5-next": Tiny("glm5_next", "glm5-next", _GLM5_NEXT, "bfloat16", "ImageTextToText", runs=False),
+    "deepseek-v4": Tiny("deepseek_v4", "deepseek4", _DEEPSEEK4, "bfloat16"),
+    "glm-5-next": Tiny("glm5_next", "glm5-next", _GLM5_NEXT, "bfloat16", "ImageTextToText"),
     "hy-v4-transformers": Tiny(
         "hy_v4",
         "hy_v4",
         _without(_LATENT, "first_k_dense_replace")
-        | {"index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "hc_mult": 2},
+        | {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 32, "hc_mult": 2},
         "bfloat16",
-        runs=False,
     ),
-    "dots3-transformers": Tiny("dots3_note_text", "dots3note", _DOTS3, "bfloat16", runs=False),
-    "qwen4-exp": Tiny("qwen4_exp_text", "qwen4exp", _QWEN4, "bfloat16", runs=False),
+    "dots3-transformers": Tiny("dots3_note_text", "dots3note", _DOTS3, "bfloat16"),
+    "qwen4-exp": Tiny("qwen4_exp_text", "qwen4exp", _QWEN4, "bfloat16"),
     "llama4": Tiny(
         "llama4_text",
         "llama4",
@@ -795,15 +797,22 @@ INSIDE = {"mistral4": ("Mistral4Config", "Mistral4ForCausalLM")}
 """Text models that transformers has and its Auto classes do not know: the classes of configuration and model."""
 
 
-def build(name: str, folder: Path, seed: int = 0, **changes: Any) -> Any:
+def variants_later(names: Iterable[str]) -> list[Any]:
+    """For parametrizing: the first of each GGUF architecture by default; its variants are slower tests."""
+    names = list(names)
+    firsts = {MODELS[name].gguf: name for name in reversed(names)}.values()
+    return [name if name in firsts else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def build(name: str, folder: Path, seed: int = 0, task: str = "", **changes: Any) -> Any:
     """Make the model with every parameter random (norms and biases too), save it to `folder`, and give it back.
 
-    changes: to its configuration.
+    task: another than the model's usual one.   changes: to its configuration.
     """
     import torch
     import transformers
 
-    tiny = MODELS[name]
+    tiny = replace(MODELS[name], task=task or MODELS[name].task)
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(tiny.model_type, **(tiny.config | changes))
     model = automatic(tiny).from_config(config).to(getattr(torch, tiny.dtype))

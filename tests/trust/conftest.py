@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,8 @@ from good_models import write_gguf
 
 
 @pytest.fixture(autouse=True)
-def _no_flush(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Flushing to the disk is tested elsewhere; the command's handlers of signals go with each test."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def _in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Each test has the working folder for itself, and the command's handlers of signals go with it."""
     monkeypatch.chdir(tmp_path)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield

@@ -43,7 +43,7 @@ HUNYUAN_DENSE = Architecture(
         *gated_mlp(),
     ),
     finish=stretched,
-    decoder={"qk_norm_after_rope": True},
+    decoder={"qk_norm_after_rope": True, "rope_stretched": True},
     reads="alpha",
     inert="eod_token_id",
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),

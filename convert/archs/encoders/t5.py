@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.rows import Form, Row
 from llmconv.errors import Unsupported
@@ -35,6 +36,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
             "known here; --layout plain converts any tensors under their own names"
         )
     own["attention.layer_norm_rms_epsilon"] = np.float32(own["attention.layer_norm_epsilon"])
+    if "decoder_block_count" in own and config.get("tie_word_embeddings") is not False:  # as transformers tells them
+        own["logit_scale"] = np.float32(dims["n_embd"] ** -0.5)
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
@@ -135,9 +138,9 @@ T5 = Architecture(
     },
     reads="feed_forward_proj",
     inert="dense_act_fn is_gated_act output_past task_specific_params scalable_attention classifier_dropout"
-    " is_encoder_decoder tokenizer_class dropout_rate is_decoder",
+    " is_encoder_decoder tokenizer_class dropout_rate is_decoder scale_decoder_outputs",
+    loader=Loader(undone={"logit_scale": "its logits are divided by the root of its width"}),
     fixed={
-        "scale_decoder_outputs": False,
         "relative_attention_max_distance": 128,
         "feed_forward_proj": ("relu", "gated-gelu"),
     },

@@ -252,7 +252,7 @@ DEEPSEEK4 = Architecture(
     alone={f"mtp.0.hc_head_{part}": f"output_hc_{part}.weight" for part in ("fn", "base", "scale")},
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"not_run": "its streams of residuals and its attention to runs of tokens are not known to the runtime"},
+    decoder={"rope": "pairs", "clamp_first": True, "window_pattern": 0},
     reads="compress_ratios compress_rates layer_types mlp_layer_types num_hash_layers qk_rope_head_dim swiglu_limit"
     " partial_rotary_factor main compress",
     inert="compress_rope_theta qk_nope_head_dim kv_lora_rank v_head_dim expert_dtype scale_fmt topk_method max_seq_len"

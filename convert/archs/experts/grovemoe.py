@@ -1,4 +1,4 @@
-"""GroveMoE: Qwen 3's experts, and small ones that neighbouring experts share; how they add up is not known here."""
+"""GroveMoE: Qwen 3's experts, and small ones that neighbouring experts share and that go where one of these goes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from llmconv.convert.archs.llama.qwen import QWEN3_MOE
 from llmconv.convert.archs.parts import gated_mlp
 from llmconv.convert.tables.architecture import HfName, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Stack
 
 _GROUP = 2  # experts that share a small one: in the model's own code
@@ -37,7 +38,8 @@ GROVEMOE = QWEN3_MOE.variant(
     dims={"n_group": f"n_expert // {_GROUP}"},
     finish=_finish,
     rebuild=lambda config, own, dims: None,
-    decoder={"not_run": "how its small experts add up is published with the model alone"},
+    decoder={"normalize_experts": True},
+    loader=Loader(pieces={"chained_experts": True}),
 )
 
 ARCHITECTURES = (GROVEMOE,)

@@ -70,7 +70,7 @@ HUNYUAN_MOE = HUNYUAN_DENSE.variant(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"normalize_experts": True},
+    decoder={"normalize_experts": True, "rope_stretched": False},
     reads="moe_topk moe_intermediate_size num_shared_expert",
     inert="num_experts_per_tok num_local_experts sep_token_id moe_drop_tokens moe_layer_num_skipped org_vocab_size"
     " capacity_factor",

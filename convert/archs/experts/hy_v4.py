@@ -103,9 +103,9 @@ _TABLE = DEEPSEEK2.variant(
     unplaced=(r"(model\.)?mtp_layers\..*",),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"not_run": "its streams of residuals are not known to the runtime"},
+    decoder={"rope": "halves", "indexer_rope_at_end": True, "indexer_eps_by_model": True, "clamp_first": True},
     reads="indexer_types layer_types swiglu_limit",
-    loader=LATENT_QUERIES.more(Loader(needed=HEAD)),
+    loader=LATENT_QUERIES.more(Loader(needed=HEAD, pieces={"rope": "pairs", "indexer_rope": "pairs"})),
     inert="num_nextn_predict_layers learnable_sink_init enable_lm_head_fp32",
 )
 

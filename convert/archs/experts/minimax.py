@@ -27,6 +27,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, keys, row
+from llmconv.convert.tables.config import look_up
 from llmconv.convert.tables.loader import CHOICE, HEAD, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Stack
 from llmconv.errors import Unsupported
@@ -178,8 +179,9 @@ _wide = "n_head * head_dim"
 
 def _lightning(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _finish(own, config, dims)
-    alphas = {float(config.get(f"layernorm_{part}_alpha", 1.0)) for part in _PARTS}
-    betas = {float(config.get(f"layernorm_{part}_beta", 1.0)) for part in _PARTS}
+    alphas, betas = (
+        {float(look_up(config, _names_of(part, greek)) or 1.0) for part in _PARTS} for greek in ("alpha", "beta")
+    )
     if len(alphas) > 1 or betas != {1.0}:
         raise Unsupported("config.json: its layernorm_..._alpha differ or a beta is not 1, which no GGUF can say")
     own["residual_scale"] = np.float32(alphas.pop())
@@ -203,9 +205,19 @@ def _lightning_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) 
 
 _PARTS = ("full_attention", "linear_attention", "mlp")
 
+
+def _names_of(part: str, greek: str) -> tuple[str, str]:
+    """A factor's name as published, and as transformers has it."""
+    return f"layernorm_{part}_{greek}", f"{part.replace('attention', 'attn')}_{greek}_factor"
+
+
 MINIMAX_01 = Architecture(
     "minimax-01",
-    (HfName("MiniMaxText01ForCausalLM", "minimax_text_01"), HfName("MiniMaxM1ForCausalLM", "minimax_m1")),
+    (
+        HfName("MiniMaxText01ForCausalLM", "minimax_text_01"),
+        HfName("MiniMaxM1ForCausalLM", "minimax_m1"),
+        HfName("MiniMaxForCausalLM", "minimax"),
+    ),
     keys=(*COMMON, *HEAD_DIM, *EXPERTS),
     rows=(
         *EMBEDDINGS,
@@ -228,7 +240,7 @@ MINIMAX_01 = Architecture(
         "latent_eps": 1e-6,
     },
     reads="rotary_dim partial_rotary_factor attn_type_list layer_types"
-    + "".join(f" layernorm_{part}_{greek}" for part in _PARTS for greek in ("alpha", "beta")),
+    + "".join(f" {name}" for part in _PARTS for greek in ("alpha", "beta") for name in _names_of(part, greek)),
     inert="num_experts postnorm shared_intermediate_size shared_moe_mode block_size layer_types",
     fixed={"postnorm": True, "shared_intermediate_size": 0},
     loader=Loader(pieces={"latent_eps": 0.0}),

@@ -122,6 +122,7 @@ GEMMA2 = GEMMA.variant(
     finish=_finish2,
     rebuild=_rebuild2,
     decoder={
+        "window": 4096,
         "window_pattern": 2,
         "scale_by_model": 46,
         "activation_key": "hidden_activation",

@@ -279,7 +279,7 @@ GEMMA4 = Architecture(
     " enable_moe_block attention_k_eq_v vocab_size_per_layer_input use_bidirectional_attention partial_rotary_factor",
     fixed={"use_bidirectional_attention": ("vision", "all")},
     loader=Loader(
-        pieces={"lends_last_two": True},
+        pieces={"lends_last_two": True, "causal_without_window": True},
         refused=tuple(f"blk.{{i}}.attn_{part}.bias" for part in ("q", "k", "v", "output")),
         wants={"not n_ple_vocab": "vectors for each layer of all tokens"},
     ),

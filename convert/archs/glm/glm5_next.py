@@ -158,7 +158,7 @@ GLM5_NEXT = Architecture(
     constants={"attention.layer_norm_epsilon": np.float32(1e-6)},
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"not_run": "its streams of residuals and pooled indexer are not known to the runtime"},
+    decoder={"positions": "none", "gating": "sigmoid", "clamp_first": True, "dense_clamped": True},
     inside="glm5_next_text",
     reads="layer_types mlp_layer_types first_k_dense_replace indexer_types index_topk_pattern index_topk_freq"
     " index_skip_topk_offset qk_rope_head_dim qk_nope_head_dim v_head_dim kv_lora_rank linear_num_heads swiglu_limit"

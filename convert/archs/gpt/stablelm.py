@@ -58,7 +58,7 @@ STABLELM = Architecture(
     rebuild=_rebuild,
     reads="partial_rotary_factor rope_pct",
     inert="rotary_scaling_factor norm_bias head_dim",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=HEAD, untold=("use_parallel_residual",)),
 )
 
 ARCHITECTURES = (STABLELM,)

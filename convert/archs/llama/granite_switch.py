@@ -88,7 +88,6 @@ _KEYS = GRANITE.variant(
     finish=_finish,
     rebuild=_rebuild,
     kept=(r"(model\.)?switch\..*", r".*adapter_token_ids", r".*control_to_substitute_lut"),
-    decoder={"not_run": "tokens turn adapters on, each with weights of its own"},
     reads="num_experts_per_tok",
     inert="lora_config adapter_names adapter_ranks",
 )

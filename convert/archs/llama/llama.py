@@ -19,6 +19,7 @@ from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Stack
+from llmconv.convert.tables.rows import Form
 
 _experts = "{p}layers.{i}.block_sparse_moe."
 
@@ -73,6 +74,7 @@ LLAMA = Architecture(
             "n_expert, n_ff, n_embd",
             Stack(),
             when="n_expert",
+            alt=(Form((_experts + "switch_mlp.gate_proj.weight",)),),
         ),
         row(
             "blk.{i}.ffn_down_exps.weight",
@@ -80,6 +82,7 @@ LLAMA = Architecture(
             "n_expert, n_embd, n_ff",
             Stack(),
             when="n_expert",
+            alt=(Form((_experts + "switch_mlp.down_proj.weight",)),),
         ),
         row(
             "blk.{i}.ffn_up_exps.weight",
@@ -87,6 +90,7 @@ LLAMA = Architecture(
             "n_expert, n_ff, n_embd",
             Stack(),
             when="n_expert",
+            alt=(Form((_experts + "switch_mlp.up_proj.weight",)),),
         ),
     ),
     made=(ROPE_FREQS,),

@@ -68,11 +68,19 @@ QWEN2 = Architecture(
     loader=Loader(unread=("attention.sliding_window",), refused=(*MLP_BIASES, *OUT_BIAS, *DIVISORS)),
 )
 
+
+def _is_qwen3(config: Mapping[str, Any]) -> bool:
+    """Whether a Jina Embeddings 5 is the larger one; the other is a EuroBERT."""
+    return "JinaEmbeddingsV5Model" not in (config.get("architectures") or ()) or "use_sliding_window" in config
+
+
 QWEN3 = QWEN2.variant(
     "qwen3",
     HfName("Qwen3ForCausalLM", "qwen3"),
     HfName("Qwen3Model", "qwen3"),
+    HfName("JinaEmbeddingsV5Model", "jina_embeddings_v5"),
     keys=HEAD_DIM,
+    fits=_is_qwen3,
     rows=(*attention(), *QK_NORMS),
 )
 

@@ -118,6 +118,7 @@ BAILING3 = Architecture(
     "bailingmoe3",
     (
         HfName("BailingMoeV3ForCausalLM", "bailing_hybrid"),
+        HfName("BailingHybridForCausalLM", "bailing_hybrid"),
         HfName("BailingMoeV3VLForConditionalGeneration", "bailing_moe_v3_vl"),
     ),
     keys=(
@@ -130,13 +131,13 @@ BAILING3 = Architecture(
         Key("expert_gating_func", ("score_function", "scoring_func"), "u32", "sigmoid", {"softmax": 1, "sigmoid": 2}),
         *keys("""
             expert_shared_count             u32   num_shared_experts              1
-            attention.value_length          u32   head_dim                        128
+            attention.value_length          u32   linear_head_dim|head_dim        128
             vocab_size                      u32   vocab_size
             leading_dense_block_count       u32   first_k_dense_replace           2
             attention.q_lora_rank           u32   q_lora_rank
             attention.kv_lora_rank          u32   kv_lora_rank
             ssm.conv_kernel                 u32   short_conv_kernel_size          4
-            kda.head_dim                    u32   head_dim                        128
+            kda.head_dim                    u32   linear_head_dim|head_dim        128
             kda.safe_gate                   bool  kda_safe_gate                   true
             kda.gate_lower_bound            f32   kda_lower_bound                 -5
             nextn_predict_layers            u32   num_nextn_predict_layers
@@ -185,7 +186,7 @@ BAILING3 = Architecture(
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",
     },
-    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0}),
+    loader=Loader(refused=OUT_BIAS, needed=CHOICE, pieces={"latent_eps": 0.0, "scan_norms_by_model": True}),
 )
 
 ARCHITECTURES = (BAILING3,)

@@ -177,7 +177,7 @@ KIMI_LINEAR = Architecture(
         unread=("expert_weights_norm", "expert_group_count"),
         needed=("output.weight",),
         wants={"not q_lora": "no latent of the queries"},
-        pieces={"latent_eps": 0.0},
+        pieces={"latent_eps": 0.0, "scan_norms_by_model": True},
     ),
 )
 

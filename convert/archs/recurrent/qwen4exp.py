@@ -64,6 +64,9 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         recurrent = [(i + 1) % dims["interval"] != 0 for i in range(count)]
     ratio = int(config["indexer_compress_ratio"])
     own["attention.compress_ratios"] = np.asarray([0 if on else ratio for on in recurrent], np.int32)
+    gate = config.get("output_gate_type") or config.get("hidden_act") or "silu"
+    if gate != "sigmoid":
+        own["ssm.output_gate"] = str(gate)
     _finish_table(own, config)
 
 
@@ -92,6 +95,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     QWEN35_MOE.rebuild(config, own, dims)
     ratios = np.ravel(own.get("attention.compress_ratios", 0))
     config["indexer_compress_ratio"], config["indexer_kv_heads"] = int(max(ratios)), 1
+    config["output_gate_type"] = str(own.get("ssm.output_gate", "sigmoid"))
     if not dims["ple_at"]:
         config["ple_layer_ids"] = []
         return
@@ -213,17 +217,18 @@ QWEN4EXP = Architecture(
     rebuild=_rebuild,
     told=_told,
     decoder={
-        "not_run": "its streams of residuals and its table of n-grams are not known to the runtime",
         "gated_queries": True,
         "normalize_experts": True,
+        "delta_gate": "sigmoid",
     },
     inside="qwen4_exp_text",
     reads="layer_types linear_value_head_dim partial_rotary_factor mrope_section mrope_interleaved ple_layer_ids"
-    " ple_embed_dim indexer_compress_ratio ngram_vocab_size_base make_ngram_vocab_size_divisible_by eos_token_id",
+    " ple_embed_dim indexer_compress_ratio ngram_vocab_size_base make_ngram_vocab_size_divisible_by eos_token_id"
+    " output_gate_type",
     inert="number_of_conv_states mamba_ssm_dtype"
-    " seed mtp_num_hidden_layers mtp_use_dedicated_embeddings norm_topk_prob output_gate_type",
+    " seed mtp_num_hidden_layers mtp_use_dedicated_embeddings norm_topk_prob",
     fixed={"attn_output_gate": True, "indexer_kv_heads": 1},
-    loader=Loader(refused=QWEN35_MOE.loader.refused),
+    loader=Loader(refused=QWEN35_MOE.loader.refused, unread=("ssm.output_gate",)),
 )
 
 ARCHITECTURES = (QWEN4EXP,)

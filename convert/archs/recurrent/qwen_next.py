@@ -216,6 +216,7 @@ _LOADER = Loader(
     unread=("expert_weights_norm",),
     refused=(*MLP_BIASES, *OUT_BIAS),
     wants={"d_inner == dt_rank * d_state": "values of as many numbers as keys in its delta rules"},
+    pieces={"scan_norms_by_model": True},
 )
 
 

@@ -16,6 +16,7 @@ from llmconv.convert.archs.experts.deepseek import DEEPSEEK2
 from llmconv.convert.archs.experts.deepseek_sparse import INDEXER_KEYS, indexer
 from llmconv.convert.archs.parts import NEXTN, each_layer
 from llmconv.convert.tables.architecture import HfName, Row, keys, row
+from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Only, Split, Transpose
 from llmconv.convert.tables.times import Times
 from llmconv.convert.tables.windows import PATTERN
@@ -169,7 +170,8 @@ DOTS3 = dataclasses.replace(
         ),
         finish=_finish,
         rebuild=_rebuild,
-        decoder={"not_run": "its latent attention of two shapes is not known to the runtime"},
+        decoder={"indexer_rope": "pairs"},
+        loader=Loader(pieces={"indexer_rope": "halves"}),
         reads="layer_types indexed_attention partial_rotary_factor per_layer_config sliding_window n_group"
         " apply_mla_qkv_lora_rescale" + "".join(f" swa_{name}" for name in (*_USUAL, "qk_rope_head_dim")),
         inert="topk_group swa_num_key_value_heads swa_rope_theta moe_shared_expert_intermediate_size"

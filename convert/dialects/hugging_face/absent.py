@@ -41,12 +41,14 @@ def absent(
     return out
 
 
-def said(lacking: Mapping[str, list[str]]) -> list[str]:
-    """Notes about a folder's tensors that are not there."""
+def said(lacking: Mapping[str, list[str]], headless: bool = False) -> list[str]:
+    """Notes about a folder's tensors that are not there.   headless: of a model that needs no head of its own."""
     notes = []
     for flag, names in lacking.items():
         name = flag.lstrip("!").partition("=")[0]
         if name.endswith(_TIED):
+            if headless:
+                continue
             notes.append(
                 "config.json does not tie the head to the embeddings, but the file has no head: the embeddings are "
                 "taken for it; transformers makes a random one"

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder, Layer
-from llmconv.convert.tables import own_keys
+from llmconv.convert.tables import own_keys, scores
 from llmconv.convert.tables.architecture import Architecture
-from llmconv.convert.tables.loader import NOBODY_READS
+from llmconv.convert.tables.loader import unread_of
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.rows import at_layer
 from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["beyond_llama_cpp"]
+__all__ = ["beyond_llama_cpp", "otherwise_in_llama_cpp"]
 
 
 def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
@@ -35,6 +36,12 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     dims = at_layer(of_all, 0)
     refused = arch.loader.strange(checkpoint.tensors, dims)
     notes = []
+    if scores.SCORE in arch.rows and scores.NAME in checkpoint.tensors:
+        if arch.gguf in scores.IN_LLAMA_CPP:
+            if own_keys.RERANKER not in checkpoint.metadata:
+                notes.append("llama.cpp gives the softmax of its labels' scores, which is 1 where there is one label")
+        else:
+            refused.append(scores.NAME)
     if f"{arch.gguf}.moe_layers" in checkpoint.metadata and "moe_layers" not in arch.loader.untold:
         notes.append("some layers have a plain feed-forward instead of experts; llama.cpp will not load this file")
     if refused:
@@ -47,6 +54,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     if groups > 1 and used >= groups:
         notes.append("experts are chosen out of all groups of them, which llama.cpp takes for a fault: it will stop")
     notes += [f"llama.cpp wants {what}, so it will not load this file" for what in arch.loader.unfit(dims)]
+    own = {key.removeprefix(f"{arch.gguf}.") for key in checkpoint.metadata}
+    notes += [f"{what}, which llama.cpp will not do" for what in arch.loader.left_undone(own)]
     pattern = checkpoint.metadata.get(f"{arch.gguf}.{PATTERN}")
     lacking = arch.loader.nowhere(checkpoint.tensors)
     notes += [f"no layer has {what}, without which llama.cpp will stop" for what in lacking]
@@ -58,13 +67,8 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
     try:
         ours = describe(checkpoint)
-        unread = {*NOBODY_READS, *arch.loader.unread}
-        if arch.loader.windows_at not in (None, 0, len(ours.layers)):
-            unread.add("attention.sliding_window")
-        theirs = _as_llama_cpp(arch, checkpoint, unread - {PATTERN}, refused)
-        said = list(_differences(ours, theirs))
-        if any(layer.attention.window and not layer.attention.causal for layer in ours.layers):
-            said.append("its windows reach to both sides")
+        unread = _unread(arch, ours)
+        said = list(_otherwise(arch, checkpoint, ours, unread - {PATTERN}, refused))
         notes += [f"{what}, which llama.cpp will not do" for what in said]
         if PATTERN in unread:
             old = _as_llama_cpp(arch, checkpoint, unread, refused)
@@ -78,7 +82,35 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     return notes
 
 
-def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], refused: list[str]) -> Decoder:
+def otherwise_in_llama_cpp(checkpoint: Checkpoint) -> list[str]:
+    """Notes about a GGUF that somebody else made: what it says of its model, and llama.cpp does otherwise."""
+    arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
+    if arch is None or not arch.loader.exists or own_keys.CONFIG in checkpoint.metadata:
+        return []
+    try:
+        ours = describe(checkpoint)
+        found = _otherwise(arch, checkpoint, ours, _unread(arch, ours) - {PATTERN})
+        return [f"{what}, which llama.cpp will not do" for what in found]
+    except LlmconvError:
+        return []
+
+
+def _unread(arch: Architecture, ours: Decoder) -> set[str]:
+    """The keys that llama.cpp leaves unread in a file of this model."""
+    windows = {"attention.sliding_window"} if arch.loader.windows_at not in (None, 0, len(ours.layers)) else set()
+    return {*unread_of(arch.gguf), *arch.loader.unread, *windows} - {*arch.loader.untold}
+
+
+def _otherwise(
+    arch: Architecture, checkpoint: Checkpoint, ours: Decoder, unread: set[str], refused: Sequence[str] = ()
+) -> Iterator[str]:
+    """What the file says in our reading, and llama.cpp computes otherwise."""
+    yield from _differences(ours, _as_llama_cpp(arch, checkpoint, unread, refused))
+    if any(layer.attention.window and not layer.attention.causal for layer in ours.layers):
+        yield "its windows reach to both sides"
+
+
+def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], refused: Sequence[str]) -> Decoder:
     """The file as llama.cpp's loader understands it."""
     keys = {f"{arch.gguf}.{key}" for key in unread}
     seen = {k: v for k, v in checkpoint.metadata.items() if k not in keys and not k.startswith(own_keys.OWN)}
@@ -96,6 +128,7 @@ _WHOLE: tuple[tuple[str, str], ...] = (
     ("latent_eps", "the norms inside its attention have the epsilon {}"),
     ("residual_scale", "its residuals are scaled by {}"),
     ("positions", "its positions are of the kind {!r}"),
+    ("loops", "its layers are gone through {} times"),
 )
 
 
@@ -117,6 +150,10 @@ def _activation(layer: Layer) -> Any:
     return layer.mlp.activation if layer.mlp is not None else layer.scan and layer.scan.activation
 
 
+def _borrowed(layer: Layer) -> str:
+    return "its own" if layer.attention.borrows is None else f"layer {layer.attention.borrows}"
+
+
 def _seen(layer: Layer) -> str:
     window = layer.attention.window
     return "all tokens" if window is None else f"a window of {window} tokens"
@@ -132,7 +169,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.attention.chunk or 0, "{where} attention to chunks of {} tokens (not {other})"),
     (lambda layer: layer.attention.length_one, "{where} queries and keys normed without weights: {}"),
     (lambda layer: layer.attention.growth or "", "{where} queries that grow by {!r}"),
-    (lambda layer: layer.attention.borrows, "{where} the keys and values of layer {} (not {other})"),
+    (lambda layer: _borrowed(layer), "{where} the keys and values of {} (not of {other})"),
+    (lambda layer: layer.attention.value_scale, "{where} values times {} (not {other})"),
     (lambda layer: layer.attention.causal, "{where} attention that is causal: {}"),
     (lambda layer: layer.attention.scale, "{where} attention scores times {:.6g} (not {other:.6g})"),
     (lambda layer: layer.attention.softcap or "no number", "{where} attention scores capped at {}"),
@@ -140,6 +178,8 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.attention.alibi or 0, "{where} ALiBi with the exponent {}"),
     (lambda layer: layer.attention.rope is not None, "{where} rotary positions: {}"),
     (_rotary("base"), "{where} the rotary base {}"),
+    (_rotary("interleaved"), "{where} neighbours that turn together: {}"),
+    (lambda layer: layer.scan and layer.scan.gate, "{where} gates on its delta rules' results opened by {}"),
     (_rotary("factor", "linear"), "{where} rotary scaling by {}"),
     (_rotary("factor", "yarn"), "{where} rotary scaling by {}"),
     (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
@@ -148,8 +188,13 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
     (lambda layer: layer.parallel, "{where} attention and feed-forward in parallel: {}"),
     (lambda layer: layer.residual_after_norm, "{where} residuals taken after the norm: {}"),
+    (lambda layer: layer.swapped, "{where} norms behind attention and feed-forward: {}"),
     (lambda layer: _experts(layer) and _experts(layer).normalize, "{where} experts' weights made to sum to 1: {}"),
     (lambda layer: _experts(layer) and _experts(layer).gating, "{where} experts chosen by {}"),
+    (
+        lambda layer: _experts(layer) and not _experts(layer).chained,
+        "{where} small experts that read what others do: {}",
+    ),
     (lambda layer: _experts(layer) and _experts(layer).scale, "{where} experts' sum times {} (not {other})"),
     (lambda layer: (_experts(layer) and _experts(layer).softcap) or 0.0, "{where} its router's logits capped at {}"),
     (

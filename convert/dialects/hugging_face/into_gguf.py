@@ -19,6 +19,7 @@ from llmconv.convert.dialects.hugging_face import (
     foreign_keys,
     fused,
     pooling,
+    reranker,
     strangers,
     target,
 )
@@ -60,7 +61,7 @@ def to_gguf(
         checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None
     if arch is None or layout == "plain":
-        out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, **options)
+        out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, layout=layout, **options)
         is_image = out.metadata["general.architecture"] in images.KEPT  # which says so itself
         return out.but(_own_names_kept(config, arch)) if config and not is_image else out
     where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
@@ -88,7 +89,8 @@ def to_gguf(
     notes += _left_out(where, arch, config, [original[name] for name in extra], strict)
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
-    notes += absent.said(lacking)
+    outside = config.get("tie_word_embeddings") is True  # which transformers goes by, whatever a text model's says
+    notes += absent.said(lacking, headless=outside or bool(dims["n_cls"]))
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     behind = dense.taken(checkpoint, arch)
@@ -99,7 +101,8 @@ def to_gguf(
     out.metadata = general | metadata | out.metadata | pooled | behind.keys
     if folder := folder_name(checkpoint):
         out.metadata[own_keys.NAME] = folder
-    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where) | never_said(checkpoint)
+    out.metadata |= _vocabulary(checkpoint, config, pre, notes, where, arch) | never_said(checkpoint)
+    notes += reranker.added(arch, out, checkpoint, config)
     out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
@@ -243,7 +246,7 @@ def _window_of_nothing(arch: Architecture, config: Mapping[str, Any]) -> bool:
 
 
 def _vocabulary(
-    checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str
+    checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str, arch: Architecture
 ) -> dict[str, Any]:
     flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
     try:
@@ -252,6 +255,9 @@ def _vocabulary(
         raise BadFile(f"{where}: {error}") from None
     if found is None:
         return {}
+    if arch.named is not None:
+        with usable(config, f"{where}: config.json"):
+            found = arch.named(normalized(config), found)
     notes += [*found.notes, *found.twice()]
     keys: dict[str, Any] = vocab.to_gguf(found)
     return keys

@@ -19,10 +19,12 @@ from llmconv.convert.dialects.hugging_face import (
     foreign_keys,
     fused,
     pooling,
+    reranker,
     strangers,
     target,
 )
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
@@ -59,7 +61,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
             f"{where}: holds a model's layers for further tokens alone, which are no model folder; convert the model's "
             "own GGUF, with this one as --mtp FILE"
         )
-    checkpoint = with_ones(checkpoint)
+    checkpoint = reranker.without(with_ones(checkpoint))
     metadata = arch.modern(checkpoint.metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
@@ -107,7 +109,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
     unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= unmapped
-    out.notes += [*notes, *said]
+    out.notes += [*notes, *said, *(note for note in otherwise_in_llama_cpp(checkpoint) if note not in out.notes)]
     return out
 
 

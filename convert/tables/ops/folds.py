@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
+from llmconv.errors import Unsupported
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["BatchNorm", "Slabs"]
+__all__ = ["BatchNorm", "Slabs", "ThroughMlp"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,105 @@ class Slabs(Op):
 
         shape = (*whole.shape[:-1], whole.row_len * evaluate(self.count, dims))
         return (dataclasses.replace(whole, shape=shape, read=read, extent=None),)
+
+
+@dataclass(frozen=True)
+class ThroughMlp(Op):
+    """(words, w1, b1, w2, b2, others) -> what an MLP with SiLU makes of the words' vectors, the others' behind, F32.
+
+    `undo` gives an MLP that does nothing, where `width`, the words' own, is twice the others': silu(x) - silu(-x) is x.
+    What there was is recorded, and put back where it still gives these.   others: how many.
+    """
+
+    exact = False
+    others: Size
+    width: Size
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        words, others, n = parts[0], parts[-1], parts[0].shape[0]
+        through = _mlp(parts[1:5])
+
+        def read(start: int, stop: int) -> Bytes:
+            rows = [through(words.rows(start, min(stop, n)))] if start < n else []
+            rows += [others.rows(max(start - n, 0), stop - n).astype(np.float32)] if stop > n else []
+            return np.ascontiguousarray(np.concatenate(rows), np.float32).view(np.uint8)
+
+        return (Tensor(words.name, (n + others.shape[0], others.shape[1]), plain.F32, read),)
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        count, wide, own = evaluate(self.others, dims), evaluate(self.width, dims), whole.shape[-1]
+        n = whole.shape[0] - count
+
+        def widened(start: int, stop: int) -> Bytes:
+            if wide != 2 * own:
+                raise Unsupported(
+                    f"the words' vectors are {wide} wide in the folder that this GGUF was made of, and only its own "
+                    "keys hold them; convert the original"
+                )
+            rows = whole.rows(start, stop).astype(np.float32)
+            return np.concatenate([rows, np.zeros_like(rows)], 1).view(np.uint8)
+
+        def behind(start: int, stop: int) -> Bytes:
+            return whole.read(n + start, n + stop)
+
+        def first(start: int, stop: int) -> Bytes:
+            at = np.arange(start, stop)
+            return _ones(at % own, wide, np.where(at < own, 1, -1)).view(np.uint8)
+
+        def second(start: int, stop: int) -> Bytes:
+            at = np.arange(start, stop)
+            return (_ones(at, wide) - _ones(at + own, wide)).view(np.uint8)
+
+        def none(size: int) -> Any:
+            return lambda start, stop: np.zeros((stop - start, 4 * size), np.uint8)
+
+        return (
+            Tensor("words", (n, wide), plain.F32, widened),
+            Tensor("w1", (wide, wide), plain.F32, first),
+            Tensor("b1", (wide,), plain.F32, none(wide)),
+            Tensor("w2", (own, wide), plain.F32, second),
+            Tensor("b2", (own,), plain.F32, none(own)),
+            dataclasses.replace(whole, shape=(count, own), read=behind, extent=None),
+        )
+
+    def all_lost(self, parts: Parts, dims: Dims) -> tuple[Any, ...]:
+        """The bytes of all but the others."""
+        return (*(np.array(part.blocks()).reshape(-1) for part in parts[:-1]), None)
+
+    def all_restored(self, parts: Parts, moved: Parts, records: tuple[Any, ...], dims: Dims) -> Parts:
+        for part, record in zip(parts[:-1], records, strict=False):
+            if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != part.nbytes:
+                return parts
+        before = tuple(_holding(part, record) for part, record in zip(parts[:-1], records, strict=False))
+        through, (whole,) = _mlp(before[1:]), moved
+        n = before[0].shape[0]
+        for start in range(0, n, 4096):
+            made, now = through(before[0].rows(start, min(start + 4096, n))), whole.rows(start, min(start + 4096, n))
+            if not np.allclose(made, now, rtol=1e-5, atol=1e-5 * float(np.abs(now).max(initial=0))):
+                return parts
+        return (*before, parts[-1])
+
+
+def _ones(columns: NDArray[Any], width: int, sign: Any = 1) -> NDArray[np.float32]:
+    """Rows of `width` zeros and a one, times its sign, in these columns, where there are so many."""
+    out, at = np.zeros((len(columns), width), np.float32), columns < width
+    out[np.flatnonzero(at), columns[at]] = np.broadcast_to(sign, columns.shape)[at]
+    return out
+
+
+def _mlp(parts: Parts) -> Any:
+    """What makes vectors of the model's width of those of words: in float64, rounded once, alike on every machine."""
+
+    @functools.cache
+    def weights() -> tuple[NDArray[np.float64], ...]:
+        return tuple(part.numpy().astype(np.float64) for part in parts)
+
+    def through(rows: NDArray[Any]) -> NDArray[np.float32]:
+        first, bias, second, last = weights()
+        x = rows.astype(np.float64) @ first.T + bias
+        with np.errstate(over="ignore"):
+            out: NDArray[np.float32] = ((x / (1 + np.exp(-x))) @ second.T + last).astype(np.float32)
+        return out
+
+    return through

@@ -284,6 +284,8 @@ QWEN3_TTS = Tower(
     text=(),
     projectors=("qwen3tts_gen",),
     made=("a.gen.wav.",),
+    shared=("talker.model.codec_embedding.weight",),
+    inner="talker_config",
 )
 
 TOWERS = (QWEN3_TTS,)

@@ -6,6 +6,7 @@ What comes out loads in the `tokenizers` library and in transformers, and splits
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -332,6 +333,7 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
     make = _MAKERS.get(vocab.model)
     if make is None:
         raise Unsupported(f"tokenizer.ggml.model: no tokenizer.json can say what {vocab.model!r} does")
+    vocab = dataclasses.replace(vocab, tokens=list(vocab.tokens))  # a file's are decoded whenever they are looked at
     made = make(vocab)
     return {
         "version": "1.0",

@@ -19,7 +19,7 @@ from llmconv.errors import BadFile, LlmconvError, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.foreign import numpy_writing
-from llmconv.formats.foreign.mappings import chosen, count_items, keep_rest
+from llmconv.formats.foreign.mappings import StrangePickle, chosen, count_items, keep_rest
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import Tensor, type_of_dtype
@@ -55,9 +55,10 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
         value = loads(source.read(0, source.size).tobytes())
     except LlmconvError:
         raise
-    except Exception as error:  # a pickle can fail in any way
-        reason = str(error).strip() or type(error).__name__
-        raise BadFile(f"{at(path)}: its pickle {reason:.120}; only arrays of numpy are read, save an .npz") from None
+    except StrangePickle as error:
+        raise BadFile(f"{at(path)}: its pickle {error!s:.120}; only arrays of numpy are read, save an .npz") from None
+    except Exception:  # a pickle can fail in any way
+        raise BadFile(f"{at(path)}: its pickle can't be read, it is damaged or cut short; fetch it again") from None
     count_items(value, lambda x: False, at(path))
     value = _settled(value)
     if isinstance(value, np.ndarray):
@@ -80,20 +81,20 @@ class DType:
 
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or not code[:1].isalpha() or len(code) > 8:
-            raise pickle.UnpicklingError("names a type that is none of numpy's")
+            raise StrangePickle("names a type that is none of numpy's")
         self.code = code
         self.order: Literal["<", ">"] = "<"
 
     def __setstate__(self, state: Any) -> None:
         order, fields = state[1], state[3]
         if fields is not None:
-            raise pickle.UnpicklingError(f"holds a structured array of the fields {', '.join(map(str, fields))[:60]}")
+            raise StrangePickle(f"holds a structured array of the fields {', '.join(map(str, fields))[:60]}")
         self.order = ">" if order == ">" else "<"
 
     @property
     def numpy(self) -> np.dtype[Any]:
         if self.code.startswith("O"):
-            raise pickle.UnpicklingError("holds an array of Python objects")
+            raise StrangePickle("holds an array of Python objects")
         dtype = np.dtype(self.code).newbyteorder(self.order)
         if dtype.kind not in "USMm":
             type_of_dtype(dtype)
@@ -108,7 +109,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         if isinstance(dtype, DType) and dtype.code.startswith("O"):
-            raise pickle.UnpicklingError("holds an array of Python objects")
+            raise StrangePickle("holds an array of Python objects")
         if isinstance(data, str):  # protocol 2 and Python 2
             data = data.encode("latin1")
         self.value = _shaped(data, dtype, shape, "F" if fortran else "C")
@@ -117,10 +118,10 @@ class _Array:
 def _shaped(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
     sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) and len(shape) <= limits.MAX_DIMS
     if not isinstance(dtype, DType) or not sizes or not isinstance(data, bytes) or order not in ("C", "F"):
-        raise pickle.UnpicklingError("holds an array that is none of numpy's")
+        raise StrangePickle("holds an array that is none of numpy's")
     kind = dtype.numpy
     if len(data) != math.prod(shape) * kind.itemsize or limits.too_large(shape):
-        raise pickle.UnpicklingError(f"holds an array of shape {list(shape)} with {len(data):,} bytes")
+        raise StrangePickle(f"holds an array of shape {list(shape)} with {len(data):,} bytes")
     values = np.frombuffer(data, kind) if data else np.empty(0, kind)
     return values.reshape(shape, order=order).astype(kind.newbyteorder("="), copy=False)
 
@@ -132,7 +133,7 @@ def scalar(dtype: Any, data: Any = b"") -> Any:
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("holds bytes that are none of an array")
+        raise StrangePickle("holds bytes that are none of an array")
     return text.encode("latin1")
 
 
@@ -161,7 +162,7 @@ class _Reader(_MACHINE):  # type: ignore[misc]
         count = int.from_bytes(self.read(8), "little")
         data = self.read(count) if count < limits.PICKLED_ARRAYS_BYTES else b""
         if len(data) != count:
-            raise pickle.UnpicklingError("ends too early, it is cut short")
+            raise StrangePickle("ends too early, it is cut short")
         self.append(data)
 
     dispatch[pickle.BYTEARRAY8[0]] = _bytes_of_array
@@ -169,13 +170,13 @@ class _Reader(_MACHINE):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CALLS:
             return _CALLS[module, name]
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, which no array needs")
+        raise StrangePickle(f"asks for {module}.{name}, which no array needs")
 
 
 def _settled(value: Any, depth: int = 0) -> Any:
     """The value with numpy's arrays in place of the records; arrays of text as lists."""
     if depth > limits.JSON_DEPTH:
-        raise pickle.UnpicklingError("nests too deep, no model file does")
+        raise StrangePickle("nests too deep, no model file does")
     if isinstance(value, _Array):
         value = value.value
     if isinstance(value, np.ndarray):

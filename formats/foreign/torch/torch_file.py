@@ -17,7 +17,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from llmconv.errors import BadFile, LlmconvError, Unsupported, at, cut, kind_of,
 from llmconv.formats import guests, limits, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
-from llmconv.formats.foreign.mappings import Chosen, chosen, keep_rest
+from llmconv.formats.foreign.mappings import Chosen, StrangePickle, chosen, keep_rest
 from llmconv.formats.foreign.torch import torch_writing
 from llmconv.formats.foreign.torch.pickle_file import DType, scalar
 from llmconv.formats.format import Format
@@ -67,15 +67,17 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     listed = _weight_map(path / INDEX) if (path / INDEX).is_file() and not (path / WEIGHTS).is_file() else {}
     files = [path / name for name in sorted(set(listed.values()))] or _unlisted(path)
     checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": len(files)}, parts=files)
+    passed: dict[str, str] = {}
     for file in files:
-        before = set(checkpoint.tensors)
-        read_file(checkpoint, file, key)
+        read_file(checkpoint, file, key, listed, passed)
         missing = next((n for n, f in listed.items() if f == file.name and n not in checkpoint.tensors), None)
-        missing = missing or next((n for n, f in listed.items() if f == file.name and n in before), None)
         if missing is not None:
             raise BadFile(f"{at(path / INDEX)}: tensor {cut(missing)} should be in {file.name} but is not; fetch it")
     if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
         checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
+    if others := list(passed):
+        there = f"{passed[others[0]]} holds {cut(others[0])}{more(others)}"
+        checkpoint.notes.append(f"{there}, which {INDEX} lists in another file; that one is read")
     checkpoint.notes += guests.beside(path, files, "pytorch_model*.bin")
     checkpoint.notes += side_files.others(path, "pytorch_model*.bin", *(file.name for file in files))
     checkpoint.files, notes = side_files.beside(path)
@@ -182,15 +184,15 @@ _DTYPES: dict[str, BlockClass] = {
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Array:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > limits.MAX_DIMS:
-        raise pickle.UnpicklingError("a tensor without a storage or with other dimensions than strides")
+        raise StrangePickle("holds a tensor without a storage or with other dimensions than strides")
     if not all(isinstance(n, int) and 0 <= n < limits.MAX_ELEMENTS for n in numbers) or limits.too_large(shape):
-        raise pickle.UnpicklingError(f"a tensor of shape {shape!r} with strides {strides!r}")
+        raise StrangePickle(f"holds a tensor of shape {shape!r} with strides {strides!r}")
     return _Array(storage, offset, tuple(shape), tuple(strides))
 
 
 def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Any:
     if not isinstance(storage, _Storage) or not isinstance(dtype, _Kind) or dtype.type is None:
-        raise pickle.UnpicklingError("a tensor of an unknown dtype")
+        raise StrangePickle("holds a tensor of an unknown dtype")
     size = storage.count * storage.kind.layout.itemsize // dtype.type.layout.itemsize
     return _tensor(_Storage(dtype.type, storage.key, size), offset, shape, strides)
 
@@ -231,21 +233,34 @@ class _Reader(pickle.Unpickler):
             return _Kind(plain.U8)
         if module == "torch" and name in _DTYPES:
             return _Kind(_DTYPES[name])
-        raise pickle.UnpicklingError(f"asks for {module}.{name}, which no state dict needs")
+        raise StrangePickle(f"asks for {module}.{name}, which no state dict needs")
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
             case ("storage", _Kind(type=kind), str() as key, str(), int() as count) if kind is not None and count >= 0:
                 return _Storage(kind, key, count)
-        raise pickle.UnpicklingError(f"names the storage {pid!r}")
+        raise StrangePickle(f"names the storage {pid!r}")
 
 
-def read_file(checkpoint: Checkpoint, path: Path, key: str | None = None) -> None:
-    """Add a file's tensors, and what else it holds."""
+def read_file(
+    checkpoint: Checkpoint,
+    path: Path,
+    key: str | None = None,
+    listed: Mapping[str, str] | None = None,
+    passed: dict[str, str] | None = None,
+) -> None:
+    """Add a file's tensors, and what else it holds.
+
+    listed: the files of tensors by an index: those that it has elsewhere are passed by, their names put in `passed`.
+    """
+    listed, passed = listed or {}, {} if passed is None else passed
     with open_regular(path) as file:
         head = file.read(4)
     tensors, found = _zipped(path, key) if head == b"PK\x03\x04" else _legacy(path, key)
     for tensor in tensors:
+        if listed.get(tensor.name, path.name) != path.name:
+            passed[tensor.name] = path.name
+            continue
         if tensor.name in checkpoint.tensors:
             raise BadFile(f"{at(path)}: tensor {tensor.name!r} is there twice; fetch the files again")
         checkpoint.add(tensor)
@@ -310,10 +325,12 @@ def _loaded(path: Path, program: bytes) -> Any:
         return _Reader(io.BytesIO(program)).load()
     except LlmconvError:
         raise
-    except Exception as error:  # a pickle can fail in any way
+    except StrangePickle as error:
         raise BadFile(
             f"{at(path)}: its pickle {error}; only state dicts are read, save model.state_dict() instead of the model"
         ) from None
+    except Exception:  # a pickle can fail in any way
+        raise BadFile(f"{at(path)}: its pickle can't be read, it is damaged or cut short; fetch it again") from None
 
 
 def _lazy(source: Source, name: str, array: _Array, entry: zipfile.ZipInfo) -> Tensor:

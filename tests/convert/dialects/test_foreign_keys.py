@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from good_models import CONFIG, tensors, write_gguf, write_hf
+from hf_models import GPT_OSS, LLAMA, QWEN3_MOE, model
 
 import llmconv
+from llmconv.convert.decoders.describe import describe
+from llmconv.convert.decoders.unread import unread
+from llmconv.convert.dialects import hf
 from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.tables import own_keys
 from llmconv.formats import safetensors_file
@@ -148,3 +152,43 @@ def test_the_key_of_kept_metadata_is_checked(tmp_path: Path) -> None:
     llmconv.edit(tmp_path / "m.gguf", set={own_keys.WEIGHTS_METADATA: '{"a": 1}'})
     with pytest.raises(llmconv.BadFile, match="is no map of texts"):
         llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+
+
+def test_keys_that_nothing_here_computes_with_are_named(tmp_path: Path) -> None:
+    """When a model is run: those that somebody else wrote into its file."""
+    gguf = llmconv.open(write_gguf(tmp_path / "a.gguf", somebodys))
+    assert unread(describe(gguf), gguf.metadata) == [
+        "no effect here has 'llama.nobody.knows'; if it changes what the model computes, results differ"
+    ]
+    del gguf.metadata["llama.nobody.knows"]
+    assert unread(describe(gguf), gguf.metadata) == []
+
+
+LLAMA_CPP: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "windows": (LLAMA, {"attention.sliding_window": np.uint32(4)}, "attention over a window of 4 tokens"),
+    "activation": (LLAMA, {"hidden_activation": "gelu"}, "the activation 'gelu'"),
+    "betas": (
+        LLAMA,
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": np.float32(4),
+            "rope.scaling.original_context_length": np.uint32(16),
+            "rope.scaling.yarn_beta_fast": np.float32(8),
+        },
+        "YaRN's beta_fast 8",
+    ),
+    "both sides": (GPT_OSS, {"attention.causal": False}, "its windows reach to both sides"),
+    "weights": (QWEN3_MOE | {"norm_topk_prob": True}, {"expert_weights_norm": False}, "to sum to 1: False"),
+}
+
+
+@pytest.mark.parametrize("case", LLAMA_CPP)
+def test_a_folder_of_what_llama_cpp_does_otherwise_says_so(case: str) -> None:
+    """Of a GGUF that somebody else made: for llama.cpp it was another model."""
+    config, keys, words = LLAMA_CPP[case]
+    gguf = hf.to_gguf(model(config))
+    arch = gguf.metadata["general.architecture"]
+    bare = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    assert not [n for n in hf.from_gguf(gguf.but(metadata=bare)).notes if "llama.cpp" in n]
+    bare |= {f"{arch}.{key}": value for key, value in keys.items()}
+    assert [n for n in hf.from_gguf(gguf.but(metadata=bare)).notes if words in n and "which llama.cpp will not do" in n]

@@ -71,10 +71,11 @@ MUTATED = {"llama": LLAMA | {"rope_scaling": _LLAMA3}, "gpt-oss": GPT_OSS, "qwen
 MUTATED |= {"baichuan": BAICHUAN, "gemma3": GEMMA3}
 
 
+LATER = [name if name in ("llama", "gemma3") else pytest.param(name, marks=pytest.mark.slow) for name in MUTATED]
 _INSIDE = {"prefix": "language_model.model."}
 
 
-@pytest.mark.parametrize("name", MUTATED)
+@pytest.mark.parametrize("name", LATER)
 def test_no_setting_breaks_the_reader(name: str) -> None:
     """Every value of a config.json replaced by odd ones: a sentence, or a conversion."""
     good = model(MUTATED[name], **(_INSIDE if name == "gemma3" else {}))
@@ -92,7 +93,7 @@ def test_no_setting_breaks_the_reader(name: str) -> None:
                 attempt(MUTATED[name] | {key: value | {inner: odd}})
 
 
-@pytest.mark.parametrize("name", MUTATED)
+@pytest.mark.parametrize("name", LATER)
 def test_no_key_breaks_the_reader(name: str) -> None:
     """The same with the keys of a GGUF, ours among them, for everything that reads them."""
     good = hf.to_gguf(

@@ -57,6 +57,18 @@ def test_gptq_zero_points_that_wrap() -> None:
     assert (found >= 0).all() and found.max() > 0
 
 
+@pytest.mark.parametrize(
+    ("v2", "said"),
+    [(True, {"sym": True}), (True, {}), (False, {"checkpoint_format": "gptq_v2", "sym": True})],
+)
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_gptq_in_the_other_way_than_said(bits: int, v2: bool, said: dict[str, Any]) -> None:
+    arrays, want = gptq("a", (32, 64), bits, bits, v2=v2)
+    found = unpack(in_memory(arrays, GPTQ | {"bits": bits} | said))
+    assert np.array_equal(found.tensors["a.weight"].numpy(), want)
+    assert "1 of them have zero points of symmetric codes in the other of GPTQ's two ways" in found.notes[-1]
+
+
 def test_gptq_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
     wants = {}
 
@@ -94,6 +106,15 @@ def test_mlx(bits: int, group: int) -> None:
     check(made, quantization={"group_size": 64, "bits": 4, "a": {"group_size": group, "bits": bits}})
     if bits == 4:
         check(made)
+
+
+def test_mlx_settings_of_a_module_under_another_prefix() -> None:
+    """Both readings fit the shapes: 4 bits in groups of 64, and 8 in groups of 32."""
+    stem = "language_model.model.layers.3.mlp.up_proj"
+    arrays, want = mlx(stem, (8, 128), 1, 8, 32)
+    own = {"model.language_model.layers.3.mlp.up_proj": {"group_size": 32, "bits": 8}}
+    found = unpack(in_memory(arrays, quantization={"group_size": 64, "bits": 4} | own))
+    assert np.array_equal(found.tensors[f"{stem}.weight"].numpy(), want)
 
 
 @pytest.mark.parametrize("kind", ["nvfp4", "modelopt", "mxfp4", "mlx", "deepseek"])

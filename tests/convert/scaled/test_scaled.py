@@ -444,13 +444,12 @@ def test_a_gguf_of_codes_is_quantized_as_their_products(tmp_path: Path) -> None:
 I32, U8 = np.zeros((4, 4), np.int32), np.zeros((4, 4), np.uint8)
 F16 = np.ones((4, 4), np.float16)
 FOREIGN: dict[str, tuple[Arrays, Any]] = {
-    "quanto in 2 or 4 bits": ({".weight._data._data": U8, ".weight._scale": F16, ".weight._shift": F16}, None),
     "EETQ": ({".weight": np.zeros((4, 4), np.int8), ".weight_scales": F16}, None),
     "AQLM": ({".codes": I32, ".codebooks": F16, ".scales": F16}, None),
     "EXL2": ({".q_weight": I32, ".q_scale": I32, ".q_scale_max": F16}, {"quant_method": "exl2"}),
     "EXL3": ({".trellis": np.zeros((4, 4), np.int16), ".suh": F16, ".svh": F16}, {"quant_method": "exl3"}),
     "torchao in 4 bits": (
-        {"._weight_qdata": np.zeros((4, 4), np.int8), "._weight_scale": F16, "._weight_zero_point": F16},
+        {"._weight_qdata": np.zeros((2, 2, 2, 4), np.int32), "._weight_scale_and_zero": F16},
         {"quant_method": "torchao"},
     ),
     "'vptq'": ({".indices": I32, ".centroids": F16}, {"quant_method": "vptq"}),

@@ -367,3 +367,24 @@ def test_another_models_tower_is_refused(tmp_path: Path) -> None:
     made.metadata["clip.vision.projection_dim"] = np.uint32(128)
     with pytest.raises((BadFile, WrongShape)):
         translate.together(text, made)
+
+
+def test_two_halves_of_different_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another class, of the same class in other sizes, and a text model that has no tower."""
+    folder = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
+    text, own = translate.text_half(folder)[0], translate.to_gguf(folder)
+    same(folder, translate.together(text, own))
+    pixtral = _of("idefics3")
+    another = translate.to_gguf(tower_folders.tower_folder(pixtral, pixtral.classes[0]))
+    monkeypatch.setattr(tower_folders, "SEES", tower_folders.SEES | {"intermediate_size": 40})
+    smaller = translate.to_gguf(tower_folders.tower_folder(GEMMA, GEMMA.classes[0]))
+    for made, sentence in ((another, "its projector .idefics3. is none of"), (smaller, "feed_forward_length is 40")):
+        foreign = made.but(metadata={k: v for k, v in made.metadata.items() if not k.startswith("llmconv.")})
+        for tower in (made, foreign):
+            with pytest.raises(BadFile, match=sentence):
+                translate.together(text, tower)
+    llama = Checkpoint(dialect="hf", files={"config.json": json.dumps(CONFIG).encode()}, tensors=tensors())
+    with pytest.raises(BadFile, match="is none of 'LlamaForCausalLM'"):
+        translate.together(llama, own)
+    with pytest.raises(BadFile, match="belongs a model of gemma3, not of llama"):
+        translate.together(llama, own, rebuilt=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -208,3 +209,30 @@ def test_an_added_token_with_another_s_id_is_said() -> None:
     document["added_tokens"].append({"id": 5, "content": "<mine>", "special": True})
     found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
     assert found is not None and len([n for n in found.notes if "'<mine>' has id 5, which model.vocab gives" in n]) == 1
+
+
+WORDS = ("the", "  two", "it's", "\u4e2d\u6587\u5b57", "12345678901", "e\u0301\u0301", "!!!???", "\t", "\u00bd", "a_b")
+WORDS += ("\U0001f600\u200d", "\n", "\r\n\n")
+
+
+@pytest.mark.parametrize("row", pre.TABLE, ids=lambda row: row.names[0])
+def test_a_beginning_has_the_ids_of_the_whole(row: pre.Pre) -> None:
+    """Whatever the pre-tokenizer looks at behind a word, and wherever the text happens to be cut."""
+    letters = sorted(alphabet())
+    merges = ["1 2", "12 3", "123 4", "t h", "th e", "Ġ t", "Ċ Ċ", "! !", "!! !"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": row.names[0],
+        "tokenizer.ggml.tokens": [*letters, *(m.replace(" ", "") for m in merges)],
+        "tokenizer.ggml.merges": merges,
+    }
+    found = vocab.from_gguf(metadata)
+    assert found is not None
+    tokenizer, chance = vocab.tokenizer(found), random.Random(row.names[0])
+    text = "".join(chance.choice(WORDS) + chance.choice(("", " ", " ", "\n")) for _ in range(2000))
+    whole = tokenizer.encode(text)
+    for count in (1, 60):
+        beginning = tokenizer.beginning(text, count)
+        assert text.startswith(beginning) and len(beginning) < len(text)
+        assert tokenizer.encode(beginning)[:count] == whole[:count]
+    assert tokenizer.beginning(text, len(whole)) == text

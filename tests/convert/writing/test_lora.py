@@ -186,6 +186,24 @@ def test_misfits(tmp_path: Path, tensors: Any, config: dict[str, Any], message: 
         merged(adapter(tmp_path, tensors, **config))
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_in_several_files(tmp_path: Path, index: bool) -> None:
+    """Which their names count, with or without the list that says where each tensor is."""
+    want = merged(adapter(tmp_path)).numpy()
+    (tmp_path / "adapter_model.safetensors").unlink()
+    parts = {f"{AT}.lora_A.weight": A}, {f"{AT}.lora_B.weight": B}
+    names = [f"adapter_model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    for name, tensors in zip(names, parts, strict=True):
+        save_file(tensors, tmp_path / name)
+    if index:
+        where = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
+        (tmp_path / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert np.array_equal(merged(tmp_path).numpy(), want)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(BadFile, match=r"-00002-of-00002\.safetensors is missing; fetch it"):
+        merged(tmp_path)
+
+
 def test_other_kinds_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="peft_type is 'LOHA'; only LORA adapters are merged"):
         merged(adapter(tmp_path, peft_type="LOHA"))

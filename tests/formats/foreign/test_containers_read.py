@@ -244,6 +244,20 @@ def test_a_tensor_that_a_torch_index_forgot_is_read(tmp_path: Path) -> None:
     assert found.notes == ["pytorch_model.bin.index.json does not list 'more'; read all the same"]
 
 
+def test_a_torch_index_says_which_of_two_tensors_is_meant(tmp_path: Path) -> None:
+    names = torch_parts(tmp_path / "m")
+    torch = pytest.importorskip("torch")
+    torch.save({"t3": torch.full((2,), 3.0), "t1": torch.full((2,), 9.0)}, tmp_path / "m" / names["t3"])
+    torch.save({"t0": torch.zeros(2), "t1": torch.ones(2)}, tmp_path / "m" / names["t1"])
+    index = {"weight_map": names | {"t1": names["t3"], "t0": names["t1"]}}
+    (tmp_path / "m" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = formats.open(tmp_path / "m")
+    assert [float(found.tensors[n].numpy()[0]) for n in ("t1", "t2", "t3")] == [9, 2, 3]
+    assert found.notes == [
+        f"{names['t1']} holds 't1', which pytorch_model.bin.index.json lists in another file; that one is read"
+    ]
+
+
 OTHERS = {
     "openvino_model.xml": "OpenVINO's folder",
     "mlc-chat-config.json": "MLC's folder",

@@ -62,6 +62,11 @@ def test_npy_as_numpy_reads_it(tmp_path: Path, name: str) -> None:
     same(llmconv.open(tmp_path / "a.npy"), {"a": ARRAYS[name]})
 
 
+def test_an_npz_whose_first_name_is_longer_than_what_is_looked_at(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", **{"x" * 60_000: np.ones(3, np.float32)})
+    same(llmconv.open(tmp_path / "m.npz"), {"x" * 60_000: np.ones(3, np.float32)})
+
+
 def test_what_numpy_has_no_type_for(tmp_path: Path) -> None:
     values = np.array([1.5, -3], ml_dtypes.bfloat16)
     np.save(tmp_path / "a.npy", values)
@@ -102,7 +107,8 @@ EVIL = {
     "fields": (pickle.dumps(np.zeros(2, [("x", "f4")])), "structured array of the fields x"),
     "a huge count": (b"\x80\x05\x96" + (1 << 60).to_bytes(8, "little"), "cut short"),
     "a huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "holds no state dict"),
-    "cut short": (pickle.dumps({"w": np.ones(99)})[:200], "its pickle"),
+    "cut short": (pickle.dumps({"w": np.ones(99)})[:200], "its pickle can't be read, it is damaged or cut short"),
+    "no pickle": (b"\x80\x04\x95" + bytes(300), "its pickle can't be read, it is damaged or cut short"),
     "a wrong shape": (pickle.dumps(np.ones(3)).replace(b"K\x03\x85", b"K\x04\x85"), r"shape \[4\] with 24 bytes"),
 }
 

@@ -310,6 +310,25 @@ def test_what_is_calibrated_in_memory_only_says_so(tmp_path: Path, monkeypatch: 
         layered.prepare(model, batches_of(96))
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_batches")
+def test_on_a_gpu_a_layer_at_a_time(tmp_path: Path) -> None:
+    """Weights that come through pinned memory while the device computes: the figures of a model that lies on it."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    from llmconv.runtime.streamed.weights import Weights
+
+    model, text = of_layers(tmp_path / "m.gguf", 8), llmconv.Text(runnable.text(400))
+    memory = model.stat().st_size * 2 // 3
+    left = llmconv.load(model, "cuda", memory=memory)
+    assert isinstance(left.wants, Weights) and left.wants._lane is not None
+    there = llmconv.load(model, "cuda", memory="1T")
+    assert there.wants is None
+    expected = without_clock(llmconv.perplexity(there, text, context=32))
+    for _ in range(2):  # the second in the memory that the first has used
+        assert without_clock(llmconv.perplexity(left, text, context=32)) == expected
+
+
 def test_what_is_staged_on_its_way_to_a_gpu_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: streams and events that do nothing, slabs of 64 bytes."""
     from contextlib import nullcontext

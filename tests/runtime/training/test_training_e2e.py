@@ -43,15 +43,15 @@ def corpus(root: Path) -> Path:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_losses(corpus: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments, several times in one run; what is left always resumes."""
+    """kill -9 at random moments, twice in one run; what is left always resumes."""
     options = ["--preset", "simple-1m-causal", "--layers", "1", "--dim", "32", "--heads", "2", "--context", "16",
-               "--steps", "120", "--batch-size", "8", "--save-every", "3", "--dropout", "0.1", *SMALL]  # fmt: skip
+               "--steps", "60", "--batch-size", "8", "--save-every", "3", "--dropout", "0.1", *SMALL]  # fmt: skip
     subprocess.run(command(corpus, tmp_path / "whole", *options), check=True, env=ENVIRONMENT, timeout=300)
     cut, chance, killed = tmp_path / "cut", random.Random(7), 0
     for attempt in range(12):
         resume = ["--resume"] if list(cut.glob("checkpoints/step-*")) else []
         process = subprocess.Popen(command(corpus, cut, *options, *resume), env=ENVIRONMENT)
-        if attempt < 4:
+        if attempt < 2:
             before = len(losses(cut)) if resume else 0
             while process.poll() is None and len(losses(cut)) <= before + 3:  # it has begun to train
                 time.sleep(0.02)
@@ -61,10 +61,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_losses(corpus: Path, tmp_pa
                 killed += 1
         if process.wait(timeout=300) == 0:
             break
-    assert killed >= 2
+    assert killed >= 1
     assert losses(cut) == losses(tmp_path / "whole")
-    assert len(losses(cut)) == 120
-    ends = [tmp_path / name / "checkpoints/step-00000120/model.gguf" for name in ("whole", "cut")]
+    assert len(losses(cut)) == 60
+    ends = [tmp_path / name / "checkpoints/step-00000060/model.gguf" for name in ("whole", "cut")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     assert not list(cut.glob("checkpoints/.llmconv-*"))
 

@@ -342,7 +342,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number: int, book: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["one", "ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])  # of one process: test_training_e2e.py
 def test_kill_minus_nine_at_random_moments(kind: str, root: Path, tmp_path: Path) -> None:
     """A few kills here; tests/support/killing.py takes any number."""
     script = root / "tests" / "support" / "killing.py"

@@ -70,7 +70,7 @@ def peak_bytes(learner: Learner, config: TrainConfig, tokens: Any) -> int:
 
 
 @pytest.mark.parametrize(("dropout", "checkpointing"), [(0.0, False), (0.1, False), (0.0, True), (0.1, True)])
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", pytest.param("f16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("preset", ["gpt2-small", "llama-15m", "simple-1m", "simple-36k"])
 def test_activations_are_what_autograd_keeps(preset: str, dtype: str, dropout: float, checkpointing: bool) -> None:
     for dim in (64,) if dropout or checkpointing else (32, 64, 128):

@@ -1,0 +1,1 @@
+"""diffusers' names of image models."""
