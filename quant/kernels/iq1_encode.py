@@ -11,11 +11,11 @@ import numpy as np
 from numba import types
 
 from llmconv.quant.kernels.compiling.build import F32, inner, kernel
-from llmconv.quant.kernels.iq_nearest import FLOAT_MAX, nearest_entry
 from llmconv.quant.kernels.iq_search import TABLES, nearest, widen
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, OUT_U8, f4, fill, i4, put_f16
 from llmconv.quant.kernels.vectors.memory import load, load_i32, prefetch, store
+from llmconv.quant.kernels.vectors.nearest import FLOAT_MAX, nearest_entry
 from llmconv.quant.kernels.vectors.simd import (
     count_ones,
     f16_bits,

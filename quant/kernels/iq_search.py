@@ -11,11 +11,11 @@ Source of the rules: `quantize_row_iq2_xxs_impl` and the like, and `make_qp_quan
 import numpy as np
 
 from llmconv.quant.kernels.compiling.build import I32, U8, U16, inlined, inner
-from llmconv.quant.kernels.iq_nearest import nearest_entry
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
+from llmconv.quant.kernels.vectors.nearest import nearest_entry
 from llmconv.quant.kernels.vectors.simd import (
     bits,
     clamp,

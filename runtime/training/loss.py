@@ -42,7 +42,7 @@ class _HeadLoss(torch.autograd.Function):
         return summed, summed * share
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, given: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor, given: Tensor) -> tuple[Tensor, Tensor, None, None]:
         of_hidden, of_weight = ctx.saved_tensors
         if float(given) != 1:
             of_hidden, of_weight = of_hidden * given, of_weight * given
