@@ -73,8 +73,8 @@ def from_torch(
     else:
         raise UsageError(f"from_torch takes a model or a state dict, not {kind_of(model)}")
     if config is not None:
-        files["config.json"] = _config(config)
-        if json.loads(files["config.json"]).get("tie_word_embeddings"):
+        files["config.json"] = said = _config(config)
+        if json.loads(said).get("tie_word_embeddings"):
             values = once(values)
     files |= _tokenizer(tokenizer)
     out = Checkpoint(dialect="hf" if "config.json" in files else "plain", files=files, format="")
