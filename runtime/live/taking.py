@@ -73,8 +73,8 @@ def from_torch(
     else:
         raise UsageError(f"from_torch takes a model or a state dict, not {kind_of(model)}")
     if config is not None:
-        files["config.json"] = said = _config(config)
-        if json.loads(said).get("tie_word_embeddings"):
+        files["config.json"] = settings = _config(config)
+        if isinstance(model, Mapping) and _is_tied(settings):
             values = once(values)
     files |= _tokenizer(tokenizer)
     out = Checkpoint(dialect="hf" if "config.json" in files else "plain", files=files, format="")
@@ -170,6 +170,14 @@ def _config(config: Any) -> bytes:
     if isinstance(config, Mapping):
         return json.dumps(dict(config), indent=2).encode()
     raise UsageError(f"config is {kind_of(config)}, expected a dict, a transformers configuration or a file")
+
+
+def _is_tied(config: bytes) -> bool:
+    try:
+        found = json.loads(config)
+    except (ValueError, RecursionError):  # which is said when it is read for the model
+        return False
+    return isinstance(found, dict) and found.get("tie_word_embeddings") is True
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, bytes]:
