@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 LENGTH = 48  # beyond the tiny models' windows and original contexts
+BEFORE = 28  # tokens at once, so that those one by one go over the edges of windows, chunks and runs
 BY_HAND = {table.gguf for config in by_hand.CONFIGS.values() if (table := archs.by_hf(config)) is not None}
 """Families that transformers lacks, or has only inside of others: compared with llama.cpp (tests/peer)."""
 DECODERS = [
@@ -56,16 +57,16 @@ def test_logits_and_cache(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
         cache = ours.cache(2, LENGTH)
-        steps = [ours(tokens[:, :7], cache=cache)]
-        steps += [ours(tokens[:, i : i + 1], cache=cache) for i in range(7, LENGTH - 6)]
+        steps = [ours(tokens[:, :BEFORE], cache=cache)]
+        steps += [ours(tokens[:, i : i + 1], cache=cache) for i in range(BEFORE, LENGTH - 6)]
         steps.append(ours(tokens[:, LENGTH - 6 :], cache=cache))  # several at once, after others
         torch.testing.assert_close(torch.cat(steps, 1), logits, atol=1e-4, rtol=0)
 
         cache = ours.cache(1, LENGTH)
-        ours(tokens[:1, :7], cache=cache)
+        ours(tokens[:1, :BEFORE], cache=cache)
         if (step := stepper(ours, cache)) is not None:
-            steps = [step(int(token)).clone() for token in tokens[0, 7:]]
-            torch.testing.assert_close(torch.cat(steps), logits[0, 7:], atol=1e-4, rtol=0)
+            steps = [step(int(token)).clone() for token in tokens[0, BEFORE:]]
+            torch.testing.assert_close(torch.cat(steps), logits[0, BEFORE:], atol=1e-4, rtol=0)
 
         mask = torch.ones(2, LENGTH, dtype=torch.bool)
         mask[1, :9] = False
