@@ -90,9 +90,10 @@ def _unaccounted(arch: Architecture, config: Mapping[str, Any]) -> Iterator[tupl
         elif name in arch.fixed:
             if not _is_fixed(value, arch.fixed[name]):
                 yield name, value
-        elif name not in known and name not in INERT and not (rotary and name in _ROTARY):
-            if not _empty(value) or (value is False and name in _DENIED):
-                yield name, value
+        elif name in known or name in INERT or (rotary and name in _ROTARY):
+            continue
+        elif not _empty(value) or (value is False and name in _DENIED):
+            yield name, value
 
 
 def _long_factors(arch: Architecture) -> set[str]:
