@@ -34,6 +34,8 @@ def test_table_is_sound(arch: Architecture) -> None:
 def test_found_by_every_name(arch: Architecture) -> None:
     assert archs.by_gguf(arch.gguf) is arch
     for name in arch.hf if arch.fits({}) else ():  # others share their names with a table that does
+        if not arch.fits({"architectures": [name.cls]}):
+            continue  # the class of two, of which settings tell
         inside = {"text_config": {"model_type": name.model_type}} if name.around else {}
         assert archs.by_hf({"architectures": [name.cls], "model_type": "?"} | inside) is arch
         found = archs.by_hf({"model_type": name.model_type})
