@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmconv.convert.quantizing.plan import Plan, Recipe, make_plan
-from llmconv.errors import UsageError
+from llmconv.errors import Unsupported, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter, Progress
@@ -189,7 +189,7 @@ def _best(search: _Search, budget: int) -> dict[str, BlockClass]:
     for kind in FILE_TYPES.values():
         try:
             plan = make_plan(search.checkpoint, kind, search.path, dataclasses.replace(search.recipe, pure=False))
-        except UsageError:
+        except (UsageError, Unsupported):  # no rows of its blocks, or it needs a matrix
             continue
         types = {t.source.name: t.choice.type for t in plan.tensors if t.source.name in search.free}
         if all(kind in search.free[name] for name, kind in types.items()):

@@ -275,6 +275,13 @@ def test_what_it_does_not_go_with(model: Path, known: llmconv.Calibration, pairs
     assert [p.name for p in tmp_path.iterdir()] == ["i.gguf", "x.gguf"] or len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_mix_of_short_rows(model: Path, known: llmconv.Calibration, tmp_path: Path) -> None:
+    """File types that have no blocks for such rows are no candidates."""
+    for how in ({}, {"calibration": known}):
+        made = llmconv.quantize(model, tmp_path / "q", target_size="60K", force=True, **how)  # type: ignore[arg-type]
+        assert 0.9 * 60_000 < made.output.size <= 60_000
+
+
 def test_the_command(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from llmconv.cli import main
 
