@@ -332,13 +332,12 @@ def test_a_llama_of_whole_superblocks(llama: Path, shared: Path, tmp_path: Path)
         "matrix": {"imatrix": tmp_path / "i.gguf"},
         "calibrated": {"calibration": llmconv.calibrate(llama, text, chunks=64, **window)},
     }
-    for name, how in ways.items():
-        llmconv.quantize(llama, tmp_path / f"{name}-{{type}}.gguf", list(most), pure=True, **how)
-    for kind, share in most.items():
-        kld = [
-            llmconv.compare(llama, tmp_path / f"{name}-{kind}.gguf", test, chunks=30, **window).mean_kld
-            for name in ways
-        ]
+    files = [
+        [made.paths[0] for made in llmconv.quantize(llama, tmp_path / name, list(most), pure=True, **how).outputs]
+        for name, how in ways.items()
+    ]
+    for (kind, share), *pair in zip(most.items(), *files, strict=True):
+        kld = [llmconv.compare(llama, path, test, chunks=30, **window).mean_kld for path in pair]
         assert kld[1] < share * kld[0], (kind, kld)
 
 
