@@ -14,6 +14,7 @@ __all__ = ["unread"]
 _KNOWN = {key for _, key, _ in DIMS if key != "attention.shared_kv_layers"} | {
     *("tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id", "pooling_type", LABELS),
     *("n_deepstack_layers", "token_shift_count", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
+    "ple.image_token_id",
 }
 """What tensors say too, what is of vectors of texts or of pictures, the epsilon of a kind of norm that is not there."""
 
@@ -30,4 +31,5 @@ def unread(decoder: Decoder, metadata: Mapping[str, Any]) -> list[str]:
 
 def _known(name: str, decoder: Decoder, sparse: bool) -> bool:
     of_nobody = name.startswith("expert_") and not sparse
-    return name in decoder.asked or name in _KNOWN or name.startswith(f"{SCALED_BY}.") or of_nobody
+    unturned = name == "rope.freq_base" and all(layer.attention.rope is None for layer in decoder.layers)
+    return name in decoder.asked or name in _KNOWN or name.startswith(f"{SCALED_BY}.") or of_nobody or unturned

@@ -67,6 +67,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     gate = config.get("output_gate_type") or config.get("hidden_act") or "silu"
     if gate != "sigmoid":
         own["ssm.output_gate"] = str(gate)
+    if config.get("norm_topk_prob") is False:
+        own["expert_weights_norm"] = False
     _finish_table(own, config)
 
 
@@ -95,6 +97,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     QWEN35_MOE.rebuild(config, own, dims)
     ratios = np.ravel(own.get("attention.compress_ratios", 0))
     config["indexer_compress_ratio"], config["indexer_kv_heads"] = int(max(ratios)), 1
+    config["norm_topk_prob"] = bool(own.get("expert_weights_norm", True))
     config["output_gate_type"] = str(own.get("ssm.output_gate", "sigmoid"))
     if not dims["ple_at"]:
         config["ple_layer_ids"] = []
@@ -224,11 +227,10 @@ QWEN4EXP = Architecture(
     inside="qwen4_exp_text",
     reads="layer_types linear_value_head_dim partial_rotary_factor mrope_section mrope_interleaved ple_layer_ids"
     " ple_embed_dim indexer_compress_ratio ngram_vocab_size_base make_ngram_vocab_size_divisible_by eos_token_id"
-    " output_gate_type",
-    inert="number_of_conv_states mamba_ssm_dtype"
-    " seed mtp_num_hidden_layers mtp_use_dedicated_embeddings norm_topk_prob",
+    " output_gate_type norm_topk_prob",
+    inert="number_of_conv_states mamba_ssm_dtype seed mtp_num_hidden_layers mtp_use_dedicated_embeddings",
     fixed={"attn_output_gate": True, "indexer_kv_heads": 1},
-    loader=Loader(refused=QWEN35_MOE.loader.refused, unread=("ssm.output_gate",)),
+    loader=Loader(refused=QWEN35_MOE.loader.refused, unread=("ssm.output_gate", "expert_weights_norm")),
 )
 
 ARCHITECTURES = (QWEN4EXP,)
