@@ -259,10 +259,11 @@ def test_a_kernel_writes_to_nothing_that_is_read_only():
 def test_a_kernel_takes_its_arguments_by_name():
     from llmconv.quant.kernels import q32
 
-    rows, out = np.arange(32, dtype=np.float32), np.zeros((2, 22), np.uint8)
-    q32.encode_signed(rows, 5, out[0])
-    q32.encode_signed(rows, out=out[1], width=5)
+    blocks, out = np.arange(22, dtype=np.uint8), np.zeros((2, 32), np.float32)
+    q32.decode_quants(blocks, 5, False, out[0])
+    q32.decode_quants(blocks, out=out[1], affine=False, width=5)
     np.testing.assert_array_equal(out[0], out[1])
-    for wrong in ({"out": out[1]}, {"out": out[1], "widht": 5}, {"out": out[1], "width": 5, "rows": rows}):
-        with pytest.raises(TypeError, match="takes rows, width, out"):
-            q32.encode_signed(rows, **wrong)
+    given = {"out": out[1], "width": 5}
+    for wrong in (given, given | {"afine": False}, given | {"affine": False, "blocks": blocks}):
+        with pytest.raises(TypeError, match="takes blocks, width, affine, out"):
+            q32.decode_quants(blocks, **wrong)
