@@ -52,7 +52,9 @@ def beside(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path | 
         is_weights = entry.suffix.lower() in WEIGHTS or entry.name.endswith(".index.json")
         if entry.name.startswith(".") or is_weights or guests.is_unfinished(entry) or not entry.is_file():
             continue
-        if entry.stat().st_size <= limits.SIDE_FILE_BYTES:
+        if not is_name(entry.name):
+            notes.append(f"left out, its name is none that files are carried by: {cut(entry.name)}")
+        elif entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             found[entry.name] = entry
         else:
             notes.append(f"left out, too large: {cut(entry.name)}")

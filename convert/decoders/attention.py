@@ -140,6 +140,8 @@ def _blocks(shared: Shared, i: int, n_head: int) -> Blocks | None:
 
 def _lending(shared: Shared, i: int) -> tuple[int | None, bool]:
     """The layer whose keys and values a layer reads: the last of its kind that has some; and whether it is one."""
+    if not shared.pieces.get("lends"):
+        return None, False
     first = shared.n - shared.read.count(
         "attention.shared_kv_layers", max(0, shared.n - shared.pieces.get("lends_from", shared.n))
     )

@@ -86,7 +86,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         shapes=read.shapes,
         positions=shared.positions,
         position_offset=int(pieces.get("position_offset", 0)),
-        latent_eps=pieces.get("latent_eps") or None,
+        latent_eps=_latent_eps(pieces, norm),
         behind_eps=pieces.get("behind_eps") or None,
         output_norm=str(pieces.get("output_norm", "output_norm")),
         weightless=_weightless(read, pieces),
@@ -111,6 +111,12 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         switch=switch_of(read, vocab_size),
         asked=frozenset(read.asked),
     )
+
+
+def _latent_eps(pieces: Pieces, norm: Norm) -> float | None:
+    """The epsilon of norms inside attention, where it is not that of the others."""
+    found = pieces.get("latent_eps", 0.0)
+    return None if not found or math.isclose(found, norm.eps, rel_tol=1e-6) else found
 
 
 def _silent(pieces: Pieces, vocab_size: int) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ def layer_of(shared: Shared, i: int) -> Layer:
         residual_after_norm=residual,
         stream=shared.read.count("altup.active_idx", 0),
         skips=bool(shared.pieces.get("skips_embedding", False)),
-        swapped=shared.read.get("swin_norm") is True,
+        swapped=bool(shared.pieces.get("may_swap")) and shared.read.get("swin_norm") is True,
         normed_again=bool(shared.pieces.get("normed_again", False)),
         halved=bool(every) and (i + 1) % every == 0,
     )

@@ -49,7 +49,8 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
         base = of_runs if scaled else base
     plain = Rope(dims, base, pairs)
     if not scaled:
-        return dataclasses.replace(plain, divided=False)
+        magnitude = read.number("rope.scaling.attn_factor", 1.0) if pieces.get("windows_magnified") else 1.0
+        return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
     rope = _scaled(shared, plain)
     return dataclasses.replace(rope, attn_factor=1.0) if of_runs else rope
 

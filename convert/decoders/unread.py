@@ -11,7 +11,7 @@ from llmconv.errors import cut, more
 
 __all__ = ["unread"]
 
-_KNOWN = {key for _, key, _ in DIMS} | {
+_KNOWN = {key for _, key, _ in DIMS if key != "attention.shared_kv_layers"} | {
     *("tensor_data_layout", "rope.scaling.finetuned", "decoder_start_token_id", "pooling_type", LABELS),
     *("n_deepstack_layers", "token_shift_count", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
 }

@@ -5,7 +5,6 @@ A GGUF's blocks and a folder's stored layers give their numbers as they are; flo
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -119,10 +118,13 @@ class SmallFloats:
         return 16 if self.blocks.type.name == "NVFP4" else 32
 
 
-@functools.cache
-def _opaque(name: str) -> BlockClass:
+_OPAQUE: dict[BlockClass, BlockClass] = {}
+
+
+def _opaque(kind: BlockClass) -> BlockClass:
     """A type of the same bytes that translating takes for numbers of another kind than floats: it leaves them alone."""
-    kind = block.by_name(name)
+    if kind in _OPAQUE:
+        return _OPAQUE[kind]
 
     class Opaque(BlockType):
         block_size, layout, dtype, is_float = kind.block_size, kind.layout, kind.layout, False
@@ -132,6 +134,7 @@ def _opaque(name: str) -> BlockClass:
             raise Unsupported(f"{kind.name}'s columns are moved on the way to a folder, and a block's can't be")
 
     Opaque.name = kind.name
+    _OPAQUE[kind] = Opaque
     return Opaque
 
 
@@ -145,8 +148,8 @@ def moved(
     tensors, found = dict(checkpoint.tensors), {}
     for name, tensor in tensors.items():
         if tensor.type.name in kinds:
-            found[_opaque(tensor.type.name)] = tensor.type
-            tensors[name] = Tensor(name, tensor.shape, _opaque(tensor.type.name), tensor.read)
+            found[_opaque(tensor.type)] = tensor.type
+            tensors[name] = Tensor(name, tensor.shape, _opaque(tensor.type), tensor.read)
     if not found:
         return {}
     there = to_hf(checkpoint.but(tensors=tensors, metadata=bare)).tensors
@@ -291,7 +294,7 @@ def of_coded(coded: Coded, any_bits: bool = False) -> Layer | str:
     own: int | Rows = zero + shift if isinstance(zero, int) else lambda a, b: zeros(a, b) + np.float32(shift)
     bias = None if coded.bias is None else shared(coded.bias)
     made = Layer(
-        coded.weight, coded.shape, f"{coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
+        coded.weight, coded.shape, f"of {coded.high - coded.low + 1} codes", coded.floats(), bits, codes, group,
         shared(scale), own, bias, coded.high + shift, coded.words if bits == 4 and coded.low + shift == 0 else None,
     )  # fmt: skip
     numbers = [] if isinstance(zero, int) else [made.zero]

@@ -52,7 +52,7 @@ from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
 from llmconv.errors import Unsupported, cut
@@ -94,7 +94,9 @@ def written(
         stored[coded.weight] = coded
         return coded.floats()
 
-    model, config = configured(unpack(checkpoint, look), kind, to_hf)
+    floats = unpack(checkpoint, look)
+    floats = floats.but(notes=[note for note in floats.notes if not note.endswith(READ_AS_FLOATS)])  # see `reasons`
+    model, config = configured(floats, kind, to_hf)
     layers: dict[str, Layer] = {}
     reasons: Counter[str] = Counter()
     for name, found in _layers(checkpoint, model, kind, to_hf, stored, group or 32):
@@ -103,9 +105,9 @@ def written(
             reasons[fits] += 1
         else:
             layers[name] = fits
-    floats = _small_floats(checkpoint, model, kind, to_hf, stored) if kind.startswith("MLX") else {}
-    layers = {name: layer for name, layer in layers.items() if name not in floats}
-    if not layers and not floats:
+    small = _small_floats(checkpoint, model, kind, to_hf, stored) if kind.startswith("MLX") else {}
+    layers = {name: layer for name, layer in layers.items() if name not in small}
+    if not layers and not small:
         kinds = sorted({t.type.name for t in checkpoint.tensors.values() if len(t.shape) > 1})
         why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
         raise Unsupported(
@@ -128,8 +130,8 @@ def written(
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
         made = [tensor]
-        if name in floats:
-            made = _mlx_floats(name, floats[name].blocks)
+        if name in small:
+            made = _mlx_floats(name, small[name].blocks)
         elif name in layers:
             mlx = kind.startswith("MLX")
             made = _mlx(layers[name], size, scales) if mlx else _packed(layers[name], size, scales, kind)
@@ -137,12 +139,12 @@ def written(
     if layers:
         config["torch_dtype"] = "float16" if half else "bfloat16"  # in which the scales are
     if kind.startswith("MLX"):
-        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, floats)
+        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, small)
     else:
         config["quantization_config"] = _packed_settings(layers, size, model, kind)
     files: dict[str, Path | bytes] = dict(model.files)
     files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    every: list[Layer | SmallFloats] = [*layers.values(), *floats.values()]
+    every: list[Layer | SmallFloats] = [*layers.values(), *small.values()]
     said = ", ".join(f"{n} {name}" for name, n in Counter(layer.kind for layer in every).items())
     notes = [f"layers written as {kind} in groups of {size or 'their own'}: {said}"]
     notes += [f"{n} layers are in floats instead: {why}" for why, n in reasons.items()]
@@ -152,7 +154,7 @@ def written(
         what = "bits or groups, or some are in floats: transformers loads them, vLLM doesn't"
         notes += unequal(schemes, what) + unequal_experts(schemes, what)
         notes += uncut({name: (layer.shape[-1], size or layer.group) for name, layer in layers.items()})
-    written: dict[str, Layer | SmallFloats] = {**layers, **floats}
+    written: dict[str, Layer | SmallFloats] = {**layers, **small}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
     return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)

@@ -232,8 +232,6 @@ def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str], g
             f"{folders[0]} is rounded without a calibration; leave it out, or choose {', '.join(CALIBRATED)} or a type "
             "of GGUFs"
         )
-    if folders and group not in (None, 32):
-        raise UsageError(f"a calibration rounds {folders[0]} in groups of 32, not {group}; leave the group size out")
     if writing.provenance:
         raise UsageError("--provenance does not go with a calibration, which decides bytes by more than the source")
     if writing.resumable and folders:

@@ -81,14 +81,14 @@ def of_plans(source: Path | None, checkpoint: Checkpoint, plans: Sequence[Plan],
 
 
 def of_tensors(
-    source: Path | None, opened: Checkpoint, made: Checkpoint, type: str, paths: Sequence[Path]
+    source: Path | None, opened: Checkpoint, made: Checkpoint, type: str, paths: Sequence[Path], weights: int
 ) -> Quantized:
-    """What is written where every tensor of `made` stays as it is."""
+    """What is written where every tensor of `made` stays as it is.   weights: how many the model has."""
     rows = tuple(
         QuantizedTensor(t.name, t.shape, t.type.name, t.type.name, t.nbytes, t.nbytes, "", False)
         for t in made.tensors.values()
     )
-    bits = 8 * made.nbytes / max(1, opened.n_elements)
+    bits = 8 * made.nbytes / max(1, weights)
     output = QuantizedFile(type, tuple(paths), made.nbytes, rows, bits, ())
     return Quantized(source, (output,), opened.nbytes, 0.0, False, tuple(made.notes))
 

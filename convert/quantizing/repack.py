@@ -26,7 +26,7 @@ from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
 from llmconv.convert.scaled.lattice import encoder, grid_of
 from llmconv.convert.scaled.ordered import Folding, foldings
-from llmconv.convert.scaled.unpack import unpack
+from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
 from llmconv.convert.tables.config import read_config
 from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
@@ -108,7 +108,7 @@ def repacked(
     reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
     if mixed := len(found) - len(types) - reasons.total():
         reasons["experts of a layer in different types"] = mixed
-    notes = [note for note in floats.notes if note in opened.notes or not found]
+    notes = [note for note in floats.notes if not (found and note.endswith(READ_AS_FLOATS))]
     out = to_gguf(floats.but(tensors=made, notes=notes))
 
     @functools.cache

@@ -61,15 +61,15 @@ def to_folder(
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says
+    if kind == INT8 and opened is not floats:
+        raise Unsupported(f"{opened.where}: is quantized already; give the original model")
     costs: Mapping[str, Made] = {}
     if calibration is not None and not writing.dry_run:
-        opened, costs = _calibrated(floats, kind, reading, writing, calibration)
+        opened, costs = _calibrated(floats, _becomes(kind, group), reading, writing, calibration)
     wants: Mapping[str, Tensor] = {}
     stored: Mapping[str, Coded] = {}
     widths: Sequence[int] = ()
     if kind == INT8:
-        if opened is not floats:
-            raise Unsupported(f"{opened.where}: is quantized already; give the original model")
         model = to_int8(opened, allow_nonfinite=writing.allow_nonfinite)
     else:
         found = _folder(opened, kind, lambda c: reading.translated(c, "hf"), group)
@@ -77,7 +77,7 @@ def to_folder(
     _require_whole(floats, lambda c: reading.translated(c, "gguf"))
     path = Path(dst) if dst is not None else targets(opened.source, None, [FileType(kind, -1, "")])[0].with_suffix("")
     container = formats.by_name("safetensors")
-    result = quantized.of_tensors(opened.source, opened, model, kind, [path])
+    result = quantized.of_tensors(opened.source, opened, model, kind, [path], floats.n_elements)
     result = dataclasses.replace(result, notes=(*result.notes, *_told(calibration, costs)))
     if not container.is_folder(path):
         check_target(path, force=writing.force, size=model.nbytes, inputs=inputs_of(opened))
@@ -131,33 +131,49 @@ def _finite(tensor: Tensor, where: str) -> Tensor:
     return dataclasses.replace(tensor, read=read)
 
 
-CALIBRATED = {"W4A16": "Q4_0", "MLX": "Q4_1", "MLX5": "Q5_1", "MXFP4A16": "MXFP4", MLX_MXFP4: "MXFP4"}
-"""Folders whose floats a calibration rounds, in groups of 32, and the block type that has the same numbers."""
+CALIBRATED = {"W4A16": "Q4_0", "MLX": "Q4_1", "MLX5": "Q5_1", "MXFP4A16": "MXFP4", MLX_MXFP4: "MXFP4", INT8: ""}
+"""Folders whose floats a calibration rounds, and the block type that has the same numbers in groups of 32."""
+
+
+def _becomes(kind: str, group: int | None) -> Callable[[Tensor], BlockClass]:
+    """What a calibration rounds a tensor of floats to, for a folder."""
+    from llmconv.quant.rounding.groups import grouped, int8_rows
+
+    if kind == INT8:
+        return lambda tensor: int8_rows(tensor.type.dtype or plain.F32.layout)
+    block = by_name(CALIBRATED[kind]) if group in (None, 32) else grouped(CALIBRATED[kind], group)
+    return lambda tensor: block
 
 
 def _calibrated(
-    floats: Checkpoint, kind: str, reading: Reading, writing: Writing, calibration: Rounder
+    floats: Checkpoint,
+    becomes: Callable[[Tensor], BlockClass],
+    reading: Reading,
+    writing: Writing,
+    calibration: Rounder,
 ) -> tuple[Checkpoint, Mapping[str, Made]]:
     """A model under a folder's names, its linear layers in blocks that a calibration has made; what those cost."""
     from llmconv.convert.quantizing.folder_layers import moved
     from llmconv.convert.scaled.compressed_tensors import is_linear
     from llmconv.convert.tables import own_keys
+    from llmconv.quant.rounding.groups import stored_as
 
     def to_hf(checkpoint: Checkpoint) -> Checkpoint:
         return reading.translated(checkpoint, "hf")
 
-    block = by_name(CALIBRATED[kind])
     model = to_hf(floats)
     named = runnable(reading.translated(floats, "gguf"), floats)
     bare = {key: value for key, value in named.metadata.items() if key != own_keys.DTYPES}
-    kinds = {name: block for name, tensor in named.tensors.items() if _INNER.match(name) and _fits(tensor, block)}
+    inner = {name: tensor for name, tensor in named.tensors.items() if _INNER.match(name)}
+    kinds = {name: becomes(tensor) for name, tensor in inner.items() if _fits(tensor, becomes(tensor))}
     if not kinds:
         raise Unsupported(
             f"{floats.where}: has no layer in floats that a calibration could round; give the original model"
         )
     made = calibration.round(named, kinds, writing.jobs, writing.progress)
-    ready = {name: blocks_of(named.tensors[name], block, found) for name, found in made.items()}
-    blocks = moved(named.but(tensors=named.tensors | ready), frozenset({block.name}), bare, to_hf)
+    ready = {name: blocks_of(named.tensors[name], stored_as(kinds[name]), found) for name, found in made.items()}
+    types = frozenset(tensor.type.name for tensor in ready.values())
+    blocks = moved(named.but(tensors=named.tensors | ready), types, bare, to_hf)
     linear = {
         name: tensor for name, tensor in blocks.items() if name in model.tensors and is_linear(model.tensors[name])
     }

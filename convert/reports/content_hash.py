@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmconv.convert.towers import translate as towers
 from llmconv.convert.translate import translate
@@ -34,32 +37,46 @@ class ContentHash(Shown):
 
 
 def tensor_hash(tensor: Tensor, meter: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of one tensor (name, shape, values), read slab by slab.
+    """Hex SHA-256 of one tensor (name, shape, values), read slab by slab: one is hashed while the next is read.
 
     `meter` is called with the stored bytes of each slab done.
     """
+    with ThreadPoolExecutor(1) as pool:
+        return _tensor_hash(tensor, meter, pool)
+
+
+def _tensor_hash(tensor: Tensor, meter: Callable[[int], None] | None, pool: ThreadPoolExecutor) -> str:
     head = f"{tensor.name}\0{','.join(map(str, tensor.shape))}\0".encode()
     plain = tensor.type.dtype
     narrow, wide = hashlib.sha256(head + b"float"), hashlib.sha256(head + b"double")
     whole, exact = hashlib.sha256(head + b"int"), True
+    busy: list[Future[None]] = []
+
+    def take(found: Any, values: NDArray[Any]) -> None:
+        while busy:
+            busy.pop().result()
+        busy.append(pool.submit(found.update, values.data))
+
     for start, stop in tensor.slabs():
         values = tensor.rows(start, stop)
         if not tensor.type.is_float and plain is not None and plain.kind in "iub":
-            whole.update(np.ascontiguousarray(values.astype("<i8")).data)
+            take(whole, np.ascontiguousarray(values.astype("<i8")))
         elif plain is not None and plain.itemsize == 8 and plain.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):
                 single = values.astype("<f4")
             exact = exact and np.array_equal(single.astype("<f8"), values, equal_nan=True)
             if exact:
-                narrow.update(single.data)
-            wide.update(np.ascontiguousarray(values, "<f8").data)
+                take(narrow, single)
+            take(wide, np.ascontiguousarray(values, "<f8"))
         elif plain is not None and plain.kind == "c":
             exact = False
-            wide.update(np.ascontiguousarray(values).data)
+            take(wide, np.ascontiguousarray(values))
         else:
-            narrow.update(np.ascontiguousarray(values, "<f4").data)
+            take(narrow, np.ascontiguousarray(values, "<f4"))
         if meter:
             meter((stop - start) * tensor.row_bytes)
+    for last in busy:
+        last.result()
     if not tensor.type.is_float and plain is not None and plain.kind in "iub":
         return whole.hexdigest()
     return (narrow if exact else wide).hexdigest()

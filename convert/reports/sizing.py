@@ -18,6 +18,7 @@ from llmconv.convert import archs
 from llmconv.convert.quantizing.plan import Recipe, make_plan
 from llmconv.convert.reports.shape import Shape, shape_of
 from llmconv.convert.reports.training_memory import TrainingMemory, training_memory
+from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
 from llmconv.convert.writing.cast import Rounding, cast
 from llmconv.errors import LlmconvError
@@ -196,7 +197,8 @@ def _as_checkpoint(shape: Shape, kind: type[BlockType] | None) -> Checkpoint:
 
     kind: the type of its tensors; None: as they are stored.
     """
-    out = Checkpoint(metadata=dict(shape.metadata), dialect="gguf", format=shape.source.format if shape.source else "")
+    keys = {key: value for key, value in shape.metadata.items() if not key.startswith(own_keys.EXACT)}  # bytes
+    out = Checkpoint(metadata=keys, dialect="gguf", format=shape.source.format if shape.source else "")
     for name, dims in shape.tensors.items():
         out.add(Tensor.shadow(name, dims, kind or shape.stored[name]))
     return out

@@ -26,6 +26,9 @@ PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "worksp
 """What the memory consists of."""
 
 
+_COARSE, _FINE = 64, 16  # tokens of a chunk, as `runtime.scans` has them
+
+
 @dataclass(frozen=True)
 class TrainingMemory(Shown):
     """Bytes per device to train: weights, gradients, optimizer states, activations, workspace, their total.
@@ -166,7 +169,7 @@ class _Count:
     def attention(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that attention keeps: what is projected, queries, keys, values, what it gives."""
         scanned = self.scan(own, here)
-        if scanned and "attn_k.weight" not in own:
+        if scanned and ("attn_k.weight" not in own or "ssm_conv1d_q.weight" in own):
             return scanned
         if not any(name.startswith("attn_") and "norm" not in name for name in own):
             return 0
@@ -193,13 +196,29 @@ class _Count:
         if "shortconv.conv.weight" in own:
             return 8 * self.dim
         if "ssm_conv1d.weight" not in own:
-            return 0
+            return self.sums(own, here, wide)
         channels = own["ssm_conv1d.weight"][0]
         if "ssm_x.weight" in own:  # the state after every token
             return self.dim + 8 * inner + wide * 6 * inner * state
         chunk = 64 * here["dt_rank"]  # what each token of a chunk is to each
         shared = 6 * here["dt_rank"] * state  # keys or B and C, once for each head
         return self.dim + 4 * channels + wide * (5 * inner + 4 * chunk + shared)
+
+    def sums(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int], wide: int) -> int:
+        """The same of linear attention (Kimi's delta rule, RWKV's, lightning): what each token of a chunk is to each,
+        for every number of a key where each decays by itself, and a state for each chunk."""
+        if "ssm_conv1d_q.weight" in own:
+            inner, size = own["attn_output.weight"][1], own["ssm_norm.weight"][-1]
+            return self.dim + wide * inner * (4 * _FINE + 27 + size // _FINE)
+        if "time_mix_receptance.weight" in own:
+            inner, size = own["time_mix_receptance.weight"][0], max(1, here["n_wkv"])
+            seven = "time_mix_k_k.weight" in own
+            times = 8 * _FINE + 39 + size // _FINE if seven else 2 * _FINE + 22 + 6 * size // _FINE
+            return wide * (inner * times + (0 if seven else 5 * _FINE * inner // size))
+        if "attn_gate.weight" in own and "attn_norm_2.weight" in own:
+            inner, chunk, heads = own["attn_output.weight"][1], min(_COARSE, self.context), max(1, here["n_head"])
+            return self.dim + wide * (2 * heads * chunk + inner * (12 + 2 * inner // heads // chunk))
+        return 0
 
     def fed(self, own: Mapping[str, tuple[int, ...]], *names: str) -> int:
         """Numbers a token of what goes into these matrices: once, but autocast makes each its own 16-bit copy."""
@@ -248,6 +267,8 @@ class _Count:
     def mlp(self, own: Mapping[str, tuple[int, ...]], here: Mapping[str, int]) -> int:
         """Numbers a token that the MLP keeps; with experts, of those that a token is sent to."""
         total = self.fed(own, "ffn_gate_inp", "ffn_up_shexp", "ffn_gate_shexp", "ffn_gate_inp_shexp")
+        if "channel_mix_key.weight" in own:
+            total += 5 * self.dim + 2 * own["channel_mix_key.weight"][0]
         for kind, times in (("", 1), ("_exps", here["n_expert_used"]), ("_shexp", 1)):
             down = own.get(f"ffn_down{kind}.weight")
             if down is None:

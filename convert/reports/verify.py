@@ -124,6 +124,17 @@ def _rounds_through(a: Tensor, b: Tensor, kind: type[BlockType]) -> bool:
     return True
 
 
+def _are_equal(a: Tensor, b: Tensor, slabs: Sequence[tuple[int, int]]) -> bool:
+    """Whether all values are equal numbers, which takes a tenth of measuring how far off they are."""
+    for slab in slabs:
+        x, y = a.rows(*slab), b.rows(*slab)
+        if x.dtype != y.dtype:
+            x, y = _wide(x), _wide(y)
+        if not np.array_equal(x, y):
+            return False
+    return True
+
+
 def compare_tensors(
     a: Tensor, b: Tensor, tolerance: float = 0.0, meter: Callable[[int], None] | None = None
 ) -> TensorVerdict:
@@ -137,6 +148,10 @@ def compare_tensors(
         if meter:
             meter(a.nbytes)
         return TensorVerdict(a.name, "identical", **types)
+    if _are_equal(a, b, slabs):
+        if meter:
+            meter(a.nbytes)
+        return TensorVerdict(a.name, "equal", **types, max_error=0.0, rms_error=0.0, relative=0.0, cosine=1.0)
     equal, top, square, norm_a, norm_b, dot = True, 0.0, 0.0, 0.0, 0.0, 0.0
     for slab in slabs:
         x, y = _wide(a.rows(*slab)), _wide(b.rows(*slab))

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from llmconv.formats.tensor import Tensor, type_of_dtype
 from llmconv.quant import int8, plain
 from llmconv.quant.block import Bytes
 from llmconv.quant.nonfinite import first_nonfinite
+
+if TYPE_CHECKING:
+    from llmconv.quant.rounding.groups import Rows8
 
 __all__ = ["Packed", "is_linear", "to_int8"]
 
@@ -176,13 +179,25 @@ def to_int8(checkpoint: Checkpoint, layout: str = int8.LAYOUTS[0], allow_nonfini
     return dataclasses.replace(model, tensors=tensors, files=files)
 
 
+def _ready(tensor: Tensor) -> type[Rows8] | None:
+    """The type of rows that are in 8 bits already (`groups.Rows8`); None of others."""
+    if tensor.type.is_plain():
+        return None
+    from llmconv.quant.rounding import groups  # makes the tables of the codebook types
+
+    return tensor.type if issubclass(tensor.type, groups.Rows8) else None
+
+
 def _layer(module: str, tensor: Tensor, layout: str, where: str, allow_nonfinite: bool) -> list[Tensor]:
     """The tensors of one linear layer; each encodes the rows it is asked for."""
     n, k = tensor.shape
+    ready = _ready(tensor)
     sample = tensor.type.dtype if tensor.type.is_plain() else np.dtype(np.float32)
-    scale_dtype = int8.encode(np.zeros((1, 1), sample))[1].dtype
+    scale_dtype = int8.encode(np.zeros((1, 1), sample))[1].dtype if ready is None else ready.scales
 
     def encoded(start: int, stop: int) -> tuple[NDArray[np.int8], NDArray[Any]]:
+        if ready is not None:
+            return ready.numbers(tensor.blocks(start, stop))
         rows = tensor.rows(start, stop)
         index = None if allow_nonfinite else first_nonfinite(rows)
         if index is not None:

@@ -33,7 +33,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 
-__all__ = ["SCHEMES", "refuse_parts", "unpack"]
+__all__ = ["READ_AS_FLOATS", "SCHEMES", "refuse_parts", "unpack"]
 
 SCHEMES: tuple[Scheme, ...] = (
     Nvfp4Beside(), Stored(), Mxfp4Beside(), StoredBeside(), StoredByMistral(), QuantoBits(), StoredByQuanto(),
@@ -42,6 +42,8 @@ SCHEMES: tuple[Scheme, ...] = (
 )  # fmt: skip
 """Every scheme, in the order of asking: the one place to add one."""
 
+READ_AS_FLOATS = "were read as F32"
+"""How a note ends that is not true of layers whose numbers are carried."""
 _OF_ACTIVATIONS = re.compile(
     r".*[._](input|output|activation|[kqv]|kv|prob|softmax)(_global)?_(scale|zero_point)(_ub)?|.*\.(k|v)_cache\..*scale|.*\.qscale_act"
 )
@@ -85,12 +87,12 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     _require_scales(tensors, settings, checkpoint.tensors, {weight.rpartition(".")[2] for weight in made})
     _require_codes(tensors, settings, used)
     _require_biases(made, tensors, settings)
-    note = f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) were read as F32"
+    notes = [f"{len(made)} weights stored with scales ({settings.method or 'by their names'}) {READ_AS_FLOATS}"]
     if n := sum(bool(_OF_ACTIVATIONS.fullmatch(name)) for name in checkpoint.tensors):
-        note += f"; {n} scales of activations or caches, for which a float model has no use, are dropped"
+        notes.append(f"{n} scales of activations or caches, for which a float model has no use, are dropped")
     said = Counter(each.note for each in coded.values() if each.note)
-    note += "".join(f"; {n} of them {text}" for text, n in said.items())
-    return _as_floats(checkpoint, tensors, note)
+    notes += [f"of the weights stored with scales, {n} of them {text}" for text, n in said.items()]
+    return _as_floats(checkpoint, tensors, *notes)
 
 
 def _coded(scheme: Scheme, layer: Layer) -> Coded:
@@ -277,14 +279,14 @@ def _codes_alone(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], note: str) -> Checkpoint:
+def _as_floats(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *notes: str) -> Checkpoint:
     """The checkpoint with these tensors, and a config.json that says nothing of how they were stored."""
     kept = {name: tensor for name, tensor in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
     config = without_settings(read_config(checkpoint))
     files: dict[str, Path | bytes] = {n: f for n, f in checkpoint.files.items() if n not in SIDE_FILES}
     if config and "config.json" in files:
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    return checkpoint.but(note, tensors=kept, files=files)
+    return checkpoint.but(*notes, tensors=kept, files=files)
 
 
 def refuse_parts(where: str, extra: Iterable[str], kept: Iterable[str], head: bool = False) -> None:

@@ -259,7 +259,9 @@ class Architecture:
             elif isinstance(value, np.generic):
                 value = value.item()
             if key.values is not None:
-                value = next((k for k, v in key.values.items() if v == value), value)
+                value = next((k for k, v in key.values.items() if v == value), None)
+                if value is None:
+                    continue  # which no configuration says
             elif value == _NO_CAP and key.gguf.endswith("softcapping"):
                 value = None
             elif isinstance(value, float) and key.kind == "f32":

@@ -24,6 +24,9 @@ _READERS = """
     attention.output_scale: grok
     attention.scale: dflash granite granitemoe granite_swa graniteswitch granitehybrid
     attention.shared_kv_layers: gemma4 gemma4-assistant
+    attention.sliding_window: afmoe cohere2 cohere2moe deepseek4 dflash dots3note exaone-moe exaone4 gemma-embedding
+        gemma2 gemma3 gemma3n gemma4 gemma4-assistant gpt-oss granite_swa laguna lfm2 llama4 maple mellum mimo2
+        modern-bert muse-glimmer olmo2 phi3 plamo3 smallthinker spark2_5 step35
     attention.temperature_length: deepseek2 grok mistral4
     attention.temperature_scale: deepseek2 mistral3 mistral4
     attention.value_scale: dflash mimo2
@@ -47,6 +50,9 @@ _READERS = """
     position_embedding:
     residual_after_norm:
     residual_scale: granite granitemoe granite_swa graniteswitch granitehybrid minicpm minimax-01
+    rope.dimension_count_swa: gemma4 gemma4-assistant laguna maple spark2_5 step35
+    rope.freq_base_swa: afmoe dots3note gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant gpt-oss laguna
+        llama4 maple mimo2 modern-bert muse-glimmer plamo3 smallthinker spark2_5 step35
     rope.interleaved:
     rope.layers:
     rope.scaling.yarn_beta_fast: grok mistral3
@@ -58,7 +64,8 @@ _READERS = """
     swin_norm: chameleon
     use_parallel_residual: gptneox
 """
-"""Keys that llama.cpp reads of some families only, and of which; the peer tests compare them with its sources."""
+"""Keys that llama.cpp reads of some families only, and of which; the peer tests compare them with its sources.  (The
+two of windows' rotations it reads of others too, in vain.)"""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Pieces(TypedDict, total=False):
     length_one: bool  # they norm queries and keys, without weights
     growth_without_rope: int  # queries of layers without rotary positions grow every so many tokens, by 0.1
     weighed_before: bool  # what goes into an expert is weighed
+    lends: bool  # the file may say that the last layers have keys and values of earlier ones
     lends_last_two: bool  # keys are those of the last layer that has some; with windows, of that before (llama.cpp)
     lends_from: int  # the first layer that borrows keys, where the file does not say (llama.cpp's Gemma 3n)
     cut_layers: int  # so many layers cut off all of the gate but 5 of 100, where the file does not say (the same)
@@ -71,6 +72,7 @@ class Pieces(TypedDict, total=False):
     window_both_sides: bool  # the file counts a window's tokens on both sides together
     window_rope_base: float  # rope base of layers with a window
     window_rope_scaled: bool  # whether rope scaling applies to them (default True)
+    windows_magnified: bool  # what rotations are multiplied by is of layers with a window too (llama.cpp)
     full_turn_part: float  # the part of a head that turns in layers without a window
     side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
     qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
@@ -79,6 +81,7 @@ class Pieces(TypedDict, total=False):
     gate_behind: str  # a tensor that is there in layers whose ffn_up has the gate behind up, not before it (Jina)
     gated_activation: str  # of the MLP, where it has a gate (T5)
     norms_inside: bool  # attn_output_norm and layer_output_norm stand before the residual sums (Grok), not behind them
+    may_swap: bool  # the file may say that norms are of what sublayers give (Chameleon)
     may_skip: bool  # layers without keys and values have one matrix instead of attention, or nothing (DeciLM)
     not_run: str  # why a family can't be run here
     beside: float  # layers with experts have a dense feed-forward too; their sum is multiplied by this

@@ -64,6 +64,9 @@ _ROPE = frozenset(_OF_ROPE.split())
 _LONG, _WITHOUT_FACTORS = ("long_factor", "short_factor"), (None, "default", "linear", "dynamic")
 """Factors of each rotary frequency, and kinds of scaling that take none."""
 
+_DENIED = {"is_causal", "causal"}
+"""Settings of any family that say something by being false."""
+
 _ROTARY = {"rope_parameters", "rope_scaling", "rope_theta", "rope_embedding_base", "rotary_emb_base"}
 
 
@@ -87,7 +90,9 @@ def _unaccounted(arch: Architecture, config: Mapping[str, Any]) -> Iterator[tupl
         elif name in arch.fixed:
             if not _is_fixed(value, arch.fixed[name]):
                 yield name, value
-        elif name not in known and name not in INERT and not (rotary and name in _ROTARY) and not _empty(value):
+        elif name in known or name in INERT or (rotary and name in _ROTARY):
+            continue
+        elif not _empty(value) or (value is False and name in _DENIED):
             yield name, value
 
 
@@ -121,8 +126,10 @@ def _rope(name: str, value: Any, known: frozenset[str]) -> Iterator[tuple[str, A
         elif inner == "partial_rotary_factor":
             if inner not in known and found not in (None, 1, 1.0):
                 yield f"{name}.{inner}", found
-        elif (inner not in _ROPE and inner not in known and not _empty(found)) or (
-            inner in _LONG and value.get("rope_type", value.get("type")) in _WITHOUT_FACTORS
+        elif (
+            (inner not in _ROPE and inner not in known and not _empty(found))
+            or (inner in _LONG and value.get("rope_type", value.get("type")) in _WITHOUT_FACTORS)
+            or (inner == "factor" and value.get("rope_type", value.get("type")) is None and found not in (None, 1))
         ):
             yield f"{name}.{inner}", found
 

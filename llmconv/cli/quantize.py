@@ -33,6 +33,7 @@ from llmconv.cli.options import (
     yes_option,
 )
 from llmconv.cli.reports import table
+from llmconv.cli.running.calibrate import calibration_of
 
 if TYPE_CHECKING:
     from llmconv.convert.quantizing.quantize import Quantized, QuantizedFile
@@ -228,7 +229,7 @@ def quantize(
             model,
             output,
             types,
-            calibration=_calibration(texts, calibration, effort, unseen, memory),
+            calibration=calibration_of(texts, calibration, effort, unseen, memory),
             prune_layers=layers,
             types=[name.strip() for name in mix_types.split(",")] if mix_types else (),
             progress=progress,
@@ -286,27 +287,6 @@ def _plan(plan: SharePlan, as_json: bool) -> None:
         f"{human(plan.size)} of {plan.type}: about {plan.seconds:,.0f} s, bound by {plan.bound_by}; {disk}, the mean "
         f"process for {plan.balance:.0%} of the longest"
     )
-
-
-def _calibration(
-    texts: tuple[Path, ...], file: Path | None, effort: str | None, unseen: tuple[Path, ...], memory: int | None
-) -> Any:
-    """What to round by: what is in a file, or texts to look at; checked on other texts."""
-    if texts and file is not None:
-        raise click.UsageError(
-            "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
-        )
-    if effort is not None and not texts:
-        raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
-    if not texts and file is None:
-        if unseen:
-            raise click.UsageError("--verify-calibration is for --calibrate and --calibration; give one of them")
-        if memory is not None:
-            raise click.UsageError("--memory is for --calibrate and --calibration; quantizing alone takes little")
-        return None
-    known = llmconv.Calibration.open(file) if file else llmconv.OnText(texts, effort=effort or "standard")
-    known.memory = memory
-    return llmconv.Verified(known, unseen) if unseen else known
 
 
 def _as_llama_quantize(

@@ -84,9 +84,9 @@ class Search(NamedTuple):
     entry: NDArray[np.int32]
     """At a point's number, the entry that it is, or -1 - its place in `first`."""
     first: NDArray[np.int32]
-    """The chunk where a point's neighbours begin; they end where the next one's begin."""
+    """Where a point's neighbours begin in `numbers`; they end where the next one's begin."""
     numbers: NDArray[np.uint16]
-    """The neighbours' numbers, sixteen a chunk, the nearest first; a point's last chunk repeats its last one."""
+    """The neighbours' numbers, the nearest first; then zeros, so that sixteen can be read from anywhere."""
 
 
 def search(name: str) -> Search:
@@ -109,6 +109,6 @@ def _search(name: str) -> Search:
     given = {"size": size, "bits": bits, "points": points, "shells": _SHELLS[name], "first": first}
     with really():
         iq_neighbours.neighbours(levels, **given, numbers=np.empty(0, np.uint16))
-        numbers = np.empty(first[-1] * 16, np.uint16)
+        numbers = np.zeros(first[-1] + 16, np.uint16)
         iq_neighbours.neighbours(levels, **given, numbers=numbers)
     return Search(levels, entry, first, numbers)

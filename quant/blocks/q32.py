@@ -22,14 +22,14 @@ class _Quants(Abreast):
     block_size = 32
     finite_by_scales = True
     uses_importance = True
+    kernels = q32
     width: ClassVar[int]
     affine: ClassVar[bool] = False
 
     @classmethod
     def _encode(cls, rows: Floats, importance: NDArray[np.float32] | None, out: Bytes) -> None:
         if importance is None:
-            encode = q32.encode_affine if cls.affine else q32.encode_signed
-            encode(flat(rows), cls.width, out.reshape(-1))
+            cls._kernel("encode")(flat(rows), out.reshape(-1))
         else:
             super()._encode(rows, importance, out)
 

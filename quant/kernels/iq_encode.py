@@ -9,9 +9,8 @@ from numba import types
 
 from llmconv.quant.kernels.compiling.build import F32, inner, kernel
 from llmconv.quant.kernels.iq_search import (
-    COSTS,
-    POINTS,
     SCRATCH,
+    SPACE,
     TABLES,
     fit_iq2_xs,
     fit_iq2_xxs,
@@ -38,7 +37,7 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, numbers, out
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
+    space = empty(SPACE, np.int32)
     signs, some = empty(4, np.int64), empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
@@ -84,7 +83,7 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out)
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
     picked = empty(8, np.int32)
-    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
+    space = empty(SPACE, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
@@ -118,7 +117,7 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
     picked = empty(8, np.int32)
-    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
+    space = empty(SPACE, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
@@ -152,7 +151,7 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
+    space = empty(SPACE, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
@@ -189,7 +188,7 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(COSTS, f4), empty(POINTS, np.int32), empty(POINTS, np.int32), empty(2 * POINTS, np.int32)
+    space = empty(SPACE, np.int32)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block

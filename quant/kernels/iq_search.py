@@ -1,36 +1,36 @@
 """The search of IQ2 and IQ3 types: the scale and the codebook entries for 16 or 32 weights.
 
 Tries 13 to 31 scales; each one rounds every eight (IQ3: four) weights to the nearest codebook entry; the scale that
-explains the weights best wins, and they are rounded once more with it.  Here the tries lie in the lanes, and in the
-search among a point's neighbours those.  Every number is computed in the reference's order.
+explains the weights best wins, and they are rounded once more with it.  Here the tries lie in the lanes.  Those in a
+row that round to the same point share its neighbours; tries with the same entries everywhere are one.  Every number is
+computed in the reference's order, or by a shorter way that says as surely which is the least.
 
-Source of the rules: `quantize_row_iq2_xxs_impl` and the like, `make_qp_quants` and the `…_find_best_neighbour`
-functions of ggml.
+Source of the rules: `quantize_row_iq2_xxs_impl` and the like, and `make_qp_quants` of ggml.
 """
 
 import numpy as np
 
-from llmconv.quant.kernels.compiling.build import I32, U8, U16, inner
+from llmconv.quant.kernels.compiling.build import I32, U8, U16, inlined, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
+from llmconv.quant.kernels.vectors.nearest import nearest_entry
 from llmconv.quant.kernels.vectors.simd import (
     bits,
     clamp,
     count_ones,
-    halves,
+    fabs,
     mask_bits,
+    max_,
     min_,
     nearest_int,
     neg,
     not_,
-    reduce_fmin,
-    reduce_umax,
+    reduce_fmax,
     select,
     splat,
     sqrt,
-    swap_halves,
     to_float,
     trailing_zeros,
 )
@@ -39,8 +39,6 @@ TABLES = U8, I32, I32, U16
 """`llmconv.quant.blocks.iq_tables.Search`, field by field."""
 
 u4, u8 = np.uint32, np.uint64
-
-_FLOAT_MAX = f4(3.4028235e38)
 
 
 def _targets(middle, tries, step):
@@ -51,16 +49,18 @@ def _targets(middle, tries, step):
     return targets
 
 
-# The scratch of a search, one float32 array: the weights' magnitudes, their importance and its root, ...
-_X, _W, _ROOT = 0, 32, 64
-# ... for each of up to 32 tries its scale and the sums it gives, and what `nearest_entry` needs.
-_SCALE, _QX, _Q2, _NEAR = 96, 128, 160, 192
-_COST = _NEAR  # only while signs are split
-NEAR = 2 * 48
-SCRATCH = _NEAR + NEAR
-COSTS = 32 * 32 + LANES
-"""Floats for what each of 32 levels and dimensions costs under each try."""
-POINTS = 256 + LANES
+# The scratch of a search, one float32 array: the weights' magnitudes, their importance and its root; for each of up to
+# 32 tries its scale and the sums it gives.
+_X, _W, _ROOT, _SCALE, _QX, _Q2 = range(0, 192, 32)
+_COST = 192  # only while signs are split
+_LISTED = 320  # a point's neighbours: IQ2_XS has up to 292
+_SCORE = 192  # when the search is over
+_SQUARES, _PRODUCTS = 192, 192 + _LISTED
+SCRATCH = 192 + 2 * _LISTED
+_PLACES = 256 + LANES  # for each try of each part
+SPACE = 5 * _PLACES + 32 + _LISTED
+"""Integers in which a search works."""
+NOTHING = f4(np.nan)
 
 
 @inner
@@ -73,79 +73,6 @@ def nearest(v):
 def level_of(inverse, scale, top):
     """A block's scale as an integer of 0 … top: levels stand for scales 1/2, 3/2, 5/2, ... (halved)."""
     return max(i4(0), min(i4(top), nearest(f4(0.5) * (inverse * scale - f4(1)))))
-
-
-_QUARTER0, _QUARTER1, _QUARTER2, _QUARTER3 = choose4
-_HALF0, _HALF1 = choose8
-
-
-# What the levels in `number`, a codebook's points, add to the distance: the first dimensions, and the others to those.
-@inner
-def _first_of_8(costs, number):
-    total = _QUARTER0(costs[0], number) + _QUARTER1(costs[0], number >> i4(2))
-    return (total + _QUARTER2(costs[0], number >> i4(4))) + _QUARTER3(costs[0], number >> i4(6))
-
-
-@inner
-def _others_of_8(total, costs, number):
-    total = (total + _QUARTER0(costs[1], number >> i4(8))) + _QUARTER1(costs[1], number >> i4(10))
-    return (total + _QUARTER2(costs[1], number >> i4(12))) + _QUARTER3(costs[1], number >> i4(14))
-
-
-@inner
-def _first_of_4(costs, number):
-    return _HALF0(costs[0], number) + _HALF1(costs[0], number >> i4(3))
-
-
-@inner
-def _others_of_4(total, costs, number):
-    return (total + _HALF0(costs[1], number >> i4(6))) + _HALF1(costs[1], number >> i4(9))
-
-
-def nearest_entry(size):
-    """Functions that search among the neighbours of one point, sixteen at a time, in `size` dimensions.
-
-    They work in a scratch of `NEAR` floats from `place` on: for every dimension and level (32 in all) the weight and
-    the root of its importance.
-    """
-    slots = 32 // size
-    level_of_slot = np.arange(32, dtype=np.float32) % slots
-    first_of, others_of = (_first_of_8, _others_of_8) if size == 8 else (_first_of_4, _others_of_4)
-
-    @inner
-    def spread(x, at, w, wat, s, place):
-        """Prepare for the weights `x[at:]` with `w[wat:]`."""
-        for i in range(size):  # each leaves the slots behind its own to the next ones
-            store(s, place + slots * i, splat(x[at + i]))
-            store(s, place + 48 + slots * i, splat(w[wat + i]))
-
-    @inner
-    def costs_of(scale, shift, s, place):
-        """What each level in each dimension adds to the distance."""
-        low = (load(level_of_slot, 0) + shift) * scale - load(s, place)
-        high = (load(level_of_slot, LANES) + shift) * scale - load(s, place + LANES)
-        return low * load(s, place + 48) * low, high * load(s, place + 48 + LANES) * high
-
-    @inner
-    def near(point, scale, shift, s, place, tables):
-        """Where in `numbers` the neighbour of `point` is for which scale * (level + shift) is nearest, the first of
-        equals."""
-        first, numbers = tables[2], tables[3]
-        costs = costs_of(scale, shift, s, place)
-        which = -1 - tables[1][point]
-        start, stop = np.int64(first[which]), np.int64(first[which + 1])
-        at = load_i32(LANE, 0) + i4(LANES * start)
-        best, found = splat(_FLOAT_MAX), splat(i4(LANES * start))
-        for chunk in range(u8(start), u8(stop)):
-            number = load_i32(numbers, np.int64(chunk) * LANES)
-            distance = others_of(first_of(costs, number), costs, number)
-            found = select(distance < best, at, found)
-            best = min_(distance, best)
-            at = at + i4(LANES)
-        ties = select(best == reduce_fmin(best), found ^ i4(-1), i4(0))
-        return np.int64(reduce_umax(ties) ^ i4(-1))
-
-    return spread, near
 
 
 @inner
@@ -195,11 +122,35 @@ def split_signs(xs, at, count, even, s, signs):
                 s[_X + cheapest] = -s[_X + cheapest]
                 signs[k] ^= 1 << (cheapest - 8 * k)
             signs[k] &= 127
-    peak = s[_X]
-    for i in range(1, count):
-        if not peak > s[_X + i]:
-            peak = s[_X + i]
-    return peak
+    return _greatest(s, count, False)
+
+
+@inner
+def _greatest(s, count, negative):
+    """Of the first `count` weights in the scratch, which has 16 or 32 of them; negative: whatever their signs."""
+    most = load(s, _X)
+    most = fabs(most) if negative else most
+    for i in range(LANES, count, LANES):
+        more = load(s, _X + i)
+        most = max_(most, fabs(more) if negative else more)
+    return reduce_fmax(most)
+
+
+@inner
+def _reach(s, at, size, most, furthest):
+    """By how much distances of `size` weights from `at` on must differ to differ surely: this, and this times the
+    scale's square.
+
+    A distance's terms add up to R * (m^2 + (v * scale)^2) at most, for the importances' sum R, the greatest magnitude
+    m and value v; rounding changes it by less than 25 * 2^-24 of that as the reference computes it, and by less than 20
+    by way of squares and products; twice both is less than 2^-17.
+    """
+    total = f4(0)
+    for i in range(size):
+        total += s[_ROOT + at + i]
+    total = total * f4(2**-17)
+    precise = total > f4(1e-25) and most > f4(1e-15)
+    return total * (most * most) if precise else NOTHING, total * furthest
 
 
 def _fitter(targets, tries, count, size, step, top, again):
@@ -209,109 +160,23 @@ def _fitter(targets, tries, count, size, step, top, again):
     again: which parts to round again with the best scale: 0, those that were off the grid; 1, all when any was
         (or when no try succeeded); 2, all.
     """
-    parts, mask, slots = count // size, (1 << step) - 1, 1 << step
-    wide = len(targets)
-    spread, near = nearest_entry(size)
+    parts, slots = count // size, 1 << step
+    spread, costs_of, nearest_of, (lines_of, draw, nearest_under) = nearest_entry(size)
     to_qx, to_q2 = choose4[:2] if size == 8 else choose8
     stands_for = 2 * (np.arange(LANES, dtype=np.float32) % slots) + 1
     once_more = np.where(np.arange(LANES) < slots, np.float32(1), stands_for)
+    places = (step * (np.arange(LANES) % size)).astype(np.int32)
+    furthest = f4((2 * top + 1) ** 2)
 
-    @inner
+    @inlined
     def sums_of(wx, w):
         """What each level adds to the sums of weight times value, and behind these to that of squared values."""
         factor = select(load_i32(LANE, 0) < i4(slots), splat(wx), splat(w))
         return factor * load(stands_for, 0) * load(once_more, 0)
 
-    @inner
-    def tabulate(part, s, costs):
-        """What each level in each dimension adds to the distance under every try."""
-        for level in range(top + 1):
-            for v in range(0, wide, LANES):
-                value = load(s, _SCALE + v) * f4(2 * level + 1)
-                for i in range(size):
-                    off = value - s[_X + part * size + i]
-                    cost = s[_ROOT + part * size + i] * off * off
-                    store(costs, wide * (slots * i + level) + v, cost)
-
-    @inner
-    def distances(one, other, costs, t):
-        """From two entries, under the eight tries from `t` on: the one's in the lower lanes, the other's above."""
-        total = load_halves(costs, wide * (one & mask) + t, wide * (other & mask) + t)
-        for i in range(1, size):
-            row, bits = slots * i, step * i
-            here, there = row + ((one >> bits) & mask), row + ((other >> bits) & mask)
-            total = total + load_halves(costs, wide * here + t, wide * there + t)
-        return total
-
-    @inner
-    def near_run(which, t, end, base, costs, picks, tables):
-        """Under tries t ... end - 1, which share a point: the nearest of its neighbours, the first of equals.
-
-        Two neighbours at a time, of the first and of the second half of the list.
-        """
-        first, numbers = tables[2], tables[3]
-        start, last = LANES * np.int64(first[which]), LANES * np.int64(first[which + 1]) - 1
-        filling = mask_bits(load_i32(numbers, last - (LANES - 1)) == i4(numbers[last]))
-        half = (last - (LANES - 1) + np.int64(trailing_zeros(filling)) + 2 - start) >> 1
-        while t < end:
-            best, found = splat(_FLOAT_MAX), splat(i4(numbers[start]))
-            for j in range(u8(start), u8(start + half)):  # numba asks of a signed place whether it is from the end
-                one, other = np.int64(numbers[j]), np.int64(numbers[j + u8(half)])
-                distance = distances(one, other, costs, t)
-                found = select(distance < best, halves(i4(one), i4(other)), found)
-                best = min_(distance, best)
-            found = select(swap_halves(best) < best, swap_halves(found), found)
-            store(picks, base + t, found)
-            t += 8
-
-    @inner
-    def list_runs(points, runs, tables):
-        """Tries in a row that share a point: their part and end, and where its neighbours are; how many runs."""
-        entry, first, numbers = tables[1], tables[2], tables[3]
-        count = 0
-        for part in range(parts):
-            base = 32 * part
-            ends = u8(0)  # greater scales never lower a level, so equal points are neighbours
-            for v in range(0, tries, LANES):
-                same = load_i32(points, base + v) == load_i32(points, base + v + 1)
-                ends |= u8(mask_bits(not_(same))) << u8(v)
-            ends |= u8(1) << u8(tries - 1)
-            t = 0
-            while t < tries:
-                which = entry[points[base + t]]
-                t = np.int64(trailing_zeros(u4(ends))) + 1
-                ends &= ends - u8(1)
-                if which < 0:
-                    prefetch(numbers, LANES * np.int64(first[-1 - which]))
-                runs[2 * count], runs[2 * count + 1] = base + t, which
-                count += 1
-        return count
-
-    @inner
-    def round_all(s, costs, points, picks, runs, tables):
-        """The numbers of entries for all parts under every try."""
-        ready, t = -1, 0
-        for run in range(list_runs(points, runs, tables)):
-            end, which = np.int64(runs[2 * run]), runs[2 * run + 1]
-            part = (end - 1) >> 5
-            base = 32 * part
-            t = max(t, base)
-            if which >= 0:
-                point = splat(points[t])
-                for at in range(t, end, LANES):
-                    store(picks, at, point)
-            else:
-                if part != ready:
-                    tabulate(part, s, costs)
-                    ready = part
-                near_run(-1 - which, t - base, end - base, base, costs, picks, tables)
-            t = end
-
-    @inner
-    def fit(peak, scale, s, space, picked, tables):
-        """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
-        costs, points, picks, runs = space
-        levels, entry = tables[0], tables[1]
+    @inlined
+    def round_to_points(peak, s, points):
+        """The scales, and the points that they round the weights to."""
         for v in range(0, tries, LANES):
             inverse = load(targets, v) / peak
             store(s, _SCALE + v, f4(1) / inverse)
@@ -322,11 +187,115 @@ def _fitter(targets, tries, count, size, step, top, again):
                     level = clamp(nearest_int((inverse * x - f4(1)) * f4(0.5)), i4(0), i4(top))
                     point = point | (level << i4(step * i))
                 store(points, 32 * part + v, point)
-        round_all(s, costs, points, picks, runs, tables)
+
+    @inlined
+    def changes(points, part, v):
+        """Where, under the tries from `v` on, a part's points change before the next try: lanes that are not zero."""
+        return load_i32(points, 32 * part + v) ^ load_i32(points, 32 * part + v + 1)
+
+    @inlined
+    def list_runs(points, runs, tables):
+        """Tries in a row that share a point: their part and end, and where its neighbours are; how many runs."""
+        entry, first, numbers = tables[1], tables[2], tables[3]
+        count = 0
+        for part in range(parts):
+            base = 32 * part
+            ends = u4(0)  # greater scales never lower a level, so equal points are neighbours
+            for v in range(0, tries, LANES):
+                ends |= mask_bits(changes(points, part, v) != i4(0)) << u4(v)
+            ends = (ends & u4((1 << (tries - 1)) - 1)) | u4(1 << (tries - 1))
+            while ends:
+                t = np.int64(trailing_zeros(ends))
+                ends &= ends - u4(1)
+                which = entry[points[base + t]]
+                if which < 0:
+                    prefetch(numbers, np.int64(first[-1 - which]))
+                runs[2 * count], runs[2 * count + 1] = base + t, which
+                count += 1
+        return count
+
+    @inlined
+    def near_run(run, base, listed, known, reach, s, picks, lists):
+        """Under the tries in `run`, which share a point: the nearest of `listed`.
+
+        reach: what the weights, and what the scale's square bring to how much nearer it must be to be so surely.
+        """
+        numbers, squares, products, points = lists
+        t, last = run
+        half = (listed[1] - listed[0] + 1) >> 1
+        while t <= last:
+            scales = load_halves(s, _SCALE + t, _SCALE + t)
+            found, nearer = nearest_under(scales, half, squares, products, points)
+            slack = reach[0] + reach[1] * (scales * scales)
+            sure = (nearer > slack) & (slack > f4(1e-36)) & (slack < f4(1e30))
+            store(picks, base + t, found)
+            doubtful = mask_bits(not_(sure)) & ((u4(2) << u4(min(7, last - t))) - u4(1))
+            while doubtful:
+                at = t + np.int64(trailing_zeros(doubtful))
+                doubtful &= doubtful - u4(1)
+                picks[base + at] = nearest_of(costs_of(s[_SCALE + at], f4(0), known), listed, numbers)
+            t += 8
+
+    @inlined
+    def round_all(s, points, picks, runs, some, tables):
+        """The numbers of entries for all parts under every try."""
+        first, numbers = tables[2], tables[3]
+        squares, products = s[_SQUARES : _SQUARES + _LISTED], s[_PRODUCTS : _PRODUCTS + _LISTED]
+        lists = numbers, squares, products, some
+        most = _greatest(s, parts * size, True)
+        known = spread(s, _X, s, _ROOT)
+        lines, reach = lines_of(known), (f4(0), f4(0))
+        t, ready = 0, -1
+        for run in range(list_runs(points, runs, tables)):
+            last, which = np.int64(runs[2 * run]), np.int64(runs[2 * run + 1])
+            part = last >> 5
+            base = 32 * part
+            t = max(t, base)
+            if which >= 0:
+                store(picks, t, splat(points[last]))
+                if last - t >= LANES:
+                    store(picks, t + LANES, splat(points[last]))
+            else:
+                if part != ready:
+                    known = spread(s, _X + part * size, s, _ROOT + part * size)
+                    lines = lines_of(known)
+                    reach = _reach(s, part * size, size, most, furthest)
+                    ready = part
+                listed = np.int64(first[-1 - which]), np.int64(first[-which])
+                draw(lines, listed, numbers, squares, products, some)
+                near_run((t - base, last - base), base, listed, known, reach, s, picks, lists)
+            t = last + 1
+
+    @inlined
+    def line_up(points, picks, lined, order):
+        """The tries that differ from the one before into neighbouring lanes: which, and their numbers; how many.
+
+        What points there were counts too: they decide whether one is rounded again, and of equals the last may win.
+        """
+        count, fresh = 0, u4(0)
         for v in range(0, tries, LANES):
+            found = changes(points, 0, v) | changes(picks, 0, v)
+            for part in range(1, parts):
+                found = found | changes(points, part, v) | changes(picks, part, v)
+            fresh |= mask_bits(found != i4(0)) << u4(v)
+        fresh = ((fresh << u4(1)) & u4((1 << tries) - 1)) | u4(1)
+        while fresh:
+            t = np.int64(trailing_zeros(fresh))
+            fresh &= fresh - u4(1)
+            for part in range(parts):
+                lined[32 * part + count] = picks[32 * part + t]
+            order[count] = t
+            count += 1
+        return count
+
+    @inlined
+    def sum_up(count, lined, s):
+        """What each try's entries give: weight times value, and squared values.  Which may be the best, as bits."""
+        least = splat(f4(0))
+        for v in range(0, count, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
-                number = load_i32(picks, 32 * part + v)
+                number = load_i32(lined, 32 * part + v)
                 for i in range(part * size, (part + 1) * size):
                     sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
                     qx = qx + to_qx(sums, number)
@@ -334,29 +303,61 @@ def _fitter(targets, tries, count, size, step, top, again):
                     number = number >> i4(step)
             store(s, _QX + v, qx)
             store(s, _Q2 + v, q2)
+            score = select((q2 > f4(0)) & (load_i32(LANE, 0) < i4(count - v)), qx * qx / q2, f4(0))
+            store(s, _SCORE + v, score)
+            least = max_(score, least)
+        most = reduce_fmax(least)
+        near, sure = u4(0), u4(0)
+        for v in range(0, count, LANES):
+            score = load(s, _SCORE + v)
+            near |= mask_bits(score > most * f4(1 - 2e-5)) << u4(v)
+            sure |= mask_bits(score > most * f4(1 - 1e-5)) << u4(v)
+        # The first of those near must beat all before it, whatever the rounding.
+        precise = f4(1e-30) < most < f4(1e30) and (near & (u4(0) - near)) & sure
+        return near if precise else u4((u8(1) << u8(count)) - u8(1))
+
+    @inlined
+    def fit(peak, scale, s, space, picked, tables):
+        """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
+        points, picks, lined = space[:_PLACES], space[_PLACES : 2 * _PLACES], space[2 * _PLACES : 3 * _PLACES]
+        runs, order, some = space[3 * _PLACES : 5 * _PLACES], space[5 * _PLACES : -_LISTED], space[-_LISTED:]
+        levels, entry, first, numbers = tables
+        round_to_points(peak, s, points)
+        round_all(s, points, picks, runs, some, tables)
+        tried = line_up(points, picks, lined, order)
+        likely = sum_up(tried, lined, s)
         best, winner = f4(0), -1
-        for t in range(tries):
-            qx, q2 = s[_QX + t], s[_Q2 + t]
+        while likely:
+            t = u8(trailing_zeros(likely))
+            likely &= likely - u4(1)
+            qx, q2 = s[u8(_QX) + t], s[u8(_Q2) + t]
             if q2 > f4(0) and qx * qx > best * q2:
                 scale = qx / q2
                 best = scale * qx
-                winner = t
+                winner = np.int64(order[t])
         off_grid = again == 2 or (again == 1 and winner < 0)
         for part in range(parts):
-            picked[part] = entry[picks[32 * part + winner]] if winner >= 0 else entry[0]
-            off_grid |= winner >= 0 and entry[points[32 * part + winner]] < 0
+            picked[part] = entry[0]
+            if winner >= 0:
+                at = u8(32 * part) + u8(winner)
+                picked[part] = entry[picks[at]]
+                off_grid |= entry[points[at]] < 0
         if off_grid and scale > f4(0):
             inverse = f4(1) / scale
+            for v in range(0, count, LANES):
+                level = clamp(nearest_int((inverse * load(s, _X + v) - f4(1)) * f4(0.5)), i4(0), i4(top))
+                store(some, v, level << load_i32(places, 0))
             for part in range(parts):
-                if again == 0 and (winner < 0 or entry[points[32 * part + winner]] >= 0):
+                if again == 0 and (winner < 0 or entry[points[u8(32 * part) + u8(winner)]] >= 0):
                     continue
                 point = i4(0)
-                for i in range(size):
-                    level = level_of(inverse, s[_X + part * size + i], top)
-                    point |= level << i4(step * i)
+                for i in range(part * size, (part + 1) * size):
+                    point |= some[i]
                 if entry[point] < 0:
-                    spread(s, _X + part * size, s, _ROOT + part * size, s, _NEAR)
-                    point = np.int64(tables[3][near(point, scale * f4(2), f4(0.5), s, _NEAR, tables)])
+                    which = np.int64(entry[point])
+                    known = spread(s, _X + part * size, s, _ROOT + part * size)
+                    listed = np.int64(first[-1 - which]), np.int64(first[-which])
+                    point = nearest_of(costs_of(scale, f4(0), known), listed, numbers)
                 picked[part] = entry[point]
             qx, q2 = f4(0), f4(0)
             for i in range(count):

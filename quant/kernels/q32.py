@@ -14,13 +14,17 @@ from llmconv.quant.kernels.vectors.lanes import LANE, get_f16, multiply, put_f16
 from llmconv.quant.kernels.vectors.memory import (
     load,
     load_i32,
+    max_of_blocks,
+    min_of_blocks,
+    note_max,
+    note_min,
+    note_umax,
     prefetch,
-    rows_max,
-    rows_min,
-    rows_umax,
     store,
     store_u16,
+    umax_of_blocks,
 )
+from llmconv.quant.kernels.vectors.packing import store_32, store_fives, store_fours
 from llmconv.quant.kernels.vectors.simd import (
     bits,
     f16_bits,
@@ -28,15 +32,13 @@ from llmconv.quant.kernels.vectors.simd import (
     mask_bits,
     max_,
     min_,
-    round_,
     select,
     splat,
     to_float,
     to_int,
-    to_u8,
     trailing_zeros,
 )
-from llmconv.quant.kernels.vectors.stack import empty, zeros
+from llmconv.quant.kernels.vectors.stack import empty
 
 f4 = np.float32
 i4 = np.int32
@@ -58,14 +60,11 @@ def both(low, high):
 
 @inner
 def put_quants(out, at, low, high, width):
-    """32 integers of 4 or 5 bits: the fifth bits first (32 of them), then nibbles, weight i beside weight i + 16."""
+    """32 integers of 4 or 5 bits, clamped: see `packing`."""
     if width == 5:
-        fifth = both((low & i4(16)) != i4(0), (high & i4(16)) != i4(0))
-        for i in range(4):
-            out[at + i] = (fifth >> np.uint32(8 * i)) & np.uint32(255)
-        at += 4
-        low = low & i4(15)
-    store(out, at, to_u8(low | (high << i4(4))))
+        store_fives(out, at, low, high)
+    else:
+        store_fours(out, at, low, high)
 
 
 @inner
@@ -94,100 +93,130 @@ def fetch(rows, at):
     prefetch(rows, at + 2048 + 16)
 
 
+@inner
+def rounded(x):
+    """To the nearest integer, ties away from zero, of numbers below 2^22: C's roundf as LLVM has it, truncated once."""
+    return to_int(x + from_bits((bits(x) & i4(-0x80000000)) | i4(0x3EFFFFFF)))
+
+
 @kernel(ROWS, _BYTES)
 def encode_q8_0(rows, out):
-    sizes, inverses, halves = zeros(256, i4), empty(16, f4), empty(16, i4)
+    sizes, inverses, halves = empty(128, i4), empty(16, f4), empty(16, i4)
     n = rows.size // 32
     for start in range(0, n, 16):
-        count = min(16, n - start)
-        for b in range(count):
-            at = 32 * (start + b)
+        for b in range(16):  # the last block again, where there are no sixteen
+            at = 32 * min(start + b, n - 1)
             fetch(rows, at)
-            size = max_(bits(load(rows, at)) & _MAGNITUDE, bits(load(rows, at + 16)) & _MAGNITUDE)
-            store(sizes, 16 * b, size)
-        d = from_bits(rows_umax(sizes, 0)) / f4(127)
+            note_umax(sizes, b, max_(bits(load(rows, at)) & _MAGNITUDE, bits(load(rows, at + 16)) & _MAGNITUDE))
+        d = from_bits(umax_of_blocks(sizes)) / f4(127)
         store(halves, 0, f16_bits(d))
         store(inverses, 0, reciprocals(d))
-        for b in range(count):
+        for b in range(min(16, n - start)):
             at, to, inverse = 32 * (start + b), 34 * (start + b), inverses[b]
             store_u16(out, to, halves[b])
-            store(out, to + 2, to_u8(to_int(round_(load(rows, at) * inverse))))
-            store(out, to + 18, to_u8(to_int(round_(load(rows, at + 16) * inverse))))
+            store_32(out, to + 2, rounded(load(rows, at) * inverse), rounded(load(rows, at + 16) * inverse))
 
 
-@kernel(ROWS, types.int64, _BYTES)
-def encode_signed(rows, width, out):
+def _signed(width):
     """Q4_0 and Q5_0: the weight of greatest magnitude (the first of equals) becomes the least integer."""
-    half = i4(1) << i4(width - 1)
-    middle, top, size = f4(half) + f4(0.5), i4(2 * half - 1), 18 if width == 4 else 22
-    keys, inverses, halves, greatest = zeros(256, i4), empty(16, f4), empty(16, i4), empty(16, i4)
-    n = rows.size // 32
-    for start in range(0, n, 16):
-        count = min(16, n - start)
-        for b in range(count):
-            at = 32 * (start + b)
-            fetch(rows, at)
-            low, high = bits(load(rows, at)), bits(load(rows, at + 16))
-            # Magnitude, then sign: of equal magnitudes the negative one wins, for now.
-            store(keys, 16 * b, umax((low << i4(1)) | (low >> i4(31)), (high << i4(1)) | (high >> i4(31))))
-        key = rows_umax(keys, 0)
-        signed = from_bits(select((key >> i4(1)) == i4(0), i4(0), (key >> i4(1)) | (key << i4(31))))
-        store(greatest, 0, bits(signed))
-        d = signed / f4(-half)
-        store(halves, 0, f16_bits(d))
-        store(inverses, 0, reciprocals(d))
-        for b in range(count):
-            at, to, inverse, half_bits = 32 * (start + b), size * (start + b), inverses[b], halves[b]
-            low, high = load(rows, at), load(rows, at + 16)
-            opposite = greatest[b] ^ i4(-0x80000000)
-            positive = both(bits(low) == opposite, bits(high) == opposite)
-            # That one stands there at all is asked first, because it is seldom so; whether the greatest is negative, no
-            # processor can foresee.
-            if (
-                positive != np.uint32(0)
-                and greatest[b] < i4(0)
-                and trailing_zeros(positive) < trailing_zeros(both(bits(low) == greatest[b], bits(high) == greatest[b]))
-            ):
-                inverse, half_bits = -inverse, half_bits ^ i4(0x8000)
-            store_u16(out, to, half_bits)
-            low = min_(to_int(low * inverse + middle), top)
-            high = min_(to_int(high * inverse + middle), top)
-            put_quants(out, to + 2, low, high, width)
+    half = 1 << (width - 1)
+    middle, size, put = f4(half + 0.5), 2 + 4 * width, store_fours if width == 4 else store_fives
+
+    @inner
+    def encode(rows, out):
+        keys, inverses, halves, greatest = empty(128, i4), empty(16, f4), empty(16, i4), empty(16, i4)
+        n = rows.size // 32
+        for start in range(0, n, 16):
+            for b in range(16):
+                at = 32 * min(start + b, n - 1)
+                fetch(rows, at)
+                low, high = bits(load(rows, at)), bits(load(rows, at + 16))
+                # Magnitude, then sign: of equal magnitudes the negative one wins, for now.
+                note_umax(keys, b, umax((low << i4(1)) | (low >> i4(31)), (high << i4(1)) | (high >> i4(31))))
+            key = umax_of_blocks(keys)
+            signed = from_bits(select((key >> i4(1)) == i4(0), i4(0), (key >> i4(1)) | (key << i4(31))))
+            store(greatest, 0, bits(signed))
+            d = signed / f4(-half)
+            store(halves, 0, f16_bits(d))
+            store(inverses, 0, reciprocals(d))
+            for b in range(min(16, n - start)):
+                at, to, inverse, half_bits = 32 * (start + b), size * (start + b), inverses[b], halves[b]
+                low, high = load(rows, at), load(rows, at + 16)
+                opposite = greatest[b] ^ i4(-0x80000000)
+                positive = both(bits(low) == opposite, bits(high) == opposite)
+                # That one stands there at all is asked first, because it is seldom so; whether the greatest is
+                # negative, no processor can foresee.
+                if (
+                    positive != np.uint32(0)
+                    and greatest[b] < i4(0)
+                    and trailing_zeros(positive)
+                    < trailing_zeros(both(bits(low) == greatest[b], bits(high) == greatest[b]))
+                ):
+                    inverse, half_bits = -inverse, half_bits ^ i4(0x8000)
+                store_u16(out, to, half_bits)
+                put(out, to + 2, to_int(low * inverse + middle), to_int(high * inverse + middle))
+
+    return encode
 
 
-@kernel(ROWS, types.int64, _BYTES)
-def encode_affine(rows, width, out):
+def _affine(width):
     """Q4_1 and Q5_1: the least weight becomes 0, the greatest 15 or 31."""
-    top, size = (i4(1) << i4(width)) - i4(1), 20 if width == 4 else 24
-    lows, highs = zeros(256, f4), zeros(256, f4)
-    inverses, halves = empty(16, f4), empty(32, i4)
-    n = rows.size // 32
-    for start in range(0, n, 16):
-        count = min(16, n - start)
-        for b in range(count):
-            at = 32 * (start + b)
-            fetch(rows, at)
-            low, high = load(rows, at), load(rows, at + 16)
-            store(lows, 16 * b, min_(low, high))
-            store(highs, 16 * b, max_(low, high))
-        least, most = rows_min(lows, 0), rows_max(highs, 0)
-        d = select(least == most, f4(0), most - least) / f4(top)
-        store(halves, 0, f16_bits(d))
-        store(halves, 16, f16_bits(least))
-        store(inverses, 0, reciprocals(d))
-        store(lows, 0, least)
-        for b in range(count):
-            at, to, inverse = 32 * (start + b), size * (start + b), inverses[b]
-            low, high = load(rows, at), load(rows, at + 16)
-            minimum, half_bits = lows[b], halves[16 + b]
-            if minimum == f4(0):  # the first of several zeros gives its sign
-                first = trailing_zeros(both(low == f4(0), high == f4(0)))
-                half_bits = i4(((both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)) << 15)
-            store_u16(out, to, halves[b])
-            store_u16(out, to + 2, half_bits)
-            low = min_(to_int((low - minimum) * inverse + f4(0.5)), top)
-            high = min_(to_int((high - minimum) * inverse + f4(0.5)), top)
-            put_quants(out, to + 4, low, high, width)
+    top, size, put = f4((1 << width) - 1), 4 + 4 * width, store_fours if width == 4 else store_fives
+
+    @inner
+    def encode(rows, out):
+        lows, highs = empty(128, f4), empty(128, f4)
+        inverses, halves, minima = empty(16, f4), empty(32, i4), empty(16, f4)
+        n = rows.size // 32
+        for start in range(0, n, 16):
+            for b in range(16):
+                at = 32 * min(start + b, n - 1)
+                fetch(rows, at)
+                low, high = load(rows, at), load(rows, at + 16)
+                note_min(lows, b, min_(low, high))
+                note_max(highs, b, max_(low, high))
+            least, most = min_of_blocks(lows), max_of_blocks(highs)
+            d = select(least == most, f4(0), most - least) / top
+            store(halves, 0, f16_bits(d))
+            store(halves, 16, f16_bits(least))
+            store(inverses, 0, reciprocals(d))
+            store(minima, 0, least)
+            for b in range(min(16, n - start)):
+                at, to, inverse = 32 * (start + b), size * (start + b), inverses[b]
+                low, high = load(rows, at), load(rows, at + 16)
+                minimum, half_bits = minima[b], halves[np.uint64(b) + np.uint64(16)]
+                if minimum == f4(0):  # the first of several zeros gives its sign
+                    first = trailing_zeros(both(low == f4(0), high == f4(0)))
+                    half_bits = i4(((both(bits(low) < i4(0), bits(high) < i4(0)) >> first) & np.uint32(1)) << 15)
+                store_u16(out, to, halves[b])
+                store_u16(out, to + 2, half_bits)
+                low, high = (low - minimum) * inverse + f4(0.5), (high - minimum) * inverse + f4(0.5)
+                put(out, to + 4, to_int(low), to_int(high))
+
+    return encode
+
+
+_q4_0, _q5_0, _q4_1, _q5_1 = _signed(4), _signed(5), _affine(4), _affine(5)
+
+
+@kernel(ROWS, _BYTES)
+def encode_q4_0(rows, out):
+    _q4_0(rows, out)
+
+
+@kernel(ROWS, _BYTES)
+def encode_q5_0(rows, out):
+    _q5_0(rows, out)
+
+
+@kernel(ROWS, _BYTES)
+def encode_q4_1(rows, out):
+    _q4_1(rows, out)
+
+
+@kernel(ROWS, _BYTES)
+def encode_q5_1(rows, out):
+    _q5_1(rows, out)
 
 
 @kernel(F32, types.int64, types.int64, types.int64, types.boolean, F32, _BYTES)

@@ -1,23 +1,24 @@
 """Rounding a matrix so that tr(E H E' F) is small: GPTQ for a start, then coordinate descent, lower every sweep.
 
 Column blocks stand in sequence; inside one, row tiles do.  A tile's own gradient is kept true while it is searched, and
-products of matrices carry what changed to those that follow; after a sweep the gradient is computed anew.
+products of matrices carry what changed to all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.errors import LlmconvError
 from llmconv.quant.kernels import descent as kernels, entry_search, rounding
+from llmconv.quant.kernels.terms import rules
 from llmconv.quant.rounding.grid import Codes, Grid
 
-__all__ = ["Metric", "Order", "loss", "rounded", "spread_errors"]
+__all__ = ["Found", "Metric", "Order", "loss", "rounded", "spread_errors"]
 
 Floats = NDArray[np.float32]
 Product = Callable[[Any, Any], Any]
@@ -124,27 +125,41 @@ def _upper_inverse(r: NDArray[np.float64], product: Product) -> NDArray[np.float
     return out
 
 
+class Found(NamedTuple):
+    """Codes, the loss before the first and after each sweep, and the gradient where they are."""
+
+    codes: Codes
+    losses: list[float]
+    gradient: Floats
+
+
 def rounded(
-    grid: Grid, start: Codes, weights: Floats, metric: Metric, sweeps: int, little: float = 0.01
-) -> tuple[Codes, list[float]]:
-    """Coordinate descent from `start`; the codes, and the loss before the first and after each sweep.
+    grid: Grid,
+    start: Codes,
+    weights: Floats,
+    metric: Metric,
+    sweeps: int,
+    little: float = 0.01,
+    gradient: Floats | None = None,
+) -> Found:
+    """Coordinate descent from `start`.
 
     weights: (rows, columns) float32.   sweeps: at most; one that takes away less than `little` of the loss is the last.
+    gradient: at the start, where that is known; it is used up.
     Raises `LlmconvError` if a sweep raised the loss, which would be a bug here.
     """
     codes = start.copy()
     error = grid.values(codes) - weights
-    gradient = metric.gradient(error)
+    gradient = metric.gradient(error) if gradient is None else gradient
     losses = [_inner(error, gradient)]
     for _ in range(sweeps):
         changed = sum(_swept(grid, codes, weights, metric, error, gradient))
-        gradient = metric.gradient(error)
         losses.append(_inner(error, gradient))
         if losses[-1] > losses[-2] * (1 + _SLACK):
             raise LlmconvError(f"rounding to {grid.type.name} raised its loss from {losses[-2]:g} to {losses[-1]:g}")
         if changed < _STILL * error.size or losses[-1] > losses[-2] * (1 - little):
             break
-    return codes, losses
+    return Found(codes, losses, gradient)
 
 
 def _inner(a: Floats, b: Floats) -> float:
@@ -152,7 +167,7 @@ def _inner(a: Floats, b: Floats) -> float:
 
 
 def _swept(grid: Grid, codes: Codes, weights: Floats, metric: Metric, error: Floats, gradient: Floats) -> Iterator[int]:
-    """One sweep; codes and error are changed in place, gradient is used up.  How many numbers moved, tile by tile."""
+    """One sweep; codes, error and gradient are changed in place.  How many numbers moved, tile by tile."""
     rows, columns = weights.shape
     width = _width(grid, columns)
     tile = rows if metric.f is None else _ROWS
@@ -176,9 +191,9 @@ def _swept(grid: Grid, codes: Codes, weights: Floats, metric: Metric, error: Flo
             error[here, at] = new
             if metric.f is not None:
                 turned[here] = metric.product(moved[here], h)
-        if at.stop < columns:  # the columns before are behind us
+        if moved.any():
             by_rows = moved if metric.f is None else metric.product(metric.f, moved)
-            gradient[:, at.stop :] += metric.product(by_rows, metric.h[at, at.stop :])
+            gradient += metric.product(by_rows, metric.h[at])
 
 
 def _width(grid: Grid, columns: int) -> int:
@@ -201,7 +216,8 @@ def _descended(grid: Grid, part: Codes, h: Floats, f: Floats | None, gradient: F
     scales: dict[str, Any] = {"scale": scale, "factor": factor, "minimum": minimum, "shift": shift}
     scales |= {"factor_low": grid.factors[0], "factor_high": grid.factors[1], "apart": grid.apart}
     scales |= {"shift_low": grid.shifts[0], "shift_high": grid.shifts[1], "span": grid.span, "rule": grid.rule}
-    kernels.descend_scales(flat_h, **given, **scales)
+    if grid.rule != rules.FIXED:
+        kernels.descend_scales(flat_h, **given, **scales)
     step = grid.steps(part)[0].reshape(-1)
     if grid.book is None:
         kernels.descend_codes(flat_h, **given, step=step, uniform=grid.uniform)

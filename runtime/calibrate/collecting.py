@@ -64,7 +64,7 @@ class Collector:
 
 def name_of_experts(name: str) -> bool:
     """Whether a tensor stacks the matrices of experts, each of which sees tokens of its own."""
-    return "_exps." in name
+    return name.endswith(("_exps.weight", "_chexps.weight"))
 
 
 def write_gguf(

@@ -105,7 +105,7 @@ def _at_once(model: Model, found: _Gathering, parts: Sequence[Tensor], heights: 
     def run(i: int) -> None:
         found.part = i
         hidden = model.hidden(parts[i].to(model.device))
-        hidden.backward(_at_the_head(model, hidden.detach(), heights[i]))  # type: ignore[no-untyped-call]
+        hidden.backward(found.at_the_head(hidden.detach(), heights[i]))  # type: ignore[no-untyped-call]
 
     for some in turns(len(parts), run):
         found.ran(every, some)
@@ -115,7 +115,7 @@ def _at_once(model: Model, found: _Gathering, parts: Sequence[Tensor], heights: 
 def _by_layers(run: Back, found: _Gathering, heights: Sequence[Tensor], meter: Meter) -> None:
     def head(i: int) -> None:
         found.part = i
-        run.at_the_end(i, lambda hidden: _at_the_head(run.model, hidden, heights[i]))
+        run.at_the_end(i, lambda hidden: found.at_the_head(hidden, heights[i]))
 
     def back(layer: int, i: int) -> None:
         found.part = i
@@ -142,27 +142,12 @@ def _parts(model: Model, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         yield from torch.split(tokens, max(1, _MOST_BYTES // (4 * numbers * tokens.shape[1])))
 
 
-def _at_the_head(model: Model, hidden: Tensor, heights: Tensor) -> Tensor:
-    """The loss's gradient at the head's inputs (rows, tokens, dim), for labels that `heights` choose; few logits at a
-    time."""
-    parts, few = [], max(1, _MOST_LOGITS // model.decoder.vocab_size)
-    for part, height in zip(torch.split(hidden.flatten(0, 1), few), torch.split(heights, few), strict=True):
-        part.requires_grad_(True)
-        logits = model.head(part)
-        chances = logits.detach().float().softmax(-1)
-        if not bool(chances.sum(-1).isfinite().all()):
-            raise not_finite(model, "the logits of the calibration's text", True)
-        labels = drawn(chances, height)
-        chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
-        logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
-        assert part.grad is not None
-        parts.append(part.grad)
-    return torch.cat(parts).view_as(hidden)
+def drawn(chances: Tensor, heights: Tensor, room: Tensor | None = None) -> Tensor:
+    """A label (N,) for each row of chances (N, labels): where its sum reaches a share (N, 1), drawn below one.
 
-
-def drawn(chances: Tensor, heights: Tensor) -> Tensor:
-    """A label (N,) for each row of chances (N, labels): where its sum reaches a share (N, 1), drawn below one."""
-    sums = chances.cumsum(-1)
+    room: as `chances`, for their sums.
+    """
+    sums = torch.cumsum(chances, -1, out=torch.empty_like(chances) if room is None else room)
     found: Tensor = torch.searchsorted(sums, heights.to(chances.device) * sums[:, -1:])[:, 0]
     return found.clamp_(max=chances.shape[1] - 1)
 
@@ -190,7 +175,9 @@ class _Gathering:
     """
 
     def __init__(self, model: Model, tokens: int):
-        self.n, self.part = tokens, 0
+        self.model, self.n, self.part = model, tokens, 0
+        self._head_input: tuple[str, Tensor] | None = None
+        self._logits: dict[int, Tensor] = {}
         self._modules = {n: m for n, m in matrices(model).items() if n not in _HEADS}
         self._ends: dict[str, tuple[int, ...]] = {_EMBEDDING: (model.token_embd.shape[-1],) * 2}
         if model.output is None:
@@ -235,19 +222,48 @@ class _Gathering:
         add_moments(self._sum(_EMBEDDING), g.reshape(-1, g.shape[-1]).float())
 
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
-        if name in _HEADS and y is not None:
-            self._head(name, x.detach(), y.detach())
+        if name in _HEADS:
+            self._head_input = name, x.detach()
         elif y is not None and y.requires_grad:
             y.register_hook(functools.partial(self._gradient, name))  # type: ignore[no-untyped-call]
 
-    def _head(self, name: str, x: Tensor, y: Tensor) -> None:
+    def at_the_head(self, hidden: Tensor, heights: Tensor) -> Tensor:
+        """The loss's gradient at the head's inputs (rows, tokens, dim), for labels that `heights` choose; few logits at
+        a time."""
+        parts, few = [], max(1, _MOST_LOGITS // self.model.decoder.vocab_size)
+        for part, height in zip(torch.split(hidden.flatten(0, 1), few), torch.split(heights, few), strict=True):
+            part.requires_grad_(True)
+            logits = self.model.head(part)
+            chances = self._room(0, logits)
+            torch.softmax(logits.detach().float(), -1, out=chances)
+            if not bool(chances.sum(-1).isfinite().all()):
+                raise not_finite(self.model, "the logits of the calibration's text", True)
+            labels = drawn(chances, height, self._room(1, logits))
+            self._head(chances)
+            chances[torch.arange(len(labels)), labels] -= 1  # the gradient of the cross entropy
+            logits.backward(chances.to(logits.dtype))  # type: ignore[no-untyped-call]
+            assert part.grad is not None
+            parts.append(part.grad)
+        return torch.cat(parts).view_as(hidden)
+
+    def _room(self, which: int, like: Tensor) -> Tensor:
+        """Working memory of some logits' size: to get it from the system anew takes longer than many a step in it."""
+        found = self._logits.get(which)
+        if found is None or found.numel() < like.numel():
+            found = self._logits[which] = torch.empty(like.numel(), device=like.device)
+        return found[: like.numel()].view(like.shape)
+
+    def _head(self, chances: Tensor) -> None:
         """The logits' Fisher information is known: diag(p) - p p', of which the trace is 1 - sum p²."""
-        chances = y.float().flatten(0, -2).softmax(-1)
-        weight = 1 - chances.square().sum(-1)
+        if self._head_input is None:
+            return
+        name, x = self._head_input
+        squares = torch.mul(chances, chances, out=self._room(1, chances))
+        weight = 1 - squares.sum(-1)
         if name == EMBEDDING:
             add_moments(self._sum(_HEAD), x.reshape(-1, x.shape[-1]).float(), weight)
         else:
-            self._sum(_SPREAD).add_((chances - chances.square()).sum(0).cpu())
+            self._sum(_SPREAD).add_((chances.sum(0) - squares.sum(0)).cpu())
         self._of_tokens(name, weight)
 
     def _gradient(self, name: str, g: Tensor) -> None:
@@ -281,6 +297,7 @@ class _Gathering:
         return Stored(name, tuple(matrix.shape), F32, lambda start, stop: kept[start:stop])
 
     def result(self) -> Gradients:
+        self._logits.clear()
         rows, n = dict(self._settled), self.n
         found = self._whole([*self._sums])
         ends = {name: found.pop(name)[0].div_(n) for name in self._ends if name in found}

@@ -16,10 +16,10 @@ from llmconv.runtime.calibrate.shared import Sum, added, merged, turns
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.calibrate.watching import often
 from llmconv.runtime.checks import not_finite
-from llmconv.runtime.linear import ExpertLinear
+from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
 
-__all__ = ["Inputs", "inputs_of"]
+__all__ = ["Inputs", "clipped", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
@@ -56,7 +56,7 @@ class _Sums:
             self.at += len(flat)
         h = self.h[min(part, len(self.h) - 1)].here
         add_moments(h, flat, weights)
-        self.counts[part] += len(flat)
+        self.counts[min(part, len(self.counts) - 1)] += len(flat)
         return bool(h.diagonal().sum().isfinite())
 
     def ran(self, some: range) -> None:
@@ -87,6 +87,8 @@ class _Watching:
         self.sums: dict[str, _Sums] = {}
         self.leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one of the same input
         self.last: tuple[Tensor, str] | None = None
+        self.order: list[str] = []  # of a batch's products
+        self.ending: str | None = None
         self.before, self.tokens = 0, 1
 
     def run(self, states: Between, i: int) -> None:
@@ -94,12 +96,21 @@ class _Watching:
         self.before, self.tokens = states.before(i)
         for sums in self.sums.values():
             sums.begin(self.before, self.tokens)
-        self.unit.watched(state, tokens, self.seen)
+        self.order.clear()
+        self.unit.watched(state, tokens, self.seen, self.ending)
+        self.ending = self.ending or self._ending()
         self.last = None
+
+    def _ending(self) -> str | None:
+        """The last of a batch's products, if only its inputs are wanted: there a run has shown enough."""
+        last = self.order[-1] if self.order else ""
+        once = last in self.names and self.order.count(last) == 1
+        return last if once and isinstance(self.unit.modules[last], Linear) else None
 
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
         if name in self.until:
             raise StopIteration
+        self.order.append(name)
         if y is None or name not in self.names:
             return
         if name not in self.leaders:
@@ -125,7 +136,7 @@ class _Watching:
     def _sums(self, name: str, columns: int) -> _Sums:
         module = self.unit.modules[name]
         matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-        found = _Sums(matrices, columns, _clipped(self.weights.get(name)), often(self.model))
+        found = _Sums(matrices, columns, clipped(self.weights.get(name)), often(self.model))
         found.begin(self.before, self.tokens)
         return found
 
@@ -150,7 +161,7 @@ def inputs_of(
     return {name: found[leader] for name, leader in watching.leaders.items()}
 
 
-def _clipped(weights: Tensor | None) -> Tensor | None:
+def clipped(weights: Tensor | None) -> Tensor | None:
     """Weights of mean one, the largest cut."""
     if weights is None:
         return None

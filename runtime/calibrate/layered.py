@@ -87,13 +87,13 @@ def _beside(model: Model, jobs: int) -> int:
 
 class Between:
     """What a unit gives each of this process's batches, with the batch's tokens: in memory, or as far as a plan says in
-    a file."""
+    a file.   beside: whether there is another one, which has what the plan has room for."""
 
-    def __init__(self, model: Model, batches: Sequence[Tensor]):
+    def __init__(self, model: Model, batches: Sequence[Tensor], beside: bool = False):
         self._batches = batches
         self._states: States | None = None
         if isinstance(model.wants, Weights):
-            self._states = States(model.wants.plan.states, model.device)
+            self._states = States(0 if beside else model.wants.plan.states, model.device)
         self._here: dict[int, Tensor] = {}
 
     def begin(self, made: Callable[[Tensor], Tensor]) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from llmconv.formats.tensor import Tensor as Stored
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.rounding.descent import Metric, Order, rounded, spread_errors
-from llmconv.quant.rounding.families import GRIDS
-from llmconv.quant.rounding.grid import Grid
+from llmconv.quant.rounding.grid import Codes, Grid
+from llmconv.quant.rounding.groups import grid_of
 from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
 from llmconv.runtime.calibrate.threads import each, product, root
@@ -59,7 +59,7 @@ class Search:
     little: float
 
 
-SHORT, LONG = Search(6, 4, 0.01), Search(12, 24, 0.003)
+SHORT, LONG = Search(6, 3, 0.01), Search(12, 24, 0.003)
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,13 @@ class _Columns:
                 self._order = Order.of(self._as_damped(), product, root)
             return self._order
 
+    def gradient(self, error: Floats, turned: Floats) -> Floats:
+        """E times the damped matrix.   turned: E H."""
+        mean = _mean(self.h)
+        added = np.diag(self.damped) - np.diag(self.h) / mean
+        found: Floats = error * added + turned / mean
+        return found
+
     def _as_damped(self) -> Floats:
         if self._damped is None:
             self._damped = _damped(self.h, _DAMP)
@@ -144,11 +151,13 @@ class _Piece:
     counts: Floats | None
     share: float
 
-    def loss(self, error: Floats) -> float:
-        h = self.columns.h
+    def loss(self, error: Floats, turned: Floats | None = None) -> float:
+        """turned: E H, where that is there."""
+        turned = product(error, self.columns.h) if turned is None else turned
         if self.counts is None:
-            return self.share * Metric(h, self.f, product).loss(error)
-        each = np.einsum("ij,ij->i", error, product(error, h), dtype=np.float64)
+            turned = turned if self.f is None else product(self.f, turned)
+            return self.share * float(np.einsum("ij,ij->", error, turned, dtype=np.float64))
+        each = np.einsum("ij,ij->i", error, turned, dtype=np.float64)
         return self.share * float(each @ self.counts)
 
     def error(self, kind: type[BlockType], blocks: Bytes, weights: Floats) -> float:
@@ -308,35 +317,54 @@ def losses_of_blocks(tensors: Sequence[ToRound], blocks: Sequence[Bytes | Rows],
 def _rounded(weights: Floats, kind: type[BlockType], piece: _Piece, search: Search) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
-    before = piece.loss(kind.decode(plain) - weights)
-    grid = GRIDS.get(kind.name)
+    error = kind.decode(plain) - weights
+    turned = product(error, piece.columns.h)
+    before = piece.loss(error, turned)
+    grid = grid_of(kind)
     if grid is None or not before > 0:
         return plain, before, before
-    blocks = _searched(grid, plain, weights, piece, search)
+    start = _Start(grid.unpack(plain), error, piece.columns.gradient(error, turned))
+    blocks = _searched(grid, start, weights, piece, search)
     after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
 
-def _searched(grid: Grid, plain: Bytes, weights: Floats, piece: _Piece, search: Search) -> Bytes:
+class _Start(NamedTuple):
+    """Codes, their errors, and the gradient there in the metric of inputs alone."""
+
+    codes: Codes
+    error: Floats
+    gradient: Floats
+
+
+def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, search: Search) -> Bytes:
     """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
-    start, columns = grid.unpack(plain), piece.columns
-    metric = Metric(columns.damped, None, product)
-    ordered = start if grid.book else spread_errors(grid, start, weights, columns.order, product)
-    if metric.loss(grid.values(ordered) - weights) > metric.loss(grid.values(start) - weights):
-        ordered = start
+    metric = Metric(piece.columns.damped, None, product)
+    if grid.book is None:
+        codes = spread_errors(grid, start.codes, weights, piece.columns.order, product)
+        error = grid.values(codes) - weights
+        ordered = _Start(codes, error, metric.gradient(error))
+        start = min(ordered, start, key=lambda found: np.vdot(found.error, found.gradient))
     alone = search.alone if piece.f is None and len(grid.levels) < _FINE else _FIRST_SWEEPS
-    codes, _ = rounded(grid, ordered, weights, metric, alone, search.little)
+    found = rounded(grid, start.codes, weights, metric, alone, search.little, start.gradient)
     if piece.f is not None and piece.f.any():
-        both = Metric(metric.h, _damped(piece.f, _DAMP_ROWS), product)
-        codes, _ = rounded(grid, codes, weights, both, search.coupled, search.little)
-    return grid.pack(codes)
+        f = _damped(piece.f, _DAMP_ROWS)
+        gradient = np.ascontiguousarray(product(f, found.gradient))
+        both = Metric(metric.h, f, product)
+        found = rounded(grid, found.codes, weights, both, search.coupled, search.little, gradient)
+    return grid.pack(found.codes)
 
 
 def _damped(matrix: Floats, share: float) -> Floats:
     """Positive definite, with a mean diagonal of one."""
-    mean = np.float32(np.mean(np.diag(matrix), dtype=np.float64))
-    out = matrix / mean if mean > 0 else np.eye(len(matrix), dtype=np.float32)
+    out = matrix / _mean(matrix) if matrix.any() else np.eye(len(matrix), dtype=np.float32)
     dead = np.diag(out) <= 0
     out[dead, dead] = 1.0
     out[np.diag_indices(len(out))] += np.float32(share)
     return out
+
+
+def _mean(matrix: Floats) -> np.float32:
+    """Of the diagonal; 1 of a matrix of nothing."""
+    mean = np.float32(np.mean(np.diag(matrix), dtype=np.float64))
+    return mean if mean > 0 else np.float32(1)

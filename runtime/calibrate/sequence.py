@@ -20,6 +20,7 @@ from llmconv.formats.writing.stream import threads
 from llmconv.progress import Meter
 from llmconv.quant import gpu
 from llmconv.quant.block import BlockType, Bytes
+from llmconv.quant.rounding.groups import stored_as
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients
 from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
 from llmconv.runtime.calibrate.kept import Rounds
@@ -33,6 +34,7 @@ from llmconv.runtime.calibrate.matrices import (
     plain_losses,
     round_tensors,
 )
+from llmconv.runtime.calibrate.targets import Shift, aimed, shifts_of
 from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
 from llmconv.runtime.linear import Stored
@@ -79,6 +81,9 @@ class _Pass:
     kept: Rounds | None = None
     done: dict[str, Rounded] = field(default_factory=dict)
     """Of an earlier run."""
+    exact: Between | None = None
+    """The float model's states, where rounded layers are to give what its do."""
+    shifts: dict[str, Shift] = field(default_factory=dict)
 
     def redo(self, modules: Mapping[str, Stored]) -> bool:
         """Whether an earlier run is done with these (of one layer, or the embedding), which they then become."""
@@ -102,6 +107,8 @@ class _Pass:
     def round(self, inputs: Mapping[str, Inputs], modules: Mapping[str, Stored]) -> None:
         """Round tensors of a layer, and let the model go on with what they have become."""
         tensors = [self.known.to_round(name, modules[name], self.kinds[name], inputs[name]) for name in inputs]
+        shifted = [self.shifts.pop(name, None) for name in inputs]
+        tensors = [t if s is None else aimed(t, s) for t, s in zip(tensors, shifted, strict=True)]
         search = LONG if self.known.longer else SHORT
         with contextlib.closing(round_tensors(tensors, self.jobs, search)) as made_of:
             for name, made in zip(inputs, made_of, strict=True):
@@ -114,7 +121,7 @@ class _Pass:
 
 def replace(module: Stored, kind: type[BlockType], blocks: Bytes | Rows) -> None:
     """Give a module blocks in place of what it holds; their numbers where the device can't decode them."""
-    device = module.weight.device
+    device, kind = module.weight.device, stored_as(kind)
     decoded = device.type != "cpu" and kind.name not in gpu.DECODERS
     whole = np.array(blocks[:])
     stored = torch.from_numpy(kind.decode(whole) if decoded else whole)
@@ -137,13 +144,22 @@ def round_model(
     run = _Pass(model, known, kinds, threads(jobs), meter, {}, Scratch() if streamed else None, kept)
     run.done = {} if kept is None else kept.found()
     with one_thread(), running(model, known.batches, threads(jobs)) as states:
+        if known.longer and model.decoder.layers_alone:
+            run.exact = Between(model, known.batches, beside=True)
+            run.exact.begin(lambda tokens: embedded(model, tokens))
         _embedding(run)
         states.begin(lambda tokens: embedded(model, tokens))
         for unit in units(model):
+            if run.exact is not None:
+                run.shifts = shifts_of(unit, run.kinds.keys() & unit.modules, known.gradients.tokens, run.exact, states)
+                if unit.name != "output":
+                    run.exact.advance(unit.run)
             _unit(run, unit, states)
             if unit.name != "output":
                 states.advance(unit.run)
             given_back()
+        if run.exact is not None:
+            run.exact.close()
     return run.found
 
 

@@ -5,6 +5,7 @@ A unit is a layer; a model whose layers need more than what the one before gives
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,8 +33,11 @@ class Unit:
     modules: Mapping[str, Stored]
     run: Callable[[Tensor, Tensor], Tensor]
 
-    def watched(self, states: Tensor, tokens: Tensor, seen: Watcher) -> None:
-        """Run it for what is seen; `seen` may raise `StopIteration` when it has what it wants."""
+    def watched(self, states: Tensor, tokens: Tensor, seen: Watcher, ending: str | None = None) -> None:
+        """Run it for what is seen; `seen` may raise `StopIteration` when it has what it wants.
+
+        ending: a linear layer whose inputs are the last that are wanted: its product is not made.
+        """
 
         def guarded(*given: Any) -> None:
             try:
@@ -41,11 +45,27 @@ class Unit:
             except StopIteration:
                 raise _Enough from None
 
-        with watching(self.modules, guarded):
+        with watching(self.modules, guarded), _ended(self.modules.get(ending or ""), ending or "", seen):
             try:
                 self.run(states, tokens)
             except _Enough:
                 return
+
+
+@contextlib.contextmanager
+def _ended(module: Stored | None, name: str, seen: Watcher) -> Iterator[None]:
+    """Within it a run ends where this module is about to multiply what it is given."""
+
+    def enough(_: Any, given: tuple[Tensor, ...]) -> None:
+        seen(name, given[0], given[0], None)
+        raise _Enough
+
+    handle = None if module is None else module.register_forward_pre_hook(enough)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def units(model: Model) -> Iterator[Unit]:

@@ -16,6 +16,7 @@ from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
+from llmconv.quant.rounding.groups import stored_as
 from llmconv.runtime.calibrate.calibration import Calibration, OnText
 from llmconv.runtime.calibrate.gradients import Gradients
 from llmconv.runtime.calibrate.matrices import Rounded
@@ -132,4 +133,6 @@ def _plain(checkpoint: Checkpoint, kinds: Kinds, made: Mapping[str, Rounded]) ->
 
 def _tensor(source: Tensor, kind: type[BlockType], made: Rounded) -> Tensor:
     blocks = made.blocks
-    return Tensor(source.name, source.shape, kind, lambda start, stop: np.ascontiguousarray(blocks[start:stop]))
+    return Tensor(
+        source.name, source.shape, stored_as(kind), lambda start, stop: np.ascontiguousarray(blocks[start:stop])
+    )

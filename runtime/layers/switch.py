@@ -57,7 +57,7 @@ def _added(part: Lora | Switched, x: Tensor) -> Tensor:
     for adapter in torch.unique(adapters).tolist():
         if adapter:
             at = adapters.expand(x.shape[:-1]) == adapter
-            out = out.masked_scatter(at[..., None], part.lora_b(part.lora_a(x[at], adapter), adapter))
+            out = out.masked_scatter(at[..., None], part.lora_b(part.lora_a(x[at], adapter), adapter).to(out.dtype))
     return out
 
 

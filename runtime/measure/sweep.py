@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from llmconv.convert.reports.streaming import TooLittle
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError, OutputError, UsageError, at
 from llmconv.formats.files import open_regular
+from llmconv.formats.limits import in_bytes
 from llmconv.formats.places.names import place
 from llmconv.progress import Progress
 from llmconv.quant.filetypes import file_type
@@ -32,7 +33,7 @@ from llmconv.runtime.measure.compare import Comparison, compared
 from llmconv.runtime.measure.sharing import Recall
 from llmconv.runtime.measure.sweep_card import MARK, card
 from llmconv.runtime.measure.sweep_rows import Sweep, SweepRow
-from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, identity_of, write_text
+from llmconv.runtime.measure.sweep_state import NAME, State, file_hash, hashed, identity_of, write_text
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory, limit
 
@@ -45,6 +46,7 @@ def sweep(
     types: Sequence[str],
     output: str | Path,
     *,
+    target_sizes: Sequence[int | str] = (),
     context: int = 0,
     chunks: int = 0,
     device: str = "auto",
@@ -58,7 +60,9 @@ def sweep(
 ) -> Sweep:
     """Quantize `model` to each of `types`, measure each against it over `text`, and write a report into `output`.
 
-    types: file types such as "Q4_K_M".  context, chunks: as in `perplexity` (0: its defaults).
+    types: file types such as "Q4_K_M".  target_sizes: bytes, or "3.4G": of each a mix of types of that size, as
+    `quantize(target_size=…)` finds it; its row's type is "MIX-3.4G".
+    context, chunks: as in `perplexity` (0: its defaults).
     memory: as `perplexity` takes it, for the two models that are compared.
     keep: leave the quantized files in the folder; else each is removed once measured.
     plots: draw plot.svg.  force: start over where another sweep's state lies.
@@ -68,15 +72,19 @@ def sweep(
     own), and `sweep.json` after every step: the same call again goes on where an interrupted one stopped.
     """
     window, most = Window(context or None, chunks or None), limit(memory, pick_device(device))
-    job = _Job(place(model), Path(text), Path(output), window, device, most, progress)
-    names = list(dict.fromkeys(file_type(name).name for name in types))
+    mixes = {f"MIX-{size}": in_bytes(size, "target_sizes", 1) for size in target_sizes}
+    job = _Job(place(model), Path(text), Path(output), window, device, most, progress, mixes)
+    names = [*dict.fromkeys(file_type(name).name for name in types), *mixes]
     if not names:
-        raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…")
+        raise UsageError("no types to sweep; give --types Q8_0,Q4_K_M,…, or --target-size")
     if quantize_options.get("imatrix") is not None:
         quantize_options["imatrix"] = Path(quantize_options["imatrix"])
     job.check(quantize_options)
     with _folder(job.output):
-        identity = identity_of(job.model, job.text, {"context": context, "chunks": chunks, **quantize_options})
+        said: dict[str, Any] = {"context": context, "chunks": chunks, **quantize_options}
+        if said.get("calibration") is not None:
+            said["calibration"] = said["calibration"].identity()
+        identity = identity_of(job.model, job.text, said)
         state = State.of(job.output, identity, fresh=force)
         missing = [name for name in names if name not in state.rows]
         # Before anything is quantized, so that too little memory and a text that is too short are refused at once.
@@ -136,6 +144,8 @@ class _Job:
     device: str
     memory: int | None
     progress: Progress | None
+    mixes: Mapping[str, int]
+    """Bytes, by the name of the row."""
 
     def file(self, name: str) -> Path:
         """Where the model goes in the type `name`; "{type}" stands for any."""
@@ -162,15 +172,20 @@ class _Job:
         return model
 
     def quantize(self, names: list[str], state: State, options: dict[str, Any]) -> None:
-        """The files that are not there yet, in one read."""
+        """The files that are not there yet; all types in one read, each mix in one of its own."""
         missing = [n for n in names if not (n in state.seconds and self.file(n).exists())]
         if not missing:
             return
-        started = time.perf_counter()
-        told = self.told(", ".join(missing))
-        quantize(self.model, self.file("{type}"), missing, force=True, progress=told, **options)
-        state.seconds.update(dict.fromkeys(missing, (time.perf_counter() - started) / len(missing)))
-        state.save()
+        fixed = [name for name in missing if name not in self.mixes]
+        for some in [fixed] * bool(fixed) + [[name] for name in missing if name in self.mixes]:
+            started = time.perf_counter()
+            how: dict[str, Any] = {"force": True, "progress": self.told(", ".join(some)), **options}
+            if some is fixed:
+                quantize(self.model, self.file("{type}"), fixed, **how)
+            else:
+                quantize(self.model, self.file(some[0]), target_size=self.mixes[some[0]], **how)
+            state.seconds.update(dict.fromkeys(some, (time.perf_counter() - started) / len(some)))
+            state.save()
 
     def evaluate(self, original: Model, names: list[str], state: State, keep: bool) -> None:
         """Each type against the original, which is loaded once and run once."""
@@ -242,17 +257,21 @@ def _facts(model: Path) -> dict[str, Any]:
 
 def _about(job: _Job, names: Sequence[str], state: State, options: dict[str, Any]) -> dict[str, str]:
     """How the report was made, for its foot."""
-    matrix = options.get("imatrix")
+    matrix, known = options.get("imatrix"), options.get("calibration")
     given = f" -c {job.window.context}" * bool(job.window.context) + f" --chunks {job.window.chunks}" * bool(
         job.window.chunks
     )
-    command = f"llmconv sweep {job.model.name} {job.text.name} --types {','.join(names)}{given}"
+    types = ",".join(name for name in names if name not in job.mixes)
+    sizes = ",".join(name.removeprefix("MIX-") for name in names if name in job.mixes)
+    given = f" --types {types}" * bool(types) + f" --target-size {sizes}" * bool(sizes) + given
+    command = f"llmconv sweep {job.model.name} {job.text.name}{given}"
     made = {
         "made by": f"llmconv {__version__}",
         "command": command + (f" --imatrix {matrix.name}" if matrix else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "evaluated on": state.base.get("device", ""),
         "importance matrix": f"{matrix.name}, sha256 {file_hash(matrix)}" if matrix else "none",
+        "calibration": f"sha256 {hashed(known.identity())}" if known is not None else "",
         "text": f"{job.text.name}, sha256 {file_hash(job.text)}",
     }
     if job.model.is_file():

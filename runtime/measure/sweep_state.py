@@ -14,7 +14,7 @@ from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.writing.outputs import Output
 from llmconv.runtime.measure.sweep_rows import SweepRow
 
-__all__ = ["NAME", "State", "file_hash", "identity_of", "write_text"]
+__all__ = ["NAME", "State", "file_hash", "hashed", "identity_of", "write_text"]
 
 NAME = "sweep.json"
 _ROW = {f.name: str(f.type) for f in fields(SweepRow)}
@@ -55,7 +55,12 @@ def identity_of(model: Path, text: Path, options: dict[str, Any]) -> str:
     names = sorted(p for p in model.iterdir() if p.is_file()) if model.is_dir() else [model]
     inputs = [*names, text, *(value for value in options.values() if isinstance(value, Path))]
     facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
-    return hashlib.sha256(json.dumps([facts, options], sort_keys=True, default=str).encode()).hexdigest()
+    return hashed([facts, options])
+
+
+def hashed(values: Any) -> str:
+    """Of JSON values, and others by what they print."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

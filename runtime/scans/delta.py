@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llmconv.convert.decoders.scans import Scan
 from llmconv.runtime.layers.mlp import activation
 from llmconv.runtime.pieces import LayerPieces
-from llmconv.runtime.scans.past import Past, decayed, in_chunks, wide
+from llmconv.runtime.scans.past import Past, decayed, in_chunks, in_full, wide
 
 __all__ = ["delta", "delta_rule", "kimi_delta", "unit"]
 
@@ -97,6 +97,7 @@ def _beta_alpha(block: LayerPieces, spec: Scan, x: Tensor) -> tuple[Tensor, Tens
     return both[..., 0, :].flatten(2), both[..., 1, :].flatten(2)
 
 
+@in_full
 def delta_rule(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from torch.nn import functional as F
 
 from llmconv.runtime.cache import Step
 
-__all__ = ["Past", "decayed", "in_chunks", "packed", "wide"]
+__all__ = ["Past", "decayed", "in_chunks", "in_full", "packed", "wide"]
+
+_Sums = TypeVar("_Sums")
 
 
 class Past:
@@ -96,6 +100,17 @@ def decayed(a: Tensor, b: Tensor, upto: Tensor, since: Tensor, seen: Tensor) -> 
     if apart.shape[-1] == 1:
         return (a @ b.transpose(-1, -2)) * apart[..., 0]
     return torch.einsum("...ik,...jk,...ijk->...ij", a, b, apart)
+
+
+def in_full(function: Callable[..., _Sums]) -> Callable[..., _Sums]:
+    """What autocast leaves as it is: states are wide, and triangular systems are solved in no narrower numbers."""
+
+    @functools.wraps(function)
+    def run(query: Tensor, *rest: Any) -> _Sums:
+        with torch.autocast(query.device.type, enabled=False):
+            return function(query, *rest)
+
+    return run
 
 
 def in_chunks(x: Tensor, length: int, chunks: int) -> Tensor:

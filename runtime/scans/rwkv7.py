@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmconv.runtime.pieces import LayerPieces
-from llmconv.runtime.scans.past import Past, decayed, in_chunks, wide
+from llmconv.runtime.scans.past import Past, decayed, in_chunks, in_full, wide
 from llmconv.runtime.scans.rwkv6 import normed_heads, of_heads
 from llmconv.runtime.scans.sums import FINE
 
@@ -64,6 +64,7 @@ def _joined(block: LayerPieces, past: Past, x: Tensor, value: Tensor) -> Tensor:
     return value + (past.step.first_values - value) * share
 
 
+@in_full
 def relearned(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, aim: Tensor, taken: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmconv.runtime.scans.past import decayed, in_chunks
+from llmconv.runtime.scans.past import decayed, in_chunks, in_full
 
 __all__ = ["COARSE", "FINE", "decayed_sums"]
 
@@ -20,6 +20,7 @@ COARSE, FINE = 64, 16
 """Tokens of a chunk; fewer of decays for each number of a key, which can't be taken out of the products."""
 
 
+@in_full
 def decayed_sums(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, state: Tensor, first: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmconv.errors import LlmconvError, at
+from llmconv.runtime.linear import Stored
 from llmconv.runtime.load import DTYPES
 from llmconv.runtime.measure.perplexity import log_likelihoods
 from llmconv.runtime.training.config import TrainConfig
 from llmconv.runtime.training.data import Batch, Pairs, Stream
 from llmconv.runtime.training.grid import imitation_loss
 from llmconv.runtime.training.learner import Learner
+from llmconv.runtime.training.loss import loss_of_head
 from llmconv.runtime.training.parallel import Team
 
 __all__ = ["Done", "train_step", "validate"]
@@ -59,17 +61,41 @@ def train_step(config: TrainConfig, learner: Learner, batch: Batch, step: int, s
         if part < config.accumulation - 1 and isinstance(learner.wrapped, nn.parallel.DistributedDataParallel):
             sync = learner.wrapped.no_sync()
         with sync:
-            summed = _summed_loss(config, learner, inputs, mask, targets)
             # DDP and FSDP average gradients over processes: undo it.
-            learner.scaler.scale(summed / count * team.size).backward()  # type: ignore[no-untyped-call]
+            summed, loss = _losses(config, learner, inputs, mask, targets, team.size / count)
+            learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total[0] += summed.detach()
-    loss, asked = team.total(total).tolist()
-    loss /= count
-    if not math.isfinite(loss):
-        raise _not_finite(config, step, f"the loss is {loss}")
+    mean, asked = team.total(total).tolist()
+    mean /= count
+    if not math.isfinite(mean):
+        raise _not_finite(config, step, f"the loss is {mean}")
     grad_norm = _optimize(config, learner, step)
     learner.optimizer.zero_grad(set_to_none=True)
-    return Done(loss, count, grad_norm, asked > 0)
+    return Done(mean, count, grad_norm, asked > 0)
+
+
+def _losses(
+    config: TrainConfig, learner: Learner, inputs: Any, mask: Any, targets: Any, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses over the targets, and that times `share`, whose gradients are wanted."""
+    head = _plain_head(config, learner)
+    if head is not None:
+        return loss_of_head(learner.model.hidden(inputs, mask), head, targets, share)
+    summed = _summed_loss(config, learner, inputs, mask, targets)
+    return summed, summed * share
+
+
+def _plain_head(config: TrainConfig, learner: Learner) -> torch.Tensor | None:
+    """The head's matrix, where float32 logits are its product with hidden states, in a process that learns alone."""
+    model, spec = learner.model, learner.model.decoder
+    if config.dtype != "f32" or config.compile or learner.teacher is not None or learner.wrapped is not model:
+        return None
+    head = model.token_embd if model.output is None else model.output
+    changed = spec.head_norm or spec.logit_scale != 1 or spec.final_softcap is not None or spec.silent is not None
+    if changed or model.output_in is not None or not isinstance(head, Stored):
+        return None
+    bare = head.bias is None and head.block_type is None and head.rounds is None and not getattr(head, "scaled", False)
+    return head.weight if bare and head.weight.requires_grad and head.weight.dtype == torch.float32 else None
 
 
 def _summed_loss(config: TrainConfig, learner: Learner, inputs: Any, mask: Any, targets: Any) -> torch.Tensor:

@@ -3,7 +3,9 @@
     python tests/bench/bench_calibrate.py MODEL CALIBRATION-TEXT TEST-TEXT… [--types Q4_0,Q4_K_M] [--chunks 32,64]
 
 MODEL is any file that llmconv opens; what is quantized in it counts as the original, dequantized to F16.  Rows that
-`--kept FILE` has from an earlier run are not measured again.  A row's share is of the importance matrix's divergence.
+`--kept FILE` has from an earlier run are not measured again.  A row's share is of the importance matrix's divergence
+with the first number of chunks.  With `--llama FOLDER` of llama.cpp's programs also what llama-perplexity finds on the
+same text (it rounds what goes into matrices to 8 bits), and a row of llama-imatrix's and llama-quantize's own file.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import argparse
 import functools
 import json
 import os
+import re
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from typing import Any
 Row = dict[str, Any]
 KEYS = ("model", "text", "test", "context", "chunks", "test_chunks", "type", "method", "embedding")
 """What a row is of."""
+MATRIX, STOCK, PLAIN = "importance matrix", "llama-quantize --imatrix", "no text"
 
 
 @dataclass
@@ -34,21 +38,55 @@ class Run:
     peak: float
 
 
-def llmconv(*words: Any) -> Run:
-    """A command with --json, in a process of its own."""
+def started(command: list[str], errors_too: bool = False) -> tuple[str, float, float]:
+    """A program's output, CPU seconds and peak memory in MB."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         os.dup2(writer, 1)
-        os.execv(sys.executable, [sys.executable, "-m", "llmconv", *map(str, words), "--json"])
+        if errors_too:
+            os.dup2(writer, 2)
+        os.execv(command[0], command)
     os.close(writer)
-    with os.fdopen(reader) as file:
+    with os.fdopen(reader, errors="replace") as file:
         text = file.read()
     _, status, usage = os.wait4(pid, 0)
     if status:
-        raise SystemExit(f"llmconv {' '.join(map(str, words))} failed: {text}")
+        raise SystemExit(f"{' '.join(command)} failed: {text[-2000:]}")
+    return text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def llmconv(*words: Any) -> Run:
+    """A command with --json, in a process of its own."""
+    text, cpu, peak = started([sys.executable, "-m", "llmconv", *map(str, words), "--json"])
     found = json.loads(text)
-    return Run(found.get("result", found), usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Run(found.get("result", found), cpu, peak)
+
+
+class Llama:
+    """llama.cpp's programs on one float model, one thread each."""
+
+    def __init__(self, bin: Path, original: Path, folder: Path):
+        self.bin, self.original, self.folder = bin, original, folder
+        self._bases: dict[str, Path] = {}
+
+    def run(self, name: str, *words: Any) -> Run:
+        said, cpu, peak = started([str(self.bin / name), *map(str, words)], errors_too=True)
+        return Run({"said": said}, cpu, peak)
+
+    def divergence(self, path: Path, test: str, window: list[Any]) -> dict[str, float]:
+        """What llama-perplexity --kl-divergence says of a file."""
+        if test not in self._bases:
+            self._bases[test] = self.folder / f"{len(self._bases)}.logits"
+            self.run("llama-perplexity", "-m", self.original, "-f", test, "-t", 1, *window, "--kl-divergence-base",
+                     self._bases[test])  # fmt: skip
+        base = ["--kl-divergence-base", self._bases[test], "--kl-divergence"]
+        said = self.run("llama-perplexity", "-m", path, "-f", test, "-t", 1, *window, *base).out["said"]
+        found = {}
+        for name, words in (("mean", "Mean    KLD:"), ("99", "99.0%   KLD:"), ("ratio", "Mean PPL(Q)/PPL(base)")):
+            number = re.search(re.escape(words) + r"[ :]*([-\d.]+)", said)
+            found[f"llama_{name}"] = float(number[1]) if number else float("nan")
+        return found
 
 
 class Bench:
@@ -59,33 +97,53 @@ class Bench:
         self.f16 = functools.cache(self._f16)
         self.known = functools.cache(self._known)
         self.made = functools.cache(self._made)
+        self.llama = functools.cache(lambda: Llama(given.llama, self.f16(), folder))
+
+    def once(self, path: Path, make: Callable[[], Run]) -> Run:
+        """What making a file has cost, now or in an earlier run that left it in the same --folder."""
+        kept = path.with_name(path.name + ".cost")
+        if not (path.exists() and kept.exists()):
+            found = make()
+            kept.write_text(json.dumps([found.cpu, found.peak]))
+        return Run({}, *json.loads(kept.read_text()))
 
     def _f16(self) -> Path:
         path = self.folder / "f16.gguf"
-        llmconv("quantize", self.given.model, "-o", path, "-t", "F16", "--allow-requantize")
+        words = ("quantize", self.given.model, "-o", path, "-t", "F16", "--allow-requantize", "-f")
+        self.once(path, lambda: llmconv(*words))
         return path
 
     def _known(self, method: str, chunks: int) -> tuple[list[Any], Run]:
         """The statistics that a method quantizes by, and what they cost."""
         window = ["-c", self.given.context, "--chunks", chunks]
-        if method == "importance matrix":
-            path = self.folder / f"{chunks}.imatrix"
-            return ["--imatrix", path], llmconv("imatrix", self.f16(), self.given.text, "-o", path, *window)
-        effort = method.split(", ")[1]
-        path = self.folder / f"{chunks}.{effort}"
-        how = ("-o", path, "--effort", effort)
-        return ["--calibration", path], llmconv("calibrate", self.f16(), self.given.text, *how, *window)
+        path = self.folder / f"{chunks}.{method.split(', ')[-1].replace(' ', '-')}"
+        if method == PLAIN:
+            return [], Run({}, 0, 0)
+        if method == MATRIX:
+            words = ("imatrix", self.f16(), self.given.text, "-o", path, "-f", *window)
+            return ["--imatrix", path], self.once(path, lambda: llmconv(*words))
+        if method == STOCK:
+            path = self.folder / f"{chunks}.stock.gguf"
+            words = ("-m", self.f16(), "-f", self.given.text, "-o", path, "-t", 1, *window)
+            return ["--imatrix", path], self.once(path, lambda: self.llama().run("llama-imatrix", *words))
+        how = ("-o", path, "-f", "--effort", method.split(", ")[1])
+        words = ("calibrate", self.f16(), self.given.text, *how, *window)
+        return ["--calibration", path], self.once(path, lambda: llmconv(*words))
 
     def _made(self, kind: str, method: str, chunks: int) -> tuple[Path, Run]:
         """The file; a mix is as large as the importance matrix's of that type."""
         out = self.folder / f"{kind}-{method}-{chunks}.gguf".replace(" ", "-")
         how = self.known(method.removesuffix(", mix"), chunks)[0]
         kept = ["--pure", "--token-embedding-type", "Q8_0"] if self.given.keep_embedding else []
+        if method == STOCK:
+            return out, self.once(out, lambda: self.llama().run("llama-quantize", *how, self.f16(), out, kind, 1))
         if method.endswith(", mix"):
-            size = self.made(kind, "importance matrix", chunks)[0].stat().st_size
+            size = self.made(kind, MATRIX, int(self.given.chunks.split(",")[0]))[0].stat().st_size
             types = ["--types", self.given.mix_types] if self.given.mix_types else []
-            return out, llmconv("quantize", self.f16(), "-o", out, "--target-size", size, *types, *how)
-        return out, llmconv("quantize", self.f16(), "-o", out, "-t", kind, *kept, *how)
+            words = ("quantize", self.f16(), "-o", out, "-f", "--target-size", size, *types, *how)
+        else:
+            words = ("quantize", self.f16(), "-o", out, "-f", "-t", kind, *kept, *how)
+        return out, self.once(out, lambda: llmconv(*words))
 
     def row(self, key: Row, test: str) -> Row:
         kind, method, chunks = key["type"], key["method"], key["chunks"]
@@ -94,17 +152,19 @@ class Bench:
         window = ["-c", self.given.context, "--chunks", self.given.test_chunks]
         found = llmconv("compare", self.f16(), path, test, *window).out
         names = ("perplexity_ratio", "mean_kld", "mean_kld_stderr", "kld_99", "top1_agreement")
+        stock = self.llama().divergence(path, test, window) if self.given.llama else {}
         costs = {"statistics": before.cpu, "quantize": made.cpu, "peak": max(before.peak, made.peak)}
-        return key | {"bytes": path.stat().st_size} | {name: found[name] for name in names} | costs
+        return key | {"bytes": path.stat().st_size} | {name: found[name] for name in names} | costs | stock
 
     def rows(self) -> Iterator[tuple[Row, str]]:
         given = self.given
-        methods = ["importance matrix"]
+        calibrated = []
         for effort in given.efforts.split(","):
-            methods += [f"calibrated, {effort}", *([f"calibrated, {effort}, mix"] if given.mix else [])]
-        for chunks in map(int, given.chunks.split(",")):
+            calibrated += [f"calibrated, {effort}", *([f"calibrated, {effort}, mix"] if given.mix else [])]
+        first = [MATRIX, *([STOCK] if given.llama and not given.keep_embedding else []), *([PLAIN] * given.plain)]
+        for i, chunks in enumerate(map(int, given.chunks.split(","))):
             for kind in given.types.split(","):
-                for method in methods:
+                for method in [*(first if i == 0 or given.every else []), *calibrated]:
                     for test in given.test:
                         values = (Path(given.model).name, Path(given.text).name, Path(test).name, given.context)
                         values = (*values, chunks, given.test_chunks, kind, method, bool(given.keep_embedding))
@@ -124,17 +184,25 @@ def options() -> argparse.Namespace:
     found.add_argument("--keep-embedding", action="store_true", help="all matrices of the type, token_embd as Q8_0")
     found.add_argument("--mix", action="store_true", help="a mix of types in as many bytes, too")
     found.add_argument("--mix-types", default="", help="of the mix, as --types of llmconv quantize")
+    found.add_argument("--plain", action="store_true", help="a row without any text, too")
+    found.add_argument("--every", action="store_true", help="an importance matrix of each number of chunks")
+    found.add_argument("--llama", type=Path, help="the folder of llama-perplexity, llama-imatrix, llama-quantize")
+    found.add_argument("--folder", type=Path, help="where files stay, for a later run of the same model and texts")
     found.add_argument("--kept", type=Path, help="rows of earlier runs, to which new ones are added")
     return found.parse_args()
 
 
-def shown(row: Row, base: float) -> str:
+def shown(row: Row, base: Row) -> str:
     tokens = row["chunks"] * row["context"]
+    stock = ""
+    if "llama_mean" in row:
+        share = row["llama_mean"] / base["llama_mean"] if base.get("llama_mean") else float("nan")
+        stock = f" {row['llama_mean']:.6f} | {share:.3f} | {row['llama_99']:.5f} | {row['llama_ratio']:.4f} |"
     return (
         f"| {row['test']} | {tokens:,} | {row['type']} | {row['method']} | {row['bytes']:,} "
-        f"| {row['perplexity_ratio']:.4f} | {row['mean_kld']:.5f} ± {row['mean_kld_stderr']:.5f} "
-        f"| {row['mean_kld'] / base:.3f} | {row['kld_99']:.4f} | {100 * row['top1_agreement']:.2f} % "
-        f"| {row['statistics']:.0f} + {row['quantize']:.0f} | {row['peak']:,.0f} |"
+        f"| {row['perplexity_ratio']:.4f} | {row['mean_kld']:.6f} ± {row['mean_kld_stderr']:.6f} "
+        f"| {row['mean_kld'] / base['mean_kld']:.3f} | {row['kld_99']:.5f} | {100 * row['top1_agreement']:.2f} % "
+        f"| {row['statistics']:.0f} + {row['quantize']:.0f} | {row['peak']:,.0f} |{stock}"
     )
 
 
@@ -145,13 +213,14 @@ def main() -> None:
         for line in given.kept.read_text().splitlines():
             row = json.loads(line)
             rows[tuple(row[k] for k in KEYS)] = row
-    print(
-        "| test | tokens | type | method | bytes | PPL ratio | mean KLD | of imatrix's | 99 % | same top | CPU s | MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    bases: dict[tuple[Any, ...], float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(given, Path(folder))
+    head = "| test | tokens | type | method | bytes | PPL ratio | mean KLD | share | 99 % | same top | CPU s | MB |"
+    head += " llama's KLD | share | 99 % | PPL ratio |" if given.llama else ""
+    print(head)
+    print("|---" * (head.count("|") - 1) + "|")
+    bases: dict[tuple[Any, ...], Row] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(given, given.folder or Path(temporary))
+        bench.folder.mkdir(parents=True, exist_ok=True)
         for key, test in bench.rows():
             place = tuple(key.values())
             if place not in rows:
@@ -160,8 +229,8 @@ def main() -> None:
                     with given.kept.open("a") as file:
                         file.write(json.dumps(rows[place]) + "\n")
             row = rows[place]
-            base = bases.setdefault((key["chunks"], key["type"], key["test"]), row["mean_kld"])
-            print(shown(row, base), flush=True)
+            place = (key["chunks"] if given.every else 0, key["type"], key["test"])
+            print(shown(row, bases.setdefault(place, row)), flush=True)
 
 
 if __name__ == "__main__":

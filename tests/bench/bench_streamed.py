@@ -49,6 +49,8 @@ value = 0
 torch.set_num_threads(1)
 model = llmconv.load(path, "cpu") if what == "perplexity" else None
 known = llmconv.Calibration.open(out + ".kept") if what == "rounding" else None
+if what == "calibrate":
+    import torch.fx.experimental.symbolic_shapes  # which a first backward pass imports
 with llmconv.together() as team:
     if team is not None:
         team.agree()
@@ -163,16 +165,18 @@ def scaling(folder: Path, half: Path, whole: Path, text: Path, options: Any) -> 
 
 def calibrating(folder: Path, text: Path, options: Any) -> None:
     """Statistics and rounding of two layers, 576 wide as SmolLM2's; a fourth of its vocabulary."""
-    print("| command | 1 process, wall s | CPU s | 2 processes | CPU s of both | speedup | files |")
-    print("|---|---|---|---|---|---|---|")
+    print("| command | 1 process, wall s | CPU s | 2 processes | CPU s of both | one's | faster | by CPU | files |")
+    print("|---|---|---|---|---|---|---|---|---|")
     model, out = make(folder / "small.gguf", 2, 576, 12000), folder / "out.gguf"
     run(SHARED, "quantize", model, text, out, 0)
     for what, name in (("calibrate", "calibrate"), ("rounding", "quantize --calibration")):
         pairs = [[run(SHARED, what, model, text, out, 16, processes=n) for n in (1, 2)] for _ in range(options.rounds)]
-        (a, b) = ([statistics.median(pair[i][key] for pair in pairs) for key in ("wall", "cpu")] for i in (0, 1))
-        ratio = statistics.median(pair[0]["wall"] / pair[1]["wall"] for pair in pairs)
+        keys = ("wall", "cpu", "longest")
+        (a, b) = ([statistics.median(pair[i][key] for pair in pairs) for key in keys] for i in (0, 1))
+        wall, cpu = (statistics.median(one[k] / two[k] for one, two in pairs) for k in ("wall", "longest"))
         same = "equal" if len({part["value"] for pair in pairs for part in pair}) == 1 else "OTHERS"
-        print(f"| {name} | {a[0]:.1f} | {a[1]:.1f} | {b[0]:.1f} | {b[1]:.1f} | {ratio:.2f}x | {same} |", flush=True)
+        cells = [f"{a[0]:.1f}", f"{a[1]:.1f}", *(f"{x:.1f}" for x in b), f"{wall:.2f}x", f"{cpu:.2f}x", same]
+        print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
 
 def main() -> None:

@@ -26,6 +26,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "embedding": ("llama", {"target_modules": ["embed_tokens", "lm_head"]}),
     "qwen": ("qwen2", {"target_modules": ["q_proj", "up_proj"]}),
     "fused": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
+    "tied": ("qwen3", {"target_modules": ["q_proj", "down_proj"], "tied": True}),
+    "normed": ("gemma2", {"target_modules": ["v_proj", "gate_proj"], "tied": True}),
+    "starcoder2": ("starcoder2", {"target_modules": ["k_proj", "c_fc", "c_proj"]}),
+    "shared experts": ("qwen2_moe", {"target_modules": ["q_proj", "shared_expert.up_proj", "shared_expert_gate"]}),
 }
 
 
@@ -36,7 +40,8 @@ def test_same_as_reference(tmp_path: Path, case: str) -> None:
         pytest.skip("LLMCONV_LLAMA_CPP does not name a folder with llama.cpp's convert_lora_to_gguf.py")
     kind, settings = CASES[case]
     torch.manual_seed(1)
-    config = transformers.AutoConfig.for_model(kind, **SIZES, tie_word_embeddings=False)
+    settings = dict(settings)
+    config = transformers.AutoConfig.for_model(kind, **SIZES, tie_word_embeddings=settings.pop("tied", False))
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(model, peft.LoraConfig(**({"r": 4, "lora_alpha": 8} | settings)))

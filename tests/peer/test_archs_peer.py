@@ -56,6 +56,7 @@ BY_HAND |= {name: config for name, config in by_hand.CONFIGS.items() if name not
 # What the reference refuses or gets wrong, and how: "error", "bytes" or "tensors".
 REFUSED = {
     "baichuan": ("error", "it calls itself without end"),
+    "jina5-small": ("error", "it takes it for a EuroBERT"),
     "mistral4": ("error", "it knows the multimodal class alone"),
     "kimi-linear-dense": ("error", "it does not know the names under which transformers saves dense layers"),
     "falcon-rw": ("error", "it takes the number of key heads for that of a grouped model"),
@@ -236,6 +237,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     "dots3note": {"rope.freq_base", "scaled_by.query", "scaled_by.latent", "scaled_by.window"},
     "glm5-next": {"expert_gating_func"},
     "qwen4exp": {"vocab_size", "ple.table_rows", "ple.table_parts", "ssm.output_gate"},
+    "eurobert": {"classifier.pooling_type"},
     "qwen3tts": {"vocab_size", "codec_vocab_size", "word_embedding_length"},
 }
 # Which we keep in F32, as the routers and single rows of all models.
@@ -246,6 +248,7 @@ OTHER_TYPES: dict[str, str | tuple[str, ...]] = {
     **dict.fromkeys(("qwen4exp", "qwen4exp-text", "qwen4-exp"), ("indexer.q_proj.weight", "indexer.k_proj.weight")),
     **dict.fromkeys(by_hand.PACKED, ("_fn.weight", "_ape.weight", "r_gate.weight", "gate_inp.weight", "proj.weight")),
     "gemma4-dspark": "conf_proj.weight",
+    "qwen3-tts": "token_embd.weight",
 }
 
 # Models with layers for further tokens, of which the reference writes either half alone.
@@ -390,9 +393,9 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     for key in [key for key in different if key.endswith(".ssm_a")]:  # torch's exp is not rounded as float64's is
         np.testing.assert_array_max_ulp(ours.tensors[key].numpy(), theirs.tensors[key].numpy(), 2)
         different.remove(key)
-    if name == "qwen3-tts" and "token_embd.weight" in different:  # what an MLP makes, in float64 here
+    if name == "qwen3-tts" and "token_embd.weight" in different:  # what an MLP makes, rounded to BF16 there
         ours_and_theirs = (found.tensors["token_embd.weight"].numpy() for found in (ours, theirs))
-        np.testing.assert_allclose(*ours_and_theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(*ours_and_theirs, rtol=1e-2, atol=1e-2)
         different.remove("token_embd.weight")
     assert bool(different) == (kind == "bytes"), different
     if name == "starcoder-heads-apart":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+from llmconv.quant import int8
 from llmconv.quant.rounding.descent import Metric, Order, loss, rounded, spread_errors
 from llmconv.quant.rounding.families import GRIDS
 from llmconv.quant.rounding.grid import Grid
+from llmconv.quant.rounding.groups import Grouped, grouped, int8_rows
 from llmconv.quant.rounding.knapsack import Offer, choose, smallest
 
 ROWS, COLUMNS = 80, 256
@@ -58,7 +61,7 @@ def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> Non
         plain, start = start, spread_errors(grid, start, weights, Order.of(h), np.matmul)
         assert loss(apart, grid, start, weights) < 0.5 * loss(apart, grid, plain, weights)
     for metric in (apart, both):
-        found, losses = rounded(grid, start, weights, metric, 4)
+        found, losses, _ = rounded(grid, start, weights, metric, 4)
         assert all(b <= a * 1.0001 for a, b in itertools.pairwise(losses)) and losses[-1] < 0.8 * losses[0]
         assert grid.book is None or losses[-1] < 0.1 * losses[0]
         decoded = grid.type.decode(grid.pack(found)).astype(np.float64)  # what a reader of the file sees
@@ -67,12 +70,38 @@ def test_every_sweep_lowers_the_loss(grid: Grid, problem: dict[str, Any]) -> Non
         assert losses[-1] == pytest.approx(np.trace(error @ h @ error.T @ rows), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "kind", [grouped("Q4_0", 128), grouped("Q4_1", 64), int8_rows(np.dtype(ml_dtypes.bfloat16))], ids=lambda k: k.name
+)
+def test_grids_of_folders(kind: type[Grouped], problem: dict[str, Any]) -> None:
+    """Scales of groups and rows: what is packed decodes to the codes' values, and a group's blocks agree in theirs."""
+    grid, weights, metric = kind.grid, problem["weights"], Metric(problem["h"], problem["f"])
+    blocks = kind.encode(weights)
+    plain = grid.unpack(blocks)
+    assert np.array_equal(grid.pack(plain), blocks)
+    assert np.abs(grid.values(plain) - weights).max() < np.abs(weights).max() / 7
+    found, losses, _ = rounded(
+        grid, spread_errors(grid, plain, weights, Order.of(metric.h), np.matmul), weights, metric, 4
+    )
+    assert losses[-1] < 0.8 * loss(metric, grid, plain, weights)
+    made = grid.pack(found)
+    np.testing.assert_allclose(kind.decode(made), grid.values(found), rtol=1e-6, atol=1e-7)
+    if kind.base is None:
+        codes, scales = kind.numbers(made)  # type: ignore[attr-defined]
+        assert np.array_equal(scales, int8.encode(weights.astype(ml_dtypes.bfloat16))[1]) and np.abs(codes).max() == 127
+        np.testing.assert_allclose(codes * scales.astype(np.float32), grid.values(found), rtol=1e-6)
+    else:
+        scales = made.reshape(-1).view(kind.base.layout)["d"].reshape(-1, grid.span // 32)
+        assert (scales == scales[:, :1]).all()
+        assert np.array_equal(kind.decode(made), kind.base.decode(made))
+
+
 @pytest.mark.parametrize("name", ["IQ2_XXS", "IQ3_S", "IQ1_S"])
 def test_no_single_entry_is_better(name: str, problem: dict[str, Any]) -> None:
     """Where the search has ended, no other entry with the same signs and shift lowers the loss, tried one by one."""
     grid, weights, h = GRIDS[name], problem["weights"][:2], problem["h"].astype(np.float64)
     start = grid.unpack(grid.type.encode(weights, np.ascontiguousarray(np.diag(problem["h"]))))
-    found, _ = rounded(grid, start, weights, Metric(problem["h"]), 40)
+    found = rounded(grid, start, weights, Metric(problem["h"]), 40).codes
     assert grid.book is not None
     places, group = grid.book().places.astype(int), grid.book().places.shape[1]
     values, step = grid.values(found).astype(np.float64), np.repeat(grid.steps(found)[0], grid.block, 1)
@@ -111,7 +140,7 @@ def test_scales_stay_what_float16_holds(problem: dict[str, Any]) -> None:
     for name in ("Q4_1", "Q4_K", "IQ4_XS", "IQ3_XXS"):
         grid = GRIDS[name]
         start = grid.unpack(grid.type.encode(problem["weights"]))
-        found, _ = rounded(grid, start, problem["weights"], Metric(problem["h"]), 3)
+        found = rounded(grid, start, problem["weights"], Metric(problem["h"]), 3).codes
         for array in (found.scale, found.minimum):
             assert np.array_equal(array, array.astype(np.float16).astype(np.float32))
         assert ((found.factor - grid.factors[0]) % grid.apart == 0).all()
@@ -126,7 +155,7 @@ def test_rows_and_columns_that_never_matter(problem: dict[str, Any]) -> None:
     weights[5] = 0
     grid = GRIDS["Q4_K"]
     start = grid.unpack(grid.type.encode(weights))
-    found, _ = rounded(grid, start, weights, Metric(h, f), 2)
+    found = rounded(grid, start, weights, Metric(h, f), 2).codes
     assert np.array_equal(found.code[3], start.code[3])
     assert np.isfinite(grid.values(found)).all()
 

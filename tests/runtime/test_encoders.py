@@ -254,6 +254,9 @@ def test_a_task_s_adapter(tmp_path: Path) -> None:
     assert np.abs(expected - llmconv.embed(tmp_path / "hf", TEXTS, device="cpu")).max() > 1e-3
     result = run("embed", tmp_path / "m.gguf", TEXTS[0], "--task", "text-matching", "--device", "cpu", "--json")
     assert np.abs(np.float32(json.loads(result.out)["result"]["vectors"][0]) - expected[0]).max() < CLOSE
+    planned = llmconv.quantize(tmp_path / "hf", tmp_path / "q.gguf", "Q8_0")
+    assert any("('retrieval.query' (and 1 more)) are not written beside it" in note for note in planned.notes)
+    assert llmconv.embed(tmp_path / "q.gguf", TEXTS[:1], task="text-matching", device="cpu").shape == (1, 64)
     with pytest.raises(llmconv.UsageError, match=r"has no task 'x'; its tasks: 'retrieval\.query', 'text-matching'"):
         llmconv.embed(tmp_path / "m.gguf", TEXTS, task="x", device="cpu")
     foreign(tmp_path / "m.gguf", tmp_path / "theirs.gguf")

@@ -86,6 +86,26 @@ def test_streamed_it_is_the_same_bits(name: str, tmp_path: Path, monkeypatch: py
     assert llmconv.perplexity(model, text, context=32).perplexity == whole.perplexity
 
 
+@pytest.mark.parametrize("name", ["kimi-k3", "qwen3-tts"])
+def test_a_file_that_keeps_what_a_fold_loses_has_a_size(name: str, tmp_path: Path) -> None:
+    path = by_hand_gguf(name, tmp_path)
+    found = llmconv.size(path)
+    llmconv.convert.translate.translate(llmconv.open(path), "hf")
+    assert found.parameters == sum(t.n_elements for t in llmconv.open(path).tensors.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grovemoe", "minimax-m3"])
+def test_calibration_goes_through(name: str, tmp_path: Path) -> None:
+    path, text = by_hand_gguf(name, tmp_path), tmp_path / "text.txt"
+    text.write_text(" ".join(WORDS[i * 7 % len(WORDS)] for i in range(300)))
+    on = llmconv.OnText(text, effort="fast", device="cpu")
+    made = llmconv.quantize(path, tmp_path / "q.gguf", "Q4_0", pure=True, calibration=on)
+    rounded = {t.name for t in made.output.tensors if t.loss_before is not None}
+    blocks = {n for n, t in llmconv.open(tmp_path / "q.gguf").tensors.items() if t.type.name == "Q4_0"}
+    assert rounded and {n for n in blocks if n.startswith("blk.")} <= rounded
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "shape", "said"),
     [

@@ -1133,6 +1133,7 @@ _TALKER = {
     "vocab_size": 24,
     "text_vocab_size": 96,
     "text_hidden_size": 48,
+    "hidden_act": "silu",
     "codec_eos_token_id": 20,
     "codec_language_id": {"english": 21, "german": 22},
     "codec_bos_id": 19,
@@ -1152,7 +1153,7 @@ CONFIGS |= {
         "posnet": {"n_embd": 32, "n_layer": 6},
         "convnext": {"n_embd": 32, "n_layer": 2},
     },
-    "jina5-nano": _of("JinaEmbeddingsV5Model", "eurobert", _LLAMA),
+    "jina5-nano": _of("JinaEmbeddingsV5Model", "eurobert", _LLAMA, classifier_pooling="mean"),
     "jina5-small": _of("JinaEmbeddingsV5Model", "jina_embeddings_v5", _QWEN3, use_sliding_window=False),
 }
 

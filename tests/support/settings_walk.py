@@ -40,7 +40,6 @@ OTHERS: dict[str, list[Any]] = {
         {"rope_parameters": YARN | {"mscale": 1.5, "mscale_all_dim": 0.5}},
         {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
         {"rope_parameters": YARN | {"truncate": False}},
-        {"rope_parameters": YARN | {"truncate": True}},
         {"rope_parameters": YARN | {"beta_fast": 8.0, "beta_slow": 2.0}},
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
         {

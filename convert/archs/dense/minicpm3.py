@@ -94,6 +94,7 @@ MINICPM3 = Architecture(
         "logit_base": 256,
         "logit_scale_divides": True,
         "yarn_magnitudes_cancel": True,
+        "latent_eps": 1e-6,
     },
     reads="qk_nope_head_dim v_head_dim scale_emb scale_depth dim_model_base original_max_position_embeddings",
     inert="head_dim qk_head_dim",
@@ -101,6 +102,7 @@ MINICPM3 = Architecture(
     loader=Loader(
         unread=("embedding_scale", "residual_scale", "logit_scale", "rope.scaling.yarn_log_multiplier"),
         refused=(*MLP_BIASES, *OUT_BIAS),
+        pieces={"latent_eps": 0.0},
     ),
 )
 

@@ -187,7 +187,7 @@ DEEPSEEK2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     renewed=_renewed,
-    decoder={"rope": "pairs", "yarn_magnitudes_cancel": True},
+    decoder={"rope": "pairs", "yarn_magnitudes_cancel": True, "latent_eps": 1e-6},
     reads="qk_nope_head_dim qk_rope_head_dim kv_lora_rank v_head_dim first_k_dense_replace mlp_layer_types topk_method"
     " rope_theta",
     inert="qk_head_dim head_dim num_experts",
@@ -196,7 +196,7 @@ DEEPSEEK2 = Architecture(
     loader=Loader(
         refused=(*MLP_BIASES, *OUT_BIAS, "blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
         wants={_by_depth: "a latent of the queries in all models but those of 26 or 27 layers"},
-        pieces={"magnitude_in_scores": True, "group_by": 2},
+        pieces={"magnitude_in_scores": True, "group_by": 2, "latent_eps": 0.0},
     ),
 )
 

@@ -61,7 +61,7 @@ MISTRAL4 = DEEPSEEK2.variant(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"group_by": 2},
+    decoder={"group_by": 2, "yarn_magnitudes_cancel": False},
     reads="llama_4_scaling_beta",
     inert="max_position_embeddings partial_rotary_factor",
 )

@@ -40,6 +40,7 @@ PIECES: Pieces = {
     "passes_float16": True,
     "attention_scale": 1.0,
     "value_norm": True,
+    "lends": True,
     "window_rope_base": 10000.0,
     "window_rope_scaled": False,
     "final_softcap": 30.0,

@@ -83,7 +83,7 @@ GLM4_MOE = Architecture(
     prefixes=("model.", "", "model.language_model.", "language_model.model."),
     reads="partial_rotary_factor model_type mrope_section",
     inert="num_local_experts num_mtp_layers",
-    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=CHOICE),
+    loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS), needed=CHOICE, pieces={"normalize_experts": False}),
 )
 
 ARCHITECTURES = (GLM4_MOE,)

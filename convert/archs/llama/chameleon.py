@@ -22,7 +22,7 @@ CHAMELEON = LLAMA.variant(
         for kind in ("weight", "bias")
     ),
     drop=(*NOT_DENSE, "vocab_size", "rope.dimension_count", "attention.sliding_window"),
-    decoder={"qk_layer_norm": 1e-5, "silent": (4, 8196)},
+    decoder={"may_swap": True, "qk_layer_norm": 1e-5, "silent": (4, 8196)},
     loader=Loader(refused=OUT_BIAS),
     inert="vq_config vocabulary_map model_parallel_size",
 )

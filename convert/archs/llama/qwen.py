@@ -12,6 +12,7 @@ from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import DIVISORS, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
+from llmconv.convert.tables.windows import PATTERN
 
 _at = "{p}layers.{i}."
 
@@ -29,7 +30,7 @@ def _windows(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None
 
 
 def _windows_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
-    if dims["window"]:
+    if dims["window"] and PATTERN in own:  # a window without a pattern is none's
         config.update(use_sliding_window=True, sliding_window=dims["window"], max_window_layers=0)
 
 

@@ -115,7 +115,7 @@ def _as_llama_cpp(arch: Architecture, checkpoint: Checkpoint, unread: set[str], 
     keys = {f"{arch.gguf}.{key}" for key in unread}
     seen = {k: v for k, v in checkpoint.metadata.items() if k not in keys and not k.startswith(own_keys.OWN)}
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in refused}
-    pieces: Pieces = {**arch.decoder, **arch.loader.pieces}
+    pieces: Pieces = {**arch.decoder, "windows_magnified": True, "group_by": 2, **arch.loader.pieces}
     pieces.pop("head_norm_vocab", None)
     return describe(dataclasses.replace(checkpoint, metadata=seen, tensors=tensors), pieces)
 
@@ -182,7 +182,7 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     (lambda layer: layer.scan and layer.scan.gate, "{where} gates on its delta rules' results opened by {}"),
     (_rotary("factor", "linear"), "{where} rotary scaling by {}"),
     (_rotary("factor", "yarn"), "{where} rotary scaling by {}"),
-    (_rotary("attn_factor", "yarn"), "{where} YaRN's attention_factor {}"),
+    (_rotary("attn_factor"), "{where} rotations times {} (not {other}), YaRN's attention_factor"),
     (_rotary("beta_fast", "yarn"), "{where} YaRN's beta_fast {}"),
     (_rotary("beta_slow", "yarn"), "{where} YaRN's beta_slow {}"),
     (_rotary("truncate", "yarn"), "{where} YaRN's truncate {}"),
@@ -197,6 +197,11 @@ _PER_LAYER: tuple[tuple[Callable[[Layer], Any], str], ...] = (
     ),
     (lambda layer: _experts(layer) and _experts(layer).scale, "{where} experts' sum times {} (not {other})"),
     (lambda layer: (_experts(layer) and _experts(layer).softcap) or 0.0, "{where} its router's logits capped at {}"),
+    (lambda layer: (_experts(layer) and _experts(layer).clamp) or 0.0, "{where} experts' gates clamped at {}"),
+    (
+        lambda layer: (_experts(layer) and _experts(layer).shared_clamp) or 0.0,
+        "{where} the gates of shared experts clamped at {}",
+    ),
     (
         lambda layer: _experts(layer) and _experts(layer).groups > 1 and _experts(layer).group_by,
         "{where} groups of experts judged by the best {} (not {other}) of each",

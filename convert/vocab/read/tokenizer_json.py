@@ -38,7 +38,7 @@ def read(folder: Folder) -> Vocab:
             vocab.special["unk"] = id
     if folder.pre:
         vocab.pre = folder.pre
-    vocab.notes += _displaced(folder, model.get("vocab"))
+    vocab.notes += [*_displaced(folder, model.get("vocab")), *_greedy(tokenizer)]
     return vocab
 
 
@@ -52,6 +52,24 @@ def _displaced(folder: Folder, ids: Any) -> list[str]:
     return [
         f"tokenizer.json: the added token {cut(odd[0].content)}{more([a.content for a in odd])} has id {odd[0].id}, "
         "which model.vocab gives to another: it is followed here; the tokenizers library takes another id"
+    ]
+
+
+_MASKS = ("<mask>", "[MASK]")
+"""The tokens of whose greed llama.cpp knows."""
+
+
+def _greedy(tokenizer: dict[str, Any]) -> list[str]:
+    """A note about added tokens that swallow the white space before or behind them."""
+    added = tokenizer.get("added_tokens")
+    found = [a for a in added if isinstance(a, dict)] if isinstance(added, list) else []
+    names = [str(a.get("content")) for a in found if a.get("lstrip") is True or a.get("rstrip") is True]
+    names = [name for name in names if name not in _MASKS]
+    if not names:
+        return []
+    return [
+        f"the token {cut(names[0])}{more(names)} takes the white space beside it, which GGUF has no key for: llama.cpp "
+        "will make tokens of that space, but for models that it knows by name (Phi-3)"
     ]
 
 

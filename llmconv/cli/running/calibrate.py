@@ -1,9 +1,10 @@
-"""`llmconv calibrate`."""
+"""`llmconv calibrate`, and what other commands are given to round by."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,7 +24,7 @@ from llmconv.cli.options import (
 )
 from llmconv.cli.running.measuring import context_option, memory_option
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "calibration_of"]
 
 
 @click.command()
@@ -99,3 +100,28 @@ def calibrate(
         envelope.emit(facts)
         return
     say(f"{output}: {made.tokens:,} tokens, {made.effort}", quiet)
+
+
+def calibration_of(
+    texts: tuple[Path, ...],
+    file: Path | None,
+    effort: str | None = None,
+    unseen: tuple[Path, ...] = (),
+    memory: int | None = None,
+) -> Any:
+    """What to round by: what is in a file, or texts to look at; checked on other texts."""
+    if texts and file is not None:
+        raise click.UsageError(
+            "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
+        )
+    if effort is not None and not texts:
+        raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
+    if not texts and file is None:
+        if unseen:
+            raise click.UsageError("--verify-calibration is for --calibrate and --calibration; give one of them")
+        if memory is not None:
+            raise click.UsageError("--memory is for --calibrate and --calibration; quantizing alone takes little")
+        return None
+    known = llmconv.Calibration.open(file) if file else llmconv.OnText(texts, effort=effort or "standard")
+    known.memory = memory
+    return llmconv.Verified(known, unseen) if unseen else known

@@ -9,6 +9,7 @@ import click
 import llmconv
 from llmconv.cli import complete, envelope
 from llmconv.cli.options import PATH, Bar, cache_option
+from llmconv.cli.running.calibrate import calibration_of
 from llmconv.cli.running.measuring import memory_option
 
 __all__ = ["sweep"]
@@ -25,6 +26,9 @@ __all__ = ["sweep"]
     shell_complete=complete.types,
     help="File types, separated by commas.",
 )
+@click.option(
+    "--target-size", "sizes", default="", metavar="SIZE,…", help="Mixes of types of such sizes too, such as 3.4G,2.5G."
+)
 @click.option("-o", "--output", type=PATH, metavar="PATH", help="Folder of the report  [default: MODEL-sweep]")
 @click.option("-c", "--context", type=click.IntRange(min=2), metavar="N", help="Tokens in a chunk, as in perplexity.")
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Stop after this many chunks.")
@@ -33,6 +37,8 @@ __all__ = ["sweep"]
 )
 @memory_option
 @click.option("--imatrix", type=PATH, metavar="FILE", help="Importance weights for quantizing.")
+@click.option("--calibrate", "texts", multiple=True, type=PATH, metavar="TEXT", help="As of quantize; repeatable.")
+@click.option("--calibration", type=PATH, metavar="FILE", help="What llmconv calibrate made of this model.")
 @click.option("--allow-requantize", is_flag=True, help="MODEL may be quantized already; its types then lose twice.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one per processor]")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="Leave the quantized files in the folder.")
@@ -45,12 +51,15 @@ def sweep(
     model: Path,
     text: Path,
     types: str,
+    sizes: str,
     output: Path | None,
     context: int | None,
     chunks: int | None,
     device: str,
     memory: int | None,
     imatrix: Path | None,
+    texts: tuple[Path, ...],
+    calibration: Path | None,
     allow_requantize: bool,
     jobs: int | None,
     keep: bool,
@@ -70,10 +79,12 @@ def sweep(
     Examples:
       llmconv sweep model-f16.gguf wiki.txt
       llmconv sweep hf-folder/ wiki.txt --types Q8_0,Q4_K_M,IQ4_XS -c 512 --chunks 20 -o report
+      llmconv sweep model-f16.gguf wiki.txt --types Q4_K_M --target-size 3.4G,2.5G --calibration model.calibration
     """
     from llmconv.quant.filetypes import file_type
 
-    names = [name.strip() for name in types.split(",") if name.strip()]
+    names, mixes = ([word.strip() for word in words.split(",") if word.strip()] for words in (types, sizes))
+    known = calibration_of(texts, calibration)
     for name in names:  # a mistake should not wait for torch
         file_type(name)
     folder = output or model.with_name(model.name.split(".gguf")[0] + "-sweep")
@@ -83,6 +94,7 @@ def sweep(
             text,
             names,
             folder,
+            target_sizes=mixes,
             context=context or 0,
             chunks=chunks or 0,
             device=device,
@@ -93,6 +105,7 @@ def sweep(
             jobs=jobs,
             progress=progress,
             **({"imatrix": imatrix} if imatrix else {}),
+            **({"calibration": known} if known is not None else {}),
             **({"allow_requantize": True} if allow_requantize else {}),
         )
     if as_json:

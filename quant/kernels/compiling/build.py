@@ -26,6 +26,8 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "boundscheck":
 
 inner = numba.njit(**OPTIONS, no_cfunc_wrapper=True)
 """Decorator of a function that only kernels call; compiled into each of them."""
+inlined = numba.njit(**OPTIONS, no_cfunc_wrapper=True, forceinline=True)
+"""The same for one that is never called: an array that a call hands on is seven words."""
 
 
 def _given(dtype: types.Type) -> types.Array:

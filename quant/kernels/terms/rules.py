@@ -2,8 +2,8 @@
 
 import numpy as np
 
-F16, E8M0, E4M3 = 0, 1, 2
-"""A scale: a float16, a power of two, an unsigned E4M3 halved (as ggml has NVFP4's)."""
+F16, E8M0, E4M3, FIXED = 0, 1, 2, 3
+"""A scale: a float16, a power of two, an unsigned E4M3 halved (as ggml has NVFP4's); one that is not searched."""
 
 SHIFTS, ANY_SIGNS, EVEN_SIGNS = 0, 1, 2
 """What entries share: a shift up or down; signs; signs of which an even number is negative."""

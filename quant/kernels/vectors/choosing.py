@@ -1,4 +1,5 @@
 """Lanes out of small tables: each lane of an i32x16 says which of four or eight neighbouring lanes of a vector it gets.
+Lanes into tables: each of some neighbouring lanes several times.
 
 The tables are vectors, not arrays: LLVM would take loads of what was just stored apart into shifts of one huge integer.
 """
@@ -39,3 +40,19 @@ choose4 = [_chooser(4, part, "llvm.x86.avx.vpermilvar.ps.256") for part in range
 """By the quarter of the vector that is the table."""
 choose8 = [_chooser(8, part, "llvm.x86.avx2.permps") for part in range(2)]
 """By the half of the vector that is the table."""
+
+
+def _repeater(count, part):
+    first = part * (LANES // count)
+    picks = ir.Constant(vec(I32), [first + i // count for i in range(LANES)])
+
+    @intrinsic
+    def repeat(typingctx, vector):
+        return vector(vector), lambda context, builder, sig, args: builder.shuffle_vector(args[0], args[0], picks)
+
+    repeat.__doc__ = f"Lane i: lane {first} + i // {count}."
+    return repeat
+
+
+repeat4, repeat8 = ([_repeater(count, part) for part in range(2)] for count in (4, 8))
+"""Four or eight lanes for each; the first lanes, and those after them."""

@@ -215,52 +215,52 @@ def transpose(typingctx, source, start, stride, tile, at):
     return types.void(source, types.intp, types.intp, tile, types.intp), generate
 
 
-def _reduce_rows(vector, doc, combine):
+def _of_blocks(vector, what, combine):
+    """Functions that find the greatest (or the like) of sixteen blocks at once, each from its own sixteen numbers."""
+    element = ELEMENT[vector.kind]
+
     @intrinsic
-    def reduce(typingctx, tile, at):
+    def fold(typingctx, tile, block, x):
         def generate(context, builder, sig, args):
-            element = ELEMENT[vector.kind]
+            tile_array, number, value = args
+            eight = combine(builder, *(builder.shuffle_vector(value, value, _picks(*range(i, i + 8))) for i in (0, 8)))
+            row = builder.shl(builder.and_(number, ir.Constant(number.type, 7)), ir.Constant(number.type, 4))
+            index = builder.add(row, builder.and_(number, ir.Constant(number.type, 8)))
+            builder.store(eight, pointer(context, builder, sig.args[0], tile_array, index, eight.type), align=4)
+            return context.get_dummy_value()
+
+        return types.void(tile, types.intp, x), generate
+
+    @intrinsic
+    def found(typingctx, tile):
+        def generate(context, builder, sig, args):
             rows = []
-            for lane in range(LANES):
-                index = builder.add(args[1], ir.Constant(args[1].type, LANES * lane))
-                row = builder.load(pointer(context, builder, sig.args[0], args[0], index, vec(element)))
-                row.align = 4
-                rows.append(row)
-            for distance in (8, 4, 2, 1):
+            for row in range(8):
+                index = ir.Constant(ir.IntType(64), LANES * row)
+                place = pointer(context, builder, sig.args[0], args[0], index, vec(element))
+                rows.append(builder.load(place, align=4))
+            for distance in (4, 2, 1):
                 low, high = _swap_picks(distance)
-                rows = [
-                    combine(
-                        builder,
-                        builder.shuffle_vector(a, b, low),
-                        builder.shuffle_vector(a, b, high),
-                    )
-                    for a, b in zip(rows[:distance], rows[distance:], strict=True)
-                ]
+                pairs = zip(rows[:distance], rows[distance:], strict=True)
+                rows = [combine(builder, *(builder.shuffle_vector(a, b, m) for m in (low, high))) for a, b in pairs]
             return rows[0]
 
-        return vector(tile, types.intp), generate
+        return vector(tile), generate
 
-    reduce.__doc__ = doc
-    return reduce
-
-
-def _umax(builder, x, y):
-    return builder.select(builder.icmp_unsigned(">", x, y), x, y)
+    fold.__doc__ = f"Note in `tile`, 128 numbers, the {what} of a vector's lanes for block 0 … 15."
+    found.__doc__ = f"Lane i: the {what} noted for block i."
+    return fold, found
 
 
-rows_umax = _reduce_rows(
-    i32x16, "Lane i: the greatest, as unsigned, of the int32 `tile[at + 16*i : at + 16*i + 16]`.", _umax
+def _choice(sign):
+    return lambda builder, x, y: builder.select(builder.fcmp_ordered(sign, x, y), x, y)
+
+
+note_umax, umax_of_blocks = _of_blocks(
+    i32x16, "greatest, as unsigned,", lambda b, x, y: b.select(b.icmp_unsigned(">", x, y), x, y)
 )
-rows_max = _reduce_rows(
-    f32x16,
-    "Lane i: the greatest of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
-    lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y),
-)
-rows_min = _reduce_rows(
-    f32x16,
-    "Lane i: the least of the float32 `tile[at + 16*i : at + 16*i + 16]`.",
-    lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y),
-)
+note_max, max_of_blocks = _of_blocks(f32x16, "greatest", _choice(">"))
+note_min, min_of_blocks = _of_blocks(f32x16, "least", _choice("<"))
 
 
 @intrinsic

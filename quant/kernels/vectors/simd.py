@@ -267,13 +267,14 @@ def any_lane(typingctx, mask):
 
 @intrinsic
 def halves(typingctx, low, high):
-    """One integer in the lower eight lanes of an i32x16, another in the upper ones."""
+    """One number in the lower eight lanes, another in the upper ones: integers -> i32x16, floats -> f32x16."""
+    result = f32x16 if isinstance(low, types.Float) else i32x16
 
     def generate(context, builder, sig, args):
-        pair = (lift(context, builder, "i32", types.int32, a) for a in args)
+        pair = (lift(context, builder, result.kind, t, a) for t, a in zip(sig.args, args, strict=True))
         return builder.shuffle_vector(*pair, ir.Constant(vec(I32), [*range(8), *range(LANES + 8, 2 * LANES)]))
 
-    return i32x16(types.int32, types.int32), generate
+    return result(types.unliteral(low), types.unliteral(high)), generate
 
 
 @intrinsic
@@ -322,8 +323,31 @@ def _reduction(name, vector, scalar, doc):
 
 reduce_umax = _reduction("umax", i32x16, types.int32, "The greatest lane of an i32x16, compared as unsigned.")
 reduce_add = _reduction("add", i32x16, types.int32, "The sum of the lanes of an i32x16.")
-reduce_fmax = _reduction("fmax", f32x16, types.float32, "The greatest lane of an f32x16 without NaN.")
-reduce_fmin = _reduction("fmin", f32x16, types.float32, "The least lane of an f32x16 without NaN.")
+
+
+def _float_reduction(sign, doc):
+    @intrinsic
+    def reduce(typingctx, x):
+        def generate(context, builder, sig, args):
+            found = args[0]
+            for half in (8, 4, 2, 1):  # LLVM's own reductions look for NaN at every step
+                low, high = (
+                    builder.shuffle_vector(
+                        found, found, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
+                    )
+                    for at in (0, half)
+                )
+                found = builder.select(builder.fcmp_ordered(sign, low, high), low, high)
+            return builder.extract_element(found, ir.Constant(I32, 0))
+
+        return types.float32(x), generate
+
+    reduce.__doc__ = doc
+    return reduce
+
+
+reduce_fmax = _float_reduction(">", "The greatest lane of an f32x16 without NaN.")
+reduce_fmin = _float_reduction("<", "The least lane of an f32x16 without NaN.")
 
 
 # ---- float16

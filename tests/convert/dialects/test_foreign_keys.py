@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from good_models import CONFIG, tensors, write_gguf, write_hf
-from hf_models import GPT_OSS, LLAMA, QWEN3_MOE, model
+from hf_models import GEMMA3, GPT_OSS, LLAMA, QWEN3_MOE, model
 
 import llmconv
 from llmconv.convert.decoders.describe import describe
@@ -17,6 +17,7 @@ from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects import hf
 from llmconv.convert.dialects.hugging_face import foreign_keys
 from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.config import text_config
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -192,3 +193,33 @@ def test_a_folder_of_what_llama_cpp_does_otherwise_says_so(case: str) -> None:
     assert not [n for n in hf.from_gguf(gguf.but(metadata=bare)).notes if "llama.cpp" in n]
     bare |= {f"{arch}.{key}": value for key, value in keys.items()}
     assert [n for n in hf.from_gguf(gguf.but(metadata=bare)).notes if words in n and "which llama.cpp will not do" in n]
+
+
+OF_OTHER_FAMILIES = {"attention.shared_kv_layers": np.uint32(1), "swin_norm": True, "rope.scaling.alpha": np.float32(9)}
+
+
+@pytest.mark.parametrize("key", OF_OTHER_FAMILIES)
+def test_what_only_another_family_says_changes_nothing_and_is_named(key: str) -> None:
+    gguf = hf.to_gguf(model(QWEN3_MOE))
+    plain = describe(gguf)
+    gguf.metadata[f"qwen3moe.{key}"] = OF_OTHER_FAMILIES[key]
+    assert describe(gguf) == plain
+    assert unread(plain, gguf.metadata)[0].startswith(f"no effect here has 'qwen3moe.{key}'")
+
+
+def test_a_window_that_no_layer_has_is_none_of_the_folder() -> None:
+    """Of Qwen, where only a pattern says which layers have one; llama.cpp has none."""
+    qwen = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 4}
+    gguf = hf.to_gguf(model(qwen))
+    bare = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    found = hf.from_gguf(gguf.but(metadata=bare | {"qwen3.attention.sliding_window": np.uint32(4)}))
+    assert not json.loads(found.file("config.json") or b"").get("use_sliding_window")
+    assert [note for note in found.notes if "no place for 'qwen3.attention.sliding_window'" in note]
+
+
+def test_a_family_of_windows_without_one_has_none_in_the_folder() -> None:
+    gguf = hf.to_gguf(model(GEMMA3))
+    bare = {k: v for k, v in gguf.metadata.items() if not k.startswith((own_keys.OWN, "gemma3.attention.sliding"))}
+    config = json.loads(hf.from_gguf(gguf.but(metadata=bare)).file("config.json") or b"")
+    assert text_config(config)["layer_types"] == ["full_attention"] * 2
+    assert all(layer.attention.window is None for layer in describe(gguf.but(metadata=bare)).layers)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import BAICHUAN, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
+from hf_models import BAICHUAN, DEEPSEEK, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
 
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
@@ -441,3 +441,25 @@ def test_a_head_that_is_the_embeddings_again_needs_no_note() -> None:
 def test_an_activation_that_is_no_text_is_refused() -> None:
     with pytest.raises(LlmconvError, match="hidden_act is"):
         converted(LLAMA, hidden_act=["silu"])
+
+
+@pytest.mark.parametrize(("eps", "own"), [(1e-6, None), (1e-5, 1e-6)])
+def test_norms_of_latents_have_an_epsilon_of_their_own(eps: float, own: float | None) -> None:
+    """As in transformers' classes; llama.cpp's have the model's."""
+    gguf = converted(DEEPSEEK, rms_norm_eps=eps)
+    assert describe(gguf).latent_eps == own
+    assert said(gguf, "the norms inside its attention have the epsilon 1e-06") is (own is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"is_causal": False}, "is_causal = False"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor = 2.0"),
+        ({"rope_scaling": {"type": None, "factor": 2.0}}, "rope_scaling.factor = 2.0"),
+    ],
+)
+def test_settings_that_say_something_by_being_false_or_alone_are_named(changes: dict[str, Any], name: str) -> None:
+    """Of models that look both ways, which their own code does; of a scaling whose kind is not said."""
+    assert said(converted(LLAMA, **changes), "no effect here has", name)
+    assert not said(converted(LLAMA, is_causal=True), "no effect here has is_causal = False")

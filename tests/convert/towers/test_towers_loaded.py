@@ -10,18 +10,23 @@ import pytest
 import tiny_towers
 
 import llmconv
+from llmconv.convert.towers import translate as towers
 from llmconv.convert.towers.families import conformers
+from llmconv.convert.translate import translate
+from llmconv.convert.writing.portable import portable
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
-NOT_WHOLE = {"gemma3-bf16", "janus"}
-"""Of which another program's GGUFs do not say all: SigLIP's pooling head, what draws in Janus."""
+NOT_WHOLE = {"janus"}
+"""Of which another program's GGUFs do not say all: what draws in Janus."""
+AGAIN = {"gemma3-bf16"}
+"""A class that is there already; its other type is of the tables' tests."""
 
 
 def weights(folder: Path, name: str) -> dict[str, Any]:
-    """What transformers makes of a folder; every weight must be there, and no other; batches seen are none."""
+    """What transformers loads of a folder; every weight must be there, and no other; batches seen are none."""
     kind = getattr(transformers, tiny_towers.MODELS[name].cls)
     model, told = kind.from_pretrained(folder, output_loading_info=True, dtype="auto")
     missing = [key for key in told["missing_keys"] if not key.endswith("num_batches_tracked")]
@@ -42,24 +47,24 @@ def _folded(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("name", tiny_towers.MODELS)
+@pytest.mark.parametrize("name", [name for name in tiny_towers.MODELS if name not in AGAIN])
 def test_there_and_back(name: str, tmp_path: Path) -> None:
-    folder, back = tmp_path / "model", tmp_path / "back"
-    tiny_towers.build(name, folder)
+    folder = tmp_path / "model"
+    built = tiny_towers.build(name, folder)
     llmconv.convert_file(folder, tmp_path / "m.gguf")
-    llmconv.convert_file(tmp_path / "m.gguf", back)
-    source, again = llmconv.open(folder), llmconv.open(back)
+    text, tower = (llmconv.open(tmp_path / file) for file in ("m.gguf", "mmproj-m.gguf"))
+    source, again = llmconv.open(folder), towers.together(translate(text, "hf"), tower)
     assert sorted(source.tensors) == sorted(again.tensors)
     for key, tensor in source.tensors.items():
         other = again.tensors[key]
         assert (tensor.shape, tensor.type) == (other.shape, other.type), key
         assert np.array_equal(tensor.blocks(), other.blocks()), key
-    assert (folder / "config.json").read_bytes() == (back / "config.json").read_bytes()
+    assert (folder / "config.json").read_bytes() == again.file("config.json")
     if name in NOT_WHOLE:
         return
-    llmconv.convert_file(folder, tmp_path / "p.gguf", portable=True)
-    llmconv.convert_file(tmp_path / "p.gguf", tmp_path / "foreign")
-    ours, theirs = weights(tmp_path / "foreign", name), weights(folder, name)
+    text, tower = portable(text), portable(tower)  # as others write them
+    llmconv.save(towers.together(translate(text, "hf"), tower, rebuilt=True), tmp_path / "foreign")
+    ours, theirs = weights(tmp_path / "foreign", name), _folded(dict(built.state_dict()))
     assert sorted(ours) == sorted(theirs)
     for key, tensor in theirs.items():
         assert torch.allclose(ours[key].float(), tensor.float(), atol=1e-6), key

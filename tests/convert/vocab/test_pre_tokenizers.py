@@ -211,6 +211,19 @@ def test_an_added_token_with_another_s_id_is_said() -> None:
     assert found is not None and len([n for n in found.notes if "'<mine>' has id 5, which model.vocab gives" in n]) == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "side", "said"), [("<mine>", "rstrip", 1), ("<mine>", "lstrip", 1), ("<mask>", "lstrip", 0)]
+)
+def test_a_token_that_takes_the_space_beside_it_is_named(word: str, side: str, said: int) -> None:
+    document = json.loads(trained("bpe").to_str())
+    document["added_tokens"].append(
+        {"id": len(document["model"]["vocab"]), "content": word, "special": True, side: True}
+    )
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None
+    assert len([n for n in found.notes if f"the token '{word}' takes the white space beside it" in n]) == said
+
+
 WORDS = ("the", "  two", "it's", "\u4e2d\u6587\u5b57", "12345678901", "e\u0301\u0301", "!!!???", "\t", "\u00bd", "a_b")
 WORDS += ("\U0001f600\u200d", "\n", "\r\n\n")
 

@@ -60,6 +60,20 @@ def run(model: Path, text: Path, output: Path, *types: str, **options: Any) -> e
     return llmconv.sweep(model, text, types, output, context=16, chunks=4, device="cpu", plots=False, **options)
 
 
+def test_mixes_are_points_of_the_curve(model: Path, text: Path, tmp_path: Path) -> None:
+    """A row for each size, as quantize makes it; taken up again with the same calibration only."""
+    size = (llmconv.quantize(model, tmp_path / "q", "Q4_0").output.size + 4000, "300K")
+    known = llmconv.OnText(text, effort="fast", context=16, chunks=4, device="cpu")
+    found = run(model, text, tmp_path / "s", "Q8_0", target_sizes=size, calibration=known)
+    assert [row.type for row in found.rows] == ["Q8_0", f"MIX-{size[0]}", "MIX-300K"]
+    assert 0.99 * size[0] < found.rows[1].size <= size[0] and found.rows[2].size <= 300_000
+    assert "--types Q8_0 --target-size" in found.about["command"] and found.about["calibration"]
+    direct = llmconv.quantize(model, tmp_path / "d", target_size=size[0], calibration=known)
+    assert (tmp_path / "d").read_bytes() == (tmp_path / "s" / found.rows[1].file).read_bytes() and direct.written
+    with pytest.raises(llmconv.LlmconvError, match="another model, text or options"):
+        run(model, text, tmp_path / "s", "Q8_0", target_sizes=size)
+
+
 def test_a_report_of_what_was_measured(model: Path, text: Path, tmp_path: Path) -> None:
     found = run(model, text, tmp_path, "Q8_0", "Q4_0")
     assert [row.type for row in found.rows] == ["Q8_0", "Q4_0"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from worded import by_hand_gguf
 
 torch = pytest.importorskip("torch", reason="measures what torch keeps")
 
@@ -83,6 +84,7 @@ def test_activations_are_what_autograd_keeps(preset: str, dtype: str, dropout: f
 
 ROUTED = ["mixtral", "qwen2-moe", "qwen3-moe", "granite-moe-shared", "gpt-oss"]
 LATENT = ["deepseek-v2", "deepseek-v2-latent-query", "deepseek-v3"]
+SUMS = ["rwkv6", "arwkv7", "minimax-01"]
 NORMS = ["olmo", "stablelm-12b", "command-r-plus"]  # without weights, with one for each head
 
 
@@ -101,6 +103,18 @@ def test_what_other_families_have_is_counted_too(name: str, tmp_path: Path) -> N
         learner = make_learner(start, config, Team(0, 1, torch.device("cpu")))
         tokens = torch.randint(3, 96, (batch, context), generator=torch.Generator().manual_seed(1))
         assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.1), (dtype, batch)
+
+
+@pytest.mark.parametrize("name", ["rwkv7", "ling3", *(pytest.param(n, marks=pytest.mark.slow) for n in SUMS)])
+def test_what_linear_attention_keeps_is_counted(name: str, tmp_path: Path) -> None:
+    start = translate(formats.open(by_hand_gguf(name, tmp_path)), "gguf")
+    for dtype, batch, context in (("f32", 2, 48), ("bf16", 2, 80)):
+        config = TrainConfig(data="-", output="-", from_checkpoint=str(tmp_path), dtype=dtype)
+        width = 4 if dtype == "f32" else 2
+        planned = training_memory(shape_of(start), batch=batch, context=context, activation_bytes=width)
+        learner = make_learner(start, config, Team(0, 1, torch.device("cpu")))
+        tokens = torch.randint(3, 96, (batch, context), generator=torch.Generator().manual_seed(1))
+        assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.12), dtype
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
