@@ -157,7 +157,7 @@ class LibraryTokenizer(Tokenizer):
 
     def prepare(self) -> None:
         """Make what tokenizes; `Unsupported` or `BadFile` where that can't be."""
-        _ = self._plain, self._library
+        _ = self._library, self._plain
 
     @cached_property
     def _library(self) -> Any:
@@ -166,8 +166,9 @@ class LibraryTokenizer(Tokenizer):
     @cached_property
     def _plain(self) -> Any:
         """What tokenizes without special tokens in the text."""
+        library = self._library  # which the document is checked for
         if self.vocab.model != UNIGRAM:
-            return self._library
+            return library
         return self._made(self._split, without_special_pieces(self._split))
 
     @property

@@ -55,8 +55,9 @@ def fits(model: Model, cache: Cache) -> bool:
 
 
 def _only(facts: Decoder | Layer | Attention | Mlp, known: tuple[str, ...]) -> bool:
-    """Whether all facts but the known ones are what they are where nothing is said."""
-    return all(f.name in known or getattr(facts, f.name) == f.default for f in dataclasses.fields(facts))
+    """Whether all facts but the known ones, and those that are none of the model's, are as where nothing is said."""
+    told = [f for f in dataclasses.fields(facts) if f.compare]
+    return all(f.name in known or getattr(facts, f.name) == f.default for f in told)
 
 
 def _present(module: nn.Module) -> set[str]:

@@ -40,7 +40,7 @@ def test_down_and_across_columns(monkeypatch: pytest.MonkeyPatch, strip: int) ->
         got = bits.unpacked(bits.columns(tensor, start, stop).view(np.uint8), 4, 128)
         assert got.tolist() == [[nibble(found[j // 8, i], j % 8) for j in range(128)] for i in range(start, stop)]
         places = np.array([0, 2, 4, 6, 1, 3, 5, 7], np.int32)
-        got = bits.across(tensor, start, stop, places)
+        got = bits.unpacked(bits.across(tensor, start, stop, places).view(np.uint8), 4, 16)
         want = np.empty(((stop - start) * 8, 16), np.uint8)
         for w, row in np.ndindex(stop - start, 16):
             for i in range(8):
@@ -57,7 +57,7 @@ def test_blocks_there_and_back(name: str) -> None:
     fields = raw.reshape(-1).view(kind.layout)
     half = 0 if affine or width == 8 else 1 << (width - 1)
     found = np.empty(5 * 96, np.uint8)
-    codes.of_blocks(raw.reshape(-1), width, 4 if affine else 2, 0, found)
+    codes.of_blocks(raw.reshape(-1), width, 4 if affine else 2, 0, 96, 96, found)
     values = found.view(np.int8 if width == 8 else np.uint8).reshape(-1, 32).astype(np.float32) - half
     scales = fields["d"].astype(np.float32)[:, None]
     want = values * scales + (fields["m"].astype(np.float32)[:, None] if affine else np.float32(0))
