@@ -257,7 +257,7 @@ DEEPSEEK4 = Architecture(
     " partial_rotary_factor main compress",
     inert="compress_rope_theta qk_nope_head_dim kv_lora_rank v_head_dim expert_dtype scale_fmt topk_method max_seq_len"
     " num_experts dspark_block_size dspark_target_layer_ids dspark_noise_token_id dspark_markov_rank attention_bias",
-    fixed={"mlp_bias": False},
+    fixed={"mlp_bias": False, "norm_topk_prob": True},  # transformers makes the weights sum to one whatever is said
 )
 
 ARCHITECTURES = (DEEPSEEK4,)
