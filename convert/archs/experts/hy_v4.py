@@ -105,6 +105,7 @@ _TABLE = DEEPSEEK2.variant(
     rebuild=_rebuild,
     decoder={"rope": "halves", "indexer_rope_at_end": True, "indexer_eps_by_model": True, "clamp_first": True},
     reads="indexer_types layer_types swiglu_limit",
+    fixed={"hidden_act": "silu"},  # clamped before and behind
     loader=LATENT_QUERIES.more(Loader(needed=HEAD, pieces={"rope": "pairs", "indexer_rope": "pairs"})),
     inert="num_nextn_predict_layers learnable_sink_init enable_lm_head_fp32",
 )

@@ -101,7 +101,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     windows = [bool(on) for on in np.ravel(own[PATTERN])]
     assert DEEPSEEK2.rebuild is not None
     DEEPSEEK2.rebuild(config, own, dims)
-    config.update(architectures=["Dots3NoteForCausalLM"], model_type="dots3_note")
+    config.update(architectures=["Dots3NoteTextForCausalLM"], model_type="dots3_note_text")
     count = config["num_hidden_layers"]
     config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows[:count]]
     full = [n for n, on in zip(heads, windows, strict=False) if not on]
