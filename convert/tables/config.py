@@ -15,10 +15,11 @@ from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = [
-    "TEXT_MODELS",
     "LOCAL_THETAS",
-    "THETAS",
     "Settings",
+    "TEXT_MODELS",
+    "THETAS",
+    "has_class",
     "look_up",
     "normalized",
     "put",
@@ -113,6 +114,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(config.get("thinker_config"), Mapping):  # of models that also speak
         config = config["thinker_config"]
     return next((config[name] for name in TEXT_MODELS if isinstance(config.get(name), Mapping)), config)
+
+
+def has_class(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a config.json names that class."""
+    classes = config.get("architectures")
+    return isinstance(classes, list) and name in classes
 
 
 def normalized(config: Mapping[str, Any]) -> dict[str, Any]:

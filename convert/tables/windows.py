@@ -68,3 +68,5 @@ def windows_config(config: dict[str, Any], own: Mapping[str, Any], pieces: Piece
         config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows]
     if not own.get("attention.sliding_window", pieces.get("window")) and pieces.get("window_pattern"):
         config["layer_types"] = ["full_attention"] * min(int(own.get("block_count", 0)), _LAYERS)
+        if pieces.get("rope_layers") == "windowed if any":  # which transformers asks of the window, not of the list
+            config["sliding_window"] = None

@@ -33,7 +33,7 @@ def values_of(model: torch.nn.Module) -> tuple[Any, dict[str, Values]]:
 
 def _without_peft(model: Any) -> Any:
     """The model that PEFT's wrapper holds, its adapters inside; `Unsupported` where they are no part of it."""
-    if not type(model).__module__.startswith("peft."):
+    if not any(cls.__module__.startswith("peft.") for cls in type(model).__mro__):  # FSDP puts a class before it
         return model
     if getattr(model, "prompt_encoder", None):
         raise Unsupported(f"{kind_of(model)} has learned a prompt, which no weight holds; give its get_base_model()")

@@ -95,7 +95,8 @@ def _plain_head(config: TrainConfig, learner: Learner) -> torch.Tensor | None:
     if changed or model.output_in is not None or not isinstance(head, Stored):
         return None
     bare = head.bias is None and head.block_type is None and head.rounds is None and not getattr(head, "scaled", False)
-    return head.weight if bare and head.weight.requires_grad and head.weight.dtype == torch.float32 else None
+    whole = not hasattr(head.weight, "full_tensor")  # FSDP gathers it when the model is called
+    return head.weight if bare and whole and head.weight.requires_grad and head.weight.dtype == torch.float32 else None
 
 
 def _summed_loss(config: TrainConfig, learner: Learner, inputs: Any, mask: Any, targets: Any) -> torch.Tensor:

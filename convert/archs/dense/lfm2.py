@@ -9,6 +9,7 @@ import numpy as np
 
 from llmconv.convert.archs.parts import choice_bias
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.config import has_class
 from llmconv.convert.tables.loader import CHOICE, Loader
 from llmconv.convert.tables.ops import Dims, Reshape, Stack
 from llmconv.errors import Unsupported
@@ -36,7 +37,7 @@ def _layers(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     _layers(own, config, dims)
-    if "Lfm2BidirectionalModel" in (config.get("architectures") or ()):
+    if has_class(config, "Lfm2BidirectionalModel"):
         own["attention.causal"] = False
     if _decodes(config):
         own["attention.sliding_window"] = np.uint32(config["sliding_window"])
@@ -50,7 +51,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _decodes(config: Mapping[str, Any]) -> bool:
     """Whether it is the part of LFM2.5 Audio that makes sound of codes."""
-    return "Lfm25AudioTokenizer" in (config.get("architectures") or ())
+    return has_class(config, "Lfm25AudioTokenizer")
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:

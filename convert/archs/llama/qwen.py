@@ -10,6 +10,7 @@ import numpy as np
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, QK_NORMS, attention, experts, gated_mlp
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
+from llmconv.convert.tables.config import has_class
 from llmconv.convert.tables.loader import DIVISORS, HEAD, MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.windows import PATTERN
@@ -72,7 +73,7 @@ QWEN2 = Architecture(
 
 def _is_qwen3(config: Mapping[str, Any]) -> bool:
     """Whether a Jina Embeddings 5 is the larger one; the other is a EuroBERT."""
-    return "JinaEmbeddingsV5Model" not in (config.get("architectures") or ()) or "use_sliding_window" in config
+    return not has_class(config, "JinaEmbeddingsV5Model") or "use_sliding_window" in config
 
 
 QWEN3 = QWEN2.variant(
