@@ -36,7 +36,9 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
             "known here; --layout plain converts any tensors under their own names"
         )
     own["attention.layer_norm_rms_epsilon"] = np.float32(own["attention.layer_norm_epsilon"])
-    if "decoder_block_count" in own and config.get("tie_word_embeddings") is not False:  # as transformers tells them
+    # As transformers tells them; its mT5, whose head is its own whatever the configuration says, does not.
+    divides = config.get("tie_word_embeddings") is not False and config.get("model_type") != "mt5"
+    if "decoder_block_count" in own and divides:
         own["logit_scale"] = np.float32(dims["n_embd"] ** -0.5)
 
 
