@@ -153,9 +153,7 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     if extra := [name for name in where if name not in weight_map]:
         there = f"{where[extra[0]]} holds {cut(extra[0])}{more(extra)}"
         checkpoint.notes.append(f"{there}, which {index.name} does not list; read all the same")
-    if others := list(passed):
-        there = f"{passed[others[0]]} holds {cut(others[0])}{more(others)}"
-        checkpoint.notes.append(f"{there}, which {index.name} lists in another file; that one is read")
+    checkpoint.notes += side_files.passed_by(index.name, passed)
     stated = document.get("metadata")
     if isinstance(stated, dict):
         checkpoint.info["index_metadata"] = stated

@@ -13,7 +13,7 @@ from pathlib import Path
 from llmconv.errors import cut, more
 from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "modules_of", "others", "programs", "within"]
+__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "modules_of", "others", "passed_by", "programs", "within"]
 
 MODULES = "modules.json"
 TEMPLATES = "additional_chat_templates"
@@ -30,6 +30,15 @@ def is_name(name: str) -> bool:
     steps = name.split("/")
     plain = all(s and s.strip() == s and s[0] != "." and s[-1] != "." and len(s) <= 200 for s in steps)
     return plain and len(steps) <= _DEPTH and name.isprintable() and not any(c in name for c in '\\:*?"<>|')
+
+
+def passed_by(index: str, passed: Mapping[str, str]) -> list[str]:
+    """A note about tensors of files where an index does not have them.   passed: these files by the tensors' names."""
+    if not passed:
+        return []
+    names = [*passed]
+    there = f"{passed[names[0]]} holds {cut(names[0])}{more(names)}"
+    return [f"{there}, which {index} lists in another file; that one is read"]
 
 
 def programs(names: Iterable[str]) -> list[str]:

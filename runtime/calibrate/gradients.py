@@ -24,7 +24,7 @@ from llmconv.runtime.calibrate.layered import Back, back_by_layers
 from llmconv.runtime.calibrate.moments import add_moments
 from llmconv.runtime.calibrate.shared import Sum, merged, turns
 from llmconv.runtime.calibrate.threads import given_back
-from llmconv.runtime.calibrate.watching import matrices, often, watching
+from llmconv.runtime.calibrate.watching import layer_of, matrices, often, watching
 from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
@@ -186,7 +186,7 @@ class _Gathering:
             self._ends[_SPREAD] = (model.output.shape[-2],)
         self.layers: dict[int, list[str]] = {-1: [*self._ends]}
         for name in self._modules:
-            self.layers.setdefault(int(name.split(".")[1]) if name.startswith("blk.") else -1, []).append(name)
+            self.layers.setdefault(layer_of(name), []).append(name)
         self._often = often(model)
         self._settled: dict[str, list[Stored]] = {}
         self._scratch = Scratch()

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmconv.convert.reports.streaming import TooLittle
 from llmconv.errors import UsageError
 from llmconv.runtime.calibrate.shared import agreed_least, as_one, mine, several
-from llmconv.runtime.calibrate.watching import matrices
+from llmconv.runtime.calibrate.watching import layer_of, matrices
 from llmconv.runtime.measure.chunks import Running, Source
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.states import States
@@ -73,15 +73,15 @@ def prepare(model: Model, batches: Sequence[Tensor], jobs: int = 1) -> None:
 
 def _beside(model: Model, jobs: int) -> int:
     """About what rounding the largest tensor and the inputs of its layer take, or the gradients of a layer's rows."""
-    tensor, sums, rows = 0, defaultdict[str, int](int), defaultdict[str, int](int)
+    tensor, sums, rows = 0, defaultdict[int, int](int), defaultdict[int, int](int)
     for name, module in matrices(model).items():
         count = module.shape[0] if len(module.shape) > 2 else 1
         height, width = module.shape[-2:]
         searched = _SEARCHED * 4 * jobs * min(height, _PIECE) * width + _FACTORED * jobs * width * width
         tensor = max(tensor, 8 * count * height * width + searched)
-        layer = name.split(".")[1] if name.startswith("blk.") else ""
+        layer = layer_of(name)
         sums[layer] += (1 if several() == 1 else 2) * min(4 * count * width * width, _SUMS)  # and what a batch adds
-        rows[layer] += 3 * 4 * height * min(height, 1024) if layer else 0
+        rows[layer] += 3 * 4 * height * min(height, 1024) if layer >= 0 else 0
     return max(tensor + max(sums.values()), *rows.values())
 
 

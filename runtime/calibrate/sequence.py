@@ -37,6 +37,7 @@ from llmconv.runtime.calibrate.matrices import (
 from llmconv.runtime.calibrate.targets import Shift, aimed, shifts_of
 from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
+from llmconv.runtime.calibrate.watching import layer_of
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 from llmconv.runtime.products import dense
@@ -273,4 +274,5 @@ def _inputs(
 
 def _part(name: str) -> int | str:
     """The part of a model that a matrix comes with."""
-    return int(name.split(".")[1]) if name.startswith("blk.") else HEAD
+    layer = layer_of(name)
+    return HEAD if layer < 0 else layer

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmconv.runtime.calibrate.watching import Watcher, matrices, watching
+from llmconv.runtime.calibrate.watching import Watcher, layer_of, matrices, watching
 from llmconv.runtime.linear import Stored
 from llmconv.runtime.model import Model
 
@@ -106,6 +106,5 @@ def groups(unit: Unit) -> list[list[str]]:
     """The names of the unit's matrices, those of a layer together, in the order of the layers."""
     found: dict[int, list[str]] = {}
     for name in unit.modules:
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else -1
-        found.setdefault(layer, []).append(name)
+        found.setdefault(layer_of(name), []).append(name)
     return [found[layer] for layer in sorted(found)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmconv.runtime.linear import Embedding, Stored
 from llmconv.runtime.model import Model
 
-__all__ = ["Watcher", "matrices", "often", "watching"]
+__all__ = ["Watcher", "layer_of", "matrices", "often", "watching"]
 
 Watcher = Callable[[str, Tensor, Tensor | None, int | None], None]
 """Called with a tensor's name, the inputs (..., in) of a product with it, its results (..., out) before any bias (None
@@ -25,6 +25,11 @@ def matrices(model: Model) -> dict[str, Stored]:
         if isinstance(module, Stored) and (not isinstance(module, Embedding) or _is_head(model, module)):
             found[f"{name}.weight"] = module
     return found
+
+
+def layer_of(name: str) -> int:
+    """The number of the layer that a tensor is in; -1: in none."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else -1
 
 
 def often(model: Model) -> bool:

@@ -9,11 +9,10 @@ import by_hand
 import numpy as np
 import pytest
 import recurrences
-from worded import WORDS, by_hand_folder, by_hand_gguf
+from worded import by_hand_folder, by_hand_gguf, resident_and_streamed
 
 import llmconv
 from llmconv.convert.dialects import hf
-from llmconv.convert.reports import streaming
 from llmconv.errors import BadFile
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -68,15 +67,8 @@ _LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("rwkv6", "mini
 
 @pytest.mark.parametrize("name", ["rwkv7", "minimax-01", *_LATER])
 def test_streamed_it_is_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "BATCH", 32)  # results inside a layer are smaller than weights
-    monkeypatch.setattr(streaming, "_TILE", 0)
-    path, text = by_hand_gguf(name, tmp_path), tmp_path / "text.txt"
-    text.write_text(" ".join(WORDS[i * 7 % len(WORDS)] for i in range(200)))
-    whole = llmconv.perplexity(path, text, context=32, device="cpu")
-    memory = sum(t.n_elements for t in llmconv.open(path).tensors.values()) * 4 - 1
-    model = llmconv.load(path, "cpu", memory=memory)
-    assert model.wants is not None
-    assert llmconv.perplexity(model, text, context=32).perplexity == whole.perplexity
+    whole, streamed = resident_and_streamed(by_hand_gguf(name, tmp_path), monkeypatch)
+    assert streamed == whole
 
 
 def test_what_is_kept_of_a_text(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import by_hand
 import numpy as np
 import pytest
-from worded import WORDS, by_hand_folder, by_hand_gguf
+from worded import WORDS, by_hand_folder, by_hand_gguf, resident_and_streamed
 
 import llmconv
-from llmconv.convert.reports import streaming
 from llmconv.errors import BadFile
 from llmconv.formats.tensor import Tensor
 
@@ -75,15 +74,8 @@ def test_adapters_are_turned_on_by_their_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["deepseek4", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[:2])])
 def test_streamed_it_is_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "BATCH", 32)  # results inside a layer are smaller than weights
-    monkeypatch.setattr(streaming, "_TILE", 0)
-    path, text = by_hand_gguf(name, tmp_path), tmp_path / "text.txt"
-    text.write_text(" ".join(WORDS[i * 7 % len(WORDS)] for i in range(200)))
-    whole = llmconv.perplexity(path, text, context=32, device="cpu")
-    memory = sum(t.n_elements for t in llmconv.open(path).tensors.values()) * 4 - 1
-    model = llmconv.load(path, "cpu", memory=memory)
-    assert model.wants is not None
-    assert llmconv.perplexity(model, text, context=32).perplexity == whole.perplexity
+    whole, streamed = resident_and_streamed(by_hand_gguf(name, tmp_path), monkeypatch)
+    assert streamed == whole
 
 
 @pytest.mark.parametrize("name", ["kimi-k3", "qwen3-tts"])

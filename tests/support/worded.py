@@ -8,9 +8,11 @@ from typing import Any
 import by_hand
 import hf_models
 import numpy as np
+import pytest
 import tiny_models
 
 import llmconv
+from llmconv.convert.reports import streaming
 from llmconv.convert.translate import translate
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -63,3 +65,16 @@ def by_hand_gguf(name: str, folder: Path) -> Path:
         found.metadata = with_words(dict(found.metadata))
         llmconv.save(found, path)
     return path
+
+
+def resident_and_streamed(path: Path, patch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """A model's perplexity over some words, in memory and with its layers left in the file."""
+    patch.setattr(streaming, "BATCH", 32)  # results inside a layer are smaller than weights
+    patch.setattr(streaming, "_TILE", 0)
+    text = path.with_suffix(".txt")
+    text.write_text(" ".join(WORDS[i * 7 % len(WORDS)] for i in range(200)))
+    whole = llmconv.perplexity(path, text, context=32, device="cpu")
+    memory = sum(t.n_elements for t in llmconv.open(path).tensors.values()) * 4 - 1
+    model = llmconv.load(path, "cpu", memory=memory)
+    assert model.wants is not None
+    return whole.perplexity, llmconv.perplexity(model, text, context=32).perplexity

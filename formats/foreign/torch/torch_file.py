@@ -75,9 +75,7 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
             raise BadFile(f"{at(path / INDEX)}: tensor {cut(missing)} should be in {file.name} but is not; fetch it")
     if listed and (extra := [n for n in checkpoint.tensors if n not in listed]):
         checkpoint.notes.append(f"{INDEX} does not list {cut(extra[0])}{more(extra)}; read all the same")
-    if others := list(passed):
-        there = f"{passed[others[0]]} holds {cut(others[0])}{more(others)}"
-        checkpoint.notes.append(f"{there}, which {INDEX} lists in another file; that one is read")
+    checkpoint.notes += side_files.passed_by(INDEX, passed)
     checkpoint.notes += guests.beside(path, files, "pytorch_model*.bin")
     checkpoint.notes += side_files.others(path, "pytorch_model*.bin", *(file.name for file in files))
     checkpoint.files, notes = side_files.beside(path)
