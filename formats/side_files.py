@@ -22,6 +22,8 @@ WEIGHTS = {
 }
 """Suffixes of weights, which are no side files."""
 _PROGRAMS = {".py", ".pyc", ".pyw", ".sh", ".bat", ".cmd", ".ps1", ".exe", ".so", ".dll", ".js"}
+_OF_OTHERS = {".gitattributes", ".gitignore", ".DS_Store", ".mdl", ".msc", ".mv"}
+"""Hidden files of git, desktops and hubs, which say nothing of a model; any other is named."""
 _DEPTH, _FILES = 4, 200  # of a folder within a model's; no model comes near
 
 
@@ -57,16 +59,19 @@ def beside(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path | 
     """
     found: dict[str, Path | bytes] = {}
     notes: list[str] = []
+    nameless: list[str] = []
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
         is_weights = entry.suffix.lower() in WEIGHTS or entry.name.endswith(".index.json")
-        if entry.name.startswith(".") or is_weights or guests.is_unfinished(entry) or not entry.is_file():
+        if is_weights or entry.name in _OF_OTHERS or guests.is_unfinished(entry) or not entry.is_file():
             continue
         if not is_name(entry.name):
-            notes.append(f"left out, its name is none that files are carried by: {cut(entry.name)}")
+            nameless.append(entry.name)
         elif entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             found[entry.name] = entry
         else:
             notes.append(f"left out, too large: {cut(entry.name)}")
+    if nameless:
+        notes.append(f"left out, no name that files are carried by: {cut(nameless[0])}{more(nameless)}")
     for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
         if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             found[f"{TEMPLATES}/{entry.name}"] = entry

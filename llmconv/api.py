@@ -14,7 +14,6 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.cards.publishing import Row
-from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
@@ -157,8 +156,6 @@ def _save(
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
-    if not any(tensor.n_elements for tensor in named.tensors.values()):
-        check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
