@@ -13,7 +13,19 @@ from pathlib import Path
 from llmconv.errors import cut, more
 from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "modules_of", "others", "passed_by", "programs", "within"]
+__all__ = [
+    "MODULES",
+    "WEIGHTS",
+    "around",
+    "beside",
+    "is_name",
+    "model_within",
+    "modules_of",
+    "others",
+    "passed_by",
+    "programs",
+    "within",
+]
 
 MODULES = "modules.json"
 TEMPLATES = "additional_chat_templates"
@@ -128,6 +140,35 @@ def modules_of(data: bytes | None, kind: str) -> list[str]:
     found = [m for m in listed if isinstance(m, Mapping)] if isinstance(listed, list) else []
     wanted = [str(m.get("path")) for m in found if str(m.get("type")).endswith(kind)]
     return [path.replace("\\", "/").strip("/") for path in wanted]  # as Windows writes them
+
+
+def model_within(folder: Path) -> Path | None:
+    """The folder in a sentence-transformers folder that holds its model, as releases before 2.3 keep it."""
+    try:
+        data = (folder / MODULES).read_bytes()[: limits.INDEX_BYTES]
+    except OSError:
+        return None
+    path = next(iter(modules_of(data, ".Transformer")), "")
+    if not path or "/" in path or not is_name(path) or any(p.suffix.lower() in WEIGHTS for p in folder.iterdir()):
+        return None
+    found = folder / path
+    return found if (found / "config.json").is_file() and _inside(found, folder) else None
+
+
+def around(folder: Path, model: Path) -> tuple[dict[str, Path | bytes], list[str]]:
+    """The files of such a folder as they are where the model lies at its top, without the model's own; and notes."""
+    found, notes = beside(folder, model)
+    if "config.json" not in found:
+        inner, said = within(folder, model)
+        found |= inner
+        notes += said
+    steps = json.loads((folder / MODULES).read_bytes())
+    for step in steps:
+        if isinstance(step, dict) and str(step.get("path")).replace("\\", "/").strip("/") == model.name:
+            step["path"] = ""
+    found[MODULES] = json.dumps(steps, indent=2, ensure_ascii=False).encode() + b"\n"
+    name = f"{model.name}/"
+    return found, [*notes, f"its model lies in {name}: a folder made of it has it at its top, as newer releases do"]
 
 
 def _modules(folder: Path) -> set[str]:

@@ -440,9 +440,8 @@ def _states_types(checkpoint: Checkpoint) -> bool:
 def _size(path: Path, checkpoint: Checkpoint) -> int:
     """Bytes on disk of a file and of all others that hold tensors of it, or of a folder's files."""
     try:
-        if path.is_dir():
-            return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
+        there = (p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         parts = {t.extent.path.resolve() for t in checkpoint.tensors.values() if t.extent is not None}
-        return sum(p.stat().st_size for p in parts | {path.resolve()})
+        return sum(p.stat().st_size for p in parts | {p.resolve() for p in there})
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

@@ -51,7 +51,8 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
     if out.files != before:
         plainly = _again(arch, out)
     if own_keys.CONFIG in metadata:
-        notes += edited.gone(metadata, plainly, (f"{arch.gguf}.", *_GIVEN))
+        still = {key: value for key, value in plainly.items() if key in again}
+        notes += edited.gone(metadata, still, (f"{arch.gguf}.", *_GIVEN))
     return plainly
 
 

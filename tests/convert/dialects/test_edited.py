@@ -213,6 +213,7 @@ def test_what_is_put_around_a_text_is_what_the_library_puts(
     words = tokenizer() | {"post_processor": level}
     source = llmconv.open(write_hf(tmp_path / "a", None, words, tokenizer_config__json=SETTINGS))
     _, back = edited(source, tokenizer__ggml__add_bos_token=bos, tokenizer__ggml__add_eos_token=eos)
+    assert not any("has no key" in note for note in back.notes)
     tokenizers = pytest.importorskip("tokenizers")
     read = tokenizers.Tokenizer.from_str((back.file("tokenizer.json") or b"").decode())
     inner = read.encode("th", add_special_tokens=False).ids

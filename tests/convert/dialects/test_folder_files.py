@@ -156,6 +156,32 @@ def test_a_name_that_would_lead_out_is_not_written_and_named(tmp_path: Path, nam
         safetensors_file.save(back, tmp_path / "out")
 
 
+@pytest.mark.parametrize("version", [True, False])
+def test_a_model_in_a_folder_of_its_own_as_sentence_transformers_kept_it(
+    embedding: Path, tmp_path: Path, version: bool
+) -> None:
+    """Until release 2.3 the model lay in 0_Transformer, and config.json at the top said the release alone."""
+    now = tree(embedding)
+    inner = embedding / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
+        (embedding / name).rename(inner / name)
+    (embedding / "modules.json").write_text(modules((("0_Transformer", "Transformer"), *STEPS[1:])))
+    if version:
+        (embedding / "config.json").write_text('{"__version__": "0.2.5"}')
+    made = llmconv.convert_file(embedding, tmp_path / "m.gguf")
+    assert any("its model lies in 0_Transformer/" in note for note in made.notes)
+    assert made.source_size is not None and made.source_size > (inner / "model.safetensors").stat().st_size
+    assert llmconv.open(tmp_path / "m.gguf").metadata["llama.pooling_type"] == 1
+    assert llmconv.quantize(embedding, tmp_path / "q.gguf", "Q8_0").written
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    llmconv.convert_file(embedding, tmp_path / "copy")
+    for folder in ("back", "copy"):
+        found = tree(tmp_path / folder)
+        assert json.loads(found.pop("modules.json")) == json.loads(now["modules.json"])
+        assert found == {name: data for name, data in now.items() if name != "modules.json"}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such names there")
 @pytest.mark.parametrize("name", [".env", "a:b.txt", "back\\slash.md", "line\nbreak.json", "end.", "x" * 201])
 def test_a_file_whose_name_is_not_carried_is_named_wherever_the_folder_goes(tmp_path: Path, name: str) -> None:
