@@ -85,10 +85,10 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     model, config = configured(floats, kind, to_hf)
     layers = dict(_layers(checkpoint, model, kind, to_hf, stored))
     if not layers:
-        width = _COLUMNS[kind]
+        whole = f" of {_COLUMNS[kind]} columns or a multiple" if _COLUMNS[kind] > 1 and not stored else ""
         raise Unsupported(
-            f"{checkpoint.where}: has no layer in floats of {width} columns or a multiple, and none that {kind} says "
-            "exactly; give the original model, or choose another type"
+            f"{checkpoint.where}: has no layer in floats{whole}, and none that {kind} says exactly; give the original "
+            "model, or choose another type"
         )
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
