@@ -163,10 +163,8 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
         )
         return BadFile(f"{at(path)}: is a pipeline of several models, each in a folder; give that of one, {cut(first)}")
     if halves := _unfinished(path):
-        names = f"{cut(halves[0])}{more(halves)}"
-        return BadFile(
-            f"{at(path)}: holds no model, but downloads that were not finished: {names}; fetch it to its end"
-        )
+        some = f"{cut(halves[0])}{more(halves)}"
+        return BadFile(f"{at(path)}: holds no model, but downloads that were not finished: {some}; fetch it to its end")
     return BadFile(f"{at(path)}: holds no model; known: {', '.join(formats)}")
 
 

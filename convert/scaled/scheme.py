@@ -70,6 +70,14 @@ class Settings:
         found = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
         return found[0] if found and isinstance(found[0], dict) and all(w == found[0] for w in found) else {}
 
+    @property
+    def symmetric(self) -> bool | None:
+        """Whether compressed-tensors' groups say, all alike, that numbers have no zero points."""
+        groups = self.values.get("config_groups")
+        weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+        said = {w.get("symmetric") for w in weights if isinstance(w, dict) and isinstance(w.get("symmetric"), bool)}
+        return said.pop() if len(said) == 1 else None
+
     def block(self) -> tuple[int, int] | None:
         """Rows and columns that share a scale, where it says so."""
         size = self.values.get("weight_block_size") or self.weights.get("block_structure")

@@ -77,6 +77,7 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     if not layers:
         return _without_layers(checkpoint, settings)
     _refuse_unknown(settings)
+    _require_parts([layer for _, layer in layers.values()])
     coded = {layer.weight: _coded(scheme, layer) for scheme, layer in layers.values()}
     made = {weight: made_of(each) for weight, each in coded.items()}
     places = {next(iter(layer.parts.values())).name: weight for weight, (_, layer) in layers.items()}
@@ -211,6 +212,22 @@ def _require_scales(
             raise MissingTensor(settings.where, stem, f"its scale {cut(tensor.name)} is there; fetch the model again")
 
 
+def _require_parts(layers: Iterable[Layer]) -> None:
+    """A layer has the zero points, or the order of columns, that the same layer of other depths has.
+
+    Where nothing says that there are any, a layer without reads as another weight.
+    """
+    of: dict[str, list[Layer]] = {}
+    for layer in layers:
+        of.setdefault(re.sub(r"\d+", "#", layer.weight), []).append(layer)
+    for alike in of.values():
+        for end in ("_zero_point", "_g_idx"):
+            lacking = [layer for layer in alike if end not in layer.parts]
+            if lacking and len(lacking) < len(alike):
+                name = f"{lacking[0].weight}{end}"
+                raise MissingTensor(lacking[0].settings.where, name, "others have one; fetch the model again")
+
+
 def _require_codes(tensors: Mapping[str, Tensor], settings: Settings, used: Set[str]) -> None:
     """A part that no layer took is one of a layer whose codes are missing.   used: names of parts that were."""
     ends = {name.rpartition(".")[2] for name in used} & {"qzeros", "g_idx", "scales", "biases", "SCB", "absmax"}
@@ -255,7 +272,8 @@ def _without_layers(checkpoint: Checkpoint, settings: Settings) -> Checkpoint:
     if settings.method == "mxfp4":
         return checkpoint
     if odd[0].type in TYPES and settings.method in Stored.methods:
-        raise MissingTensor(settings.where, f"{odd[0].name}_scale", f"it is quantized ({settings.method})")
+        end = "_scale_inv" if settings.method == "fp8" else "_scale"
+        raise MissingTensor(settings.where, f"{odd[0].name}{end}", f"it is quantized ({settings.method})")
     read = {method for scheme in SCHEMES if scheme not in UNREAD for method in scheme.methods}
     if settings.method in read or (not settings.method and odd[0].type is plain.U32 and "bits" in settings.values):
         raise BadFile(

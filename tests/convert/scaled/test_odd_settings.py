@@ -16,6 +16,7 @@ from stored_models import LINEAR, folder, in_memory, llama
 
 import llmconv
 from llmconv.convert.scaled.unpack import unpack
+from llmconv.errors import MissingTensor
 
 SHAPE = (64, 128)
 CT, BNB = {"quant_method": "compressed-tensors"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -170,6 +171,20 @@ def test_autoround_s_mixed_bits(tmp_path: Path, to: str) -> None:
     else:
         llmconv.quantize(stored, made := tmp_path / "m", to)
     assert llmconv.verify(made, want).same
+
+
+@pytest.mark.parametrize("groups", [[], [False], [False, False], [True, False]])
+def test_zero_points_that_one_layer_lacks(groups: list[bool]) -> None:
+    """The numbers without would read as those of a symmetric layer, eight steps off."""
+    said = {str(i): {"targets": ["Linear"], "weights": {"symmetric": s, "id": i}} for i, s in enumerate(groups)}
+    arrays = llama(lambda stem, shape: dict(packed(stem, shape, symmetric=False)[0]))
+    del arrays["model.layers.1.self_attn.k_proj.weight_zero_point"]
+    with pytest.raises(MissingTensor, match=r"1\.self_attn\.k_proj\.weight_zero_point' is missing; others have one"):
+        unpack(in_memory(arrays, CT | ({"config_groups": said} if said else {})))
+    none = {name: array for name, array in arrays.items() if not name.endswith("zero_point")}
+    if groups and not any(groups):
+        with pytest.raises(MissingTensor, match=r"zero_point' is missing; config\.json says that there is one"):
+            unpack(in_memory(none, CT | {"config_groups": said}))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -317,7 +317,7 @@ def test_a_scale_missing_among_others(tmp_path: Path) -> None:
             assert error.value.tensor == f"model.layers.1.mlp.up_proj.{gone}"
         with pytest.raises(MissingTensor):
             llmconv.convert_file(source, tmp_path / "folder", outtype="bf16")
-    with pytest.raises(MissingTensor, match="weight_scale' is missing"):
+    with pytest.raises(MissingTensor, match="weight_scale_inv' is missing"):
         unpack(checkpoint({"a.weight": np.ones((2, 2), E4M3)}, {"quant_method": "fp8"}))
     with pytest.raises(MissingTensor, match="_zero_point"):
         arrays = {n: a for n, a in llama(int8_zeros).items() if not n.endswith("zero_point")}
