@@ -40,7 +40,7 @@ __all__ = ["PROOF", "Pair", "Proof", "Repacked", "fallen_back", "in_bits", "read
 
 PROOF = "repacked, every weight equal"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_SLAB = 1 << 20
+_SLAB = 1 << 21
 
 
 @dataclass

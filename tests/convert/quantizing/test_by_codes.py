@@ -14,7 +14,7 @@ from stored_kinds import KINDS
 from stored_models import folder, in_memory, llama
 
 import llmconv
-from llmconv.convert.quantizing import by_codes, repack
+from llmconv.convert.quantizing import by_codes, by_words, repack
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import Carried, carried
 from llmconv.convert.scaled.grid import Grid
@@ -69,7 +69,7 @@ def test_sums_in_the_place_of_zero_points(dtype: Any) -> None:
     scales = np.unique(np.append(bits, [1, 2, 0x3FF, 0x7BFF if dtype is np.float16 else 0x7E7F]).astype(np.uint16))
     s = scales.view(dtype).astype(np.float32)
     s = s[np.isfinite(s) & (np.abs(s) < 1e36)][:, None, None]
-    assert not (s.view(np.uint32) & by_codes._EXACT_BITS).any()
+    assert not (s.view(np.uint32) & by_words._EXACT_BITS).any()
     code, zero = np.arange(256, dtype=np.float32)[:, None], np.arange(256, dtype=np.float32)
     assert ((code - zero) * s == code * s + -zero * s).all()
 
