@@ -92,11 +92,19 @@ def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
         return _affine(coded, whole)
     if not isinstance(coded.zero, int) and not (isinstance(coded.zero, Grid) and _all(coded.zero, _is_integer)):
         return "zero points that are no integers"
+    if isinstance(coded.zero, Grid) and not _lies_as(coded.zero, whole, k):
+        return "zero points that lie otherwise than the scales"
     found = _integers(coded, whole)
     small = not isinstance(found, str) and found.type.name in ("TQ2_0", "Q4_0")
     if not round_sums or small or isinstance(coded.zero, int) or coded.high - coded.low > 15 or whole % 32:
         return found
     return _with_sums(coded) or found
+
+
+def _lies_as(zero: Grid, whole: int, k: int) -> bool:
+    """Whether zero points are shared by the columns that share a scale, or by whole blocks."""
+    span = zero.span(k)
+    return span == whole or (span > 0 and span % 32 == 0 and (span % whole == 0 or whole % span == 0))
 
 
 def _with_sums(coded: Coded) -> Carried | None:

@@ -33,8 +33,8 @@ SLAB_WEIGHTS = 1 << 20
 _MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
 _FEWEST = 1 << 14
 _CODES_BYTES = 2 << 20
-"""Of packed codes, which are made row by row: they are written while they are in the processor's cache.  Floats may have
-been transposed, and their whole matrix is read for each slab."""
+"""Of packed codes, which are made row by row: they are written while they are in the processor's cache.  Floats may
+have been transposed, and their whole matrix is read for each slab."""
 _PARTS, _ROWS = 8, 16  # of a process's share that a part is at most; what rows are cut by
 _ARITHMETIC = 8  # bytes that could be moved while a weight is encoded, for most types
 

@@ -316,6 +316,17 @@ def to_floats(codes, flip, span, zeros, scales, biases, out):
                 store(out, at, (to_float(_codes(codes, at, flip)) - zero) * scale)
 
 
+@kernel(U8, types.int64, I32, types.int64, F32, F32, OUT_F32)
+def to_floats_in_order(codes, flip, order, groups, zeros, scales, out):
+    """As `to_floats`, column i of each row in the group order[i] of its `groups`; rows of a multiple of 16 columns."""
+    flip, k = i4(flip), order.size
+    for row in range(codes.size // k):
+        first = i4(row * groups)
+        for column in range(0, k, 16):
+            at, group = row * k + column, load_i32(order, column) + first
+            store(out, at, (to_float(_codes(codes, at, flip)) - gather(zeros, group)) * gather(scales, group))
+
+
 @kernel(I32, types.int64, F32, F32, F32, OUT_F32)
 def words_to_floats(words, span, zeros, scales, biases, out):
     """As `to_floats`, of numbers of four bits."""

@@ -103,6 +103,21 @@ def test_what_has_no_record() -> None:
         assert by_codes.record(none, 32, False) is None
 
 
+def test_zero_points_of_other_groups() -> None:
+    """Those of whole blocks are carried with their scales; others would be given to the wrong columns."""
+    codes = np.random.default_rng(0).integers(0, 8, (2, 192)).astype(np.uint8)
+    scale = grid([[1, 0.5, 2]] * 2, 192)
+    for zeros, fits in ((6, True), (3, True), (1, True), (4, False), (2, False)):
+        zero = grid(np.arange(2 * zeros).reshape(2, zeros) % 8, 192)
+        coded = Coded("a", (2, 192), lambda a, b: codes[a:b], 0, 7, scale, zero)
+        found = carried(coded)
+        assert isinstance(found, Carried) is fits
+        if isinstance(found, Carried):
+            spread = np.repeat(zero.values.numpy(), 192 // zeros, axis=1)
+            want = (codes - spread) * np.repeat(scale.values.numpy(), 64, axis=1)
+            assert np.array_equal(found.tensor().numpy(), want)
+
+
 FOLDERS = {"MXFP4": ("MXFP4A16", "MLX"), "NVFP4": ("NVFP4A16",), "NVFP4 of ModelOpt": ("NVFP4A16",), "MLX": ("MLX",),
            "MLX in 5 bits": ("MLX",), "W8A16": ("W4A16", "MLX")}  # fmt: skip
 """Kinds of folder in which a layer can be said; else W4A16_ASYM."""
