@@ -162,7 +162,7 @@ def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str
             weight = scheme.weight(stem)
             if scheme.fits(parts, settings) and not _is_known(found.get(weight), parts):
                 _refuse_twice(tensors, weight, parts, found.get(weight), scheme, settings)
-                found[weight] = scheme, Layer(weight, parts, settings)
+                found[weight] = scheme, Layer(weight, parts, settings.for_layer(weight))
                 used |= {part.name for part in parts.values()}
                 break
     return found, used
