@@ -15,10 +15,19 @@ _BYTES_PICKS = ir.VectorType(_I32, 4 * LANES)
 _ZERO = ir.Constant(ir.IntType(64), 0)
 
 
+def _has(context, feature):
+    triple, _, features = context.codegen().magic_tuple()
+    return triple.startswith(("x86_64", "i686")) and f"+{feature}" in features.split(",")
+
+
 def has_avx2(context):
     """Whether the CPU that numba compiles for has AVX2."""
-    triple, _, features = context.codegen().magic_tuple()
-    return triple.startswith(("x86_64", "i686")) and "+avx2" in features.split(",")
+    return _has(context, "avx2")
+
+
+def has_avx512(context):
+    """Whether it has registers of sixteen lanes."""
+    return _has(context, "avx512f")
 
 
 def halves(builder, vector):
