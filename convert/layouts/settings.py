@@ -50,6 +50,8 @@ OBJECTS = (
     ),
     *("hyper.", "opts.", "options.", "gpt.", "gpt.config.", "transformer.config.", "hyperParams."),
     *("checkpoint.config.", "weights.config.", "state.config.", "architecture.", "arch."),
+    *("config.model.", "config.model_args.", "config.gpt.", "cfg.model.", "hyper_parameters.config."),
+    *("hyper_parameters.model.", "hparams.model."),
 )
 
 
