@@ -19,6 +19,7 @@ __all__ = [
     "heads_and_positions",
     "interleaved",
     "places",
+    "recurrent_activation",
     "sizes",
     "turning",
     "vocabulary",
@@ -92,6 +93,13 @@ def activation() -> Field:
         *("hidden_activation", "activation_type", "activation_fn", "act_type", "act_func", "ffn_activation", "mlp_act"),
     )
     return Field("hidden_activation", places(*names), "str", values=ACTIVATIONS, optional=True)
+
+
+def recurrent_activation() -> Field:
+    """What a layer without gates computes, where a document states it."""
+    kinds = {**dict.fromkeys(("tanh", "Tanh"), "tanh"), **dict.fromkeys(("relu", "ReLU", "RELU"), "relu")}
+    names = places("nonlinearity", "activation", "act", "activation_function", "hidden_activation")
+    return Field("recurrent.activation", names, "str", values=kinds, optional=True)
 
 
 def interleaved() -> Field:
