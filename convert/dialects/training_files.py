@@ -98,7 +98,7 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     try:
         _refuse_others(checkpoint, table)
         made = documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
-        if checkpoint.format in ("torch", "pickle"):
+        if checkpoint.format in ("torch", "pickle", "numpy"):
             made.metadata[JSON_PLACES] = _places(checkpoint, made)
         made.notes += [_BIGCODE] if _may_be_bigcode(checkpoint) else []
         return made
@@ -113,6 +113,8 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
 def _refuse_others(checkpoint: Checkpoint, table: Layout) -> None:
     """`UnknownTensor` for tensors of the state dict that are no parts of the layout's models."""
     named = _twice_named(checkpoint).tensors
+    if checkpoint.format != "torch":  # numbers alone are settings there
+        named = {name: tensor for name, tensor in named.items() if tensor.shape}
     if table.spells and (others := spell({name: tensor.shape for name, tensor in named.items()}).others):
         why = f"is none of the weights that a model of the layout {table.name} has; --layout plain converts any"
         raise UnknownTensor(checkpoint.where, list(others), why)
@@ -140,7 +142,7 @@ def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
 
 def _document(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a file holds besides its tensors, with texts as keys."""
-    if checkpoint.format == "safetensors":
+    if checkpoint.format in ("safetensors", "numpy"):
         return {key: _stated(text) for key, text in checkpoint.metadata.items()}
     try:
         rest = json.loads(checkpoint.metadata.get(REST, "{}"))

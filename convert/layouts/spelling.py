@@ -15,10 +15,10 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ROW", "TURNED", "Spelled", "spell"]
+__all__ = ["ROW", "TURNED", "Spelled", "holders", "spell"]
 
 TURNED, ROW = "^T", "^row"
 
@@ -229,6 +229,14 @@ def _strays(others: Sequence[str], found: Mapping[str, str], shapes: Mapping[str
         return inside or (parts[:-1] in parents and (len(shape) > 1 or not lengths.isdisjoint(shape)))
 
     return tuple(path for path in others if strays(path))
+
+
+def holders(paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """The keys to each object around all of these paths, below the document itself; none below a list."""
+    steps = _shared({_steps(path)[:-1] for path in paths})
+    keys = list(itertools.takewhile(lambda step: not step.startswith("[") or step.startswith('["'), steps))
+    plain = tuple(step[2:-2] if step.startswith("[") else step for step in keys)
+    return [plain[:n] for n in range(1, len(plain) + 1)]
 
 
 def _shared(paths: Collection[tuple[str, ...]]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +27,7 @@ from llmconv.convert.layouts import makemore, masks, torch_rnn
 from llmconv.convert.layouts.base import Layout, called_in_lists, look
 from llmconv.convert.layouts.moves import Model, Move
 from llmconv.convert.layouts.otherwise import OF_GPTS, otherwise
-from llmconv.convert.layouts.spelling import spell
+from llmconv.convert.layouts.spelling import holders, spell
 from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, forward, prefix_of
@@ -65,10 +67,14 @@ def to_gguf(
         return made
     paths = list(called_in_lists(checkpoint.metadata["document"], checkpoint.tensors).values())
     _refuse_nulls(checkpoint, table, where)
-    checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
+    around: list[tuple[str, ...]] = []
+    if table.spells:
+        around = holders(table.spelled(checkpoint.metadata["document"], checkpoint.tensors).names.values())
+        checkpoint = _spelled(checkpoint, table, where)
     document = checkpoint.metadata["document"]
     beside = files_beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
+    documents += [(f"{where}: {'.'.join(keys)}", functools.reduce(operator.getitem, keys, document)) for keys in around]
     own = table.keys(documents, checkpoint.tensors)
     notes: list[str] = []
     if table.complete is not None:

@@ -77,6 +77,7 @@ FORMS: dict[str, Callable[[Weights], Any]] = {
     "model.params": lambda w: {"model": {"params": lists(w), "config": SIZES}, "chars": CHARS},
     "model.state_dict": lambda w: {"model": {"state_dict": lists(w)}, "config": SIZES, "tokenizer": {"chars": CHARS}},
     "checkpoint": lambda w: {"step": 3, "checkpoint": {"config": SIZES, "weights": lists(w)}, "chars": CHARS},
+    "two objects further in": lambda w: {"data": {"net": {"config": SIZES, "weights": lists(w), "chars": CHARS}}},
     "module.": lambda w: {"config": SIZES, "model": {f"module.{n}": x for n, x in lists(w).items()}, "chars": CHARS},
     "at the top": lambda w: {**SIZES, **lists(w), "chars": CHARS},
     "camelCase": lambda w: {"config": CAMEL, "weights": {camel(n): x for n, x in lists(w).items()}, "vocab": CHARS},
