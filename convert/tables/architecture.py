@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables import scores
+from llmconv.convert.tables.class_defaults import completed
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
 from llmconv.convert.tables.kinds import check_kinds
@@ -195,9 +196,14 @@ class Architecture:
 
     def metadata(self, config: Mapping[str, Any], source: str = "config.json") -> dict[str, Any]:
         """config.json (see `normalized`) -> GGUF keys, `general.architecture` first."""
+        config = self.completed(config)
         check_kinds(config, self.computed_with, source)
         with usable(config, source):
             return self._metadata(config, source)
+
+    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A flat configuration with what its class in transformers takes for what it does not state."""
+        return completed(config, (key.names for key in self.keys))
 
     def _metadata(self, config: Mapping[str, Any], source: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

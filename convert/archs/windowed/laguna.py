@@ -42,8 +42,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["leading_dense_block_count"] = np.uint32(dense)
     own["rope.dimension_count"] = np.uint32(dims["head_dim"])
     turned_parts(own, config, dims)
-    if isinstance(kinds := config.get("layer_types"), list):
-        own["attention.sliding_window_pattern"] = np.asarray([k == "sliding_attention" for k in kinds], np.bool_)
+    kinds = config.get("layer_types") or ["full_attention"] * n_layer
+    own["attention.sliding_window_pattern"] = np.asarray([k == "sliding_attention" for k in kinds], np.bool_)
     if (cap := config.get("moe_router_logit_softcapping")) is not None and cap > 0:
         own["router_logit_softcapping"] = np.float32(cap)
     own["expert_weights_norm"] = True

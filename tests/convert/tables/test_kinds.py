@@ -64,8 +64,8 @@ def test_a_setting_of_another_kind(case: int) -> None:
 
 def test_null_says_nothing_and_one_is_true() -> None:
     folder = model(LLAMA)
-    for settings in ({"attention_bias": None, "mlp_bias": 0}, {"rope_parameters": None, "rope_scaling": {}}):
-        config = json.dumps(LLAMA | settings).encode()
+    for settings in ('{"attention_bias": null, "mlp_bias": 0}', '{"rope_parameters": null, "rope_scaling": {}}'):
+        config = json.dumps(LLAMA | json.loads(settings)).encode()
         hf.to_gguf(dataclasses.replace(folder, files={"config.json": config}))
 
 
