@@ -70,7 +70,7 @@ class Packed(Scheme):
         zero: Grid | int = 0
         if zeros is not None:
             zero = dataclasses.replace(scale, values=_zero_points(layer, zeros, scale, bits))
-        elif layer.settings.symmetric is False:
+        elif layer.settings.weights.get("symmetric") is False:
             raise MissingTensor(where, f"{layer.weight}_zero_point", "config.json says that there is one")
         own = layer.parts.get("_g_idx")
         unused = own is not None and not own.type.is_float and bool((own.numpy() == -1).all())  # as it is made at first

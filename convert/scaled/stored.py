@@ -65,7 +65,7 @@ class Stored(Scheme):
 
         scale = factors(layer, next(layer.parts[end] for end in self.scales if end in layer.parts))
         zeros = layer.parts.get("_zero_point")
-        if zeros is None and layer.settings.symmetric is False:
+        if zeros is None and layer.settings.weights.get("symmetric") is False:
             raise MissingTensor(
                 layer.settings.where, f"{layer.weight}_zero_point", "config.json says that there is one; fetch it again"
             )

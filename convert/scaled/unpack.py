@@ -163,7 +163,7 @@ def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str
             weight = scheme.weight(stem)
             if scheme.fits(parts, settings) and not _is_known(found.get(weight), parts):
                 _refuse_twice(tensors, weight, parts, found.get(weight), scheme, settings)
-                found[weight] = scheme, Layer(weight, parts, settings)
+                found[weight] = scheme, Layer(weight, parts, settings.for_layer(weight))
                 used |= {part.name for part in parts.values()}
                 break
     return found, used
@@ -215,7 +215,7 @@ def _require_scales(
 def _require_parts(layers: Iterable[Layer]) -> None:
     """A layer has the zero points, or the order of columns, that the same layer of other depths has.
 
-    Where nothing says that there are any, a layer without reads as another weight.
+    Where nothing says otherwise, a layer without would read as another weight.
     """
     of: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -223,6 +223,8 @@ def _require_parts(layers: Iterable[Layer]) -> None:
     for alike in of.values():
         for end in ("_zero_point", "_g_idx"):
             lacking = [layer for layer in alike if end not in layer.parts]
+            if end == "_zero_point":
+                lacking = [layer for layer in lacking if layer.settings.weights.get("symmetric") is not True]
             if lacking and len(lacking) < len(alike):
                 name = f"{lacking[0].weight}{end}"
                 raise MissingTensor(lacking[0].settings.where, name, "others have one; fetch the model again")

@@ -32,7 +32,7 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
     def reread(files: Mapping[str, Any]) -> dict[str, Any]:
         return _again(arch, out.but(files={**out.files, **files}), pre)
 
-    plainly = again = _again(arch, out)
+    plainly = again = _again(arch, out, notes=notes)
     if again.get("tokenizer.ggml.pre", "") != pre:
         again = reread({})
     before = dict(out.files)
@@ -76,7 +76,9 @@ def _swapped(out: Checkpoint, kept: set[str], files: Mapping[str, bytes]) -> dic
     return {**{name: data for name, data in out.files.items() if name not in kept}, **files}
 
 
-def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> dict[str, Any]:
+def _again(
+    arch: Architecture, folder: Checkpoint, pre: str | None = None, notes: list[str] | None = None
+) -> dict[str, Any]:
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
@@ -86,7 +88,9 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
         found = vocab.from_files(folder.files, config, pre=pre)
         keys |= never_said(folder)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
-    except LlmconvError:
+    except LlmconvError as error:
+        if notes is not None:
+            notes.append(f"no GGUF can be made of this folder again: {error}")
         return {}  # then all that the GGUF says is kept
 
 

@@ -64,7 +64,7 @@ def to_gguf(
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, layout=layout, **options)
         is_image = out.metadata["general.architecture"] in images.KEPT  # which says so itself
         return out.but(_own_names_kept(config, arch)) if config and not is_image else out
-    where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
+    where, flat = checkpoint.where, arch.completed(target.with_target(normalized(config), checkpoint))
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = as_present(flat, tensors)

@@ -24,7 +24,7 @@ from llmconv.convert.dialects.hugging_face import (
     target,
 )
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
-from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_a_folder, otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
@@ -37,7 +37,7 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.towers import translate as towers
-from llmconv.errors import BadFile, Unsupported, WrongShape, more
+from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -63,6 +63,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         )
     checkpoint = reranker.without(with_ones(checkpoint))
     metadata = arch.modern(checkpoint.metadata)
+    with about(checkpoint.source):
+        arch.check_keys(metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
     notes: list[str] = []
@@ -107,6 +109,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.files |= cards.files_of(metadata, out.files)
     if again:
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
+    notes += otherwise_in_a_folder(checkpoint, again)
     unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= unmapped
     out.notes += [*notes, *said, *(note for note in otherwise_in_llama_cpp(checkpoint) if note not in out.notes)]
