@@ -38,7 +38,7 @@ def read(folder: Folder) -> Vocab:
             vocab.special["unk"] = id
     if folder.pre:
         vocab.pre = folder.pre
-    vocab.notes += [*_displaced(folder, model.get("vocab")), *_greedy(tokenizer)]
+    vocab.notes += [*_displaced(folder, model.get("vocab")), *_particular(tokenizer)]
     return vocab
 
 
@@ -59,18 +59,25 @@ _MASKS = ("<mask>", "[MASK]")
 """The tokens of whose greed llama.cpp knows."""
 
 
-def _greedy(tokenizer: dict[str, Any]) -> list[str]:
-    """A note about added tokens that swallow the white space before or behind them."""
+def _particular(tokenizer: dict[str, Any]) -> list[str]:
+    """Notes about added tokens that swallow the white space beside them, or are found as whole words alone."""
     added = tokenizer.get("added_tokens")
     found = [a for a in added if isinstance(a, dict)] if isinstance(added, list) else []
-    names = [str(a.get("content")) for a in found if a.get("lstrip") is True or a.get("rstrip") is True]
-    names = [name for name in names if name not in _MASKS]
-    if not names:
-        return []
-    return [
-        f"the token {cut(names[0])}{more(names)} takes the white space beside it, which GGUF has no key for: llama.cpp "
-        "will make tokens of that space, but for models that it knows by name (Phi-3)"
-    ]
+    greedy = [str(a.get("content")) for a in found if a.get("lstrip") is True or a.get("rstrip") is True]
+    greedy = [name for name in greedy if name not in _MASKS]
+    words = [str(a.get("content")) for a in found if a.get("single_word") is True]
+    notes = []
+    if greedy:
+        notes.append(
+            f"the token {cut(greedy[0])}{more(greedy)} takes the white space beside it, which GGUF has no key for: "
+            "llama.cpp will make tokens of that space, but for models that it knows by name (Phi-3)"
+        )
+    if words:
+        notes.append(
+            f"the token {cut(words[0])}{more(words)} is found as a word of its own alone, which GGUF has no key for: "
+            "llama.cpp will find it inside of words too"
+        )
+    return notes
 
 
 def _keep_steps(vocab: Vocab, folder: Folder, known: tuple[str, ...]) -> None:
@@ -124,6 +131,12 @@ def _bpe(folder: Folder, tokenizer: dict[str, Any], model: dict[str, Any]) -> Vo
             "but llama.cpp will need the name of a pre-tokenizer that splits alike: give it with --pre NAME"
         )
     _keep_steps(vocab, folder, ("NFC",))
+    if model.get("end_of_word_suffix"):
+        vocab.json = folder.files["tokenizer.json"].decode("utf-8")
+        vocab.notes.append(
+            f"the ends of words are marked by {cut(model['end_of_word_suffix'])}, which GGUF has no key for: llama.cpp "
+            "will split texts otherwise; the whole tokenizer.json is kept in the GGUF"
+        )
     nfc = any(s.get("type") == "NFC" for s in parts(tokenizer.get("normalizer")))
     if known and known.nfc != nfc:
         vocab.flags["nfc"] = nfc

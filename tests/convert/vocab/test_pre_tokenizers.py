@@ -224,6 +224,26 @@ def test_a_token_that_takes_the_space_beside_it_is_named(word: str, side: str, s
     assert len([n for n in found.notes if f"the token '{word}' takes the white space beside it" in n]) == said
 
 
+def test_a_token_that_is_a_word_of_its_own_is_named() -> None:
+    document = json.loads(trained("bpe").to_str())
+    document["added_tokens"].append({"id": len(document["model"]["vocab"]), "content": "two", "single_word": True})
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None
+    assert [n for n in found.notes if "the token 'two' is found as a word of its own alone" in n]
+
+
+def test_marked_ends_of_words_are_kept_and_said() -> None:
+    document = json.loads(trained("bpe").to_str())
+    document["model"]["end_of_word_suffix"] = "</w>"
+    found = vocab.from_files({"tokenizer.json": json.dumps(document).encode()}, {})
+    assert found is not None and [n for n in found.notes if "the ends of words are marked by '</w>'" in n]
+    back = vocab.from_gguf(vocab.to_gguf(found))
+    assert back is not None
+    library = pytest.importorskip("tokenizers").Tokenizer.from_str(json.dumps(document))
+    for text in ("the two", "a"):
+        assert vocab.tokenizer(back).encode(text) == library.encode(text, add_special_tokens=False).ids
+
+
 WORDS = ("the", "  two", "it's", "\u4e2d\u6587\u5b57", "12345678901", "e\u0301\u0301", "!!!???", "\t", "\u00bd", "a_b")
 WORDS += ("\U0001f600\u200d", "\n", "\r\n\n")
 
