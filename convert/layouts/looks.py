@@ -9,11 +9,14 @@ from typing import Any
 
 from llmconv.convert import layouts
 from llmconv.convert.layouts.base import Layout
+from llmconv.errors import cut
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["broken"]
 
 _CONFIGS = ("config", "metadata", "cfg", "hyperparameters", "hyperParameters", "hparams", "model_config", "model_args")
+
+_DEEPEST, _FEW = 3, 32  # levels around a document, and keys of one that is an envelope
 
 
 def broken(document: Any, tensors: Mapping[str, Tensor]) -> str | None:
@@ -34,28 +37,47 @@ def broken(document: Any, tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _repaired(document: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[Any, Mapping[str, Tensor], str]]:
-    """The document with one of the usual faults undone, and what the fault is."""
-    if isinstance(document, list) and document and isinstance(document[0], dict):
-        inside = {name.removeprefix("[0]."): t for name, t in tensors.items() if name.startswith("[0].")}
-        yield document[0], inside, f"is inside a list of {len(document)}; take it out"
-    if not isinstance(document, dict):
-        return
-    for key, inner in document.items():
-        if isinstance(inner, dict) and len(document) == 1:
-            below = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
-            yield inner, below, f"is inside {key!r}; take it out"
-    for key in _CONFIGS:
-        value = document.get(key)
-        if isinstance(value, str):
-            try:
-                read = json.loads(value)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(read, dict):
-                yield {**document, key: read}, tensors, f"its {key} is a text of JSON, expected an object"
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            yield {**document, key: value[0]}, tensors, f"its {key} is a list, expected an object"
+def _repaired(
+    document: Any, tensors: Mapping[str, Tensor], inside: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, Mapping[str, Tensor], str]]:
+    """The document with the usual faults undone, and what these are.   inside: what it was found in."""
+    out = f"is inside {' in '.join(inside)}; take it out" if inside else ""
+    if isinstance(document, dict):
+        if inside:
+            yield document, tensors, out
+        for key in _CONFIGS:
+            if (read := _config(document.get(key))) is not None:
+                what = f"its {key} is a {'text of JSON' if isinstance(document[key], str) else 'list'}"
+                told = f"{out}, and {what}" if inside else what
+                yield {**document, key: read}, tensors, f"{told}, expected an object"
+    if len(inside) < _DEEPEST:
+        for place, inner, start in _inner(document):
+            below = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+            if below:
+                yield from _repaired(inner, below, (place, *inside))
+
+
+def _inner(document: Any) -> Iterator[tuple[str, Any, str]]:
+    """What a document may be inside of: where, the inner one, and how its tensors' names begin."""
+    if isinstance(document, list) and document and isinstance(document[0], dict | list):
+        yield f"a list of {len(document)}", document[0], "[0]" if isinstance(document[0], list) else "[0]."
+    elif isinstance(document, dict) and len(document) <= _FEW:
+        for key, inner in document.items():
+            if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+                yield f"a list of {len(inner)} in {cut(key)}", inner[0], f"{key}[0]."
+            elif isinstance(inner, dict):
+                yield cut(key), inner, f"{key}."
+
+
+def _config(value: Any) -> dict[str, Any] | None:
+    """The settings in a text of JSON, or in a list."""
+    if isinstance(value, list):
+        return value[0] if value and isinstance(value[0], dict) else None
+    try:
+        read = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _kind(value: Any) -> str:

@@ -359,6 +359,12 @@ def test_history_beside_the_weights_is_kept_in_the_document(write: Any, tmp_path
 BROKEN: dict[str, tuple[Any, str]] = {
     "inside a list": (lambda t: [t], "is inside a list of 1; take it out"),
     "inside an object": (lambda t: {"checkpoint": t}, "is inside 'checkpoint'; take it out"),
+    "inside an object among others": (lambda t: {"model": t, "optimizer": {"lr": 1}}, "is inside 'model'; take it out"),
+    "further in": (lambda t: {"data": [t, 1]}, "is inside a list of 2 in 'data'; take it out"),
+    "two faults": (
+        lambda t: [{**t, "config": json.dumps(t["config"])}],
+        "is inside a list of 1; take it out, and its config is a text of JSON",
+    ),
     "no config": (lambda t: {k: v for k, v in t.items() if k != "config"}, r"lacks config\.vocabSize"),
     "config a list": (lambda t: t | {"config": [t["config"]]}, "its config is a list, expected an object"),
     "config a text": (lambda t: t | {"config": json.dumps(t["config"])}, "its config is a text of JSON"),
