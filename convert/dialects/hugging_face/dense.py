@@ -25,6 +25,8 @@ from llmconv.formats.tensor import Tensor
 __all__ = ["Dense", "given", "taken"]
 
 _WEIGHT = "linear.weight"
+_COMPUTED = ("Transformer", "Pooling", "Dense", "Normalize")
+"""The modules of sentence-transformers that `llmconv embed` computes."""
 
 
 @dataclass
@@ -39,14 +41,20 @@ class Dense:
 
 def taken(folder: Checkpoint, arch: Architecture) -> Dense:
     """The layers of a folder's modules.json; `BadFile` for a file that is no whole safetensors file."""
-    out, paths = Dense(), modules_of(folder.file(MODULES), "Dense")
+    listed = folder.file(MODULES)
+    out, paths = Dense(), modules_of(listed, "Dense")
+    known = {path for kind in _COMPUTED for path in modules_of(listed, f".{kind}")}
+    if odd := [path for path in modules_of(listed, "") if path not in known]:
+        out.notes.append(f"module {cut(odd[0])}{more(odd)} of modules.json: kept, and computed by nothing here")
     if not paths:
         return out
     found = [_plain_layer(folder, path) for path in paths]
     if len(paths) > len(arch.dense) or any(one is None for one in found):
-        out.notes.append(
-            f"{cut(paths[0])}{more(paths)}: kept, and computed by llmconv embed; llama.cpp has no place for it"
+        here = all(f"{path}/model.safetensors" in folder.files for path in paths)
+        by = (
+            "and computed by llmconv embed" if here else "but computed from a model.safetensors alone, by llmconv embed"
         )
+        out.notes.append(f"{cut(paths[0])}{more(paths)}: kept, {by}; llama.cpp has no place for it")
         return out
     for (name, (_, into, rows)), path, one in zip(arch.dense.items(), paths, found, strict=False):
         assert one is not None

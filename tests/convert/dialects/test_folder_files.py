@@ -156,6 +156,16 @@ def test_a_name_that_would_lead_out_is_not_written_and_named(tmp_path: Path, nam
         safetensors_file.save(back, tmp_path / "out")
 
 
+def test_modules_that_nothing_computes_are_named(embedding: Path, tmp_path: Path) -> None:
+    (embedding / "modules.json").write_text(modules((*STEPS, ("3_LSTM", "LSTM"))))
+    notes = llmconv.convert_file(embedding, tmp_path / "m.gguf").notes
+    assert "module '3_LSTM' of modules.json: kept, and computed by nothing here" in notes
+    (embedding / "modules.json").write_text(modules())
+    (embedding / "2_Dense" / "model.safetensors").rename(embedding / "2_Dense" / "pytorch_model.bin")
+    notes = llmconv.convert_file(embedding, tmp_path / "n.gguf").notes
+    assert any("'2_Dense': kept, but computed from a model.safetensors alone" in note for note in notes)
+
+
 @pytest.mark.parametrize("version", [True, False])
 def test_a_model_in_a_folder_of_its_own_as_sentence_transformers_kept_it(
     embedding: Path, tmp_path: Path, version: bool
