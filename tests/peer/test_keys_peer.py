@@ -207,7 +207,7 @@ def near(one: Any, other: Any) -> bool:
     return bool(np.quantile(off, 0.9) <= SAME)
 
 
-SAID = ("llama.cpp", "config.json does not say", "config.json has no place for")
+SAID = ("llama.cpp", "config.json does not say", "config.json has no place for", "transformers ignores it")
 
 
 def named(changes: Mapping[str, Any], notes: list[str], start: str) -> bool:
