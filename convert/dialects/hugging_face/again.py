@@ -38,7 +38,6 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
     before = dict(out.files)
     notes += edited.otherwise_split(metadata, plainly)
     if own_keys.CONFIG in metadata:
-        notes += edited.gone(metadata, again, (f"{arch.gguf}.", *_GIVEN))
         notes += edited.configured(arch, metadata, out.files, again, reread)
     found = vocab.from_gguf(metadata)
     if found is not None and found.files and again:
@@ -49,7 +48,12 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
         )
         out.files = _swapped(out, kept, files)
         notes += said
-    return plainly if out.files == before else _again(arch, out)
+    if out.files != before:
+        plainly = _again(arch, out)
+    if own_keys.CONFIG in metadata:
+        still = {key: value for key, value in plainly.items() if key in again}
+        notes += edited.gone(metadata, still, (f"{arch.gguf}.", *_GIVEN))
+    return plainly
 
 
 def general_again(metadata: Mapping[str, Any], out: Checkpoint, parameters: int, notes: list[str]) -> Mapping[str, Any]:

@@ -89,8 +89,9 @@ def to_gguf(
     notes += _left_out(where, arch, config, [original[name] for name in extra], strict)
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
+        surplus = absent.denied(arch, flat, dims, out.tensors)
     outside = config.get("tie_word_embeddings") is True  # which transformers goes by, whatever a text model's says
-    notes += absent.said(lacking, headless=outside or bool(dims["n_cls"]))
+    notes += absent.said(lacking, surplus, headless=outside or bool(dims["n_cls"]))
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     behind = dense.taken(checkpoint, arch)
@@ -103,7 +104,7 @@ def to_gguf(
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where, arch) | never_said(checkpoint)
     notes += reranker.added(arch, out, checkpoint, config)
-    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking, surplus) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)

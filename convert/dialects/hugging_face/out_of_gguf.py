@@ -101,7 +101,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
-    notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
+    notes += _as_flagged(arch, metadata, dims, given.used - unmade, out)
     pooled, said = pooling.files_of(metadata, out, arch, new)
     out.files |= pooled
     notes += said
@@ -194,10 +194,10 @@ def _as_many_rows(metadata: dict[str, Any], key: str, rows: int) -> list[str]:
     return [f"{key} is {stated!s:.30}, but token_embd.weight has {rows} rows: config.json says {rows}"]
 
 
-def _without_absent(
+def _as_flagged(
     arch: Architecture, metadata: Mapping[str, Any], dims: Mapping[str, Any], names: set[str], out: Checkpoint
 ) -> list[str]:
-    """Make a kept config.json say what was taken out of the GGUF since; notes.   names: of the GGUF's tensors."""
+    """Make a kept config.json say what was taken out of the GGUF since, or put into it; notes.   names: its tensors."""
     if own_keys.CONFIG not in metadata:
         return []
     config = normalized(read_config(out))
@@ -207,7 +207,8 @@ def _without_absent(
         made = [made.gguf for made in arch.made if made.gguf not in names and made.make(config, here) is not None]
         if made:
             lacking.setdefault("", []).extend(made)
-        return edited.without(arch, out.files, lacking, metadata)
+        surplus = absent.denied(arch, config, dims, names)
+        return edited.flagged(arch, out.files, lacking, surplus, metadata)
 
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
