@@ -33,7 +33,7 @@ from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config, text_config, usable
 from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
-from llmconv.convert.tables.settings import unaccounted
+from llmconv.convert.tables.settings import ignored_by_transformers, unaccounted
 from llmconv.convert.tables.storage import gguf_type
 from llmconv.convert.towers import translate as towers, untold
 from llmconv.errors import BadFile, cut, more
@@ -225,10 +225,7 @@ def _check_words(arch: Architecture, config: Mapping[str, Any], where: str) -> N
 
 def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     """A note about settings that this program does not compute with."""
-    notes = [
-        f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
-        for name in arch.disputed(text_config(config))
-    ]
+    notes = ignored_by_transformers(arch, config)
     if _window_of_nothing(arch, text_config(config)):
         notes.append("config.json: sliding_window is 0, with which no token would see any: computed without a window")
     if found := unaccounted(arch, config):
