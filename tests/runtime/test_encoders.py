@@ -316,7 +316,9 @@ def test_encoders_of_t5(tmp_path: Path, cls: str, kind: str, mlp: str) -> None:
             hidden = model.get_encoder()(torch.tensor([splits.encode(text).ids])).last_hidden_state[0]
         expected.append(pooled(hidden, "mean"))
     notes = llmconv.convert_file(tmp_path / "hf", tmp_path / "m.gguf").notes
-    assert not any("its logits are divided by the root of its width" in note for note in notes)  # no encoder's, no mT5's
+    assert not any(
+        "its logits are divided by the root of its width" in note for note in notes
+    )  # no encoder's, no mT5's
     for path in (tmp_path / "hf", tmp_path / "m.gguf"):
         found = llmconv.embed(path, [*TEXTS, long], device="cpu")
         assert np.abs(found - np.stack(expected)).max() < 5e-5

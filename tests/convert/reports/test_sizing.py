@@ -251,5 +251,6 @@ def test_a_gguf_with_a_tensor_that_its_folder_says_in_config_json_has_sizes_too(
     assert "rope_freqs.weight" in made.tensors
     llmconv.save(made, tmp_path / "model.gguf")
     sizes = size_report(shape_of(formats.open(tmp_path / "model.gguf"))).files
-    llmconv.convert(tmp_path / "model.gguf", tmp_path / "again", outtype="f32")
+    back = translate(formats.open(tmp_path / "model.gguf"), "hf")
+    llmconv.save(cast(back, "f32", Rounding(), to="hf"), tmp_path / "again")
     assert sizes["safetensors F32"] == (tmp_path / "again" / "model.safetensors").stat().st_size
