@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from llmconv.convert import vocab as vocabularies
+from llmconv.convert.decoders.recurrent import ARCH as RECURRENT
 from llmconv.convert.dialects import own_names
 from llmconv.convert.dialects.word_lists import listed_words, tree_of
-from llmconv.convert.layouts.base import Words
+from llmconv.convert.layouts.base import Words, look
 from llmconv.convert.layouts.moves import Model, Move
-from llmconv.convert.layouts.settings import vocabulary
+from llmconv.convert.layouts.settings import GUESSED, recurrent_activation, vocabulary
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadFile, at, cut
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import regular_size
+from llmconv.formats.foreign.mappings import REST
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["adopt", "from_gguf", "to_gguf", "undone"]
@@ -55,9 +57,11 @@ def adopt(
         parts = move.apply([checkpoint.tensors[name].numpy() for name in move.names])
         for name, part in zip(move.to, parts, strict=True):
             out.add(Tensor.from_array(name, part))
+    stated = _stated(model, rest, checkpoint.where)
     del out.metadata[own_keys.LAYOUT]
     out.metadata["general.architecture"] = model.arch
     out.metadata |= {f"{model.arch}.{key}": value for key, value in model.keys.items()}
+    out.metadata |= stated
     moves = [[move.name, list(move.to), move.how] for move in model.moves]
     out.metadata[own_keys.LAYERS] = json.dumps(moves, ensure_ascii=False)
     out.notes = [note for note in out.notes if not note.startswith("there is no config.json")] + model.notes
@@ -69,10 +73,33 @@ def adopt(
     return out
 
 
+def _stated(model: Model, rest: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The activation of layers without gates, where the file states the one that would else be guessed."""
+    guessed = next((note for note in model.notes if note.startswith(GUESSED)), None)
+    known = recurrent_activation()
+    found = next((v for path in known.names if isinstance(v := look(rest, path), str)), None)
+    if guessed is None or found is None or model.arch != RECURRENT:
+        return {}
+    model.notes.remove(guessed)
+    return {f"{RECURRENT}.{known.gguf}": known.typed(found, f"{where}: its activation")}
+
+
 def from_gguf(checkpoint: Checkpoint) -> Checkpoint:
     """The weights under the names that they had."""
     metadata = {**checkpoint.metadata, own_keys.LAYOUT: own_keys.PLAIN}
-    return own_names.from_gguf(checkpoint.but(tensors=undone(checkpoint), metadata=metadata))
+    out = own_names.from_gguf(checkpoint.but(tensors=undone(checkpoint), metadata=metadata))
+    if _says_words(out, list(metadata.get("tokenizer.ggml.tokens", ()))):
+        out.notes = [note for note in out.notes if not note.startswith(own_names.UNSAID + " 'tokenizer.")]
+    return out
+
+
+def _says_words(out: Checkpoint, tokens: list[str]) -> bool:
+    """Whether the vocabulary is that of the settings beside the weights."""
+    try:
+        rest = json.loads(out.metadata.get(REST, "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return any((_listed("", rest, len(tokens) - first) or None) == tokens[first:] for first in (0, 1))
 
 
 def undone(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import BlockClass, Tensor, folded
 from llmconv.quant import plain
 
-__all__ = ["from_gguf", "to_gguf"]
+__all__ = ["UNSAID", "from_gguf", "to_gguf"]
 
 _OURS = {*foreign_keys.OF_THE_FILE, "general.name"}
 """General keys that `to_gguf` and quantizing set."""
@@ -207,13 +207,17 @@ def _without_a_table(name: Any) -> list[str]:
     return [f"{why}: the tensors keep their own names, and no config.json is written"]
 
 
+UNSAID = "the files do not say what"
+"""How the note about edited keys begins."""
+
+
 def _unsaid(metadata: Mapping[str, Any], out: Checkpoint) -> list[str]:
     """A note about keys that were edited since the GGUF was made: nothing that it keeps says them."""
     again = _vocabulary(out)
     spoken = [k for k in {**metadata, **again} if k.startswith("tokenizer.")]
     spoken += [k for k in metadata if k.startswith("general.") and k not in _OURS]
     names = [k for k in spoken if not same_value(metadata.get(k), again.get(k))]
-    return [f"the files do not say what {cut(names[0])}{more(names)} of the GGUF says; edit them too"] if names else []
+    return [f"{UNSAID} {cut(names[0])}{more(names)} of the GGUF says; edit them too"] if names else []
 
 
 def _tokenizer(checkpoint: Checkpoint, notes: list[str]) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from llmconv.convert.layouts import keras, torch_rnn
 from llmconv.convert.layouts.base import Layout
 from llmconv.convert.layouts.spelling import spell
 from llmconv.convert.tables import own_keys
-from llmconv.errors import BadFile, at
+from llmconv.errors import BadFile, UnknownTensor, at
 from llmconv.formats import limits
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.documents.document import Slot
@@ -96,8 +96,9 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
     if table is None:
         return _by_layers(checkpoint, options)
     try:
+        _refuse_others(checkpoint, table)
         made = documents.to_gguf(_as_document(_twice_named(checkpoint)), **{**options, "layout": table.name})
-        if checkpoint.format in ("torch", "pickle"):
+        if checkpoint.format in ("torch", "pickle", "numpy"):
             made.metadata[JSON_PLACES] = _places(checkpoint, made)
         made.notes += [_BIGCODE] if _may_be_bigcode(checkpoint) else []
         return made
@@ -107,6 +108,16 @@ def to_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
         out = own_names.to_gguf(checkpoint, **options)
         out.notes.append(f"looks like the layout {table.name}, but keeps its own names: {error}")
         return out
+
+
+def _refuse_others(checkpoint: Checkpoint, table: Layout) -> None:
+    """`UnknownTensor` for tensors of the state dict that are no parts of the layout's models."""
+    named = _twice_named(checkpoint).tensors
+    if checkpoint.format != "torch":  # numbers alone are settings there
+        named = {name: tensor for name, tensor in named.items() if tensor.shape}
+    if table.spells and (others := spell({name: tensor.shape for name, tensor in named.items()}).others):
+        why = f"is none of the weights that a model of the layout {table.name} has; --layout plain converts any"
+        raise UnknownTensor(checkpoint.where, list(others), why)
 
 
 def from_gguf(checkpoint: Checkpoint, **options: Any) -> Checkpoint:
@@ -131,7 +142,7 @@ def _by_layers(checkpoint: Checkpoint, options: dict[str, Any]) -> Checkpoint:
 
 def _document(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a file holds besides its tensors, with texts as keys."""
-    if checkpoint.format == "safetensors":
+    if checkpoint.format in ("safetensors", "numpy"):
         return {key: _stated(text) for key, text in checkpoint.metadata.items()}
     try:
         rest = json.loads(checkpoint.metadata.get(REST, "{}"))

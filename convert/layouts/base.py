@@ -103,11 +103,14 @@ class Words:
     unk: str | None = "[UNK]"
     lowercase: bool = True
     extra: tuple[str, ...] = ()
-    """Tokens that the list leaves out and the program adds behind it, where the model has room for them."""
+    """Tokens that the list leaves out and the program adds behind it, where the model has room for them; in front where
+    its number is stated to be 0."""
     before: tuple[str, ...] = ()
     """Tokens that the program has before the list; the first one begins and ends a text."""
     starts: tuple[str, ...] = ()
     """Tokens one of which a text begins with, and ends at."""
+    start: tuple[str, ...] = ()
+    """Where documents state the number of the token that a text begins with."""
     separator: str = " "
     """What the program splits text at; "" for single characters."""
 
@@ -189,6 +192,7 @@ class Layout:
             frozenset(called[name] for name in named.masks),
             tuple(called[name] for name in named.strays),
             named.parts,
+            tuple(called[name] for name in named.others),
         )
 
     def spelt(self, paths: str | tuple[str, ...]) -> list[str]:

@@ -10,19 +10,22 @@ from llmconv.convert.layouts.base import Field
 
 __all__ = [
     "ACTIVATIONS",
+    "BOS",
     "EPSILON",
     "GUESSED",
+    "OBJECTS",
     "activation",
     "guess",
     "heads_and_positions",
     "interleaved",
     "places",
+    "recurrent_activation",
     "sizes",
     "turning",
     "vocabulary",
 ]
 
-_OBJECTS = (
+OBJECTS = (
     *(
         "",
         "config.",
@@ -48,10 +51,12 @@ _OBJECTS = (
     ),
     *("hyper.", "opts.", "options.", "gpt.", "gpt.config.", "transformer.config.", "hyperParams."),
     *("checkpoint.config.", "weights.config.", "state.config.", "architecture.", "arch."),
+    *("config.model.", "config.model_args.", "config.gpt.", "cfg.model.", "hyper_parameters.config."),
+    *("hyper_parameters.model.", "hparams.model."),
 )
 
 
-def places(*names: str, objects: tuple[str, ...] = _OBJECTS) -> tuple[str, ...]:
+def places(*names: str, objects: tuple[str, ...] = OBJECTS) -> tuple[str, ...]:
     """Every name at the top of a document and in each object that people use for it."""
     return tuple(place + name for name in names for place in objects)
 
@@ -66,7 +71,9 @@ _CONTEXT = places(
     *("seqLen", "context_size", "contextSize", "n_ctx", "max_len", "maxLen", "max_position_embeddings", "T"),
 )
 _VOCABULARY = places("vocab_size", "vocabSize", "n_vocab", "vocab", "V")
-EPSILON = places("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rms_norm_eps", "eps", "ln_eps")
+EPSILON = places(
+    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rms_norm_eps", "eps", "ln_eps", "norm_epsilon", "rms_eps"
+)
 
 ACTIVATIONS = {
     **dict.fromkeys(("relu", "ReLU", "RELU"), "relu"),
@@ -81,8 +88,18 @@ ACTIVATIONS = {
 
 def activation() -> Field:
     """The MLP's activation, which few documents state."""
-    names = ("activation", "hidden_act", "act", "activation_function", "nonlinearity", "act_fn", "mlp_activation")
+    names = (
+        *("activation", "hidden_act", "act", "activation_function", "nonlinearity", "act_fn", "mlp_activation"),
+        *("hidden_activation", "activation_type", "activation_fn", "act_type", "act_func", "ffn_activation", "mlp_act"),
+    )
     return Field("hidden_activation", places(*names), "str", values=ACTIVATIONS, optional=True)
+
+
+def recurrent_activation() -> Field:
+    """What a layer without gates computes, where a document states it."""
+    kinds = {**dict.fromkeys(("tanh", "Tanh"), "tanh"), **dict.fromkeys(("relu", "ReLU", "RELU"), "relu")}
+    names = places("nonlinearity", "activation", "act", "activation_function", "hidden_activation")
+    return Field("recurrent.activation", names, "str", values=kinds, optional=True)
 
 
 def interleaved() -> Field:
@@ -137,8 +154,11 @@ def vocabulary() -> tuple[str, ...]:
         *("uchars", "chars", "vocab", "vocabulary", "itos", "stoi", "tokens", "characters", "alphabet", "charset"),
         *("idx_to_char", "char_to_idx", "idx2char", "char2idx", "index_to_char", "char_to_index", "i2c", "c2i"),
     )
-    return places(*names, objects=(*_OBJECTS, "tokenizer.", "model.tokenizer.", "vocab.", "dataset.", "data."))
+    return places(*names, objects=(*OBJECTS, "tokenizer.", "model.tokenizer.", "vocab.", "dataset.", "data."))
 
+
+BOS = places("BOS", "bos", "bos_id", "bosId", "bos_token_id", "bosTokenId", "bos_index", "bos_idx", "bos_token")
+"""The number of the token that begins a text."""
 
 GUESSED = "nothing in the file says so"
 """How a note begins about an activation that was guessed."""

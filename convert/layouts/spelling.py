@@ -12,12 +12,13 @@ its matrices show; a square matrix follows the others.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["ROW", "TURNED", "Spelled", "spell"]
+__all__ = ["ROW", "TURNED", "Spelled", "holders", "spell"]
 
 TURNED, ROW = "^T", "^row"
 
@@ -126,12 +127,14 @@ def _patterns(table: tuple[tuple[str, str, str], ...]) -> list[tuple[str, re.Pat
 @dataclass(frozen=True)
 class Spelled:
     """names: GGUF's name (with "^T", "^row") -> path.   masks: paths of causal masks.   strays: paths of what lies
-    among the parts and is none known here.   parts: the names without their marks."""
+    among the parts and is none known here.   parts: the names without their marks.   others: the strays, and what lies
+    elsewhere and is none known here."""
 
     names: Mapping[str, str]
     masks: frozenset[str] = frozenset()
     strays: tuple[str, ...] = ()
     parts: frozenset[str] = frozenset()
+    others: tuple[str, ...] = ()
 
     def has(self, *parts: str) -> bool:
         return all(part in self.parts for part in parts)
@@ -189,15 +192,64 @@ def _spelled(items: tuple[tuple[str, tuple[int, ...]], ...]) -> Spelled:
     for part, path in found.items():
         on = head_turned if part == "output.weight" else turned and part.startswith("blk.")
         names[part + _mark(part, len(shapes[path]), on)] = path
-    parents = {_parent(path) for path in found.values()}
-    strays = tuple(
-        p for p in unknown if _LAYER.fullmatch(_below_root(_words(p))) or (_parent(p) in parents and len(shapes[p]) > 1)
-    )
-    return Spelled(names, frozenset(masks), strays, frozenset(found))
+    others = tuple(path for path in unknown if not _is_record(_words(path)))
+    return Spelled(names, frozenset(masks), _strays(others, found, shapes), frozenset(found), others)
 
 
-def _parent(path: str) -> str:
-    return re.sub(r"\.?[^.\[]+$|\[\"[^\"]*\"\]$", "", path)
+_RECORD = re.compile(
+    r"(?:.*_)?(?:loss|losses|history|curve|metrics?|logs?|optim(?:izer)?|opt|adamw?|momentum|exp_avg|rng|random|seed|"
+    r"epochs?|steps?|iters?|lrs?|betas|samples|training|config|cfg|hparams|metadata|meta|args|settings|"
+    r"hyper_?parameters|vocab|vocabulary|u?chars|itos|stoi|tokens|tokenizer|merges|dataset|"
+    r"pos(?:ition)?_(?:ids|idx|indices))(?:_.*)?"
+)
+"""What programs keep beside weights and compute nothing with."""
+_MOMENT = re.compile(r"(.+)_(?:grad|m|v)")
+
+
+def _is_record(words: str) -> bool:
+    moment = _MOMENT.fullmatch(words)
+    if moment is not None and _part(moment[1]):
+        return True
+    return _LAYER.fullmatch(_below_root(words)) is None and _RECORD.fullmatch(words) is not None
+
+
+def _strays(others: Sequence[str], found: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What lies in a layer, in the object that holds every part, or beside a part and is as long as one."""
+    steps = [_steps(path) for path in found.values()]
+    parents = {path[:-1] for path in steps}
+    holder = _shared(parents)
+    lengths = {len({n for part in found if (n := part.split(".")[1]).isdigit()})}
+    lengths.update(n for path in found.values() for n in shapes[path])
+
+    def strays(path: str) -> bool:
+        if _LAYER.fullmatch(_below_root(_words(path))):
+            return True
+        parts, shape = _steps(path), shapes[path]
+        inside = bool(holder) and parts[: len(holder)] == holder
+        return inside or (parts[:-1] in parents and (len(shape) > 1 or not lengths.isdisjoint(shape)))
+
+    return tuple(path for path in others if strays(path))
+
+
+def holders(paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """The keys to each object around all of these paths, below the document itself; none below a list."""
+    steps = _shared({_steps(path)[:-1] for path in paths})
+    keys = list(itertools.takewhile(lambda step: not step.startswith("[") or step.startswith('["'), steps))
+    plain = tuple(step[2:-2] if step.startswith("[") else step for step in keys)
+    return [plain[:n] for n in range(1, len(plain) + 1)]
+
+
+def _shared(paths: Collection[tuple[str, ...]]) -> tuple[str, ...]:
+    """The steps with which all begin."""
+    common = itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))
+    return tuple(steps[0] for steps in common)
+
+
+_STEP = re.compile(r'\["[^"]*"\]|\[\d+\]|[^.\[]+')
+
+
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(_STEP.findall(path))
 
 
 def _mark(part: str, dimensions: int, turned: bool) -> str:

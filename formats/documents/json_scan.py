@@ -345,6 +345,9 @@ def _skeleton(text: bytes, cuts: list[tuple[int, int]], start: int, source: Path
     except json.JSONDecodeError as error:
         byte = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
         what = "ends too early, it is cut short" if byte >= len(text.rstrip()) else f"is not valid JSON: {error.msg}"
+        comma = error.doc[: error.pos].rstrip().endswith(",") and error.doc[error.pos : error.pos + 1] in ("]", "}")
+        if comma or error.msg.startswith("Illegal trailing comma"):  # as Python says since 3.13
+            what = "is not valid JSON: there is a comma before the closing bracket, remove it,"
         raise BadFile(f"{at(source)}: {what[0].lower()}{what[1:]} at byte {_original(byte, cuts) + start:,}") from None
     except RecursionError:
         raise BadFile(f"{at(source)}: nests too deep, no model file does") from None

@@ -200,6 +200,9 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty"),
     "binary": (b"\x00\x01\x02\x03", "is no model file of a known format"),
     "text": ("hello", "is no model file of a known format"),
+    "zip": (b"PK\x05\x06" + bytes(18), "is a zip archive"),
+    "comma": ('{"w":[[1,2],[3,4],]}', "a comma before the closing bracket"),
+    "comma in an object": ('{"w":[[1,2],[3,4]],\n }', "a comma before the closing bracket"),
     "control characters": ('{"a\\u001b[31m":[[1],[2,3]]}', "\\x1b[31m is ragged"),
 }
 

@@ -295,6 +295,20 @@ def test_a_state_dict_of_recurrent_layers_runs(tmp_path: Path, cell: str) -> Non
     assert {n: t.numpy().tolist() for n, t in back.items()} == {n: t.tolist() for n, t in state.items()}
 
 
+def test_an_activation_that_the_file_states_is_not_guessed(tmp_path: Path) -> None:
+    embed, head = torch.nn.Embedding(V, W), torch.nn.Linear(U, V)
+    body = torch.nn.RNN(W, U, nonlinearity="relu", batch_first=True)
+    state = torch.nn.ModuleDict({"embed": embed, "rnn": body, "fc": head}).state_dict()
+    torch.save({"model": state, "config": {"nonlinearity": "relu"}, "chars": CHARACTERS}, tmp_path / "m.pt")
+    with torch.no_grad():
+        wanted = head(body(embed(torch.tensor([IDS])))[0])[0].numpy()
+    assert llmconv.convert_file(tmp_path / "m.pt", tmp_path / "m.gguf").notes == []
+    np.testing.assert_allclose(run(tmp_path / "m.gguf"), wanted, rtol=0, atol=1e-5)
+    assert llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.pt").notes == []  # its words are in the settings
+    saved = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert saved["chars"] == CHARACTERS and all(torch.equal(x, saved["model"][n]) for n, x in state.items())
+
+
 @pytest.mark.parametrize("root", ["state_dict", ""])
 def test_a_state_dict_in_json_runs_and_comes_back(tmp_path: Path, root: str) -> None:
     embed, body, head = torch.nn.Embedding(V, W), torch.nn.LSTM(W, U, batch_first=True), torch.nn.Linear(U, V)

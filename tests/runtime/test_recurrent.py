@@ -64,11 +64,11 @@ def karpathy(hidden: int = 6, vocab: str = LETTERS) -> dict[str, Any]:
     }
 
 
-def char_rnn(w: dict[str, Any], ids: list[int]) -> Any:
+def char_rnn(w: dict[str, Any], ids: list[int], activation: Any = np.tanh) -> Any:
     """min-char-rnn.py, one token after another."""
     h, out = np.zeros(len(w["bh"])), []
     for i in ids:
-        h = np.tanh(w["Wxh"][:, i] + w["Whh"] @ h + w["bh"])
+        h = activation(w["Wxh"][:, i] + w["Whh"] @ h + w["bh"])
         out.append(w["Why"] @ h + w["by"])
     return np.array(out)
 
@@ -102,6 +102,13 @@ def test_char_rnn_in_its_spellings(tmp_path: Path, form: str) -> None:
     path = converted(tmp_path, FORMS[form](weights), "char-rnn")
     assert np.allclose(logits_of(path, IDS), char_rnn(weights, IDS), rtol=0, atol=1e-12)
     assert "".join(llmconv.open(path).metadata["tokenizer.ggml.tokens"]) == LETTERS
+
+
+def test_a_stated_activation_is_the_model_s(tmp_path: Path) -> None:
+    weights = karpathy()
+    path = converted(tmp_path, {**FORMS["as it is"](weights), "activation": "relu"}, "char-rnn")
+    wanted = char_rnn(weights, IDS, lambda x: np.maximum(x, 0))
+    assert np.allclose(logits_of(path, IDS), wanted, rtol=0, atol=1e-12)
 
 
 def test_greedy_text_is_the_program_s(tmp_path: Path) -> None:
@@ -285,6 +292,8 @@ def test_documents_that_contradict_themselves(tmp_path: Path) -> None:
         ({"Whh": normal(5, 6).tolist()}, r"Whh has shape \[5, 6\], expected \[6, 6\]"),
         ({"Wxh": normal(3, 3).tolist()}, r"Wxh has shape \[3, 3\], expected \[10, 6\] or the other way round"),
         ({"chars": ["a"]}, "has 1 words, expected 10"),
+        ({"Whh2": normal(6, 6).tolist()}, "Whh2 is none of the weights that a recurrent model"),
+        ({"activation": "sigmoid"}, "activation is 'sigmoid', expected one of 'tanh'"),
     ):
         (tmp_path / "m.json").write_text(json.dumps(tree | change))
         with pytest.raises(BadFile, match=message):

@@ -324,6 +324,24 @@ def test_a_checkpoint_without_what_a_table_needs_keeps_its_names(tmp_path: Path)
     assert llmconv.open(tmp_path / "n.gguf").metadata["gpt2.attention.head_count"] == 2
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resid_lambdas": torch.ones(small.L)},
+        {"logit_scale": torch.tensor(2.0)},
+        {"transformer.emb_ln.weight": torch.ones(small.D)},
+        {"value_embeds.0.weight": torch.ones(small.V, small.D)},
+    ],
+)
+def test_a_checkpoint_with_more_than_the_layout_has_keeps_its_names(tmp_path: Path, more: dict[str, Any]) -> None:
+    """It would be run without them, and be wrong."""
+    state = NanoGpt(True, masks=False).state_dict() | more
+    torch.save({"model": state, "model_args": small.SIZES}, tmp_path / "ckpt.pt")
+    result = llmconv.convert_file(tmp_path / "ckpt.pt", tmp_path / "m.gguf")
+    assert any(f"{next(iter(more))!r} is none of the weights" in note for note in result.notes)
+    assert set(more) < set(llmconv.open(tmp_path / "m.gguf").tensors)
+
+
 def test_a_meta_file_that_would_run_something_is_refused(tmp_path: Path) -> None:
     torch.save({"model": NanoGpt(True, masks=False).state_dict(), "model_args": small.SIZES}, tmp_path / "ckpt.pt")
     (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'exit 3'\ntR.")

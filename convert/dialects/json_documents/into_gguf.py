@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +15,19 @@ from llmconv.convert import layouts
 from llmconv.convert.dialects import layered, named_tensors
 from llmconv.convert.dialects.json_documents.choosing import choose, nearest_said
 from llmconv.convert.dialects.json_documents.plain import as_plain, name_of, style_keys
-from llmconv.convert.dialects.json_documents.words import TOKENS, check_words, files_beside, token_keys, words_of
+from llmconv.convert.dialects.json_documents.words import (
+    TOKENS,
+    check_words,
+    files_beside,
+    start_of,
+    token_keys,
+    words_of,
+)
 from llmconv.convert.layouts import makemore, masks, torch_rnn
 from llmconv.convert.layouts.base import Layout, called_in_lists, look
 from llmconv.convert.layouts.moves import Model, Move
-from llmconv.convert.layouts.spelling import spell
+from llmconv.convert.layouts.otherwise import OF_GPTS, otherwise
+from llmconv.convert.layouts.spelling import holders, spell
 from llmconv.convert.layouts.ties import tied_head
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import Told, forward, prefix_of
@@ -57,15 +67,20 @@ def to_gguf(
         return made
     paths = list(called_in_lists(checkpoint.metadata["document"], checkpoint.tensors).values())
     _refuse_nulls(checkpoint, table, where)
-    checkpoint = _spelled(checkpoint, table, where) if table.spells else checkpoint
+    around: list[tuple[str, ...]] = []
+    if table.spells:
+        around = holders(table.spelled(checkpoint.metadata["document"], checkpoint.tensors).names.values())
+        checkpoint = _spelled(checkpoint, table, where)
     document = checkpoint.metadata["document"]
     beside = files_beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
+    documents += [(f"{where}: {'.'.join(keys)}", functools.reduce(operator.getitem, keys, document)) for keys in around]
     own = table.keys(documents, checkpoint.tensors)
     notes: list[str] = []
     if table.complete is not None:
         with _naming(where):
             notes = table.complete(own, checkpoint.tensors, paths)
+    _refuse_others(table, documents, own)
     metadata = table.metadata(own)
     dims = table.dims(metadata)
     _check(table, document, dims, where)
@@ -88,7 +103,7 @@ def to_gguf(
             notes.append("it has no vocabulary: a file with one (--vocab) lets it read and write text")
         if words is not None:
             check_words(words, path, dims, where)
-            tokens = token_keys(words, table)
+            tokens = token_keys(words, table, start_of(documents, table)[1])
             if path[0] == 0 and look(document, path[1]) == words:
                 rest = _with(rest, path[1], Ref(TOKENS))
     out.metadata = {"general.architecture": table.arch, "general.type": "model", "general.name": name_of(checkpoint)}
@@ -129,6 +144,17 @@ def _refuse_nulls(checkpoint: Checkpoint, table: Layout, where: str) -> None:
         if table.spells and spell({path: (1, 1)}).parts:
             why = "holds only null, where JavaScript had NaN or Infinity; the model is broken, take an earlier one"
             raise BadFile(f"{where}: {cut_short(path)} {why}, or use --layout plain")
+
+
+def _refuse_others(table: Layout, documents: list[tuple[str, Any]], own: dict[str, Any]) -> None:
+    """`BadFile` for a setting that makes it another model than the layout's."""
+    found = otherwise(documents, {**own, **table.constants}) if table.arch in OF_GPTS else None
+    if found is not None:
+        where, path, value = found
+        raise BadFile(
+            f"{where}: {cut_short(path)} is {cut_short(value)}, which is not how a model of the layout {table.name} "
+            "computes; --layout plain converts it under its own names"
+        )
 
 
 def _null_arrays(node: Any, path: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmconv.convert import vocab as vocabularies
 from llmconv.convert.dialects.word_lists import listed_words, text_of, tree_of
-from llmconv.convert.layouts.base import Layout
+from llmconv.convert.layouts.base import Layout, look
 from llmconv.errors import BadFile
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -40,9 +40,23 @@ def words_of(documents: list[tuple[str, Any]], table: Layout, count: int) -> tup
     """The word list and where it stands: (index of the document, path)."""
     assert table.words is not None
     words, place = listed_words(documents, table.words)
-    if words is not None and len(words) + len(table.words.extra) == count:
-        words += table.words.extra
+    where, start = start_of(documents, table)
+    if start is not None and not 0 <= start < count:
+        raise BadFile(f"{where} is {start}, expected the number of one of {count} tokens")
+    if words is not None and table.words.extra and len(words) + len(table.words.extra) == count:
+        if start not in (None, 0, len(words)):
+            raise BadFile(f"{where} is {start}, but {place[1]} lists {len(words)} of {count} tokens; list that one too")
+        words = [*table.words.extra, *words] if start == 0 else [*words, *table.words.extra]
     return words, place
+
+
+def start_of(documents: list[tuple[str, Any]], table: Layout) -> tuple[str, int | None]:
+    """The number of the token that a text begins with, where a document states it, and where."""
+    for where, document in documents:
+        for path in table.words.start if table.words is not None else ():
+            if type(number := look(document, path)) is int:
+                return f"{where}: {path}", number
+    return "", None
 
 
 def check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int], where: str) -> None:
@@ -53,11 +67,14 @@ def check_words(words: list[str], path: tuple[int, str], dims: Mapping[str, int]
         )
 
 
-def token_keys(words: list[str], table: Layout) -> dict[str, Any]:
+def token_keys(words: list[str], table: Layout, start: int | None = None) -> dict[str, Any]:
+    """The vocabulary's keys.   start: the number of the token that a text begins with, where it is stated."""
     assert table.words is not None
     known = table.words
     found = vocabularies.from_words(words, known.unk, known.lowercase, characters=not known.separator)
     first = next((word for word in (*known.before, *known.starts) if word in words), None)
+    if start is not None:
+        first = words[start]
     if first is not None:
         found.special["bos"] = words.index(first)
         last = next((word for word in ("[EOS]", "<EOS>", "<eos>") if word in words), first)

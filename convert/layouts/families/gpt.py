@@ -16,6 +16,7 @@ import numpy as np
 
 from llmconv.convert.layouts.base import Field, Form, Layout, Words, row
 from llmconv.convert.layouts.settings import (
+    BOS,
     EPSILON,
     activation,
     guess,
@@ -148,6 +149,12 @@ def _is_micro(found: Spelled) -> str:
     return "" if not norms or all(re.search(r"rms|norm", path, re.IGNORECASE) for path in norms) else "RMSNorms"
 
 
+_NANOCHAT = (
+    "has the names of nanochat, which also norms its queries and keys and caps its logits; that is not computed here, "
+    "--layout plain converts it under its own names"
+)
+
+
 def _complete_micro(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: Sequence[str]) -> list[str]:
     notes, gated = [], any(".ffn_gate." in name for name in tensors)
     heads_and_positions(own, {name: t.shape for name, t in tensors.items()})
@@ -158,6 +165,8 @@ def _complete_micro(own: dict[str, Any], tensors: Mapping[str, Tensor], paths: S
     if "position_embd.weight" in tensors or "position_embd.weight" + ROW in tensors:
         own["position_embedding"] = "learned"
     else:
+        if any(re.search(r"\bc_q\b", path) for path in paths) and not any("norm" in name for name in tensors):
+            raise BadFile(_NANOCHAT)
         own["position_embedding"] = "rope"
         own.setdefault("rope.freq_base", np.float32(10000.0))
         notes += turning(own, paths)
@@ -181,7 +190,7 @@ MICROGPT = Layout(
     rows=_MICRO_ROWS,
     roots=(),
     constants={"attention.causal": True},
-    words=_words(extra=("[BOS]",), starts=("[BOS]", "<BOS>", "<bos>", "<s>", "BOS")),
+    words=_words(extra=("[BOS]",), starts=("[BOS]", "<BOS>", "<bos>", "<s>", "BOS"), start=BOS),
     spells=True,
     fits=_is_micro,
     complete=_complete_micro,

@@ -9,6 +9,7 @@ gate is on the state).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from llmconv.convert.decoders.recurrent import ARCH, GATES, SIZES
 from llmconv.convert.layouts.base import Field, Layout, Words, row
+from llmconv.convert.layouts.settings import recurrent_activation
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.ops import Dims
 from llmconv.convert.tables.rows import at_layer
@@ -119,9 +121,24 @@ def _unpacked(family: _Family) -> Any:
                 values = tensor.numpy().reshape(wanted)
                 parts.append(values.T if turned else values)
             out[_CANONICAL + name] = Tensor.from_array(_CANONICAL + name, np.concatenate(parts))
+        _refuse_more(used, tensors)
         return {**{n: t for n, t in tensors.items() if n not in used}, **out}
 
     return unpack
+
+
+_WEIGHT = re.compile(r"(.*?)([WwUb]_?[a-z]{1,3}_?\d*)")
+
+
+def _refuse_more(used: set[str], tensors: Mapping[str, Tensor]) -> None:
+    """`BadFile` for a weight beside the layout's, such as those of a second layer."""
+    places = {found[1] for name in used if (found := _WEIGHT.fullmatch(name)) is not None}
+    for name in tensors:
+        found = _WEIGHT.fullmatch(name)
+        if name not in used and found is not None and found[1] in places:
+            raise BadFile(
+                f"{name} is none of the weights that a recurrent model of this layout has; use --layout plain"
+            )
 
 
 def _packed(family: _Family) -> Any:
@@ -286,6 +303,7 @@ CHAR_RNN = _layout(
         Field("vocab_size", _sized("by")),
         Field("embedding_length", _sized("bh")),
         Field("feed_forward_length", _sized("bh")),
+        recurrent_activation(),
     ),
     words=Words(
         ("chars", "vocab", "vocabulary", "characters", "idx_to_char", "ix_to_char", "char_to_ix", "itos", "stoi"),

@@ -101,10 +101,14 @@ class DType:
         return dtype
 
 
-class _Array:
+class Array:
     """An array before its state is known."""
 
     value: np.ndarray[Any, Any] | None = None
+
+    @property
+    def numeric(self) -> bool:
+        return self.value is not None and self.value.dtype.kind not in "USMm"
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -126,7 +130,7 @@ def _shaped(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, An
     return values.reshape(shape, order=order).astype(kind.newbyteorder("="), copy=False)
 
 
-def scalar(dtype: Any, data: Any = b"") -> Any:
+def _scalar(dtype: Any, data: Any = b"") -> Any:
     data = data.encode("latin1") if isinstance(data, str) else data
     return _shaped(data, dtype, (), "C").item()
 
@@ -137,17 +141,18 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+NUMPY: dict[tuple[str, str], Any] = {("numpy", "ndarray"): Array, ("numpy", "dtype"): DType}
+"""What numpy's arrays and numbers ask for -> what answers instead of it."""
+for _core in ("numpy.core", "numpy._core"):
+    NUMPY[f"{_core}.multiarray", "_reconstruct"] = lambda *_: Array()
+    NUMPY[f"{_core}.multiarray", "scalar"] = _scalar
+    NUMPY[f"{_core}.numeric", "_frombuffer"] = _shaped
 _CALLS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encoded,
     ("__builtin__", "bytes"): lambda: b"",  # how the older protocols write no bytes at all
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): DType,
+    **NUMPY,
 }
-for _core in ("numpy.core", "numpy._core"):
-    _CALLS[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _CALLS[f"{_core}.multiarray", "scalar"] = scalar
-    _CALLS[f"{_core}.numeric", "_frombuffer"] = _shaped
 
 
 class _Reader(_MACHINE):  # type: ignore[misc]
@@ -177,7 +182,7 @@ def _settled(value: Any, depth: int = 0) -> Any:
     """The value with numpy's arrays in place of the records; arrays of text as lists."""
     if depth > limits.JSON_DEPTH:
         raise StrangePickle("nests too deep, no model file does")
-    if isinstance(value, _Array):
+    if isinstance(value, Array):
         value = value.value
     if isinstance(value, np.ndarray):
         return value.tolist() if value.dtype.kind in "USMm" else value

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import math
@@ -30,7 +31,7 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular, regular_size
 from llmconv.formats.foreign.mappings import Chosen, StrangePickle, chosen, keep_rest
 from llmconv.formats.foreign.torch import torch_writing
-from llmconv.formats.foreign.torch.pickle_file import DType, scalar
+from llmconv.formats.foreign.torch.pickle_file import NUMPY, Array as NumpyArray
 from llmconv.formats.format import Format
 from llmconv.formats.source import Source
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -203,6 +204,34 @@ class _Namespace(dict[str, Any]):
             self.update(state)
 
 
+@functools.lru_cache(maxsize=64)
+def _settings(module: str, name: str) -> type:
+    """What stands for a class of somebody's own: fields and their values, as a dataclass of settings has them.
+
+    `StrangePickle` as soon as it is called with anything, which a function would be, or holds modules or tensors.
+    """
+    asked = f"asks for {module}.{name}, which no state dict needs"
+
+    class Settings(_Namespace):
+        def __new__(cls, *given: Any) -> Any:
+            if given:
+                raise StrangePickle(asked)
+            return super().__new__(cls)
+
+        def __setstate__(self, state: Any) -> None:
+            for part in state if isinstance(state, tuple) else (state,):  # two where it has slots
+                super().__setstate__(part)
+            if "_modules" in self or any(_is_array(value) for value in self.values()):
+                raise StrangePickle(asked)
+
+    Settings.__module__, Settings.__qualname__ = module, name
+    return Settings
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, _Array) or (isinstance(value, NumpyArray) and value.numeric)
+
+
 _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _tensor,
@@ -213,9 +242,12 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): lambda values=(): tuple(values),
     ("argparse", "Namespace"): _Namespace,
     ("_codecs", "encode"): lambda text, _="latin1": str(text).encode("latin1"),
-    ("numpy", "dtype"): DType,
-    ("numpy.core.multiarray", "scalar"): scalar,
-    ("numpy._core.multiarray", "scalar"): scalar,
+    **{("pathlib", name): lambda *parts: "/".join(parts) for name in ("PosixPath", "WindowsPath", "PurePosixPath")},
+    **{(module, name): list for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+    ("collections", "defaultdict"): lambda *_: _Namespace(),
+    ("collections", "Counter"): lambda counts=(): dict(counts),
+    ("torch", "device"): lambda *parts: ":".join(map(str, parts)),
+    **NUMPY,
 }
 
 
@@ -231,7 +263,7 @@ class _Reader(pickle.Unpickler):
             return _Kind(plain.U8)
         if module == "torch" and name in _DTYPES:
             return _Kind(_DTYPES[name])
-        raise StrangePickle(f"asks for {module}.{name}, which no state dict needs")
+        return _settings(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
@@ -275,7 +307,10 @@ class _Archive:
     entries: dict[str, zipfile.ZipInfo]
     program: bytes
 
-    def lazy(self, name: str, array: _Array) -> Tensor:
+    def lazy(self, name: str, array: _Array | NumpyArray) -> Tensor:
+        if isinstance(array, NumpyArray):
+            assert array.value is not None
+            return Tensor.from_array(name, array.value)
         where = f"data/{array.storage.key}"
         entry = self.entries.get(self.root + where)
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
@@ -305,7 +340,7 @@ def _archive(source: Source) -> _Archive:
 
 def _zipped(path: Path, key: str | None) -> tuple[Iterator[Tensor], Chosen]:
     archive = _archive(Source.of(path))
-    found = chosen(_loaded(path, archive.program), lambda x: isinstance(x, _Array), at(path), key)
+    found = chosen(_loaded(path, archive.program), _is_array, at(path), key)
     return (archive.lazy(name, array) for name, array in found.tensors.items()), found
 
 
@@ -325,7 +360,8 @@ def _loaded(path: Path, program: bytes) -> Any:
         raise
     except StrangePickle as error:
         raise BadFile(
-            f"{at(path)}: its pickle {error}; only state dicts are read, save model.state_dict() instead of the model"
+            f"{at(path)}: its pickle {error}; only state dicts and settings are read, save model.state_dict() instead "
+            "of the model"
         ) from None
     except Exception:  # a pickle can fail in any way
         raise BadFile(f"{at(path)}: its pickle can't be read, it is damaged or cut short; fetch it again") from None

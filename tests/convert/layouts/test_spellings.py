@@ -77,6 +77,7 @@ FORMS: dict[str, Callable[[Weights], Any]] = {
     "model.params": lambda w: {"model": {"params": lists(w), "config": SIZES}, "chars": CHARS},
     "model.state_dict": lambda w: {"model": {"state_dict": lists(w)}, "config": SIZES, "tokenizer": {"chars": CHARS}},
     "checkpoint": lambda w: {"step": 3, "checkpoint": {"config": SIZES, "weights": lists(w)}, "chars": CHARS},
+    "two objects further in": lambda w: {"data": {"net": {"config": SIZES, "weights": lists(w), "chars": CHARS}}},
     "module.": lambda w: {"config": SIZES, "model": {f"module.{n}": x for n, x in lists(w).items()}, "chars": CHARS},
     "at the top": lambda w: {**SIZES, **lists(w), "chars": CHARS},
     "camelCase": lambda w: {"config": CAMEL, "weights": {camel(n): x for n, x in lists(w).items()}, "vocab": CHARS},
@@ -175,3 +176,98 @@ def test_what_can_t_be_read_right_is_refused_by_name(tmp_path: Path, fault: str)
     with pytest.raises(BadFile) as error:
         llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
     assert said in str(error.value) and not (tmp_path / "m.gguf").exists()
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "queries normed": {"qk_norm": True},
+    "capped": {"logitSoftcap": 15.0},
+    "ALiBi": {"pos_encoding": "alibi"},
+    "both ways": {"causal": False},
+    "norms behind": {"norm_first": False},
+    "LayerNorms without weights": {"norm": "layernorm"},
+    "a window": {"window_size": 3},
+    "scaled embeddings": {"embedding_scale": 2.8},
+    "rotary beside a table": {"use_rope": True},
+    "other heads": {"head_dim": 8},
+    "another activation": {"hidden_activation": "selu"},
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_settings_that_make_it_another_model_are_refused(tmp_path: Path, what: str) -> None:
+    name = next(iter(OTHERWISE[what]))
+    (tmp_path / "m.json").write_text(json.dumps({"config": {**SIZES, **OTHERWISE[what]}, "weights": lists(weights())}))
+    with pytest.raises(BadFile, match=name):
+        llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", layout="plain")
+
+
+def test_the_same_settings_as_the_model_has_them_are_no_matter(tmp_path: Path) -> None:
+    more: dict[str, Any] = {
+        **{"qk_norm": False, "softcap": None, "position_embedding": "learned", "causal": True, "norm": "RMSNorm"},
+        **{"window_size": CONTEXT, "head_dim": DIM // 2, "use_rope": False, "attention_scale": 0.5, "n_experts": 1},
+    }
+    (tmp_path / "m.json").write_text(json.dumps({"config": {**SIZES, **more}, "weights": lists(weights())}))
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+
+
+BESIDE: dict[str, tuple[Any, str]] = {
+    "a vector": ({"resid_lambdas": [1.0, 0.5]}, "resid_lambdas"),
+    "a norm": ({"emb_norm": [1.0] * DIM}, "emb_norm"),
+    "further down": ({"value_embeds": {"0": [[1.0] * DIM] * VOCAB}}, "value_embeds"),
+    "its losses": ({"losses": [3.0, 2.0]}, ""),
+    "gradients": ({"wte": {"data": weights()["wte"].tolist(), "grad": weights()["wte"].tolist()}}, ""),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_lies_among_the_weights_is_a_part_or_a_record(tmp_path: Path, what: str) -> None:
+    more, refused = BESIDE[what]
+    (tmp_path / "m.json").write_text(json.dumps({"config": SIZES, "weights": {**lists(weights()), **more}}))
+    if refused:
+        with pytest.raises(BadFile, match=refused):
+            llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+        return
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", outtype="f64")
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == (tmp_path / "m.json").read_bytes()
+
+
+def test_nanochat_is_no_microgpt(tmp_path: Path) -> None:
+    """It norms queries and keys and caps its logits, which no weight shows (karpathy/nanochat, gpt.py)."""
+    names = {"attn_wq": "attn.c_q", "attn_wk": "attn.c_k", "attn_wv": "attn.c_v", "attn_wo": "attn.c_proj"}
+    names |= {"mlp_fc1": "mlp.c_fc", "mlp_fc2": "mlp.c_proj"}
+    theirs = {
+        f"transformer.h.{name[5]}.{names[name[7:]]}.weight" if name.startswith("layer") else f"{name}.weight": x
+        for name, x in lists(weights()).items()
+        if name != "wpe"
+    }
+    (tmp_path / "m.json").write_text(json.dumps({"model_config": SIZES, "state_dict": theirs}))
+    with pytest.raises(BadFile, match="nanochat"):
+        llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("stated", "chars", "first"),
+    [
+        ({}, CHARS[:-1], VOCAB - 1),
+        ({"BOS": 0}, CHARS[:-1], 0),
+        ({"bos_token_id": 3}, CHARS, 3),
+        ({"BOS": 4}, CHARS[1:], None),
+    ],
+)
+def test_the_token_that_begins_a_text_stands_where_it_is_stated(
+    tmp_path: Path, stated: dict[str, int], chars: list[str], first: int | None
+) -> None:
+    document = {"config": {**SIZES, **stated}, "weights": lists(weights()), "uchars": chars}
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    if first is None:
+        with pytest.raises(BadFile, match="uchars lists 8 of 9 tokens"):
+            llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf")
+        return
+    llmconv.convert_file(tmp_path / "m.json", tmp_path / "m.gguf", outtype="f64")
+    metadata = llmconv.open(tmp_path / "m.gguf").metadata
+    assert metadata["tokenizer.ggml.bos_token_id"] == first
+    assert [t for t in metadata["tokenizer.ggml.tokens"] if t != "[BOS]"] == chars
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.json")
+    assert (tmp_path / "back.json").read_bytes() == (tmp_path / "m.json").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,44 @@ def test_read(name: str) -> None:
     found = unpack(in_memory(arrays, settings, **more)).tensors
     assert set(found) == set(wants)
     assert all(np.array_equal(found[n].numpy(), want.astype(found[n].numpy().dtype)) for n, want in wants.items())
+
+
+def auto_round(path: Path) -> tuple[Path, Path]:
+    """(a folder of AutoRound's whose layers differ in bits, groups and symmetry by rules, the same in floats)"""
+    wants: dict[str, Any] = {}
+
+    def layer(stem: str, shape: tuple[int, int]) -> dict[str, Any]:
+        how = {"down_proj": (8, 32, True), "up_proj": (3, 32, False), "k_proj": (2, 64, False)}
+        bits, group, symmetric = how.get(stem.rpartition(".")[2], (4, 32, True))
+        if stem.endswith("v_proj"):
+            made, want = plain(stem)
+            made, want = {n: np.resize(a, shape) for n, a in made.items()}, np.resize(want, shape)
+        else:
+            made, want = gptq(stem, shape, len(wants), bits, group, symmetric)
+        wants[f"{stem}.weight"] = want
+        return dict(made)
+
+    rules = {
+        ".*down_proj": {"bits": 8}, ".*up_proj": {"bits": 3, "sym": False},
+        ".*k_proj": {"bits": 2, "group_size": 64, "sym": False},
+        **{f"model.layers.{i}.self_attn.v_proj": {"bits": 16, "data_type": "fp"} for i in (0, 1)},
+    }  # fmt: skip
+    said = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "extra_config": rules}
+    stored = folder(path / "in", llama(layer), said | {"packing_format": "auto_round:auto_gptq"})
+    return stored, folder(path / "f32", llama(lambda stem, _: {f"{stem}.weight": wants[f"{stem}.weight"]}))
+
+
+@pytest.mark.parametrize("to", ["GGUF", "F32", "REPACK", "W4A16", "W4A16_ASYM", "MLX"])
+def test_autoround_s_mixed_bits(tmp_path: Path, to: str) -> None:
+    stored, want = auto_round(tmp_path)
+    if to == "GGUF":
+        llmconv.convert_file(stored, made := tmp_path / "m.gguf")
+    elif to == "F32":
+        llmconv.convert_file(stored, made := tmp_path / "copy", outtype="f32")
+        assert "quantization_config" not in json.loads((made / "config.json").read_text())
+    else:
+        llmconv.quantize(stored, made := tmp_path / "m", to)
+    assert llmconv.verify(made, want).same
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {

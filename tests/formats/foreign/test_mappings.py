@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import dataclasses
+import enum
 import json
 import pickle
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llmconv
@@ -89,6 +94,61 @@ def test_a_whole_module_is_refused_by_name(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 3), tmp_path / "m.pt")
     with pytest.raises(BadFile, match=r"asks for torch\.nn\.modules\.linear\.Linear.*; .*save model\.state_dict\(\)"):
         llmconv.open(tmp_path / "m.pt")
+
+
+@dataclasses.dataclass
+class Sizes:
+    n_layer: int = 2
+    where: Any = None
+
+
+class Slotted:
+    __slots__ = ("n_head",)
+
+    def __init__(self) -> None:
+        self.n_head = 3
+
+
+class Kind(enum.Enum):
+    A = 1
+
+
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    "a dataclass": (Sizes(), {"n_layer": 2, "where": None}),
+    "slots": (Slotted(), {"n_head": 3}),
+    "one in another": (Sizes(where=argparse.Namespace(lr=0.5)), {"n_layer": 2, "where": {"lr": 0.5}}),
+    "paths and devices": ({"out": PurePosixPath("a/b"), "on": torch.device("cuda:0")}, {"out": "a/b", "on": "cuda:0"}),
+    "numpy's numbers": ({"best": np.float64(1.25), "it": np.int64(3)}, {"best": 1.25, "it": 3}),
+    "collections": (
+        {"set": {4}, "default": collections.defaultdict(list, a=[1]), "count": collections.Counter("aab")},
+        {"set": [4], "default": {"a": [1]}, "count": {"a": 2, "b": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_settings_are_read_as_data(tmp_path: Path, what: str) -> None:
+    """Nothing of the classes is run or looked for: their pickles hold names and fields."""
+    value, read = SETTINGS[what]
+    torch.save({"model": {"a.w": W}, "config": value}, tmp_path / "m.pt")
+    opened = llmconv.open(tmp_path / "m.pt")
+    assert list(opened.tensors) == ["a.w"] and json.loads(opened.metadata[REST]) == {"config": read}
+
+
+@pytest.mark.parametrize("value", [Kind.A, Sizes(where=W)])
+def test_what_is_more_than_settings_is_refused_by_name(tmp_path: Path, value: Any) -> None:
+    torch.save({"model": {"a.w": W}, "config": value}, tmp_path / "m.pt")
+    with pytest.raises(BadFile, match=rf"asks for [\w.]+\.{type(value).__name__}, which no state dict needs"):
+        llmconv.open(tmp_path / "m.pt")
+
+
+def test_numpys_arrays_in_a_checkpoint(tmp_path: Path) -> None:
+    """As weights, and as the state of numpy's generator beside them, which is left out with a note."""
+    state = np.random.RandomState(0).get_state()
+    torch.save({"model": {"a.w": W.numpy()}, "rng": {"numpy": state}}, tmp_path / "m.pt")
+    opened = llmconv.open(tmp_path / "m.pt")
+    assert np.array_equal(opened.tensors["a.w"].numpy(), W.numpy())
+    assert list(opened.tensors) == ["a.w"] and "'rng' are left out" in opened.notes[0]
 
 
 def test_several_mappings_need_a_key(tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def unordered(value: dict[str, Any]) -> dict[str, Any]:
     return {k: unordered(v) if isinstance(v, dict) and k == "model" else v for k, v in sorted(value.items())}
 
 
+def test_an_npz_may_hold_its_settings_and_words(tmp_path: Path) -> None:
+    """Numbers without dimensions, and an array of texts."""
+    arrays = {**nanogpt(np.random.default_rng(1)), "n_head": np.array(H), "chars": np.array(list("\n abcdefghi"))}
+    np.savez(tmp_path / "m.npz", **arrays)
+    llmconv.convert_file(tmp_path / "m.npz", tmp_path / "m.gguf")
+    metadata = llmconv.open(tmp_path / "m.gguf").metadata
+    assert metadata["gpt2.attention.head_count"] == H and metadata["tokenizer.ggml.tokens"][2] == "a"
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back.npz")
+    with np.load(tmp_path / "back.npz") as back:
+        same(dict(sorted(arrays.items())), {name: back[name] for name in sorted(back.files)})
+
+
 @pytest.mark.parametrize("way", ["at once", "by a GGUF"])
 def test_a_pt_comes_back_with_all_that_is_in_it(tmp_path: Path, way: str) -> None:
     torch = pytest.importorskip("torch")
