@@ -114,6 +114,10 @@ def _page(path: Path) -> BadFile:
     return BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
 
 
+def _zip(path: Path) -> BadFile:
+    return BadFile(f"{at(path)}: is a zip archive, as none of numpy's, PyTorch's or Keras's is; take what is in it")
+
+
 def check_links(folder: Path) -> None:
     """`BadFile` for a link that leads nowhere, as a download to the Hub's cache leaves it that was broken off."""
     for entry in sorted(folder.iterdir()):
@@ -149,7 +153,7 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
         if kind is not None:
             return BadFile(f"{at(path)}: is {kind} file, which can't be read; give the original model")
         if path.is_file() and zipfile.is_zipfile(path):
-            return BadFile(f"{at(path)}: is a zip archive, no model that is known; take what is in it")
+            return _zip(path)
         return BadFile(f"{at(path)}: is no model file of a known format; known: {', '.join(formats)}")
     for pattern, whose in _OF_PROGRAMS.items():
         if found := sorted(path.glob(pattern)):
@@ -166,9 +170,9 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
         )
         return BadFile(f"{at(path)}: is a pipeline of several models, each in a folder; give that of one, {cut(first)}")
     if halves := _unfinished(path):
-        names = f"{cut(halves[0])}{more(halves)}"
+        listed = f"{cut(halves[0])}{more(halves)}"
         return BadFile(
-            f"{at(path)}: holds no model, but downloads that were not finished: {names}; fetch it to its end"
+            f"{at(path)}: holds no model, but downloads that were not finished: {listed}; fetch it to its end"
         )
     return BadFile(f"{at(path)}: holds no model; known: {', '.join(formats)}")
 
@@ -217,7 +221,7 @@ def misnamed(path: Path, head: bytes) -> None:
 def written(path: Path, head: bytes) -> None:
     """`BadFile` with what it is for a text that has a model's JSON in something else, or a zip of no known model."""
     if head.startswith(_ZIP):
-        raise BadFile(f"{at(path)}: is a zip archive, as none of numpy's, PyTorch's or Keras's is; take what is in it")
+        raise _zip(path)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for begins, text in _WRITTEN:
         if begins.match(start):
