@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmconv import formats
-from llmconv.convert.dialects.gguf import check_gguf
+from llmconv.convert.dialects.gguf import check_gguf, check_not_empty
 from llmconv.convert.tables import own_keys
 from llmconv.convert.translate import translate
 from llmconv.errors import UsageError
@@ -44,7 +44,11 @@ class Reading:
             from llmconv.convert.writing.lora import merge
 
             checkpoint = merge(translate(checkpoint, "hf"), place(self.lora))
-        return _without(checkpoint, self.exclude) if self.exclude else checkpoint
+        if self.exclude:
+            checkpoint = _without(checkpoint, self.exclude)
+        if checkpoint.dialect != "json":  # a document's layout says what it has in place of arrays
+            check_not_empty(checkpoint)
+        return checkpoint
 
     def floats(self, source: StrPath | Checkpoint) -> Checkpoint:
         """The same for who changes the weights: those that are stored with scales as what they stand for."""

@@ -18,6 +18,7 @@ from llmconv.errors import BadFile, UnknownName, UsageError, at
 from llmconv.formats import (
     guests,
     pickling as pickling,  # registers how tensors are pickled
+    side_files,
 )
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
@@ -125,6 +126,8 @@ def sniff(path: Path) -> Format:
         if not head:
             raise BadFile(f"{at(path)}: is empty, expected a model file")
         guests.check(path, head)
+    elif (model := side_files.model_within(path)) is not None:
+        return sniff(model)
     for format in _each(path):
         if format.sniff(path, head):
             return format
@@ -143,6 +146,10 @@ def open(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
 
 def read(format: Format, path: Path, key: str | None = None) -> Checkpoint:
     """Open a file whose format is known; `UsageError` for a key where there is nothing to choose."""
+    if path.is_dir() and (model := side_files.model_within(path)) is not None:
+        inner = read(format, model, key)
+        files, notes = side_files.around(path, model)
+        return inner.but(*notes, files={**files, **inner.files}, source=path)
     if key is None:
         return format.open(path)
     if not format.keyed:

@@ -17,6 +17,8 @@ from llmconv.errors import BadFile, Unsupported, at, cut, more
 __all__ = ["beside", "check", "check_links", "is_unfinished", "misnamed", "of_others", "whole", "written"]
 
 _POINTER = b"version https://git-lfs"
+_ANNEX = re.compile(rb"[./]*(?:\.git)?/annex/objects/")
+_ZIP = b"PK\x03\x04"
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype\s+html|<html|<head|<\?xml|<!--)", re.IGNORECASE)
 _BEFORE_GGUF = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 """ggml, ggmf, ggjt and ggla, little-endian: llama.cpp's of before August 2023."""
@@ -65,7 +67,7 @@ _NO_MODELS = {
 """How files begin that have nothing of a model in them."""
 _MISNAMED = {
     b"GGUF": "a GGUF; name it .gguf",
-    b"PK\x03\x04": "a zip archive, as PyTorch writes; name it .bin or .pt",
+    _ZIP: "a zip archive, as PyTorch writes; name it .bin or .pt",
     b"\x80\x02": "a pickle, as PyTorch wrote; name it .bin or .pt",
     b"\x89HDF": "an HDF5 file, as Keras writes; name it .h5",
 }
@@ -99,11 +101,21 @@ def _pointer(path: Path, head: bytes) -> BadFile:
 
 
 def whole(path: Path) -> bytes:
-    """A small file's bytes; `BadFile` for a git-lfs pointer."""
+    """A small file's bytes; `BadFile` for a git-lfs pointer, or a web page that was saved as JSON."""
     data = path.read_bytes()
     if _is_pointer(data):
         raise _pointer(path, data)
+    if path.suffix.lower() == ".json" and _PAGE.match(data):
+        raise _page(path)
     return data
+
+
+def _page(path: Path) -> BadFile:
+    return BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
+
+
+def _zip(path: Path) -> BadFile:
+    return BadFile(f"{at(path)}: is a zip archive, as none of numpy's, PyTorch's or Keras's is; take what is in it")
 
 
 def check_links(folder: Path) -> None:
@@ -124,9 +136,14 @@ def beside(folder: Path, taken: Iterable[Path], pattern: str) -> Iterator[str]:
     others = sorted(p.name for p in folder.glob(pattern) if p.is_file() and p.name not in names)
     if others:
         yield f"not read, the weights are taken from {cut(names[0])}{more(names)}: {cut(others[0])}{more(others)}"
-    halves = sorted(p.name for p in folder.iterdir() if is_unfinished(p) and p.is_file())
-    if halves:
+    if halves := _unfinished(folder):
         yield f"left out, a download that was not finished: {cut(halves[0])}{more(halves)}; is the folder whole?"
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Downloads in a folder that were not finished, those of the Hub's library among them, which it hides."""
+    hidden = folder.glob(".cache/huggingface/download/*.incomplete")
+    return sorted(p.name for p in (*folder.iterdir(), *hidden) if is_unfinished(p) and p.is_file())
 
 
 def of_others(path: Path, formats: Iterable[str]) -> BadFile:
@@ -136,7 +153,7 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
         if kind is not None:
             return BadFile(f"{at(path)}: is {kind} file, which can't be read; give the original model")
         if path.is_file() and zipfile.is_zipfile(path):
-            return BadFile(f"{at(path)}: is a zip archive, no model that is known; take what is in it")
+            return _zip(path)
         return BadFile(f"{at(path)}: is no model file of a known format; known: {', '.join(formats)}")
     for pattern, whose in _OF_PROGRAMS.items():
         if found := sorted(path.glob(pattern)):
@@ -152,6 +169,11 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
             (name for name in ("transformer", "unet") if name in inside), inside[0] if inside else "transformer"
         )
         return BadFile(f"{at(path)}: is a pipeline of several models, each in a folder; give that of one, {cut(first)}")
+    if halves := _unfinished(path):
+        listed = f"{cut(halves[0])}{more(halves)}"
+        return BadFile(
+            f"{at(path)}: holds no model, but downloads that were not finished: {listed}; fetch it to its end"
+        )
     return BadFile(f"{at(path)}: holds no model; known: {', '.join(formats)}")
 
 
@@ -164,7 +186,9 @@ def check(path: Path, head: bytes) -> None:
     if _is_pointer(head):
         raise _pointer(path, head)
     if _PAGE.match(head):
-        raise BadFile(f"{at(path)}: is a web page (HTML), no model: an error or login page was saved; fetch it again")
+        raise _page(path)
+    if _ANNEX.match(head):
+        raise BadFile(f"{at(path)}: is a git-annex pointer, the file itself was not fetched; run git annex get")
     if _MESSAGE.match(head) and path.suffix.lower() != ".json" and len(head) < _LONG:
         text = head.decode("utf-8", "replace").split("\n")[0]
         raise BadFile(f"{at(path)}: is the message of a server, no model: {cut(text, 60)}; fetch it again")
@@ -195,7 +219,9 @@ def misnamed(path: Path, head: bytes) -> None:
 
 
 def written(path: Path, head: bytes) -> None:
-    """`BadFile` with what it is for a text that has a model's JSON in something else."""
+    """`BadFile` with what it is for a text that has a model's JSON in something else, or a zip of no known model."""
+    if head.startswith(_ZIP):
+        raise _zip(path)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for begins, text in _WRITTEN:
         if begins.match(start):

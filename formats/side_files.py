@@ -13,7 +13,19 @@ from pathlib import Path
 from llmconv.errors import cut, more
 from llmconv.formats import guests, limits
 
-__all__ = ["MODULES", "WEIGHTS", "beside", "is_name", "modules_of", "others", "passed_by", "programs", "within"]
+__all__ = [
+    "MODULES",
+    "WEIGHTS",
+    "around",
+    "beside",
+    "is_name",
+    "model_within",
+    "modules_of",
+    "others",
+    "passed_by",
+    "programs",
+    "within",
+]
 
 MODULES = "modules.json"
 TEMPLATES = "additional_chat_templates"
@@ -22,6 +34,8 @@ WEIGHTS = {
 }
 """Suffixes of weights, which are no side files."""
 _PROGRAMS = {".py", ".pyc", ".pyw", ".sh", ".bat", ".cmd", ".ps1", ".exe", ".so", ".dll", ".js"}
+_OF_OTHERS = {".gitattributes", ".gitignore", ".DS_Store", ".mdl", ".msc", ".mv"}
+"""Hidden files of git, desktops and hubs, which say nothing of a model; any other is named."""
 _DEPTH, _FILES = 4, 200  # of a folder within a model's; no model comes near
 
 
@@ -57,16 +71,19 @@ def beside(folder: Path, weights: Path | None = None) -> tuple[dict[str, Path | 
     """
     found: dict[str, Path | bytes] = {}
     notes: list[str] = []
+    nameless: list[str] = []
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
         is_weights = entry.suffix.lower() in WEIGHTS or entry.name.endswith(".index.json")
-        if entry.name.startswith(".") or is_weights or guests.is_unfinished(entry) or not entry.is_file():
+        if is_weights or entry.name in _OF_OTHERS or guests.is_unfinished(entry) or not entry.is_file():
             continue
         if not is_name(entry.name):
-            notes.append(f"left out, its name is none that files are carried by: {cut(entry.name)}")
+            nameless.append(entry.name)
         elif entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             found[entry.name] = entry
         else:
             notes.append(f"left out, too large: {cut(entry.name)}")
+    if nameless:
+        notes.append(f"left out, no name that files are carried by: {cut(nameless[0])}{more(nameless)}")
     for entry in sorted((folder / TEMPLATES).glob("*.jinja")):
         if entry.is_file() and entry.stat().st_size <= limits.SIDE_FILE_BYTES:
             found[f"{TEMPLATES}/{entry.name}"] = entry
@@ -123,6 +140,35 @@ def modules_of(data: bytes | None, kind: str) -> list[str]:
     found = [m for m in listed if isinstance(m, Mapping)] if isinstance(listed, list) else []
     wanted = [str(m.get("path")) for m in found if str(m.get("type")).endswith(kind)]
     return [path.replace("\\", "/").strip("/") for path in wanted]  # as Windows writes them
+
+
+def model_within(folder: Path) -> Path | None:
+    """The folder in a sentence-transformers folder that holds its model, as releases before 2.3 keep it."""
+    try:
+        data = (folder / MODULES).read_bytes()[: limits.INDEX_BYTES]
+    except OSError:
+        return None
+    path = next(iter(modules_of(data, ".Transformer")), "")
+    if not path or "/" in path or not is_name(path) or any(p.suffix.lower() in WEIGHTS for p in folder.iterdir()):
+        return None
+    found = folder / path
+    return found if (found / "config.json").is_file() and _inside(found, folder) else None
+
+
+def around(folder: Path, model: Path) -> tuple[dict[str, Path | bytes], list[str]]:
+    """The files of such a folder as they are where the model lies at its top, without the model's own; and notes."""
+    found, notes = beside(folder, model)
+    if "config.json" not in found:
+        inner, said = within(folder, model)
+        found |= inner
+        notes += said
+    steps = json.loads((folder / MODULES).read_bytes())
+    for step in steps:
+        if isinstance(step, dict) and str(step.get("path")).replace("\\", "/").strip("/") == model.name:
+            step["path"] = ""
+    found[MODULES] = json.dumps(steps, indent=2, ensure_ascii=False).encode() + b"\n"
+    name = f"{model.name}/"
+    return found, [*notes, f"its model lies in {name}: a folder made of it has it at its top, as newer releases do"]
 
 
 def _modules(folder: Path) -> set[str]:

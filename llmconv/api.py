@@ -14,7 +14,6 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.cards.publishing import Row
-from llmconv.convert.dialects.gguf import check_not_empty
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
@@ -157,8 +156,6 @@ def _save(
     container.check_target(target, force=writing.force, inputs=[checkpoint.source] if checkpoint.source else [])
     source = reading.open(checkpoint) if outtype == "auto" else reading.floats(checkpoint)
     named = reading.named(source, container.dialect)
-    if not any(tensor.n_elements for tensor in named.tensors.values()):
-        check_not_empty(source)
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
@@ -443,9 +440,8 @@ def _states_types(checkpoint: Checkpoint) -> bool:
 def _size(path: Path, checkpoint: Checkpoint) -> int:
     """Bytes on disk of a file and of all others that hold tensors of it, or of a folder's files."""
     try:
-        if path.is_dir():
-            return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
+        there = (p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         parts = {t.extent.path.resolve() for t in checkpoint.tensors.values() if t.extent is not None}
-        return sum(p.stat().st_size for p in parts | {path.resolve()})
+        return sum(p.stat().st_size for p in parts | {p.resolve() for p in there})
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

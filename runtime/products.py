@@ -9,7 +9,7 @@ scratch tile that every product reuses, so that a model needs no more memory tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -87,16 +87,35 @@ def _tiled(x: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     wide = _rounded(x, weight).to(exact)
     size = TILE_BYTES if x.shape[0] < 32 else max(TILE_BYTES, PROMPT_TILE_BYTES)
-    rows = max(1, min(n_out, size // (4 * n_in)))
-    tile = _scratch(rows * n_in)
     out = torch.empty(n_out, x.shape[0], dtype=exact)  # transposed, so that a tile's results lie together
     across = wide.t()
-    for start in range(0, n_out, rows):
-        stop = min(n_out, start + rows)
+    for rows, part in _tiles(weight, type, n_in, size):
+        torch.mm(part.to(exact), across, out=out[rows])
+    return out.t().to(x.dtype)
+
+
+def _tiles(weight: Tensor, type: type[BlockType] | None, n_in: int, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a weight on the CPU with their numbers, as many at a time as `size` bytes hold, in one scratch tile."""
+    n_out = weight.shape[0]
+    count = max(1, min(n_out, size // (4 * n_in)))
+    tile = _scratch(count * n_in)
+    for start in range(0, n_out, count):
+        stop = min(n_out, start + count)
         part = tile[: (stop - start) * n_in].view(stop - start, n_in)
         _decode_rows(weight, type, start, stop, part)
-        torch.mm(part.to(exact), across, out=out[start:stop])
-    return out.t().to(x.dtype)
+        yield slice(start, stop), part
+
+
+def _returned(grad: Tensor, weight: Tensor, type: type[BlockType] | None) -> Tensor:
+    """grad (..., out) @ weight, on the CPU through the scratch tile."""
+    if weight.device.type != "cpu" or grad.dtype != torch.float32:
+        return grad @ dense(weight, type, grad.dtype)
+    flat = grad.reshape(-1, grad.shape[-1])
+    n_in = _width(weight, type)
+    out = torch.zeros(flat.shape[0], n_in)
+    for rows, part in _tiles(weight, type, n_in, PROMPT_TILE_BYTES):
+        out.addmm_(flat[:, rows], part)
+    return out.view(*grad.shape[:-1], n_in)
 
 
 def _in_integers(x: Tensor, weight: Tensor, type: type[BlockType]) -> Tensor:
@@ -122,8 +141,16 @@ def _rounded(x: Tensor, weight: Tensor) -> Tensor:
     narrow = x.to(weight.dtype)
     if weight.dtype == torch.bfloat16 or not x.numel():
         return narrow
-    fits = x.abs().amax(-1, keepdim=True) <= _MOST_F16
-    return narrow if bool(fits.all()) else torch.where(fits, narrow.float(), x)
+    low, high = (float(end) for end in x.aminmax())
+    if low >= -_MOST_F16 and high <= _MOST_F16:
+        return narrow
+    return torch.where(x.abs().amax(-1, keepdim=True) <= _MOST_F16, narrow.float(), x)
+
+
+def _width(weight: Tensor, type: type[BlockType] | None) -> int:
+    """Numbers in a row of a stored weight."""
+    width = weight.shape[-1]
+    return width if type is None else width // type.layout.itemsize * type.block_size
 
 
 def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> Tensor:
@@ -134,8 +161,7 @@ def dense(weight: Tensor, type: type[BlockType] | None, dtype: torch.dtype) -> T
     if weight.device.type != "cpu":
         values = decoding.decode(flat, type, dtype)
     else:
-        n_in = weight.shape[-1] // type.layout.itemsize * type.block_size
-        values = torch.empty(flat.shape[0], n_in)
+        values = torch.empty(flat.shape[0], _width(weight, type))
         _decode_rows(flat, type, 0, flat.shape[0], values)
         values = values.to(dtype)
     return values.view(*weight.shape[:-1], -1)
@@ -185,7 +211,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, *_ = ctx.needs_input_grad
-        grad_x = grads[0] @ dense(weight, ctx.type, grads[0].dtype) if for_x else None
+        grad_x = _returned(grads[0], weight, ctx.type) if for_x else None
         if not for_weight:
             return grad_x, None, None, None
         flat_grad, flat = (t.reshape(-1, t.shape[-1]) for t in (grads[0], x))

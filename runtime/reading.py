@@ -17,6 +17,7 @@ __all__ = ["PLAIN", "fill_tensor", "put", "read_tensor", "slots_of", "tensor_of"
 
 T = TypeVar("T")
 
+_ALIGNMENT = 64  # bytes: a vector never crosses a cache line
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -50,7 +51,18 @@ def put(module: torch.nn.Module, part: str, values: torch.Tensor) -> None:
 
 def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab, or at once where they will live."""
-    return fill_tensor(tensor, torch.empty(shape, dtype=dtype, device=device))
+    return fill_tensor(tensor, _room(shape, dtype, device))
+
+
+def _room(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for a tensor.  On the CPU it is numpy's, which asks the system for large pages: of a token's time, which
+    goes by all weights once, a quarter would be spent on finding small ones."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    nbytes = shape.numel() * dtype.itemsize
+    room = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(room[start : start + nbytes]).view(dtype).view(shape)
 
 
 def _copied(to: torch.Tensor, values: torch.Tensor) -> None:

@@ -66,7 +66,7 @@ def by_hf(config: Mapping[str, Any]) -> Architecture | None:
         return None
     both = _flat(config)
     return _REGISTRY.first(
-        lambda table: any(name.model_type in types for name in table.hf) and table.fits(both), *types
+        lambda table: any(name.model_type in types for name in table.hf) and table.covers(both), *types
     )
 
 
@@ -80,4 +80,4 @@ def _has(table: Architecture, cls: Any, model_type: Any, config: Mapping[str, An
     """Whether the table covers this class around a text model of this type (None: of any), and the configuration."""
     named = (n for n in table.hf if n.cls == cls)
     fitting = any(n.model_type == model_type or (model_type is None and not n.around) for n in named)
-    return fitting and table.fits(_flat(config))
+    return fitting and table.covers(_flat(config))

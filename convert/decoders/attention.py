@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from llmconv.convert.decoders.facts import Attention, Blocks, Growth, Indexer, Mla, Relative, Rope
 from llmconv.convert.decoders.pooled import pools_of, runs_of
 from llmconv.convert.decoders.rope import rope_of
@@ -83,7 +81,7 @@ def attention_of(shared: Shared, i: int) -> Attention:
 
 
 def _causal(shared: Shared, i: int) -> bool:
-    stated = bool(shared.read.get("attention.causal", shared.pieces.get("causal", True)))
+    stated = bool(shared.read.flag("attention.causal", shared.pieces.get("causal", True)))
     return stated or bool(shared.pieces.get("causal_without_window") and not shared.windowed[i])
 
 
@@ -172,7 +170,7 @@ def _length_one(shared: Shared, i: int) -> bool:
     if f"blk.{i}.attn_kv.weight" in shared.read.shapes:  # DeepSeek V4's queries
         return True
     usual = shared.read.count("expert_count", 0) != 128
-    return bool(shared.pieces.get("length_one") and shared.read.get("attention.qk_norm", usual))
+    return bool(shared.pieces.get("length_one") and shared.read.flag("attention.qk_norm", usual))
 
 
 def _growth(shared: Shared, still: bool) -> Growth | None:
@@ -204,13 +202,11 @@ def _usual_scale(shared: Shared, n_head: int, head_dim: int, rope: Rope | None, 
 
 def _stated_scale(shared: Shared, i: int) -> float | None:
     """What the file says q·k is multiplied by: a number, or one for each layer."""
-    value = shared.read.get("attention.scale")
-    if not isinstance(value, np.ndarray | list | tuple):
-        return shared.read.optional("attention.scale") or shared.read.optional("attention.output_scale")
-    try:
-        return float(value[i])
-    except (IndexError, TypeError, ValueError):
-        raise shared.read.bad("key 'attention.scale'", f"has no number for layer {i}") from None
+    read = shared.read
+    found = read.of_layer("attention.scale", i) or read.optional("attention.output_scale")
+    if found is not None and found < 0:
+        raise read.bad(f"key '{read.arch}.attention.scale'", f"is {found:g}, expected a number above 0")
+    return found
 
 
 def _check_projections(

@@ -18,7 +18,7 @@ from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.tables import scores
 from llmconv.convert.tables.config import usable
 from llmconv.convert.tables.pieces import Pieces, head_norm
-from llmconv.errors import BadFile, Unsupported, at
+from llmconv.errors import BadFile, Unsupported, about, at
 from llmconv.formats.checkpoint import Checkpoint
 
 __all__ = ["describe"]
@@ -38,7 +38,7 @@ def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
         raise BadFile(f"{at(where)}: names no architecture (key 'general.architecture'), so it can't be run")
     read = Reader(checkpoint, arch)
     if pieces is None and read.get(CELL) is None:
-        pieces = _pieces(arch, str(where))
+        pieces = _pieces(checkpoint, arch, str(where))
     with usable(read.metadata, at(where)):
         return _recurrent(read) if pieces is None else _described(read, pieces)
 
@@ -102,7 +102,7 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
         passes_float16=bool(pieces.get("passes_float16", False)),
         cycles=cycles,
         loops=loops,
-        loop_norm=read.get("skip_loop_final_norm", False) is not True,
+        loop_norm=read.flag("skip_loop_final_norm", False) is not True,
         silent=_silent(pieces, vocab_size),
         headless="side" in pieces or scores.says_no_words(read.config, read.shapes),
         qk_norm=Norm("layer", pieces["qk_layer_norm"]) if "qk_layer_norm" in pieces else None,
@@ -132,7 +132,8 @@ def _recurrent(read: Reader) -> Decoder:
     return Decoder(read.arch, spec.dim, vocab_size, context, norm, (), read.shapes, positions, recurrent=spec)
 
 
-def _pieces(arch: str, where: str) -> Pieces:
+def _pieces(checkpoint: Checkpoint, arch: str, where: str) -> Pieces:
+    """What a family's table says of its decoder; the file's keys must be what the table takes them for."""
     table = archs.by_gguf(arch)
     if table is None or table.decoder is None:
         raise Unsupported(
@@ -144,6 +145,8 @@ def _pieces(arch: str, where: str) -> Pieces:
             f"{at(where)}: a {arch} model can't be run here ({table.decoder['not_run']}); convert it, or run it with "
             "another program"
         )
+    with about(checkpoint.source):
+        table.check_keys(checkpoint.metadata)
     return table.decoder
 
 

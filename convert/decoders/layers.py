@@ -15,13 +15,15 @@ __all__ = ["layer_of"]
 
 def layer_of(shared: Shared, i: int) -> Layer:
     mlp_norm = str(shared.pieces.get("mlp_norm", "ffn_norm"))
-    after = shared.read.get("norm_before") is False
-    residual = shared.read.get("residual_after_norm", shared.pieces.get("residual_after_norm")) is True
+    after = shared.read.flag("norm_before") is False
+    residual = shared.read.flag("residual_after_norm", shared.pieces.get("residual_after_norm")) is True
     every = shared.read.count("rescale_every_n_layers", 0)
     mixers, scan = _mixers(shared, i)
     attends = "attention" in mixers or "runs" in mixers
     attention = attention_of(shared, i) if attends else _none(shared)
     mlp = mlp_of(shared, i) if _has_mlp(shared, i, mixers) else None
+    if shared.parallel and (mlp is None or not attends):
+        raise shared.read.bad(f"layer {i}", "has no feed-forward beside attention, which are said to be parallel")
     if shared.pieces.get("single") and not mixers:
         mlp_norm = "attn_norm"
     return Layer(
@@ -36,7 +38,7 @@ def layer_of(shared: Shared, i: int) -> Layer:
         residual_after_norm=residual,
         stream=shared.read.count("altup.active_idx", 0),
         skips=bool(shared.pieces.get("skips_embedding", False)),
-        swapped=bool(shared.pieces.get("may_swap")) and shared.read.get("swin_norm") is True,
+        swapped=bool(shared.pieces.get("may_swap")) and shared.read.flag("swin_norm") is True,
         normed_again=bool(shared.pieces.get("normed_again", False)),
         halved=bool(every) and (i + 1) % every == 0,
     )
@@ -48,7 +50,7 @@ def _mixers(shared: Shared, i: int) -> tuple[tuple[str, ...], Scan | None]:
     if shared.pieces.get("lightning") and f"blk.{i}.attn_qkv.weight" in shapes:
         scan = lightning_of(shared.read, i, shared.heads[i], shared.n)
     if scan is not None and scan.kind == "delta":
-        gate = shared.read.get("ssm.output_gate", shared.pieces.get("delta_gate", "silu"))
+        gate = shared.read.text("ssm.output_gate", shared.pieces.get("delta_gate", "silu"))
         scan = dataclasses.replace(scan, gate=str(gate))
     if scan is not None and shared.pieces.get("activation_key", "hidden_act") == "hidden_act":
         scan = dataclasses.replace(scan, activation=shared.activation)
@@ -76,5 +78,5 @@ def _has_mlp(shared: Shared, i: int, mixers: tuple[str, ...]) -> bool:
 
 def _none(shared: Shared) -> Attention:
     """What a cache must know of a layer without attention: a convolution's is that of one head."""
-    causal = bool(shared.read.get("attention.causal", shared.pieces.get("causal", True)))
+    causal = bool(shared.read.flag("attention.causal", shared.pieces.get("causal", True)))
     return Attention(n_head=1, n_head_kv=1, head_dim=shared.dim, value_dim=1, scale=1.0, causal=causal)

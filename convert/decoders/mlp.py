@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from llmconv.convert.decoders.facts import Experts, Mlp
 from llmconv.convert.decoders.shared import Shared
 
@@ -38,7 +36,7 @@ def mlp_of(shared: Shared, i: int) -> Mlp:
     fused = gate in ("fused", "behind")
     read.expect(f"{start}up.weight", 2 * ff if fused else ff, "as many as ffn_down has columns")
     activation = shared.pieces.get("gated_activation", shared.activation) if gate == "apart" else shared.activation
-    clamp = _of_layer(shared, "swiglu_clamp_shexp", i) if shared.pieces.get("dense_clamped") else 0.0
+    clamp = read.of_layer("swiglu_clamp_shexp", i) if shared.pieces.get("dense_clamped") else 0.0
     return Mlp(activation, gate, cut=_cut(shared, i), numbers=_numbers(shared, i), clamp=clamp)
 
 
@@ -52,17 +50,8 @@ def _cut(shared: Shared, i: int) -> float | None:
     key = "activation_sparsity_scale"
     if shared.read.get(key) is None:
         return 1.6448536 if i < shared.pieces.get("cut_layers", 0) else None
-    found = _of_layer(shared, key, i)
+    found = shared.read.of_layer(key, i)
     return found if math.isfinite(found) else None  # minus infinity: nothing
-
-
-def _of_layer(shared: Shared, key: str, i: int) -> float:
-    """A number for all layers or for each; 0 where the file has none."""
-    value = shared.read.get(key, 0.0)
-    try:
-        return float(value[i] if isinstance(value, np.ndarray | list | tuple) else value)
-    except (IndexError, TypeError, ValueError):
-        raise shared.read.bad(f"key '{shared.read.arch}.{key}'", f"has no number for layer {i}") from None
 
 
 def _numbers(shared: Shared, i: int) -> tuple[float, ...]:
@@ -70,14 +59,7 @@ def _numbers(shared: Shared, i: int) -> tuple[float, ...]:
         return tuple(shared.read.number(f"activation.situ_{name}beta", usual) for name, usual in _SITU)
     if shared.activation != "xielu":
         return ()
-    found = []
-    for name in ("alpha_p", "alpha_n", "beta", "eps"):
-        value = shared.read.metadata.get(f"xielu.{name}")
-        try:
-            found.append(float(value[i] if isinstance(value, np.ndarray | list | tuple) else value))
-        except (IndexError, TypeError, ValueError):
-            raise shared.read.bad(f"key 'xielu.{name}'", f"has no number for layer {i}") from None
-    return tuple(found)
+    return tuple(shared.read.of_layer("", i, f"xielu.{name}") for name in ("alpha_p", "alpha_n", "beta", "eps"))
 
 
 def _experts(shared: Shared, i: int) -> Experts:
@@ -88,13 +70,13 @@ def _experts(shared: Shared, i: int) -> Experts:
         raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used} for layer {i}, expected at least 1")
     if used > count:
         raise read.bad(f"key '{read.arch}.expert_used_count'", f"is {used}, but there are {count} experts")
-    number = read.get("expert_gating_func")
-    gating = _GATINGS.get(number or 0) if number else pieces.get("gating", "softmax")
+    number = read.count("expert_gating_func", 0)
+    gating = _GATINGS.get(number) if number else pieces.get("gating", "softmax")
     if not number and "gating" not in pieces and f"blk.{i}.exp_probs_b.bias" in read.shapes:
         gating = "sigmoid"  # the bias that steers the choice came with sigmoid scores (DeepSeek-V3)
     if gating is None:
         raise read.bad(f"key '{read.arch}.expert_gating_func'", f"is {number}, expected 1, 2, 3 or 4")
-    normalize = read.get("expert_weights_norm")
+    normalize = read.flag("expert_weights_norm")
     if normalize is None:
         normalize = read.config.get("norm_topk_prob", pieces.get("normalize_experts", False))
     groups = read.count("expert_group_count", 1) or 1
@@ -111,8 +93,8 @@ def _experts(shared: Shared, i: int) -> Experts:
         groups_used=read.count("expert_group_used_count", groups) or groups,
         jitter=float(read.config.get("router_jitter_noise") or 0.01) if gating == "sparsemixer" else 0.0,
         softcap=read.optional("router_logit_softcapping") if pieces.get("router_capped") else None,
-        clamp=_of_layer(shared, "swiglu_clamp_exp", i),
-        shared_clamp=_of_layer(shared, "swiglu_clamp_shexp", i),
+        clamp=read.of_layer("swiglu_clamp_exp", i),
+        shared_clamp=read.of_layer("swiglu_clamp_shexp", i),
         clamp_first=bool(pieces.get("clamp_first", False)),
         router_first=bool(pieces.get("router_first", False)),
         shared_average=bool(pieces.get("shared_average", False)),

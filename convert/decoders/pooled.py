@@ -69,7 +69,7 @@ def pools_of(read: Any, i: int) -> Pools | None:
         for name, rows in (("q_proj", heads * dims), ("k_proj", dims)):
             _rows(read, f"blk.{i}.indexer.{name}.weight", rows, heads, dims)
         return Pools(heads, dims, size, used, weighed=False)
-    if read.get(f"{_KEY}kpool_select_tail", True) is False:
+    if read.flag(f"{_KEY}kpool_select_tail", True) is False:
         raise read.bad(f"key '{read.arch}.{_KEY}kpool_select_tail'", "is false, which leaves a text's start nothing")
     own = f"blk.{i}.indexer.attn_q_b.weight" in read.shapes
     if own:

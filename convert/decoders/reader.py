@@ -17,6 +17,9 @@ from llmconv.formats.checkpoint import Checkpoint
 __all__ = ["Reader", "short"]
 
 
+_FLAGS = (bool, np.bool_, int, np.integer)
+
+
 class Reader:
     """Typed access to a checkpoint's keys, with errors that name the file and the key."""
 
@@ -55,6 +58,45 @@ class Reader:
         if value != int(value) or not least <= value < 1 << 31:
             raise self.bad(f"key '{self.arch}.{key}'", f"is {value:g}, expected a whole number of at least {least}")
         return int(value)
+
+    def flag(self, key: str, default: Any = None) -> Any:
+        """True or false, or the default."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.bad(f"key '{self.arch}.{key}'", f"is {short(value)}, expected true or false")
+        return value
+
+    def text(self, key: str, default: Any = None) -> Any:
+        """A text, or the default."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.bad(f"key '{self.arch}.{key}'", f"is {short(value)}, expected a text")
+        return default if value is None else value
+
+    def flags(self, key: str, n: int, default: Any = None) -> list[bool] | None:
+        """A flag of each of `n` layers, or None where the file has none."""
+        value = self.get(key, default)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray | list | tuple) or not all(isinstance(v, _FLAGS) for v in value):
+            raise self.bad(f"key '{self.arch}.{key}'", f"is {short(value)}, expected a flag for each layer")
+        if len(value) < n:
+            raise self.bad(f"key '{self.arch}.{key}'", f"has {len(value)} entries for {n} layers")
+        return [bool(v) for v in value[:n]]
+
+    def of_layer(self, key: str, i: int, full: str = "") -> float:
+        """A number for all layers, or layer `i`'s of an array of them; 0 where the file has none.
+
+        full: the key's whole name, where it does not begin with the architecture's.
+        """
+        value = self.metadata.get(full) if full else self.get(key, 0.0)
+        number = value[i] if isinstance(value, np.ndarray | list | tuple) and i < len(value) else value
+        number = number.item() if isinstance(number, np.generic) else number
+        if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
+            raise self.bad(f"key '{full or f'{self.arch}.{key}'}'", f"has no number for layer {i}")
+        return float(number)
 
     def optional(self, key: str) -> float | None:
         """A number where 0 means "none"."""

@@ -110,7 +110,7 @@ def recurrent(read: Any) -> Recurrent:
             if read.shapes.get(f"blk.{i}.{name}.bias") not in bias:
                 raise read.bad(f"tensor 'blk.{i}.{name}.bias'", f"has another shape than {[rows]}")
         width = size
-    reset = read.get("recurrent.reset_after", True)
+    reset = read.flag("recurrent.reset_after", True)
     activation, gates = one_of("recurrent.activation", _ACTIVATIONS), one_of("recurrent.gates", _SIGMOIDS)
     return Recurrent(cell, layers, dim, activation, gates, bool(reset))
 

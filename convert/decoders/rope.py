@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
-
 from llmconv.convert.decoders.facts import Rope
 from llmconv.convert.decoders.reader import short
 from llmconv.convert.decoders.shared import Shared
@@ -17,13 +15,14 @@ __all__ = ["rope_of"]
 def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     read, pieces = shared.read, shared.pieces
     windowed, every = shared.windowed[i], pieces.get("no_rope_every", 0)
-    listed = read.get("rope.layers", read.config.get("no_rope_layers"))  # the setting says which do have it
+    listed = read.flags("rope.layers", shared.n)
+    if listed is None:
+        listed = read.config.get("no_rope_layers")  # which says which do have it
     if shared.positions != "rope":
         return None
-    stated = read.get("attention.rope_pattern")
-    if isinstance(stated, np.ndarray | list | tuple) and i < len(stated) and not stated[i]:
+    stated = read.flags("attention.rope_pattern", shared.n)
+    if stated is not None and not stated[i]:
         return None
-    listed = listed.tolist() if isinstance(listed, np.ndarray) else listed
     if isinstance(listed, list) and len(listed) >= shared.n and every:
         if not listed[i]:
             return None
@@ -41,9 +40,8 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
     if windowed:
         base = read.number("rope.freq_base_swa", pieces.get("window_rope_base", base))
         scaled = pieces.get("window_rope_scaled", True)
-    # Three-fold positions are halves apart, also in families whose plain ones are neighbours (GLM-4V).
-    stated = pieces.get("rope") == "pairs" or bool(read.get("rope.interleaved"))
-    pairs = stated and read.get("rope.dimension_sections") is None
+    pairs = pieces.get("rope") == "pairs" or bool(read.flag("rope.interleaved"))
+    pairs = pairs and not (_three_fold(shared) and pieces.get("folded_halves"))
     if of_runs := read.optional("attention.compress_rope_freq_base"):
         scaled = bool(read.per_layer("attention.compress_ratios", i + 1, 0)[i])
         base = of_runs if scaled else base
@@ -53,6 +51,11 @@ def rope_of(shared: Shared, i: int, head_dim: int) -> Rope | None:
         return dataclasses.replace(plain, divided=False, attn_factor=magnitude)
     rope = _scaled(shared, plain)
     return dataclasses.replace(rope, attn_factor=1.0) if of_runs else rope
+
+
+def _three_fold(shared: Shared) -> bool:
+    """Whether positions have parts of their own for time, height and width."""
+    return all(n > 0 for n in shared.read.per_layer("rope.dimension_sections", 2, 0))
 
 
 def _turns_without_window(shared: Shared, i: int) -> bool:
@@ -70,7 +73,7 @@ def _turns_without_window(shared: Shared, i: int) -> bool:
 def _scaled(shared: Shared, rope: Rope) -> Rope:
     """The rope with the file's scaling."""
     read = shared.read
-    kind = str(read.get("rope.scaling.type", "linear"))
+    kind = str(read.text("rope.scaling.type", "linear"))
     if "rope_factors_long.weight" in read.shapes:
         kind = "longrope"
     settings = read.config.get("rope") or {}
@@ -100,5 +103,5 @@ def _scaled(shared: Shared, rope: Rope) -> Rope:
         attn_factor=attn,
         beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0),
-        truncate=bool(read.get("rope.scaling.yarn_truncate", shared.pieces.get("yarn_truncate", True))),
+        truncate=bool(read.flag("rope.scaling.yarn_truncate", shared.pieces.get("yarn_truncate", True))),
     )

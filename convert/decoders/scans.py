@@ -89,7 +89,7 @@ def _selective(read: Any, start: str, by_model: bool) -> Scan:
     read.expect(f"{start}x.weight", rank + 2 * state, f"{rank} + 2 * {state}")
     _whole(read, start, inner, inner)
     usual = read.number("attention.layer_norm_rms_epsilon", 1e-5) if by_model else 1e-6
-    norm_eps = read.number("ssm.dt_b_c_rms_epsilon", usual) if read.get("ssm.dt_b_c_rms", False) else 0.0
+    norm_eps = read.number("ssm.dt_b_c_rms_epsilon", usual) if read.flag("ssm.dt_b_c_rms", False) else 0.0
     return Scan("mamba", inner, inner, 1, state, rank, norm_eps)
 
 
@@ -101,7 +101,7 @@ def _dual(read: Any, start: str) -> Scan:
     channels = inner + 2 * groups * state
     read.expect(f"{start}in.weight", inner + channels + heads, f"{inner} + {channels} + {heads} heads")
     _whole(read, start, inner, channels)
-    return Scan("mamba2", inner, heads, groups, state, norm_first=bool(read.get("ssm.norm_before_gate", False)))
+    return Scan("mamba2", inner, heads, groups, state, norm_first=bool(read.flag("ssm.norm_before_gate", False)))
 
 
 def _plamo(read: Any, start: str) -> Scan:
@@ -153,7 +153,7 @@ def _kimi(read: Any, i: int, by_model: bool) -> Scan:
         read.expect(f"{start}g_a.weight", inner, "as many as ssm_f_a has")
         if (floor := read.number("kda.gate_lower_bound", -5.0)) >= 0:
             raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")
-        if read.get("kda.safe_gate", True) is False:
+        if read.flag("kda.safe_gate", True) is False:
             raise read.bad(f"key '{read.arch}.kda.safe_gate'", "is false, and only gates with a lower bound are run")
     if floor > 0:
         raise read.bad(f"key '{read.arch}.kda.gate_lower_bound'", f"is {floor:g}, expected a number below 0")

@@ -25,8 +25,7 @@ class Shared:
         if self.window and pieces.get("window_both_sides"):
             self.window = self.window // 2 + 1
         self.windowed = self._windowed()
-        parallel = read.get("use_parallel_residual")
-        self.parallel = bool(pieces.get("parallel", False) if parallel is None else parallel)
+        self.parallel = bool(read.flag("use_parallel_residual", pieces.get("parallel", False)))
         self.activation = self._activation()
 
     def _windowed(self) -> list[bool]:
@@ -38,15 +37,14 @@ class Shared:
         kinds = self.read.config.get("layer_types") if pattern is usual and usual else None
         if isinstance(kinds, list) and len(kinds) >= self.n:  # a GGUF of before the pattern was written
             return [kind == "sliding_attention" for kind in kinds[: self.n]]
+        key = "attention.sliding_window_pattern"
         if isinstance(pattern, np.ndarray | list | tuple):
-            if len(pattern) < self.n:
-                raise self.read.bad("key 'attention.sliding_window_pattern'", f"has no entry for all {self.n} layers")
-            return [bool(flag) for flag in pattern[: self.n]]
-        return every_nth(int(pattern), self.pieces, self.n)
+            return self.read.flags(key, self.n) or []
+        return every_nth(self.read.count(key, usual), self.pieces, self.n)
 
     def _activation(self) -> str:
         own = str(self.pieces.get("activation", "silu"))
-        stated = self.read.get("hidden_activation", self.read.get("activation"))
+        stated = self.read.text("hidden_activation", self.read.text("activation"))
         setting = self.pieces.get("activation_key", "hidden_act")
         if stated is None and setting and own != "swiglu_oai":
             stated = self.read.config.get(setting)
@@ -59,11 +57,11 @@ _STATED = {"sinusoidal-interleaved": "sinusoidal"}
 
 def positions_of(read: Reader, pieces: Pieces, n_layers: int) -> str:
     """ "rope", "learned", "sinusoidal", "alibi" or "none": a stated ALiBi bias decides, then what the file states."""
-    stated = str(read.get("position_embedding", pieces.get("positions", "rope")))
+    stated = str(read.text("position_embedding", pieces.get("positions", "rope")))
     stated = _STATED.get(stated, stated)
     if stated not in ("rope", "learned", "sinusoidal", "alibi", "none"):
         raise read.bad(f"key '{read.arch}.position_embedding'", f"is {short(stated)}, which is no kind known here")
-    if "positions_when" in pieces and read.get(pieces["positions_when"]) is False:
+    if "positions_when" in pieces and read.flag(pieces["positions_when"]) is False:
         return "none"
     bias = read.optional("attention.max_alibi_bias")
     if bias or pieces.get("alibi_at") == n_layers:

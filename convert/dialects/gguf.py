@@ -33,12 +33,14 @@ def check_gguf(checkpoint: Checkpoint) -> None:
 
 
 def check_not_empty(checkpoint: Checkpoint) -> None:
-    """`BadFile` for a file with neither tensors nor a vocabulary: nothing is no model."""
-    if not checkpoint.tensors and _TOKENS not in checkpoint.metadata and not checkpoint.files:
+    """`BadFile` for a file with neither tensors nor a vocabulary, or tensors without names: nothing is no model."""
+    if not checkpoint.tensors and _TOKENS not in checkpoint.metadata:
         raise BadFile(f"{checkpoint.where}: holds no tensors, so there is nothing to convert")
     if checkpoint.tensors and not any(tensor.n_elements for tensor in checkpoint.tensors.values()):
         some = f"{cut(next(iter(checkpoint.tensors)))}{more(list(checkpoint.tensors))}"
         raise BadFile(f"{checkpoint.where}: its tensors hold no numbers ({some}), so there is nothing to convert")
+    if "" in checkpoint.tensors:
+        raise BadFile(f"{checkpoint.where}: a tensor has no name; give it one with the program that wrote it")
 
 
 def _check(checkpoint: Checkpoint) -> None:

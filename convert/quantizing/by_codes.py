@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.quantizing.by_words import compared, require_exact, zeros_of
 from llmconv.convert.quantizing.folder_layers import BLOCKS, FLOATS, TERNARY, of_ternary
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.four_bit_floats import E2M1
@@ -41,8 +43,6 @@ __all__ = ["both", "equal", "is_record", "record", "record_for"]
 
 _AT_ONCE = 1 << 19
 """Weights of which records are compared at a time, so that what they pass through stays in the processor's cache."""
-_EXACT_BITS = np.uint32(0xFF)
-"""Of a float32, those that are 0 in a number of 16 significant bits."""
 
 Filled = Callable[[NDArray[np.void], int, int], None]
 
@@ -67,6 +67,20 @@ def _type(k: int, span: int, affine: bool) -> BlockClass:
     return Record
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Reads records of a weight, which `fill` makes."""
+
+    given: Coded | Tensor
+    layout: np.dtype[Any]
+    fill: Filled
+
+    def __call__(self, start: int, stop: int) -> Bytes:
+        out = np.empty(stop - start, self.layout)
+        self.fill(out, start, stop)
+        return out.view(np.uint8).reshape(stop - start, self.layout.itemsize)
+
+
 def is_record(tensor: Tensor) -> bool:
     return issubclass(tensor.type, _Record)
 
@@ -89,6 +103,13 @@ def equal(one: Tensor, other: Tensor, start: int, stop: int) -> bool:
     """Whether rows start..stop of two records are the same; False says nothing of the weights."""
     if one.type is not other.type:
         return False
+    if isinstance(one.read, _Read) and isinstance(other.read, _Read):  # neither was moved
+        same = compared(one.read.given, other.read.given)
+        if same is not None:
+            try:
+                return same(start, stop)
+            except Unsupported:
+                return False
     step, found = max(1, _AT_ONCE // max(1, one.row_len)), np.zeros(1, np.uint8)
     try:
         for low in range(start, stop, step):
@@ -114,13 +135,8 @@ def record(given: Coded | Tensor, span: int, affine: bool) -> Tensor | None:
     if fill is None:
         return None
     kind = _type(k, span, affine)
-
-    def read(start: int, stop: int) -> Bytes:
-        out = np.empty(stop - start, kind.layout)
-        fill(out, start, stop)
-        return out.view(np.uint8).reshape(stop - start, kind.layout.itemsize)
-
-    return Tensor(given.weight if isinstance(given, Coded) else given.name, given.shape, kind, read)
+    name = given.weight if isinstance(given, Coded) else given.name
+    return Tensor(name, given.shape, kind, _Read(given, kind.layout, fill))
 
 
 def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
@@ -151,7 +167,7 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
             return
         z: NDArray[np.float32] | np.float32
         if bias is not None:
-            z = _zeros(d, spread(bias.by_group(start, stop)))
+            z = zeros_of(d, spread(bias.by_group(start, stop)))
         else:
             z = np.float32(zero) if isinstance(zero, int) else zero.by_group(start, stop)
         least, largest = (float(z), float(z)) if np.ndim(z) == 0 else (float(z.min()), float(z.max()))
@@ -160,7 +176,7 @@ def _of_coded(given: Coded, span: int, affine: bool) -> Filled | None:
         if (np.rint(z) != z).any():
             raise Unsupported("zero points that are no integers")
         if affine:
-            _require_exact(d, largest - low, least - low)
+            require_exact(d, largest - low, least - low)
             _put(out, coded, start, stop, low)
             out["m"] = (np.float32(low) - (z if np.ndim(z) == 0 else spread(np.asarray(z)))) * d
             return
@@ -186,22 +202,6 @@ def _put(out: NDArray[np.void], coded: Coded, start: int, stop: int, zero: Any) 
     else:
         taken = np.asarray(zero).astype(np.int16).astype(np.uint8)
         np.subtract(codes.reshape(*taken.shape, -1), taken[:, :, None], out=q.reshape(*taken.shape, -1))
-
-
-def _require_exact(d: NDArray[np.float32], *zeros: float) -> None:
-    """Raises `Unsupported` where products of codes or zero points with a scale could be rounded."""
-    if max(map(abs, zeros)) > 255 or (np.ascontiguousarray(d).view(np.uint32) & _EXACT_BITS).any():
-        raise Unsupported("products that may be rounded")
-
-
-def _zeros(d: NDArray[np.float32], m: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The zero points that say what sums say."""
-    with np.errstate(all="ignore"):
-        z: NDArray[np.float32] = np.nan_to_num(np.rint(-m / d), posinf=1e9, neginf=1e9)
-    _require_exact(d, float(z.min()), float(z.max()))
-    if (z * d != -m).any():
-        raise Unsupported("sums that are no whole scales")
-    return z
 
 
 def _of_blocks(tensor: Tensor, span: int, affine: bool) -> Filled | None:

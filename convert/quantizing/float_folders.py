@@ -32,7 +32,7 @@ from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import carried
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
-from llmconv.errors import BadWeight, Unsupported, cut
+from llmconv.errors import BadWeight, Unsupported, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block, plain
@@ -85,8 +85,10 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     model, config = configured(floats, kind, to_hf)
     layers = dict(_layers(checkpoint, model, kind, to_hf, stored))
     if not layers:
+        whole = f" of {_COLUMNS[kind]} columns or a multiple" if _COLUMNS[kind] > 1 and not stored else ""
         raise Unsupported(
-            f"{checkpoint.where}: has no layer in floats, and none that {kind} says exactly; give the original model"
+            f"{checkpoint.where}: has no layer in floats{whole}, and none that {kind} says exactly; give the original "
+            "model, or choose another type"
         )
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
@@ -100,6 +102,9 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     notes = [
         f"layers written as {kind}: {len(wants)} number for number, {len(layers) - len(wants)} rounded from floats"
     ]
+    others = (tensor for name, tensor in model.tensors.items() if name not in layers and is_linear(tensor))
+    if narrow := [tensor.name for tensor in others if tensor.row_len % _COLUMNS[kind]]:
+        notes.append(f"in floats, its columns no multiple of {_COLUMNS[kind]}: {narrow[0]}{more(narrow)}")
     schemes = _schemes(layers, model)
     notes += unequal(schemes, "their global scales or types: it computes less exactly, or refuses them")
     notes += unequal_experts({name: bool(scale) for name, scale in schemes.items()}, "types: it refuses them")

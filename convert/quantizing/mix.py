@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +78,7 @@ class _Search:
     path: Path
     base: Plan
     free: dict[str, list[BlockClass]]
-    losses: dict[str, list[float]]
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def fixed_bytes(self) -> int:
@@ -86,12 +86,12 @@ class _Search:
         own = sum(_padded(t.nbytes) for t in self.base.tensors if t.source.name in self.free)
         return self.base.size - own
 
+    def sizes(self, name: str) -> list[int]:
+        """What a free tensor takes in each of its types."""
+        return [_padded(_nbytes(self.checkpoint.tensors[name], kind)) for kind in self.free[name]]
+
     def offers(self) -> list[Offer]:
-        tensors = self.checkpoint.tensors
-        return [
-            Offer([_padded(_nbytes(tensors[name], kind)) for kind in kinds], self.losses[name])
-            for name, kinds in self.free.items()
-        ]
+        return [Offer(self.sizes(name), self.losses[name]) for name in self.free]
 
     def plan(self, types: Mapping[str, BlockClass]) -> Plan:
         """The plan with these types of the free tensors."""
@@ -122,32 +122,34 @@ def mixed(
         raise UsageError("no tensor is left to choose a type for; leave some of --tensor-type or --min-type out")
     if wish.kld is not None and not (loser is not None and loser.in_nats):
         raise UsageError("--target-kld needs to know what errors cost; give a text (--calibrate) or --calibration")
-    known = dict(loser.losses(checkpoint, free, None, progress)) if loser is not None else {}
-    basis = "a calibration" if known else "the importance matrix" if recipe.matrix else "the weights alone"
-    meter = Meter(
-        progress, "look at types", sum(checkpoint.tensors[n].n_elements for n in free if n not in known), "weights"
-    )
-    losses: dict[str, list[float]] = {}
-    for name, offered in free.items():
-        if name in known:
-            losses[name] = list(known[name])
-        elif known:  # nothing is known of it: the best there is
-            losses[name] = [0.0 if kind is offered[-1] else 1e9 for kind in offered]
-        else:
-            losses[name] = _relative(checkpoint.tensors[name], offered, recipe.matrix)
-            meter(checkpoint.tensors[name].n_elements, name)
-    search = _Search(checkpoint, recipe, path, base, free, losses)
-    budget = _budget(search, wish)
-    picked = _best(search, budget)
-    loss = sum(losses[name][free[name].index(kind)] for name, kind in picked.items())
+    search = _Search(checkpoint, recipe, path, base, free)
+    room = _room(search, wish)  # first: a calibration takes minutes
+    basis = _predict(search, loser, progress)
+    picked = _best(search, _for_loss(search, wish.kld) if wish.kld is not None else room)
+    loss = sum(search.losses[name][free[name].index(kind)] for name, kind in picked.items())
     return search.plan(picked), loss, basis
 
 
-def _budget(search: _Search, wish: Wish) -> int:
-    """Bytes that the free tensors may take, padded."""
-    least = smallest(search.offers())
+def _predict(search: _Search, loser: Loser | None, progress: Progress | None) -> str:
+    """Fill in what each type of each free tensor would lose; what that rests on."""
+    tensors, free, matrix = search.checkpoint.tensors, search.free, search.recipe.matrix
+    known = dict(loser.losses(search.checkpoint, free, None, progress)) if loser is not None else {}
+    meter = Meter(progress, "look at types", sum(tensors[n].n_elements for n in free if n not in known), "weights")
+    for name, offered in free.items():
+        if name in known:
+            search.losses[name] = list(known[name])
+        elif known:  # nothing is known of it: the best there is
+            search.losses[name] = [0.0 if kind is offered[-1] else 1e9 for kind in offered]
+        else:
+            search.losses[name] = _relative(tensors[name], offered, matrix)
+            meter(tensors[name].n_elements, name)
+    return "a calibration" if known else "the importance matrix" if matrix else "the weights alone"
+
+
+def _room(search: _Search, wish: Wish) -> int:
+    """Bytes that the free tensors may take, padded, for a size or for bits a weight; 0 for a KL divergence."""
     if wish.kld is not None:
-        return _for_loss(search, wish.kld)
+        return 0
     if wish.size is not None:
         budget = wish.size - search.fixed_bytes
     else:
@@ -155,6 +157,7 @@ def _budget(search: _Search, wish: Wish) -> int:
         weights = sum(t.source.n_elements for t in search.base.tensors)
         kept = sum(t.nbytes for t in search.base.tensors if t.source.name not in search.free)
         budget = int(wish.bpw * weights / 8) - kept
+    least = sum(min(search.sizes(name)) for name in search.free)
     if budget < least:
         total = search.fixed_bytes + least
         raise UsageError(f"the smallest file of these types has {total:,} bytes; give a larger size, or other --types")

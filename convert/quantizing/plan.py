@@ -279,7 +279,7 @@ def _strange_entries(recipe: Recipe, tensors: Container[str]) -> list[str]:
         return []
     if len(strange) == len(recipe.matrix.entries):
         what = f"has no entry of this model's tensors, but {cut(strange[0])}{more(strange)}"
-        raise BadFile(f"{at(recipe.matrix_file)}: {what}; it belongs to another model")
+        raise BadFile(f"the importance matrix {at(recipe.matrix_file)} {what}; it belongs to another model")
     return [f"the importance matrix has entries of tensors that are not there: {cut(strange[0])}{more(strange)}"]
 
 

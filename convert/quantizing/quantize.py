@@ -19,7 +19,7 @@ from llmconv.convert.quantizing.to_mix import to_mix
 from llmconv.convert.quantizing.to_repacked import to_repacked
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import BadFile, UsageError, at, kind_of
+from llmconv.errors import BadFile, UsageError, at, cut, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.files import open_regular
 from llmconv.formats.limits import in_bytes
@@ -264,7 +264,15 @@ def _matrix(path: StrPath | None, include: Sequence[str], exclude: Sequence[str]
         if include or exclude:
             raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
         return None
-    found = read_importance(path).filtered(include, exclude)
+    whole = read_importance(path)
+    for flag, parts in (("--include-weights", include), ("--exclude-weights", exclude)):
+        for part in parts:
+            if not any(part in name for name in whole.entries):
+                some = cut(next(iter(whole.entries), ""))
+                raise UsageError(f"{flag} {part!r} is in no name of {at(path)}, such as {some}; correct it")
+    found = whole.filtered(include, exclude)
+    if not found.entries:
+        raise UsageError(f"{at(path)}: nothing of it is left by --exclude-weights; leave it out, or --imatrix")
     found.check(at(path))
     return found
 

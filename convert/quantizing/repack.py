@@ -40,7 +40,7 @@ __all__ = ["PROOF", "Pair", "Proof", "Repacked", "fallen_back", "in_bits", "read
 
 PROOF = "repacked, every weight equal"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_SLAB = 1 << 20
+_SLAB = 1 << 21
 
 
 @dataclass
@@ -90,7 +90,8 @@ def repacked(
     folds, unfolded = foldings(layers, floats.tensors, read_config(opened)) if fold else ({}, {})
     found |= unfolded
     if folds:
-        floats = floats.but(tensors=floats.tensors | {n: f.floats(floats.tensors[n]) for n, f in folds.items()})
+        own = floats.tensors
+        floats = floats.but(tensors=own | {n: f.read_from(layers.get(n), own[n]) for n, f in folds.items()})
         for name in folds.keys() & layers.keys():
             in_order = folds[name].coded(layers[name])
             if in_order is not None:

@@ -53,11 +53,12 @@ def to_folder(
     for name in ("provenance", "portable"):
         if getattr(writing, name):
             raise UsageError(f"--{name} is for GGUF, {types[0].upper()} makes safetensors; leave one of them out")
+    from llmconv.convert.scaled.arranged_by_mlx import as_transformers
     from llmconv.convert.scaled.compressed_tensors import to_int8
     from llmconv.convert.scaled.unpack import unpack
 
     kind = types[0].upper()
-    opened = reading.open(src)
+    opened = as_transformers(reading.open(src))
     floats = unpack(opened)
     if all(opened.tensors.get(name) is tensor for name, tensor in floats.tensors.items()):
         opened = floats  # nothing was stored with scales, whatever config.json says

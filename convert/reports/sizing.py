@@ -230,9 +230,8 @@ def _gguf_sizes(shape: Shape) -> dict[str, int]:
 
 def _as_safetensors(shape: Shape, kind: str) -> Checkpoint:
     """The same under Hugging Face's names, where its table has them, or its own."""
-    made = shape.source
-    if made is None or made.dialect not in ("hf", "plain"):
-        made = _as_checkpoint(shape, plain.F32)
+    made = shape.source or _as_checkpoint(shape, plain.F32)
+    if made.dialect not in ("hf", "plain"):
         with contextlib.suppress(LlmconvError):
             made = translate(made, "hf")
     return cast(made, kind.lower(), Rounding(), to="hf")

@@ -141,7 +141,11 @@ class _Blocks(Numbers):
 def _state(layer: Layer) -> Mapping[str, Any]:
     """What the JSON among a layer's tensors says."""
     where = layer.settings.where
-    found = next((layer.parts[end] for end in _STATES if end in layer.parts), None)
+    states = [layer.parts[end] for end in _STATES if end in layer.parts]
+    if len(states) > 1:
+        names = " and ".join(cut(state.name) for state in states)
+        raise BadFile(f"{where}: {names} both say how one weight is stored; the model is damaged, save it again")
+    found = next(iter(states), None)
     if found is None:
         raise MissingTensor(where, layer.weight + _STATES[0], "it says the weight's shape; save the model again")
     if found.type is plain.U8 and found.nbytes <= _MOST_JSON:

@@ -21,7 +21,12 @@ _AT_ONCE = 1 << 19
 
 
 class Numbers:
-    """Numbers that weights share: a `Grid`, or whatever else knows the one of each weight."""
+    """Numbers that weights share: a `Grid`, or whatever else knows the one of each weight.
+
+    order: the group of each column, where groups' columns do not follow each other.
+    """
+
+    order: NDArray[np.intp] | None = None
 
     def for_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """The number for each weight of rows start..stop: (rows, k), or (rows, 1) where a row has but one."""
@@ -102,6 +107,8 @@ class Coded:
         """The same into `out`, where so many columns of a row share numbers that a kernel can take them together."""
         k = self.shape[-1]
         shared = [numbers for numbers in (self.scale, self.zero, self.bias) if not isinstance(numbers, int | None)]
+        if self.scale.order is not None:
+            return self._gathered(start, stop, out)
         spans = {numbers.span(k) for numbers in shared}
         span = min(spans)
         if not span or span % 16 or spans - {span, k}:
@@ -125,6 +132,22 @@ class Coded:
             kernels.looked_up(numbers, self.table, span, flat(scale), out.reshape(-1))
             return True
         kernels.to_floats(numbers, flip, span, flat(zero), flat(scale), bias, out.reshape(-1))
+        return True
+
+    def _gathered(self, start: int, stop: int, out: NDArray[np.float32]) -> bool:
+        """The same where columns are out of their groups' order."""
+        order, k = self.scale.order, self.shape[-1]
+        alike = isinstance(self.zero, int) or self.zero.order is order
+        if order is None or k % 16 or not alike or self.bias is not None or self.table is not None:
+            return False
+        scale, given = self.by_group(start, stop), self.codes(start, stop)
+        zero = np.asarray(self.zero if isinstance(self.zero, int) else self.zero.by_group(start, stop), np.float32)
+        zeros = np.ascontiguousarray(np.broadcast_to(zero, scale.shape)).reshape(-1)
+        flip, numbers = 128 if given.dtype == np.int8 else 0, np.ascontiguousarray(given).view(np.uint8).reshape(-1)
+        scales = np.ascontiguousarray(scale).reshape(-1)
+        kernels.to_floats_in_order(
+            numbers, flip, order.astype(np.int32), scale.shape[1], zeros, scales, out.reshape(-1)
+        )
         return True
 
     def scales(self, start: int, stop: int) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from llmconv.quant import block
 from llmconv.quant.block import Bytes
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["WIDER", "Carried", "are_said", "carried"]
+__all__ = ["WIDER", "Carried", "are_said", "bits_of", "carried", "most_groups", "spread"]
 
 WIDER = ("TQ2_0", "Q4_0", "Q5_0", "Q8_0")
 """Types of integers under a scale, each of which says all that the ones before it say."""
@@ -92,11 +92,19 @@ def carried(coded: Coded, round_sums: bool = False) -> Carried | str:
         return _affine(coded, whole)
     if not isinstance(coded.zero, int) and not (isinstance(coded.zero, Grid) and _all(coded.zero, _is_integer)):
         return "zero points that are no integers"
+    if isinstance(coded.zero, Grid) and not _lies_as(coded.zero, whole, k):
+        return "zero points that lie otherwise than the scales"
     found = _integers(coded, whole)
     small = not isinstance(found, str) and found.type.name in ("TQ2_0", "Q4_0")
     if not round_sums or small or isinstance(coded.zero, int) or coded.high - coded.low > 15 or whole % 32:
         return found
     return _with_sums(coded) or found
+
+
+def _lies_as(zero: Grid, whole: int, k: int) -> bool:
+    """Whether zero points are shared by the columns that share a scale, or by whole blocks."""
+    span = zero.span(k)
+    return span == whole or (span > 0 and span % 32 == 0 and (span % whole == 0 or whole % span == 0))
 
 
 def _with_sums(coded: Coded) -> Carried | None:
@@ -275,14 +283,17 @@ def _shared(grid: Grid, start: int, stop: int, span: int) -> NDArray[np.float32]
 
 
 def _filled(
-    kind: BlockClass, fill: Callable[[NDArray[np.void], int, int], None], shape: tuple[int, ...]
+    kind: BlockClass,
+    fill: Callable[[NDArray[np.void], int, int], None],
+    shape: tuple[int, ...],
+    at_once: int = _AT_ONCE,
 ) -> Callable[[int, int], Bytes]:
-    """Rows of blocks, whose fields `fill` writes."""
+    """Rows of blocks, whose fields `fill` writes, so many weights at a time."""
     blocks = shape[-1] // kind.block_size
 
     def read(start: int, stop: int) -> Bytes:
         out = np.empty((stop - start, blocks), kind.layout)
-        step = max(1, _AT_ONCE // max(1, shape[-1]))
+        step = max(1, at_once // max(1, shape[-1]))
         for low in range(start, stop, step):
             high = min(stop, low + step)
             fill(out[low - start : high - start], low, high)
@@ -297,44 +308,60 @@ def _halves(q: NDArray[np.uint8], span: int = 32) -> NDArray[np.uint8]:
     return pairs[:, :, 0] | pairs[:, :, 1] << np.uint8(4)
 
 
-def _each(numbers: NDArray[Any], blocks: int) -> NDArray[np.int32]:
-    """(rows, 1) or (rows, blocks) -> flat, one for each block; float16 numbers as their bits."""
-    found = numbers.astype(np.float16).view(np.int16).astype(np.int32) if numbers.dtype == np.float32 else numbers
-    return np.ascontiguousarray(np.broadcast_to(found, (len(found), blocks)), np.int32).reshape(-1)
+def bits_of(numbers: NDArray[np.float32], groups: int) -> NDArray[np.int32]:
+    """(rows, 1) or (rows, groups) numbers that float16 says -> its bits, flat, one for each group."""
+    found = np.empty(numbers.size, np.int32)
+    kernels.half_bits(np.ascontiguousarray(numbers, np.float32).reshape(-1), found)
+    return spread(found.reshape(numbers.shape), groups)
+
+
+def spread(numbers: NDArray[Any], groups: int) -> NDArray[np.int32]:
+    """(rows, 1), or fewer groups, or as many -> integers, flat, one for each group."""
+    if numbers.shape[1] != groups:
+        numbers = np.repeat(numbers, groups // numbers.shape[1], axis=1)
+    return np.ascontiguousarray(numbers, np.int32).reshape(-1)
 
 
 def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
     """Q4_0, Q5_0, Q8_0, Q4_1, Q5_1."""
-    width = int(kind.name[1])
+    width, k = int(kind.name[1]), coded.shape[-1]
     scale, bias, zero = coded.scale, coded.bias, coded.zero
     assert isinstance(scale, Grid) and (bias is None or isinstance(bias, Grid))
     none = np.empty(0, np.int32)
 
-    def points(start: int, stop: int, count: int, blocks: int) -> NDArray[np.int32]:
-        """The zero point of each block."""
+    def points(start: int, stop: int, groups: int) -> NDArray[np.int32]:
+        """The zero point of each group."""
         if isinstance(zero, int):
-            return np.full(count, zero, np.int32)
+            return np.full((stop - start) * groups, zero, np.int32)
         assert isinstance(zero, Grid)
-        return _each(_shared(zero, start, stop, 32).astype(np.int32), blocks)
+        return spread(zero.by_group(start, stop), groups)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
-        blocks = out.shape[1]
         raw = out.reshape(-1).view(np.uint8)
-        scales = _each(_shared(scale, start, stop, 32), blocks)
         if coded.words is not None:
-            sums = none if bias is None else _each(_shared(bias, start, stop, 32), blocks)
-            zeros = none if bias is not None else points(start, stop, len(scales), blocks) - np.int32(coded.low)
-            kernels.words_to_blocks(coded.words(start, stop).reshape(-1), zeros, scales, sums, width, raw)
+            groups = most_groups(coded)
+            scales = bits_of(scale.by_group(start, stop), groups)
+            sums = none if bias is None else bits_of(bias.by_group(start, stop), groups)
+            zeros = none if bias is not None else points(start, stop, groups) - np.int32(coded.low)
+            words = coded.words(start, stop).reshape(-1)
+            kernels.words_to_blocks(words, k // groups, zeros, scales, sums, width, raw)
             return
+        blocks = out.shape[1]
+        scales = bits_of(scale.by_group(start, stop), blocks)
         codes = np.ascontiguousarray(coded.codes(start, stop))
         flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
-        if kind.name.endswith("1"):
-            assert isinstance(bias, Grid)
-            kernels.to_affine(numbers, scales, _each(_shared(bias, start, stop, 32), blocks), width, raw)
+        if bias is not None:
+            kernels.to_affine(numbers, scales, bits_of(bias.by_group(start, stop), blocks), width, raw)
             return
-        kernels.to_blocks(numbers, flip, points(start, stop, len(scales), blocks), scales, width, raw)
+        kernels.to_blocks(numbers, flip, points(start, stop, blocks), scales, width, raw)
 
-    return _filled(kind, fill, coded.shape)
+    return _filled(kind, fill, coded.shape, _SLAB if coded.words is not None else _AT_ONCE)
+
+
+def most_groups(coded: Coded) -> int:
+    """How many groups a row has, by what has most."""
+    shared = (coded.scale, coded.zero, coded.bias)
+    return max(numbers.values.row_len for numbers in shared if isinstance(numbers, Grid))
 
 
 def _ternary(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:

@@ -149,15 +149,18 @@ def ordered(layer: Layer, k: int, groups: int, end: str = ".g_idx") -> NDArray[n
     order = given.numpy().reshape(-1).astype(np.intp)
     if order.shape != (k,) or (order.size and not 0 <= order.min() <= order.max() < groups):
         raise BadFile(f"{layer.settings.where}: tensor {given.name!r} does not name a group for each column")
-    size = -(-k // max(groups, 1))
-    counts = np.bincount(order, minlength=groups)
-    if k % max(groups, 1) == 0 and (counts != size).any():
-        group = int(np.flatnonzero(counts != size)[0])
+    stated = layer.settings.group()
+    known = stated is not None and -(-k // stated) == groups
+    size = stated if stated is not None and known else -(-k // max(groups, 1))
+    usual = np.arange(k) // size
+    counts, expected = (np.bincount(each, minlength=groups) for each in (order, usual))
+    if (known or k % max(groups, 1) == 0) and (counts != expected).any():
+        group = int(np.flatnonzero(counts != expected)[0])
         raise BadFile(
             f"{layer.settings.where}: tensor {cut(given.name)} puts {counts[group]} columns into group {group}, "
-            f"expected {size} in each; it is no order of {cut(layer.weight)}'s columns, the model is damaged"
+            f"expected {expected[group]}; it is no order of {cut(layer.weight)}'s columns, the model is damaged"
         )
-    return None if (order == np.arange(k) // size).all() else order
+    return None if (order == usual).all() else order
 
 
 def group_of(layer: Layer, k: int, groups: int) -> int:

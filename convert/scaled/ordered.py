@@ -15,6 +15,8 @@ Inputs of the other layers come from the residual stream, of which each layer ha
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.convert.scaled.bits import unpacked
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
 from llmconv.convert.tables.config import TEXT_MODELS
@@ -31,6 +34,8 @@ from llmconv.quant.block import Bytes
 __all__ = ["Folding", "foldings", "settled"]
 
 Order = NDArray[np.intp]
+Rows = Callable[[int, int], NDArray[Any]]
+_KEPT_BYTES, _STEP_BYTES = 48 << 20, 1 << 20
 _DOWN = {"down_proj": ("gate_proj", "up_proj"), "w2": ("w1", "w3")}
 """A down projection, and what its inputs are the products of, element by element."""
 _OUTPUT, _VALUE, _ATTENTION = "o_proj", "v_proj", {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -54,12 +59,17 @@ class Folding:
             scale, zero, bias = (_taken_rows(n, order) for n in (given.scale, given.zero, given.bias))
             if scale is None or zero is None or (given.bias is not None and bias is None):
                 return None
-            taken = _gathered(codes, order)
-            return dataclasses.replace(given, codes=taken, words=None, scale=scale, zero=zero, bias=bias)
+            words = None if given.words is None else _gathered(given.words, order)
+            taken = _gathered(codes, order) if words is None else _codes_of(words, given)
+            return dataclasses.replace(given, codes=taken, words=words, scale=scale, zero=zero, bias=bias)
         scale, zero = (_in_order(n, order) for n in (given.scale, given.zero))
         if scale is None or zero is None or given.bias is not None:
             return None
-        return dataclasses.replace(given, codes=lambda a, b: codes(a, b)[:, order], words=None, scale=scale, zero=zero)
+
+        def columns(start: int, stop: int) -> NDArray[Any]:
+            return np.take(codes(start, stop), order, axis=1)
+
+        return dataclasses.replace(given, codes=columns, words=None, scale=scale, zero=zero)
 
     def floats(self, given: Tensor) -> Tensor:
         """A weight in floats, or a bias, in that order."""
@@ -68,9 +78,14 @@ class Folding:
             return dataclasses.replace(given, read=_gathered(given.read, order), extent=None)
 
         def read(start: int, stop: int) -> Bytes:
-            return np.ascontiguousarray(given.rows(start, stop)[:, order]).view(np.uint8)
+            return np.take(given.rows(start, stop), order, axis=1).view(np.uint8)
 
         return dataclasses.replace(given, read=read, extent=None)
+
+    def read_from(self, layer: Coded | None, floats: Tensor) -> Tensor:
+        """A weight in floats, in that order, from its codes where there are any: rows of those are shorter."""
+        coded = self.coded(layer) if layer is not None and self.by_rows else None
+        return self.floats(floats) if coded is None else coded.floats()
 
 
 def settled(given: Coded) -> Coded:
@@ -185,15 +200,61 @@ def _taken_rows(numbers: Any, order: Order) -> Any:
     return dataclasses.replace(numbers, values=taken)
 
 
-def _gathered(rows: Callable[[int, int], NDArray[Any]], order: Order) -> Callable[[int, int], NDArray[Any]]:
-    """Rows in another order; those of a slab are read from the first to the last."""
+def _codes_of(words: Rows, given: Coded) -> Rows:
+    """The codes that words hold."""
+    k, low = given.shape[-1], given.low
+
+    def codes(start: int, stop: int) -> NDArray[Any]:
+        found = unpacked(words(start, stop).view(np.uint8), 4, k, -low)
+        return found.view(np.int8) if low < 0 else found
+
+    return codes
+
+
+def _gathered(rows: Rows, order: Order) -> Rows:
+    """Rows in another order.
+
+    All of them are kept, while there is room: else those of a slab, which lie anywhere, would be read one by one.
+    """
 
     def read(start: int, stop: int) -> NDArray[Any]:
         wanted = order[start:stop]
         if not len(wanted):
             return rows(0, 0)
+        whole = _kept.whole(rows, len(order))
+        if whole is not None:
+            return whole[wanted]
         found = [rows(int(row), int(row) + 1) for row in np.sort(wanted)]
         out: NDArray[Any] = np.concatenate(found)[np.argsort(np.argsort(wanted))]
         return out
 
     return read
+
+
+class _Kept:
+    """Rows of the last matrices whose rows were gathered, all that fit into some memory."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[int, tuple[Rows, NDArray[Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def whole(self, rows: Rows, count: int) -> NDArray[Any] | None:
+        """All `count` rows; None where they are too many."""
+        with self._lock:
+            kept = self._found.pop(id(rows), None)
+            if kept is None:
+                one = rows(0, 1)
+                if one.nbytes * count > _KEPT_BYTES:
+                    return None
+                room = _KEPT_BYTES - one.nbytes * count
+                while self._found and sum(found.nbytes for _, found in self._found.values()) > room:
+                    self._found.popitem(last=False)
+                kept = rows, np.empty((count, *one.shape[1:]), one.dtype)
+                step = max(1, _STEP_BYTES // max(1, one.nbytes))
+                for start in range(0, count, step):
+                    kept[1][start : start + step] = rows(start, min(count, start + step))
+            self._found[id(rows)] = kept
+        return kept[1]
+
+
+_kept = _Kept()

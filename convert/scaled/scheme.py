@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +23,8 @@ KEYS = ("quantization_config", "compression_config", "quantization")
 """Where config.json, or the text model's part of it, says how the weights are stored."""
 _RULES = ("dynamic", "extra_config")
 """Where GPTQModel and AutoRound say what is otherwise in some layers: these are known by their shapes."""
+_ENDLESS = re.compile(r"[*+}]\)[*+{]|.{500}")
+"""Patterns that may take longer than anybody waits: what is repeated is repeated again."""
 SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
@@ -69,6 +75,34 @@ class Settings:
         groups = self.values.get("config_groups")
         found = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
         return found[0] if found and isinstance(found[0], dict) and all(w == found[0] for w in found) else {}
+
+    def for_layer(self, weight: str) -> Settings:
+        """Of several `config_groups`, only the one that the weight is in, by its name, a pattern or its class."""
+        exact, patterns, linear = self._targets
+        module = weight.removesuffix(".weight")
+        found = exact.get(module) or next((group for pattern, group in patterns if pattern.match(module)), linear)
+        return (
+            self if found is None else dataclasses.replace(self, values={**self.values, "config_groups": {"": found}})
+        )
+
+    @functools.cached_property
+    def _targets(self) -> tuple[dict[str, Any], list[tuple[re.Pattern[str], Any]], Any]:
+        """Groups by modules' names, by patterns of names, and the one of all linear layers."""
+        given = self.values.get("config_groups")
+        groups = (
+            [g for g in given.values() if isinstance(g, dict)] if isinstance(given, dict) and len(given) > 1 else []
+        )
+        exact: dict[str, Any] = {}
+        patterns: list[tuple[re.Pattern[str], Any]] = []
+        for group in groups:
+            targets = group.get("targets")
+            for target in (t for t in targets if isinstance(t, str)) if isinstance(targets, list) else ():
+                if not target.startswith("re:"):
+                    exact.setdefault(target, group)
+                elif not _ENDLESS.search(target):
+                    with contextlib.suppress(re.error):
+                        patterns.append((re.compile(target[3:]), group))
+        return exact, patterns, exact.get("Linear")
 
     def block(self) -> tuple[int, int] | None:
         """Rows and columns that share a scale, where it says so."""

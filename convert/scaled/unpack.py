@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import NoReturn
 
+from llmconv.convert.scaled.arranged_by_mlx import as_transformers
 from llmconv.convert.scaled.awq import Awq
 from llmconv.convert.scaled.bitsandbytes import FourBits, LlmInt8
 from llmconv.convert.scaled.by_torch import QuantoBits, TorchaoInt4
@@ -67,6 +68,7 @@ def unpack(checkpoint: Checkpoint, made_of: Callable[[Coded], Tensor] = Coded.fl
     """
     if checkpoint.dialect not in ("hf", "plain"):
         return checkpoint
+    checkpoint = as_transformers(checkpoint)
     settings = Settings.of(checkpoint)
     settings.block()  # what it says must make sense, needed or not
     _refuse_rotations(settings)
@@ -160,7 +162,7 @@ def _layers(tensors: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str
             weight = scheme.weight(stem)
             if scheme.fits(parts, settings) and not _is_known(found.get(weight), parts):
                 _refuse_twice(tensors, weight, parts, found.get(weight), scheme, settings)
-                found[weight] = scheme, Layer(weight, parts, settings)
+                found[weight] = scheme, Layer(weight, parts, settings.for_layer(weight))
                 used |= {part.name for part in parts.values()}
                 break
     return found, used

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +17,17 @@ from typing import Any
 import numpy as np
 
 from llmconv.convert.tables import scores
+from llmconv.convert.tables.class_defaults import completed
 from llmconv.convert.tables.config import Settings, look_up, put, rope_config, rope_keys, usable
 from llmconv.convert.tables.keys import Key, dims_of, keys
+from llmconv.convert.tables.kinds import check_kinds
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.pieces import Pieces, activation
 from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
 from llmconv.convert.tables.scalars import Small
 from llmconv.convert.tables.windows import window_keys, windows_config
-from llmconv.errors import Unsupported
+from llmconv.errors import BadFile, Unsupported
 
 __all__ = ["Architecture", "Form", "HfName", "Key", "Made", "Row", "Slot", "keys", "row"]
 
@@ -133,6 +136,11 @@ class Architecture:
         names |= {*self.reads.split(), *self.inert.split(), self.decoder.get("activation_key", "hidden_act")}
         return frozenset(names)
 
+    @functools.cached_property
+    def computed_with(self) -> frozenset[str]:
+        """Those settings that are computed with."""
+        return frozenset({*self.settings, *self.fixed} - set(self.inert.split()))
+
     def __post_init__(self) -> None:
         unknown = set(self.decoder) - set(Pieces.__annotations__)
         if unknown:
@@ -161,6 +169,14 @@ class Architecture:
         """This table with more rows, which may bear names it has already (under another `when`)."""
         return dataclasses.replace(self, rows=(*self.rows, *rows))
 
+    def covers(self, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration of a class that several tables have is this table's; whoever reads one of no use says
+        what is wrong with it."""
+        try:
+            return self.fits(config)
+        except (BadFile, Unsupported, AttributeError, LookupError, TypeError, ValueError):
+            return True
+
     def dims_of(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Dimensions by name, from a GGUF's metadata."""
         return dims_of(metadata, self.gguf, self.dims)
@@ -180,8 +196,14 @@ class Architecture:
 
     def metadata(self, config: Mapping[str, Any], source: str = "config.json") -> dict[str, Any]:
         """config.json (see `normalized`) -> GGUF keys, `general.architecture` first."""
+        config = self.completed(config)
+        check_kinds(config, self.computed_with, source)
         with usable(config, source):
             return self._metadata(config, source)
+
+    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A flat configuration with what its class in transformers takes for what it does not state."""
+        return completed(config, (key.names for key in self.keys))
 
     def _metadata(self, config: Mapping[str, Any], source: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -236,7 +258,11 @@ class Architecture:
         for key in self.keys:
             name = f"{self.gguf}.{key.gguf}"
             value = metadata.get(name)
-            if value is not None and key.values is None and not isinstance(value, np.ndarray | list | tuple):
+            if value is None or key.values is not None:
+                continue
+            if isinstance(value, np.ndarray | list | tuple):
+                key.check_listed(value, f"key {name!r}")
+            else:
                 dataclasses.replace(key, kind=key.kind.replace("2s", "2")).typed(value, f"key {name!r}")
 
     def config(self, metadata: Mapping[str, Any], tensors: Container[str] | None = None) -> dict[str, Any]:
@@ -277,6 +303,9 @@ class Architecture:
                 self.rebuild(out, own, dims)
             if scores.SCORE in self.rows:
                 scores.rebuilt(out, own, dims)
+        for setting, value in out.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadFile(f"the keys of {self.gguf}: {setting} would be {value}; is the file whole?")
         return out
 
     def nested(self, config: dict[str, Any]) -> dict[str, Any]:

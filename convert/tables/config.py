@@ -133,7 +133,8 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
     if inner is not config:
         outer: dict[str, Any] = {k: out[k] for k in ("architectures", "model_type") if k in out}
         out = {**out, **inner, **outer}
-    parameters = out.get("rope_parameters") or out.get("rope_scaling") or {}
+    given = (out[name] for name in ("rope_parameters", "rope_scaling") if out.get(name) not in (None, {}))
+    parameters: Any = next(given, {})
     local = parameters.get("sliding_attention") if isinstance(parameters, Mapping) else None
     for name, value in (("rope_parameters", parameters), ("rope_parameters.sliding_attention", local or {})):
         if not isinstance(value, Mapping):
@@ -171,6 +172,8 @@ def normalized(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_kind(thetas: list[Any], kinds: Any) -> tuple[Any, Any]:
     """Of bases listed by layer, the one of layers that see everything, and that of windows."""
+    if any(isinstance(theta, bool) or not isinstance(theta, int | float) for theta in thetas):
+        raise BadFile(f"config.json: rope_theta is {thetas!r:.60}, expected numbers")
     found: dict[str, set[Any]] = {"full_attention": set(), "sliding_attention": set()}
     for theta, kind in zip(
         thetas, kinds if isinstance(kinds, list) else ["full_attention"] * len(thetas), strict=False
@@ -263,7 +266,7 @@ def rope_config(config: dict[str, Any], own: Mapping[str, Any]) -> None:
         return
     scaling: dict[str, Any] = {"rope_type": kind, "factor": float(own.get("rope.scaling.factor", 1.0))}
     if kind == "yarn":
-        original = own.get("rope.scaling.original_context_length")
+        original = own.get("rope.scaling.original_context_length", own.get("context_length"))
         if original is not None:
             scaling["original_max_position_embeddings"] = int(original)
         for name, key in _YARN:

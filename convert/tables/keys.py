@@ -51,6 +51,18 @@ class Key:
         except (TypeError, ValueError, OverflowError):
             raise BadFile(f"{item} is {cut(value, 60)}, expected {_WORDS[self.kind]}") from None
 
+    def check_listed(self, values: Any, item: str) -> None:
+        """`BadFile` for an array where a key has one value for the whole model, or of something else than numbers."""
+        if self.gguf in _OF_ALL or self.gguf.endswith("epsilon"):
+            raise BadFile(f"{item} is {cut(values, 60)}, expected {_WORDS[self.kind]}")
+        several = self.kind.endswith("s") or len(values)
+        if self.kind != "str" and not (several and np.asarray(values).dtype.kind in "biuf"):
+            raise BadFile(f"{item} is {cut(values, 60)}, expected numbers")
+
+
+_OF_ALL = {"block_count", "context_length", "embedding_length", "vocab_size", "rope.freq_base"}
+"""Keys of which no layer has one of its own."""
+
 
 def whole(value: Any) -> int:
     """A whole number as it stands in JSON or GGUF; `TypeError` for anything that would have to be bent into one."""

@@ -75,6 +75,7 @@ class Pieces(TypedDict, total=False):
     windows_magnified: bool  # what rotations are multiplied by is of layers with a window too (llama.cpp)
     full_turn_part: float  # the part of a head that turns in layers without a window
     side: str  # the tensors of the side of a model that is run begin so: "enc" of those that encode
+    folded_halves: bool  # three-fold positions turn halves apart, where plain ones turn neighbours (GLM-4V)
     qkv_by_head: bool  # attn_qkv has each head's query, key and value together, unless the file says otherwise
     farthest: int  # a bias on the scores by distance, in buckets; distances from this on share one (T5: 128)
     normed_again: bool  # attn_norm_2 is of what came into the layer and what attn_output_norm gave (Jina)

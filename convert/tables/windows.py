@@ -66,6 +66,9 @@ def windows_config(config: dict[str, Any], own: Mapping[str, Any], pieces: Piece
         n_layer = min(int(own.get("block_count", 0)), _LAYERS)
         windows = every_nth(int(pattern), pieces, n_layer)
         config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows]
+    elif pieces.get("window_pattern") and PATTERN not in own:
+        windows = usual_windows(pieces, min(int(own.get("block_count", 0)), _LAYERS))
+        config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows]
     if not own.get("attention.sliding_window", pieces.get("window")) and pieces.get("window_pattern"):
         config["layer_types"] = ["full_attention"] * min(int(own.get("block_count", 0)), _LAYERS)
         if pieces.get("rope_layers") == "windowed if any":  # which transformers asks of the window, not of the list

@@ -22,7 +22,7 @@ from llmconv.formats.documents import disguised
 from llmconv.formats.documents.disguised import sizes as _sizes
 from llmconv.formats.documents.document import DEPTH, EXACT, Fault, Numbers, Slot, join, quoted, slots
 from llmconv.formats.documents.numbers import number
-from llmconv.formats.documents.typed_bytes import decode, dtype_named, from_text
+from llmconv.formats.documents.typed_bytes import decode, dtype_named, from_text, in_order
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["DATA", "SHAPE", "cut", "has_shape", "shapes"]
@@ -72,10 +72,11 @@ def _is_sizes(key: str, node: Any) -> bool:
 
 @dataclass
 class _Around:
-    """What objects further out say of the arrays in them: their dtype, and shapes by name."""
+    """What objects further out say of the arrays in them: their dtype, shapes by name, the order of bytes."""
 
     dtype: str | None = None
     shapes: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
 
 
 @dataclass
@@ -95,6 +96,7 @@ class _Cutter:
     scaled: list[str] = field(default_factory=list)
     guessed: list[str] = field(default_factory=list)
     beside: _Around = field(default_factory=_Around)
+    order: str = ""
 
     def bad(self, path: str, message: str) -> BadFile:
         return BadFile(f"{at(self.source, short(path, 120)[1:-1] if path else 'the document')} {message}")
@@ -220,7 +222,7 @@ class _Cutter:
         children = {
             k: x if _is_sizes(k, x) else self.walk(x, _inside(path, k), depth + 1) for k, x in node.items()
         }  # fmt: skip
-        self.beside = outer
+        self.beside, self.order = outer, self.beside.order
         self.typed(node, children, path)
         if disguised.is_unsaved(node) and not any(isinstance(child, Slot | Numbers) for child in children.values()):
             self.unsaved.append(path)
@@ -247,6 +249,8 @@ class _Cutter:
             self.nulls.append(path)
             return node
         if not all(type(x) in (int, float) for x in items):
+            if all(type(x) is str for x in items) and disguised.number_words(items):
+                self.written.append(path)
             lone = next((i for i, x in enumerate(items) if x is None), None)
             if lone is not None and all(x is None or type(x) in (int, float) for x in items):
                 raise self.null(_inside(path, str(lone)))
@@ -267,8 +271,10 @@ class _Cutter:
         if isinstance(data, str):
             self.texts.append(path)
         found = self.vector(data, path) if isinstance(data, list) and data and _all_ints(data) else data
-        if not isinstance(found, Numbers) or not _are_bytes(found):
+        if not isinstance(found, Numbers):
             return None
+        if not _are_bytes(found):
+            raise self.bad(path, "is a Node Buffer with numbers that are no bytes, expected 0 to 255")
         return dataclasses.replace(found, form="buffer")
 
     def told(self, node: dict[str, Any]) -> _Around:
@@ -276,9 +282,12 @@ class _Cutter:
         shapes = node.get("shapes")
         stated = node.get("dtype")
         dtype = dtype_named(stated) if isinstance(stated, str) else None
-        if dtype is None and not isinstance(shapes, dict):
-            return self.beside
-        return _Around(dtype or self.beside.dtype, shapes if isinstance(shapes, dict) else self.beside.shapes)
+        order = disguised.byte_order(node) or self.beside.order
+        return _Around(
+            in_order(dtype, order) or self.beside.dtype,
+            shapes if isinstance(shapes, dict) else self.beside.shapes,
+            order,
+        )
 
     def typed(self, node: dict[str, Any], children: dict[str, Any], path: str) -> None:
         """Put slots in place of arrays whose shape or dtype the object, or one around it, states."""
@@ -287,7 +296,7 @@ class _Cutter:
             shape = self.stated_shape(node, path)
             lone = key == "data" or (key in DATA and sum(_is_array(k, c) for k, c in children.items()) < 2)
             name = path or key if lone or key in _TEXTS else _inside(path, key)
-            stated = _stated_dtype(node)
+            stated = in_order(_stated_dtype(node), self.order)
             if stated is None and isinstance(children[key], str) and _unknown_dtype(node):
                 self.texts.append(name)  # of a type that nobody here knows: no guess
                 return
@@ -355,6 +364,7 @@ class _Cutter:
                 self.texts.append(name)  # with breaks of lines, say
             return child
         inferred = {4: "<f4", 8: "<f8"}.get(len(data) // math.prod(shape)) if shape else None
+        inferred = in_order(inferred, self.order)
         if shape is None and dtype is None and isinstance(child, str) and not _is_base64(child):
             if _may_be_base64(child):
                 self.texts.append(name)
@@ -447,7 +457,8 @@ def _inside(path: str, key: str) -> str:
 
 
 def _like_base64(text: str) -> bool:
-    return len(text) >= _TO_BE_BASE64 and _BASE64.match(text) is not None
+    begin = re.sub(r"\r?\n", "", text[: 2 * _TO_BE_BASE64])
+    return len(begin) >= _TO_BE_BASE64 and _BASE64.match(begin) is not None
 
 
 def _may_be_base64(text: str) -> bool:

@@ -18,6 +18,7 @@ from llmconv.formats.documents.document import Numbers
 __all__ = [
     "are_bits",
     "are_floats",
+    "byte_order",
     "is_numbered",
     "is_numbers_in_a_text",
     "is_unsaved",
@@ -54,6 +55,8 @@ _HALF, _BRAIN, _SINGLE = (1 << 15, 0, 31 << 10), (1 << 15, 96 << 7, 158 << 7), (
 _PATTERNS: dict[str | None, tuple[int, int, int]]
 _PATTERNS = {"<f2": _HALF, ">f2": _HALF, "bfloat16": _BRAIN, "<f4": _SINGLE, ">f4": _SINGLE}
 """Of a float's type: its sign bit, the bits of 2^-31 and of 2^31 (of halves, of zero and of infinity)."""
+_ORDERS = {">": "big be > bigendian msb network", "<": "little le < littleendian lsb"}
+_ORDER_KEYS = ("byteorder", "endian", "endianness", "endianess", "byteendianness")
 _BY_COLUMNS = {"order": ("F", "f"), "fortran_order": (True,), "Corder": (False,), "columnMajor": (True,)}
 
 
@@ -102,6 +105,18 @@ def _are_listed(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return all(type(x) in (int, float) for x in found) and any(type(x) is float for x in found)
+
+
+def byte_order(node: Mapping[str, Any]) -> str:
+    """The order of bytes that an object states: ">" (endian: "big", littleEndian: false), "<", or ""."""
+    for key, value in node.items() if len(node) < 32 else ():  # more are names of tensors
+        name = re.sub(r"[^a-z]", "", key.lower()) if len(key) < 20 else ""
+        if name in ("littleendian", "bigendian") and type(value) is bool:
+            return "<" if (name == "littleendian") is value else ">"
+        if name in _ORDER_KEYS and isinstance(value, str):
+            said = re.sub(r"[^a-z<>]", "", value.lower())
+            return next((order for order, words in _ORDERS.items() if said in words.split()), "")
+    return ""
 
 
 def is_numbered(node: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmconv.errors import Unsupported, cut, shown
 
-__all__ = ["BASE64", "decode", "dtype_named", "encode", "from_text", "raw_name", "raw_type", "to_text"]
+__all__ = ["BASE64", "decode", "dtype_named", "encode", "from_text", "in_order", "raw_name", "raw_type", "to_text"]
 
 _WORDS: dict[str, str] = {
     "float": "f4",
@@ -80,6 +80,13 @@ def raw_name(code: str) -> str:
     return "|" + code[1:] if code[2:] == "1" else code
 
 
+def in_order(raw: str | None, order: str) -> str | None:
+    """A type's name with that order of bytes, where one is stated beside it; None for one that is read in no other."""
+    if raw == "bfloat16" and order == ">":
+        return None
+    return order + raw[1:] if raw is not None and order and raw[0] == "<" else raw
+
+
 def raw_type(raw: str) -> np.dtype[Any]:
     """The numpy type of what `dtype_named` gives; `ValueError` for anything else (a kept document is not trusted)."""
     if raw == "bfloat16":
@@ -131,22 +138,43 @@ _PREFIX = re.compile(r"data:[\w/+.-]*(?:;[\w=.-]+)*;base64,")
 def from_text(text: str) -> tuple[bytes, str] | None:
     """(bytes, form) of a text that is base64 and comes back by `to_text` letter by letter; None when it is not."""
     prefix = found[0] if (found := _PREFIX.match(text[:200])) else ""
-    body = text[len(prefix) :]
+    body, lines = _unbroken(text[len(prefix) :])
     for form, (last, padded) in BASE64.items():
         whole = body if padded else body + "=" * (-len(body) % 4)
         try:
             data = base64.b64decode(whole.encode("ascii"), altchars=last, validate=True)
+            form = f"{form}{f' by {lines}' if lines else ''}{f' {prefix}' if prefix else ''}"
+            if data and to_text(data, form) == text:
+                return data, form
         except (ValueError, binascii.Error):
             continue
-        form = f"{form} {prefix}" if prefix else form
-        if data and to_text(data, form) == text:
-            return data, form
     return None
 
 
 def to_text(data: bytes, form: str) -> str:
     """The way back of `from_text`; `ValueError` for a form that it does not give."""
     form, mark, rest = form.partition(" data:")
+    form, _, lines = form.partition(" by ")
     last, padded = BASE64[form]
     text = base64.b64encode(data, altchars=last).decode()
-    return mark.strip() + rest + (text if padded else text.rstrip("="))
+    return mark.strip() + rest + _broken(text if padded else text.rstrip("="), lines)
+
+
+def _unbroken(text: str) -> tuple[str, str]:
+    """Text without the ends of its lines, and how it was broken: "76", "76r" by \\r\\n, "76." with one at the end."""
+    if "\n" not in text:
+        return text, ""
+    end = "\r\n" if "\r\n" in text else "\n"
+    lines = text.removesuffix(end).split(end)
+    return "".join(lines), f"{len(lines[0])}{'r' * (len(end) - 1)}{'.' * text.endswith(end)}"
+
+
+def _broken(text: str, how: str) -> str:
+    """The way back of `_unbroken`; `ValueError` for what it does not give."""
+    if not how:
+        return text
+    found = re.fullmatch(r"([1-9]\d{0,6})(r?)(\.?)", how)
+    if found is None:
+        raise ValueError(f"unknown lines {how[:20]!r}")
+    width, end = int(found[1]), "\r\n" if found[2] else "\n"
+    return end.join(text[i : i + width] for i in range(0, len(text), width)) + (end if found[3] else "")

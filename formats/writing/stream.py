@@ -32,6 +32,9 @@ SLAB_WEIGHTS = 1 << 20
 """Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
 _MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
 _FEWEST = 1 << 14
+_CODES_BYTES = 2 << 20
+"""Of packed codes, which are made row by row: they are written while they are in the processor's cache.  Floats may
+have been transposed, and their whole matrix is read for each slab."""
 _PARTS, _ROWS = 8, 16  # of a process's share that a part is at most; what rows are cut by
 _ARITHMETIC = 8  # bytes that could be moved while a weight is encoded, for most types
 
@@ -197,7 +200,8 @@ def _step(item: Item, jobs: int) -> int:
     """Rows of a slab."""
     tensor, row_len = item.tensor, max(1, item.tensor.row_len)
     if tensor.extent is None and not item.encodes:  # only moved: what is read from a file is looked at, too
-        return max(1, SLAB_BYTES // max(1, tensor.row_bytes if tensor.type.is_plain() else 4 * row_len))  # decoded
+        most = SLAB_BYTES if tensor.type.is_float else _CODES_BYTES
+        return max(1, most // max(1, tensor.row_bytes if tensor.type.is_plain() else 4 * row_len))  # decoded
     row_bytes = tensor.row_bytes + sum(t.type.row_bytes(tensor.row_len) for t in item.targets)
     if not tensor.type.is_plain():
         row_bytes += 4 * row_len  # decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -347,7 +348,7 @@ def _report(result: Quantized, made: QuantizedFile, verbose: bool) -> None:
 
 def _kind_of(warning: str) -> str:
     """A warning without the tensor's name, so that equal ones are counted together."""
-    return warning.split("' ", 1)[-1]
+    return re.sub(r"'[^']*'", "", warning, count=1)
 
 
 @click.command()

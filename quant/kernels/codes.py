@@ -11,7 +11,17 @@ from llmconv.quant.kernels.compiling.build import F32, I32, U8, inner, kernel, o
 from llmconv.quant.kernels.q32 import get_quants, put_quants
 from llmconv.quant.kernels.vectors.lanes import OUT_F32, OUT_U8, i4
 from llmconv.quant.kernels.vectors.memory import gather, load, load_i32, store, store_u16, transpose
-from llmconv.quant.kernels.vectors.simd import any_lane, from_bits, halves, max_, reduce_umax, splat, to_float, to_u8
+from llmconv.quant.kernels.vectors.simd import (
+    any_lane,
+    f16_bits,
+    from_bits,
+    halves,
+    max_,
+    reduce_umax,
+    splat,
+    to_float,
+    to_u8,
+)
 from llmconv.quant.kernels.vectors.stack import empty
 
 u8 = np.uint64
@@ -165,26 +175,65 @@ def to_blocks(codes, flip, zeros, scales, width, out):
             put_quants(out, at + 2, low, high, width)
 
 
-@kernel(I32, I32, I32, I32, types.int64, OUT_U8)
-def words_to_blocks(words, zeros, scales, sums, width, out):
-    """As `to_blocks`, of numbers of four bits; with sums, as `to_affine`, and without zero points."""
+@kernel(I32, types.int64, I32, I32, I32, types.int64, OUT_U8)
+def words_to_blocks(words, span, zeros, scales, sums, width, out):
+    """As `to_blocks`, of numbers of four bits; with sums, as `to_affine`, and without zero points.
+
+    span: columns that share a scale, and a zero point or a sum, a multiple of 32.
+    """
     fields = 4 if sums.size else 2
     size = fields + 4 * width
     half = i4(0) if width == 8 else i4(1) << i4(width - 1)
-    for block in range(words.size // 4):
-        at = size * block
-        store_u16(out, at, scales[block])
-        low, high = _sixteen(words, 4 * block), _sixteen(words, 4 * block + 2)
-        if sums.size:
-            store_u16(out, at + 2, sums[block])
-        else:
-            shift = half - zeros[block]
-            low, high = low + shift, high + shift
-        if width == 8:
-            store(out, at + fields, to_u8(low))
-            store(out, at + fields + 16, to_u8(high))
-        else:
-            put_quants(out, at + fields, low, high, width)
+    for group in range(scales.size):
+        shift = i4(0) if sums.size else half - zeros[group]
+        for block in range(group * span // 32, (group + 1) * span // 32):
+            at = size * block
+            store_u16(out, at, scales[group])
+            if sums.size:
+                store_u16(out, at + 2, sums[group])
+            low, high = _sixteen(words, 4 * block) + shift, _sixteen(words, 4 * block + 2) + shift
+            if width == 8:
+                store(out, at + fields, to_u8(low))
+                store(out, at + fields + 16, to_u8(high))
+            else:
+                put_quants(out, at + fields, low, high, width)
+
+
+@kernel(U8, types.int64, I32, types.int64, I32, I32, I32, OUT_U8)
+def blocks_differ(blocks, width, words, span, zeros, scales, sums, out):
+    """out[0]: whether blocks hold other numbers, scales or sums than `words_to_blocks` is given."""
+    out[0] = 0
+    fields = 4 if sums.size else 2
+    size = fields + 4 * width
+    half = i4(0) if width == 8 else i4(1) << i4(width - 1)
+    for group in range(scales.size):
+        shift = i4(0) if sums.size else half - zeros[group]
+        beside = scales[group] & 0xFFFF
+        wrong, odd = splat(i4(0)), i4(0)
+        for block in range(group * span // 32, (group + 1) * span // 32):
+            at = size * block
+            odd |= (i4(blocks[at]) | (i4(blocks[at + 1]) << 8)) ^ beside
+            if sums.size:
+                odd |= (i4(blocks[at + 2]) | (i4(blocks[at + 3]) << 8)) ^ (sums[group] & 0xFFFF)
+            if width == 8:
+                low, high = _codes(blocks, at + fields, i4(128)), _codes(blocks, at + fields + 16, i4(128))
+            else:
+                low, high = get_quants(blocks, at + fields, width)
+            low, high = low - _sixteen(words, 4 * block) - shift, high - _sixteen(words, 4 * block + 2) - shift
+            wrong = wrong | low | high
+        if odd != 0 or any_lane(wrong != i4(0)):
+            out[0] = 1
+            return
+
+
+@kernel(F32, out(types.int32))
+def half_bits(numbers, out):
+    """The bits of float32 numbers as float16."""
+    whole = numbers.size // 16 * 16
+    for at in range(0, whole, 16):
+        store(out, at, f16_bits(load(numbers, at)))
+    for at in range(whole, numbers.size):
+        out[at] = f16_bits(numbers[at])
 
 
 @kernel(U8, I32, I32, types.int64, OUT_U8)
@@ -265,6 +314,17 @@ def to_floats(codes, flip, span, zeros, scales, biases, out):
         else:
             for at in range(group * span, (group + 1) * span, 16):
                 store(out, at, (to_float(_codes(codes, at, flip)) - zero) * scale)
+
+
+@kernel(U8, types.int64, I32, types.int64, F32, F32, OUT_F32)
+def to_floats_in_order(codes, flip, order, groups, zeros, scales, out):
+    """As `to_floats`, column i of each row in the group order[i] of its `groups`; rows of a multiple of 16 columns."""
+    flip, k = i4(flip), order.size
+    for row in range(codes.size // k):
+        first = i4(row * groups)
+        for column in range(0, k, 16):
+            at, group = row * k + column, load_i32(order, column) + first
+            store(out, at, (to_float(_codes(codes, at, flip)) - gather(zeros, group)) * gather(scales, group))
 
 
 @kernel(I32, types.int64, F32, F32, F32, OUT_F32)

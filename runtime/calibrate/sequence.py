@@ -150,13 +150,13 @@ def round_model(
             run.exact.begin(lambda tokens: embedded(model, tokens))
         _embedding(run)
         states.begin(lambda tokens: embedded(model, tokens))
-        for unit in units(model):
+        for unit, onward in _until(model, run.kinds.keys() - run.found.keys()):
             if run.exact is not None:
                 run.shifts = shifts_of(unit, run.kinds.keys() & unit.modules, known.gradients.tokens, run.exact, states)
-                if unit.name != "output":
+                if onward:
                     run.exact.advance(unit.run)
             _unit(run, unit, states)
-            if unit.name != "output":
+            if onward:
                 states.advance(unit.run)
             given_back()
         if run.exact is not None:
@@ -218,14 +218,22 @@ def _of_each(
             there(model, WORDS)
             add({EMBEDDING: model.token_embd}, {EMBEDDING: _at_rows(metric, known)})
         states.begin(lambda tokens: embedded(model, tokens))
-        for unit in units(model):
+        for unit, onward in _until(model, kinds.keys() - found.keys()):
             for own, later in _layers(model, unit):
                 wanted = [name for name in own if name in kinds and name not in found]
                 add(unit.modules, _inputs(model, known, unit, wanted, later, states))
-            if unit.name != "output":
+            if onward:
                 states.advance(unit.run)
             given_back()
     return found
+
+
+def _until(model: Model, wanted: Collection[str]) -> Iterator[tuple[Unit, bool]]:
+    """The units up to the last that has any of those tensors, each with whether another follows."""
+    every = [*units(model)]
+    last = max((i for i, unit in enumerate(every) if any(name in wanted for name in unit.modules)), default=-1)
+    for i, unit in enumerate(every[: last + 1]):
+        yield unit, i < last
 
 
 def _embedding(run: _Pass) -> None:

@@ -172,12 +172,16 @@ class _Job:
         return model
 
     def quantize(self, names: list[str], state: State, options: dict[str, Any]) -> None:
-        """The files that are not there yet; all types in one read, each mix in one of its own."""
+        """The files that are not there yet; all types in one read, each mix in one of its own.
+
+        The smallest mix is first: no such file may be possible.
+        """
         missing = [n for n in names if not (n in state.seconds and self.file(n).exists())]
         if not missing:
             return
         fixed = [name for name in missing if name not in self.mixes]
-        for some in [fixed] * bool(fixed) + [[name] for name in missing if name in self.mixes]:
+        mixes = sorted((name for name in missing if name in self.mixes), key=lambda name: self.mixes[name])
+        for some in [[name] for name in mixes] + [fixed] * bool(fixed):
             started = time.perf_counter()
             how: dict[str, Any] = {"force": True, "progress": self.told(", ".join(some)), **options}
             if some is fixed:

@@ -5,7 +5,8 @@
 MODEL is any file that llmconv opens; what is quantized in it counts as the original, dequantized to F16.  Rows that
 `--kept FILE` has from an earlier run are not measured again.  A row's share is of the importance matrix's divergence
 with the first number of chunks.  With `--llama FOLDER` of llama.cpp's programs also what llama-perplexity finds on the
-same text (it rounds what goes into matrices to 8 bits), and a row of llama-imatrix's and llama-quantize's own file.
+same text (it rounds what goes into matrices to 8 bits), with `--stock` too a row of the file that llama-imatrix and
+llama-quantize make.
 """
 
 from __future__ import annotations
@@ -68,7 +69,6 @@ class Llama:
 
     def __init__(self, bin: Path, original: Path, folder: Path):
         self.bin, self.original, self.folder = bin, original, folder
-        self._bases: dict[str, Path] = {}
 
     def run(self, name: str, *words: Any) -> Run:
         said, cpu, peak = started([str(self.bin / name), *map(str, words)], errors_too=True)
@@ -76,11 +76,12 @@ class Llama:
 
     def divergence(self, path: Path, test: str, window: list[Any]) -> dict[str, float]:
         """What llama-perplexity --kl-divergence says of a file."""
-        if test not in self._bases:
-            self._bases[test] = self.folder / f"{len(self._bases)}.logits"
-            self.run("llama-perplexity", "-m", self.original, "-f", test, "-t", 1, *window, "--kl-divergence-base",
-                     self._bases[test])  # fmt: skip
-        base = ["--kl-divergence-base", self._bases[test], "--kl-divergence"]
+        logits = self.folder / f"{Path(test).stem}-{window[1]}x{window[3]}.logits"
+        if not logits.exists():
+            made = ["--kl-divergence-base", logits.with_suffix(".part")]
+            self.run("llama-perplexity", "-m", self.original, "-f", test, "-t", 1, *window, *made)
+            logits.with_suffix(".part").rename(logits)
+        base = ["--kl-divergence-base", logits, "--kl-divergence"]
         said = self.run("llama-perplexity", "-m", path, "-f", test, "-t", 1, *window, *base).out["said"]
         found = {}
         for name, words in (("mean", "Mean    KLD:"), ("99", "99.0%   KLD:"), ("ratio", "Mean PPL(Q)/PPL(base)")):
@@ -146,22 +147,28 @@ class Bench:
         return out, self.once(out, lambda: llmconv(*words))
 
     def row(self, key: Row, test: str) -> Row:
+        """What `llmconv compare` finds, and what the file has cost."""
         kind, method, chunks = key["type"], key["method"], key["chunks"]
         path, made = self.made(kind, method, chunks)
         before = self.known(method.removesuffix(", mix"), chunks)[1]
         window = ["-c", self.given.context, "--chunks", self.given.test_chunks]
         found = llmconv("compare", self.f16(), path, test, *window).out
         names = ("perplexity_ratio", "mean_kld", "mean_kld_stderr", "kld_99", "top1_agreement")
-        stock = self.llama().divergence(path, test, window) if self.given.llama else {}
         costs = {"statistics": before.cpu, "quantize": made.cpu, "peak": max(before.peak, made.peak)}
-        return key | {"bytes": path.stat().st_size} | {name: found[name] for name in names} | costs | stock
+        return key | {"bytes": path.stat().st_size} | {name: found[name] for name in names} | costs
+
+    def by_llama(self, key: Row, test: str) -> Row:
+        """What llama-perplexity finds."""
+        path = self.made(key["type"], key["method"], key["chunks"])[0]
+        window = ["-c", self.given.context, "--chunks", self.given.llama_chunks or self.given.test_chunks]
+        return self.llama().divergence(path, test, window)
 
     def rows(self) -> Iterator[tuple[Row, str]]:
         given = self.given
         calibrated = []
         for effort in given.efforts.split(","):
             calibrated += [f"calibrated, {effort}", *([f"calibrated, {effort}, mix"] if given.mix else [])]
-        first = [MATRIX, *([STOCK] if given.llama and not given.keep_embedding else []), *([PLAIN] * given.plain)]
+        first = [MATRIX, *[STOCK] * given.stock, *([PLAIN] * given.plain)]
         for i, chunks in enumerate(map(int, given.chunks.split(","))):
             for kind in given.types.split(","):
                 for method in [*(first if i == 0 or given.every else []), *calibrated]:
@@ -187,6 +194,8 @@ def options() -> argparse.Namespace:
     found.add_argument("--plain", action="store_true", help="a row without any text, too")
     found.add_argument("--every", action="store_true", help="an importance matrix of each number of chunks")
     found.add_argument("--llama", type=Path, help="the folder of llama-perplexity, llama-imatrix, llama-quantize")
+    found.add_argument("--llama-chunks", type=int, help="of the test, for llama-perplexity [as --test-chunks]")
+    found.add_argument("--stock", action="store_true", help="a row of llama.cpp's own file, too; needs --llama")
     found.add_argument("--folder", type=Path, help="where files stay, for a later run of the same model and texts")
     found.add_argument("--kept", type=Path, help="rows of earlier runs, to which new ones are added")
     return found.parse_args()
@@ -223,12 +232,12 @@ def main() -> None:
         bench.folder.mkdir(parents=True, exist_ok=True)
         for key, test in bench.rows():
             place = tuple(key.values())
-            if place not in rows:
-                rows[place] = bench.row(key, test)
-                if given.kept:
-                    with given.kept.open("a") as file:
-                        file.write(json.dumps(rows[place]) + "\n")
-            row = rows[place]
+            row = rows.get(place) or bench.row(key, test)
+            if given.llama and "llama_mean" not in row:
+                row = row | bench.by_llama(key, test)
+            if given.kept and rows.get(place) != row:
+                with given.kept.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
             place = (key["chunks"] if given.every else 0, key["type"], key["test"])
             print(shown(row, bases.setdefault(place, row)), flush=True)
 

@@ -72,6 +72,7 @@ ABSENT: dict[str, list[Any]] = {
     "position_embedding": ["none"],
     "residual_scale": [0.5],
     "rope.dimension_count": [8],
+    "rope.dimension_sections": [np.array([2, 3, 3, 0], np.int32)],
     "rope.dimension_count_swa": [8],
     "rope.freq_base": [500.0],
     "rope.freq_base_swa": [900.0],
@@ -206,7 +207,7 @@ def near(one: Any, other: Any) -> bool:
     return bool(np.quantile(off, 0.9) <= SAME)
 
 
-SAID = ("llama.cpp", "config.json does not say what", "config.json has no place for")
+SAID = ("llama.cpp", "config.json does not say", "config.json has no place for")
 
 
 def named(changes: Mapping[str, Any], notes: list[str], start: str) -> bool:

@@ -86,3 +86,43 @@ def test_floats() -> None:
     packed = np.empty(48, np.uint8)
     codes.pack_along(numbers & 15, packed)
     assert packed.tolist() == [numbers[2 * i] & 15 | (numbers[2 * i + 1] & 15) << 4 for i in range(48)]
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1"])
+@pytest.mark.parametrize("span", [32, 64, 96])
+def test_words_into_blocks(name: str, span: int) -> None:
+    """What a type decodes them to is what the words say under their groups' numbers; any other byte is a difference."""
+    kind, width, affine = block.by_name(name), int(name[1]), name.endswith("1")
+    found, groups = words(2, 24), 2 * 192 // span
+    numbers = bits.unpacked(found.view(np.uint8), 4, 192).reshape(groups, span).astype(np.float32)
+    scale, beside = (RNG.standard_normal(groups).astype(np.float16) for _ in range(2))
+    zeros = RNG.integers(0, 9 if width > 4 else 1, groups, np.int32) + (0 if width > 4 or affine else 8)
+    halves = np.empty(groups, np.int32)
+    codes.half_bits(scale.astype(np.float32), halves)
+    assert halves.tolist() == scale.view(np.uint16).tolist()
+    none = np.empty(0, np.int32)
+    given = span, none if affine else zeros, halves, beside.view(np.int16).astype(np.int32) if affine else none
+    raw, differs = np.empty((2, kind.row_bytes(192)), np.uint8), np.ones(1, np.uint8)
+    codes.words_to_blocks(found.reshape(-1), *given, width, raw.reshape(-1))
+    d = scale.astype(np.float32)[:, None]
+    want = numbers * d + beside.astype(np.float32)[:, None] if affine else (numbers - zeros[:, None]) * d
+    assert (kind.decode(raw).reshape(groups, span) == want).all()
+    codes.blocks_differ(raw.reshape(-1), width, found.reshape(-1), *given, differs)
+    assert not differs[0]
+    for byte in range(raw.size):
+        spoiled = raw.reshape(-1).copy()
+        spoiled[byte] ^= 1 << int(RNG.integers(8))
+        codes.blocks_differ(spoiled, width, found.reshape(-1), *given, differs)
+        assert differs[0]
+
+
+def test_floats_in_order() -> None:
+    numbers, order = RNG.integers(0, 256, (3, 48)).astype(np.uint8), RNG.permutation(48).astype(np.int32) // 12
+    zeros, scales = (RNG.standard_normal((3, 4)).astype(np.float32) for _ in range(2))
+    out = np.empty((3, 48), np.float32)
+    for flip in (0, 128):
+        own = numbers.view(np.int8 if flip else np.uint8).astype(np.float32)
+        codes.to_floats_in_order(
+            numbers.reshape(-1), flip, order, 4, zeros.reshape(-1), scales.reshape(-1), out.reshape(-1)
+        )
+        assert (out == (own - zeros[:, order]) * scales[:, order]).all()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import runnable
 from worded import WORDS, gguf_of
 
 import llmconv
@@ -351,3 +354,24 @@ def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=str(shared / "text" / "tinyshakespeare.txt"), output=str(folder), plot=False, lr=2e-3, **settings, **how
     )
     return llmconv.train(config).exports[0]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
+    """What the kernel saw at most in a child, after four parts of a text and after sixteen: what is kept of a part may
+    not keep what its backward pass gives free from being used again."""
+    model = runnable.write(runnable.checkpoint(layers=16, dim=64, heads=4, ffn=512), tmp_path / "m.gguf")
+    (tmp_path / "text.txt").write_text(runnable.text(16 * 256 + 50))
+    program = (
+        "import sys, re, llmconv\n"
+        "from llmconv.runtime.calibrate import gradients\n"
+        "gradients._MOST_BYTES = 1\n"  # a row at a time
+        "most = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "peaks = []\n"
+        "llmconv.calibrate(*sys.argv[1:], context=256, device='cpu', progress=lambda step: peaks.append(most()))\n"
+        "print(*peaks)\n"
+    )
+    run = [sys.executable, "-c", program, str(model), str(tmp_path / "text.txt")]
+    peaks = [int(n) for n in subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()]
+    assert len(peaks) >= 16
+    assert peaks[-1] - peaks[-13] < 40_000, peaks  # kB

@@ -152,36 +152,43 @@ def test_arguments_that_do_not_fit() -> None:
         integer_products.multiply(rounded, by_name("Q4_0"), blocks, np.zeros((2, 21), np.float32))
 
 
-@pytest.mark.parametrize("avx2", [True, False])
-def test_lanes_without_their_instructions(avx2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("features", [(), ("avx2",), ("avx2", "avx512"), ("avx2", "avx512", "vnni")])
+def test_lanes_without_their_instructions(features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain vector code gives the integers that the instructions give (where this CPU has them)."""
     import numba
 
     from llmconv.quant.kernels.vectors import byte_lanes
     from llmconv.quant.kernels.vectors.memory import load_i32, store
 
-    has = byte_lanes.has_avx2
-    monkeypatch.setattr(byte_lanes, "has_avx2", lambda context: avx2 and has(context))
+    for feature in ("avx2", "avx512", "vnni"):
+        has = getattr(byte_lanes, f"has_{feature}")
+        monkeypatch.setattr(
+            byte_lanes, f"has_{feature}", lambda context, has=has, asked=feature in features: asked and has(context)
+        )
 
     @numba.njit
-    def all_of_them(x: Any, y: Any, table: Any, out: Any) -> None:
+    def all_of_them(x: Any, y: Any, z: Any, table: Any, out: Any) -> None:
         a, b = load_i32(x, 0), load_i32(y, 0)
         store(out, 0, byte_lanes.dot_bytes(a, b))
         store(out, 16, byte_lanes.dot_shorts(a, b))
         store(out, 32, byte_lanes.add_shorts(a, b))
         store(out, 48, byte_lanes.look_up(table, a))
+        store(out, 64, byte_lanes.dot_fours(a, b))
+        store(out, 80, byte_lanes.dot_signed_fours(b, load_i32(z, 0)))
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 16, 64, np.uint8), rng.integers(-128, 128, 64).astype(np.int8)
     table = rng.integers(0, 256, 16, np.uint8)
-    out = np.zeros(64, np.int32)
-    all_of_them(x.view(np.int32), y.view(np.int32), table, out)
+    z, out = rng.integers(-127, 128, 64).astype(np.int8), np.zeros(96, np.int32)
+    all_of_them(x.view(np.int32), y.view(np.int32), z.view(np.int32), table, out)
     sums = (x.astype(np.int16) * y).reshape(-1, 2).sum(1)
     np.testing.assert_array_equal(out[:16].view(np.int16), sums)
     pairs = x.view(np.int16).astype(np.int32) * y.view(np.int16)
     np.testing.assert_array_equal(out[16:32], pairs.reshape(-1, 2).sum(1))
     np.testing.assert_array_equal(out[32:48].view(np.int16), x.view(np.int16) + y.view(np.int16))
-    np.testing.assert_array_equal(out[48:].view(np.uint8), table[x])
+    np.testing.assert_array_equal(out[48:64].view(np.uint8), table[x])
+    np.testing.assert_array_equal(out[64:80], (x.astype(np.int32) * y).reshape(-1, 4).sum(1))
+    np.testing.assert_array_equal(out[80:], (y.astype(np.int32) * z).reshape(-1, 4).sum(1))
 
 
 # ---- in models

@@ -132,7 +132,7 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str | None]] = {
     "an id below 0": (lambda t: t["model"]["vocab"].update(zz=-5), "'zz' has id -5"),
     "an id of 5.5": (lambda t: t["model"]["vocab"].update(zz=5.5), "'zz' has id 5.5"),
     "an id beyond": (lambda t: t["model"]["vocab"].update(zz=900), "expected at most 260"),
-    "a page": (lambda t: b"<!DOCTYPE html><html>", "tokenizer.json: is not valid JSON"),
+    "a page": (lambda t: b"<!DOCTYPE html><html>", "tokenizer.json: is a web page (HTML)"),
     "a merge of no token": (lambda t: t["model"]["merges"].append("zz h"), "model.merges[1], 'zz h', is of or to what"),
     "a merge to no token": (lambda t: t["model"]["merges"].append(["h", "t"]), "model.merges[1], ['h', 't'], is of or"),
     "a merge of one part": (lambda t: t["model"]["merges"].append("th"), "model.merges[1], 'th', is of or to what"),

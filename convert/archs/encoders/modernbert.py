@@ -79,6 +79,7 @@ MODERNBERT = Architecture(
     rebuild=_rebuild,
     decoder={
         "window_rope_scaled": False,
+        "window_rope_base": 10000.0,
         "norm": "layer",
         "causal": False,
         "activation": "gelu",

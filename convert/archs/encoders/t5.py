@@ -95,7 +95,7 @@ T5 = Architecture(
         embedding_length                  u32   d_model
         feed_forward_length               u32   d_ff
         block_count                       u32   num_layers
-        decoder_block_count               u32   num_decoder_layers
+        decoder_block_count               u32   num_decoder_layers      = n_layer
         attention.head_count              u32   num_heads
         attention.key_length              u32   d_kv
         attention.value_length            u32   d_kv

@@ -74,7 +74,7 @@ GLM4 = Architecture(
     ),
     finish=_finish4,
     rebuild=_rebuild4,
-    decoder={"rope": "pairs"},
+    decoder={"rope": "pairs", "folded_halves": True},
     prefixes=("model.", "", "model.language_model.", "language_model.model."),
     reads="partial_rotary_factor mrope_section",
     loader=Loader(refused=(*MLP_BIASES, *OUT_BIAS)),

@@ -131,6 +131,8 @@ def _experts_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims)
     uncount_nextn(config, dims)
     kinds = ["dense" if i < dims["n_dense"] else "sparse" for i in range(config["num_hidden_layers"])]
     config["mlp_layer_types"] = kinds
+    config.setdefault("expert_selection_fn", "sigmoid")
+    config.setdefault("norm_topk_prob", False)
     if scaling := config.pop("rope_scaling", None):  # which transformers does not read in this family
         config["rope_parameters"] = {"rope_theta": config["rope_theta"], **scaling}
 
@@ -154,7 +156,12 @@ COHERE2_MOE = COHERE2.variant(
     rows=(*gated_mlp(when="i < n_dense"), *experts(), *shared_experts(), *NEXTN),
     finish=_experts_finish,
     rebuild=_experts_rebuild,
-    decoder={"shared_average": True, "rope_layers": "windowed or dense"},
+    decoder={
+        "shared_average": True,
+        "rope_layers": "windowed or dense",
+        "gating": "sigmoid",
+        "window_first": True,
+    },
     reads="mlp_layer_types first_k_dense_replace intermediate_size prefix_dense_sliding_window_pattern rope_scaling",
     fixed={"shared_expert_combination_strategy": "average"},
     loader=Loader(without=(*AS_WIDE, *HEAD, "attention.sliding_window_pattern"), always_windows=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,14 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own["deepstack_mapping"] = np.array([int(number) for number in said], np.int32)
 
 
+def scale_back(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    """What scores are multiplied by in llama.cpp where a file does not say; transformers takes 1."""
+    if "attention.scale" not in own:
+        config["attention_multiplier"] = 1 / math.sqrt(dims["head_dim"])
+
+
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    scale_back(config, own, dims)
     if "deepstack_mapping" in own:
         config["deepstack_mapping"] = [int(n) for n in own["deepstack_mapping"]]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama.granite import GRANITE
+from llmconv.convert.archs.llama.granite import GRANITE, scale_back
 from llmconv.convert.archs.parts import EXPERTS, HEAD_DIM, gated_mlp
 from llmconv.convert.tables.architecture import Form, HfName, keys, row
 from llmconv.convert.tables.loader import Loader
@@ -35,6 +35,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    scale_back(config, own, dims)
     if (turning := own.get("attention.rope_pattern")) is not None:
         config["layer_rope_theta"] = [float(own["rope.freq_base"]) if on else 0 for on in turning]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama.granite import GRANITE
+from llmconv.convert.archs.llama.granite import GRANITE, scale_back
 from llmconv.convert.archs.parts import EMBEDDINGS, NORMS
 from llmconv.convert.tables.architecture import HfName, keys, row
 from llmconv.convert.tables.ops import Dims, Led, Reshape, Split, rope_halves
@@ -30,6 +30,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    scale_back(config, own, dims)
     config["num_hidden_layers"] = dims["n_layer"] + 1
     config["projection_head_dim"] = dims["head_dim"]
 

@@ -177,7 +177,7 @@ BAILING3 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"rope": "pairs", "gating": "sigmoid", "latent_eps": 1e-6},
+    decoder={"rope": "pairs", "folded_halves": True, "gating": "sigmoid", "latent_eps": 1e-6},
     reads="qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank layer_group_size layer_types mrope_section"
     " moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
     inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype",

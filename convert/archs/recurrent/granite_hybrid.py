@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.archs.llama.granite import GRANITE_MOE
+from llmconv.convert.archs.llama.granite import GRANITE_MOE, scale_back
 from llmconv.convert.archs.parts import attention, each_layer
 from llmconv.convert.archs.recurrent.parts import NO_LIMIT, dual_scan, only
 from llmconv.convert.tables.architecture import Form, HfName, keys, row
@@ -53,6 +53,12 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own["context_length"] = np.uint32(1 << 20)
 
 
+_NOT_BAMBA = (
+    *("layer_types", "position_embedding_type", "shared_intermediate_size", "head_dim"),
+    *("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"),
+)
+
+
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     heads = each_layer(own, "attention.head_count_kv")
     config["num_key_value_heads"] = max(heads)
@@ -61,10 +67,11 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["mamba_d_head"] = dims["d_inner"] // dims["dt_rank"]
     config["position_embedding_type"] = "rope" if own.get("rope.scaling.finetuned", True) else None
     config.setdefault("shared_intermediate_size", dims["n_ff"])
+    scale_back(config, own, dims)
     if dims["n_rot"] < dims["head_dim"]:
         config |= {"architectures": ["BambaForCausalLM"], "model_type": "bamba"}
         config["attn_layer_indices"] = [i for i, n in enumerate(heads) if n]
-        for name in ("layer_types", "position_embedding_type", "shared_intermediate_size", "head_dim"):
+        for name in _NOT_BAMBA:
             config.pop(name, None)
 
 

@@ -22,7 +22,6 @@ from llmconv.convert.archs.windowed.spark import turned_parts, turned_parts_back
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
 from llmconv.convert.tables.loader import OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
-from llmconv.convert.tables.windows import usual_windows
 from llmconv.errors import BadFile, Unsupported
 
 _at = "{p}layers.{i}."
@@ -43,8 +42,8 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     own["leading_dense_block_count"] = np.uint32(dense)
     own["rope.dimension_count"] = np.uint32(dims["head_dim"])
     turned_parts(own, config, dims)
-    if isinstance(kinds := config.get("layer_types"), list):
-        own["attention.sliding_window_pattern"] = np.asarray([k == "sliding_attention" for k in kinds], np.bool_)
+    kinds = config.get("layer_types") or ["full_attention"] * n_layer
+    own["attention.sliding_window_pattern"] = np.asarray([k == "sliding_attention" for k in kinds], np.bool_)
     if (cap := config.get("moe_router_logit_softcapping")) is not None and cap > 0:
         own["router_logit_softcapping"] = np.float32(cap)
     own["expert_weights_norm"] = True
@@ -54,9 +53,6 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     heads = np.broadcast_to(np.asarray(own["attention.head_count"]), (dims["n_layer"],))
-    if "layer_types" not in config and dims["window"]:
-        windows = usual_windows(LAGUNA.decoder, dims["n_layer"])
-        config["layer_types"] = ["sliding_attention" if on else "full_attention" for on in windows]
     config["num_attention_heads"] = max((int(n) for n in heads), default=0)
     config["num_attention_heads_per_layer"] = [int(n) for n in heads]
     config["mlp_layer_types"] = ["dense" if i < dims["n_dense"] else "sparse" for i in range(dims["n_layer"])]
@@ -115,7 +111,6 @@ LAGUNA = Architecture(
         "window_first": True,
         "window_rope_scaled": False,
         "gating": "sigmoid",
-        "normalize_experts": True,
         "attention_gate": "softplus",
         "router_capped": True,
     },

@@ -168,7 +168,7 @@ MIMO2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     told=_told,
-    decoder={"gating": "sigmoid", "normalize_experts": True, "window_rope_scaled": False},
+    decoder={"gating": "sigmoid", "normalize_experts": True, "window_rope_scaled": False, "window_rope_base": 10000.0},
     reads="layer_types hybrid_layer_pattern mlp_layer_types moe_layer_freq swa_num_key_value_heads"
     " partial_rotary_factor sliding_window_size mtp_num_hidden_layers swa_rope_theta",
     inert="first_k_dense_replace n_shared_experts add_swa_attention_sink_bias add_full_attention_sink_bias"

@@ -1,7 +1,8 @@
-"""Tensors that config.json says a model has, and that are not there: lost by a folder, or taken out of a GGUF.
+"""Tensors that config.json says a model has and that are not there, or the other way about.
 
-Nothing is computed with them here, while a program that trusts config.json makes them up.  So it is said; and where
-somebody took them out of a GGUF made of a folder, the folder's config.json says the flag that is true of what is left.
+Lost by a folder or taken out of a GGUF, nothing is computed with them here, while a program that trusts config.json
+makes them up; those that it denies are computed with here, and left out there.  So it is said; and where somebody
+edited a GGUF made of a folder, the folder's config.json says the flag that is true of what the GGUF has.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.errors import more
 
-__all__ = ["absent", "kept", "known", "said"]
+__all__ = ["absent", "denied", "kept", "known", "said"]
 
 _TIED = "tie_word_embeddings"
 
@@ -41,9 +42,31 @@ def absent(
     return out
 
 
-def said(lacking: Mapping[str, list[str]], headless: bool = False) -> list[str]:
-    """Notes about a folder's tensors that are not there.   headless: of a model that needs no head of its own."""
+def denied(
+    arch: Architecture, config: Mapping[str, Any], dims: Mapping[str, Any], names: Container[str]
+) -> dict[str, list[str]]:
+    """What is among a GGUF's `names` against a flag; a head of a tied model is none of it."""
+    found: dict[str, list[str]] = {}
+    for slot in arch.slots(dims):
+        flag = slot.row.optional
+        if isinstance(flag, str) and not _of_a_head(flag) and not arch.expected(slot.row, config):
+            found.setdefault(flag, []).extend(name for name in slot.gguf if name in names)
+    return {flag: there for flag, there in found.items() if there}
+
+
+def _of_a_head(flag: str) -> bool:
+    return flag.lstrip("!").partition("=")[0].endswith((_TIED, "weight_tying", "share_input_output_layers"))
+
+
+def said(lacking: Mapping[str, list[str]], surplus: Mapping[str, list[str]], headless: bool = False) -> list[str]:
+    """Notes about a folder's tensors that are not there, or should not.   headless: a model that needs no own head."""
     notes = []
+    for flag, names in surplus.items():
+        name, value = flag.lstrip("!").partition("=")[0], "true" if flag.startswith("!") else "false"
+        notes.append(
+            f"config.json: {name} is {value}, but the file has {names[0]}{more(names)}: converted with them; "
+            "transformers leaves them out"
+        )
     for flag, names in lacking.items():
         name = flag.lstrip("!").partition("=")[0]
         if name.endswith(_TIED):
@@ -61,16 +84,16 @@ def said(lacking: Mapping[str, list[str]], headless: bool = False) -> list[str]:
     return notes
 
 
-def kept(lacking: Mapping[str, list[str]]) -> dict[str, str]:
+def kept(lacking: Mapping[str, list[str]], surplus: Iterable[str]) -> dict[str, str]:
     """What to put into a GGUF's metadata, so that nobody takes it for edited."""
-    if not lacking:
+    listed = [*(flag for flag in lacking if flag), *lacking.get("", []), *surplus]
+    if not listed:
         return {}
-    listed = [flag for flag in lacking if flag] + lacking.get("", [])
     return {own_keys.ABSENT: json.dumps(listed, separators=(",", ":"))}
 
 
 def known(metadata: Mapping[str, Any]) -> set[str]:
-    """Flags and names that the folder of a GGUF lacked from the start."""
+    """Flags and names that were not true of the GGUF's folder from the start."""
     try:
         listed: Iterable[Any] = json.loads(metadata.get(own_keys.ABSENT, "[]"))
         return {name for name in listed if isinstance(name, str)}

@@ -32,13 +32,12 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
     def reread(files: Mapping[str, Any]) -> dict[str, Any]:
         return _again(arch, out.but(files={**out.files, **files}), pre)
 
-    plainly = again = _again(arch, out)
+    plainly = again = _again(arch, out, notes=notes)
     if again.get("tokenizer.ggml.pre", "") != pre:
         again = reread({})
     before = dict(out.files)
     notes += edited.otherwise_split(metadata, plainly)
     if own_keys.CONFIG in metadata:
-        notes += edited.gone(metadata, again, (f"{arch.gguf}.", *_GIVEN))
         notes += edited.configured(arch, metadata, out.files, again, reread)
     found = vocab.from_gguf(metadata)
     if found is not None and found.files and again:
@@ -49,7 +48,12 @@ def as_edited(arch: Architecture, metadata: Mapping[str, Any], out: Checkpoint, 
         )
         out.files = _swapped(out, kept, files)
         notes += said
-    return plainly if out.files == before else _again(arch, out)
+    if out.files != before:
+        plainly = _again(arch, out)
+    if own_keys.CONFIG in metadata:
+        still = {key: value for key, value in plainly.items() if key in again}
+        notes += edited.gone(metadata, still, (f"{arch.gguf}.", *_GIVEN))
+    return plainly
 
 
 def general_again(metadata: Mapping[str, Any], out: Checkpoint, parameters: int, notes: list[str]) -> Mapping[str, Any]:
@@ -72,7 +76,9 @@ def _swapped(out: Checkpoint, kept: set[str], files: Mapping[str, bytes]) -> dic
     return {**{name: data for name, data in out.files.items() if name not in kept}, **files}
 
 
-def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> dict[str, Any]:
+def _again(
+    arch: Architecture, folder: Checkpoint, pre: str | None = None, notes: list[str] | None = None
+) -> dict[str, Any]:
     """The keys that a GGUF made of this folder would have, without those of the file and of our own."""
     config = read_config(folder)
     try:
@@ -82,7 +88,9 @@ def _again(arch: Architecture, folder: Checkpoint, pre: str | None = None) -> di
         found = vocab.from_files(folder.files, config, pre=pre)
         keys |= never_said(folder)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
-    except LlmconvError:
+    except LlmconvError as error:
+        if notes is not None:
+            notes.append(f"no GGUF can be made of this folder again: {error}")
         return {}  # then all that the GGUF says is kept
 
 

@@ -25,7 +25,7 @@ from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["beyond_llama_cpp", "otherwise_in_llama_cpp"]
+__all__ = ["beyond_llama_cpp", "otherwise_in_a_folder", "otherwise_in_llama_cpp"]
 
 
 def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
@@ -91,6 +91,23 @@ def otherwise_in_llama_cpp(checkpoint: Checkpoint) -> list[str]:
         ours = describe(checkpoint)
         found = _otherwise(arch, checkpoint, ours, _unread(arch, ours) - {PATTERN})
         return [f"{what}, which llama.cpp will not do" for what in found]
+    except LlmconvError:
+        return []
+
+
+def otherwise_in_a_folder(checkpoint: Checkpoint, again: Mapping[str, Any]) -> list[str]:
+    """Notes about what a GGUF that somebody else made says of its model, and the folder made of it does not.
+
+    again: the keys that the folder gives when it is converted back.
+    """
+    start = f"{checkpoint.metadata.get('general.architecture')}."
+    if own_keys.CONFIG in checkpoint.metadata or not any(key.startswith(start) for key in again):
+        return []
+    others = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(start)}
+    said = others | {key: value for key, value in again.items() if key.startswith(start)}
+    try:
+        ours, theirs = describe(checkpoint), describe(checkpoint.but(metadata=said))
+        return [f"{what}, which config.json does not say" for what in _differences(ours, theirs)]
     except LlmconvError:
         return []
 
@@ -213,6 +230,9 @@ def _differences(ours: Decoder, theirs: Decoder) -> Iterator[str]:
     for name, text in _WHOLE:
         if not _same(getattr(ours, name), getattr(theirs, name)):
             yield text.format(getattr(ours, name))
+    if len(ours.layers) != len(theirs.layers):
+        yield f"it has {len(ours.layers)} layers"
+        return
     for part, text in _PER_LAYER:
         found: dict[tuple[Any, Any], list[int]] = {}
         for i, (one, other) in enumerate(zip(ours.layers, theirs.layers, strict=True)):

@@ -8,7 +8,7 @@ the name that it uses.  A change that the kept files can't take is left to `fore
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from llmconv.convert.dialects.hugging_face import absent
@@ -18,7 +18,7 @@ from llmconv.convert.vocab import pre as vocab_pre
 from llmconv.convert.vocab.model import BPE, ROLES, Vocab, same_value
 from llmconv.errors import LlmconvError, cut, listed, more
 
-__all__ = ["configured", "differing", "gone", "otherwise_split", "with_ids", "without"]
+__all__ = ["configured", "differing", "flagged", "gone", "otherwise_split", "with_ids"]
 
 Again = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """The keys that a GGUF made of a folder with these files would have."""
@@ -68,19 +68,25 @@ def configured(
     return [f"config.json says what was edited in the GGUF: {listed(said, 4)}"]
 
 
-def without(
-    arch: Architecture, files: dict[str, Any], lacking: Mapping[str, list[str]], metadata: Mapping[str, Any]
+def flagged(
+    arch: Architecture,
+    files: dict[str, Any],
+    lacking: Mapping[str, list[str]],
+    surplus: Iterable[str],
+    metadata: Mapping[str, Any],
 ) -> list[str]:
-    """Set in files["config.json"] the flags of tensors that were taken out of the GGUF; notes."""
+    """Set in files["config.json"] the flags of tensors that were taken out of the GGUF, or put into it; notes."""
     known = absent.known(metadata)
-    flags = [flag for flag in lacking if flag and flag not in known]
     names = [name for name in lacking.get("", ()) if name not in known]
     notes = [f"the GGUF has no {cut(names[0])}{more(names)}, which config.json says there is"] if names else []
-    if flags:
-        config = json.loads(files["config.json"])
-        listed_flags = [_set(arch, config, f.lstrip("!").partition("=")[0], f.startswith("!")) for f in flags]
-        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-        notes.append(f"config.json says what was taken out of the GGUF: {listed(listed_flags, 4)}")
+    taken = {flag: flag.startswith("!") for flag in lacking if flag and flag not in known}
+    added = {flag: not flag.startswith("!") for flag in surplus if flag not in known}
+    for flags, what in ((taken, "taken out of"), (added, "put into")):
+        if flags:
+            config = json.loads(files["config.json"])
+            said = [_set(arch, config, f.lstrip("!").partition("=")[0], value) for f, value in flags.items()]
+            files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+            notes.append(f"config.json says what was {what} the GGUF: {listed(said, 4)}")
     return notes
 
 
@@ -154,8 +160,12 @@ _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 def otherwise_split(metadata: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """A note about a name of a pre-tokenizer that is not that of the kept files, which spell theirs out."""
     mine, said = (keys.get("tokenizer.ggml.pre") for keys in (metadata, again))
+    if again.get("tokenizer.ggml.model") != BPE or mine is None or said is None or mine == said:
+        return []
     one, other = (vocab_pre.by_name(name) if isinstance(name, str) else None for name in (mine, said))
-    if again.get("tokenizer.ggml.model") != BPE or one is None or other is None or one.patterns == other.patterns:
+    if one is None:
+        return [f"tokenizer.ggml.pre {cut(mine)} of the GGUF is none known here: tokenizer.json is kept, as {said!r}"]
+    if other is None or one.patterns == other.patterns:
         return []
     return [f"tokenizer.json splits texts as {said!r} does, not as tokenizer.ggml.pre {mine!r} of the GGUF; it is kept"]
 
@@ -163,7 +173,8 @@ def otherwise_split(metadata: Mapping[str, Any], again: Mapping[str, Any]) -> li
 def with_ids(files: dict[str, Any], vocab: Vocab, again: Mapping[str, Any]) -> list[str]:
     """Set the ids of special tokens that config.json and generation_config.json state to those of the GGUF."""
     said = []
-    for role, new in vocab.special.items():
+    gone = {role: None for role in ("bos", "eos", "pad") if role not in vocab.special and ROLES[role] in again}
+    for role, new in {**vocab.special, **gone}.items():
         old = again.get(ROLES[role])
         if old is not None and int(old) == new:
             continue
@@ -173,7 +184,7 @@ def with_ids(files: dict[str, Any], vocab: Vocab, again: Mapping[str, Any]) -> l
     return [f"as edited in the GGUF: {listed(said, 4)}"] if said else []
 
 
-def _set_id(files: dict[str, Any], file: str, name: str, old: Any, new: int) -> bool:
+def _set_id(files: dict[str, Any], file: str, name: str, old: Any, new: int | None) -> bool:
     try:
         document = json.loads(files[file])
     except (ValueError, RecursionError):
@@ -182,7 +193,8 @@ def _set_id(files: dict[str, Any], file: str, name: str, old: Any, new: int) -> 
     places = [p for p in (document, inner) if isinstance(p, dict) and name in p]
     for place in places:
         value = place[name]
-        place[name] = [new, *(i for i in value if i not in (old, new))] if isinstance(value, list) else new
+        others = [i for i in value if i not in (old, new)] if isinstance(value, list) else []
+        place[name] = others or None if new is None else [new, *others] if isinstance(value, list) else new
     if places:
         files[file] = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
     return bool(places)

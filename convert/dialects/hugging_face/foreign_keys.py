@@ -45,7 +45,7 @@ def keep(metadata: Mapping[str, Any], again: Mapping[str, Any], prefix: str) -> 
     prefix: the architecture's name, under which keys are config.json's to say.
     """
     own = own_keys.CONFIG in metadata  # made from a folder, whose name is the model's unless somebody gave it another
-    own &= metadata.get(own_keys.NAME, metadata.get(_NAME)) == metadata.get(_NAME)
+    own &= same_value(metadata.get(own_keys.NAME, metadata.get(_NAME)), metadata.get(_NAME))
     lost: dict[str, Any] = {}
     for key, value in metadata.items():
         if key.startswith(own_keys.OWN) or key in OF_THE_FILE or (key == _NAME and own):

@@ -64,7 +64,7 @@ def to_gguf(
         out = own_names.to_gguf(checkpoint, strict=strict, pre=pre, layout=layout, **options)
         is_image = out.metadata["general.architecture"] in images.KEPT  # which says so itself
         return out.but(_own_names_kept(config, arch)) if config and not is_image else out
-    where, flat = checkpoint.where, target.with_target(normalized(config), checkpoint)
+    where, flat = checkpoint.where, arch.completed(target.with_target(normalized(config), checkpoint))
     names = disguise.plain_names(arch, checkpoint.tensors, arch.is_tied(flat))
     tensors = {plain_name: checkpoint.tensors[name] for name, plain_name in names.items()}
     flat = as_present(flat, tensors)
@@ -89,8 +89,9 @@ def to_gguf(
     notes += _left_out(where, arch, config, [original[name] for name in extra], strict)
     with usable(flat, f"{where}: config.json"):
         lacking = absent.absent(arch, flat, dims, out.tensors)
+        surplus = absent.denied(arch, flat, dims, out.tensors)
     outside = config.get("tie_word_embeddings") is True  # which transformers goes by, whatever a text model's says
-    notes += absent.said(lacking, headless=outside or bool(dims["n_cls"]))
+    notes += absent.said(lacking, surplus, headless=outside or bool(dims["n_cls"]))
     out.tensors = unfolded(fused.together(out.tensors, checkpoint.metadata, where), where, arch.scales)
     pooled, said = pooling.keys_of(checkpoint, arch.gguf)
     behind = dense.taken(checkpoint, arch)
@@ -103,7 +104,7 @@ def to_gguf(
         out.metadata[own_keys.NAME] = folder
     out.metadata |= _vocabulary(checkpoint, config, pre, notes, where, arch) | never_said(checkpoint)
     notes += reranker.added(arch, out, checkpoint, config)
-    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking) | target.keep(checkpoint)
+    out.metadata |= _own_keys(arch, tensors, names, taken) | absent.kept(lacking, surplus) | target.keep(checkpoint)
     foreign_keys.put_back(out.metadata, checkpoint.metadata, where)
     _check_vocabulary(out.metadata, dims, notes, where)
     carried.keep_metadata(out.metadata, checkpoint.metadata)

@@ -24,7 +24,7 @@ from llmconv.convert.dialects.hugging_face import (
     target,
 )
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
-from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_a_folder, otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
@@ -37,7 +37,7 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.towers import translate as towers
-from llmconv.errors import BadFile, Unsupported, WrongShape, more
+from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -63,6 +63,8 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         )
     checkpoint = reranker.without(with_ones(checkpoint))
     metadata = arch.modern(checkpoint.metadata)
+    with about(checkpoint.source):
+        arch.check_keys(metadata)
     told = arch.told(checkpoint.tensors, arch.dims_of(metadata))
     metadata = {f"{arch.gguf}.{key}": value for key, value in told.items()} | dict(metadata)
     notes: list[str] = []
@@ -98,7 +100,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     _check_made(arch, checkpoint, out, dims)
     notes += carried.about_kept_files(metadata, out.files)
     unmade = {made.gguf for made in arch.made if made.gguf not in checkpoint.tensors}
-    notes += _without_absent(arch, metadata, dims, given.used - unmade, out)
+    notes += _as_flagged(arch, metadata, dims, given.used - unmade, out)
     pooled, said = pooling.files_of(metadata, out, arch, new)
     out.files |= pooled
     notes += said
@@ -107,6 +109,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         out.files |= cards.files_of(metadata, out.files)
     if again:
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
+    notes += otherwise_in_a_folder(checkpoint, again)
     unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= unmapped
     out.notes += [*notes, *said, *(note for note in otherwise_in_llama_cpp(checkpoint) if note not in out.notes)]
@@ -189,10 +192,10 @@ def _as_many_rows(metadata: dict[str, Any], key: str, rows: int) -> list[str]:
     return [f"{key} is {stated!s:.30}, but token_embd.weight has {rows} rows: config.json says {rows}"]
 
 
-def _without_absent(
+def _as_flagged(
     arch: Architecture, metadata: Mapping[str, Any], dims: Mapping[str, Any], names: set[str], out: Checkpoint
 ) -> list[str]:
-    """Make a kept config.json say what was taken out of the GGUF since; notes.   names: of the GGUF's tensors."""
+    """Make a kept config.json say what was taken out of the GGUF since, or put into it; notes.   names: its tensors."""
     if own_keys.CONFIG not in metadata:
         return []
     config = normalized(read_config(out))
@@ -202,7 +205,8 @@ def _without_absent(
         made = [made.gguf for made in arch.made if made.gguf not in names and made.make(config, here) is not None]
         if made:
             lacking.setdefault("", []).extend(made)
-        return edited.without(arch, out.files, lacking, metadata)
+        surplus = absent.denied(arch, config, dims, names)
+        return edited.flagged(arch, out.files, lacking, surplus, metadata)
 
 
 def _form(slot: Slot, forms: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:

@@ -16,7 +16,7 @@ from llmconv.convert.vocab.model import BPE, NAMED, ROLES, WORDPIECE, Vocab
 from llmconv.convert.vocab.read.folder import Folder
 from llmconv.errors import cut, more
 
-__all__ = ["fill"]
+__all__ = ["fill", "processors"]
 
 
 @dataclass
@@ -32,7 +32,7 @@ class _Said:
 def fill(vocab: Vocab, folder: Folder) -> None:
     """Set `special` and `flags` of a vocabulary."""
     said = _Said(_settings(folder), {a.content: a.id for a in folder.added().values()})
-    for processor in _processors(folder.tokenizer.get("post_processor")):
+    for processor in processors(folder.tokenizer.get("post_processor")):
         _post_processor(said, processor)
     named, settings = said.named, folder.json("tokenizer_config.json")
     named["bos"] = named["bos"] or named["cls"]
@@ -61,12 +61,12 @@ def _settings(folder: Folder) -> dict[str, str | None]:
     return {role: _content(settings.get(key)) or _content(map.get(key)) for role, key in keys.items()}
 
 
-def _processors(entry: Any) -> Iterator[dict[str, Any]]:
+def processors(entry: Any) -> Iterator[dict[str, Any]]:
     """tokenizer.json's post-processors, those in sequences too."""
     if isinstance(entry, dict):
         if isinstance(entry.get("processors"), list):
             for inner in entry["processors"]:
-                yield from _processors(inner)
+                yield from processors(inner)
         else:
             yield entry
 

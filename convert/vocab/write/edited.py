@@ -1,7 +1,7 @@
 """Kept tokenizer files of a GGUF whose `tokenizer.*` keys were edited: they say what the keys say.
 
-First the settings are changed where they stand: roles of tokens, what is added around a text, chat templates.  Where
-the files still say otherwise, those that hold the vocabulary are written anew.
+First the settings are changed where they stand, or taken out: roles of tokens, what is added around a text, chat
+templates.  Where the files still say otherwise, those that hold the vocabulary are written anew.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import orjson
 from llmconv.convert.vocab.model import FLAGS, HF_JSON, NAMED, ROLES, TEMPLATE, TokenType, Vocab, same_value
 from llmconv.convert.vocab.parsing import json_object
 from llmconv.convert.vocab.read.folder import SENTENCEPIECE, is_mine, template_name
+from llmconv.convert.vocab.read.special import processors
 from llmconv.convert.vocab.read.templates import key_name
 from llmconv.convert.vocab.write.files import to_files
+from llmconv.convert.vocab.write.tokenizer_json import around
 from llmconv.errors import LlmconvError, cut, listed
 
-__all__ = ["agreeing"]
+__all__ = ["agreeing", "removed"]
 
 _CONFIG, _JINJA = "tokenizer_config.json", "chat_template.jinja"
 _OF_THE_VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", *SENTENCEPIECE}
@@ -47,7 +49,8 @@ def agreeing(
 
     def left(said: Mapping[str, Any]) -> set[str]:
         mine = (key for key in metadata if key.startswith("tokenizer.") and key not in _NOT_OF_FILES)
-        return {key for key in mine if not _same(vocab, key, metadata[key], said.get(key, implied.get(key)))}
+        other = {key for key in mine if not _same(vocab, key, metadata[key], said.get(key, implied.get(key)))}
+        return other | removed(metadata, said)
 
     edited = left(again)
     if not files or not again or not edited:
@@ -66,11 +69,17 @@ def agreeing(
         )
         return files, [note]
     if not edited - rest or rest - edited:
-        return files, _unsaid(edited)
+        return files, _unsaid(edited & metadata.keys())
     changed = [name for name in {**files, **best} if files.get(name) != best.get(name)]
     done = sorted(edited - rest)
     note = f"{listed(changed, 4)}: changed, as {listed(done, 4)} was edited in the GGUF"
-    return best, [note, *_unsaid(rest)]
+    return best, [note, *_unsaid(rest & metadata.keys())]
+
+
+def removed(metadata: Mapping[str, Any], again: Mapping[str, Any]) -> set[str]:
+    """The keys that the files give and the GGUF has no more, of those that files have a place for to take them from."""
+    known = {ROLES[role] for role in ("bos", "eos", "unk", "pad")}
+    return {key for key in again if (key in known or key.startswith(TEMPLATE)) and key not in metadata}
 
 
 def _same(vocab: Vocab, key: str, mine: Any, said: Any) -> bool:
@@ -101,30 +110,72 @@ def _patched(vocab: Vocab, files: Mapping[str, bytes], edited: set[str]) -> dict
     out = dict(files)
     settings = json_object(_CONFIG, out[_CONFIG]) if _CONFIG in out else {}
     before = orjson.dumps(settings)
-    for role, id in vocab.special.items():
-        if ROLES[role] in edited and role in NAMED:
-            settings[f"{role}_token"] = vocab.tokens[id]
-            _in_special_tokens(out, f"{role}_token", vocab.tokens[id])
-    for name in ("bos", "eos"):
-        if FLAGS[name] in edited and name in vocab.flags:
-            settings[f"add_{name}_token"] = vocab.flags[name]
+    for role in NAMED:
+        if ROLES[role] in edited:
+            id = vocab.special.get(role)
+            _set_token(out, settings, f"{role}_token", None if id is None else vocab.tokens[id])
+    flags = [name for name in ("bos", "eos") if FLAGS[name] in edited and name in vocab.flags]
+    settings |= {f"add_{name}_token": vocab.flags[name] for name in flags}
+    if flags and "tokenizer.json" in out:
+        _set_around(out, vocab)
     templates = {"default": vocab.chat_template} if TEMPLATE in edited else {}
     templates |= {k.removeprefix(f"{TEMPLATE}."): vocab.extra.get(k) for k in edited if k.startswith(f"{TEMPLATE}.")}
     for name, text in templates.items():
         if isinstance(text, str):
             _set_template(out, settings, name, text)
+        else:
+            _drop_template(out, settings, name)
     if orjson.dumps(settings) != before:
         out[_CONFIG] = orjson.dumps(settings, option=orjson.OPT_INDENT_2) + b"\n"
     return out
 
 
-def _in_special_tokens(files: dict[str, bytes], name: str, text: str) -> None:
-    """A role in special_tokens_map.json too, where it is stated there."""
+def _set_token(files: dict[str, bytes], settings: dict[str, Any], name: str, text: str | None) -> None:
+    """A role's token, in special_tokens_map.json too where it is stated there; None takes it out."""
     file = "special_tokens_map.json"
     document = json_object(file, files[file]) if file in files else {}
     if name in document:
-        document[name] = text
+        _put(document, name, text)
         files[file] = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
+    _put(settings, name, text)
+
+
+def _put(document: dict[str, Any], name: str, text: str | None) -> None:
+    if text is None:
+        document.pop(name, None)
+    else:
+        document[name] = text
+
+
+def _set_around(files: dict[str, bytes], vocab: Vocab) -> None:
+    """What is put around a text, in tokenizer.json's post-processor: the library looks for it nowhere else."""
+    document = json_object("tokenizer.json", files["tokenizer.json"])
+    kinds = {"ByteLevel", "TemplateProcessing"}
+    old = [*processors(document.get("post_processor"))]
+    if {processor.get("type") for processor in old} <= kinds:
+        new = [processor for processor in old if processor["type"] == "ByteLevel"]
+        if (made := around(vocab)) is not None:
+            new.append(made)
+        several = {"type": "Sequence", "processors": new}
+        document["post_processor"] = several if len(new) > 1 else new[0] if new else None
+        files["tokenizer.json"] = orjson.dumps(document)
+
+
+def _drop_template(files: dict[str, bytes], settings: dict[str, Any], name: str) -> None:
+    """Take a chat template out of all the places that a folder has for one."""
+    for file in [file for file in files if (n := template_name(file)) and key_name(n) == name]:
+        del files[file]
+    if name == "default":
+        files.pop(_JINJA, None)
+    stated = settings.get("chat_template")
+    if isinstance(stated, str) and name == "default":
+        del settings["chat_template"]
+    elif isinstance(stated, list):
+        settings["chat_template"] = [
+            entry for entry in stated if not isinstance(entry, dict) or key_name(str(entry.get("name"))) != name
+        ]
+    elif isinstance(stated, dict):
+        settings["chat_template"] = {n: text for n, text in stated.items() if key_name(n) != name}
 
 
 def _set_template(files: dict[str, bytes], settings: dict[str, Any], name: str, text: str) -> None:

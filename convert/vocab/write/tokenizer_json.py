@@ -30,7 +30,7 @@ from llmconv.convert.vocab.model import (
 from llmconv.convert.vocab.parsing import json_object
 from llmconv.errors import Unsupported
 
-__all__ = ["charsmap", "known", "normalizers", "to_json", "types_of"]
+__all__ = ["around", "charsmap", "known", "normalizers", "to_json", "types_of"]
 
 _ADDED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 
@@ -103,7 +103,7 @@ def _replace(old: str, new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
-def _around(vocab: Vocab) -> dict[str, Any] | None:
+def around(vocab: Vocab) -> dict[str, Any] | None:
     """The post-processor: what is put before and after a text."""
     first = last = None
     if vocab.model == WORDPIECE:
@@ -342,7 +342,7 @@ def to_json(vocab: Vocab) -> dict[str, Any]:
         "added_tokens": [] if vocab.model in (WORDS, CHARACTERS) else _added(vocab),
         "normalizer": made["normalizer"],
         "pre_tokenizer": made["pre_tokenizer"],
-        "post_processor": _around(vocab),
+        "post_processor": around(vocab),
         "decoder": made["decoder"],
         "model": made["model"],
     }

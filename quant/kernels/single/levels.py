@@ -20,6 +20,7 @@ from llmconv.quant.kernels.vectors.sums import (
     lanes_of_bytes,
     load_word,
     picked,
+    two_f16,
     two_runs,
     two_twice,
 )
@@ -51,13 +52,13 @@ def _fifths(blocks, a, b):
 @inner
 def scale(blocks, a, b):
     """A float16 in front of each block."""
-    return float_halves(get_f16(blocks, a), get_f16(blocks, b))
+    return two_f16(blocks, a, b)
 
 
 @inner
 def minimum(blocks, a, b):
     """A second float16."""
-    return float_halves(get_f16(blocks, a + 2), get_f16(blocks, b + 2))
+    return two_f16(blocks, a + 2, b + 2)
 
 
 @inner

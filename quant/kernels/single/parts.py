@@ -31,7 +31,7 @@ from llmconv.quant.kernels.terms.steps import (
     WEIGHT,
     WINDOW,
 )
-from llmconv.quant.kernels.vectors.byte_lanes import dot_bytes, dot_shorts
+from llmconv.quant.kernels.vectors.byte_lanes import dot_fours
 from llmconv.quant.kernels.vectors.lanes import f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_bytes, store
 from llmconv.quant.kernels.vectors.places import bytes_at, floats_at
@@ -49,7 +49,7 @@ from llmconv.quant.kernels.vectors.simd import (
 from llmconv.quant.kernels.vectors.stack import empty
 from llmconv.quant.kernels.vectors.sums import fuse, sum_lanes
 
-_ONES, _ONE_BYTES = i4(0x00010001), i4(0x01010101)
+_ONE_BYTES = i4(0x01010101)
 _MOST_F16 = f4(65504)
 _GELU = f4(math.sqrt(2 / math.pi))
 
@@ -92,8 +92,8 @@ def _round_bytes(block):
             values[i] = 0
             steps[i // 4] = f4(0)
         for i in range(0, k, 64):
-            pairs = dot_bytes(splat(_ONE_BYTES), load_bytes(values, i))
-            store(sums, i // 4, to_float(dot_shorts(pairs, splat(_ONES))) * load(steps, i // 4))
+            four = dot_fours(splat(_ONE_BYTES), load_bytes(values, i))
+            store(sums, i // 4, to_float(four) * load(steps, i // 4))
 
     return round_bytes
 

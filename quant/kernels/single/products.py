@@ -21,15 +21,15 @@ from llmconv.quant.kernels.terms.steps import (
     VALUES,
     WEIGHTS,
 )
-from llmconv.quant.kernels.vectors.byte_lanes import dot_bytes, dot_shorts
-from llmconv.quant.kernels.vectors.lanes import f4, i4
-from llmconv.quant.kernels.vectors.memory import load, load_bytes
+from llmconv.quant.kernels.vectors.byte_lanes import dot_fours, dot_signed_fours
+from llmconv.quant.kernels.vectors.lanes import f4
+from llmconv.quant.kernels.vectors.memory import load, load_bytes, prefetch
 from llmconv.quant.kernels.vectors.places import bytes_at, floats_at
 from llmconv.quant.kernels.vectors.simd import splat, to_float
-from llmconv.quant.kernels.vectors.sums import dot_signed, fuse, signed_bytes, sum_lanes, unsigned_bytes
+from llmconv.quant.kernels.vectors.sums import fuse, signed_bytes, sum_lanes, unsigned_bytes
 
-_ONES, _ONE_BYTES = i4(0x00010001), i4(0x01010101)
-_MOST_F16 = f4(65504)
+_AHEAD = 1024
+"""How many bytes ahead memory is asked for weights: what processors ask for by themselves ends with a page."""
 
 
 # ---- 64 levels times 64 numbers, of each four a lane
@@ -52,8 +52,7 @@ def _float_dot(parts):
 def _byte_dot(multiply):
     @inner
     def dot(level, values, steps, part):
-        pairs = multiply(level, load_bytes(values, 64 * part))
-        return to_float(dot_shorts(pairs, splat(_ONES))) * load(steps, 16 * part)
+        return to_float(multiply(level, load_bytes(values, 64 * part))) * load(steps, 16 * part)
 
     return dot
 
@@ -61,8 +60,8 @@ def _byte_dot(multiply):
 _DOTS = {
     (False, False): _float_dot(unsigned_bytes),
     (False, True): _float_dot(signed_bytes),
-    (True, False): _byte_dot(dot_bytes),
-    (True, True): _byte_dot(dot_signed),
+    (True, False): _byte_dot(dot_fours),
+    (True, True): _byte_dot(dot_signed_fours),
 }
 """By whether inputs are bytes and levels have a sign."""
 
@@ -96,6 +95,7 @@ def small(size, level, scale, offset, minimum, rounded, signed=False):
             total = least = splat(f4(0))
             for part in range(parts):
                 b = min(a + size, last)  # an odd block's partner meets zeros
+                prefetch(blocks, a + _AHEAD)
                 found = dot(level(blocks, a, b), values, steps, part)
                 if shifted:
                     found = fuse(splat(offset), load(sums, 16 * part), found)
@@ -145,6 +145,8 @@ def large(size, level, scales, picks, offset, minima, rounded, signed=False):
             at = row * row_bytes
             one = two = splat(f4(0))
             for place in range(0, parts, 4):
+                for line in range(at + _AHEAD, at + _AHEAD + size, 64):
+                    prefetch(blocks, line)
                 scale = scales(blocks, at)
                 least = scale
                 if apart:
@@ -170,6 +172,8 @@ def plain(weights_at, width, widen):
             at = row * stride
             a = b = splat(f4(0))
             for i in range(0, k - 31, 32):
+                for line in range(0, 32, 64 // width):
+                    prefetch(weights, at + i + _AHEAD // width + line)
                 a = fuse(load(weights, at + i), load(values, i), a)
                 b = fuse(load(weights, at + i + 16), load(values, i + 16), b)
             total = sum_lanes(a + b)

@@ -15,10 +15,24 @@ _BYTES_PICKS = ir.VectorType(_I32, 4 * LANES)
 _ZERO = ir.Constant(ir.IntType(64), 0)
 
 
+def _has(context, feature):
+    triple, _, features = context.codegen().magic_tuple()
+    return triple.startswith(("x86_64", "i686")) and f"+{feature}" in features.split(",")
+
+
 def has_avx2(context):
     """Whether the CPU that numba compiles for has AVX2."""
-    triple, _, features = context.codegen().magic_tuple()
-    return triple.startswith(("x86_64", "i686")) and "+avx2" in features.split(",")
+    return _has(context, "avx2")
+
+
+def has_avx512(context):
+    """Whether its registers hold sixteen lanes, of bytes too."""
+    return _has(context, "avx512bw")
+
+
+def has_vnni(context):
+    """Whether it multiplies bytes and adds up four products in one instruction of sixteen lanes."""
+    return has_avx512(context) and _has(context, "avx512vnni")
 
 
 def halves(builder, vector):
@@ -34,11 +48,23 @@ def _joined(builder, low, high):
     return builder.shuffle_vector(low, high, ir.Constant(_WORDS, list(range(16))))
 
 
-def by_halves(builder, name, element, result, x, y):
-    """An AVX2 instruction on both halves of two vectors."""
-    args, out = ir.VectorType(element, 256 // element.width), ir.VectorType(result, 256 // result.width)
-    parts = zip(halves(builder, x), halves(builder, y), strict=True)
-    return _joined(builder, *(call(builder, name, out, [builder.bitcast(a, args) for a in pair]) for pair in parts))
+_PAIRS_OF_BYTES = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx512.pmaddubs.w.512"
+_PAIRS_OF_SHORTS = "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx512.pmaddw.d.512"
+_LOOK_UP = "llvm.x86.avx2.pshuf.b", "llvm.x86.avx512.pshuf.b.512"
+
+
+def by_registers(context, builder, names, element, result, x, y):
+    """An instruction on two vectors: AVX2's on their halves, or AVX-512's."""
+    wide = has_avx512(context)
+    bits = 512 if wide else 256
+    args, out = ir.VectorType(element, bits // element.width), ir.VectorType(result, bits // result.width)
+
+    def done(*pair):
+        return call(builder, names[wide], out, [builder.bitcast(one, args) for one in pair])
+
+    if wide:
+        return builder.bitcast(done(x, y), _WORDS)
+    return _joined(builder, *map(done, halves(builder, x), halves(builder, y)))
 
 
 def _split(builder, vector, element, signed):
@@ -48,7 +74,7 @@ def _split(builder, vector, element, signed):
     return shift(builder.shl(vector, half), half), shift(vector, half)
 
 
-def dot_parts(builder, x, y, element, signed):
+def _dot_parts(builder, x, y, element, signed):
     """Halves of x's elements times those of y's, which are signed, added."""
     whole = ir.VectorType(element, 32 * LANES // element.width)
     x, y = (builder.bitcast(v, whole) for v in (x, y))
@@ -56,28 +82,58 @@ def dot_parts(builder, x, y, element, signed):
     return builder.bitcast(builder.add(*(builder.mul(a, b) for a, b in pairs)), _WORDS)
 
 
-@intrinsic
-def dot_bytes(typingctx, x, y):
-    """Unsigned bytes of x times signed bytes of y, neighbours added: two int16 a lane, which must hold the sums."""
-
-    def generate(context, builder, sig, args):
-        if has_avx2(context):
-            return by_halves(builder, "llvm.x86.avx2.pmadd.ub.sw", _I8, _I16, *args)
-        return dot_parts(builder, *args, _I16, False)
-
-    return i32x16(x, y), generate
+def _pairs_of_bytes(context, builder, x, y):
+    if has_avx2(context):
+        return by_registers(context, builder, _PAIRS_OF_BYTES, _I8, _I16, x, y)
+    return _dot_parts(builder, x, y, _I16, False)
 
 
-@intrinsic
-def dot_shorts(typingctx, x, y):
-    """Signed int16 of x times those of y, neighbours added: one int32 a lane."""
+def _pairs_of_shorts(context, builder, x, y):
+    if has_avx2(context):
+        return by_registers(context, builder, _PAIRS_OF_SHORTS, _I16, _I32, x, y)
+    return _dot_parts(builder, x, y, _I32, True)
 
-    def generate(context, builder, sig, args):
-        if has_avx2(context):
-            return by_halves(builder, "llvm.x86.avx2.pmadd.wd", _I16, _I32, *args)
-        return dot_parts(builder, *args, _I32, True)
 
-    return i32x16(x, y), generate
+def _fours(context, builder, x, y):
+    if has_vnni(context):
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", _WORDS, [ir.Constant(_WORDS, [0] * LANES), x, y])
+    ones = ir.Constant(_WORDS, [0x00010001] * LANES)
+    return _pairs_of_shorts(context, builder, _pairs_of_bytes(context, builder, x, y), ones)
+
+
+def _signed_fours(context, builder, x, y):
+    if not has_avx2(context):
+        ones = ir.Constant(_WORDS, [0x00010001] * LANES)
+        return _dot_parts(builder, _dot_parts(builder, x, y, _I16, True), ones, _I32, True)
+    zero = ir.Constant(_BYTES, [0] * 4 * LANES)
+    wide, other = builder.bitcast(x, _BYTES), builder.bitcast(y, _BYTES)
+    negative = builder.icmp_signed("<", wide, zero)
+    size = builder.select(negative, builder.sub(zero, wide), wide)
+    if has_avx512(context):
+        turned = builder.bitcast(builder.select(negative, builder.sub(zero, other), other), _WORDS)
+    else:
+        turned = by_registers(context, builder, ("llvm.x86.avx2.psign.b",), _I8, _I8, y, x)
+    return _fours(context, builder, builder.bitcast(size, _WORDS), turned)
+
+
+def _dot(generate, doc):
+    @intrinsic
+    def dot(typingctx, x, y):
+        return i32x16(x, y), lambda context, builder, sig, args: generate(context, builder, *args)
+
+    dot.__doc__ = doc
+    return dot
+
+
+dot_bytes = _dot(
+    _pairs_of_bytes,
+    "Unsigned bytes of x times signed bytes of y, neighbours added: two int16 a lane, which must hold the sums.",
+)
+dot_shorts = _dot(_pairs_of_shorts, "Signed int16 of x times those of y, neighbours added: one int32 a lane.")
+dot_fours = _dot(
+    _fours, "Unsigned bytes of x times signed bytes of y, added up in each lane; int16 must hold the sum of two."
+)
+dot_signed_fours = _dot(_signed_fours, "The same for signed bytes of x; those of y are not -128.")
 
 
 @intrinsic
@@ -102,7 +158,7 @@ def look_up(typingctx, table, index):
         if has_avx2(context):
             every = ir.Constant(_BYTES_PICKS, [i % 16 for i in range(4 * LANES)])
             table = builder.bitcast(builder.shuffle_vector(sixteen, undefined, every), _WORDS)
-            return by_halves(builder, "llvm.x86.avx2.pshuf.b", _I8, _I8, table, args[1])
+            return by_registers(context, builder, _LOOK_UP, _I8, _I8, table, args[1])
         codes = builder.bitcast(args[1], _BYTES)
         found = ir.Constant(_BYTES, [0] * (4 * LANES))
         for i in range(16):

@@ -7,13 +7,13 @@ The tables are vectors, not arrays: LLVM would take loads of what was just store
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.vectors.byte_lanes import halves, has_avx2
+from llmconv.quant.kernels.vectors.byte_lanes import halves, has_avx2, has_avx512
 from llmconv.quant.kernels.vectors.codegen import FLOAT, I32, LANES, call, f32x16, i32, vec
 
 _EIGHT = ir.VectorType(FLOAT, 8)
 
 
-def _chooser(count, part, instruction):
+def _chooser(count, part, by_eight, by_sixteen):
     @intrinsic
     def choose(typingctx, table, index):
         def generate(context, builder, sig, args):
@@ -25,9 +25,12 @@ def _chooser(count, part, instruction):
                     number = builder.extract_element(table_, builder.add(step, i32(count * part)))
                     found = builder.insert_element(found, number, lane)
                 return found
-            lanes = ir.Constant(ir.VectorType(I32, 8), [count * part + i % count for i in range(8)])
-            eight = builder.shuffle_vector(table_, table_, lanes)
-            low, high = (call(builder, instruction, _EIGHT, [eight, half]) for half in halves(builder, index_))
+            width = 16 if has_avx512(context) else 8
+            lanes = ir.Constant(ir.VectorType(I32, width), [count * part + i % count for i in range(width)])
+            every = builder.shuffle_vector(table_, table_, lanes)
+            if width == 16:
+                return call(builder, by_sixteen, vec(FLOAT), [every, index_])
+            low, high = (call(builder, by_eight, _EIGHT, [every, half]) for half in halves(builder, index_))
             return builder.shuffle_vector(low, high, ir.Constant(vec(I32), list(range(LANES))))
 
         return f32x16(table, index), generate
@@ -36,9 +39,11 @@ def _chooser(count, part, instruction):
     return choose
 
 
-choose4 = [_chooser(4, part, "llvm.x86.avx.vpermilvar.ps.256") for part in range(4)]
+_PERMUTE4 = "llvm.x86.avx.vpermilvar.ps.256", "llvm.x86.avx512.vpermilvar.ps.512"
+_PERMUTE8 = "llvm.x86.avx2.permps", "llvm.x86.avx512.permvar.sf.512"
+choose4 = [_chooser(4, part, *_PERMUTE4) for part in range(4)]
 """By the quarter of the vector that is the table."""
-choose8 = [_chooser(8, part, "llvm.x86.avx2.permps") for part in range(2)]
+choose8 = [_chooser(8, part, *_PERMUTE8) for part in range(2)]
 """By the half of the vector that is the table."""
 
 

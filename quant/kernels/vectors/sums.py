@@ -10,8 +10,23 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from llmconv.quant.kernels.vectors.byte_lanes import by_halves, dot_parts, has_avx2
-from llmconv.quant.kernels.vectors.codegen import FLOAT, I8, I16, I32, LANES, call, const, f32x16, i32x16, pointer, vec
+from llmconv.quant.kernels.vectors.codegen import (
+    FLOAT,
+    HALF,
+    I8,
+    I16,
+    I32,
+    LANES,
+    broadcast,
+    call,
+    const,
+    converts_half,
+    f32x16,
+    i32x16,
+    pointer,
+    vec,
+    widen_half,
+)
 
 
 @intrinsic
@@ -47,8 +62,15 @@ def _byte(signed):
         def byte(typingctx, x):
             def generate(context, builder, sig, args):
                 up = builder.shl(args[0], const(vec(I32), 24 - 8 * number))
-                shifted = (builder.ashr if signed else builder.lshr)(up, const(vec(I32), 24))
-                return builder.sitofp(shifted, vec(FLOAT))
+                if signed:
+                    return builder.sitofp(builder.ashr(up, const(vec(I32), 24)), vec(FLOAT))
+                bytes_ = ir.VectorType(I8, 4 * LANES)
+                picks = [4 * (i // 4) + number if i % 4 == 0 else 4 * LANES for i in range(4 * LANES)]
+                zero = ir.Constant(bytes_, [0] * 4 * LANES)
+                alone = builder.shuffle_vector(
+                    builder.bitcast(args[0], bytes_), zero, ir.Constant(ir.VectorType(I32, 4 * LANES), picks)
+                )
+                return builder.sitofp(builder.bitcast(alone, vec(I32)), vec(FLOAT))
 
             return f32x16(i32x16), generate
 
@@ -59,23 +81,6 @@ def _byte(signed):
 
 unsigned_bytes, signed_bytes = _byte(False), _byte(True)
 """Byte 0 to 3 of every lane as f32x16, by functions."""
-
-
-@intrinsic
-def dot_signed(typingctx, x, y):
-    """Signed bytes of x times signed bytes of y that are not -128, neighbours added: two int16 a lane."""
-
-    def generate(context, builder, sig, args):
-        x, y = args
-        if not has_avx2(context):
-            return dot_parts(builder, x, y, I16, True)
-        bytes_ = ir.VectorType(I8, 4 * LANES)
-        wide, zero = builder.bitcast(x, bytes_), ir.Constant(bytes_, [0] * 4 * LANES)
-        size = builder.select(builder.icmp_signed("<", wide, zero), builder.sub(zero, wide), wide)
-        turned = by_halves(builder, "llvm.x86.avx2.psign.b", I8, I8, y, x)
-        return by_halves(builder, "llvm.x86.avx2.pmadd.ub.sw", I8, I16, builder.bitcast(size, x.type), turned)
-
-    return i32x16(i32x16, i32x16), generate
 
 
 def picked(*lanes):
@@ -89,19 +94,34 @@ def picked(*lanes):
     return pick
 
 
+def _beside(builder, low, high):
+    """The lower eight lanes of one vector, then those of another."""
+    picks = [i if i < LANES // 2 else i + LANES - LANES // 2 for i in range(LANES)]
+    return builder.shuffle_vector(low, high, ir.Constant(vec(I32), picks))
+
+
 @intrinsic
 def float_halves(typingctx, low, high):
     """One float32 in the lower eight lanes of an f32x16, another in the upper ones."""
 
     def generate(context, builder, sig, args):
-        eight = []
-        for number in args:
-            undefined = ir.Constant(ir.VectorType(FLOAT, 8), ir.Undefined)
-            first = builder.insert_element(undefined, number, ir.Constant(I32, 0))
-            eight.append(builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, 8), [0] * 8)))
-        return builder.shuffle_vector(*eight, ir.Constant(vec(I32), list(range(LANES))))
+        return _beside(builder, *(broadcast(builder, number) for number in args))
 
     return f32x16(types.float32, types.float32), generate
+
+
+@intrinsic
+def two_f16(typingctx, array, low, high):
+    """The float16 at byte `low` of a uint8 array in the lower eight lanes of an f32x16, another in the upper ones."""
+
+    def generate(context, builder, sig, args):
+        found = [builder.load(pointer(context, builder, sig.args[0], args[0], at, I16), align=1) for at in args[1:]]
+        if converts_half(context):
+            both = _beside(builder, *(broadcast(builder, half) for half in found))
+            return builder.fpext(builder.bitcast(both, vec(HALF)), vec(FLOAT))
+        return _beside(builder, *(broadcast(builder, widen_half(context, builder, half)) for half in found))
+
+    return f32x16(array, types.intp, types.intp), generate
 
 
 def _two(size, picks, doc):

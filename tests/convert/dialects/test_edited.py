@@ -21,6 +21,7 @@ from llmconv.convert.tables.config import normalized
 from llmconv.formats.checkpoint import Checkpoint
 
 SETTINGS = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "chat_template": "old", "x": 1}
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
 GENERATION = {"eos_token_id": [257, 256], "temperature": 0.5}
 
 
@@ -162,6 +163,8 @@ def test_another_pre_tokenizer_is_named(tmp_path: Path) -> None:
     said = "tokenizer.json splits texts as 'gpt-2' does, not as tokenizer.ggml.pre 'qwen2' of the GGUF; it is kept"
     assert said in back.notes
     assert hf.to_gguf(back).metadata["tokenizer.ggml.pre"] == "qwen2"
+    _, back = edited(folder(tmp_path / "b"), tokenizer__ggml__pre="nobody-s")
+    assert any("tokenizer.ggml.pre 'nobody-s' of the GGUF is none known here" in note for note in back.notes)
 
 
 def test_scores_of_a_unigram(tmp_path: Path) -> None:
@@ -201,6 +204,23 @@ def test_what_begins_a_text_by_the_post_processor(tmp_path: Path) -> None:
     assert document(back, "tokenizer_config.json")["x"] == 1
 
 
+@pytest.mark.parametrize("level", [None, LEVEL])
+@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (True, True)])
+def test_what_is_put_around_a_text_is_what_the_library_puts(
+    tmp_path: Path, bos: bool, eos: bool, level: dict[str, Any] | None
+) -> None:
+    """transformers asks tokenizer.json's post-processor alone, whatever tokenizer_config.json says beside it."""
+    words = tokenizer() | {"post_processor": level}
+    source = llmconv.open(write_hf(tmp_path / "a", None, words, tokenizer_config__json=SETTINGS))
+    _, back = edited(source, tokenizer__ggml__add_bos_token=bos, tokenizer__ggml__add_eos_token=eos)
+    assert not any("has no key" in note for note in back.notes)
+    tokenizers = pytest.importorskip("tokenizers")
+    read = tokenizers.Tokenizer.from_str((back.file("tokenizer.json") or b"").decode())
+    inner = read.encode("th", add_special_tokens=False).ids
+    assert read.encode("th").ids == [256] * bos + inner + [257] * eos
+    assert document(back, "tokenizer.json")["model"] == words["model"]
+
+
 @pytest.mark.parametrize("change", [lambda c: None, lambda c: c.metadata.update({"general.author": "me"})])
 def test_unedited_files_come_back_byte_for_byte(tmp_path: Path, change: Callable[[Checkpoint], object]) -> None:
     source = folder(tmp_path / "a", rope_scaling={"type": "linear", "factor": 3})
@@ -219,11 +239,33 @@ def test_values_of_another_kind_change_no_file(tmp_path: Path, key: str, value: 
     assert {n: back.file(n) for n in back.files} == {n: source.file(n) for n in source.files}
 
 
-def test_keys_that_are_gone_are_named(tmp_path: Path) -> None:
-    gguf = hf.to_gguf(folder(tmp_path / "a"))
+@pytest.mark.parametrize("place", ["settings", "list", "file"])
+def test_a_chat_template_that_was_taken_out(tmp_path: Path, place: str) -> None:
+    texts: dict[str, Any] = {"tokenizer_config__json": SETTINGS}
+    if place == "list":
+        texts["tokenizer_config__json"] = {
+            **SETTINGS, "chat_template": [{"name": n, "template": n} for n in ("default", "tool_use")]
+        }  # fmt: skip
+    elif place == "file":
+        texts["chat_template__jinja"] = b"newer"
+    gguf = hf.to_gguf(llmconv.open(write_hf(tmp_path / "a", **texts)))
     del gguf.metadata["tokenizer.chat_template"]
-    note = "the GGUF has no key 'tokenizer.chat_template', which its kept files still say; edit those by hand"
-    assert note in hf.from_gguf(gguf).notes
+    back = hf.from_gguf(gguf)
+    left = [{"name": "tool_use", "template": "tool_use"}] if place == "list" else None
+    assert document(back, "tokenizer_config.json").get("chat_template") == left
+    assert "chat_template.jinja" not in back.files
+    assert any("changed, as tokenizer.chat_template was edited" in note for note in back.notes)
+    agrees(gguf, back)
+
+
+def test_a_token_that_no_longer_ends_texts(tmp_path: Path) -> None:
+    gguf = hf.to_gguf(folder(tmp_path / "a", eos_token_id=257))
+    del gguf.metadata["tokenizer.ggml.eos_token_id"]
+    back = hf.from_gguf(gguf)
+    assert "eos_token" not in document(back, "tokenizer_config.json")
+    assert document(back, "config.json")["eos_token_id"] is None
+    assert document(back, "generation_config.json")["eos_token_id"] == [256]
+    assert "tokenizer.ggml.eos_token_id" not in hf.to_gguf(back.but(metadata={"format": "pt"})).metadata
 
 
 def test_a_name_that_was_given_comes_along(tmp_path: Path) -> None:
@@ -306,7 +348,7 @@ def test_edited_by_the_reference_s_own_programs(tmp_path: Path) -> None:
     assert hf.to_gguf(back).metadata["general.name"] == "Mine"
 
 
-@pytest.mark.parametrize("key", ["tokenizer.ggml.eos_token_id", "tokenizer.chat_template", "llama.context_length"])
+@pytest.mark.parametrize("key", ["llama.rope.freq_base", "llama.context_length"])
 def test_a_key_that_was_taken_out_is_named(tmp_path: Path, key: str) -> None:
     gguf = hf.to_gguf(folder(tmp_path))
     del gguf.metadata[key]

@@ -136,6 +136,31 @@ def test_tensors_taken_out(pattern: str, setting: str, value: bool, inside: bool
     assert [note for note in back.notes if f"taken out of the GGUF: {setting} {value}" in note]
 
 
+@pytest.mark.parametrize("layers", ["[01]", "0"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_tensors_put_in_against_a_flag(layers: str, kept: bool) -> None:
+    """transformers makes the biases of a Llama where attention_bias is true, and reads none where it is not."""
+    model = hf.to_gguf(hf_models.model(LLAMA, kind="F32"))
+    plain = hf.to_gguf(hf_models.model(LLAMA | {"attention_bias": False}, kind="F32"))
+    biases = {n: t for n, t in model.tensors.items() if re.fullmatch(rf"blk\.{layers}\.attn_\w+\.bias", n)}
+    plain.tensors |= biases
+    if not kept:
+        plain.metadata = {k: v for k, v in plain.metadata.items() if not k.startswith("llmconv.")}
+    back = hf.from_gguf(plain)
+    assert json.loads(back.file("config.json") or b"")["attention_bias"] is True
+    assert len([n for n in back.tensors if n.endswith(".bias")]) == len(biases) > 3
+    assert [note for note in back.notes if "put into the GGUF: attention_bias True" in note] or not kept
+
+
+def test_a_folder_with_tensors_that_its_flag_denies_says_so_and_comes_back() -> None:
+    source = hf_models.model(LLAMA, kind="F32")
+    denied = json.dumps(LLAMA | {"attention_bias": False}).encode()
+    source = source.but(files={**source.files, "config.json": denied})
+    model = hf.to_gguf(source)
+    assert [n for n in model.notes if "attention_bias is false, but the file has blk.0.attn_q.bias" in n]
+    assert hf.from_gguf(model).file("config.json") == denied
+
+
 @pytest.mark.parametrize("lacking", ["lm_head.weight", ".bias"])
 def test_a_folder_that_lacks_them_comes_back_as_it_was(lacking: str) -> None:
     source = hf_models.model(LLAMA, kind="F32")

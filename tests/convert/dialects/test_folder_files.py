@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from good_models import write_gguf, write_hf
 import llmconv
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
-from llmconv.errors import LlmconvError
+from llmconv.errors import LlmconvError, cut
 from llmconv.formats import safetensors_file, side_files
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -153,6 +154,48 @@ def test_a_name_that_would_lead_out_is_not_written_and_named(tmp_path: Path, nam
     back.files[name] = b"x"
     with pytest.raises(LlmconvError, match="expected a plain file name"):
         safetensors_file.save(back, tmp_path / "out")
+
+
+@pytest.mark.parametrize("version", [True, False])
+def test_a_model_in_a_folder_of_its_own_as_sentence_transformers_kept_it(
+    embedding: Path, tmp_path: Path, version: bool
+) -> None:
+    """Until release 2.3 the model lay in 0_Transformer, and config.json at the top said the release alone."""
+    now = tree(embedding)
+    inner = embedding / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json"):
+        (embedding / name).rename(inner / name)
+    (embedding / "modules.json").write_text(modules((("0_Transformer", "Transformer"), *STEPS[1:])))
+    if version:
+        (embedding / "config.json").write_text('{"__version__": "0.2.5"}')
+    made = llmconv.convert_file(embedding, tmp_path / "m.gguf")
+    assert any("its model lies in 0_Transformer/" in note for note in made.notes)
+    assert made.source_size is not None and made.source_size > (inner / "model.safetensors").stat().st_size
+    assert llmconv.open(tmp_path / "m.gguf").metadata["llama.pooling_type"] == 1
+    assert llmconv.quantize(embedding, tmp_path / "q.gguf", "Q8_0").written
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    llmconv.convert_file(embedding, tmp_path / "copy")
+    for folder in ("back", "copy"):
+        found = tree(tmp_path / folder)
+        assert json.loads(found.pop("modules.json")) == json.loads(now["modules.json"])
+        assert found == {name: data for name, data in now.items() if name != "modules.json"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+@pytest.mark.parametrize("name", [".env", "a:b.txt", "back\\slash.md", "line\nbreak.json", "end.", "x" * 201])
+def test_a_file_whose_name_is_not_carried_is_named_wherever_the_folder_goes(tmp_path: Path, name: str) -> None:
+    folder = write_hf(tmp_path / "a")
+    for each in (name, ".gitattributes", "LICENSE"):
+        (folder / each).write_text("{}")
+    said = f"left out, no name that files are carried by: {cut(name)}"
+    for to in ("m.gguf", "copy"):
+        assert said in llmconv.convert_file(folder, tmp_path / to).notes
+    assert said in llmconv.quantize(folder, tmp_path / "int8", "INT8").notes
+    llmconv.convert_file(tmp_path / "m.gguf", tmp_path / "back")
+    for made in ("copy", "int8", "back"):
+        there = {path.name for path in (tmp_path / made).iterdir()}
+        assert "LICENSE" in there and not there & {name, ".gitattributes"}
 
 
 def test_nothing_is_written_through_a_link(embedding: Path, tmp_path: Path) -> None:

@@ -25,12 +25,15 @@ from hf_models import (
     model,
 )
 
+import llmconv
 from llmconv import formats
 from llmconv.convert import archs
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
+from llmconv.errors import Unsupported
+from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name
 
@@ -91,6 +94,62 @@ def test_experts_as_mlx_stacks_them(config: dict[str, Any], at: str, parts: tupl
     assert set(one) == set(other)
     assert all(np.array_equal(one[name].numpy(), other[name].numpy()) for name in one)
     assert set(assert_round_trip(stacked).tensors) == set(one)
+
+
+_HYBRID = QWEN3_MOE | {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 4,
+    "shared_expert_intermediate_size": 48,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "tie_word_embeddings": False,
+}
+_MAMBA = {
+    **{"architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": 96, "hidden_size": 32},
+    **{"num_hidden_layers": 2, "state_size": 8, "conv_kernel": 4, "intermediate_size": 64, "time_step_rank": 2},
+}
+
+
+def _as_mlx_arranges(source: Checkpoint) -> Checkpoint:
+    """What `sanitize` of mlx_lm.models.qwen3_next and .mamba does to the tensors that it does not rename."""
+    kind = json.loads(source.file("config.json") or b"")["model_type"]
+    norms = (
+        *(".input_layernorm.weight", ".post_attention_layernorm.weight", "model.norm.weight"),
+        *(".q_norm.weight", ".k_norm.weight"),
+    )
+    out = source.but(tensors={})
+    for name, tensor in source.tensors.items():
+        values = tensor.numpy()
+        if "conv1d.weight" in name:
+            values = np.moveaxis(values, 2, 1)
+        if kind == "qwen3_next" and name.endswith(norms) and values.ndim == 1:
+            values = values + np.float32(1)
+        out.add(Tensor.from_array(name, values))
+    return out
+
+
+@pytest.mark.parametrize("config", [_HYBRID, _MAMBA], ids=["norms too", "turned alone"])
+def test_convolutions_as_mlx_arranges_them(config: dict[str, Any], tmp_path: Path) -> None:
+    source = model(config, kind="F32")
+    arranged = _as_mlx_arranges(source)
+    one, other = hf.to_gguf(source).tensors, hf.to_gguf(arranged).tensors
+    assert set(one) == set(other)
+    for name in one:
+        assert np.allclose(one[name].numpy(), other[name].numpy(), rtol=0, atol=2e-7), name
+    llmconv.save(arranged, tmp_path / "copy")
+    assert all(t.shape == arranged.tensors[n].shape for n, t in llmconv.open(tmp_path / "copy").tensors.items())
+    llmconv.save(arranged, tmp_path / "f16", outtype="f16")
+    assert all(t.shape == source.tensors[n].shape for n, t in llmconv.open(tmp_path / "f16").tensors.items())
+
+
+def test_factors_that_mlx_multiplies_into_weights_are_named() -> None:
+    made = _as_mlx_arranges(model(_MAMBA, kind="F32"))
+    made.files["config.json"] = json.dumps(_MAMBA | {"model_type": "falcon_h1"}).encode()
+    with pytest.raises(Unsupported, match=r"multiplies config\.json's factors into the weights of falcon_h1"):
+        hf.to_gguf(made)
 
 
 @pytest.mark.parametrize("name", by_hand.CONFIGS)

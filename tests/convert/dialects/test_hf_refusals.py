@@ -50,7 +50,7 @@ _LLAMA3 = {
     ("config", "named"),
     [
         (LLAMA | {"rope_scaling": _LLAMA3 | {"low_freq_factor": 0}}, "rope.low_freq_factor is 0"),
-        (LLAMA | {"rope_scaling": _LLAMA3 | {"factor": "x"}}, "rope.factor is 'x'"),
+        (LLAMA | {"rope_scaling": _LLAMA3 | {"factor": "x"}}, "rope_scaling.factor is 'x'"),
         (LLAMA | {"rope_scaling": _LLAMA3 | {"original_max_position_embeddings": None}}, "embeddings is None"),
         (LLAMA | {"rope_parameters": {"full_attention": {}, "sliding_attention": 5}}, "sliding_attention is 5"),
         (GPT2 | {"model_type": "mpt", "architectures": ["MPTForCausalLM"], "attn_config": 5}, "attn_config is 5"),

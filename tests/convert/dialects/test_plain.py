@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import llmconv
 from llmconv.convert.dialects import own_names
 from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, Unsupported, UsageError
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.safetensors_header import DTYPES
 from llmconv.formats.tensor import Tensor
@@ -149,6 +151,22 @@ def test_nothing_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "e.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
         llmconv.convert_file(tmp_path / "e.safetensors", tmp_path / "m.gguf")
+    with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
+        llmconv.quantize(tmp_path / "e.safetensors", tmp_path / "m.gguf", "Q8_0")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copy(tmp_path / "e.safetensors", folder / "model.safetensors")
+    for to in ("m.gguf", "copy"):
+        with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
+            llmconv.convert_file(folder, tmp_path / to)
+    one = Checkpoint({"w": Tensor.from_array("w", np.ones(2, np.float32))})
+    safetensors_file.save(one, folder / "model.safetensors", force=True)
+    with pytest.raises(BadFile, match="holds no tensors, so there is nothing to convert"):
+        llmconv.convert_file(folder, tmp_path / "m.gguf", exclude="*")
+    torch_like = Checkpoint({"": Tensor.from_array("", np.ones(2, np.float32))}, dialect="plain")
+    with pytest.raises(BadFile, match="a tensor has no name"):
+        llmconv.save(torch_like, tmp_path / "m.safetensors")
     for text, kind in (("{}", "object"), (" [ ]", "list")):
         (tmp_path / "e.json").write_text(text)
         with pytest.raises(BadFile, match=f"is an empty {kind}, expected a model"):

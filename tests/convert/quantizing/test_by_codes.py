@@ -14,7 +14,7 @@ from stored_kinds import KINDS
 from stored_models import folder, in_memory, llama
 
 import llmconv
-from llmconv.convert.quantizing import by_codes, repack
+from llmconv.convert.quantizing import by_codes, by_words, repack
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import Carried, carried
 from llmconv.convert.scaled.grid import Grid
@@ -69,7 +69,7 @@ def test_sums_in_the_place_of_zero_points(dtype: Any) -> None:
     scales = np.unique(np.append(bits, [1, 2, 0x3FF, 0x7BFF if dtype is np.float16 else 0x7E7F]).astype(np.uint16))
     s = scales.view(dtype).astype(np.float32)
     s = s[np.isfinite(s) & (np.abs(s) < 1e36)][:, None, None]
-    assert not (s.view(np.uint32) & by_codes._EXACT_BITS).any()
+    assert not (s.view(np.uint32) & by_words._EXACT_BITS).any()
     code, zero = np.arange(256, dtype=np.float32)[:, None], np.arange(256, dtype=np.float32)
     assert ((code - zero) * s == code * s + -zero * s).all()
 
@@ -101,6 +101,21 @@ def test_what_has_no_record() -> None:
         dataclasses.replace(wide, shape=(2, 60)),
     ):
         assert by_codes.record(none, 32, False) is None
+
+
+def test_zero_points_of_other_groups() -> None:
+    """Those of whole blocks are carried with their scales; others would be given to the wrong columns."""
+    codes = np.random.default_rng(0).integers(0, 8, (2, 192)).astype(np.uint8)
+    scale = grid([[1, 0.5, 2]] * 2, 192)
+    for zeros, fits in ((6, True), (3, True), (1, True), (4, False), (2, False)):
+        zero = grid(np.arange(2 * zeros).reshape(2, zeros) % 8, 192)
+        coded = Coded("a", (2, 192), lambda a, b: codes[a:b], 0, 7, scale, zero)
+        found = carried(coded)
+        assert isinstance(found, Carried) is fits
+        if isinstance(found, Carried):
+            spread = np.repeat(zero.values.numpy(), 192 // zeros, axis=1)
+            want = (codes - spread) * np.repeat(scale.values.numpy(), 64, axis=1)
+            assert np.array_equal(found.tensor().numpy(), want)
 
 
 FOLDERS = {"MXFP4": ("MXFP4A16", "MLX"), "NVFP4": ("NVFP4A16",), "NVFP4 of ModelOpt": ("NVFP4A16",), "MLX": ("MLX",),

@@ -91,6 +91,13 @@ def test_what_can_not_be(model: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_impossible_size_is_refused_before_anything_is_calibrated(model: Path, tmp_path: Path) -> None:
+    missing = llmconv.OnText(tmp_path / "nobody-has-read-it.txt")
+    for wish in ({"target_size": 200_000}, {"bpw": 1.0}):
+        with pytest.raises(UsageError, match="the smallest file of these types"):
+            llmconv.quantize(model, tmp_path / "q.gguf", calibration=missing, **wish)
+
+
 def test_the_command(model: Path, tmp_path: Path) -> None:
     recipe = str(tmp_path / "r.txt")
     done = CliRunner().invoke(cli, ["quantize", str(model), "--bpw", "4", "--dry-run", "--save-recipe", recipe])

@@ -70,6 +70,10 @@ def test_importance_where_it_is_needed(model: Path, tmp_path: Path) -> None:
         quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=other)
     with pytest.raises(UsageError, match="give imatrix"):
         quantize(model, tmp_path / "x.gguf", "Q4_K_M", include_weights=["a"])
+    with pytest.raises(UsageError, match=r"include_weights='nosuch' is in no name of .*, such as 'blk.0"):
+        quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=matrix, include_weights=["ffn", "nosuch"])
+    with pytest.raises(UsageError, match="nothing of it is left by exclude_weights"):
+        quantize(model, tmp_path / "x.gguf", "Q4_K_M", imatrix=matrix, exclude_weights=["blk"])
     assert only(tmp_path) == ["i.gguf", "o.gguf", "q.gguf"]
 
 
@@ -86,7 +90,7 @@ def test_importance_of_another_model_or_of_nothing_is_named(model: Path, tmp_pat
     one = {"blk.0.attn_q.weight": np.ones((1, 256))}
     count = {"blk.0.attn_q.weight": [[3.0]]}
     strange = write_gguf(tmp_path / "s.gguf", {"layers.0.q": [[1.0]]}, {"layers.0.q": [[1.0]]})
-    with pytest.raises(BadFile, match=r"s.gguf: has no entry of this model's tensors, but 'layers.0.q'"):
+    with pytest.raises(BadFile, match=r"s.gguf has no entry of this model's tensors, but 'layers.0.q'"):
         quantize(model, tmp_path / "x.gguf", "Q4_0", imatrix=strange)
     more = write_gguf(tmp_path / "m.gguf", one | {"v.blk.0": [[1.0]]}, count | {"v.blk.0": [[1.0]]})
     made = quantize(model, tmp_path / "x.gguf", "Q4_0", imatrix=more)

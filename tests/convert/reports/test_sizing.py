@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import hf_models
 import numpy as np
 import pytest
 import tiny_models
@@ -241,3 +242,15 @@ def test_bad_targets(arguments: list[str], words: str) -> None:
     run = CliRunner().invoke(cli, ["size", *arguments])
     assert isinstance(run.exception, llmconv.LlmconvError)
     assert words in str(run.exception)
+
+
+def test_a_gguf_with_a_tensor_that_its_folder_says_in_config_json_has_sizes_too(tmp_path: Path) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    folder = hf_models.model(hf_models.LLAMA | {"rope_scaling": scaling | {"original_max_position_embeddings": 16}})
+    made = translate(folder, "gguf")
+    assert "rope_freqs.weight" in made.tensors
+    llmconv.save(made, tmp_path / "model.gguf")
+    sizes = size_report(shape_of(formats.open(tmp_path / "model.gguf"))).files
+    back = translate(formats.open(tmp_path / "model.gguf"), "hf")
+    llmconv.save(cast(back, "f32", Rounding(), to="hf"), tmp_path / "again")
+    assert sizes["safetensors F32"] == (tmp_path / "again" / "model.safetensors").stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from stored_kinds import E4M3, KINDS, eight_bits, packed
-from stored_layers import awq, four_bit_floats, gptq, hqq, mlx
+from stored_layers import awq, bitsandbytes, four_bit_floats, gptq, hqq, mlx
 from stored_models import LINEAR, folder, in_memory, llama
 
 import llmconv
 from llmconv.convert.scaled.unpack import unpack
 
 SHAPE = (64, 128)
+GPTQ = {"quant_method": "gptq", "bits": 4}
 CT, BNB = {"quant_method": "compressed-tensors"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}
 PLAIN = np.arange(64 * 128, dtype=np.float16).reshape(64, 128)
 E8M0 = ml_dtypes.float8_e8m0fnu
@@ -104,6 +106,17 @@ READ: dict[str, tuple[tuple[dict[str, Any], dict[str, Any]], Any, dict[str, Any]
             "g2": {"targets": ["c"], "format": "nvfp4-pack-quantized", "weights": {"num_bits": 4, "type": "float"}}}},
         {},
     ),
+    "groups by pattern": (
+        joined(packed("a", SHAPE), packed("b", SHAPE, symmetric=False), packed("c", SHAPE, bits=8, group=64)),
+        CT | {"config_groups": {
+            "g0": {"targets": ["re:^[ad]$"], "weights": {"num_bits": 4, "group_size": 32, "symmetric": True}},
+            "g1": {"targets": ["c"], "weights": {"num_bits": 8, "group_size": 64, "symmetric": True}},
+            "g2": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "symmetric": False}}}}, {},
+    ),
+    "GPTQ, a shorter last group": (joined(gptq("a", (64, 64), group=48)), GPTQ | {"group_size": 48}, {}),
+    "GPTQ, a shorter last group in act-order": (
+        joined(gptq("a", (64, 64), group=48, order=True)), GPTQ | {"group_size": 48, "desc_act": True}, {},
+    ),
     "scales in bfloat16": (
         joined(fp8("a", 64, 128, ml_dtypes.bfloat16, 32)), {"quant_method": "fp8", "weight_block_size": [32, 32]}, {},
     ),
@@ -131,6 +144,44 @@ def test_read(name: str) -> None:
     found = unpack(in_memory(arrays, settings, **more)).tensors
     assert set(found) == set(wants)
     assert all(np.array_equal(found[n].numpy(), want.astype(found[n].numpy().dtype)) for n, want in wants.items())
+
+
+def auto_round(path: Path) -> tuple[Path, Path]:
+    """(a folder of AutoRound's whose layers differ in bits, groups and symmetry by rules, the same in floats)"""
+    wants: dict[str, Any] = {}
+
+    def layer(stem: str, shape: tuple[int, int]) -> dict[str, Any]:
+        how = {"down_proj": (8, 32, True), "up_proj": (3, 32, False), "k_proj": (2, 64, False)}
+        bits, group, symmetric = how.get(stem.rpartition(".")[2], (4, 32, True))
+        if stem.endswith("v_proj"):
+            made, want = plain(stem)
+            made, want = {n: np.resize(a, shape) for n, a in made.items()}, np.resize(want, shape)
+        else:
+            made, want = gptq(stem, shape, len(wants), bits, group, symmetric)
+        wants[f"{stem}.weight"] = want
+        return dict(made)
+
+    rules = {
+        ".*down_proj": {"bits": 8}, ".*up_proj": {"bits": 3, "sym": False},
+        ".*k_proj": {"bits": 2, "group_size": 64, "sym": False},
+        **{f"model.layers.{i}.self_attn.v_proj": {"bits": 16, "data_type": "fp"} for i in (0, 1)},
+    }  # fmt: skip
+    said = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "extra_config": rules}
+    stored = folder(path / "in", llama(layer), said | {"packing_format": "auto_round:auto_gptq"})
+    return stored, folder(path / "f32", llama(lambda stem, _: {f"{stem}.weight": wants[f"{stem}.weight"]}))
+
+
+@pytest.mark.parametrize("to", ["GGUF", "F32", "REPACK", "W4A16", "W4A16_ASYM", "MLX"])
+def test_autoround_s_mixed_bits(tmp_path: Path, to: str) -> None:
+    stored, want = auto_round(tmp_path)
+    if to == "GGUF":
+        llmconv.convert_file(stored, made := tmp_path / "m.gguf")
+    elif to == "F32":
+        llmconv.convert_file(stored, made := tmp_path / "copy", outtype="f32")
+        assert "quantization_config" not in json.loads((made / "config.json").read_text())
+    else:
+        llmconv.quantize(stored, made := tmp_path / "m", to)
+    assert llmconv.verify(made, want).same
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
@@ -161,6 +212,37 @@ def test_refused_by_name(name: str) -> None:
     with pytest.raises(llmconv.Unsupported, match=match) as caught:
         unpack(in_memory(arrays, settings))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+TWO_STATES = {"a.weight.quant_state.bitsandbytes__fp4": np.zeros(9, np.uint8)}
+UNSYMMETRIC = {"weights": {"num_bits": 4, "symmetric": False}}
+DAMAGED: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "no zero points in one of two groups": (
+        packed("a", SHAPE)[0] | packed("b", SHAPE)[0],
+        CT | {"config_groups": {"g0": {"targets": ["a"]}, "g1": UNSYMMETRIC | {"targets": ["re:.*b"]}}},
+        "'b.weight_zero_point' is missing"),
+    "two states of a weight": (bitsandbytes("a", SHAPE)[0] | TWO_STATES, BNB, "nf4.* and .*fp4.* both say"),
+    "an order with a longer last group": (
+        gptq("a", (64, 64), group=48)[0] | {"a.g_idx": np.int32([0] * 16 + [1] * 48)}, GPTQ | {"group_size": 48},
+        "puts 16 columns into group 0, expected 48"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_told_by_the_tensor(name: str) -> None:
+    arrays, settings, match = DAMAGED[name]
+    with pytest.raises(llmconv.BadFile, match=match) as caught:
+        unpack(in_memory(arrays, settings))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("target", ["re:((a+)+)+$", "re:(", "re:" + "a?" * 400])
+def test_patterns_that_are_none(target: str) -> None:
+    """Nobody waits for them, and none of them is believed."""
+    groups = {"g0": {"targets": [target], "weights": {"num_bits": 8}}, "g1": {"targets": ["b"]}}
+    arrays, want = packed("a" * 40, SHAPE)
+    found = unpack(in_memory(arrays, CT | {"config_groups": groups}))
+    assert np.array_equal(found.tensors["a" * 40 + ".weight"].numpy(), want)
 
 
 def test_scales_of_the_cache_are_said() -> None:

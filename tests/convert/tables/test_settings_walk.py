@@ -6,6 +6,8 @@ tiny model, and compares what transformers computes with what the converted mode
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from settings_walk import RUN, TYPES, attention_of, built, other_values, ours, reference, settings_of
+from hf_models import model
+from settings_walk import NOT_VALUES, RUN, TYPES, attention_of, built, other_values, ours, reference, settings_of
 from tiny_models import MODELS, Tiny, automatic
 
 import llmconv
 from llmconv.convert import archs
+from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects import hf
+from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.settings import INERT
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -33,6 +38,52 @@ def test_every_setting_has_its_place(model_type: str) -> None:
     rotary = {"rope_parameters"} if "rope_theta" in arch.settings else set()
     tops = {name.split(".")[0] for name in (*arch.settings, *arch.fixed)}
     assert set(settings_of(model_type)) - tops - INERT - rotary == set()
+
+
+_SIZES = {
+    *("embedding_length", "block_count", "feed_forward_length", "context_length", "vocab_size", "expert_count"),
+    *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count", "decoder_block_count"),
+    *("leading_dense_block_count", "nextn_predict_layers", "ssm.inner_size", "ssm.state_size", "ssm.group_count"),
+    *(
+        "ssm.conv_kernel",
+        "ssm.time_step_rank",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "rope.dimension_count",
+    ),
+    *(f"attention.{name}" for name in ("key_length", "value_length", "key_length_mla", "value_length_mla")),
+    *(f"attention.{name}" for name in ("q_lora_rank", "kv_lora_rank", "indexer.head_count", "indexer.key_length")),
+}
+"""Which tensors say, or which change nothing: a file that leaves them out is refused, or right."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_is_not_stated_is_what_its_class_takes(model_type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    tiny = MODELS[TYPES[model_type]]
+    stated = transformers.AutoConfig.for_model(model_type, **copy.deepcopy(tiny.config)).to_dict()
+    arch = archs.by_gguf(tiny.gguf)
+    assert arch is not None
+    stated["architectures"] = [next((h.cls for h in arch.hf if h.model_type == model_type), arch.hf[0].cls)]
+    whole = hf.to_gguf(model(stated, "F32"))
+    bare = {key: value for key, value in whole.metadata.items() if not key.startswith("llmconv.")}
+
+    def described(config: dict[str, Any]) -> Any:
+        keys = arch.metadata(normalized(config))
+        sizes = {f"{arch.gguf}.{name}" for name in _SIZES}
+        others = {k: v for k, v in bare.items() if not k.startswith(f"{arch.gguf}.") or k in sizes}
+        return describe(whole.but(metadata=others | {k: v for k, v in keys.items() if k not in sizes}))
+
+    for name in sorted(set(stated) & arch.computed_with - INERT - {"max_position_embeddings"}):
+        config = {key: value for key, value in stated.items() if key != name}
+        settings = {key: value for key, value in config.items() if key not in NOT_VALUES}
+        try:
+            taken = transformers.AutoConfig.for_model(model_type, **copy.deepcopy(settings)).to_dict()
+        except Exception:  # it is needed
+            continue
+        with contextlib.suppress(LlmconvError):  # refused, as is what can't be run
+            assert described(config) == described(taken | {"architectures": stated["architectures"]}), name
 
 
 def _near(one: Any, other: Any) -> bool:

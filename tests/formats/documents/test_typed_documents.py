@@ -23,6 +23,7 @@ from llmconv.formats.tensor import Tensor
 VALUES = np.array([[1.5, -2, 3], [0.25, 5, -6]])
 RAW = VALUES.astype("<f4").tobytes()
 B64 = base64.b64encode(RAW).decode()
+BIG = base64.b64encode(VALUES.astype(">f4").tobytes()).decode()
 FLAT = VALUES.reshape(-1).tolist()
 KEYED = {str(i): x for i, x in enumerate(FLAT)}
 BUFFER = {"type": "Buffer", "data": list(RAW)}
@@ -59,6 +60,14 @@ SAME: dict[str, Any] = {
     "a Buffer": {"w": {"shape": [2, 3], "dtype": "float32", "data": BUFFER}},
     "a Buffer with its shape outside": {"w": BUFFER, "shape": [2, 3]},
     "a list of bytes": {"w": {"shape": [2, 3], "dtype": "float32", "data": list(RAW)}},
+    "big-endian by a word beside": {"w": {"dtype": "float32", "endian": "big", "shape": [2, 3], "data": BIG}},
+    "big-endian by a flag outside": {"littleEndian": False, "all": {"w": {"shape": [2, 3], "data": BIG}}},
+    "base64 in lines, as encodebytes has them": {
+        "w": {"dtype": "<f8", "shape": [2, 3], "data": base64.encodebytes(VALUES.tobytes()).decode()}
+    },
+    "base64 in lines of 20": {
+        "w": {"dtype": "f4", "shape": [2, 3], "data": "\r\n".join([B64[:20], B64[20:]])}
+    },
     "shapes and dtype once for all": {"dtype": "float32", "shapes": {"w": [2, 3]}, "weights": {"w": B64}},
 }  # fmt: skip
 
@@ -149,6 +158,7 @@ FAULTS = {
     "too few bytes": ({"w": {"shape": [2, 4], "dtype": "f4", "data": B64}}, "has 24 bytes in data, expected 2x4 of f4"),
     "half a null": ({"w": {"0": 1.5, "1": None}}, "w.1 is null among numbers"),
     "null in a row": ({"w": [[1.5, None]]}, r"w\[0\]\[1\] is null among numbers"),
+    "a Buffer of no bytes": ({"w": {"type": "Buffer", "data": [1, 300]}}, "w is a Node Buffer with numbers that"),
     "ragged": ({"w": [[1.5], [1.5, 2]]}, "w is ragged"),
 }
 
@@ -285,6 +295,7 @@ def test_shapes_as_programs_write_them(tmp_path: Path, shape: Any) -> None:
 
 NO_NUMBERS: dict[str, Any] = {
     "texts": ["0.1", "0.2", "-3e-5"],
+    "texts under 0, 1": {"0": "0.1", "1": "-3e-5"},
     "not finite": ["NaN", "-Infinity"],
     "BigInts": ["1n", "2n"],
     "among numbers": [0.5, "0.25"],

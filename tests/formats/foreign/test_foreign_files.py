@@ -280,6 +280,8 @@ GUESTS = {
     "m.gguf.incomplete": (b"GGUF\3\0\0\0", r"is a download that was not finished \(.incomplete\)"),
     "m.safetensors.part": (b"\x10\0\0\0\0\0\0\0{}", "is a download that was not finished"),
     "zeros.gguf": (b"\0" * 5000, "begins with nothing but zeros"),
+    "annex.gguf": (b"../.git/annex/objects/Zf/3p/SHA256E-s9--ab.gguf/SHA256E-s9--ab.gguf", "is a git-annex pointer"),
+    "m.zip": (b"PK\x03\x04" + b"\0" * 40, "is a zip archive, as none of numpy's, PyTorch's or Keras's is"),
 }
 
 
@@ -288,6 +290,25 @@ def test_what_is_no_model_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(GUESTS[name][0])
     with pytest.raises(BadFile, match=GUESTS[name][1]):
         llmconv.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.part", ".cache/huggingface/download/ab12.incomplete"])
+def test_a_folder_of_halves_is_named(tmp_path: Path, name: str) -> None:
+    """The Hub's library keeps what it has of a file in a hidden folder of `local_dir`."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(BadFile, match=f"downloads that were not finished: '{Path(name).name}'"):
+        llmconv.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_pages_in_a_folder_are_named(tmp_path: Path, name: str) -> None:
+    llmconv.save(Checkpoint(tensors=dict(_tensor()), dialect="plain"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_bytes(GUESTS["m.bin"][0])
+    with pytest.raises(BadFile, match=rf"{name}: is a web page \(HTML\), no model"):
+        llmconv.convert_file(tmp_path, tmp_path / "m.gguf", layout="plain")
 
 
 def test_pointers_in_a_folder_are_named(tmp_path: Path) -> None:

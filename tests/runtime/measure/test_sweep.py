@@ -74,6 +74,12 @@ def test_mixes_are_points_of_the_curve(model: Path, text: Path, tmp_path: Path) 
         run(model, text, tmp_path / "s", "Q8_0", target_sizes=size)
 
 
+def test_an_impossible_size_is_refused_before_any_file_is_made(model: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(llmconv.UsageError, match="the smallest file of these types"):
+        run(model, text, tmp_path, "Q8_0", target_sizes=("1M", 1000))
+    assert not list(tmp_path.glob("*.gguf"))
+
+
 def test_a_report_of_what_was_measured(model: Path, text: Path, tmp_path: Path) -> None:
     found = run(model, text, tmp_path, "Q8_0", "Q4_0")
     assert [row.type for row in found.rows] == ["Q8_0", "Q4_0"]

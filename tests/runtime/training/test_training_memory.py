@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +47,28 @@ def learner_of(preset: str, dim: int, vocab: int = 300, **changes: Any) -> tuple
     return make_learner(start, config, Team(0, 1, torch.device("cpu"))), config, planned
 
 
+def allocated(run: Callable[[], Any]) -> list[int]:
+    """Bytes that torch had after each time that it took or freed some; what `run` gives is alive to the end."""
+    gc.disable()  # what it frees was taken before
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            made = run()
+    finally:
+        gc.enable()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    del made
+    return list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
 def kept_bytes(learner: Learner, config: TrainConfig, tokens: Any) -> int:
-    """Storages, other than the weights', that autograd keeps for the backward pass."""
-    kept = {parameter.untyped_storage().data_ptr(): 0 for parameter in learner.model.parameters()}
-    alive = []  # a storage that is freed could be followed by another one at its place
-
-    def keep(value: Any) -> Any:
-        alive.append(value)
-        kept.setdefault(value.untyped_storage().data_ptr(), value.untyped_storage().nbytes())
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        _summed_loss(config, learner, tokens, None, tokens)
-    return sum(kept.values())
+    """What there is after the forward pass: what autograd keeps for the backward one."""
+    return allocated(lambda: _summed_loss(config, learner, tokens, None, tokens))[-1]
 
 
 def peak_bytes(learner: Learner, config: TrainConfig, tokens: Any) -> int:
     """The most that a forward and backward pass has allocated at once, gradients being there already."""
     _summed_loss(config, learner, tokens, None, tokens).backward()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        _summed_loss(config, learner, tokens, None, tokens).backward()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(itertools.accumulate(changes))
+    return max(allocated(lambda: _summed_loss(config, learner, tokens, None, tokens).backward()))
 
 
 @pytest.mark.parametrize(("dropout", "checkpointing"), [(0.0, False), (0.1, False), (0.0, True), (0.1, True)])
@@ -84,11 +85,11 @@ def test_activations_are_what_autograd_keeps(preset: str, dtype: str, dropout: f
 
 ROUTED = ["mixtral", "qwen2-moe", "qwen3-moe", "granite-moe-shared", "gpt-oss"]
 LATENT = ["deepseek-v2", "deepseek-v2-latent-query", "deepseek-v3"]
-SUMS = ["rwkv6", "arwkv7", "minimax-01"]
 NORMS = ["olmo", "stablelm-12b", "command-r-plus"]  # without weights, with one for each head
+BESIDE = ["gemma3n", "hrm-text", "mamba2", "qwen3-next", "mimo2", "hy-v4-transformers", "minicpm3"]
 
 
-@pytest.mark.parametrize("name", [*ROUTED, *LATENT, *NORMS])
+@pytest.mark.parametrize("name", [*ROUTED, *LATENT, *NORMS, *(pytest.param(n, marks=pytest.mark.slow) for n in BESIDE)])
 def test_what_other_families_have_is_counted_too(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="makes the models")
     import tiny_models
@@ -105,8 +106,25 @@ def test_what_other_families_have_is_counted_too(name: str, tmp_path: Path) -> N
         assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.1), (dtype, batch)
 
 
-@pytest.mark.parametrize("name", ["rwkv7", "ling3", *(pytest.param(n, marks=pytest.mark.slow) for n in SUMS)])
-def test_what_linear_attention_keeps_is_counted(name: str, tmp_path: Path) -> None:
+PIECES = ["rwkv7", "ling3", "deepseek4", "kimi-k3", "qwen4exp", "glm5-next", "granite-switch", "talkie"]
+MORE = [
+    "mimo2-published",
+    "plamo2",
+    "plamo3",
+    "grovemoe",
+    "cogvlm",
+    "minimax-01",
+    "rwkv6",
+    "arwkv7",
+    "hy-v4",
+    "dots3",
+    "maple",
+]
+MORE += ["nemotron-h-predicting"]
+
+
+@pytest.mark.parametrize("name", [*PIECES, *(pytest.param(n, marks=pytest.mark.slow) for n in MORE)])
+def test_what_every_piece_keeps_is_counted(name: str, tmp_path: Path) -> None:
     start = translate(formats.open(by_hand_gguf(name, tmp_path)), "gguf")
     for dtype, batch, context in (("f32", 2, 48), ("bf16", 2, 80)):
         config = TrainConfig(data="-", output="-", from_checkpoint=str(tmp_path), dtype=dtype)
@@ -114,7 +132,7 @@ def test_what_linear_attention_keeps_is_counted(name: str, tmp_path: Path) -> No
         planned = training_memory(shape_of(start), batch=batch, context=context, activation_bytes=width)
         learner = make_learner(start, config, Team(0, 1, torch.device("cpu")))
         tokens = torch.randint(3, 96, (batch, context), generator=torch.Generator().manual_seed(1))
-        assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.12), dtype
+        assert planned.activations == pytest.approx(kept_bytes(learner, config, tokens), rel=0.1), dtype
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
