@@ -14,7 +14,6 @@ from stored_models import LINEAR, folder, llama
 import llmconv
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.tensor import Tensor
 
 
 def floats(path: Path) -> Path:
