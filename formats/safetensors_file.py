@@ -160,6 +160,10 @@ def _open_index(index: Path, source: Path) -> Checkpoint:
     return checkpoint
 
 
+_TELLING = frozenset({"flow_lm.bos_emb"})
+"""Tensors of models whose folders have no config.json (see `convert.tables.implied`)."""
+
+
 def _open_files(
     source: Path,
     files: list[Path],
@@ -181,7 +185,7 @@ def _open_files(
     others = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
     if others and source.is_dir():
         checkpoint.notes.append(f"the safetensors files are taken, not {others[0]}{more(others)}")
-    if "config.json" in checkpoint.files:
+    if "config.json" in checkpoint.files or not _TELLING.isdisjoint(checkpoint.tensors):
         checkpoint.dialect = "hf"
     checkpoint.notes += notes
     return checkpoint

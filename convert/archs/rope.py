@@ -132,6 +132,8 @@ def yarn_magnitudes(own: dict[str, Any], rope: Mapping[str, Any], unit: float) -
         factor = float(own["rope.scaling.factor"])
         usual = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
         wanted = float(own.pop("rope.scaling.attn_factor", 1.0)) * usual
+        if unit == 1.0:  # llama.cpp divides by it once more
+            wanted *= (1 + 0.1 * multiplier * math.log(max(factor, 1.0))) / usual
         if not math.isclose(wanted, 1.0, rel_tol=1e-6):
             own["rope.scaling.attn_factor"] = np.float32(wanted)
 

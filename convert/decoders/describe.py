@@ -76,6 +76,8 @@ def _described(read: Reader, pieces: Pieces) -> Decoder:
     if shared.positions == "learned":
         read.shape("position_embd.weight", 2)
     streams = streams_of(read, n_layers, dim)
+    if streams is not None and loops > 1:
+        raise read.bad(f"key '{arch}.num_loops'", f"is {loops}, which no model with streams of residuals has")
     return Decoder(
         arch=arch,
         dim=dim,

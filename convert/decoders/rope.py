@@ -90,7 +90,8 @@ def _scaled(shared: Shared, rope: Rope) -> Rope:
         if not multiplier:
             attn *= 1 + 0.1 * math.log(factor)
         elif not shared.pieces.get("yarn_magnitudes_cancel"):
-            attn *= (1 + 0.1 * math.log(factor)) / (1 + multiplier * math.log(factor))
+            unit = shared.pieces.get("yarn_log_unit", 1.0)
+            attn *= (1 + 0.1 * math.log(factor)) / (1 + unit * multiplier * math.log(factor))
     if kind == "linear" and factor == 1:
         kind = "none"
     if kind == "dynamic":

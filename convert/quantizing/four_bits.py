@@ -54,7 +54,7 @@ from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
 from llmconv.convert.tables import own_keys
-from llmconv.convert.tables.config import read_config
+from llmconv.convert.tables.config import TEXT_MODELS, read_config
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
@@ -137,7 +137,7 @@ def written(
             made = _mlx(layers[name], size, scales) if mlx else _packed(layers[name], size, scales, kind)
         tensors |= {t.name: t for t in made}
     if layers:
-        config["torch_dtype"] = "float16" if half else "bfloat16"  # in which the scales are
+        _say_dtype(config, "float16" if half else "bfloat16")  # in which the scales are
     if kind.startswith("MLX"):
         config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, small)
     else:
@@ -158,6 +158,16 @@ def written(
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
     return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)
+
+
+def _say_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Put it wherever config.json says in which type the model is: transformers' older and newer word for it."""
+    nested = {name: dict(config[name]) for name in TEXT_MODELS if isinstance(config.get(name), dict)}
+    config |= nested
+    if "dtype" not in config:
+        config["torch_dtype"] = dtype
+    for part in (config, *nested.values()):
+        part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
 
 
 def configured(

@@ -120,6 +120,8 @@ class Architecture:
     """(tensors of a GGUF, dims): keys of ours that files of others leave to their tensors."""
     named: Callable[[Mapping[str, Any], Any], Any] | None = None
     """(a configuration, the `Vocab` of a folder's files): with tokens that only the configuration speaks of."""
+    unsaid: bool = False
+    """Its folders have no config.json: tensors say it (see `convert.tables.implied`)."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     """Of tables whose transformers classes have the same name, whether a configuration is this one's."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llmconv.convert.tables import implied
 from llmconv.errors import BadFile, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -39,10 +40,10 @@ LOCAL_THETAS = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 
 
 def read_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a model folder, parsed; {} when there is none."""
+    """config.json of a model folder, parsed; without one what the tensors say, {} where they say nothing."""
     data = checkpoint.file("config.json")
     if data is None:
-        return {}
+        return implied.settings({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     try:
         config = json.loads(data, object_pairs_hook=_once)
         if isinstance(config, dict):

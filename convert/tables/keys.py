@@ -180,6 +180,8 @@ DIMS: tuple[tuple[str, str, str], ...] = (
     ("n_word", "word_embedding_length", "n_embd"),
     ("d_word", "word_embedding_length", "0"),
     ("n_code", "codec_vocab_size", "0"),
+    ("n_behind", "vectors_behind_words", "2"),
+    ("d_latent", "latent_length", "32"),
     ("n_conv", "shortconv.l_cache", "0"),
     ("d_conv", "ssm.conv_kernel", "0"),
     ("d_inner", "ssm.inner_size", "0"),

@@ -100,6 +100,7 @@ class Pieces(TypedDict, total=False):
     logit_scale_divides: bool  # Granite divides the logits by its scale
     head_norm_vocab: int  # a model of that many tokens scales the rows of its head to length 1 (Baichuan 2)
     passes_float16: bool  # what it computes inside passes float16's 65504 (Gemma)
+    yarn_log_unit: float  # what YaRN's multiplier of magnitude in a file is to be multiplied by (default 1)
     yarn_magnitudes_cancel: bool  # DeepSeek: YaRN's two factors of magnitude are equal
     magnitude_in_scores: bool  # llama.cpp's DeepSeek: what multiplies cos and sin multiplies the scores once more
     group_by: int  # how many of its experts say how good a group is; default: 2 with sigmoid scores, else 1

@@ -323,6 +323,8 @@ def backward(
         form, parts = slot.row.forms[number], tuple(tensors[name] for name in slot.gguf)
         if form.stored_as is None:
             parts = tuple(p if p.type.is_plain() else p.astype(plain.F32) for p in parts)
+            if len({p.type for p in parts}) > 1 and any(not tensors[name].type.is_plain() for name in slot.gguf):
+                parts = tuple(p.astype(plain.F32) for p in parts)  # rows of some were too short for the others' type
         before = parts
         for op in reversed(form.ops):
             before, parts = parts, op.undo(parts, slot.dims)

@@ -16,7 +16,7 @@ from llmconv.errors import cut
 if TYPE_CHECKING:
     from llmconv.convert.tables.architecture import Architecture
 
-__all__ = ["INERT", "unaccounted"]
+__all__ = ["INERT", "ignored_by_transformers", "unaccounted"]
 
 _NO_EFFECT = """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
@@ -75,6 +75,19 @@ def unaccounted(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     return [
         f"{name if len(name) <= 80 else cut(name)} = {cut(value, 40)}"
         for name, value in _unaccounted(arch, text_config(config))
+    ]
+
+
+def ignored_by_transformers(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
+    """Notes about settings that are computed as in the model's own code, and by no class of transformers."""
+    config = text_config(config)
+    names = list(arch.disputed(config))
+    for key in arch.keys:
+        if key.gguf == "expert_gating_func" and key.default == "sigmoid":  # which their classes always take
+            names += [name for name in key.names if config.get(name, "sigmoid") not in (None, "sigmoid")]
+    return [
+        f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
+        for name in dict.fromkeys(names)
     ]
 
 

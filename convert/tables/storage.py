@@ -73,6 +73,7 @@ _TOWER_CONVOLUTIONS = {
         *("a.gen.wav.pre_conv.", "a.gen.wav.dac.entry.", "a.gen.wav.dac.post_conv."),
         *("a.gen.wav.up.blk.*.dwconv.weight", "a.gen.wav.dac.blk.*.conv?.weight"),
     ),
+    "pockettts_spkenc": (".seanet.", "a.downsample.conv.weight", "a.gen.wav.upsample.weight"),
 }
 """A projector's further convolutions: as `_CONVOLUTIONS`."""
 

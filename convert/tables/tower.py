@@ -87,11 +87,18 @@ class Side:
 
     def settings(self, config: Mapping[str, Any], folder: Checkpoint) -> Settings:
         """The side's settings; `outer`: all of config.json; `text`: the text model's; `processor`: other files';
-        `shapes`: of the folder's tensors, by name; `beside`: the settings of a folder within, and its `shapes`."""
+        `shapes`: of the folder's tensors, by name; `folder`: its own; `beside`: the settings of a folder within, and
+        its `shapes`."""
         own = look_up(config, (self.at,)) if self.at else config
         own = dict(own) if isinstance(own, Mapping) else {}
         text = {**config, **text_config(config)}
-        around = {"outer": dict(config), "text": text, "processor": processors(folder), "shapes": _shapes(folder)}
+        around: dict[str, Any] = {
+            "outer": dict(config),
+            "text": text,
+            "processor": processors(folder),
+            "shapes": _shapes(folder),
+        }
+        around["folder"] = folder.source.name if folder.source is not None else ""
         if (place := self.within(folder)) is not None:
             inner = formats.open(place)
             around["beside"] = {**read_config(inner), "shapes": _shapes(inner)}
@@ -144,6 +151,7 @@ class Tower:
     made: how names of a GGUF's tensors begin that are made of other files than a folder's own weights.
     agree: (settings around a text model, rebuilt; the text model's) -> the former, where the latter say more of them.
     shared: tensors that both halves are made of.
+    unsaid: its folders have no config.json (see `convert.tables.implied`).
     told: a tensor of the GGUF by which towers of one projector are told apart; "!name": that is not there.
     """
 
@@ -164,6 +172,7 @@ class Tower:
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
     made: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    unsaid: bool = False
     agree: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda outer, text: outer
 
     def spelled(self, name: str) -> str:

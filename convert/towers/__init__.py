@@ -1,4 +1,4 @@
-"""Towers: what multimodal models have beside their text model, one table per kind, found by being in `families`.
+"""Towers: what multimodal models have beside their text model, one table per kind, found by being in a folder here.
 
 A file is imported when a class or projector is asked for that its text mentions, as the text families' are.
 """
@@ -19,8 +19,8 @@ __all__ = ["all", "by_config", "by_gguf", "projectors"]
 @functools.cache
 def _texts() -> dict[str, str]:
     """The files' texts by module."""
-    files = sorted((Path(__file__).parent / "families").glob("[!_]*.py"))
-    return {f"{__name__}.families.{path.stem}": path.read_text("utf-8") for path in files}
+    files = sorted(Path(__file__).parent.glob("*/[!_]*.py"))
+    return {f"{__name__}.{path.parent.name}.{path.stem}": path.read_text("utf-8") for path in files}
 
 
 def _those(name: str) -> Iterator[Tower]:

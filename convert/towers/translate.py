@@ -65,7 +65,12 @@ def is_known(checkpoint: Checkpoint) -> bool:
 
 def is_text_half(checkpoint: Checkpoint) -> bool:
     """Whether a GGUF was made of the text model of a multimodal folder whose tower is known here."""
-    said = checkpoint.metadata.get(own_keys.CONFIG)
+    said, table = (
+        checkpoint.metadata.get(own_keys.CONFIG),
+        archs.by_gguf(str(checkpoint.metadata.get("general.architecture"))),
+    )
+    if table is not None and table.unsaid:
+        return checkpoint.dialect == "gguf"
     if is_tower(checkpoint) or not isinstance(said, str) or checkpoint.dialect != "gguf":
         return False
     return towers.by_config(read_config(checkpoint.but(files={"config.json": said.encode()}))) is not None
@@ -266,7 +271,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     out.notes += _others(out, checkpoint, tower, used, strict, original)
     out.notes += [f"{n} tensors decoded from {a} are rounded to {b}" for (a, b), n in rounded.items()]
     out.files = {name: data for name, data in files.items() if name == "config.json" or name in _PROCESSORS}
-    if kept is None:
+    if kept is None and not tower.unsaid:
         out.files |= _rebuilt(tower, checkpoint)
     if own_keys.DTYPES not in metadata:
         tensors = {_begun(name, tower.written): tensor for name, tensor in out.tensors.items()}
@@ -359,7 +364,7 @@ def together(text: Checkpoint, tower: Checkpoint, *, rebuilt: bool = False, stri
             f"{tower.where}: holds {twice[0]!r}{more(twice)}, and so does {text.where}; they are no halves"
         )
     out = text.but(*half.notes)
-    if rebuilt:
+    if rebuilt and not (known is not None and known.unsaid):
         outer = read_config(half)
         whole = towers.by_config(outer)
         if whole is None:

@@ -108,14 +108,14 @@ def _inverse_root(h: NDArray[np.float64], product: Product, root: Callable[[Any]
     H turned round is L L'; L turned is upper triangular, R, and H is R R', so that U is the inverse of R.
     """
     low = root(np.ascontiguousarray(h[::-1, ::-1]))
-    return np.ascontiguousarray(_upper_inverse(np.ascontiguousarray(low[::-1, ::-1]), product), np.float32)
+    return _upper_inverse(np.ascontiguousarray(low[::-1, ::-1], np.float32), product)
 
 
-def _upper_inverse(r: NDArray[np.float64], product: Product) -> NDArray[np.float64]:
-    """The inverse of an upper triangular matrix, by halves."""
+def _upper_inverse(r: Floats, product: Product) -> Floats:
+    """The inverse of an upper triangular matrix, by halves; its condition is but the root of the other's."""
     n = len(r)
     if n <= _SMALL:
-        found: NDArray[np.float64] = np.triu(np.linalg.inv(r))
+        found: Floats = np.triu(np.linalg.inv(r.astype(np.float64))).astype(np.float32)
         return found
     half = n // 2
     out = np.zeros_like(r)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmconv.formats.tensor import Tensor as Stored
@@ -21,7 +22,7 @@ from llmconv.progress import Meter
 from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.layered import Back, back_by_layers
-from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.moments import add_moments, mirrored
 from llmconv.runtime.calibrate.shared import Sum, merged, turns
 from llmconv.runtime.calibrate.threads import given_back
 from llmconv.runtime.calibrate.watching import layer_of, matrices, often, watching
@@ -42,6 +43,8 @@ _MOST_ROWS = 1024
 _MOST_BYTES = 1 << 28
 """Of what a backward pass keeps, as far as more than one row takes."""
 _MOST_LOGITS = 1 << 23
+_ROOM = 1 << 22
+"""Figures of tokens that are kept in one piece of memory."""
 
 
 @dataclass
@@ -165,6 +168,7 @@ def _weights_fixed(model: Model) -> Iterator[None]:
             p.requires_grad_(name in wanted)
 
 
+Floats = NDArray[np.float32]
 _EMBEDDING, _HEAD, _SPREAD = ":embedding", ":head", ":spread"
 
 
@@ -190,7 +194,8 @@ class _Gathering:
         self._often = often(model)
         self._settled: dict[str, list[Stored]] = {}
         self._scratch = Scratch()
-        self._tokens: dict[int, dict[str, list[Tensor]]] = {}
+        self._tokens: dict[int, dict[str, list[Floats]]] = {}
+        self._left = np.empty(_ROOM, np.float32)
         self._sums: dict[str, list[Sum]] = {}
         self._met: dict[str, None] = {}
 
@@ -235,7 +240,7 @@ class _Gathering:
             part.requires_grad_(True)
             logits = self.model.head(part)
             chances = self._room(0, logits)
-            torch.softmax(logits.detach().float(), -1, out=chances)
+            torch.softmax(self._room(1, logits).copy_(logits.detach()), -1, out=chances)
             if not bool(chances.sum(-1).isfinite().all()):
                 raise not_finite(self.model, "the logits of the calibration's text", True)
             labels = drawn(chances, height, self._room(1, logits))
@@ -279,7 +284,13 @@ class _Gathering:
         return self._sums[name][0].here
 
     def _of_tokens(self, name: str, values: Tensor) -> None:
-        self._tokens.setdefault(self.part, {}).setdefault(name, []).append(values.cpu())
+        """Keep what a part's tokens count, in memory that was there before: small pieces between what a backward pass
+        frees would keep it from being used again, more with every part."""
+        if len(self._left) < values.numel():
+            self._left = np.empty(max(_ROOM, values.numel()), np.float32)
+        own, self._left = self._left[: values.numel()], self._left[values.numel() :]
+        own[:] = values.cpu().numpy()
+        self._tokens.setdefault(self.part, {}).setdefault(name, []).append(own)
 
     def settle(self, names: Sequence[str]) -> None:
         """Put aside what is known of rows: all of their tokens have been."""
@@ -288,7 +299,7 @@ class _Gathering:
 
     def _whole(self, names: Sequence[str]) -> dict[str, list[Tensor]]:
         """Sums over all tokens, of the names that any of them went through; they are forgotten here."""
-        every = {name: [total.whole() for total in self._sums.pop(name)] for name in names}
+        every = {name: [_moments(total.whole()) for total in self._sums.pop(name)] for name in names}
         met = merged({name: None for name in self._met if name in every})
         return {name: every[name] for name in met}
 
@@ -310,8 +321,13 @@ class _Gathering:
     def _joined(self) -> dict[str, Tensor]:
         """The tokens' figures by name, in the order of the text."""
         every = merged(self._tokens)
-        out: dict[str, list[Tensor]] = {}
+        out: dict[str, list[Floats]] = {}
         for i in sorted(every):
             for name, parts in every[i].items():
                 out.setdefault(name, []).extend(parts)
-        return {name: torch.cat(parts) for name, parts in out.items()}
+        return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in out.items()}
+
+
+def _moments(found: Tensor) -> Tensor:
+    """A sum of moments, whole; one of other figures as it is."""
+    return mirrored(found) if found.dim() == 2 else found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmconv.runtime.calibrate.collecting import name_of_experts
 from llmconv.runtime.calibrate.layered import Between
-from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.moments import add_moments, mirrored
 from llmconv.runtime.calibrate.shared import Sum, added, merged, turns
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.calibrate.watching import often
@@ -65,7 +65,7 @@ class _Sums:
 
     def result(self) -> Inputs:
         """Means; an expert's, where it saw few tokens, is drawn towards that of all."""
-        every, counts = [h.whole() for h in self.h], added(self.counts)
+        every, counts = [mirrored(h.whole()) for h in self.h], added(self.counts)
         total = max(1, sum(counts))
         if len(every) == 1:
             return Inputs([every[0].div_(total)], counts)

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["add_moments"]
+__all__ = ["add_moments", "mirrored"]
 
+_FEW = 160
+"""Columns of which all products are taken at once: fewer would make multiplying slow."""
 _STEP = 256
-"""Columns at a time: few enough that not much is computed twice, enough that a product is fast."""
 
 
-def add_moments(out: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Add the sum of w x x' over tokens x (N, columns), float32, to `out` (columns, columns), which may be on the CPU
-    where `x` is not.   weights: (N,), of tokens."""
-    left = x if weights is None else x * weights[:, None]
-    for start in range(0, x.shape[1], _STEP):
-        here = slice(start, start + _STEP)
-        strip = (left[:, here].t() @ x[:, start:]).to(out.device)
-        out[here, start:] += strip
-        out[start + _STEP :, here] += strip[:, _STEP:].t()
+def add_moments(out: Tensor, x: Tensor, weights: Tensor | None = None) -> None:
+    """Add the sum of w x x' over tokens x (N, columns), float32, to the upper triangle of `out` (columns, columns),
+    which may be on the CPU where `x` is not.   weights: (N,), of tokens."""
+    _add(out, x if weights is None else x * weights[:, None], x)
+
+
+def _add(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """By halves: two triangles, and the square beside them."""
+    columns = right.shape[1]
+    if columns <= _FEW:
+        return _add_product(out, left, right)
+    half = columns // 2
+    _add_product(out[:half, half:], left[:, :half], right[:, half:])
+    for part in (slice(half), slice(half, columns)):
+        _add(out[part, part], left[:, part], right[:, part])
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    if out.device == right.device:
+        out.addmm_(left.t(), right)
+    else:
+        out += (left.t() @ right).to(out.device)
+
+
+def mirrored(out: Tensor) -> Tensor:
+    """`out` with its upper triangle in the place of the lower one too."""
+    for start in range(0, len(out), _STEP):
+        here, after = slice(start, start + _STEP), slice(start + _STEP, None)
+        square = out[here, here]
+        square.copy_(square.triu() + square.triu(1).t())
+        out[after, here] = out[here, after].t()
     return out

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmconv.runtime.calibrate.inputs import clipped
 from llmconv.runtime.calibrate.layered import Between
 from llmconv.runtime.calibrate.matrices import ToRound
-from llmconv.runtime.calibrate.moments import add_moments
+from llmconv.runtime.calibrate.moments import add_moments, mirrored
 from llmconv.runtime.calibrate.shared import Sum, turns
 from llmconv.runtime.calibrate.units import Unit
 from llmconv.runtime.linear import Linear
@@ -53,7 +53,9 @@ class Shift:
             total.add(some)
 
     def whole(self) -> None:
-        for total in (*self.h, *self.off):
+        for total in self.h:
+            mirrored(total.whole())
+        for total in self.off:
             total.whole()
 
 

@@ -88,6 +88,10 @@ def gptq(rng: Any, n: int, k: int) -> dict[str, Any]:
     return {"qweight": words(rng, k // 8, n), "qzeros": zeros, "scales": scales(rng, k // GROUP, n)}
 
 
+def act_order(rng: Any, n: int, k: int) -> dict[str, Any]:
+    return gptq(rng, n, k) | {"g_idx": (rng.permutation(k) // GROUP).astype(np.int32)}
+
+
 def awq(rng: Any, n: int, k: int) -> dict[str, Any]:
     zeros = words(rng, k // GROUP, n // 8)
     return {"qweight": words(rng, k, n // 8), "qzeros": zeros, "scales": scales(rng, k // GROUP, n)}
@@ -155,7 +159,7 @@ def least(found: list[tuple[float, float, int]]) -> tuple[float, float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
@@ -165,6 +169,8 @@ def main() -> None:
         model(folder / "gptq", args.layers, gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP})
         model(folder / "awq", args.layers, awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP})
         model(folder / "packed", args.layers, packed, {"quant_method": "compressed-tensors"})
+        settings = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}
+        model(folder / "act-order", args.layers, act_order, settings)
         count = model(folder / "f16", args.layers, halves, None)
         for source, target, kind in WAYS:  # kernels and modules are compiled once, targets are there for the others
             run(_RUN, folder / source, folder / target, kind, args.jobs)
@@ -188,9 +194,10 @@ def main() -> None:
                 f"| {called} | {to} | {s:.2f} | {cpu:.2f} | {copy_s:.2f} | {copy_cpu:.2f} | {s / copy_s:.2f} | "
                 f"{1e9 * (cpu - least(starts)[1]) / count:.1f} | {peak} |"
             )
-        print("\n| quantized to | from F16, CPU s | from AWQ | more | from GPTQ | more |\n|---|---|---|---|---|---|")
+        print("\n| quantized to | from F16, CPU s | from AWQ | more | from GPTQ | more | in act-order | more |")
+        print("|---|---|---|---|---|---|---|---|")
         for kind, rounds in QUANTIZED.items():
-            sources: dict[str, list[tuple[float, float, int]]] = {"f16": [], "awq": [], "gptq": []}
+            sources: dict[str, list[tuple[float, float, int]]] = {"f16": [], "awq": [], "gptq": [], "act-order": []}
             for _ in range(max(1, args.rounds - rounds)):
                 for source, times in sources.items():
                     times.append(run(_RUN, folder / source, folder / "q.gguf", kind, args.jobs))

@@ -42,6 +42,7 @@ GPT_OSS = LLAMA | {
     "num_experts_per_tok": 2,
     "sliding_window": 16,
     "attention_bias": True,
+    "rope_theta": 150000.0,  # where nothing is stated, its class takes YaRN
     "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
 }
 DEEPSEEK = LLAMA | {

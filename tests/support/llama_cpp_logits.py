@@ -16,6 +16,8 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 
 _ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
+_BY_THE_FILE = {f"yarn_{name}": -1.0 for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")}
+"""Else llama-cpp-python says what YaRN is, whatever the file does."""
 _EXACT = {"type_k": 0, "type_v": 0}
 """Keys and values kept as float32 (ggml's type 0): in float16, experts that all but tie are chosen otherwise, and what
 latent attention makes of them is off by some percent."""
@@ -98,7 +100,7 @@ def _compute(llama_cpp: Any, path: str, ids: list[int], pipe: Any) -> None:
 
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     try:
-        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, **_ONE_THREAD, **_EXACT)
+        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, **_ONE_THREAD, **_EXACT, **_BY_THE_FILE)
         model.eval(ids)
         pipe.send(np.array(model.scores[: len(ids)]))
     except Exception:

@@ -13,7 +13,8 @@ from llmconv.convert import archs
 from llmconv.convert.tables.config import normalized
 from llmconv.convert.tables.tower import Tower
 from llmconv.convert.towers import translate
-from llmconv.convert.towers.families import mimo, qwen3_tts
+from llmconv.convert.towers.families import mimo
+from llmconv.convert.towers.speaking import qwen3_tts
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import by_name

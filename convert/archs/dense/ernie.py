@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, HEAD_DIM, NORMS, attention, gated_mlp
 from llmconv.convert.archs.rope import rope_sections
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, keys, row
-from llmconv.convert.tables.loader import MLP_BIASES, Loader
+from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Split
 
 _at = "{p}layers.{i}."
@@ -47,7 +47,7 @@ ERNIE = Architecture(
     prefixes=("model.", "ernie.", "", "language_model.model.", "model.language_model."),
     tied=True,
     decoder={"rope": "pairs"},
-    loader=Loader(refused=MLP_BIASES),
+    loader=Loader(refused=MLP_BIASES, ignored=OUT_BIAS),
 )
 
 PADDLE_OCR = ERNIE.variant(
@@ -56,6 +56,7 @@ PADDLE_OCR = ERNIE.variant(
     finish=rope_sections,
     decoder={"rope": "halves"},
     reads="mrope_section",
+    loader=Loader(without=OUT_BIAS),
 )
 """The text model inside PaddleOCR-VL."""
 

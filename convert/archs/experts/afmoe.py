@@ -75,14 +75,17 @@ AFMOE = Architecture(
     rebuild=_rebuild,
     decoder={
         "gating": "sigmoid",
-        "normalize_experts": True,
         "window_pattern": 4,
         "rope_layers": "windowed",
         "embed_scale": "sqrt",
     },
     reads="mup_enabled route_norm layer_types global_attn_every_n_layers",
     inert="num_local_experts load_balance_coeff num_expert_groups num_limited_groups use_grouped_mm",
-    loader=Loader(unread=("embedding_scale", "attention.sliding_window_pattern"), refused=(*MLP_BIASES, *OUT_BIAS)),
+    loader=Loader(
+        unread=("embedding_scale", "attention.sliding_window_pattern"),
+        refused=(*MLP_BIASES, *OUT_BIAS),
+        pieces={"no_rope_every": 4, "rope_layers": ""},
+    ),
 )
 
 ARCHITECTURES = (AFMOE,)

@@ -32,9 +32,15 @@ def _no_scaling(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> N
 _NORMS = ("blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight")
 _NORMS_OF_THE_PLUS = tuple(f"{n} if n_layer >= 64" for n in _NORMS)
 
+
+def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
+    config["logit_scale"] = float(own.get("logit_scale", 0)) or 1.0  # transformers takes another where none is stated
+
+
 COMMAND_R = Architecture(
     "command-r",
     (HfName("CohereForCausalLM", "cohere"),),
+    rebuild=_rebuild,
     keys=(
         *(k for k in COMMON if "epsilon" not in k.gguf),
         *keys("""

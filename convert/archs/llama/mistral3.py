@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,10 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     if (multiplier := own.get("rope.scaling.yarn_log_multiplier")) is not None:
         scaling["mscale_all_dim"] = float(multiplier)
         scaling["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
+        if (factor := scaling.get("factor", 1.0)) > 1:  # as llama.cpp has it
+            scaling["attention_factor"] *= (1 + 0.1 * math.log(factor)) / (
+                1 + 0.1 * float(multiplier) * math.log(factor)
+            )
 
 
 MISTRAL3 = LLAMA.variant(
@@ -45,7 +50,7 @@ MISTRAL3 = LLAMA.variant(
     HfName("Mistral3ForConditionalGeneration", "mistral3"),
     drop=NOT_DENSE,
     keys=(*HEAD_DIM, *keys("attention.sliding_window  u32  sliding_window")),
-    decoder={"yarn_magnitudes_cancel": True},
+    decoder={"yarn_log_unit": 0.1},
     finish=_finish,
     rebuild=_rebuild,
     reads="rope_theta llama_4_scaling_beta",

@@ -8,6 +8,7 @@ from typing import Any
 from llmconv.convert import cards, vocab
 from llmconv.convert.dialects.hugging_face import dense, disguise, edited, pooling, target
 from llmconv.convert.dialects.hugging_face.present import as_present, never_said
+from llmconv.convert.dialects.hugging_face.words import words_of
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config
@@ -85,7 +86,7 @@ def _again(
         keys = arch.metadata(as_present(target.with_target(normalized(config), folder), folder.tensors), "")
         keys |= pooling.keys_of(folder, arch.gguf)[0] | dense.taken(folder, arch).keys
         keys |= _scalars(arch, folder, config, keys)
-        found = vocab.from_files(folder.files, config, pre=pre)
+        found = words_of(arch, folder, config, pre)
         keys |= never_said(folder)
         return keys if found is None else keys | vocab.to_gguf(found, files=False)
     except LlmconvError as error:

@@ -26,6 +26,7 @@ from llmconv.convert.dialects.hugging_face import (
 from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
+from llmconv.convert.dialects.hugging_face.words import words_of
 from llmconv.convert.dialects.scales import unfolded
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
@@ -33,7 +34,7 @@ from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import normalized, read_config, text_config, usable
 from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
-from llmconv.convert.tables.settings import unaccounted
+from llmconv.convert.tables.settings import ignored_by_transformers, unaccounted
 from llmconv.convert.tables.storage import gguf_type
 from llmconv.convert.towers import translate as towers, untold
 from llmconv.errors import BadFile, cut, more
@@ -225,10 +226,7 @@ def _check_words(arch: Architecture, config: Mapping[str, Any], where: str) -> N
 
 def _unknown_settings(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
     """A note about settings that this program does not compute with."""
-    notes = [
-        f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
-        for name in arch.disputed(text_config(config))
-    ]
+    notes = ignored_by_transformers(arch, config)
     if _window_of_nothing(arch, text_config(config)):
         notes.append("config.json: sliding_window is 0, with which no token would see any: computed without a window")
     if found := unaccounted(arch, config):
@@ -249,16 +247,12 @@ def _window_of_nothing(arch: Architecture, config: Mapping[str, Any]) -> bool:
 def _vocabulary(
     checkpoint: Checkpoint, config: dict[str, Any], pre: str | None, notes: list[str], where: str, arch: Architecture
 ) -> dict[str, Any]:
-    flat = {**config, **{k: v for k, v in normalized(config).items() if k == "vocab_size"}}
     try:
-        found = vocab.from_files(checkpoint.files, flat, pre=pre)
+        found = words_of(arch, checkpoint, config, pre)
     except BadFile as error:
-        raise BadFile(f"{where}: {error}") from None
+        raise (error if str(error).startswith(where) else BadFile(f"{where}: {error}")) from None
     if found is None:
         return {}
-    if arch.named is not None:
-        with usable(config, f"{where}: config.json"):
-            found = arch.named(normalized(config), found)
     notes += [*found.notes, *found.twice()]
     keys: dict[str, Any] = vocab.to_gguf(found)
     return keys

@@ -36,6 +36,7 @@ from llmconv.convert.tables.config import normalized, read_config, usable
 from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
+from llmconv.convert.tables.settings import ignored_by_transformers
 from llmconv.convert.towers import translate as towers
 from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
 from llmconv.formats.checkpoint import Checkpoint
@@ -107,6 +108,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     again = as_edited(arch, metadata, out, notes)
     if own_keys.CONFIG not in metadata:  # else the folder comes back as it was
         out.files |= cards.files_of(metadata, out.files)
+        notes += ignored_by_transformers(arch, read_config(out))
     if again:
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
     notes += otherwise_in_a_folder(checkpoint, again)

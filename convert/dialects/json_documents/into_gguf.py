@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import operator
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,7 +72,7 @@ def to_gguf(
     document = checkpoint.metadata["document"]
     beside = files_beside(checkpoint, table, config, vocab)
     documents = [(where, document), *((at(path), tree) for path, tree, _ in beside)]
-    documents += [(f"{where}: {'.'.join(keys)}", functools.reduce(operator.getitem, keys, document)) for keys in around]
+    documents += _around(document, around, where)
     own = table.keys(documents, checkpoint.tensors)
     notes: list[str] = []
     if table.complete is not None:
@@ -144,6 +142,16 @@ def _refuse_nulls(checkpoint: Checkpoint, table: Layout, where: str) -> None:
         if table.spells and spell({path: (1, 1)}).parts:
             why = "holds only null, where JavaScript had NaN or Infinity; the model is broken, take an earlier one"
             raise BadFile(f"{where}: {cut_short(path)} {why}, or use --layout plain")
+
+
+def _around(document: Any, places: list[tuple[str, ...]], where: str) -> Iterator[tuple[str, Any]]:
+    """The objects around the weights, each with the start of messages about it: settings may lie in them."""
+    for keys in places:
+        node = document
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            yield f"{where}: {'.'.join(keys)}", node
 
 
 def _refuse_others(table: Layout, documents: list[tuple[str, Any]], own: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ and say so.  Sizes are expressions over the model's dimensions ("n_head * head_d
 from __future__ import annotations
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
-from llmconv.convert.tables.ops.folds import BatchNorm, Slabs, ThroughMlp
+from llmconv.convert.tables.ops.folds import BatchNorm, Beginnings, Slabs, ThroughMlp
 from llmconv.convert.tables.ops.joins import Chunks, Concat, Inverse, Only, Split, Stack, Twice
 from llmconv.convert.tables.ops.numbers import (
     Backwards,
@@ -27,6 +27,7 @@ from llmconv.convert.tables.ops.shapes import Led, Padded, Reshape, Tail, Transp
 
 __all__ = [
     "Backwards",
+    "Beginnings",
     "BatchNorm",
     "ByAxis",
     "Chunks",

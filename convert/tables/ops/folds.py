@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from llmconv.convert.tables.ops.base import Dims, Op, Parts, Size, evaluate
 from llmconv.errors import Unsupported
+from llmconv.formats.moving.rows import join
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes
 
-__all__ = ["BatchNorm", "Slabs", "ThroughMlp"]
+__all__ = ["BatchNorm", "Beginnings", "Slabs", "ThroughMlp"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,69 @@ class Slabs(Op):
 
         shape = (*whole.shape[:-1], whole.row_len * evaluate(self.count, dims))
         return (dataclasses.replace(whole, shape=shape, read=read, extent=None),)
+
+
+@dataclass(frozen=True)
+class Beginnings(Op):
+    """(words, rows of vectors ..., a latent, a matrix) -> the words' vectors, those of the rows behind, and last what
+    the matrix makes of the latent, all in the words' type.
+
+    rows: how many rows there are, each a tensor of its own, of three dimensions.   latent: its width.   `undo` can't
+    tell the latent and the matrix apart; they are recorded, and put back where they still give the last row.
+    """
+
+    exact = False
+    rows: Size
+    latent: Size
+
+    def apply(self, parts: Parts, dims: Dims) -> Parts:
+        words, *rows, latent, matrix = parts
+        behind = [
+            row.reshaped((1, words.row_len)).astype(words.type) for row in (*rows, self._last(words, latent, matrix))
+        ]
+        return (join((words, *behind), (words.shape[0] + len(behind), words.row_len)),)
+
+    def _last(self, words: Tensor, latent: Tensor, matrix: Tensor) -> Tensor:
+        """In float64, rounded once: alike on every machine."""
+        row = Tensor.shadow(words.name, (words.row_len,), words.type)
+        return _vector(row, lambda: matrix.numpy().astype(np.float64) @ latent.numpy().astype(np.float64))
+
+    def undo(self, parts: Parts, dims: Dims) -> Parts:
+        (whole,) = parts
+        extra, width, dim = evaluate(self.rows, dims), evaluate(self.latent, dims), whole.shape[-1]
+        n = whole.shape[0] - extra - 1
+
+        def from_row(first: int) -> Any:
+            return lambda start, stop: whole.read(first + start, first + stop)
+
+        def gone(start: int, stop: int) -> Bytes:
+            raise Unsupported(
+                "the vector that begins a sound is one with the matrix before it in this GGUF, and only a file made "
+                "here keeps both; convert the original"
+            )
+
+        return (
+            dataclasses.replace(whole, shape=(n, dim), read=from_row(0), extent=None),
+            *(dataclasses.replace(whole, shape=(1, 1, dim), read=from_row(n + i), extent=None) for i in range(extra)),
+            Tensor("latent", (width,), plain.F32, gone),
+            Tensor("matrix", (dim, width), plain.F32, gone),
+        )
+
+    def all_lost(self, parts: Parts, dims: Dims) -> tuple[Any, ...]:
+        """The bytes of the latent and of the matrix."""
+        kept = (np.array(part.blocks()).reshape(-1) for part in parts[-2:])
+        return (*[None] * (len(parts) - 2), *kept)
+
+    def all_restored(self, parts: Parts, moved: Parts, records: tuple[Any, ...], dims: Dims) -> Parts:
+        (whole,) = moved
+        for part, record in zip(parts[-2:], records[-2:], strict=True):
+            if not isinstance(record, np.ndarray) or record.dtype != np.uint8 or record.size != part.nbytes:
+                return parts
+        latent, matrix = (_holding(part, record) for part, record in zip(parts[-2:], records[-2:], strict=True))
+        n = whole.shape[0] - 1
+        made = self._last(whole, latent, matrix).astype(parts[0].type)
+        same = np.array_equal(made.blocks(), whole.astype(made.type).blocks(n, n + 1))
+        return (*parts[:-2], latent, matrix) if same else parts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 from hf_models import (
     BAICHUAN,
     CHATGLM,
+    DEEPSEEK,
     ERNIE,
     EXAONE,
     GEMMA3,
@@ -277,3 +278,13 @@ def test_stories_come_back_from_somebody_else_s_gguf(shared: Path) -> None:
         "vocab_size",
     ):
         assert rebuilt[key] == config[key]
+
+
+def test_a_matrix_quantized_in_parts_of_two_types_comes_back() -> None:
+    """Rows of some were no whole blocks, as of keys and values that a folder has in one matrix."""
+    made = hf.to_gguf(model(DEEPSEEK | {"kv_lora_rank": 32}, kind="F32"))
+    for name, kind in (("attn_k_b", "F16"), ("attn_v_b", "Q8_0")):
+        made.add(made.tensors[f"blk.0.{name}.weight"].astype(by_name(kind)))
+    back = hf.from_gguf(made).tensors["model.layers.0.self_attn.kv_b_proj.weight"].numpy()
+    keys, values = (made.tensors[f"blk.0.attn_{n}_b.weight"].numpy() for n in "kv")
+    assert np.array_equal(back, np.concatenate([keys.transpose(0, 2, 1), values], 1).reshape(back.shape))

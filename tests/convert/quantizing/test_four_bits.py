@@ -14,7 +14,6 @@ from stored_models import LINEAR, folder, llama
 import llmconv
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.errors import Unsupported, UsageError
-from llmconv.formats.tensor import Tensor
 
 
 def floats(path: Path) -> Path:
@@ -204,9 +203,10 @@ def test_words_by_loops(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_written(tmp_path: Path) -> None:
+    bare = llmconv.Checkpoint(dialect="plain")
+    bare.add(llmconv.Tensor.from_array("a.weight", np.ones((64, 64), np.float32)))
     with pytest.raises(Unsupported, match=r"needs a config\.json"):
-        one = {"w": Tensor.from_array("w", np.ones((2, 32), np.float32))}
-        llmconv.quantize(llmconv.Checkpoint(one, dialect="plain"), tmp_path / "o", "W4A16")
+        llmconv.quantize(bare, tmp_path / "o", "W4A16")
 
 
 def test_layers_that_a_server_joins_share_a_global_scale(tmp_path: Path) -> None:

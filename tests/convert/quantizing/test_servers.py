@@ -225,3 +225,14 @@ def test_the_docs_name_these_tests() -> None:
         named |= set(re.findall(r"`(test_\w+)`", line))
     assert named and named <= set(globals())
     assert named >= {n for n in globals() if n.startswith("test_")} - {"test_the_docs_name_these_tests"}
+
+
+@pytest.mark.parametrize("keys", [(), ("torch_dtype",), ("dtype",), ("dtype", "torch_dtype")])
+def test_the_type_of_the_scales_is_said_once(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    """transformers and vLLM believe `dtype` before `torch_dtype`, and read the scales in it."""
+    source = model(tmp_path / "in", **dict.fromkeys(keys, "bfloat16"))
+    llmconv.quantize(source, tmp_path / "out", "W4A16")
+    written = llmconv.open(tmp_path / "out")
+    said = {key: value for key, value in read_config(written).items() if "dtype" in key}
+    assert said == dict.fromkeys(keys or ("torch_dtype",), "float16")
+    assert written.tensors["model.layers.0.mlp.up_proj.weight_scale"].type.name == "F16"

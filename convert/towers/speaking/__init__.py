@@ -1,0 +1,1 @@
+"""Tables of towers that speak: what makes sound of what a text model gives."""
