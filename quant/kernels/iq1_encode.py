@@ -142,14 +142,14 @@ def encode_iq1_s(rows, importance, columns, levels, entry, first, numbers, out):
     xs, w, tiles, s = zeros(512, f4), zeros(512, f4), empty(1024, f4), zeros(_FLOATS_S, f4)
     rank, points, off = empty(512, np.int32), empty(64, np.int32), empty(16, np.int32)
     splits, some, down = empty(16, np.int32), empty(16, np.int32), empty(16, np.int32)
-    scales, shifts = empty(16, f4), empty(64, f4)
+    scales, shifts, sums = empty(16, f4), empty(64, f4), empty(16, f4)
     blocks = rows.size // 256
     fill(out, 0, 50 * blocks, 0)
     for block in range(0, blocks, 2):
         for one in range(2):
             if block + one < blocks:
                 here = xs[256 * one : 256 * one + 256]
-                sigma2 = f4(2) * widen(rows, 256 * (block + one), here) / f4(256)
+                sigma2 = f4(2) * widen(rows, block + one, here, sums, s) / f4(256)
                 _weigh(here, 0, importance, (256 * (block + one)) % columns, sigma2, w[256 * one : 256 * one + 256])
             else:
                 fill(xs, 256, 512, f4(0))
@@ -211,11 +211,11 @@ def encode_iq1_m(rows, importance, columns, levels, entry, first, numbers, out):
     rank, points, off = empty(256, np.int32), empty(32, np.int32), empty(16, np.int32)
     splits, some, kinds = empty(16, np.int32), empty(16, np.int32), empty(16, np.int32)
     scales, shifts, terms, steps = empty(16, f4), empty(32, f4), empty(512, f4), empty(16, np.int32)
-    words = empty(4, np.int64)
+    words, sums = empty(4, np.int64), empty(16, f4)
     for block in range(rows.size // 256):
         at = 56 * block
         fill(out, at, at + 56, 0)
-        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, block, xs, sums, s) / f4(256)
         _weigh(xs, 0, importance, (256 * block) % columns, sigma2, w)
         asked = not_(_tiles(xs, w, 16, tiles) < f4(1e-7))
         store(scales, 0, splat(f4(0)))

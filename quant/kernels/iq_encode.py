@@ -22,6 +22,7 @@ from llmconv.quant.kernels.iq_search import (
     weigh,
     widen,
 )
+from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import OUT_U8, f4, fill, put_f16
 from llmconv.quant.kernels.vectors.stack import empty
 
@@ -37,12 +38,12 @@ def encode_iq2_xxs(rows, importance, columns, levels, entry, first, numbers, out
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(SPACE, np.int32)
+    space, sums = empty(SPACE, np.int32), empty(LANES, f4)
     signs, some = empty(4, np.int64), empty(32, np.int32)
     for block in range(rows.size // 256):
         at = 66 * block
         fill(out, at, at + 66, 0)
-        sigma2 = widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = widen(rows, block, xs, sums, s) / f4(256)
         greatest = f4(0)
         for part in range(8):
             scales[part] = 0
@@ -83,12 +84,12 @@ def encode_iq2_xs(rows, importance, columns, levels, entry, first, numbers, out)
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
     picked = empty(8, np.int32)
-    space = empty(SPACE, np.int32)
+    space, sums = empty(SPACE, np.int32), empty(LANES, f4)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 74 * block
         fill(out, at, at + 74, 0)
-        sigma2 = widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = widen(rows, block, xs, sums, s) / f4(256)
         greatest = f4(0)
         for part in range(16):
             scales[part] = 0
@@ -117,12 +118,12 @@ def encode_iq2_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(16, f4)
     picked = empty(8, np.int32)
-    space = empty(SPACE, np.int32)
+    space, sums = empty(SPACE, np.int32), empty(LANES, f4)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 82 * block
         fill(out, at, at + 82, 0)
-        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, block, xs, sums, s) / f4(256)
         greatest = f4(0)
         for part in range(16):
             scales[part] = 0
@@ -151,12 +152,12 @@ def encode_iq3_xxs(rows, importance, columns, levels, entry, first, numbers, out
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(SPACE, np.int32)
+    space, sums = empty(SPACE, np.int32), empty(LANES, f4)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 98 * block
         fill(out, at, at + 98, 0)
-        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, block, xs, sums, s) / f4(256)
         greatest = f4(0)
         for part in range(8):
             scales[part] = 0
@@ -188,12 +189,12 @@ def encode_iq3_s(rows, importance, columns, levels, entry, first, numbers, out):
     tables = levels, entry, first, numbers
     xs, s, scales = empty(256, f4), empty(SCRATCH, f4), empty(8, f4)
     picked = empty(8, np.int32)
-    space = empty(SPACE, np.int32)
+    space, sums = empty(SPACE, np.int32), empty(LANES, f4)
     signs = empty(4, np.int64)
     for block in range(rows.size // 256):
         at = 110 * block
         fill(out, at, at + 110, 0)
-        sigma2 = f4(2) * widen(rows, 256 * block, xs) / f4(256)
+        sigma2 = f4(2) * widen(rows, block, xs, sums, s) / f4(256)
         greatest = f4(0)
         # The reference does not step past a part of zeros, so the entries and signs of later parts move up.
         filled = 0

@@ -14,7 +14,7 @@ from llmconv.quant.kernels.compiling.build import I32, U8, U16, inlined, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
-from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store
+from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store, transpose
 from llmconv.quant.kernels.vectors.nearest import nearest_entry
 from llmconv.quant.kernels.vectors.simd import (
     bits,
@@ -76,14 +76,35 @@ def level_of(inverse, scale, top):
 
 
 @inner
-def widen(rows, start, xs):
-    """A copy of one block of weights; the sum of their squares."""
+def _sums_of_squares(rows, first, sums, tile):
+    """Of sixteen blocks from `first` on, or fewer, each in its own order: abreast where there are as many."""
+    if 256 * (first + LANES) <= rows.size:
+        total = splat(f4(0))
+        for i in range(0, 256, LANES):
+            transpose(rows, 256 * first + i, 256, tile, 0)
+            for k in range(LANES):
+                x = load(tile, LANES * k)
+                total = total + x * x
+        store(sums, 0, total)
+        return
+    for block in range(first, rows.size // 256):
+        one = f4(0)
+        for i in range(256 * block, 256 * block + 256):
+            one += rows[i] * rows[i]
+        sums[block - first] = one
+
+
+@inner
+def widen(rows, block, xs, sums, tile):
+    """A copy of one block of weights; the sum of their squares.
+
+    sums: those of sixteen blocks, made when the first of them is asked for.   tile: room for 256 numbers.
+    """
     for i in range(0, 256, LANES):
-        store(xs, i, load(rows, start + i))
-    total = f4(0)
-    for i in range(256):
-        total += xs[i] * xs[i]
-    return total
+        store(xs, i, load(rows, 256 * block + i))
+    if block % LANES == 0:
+        _sums_of_squares(rows, block, sums, tile)
+    return sums[block % LANES]
 
 
 @inner
@@ -291,7 +312,7 @@ def _fitter(targets, tries, count, size, step, top, again):
     @inlined
     def sum_up(count, lined, s):
         """What each try's entries give: weight times value, and squared values.  Which may be the best, as bits."""
-        least = splat(f4(0))
+        least, faint = splat(f4(0)), u4(0)
         for v in range(0, count, LANES):
             qx, q2 = splat(f4(0)), splat(f4(0))
             for part in range(parts):
@@ -303,7 +324,9 @@ def _fitter(targets, tries, count, size, step, top, again):
                     number = number >> i4(step)
             store(s, _QX + v, qx)
             store(s, _Q2 + v, q2)
-            score = select((q2 > f4(0)) & (load_i32(LANE, 0) < i4(count - v)), qx * qx / q2, f4(0))
+            counts, square = (q2 > f4(0)) & (load_i32(LANE, 0) < i4(count - v)), qx * qx
+            faint |= mask_bits(counts & (square < f4(1e-30)))  # too near the least float32 to be precise
+            score = select(counts, square / q2, f4(0))
             store(s, _SCORE + v, score)
             least = max_(score, least)
         most = reduce_fmax(least)
@@ -313,7 +336,7 @@ def _fitter(targets, tries, count, size, step, top, again):
             near |= mask_bits(score > most * f4(1 - 2e-5)) << u4(v)
             sure |= mask_bits(score > most * f4(1 - 1e-5)) << u4(v)
         # The first of those near must beat all before it, whatever the rounding.
-        precise = f4(1e-30) < most < f4(1e30) and (near & (u4(0) - near)) & sure
+        precise = not faint and f4(1e-30) < most < f4(1e30) and (near & (u4(0) - near)) & sure
         return near if precise else u4((u8(1) << u8(count)) - u8(1))
 
     @inlined
