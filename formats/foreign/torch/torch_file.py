@@ -43,11 +43,13 @@ WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the pickled magic number of the older format
 _PART = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin")
+_OTHERWISE = re.compile(r"(?:hf_)?model(?:_\d+_\d+)?\.(?:pt|pth|bin)")
+"""What programs call the weights beside a config.json of transformers: model.pt, torchtune's hf_model_0001_0.pt."""
 
 
 def sniff(path: Path, head: bytes) -> bool:
     if path.is_dir():
-        return (path / WEIGHTS).is_file() or (path / INDEX).is_file() or bool(_parts(path))
+        return (path / WEIGHTS).is_file() or (path / INDEX).is_file() or bool(_parts(path) or _otherwise(path))
     if path.name == INDEX:
         return head[:1] == b"{"
     return (head[:4] == b"PK\x03\x04" and b"/data.pkl" in head[:512]) or head.startswith(_LEGACY)
@@ -59,7 +61,8 @@ def open(path: Path, key: str | None = None) -> Checkpoint:
     key: which of several mappings of tensors in a training program's file to take (see `formats.foreign.mappings`).
     """
     beside = (path.parent / "config.json").is_file()
-    if path.name == INDEX or (beside and (path.name == WEIGHTS or _PART.fullmatch(path.name))):
+    weights = path.name == WEIGHTS or _PART.fullmatch(path.name)
+    if path.name == INDEX or (beside and (weights or path in _otherwise(path.parent))):
         path = path.parent
     if not path.is_dir():
         checkpoint = Checkpoint(format=NAME, source=path, dialect="plain", info={"shards": 1}, parts=[path])
@@ -91,11 +94,28 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("pytorch_model-*.bin") if _PART.fullmatch(p.name) and p.is_file())
 
 
+def _otherwise(folder: Path) -> list[Path]:
+    """Weights of a transformers model under another name, as zip files of PyTorch's."""
+    found = [path for path in sorted(folder.iterdir()) if _OTHERWISE.fullmatch(path.name) and path.is_file()]
+    config = folder / "config.json"
+    if not found or not config.is_file() or regular_size(config) > limits.SIDE_FILE_BYTES:
+        return []
+    of_transformers = re.search(rb'"(?:model_type|architectures)"\s*:', config.read_bytes())
+    return [path for path in found if _begins(path) == b"PK\x03\x04"] if of_transformers else []
+
+
+def _begins(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(4)
+
+
 def _unlisted(folder: Path) -> list[Path]:
     """The weights of a folder without an index: one file, or the parts, whose names say how many there are."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     found = _parts(folder)
+    if not found:
+        return _otherwise(folder)
     counts = sorted({p.name[-9:-4] for p in found})
     if len(counts) > 1:
         raise BadFile(f"{at(folder)}: holds parts of {counts[0]} and of {counts[1]} files; remove the others")
@@ -284,9 +304,7 @@ def read_file(
     listed: the files of tensors by an index: those that it has elsewhere are passed by, their names put in `passed`.
     """
     listed, passed = listed or {}, {} if passed is None else passed
-    with open_regular(path) as file:
-        head = file.read(4)
-    tensors, found = _zipped(path, key) if head == b"PK\x03\x04" else _legacy(path, key)
+    tensors, found = _zipped(path, key) if _begins(path) == b"PK\x03\x04" else _legacy(path, key)
     for tensor in tensors:
         if listed.get(tensor.name, path.name) != path.name:
             passed[tensor.name] = path.name

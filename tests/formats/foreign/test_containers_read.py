@@ -244,6 +244,23 @@ def test_a_tensor_that_a_torch_index_forgot_is_read(tmp_path: Path) -> None:
     assert found.notes == ["pytorch_model.bin.index.json does not list 'more'; read all the same"]
 
 
+@pytest.mark.parametrize("names", [["model.pt"], ["model.bin"], ["hf_model_0001_0.pt", "hf_model_0002_0.pt"]])
+def test_weights_of_transformers_under_another_name(tmp_path: Path, names: list[str]) -> None:
+    """As torchtune names them, and people; beside a configuration that is not transformers' they stay lone files."""
+    torch = pytest.importorskip("torch")
+    for i, name in enumerate(names):
+        torch.save({"state_dict": {f"t{i}": torch.ones(2)}}, tmp_path / name)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    wanted = {f"t{i}" for i in range(len(names))}
+    for path in (tmp_path, tmp_path / names[0]):
+        found = formats.open(path)
+        assert found.dialect == "hf" and set(found.tensors) == wanted and "config.json" in found.files
+    (tmp_path / "config.json").write_text('{"n_layer": 1}')
+    assert formats.open(tmp_path / names[0]).dialect == "plain"
+    with pytest.raises(BadFile, match="give that file"):
+        formats.open(tmp_path)
+
+
 def test_a_torch_index_says_which_of_two_tensors_is_meant(tmp_path: Path) -> None:
     names = torch_parts(tmp_path / "m")
     torch = pytest.importorskip("torch")
