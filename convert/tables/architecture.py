@@ -141,7 +141,7 @@ class Architecture:
     @functools.cached_property
     def computed_with(self) -> frozenset[str]:
         """Those settings that are computed with."""
-        return frozenset({*self.settings, *self.fixed} - set(self.inert.split()))
+        return frozenset({*self.settings, *self.fixed} - (set(self.inert.split()) - set(self.reads.split())))
 
     def __post_init__(self) -> None:
         unknown = set(self.decoder) - set(Pieces.__annotations__)

@@ -48,7 +48,7 @@ number:
     moe_normalize_expert_weights query_pre_attn_scalar rope_pct rope_percent rope_ratio rope_scaling_factor rope_theta
     rotary_emb_fraction rotary_pct scale_depth scale_emb scaling_factor short_mscale swiglu_alpha swiglu_limit
 whole:
-    _sliding_window_pattern attention_chunk_size attn_layer_offset attn_layer_period block_group_size
+    _sliding_window_pattern attention_chunk_size attn_layer_offset attn_layer_period attn_rotary_emb block_group_size
     block_multiple_of decoder_sparse_step expert_layer_offset expert_layer_period ffn_dim_divisor floor_scale
     global_attn_every_n_layers global_head_dim index_skip_topk_offset index_topk_freq indexer_compress_ratio
     indexer_kv_heads initial_context_length layer_group_size linear_num_heads linear_value_head_dim lora_rank
@@ -58,7 +58,7 @@ whole:
     num_hash_layers num_kv_heads num_ln_in_parallel_attn num_loops num_shared_expert padded_vocab_size ple_embed_dim
     prefix_dense_sliding_window_pattern qk_nope_head_dim relative_attention_max_distance sliding_window_pattern
     swa_head_dim swa_kv_lora_rank swa_num_attention_heads swa_num_key_value_heads swa_q_lora_rank swa_qk_nope_head_dim
-    swa_qk_rope_head_dim swa_v_head_dim time_step_rank wkv_version word_embed_proj_dim
+    rotary_dim swa_qk_rope_head_dim swa_v_head_dim time_step_rank wkv_version word_embed_proj_dim
 text:
     activation activation_function activation_type attention_gate_type block_type classifier_activation
     feed_forward_proj feed_forward_type gate_attn_act_mode gating hidden_activation hybrid_override_pattern

@@ -83,8 +83,11 @@ def ignored_by_transformers(arch: Architecture, config: Mapping[str, Any]) -> li
     config = text_config(config)
     names = list(arch.disputed(config))
     for key in arch.keys:
-        if key.gguf == "expert_gating_func" and key.default == "sigmoid":  # which their classes always take
+        usual = arch.decoder.get("gating") if key.default is None else key.default
+        if key.gguf == "expert_gating_func" and usual == "sigmoid":  # which their classes always take
             names += [name for name in key.names if config.get(name, "sigmoid") not in (None, "sigmoid")]
+    if "route_norm" in arch.settings and config.get("route_norm") is False:
+        names.append("route_norm")
     return [
         f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
         for name in dict.fromkeys(names)

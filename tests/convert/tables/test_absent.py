@@ -19,6 +19,7 @@ from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables.config import normalized
+from llmconv.errors import BadFile
 from llmconv.formats.checkpoint import Checkpoint
 
 
@@ -109,5 +110,27 @@ def test_what_no_class_can_say_is_noted() -> None:
     assert any("granitehybrid.embedding_scale" in note for note in bamba.notes)
     laguna = hf.from_gguf(without(of_class("laguna"), "expert_weights_norm"))
     assert any("which config.json does not say" in note for note in laguna.notes)
+    hy = hf.from_gguf(without(of_class("hy3"), expert_weights_norm=False))
+    assert any("route_norm" in note and "transformers ignores it" in note for note in hy.notes)
     minimax = hf.from_gguf(without(of_class("minimax-m2"), expert_gating_func=np.uint32(1)))
     assert any("scoring_func" in note and "transformers ignores it" in note for note in minimax.notes)
+
+
+def test_a_bias_that_llama_cpp_loads_in_vain_is_said() -> None:
+    ernie = hf.to_gguf(model(of_class("ernie4.5", use_bias=True)))
+    assert any("llama.cpp computes without blk.0.attn_output.bias" in note for note in ernie.notes)
+
+
+def test_layers_that_can_t_be_parallel_are_refused() -> None:
+    with pytest.raises(BadFile, match="no feed-forward beside attention"):
+        describe(without(of_class("mamba2"), use_parallel_residual=True))
+
+
+def test_yarn_of_mistral_3_is_llama_cpp_s() -> None:
+    """Its magnitude: (1 + 0.1 ln f) / (1 + 0.1 m ln f), of which m = 1 leaves nothing (llama-context.cpp)."""
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": np.float32(4)}
+    for multiplier in (1.0, 1.5):
+        keys = yarn | {"rope__scaling__yarn_log_multiplier": np.float32(multiplier)}
+        rope = describe(without(of_class("ministral3"), **keys)).layers[0].attention.rope
+        wanted = (1 + 0.1 * math.log(4)) / (1 + 0.1 * multiplier * math.log(4))
+        assert rope is not None and math.isclose(rope.attn_factor, wanted, rel_tol=1e-6)
