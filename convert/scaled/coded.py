@@ -16,7 +16,7 @@ from llmconv.quant.kernels import codes as kernels
 
 __all__ = ["Coded", "Numbers"]
 
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 20
 """Weights that are computed at a time, so that their codes stay in the processor's cache."""
 
 
