@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmconv.convert import further
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.block import Bytes, by_name
@@ -37,6 +38,7 @@ def checkpoint_of(model: torch.nn.Module, metadata: dict[str, Any] | None = None
     model: a `Model`, or a module that wraps one's state dict (compiled, DDP: their prefixes are taken off).
     metadata: GGUF keys; the model's own when None.
 
+    Layers for further tokens are not run, so not there; nor is what keys say of them.
     The tensors read the model's memory when they are written: nothing is copied before, and training on changes them.
     """
     inner = model
@@ -57,7 +59,7 @@ def checkpoint_of(model: torch.nn.Module, metadata: dict[str, Any] | None = None
         else:
             kind, shape = by_name(NAMES[value.dtype]), tuple(value.shape)
         out.add(_tensor(name, shape, kind, value.detach()))
-    return out
+    return further.without(out) if further.count(out) else out  # which no model in memory has
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: Any, value: torch.Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def _check(checkpoint: Checkpoint) -> None:
     tokens = metadata.get(_TOKENS)
     if tokens is not None and embeddings is not None and len(tokens) > rows:
         raise BadFile(f"{where}: has {len(tokens):,} tokens, expected {rows:,}, the rows of token_embd.weight")
-    dims["n_vocab"] = rows
+    dims["n_vocab"] = rows or dims["n_vocab"]  # a draft may have no words of its own
     missing, known = "", set[str]()
     for slot in arch.slots(dims):
         lacking = check(slot, checkpoint.tensors, where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmconv import formats
-from llmconv.convert import archs, vocab as vocabulary
+from llmconv.convert import archs, further, vocab as vocabulary
 from llmconv.convert.tables.presets import PRESETS, preset
 from llmconv.convert.translate import translate
 from llmconv.convert.vocab import Vocab
@@ -78,10 +78,14 @@ def starting_point(config: TrainConfig, source: Checkpoint | None, kept: Path) -
         return fresh_checkpoint(config, vocab), vocab, []
     decoded = {n: t if t.type.is_plain() else t.astype(plain.F32) for n, t in source.tensors.items()}
     start = source.but(tensors=decoded)
+    remarks = [_UNTRAINED] if further.count(source) else []
     if config.tokenizer == "auto":
-        return start, vocab, []
+        return start, vocab, remarks
     start, notes = with_vocab(start, vocab)
-    return start, vocab, notes
+    return start, vocab, [*remarks, *notes]
+
+
+_UNTRAINED = "the model's layers for further tokens are not trained, and left out of what the run writes"
 
 
 def context_of(config: TrainConfig, start: Checkpoint) -> int:

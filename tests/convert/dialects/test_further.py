@@ -9,6 +9,7 @@ import by_hand
 import numpy as np
 import pytest
 from hf_models import LLAMA, model
+from worded import by_hand_folder
 
 import llmconv
 from llmconv.convert import further
@@ -98,6 +99,18 @@ def test_the_draft_beside_a_model_in_its_folder(tmp_path: Path) -> None:
     rest = llmconv.convert_file(tmp_path / "model", tmp_path / "model.gguf")
     assert "no GGUF of deepseek4 has a place: mtp." in " ".join(rest.notes)
     assert sorted(llmconv.open(rest.target).tensors) == sorted(hf.to_gguf(trunk).tensors)
+
+
+@pytest.mark.parametrize("name", ["eagle3", "dflash", "dspark", "gemma4-assistant", "muse-glimmer-assistant"])
+def test_a_drafts_gguf_is_quantized_and_comes_back(name: str, tmp_path: Path) -> None:
+    """Some have no words of their own, whose number is in their keys alone."""
+    folder = by_hand_folder(by_hand.CONFIGS[name], by_hand.FORMS.get(name, 0))
+    llmconv.save(folder, tmp_path / "folder")
+    llmconv.convert_file(tmp_path / "folder", tmp_path / "draft.gguf")
+    llmconv.quantize(tmp_path / "draft.gguf", tmp_path / "small.gguf", "Q8_0")
+    llmconv.convert_file(tmp_path / "draft.gguf", tmp_path / "again")
+    again = llmconv.open(tmp_path / "again").tensors
+    assert all(np.array_equal(t.blocks(), again[n].blocks()) for n, t in folder.tensors.items())
 
 
 def test_a_draft_is_aimed_at_its_model(tmp_path: Path) -> None:
