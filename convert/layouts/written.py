@@ -169,7 +169,7 @@ MICROGPT_NAMES = Style(
         "metadata": {
             **_without(characters, "uchars"),
             **settings,
-            **({} if characters is None else {"BOS": len(characters)}),
+            **({"BOS": len(characters)} if characters is not None and len(characters) < settings["vocab_size"] else {}),
         },
         "weights": weights,
     },

@@ -68,7 +68,7 @@ def test_cancelling_leaves_nothing(folder: Path, tmp_path: Path, name: str, jobs
         CALLS[name](tmp_path, progress=progress, **options)
     assert all(0 <= s.done <= s.total for s in steps) and (when == "last" or len(steps) == 1)
     assert {p.name for p in tmp_path.iterdir()} == before
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of an earlier test may have ended
     if name != "save":
         CALLS[name](tmp_path, **options)  # and the same call goes through the next time
 
