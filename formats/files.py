@@ -19,8 +19,11 @@ except ImportError:  # Windows, where an open file can't be removed anyway
 __all__ = ["instead", "open_regular", "regular_size"]
 
 
-def regular_size(path: Path) -> int:
-    """Size in bytes of a regular file (links are followed); `BadFile` when it is missing or anything else."""
+def regular_size(path: Path, expected: str = "a model file") -> int:
+    """Size in bytes of a regular file (links are followed); `BadFile` when it is missing or anything else.
+
+    expected: what the sentence calls such a file.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -29,7 +32,7 @@ def regular_size(path: Path) -> int:
         raise BadFile(f"{at(path)}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise BadFile(f"{at(path)}: is {kind}, expected a model file")
+        raise BadFile(f"{at(path)}: is {kind}, expected {expected}")
     return status.st_size
 
 
@@ -47,16 +50,16 @@ def instead(path: Path) -> str:
     return "check the path"
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never blocks on a pipe or device."""
+def open_regular(path: Path, expected: str = "a model file") -> BinaryIO:
+    """Open a regular file for reading; never blocks on a pipe or device.   expected: as `regular_size` takes it."""
     if isinstance(path, RemotePath):
-        return open_remote(path)
-    regular_size(path)
+        return open_remote(path, expected)
+    regular_size(path, expected)
     try:
         handle = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     except OSError as error:
         raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):  # swapped between the two calls
         handle.close()
-        raise BadFile(f"{at(path)}: is not a regular file, expected a model file")
+        raise BadFile(f"{at(path)}: is not a regular file, expected {expected}")
     return handle

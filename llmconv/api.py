@@ -14,6 +14,7 @@ from typing import Any
 
 import llmconv.formats as containers
 from llmconv.convert.cards.publishing import Row
+from llmconv.convert.dialects.hugging_face import disguise
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
@@ -159,6 +160,8 @@ def _save(
     rounding = Rounding(writing.allow_overflow)
     stated = _states_types(source)  # a document that says of each tensor what it is stored as elsewhere
     made = cast(named, outtype, rounding, to=container.dialect, from_document=source.dialect == "json" and not stated)
+    if container.dialect == "hf":
+        made = made.but(*disguise.left_on(made))
     if writing.portable:
         made = without_own_keys(made)
     if writing.provenance:

@@ -63,9 +63,9 @@ def positions_of(read: Reader, pieces: Pieces, n_layers: int) -> str:
         raise read.bad(f"key '{read.arch}.position_embedding'", f"is {short(stated)}, which is no kind known here")
     if "positions_when" in pieces and read.flag(pieces["positions_when"]) is False:
         return "none"
-    bias = read.optional("attention.max_alibi_bias")
-    if bias or pieces.get("alibi_at") == n_layers:
+    usual = pieces.get("alibi_bias", 8.0) if stated == "alibi" else 0
+    if read.number("attention.max_alibi_bias", usual) or pieces.get("alibi_at") == n_layers:
         return "alibi"
-    if stated == "alibi" and read.get("attention.max_alibi_bias") is not None:
+    if stated == "alibi":
         return "learned" if "position_embd.weight" in read.shapes else "none"
     return stated

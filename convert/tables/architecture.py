@@ -78,6 +78,7 @@ class Architecture:
     fixed: settings of which only this value (or one of a tuple) is computed here.
     disputed: names of a configuration's settings that transformers ignores, and the model's own code does not; they
         are computed as in that code.
+    ignored: names of those that the table knows, and the class of this configuration does not.
     loader: where llama.cpp computes less than the file says.
     """
 
@@ -113,6 +114,7 @@ class Architecture:
     inert: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     disputed: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
+    ignored: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     loader: Loader = field(default_factory=Loader)
     inside: str = ""
     """The type of a text model, where a configuration has all settings but the outer ones in one of its own."""

@@ -79,7 +79,7 @@ def unaccounted(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
 
 
 def ignored_by_transformers(arch: Architecture, config: Mapping[str, Any]) -> list[str]:
-    """Notes about settings that are computed as in the model's own code, and by no class of transformers."""
+    """Notes about settings that no class of transformers reads: followed as in the model's own code, or not at all."""
     config = text_config(config)
     names = list(arch.disputed(config))
     for key in arch.keys:
@@ -88,9 +88,17 @@ def ignored_by_transformers(arch: Architecture, config: Mapping[str, Any]) -> li
             names += [name for name in key.names if config.get(name, "sigmoid") not in (None, "sigmoid")]
     if "route_norm" in arch.settings and config.get("route_norm") is False:
         names.append("route_norm")
+    kind = cut(config.get("model_type", arch.gguf))
     return [
-        f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
-        for name in dict.fromkeys(names)
+        *(
+            f"config.json: {name} is followed, as in the model's own code; transformers ignores it"
+            for name in dict.fromkeys(names)
+        ),
+        *(
+            f"config.json: {name} has no effect in a {kind} model: transformers ignores it"
+            for name in arch.ignored(config)
+            if name in arch.settings
+        ),
     ]
 
 

@@ -123,11 +123,11 @@ def expect(files: Iterable[Path]) -> None:
             _pieces.ask(file, 0, min(_FIRST, entry.size))
 
 
-def open_remote(path: RemotePath) -> BinaryIO:
+def open_remote(path: RemotePath, expected: str = "a model file") -> BinaryIO:
     """The file, buffered; `BadFile` when it is not there."""
     entry = path.entry
     if entry is None:
-        what = "is a folder, expected a model file" if path.is_dir() else "no such file; check the path"
+        what = f"is a folder, expected {expected}" if path.is_dir() else "no such file; check the path"
         raise BadFile(f"{at(path)}: {what}")
     return io.BufferedReader(Filled(functools.partial(fill, path), entry.size), 1 << 16)
 

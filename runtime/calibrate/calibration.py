@@ -27,7 +27,7 @@ from llmconv.runtime.calibrate.kept import Rounds, of_another
 from llmconv.runtime.calibrate.layered import loaded, prepare
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
-from llmconv.runtime.calibrate.texts import Reading, rows_of, works
+from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, works
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
 from llmconv.runtime.measure.texts import TextSource, read as read_text
@@ -299,7 +299,8 @@ class OnText:
             how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
             how |= {"effort": self.effort, "device": self.device, "progress": progress}
             how |= {"memory": self.memory}
-            self.made = calibrate(checkpoint, self.text, **how)
+            with without_context():
+                self.made = calibrate(checkpoint, self.text, **how)
             if kept is not None:
                 self._keep(kept)
         return self.made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from llmconv.runtime.measure import texts
 from llmconv.runtime.measure.chunks import Window, Work, work_on
 from llmconv.runtime.model import Model
 
-__all__ = ["Reading", "rows_of", "works"]
+__all__ = ["Reading", "rows_of", "without_context", "works"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ def works(model: Model, reading: Reading, tokens: int | None = None) -> list[Wor
         note = f"the texts have {total} chunks of {found[0].context} tokens, fewer than the {reading.chunks} asked for"
         found[-1] = dataclasses.replace(found[-1], notes=[*found[-1].notes, note])
     return found
+
+
+@contextmanager
+def without_context() -> Iterator[None]:
+    """A sentence that advises `-c` names the command that has it: `quantize` has none."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error).replace("(-c)", "(llmconv calibrate -c, then --calibration)")) from None
 
 
 def rows_of(found: Sequence[Work]) -> Iterator[Tensor]:

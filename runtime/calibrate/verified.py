@@ -21,7 +21,7 @@ from llmconv.runtime.calibrate.calibration import Calibration, OnText
 from llmconv.runtime.calibrate.gradients import Gradients
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, compare_losses
-from llmconv.runtime.calibrate.texts import Reading, rows_of, works
+from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, works
 from llmconv.runtime.measure.compare import compare
 from llmconv.runtime.measure.texts import TextSource, read
 
@@ -99,7 +99,8 @@ class Verified:
         known = self.calibration if isinstance(self.calibration, Calibration) else self.calibration.made
         assert known is not None
         model = known.loaded(checkpoint)
-        found = works(model, Reading(self._texts(), self.context, self.chunks), TOKENS)
+        with without_context():
+            found = works(model, Reading(self._texts(), self.context, self.chunks), TOKENS)
         batches = [rows.cpu() for rows in rows_of(found)]
         g = known.gradients  # each token counts alike here: the weights are those of the calibration's tokens
         alike = Calibrated(batches, Gradients({}, g.rows, g.embedding, g.head))

@@ -43,7 +43,7 @@ def read(source: TextSource) -> Passage:
     path = Path(source)
     if isinstance(source, str) and ("\n" in source or "\0" in source or len(source) > 4096):
         raise BadFile(f"{cut(source)} is no path of a file; a text itself is given as llmconv.Text(...)")
-    with open_regular(path) as file:
+    with open_regular(path, "a text file") as file:
         data = file.read()
     try:
         text = data.decode("utf-8")

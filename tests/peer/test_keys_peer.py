@@ -263,6 +263,8 @@ _NOT_LOADED = {"qwen4exp", "dots3note", "deepseek4"}
 _BY_LLAMA_CPP_ALONE = {
     "laguna": {"attention.sliding_window_pattern"},  # a first layer with a window: its rotary count is taken for all
     "granite_swa": {"rope.dimension_count_swa"},  # the same
+    "gemma2": {"rope.dimension_count_swa"},  # the same
+    "lfm2": {"attention.sliding_window_pattern"},  # not read: all layers have the window
     "gpt-oss": {"rope.scaling.type"},  # "none" beside a factor: windows are scaled all the same
     "afmoe": {"rope.scaling.type"},
     "deepseek2": {"expert_gating_func", "rope.scaling.attn_factor"},  # softmax without the key; a factor without YaRN

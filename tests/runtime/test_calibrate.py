@@ -272,6 +272,8 @@ def test_what_it_does_not_go_with(model: Path, known: llmconv.Calibration, pairs
         llmconv.quantize(smaller, out, "Q4_0", calibration=known)
     with pytest.raises(UsageError, match="unknown effort 'most'"):
         llmconv.OnText(pairs, effort="most")
+    with pytest.raises(BadFile, match="is a folder, expected a text file"):
+        llmconv.quantize(model, out, "Q4_0", calibration=llmconv.OnText("", device="cpu"))
     out.write_text("there")
     with pytest.raises(OutputExists):
         llmconv.quantize(model, out, "Q4_0", calibration=known)

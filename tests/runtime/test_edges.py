@@ -226,6 +226,16 @@ def test_a_text_or_the_path_of_one(tmp_path: Path) -> None:
         llmconv.perplexity(model, llmconv.Text("w1 w2"), context=16)
 
 
+def test_a_text_too_short_to_quantize_by(tmp_path: Path) -> None:
+    """`quantize` has no -c: the command that has one is named."""
+    path = runnable.write(runnable.checkpoint(), tmp_path / "m.gguf")
+    short = llmconv.OnText(llmconv.Text("w1 w2"), effort="fast", device="cpu")
+    enough = llmconv.OnText(llmconv.Text(runnable.text()), effort="fast", context=16, device="cpu")
+    for how in (short, llmconv.Verified(enough, llmconv.Text("w1 w2"))):
+        with pytest.raises(llmconv.UsageError, match=r"a smaller context \(llmconv calibrate -c, then calibration"):
+            llmconv.quantize(path, tmp_path / "q.gguf", "Q8_0", calibration=how)
+
+
 def test_verify_cuts_its_text_as_told(tmp_path: Path) -> None:
     path = runnable.write(runnable.checkpoint(), tmp_path / "m.gguf")
     (tmp_path / "t.txt").write_text(runnable.text())

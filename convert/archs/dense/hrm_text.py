@@ -30,6 +30,7 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     config["num_layers_per_stack"] = dims["n_stack"]
     config["num_hidden_layers"] = dims["n_layer"]
+    config.setdefault("embedding_scale", 1.0)  # which a configuration takes for another, and a GGUF for none
 
 
 def _fused(names: tuple[str, ...], hf: tuple[str, ...], whole: str, rows: str) -> Row:

@@ -49,6 +49,12 @@ def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
         own["feed_forward_length"] = np.uint32(unit * ((width + unit - 1) // unit))
 
 
+def _disputed(config: Mapping[str, Any]) -> list[str]:
+    """transformers has no class that sees both sides."""
+    name = "Lfm2BidirectionalModel"
+    return [f"the class {name}"] if has_class(config, name) else []
+
+
 def _decodes(config: Mapping[str, Any]) -> bool:
     """Whether it is the part of LFM2.5 Audio that makes sound of codes."""
     return has_class(config, "Lfm25AudioTokenizer")
@@ -131,7 +137,8 @@ LFM2 = Architecture(
     finish=_finish,
     rebuild=_rebuild,
     dense={"dense_2": ("1_Dense", "", "embedding_length_out")},
-    decoder={"output_norm": "token_embd_norm", "activation_key": ""},
+    disputed=_disputed,
+    decoder={"output_norm": "token_embd_norm", "activation_key": "", "window_pattern": 0},
     reads="layer_types full_attn_idxs block_auto_adjust_ff_dim block_ffn_dim_multiplier block_multiple_of"
     " intermediate_size sliding_window",
     inert="block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu"
@@ -182,7 +189,7 @@ LFM2_MOE = LFM2.variant(
     constants={"expert_gating_func": np.uint32(2)},
     finish=_layers,
     rebuild=_rebuild,
-    decoder={"gating": "sigmoid", "normalize_experts": True},
+    decoder={"gating": "sigmoid", "normalize_experts": True, "window_pattern": None},  # llama.cpp gives it no window
     inert="num_local_experts",
     fixed={"norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": (True, False)},
     loader=Loader(needed=CHOICE),

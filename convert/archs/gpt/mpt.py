@@ -33,6 +33,8 @@ def _mpt_rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> 
 
 def _disputed(config: Mapping[str, Any]) -> list[str]:
     exponent = look_up(config, ("attn_config.alibi_bias_max",))
+    if _learned(config):
+        return ["attn_config.alibi"]
     return ["attn_config.alibi_bias_max"] if exponent not in (None, 8) else []
 
 
@@ -85,7 +87,7 @@ MPT = Architecture(
     tied=True,
     finish=_mpt_finish,
     rebuild=_mpt_rebuild,
-    decoder={"positions": "alibi", "activation": "gelu", "activation_key": ""},
+    decoder={"positions": "alibi", "alibi_bias": 0.0, "activation": "gelu", "activation_key": ""},
     reads="expansion_ratio attn_config.alibi attn_config.alibi_bias_max",
     inert="learned_pos_emb verbose fc_type param_init_fn init_config attn_config.attn_impl"
     " attn_config.attn_uses_sequence_id attn_config.qk_ln attn_config.rope_theta attn_config.rope_impl",

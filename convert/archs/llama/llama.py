@@ -17,6 +17,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.rope import ROPE_FREQS
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
+from llmconv.convert.tables.config import has_class, text_config
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, Stack
 from llmconv.convert.tables.rows import Form
@@ -28,11 +29,25 @@ _TEXT_PREFIXES = ("model.", "", "language_model.model.", "model.language_model."
 _AROUND = ("llava", "voxtral", "janus", "sarashina2_vision", "vllama3", "ultravox")
 """Model types of multimodal classes, whose text model is a Llama, or may be another that is not known here."""
 _TEXTS = ("llama", "mistral", "mixtral")
+_WINDOWLESS = ("llama", "internlm3", *_AROUND)
+"""Model types whose classes read no `sliding_window`."""
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     if config.get("model_type") in _AROUND:
         check_text_model(config, (*_AROUND, *_TEXTS))
+    if _kind(config) in (*_WINDOWLESS, "iquestcoder"):  # the last has windows by further settings, not known here
+        own.pop("attention.sliding_window", None)
+
+
+def _kind(config: Mapping[str, Any]) -> Any:
+    """The model type of the text model, by which transformers takes a class for it."""
+    usual = "mistral" if has_class(config, "MistralForCausalLM") else "llama"
+    return text_config(config).get("model_type", usual)
+
+
+def _ignored(config: Mapping[str, Any]) -> list[str]:
+    return ["sliding_window"] if config.get("sliding_window") and _kind(config) in _WINDOWLESS else []
 
 
 LLAMA = Architecture(
@@ -95,6 +110,7 @@ LLAMA = Architecture(
     ),
     made=(ROPE_FREQS,),
     finish=_finish,
+    ignored=_ignored,
     decoder={"rope": "pairs", "window_pattern": 0, "normalize_experts": True},
     prefixes=(*_TEXT_PREFIXES, "llm.model.", "model.text_model."),
     reads="qkv_bias bias",

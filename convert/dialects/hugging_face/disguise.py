@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmconv.convert import archs
 from llmconv.convert.dialects import carried
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.config import read_config
 from llmconv.errors import BadFile
+from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["keep_names", "kept_names", "original_name", "plain_names"]
+__all__ = ["keep_names", "kept_names", "left_on", "original_name", "plain_names"]
 
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_model|base_layer|"
@@ -33,12 +36,33 @@ def plain_names(arch: Architecture, names: Iterable[str], tied: bool) -> dict[st
     tied: whether the configuration says that the head is the embedding, so that either may stand for both.
     """
     names = list(names)
-    own = {word for row in arch.rows for form in row.forms for name in form.patterns for word in name.split(".")}
+    own = _own_words(arch)
     bare = {name: _PEFT.sub("", _WRAPPERS.sub(lambda m: m[0] if m[0][:-1] in own else "", name)) for name in names}
     bare = _one_prefix(arch, bare)
     found = _tied(arch, bare) if tied else bare
     counts = Counter(found.values())
     return {name: new if counts[new] == 1 else name for name, new in found.items()}
+
+
+def _own_words(arch: Architecture) -> set[str]:
+    return {word for row in arch.rows for form in row.forms for name in form.patterns for word in name.split(".")}
+
+
+def left_on(checkpoint: Checkpoint) -> list[str]:
+    """A note about wrappers' names in a model folder, of which transformers finds no weights."""
+    try:
+        arch = archs.by_hf(read_config(checkpoint))
+    except BadFile:  # which a copy keeps
+        return []
+    own = set() if arch is None else _own_words(arch)
+    for name in checkpoint.tensors if arch is not None else ():
+        found = _PEFT.search(name) or next((m for m in _WRAPPERS.finditer(name) if m[0][:-1] not in own), None)
+        if found:
+            return [
+                f"tensors' names keep {found[0]!r} of a wrapper, which transformers does not know: it would draw random"
+                " weights; a folder made of a GGUF made with --portable has plain names"
+            ]
+    return []
 
 
 def _anchors(arch: Architecture) -> tuple[str, list[str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hf_models import DEEPSEEK, GPT2, LLAMA, QWEN3_MOE, assert_round_trip, model
 
+import llmconv
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables import own_keys
@@ -64,6 +66,21 @@ def test_disguises_come_off_and_on(name: str, config: dict[str, Any]) -> None:
     for tensor in expected.tensors.values():
         assert gguf.tensors[tensor.name].blocks().tobytes() == tensor.blocks().tobytes()
     assert len(gguf.metadata.get(own_keys.NAMES, "")) < 3000
+
+
+@pytest.mark.parametrize("name", ["compiled", "data parallel", "layers compiled one by one", "PEFT"])
+def test_a_copy_says_what_it_keeps(name: str, tmp_path: Path) -> None:
+    """transformers knows none of these names; the way that the note tells gives those that it knows."""
+    plain = model(LLAMA, "F32", prefix="model.")
+    llmconv.save(renamed(plain, DISGUISES[name]), tmp_path / "a")
+    for outtype in ("auto", "bf16"):
+        made = llmconv.convert_file(tmp_path / "a", tmp_path / outtype, outtype=outtype)
+        assert any("of a wrapper, which transformers does not know" in note for note in made.notes)
+        assert set(llmconv.open(tmp_path / outtype).tensors) == {DISGUISES[name](n) for n in plain.tensors}
+    llmconv.convert_file(tmp_path / "a", tmp_path / "a.gguf", portable=True)
+    made = llmconv.convert_file(tmp_path / "a.gguf", tmp_path / "b")
+    assert set(llmconv.open(tmp_path / "b").tensors) == set(plain.tensors)
+    assert not any("wrapper" in note for note in made.notes)
 
 
 def test_gpt2_in_parallel() -> None:

@@ -104,8 +104,24 @@ def test_a_folder_says_what_a_gguf_leaves_out() -> None:
     mellum = config_of(hf.from_gguf(without(of_class("mellum"), "attention.sliding_window_pattern")))
     assert mellum["layer_types"] == ["sliding_attention"] * 2  # of every four layers the last sees everything
 
+    hrm = config_of(hf.from_gguf(without(of_class("hrm-text"), "embedding_scale")))
+    assert hrm["embedding_scale"] == 1.0  # its class would take 1 / initializer_range
+
+
+def test_what_llama_cpp_takes_for_a_key() -> None:
+    assert {layer.attention.alibi for layer in decoder("mpt", "attention.max_alibi_bias").layers} == {None}
+    key = {"attention__sliding_window": np.uint32(8)}
+    lfm2 = describe(without(of_class("lfm2"), **key)).layers
+    assert [layer.attention.window for layer in lfm2] == [None, 8]  # the first is a convolution
+    moe = describe(without(of_class("lfm2-moe"), **key)).layers  # of which its loader reads no window
+    assert {layer.attention.window for layer in moe} == {None}
+
 
 def test_what_no_class_can_say_is_noted() -> None:
+    lfm2 = hf.from_gguf(without(of_class("lfm2"), attention__causal=False))
+    assert any("Lfm2BidirectionalModel" in note and "transformers ignores it" in note for note in lfm2.notes)
+    mpt = hf.from_gguf(without(of_class("mpt"), "attention.max_alibi_bias"))
+    assert any("attn_config.alibi is" in note and "transformers ignores it" in note for note in mpt.notes)
     bamba = hf.from_gguf(without(of_class("bamba"), embedding_scale=np.float32(2)))
     assert any("granitehybrid.embedding_scale" in note for note in bamba.notes)
     laguna = hf.from_gguf(without(of_class("laguna"), "expert_weights_norm"))

@@ -21,6 +21,7 @@ from llmconv.errors import LlmconvError, Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 SMOLLM3 = LLAMA | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
 GEMMA2 = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 8}
 COHERE2 = {k: v for k, v in LLAMA.items() if k != "rms_norm_eps"} | {
@@ -208,7 +209,7 @@ def test_yarn_ramp(config: dict[str, Any], usual: bool, truncate: bool) -> None:
 
 NOT_BY_LLAMA_CPP: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "relu": (LLAMA, {"hidden_act": "relu"}, ("activation 'relu'", "configuration")),
-    "window of a mistral": (LLAMA, {"sliding_window": 8}, ("window of 8 tokens",)),
+    "window of a mistral": (MISTRAL, {"sliding_window": 8}, ("window of 8 tokens",)),
     "windows of a qwen": (QWEN2, WINDOWS | {"max_window_layers": 1}, ("layer 1 has", "window of 4")),
     "no positions": (SMOLLM3, {"no_rope_layers": [0, 1]}, ("rotary positions",)),
     "scores": (GPT2, {"scale_attn_weights": False}, ("scores times 1 (not 0.5)",)),
@@ -223,6 +224,39 @@ NOT_BY_LLAMA_CPP: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...
 def test_what_llama_cpp_will_not_do_is_said(name: str) -> None:
     config, changes, words = NOT_BY_LLAMA_CPP[name]
     assert said(converted(config, **changes), *words, "which llama.cpp will not do")
+
+
+def _inside(cls: str, kind: str, text: dict[str, Any]) -> dict[str, Any]:
+    return {"architectures": [cls], "model_type": kind, "text_config": text}
+
+
+MIXTRAL = PHIMOE | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+INTERNLM3 = LLAMA | {"architectures": ["InternLM3ForCausalLM"], "model_type": "internlm3"}
+IQUEST = LLAMA | {"architectures": ["IQuestCoderForCausalLM"], "model_type": "iquestcoder"}
+_WINDOW = {"sliding_window": 4}
+OF_A_CLASS: dict[str, tuple[dict[str, Any], bool, str]] = {
+    "llama": (LLAMA | _WINDOW, False, "sliding_window has no effect in a 'llama' model: transformers ignores it"),
+    "by its class": ({k: v for k, v in (LLAMA | _WINDOW).items() if k != "model_type"}, False, "has no effect in a"),
+    "internlm3": (INTERNLM3 | _WINDOW, False, "has no effect in a 'internlm3' model"),
+    "iquestcoder": (IQUEST | _WINDOW | {"use_sliding_window": True}, False, "no effect here has use_sliding_window"),
+    "llava": (_inside("LlavaForConditionalGeneration", "llava", LLAMA | _WINDOW), False, "no effect in a 'llama'"),
+    "voxtral": (_inside("VoxtralForConditionalGeneration", "voxtral", LLAMA | _WINDOW), False, "no effect in a"),
+    "mistral": (MISTRAL | _WINDOW, True, ""),
+    "mixtral": (MIXTRAL | _WINDOW, True, ""),
+    "llava, a mistral": (_inside("LlavaForConditionalGeneration", "llava", MISTRAL | _WINDOW), True, ""),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_CLASS)
+def test_a_window_is_its_class_s(name: str) -> None:
+    """transformers' Mistral and Mixtral compute one, its Llama does not (their `modeling_*.py`)."""
+    config, windowed, note = OF_A_CLASS[name]
+    folder = model(config)
+    gguf = hf.to_gguf(folder)
+    assert {layer.attention.window for layer in describe(gguf).layers} == ({4} if windowed else {None})
+    assert ("llama.attention.sliding_window" in gguf.metadata) is windowed
+    assert said(gguf, note) if note else not said(gguf, "no effect")
+    assert hf.from_gguf(gguf).file("config.json") == folder.file("config.json")
 
 
 def test_layers_of_its_own_are_said() -> None:
