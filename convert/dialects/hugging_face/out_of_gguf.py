@@ -26,7 +26,7 @@ from llmconv.convert.dialects.hugging_face import (
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
 from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_a_folder, otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
-from llmconv.convert.dialects.hugging_face.present import unknown_tensors
+from llmconv.convert.dialects.hugging_face.present import as_present, unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.scaled.unpack import refuse_parts
@@ -200,7 +200,7 @@ def _as_flagged(
     """Make a kept config.json say what was taken out of the GGUF since, or put into it; notes.   names: its tensors."""
     if own_keys.CONFIG not in metadata:
         return []
-    config = normalized(read_config(out))
+    config = as_present(normalized(read_config(out)), out.tensors)
     with usable(config, f"{out.where}: config.json"):
         lacking = absent.absent(arch, config, dims, names)
         here = at_layer(dims, 0)
