@@ -179,6 +179,20 @@ def test_models_that_transformers_lacks_come_back(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["ling3", "qwen4exp", "dspark"])
+def test_leading_ones_that_a_quantizer_leaves_out_come_back(name: str) -> None:
+    """As ggml counts dimensions: a router of one number, and convolutions, are of fewer in the file."""
+    made = by_hand.finished(name, model(by_hand.CONFIGS[name]))
+    gguf = hf.to_gguf(made)
+    lacking = [n for n, t in gguf.tensors.items() if len(t.shape) > 1 and t.shape[0] == 1]
+    assert lacking
+    fewer = {n: gguf.tensors[n].reshaped(gguf.tensors[n].shape[1:]) for n in lacking}
+    back = hf.from_gguf(gguf.but(tensors=gguf.tensors | fewer))
+    for name, tensor in made.tensors.items():
+        other = back.tensors[name]
+        assert tensor.shape == other.shape and tensor.blocks().tobytes() == other.blocks().tobytes(), name
+
+
 def test_mixed_types_are_remembered_in_few_words() -> None:
     checkpoint = model(LLAMA)
     for i in range(2):
