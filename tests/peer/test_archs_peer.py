@@ -404,6 +404,8 @@ def test_same_as_reference(name: str, reference: dict[str, Any]) -> None:
     assert arch == theirs.metadata["general.architecture"]
     mine = {k.removeprefix(arch + "."): v for k, v in ours.metadata.items() if k.startswith(arch + ".")}
     peer = {k.removeprefix(arch + "."): v for k, v in theirs.metadata.items() if k.startswith(arch + ".")}
+    if arch == "plamo2":  # with its list llama.cpp never ends
+        assert mine.pop("attention.head_count") == max(peer.pop("attention.head_count"))
     extra = EXTRA_KEYS.get(arch, set())
     assert set(mine) ^ set(peer) <= extra, set(mine) ^ set(peer)
     for key, value in peer.items():
