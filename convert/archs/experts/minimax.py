@@ -229,6 +229,7 @@ MINIMAX_01 = Architecture(
         row("blk.{i}.attn_output.weight", _at + "self_attn.out_proj.weight", f"n_embd, {_wide}", when=_linear),
         *_expert_rows,
     ),
+    dropped=(r".*\.rotary_emb\.inv_freq", r".*\.self_attn\.(slope_rate|(query|key|diagonal)_decay)"),
     dims={"interval": "8"},
     finish=_lightning,
     rebuild=_lightning_back,

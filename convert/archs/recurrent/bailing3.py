@@ -25,7 +25,7 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.archs.rope import rope_sections
-from llmconv.convert.tables.architecture import Architecture, HfName, Key, Row, keys, row
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
 from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
 
@@ -114,6 +114,9 @@ def _convolution(part: str) -> Row:
     )
 
 
+_OTHERWISE = ("context_length", "expert_used_count", "expert_weights_norm", "expert_group_count")
+"""What transformers calls otherwise than the published models."""
+
 BAILING3 = Architecture(
     "bailingmoe3",
     (
@@ -122,14 +125,18 @@ BAILING3 = Architecture(
         HfName("BailingMoeV3VLForConditionalGeneration", "bailing_moe_v3_vl"),
     ),
     keys=(
-        *COMMON,
+        *(k for k in COMMON if k.gguf not in _OTHERWISE),
         *(
             k
             for k in sigmoid_experts(count="num_experts", shared="num_shared_experts")
-            if k.gguf not in ("expert_gating_func", "expert_shared_count")
+            if k.gguf not in ("expert_gating_func", "expert_shared_count", *_OTHERWISE)
         ),
         Key("expert_gating_func", ("score_function", "scoring_func"), "u32", "sigmoid", {"softmax": 1, "sigmoid": 2}),
         *keys("""
+            context_length                  u32   max_position_embeddings|model_max_length
+            expert_used_count               u32   num_experts_per_tok|num_experts_per_token
+            expert_weights_norm             bool  norm_topk_prob|moe_renormalize
+            expert_group_count              u32   n_group|num_expert_group
             expert_shared_count             u32   num_shared_experts              1
             attention.value_length          u32   linear_head_dim|head_dim        128
             vocab_size                      u32   vocab_size
@@ -158,10 +165,22 @@ BAILING3 = Architecture(
         row("blk.{i}.ssm_dt.bias", _at + "dt_bias", _inner, when=_delta),
         row("blk.{i}.ssm_g_a.weight", _at + "g_proj.weight", f"{_inner}, n_embd", when=_delta),
         row("blk.{i}.ssm_norm.weight", _at + "o_norm.weight", "kda_dim", when=_delta),
-        row("blk.{i}.attn_output.weight", _at + "o_proj.weight", f"n_embd, {_inner}", when=_delta),
+        row(
+            "blk.{i}.attn_output.weight",
+            _at + "o_proj.weight",
+            f"n_embd, {_inner}",
+            when=_delta,
+            alt=(Form((_at + "dense.weight",)),),  # as transformers writes it
+        ),
         *only(_latent(), _full),
         row("blk.{i}.attn_gate.weight", _at + "g_proj.weight", "n_head, n_embd", when=_full),
-        row("blk.{i}.attn_output.weight", _at + "dense.weight", "n_embd, n_head * v_mla", when=_full),
+        row(
+            "blk.{i}.attn_output.weight",
+            _at + "dense.weight",
+            "n_embd, n_head * v_mla",
+            when=_full,
+            alt=(Form((_at + "dense.weight",)),),
+        ),
         *(r for r in gated_mlp(when="i < n_dense") if r.gguf[0].endswith(".weight")),
         *experts(),
         choice_bias("mlp.gate.expert_bias"),
