@@ -28,6 +28,7 @@ from llmconv.convert.archs.rope import rope_sections
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
 from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
+from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}.attention."
 
@@ -44,15 +45,20 @@ def _is_full(config: Mapping[str, Any], i: int, count: int) -> bool:
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    rope = config.get("rope") or {}
+    if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
+        raise Unsupported(
+            "config.json: YaRN's mscale_all_dim scales what tokens see of each other; not known of Ling 3"
+        )
     count = min(dims["n_layer"], 1 << 16)
     further = int(own.get("nextn_predict_layers", 0))
     own["attention.head_count_kv"] = np.asarray(
         [int(_is_full(config, i, count)) for i in range(count + further)], np.int32
     )
-    rope, rank = int(config["qk_rope_head_dim"]), int(config["kv_lora_rank"])
-    own["rope.dimension_count"] = np.uint32(rope)
-    own["attention.key_length"] = np.uint32(rank + rope)
-    own["attention.key_length_mla"] = np.uint32(int(config["qk_nope_head_dim"]) + rope)
+    turned, rank = int(config["qk_rope_head_dim"]), int(config["kv_lora_rank"])
+    own["rope.dimension_count"] = np.uint32(turned)
+    own["attention.key_length"] = np.uint32(rank + turned)
+    own["attention.key_length_mla"] = np.uint32(int(config["qk_nope_head_dim"]) + turned)
     own["attention.value_length_mla"] = np.uint32(config["v_head_dim"])
     usual = int(own["expert_feed_forward_length"]) * int(own["expert_shared_count"])
     own["expert_shared_feed_forward_length"] = np.uint32(config.get("moe_shared_expert_intermediate_size") or usual)
@@ -143,7 +149,7 @@ BAILING3 = Architecture(
             leading_dense_block_count       u32   first_k_dense_replace           2
             attention.q_lora_rank           u32   q_lora_rank
             attention.kv_lora_rank          u32   kv_lora_rank
-            ssm.conv_kernel                 u32   short_conv_kernel_size          4
+            ssm.conv_kernel                 u32   short_conv_kernel_size|linear_conv_kernel_dim   4
             kda.head_dim                    u32   linear_head_dim|head_dim        128
             kda.safe_gate                   bool  kda_safe_gate                   true
             kda.gate_lower_bound            f32   kda_lower_bound                 -5
@@ -198,9 +204,11 @@ BAILING3 = Architecture(
     rebuild=_rebuild,
     decoder={"rope": "pairs", "folded_halves": True, "gating": "sigmoid", "latent_eps": 1e-6},
     reads="qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank layer_group_size layer_types mrope_section"
-    " moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
-    inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype",
+    " mlp_layer_types moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
+    inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype qk_head_dim"
+    " mtp_loss_scaling_factor linear_num_heads",
     fixed={
+        "attention_bias": False,
         "no_kda_lora": True,
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",
