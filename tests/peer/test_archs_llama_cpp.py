@@ -42,10 +42,12 @@ NOT_THERE = {
 }
 
 _STOPS = ("hy-v4", "dots3", "dots3-rescaled", "dots3-predicting")
-WITHOUT = ("llama-embed", "youtu", "chameleon-swin", *_STOPS, *by_hand.NOT_RUN)
-"""No logits; llama.cpp does not load a Youtu of this shape, and gives Chameleon 34B's feed-forwards what attention gave
-without what it was added to; it turns pairs of HY V4's heads (below), and wants the bias that dots 3's experts are
-chosen by, which transformers' has (above); the others are not run here."""
+_ENCODERS = ("neobert", "neobert-classifier", "jina2", "jina2-code", "jina3", "nomic-moe", "jina5-nano")
+WITHOUT = (*_ENCODERS, "llama-embed", "youtu", "chameleon-swin", *_STOPS, *by_hand.NOT_RUN)
+"""No logits, of encoders either: test_encoders_peer.py. llama.cpp does not load a Youtu of this shape, and gives
+Chameleon 34B's feed-forwards what attention gave without what it was added to; it turns pairs of HY V4's heads
+(below), and wants the bias that dots 3's experts are chosen by, which transformers' has (above); the others are not
+run here."""
 SEE_ALL = ("dream", "rnd1", "llada", "llada-moe")
 SIZES: dict[str, dict[str, Any]] = {
     "deepseek-v4": {"hc_mult": 4, "index_head_dim": 64},
