@@ -25,6 +25,9 @@ __all__ = ["describe"]
 
 _MOST = 1 << 14  # layers, each counted as often as it is gone through
 
+_A = {"eagle3": "an EAGLE-3"}
+"""How families that are not run are called, where not by their architecture's name."""
+
 
 def describe(checkpoint: Checkpoint, pieces: Pieces | None = None) -> Decoder:
     """The decoder that a checkpoint in GGUF's dialect holds.
@@ -144,8 +147,8 @@ def _pieces(checkpoint: Checkpoint, arch: str, where: str) -> Pieces:
         )
     if "not_run" in table.decoder:
         raise Unsupported(
-            f"{at(where)}: a {arch} model can't be run here ({table.decoder['not_run']}); convert it, or run it with "
-            "another program"
+            f"{at(where)}: {_A.get(arch, f'a {arch}')} model can't be run here ({table.decoder['not_run']}); "
+            "convert it, or run it with another program"
         )
     with about(checkpoint.source):
         table.check_keys(checkpoint.metadata)

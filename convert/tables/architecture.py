@@ -234,7 +234,7 @@ class Architecture:
             self.finish(own, config, dims)
         if scores.SCORE in self.rows:
             scores.keys(own, config)
-        others = own.keys() & _OTHER_KINDS  # whose kinds of layers are others
+        others = own.keys() & _OTHER_KINDS or "lightning" in self.decoder  # whose kinds of layers are others
         if "layer_types" in self.settings and not others:
             window_keys(own, config, self.decoder, source)
         named = {k[1:] if k.startswith("/") else f"{self.gguf}.{k}": v for k, v in own.items() if v is not None}

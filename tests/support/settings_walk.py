@@ -14,10 +14,10 @@ from llmconv.formats.checkpoint import Checkpoint
 
 TYPES = {tiny.model_type: name for name, tiny in reversed(MODELS.items()) if "text_config" not in tiny.config}
 """The first model of each of transformers' types."""
-_LONG = ("deepseek_v4", "dots3_note_text", "hy_v4", "qwen4_exp_text")
+_LONG = ("deepseek_v4", "dots3_note_text", "hy_v4", "minimax", "qwen4_exp_text")
 """Families of many settings, of which each costs seconds: walked when their tables change, by leaving them out here.
 
-HY V4's folders, made from keys alone, have its published names, which transformers does not load.
+HY V4's and MiniMax's folders, made from keys alone, have published names, which transformers does not load.
 """
 RUN = [kind for kind, name in TYPES.items() if MODELS[name].runs and kind not in _LONG]
 """Those that the runtime knows."""

@@ -534,6 +534,40 @@ MODELS: dict[str, Tiny] = {
         SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "rotary_dim": 8},
         "bfloat16",
     ),
+    "minimax-01-transformers": Tiny(
+        "minimax",
+        "minimax-01",
+        SMALL
+        | {
+            "num_local_experts": 4,
+            "head_dim": 16,
+            "block_size": 16,
+            **dict.fromkeys(("full_attn_alpha_factor", "linear_attn_alpha_factor", "mlp_alpha_factor"), 2.5),
+        },
+    ),
+    "ling3-transformers": Tiny(
+        "bailing_hybrid",
+        "bailingmoe3",
+        _without(SMALL, "num_key_value_heads")
+        | {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 16,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_token": 2,
+            "num_expert_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "layer_group_size": 2,
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
     "hunyuan-moe": Tiny(
         "hunyuan_v1_moe", "hunyuan-moe", SMALL | {"num_experts": 4, "moe_topk": 2, "head_dim": 16}, "bfloat16"
     ),

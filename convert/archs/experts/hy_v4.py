@@ -74,7 +74,8 @@ def _as_published(each: Row) -> Row:
     """Experts are stacked; transformers writes the gates of all blocks as those of attention are called."""
     own = each.forms[0].patterns
     if ".experts." in own[0]:
-        return dataclasses.replace(each, forms=each.forms[::-1])
+        apart, stacked, *others = each.forms
+        return dataclasses.replace(each, forms=(stacked, apart, *others))
     if len(own) > 1 or ".gate_proj." not in own[0]:
         return each
     return dataclasses.replace(each, forms=(*each.forms, Form((own[0].replace(".gate_proj.", ".linear_gate."),))))

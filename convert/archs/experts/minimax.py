@@ -229,6 +229,7 @@ MINIMAX_01 = Architecture(
         row("blk.{i}.attn_output.weight", _at + "self_attn.out_proj.weight", f"n_embd, {_wide}", when=_linear),
         *_expert_rows,
     ),
+    dropped=(r".*\.rotary_emb\.inv_freq", r".*\.self_attn\.(slope_rate|(query|key|diagonal)_decay)"),
     dims={"interval": "8"},
     finish=_lightning,
     rebuild=_lightning_back,
@@ -242,7 +243,7 @@ MINIMAX_01 = Architecture(
     reads="rotary_dim partial_rotary_factor attn_type_list layer_types"
     + "".join(f" {name}" for part in _PARTS for greek in ("alpha", "beta") for name in _names_of(part, greek)),
     inert="num_experts postnorm shared_intermediate_size shared_moe_mode block_size layer_types",
-    fixed={"postnorm": True, "shared_intermediate_size": 0},
+    fixed={"postnorm": True, "shared_intermediate_size": 0, "sliding_window": None},
     loader=Loader(pieces={"latent_eps": 0.0}),
 )
 

@@ -25,9 +25,10 @@ from llmconv.convert.archs.parts import (
 )
 from llmconv.convert.archs.recurrent.parts import only
 from llmconv.convert.archs.rope import rope_sections
-from llmconv.convert.tables.architecture import Architecture, HfName, Key, Row, keys, row
+from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
 from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
+from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}.attention."
 
@@ -44,15 +45,20 @@ def _is_full(config: Mapping[str, Any], i: int, count: int) -> bool:
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
+    rope = config.get("rope") or {}
+    if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
+        raise Unsupported(
+            "config.json: YaRN's mscale_all_dim scales what tokens see of each other; not known of Ling 3"
+        )
     count = min(dims["n_layer"], 1 << 16)
     further = int(own.get("nextn_predict_layers", 0))
     own["attention.head_count_kv"] = np.asarray(
         [int(_is_full(config, i, count)) for i in range(count + further)], np.int32
     )
-    rope, rank = int(config["qk_rope_head_dim"]), int(config["kv_lora_rank"])
-    own["rope.dimension_count"] = np.uint32(rope)
-    own["attention.key_length"] = np.uint32(rank + rope)
-    own["attention.key_length_mla"] = np.uint32(int(config["qk_nope_head_dim"]) + rope)
+    turned, rank = int(config["qk_rope_head_dim"]), int(config["kv_lora_rank"])
+    own["rope.dimension_count"] = np.uint32(turned)
+    own["attention.key_length"] = np.uint32(rank + turned)
+    own["attention.key_length_mla"] = np.uint32(int(config["qk_nope_head_dim"]) + turned)
     own["attention.value_length_mla"] = np.uint32(config["v_head_dim"])
     usual = int(own["expert_feed_forward_length"]) * int(own["expert_shared_count"])
     own["expert_shared_feed_forward_length"] = np.uint32(config.get("moe_shared_expert_intermediate_size") or usual)
@@ -114,6 +120,9 @@ def _convolution(part: str) -> Row:
     )
 
 
+_OTHERWISE = ("context_length", "expert_used_count", "expert_weights_norm", "expert_group_count")
+"""What transformers calls otherwise than the published models."""
+
 BAILING3 = Architecture(
     "bailingmoe3",
     (
@@ -122,21 +131,25 @@ BAILING3 = Architecture(
         HfName("BailingMoeV3VLForConditionalGeneration", "bailing_moe_v3_vl"),
     ),
     keys=(
-        *COMMON,
+        *(k for k in COMMON if k.gguf not in _OTHERWISE),
         *(
             k
             for k in sigmoid_experts(count="num_experts", shared="num_shared_experts")
-            if k.gguf not in ("expert_gating_func", "expert_shared_count")
+            if k.gguf not in ("expert_gating_func", "expert_shared_count", *_OTHERWISE)
         ),
         Key("expert_gating_func", ("score_function", "scoring_func"), "u32", "sigmoid", {"softmax": 1, "sigmoid": 2}),
         *keys("""
+            context_length                  u32   max_position_embeddings|model_max_length
+            expert_used_count               u32   num_experts_per_tok|num_experts_per_token
+            expert_weights_norm             bool  norm_topk_prob|moe_renormalize
+            expert_group_count              u32   n_group|num_expert_group
             expert_shared_count             u32   num_shared_experts              1
             attention.value_length          u32   linear_head_dim|head_dim        128
             vocab_size                      u32   vocab_size
             leading_dense_block_count       u32   first_k_dense_replace           2
             attention.q_lora_rank           u32   q_lora_rank
             attention.kv_lora_rank          u32   kv_lora_rank
-            ssm.conv_kernel                 u32   short_conv_kernel_size          4
+            ssm.conv_kernel                 u32   short_conv_kernel_size|linear_conv_kernel_dim   4
             kda.head_dim                    u32   linear_head_dim|head_dim        128
             kda.safe_gate                   bool  kda_safe_gate                   true
             kda.gate_lower_bound            f32   kda_lower_bound                 -5
@@ -158,10 +171,22 @@ BAILING3 = Architecture(
         row("blk.{i}.ssm_dt.bias", _at + "dt_bias", _inner, when=_delta),
         row("blk.{i}.ssm_g_a.weight", _at + "g_proj.weight", f"{_inner}, n_embd", when=_delta),
         row("blk.{i}.ssm_norm.weight", _at + "o_norm.weight", "kda_dim", when=_delta),
-        row("blk.{i}.attn_output.weight", _at + "o_proj.weight", f"n_embd, {_inner}", when=_delta),
+        row(
+            "blk.{i}.attn_output.weight",
+            _at + "o_proj.weight",
+            f"n_embd, {_inner}",
+            when=_delta,
+            alt=(Form((_at + "dense.weight",)),),  # as transformers writes it
+        ),
         *only(_latent(), _full),
         row("blk.{i}.attn_gate.weight", _at + "g_proj.weight", "n_head, n_embd", when=_full),
-        row("blk.{i}.attn_output.weight", _at + "dense.weight", "n_embd, n_head * v_mla", when=_full),
+        row(
+            "blk.{i}.attn_output.weight",
+            _at + "dense.weight",
+            "n_embd, n_head * v_mla",
+            when=_full,
+            alt=(Form((_at + "dense.weight",)),),
+        ),
         *(r for r in gated_mlp(when="i < n_dense") if r.gguf[0].endswith(".weight")),
         *experts(),
         choice_bias("mlp.gate.expert_bias"),
@@ -179,9 +204,11 @@ BAILING3 = Architecture(
     rebuild=_rebuild,
     decoder={"rope": "pairs", "folded_halves": True, "gating": "sigmoid", "latent_eps": 1e-6},
     reads="qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank layer_group_size layer_types mrope_section"
-    " moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
-    inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype",
+    " mlp_layer_types moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
+    inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype qk_head_dim"
+    " mtp_loss_scaling_factor linear_num_heads",
     fixed={
+        "attention_bias": False,
         "no_kda_lora": True,
         "kda_safe_gate": True,
         "gated_attention_proj_granularity_type": "head_wise",

@@ -38,8 +38,8 @@ def _attending(config: Mapping[str, Any], n_layer: int) -> list[bool]:
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     full = _attending(config, min(dims["n_layer"], _LAYERS))
-    for name, key in (("n_head", "attention.head_count"), ("n_head_kv", "attention.head_count_kv")):
-        own[key] = np.asarray([dims[name] * on for on in full], np.int32)
+    # Heads are one number: how much of each turns llama.cpp takes from the first layer's, and never ends where it is 0.
+    own["attention.head_count_kv"] = np.asarray([dims["n_head_kv"] * on for on in full], np.int32)
     own["ssm.inner_size"] = np.uint32(dims["dt_rank"] * dims["head_dim"])
     own["ssm.group_count"] = np.uint32(0)
 

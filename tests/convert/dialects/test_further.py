@@ -113,6 +113,11 @@ def test_a_drafts_gguf_is_quantized_and_comes_back(name: str, tmp_path: Path) ->
     assert all(np.array_equal(t.blocks(), again[n].blocks()) for n, t in folder.tensors.items())
 
 
+def test_a_draft_is_called_by_its_name_where_it_is_not_run() -> None:
+    with pytest.raises(llmconv.Unsupported, match="an EAGLE-3 model can't be run here"):
+        llmconv.load(by_hand_folder(by_hand.CONFIGS["eagle3"]), "cpu")
+
+
 def test_a_draft_is_aimed_at_its_model(tmp_path: Path) -> None:
     """EAGLE-3's keys say what its own configuration does not, and come back as that configuration was."""
     config = {k: v for k, v in by_hand.CONFIGS["eagle3"].items() if not k.startswith(("eagle_", "target_"))}

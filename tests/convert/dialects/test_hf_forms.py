@@ -179,6 +179,46 @@ def test_models_that_transformers_lacks_come_back(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["ling3", "qwen4exp", "dspark"])
+def test_leading_ones_that_a_quantizer_leaves_out_come_back(name: str) -> None:
+    """As ggml counts dimensions: a router of one number, and convolutions, are of fewer in the file."""
+    made = by_hand.finished(name, model(by_hand.CONFIGS[name]))
+    gguf = hf.to_gguf(made)
+    lacking = [n for n, t in gguf.tensors.items() if len(t.shape) > 1 and t.shape[0] == 1]
+    assert lacking
+    fewer = {n: gguf.tensors[n].reshaped(gguf.tensors[n].shape[1:]) for n in lacking}
+    back = hf.from_gguf(gguf.but(tensors=gguf.tensors | fewer))
+    for name, tensor in made.tensors.items():
+        other = back.tensors[name]
+        assert tensor.shape == other.shape and tensor.blocks().tobytes() == other.blocks().tobytes(), name
+
+
+def test_heads_of_plamo_2_are_one_number_and_read_from_a_list() -> None:
+    """llama.cpp takes from the first layer's how much of a head turns, and never ends where that is nothing."""
+    made = model(by_hand.CONFIGS["plamo2"])
+    gguf = hf.to_gguf(made)
+    key = "plamo2.attention.head_count"
+    assert gguf.metadata[key] == 4 and list(gguf.metadata[f"{key}_kv"]) == [0, 2, 0]
+    theirs = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    for heads in (gguf.metadata[key], np.asarray([0, 4, 0], np.int32)):  # ours, the reference's
+        back = hf.from_gguf(gguf.but(metadata=theirs | {key: heads}))
+        config = json.loads(back.file("config.json") or b"")
+        assert (config["num_attention_heads"], config["num_key_value_heads"], config["mamba_step"]) == (4, 2, 2)
+        assert sorted(made.tensors) == sorted(back.tensors)
+
+
+def test_experts_of_hy_v4_of_others_come_back_stacked() -> None:
+    """As they are published, whatever other forms the table knows."""
+    gguf = hf.to_gguf(model(by_hand.CONFIGS["hy-v4"]))
+    keys = {k: v for k, v in gguf.metadata.items() if not k.startswith(own_keys.OWN)}
+    names = {
+        n
+        for n in hf.from_gguf(gguf.but(metadata=keys)).tensors
+        if n.startswith("model.layers.1.mlp.") and "gate_up" in n
+    }
+    assert names == {"model.layers.1.mlp.experts.gate_up_proj"}
+
+
 def test_mixed_types_are_remembered_in_few_words() -> None:
     checkpoint = model(LLAMA)
     for i in range(2):
