@@ -9,6 +9,8 @@ __all__ = ["add_moments", "mirrored"]
 _FEW = 160
 """Columns of which all products are taken at once: fewer would make multiplying slow."""
 _STEP = 256
+_STRIP = 1024
+"""Rows of a product at a time, which bounds its memory."""
 
 
 def add_moments(out: Tensor, x: Tensor, weights: Tensor | None = None) -> None:
@@ -29,10 +31,11 @@ def _add(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
-    if out.device == right.device:
-        out.addmm_(left.t(), right)
-    else:
-        out += (left.t() @ right).to(out.device)
+    """Of all tokens before it is added: a product that goes on from what is there (`addmm_`) rounds in between, so that
+    a sum over batches would depend on who began it."""
+    for start in range(0, left.shape[1], _STRIP):
+        here = slice(start, start + _STRIP)
+        out[here] += (left[:, here].t() @ right).to(out.device)
 
 
 def mirrored(out: Tensor) -> Tensor:
