@@ -46,7 +46,10 @@ CONFIGS: dict[str, tuple[Any, str | None]] = {
     "another quoted flag": (CONFIG | {"attention_bias": "False"}, "attention_bias is the text 'False'"),
     "a window below 0": (CONFIG | MISTRAL | {"sliding_window": -1}, "sliding_window is -1"),
     "no factor": (CONFIG | {"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
-    "a factor as text": (CONFIG | {"rope_scaling": {"type": "linear", "factor": "4"}}, "factor is '4', expected a number"),
+    "a factor as text": (
+        CONFIG | {"rope_scaling": {"type": "linear", "factor": "4"}},
+        "factor is '4', expected a number",
+    ),
     "a method's name": (CONFIG | {"quantization_config": "fp8"}, "quantization_config is 'fp8'"),
     "an end beyond": (CONFIG | {"eos_token_id": 9999}, "eos_token_id is 9999, which is no token"),
     "a larger vocabulary": (CONFIG | {"vocab_size": 300}, "has shape [260, 32]"),
