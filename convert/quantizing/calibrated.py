@@ -13,14 +13,14 @@ import numpy as np
 
 from llmconv.convert.quantizing.plan import Plan, PlannedTensor
 from llmconv.convert.writing.options import Writing
-from llmconv.errors import UsageError
+from llmconv.errors import UsageError, listed
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.scratch import Rows
 from llmconv.progress import Progress
 from llmconv.quant.block import Bytes
 
-__all__ = ["Keeping", "Made", "Rounder", "blocks_of", "calibrated"]
+__all__ = ["Keeping", "Made", "Rounder", "blocks_of", "calibrated", "plainly"]
 
 
 class Made(Protocol):
@@ -89,7 +89,7 @@ def calibrated(
 
     `UsageError` for one that can't be without importance weights and got none.
     """
-    kinds = {t.source.name: t.choice.type for t in plan.tensors if t.changes and not t.choice.type.is_plain()}
+    kinds = {t.source.name: t.choice.type for t in _to_blocks(plan)}
     made = dict(rounder.round(checkpoint, kinds, writing.jobs, writing.progress, kept)) if kinds else {}
     for tensor in plan.tensors:
         kind = tensor.choice
@@ -100,6 +100,19 @@ def calibrated(
             )
     files = [dataclasses.replace(f, tensors=[_with(t, made) for t in f.tensors]) for f in plan.files]
     return dataclasses.replace(plan, files=files), made
+
+
+def _to_blocks(plan: Plan) -> list[PlannedTensor]:
+    return [t for t in plan.tensors if t.changes and not t.choice.type.is_plain()]
+
+
+def plainly(plan: Plan, made: Mapping[str, Made]) -> list[str]:
+    """A note on the tensors of which nothing was made."""
+    names = [t.name for t in _to_blocks(plan) if t.source.name not in made]
+    if not names:
+        return []
+    said = f"{len(names)} tensors are" if len(names) > 1 else "1 tensor is"
+    return [f"{said} rounded plainly, for the calibration says nothing of what errors cost there: {listed(names)}"]
 
 
 def blocks_of(source: Tensor, kind: BlockClass, made: Made, name: str = "") -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmconv.convert.quantizing import quantized
-from llmconv.convert.quantizing.calibrated import Keeping, Rounder, calibrated
+from llmconv.convert.quantizing.calibrated import Keeping, Rounder, calibrated, plainly
 from llmconv.convert.quantizing.names import targets
 from llmconv.convert.quantizing.outputs import (
     fingerprints,
@@ -130,7 +130,7 @@ def _calibrated(
     keeping: Sequence[Keeping],
 ) -> tuple[list[Plan], Quantized]:
     """The plans with calibrated bytes, and the result with what they are predicted to cost."""
-    done, outputs = [], []
+    done, outputs, notes = [], [], dict[str, None]()
     for i, (plan, output) in enumerate(zip(plans, result.outputs, strict=True)):
         ready, made = calibrated(plan, checkpoint, calibration, writing, keeping[i] if keeping else None)
         done.append(ready)
@@ -140,7 +140,8 @@ def _calibrated(
             row if m is None else dataclasses.replace(row, loss_before=m.before, loss_after=m.after) for row, m in rows
         )
         outputs.append(dataclasses.replace(output, tensors=told))
-    return done, dataclasses.replace(result, outputs=tuple(outputs), notes=(*result.notes, *calibration.notes))
+        notes |= dict.fromkeys(plainly(plan, made))
+    return done, dataclasses.replace(result, outputs=tuple(outputs), notes=(*result.notes, *calibration.notes, *notes))
 
 
 def _keeping(plans: Sequence[Plan], inputs: Sequence[Path], writing: Writing) -> list[Keeping]:

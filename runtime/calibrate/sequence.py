@@ -272,12 +272,12 @@ def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:
 def _inputs(
     model: Model, known: Calibrated, unit: Unit, wanted: Sequence[str], later: Collection[str], states: Between
 ) -> dict[str, Inputs]:
-    """What goes into those tensors of a layer that are wanted and that tokens go through."""
+    """What goes into those tensors of a layer that are wanted and that tokens, not only zeros, go through."""
     if not wanted:
         return {}
     found = inputs_of(model, unit, wanted, known.gradients.tokens, states, later)
     there(model, _part(wanted[0]))  # in a process that has no batches too
-    return found
+    return {name: own for name, own in found.items() if any(bool(h.diagonal().any()) for h in own.h)}
 
 
 def _part(name: str) -> int | str:

@@ -356,6 +356,28 @@ def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llmconv.train(config).exports[0]
 
 
+def test_what_never_fires_is_rounded_plainly_and_said(tmp_path: Path) -> None:
+    def nothing(x: Any) -> None:
+        x[...] = 0
+
+    silent = runnable.changed(runnable.checkpoint(layers=2), "blk.0.ffn_up.weight", nothing)
+    model = runnable.write(silent, tmp_path / "m.gguf")
+    (tmp_path / "text.txt").write_text(runnable.text(200))
+    known = llmconv.calibrate(model, tmp_path / "text.txt", context=32, device="cpu")
+    for folder in ("own", "plain"):
+        (tmp_path / folder).mkdir()
+    made = llmconv.quantize(model, tmp_path / "own", ["Q4_0", "Q8_0"], pure=True, calibration=known)
+    said = [note for note in made.notes if "rounded plainly" in note]
+    assert said == [
+        "1 tensor is rounded plainly, for the calibration says nothing of what errors cost there: blk.0.ffn_down.weight"
+    ]
+    llmconv.quantize(model, tmp_path / "plain", ["Q4_0", "Q8_0"], pure=True)
+    for kind in ("Q4_0", "Q8_0"):
+        own, plain = (llmconv.open(tmp_path / folder / f"m-{kind}.gguf") for folder in ("own", "plain"))
+        name = "blk.0.ffn_down.weight"
+        assert np.array_equal(own.tensors[name].rows(), plain.tensors[name].rows())
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     """What the kernel saw at most in a child, after four parts of a text and after sixteen: what is kept of a part may

@@ -114,6 +114,8 @@ def calibration_of(
         raise click.UsageError(
             "--calibrate makes a calibration, --calibration takes one that is made; give one of them"
         )
+    if Path("default") in texts and not Path("default").exists():
+        raise click.UsageError("no text is shipped to calibrate on; give one of the kind that the model is for")
     if effort is not None and not texts:
         raise click.UsageError("--effort is for --calibrate; give a text to calibrate on")
     if not texts and file is None:
