@@ -42,6 +42,8 @@ Floats = NDArray[np.float32]
 _DAMP, _DAMP_ROWS = 0.01, 0.03
 """Shares of the mean diagonal that are added to it, beside one of dimensions by tokens: what few tokens say of many
 columns is mostly chance (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, whose share falls in this way)."""
+_COUNTING = 0.5
+"""About how much of the tokens counts, as their weights differ: (sum w)^2 / sum w^2 of what is clipped at four means."""
 _MOST_DAMP = 1.0
 _FINE = 256
 """Levels that leave little to search for."""
@@ -362,7 +364,7 @@ def _damped(matrix: Floats, share: float, tokens: int) -> Floats:
     out = matrix / _mean(matrix) if matrix.any() else np.eye(len(matrix), dtype=np.float32)
     dead = np.diag(out) <= 0
     out[dead, dead] = 1.0
-    few = len(out) / tokens if tokens else 0.0
+    few = len(out) / (_COUNTING * tokens) if tokens else 0.0
     out[np.diag_indices(len(out))] += np.float32(min(share + few, _MOST_DAMP))
     return out
 
