@@ -21,6 +21,7 @@ from llmconv.formats.writing.scratch import Rows, Scratch
 from llmconv.progress import Meter
 from llmconv.quant.plain import F32
 from llmconv.runtime.calibrate.collecting import name_of_experts
+from llmconv.runtime.calibrate.inputs import clipped
 from llmconv.runtime.calibrate.layered import Back, back_by_layers
 from llmconv.runtime.calibrate.moments import add_moments, mirrored
 from llmconv.runtime.calibrate.shared import Sum, merged, turns
@@ -52,8 +53,9 @@ class Gradients:
     """By tensor name, over N tokens:
 
     tokens: (N,) float32, the mean squared gradient of each token's results; not of experts, whose tokens may change.
-    rows: one matrix E[g g'] for each of `row_groups`, float32, in memory or where they lie; of the embedding and the
-        head one vector, how much each row counts: how often a token comes, and the mean of p (1 - p).
+    rows: one matrix E[g g'] for each of `row_groups`, float32, in memory or where they lie, large gradients cut as
+        tokens' weights are; of the embedding and the head one vector, how much each row counts: how often a token
+        comes, and the mean of p (1 - p).
     embedding: (dim, dim) E[g g'] at the token embedding's rows.   head: (dim, dim) of a tied head's inputs, weighted.
     """
 
@@ -273,11 +275,15 @@ class _Gathering:
 
     def _gradient(self, name: str, g: Tensor) -> None:
         flat = g.reshape(-1, g.shape[-1]).float()
+        squares = flat.square().mean(-1)
         if not name_of_experts(name):
-            self._of_tokens(name, flat.square().mean(-1))
+            self._of_tokens(name, squares)
         self._met[name] = None
+        weight = clipped(squares)
+        if weight is not None:  # that of a token with a large gradient, the sum of the squares as it was
+            weight = (weight / (squares / squares.mean())).nan_to_num(0)
         for total, group in zip(self._sums[name], row_groups(flat.shape[-1]), strict=True):
-            add_moments(total.here, flat[:, group])
+            add_moments(total.here, flat[:, group], weight)
 
     def _sum(self, name: str) -> Tensor:
         self._met[name] = None

@@ -40,7 +40,11 @@ R = TypeVar("R")
 Floats = NDArray[np.float32]
 
 _DAMP, _DAMP_ROWS = 0.01, 0.03
-"""Shares of the mean diagonal that are added to it, so that what few tokens don't say is not made up."""
+"""Shares of the mean diagonal that are added to it, beside one of dimensions by tokens: what few tokens say of many
+columns is mostly chance (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, whose share falls in this way)."""
+_COUNTING = 0.5
+"""About how much of the tokens counts, as their weights differ: (sum w)^2 / sum w^2 of what is clipped at four means."""
+_MOST_DAMP = 1.0
 _FINE = 256
 """Levels that leave little to search for."""
 _FIRST_SWEEPS = 1
@@ -109,10 +113,10 @@ class ToRound:
 
 
 class _Columns:
-    """What errors in columns cost.   h: (columns, columns) float32, of inputs."""
+    """What errors in columns cost.   h: (columns, columns) float32, of inputs.   tokens: of how many it is the mean."""
 
-    def __init__(self, h: Floats):
-        self.h, self._one = h, threading.Lock()
+    def __init__(self, h: Floats, tokens: int):
+        self.h, self.tokens, self._one = h, tokens, threading.Lock()
         self._damped: Floats | None = None
         self._order: Order | None = None
 
@@ -137,7 +141,7 @@ class _Columns:
 
     def _as_damped(self) -> Floats:
         if self._damped is None:
-            self._damped = _damped(self.h, _DAMP)
+            self._damped = _damped(self.h, _DAMP, self.tokens)
         return self._damped
 
 
@@ -211,9 +215,9 @@ class _Shared:
 
     def of(self, inputs: Inputs, matrix: int) -> _Columns:
         if len(inputs.h) > 1:
-            return _Columns(inputs.h[matrix].numpy())
+            return _Columns(inputs.h[matrix].numpy(), sum(inputs.counts))
         with self._one:
-            return self._made.setdefault(id(inputs), _Columns(inputs.h[0].numpy()))
+            return self._made.setdefault(id(inputs), _Columns(inputs.h[0].numpy(), sum(inputs.counts)))
 
     def done(self, inputs: Inputs) -> None:
         with self._one:
@@ -348,19 +352,20 @@ def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, search:
     alone = search.alone if piece.f is None and len(grid.levels) < _FINE else _FIRST_SWEEPS
     found = rounded(grid, start.codes, weights, metric, alone, search.little, start.gradient)
     if piece.f is not None and piece.f.any():
-        f = _damped(piece.f, _DAMP_ROWS)
+        f = _damped(piece.f, _DAMP_ROWS, piece.columns.tokens)
         gradient = np.ascontiguousarray(product(f, found.gradient))
         both = Metric(metric.h, f, product)
         found = rounded(grid, found.codes, weights, both, search.coupled, search.little, gradient)
     return grid.pack(found.codes)
 
 
-def _damped(matrix: Floats, share: float) -> Floats:
-    """Positive definite, with a mean diagonal of one."""
+def _damped(matrix: Floats, share: float, tokens: int) -> Floats:
+    """Positive definite, with a mean diagonal of one.   tokens: of how many it is the mean; 0: of none that count."""
     out = matrix / _mean(matrix) if matrix.any() else np.eye(len(matrix), dtype=np.float32)
     dead = np.diag(out) <= 0
     out[dead, dead] = 1.0
-    out[np.diag_indices(len(out))] += np.float32(share)
+    few = len(out) / (_COUNTING * tokens) if tokens else 0.0
+    out[np.diag_indices(len(out))] += np.float32(min(share + few, _MOST_DAMP))
     return out
 
 

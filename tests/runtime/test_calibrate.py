@@ -116,8 +116,11 @@ def test_what_does_harm_elsewhere_is_left_out(
     assert shown[0] == pytest.approx(llmconv.compare(model, tmp_path / "kept", pairs, device="cpu").mean_kld, rel=1e-3)
 
 
-def test_gradients_are_the_fisher_information(model: Path) -> None:
-    """Against autograd written out: labels drawn with the same seed, one loss, gradients at one layer's results."""
+@pytest.mark.parametrize("clip", [4.0, 1.2])
+def test_gradients_are_the_fisher_information(model: Path, clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd written out: labels drawn with the same seed, one loss, gradients at one layer's results, of
+    which those of few tokens count less, the sum of squares staying."""
+    monkeypatch.setattr("llmconv.runtime.calibrate.inputs.CLIP", clip)
     loaded = llmconv.load(model, "cpu")
     batches = [torch.arange(24).view(3, 8) % loaded.decoder.vocab_size]
     meter = llmconv.progress.Meter(None, "x", 0)
@@ -133,8 +136,12 @@ def test_gradients_are_the_fisher_information(model: Path) -> None:
     assert labels.tolist() == (sums < heights * sums[:, -1:]).sum(-1).tolist()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
     g = kept[0].grad.flatten(0, 1)
-    np.testing.assert_allclose(found.tokens[f"{name}.weight"], g.square().mean(1), rtol=1e-4, atol=1e-9)
-    np.testing.assert_allclose(found.of_rows(f"{name}.weight")[0], g.T @ g / 24, rtol=1e-3, atol=1e-7)
+    squares = g.square().mean(1)
+    np.testing.assert_allclose(found.tokens[f"{name}.weight"], squares, rtol=1e-4, atol=1e-9)
+    weight = (clip * squares.mean() / squares).clamp(max=1)
+    assert bool(weight.min() < 1) == (clip < 4)
+    rows = g.T @ (g * weight[:, None]) / (weight * squares).sum() * squares.mean()
+    np.testing.assert_allclose(found.of_rows(f"{name}.weight")[0], rows, rtol=1e-3, atol=1e-7)
     assert all(p.requires_grad for p in loaded.parameters())
 
 
