@@ -114,6 +114,7 @@ def test_a_drafts_gguf_is_quantized_and_comes_back(name: str, tmp_path: Path) ->
 
 
 def test_a_draft_is_called_by_its_name_where_it_is_not_run() -> None:
+    pytest.importorskip("torch")
     with pytest.raises(llmconv.Unsupported, match="an EAGLE-3 model can't be run here"):
         llmconv.load(by_hand_folder(by_hand.CONFIGS["eagle3"]), "cpu")
 

@@ -92,6 +92,7 @@ def test_what_can_not_be(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_impossible_size_is_refused_before_anything_is_calibrated(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     missing = llmconv.OnText(tmp_path / "nobody-has-read-it.txt")
     for wish in ({"target_size": 200_000}, {"bpw": 1.0}):
         with pytest.raises(UsageError, match="the smallest file of these types"):
