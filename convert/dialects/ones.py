@@ -10,6 +10,7 @@ import re
 
 from llmconv.convert import archs
 from llmconv.convert.tables import own_keys
+from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
@@ -22,7 +23,10 @@ def with_ones(gguf: Checkpoint) -> Checkpoint:
     arch = archs.by_gguf(name) if isinstance(name, str) and not own_keys.is_plain(gguf.metadata) else None
     if arch is None:
         return gguf
-    dims = arch.dims_of(arch.modern(gguf.metadata))
+    try:
+        dims = arch.dims_of(arch.modern(gguf.metadata))
+    except LlmconvError:
+        return gguf  # whoever computes with its sizes says what is wrong with them, and in which file
     layers = [int(found[1]) for n in gguf.tensors if (found := re.match(r"blk\.(\d{1,9})\.", n))]
     dims["n_layer"] = min(dims["n_layer"], max(layers, default=-1) + 1, len(gguf.tensors))  # not what a file claims
     made: dict[str, Tensor] = {}
