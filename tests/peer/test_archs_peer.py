@@ -208,6 +208,7 @@ EXTRA_KEYS: dict[str, set[str]] = {
     | {f"scaled_by.{n}" for n in ("attention_in", "attention_out", "key", "ssm_in", "ssm_out", "embedding", "lm_head")},
     "kimi-linear": {"expert_gating_func", "rope.freq_base"},
     "mamba": {"ssm.dt_b_c_rms_epsilon"},
+    "t5": {"logit_scale"},
     "orion": {"rope.freq_base"},
     "qwen": {"attention.layer_norm_rms_epsilon"},
     "bert": {"token_type_count"},
