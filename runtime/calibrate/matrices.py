@@ -43,7 +43,7 @@ _DAMP, _DAMP_ROWS = 0.01, 0.03
 """Shares of the mean diagonal that are added to it, beside one of dimensions by tokens: what few tokens say of many
 columns is mostly chance (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, whose share falls in this way)."""
 _COUNTING = 0.5
-"""About how much of the tokens counts, as their weights differ: (sum w)^2 / sum w^2 of what is clipped at four means."""
+"""About how much of the tokens counts, as weights differ: (sum w)^2 / sum w^2 of what is clipped at four means."""
 _MOST_DAMP = 1.0
 _FINE = 256
 """Levels that leave little to search for."""
