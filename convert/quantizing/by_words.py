@@ -20,7 +20,7 @@ from llmconv.errors import Unsupported
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["compared", "zeros_of"]
+__all__ = ["compared", "require_exact", "zeros_of"]
 
 _EXACT_BITS = np.uint32(0xFF)
 """Of a float32, those that are 0 in a number of 16 significant bits."""

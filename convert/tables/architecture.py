@@ -24,7 +24,7 @@ from llmconv.convert.tables.kinds import check_kinds
 from llmconv.convert.tables.loader import Loader
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.pieces import Pieces, activation
-from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, row, slots
+from llmconv.convert.tables.rows import Form, Row, Slot, at_layer, flag_of, row, slots
 from llmconv.convert.tables.scalars import Small
 from llmconv.convert.tables.windows import window_keys, windows_config
 from llmconv.errors import BadFile, Unsupported
@@ -136,7 +136,7 @@ class Architecture:
     def settings(self) -> frozenset[str]:
         """The settings of a config.json that the table computes with or knows to change nothing, dots for objects."""
         names = {name for key in self.keys for name in key.names}
-        names |= {r.optional.lstrip("!").partition("=")[0] for r in self.rows if isinstance(r.optional, str)}
+        names |= {flag_of(r.optional).setting for r in self.rows if isinstance(r.optional, str)}
         names |= {*self.reads.split(), *self.inert.split(), self.decoder.get("activation_key", "hidden_act")}
         return frozenset(names)
 
@@ -330,15 +330,14 @@ class Architecture:
 
     def expected(self, table_row: Row, config: Mapping[str, Any]) -> bool:
         """Whether a model of this configuration has the row."""
-        flag = table_row.optional
-        if isinstance(flag, bool):
-            return not flag
-        if not isinstance(flag, str):
-            return flag(config)
-        name, _, given = flag.lstrip("!").partition("=")
-        found = self.is_tied(config) if name == "tie_word_embeddings" else config.get(name)
-        value = given == "true" if found is None else bool(found)
-        return not value if flag.startswith("!") else value
+        optional = table_row.optional
+        if isinstance(optional, bool):
+            return not optional
+        if not isinstance(optional, str):
+            return optional(config)
+        flag = flag_of(optional)
+        found = self.is_tied(config) if flag.setting == "tie_word_embeddings" else config.get(flag.setting)
+        return flag.there == (flag.usual if found is None else bool(found))
 
 
 def _is_null(config: Mapping[str, Any], names: Iterable[str]) -> bool:

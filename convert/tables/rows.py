@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmconv.convert.tables.ops import Dims, Op, Parts, evaluate
 from llmconv.errors import BadFile, LlmconvError, MissingTensor, WrongShape
@@ -22,6 +22,7 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import plain
 
 __all__ = [
+    "Flag",
     "Form",
     "Moved",
     "Row",
@@ -31,6 +32,7 @@ __all__ = [
     "backward",
     "check",
     "find",
+    "flag_of",
     "forward",
     "prefix_of",
     "row",
@@ -132,6 +134,21 @@ class Row:
             gguf += names
             shapes += [tuple(evaluate(size, dims) for size in shape.split(","))] * len(names)
         return Slot(self, tuple(gguf), tuple(shapes), dims)
+
+
+class Flag(NamedTuple):
+    """What `Row.optional` says.   setting: of a configuration.   there: its value where the tensors are.   usual: the
+    value where a configuration states none."""
+
+    setting: str
+    there: bool
+    usual: bool
+
+
+def flag_of(text: str) -> Flag:
+    """Of "attention_bias", "!no_bias" or "qkv_bias=true"."""
+    setting, _, usual = text.lstrip("!").partition("=")
+    return Flag(setting, not text.startswith("!"), usual == "true")
 
 
 def row(

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.architecture import Architecture
+from llmconv.convert.tables.rows import flag_of
 from llmconv.errors import more
 
 __all__ = ["absent", "denied", "kept", "known", "said"]
@@ -55,21 +56,25 @@ def denied(
 
 
 def _of_a_head(flag: str) -> bool:
-    return flag.lstrip("!").partition("=")[0].endswith((_TIED, "weight_tying", "share_input_output_layers"))
+    return flag_of(flag).setting.endswith((_TIED, "weight_tying", "share_input_output_layers"))
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def said(lacking: Mapping[str, list[str]], surplus: Mapping[str, list[str]], headless: bool = False) -> list[str]:
     """Notes about a folder's tensors that are not there, or should not.   headless: a model that needs no own head."""
     notes = []
     for flag, names in surplus.items():
-        name, value = flag.lstrip("!").partition("=")[0], "true" if flag.startswith("!") else "false"
+        setting, there, _ = flag_of(flag)
         notes.append(
-            f"config.json: {name} is {value}, but the file has {names[0]}{more(names)}: converted with them; "
-            "transformers leaves them out"
+            f"config.json: {setting} is {_word(not there)}, but the file has {names[0]}{more(names)}: converted with "
+            "them; transformers leaves them out"
         )
     for flag, names in lacking.items():
-        name = flag.lstrip("!").partition("=")[0]
-        if name.endswith(_TIED):
+        setting, there, _ = flag_of(flag)
+        if setting.endswith(_TIED):
             if headless:
                 continue
             notes.append(
@@ -77,8 +82,8 @@ def said(lacking: Mapping[str, list[str]], surplus: Mapping[str, list[str]], hea
                 "taken for it; transformers makes a random one"
             )
         elif flag:
-            value = "false" if flag.startswith("!") else "true"
-            notes.append(f"config.json: {name} is {value}, but the file has no such tensors: converted without")
+            value = _word(there)
+            notes.append(f"config.json: {setting} is {value}, but the file has no such tensors: converted without")
         else:
             notes.append(f"config.json says that there is {names[0]}{more(names)}, the file does not: left out")
     return notes

@@ -14,6 +14,7 @@ from typing import Any
 from llmconv.convert.dialects.hugging_face import absent
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import LOCAL_THETAS, THETAS, put, text_config
+from llmconv.convert.tables.rows import flag_of
 from llmconv.convert.vocab import pre as vocab_pre
 from llmconv.convert.vocab.model import BPE, ROLES, Vocab, same_value
 from llmconv.errors import LlmconvError, cut, listed, more
@@ -79,12 +80,12 @@ def flagged(
     known = absent.known(metadata)
     names = [name for name in lacking.get("", ()) if name not in known]
     notes = [f"the GGUF has no {cut(names[0])}{more(names)}, which config.json says there is"] if names else []
-    taken = {flag: flag.startswith("!") for flag in lacking if flag and flag not in known}
-    added = {flag: not flag.startswith("!") for flag in surplus if flag not in known}
-    for flags, what in ((taken, "taken out of"), (added, "put into")):
+    taken = [flag_of(flag) for flag in lacking if flag and flag not in known]
+    added = [flag_of(flag) for flag in surplus if flag not in known]
+    for flags, there, what in ((taken, False, "taken out of"), (added, True, "put into")):
         if flags:
             config = json.loads(files["config.json"])
-            said = [_set(arch, config, f.lstrip("!").partition("=")[0], value) for f, value in flags.items()]
+            said = [_set(arch, config, flag.setting, flag.there == there) for flag in flags]
             files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
             notes.append(f"config.json says what was {what} the GGUF: {listed(said, 4)}")
     return notes

@@ -13,6 +13,7 @@ from llmconv.convert import vocab
 from llmconv.convert.dialects import carried
 from llmconv.convert.tables.architecture import Architecture
 from llmconv.convert.tables.config import usable
+from llmconv.convert.tables.rows import flag_of
 from llmconv.errors import Unsupported
 from llmconv.formats.checkpoint import Checkpoint
 
@@ -59,7 +60,7 @@ def _rebuilt(
         flag = table_row.optional
         if isinstance(flag, str) and not flag.endswith("tie_word_embeddings"):
             there[flag] = there.get(flag, False) or (table_row.gguf, table_row.when) in present
-    config |= {f.lstrip("!").partition("=")[0]: not yes if f.startswith("!") else yes for f, yes in there.items()}
+    config |= {(found := flag_of(text)).setting: found.there == yes for text, yes in there.items()}
     for made in arch.made:
         if made.gguf in checkpoint.tensors:
             with usable(config, f"{checkpoint.where}: tensor {made.gguf!r}"):
