@@ -27,7 +27,6 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.tables.config import read_config
 from llmconv.convert.writing import tasks
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import UsageError, about, at, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places import names as places, outbox, remote
@@ -59,6 +58,8 @@ def to_gguf(
     canonical = reading.translated(opened, "gguf")
     checkpoint = runnable(canonical, opened)
     if writing.portable:
+        from llmconv.convert.writing.portable import portable as without_own_keys  # and all of vocabularies
+
         checkpoint = without_own_keys(checkpoint)
     records: list[dict[str, str]] = [{}] * len(types)
     if writing.provenance:

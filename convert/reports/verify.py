@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert import archs, vocab as vocabulary
 from llmconv.convert.dialects.ones import with_ones
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.towers import translate as towers, which
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -251,9 +251,9 @@ def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
 def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both in GGUF's names: with their towers where both have one, and a folder's tower where the other is one."""
     (text_a, tower_a), (text_b, tower_b) = towers.halves(a), towers.halves(b)
-    if tower_a is not None and towers.is_tower(b):
+    if tower_a is not None and which.is_tower(b):
         return tower_a, b
-    if tower_b is not None and towers.is_tower(a):
+    if tower_b is not None and which.is_tower(a):
         return a, tower_b
     a, b = (with_ones(translate(text, "gguf")) for text in (text_a, text_b))
     if tower_a is None or tower_b is None:

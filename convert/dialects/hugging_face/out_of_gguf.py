@@ -37,7 +37,7 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.tables.settings import ignored_by_transformers
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.towers import translate as towers, which
 from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -52,7 +52,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
     where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
-    if towers.is_known(checkpoint):
+    if which.is_known(checkpoint):
         return towers.from_gguf(checkpoint, strict=strict)
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
