@@ -24,7 +24,7 @@ from llmconv.convert.dialects.hugging_face import (
     target,
 )
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
-from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_a_folder, otherwise_in_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import of_others, otherwise_in_a_folder, otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import as_present, unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
@@ -111,10 +111,11 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         notes += ignored_by_transformers(arch, read_config(out))
     if again:
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
-    notes += otherwise_in_a_folder(checkpoint, again)
+    ours = of_others(checkpoint)
+    notes += otherwise_in_a_folder(checkpoint, ours, again)
     unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= unmapped
-    out.notes += [*notes, *said, *(note for note in otherwise_in_llama_cpp(checkpoint) if note not in out.notes)]
+    out.notes += [*notes, *said, *(n for n in otherwise_in_llama_cpp(checkpoint, ours) if n not in out.notes)]
     return out
 
 
