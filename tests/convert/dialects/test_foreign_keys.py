@@ -55,6 +55,18 @@ def test_keys_of_a_gguf_come_back(tmp_path: Path, through: str) -> None:
     assert llmconv.open(tmp_path / "b.gguf").metadata["mine.numbers"].dtype == np.int8
 
 
+@pytest.mark.parametrize("gone", ["tokenizer.ggml.tokens", "tokenizer."])
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path, gone: str) -> None:
+    source = write_gguf(tmp_path / "a.gguf", somebodys)
+    whole = llmconv.convert_file(source, tmp_path / "whole")
+    assert (tmp_path / "whole" / "tokenizer.json").is_file() and not [n for n in whole.notes if "no tokenizer" in n]
+    checkpoint = llmconv.open(source)
+    bare = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(gone)}
+    made = llmconv.save(checkpoint.but(metadata=bare), tmp_path / "folder")
+    assert not [p.name for p in (tmp_path / "folder").iterdir() if "token" in p.name]
+    assert [n for n in made.notes if n == "no tokenizer files are written: the GGUF holds no tokens"]
+
+
 def test_a_gguf_is_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read through for two kinds of notes; the other reading is of what its folder says."""
     seen: list[Checkpoint] = []
