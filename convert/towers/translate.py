@@ -20,6 +20,7 @@ from llmconv.convert import archs, towers
 from llmconv.convert.cards.general import folder_name, general
 from llmconv.convert.dialects import carried
 from llmconv.convert.dialects.hugging_face import disguise
+from llmconv.convert.dialects.ones import in_shapes, shapes_of
 from llmconv.convert.scaled.unpack import refuse_parts, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config, text_config
@@ -192,10 +193,10 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, config: Mapping[st
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     lost = {k.removeprefix(own_keys.EXACT): v for k, v in metadata.items() if k.startswith(own_keys.EXACT)}
     for side in [side for side in tower.sides if side.is_said(metadata)]:
-        dims = side.dims(metadata, shapes)
+        slots = list(side.slots(metadata, side.dims(metadata, shapes), shapes))
         for moved in backward(
-            side.slots(metadata, dims, shapes),
-            checkpoint.tensors,
+            slots,
+            in_shapes(checkpoint, shapes_of(slots)).tensors,
             told,
             form_of=lambda slot: _form(slot, checkpoint.tensors),
             type_of=lambda name: carried.dtype_of(name, *dtypes),

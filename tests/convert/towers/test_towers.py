@@ -61,6 +61,21 @@ def test_somebody_elses_file_gives_the_same_tensors(tower: Tower) -> None:
     same(made, again)
 
 
+@pytest.mark.parametrize("tower", TOWERS, ids=NAMES)
+def test_leading_ones_need_not_be_there(tower: Tower) -> None:
+    """ggml does not count dimensions of one at the end of its shapes, so who quantizes an mmproj file drops them."""
+    folder = tower_folders.tower_folder(tower, tower.classes[0])
+    made = translate.to_gguf(folder)
+    shapes = {
+        name: tensor.shape[next((i for i, n in enumerate(tensor.shape[:-1]) if n > 1), -1) :]
+        for name, tensor in made.tensors.items()
+    }
+    bare = {name: tensor.reshaped(shapes[name]) if tensor.shape else tensor for name, tensor in made.tensors.items()}
+    quantized = made.but(tensors=bare)
+    same(folder, translate.from_gguf(quantized))
+    assert llmconv.verify(made, quantized).same and llmconv.verify(quantized, made).same
+
+
 def _with_text(folder: Checkpoint) -> bytes:
     config = json.loads(folder.file("config.json") or b"")
     config.get("thinker_config", config)["text_config"] = tower_folders.TEXT
