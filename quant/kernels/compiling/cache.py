@@ -27,8 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.quant.kernels.compiling import loading
-
 _KERNELS = Path(__file__).parents[1]
 _LOG = logging.getLogger("llmconv.kernels")
 _LOCK = threading.RLock()
@@ -178,8 +176,9 @@ class _Code:
         self._names = [name for name, *_ in head["parameters"]]
         self._parameters = [_PARAMETERS[kind](*rest) for _, kind, *rest in head["parameters"]]
         words = [word for p in self._parameters for word in p.words]
+        self._library = _link(head["symbol"], image)
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
-        self.address = loading.load(head["symbol"], image)
+        self.address: int = self._library[head["symbol"]]
         self._function = prototype(self.address)
 
     def run(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -246,6 +245,28 @@ _PARAMETERS: dict[str, Callable[..., Any]] = {
 """How an argument is handed over; `build` says which for each parameter."""
 
 
+@functools.cache
+def _jit() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler()
+
+
+_LINKED: list[Any] = []  # code lives as long as these do
+_NUMBERS = itertools.count()
+
+
+def _link(symbol: str, image: bytes) -> Any:
+    """Load an object file: a mapping from the symbol to its address."""
+    import llvmlite.binding as llvm
+
+    library = llvm.JITLibraryBuilder().add_object_img(image).export_symbol(symbol).add_current_process()
+    _LINKED.append(library.link(_jit(), f"llmconv-{next(_NUMBERS)}"))
+    return _LINKED[-1]
+
+
 def _keep(path: Path, content: bytes) -> None:
     """Write a file of the cache, whole or not at all; a full or vanished folder means compiling again."""
     temporary = path.with_name(f"{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
@@ -267,7 +288,6 @@ def _digest(content: bytes) -> str:
 
 # Where code is kept.
 
-_PROCESSOR = "vendor_id", "cpu family", "model", "stepping", "flags"
 _CODE_OPTIONS = "CPU_NAME", "CPU_FEATURES", "ENABLE_AVX", "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE"
 
 
@@ -294,29 +314,21 @@ def cache_folder() -> Path | None:
 
 def _fingerprint() -> str:
     """A digest of all that the code depends on."""
-    sources = b"".join(source.read_bytes() for source in sorted(_KERNELS.rglob("*.py")))
-    options = [os.environ.get(f"NUMBA_{name}") for name in _CODE_OPTIONS]  # that numba goes by
-    versions = _version("numba"), _version("llvmlite"), sys.version_info[:2]
-    return _digest(sources + repr((_processor(), options, versions)).encode())
-
-
-def _version(library: str) -> bytes:
-    """What tells one version of a library from another, without importing it."""
-    found = importlib.util.find_spec(library)
-    assert found is not None and found.origin is not None  # llmconv depends on it
-    return Path(found.origin).with_name("_version.py").read_bytes()
-
-
-def _processor() -> object:
-    """What tells one processor from another; LLVM, which knows best, takes long to import."""
-    with contextlib.suppress(OSError):
-        if loading.HERE:
-            with open("/proc/cpuinfo") as file:
-                lines = itertools.takewhile(str.strip, file)  # of the first; the others are its likes
-                return [line for line in lines if line.startswith(_PROCESSOR)]
+    import llvmlite
     import llvmlite.binding as llvm
 
-    return llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    sources = b"".join(source.read_bytes() for source in sorted(_KERNELS.rglob("*.py")))
+    cpu = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    options = [os.environ.get(f"NUMBA_{name}") for name in _CODE_OPTIONS]  # that numba goes by
+    versions = _numba_version(), llvmlite.__version__, sys.version_info[:2]
+    return _digest(sources + repr((cpu, options, versions)).encode())
+
+
+def _numba_version() -> bytes:
+    """What tells one numba from another, without importing it."""
+    found = importlib.util.find_spec("numba")
+    assert found is not None and found.origin is not None  # llmconv depends on it
+    return Path(found.origin).with_name("_version.py").read_bytes()
 
 
 def _cache_root() -> Path | None:
