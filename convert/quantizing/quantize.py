@@ -23,11 +23,11 @@ from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FOLDERS, INT8, INTEGERS, REPACKS, file_type
-from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import tensor_type_rules
 
 if TYPE_CHECKING:
     from llmconv.convert.quantizing.mix import Wish
+    from llmconv.quant.imatrix import Importance
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
