@@ -2,9 +2,9 @@
 
     python tests/bench/bench_startup.py [--base CHECKOUT] [--rounds 9] [--columns 1024] [--only WORD]
 
-Makes a Llama in F16 with that many columns (1024: 306 MB), a small one (12 MB) and two simple-llms in JSON in a temporary
-folder, converts and quantizes each in turn by either checkout, each time in a process of its own, and prints the least
-of all rounds: what other programs take of the machine comes on top.  Outputs of both must be the same bytes.
+Makes a Llama in F16 with that many columns (1024: 306 MB), a small one (12 MB) and two simple-llms in JSON in a
+temporary folder, converts and quantizes each in turn by either checkout, each time in a process of its own, and prints
+the least of all rounds: what other programs take of the machine comes on top.  Outputs of both must be the same bytes.
 """
 
 from __future__ import annotations
