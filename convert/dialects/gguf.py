@@ -48,10 +48,10 @@ def _check(checkpoint: Checkpoint) -> None:
     _check_vocabulary(metadata, where)
     name = metadata.get("general.architecture")
     if name is not None and not isinstance(name, str):
-        raise BadFile(f"{where}: key 'general.architecture' is {name!r}, expected a text")
+        raise BadFile(f"{where}: key 'general.architecture' is {cut(name)}, expected a text")
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str):
-        raise BadFile(f"{where}: key 'general.type' is {kind!r:.60}, expected a text")
+        raise BadFile(f"{where}: key 'general.type' is {cut(kind)}, expected a text")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or kind != "model" or not checkpoint.tensors or own_keys.is_plain(metadata):
         return
@@ -91,7 +91,7 @@ def _check_vocabulary(metadata: dict[str, Any], where: str) -> None:
         return
     model = metadata.get("tokenizer.ggml.model")
     if model is not None and not isinstance(model, str):
-        raise BadFile(f"{where}: key 'tokenizer.ggml.model' is {model!r}, expected a text")
+        raise BadFile(f"{where}: key 'tokenizer.ggml.model' is {cut(model)}, expected a text")
     for key in (_TOKENS, "tokenizer.ggml.merges"):
         value = metadata.get(key)
         texts = isinstance(value, Strings) or (

@@ -38,7 +38,7 @@ from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.tables.settings import ignored_by_transformers
 from llmconv.convert.towers import translate as towers, which
-from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
+from llmconv.errors import BadFile, Unsupported, WrongShape, about, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 from llmconv.quant import plain
@@ -157,7 +157,7 @@ def _give(out: Checkpoint, arch: Architecture, checkpoint: Checkpoint, dims: Map
     prefix = metadata.get(own_keys.PREFIX, arch.prefixes[0])
     if not isinstance(prefix, str) or prefix not in arch.prefixes:
         raise BadFile(
-            f"{where}: {own_keys.PREFIX} is {prefix!r:.60}, expected one of {', '.join(map(repr, arch.prefixes))}"
+            f"{where}: {own_keys.PREFIX} is {cut(prefix)}, expected one of {', '.join(map(repr, arch.prefixes))}"
         )
     given = _Given({*(made.gguf for made in arch.made), *split}, split)
     for tensor in scalar_tensors(arch.scalars, metadata, dims, prefix):
