@@ -5,8 +5,8 @@
 MODEL is any file that llmconv opens; what is quantized in it counts as the original, dequantized to F16.  Rows that
 `--kept FILE` has from an earlier run are not measured again.  A row's share is of the importance matrix's divergence
 with the first number of chunks.  With `--llama FOLDER` of llama.cpp's programs also what llama-perplexity finds on the
-same text (it rounds what goes into matrices to 8 bits), with `--stock` too a row of the file that llama-imatrix and
-llama-quantize make.
+same text (it rounds what goes into matrices to 8 bits), with `--stock` too the importance matrix's file is theirs:
+llama-quantize's with a matrix of llama-imatrix.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace, folder: Path):
         self.given, self.folder = given, folder
+        self.base = STOCK if given.stock else MATRIX
         self.f16 = functools.cache(self._f16)
         self.known = functools.cache(self._known)
         self.made = functools.cache(self._made)
@@ -139,7 +140,7 @@ class Bench:
         if method == STOCK:
             return out, self.once(out, lambda: self.llama().run("llama-quantize", *how, self.f16(), out, kind, 1))
         if method.endswith(", mix"):
-            size = self.made(kind, MATRIX, int(self.given.chunks.split(",")[0]))[0].stat().st_size
+            size = self.made(kind, self.base, int(self.given.chunks.split(",")[0]))[0].stat().st_size
             types = ["--types", self.given.mix_types] if self.given.mix_types else []
             words = ("quantize", self.f16(), "-o", out, "-f", "--target-size", size, *types, *how)
         else:
@@ -168,7 +169,7 @@ class Bench:
         calibrated = []
         for effort in given.efforts.split(","):
             calibrated += [f"calibrated, {effort}", *([f"calibrated, {effort}, mix"] if given.mix else [])]
-        first = [MATRIX, *[STOCK] * given.stock, *([PLAIN] * given.plain)]
+        first = [self.base, *([PLAIN] * given.plain)]
         for i, chunks in enumerate(map(int, given.chunks.split(","))):
             for kind in given.types.split(","):
                 for method in [*(first if i == 0 or given.every else []), *calibrated]:
@@ -195,7 +196,7 @@ def options() -> argparse.Namespace:
     found.add_argument("--every", action="store_true", help="an importance matrix of each number of chunks")
     found.add_argument("--llama", type=Path, help="the folder of llama-perplexity, llama-imatrix, llama-quantize")
     found.add_argument("--llama-chunks", type=int, help="of the test, for llama-perplexity [as --test-chunks]")
-    found.add_argument("--stock", action="store_true", help="a row of llama.cpp's own file, too; needs --llama")
+    found.add_argument("--stock", action="store_true", help="llama.cpp's own file as the other side; needs --llama")
     found.add_argument("--folder", type=Path, help="where files stay, for a later run of the same model and texts")
     found.add_argument("--kept", type=Path, help="rows of earlier runs, to which new ones are added")
     return found.parse_args()
