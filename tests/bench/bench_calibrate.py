@@ -29,6 +29,11 @@ KEYS = ("model", "text", "test", "context", "chunks", "test_chunks", "type", "me
 """What a row is of."""
 MATRIX, STOCK, PLAIN = "importance matrix", "llama-quantize --imatrix", "no text"
 
+_LABELS = {"mean": "Mean    KLD:", "99": "99.0%   KLD:", "ratio": "Mean PPL(Q)/PPL(base)"}
+"""Of what llama-perplexity says, what a row takes."""
+_TRIES = 5
+"""It sometimes ends before its last lines are out."""
+
 
 @dataclass
 class Run:
@@ -81,13 +86,14 @@ class Llama:
             made = ["--kl-divergence-base", logits.with_suffix(".part")]
             self.run("llama-perplexity", "-m", self.original, "-f", test, "-t", 1, *window, *made)
             logits.with_suffix(".part").rename(logits)
-        base = ["--kl-divergence-base", logits, "--kl-divergence"]
-        said = self.run("llama-perplexity", "-m", path, "-f", test, "-t", 1, *window, *base).out["said"]
-        found = {}
-        for name, words in (("mean", "Mean    KLD:"), ("99", "99.0%   KLD:"), ("ratio", "Mean PPL(Q)/PPL(base)")):
-            number = re.search(re.escape(words) + r"[ :]*([-\d.]+)", said)
-            found[f"llama_{name}"] = float(number[1]) if number else float("nan")
-        return found
+        words = ["-m", path, "-f", test, "-t", 1, *window, "--kl-divergence-base", logits, "--kl-divergence"]
+        for _ in range(_TRIES):
+            said = self.run("llama-perplexity", *words).out["said"]
+            found = {name: re.search(re.escape(label) + r"[ :]*([-\d.]+)", said) for name, label in _LABELS.items()}
+            numbers = {f"llama_{name}": float(number[1]) for name, number in found.items() if number}
+            if len(numbers) == len(_LABELS):
+                return numbers
+        raise SystemExit(f"llama-perplexity did not say all of {', '.join(_LABELS.values())} of {path}: {said[-2000:]}")
 
 
 class Bench:
