@@ -39,21 +39,22 @@ def by_table(x: Any, weight: Linear) -> Any:
     """x (k,) times a weight, through a table of two instructions."""
     kind, k = kind_of(weight), len(x)
     assert kind is not None
-    room = [np.zeros(k + 128, np.float32) for _ in range(3)]
+    room = np.zeros(k + 64, np.float32)
     results = np.full(weight.shape[0], np.nan, np.float32)
     table = np.zeros((4, steps.WIDTH), np.int64)
-    inputs = [x.ctypes.data, 0, 0]
+    values = x.ctypes.data
     if kind.form is not None:
-        inputs = [part.ctypes.data for part in room]
+        values = room.ctypes.data
         table[1, [steps.HOW, steps.CODE]] = steps.ALONE, code(kind.form)
         table[1, [steps.SOURCE, steps.COUNT]] = x.ctypes.data, k
-        table[1, [steps.TARGET, steps.WEIGHT, steps.SHIFT]] = inputs
+        table[1, steps.TARGET] = values
     table[2, [steps.HOW, steps.CODE]] = steps.ROWS, code(kind.product)
-    table[2, [steps.CHUNKS, steps.CHUNK_ROWS]] = 3, -(-len(results) // 3)
-    table[2, [steps.WEIGHTS, steps.ROW_COUNT]] = weight.weight.data_ptr(), len(results)
-    table[2, steps.ROW_BYTES] = weight.weight.stride(0) * weight.weight.element_size()
+    matrix = weight.weight if weight.block_type is None else weight.abreast()
+    table[2, [steps.CHUNKS, steps.CHUNK_ROWS]] = -(-len(results) // 16), 16
+    table[2, [steps.WEIGHTS, steps.ROW_COUNT]] = matrix.data_ptr(), len(results)
+    table[2, steps.ROW_BYTES] = matrix.stride(0) * matrix.element_size()
     table[2, [steps.COLUMNS, steps.RESULTS]] = k, results.ctypes.data
-    table[2, [steps.VALUES, steps.STEPS, steps.SUMS]] = inputs
+    table[2, steps.VALUES] = values
     if weight.bias is not None:
         table[2, steps.BIAS] = weight.bias.data_ptr()
     one_token.lead(table.reshape(-1), np.zeros(steps.SHARED, TABLE), 3, 0, 0, 0)
@@ -79,12 +80,13 @@ def test_a_row_of_blocks_times_an_input(name: str, rounded: bool) -> None:
         weight.weight = torch.from_numpy(any_bytes)
     weight.activations = "int8" if rounded else "float"
     x = rng.standard_normal(k, np.float32) * np.float32(3)
-    decoded = kind.decode(weight.weight.numpy()).astype(np.float64)
+    blocks = weight.weight.numpy()
+    decoded = kind.decode(blocks).astype(np.float64)
     expected = decoded @ x
     if rounded:
         out = np.zeros((1, 37), np.float32)
         inputs = integer_products.round_inputs(x[None], kind.block_size)
-        integer_products.multiply(inputs, kind, weight.weight.numpy(), out)
+        integer_products.multiply(inputs, kind, blocks, out)
         expected = out[0]
     near(by_table(x, weight), expected, (np.abs(decoded) @ np.abs(x)).max())
 

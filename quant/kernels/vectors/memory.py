@@ -263,14 +263,19 @@ note_max, max_of_blocks = _of_blocks(f32x16, "greatest", _choice(">"))
 note_min, min_of_blocks = _of_blocks(f32x16, "least", _choice("<"))
 
 
-@intrinsic
-def store_u16(typingctx, array, index, value):
-    """The low two bytes of an integer, little-endian, into a uint8 array."""
+def _store_integer(kind, doc):
+    @intrinsic
+    def put(typingctx, array, index, value):
+        def generate(context, builder, sig, args):
+            place = pointer(context, builder, sig.args[0], args[0], args[1], context.get_value_type(kind))
+            builder.store(context.cast(builder, args[2], sig.args[2], kind), place).align = 1
+            return context.get_dummy_value()
 
-    def generate(context, builder, sig, args):
-        place = pointer(context, builder, sig.args[0], args[0], args[1], I16)
-        done = builder.store(context.cast(builder, args[2], sig.args[2], types.uint16), place)
-        done.align = 1
-        return context.get_dummy_value()
+        return types.void(array, types.intp, types.unliteral(value)), generate
 
-    return types.void(array, types.intp, types.unliteral(value)), generate
+    put.__doc__ = doc
+    return put
+
+
+store_u16 = _store_integer(types.uint16, "The low two bytes of an integer, little-endian, into a uint8 array.")
+store_word = _store_integer(types.int32, "The low four bytes of an integer likewise.")
