@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,8 @@ __all__ = ["ROWS", "lay", "rows", "take_back"]
 ROWS = 16
 
 
-@functools.cache
 def _fields(type: type[BlockType]) -> tuple[int, int, int]:
-    """How wide the narrow numbers at the beginning of a block are, where they end, and the bytes of those at its end."""
+    """How wide the narrow numbers that a block begins with are, where they end, and the bytes of those at its end."""
     layout = type.layout
     assert layout.fields is not None
     numbers = [(at, kind.itemsize) for kind, at, *_ in layout.fields.values() if kind.shape == () and kind.itemsize < 4]
@@ -29,7 +27,7 @@ def _fields(type: type[BlockType]) -> tuple[int, int, int]:
 
 def lay(type: type[BlockType], rows: Bytes, out: Bytes) -> None:
     """rows: (n, row bytes), contiguous.   out: as many rows, filled up to a multiple of sixteen with zeros."""
-    out[len(rows) :] = 0
+    out[len(rows) // ROWS * ROWS :] = 0  # the last sixteen, of which some may be none
     _turn(type, rows, out, len(rows), rows.shape[1], False)
 
 

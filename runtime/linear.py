@@ -59,7 +59,7 @@ class Stored(nn.Module):
         return self.weight.device if self.laid is None else self.laid.device
 
     def abreast(self) -> Tensor:
-        """The blocks, on the CPU, as single inputs are multiplied with them (see `quant.abreast`), instead of `weight`."""
+        """The blocks as single inputs are multiplied with them (see `quant.abreast`), on the CPU; no longer in rows."""
         weight, kind = self._buffers.get("weight"), self.block_type
         if weight is not None:
             assert kind is not None

@@ -55,10 +55,10 @@ def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: t
     return fill_tensor(tensor, room(shape, dtype, device))
 
 
-def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> torch.Tensor:
+def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """Memory for a tensor.  On the CPU it is numpy's, which asks the system for large pages: of a token's time, which
     goes by all weights once, a quarter would be spent on finding small ones."""
-    if device.type != "cpu":
+    if device is not None and device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     nbytes = math.prod(shape) * dtype.itemsize
     found = np.empty(nbytes + _ALIGNMENT, np.uint8)

@@ -1,10 +1,10 @@
 """Rows of weights laid sixteen abreast: what one input is multiplied with.
 
 Of sixteen rows each field of a block stands sixteen times, row after row: what is w bytes at byte o of a block is 16 w
-bytes at byte 16 o of sixteen of them.  So a vector holds the same four weights' bytes, or the scale, of each row: a lane
-is a row, sums need not cross lanes, an input's number meets sixteen weights at once, and memory is read in one stream.
-Of rows as they lie each vector would need its scale by itself and two or three shuffles.  Rows fill up with zeros to a
-multiple of sixteen.
+bytes at byte 16 o of sixteen of them.  So a vector holds the same four weights' bytes, or the scale, of each row: a
+lane is a row, sums need not cross lanes, an input's number meets sixteen weights at once, and memory is read in one
+stream.  Of rows as they lie each vector would need its scale by itself and two or three shuffles.  Rows are filled up
+with zeros to a multiple of sixteen.
 """
 
 from llmconv.quant.kernels.compiling.build import inner

@@ -27,7 +27,7 @@ from llmconv.quant.kernels.terms.steps import (
 from llmconv.quant.kernels.vectors.byte_lanes import add_fours, add_signed_fours, load_all
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import f4, i4
-from llmconv.quant.kernels.vectors.memory import load, prefetch, store
+from llmconv.quant.kernels.vectors.memory import load, prefetch_far, store
 from llmconv.quant.kernels.vectors.places import bytes_at, floats_at, words_at
 from llmconv.quant.kernels.vectors.simd import splat, to_float
 from llmconv.quant.kernels.vectors.stack import empty
@@ -35,8 +35,8 @@ from llmconv.quant.kernels.vectors.sums import fuse, sum_lanes
 
 BASE = 254
 """Of an input's digits."""
-_AHEAD = 1024
-"""How many bytes ahead memory is asked for plain weights: what processors ask for by themselves ends with a page."""
+_AHEAD = 4
+"""How many blocks ahead memory is asked for where processors don't see what comes."""
 
 
 # ---- four bytes of each row times four of an input
@@ -102,8 +102,8 @@ class Form(NamedTuple):
     """How a type's rows are multiplied; functions are those of `levels`.
 
     size: bytes of a block.   parts: of 32 weights in it.   run: words under a scale, 4 or 8.   minimum, m: None where a
-    type has no minima; minimum alone: where m is all there is.   offset: what is added to all levels.   scattered: whether
-    processors don't see by themselves what will be read.
+    type has no minima; minimum alone: where m is all there is.   offset: what is added to all levels.   scattered: read
+    in an order that processors don't foresee, so they are told.
     """
 
     size: int
@@ -150,14 +150,11 @@ def abreast(form, rounded):
         for part in range(parts):
             if scattered:
                 for line in range(lines * part, lines * (part + 1)):
-                    prefetch(bytes_at(at), 64 * line + 2 * LANES * size)
+                    prefetch_far(bytes_at(at), 64 * line + _AHEAD * LANES * size)
             words, floats = words_at(inputs), floats_at(inputs)
             for piece in range(pieces):
                 found = product(at, part, piece, words, floats)
-                if scaled:
-                    total = fuse(found, scale(at, part, piece), total)
-                else:
-                    total = found
+                total = fuse(found, scale(at, part, piece), total) if scaled else found
                 if offered:
                     of_inputs = load_all(floats, step + (3 if pieces == 1 else 1 + piece))
                     least = fuse(minimum(at, part, piece), of_inputs, least)
@@ -202,8 +199,6 @@ def plain(weights_at, width, widen):
             at = row * stride
             a = b = splat(f4(0))
             for i in range(0, k - 31, 32):
-                for line in range(0, 32, 64 // width):
-                    prefetch(weights, at + i + _AHEAD // width + line)
                 a = fuse(load(weights, at + i), load(values, i), a)
                 b = fuse(load(weights, at + i + 16), load(values, i + 16), b)
             total = sum_lanes(a + b)
