@@ -162,18 +162,18 @@ def _greatest(s, count, negative):
 
 @inner
 def _reach(s, at, size, most, furthest):
-    """By how much distances of `size` weights from `at` on must differ to differ surely: this, and this times the
-    scale's square.
+    """By how much distances of `size` weights from `at` on must differ to differ surely, but for a factor that
+    `_slack` has: this, and this times the scale's square.
 
     A distance's terms add up to R * (m^2 + (v * scale)^2) at most, for the importances' sum R, the greatest magnitude
     m and value v; rounding changes it by less than 25 * 2^-24 of that as the reference computes it, and by less than 20
-    by way of squares and products; twice both is less than 2^-17.
+    by way of squares and products; twice both is less than 96 * 2^-24.
     """
     total = f4(0)
     for i in range(size):
         total += s[_ROOT + at + i]
-    total = total * f4(2**-17)
-    precise = total > f4(1e-25) and most > f4(1e-15)
+    total = total * f4(2**-24)
+    precise = total > f4(1e-27) and most > f4(1e-15)
     return total * (most * most) if precise else NOTHING, total * furthest
 
 
@@ -253,11 +253,11 @@ def _fitter(targets, tries, count, size, step, top, again):
         """
         numbers, squares, products, points = lists
         t, last = run
-        count = listed[1] - listed[0]
+        half = (listed[1] - listed[0] + 1) >> 1
         while t <= last:
             scales = load_halves(s, _SCALE + t, _SCALE + t)
-            found, nearer = nearest_under(scales, count, squares, products, points)
-            slack = reach[0] + reach[1] * (scales * scales)
+            found, nearer = nearest_under(scales, half, squares, products, points)
+            slack = (reach[0] + reach[1] * (scales * scales)) * f4(128)
             sure = (nearer > slack) & (slack > f4(1e-36)) & (slack < f4(1e30))
             store(picks, base + t, found)
             doubtful = mask_bits(not_(sure)) & ((u4(2) << u4(min(7, last - t))) - u4(1))
@@ -318,20 +318,30 @@ def _fitter(targets, tries, count, size, step, top, again):
         return count
 
     @inlined
+    def add_up(lined, s, both):
+        """The sums of sixteen tries, or (`both`) of thirty-two."""
+        qx, q2, other_qx, other_q2 = splat(f4(0)), splat(f4(0)), splat(f4(0)), splat(f4(0))
+        for part in range(parts):
+            number, other = load_i32(lined, 32 * part), load_i32(lined, 32 * part + LANES)
+            for i in range(part * size, (part + 1) * size):
+                sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
+                qx, q2 = qx + to_qx(sums, number), q2 + to_q2(sums, number)
+                number = number >> i4(step)
+                if both:
+                    other_qx, other_q2 = other_qx + to_qx(sums, other), other_q2 + to_q2(sums, other)
+                    other = other >> i4(step)
+        store(s, _QX, qx)
+        store(s, _Q2, q2)
+        store(s, _QX + LANES, other_qx)
+        store(s, _Q2 + LANES, other_q2)
+
+    @inlined
     def sum_up(count, lined, s):
         """What each try's entries give: weight times value, and squared values.  Which may be the best, as bits."""
+        add_up(lined, s, count > LANES)
         least, faint = splat(f4(0)), u4(0)
         for v in range(0, count, LANES):
-            qx, q2 = splat(f4(0)), splat(f4(0))
-            for part in range(parts):
-                number = load_i32(lined, 32 * part + v)
-                for i in range(part * size, (part + 1) * size):
-                    sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
-                    qx = qx + to_qx(sums, number)
-                    q2 = q2 + to_q2(sums, number)
-                    number = number >> i4(step)
-            store(s, _QX + v, qx)
-            store(s, _Q2 + v, q2)
+            qx, q2 = load(s, _QX + v), load(s, _Q2 + v)
             counts, square = (q2 > f4(0)) & (load_i32(LANE, 0) < i4(count - v)), qx * qx
             faint |= mask_bits(counts & (square < f4(1e-30)))  # too near the least float32 to be precise
             score = select(counts, square / q2, f4(0))

@@ -47,18 +47,17 @@ choose8 = [_chooser(8, part, *_PERMUTE8) for part in range(2)]
 """By the half of the vector that is the table."""
 
 
-def _repeater(count, first, step=1):
-    picks = ir.Constant(vec(I32), [first + step * (i // count) for i in range(LANES)])
+def _repeater(count, part):
+    first = part * (LANES // count)
+    picks = ir.Constant(vec(I32), [first + i // count for i in range(LANES)])
 
     @intrinsic
     def repeat(typingctx, vector):
         return vector(vector), lambda context, builder, sig, args: builder.shuffle_vector(args[0], args[0], picks)
 
-    repeat.__doc__ = f"Lane i: lane {first} + {step} * (i // {count})."
+    repeat.__doc__ = f"Lane i: lane {first} + i // {count}."
     return repeat
 
 
-repeat4, repeat8 = ([_repeater(count, part * (LANES // count)) for part in range(2)] for count in (4, 8))
+repeat4, repeat8 = ([_repeater(count, part) for part in range(2)] for count in (4, 8))
 """Four or eight lanes for each; the first lanes, and those after them."""
-pairs = [_repeater(8, first, 4) for first in range(4)]
-"""Each of the first four lanes in the lower half, the one four after it in the upper half."""

@@ -7,11 +7,12 @@ ggml.
 import numpy as np
 
 from llmconv.quant.kernels.compiling.build import inlined, inner
-from llmconv.quant.kernels.vectors.choosing import choose4, choose8, pairs, repeat4, repeat8
+from llmconv.quant.kernels.vectors.choosing import choose4, choose8, repeat4, repeat8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_i32, store
 from llmconv.quant.kernels.vectors.simd import (
+    halves,
     max_,
     min_,
     reduce_fmin,
@@ -26,7 +27,6 @@ u8 = np.uint64
 
 _QUARTER0, _QUARTER1, _QUARTER2, _QUARTER3 = choose4
 _HALF0, _HALF1 = choose8
-_PAIR0, _PAIR1, _PAIR2, _PAIR3 = pairs
 
 
 # What the levels in `number`, a codebook's points, add to the distance, dimension by dimension.
@@ -91,39 +91,30 @@ def nearest_entry(size):
 
     @inlined
     def draw(lines, listed, numbers, squares, products, points):
-        """Both for `numbers[listed[0] : listed[1]]`, and these; behind them some that are never the nearest."""
+        """Both for `numbers[listed[0] : listed[1]]`, and these; behind them one that is never the nearest."""
         start, stop = listed
         for place in range(u8(start), u8(stop), u8(LANES)):
             number = load_i32(numbers, np.int64(place))
             to = np.int64(place - u8(start))
-            there = load_i32(LANE, 0) < i4(stop) - i4(place)
-            store(squares, to, select(there, sum_of((lines[0], lines[1]), number), FLOAT_MAX))
-            store(products, to, select(there, sum_of((lines[2], lines[3]), number), f4(0)))
+            store(squares, to, sum_of((lines[0], lines[1]), number))
+            store(products, to, sum_of((lines[2], lines[3]), number))
             store(points, to, number)
+        squares[stop - start], products[stop - start] = FLOAT_MAX, 0
 
     @inlined
-    def closer(state, scales, squares, products, numbers):
-        best, second, found = state
-        distance = scales * squares - products
-        found = select(distance < best, numbers, found)
-        return min_(distance, best), min_(max_(distance, best), second), found
-
-    @inlined
-    def nearest_under(scales, count, squares, products, points):
-        """Under each of eight scales, in both halves: which of `count` points is the nearest, and by how much.
+    def nearest_under(scales, half, squares, products, points):
+        """Under each of eight scales, in both halves: which of 2 * `half` points is the nearest, and by how much.
 
         The distance is scale * (scale * square - product) and what no point changes; rounded otherwise than `nearest`
         does it.
         """
         best, second, found = splat(FLOAT_MAX), splat(FLOAT_MAX), load_i32(points, 0)
-        for at in range(u8(0), u8(count), u8(8)):
-            place = np.int64(at)
-            square, product, number = load(squares, place), load(products, place), load_i32(points, place)
-            state = best, second, found
-            state = closer(state, scales, _PAIR0(square), _PAIR0(product), _PAIR0(number))
-            state = closer(state, scales, _PAIR1(square), _PAIR1(product), _PAIR1(number))
-            state = closer(state, scales, _PAIR2(square), _PAIR2(product), _PAIR2(number))
-            best, second, found = closer(state, scales, _PAIR3(square), _PAIR3(product), _PAIR3(number))
+        for j in range(u8(half)):
+            k = j + u8(half)
+            distance = scales * halves(squares[j], squares[k]) - halves(products[j], products[k])
+            found = select(distance < best, halves(points[j], points[k]), found)
+            second = min_(max_(distance, best), second)
+            best = min_(distance, best)
         other = swap_halves(best)
         found = select(other < best, swap_halves(found), found)
         second = min_(min_(second, swap_halves(second)), max_(best, other))
