@@ -226,6 +226,32 @@ def blocks_differ(blocks, width, words, span, zeros, scales, sums, out):
             return
 
 
+@kernel(U8, types.int64, U8, types.int64, I32, I32, I32, OUT_U8)
+def blocks_differ_from_codes(blocks, width, codes, flip, zeros, scales, sums, out):
+    """As `blocks_differ`, of codes, with a zero point, a scale and a sum for each 32 of them (`to_blocks`)."""
+    out[0] = 0
+    fields = 4 if sums.size else 2
+    size, flip = fields + 4 * width, i4(flip)
+    half = i4(0) if width == 8 else i4(1) << i4(width - 1)
+    for block in range(scales.size):
+        at = size * block
+        odd = (i4(blocks[at]) | (i4(blocks[at + 1]) << 8)) ^ (scales[block] & 0xFFFF)
+        if sums.size:
+            odd |= (i4(blocks[at + 2]) | (i4(blocks[at + 3]) << 8)) ^ (sums[block] & 0xFFFF)
+            shift = i4(0)
+        else:
+            shift = half - zeros[block]
+        if width == 8:
+            low, high = _codes(blocks, at + fields, i4(128)), _codes(blocks, at + fields + 16, i4(128))
+        else:
+            low, high = get_quants(blocks, at + fields, width)
+        low = low - _codes(codes, 32 * block, flip) - shift
+        high = high - _codes(codes, 32 * block + 16, flip) - shift
+        if odd != 0 or any_lane((low | high) != i4(0)):
+            out[0] = 1
+            return
+
+
 @kernel(F32, out(types.int32))
 def half_bits(numbers, out):
     """The bits of float32 numbers as float16."""
