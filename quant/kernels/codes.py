@@ -28,6 +28,7 @@ u8 = np.uint64
 _OUT_U64 = out(types.uint64)
 _PLACES = np.array([0, 4, 8, 12, 16, 20, 24, 28] * 2, np.int32)
 """Bits before each number of a word, of two words."""
+_SIXTEEN = np.arange(16, dtype=np.int32)
 
 
 @inner
@@ -351,6 +352,21 @@ def to_floats_in_order(codes, flip, order, groups, zeros, scales, out):
         for column in range(0, k, 16):
             at, group = row * k + column, load_i32(order, column) + first
             store(out, at, (to_float(_codes(codes, at, flip)) - gather(zeros, group)) * gather(scales, group))
+
+
+@kernel(I32, I32, types.int64, F32, F32, OUT_F32, OUT_F32)
+def words_to_floats_in_order(words, order, groups, zeros, scales, table, out):
+    """The same of numbers of four bits.   table: room for what each of the sixteen is in each group of a row.
+
+    One number is looked up for a weight then, not a zero point and a scale.
+    """
+    k, numbers = order.size, to_float(load_i32(_SIXTEEN, 0))
+    for row in range(8 * words.size // k):
+        for group in range(groups):
+            store(table, 16 * group, (numbers - zeros[row * groups + group]) * scales[row * groups + group])
+        for at in range(row * k, (row + 1) * k, 16):
+            place = load_i32(order, at - row * k) << i4(4)
+            store(out, at, gather(table, place + _sixteen(words, at >> 3)))
 
 
 @kernel(I32, types.int64, F32, F32, F32, OUT_F32)
