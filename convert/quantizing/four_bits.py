@@ -53,6 +53,7 @@ from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
+from llmconv.convert.scaled.kept import with_codes_remembered
 from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import TEXT_MODELS, read_config
@@ -92,7 +93,7 @@ def written(
     stored: dict[str, Coded] = {}
 
     def look(coded: Coded) -> Tensor:
-        stored[coded.weight] = coded
+        stored[coded.weight] = coded = with_codes_remembered(coded)
         return coded.floats()
 
     floats = unpack(checkpoint, look)
