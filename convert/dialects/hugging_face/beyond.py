@@ -22,14 +22,27 @@ from llmconv.convert.tables.loader import unread_of
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.rows import at_layer
 from llmconv.convert.tables.windows import PATTERN
-from llmconv.errors import LlmconvError, more
+from llmconv.errors import BadFile, LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["beyond_llama_cpp", "of_others", "otherwise_in_a_folder", "otherwise_in_llama_cpp"]
+__all__ = ["beyond_llama_cpp", "of_others", "otherwise_in_a_folder", "otherwise_in_llama_cpp", "run_here"]
 
 
-def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """Notes about a GGUF made from a model of this (normalized) configuration."""
+def run_here(checkpoint: Checkpoint) -> tuple[Decoder | None, list[str]]:
+    """What a GGUF made from a folder says of its model; None where it isn't run here, with a note if it contradicts
+    itself."""
+    try:
+        return describe(checkpoint), []
+    except BadFile as error:
+        return None, [f"it can't be run: {str(error).partition(': ')[2].partition('; ')[0]}"]
+    except LlmconvError:
+        return None, []
+
+
+def beyond_llama_cpp(
+    arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any], ours: Decoder | None
+) -> list[str]:
+    """Notes about a GGUF made from a model of this (normalized) configuration.   ours: what it says of its model."""
     if not arch.loader.exists:
         return []
     of_all = arch.dims_of(checkpoint.metadata)
@@ -65,8 +78,9 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     rope = config.get("rope") or {}
     if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
+    if ours is None:
+        return notes
     try:
-        ours = describe(checkpoint)
         unread = _unread(arch, ours)
         said = list(_otherwise(arch, checkpoint, ours, unread - {PATTERN}, refused))
         notes += [f"{what}, which llama.cpp will not do" for what in said]
@@ -78,7 +92,7 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
                 if what not in said
             ]
     except LlmconvError:
-        pass  # it can't be run here either; whoever tries is told why
+        pass  # without what llama.cpp does not read it is no whole model
     return notes
 
 

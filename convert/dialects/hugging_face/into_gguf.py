@@ -23,7 +23,7 @@ from llmconv.convert.dialects.hugging_face import (
     strangers,
     target,
 )
-from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp, run_here
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
 from llmconv.convert.dialects.hugging_face.words import words_of
@@ -112,7 +112,8 @@ def to_gguf(
     carried.keep_tensors(out.metadata, without_place)
     out.metadata |= {own_keys.HEAD + name: np.frombuffer(head, np.uint8) for name, head in behind.heads.items()}
     notes += carried.keep_files(out.metadata, checkpoint, set(behind.heads))
-    out.notes += [*notes, *contradictions(config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
+    ours, said = run_here(out)
+    out.notes += [*notes, *contradictions(config, out.tensors), *said, *beyond_llama_cpp(arch, out, flat, ours)]
     return out
 
 
