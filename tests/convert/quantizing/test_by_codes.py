@@ -14,8 +14,7 @@ from stored_kinds import KINDS
 from stored_models import folder, in_memory, llama
 
 import llmconv
-from llmconv.convert.quantizing import repack
-from llmconv.convert.quantizing.proving import by_codes, by_words, written
+from llmconv.convert.quantizing.proving import by_codes, by_words, places, written
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import Carried, carried
 from llmconv.convert.scaled.grid import Grid
@@ -140,7 +139,7 @@ def test_no_weight_is_decoded_for_a_proof(tmp_path: Path, monkeypatch: pytest.Mo
 
         return asking
 
-    for module in (repack, written):
+    for module in (places, written):
         monkeypatch.setattr(module, "same", same)
     arrays = llama(lambda stem, shape: dict(kind.stored(stem, shape, len(stem))[0]))
     source = folder(tmp_path / "in", arrays, kind.settings, **kind.more)
