@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert import archs
 from llmconv.convert.dialects.scales import scales_of
+from llmconv.convert.quantizing import mlx_experts
 from llmconv.convert.quantizing.folder_layers import (
     BLOCKS,
     FLOATS,
@@ -140,7 +141,9 @@ def written(
     if layers:
         _say_dtype(config, "float16" if half else "bfloat16")  # in which the scales are
     if kind.startswith("MLX"):
-        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, small)
+        tensors = mlx_experts.stacked(tensors, config, checkpoint.where)
+        said_of = {mlx_experts.named(name, config): said for name, said in _mlx_settings(layers, size, small).items()}
+        config["quantization"] = config["quantization_config"] = said_of
     else:
         config["quantization_config"] = _packed_settings(layers, size, model, kind)
     files: dict[str, Path | bytes] = dict(model.files)
@@ -155,9 +158,14 @@ def written(
         what = "bits or groups, or some are in floats: transformers loads them, vLLM doesn't"
         notes += unequal(schemes, what) + unequal_experts(schemes, what)
         notes += uncut({name: (layer.shape[-1], size or layer.group) for name, layer in layers.items()})
+    else:
+        notes += mlx_experts.unread((*layers, *small), config)
     written: dict[str, Layer | SmallFloats] = {**layers, **small}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
+    if kind.startswith("MLX"):
+        wants = mlx_experts.stacked(wants, config, checkpoint.where)
+        wants = {name: want for name, want in wants.items() if want.n_rows == tensors[name].n_rows}
     return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)
 
 
