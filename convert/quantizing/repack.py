@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.quantizing.proving.by_codes import is_record, record_for, same
+from llmconv.convert.quantizing.proving.by_codes import record_for
+from llmconv.convert.quantizing.proving.places import compared_by_place, is_places, places
 from llmconv.convert.quantizing.proving.written import Pair
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
@@ -41,7 +42,8 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 class Repacked:
     """A model with its layers in block types, and what it takes to prove that they say the same.
 
-    checkpoint: in GGUF's dialect.   said: what the source says of the same tensors: records (`by_codes`), or floats.
+    checkpoint: in GGUF's dialect.   said: what the source says of the same tensors: floats, or at which places in its
+        layers their rows are (`proving.places`).   layers: those.
     decoded: gives them all in F32, read from the source by the way of its scales.
     reasons: why layers are not carried, and how many for each.
     rounded: how far off, in steps, layers are whose sums were rounded.
@@ -49,6 +51,7 @@ class Repacked:
 
     checkpoint: Checkpoint
     said: Mapping[str, Tensor]
+    layers: Sequence[Coded]
     decoded: Callable[[], Mapping[str, Tensor]]
     reasons: Counter[str] = field(default_factory=Counter)
     rounded: Mapping[str, float] = field(default_factory=dict)
@@ -92,13 +95,16 @@ def repacked(
                 found[name] = carried(in_order, round_sums)
     types = _together(found)
     made, decoded, said, factors = (dict(floats.tensors) for _ in range(4))
+    stored: list[Coded] = []
     for name, kind in types.items():
         layer = found[name]
         assert isinstance(layer, Carried)
         made[name] = layer.tensor(kind)
         if name not in folds:  # else it is proved against the layer as it was stored, put in that order
             decoded[name] = layer.floats()
-        said[name] = _said(layer, layers[name], kind, folds.get(name)) or decoded[name]
+        source = dataclasses.replace(layer.coded if layer.rounded else layers[name], factor=None, divisor=None)
+        said[name] = _places(source, kind, folds.get(name), len(stored)) or decoded[name]
+        stored.append(source)
         factors[name] = _constant(decoded[name], np.float32(1) if layer.factor is None else layer.factor)
     reasons = Counter(layer for layer in found.values() if isinstance(layer, str))
     if mixed := len(found) - len(types) - reasons.total():
@@ -110,11 +116,11 @@ def repacked(
     def beside() -> Mapping[str, Tensor]:
         return to_gguf(floats.but(tensors=decoded)).tensors
 
-    records: Mapping[str, Tensor]
+    there: Mapping[str, Tensor]
     try:
-        records = to_gguf(floats.but(tensors=said)).tensors
+        there = to_gguf(floats.but(tensors=said)).tensors
     except LlmconvError:  # of columns that are moved
-        records = beside()
+        there = beside()
     if any(isinstance(layer, Carried) and layer.factor is not None for layer in found.values()):
         _add_factors(out, to_gguf(floats.but(tensors=factors)).tensors)
     grids = _on_grids(out)
@@ -123,16 +129,15 @@ def repacked(
     for which, n in sorted(folded.items()):
         notes.append(f"columns of {n} {which} projections with act-order, and their inputs' rows, are in groups' order")
     off = {name: layer.rounded for name, layer in found.items() if isinstance(layer, Carried) and layer.rounded}
-    return Repacked(out.but(*notes), {n: records[n] for n in out.tensors if n in records}, beside, reasons, off)
+    return Repacked(out.but(*notes), {n: there[n] for n in out.tensors if n in there}, stored, beside, reasons, off)
 
 
-def _said(layer: Carried, stored: Coded, kind: BlockClass, fold: Folding | None) -> Tensor | None:
-    """The record of a layer as it is stored, without a factor that is beside its blocks; None where there is none."""
-    given = layer.coded if layer.rounded else stored
-    found = record_for(dataclasses.replace(given, factor=None, divisor=None), kind)
-    if found is None or fold is None:
-        return found
-    return fold.floats(found) if fold.by_rows else None
+def _places(stored: Coded, kind: BlockClass, fold: Folding | None, number: int) -> Tensor | None:
+    """Those of a layer's rows, where it can be compared as it is stored; else None."""
+    if record_for(stored, kind) is None or (fold is not None and not fold.by_rows):
+        return None
+    found = places(stored, number)
+    return found if fold is None else fold.floats(found)
 
 
 def _on_grids(out: Checkpoint) -> Counter[str]:
@@ -212,12 +217,9 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
 def pair_of(written: Tensor, found: Repacked) -> Pair:
     """A tensor of the file that is written, and what it must say."""
     name, want = written.name, found.said[written.name]
-    by_record = None
-    if is_record(want):
-        record = record_for(written, written.type)
-        by_record = None if record is None else same(record, want)
+    placed = is_places(want)
 
     def floats() -> tuple[Tensor, Tensor]:
-        return written, found.decoded()[name] if is_record(want) else want
+        return written, found.decoded()[name] if placed else want
 
-    return Pair(written, by_record, floats)
+    return Pair(written, compared_by_place(written, want, found.layers) if placed else None, floats)

@@ -145,7 +145,7 @@ def _integers(coded: Coded, whole: int) -> Carried | str:
         low, high = _extremes(coded)
     fitting = tuple(n for n, (lo, hi, span) in _RANGES.items() if lo <= low and high <= hi and whole % span == 0)
     if not fitting:
-        return f"groups of {whole}" if whole % 32 else f"integers from {low} to {high}"
+        return f"groups of {whole}" if whole % 32 else "integers of more than eight bits"
     return Carried(coded, block.by_name(fitting[0]), fitting)
 
 

@@ -39,7 +39,7 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["Same", "both", "is_record", "record", "record_for", "same"]
+__all__ = ["Same", "both", "record", "record_for", "same"]
 
 _AT_ONCE = 1 << 19
 """Weights of which records are compared at a time, so that what they pass through stays in the processor's cache."""
@@ -79,10 +79,6 @@ class _Read:
         out = np.empty(stop - start, self.layout)
         self.fill(out, start, stop)
         return out.view(np.uint8).reshape(stop - start, self.layout.itemsize)
-
-
-def is_record(tensor: Tensor) -> bool:
-    return issubclass(tensor.type, _Record)
 
 
 def record_for(given: Coded | Tensor, kind: BlockClass) -> Tensor | None:

@@ -14,8 +14,7 @@ from stored_kinds import KINDS
 from stored_models import folder, in_memory, llama
 
 import llmconv
-from llmconv.convert.quantizing import repack
-from llmconv.convert.quantizing.proving import by_codes, by_words, written
+from llmconv.convert.quantizing.proving import by_codes, by_words, places, written
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import Carried, carried
 from llmconv.convert.scaled.grid import Grid
@@ -140,7 +139,7 @@ def test_no_weight_is_decoded_for_a_proof(tmp_path: Path, monkeypatch: pytest.Mo
 
         return asking
 
-    for module in (repack, written):
+    for module in (places, written):
         monkeypatch.setattr(module, "same", same)
     arrays = llama(lambda stem, shape: dict(kind.stored(stem, shape, len(stem))[0]))
     source = folder(tmp_path / "in", arrays, kind.settings, **kind.more)
@@ -153,3 +152,27 @@ def test_no_weight_is_decoded_for_a_proof(tmp_path: Path, monkeypatch: pytest.Mo
         asked.clear()
         llmconv.quantize(tmp_path / "REPACK.gguf", tmp_path / "mlx", "MLX")
         assert asked[True] >= 14 and not asked[False]
+
+
+@pytest.mark.parametrize("name", ["GPTQ, symmetric", "AWQ", "W8A16", "MLX"])
+@pytest.mark.parametrize("moved", ["as they were", "in heads", "a part", "anywhere"])
+def test_rows_that_change_places(name: str, moved: str) -> None:
+    """Two layers, one upon another: compared with the rows that they are, and with others they differ."""
+    rng, shape = np.random.default_rng(0), (64, 256)
+    layers = [layer(name, shape)[0], dataclasses.replace(layer(name, shape)[0], weight="b")]
+    order = {"as they were": np.arange(64), "in heads": np.arange(64).reshape(2, 2, 16).transpose(0, 2, 1).reshape(-1),
+             "a part": np.arange(20, 52), "anywhere": rng.permutation(64)}[moved]  # fmt: skip
+    found = [carried(coded) for coded in layers]
+    kind = next(each.type for each in found if isinstance(each, Carried))
+    raw = np.concatenate([each.tensor().blocks()[order] for each in found if isinstance(each, Carried)])
+    where = np.concatenate([places.places(coded, i).blocks()[order] for i, coded in enumerate(layers)])
+    rows = (2, len(order), 256)
+    written = Tensor("c", rows, kind, lambda a, b: raw[a:b])
+    said = Tensor("c", rows, places.places(layers[0], 0).type, lambda a, b: where[a:b])
+    same = places.compared_by_place(written, said, layers)
+    assert same is not None
+    for slab in ((0, len(raw)), (3, 40), (len(order), len(order) + 5), (7, 7)):
+        assert same(*slab)
+    raw = raw.copy()
+    raw[[5, 6]] = raw[[6, 5]]
+    assert not same(0, len(raw)) and same(7, len(raw)) and same(0, 5)

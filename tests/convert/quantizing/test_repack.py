@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run
+from stored_kinds import packed as eight
 from stored_layers import awq, bitnet, bitsandbytes, four_bit_floats, gptq, mlx, numbers, words
 from stored_models import folder, in_memory, llama
 
@@ -363,3 +364,16 @@ def test_a_header_that_says_otherwise_is_found(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(llmconv.LlmconvError, match="nothing was written"):
         llmconv.quantize(source, tmp_path / "o", kind)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_reason_is_told_once_for_all_layers(tmp_path: Path) -> None:
+    """Each layer's own range of integers would make a note a layer."""
+
+    def stored(stem: str, shape: tuple[int, int], seed: int) -> Any:
+        return eight(stem, shape, seed, bits=8, symmetric=False)
+
+    source, _ = models(tmp_path, stored, CT)
+    notes = llmconv.quantize(source, tmp_path / "o.gguf", "REPACK").notes
+    assert [n for n in notes if "no type says" in n] == [
+        "no type says 14 weights exactly, they are read as F32: integers of more than eight bits"
+    ]
