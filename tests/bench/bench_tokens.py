@@ -7,12 +7,14 @@
 Each side makes `--tokens` tokens after a prompt of 16, sides in turn, in processes of their own; the least of the
 rounds counts, in seconds of the clock and of the processors.  Ours include choosing the token (greedily).  "busy" runs
 another process beside them that takes a processor.  Without a model: Llamas of the 1.1B shape with fewer layers and
-random weights.
+random weights.  GB/s: the bytes of all matrices, which a token goes by once, by the clock; what one thread reads at
+most is said before (the C library's memchr over 512 MB).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -129,6 +131,30 @@ def compared(path: Path, threads: int, sides: list[str], rounds: int, tokens: in
     return {side: (min(f[0] for f in runs), min(f[1] for f in runs)) for side, runs in found.items()}
 
 
+def reading() -> float:
+    """Bytes a second that one thread reads, in large pages where the system has such."""
+    import numpy as np
+
+    many = np.full(512 << 20, 1, np.uint8)
+    look = ctypes.CDLL(None).memchr
+    look.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    taken = []
+    for _ in range(8):
+        started = time.thread_time()
+        look(many.ctypes.data, 2, many.size)
+        taken.append(time.thread_time() - started)
+    return many.size / min(taken)
+
+
+def gone_by(path: Path) -> int:
+    """Bytes of the matrices that a token is multiplied with."""
+    from llmconv.formats.gguf import gguf_file
+
+    tensors = gguf_file.open(path).tensors
+    untied = {"token_embd.weight"} if "output.weight" in tensors else set()
+    return sum(t.nbytes for name, t in tensors.items() if len(t.shape) == 2 and name not in untied)
+
+
 SIDES = ("torch float", "torch int8", "table float", "table int8", "llama.cpp")
 
 
@@ -148,8 +174,9 @@ def main() -> None:
     if options.serve:
         serve(options.serve, options.side, int(options.threads))
         return
-    print("| model | threads | side | tokens/s | CPU ms a token | to llama.cpp | CPU to llama.cpp |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"one thread reads {reading() / 1e9:.1f} GB/s\n")
+    print("| model | threads | side | tokens/s | CPU ms a token | to llama.cpp | CPU to llama.cpp | GB/s |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         if options.model:
             models = {Path(options.model).stem: Path(options.model)}
@@ -165,7 +192,7 @@ def main() -> None:
                     other.kill()
                 clock, cpu = found.get("llama.cpp", (float("nan"), float("nan")))
                 for side, (seconds, used) in found.items():
-                    ratios = f"{clock / seconds:.2f}x | {cpu / used:.2f}x"
+                    ratios = f"{clock / seconds:.2f}x | {cpu / used:.2f}x | {gone_by(path) / seconds / 1e9:.1f}"
                     print(
                         f"| {name} | {threads} | {side} | {1 / seconds:.1f} | {1e3 * used:.1f} | {ratios} |", flush=True
                     )
