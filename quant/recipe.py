@@ -36,7 +36,7 @@ from llmconv.quant.mixes import (
     role_of,
 )
 
-__all__ = ["Choice", "Model", "Options", "Weight", "assign", "order", "tensor_type_rules"]
+__all__ = ["Choice", "Model", "Options", "Weight", "assign", "check_patterns", "order", "tensor_type_rules"]
 
 
 BlockClass: TypeAlias = type[BlockType]
@@ -146,18 +146,23 @@ class _Counts:
         return i
 
 
+def check_patterns(option: str, wanted: Sequence[tuple[re.Pattern[str], BlockClass]], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches none of the names."""
+    for pattern, kind in wanted:
+        if not any(pattern.search(name) for name in names):
+            raise UsageError(
+                f"{option} {cut(f'{pattern.pattern}={kind.name}')} matches no tensor; llmconv inspect --tensors lists "
+                "their names in the file, GGUF's are like blk.0.attn_v.weight"
+            )
+
+
 def assign(weights: Sequence[Weight], model: Model, file: FileType, options: Options | None = None) -> list[Choice]:
     """The block type of each tensor, in the order given (`order` gives the reference's).
 
     Raises `Unsupported` when no type fits a tensor's row length, or a layer number is outside the model.
     """
     options = options or Options()
-    for pattern, kind in options.tensor_types:
-        if not any(pattern.search(weight.name) for weight in weights):
-            raise UsageError(
-                f"--tensor-type {cut(f'{pattern.pattern}={kind.name}')} matches no tensor; llmconv inspect --tensors "
-                "lists their names in the file, GGUF's are like blk.0.attn_v.weight"
-            )
+    check_patterns("--tensor-type", options.tensor_types, [weight.name for weight in weights])
     counts = _Counts(attn_v=sum(role_of(w.name) == ATTN_V for w in weights))
     tied = all(role_of(w.name) != OUTPUT for w in weights)
     return [_choose(weight, model, file, options, counts, tied) for weight in weights]

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmconv.convert.quantizing.plan import Plan, Recipe, make_plan
-from llmconv.errors import Unsupported, UsageError
+from llmconv.errors import Unsupported, UsageError, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.progress import Meter, Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FILE_TYPES, FileType, file_type
 from llmconv.quant.imatrix import Importance
+from llmconv.quant.recipe import check_patterns
 from llmconv.quant.rounding.knapsack import Offer, choose, smallest
 
 __all__ = ["TYPES", "Wish", "mixed", "recipe_text"]
@@ -112,6 +113,7 @@ def mixed(
     """
     base = make_plan(checkpoint, FileType("MIX", 7, "Q8_0"), path, dataclasses.replace(recipe, pure=True))
     kinds = [by_name(name) for name in dict.fromkeys(wish.types)]
+    check_patterns("--min-type", wish.least, [t.source.name for t in base.tensors])
     free = {
         t.source.name: offered
         for t in base.tensors
@@ -120,7 +122,9 @@ def mixed(
     }
     if not free:
         raise UsageError("no tensor is left to choose a type for; leave some of --tensor-type or --min-type out")
-    if wish.kld is not None and not (loser is not None and loser.in_nats):
+    if wish.kld is not None and loser is not None and not loser.in_nats:
+        raise UsageError("--target-kld needs to know what errors cost, which --effort fast does not find; use standard")
+    if wish.kld is not None and loser is None:
         raise UsageError("--target-kld needs to know what errors cost; give a text (--calibrate) or --calibration")
     search = _Search(checkpoint, recipe, path, base, free)
     room = _room(search, wish)  # first: a calibration takes minutes
@@ -216,7 +220,13 @@ def _offered(tensor: Tensor, kinds: Sequence[BlockClass], wish: Wish) -> list[Bl
     fitting = [kind for kind in kinds if tensor.row_len % kind.block_size == 0 and kind.can_encode()]
     for pattern, least in wish.least:
         if pattern.search(tensor.name):
-            fitting = [kind for kind in fitting if _bits(kind) >= _bits(least)]
+            enough = [kind for kind in fitting if _bits(kind) >= _bits(least)]
+            if fitting and not enough:
+                raise UsageError(
+                    f"--min-type {cut(f'{pattern.pattern}={least.name}')}: no type that a mix may use has as many bits "
+                    f"for {tensor.name!r}; give a smaller one, or more --types"
+                )
+            fitting = enough
     return sorted(fitting, key=_bits)
 
 

@@ -24,7 +24,7 @@ from llmconv.formats.tensor import Tensor as Stored
 from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
-from llmconv.runtime.calibrate.gradients import Gradients, gather
+from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients, gather
 from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import loaded, prepare
 from llmconv.runtime.calibrate.matrices import Rounded
@@ -32,6 +32,7 @@ from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, ro
 from llmconv.runtime.calibrate.sofar import SoFar, of_another
 from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, works
 from llmconv.runtime.calibrate.threads import one_thread
+from llmconv.runtime.calibrate.watching import matrices
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
 from llmconv.runtime.measure.texts import Text, TextSource, read as read_text
 from llmconv.runtime.model import Model
@@ -81,7 +82,20 @@ class Calibration(Shown):
                 f"{model.where}: has {key} {own.get(key)}, the calibration's model {self.model[key]}; it is of another "
                 "model, make one with llmconv calibrate"
             )
+        self._check_rows(model)
         return model
+
+    def _check_rows(self, model: Model) -> None:
+        """`UsageError` where its matrices are not the model's."""
+        heights = {name: module.shape[-2] for name, module in matrices(model).items()}
+        for name, parts in self.gradients.rows.items():
+            rows, found = sum(part.shape[0] for part in parts), heights.get(name)
+            if found != rows and name != EMBEDDING:
+                has = "no tensor" if found is None else f"{found} rows in"
+                raise UsageError(
+                    f"{model.where}: has {has} {name!r}, the calibration's model {rows}; it is of another model, make "
+                    "one with llmconv calibrate"
+                )
 
     def identity(self) -> Any:
         """A hash of what it knows."""

@@ -356,6 +356,8 @@ class _Gathering:
     def _gradient(self, name: str, g: Tensor) -> None:
         flat = g.reshape(-1, g.shape[-1]).float()
         squares = flat.square().mean(-1)
+        if not bool(squares.sum().isfinite()):
+            raise not_finite(self.model, f"the gradients at the results of {name!r}", bool(squares.isnan().any()))
         if not name_of_experts(name):
             self._of_tokens(name, squares)
         self._met[name] = None

@@ -17,6 +17,7 @@ from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
+from llmconv.formats.writing.checks import output_errors
 
 __all__ = ["SoFar", "of_another"]
 
@@ -88,10 +89,10 @@ class SoFar:
 
     def forget(self) -> None:
         """It is not needed any more."""
-        with contextlib.suppress(FileNotFoundError):
+        with output_errors(self.path), contextlib.suppress(FileNotFoundError):
             self.path.unlink()
         self._pieces = 0
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for i in itertools.count():
                 self._piece(i).unlink()
 

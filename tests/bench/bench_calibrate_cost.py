@@ -1,9 +1,10 @@
 """What calibrating costs, by layers: CPU seconds, peak memory, and the predicted loss that is left.
 
-    python tests/bench/bench_calibrate_cost.py MODEL TEXT [--layers 2,6] [--chunks 8] [--type Q4_0]
+    python tests/bench/bench_calibrate_cost.py MODEL TEXT [--layers 2,6] [--chunks 8] [--type Q4_0] [--made]
 
 MODEL's first layers, as F16, are calibrated and rounded, but for the embedding; two numbers of layers say what one
-costs and, about, all of them.  With another checkout's folder as PYTHONPATH: its figures.
+costs and, about, all of them.  With `--made` they are random layers of the 1.1B shape, with MODEL's vocabulary.  With
+another checkout's folder as PYTHONPATH: its figures.
 """
 
 from __future__ import annotations
@@ -11,10 +12,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bench_calibrate import llmconv
+from bench_runtime import make
 
-from llmconv import open as open_model
+from llmconv import open as open_model, save
+
+LAYERS = 22
+"""Of the 1.1B shape."""
+
+
+def made(vocabulary: dict[str, Any], path: Path, layers: int) -> None:
+    """A Llama of that shape as F16, with the vocabulary of another model's keys."""
+    opened = open_model(make(path.with_suffix(".made"), layers, "F16", vocab=len(vocabulary["tokenizer.ggml.tokens"])))
+    kept = {key: value for key, value in opened.metadata.items() if not key.startswith("tokenizer")}
+    save(opened.but(metadata=kept | vocabulary), path, force=True)
 
 
 def main() -> None:
@@ -26,9 +39,12 @@ def main() -> None:
     options.add_argument("--context", type=int, default=512)
     options.add_argument("--type", default="Q4_0")
     options.add_argument("--effort", default="standard")
+    options.add_argument("--made", action="store_true")
     given = options.parse_args()
     metadata = open_model(given.model).metadata
-    total = int(next(value for key, value in metadata.items() if key.endswith(".block_count")))
+    vocabulary = {key: value for key, value in metadata.items() if key.startswith("tokenizer")}
+    stated = next(value for key, value in metadata.items() if key.endswith(".block_count"))
+    total = LAYERS if given.made else int(stated)
     print(f"{given.chunks * given.context:,} tokens, {given.type}, {given.effort}; of {total} layers\n")
     print("| layers | statistics, CPU s | MB | rounding, CPU s | MB | predicted loss, plainly | left |")
     print("|---" * 7 + "|")
@@ -38,16 +54,19 @@ def main() -> None:
         for layers in map(int, given.layers.split(",")):
             rest = ",".join(map(str, range(layers, total)))
             cut = ["--prune-layers", rest] if rest else []
-            llmconv("quantize", given.model, "-o", f16, "-t", "F16", "--allow-requantize", "-f", *cut)
+            if given.made:
+                made(vocabulary, f16, layers)
+            else:
+                llmconv("quantize", given.model, "-o", f16, "-t", "F16", "--allow-requantize", "-f", *cut)
             window = ["-c", given.context, "--chunks", given.chunks, "--effort", given.effort]
             known = llmconv("calibrate", f16, given.text, "-o", kept, "--force", *window)
             how = ["--pure", "--token-embedding-type", "F16", "-j", 1]
-            made = llmconv("quantize", f16, "-o", out, "-t", given.type, "-f", "--calibration", kept, *how)
-            rows = [t for t in made.out["outputs"][0]["tensors"] if t.get("loss_after") is not None]
+            done = llmconv("quantize", f16, "-o", out, "-t", given.type, "-f", "--calibration", kept, *how)
+            rows = [t for t in done.out["outputs"][0]["tensors"] if t.get("loss_after") is not None]
             before, after = (sum(t[key] for t in rows) for key in ("loss_before", "loss_after"))
-            found.append((layers, known.cpu, made.cpu))
+            found.append((layers, known.cpu, done.cpu))
             print(
-                f"| {layers} | {known.cpu:.1f} | {known.peak:,.0f} | {made.cpu:.1f} | {made.peak:,.0f} "
+                f"| {layers} | {known.cpu:.1f} | {known.peak:,.0f} | {done.cpu:.1f} | {done.peak:,.0f} "
                 f"| {before:.4g} | {after / before:.2%} |",
                 flush=True,
             )

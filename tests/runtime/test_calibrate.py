@@ -15,7 +15,7 @@ import runnable
 from worded import WORDS, gguf_of
 
 import llmconv
-from llmconv.errors import BadFile, OutputExists, UsageError
+from llmconv.errors import BadFile, LlmconvError, OutputExists, UsageError
 from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")
@@ -385,6 +385,25 @@ def test_what_never_fires_is_rounded_plainly_and_said(tmp_path: Path) -> None:
         own, plain = (llmconv.open(tmp_path / folder / f"m-{kind}.gguf") for folder in ("own", "plain"))
         name = "blk.0.ffn_down.weight"
         assert np.array_equal(own.tensors[name].rows(), plain.tensors[name].rows())
+
+
+def test_what_is_not_finite_or_of_another_model(tmp_path: Path) -> None:
+    """Numbers that overflow into norms that make zeros of them, so that only gradients show it; other sizes inside."""
+    model, out = runnable.write(runnable.checkpoint(layers=2), tmp_path / "m.gguf"), tmp_path / "q.gguf"
+    (tmp_path / "text.txt").write_text(runnable.text(200))
+
+    def overflow(x: Any) -> None:
+        x *= 1e38
+
+    over = runnable.changed(runnable.checkpoint(layers=2), "blk.1.ffn_down.weight", overflow)
+    runnable.write(over, tmp_path / "over.gguf")
+    how: dict[str, Any] = {"context": 32, "device": "cpu"}
+    with pytest.raises(LlmconvError, match=r"gradients at the results of 'blk\.1\.ffn_down\.weight' are not"):
+        llmconv.calibrate(tmp_path / "over.gguf", tmp_path / "text.txt", **how)
+    known = llmconv.calibrate(model, tmp_path / "text.txt", **how)
+    other = runnable.write(runnable.checkpoint(layers=2, ffn=96), tmp_path / "other.gguf")
+    with pytest.raises(UsageError, match=r"has 96 rows in 'blk\.[01]\.ffn_\w+\.weight', the calibration's model 64"):
+        llmconv.quantize(other, out, "Q4_0", calibration=known)
 
 
 @pytest.mark.slow

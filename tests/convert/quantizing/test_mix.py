@@ -82,6 +82,10 @@ def test_what_can_not_be(model: Path, tmp_path: Path) -> None:
         llmconv.quantize(model, out, target_size=1_000_000, bpw=4)
     with pytest.raises(UsageError, match="target_kld needs to know what errors cost"):
         llmconv.quantize(model, out, target_kld=0.01)
+    with pytest.raises(UsageError, match="matches no tensor"):
+        llmconv.quantize(model, out, bpw=4, min_types=["nosuch=Q8_0"])
+    with pytest.raises(UsageError, match="no type that a mix may use has as many bits for 'blk"):
+        llmconv.quantize(model, out, bpw=4, min_types=["attn_v=F32"])
     with pytest.raises(UsageError, match="are of a mix"):
         llmconv.quantize(model, out, "Q4_0", types=["Q4_K"])
     with pytest.raises(UsageError, match="only a mix has a recipe"):
@@ -89,6 +93,13 @@ def test_what_can_not_be(model: Path, tmp_path: Path) -> None:
     said = CliRunner().invoke(cli, ["quantize", str(model), "-t", "Q4_0", "--bpw", "4"])
     assert "a mix has its own types" in said.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_divergence_needs_gradients(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    fast = llmconv.OnText(tmp_path / "text.txt", effort="fast")
+    with pytest.raises(UsageError, match="fast does not find; use standard"):
+        llmconv.quantize(model, tmp_path / "q.gguf", target_kld=0.01, calibration=fast)
 
 
 def test_an_impossible_size_is_refused_before_anything_is_calibrated(model: Path, tmp_path: Path) -> None:
