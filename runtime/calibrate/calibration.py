@@ -46,6 +46,7 @@ _FILE_TYPE = "llmconv.calibration"
 TOKENS = 16_384
 """Of a calibration for which nobody says how many chunks."""
 _RUN = "calibration.run"  # of what an interrupted one leaves: what it was of
+_KNOWN_BY, _OTHER = 16, 0.02  # tokens whose embeddings tell a model, and by how much those of its roundings may differ
 _BATCH = 2048  # tokens that run together: what a backward pass keeps of them is in memory at once
 
 
@@ -56,7 +57,8 @@ class Calibration(Shown):
     batches: (rows, tokens) int64 ids each.   effort: "fast": inputs alone count; "standard": squared gradients too;
     "best": and rounding goes on for longer.
     gradients: empty with "fast".   model: settings by which a model is recognised.   tokens: in all batches.
-    device, memory: as `calibrate` takes them, for rounding.
+    device, memory: as `calibrate` takes them, for rounding.   embedded: (tokens, width) float32, the embeddings of the
+    first tokens, by which other weights of the same shape are noticed; None: nobody looks.
     """
 
     batches: list[Tensor]
@@ -66,6 +68,7 @@ class Calibration(Shown):
     notes: list[str] = field(default_factory=list)
     device: str | torch.device = "auto"
     memory: Memory = None
+    embedded: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -83,7 +86,20 @@ class Calibration(Shown):
                 "model, make one with llmconv calibrate"
             )
         self._check_rows(model)
+        self._look_at_weights(model)
         return model
+
+    def _look_at_weights(self, model: Model) -> None:
+        """A note where they are not those that it was made of: a model trained further may well be rounded by it."""
+        if self.embedded is None:
+            return
+        off = float((_embedded(model, self.batches) - self.embedded).norm() / self.embedded.norm())
+        note = (
+            f"the calibration was made of other weights: embeddings differ by {off:.0%}; if {model.where} is no further "
+            "training of that model, make one with llmconv calibrate"
+        )
+        if not off <= _OTHER and note not in self.notes:
+            self.notes.append(note)
 
     def _check_rows(self, model: Model) -> None:
         """`UsageError` where its matrices are not the model's."""
@@ -166,7 +182,7 @@ class Calibration(Shown):
         for name, parts in g.rows.items():
             for i, part in enumerate(parts):
                 made.add(dataclasses.replace(part, name=f"rows.{i}.{name}"))
-        for name, matrix in (("embedding", g.embedding), ("head", g.head)):
+        for name, matrix in (("embedding", g.embedding), ("head", g.head), ("embedded", self.embedded)):
             if matrix is not None:
                 made.add(Stored.from_array(name, matrix.numpy()))
         gguf_file.save(made, path, force=force)
@@ -199,7 +215,15 @@ class Calibration(Shown):
         prefix = "calibration.model."
         known = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
         model = {k: v if isinstance(v, str) else int(v) for k, v in known.items()}
-        return Calibration(batches, str(meta["calibration.effort"]), gradients, model)
+        return Calibration(
+            batches, str(meta["calibration.effort"]), gradients, model, embedded=tensors.get("embedded")
+        )
+
+
+@torch.no_grad()
+def _embedded(model: Model, batches: Sequence[Tensor]) -> Tensor:
+    first = batches[0].flatten()[:_KNOWN_BY]
+    return model.token_embd(first.to(model.device), torch.float32).cpu()
 
 
 def _settings(model: Model) -> dict[str, int | str]:
@@ -279,7 +303,7 @@ def _looked_at(
         with one_thread(), device_errors(model.device, "use a smaller context (-c) or --effort fast"):
             gradients = gather(model, batches, seed, meter, kept)
     notes = [*model.notes, *(note for work in found for note in work.notes)]
-    return Calibration(batches, effort, gradients, _settings(model), notes)
+    return Calibration(batches, effort, gradients, _settings(model), notes, embedded=_embedded(model, batches))
 
 
 def _check_effort(effort: str) -> None:

@@ -365,6 +365,23 @@ def llama(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llmconv.train(config).exports[0]
 
 
+def test_other_weights_of_the_same_shape_are_said(model: Path, known: llmconv.Calibration, tmp_path: Path) -> None:
+    known.save(tmp_path / "kept")
+    kept = llmconv.Calibration.open(tmp_path / "kept")
+
+    def moved(part: float) -> Any:
+        other = tmp_path / f"{part}.gguf"
+        there = llmconv.open(model)
+        embedding = there.tensors["token_embd.weight"].numpy()
+        noise = np.random.default_rng(0).standard_normal(embedding.shape) * part * embedding.std()
+        there.add(llmconv.Tensor.from_array("token_embd.weight", (embedding + noise).astype(np.float32)), replace=True)
+        there.save(other)
+        return llmconv.quantize(other, tmp_path / f"{part}.out", "Q4_0", pure=True, calibration=kept)
+
+    assert not any("other weights" in note for note in moved(0.001).notes)
+    assert any("made of other weights: embeddings differ by" in note for note in moved(0.5).notes)
+
+
 def test_what_never_fires_is_rounded_plainly_and_said(tmp_path: Path) -> None:
     def nothing(x: Any) -> None:
         x[...] = 0
