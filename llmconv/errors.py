@@ -210,6 +210,8 @@ def at(path: str | os.PathLike[str], item: str | None = None) -> str:
 
 def cut(value: Any, most: int = 80) -> str:
     """A value as messages show it: its repr, the middle left out where that is long."""
+    if getattr(value, "shape", None) == ():  # a number of numpy's, whose repr says so
+        value = value.item()
     try:
         text = repr(value if not isinstance(value, str) or len(value) <= 4 * most else value[: 4 * most])
     except (ValueError, RecursionError):  # Python writes no number of 5000 digits, and no list in a thousand others

@@ -138,6 +138,15 @@ def yarn_magnitudes(own: dict[str, Any], rope: Mapping[str, Any], unit: float) -
             own["rope.scaling.attn_factor"] = np.float32(wanted)
 
 
+def magnitudes_back(config: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """The way back of `yarn_magnitudes` where the unit is DeepSeek's."""
+    multiplier = own.get("rope.scaling.yarn_log_multiplier")
+    if multiplier is not None and "rope_scaling" in config:
+        config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
+        if multiplier:
+            config["rope_scaling"]["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
+
+
 def rope_sections(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
     """How many rotary dimensions turn by time, height and width, which are all the same for a text."""
     found = (config.get("rope") or {}).get("mrope_section")

@@ -117,7 +117,7 @@ def _sampling(folder: Checkpoint) -> tuple[dict[str, Any], list[str]]:
         try:
             out[f"sampling.{key}"] = KINDS[kind](value)
         except (TypeError, ValueError, OverflowError):
-            left.append(f"{SAMPLING}: {names[0]} is {value!r:.40}, which the GGUF does not say")
+            left.append(f"{SAMPLING}: {names[0]} is {cut(value)}, which the GGUF does not say")
     return out, left
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from llmconv.convert import archs
 from llmconv.convert.dialects.ones import with_ones
-from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
 from llmconv.errors import BadFile, MissingTensor, about, cut, more
@@ -49,10 +48,10 @@ def _check(checkpoint: Checkpoint) -> None:
     _check_vocabulary(metadata, where)
     name = metadata.get("general.architecture")
     if name is not None and not isinstance(name, str):
-        raise BadFile(f"{where}: key 'general.architecture' is {name!r}, expected a text")
+        raise BadFile(f"{where}: key 'general.architecture' is {cut(name)}, expected a text")
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str):
-        raise BadFile(f"{where}: key 'general.type' is {kind!r:.60}, expected a text")
+        raise BadFile(f"{where}: key 'general.type' is {cut(kind)}, expected a text")
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or kind != "model" or not checkpoint.tensors or own_keys.is_plain(metadata):
         return
@@ -76,8 +75,11 @@ def _check(checkpoint: Checkpoint) -> None:
             break
     if not dims["n_layer"] > 0 and any(n.startswith("blk.") for n in checkpoint.tensors):
         raise BadFile(f"{where}: has layers, and key '{arch.gguf}.block_count' says none; the file is damaged")
-    if missing and is_alone(checkpoint):  # layers for further tokens, without the model's others
-        return
+    if missing:
+        from llmconv.convert.further import is_alone  # cards and vocabularies come with it
+
+        if is_alone(checkpoint):  # layers for further tokens, without the model's others
+            return
     # A file with tensors that the table lacks is of a form of its own: what it must hold is not known here.
     if missing and all(n in known or n.startswith("blk.") for n in checkpoint.tensors):
         raise MissingTensor(where, missing, f"a {arch.gguf} model of these keys needs it")
@@ -89,7 +91,7 @@ def _check_vocabulary(metadata: dict[str, Any], where: str) -> None:
         return
     model = metadata.get("tokenizer.ggml.model")
     if model is not None and not isinstance(model, str):
-        raise BadFile(f"{where}: key 'tokenizer.ggml.model' is {model!r}, expected a text")
+        raise BadFile(f"{where}: key 'tokenizer.ggml.model' is {cut(model)}, expected a text")
     for key in (_TOKENS, "tokenizer.ggml.merges"):
         value = metadata.get(key)
         texts = isinstance(value, Strings) or (

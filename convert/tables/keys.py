@@ -305,7 +305,7 @@ def dims_of(metadata: Mapping[str, Any], arch: str, extra: Mapping[str, str] | N
             try:
                 found = _dimension(name, value)
             except TypeError:
-                raise BadFile(f"key '{arch}.{key}' is {value!r}, expected a whole number") from None
+                raise BadFile(f"key '{arch}.{key}' is {cut(value)}, expected a whole number") from None
         out[name] = found
         if isinstance(found, int):
             numbers[name] = found

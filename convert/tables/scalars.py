@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert.tables.ops import Dims, evaluate
 from llmconv.convert.tables.rows import Told
-from llmconv.errors import BadFile, MissingTensor, WrongShape
+from llmconv.errors import BadFile, MissingTensor, WrongShape, cut
 from llmconv.formats.tensor import Tensor
 
 __all__ = ["Scalar", "WholeNumbers", "scalar_keys", "scalar_tensors"]
@@ -96,7 +96,7 @@ def scalar_tensors(scalars: Iterable[Small], metadata: Mapping[str, Any], dims: 
         try:
             values = np.broadcast_to(np.asarray(value, np.float32), (len(names),))
         except (TypeError, ValueError):
-            raise BadFile(f"key '{scalar.key}' is {value!r:.60}, expected {len(names)} numbers") from None
+            raise BadFile(f"key '{scalar.key}' is {cut(value)}, expected {len(names)} numbers") from None
         for name, number in zip(names, values, strict=True):
             yield Tensor.from_array(name, np.full(scalar.shape, number, np.float32))
 
@@ -105,5 +105,5 @@ def _whole(scalar: WholeNumbers, value: Any, dims: Dims) -> NDArray[np.int64]:
     """A key's numbers as a tensor has them."""
     found = np.asarray(value)
     if found.shape != (scalar.count(dims),) or found.dtype.kind not in "ui" or (found.astype(np.int64) < 0).any():
-        raise BadFile(f"key '{scalar.key}' is {value!r:.60}, expected {scalar.count(dims)} whole numbers from 0")
+        raise BadFile(f"key '{scalar.key}' is {cut(value)}, expected {scalar.count(dims)} whole numbers from 0")
     return found.astype(np.int64)

@@ -155,7 +155,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", np.uint32(ALIGNMENT))
     if not isinstance(value, np.uint32) or not 0 < value <= limits.GGUF_ALIGNMENT or value & (value - 1):
         most = f"{limits.GGUF_ALIGNMENT:,}"
-        raise ValueError(f"key 'general.alignment' is {value!r}, expected a uint32 power of two up to {most}")
+        raise ValueError(f"key 'general.alignment' is {cut(value)}, expected a uint32 power of two up to {most}")
     return int(value)
 
 
@@ -223,7 +223,7 @@ def _split_number(part: _Part, key: str, path: Path) -> int | None:
     if value is None:
         return None
     if not isinstance(value, np.integer) or value < 0:
-        raise BadFile(f"{at(path)}: key {key!r} is {value!r}, expected a whole number")
+        raise BadFile(f"{at(path)}: key {key!r} is {cut(value)}, expected a whole number")
     return int(value)
 
 

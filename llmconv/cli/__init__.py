@@ -19,8 +19,7 @@ import click
 import llmconv
 from llmconv.cli import envelope
 from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
-from llmconv.show import one_line
-from llmconv.wording import shortened
+from llmconv.wording import one_line, shortened
 
 # Name -> (module of this folder, one-line help).  In a module, the command is the function of that name, "_" for "-".
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -289,6 +288,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
         return one_line(shortened(_with_way_out(error))), error.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or raise the limit (ulimit -v)", 1
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of asking where we are
+        return "the folder that the command was started in is gone; go to another", 1
     if isinstance(error, OSError):
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return one_line(shortened(name + (error.strerror or str(error)))), 1

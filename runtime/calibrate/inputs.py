@@ -19,7 +19,7 @@ from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
 
-__all__ = ["Inputs", "clipped", "inputs_of"]
+__all__ = ["Inputs", "Sums", "clipped", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
@@ -35,14 +35,14 @@ class Inputs:
     counts: list[int]
 
 
-class _Sums:
-    """Of one tensor's inputs, or of several that have the same.   apart: as `shared.Sum`'s."""
+class Sums:
+    """Of one tensor's inputs, or of several that have the same.   weights: of tokens.   apart: as `shared.Sum`'s."""
 
     def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool):
         shared = matrices * columns * columns * 4 > _MOST_BYTES
         apart = apart or (shared and matrices > 1)
         self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else matrices)]
-        self.counts, self.weights, self.at = [0] * matrices, weights, 0
+        self.counts, self.weights, self.at = [0] * matrices, clipped(weights), 0
 
     def begin(self, before: int, tokens: int) -> None:
         """A batch with so many of all tokens before it."""
@@ -84,7 +84,7 @@ class _Watching:
         self, model: Model, unit: Unit, names: Collection[str], weights: Mapping[str, Tensor], until: Collection[str]
     ):
         self.model, self.unit, self.names, self.weights, self.until = model, unit, names, weights, until
-        self.sums: dict[str, _Sums] = {}
+        self.sums: dict[str, Sums] = {}
         self.leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one of the same input
         self.last: tuple[Tensor, str] | None = None
         self.order: list[str] = []  # of a batch's products
@@ -133,10 +133,10 @@ class _Watching:
         for sums in self.sums.values():
             sums.ran(some)
 
-    def _sums(self, name: str, columns: int) -> _Sums:
+    def _sums(self, name: str, columns: int) -> Sums:
         module = self.unit.modules[name]
         matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-        found = _Sums(matrices, columns, clipped(self.weights.get(name)), often(self.model))
+        found = Sums(matrices, columns, self.weights.get(name), often(self.model))
         found.begin(self.before, self.tokens)
         return found
 

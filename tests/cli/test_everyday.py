@@ -78,6 +78,17 @@ def test_mistakes_are_answered(run: Any, line: str, said: str) -> None:
     assert {p.name for p in Path().iterdir()} == before
 
 
+def test_a_folder_that_is_gone(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, out, err = run("quantize ../model.gguf -t Q8_0")
+    assert (code, out) == (
+        1,
+        "",
+    ) and err == "llmconv: the folder that the command was started in is gone; go to another\n"
+
+
 def test_help_and_version_as_other_tools_have_them(run: Any) -> None:
     assert run("help") == run("--help")
     assert run("help edit") == run("edit --help")

@@ -144,3 +144,10 @@ def test_notes_speak_as_errors_do() -> None:
     assert made.notes == [said.replace("--vocab", "vocab"), "use force=True"]
     with errors.in_command():
         assert llmconv.Result(target=Path("m.gguf"), seconds=0.0, notes=[said], **sizes).notes == [said]
+
+
+@pytest.mark.parametrize(
+    "value, text", [(np.uint32(7), "7"), (np.bool_(True), "True"), (np.array([1, 2]), "array([1, 2])"), ("a", "'a'")]
+)
+def test_numbers_of_numpy_are_shown_as_numbers(value: object, text: str) -> None:
+    assert errors.cut(value) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def _theirs(folder: Checkpoint, config: dict[str, Any], path: Path) -> Any:
     return model.eval()
 
 
-def _ling(path: Path) -> tuple[Any, Checkpoint]:
-    config = by_hand.CONFIGS["ling3"] | {"num_hidden_layers": 4, "moe_shared_expert_intermediate_size": 32}
+def _ling(path: Path, **more: Any) -> tuple[Any, Checkpoint]:
+    config = by_hand.CONFIGS["ling3"] | {"num_hidden_layers": 4, "moe_shared_expert_intermediate_size": 32} | more
     folder = by_hand_folder(config, all_rows=True)
     return _theirs(folder, config | {"num_nextn_predict_layers": 0}, path), folder
 
@@ -141,9 +142,12 @@ def _added(mlp: Any, x: Any, small: list[list[Any]]) -> Any:
     return 0.05 * out
 
 
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_YARN |= {"mscale": 1.5, "mscale_all_dim": 0.5}
 MODELS = {
     "grovemoe": _small_experts,
     "ling3": _ling,
+    "ling3-yarn": functools.partial(_ling, rope_parameters=_YARN),
     "minimax-01": _lightning,
     "minimax-m3": _blocks,
     "deepseek-v3.2": _chosen("deepseek-v3.2"),

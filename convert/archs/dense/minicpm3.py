@@ -10,7 +10,7 @@ import numpy as np
 
 from llmconv.convert.archs.gpt.phi import LONG_FACTORS, long_magnitude
 from llmconv.convert.archs.parts import COMMON, EMBEDDINGS, NORMS, gated_mlp
-from llmconv.convert.archs.rope import yarn_magnitudes
+from llmconv.convert.archs.rope import magnitudes_back, yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, HfName, keys, row
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims
@@ -69,10 +69,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
         config["q_lora_rank"] = None
     if "rope_scaling" in config and "rope.scaling.original_context_length" in own:
         config["rope_scaling"]["original_max_position_embeddings"] = int(own["rope.scaling.original_context_length"])
-    multiplier = own.get("rope.scaling.yarn_log_multiplier")
-    if multiplier is not None and "rope_scaling" in config:
-        config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
-        config["rope_scaling"]["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
+    magnitudes_back(config, own)
     if "residual_scale" in own:
         config["scale_emb"] = float(own["embedding_scale"])
         config["scale_depth"] = float(own["residual_scale"]) * math.sqrt(dims["n_layer"])

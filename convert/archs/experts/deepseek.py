@@ -18,7 +18,7 @@ from llmconv.convert.archs.parts import (
     shared_experts,
     uncount_nextn,
 )
-from llmconv.convert.archs.rope import yarn_magnitudes
+from llmconv.convert.archs.rope import magnitudes_back, yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, HfName, Key, keys, row
 from llmconv.convert.tables.keys import whole
 from llmconv.convert.tables.loader import MLP_BIASES, OUT_BIAS, Loader
@@ -107,11 +107,7 @@ def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None
     config["norm_topk_prob"] = bool(own.get("expert_weights_norm", False))
     if own.get("expert_gating_func") == 2:
         config.update(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3")
-    multiplier = own.get("rope.scaling.yarn_log_multiplier")
-    if multiplier is not None and "rope_scaling" in config:
-        config["rope_scaling"]["mscale_all_dim"] = round(float(multiplier) / 0.1, 6)
-        if multiplier:
-            config["rope_scaling"]["attention_factor"] = float(own.get("rope.scaling.attn_factor", 1.0))
+    magnitudes_back(config, own)
     uncount_nextn(config, dims)
     config["topk_method"] = "group_limited_greedy" if own.get("expert_group_count", 1) > 1 else "greedy"
     if own.get("expert_gating_func") == 2:

@@ -24,11 +24,10 @@ from llmconv.convert.archs.parts import (
     uncount_nextn,
 )
 from llmconv.convert.archs.recurrent.parts import only
-from llmconv.convert.archs.rope import rope_sections
+from llmconv.convert.archs.rope import magnitudes_back, rope_sections, yarn_magnitudes
 from llmconv.convert.tables.architecture import Architecture, Form, HfName, Key, Row, keys, row
 from llmconv.convert.tables.loader import CHOICE, OUT_BIAS, Loader
 from llmconv.convert.tables.ops import Dims, Exp, Reshape
-from llmconv.errors import Unsupported
 
 _at = "{p}layers.{i}.attention."
 
@@ -45,11 +44,7 @@ def _is_full(config: Mapping[str, Any], i: int, count: int) -> bool:
 
 
 def _finish(own: dict[str, Any], config: Mapping[str, Any], dims: Dims) -> None:
-    rope = config.get("rope") or {}
-    if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
-        raise Unsupported(
-            "config.json: YaRN's mscale_all_dim scales what tokens see of each other; not known of Ling 3"
-        )
+    yarn_magnitudes(own, config.get("rope") or {}, 0.1)
     count = min(dims["n_layer"], 1 << 16)
     further = int(own.get("nextn_predict_layers", 0))
     own["attention.head_count_kv"] = np.asarray(
@@ -82,6 +77,7 @@ _LIMITS = (
 
 def _rebuild(config: dict[str, Any], own: Mapping[str, Any], dims: Dims) -> None:
     uncount_nextn(config, dims)
+    magnitudes_back(config, own)
     full = each_layer(own, "attention.head_count_kv")[: config["num_hidden_layers"]]
     config["layer_types"] = ["full_attention" if on else "linear_attention" for on in full]
     config["layer_group_size"] = next((i + 1 for i, on in enumerate(full) if on), len(full))
@@ -202,7 +198,13 @@ BAILING3 = Architecture(
     ),
     finish=_finish,
     rebuild=_rebuild,
-    decoder={"rope": "pairs", "folded_halves": True, "gating": "sigmoid", "latent_eps": 1e-6},
+    decoder={
+        "rope": "pairs",
+        "folded_halves": True,
+        "gating": "sigmoid",
+        "latent_eps": 1e-6,
+        "yarn_magnitudes_cancel": True,
+    },
     reads="qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank layer_group_size layer_types mrope_section"
     " mlp_layer_types moe_shared_expert_intermediate_size expert_swiglu_limit_list share_expert_swiglu_limit_list",
     inert="num_key_value_heads use_bias use_qkv_bias rotary_dim partial_rotary_factor router_dtype qk_head_dim"

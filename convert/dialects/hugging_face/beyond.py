@@ -22,14 +22,27 @@ from llmconv.convert.tables.loader import unread_of
 from llmconv.convert.tables.pieces import Pieces
 from llmconv.convert.tables.rows import at_layer
 from llmconv.convert.tables.windows import PATTERN
-from llmconv.errors import LlmconvError, more
+from llmconv.errors import BadFile, LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["beyond_llama_cpp", "otherwise_in_a_folder", "otherwise_in_llama_cpp"]
+__all__ = ["beyond_llama_cpp", "of_others", "otherwise_in_a_folder", "otherwise_in_llama_cpp", "run_here"]
 
 
-def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """Notes about a GGUF made from a model of this (normalized) configuration."""
+def run_here(checkpoint: Checkpoint) -> tuple[Decoder | None, list[str]]:
+    """What a GGUF made from a folder says of its model; None where it isn't run here, with a note if it contradicts
+    itself."""
+    try:
+        return describe(checkpoint), []
+    except BadFile as error:
+        return None, [f"it can't be run: {str(error).partition(': ')[2].partition('; ')[0]}"]
+    except LlmconvError:
+        return None, []
+
+
+def beyond_llama_cpp(
+    arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any], ours: Decoder | None
+) -> list[str]:
+    """Notes about a GGUF made from a model of this (normalized) configuration.   ours: what it says of its model."""
     if not arch.loader.exists:
         return []
     of_all = arch.dims_of(checkpoint.metadata)
@@ -65,8 +78,9 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     rope = config.get("rope") or {}
     if rope.get("rope_type") == "dynamic" and f"{arch.gguf}.rope.scaling.type" not in checkpoint.metadata:
         notes.append("beyond its context its rotary positions are scaled dynamically, which llama.cpp will not do")
+    if ours is None:
+        return notes
     try:
-        ours = describe(checkpoint)
         unread = _unread(arch, ours)
         said = list(_otherwise(arch, checkpoint, ours, unread - {PATTERN}, refused))
         notes += [f"{what}, which llama.cpp will not do" for what in said]
@@ -78,35 +92,44 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
                 if what not in said
             ]
     except LlmconvError:
-        pass  # it can't be run here either; whoever tries is told why
+        pass  # without what llama.cpp does not read it is no whole model
     return notes
 
 
-def otherwise_in_llama_cpp(checkpoint: Checkpoint) -> list[str]:
-    """Notes about a GGUF that somebody else made: what it says of its model, and llama.cpp does otherwise."""
+def of_others(checkpoint: Checkpoint) -> Decoder | None:
+    """What a GGUF that somebody else made says of its model; None for one of ours, and for one that can't be run."""
+    if own_keys.CONFIG in checkpoint.metadata:
+        return None
+    try:
+        return describe(checkpoint)
+    except LlmconvError:
+        return None
+
+
+def otherwise_in_llama_cpp(checkpoint: Checkpoint, ours: Decoder | None) -> list[str]:
+    """Notes about a GGUF that somebody else made: what it says of its model (`ours`), and llama.cpp does otherwise."""
     arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
-    if arch is None or not arch.loader.exists or own_keys.CONFIG in checkpoint.metadata:
+    if ours is None or arch is None or not arch.loader.exists:
         return []
     try:
-        ours = describe(checkpoint)
         found = _otherwise(arch, checkpoint, ours, _unread(arch, ours) - {PATTERN})
         return [f"{what}, which llama.cpp will not do" for what in found]
     except LlmconvError:
         return []
 
 
-def otherwise_in_a_folder(checkpoint: Checkpoint, again: Mapping[str, Any]) -> list[str]:
-    """Notes about what a GGUF that somebody else made says of its model, and the folder made of it does not.
+def otherwise_in_a_folder(checkpoint: Checkpoint, ours: Decoder | None, again: Mapping[str, Any]) -> list[str]:
+    """Notes about what a GGUF that somebody else made says of its model (`ours`), and the folder made of it does not.
 
     again: the keys that the folder gives when it is converted back.
     """
     start = f"{checkpoint.metadata.get('general.architecture')}."
-    if own_keys.CONFIG in checkpoint.metadata or not any(key.startswith(start) for key in again):
+    if ours is None or not any(key.startswith(start) for key in again):
         return []
     others = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(start)}
     said = others | {key: value for key, value in again.items() if key.startswith(start)}
     try:
-        ours, theirs = describe(checkpoint), describe(checkpoint.but(metadata=said))
+        theirs = describe(checkpoint.but(metadata=said))
         return [f"{what}, which config.json does not say" for what in _differences(ours, theirs)]
     except LlmconvError:
         return []

@@ -23,7 +23,7 @@ from llmconv.convert.dialects.hugging_face import (
     strangers,
     target,
 )
-from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import beyond_llama_cpp, run_here
 from llmconv.convert.dialects.hugging_face.contradictions import contradictions
 from llmconv.convert.dialects.hugging_face.present import as_present, matches, never_said, unknown_tensors
 from llmconv.convert.dialects.hugging_face.words import words_of
@@ -36,7 +36,7 @@ from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
 from llmconv.convert.tables.settings import ignored_by_transformers, unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.convert.towers import translate as towers, untold
+from llmconv.convert.towers import untold, which
 from llmconv.errors import BadFile, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -57,7 +57,7 @@ def to_gguf(
     """
     checkpoint = unpack(checkpoint)
     config = read_config(checkpoint)
-    checkpoint, count = towers.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
+    checkpoint, count = which.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
     if count:
         checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None
@@ -112,7 +112,8 @@ def to_gguf(
     carried.keep_tensors(out.metadata, without_place)
     out.metadata |= {own_keys.HEAD + name: np.frombuffer(head, np.uint8) for name, head in behind.heads.items()}
     notes += carried.keep_files(out.metadata, checkpoint, set(behind.heads))
-    out.notes += [*notes, *contradictions(config, out.tensors), *beyond_llama_cpp(arch, out, flat)]
+    ours, said = run_here(out)
+    out.notes += [*notes, *contradictions(config, out.tensors), *said, *beyond_llama_cpp(arch, out, flat, ours)]
     return out
 
 

@@ -183,6 +183,7 @@ _KINDS: dict[str, BlockClass] = {
     "CharStorage": plain.I8,
     "ByteStorage": plain.U8,
     "BoolStorage": plain.BOOL,
+    "ComplexFloatStorage": plain.C64,
 }
 _DTYPES: dict[str, BlockClass] = {
     "float64": plain.F64,
@@ -195,6 +196,7 @@ _DTYPES: dict[str, BlockClass] = {
     "int8": plain.I8,
     "uint8": plain.U8,
     "bool": plain.BOOL,
+    "complex64": plain.C64,
     "float8_e4m3fn": plain.F8_E4M3,
     "float8_e5m2": plain.F8_E5M2,
 }
@@ -289,7 +291,7 @@ class _Reader(pickle.Unpickler):
         match pid:
             case ("storage", _Kind(type=kind), str() as key, str(), int() as count) if kind is not None and count >= 0:
                 return _Storage(kind, key, count)
-        raise StrangePickle(f"names the storage {pid!r}")
+        raise StrangePickle(f"names the storage {cut(pid)}")
 
 
 def read_file(

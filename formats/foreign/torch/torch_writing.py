@@ -39,6 +39,7 @@ _STORAGES: dict[BlockClass, str] = {
     plain.I8: "CharStorage",
     plain.U8: "ByteStorage",
     plain.BOOL: "BoolStorage",
+    plain.C64: "ComplexFloatStorage",
 }
 _MACHINE: Any = pickle._Pickler  # in Python: the one whose opcodes can be chosen
 

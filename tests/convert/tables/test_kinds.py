@@ -146,6 +146,22 @@ def test_a_name_that_is_an_array() -> None:
     assert hf.from_gguf(gguf).tensors
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "why"),
+    [
+        ("llada-moe", {"num_experts_per_tok": 0}, "'llada-moe.expert_used_count' is 0 for layer 0"),
+        ("grok2", {"scaling_factor": -1}, "'grok.rope.scaling.factor' is -1"),
+        ("qwen1", {"num_attention_heads": 0}, "layer 0 has 0 heads"),
+        ("deepseek4", {"index_topk": 0}, "top_k' is 0"),
+        ("llada-moe", {}, ""),
+    ],
+)
+def test_what_cannot_be_run_is_noted(name: str, wrong: dict[str, Any], why: str) -> None:
+    """That a file contradicts itself is seen when it is converted, not only by who loads it."""
+    notes = [note for note in gguf_of(by_hand.CONFIGS[name] | wrong).notes if note.startswith("it can't be run: ")]
+    assert [why in note for note in notes] == [True] * bool(why)
+
+
 # ------------------------------------------------------------------------------------------------------ the walk
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
 from hf_models import BAICHUAN, DEEPSEEK, GEMMA3, GPT2, GPT_OSS, LLAMA, QWEN3_MOE, model
@@ -194,6 +195,23 @@ def test_yarn_magnitude(config: dict[str, Any], extra: dict[str, Any], wanted: f
     for decoder in (describe(gguf), by_keys_alone(gguf)):
         rope = decoder.layers[-1].attention.rope
         assert rope is not None and rope.attn_factor == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("mscale", "all_dim"), [(1.0, 1.0), (1.5, 0.5)])
+@pytest.mark.parametrize("name", ["ling3", "deepseek"])
+def test_yarn_magnitude_of_latent_attention(name: str, mscale: float, all_dim: float) -> None:
+    """transformers' `yarn_apply_mscale`: its square goes over the scores, its quotient over the rotations."""
+    config = by_hand.CONFIGS["ling3"] if name == "ling3" else DEEPSEEK
+    gguf = converted(config, rope_scaling=YARN | {"mscale": mscale, "mscale_all_dim": all_dim})
+    plainly = converted(config, rope_scaling=YARN)
+    for decoder in (describe(gguf), by_keys_alone(gguf)):
+        full = [i for i, layer in enumerate(decoder.layers) if layer.attention.rope is not None]
+        attention, usual = (d.layers[full[0]].attention for d in (decoder, describe(plainly)))
+        assert attention.rope is not None
+        assert attention.scale == pytest.approx(usual.scale * (0.1 * all_dim * math.log(4) + 1) ** 2, rel=1e-6)
+        wanted = (0.1 * mscale * math.log(4) + 1) / (0.1 * all_dim * math.log(4) + 1)
+        assert attention.rope.attn_factor == pytest.approx(wanted, rel=1e-6)
+    assert name != "ling3" or said(gguf, "attention scores times", "llama.cpp will not do")
 
 
 @pytest.mark.parametrize(("config", "usual"), [(LLAMA, True), (GPT_OSS, False)], ids=["llama", "gpt-oss"])

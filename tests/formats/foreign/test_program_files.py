@@ -206,7 +206,7 @@ def test_a_document_is_written_as_a_program_would(tmp_path: Path) -> None:
 
 
 def test_what_they_do_not_hold_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "m.npz", w=np.ones((2, 2), np.complex64))
+    np.savez(tmp_path / "m.npz", w=np.ones((2, 2), np.uint64))
     with pytest.raises(Unsupported, match=r"which \.pt has no storage for here"):
         llmconv.convert_file(tmp_path / "m.npz", tmp_path / "m.pt")
     np.savez(tmp_path / "n.npz", w=np.ones((2, 2)))
@@ -217,3 +217,15 @@ def test_what_they_do_not_hold_is_refused(tmp_path: Path) -> None:
         broken.metadata["checkpoint.places"] = text
         with pytest.raises(llmconv.BadFile, match=r"checkpoint\.places"):
             llmconv.save(broken, tmp_path / "x.pt", force=True)
+
+
+def test_complex_numbers_of_torch(tmp_path: Path) -> None:
+    """As a model that keeps its rotary positions saves them."""
+    torch = pytest.importorskip("torch")
+    value = {"freqs_cis": torch.polar(torch.ones(3, 2), torch.arange(6.0).reshape(3, 2)), "w": torch.ones(2)}
+    torch.save(value, tmp_path / "m.pt")
+    for path in ("m.gguf", "m.safetensors"):
+        llmconv.convert_file(tmp_path / "m.pt", tmp_path / path)
+        llmconv.convert_file(tmp_path / path, tmp_path / f"{path}.pt")
+        back = torch.load(tmp_path / f"{path}.pt", weights_only=True)
+        assert back.keys() == value.keys() and torch.equal(back["freqs_cis"], value["freqs_cis"]), path
