@@ -81,7 +81,7 @@ class Search(NamedTuple):
 
     levels: NDArray[np.uint8]
     """The entries' levels, flat."""
-    entry: NDArray[np.int32]
+    entry: NDArray[np.int16]
     """At a point's number, the entry that it is, or -1 - its place in `first`."""
     first: NDArray[np.int32]
     """Where a point's neighbours begin in `numbers`; they end where the next one's begin."""
@@ -99,7 +99,7 @@ def search(name: str) -> Search:
 def _search(name: str) -> Search:
     book = _codebooks()[name]
     levels, size, bits = book.levels(), book.size, book.bits
-    entry = np.full(1 << bits * size, -1, np.int32)
+    entry = np.full(1 << bits * size, -1, np.int16)
     entry[book.entries] = np.arange(len(book.entries))
     every = np.array(list(itertools.product(range(len(book.stands_for)), repeat=size)), np.int32)
     every = every @ (1 << bits * np.arange(size))

@@ -10,7 +10,7 @@ Source of the rules: `quantize_row_iq2_xxs_impl` and the like, and `make_qp_quan
 
 import numpy as np
 
-from llmconv.quant.kernels.compiling.build import I32, U8, U16, inlined, inner
+from llmconv.quant.kernels.compiling.build import I16, I32, U8, U16, inlined, inner
 from llmconv.quant.kernels.vectors.choosing import choose4, choose8, repeat4, repeat8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
@@ -33,9 +33,10 @@ from llmconv.quant.kernels.vectors.simd import (
     sqrt,
     to_float,
     trailing_zeros,
+    trailing_zeros64,
 )
 
-TABLES = U8, I32, I32, U16
+TABLES = U8, I16, I32, U16
 """`llmconv.quant.blocks.iq_tables.Search`, field by field."""
 
 u4, u8 = np.uint32, np.uint64
@@ -59,10 +60,10 @@ _SQUARES, _PRODUCTS = 192, 192 + _LISTED
 SCRATCH = 192 + 2 * _LISTED
 _PLACES = 256 + LANES  # for each try of each part
 _SOME = 6 * _PLACES + 32
-SPACE = _SOME + _LISTED + LANES
+SPACE = _SOME + _LISTED + LANES  # the last ones: of parts, or what is chosen for them
 """Integers in which a search works."""
 NOTHING = f4(np.nan)
-_NONE = 255
+_NONE = 255  # no try
 _BIT = (1 << np.arange(2 * LANES, dtype=np.int64)).astype(np.uint32).view(np.int32)
 
 
@@ -162,18 +163,18 @@ def _greatest(s, count, negative):
 
 @inner
 def _reach(s, at, size, most, furthest):
-    """By how much distances of `size` weights from `at` on must differ to differ surely, but for a factor that
-    `_slack` has: this, and this times the scale's square.
+    """By how much distances of `size` weights from `at` on must differ to differ surely: this, and this times the
+    scale's square.
 
     A distance's terms add up to R * (m^2 + (v * scale)^2) at most, for the importances' sum R, the greatest magnitude
     m and value v; rounding changes it by less than 25 * 2^-24 of that as the reference computes it, and by less than 20
-    by way of squares and products; twice both is less than 96 * 2^-24.
+    by way of squares and products; twice both is less than 2^-17.
     """
     total = f4(0)
     for i in range(size):
         total += s[_ROOT + at + i]
-    total = total * f4(2**-24)
-    precise = total > f4(1e-27) and most > f4(1e-15)
+    total = total * f4(2**-17)
+    precise = total > f4(1e-25) and most > f4(1e-15)
     return total * (most * most) if precise else NOTHING, total * furthest
 
 
@@ -221,28 +222,35 @@ def _fitter(targets, tries, count, size, step, top, again):
         return load_i32(points, 32 * part + v) ^ load_i32(points, 32 * part + v + 1)
 
     @inlined
+    def ends_of(points, part):
+        """The tries, as bits, after which a part's point changes, the last one among them."""
+        ends = u4(0)
+        for v in range(0, tries, LANES):
+            ends |= mask_bits(changes(points, part, v) != i4(0)) << u4(v)
+        return u8((ends & u4((1 << (tries - 1)) - 1)) | u4(1 << (tries - 1)))
+
+    @inlined
     def list_runs(points, on_grid, runs, tables):
         """Tries in a row that share a point off the grid: their part and start, their part and end, and where the
         point's neighbours are; how many runs.   on_grid: of each part, the other tries as bits."""
         entry, first, numbers = tables[1], tables[2], tables[3]
         count = u8(0)
-        for part in range(parts):
-            base, start, on = u4(32 * part), u4(0), u4(0)
-            ends = u4(0)  # greater scales never lower a level, so equal points are neighbours
-            for v in range(0, tries, LANES):
-                ends |= mask_bits(changes(points, part, v) != i4(0)) << u4(v)
-            ends = (ends & u4((1 << (tries - 1)) - 1)) | u4(1 << (tries - 1))
+        for part in range(0, parts, 2):
+            base, start, on = u8(32 * part), u8(0), u8(0)
+            # Greater scales never lower a level, so equal points are neighbours.
+            ends = ends_of(points, part) | ends_of(points, part + 1) << u8(32)
             while ends:
-                last = trailing_zeros(ends)
-                ends &= ends - u4(1)
-                which = entry[u8(points[u8(base + last)])]
+                last = trailing_zeros64(ends)
+                ends &= ends - u8(1)
+                start = max(start, last & u8(32))
+                which = entry[u8(points[base + last])]
                 off = which >> i4(31)
                 prefetch(numbers, np.int64(first[u8(off & ~which)]))
                 runs[count], runs[count + u8(1)], runs[count + u8(2)] = base + start, base + last, which
                 count += u8(off & i4(3))
-                on |= ((u4(2) << last) - (u4(1) << start)) & ~u4(off)
-                start = last + u4(1)
-            on_grid[part] = on
+                on |= ((u8(2) << last) - (u8(1) << start)) & ~u8(np.int64(off))
+                start = last + u8(1)
+            on_grid[part], on_grid[part + 1] = on & u8(0xFFFFFFFF), on >> u8(32)
         return count
 
     @inlined
@@ -257,7 +265,7 @@ def _fitter(targets, tries, count, size, step, top, again):
         while t <= last:
             scales = load_halves(s, _SCALE + t, _SCALE + t)
             found, nearer = nearest_under(scales, half, squares, products, points)
-            slack = (reach[0] + reach[1] * (scales * scales)) * f4(128)
+            slack = reach[0] + reach[1] * (scales * scales)
             sure = (nearer > slack) & (slack > f4(1e-36)) & (slack < f4(1e30))
             store(picks, base + t, found)
             doubtful = mask_bits(not_(sure)) & ((u4(2) << u4(min(7, last - t))) - u4(1))
@@ -397,10 +405,7 @@ def _fitter(targets, tries, count, size, step, top, again):
         entry, chosen = tables[1], some[_LISTED:]
         round_to_points(peak, s, points)
         round_all(s, points, picks, runs, some, tables)
-        if few:
-            likely = sum_up(line_up(points, picks, lined, order), lined, s)
-        else:
-            likely = sum_up(tries, picks, s)
+        likely = sum_up(line_up(points, picks, lined, order), lined, s) if few else sum_up(tries, picks, s)
         best, winner = f4(0), u8(_NONE)
         while likely:
             t = u8(trailing_zeros(likely))

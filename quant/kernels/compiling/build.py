@@ -42,7 +42,7 @@ def out(dtype: types.Type) -> types.Array:
 
 ROWS = "rows"
 """Parameter type (the first one only): flat weights, float32, float16 or bfloat16; one compilation for each."""
-F32, I32, U16, U8 = (_given(t) for t in (types.float32, types.int32, types.uint16, types.uint8))
+F32, I32, I16, U16, U8 = (_given(t) for t in (types.float32, types.int32, types.int16, types.uint16, types.uint8))
 """Parameter types: flat arrays that the kernel only reads."""
 
 _ROWS = types.float32, types.int16, types.uint16  # float16 and bfloat16 as `flat` hands them in

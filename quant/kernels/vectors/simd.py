@@ -304,6 +304,12 @@ def trailing_zeros(typingctx, number):
 
 
 @intrinsic
+def trailing_zeros64(typingctx, number):
+    """How many zero bits a uint64 ends in (64 for zero)."""
+    return types.uint64(types.uint64), lambda context, builder, sig, args: builder.cttz(args[0], ir.Constant(I1, 0))
+
+
+@intrinsic
 def count_ones(typingctx, number):
     """How many bits of a uint32 are set."""
     return types.uint32(types.uint32), lambda context, builder, sig, args: builder.ctpop(args[0])
