@@ -16,6 +16,7 @@ from worded import WORDS, gguf_of
 
 import llmconv
 from llmconv.errors import BadFile, LlmconvError, OutputExists, UsageError
+from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 
 torch = pytest.importorskip("torch")
@@ -374,8 +375,8 @@ def test_other_weights_of_the_same_shape_are_said(model: Path, known: llmconv.Ca
         there = llmconv.open(model)
         embedding = there.tensors["token_embd.weight"].numpy()
         noise = np.random.default_rng(0).standard_normal(embedding.shape) * part * embedding.std()
-        there.add(llmconv.Tensor.from_array("token_embd.weight", (embedding + noise).astype(np.float32)), replace=True)
-        there.save(other)
+        there.add(Tensor.from_array("token_embd.weight", (embedding + noise).astype(np.float32)))
+        gguf_file.save(there, other)
         return llmconv.quantize(other, tmp_path / f"{part}.out", "Q4_0", pure=True, calibration=kept)
 
     assert not any("other weights" in note for note in moved(0.001).notes)
