@@ -356,7 +356,7 @@ class _Gathering:
         self._of_tokens(name, weight.numel())[:] = weight.cpu().numpy()
 
     def _gradient(self, name: str, own: Floats | None, g: Tensor) -> None:
-        """own: for what each token counts, made on the way forward: the way back comes to a loop's last tokens first."""
+        """own: where each token's figure goes, of the way forward: the way back meets a loop's last tokens first."""
         flat = g.reshape(-1, g.shape[-1]).float()
         squares = flat.square().mean(-1)
         if own is not None:
