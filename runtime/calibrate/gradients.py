@@ -409,13 +409,13 @@ class _Gathering:
         return Gradients(self._joined(), rows, ends.get(_EMBEDDING), ends.get(_HEAD))
 
     def _joined(self) -> dict[str, Tensor]:
-        """The tokens' figures by name, in the order of the text."""
+        """The tokens' figures, by name, in the order of the text; names sorted, however layers ran."""
         every = merged(self._tokens)
         out: dict[str, list[Floats]] = {}
         for i in sorted(every):
             for name, parts in every[i].items():
                 out.setdefault(name, []).extend(parts)
-        return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in out.items()}
+        return {name: torch.from_numpy(np.concatenate(out[name])) for name in sorted(out)}
 
 
 def _moments(found: Tensor) -> Tensor:
