@@ -178,7 +178,8 @@ def _load(name: str) -> Any:
 
 
 def _without(name: str, module: str) -> Any:
-    """What stands for a name whose library is not installed: it can be looked at, and says so when it is called."""
+    """What stands for a name whose library is not installed: it can be looked at, and says so when it is called, or
+    one of a class's ways to make one (`Calibration.open`)."""
 
     def missing(*_: Any, **__: Any) -> Any:
         from llmconv.errors import MissingExtra
@@ -187,6 +188,7 @@ def _without(name: str, module: str) -> Any:
 
     missing.__name__ = missing.__qualname__ = name
     missing.__doc__ = f"Not usable here: needs {module}, which is not installed (pip install {module})."
+    missing.open = missing  # type: ignore[attr-defined]
     return missing
 
 

@@ -95,8 +95,8 @@ class Calibration(Shown):
             return
         off = float((_embedded(model, self.batches) - self.embedded).norm() / self.embedded.norm())
         note = (
-            f"the calibration was made of other weights: embeddings differ by {off:.0%}; if {model.where} is no further "
-            "training of that model, make one with llmconv calibrate"
+            f"the calibration was made of other weights: embeddings differ by {off:.0%}; if {model.where} is no "
+            "further training of that model, make one with llmconv calibrate"
         )
         if not off <= _OTHER and note not in self.notes:
             self.notes.append(note)
@@ -215,9 +215,7 @@ class Calibration(Shown):
         prefix = "calibration.model."
         known = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
         model = {k: v if isinstance(v, str) else int(v) for k, v in known.items()}
-        return Calibration(
-            batches, str(meta["calibration.effort"]), gradients, model, embedded=tensors.get("embedded")
-        )
+        return Calibration(batches, str(meta["calibration.effort"]), gradients, model, embedded=tensors.get("embedded"))
 
 
 @torch.no_grad()

@@ -311,8 +311,10 @@ class _Gathering:
     def seen(self, name: str, x: Tensor, y: Tensor | None, part: int | None) -> None:
         if name in _HEADS:
             self._head_input = name, x.detach()
-        elif y is not None and y.requires_grad:
-            y.register_hook(functools.partial(self._gradient, name))  # type: ignore[no-untyped-call]
+        elif y is not None and torch.is_grad_enabled():
+            own = None if name_of_experts(name) else self._of_tokens(name, y.numel() // y.shape[-1])
+            if y.requires_grad:
+                y.register_hook(functools.partial(self._gradient, name, own))  # type: ignore[no-untyped-call]
 
     def at_the_head(self, hidden: Tensor, heights: Tensor) -> Tensor:
         """The loss's gradient at the head's inputs (rows, tokens, dim), for labels that `heights` choose; few logits at
@@ -351,15 +353,16 @@ class _Gathering:
             add_moments(self._sum(_HEAD), x.reshape(-1, x.shape[-1]).float(), weight)
         else:
             self._sum(_SPREAD).add_((chances.sum(0) - squares.sum(0)).cpu())
-        self._of_tokens(name, weight)
+        self._of_tokens(name, weight.numel())[:] = weight.cpu().numpy()
 
-    def _gradient(self, name: str, g: Tensor) -> None:
+    def _gradient(self, name: str, own: Floats | None, g: Tensor) -> None:
+        """own: where each token's figure goes, of the way forward: the way back meets a loop's last tokens first."""
         flat = g.reshape(-1, g.shape[-1]).float()
         squares = flat.square().mean(-1)
         if not bool(squares.sum().isfinite()):
             raise not_finite(self.model, f"the gradients at the results of {name!r}", bool(squares.isnan().any()))
-        if not name_of_experts(name):
-            self._of_tokens(name, squares)
+        if own is not None:
+            own[:] = squares.cpu().numpy()
         self._met[name] = None
         weight = clipped(squares)
         if weight is not None:  # that of a token with a large gradient, the sum of the squares as it was
@@ -371,14 +374,15 @@ class _Gathering:
         self._met[name] = None
         return self._sums[name][0].here
 
-    def _of_tokens(self, name: str, values: Tensor) -> None:
-        """Keep what a part's tokens count, in memory that was there before: small pieces between what a backward pass
-        frees would keep it from being used again, more with every part."""
-        if len(self._left) < values.numel():
-            self._left = np.empty(max(_ROOM, values.numel()), np.float32)
-        own, self._left = self._left[: values.numel()], self._left[values.numel() :]
-        own[:] = values.cpu().numpy()
+    def _of_tokens(self, name: str, count: int) -> Floats:
+        """Zeros, for what a part's tokens count, in memory that was there before: small pieces between what a backward
+        pass frees would keep it from being used again, more with every part."""
+        if len(self._left) < count:
+            self._left = np.empty(max(_ROOM, count), np.float32)
+        own, self._left = self._left[:count], self._left[count:]
+        own[:] = 0
         self._tokens.setdefault(self.part, {}).setdefault(name, []).append(own)
+        return own
 
     def settle(self, names: Sequence[str]) -> None:
         """Put aside what is known of rows: all of their tokens have been."""
@@ -407,13 +411,13 @@ class _Gathering:
         return Gradients(self._joined(), rows, ends.get(_EMBEDDING), ends.get(_HEAD))
 
     def _joined(self) -> dict[str, Tensor]:
-        """The tokens' figures by name, in the order of the text."""
+        """The tokens' figures, by name, in the order of the text; names sorted, however layers ran."""
         every = merged(self._tokens)
         out: dict[str, list[Floats]] = {}
         for i in sorted(every):
             for name, parts in every[i].items():
                 out.setdefault(name, []).extend(parts)
-        return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in out.items()}
+        return {name: torch.from_numpy(np.concatenate(out[name])) for name in sorted(out)}
 
 
 def _moments(found: Tensor) -> Tensor:

@@ -170,6 +170,7 @@ class Back:
     def forward(self) -> None:
         as_one(self._forward)
 
+    @torch.no_grad()
     def _forward(self) -> None:
         own = mine(len(self.parts))
         for i in own:

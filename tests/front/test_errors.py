@@ -128,10 +128,11 @@ def test_without_torch_the_names_can_be_looked_at() -> None:
         assert dict(inspect.getmembers(llmconv))["train"].__name__ == "train"
         assert "perplexity" in pydoc.render_doc(llmconv)
         for kind in (ImportError, llmconv.UsageError, llmconv.MissingExtra):
-            try:
-                llmconv.perplexity("model.gguf", "text.txt")
-            except kind as error:
-                assert "pip install torch" in str(error) and error.module == "torch", error
+            for call in (llmconv.perplexity, llmconv.Calibration.open):
+                try:
+                    call("model.gguf", "text.txt")
+                except kind as error:
+                    assert "pip install torch" in str(error) and error.module == "torch", error
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

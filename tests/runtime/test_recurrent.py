@@ -17,6 +17,7 @@ from llmconv.convert.translate import translate
 from llmconv.errors import BadFile, LlmconvError, UsageError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
+from llmconv.runtime.calibrate.gradients import drawn, gather
 
 RNG = np.random.default_rng(4)
 LETTERS = "abcdefghij"
@@ -325,6 +326,24 @@ def test_quantized(tmp_path: Path) -> None:
     llmconv.quantize(path, tmp_path / "q.gguf", "Q8_0")
     exact, near = logits_of(path, IDS, "f32"), logits_of(tmp_path / "q.gguf", IDS, "f32")
     assert 0 < np.abs(exact - near).max() < 0.5
+
+
+def test_a_calibration_weighs_tokens_in_the_text_s_order(tmp_path: Path) -> None:
+    """A loop meets its matrix once a token, and the pass back comes to the last of them first; against autograd."""
+    model = llmconv.load(converted(tmp_path, FORMS["as it is"](karpathy()), "char-rnn"), "cpu")
+    meter = llmconv.progress.Meter(None, "x", 0)
+    batch, kept = torch.tensor([IDS]), []
+    found = gather(model, [batch], 5, meter).tokens["blk.0.rnn_h.weight"]
+    model.blk[0].rnn_h.register_forward_hook(lambda m, i, y: kept.append(y) or y.retain_grad())
+    for p in model.parameters():
+        p.requires_grad_(True)
+    logits = model(batch)[0]
+    labels = drawn(logits.detach().softmax(-1), torch.rand(len(IDS), 1, generator=torch.Generator().manual_seed(5)))
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    wanted = torch.cat([y.grad for y in kept]).square().mean(1)
+    assert len(kept) == len(IDS) and not np.allclose(wanted, wanted.flip(0), rtol=0.1)
+    wanted[0] = 0  # of a product with the first state: zeros, behind which no gradient is asked for
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_hobby_css_rnn_runs(tmp_path: Path, shared: Path) -> None:
