@@ -89,11 +89,11 @@ class Reading:
         if checkpoint.dialect == "hf" or (checkpoint.dialect == "plain" and self.own_names(checkpoint)):
             return checkpoint
         from llmconv.convert import archs
-        from llmconv.convert.towers import translate as towers
+        from llmconv.convert.towers import which
 
         checkpoint = self.translated(checkpoint, "gguf")
         known = archs.by_gguf(str(checkpoint.metadata.get("general.architecture", ""))) is not None
-        known = known or towers.is_known(checkpoint)
+        known = known or which.is_known(checkpoint)
         plain = not known or own_keys.is_plain(checkpoint.metadata) or own_keys.LAYERS in checkpoint.metadata
         return self.translated(checkpoint, "plain" if plain else "hf")
 

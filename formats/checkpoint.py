@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from llmconv.errors import at
 from llmconv.formats import guests
 from llmconv.formats.tensor import Tensor
+from llmconv.show import escaped
 
 __all__ = ["Checkpoint"]
 
@@ -93,13 +93,13 @@ class Checkpoint:
         """The tensors as a table, for notebooks; at most `most` of them."""
         head = "".join(f"<th>{name}</th>" for name in ("tensor", "type", "shape", "bytes"))
         rows = [
-            f"<tr><td><code>{html.escape(t.name)}</code></td><td>{t.type.name}</td>"
+            f"<tr><td><code>{escaped(t.name)}</code></td><td>{t.type.name}</td>"
             f"<td>{' × '.join(map(str, t.shape)) or 'scalar'}</td><td style='text-align:right'>{t.nbytes:,}</td></tr>"
             for t in itertools.islice(self.tensors.values(), most)
         ]
         if len(self.tensors) > most:
             rows.append(f"<tr><td colspan='4'>… {len(self.tensors) - most} more</td></tr>")
         return (
-            f"<p>{html.escape(repr(self)[1:-1])}</p><table><thead><tr>{head}</tr></thead>"
+            f"<p>{escaped(repr(self)[1:-1])}</p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"
         )

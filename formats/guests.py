@@ -7,7 +7,6 @@ name, a download that was broken off leaves `.incomplete` or `.part`.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -152,6 +151,8 @@ def of_others(path: Path, formats: Iterable[str]) -> BadFile:
         kind = next((whose for pattern, whose in _OF_PROGRAMS.items() if fnmatch(path.name, pattern)), None)
         if kind is not None:
             return BadFile(f"{at(path)}: is {kind} file, which can't be read; give the original model")
+        import zipfile  # for such files alone
+
         if path.is_file() and zipfile.is_zipfile(path):
             return _zip(path)
         return BadFile(f"{at(path)}: is no model file of a known format; known: {', '.join(formats)}")

@@ -23,10 +23,12 @@ from llmconv.formats.format import Format
 from llmconv.formats.places import names as places
 from llmconv.formats.places.ranges import expect
 from llmconv.formats.safetensors_header import DTYPES as DTYPES, header_of, ordered, read_json, read_tensors
-from llmconv.formats.source import Source
+from llmconv.formats.sharing.team import current
+from llmconv.formats.source import Source, read_back
 from llmconv.formats.tensor import Tensor
-from llmconv.formats.writing.outputs import Outputs
+from llmconv.formats.writing.outputs import Output, Outputs
 from llmconv.formats.writing.stream import write_tensors
+from llmconv.formats.writing.target import Proving
 from llmconv.progress import Meter
 
 NAME = "safetensors"
@@ -230,6 +232,7 @@ def save(
     max_shard_size: int = 0,
     jobs: int | None = None,
     meter: Meter | None = None,
+    proving: Proving | None = None,
 ) -> list[Path]:
     """Write a lone file when `path` ends in `.safetensors`, else a model folder.
 
@@ -240,7 +243,7 @@ def save(
     size: then the wider types go first, as the safetensors library does.  The header is padded with spaces to a
     multiple of 8.
 
-    Returns the files written.
+    proving: of a model in one file.   Returns the files written.
     """
     path = Path(path)
     metadata = {}
@@ -266,9 +269,24 @@ def save(
             with outputs.open(part.path) as out:
                 out.file.write(part.head)
                 out.reserve(part.size)
-                write_tensors(out, part.plan, jobs=jobs, meter=meter)
+                _write(out, part, proving, jobs, meter)
         _put(outputs, plan.index)
     return list(sizes)
+
+
+def _write(out: Output, part: _Part, proving: Proving | None, jobs: int | None, meter: Meter | None) -> None:
+    if proving is None:
+        write_tensors(out, part.plan, jobs=jobs, meter=meter)
+        return
+    write_tensors(out, [(t, at) for t, at in part.plan if t.name not in proving.last], jobs=jobs, meter=meter)
+    team = current()
+    if team is not None:
+        team.agree()  # all have written theirs
+    there = open_alone(out.temporary)
+    there.tensors = {name: read_back(tensor, out.file.fileno()) for name, tensor in there.tensors.items()}
+    last = [(t, at) for t, at in part.plan if t.name in proving.last]
+    write_tensors(out, last, jobs=jobs, meter=meter, told=proving.begin(there))
+    proving.end()
 
 
 @dataclass(frozen=True)

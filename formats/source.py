@@ -24,7 +24,7 @@ from llmconv.formats.places.remote import RemotePath
 from llmconv.formats.tensor import BlockClass, Extent, Tensor
 from llmconv.quant.block import Bytes
 
-__all__ = ["Source", "read_columns", "read_extent", "read_into", "reading"]
+__all__ = ["Source", "read_back", "read_columns", "read_extent", "read_into", "reading"]
 
 _MOST_AT_ONCE = 1 << 30  # Linux reads at most 2 GB in a call
 _BETWEEN = 1 << 22  # bytes of rows that are read together where their columns are wanted
@@ -101,6 +101,21 @@ def read_extent(extent: Extent, out: memoryview) -> None:
     """
     source = Source.of(extent.path) if extent.stamp is None else Source(extent.path, extent.stamp[0], extent.stamp)
     source.fill(extent.offset, out)
+
+
+def read_back(tensor: Tensor, descriptor: int) -> Tensor:
+    """A tensor of a file that is still being written, and changes."""
+    extent, row = tensor.extent, tensor.row_bytes
+    assert extent is not None
+
+    def read(start: int, stop: int) -> Bytes:
+        out = np.empty((stop - start, row), np.uint8)
+        if out.size:
+            with reading(descriptor, extent.path, None):
+                read_into(descriptor, out.reshape(-1).data, extent.offset + start * row)
+        return out
+
+    return replace(tensor, read=read, extent=None)
 
 
 def read_columns(extent: Extent, row_bytes: int, first: int, out: Bytes) -> None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
     from llmconv.api import (
         Result as Result,
         convert_file as convert_file,
-        inspect_file as inspect_file,
         open as open,
         save as save,
     )
@@ -47,6 +46,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; a test keeps it equal 
         diff as diff,
         grids as grids,
         histogram as histogram,
+        inspect_file as inspect_file,
         shaped as shaped,
         shares as shares,
         size as size,
@@ -88,11 +88,11 @@ _PUBLIC: dict[str, str] = {
     "open": "llmconv.api",
     "save": "llmconv.api",
     "convert_file": "llmconv.api",
-    "inspect_file": "llmconv.api",
     "content_hash": "llmconv.reports",
     "diff": "llmconv.reports",
     "grids": "llmconv.reports",
     "histogram": "llmconv.reports",
+    "inspect_file": "llmconv.reports",
     "size": "llmconv.reports",
     "statistics": "llmconv.reports",
     "streaming": "llmconv.reports",

@@ -22,7 +22,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         # Else torch's threads wait busily for milliseconds, which is what a run takes where others use the processors.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    gc.set_threshold(10_000)  # a start makes objects by the ten thousand and no garbage; looking costs a tenth of it
+    gc.set_threshold(100_000)  # a start makes objects by the ten thousand and no garbage; looking costs a tenth of it
     from llmconv.cli import main as run
 
     try:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import llmconv.formats as containers
-from llmconv.convert.cards.publishing import Row
 from llmconv.convert.dialects.hugging_face import disguise
 from llmconv.convert.effects import check_name, check_options, read_with
 from llmconv.convert.reading import Reading
@@ -23,7 +22,7 @@ from llmconv.convert.writing.cast import OUTTYPES, Rounding, cast, stated_roundi
 from llmconv.convert.writing.options import Writing
 from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.drafts import aimed, drafted, joined
-from llmconv.errors import BadFile, UsageError, about, at, kind_of
+from llmconv.errors import UsageError, about, at, kind_of
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.format import Format
 from llmconv.formats.places import names as places, outbox, remote
@@ -31,10 +30,11 @@ from llmconv.formats.sharing.team import current
 from llmconv.formats.writing.outputs import Together
 from llmconv.halves import is_multimodal, main_type, parted
 from llmconv.progress import Progress
+from llmconv.reports import nbytes_on_disk
 from llmconv.show import Shown, log_written
 from llmconv.wording import in_short_words
 
-__all__ = ["OUTTYPES", "Result", "convert_file", "inspect_file", "open", "save"]
+__all__ = ["OUTTYPES", "Result", "convert_file", "open", "save"]
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ def convert_file(
     checkpoint = containers.read(found, source, key)
     if vocab_alone.is_vocab_only(checkpoint):
         return _vocabulary(source, target, options)
-    size = _size(source, checkpoint)
+    size = nbytes_on_disk(source, checkpoint)
     checkpoint = read_with(checkpoint, container.name, options)
     checkpoint = Reading(lora=lora).open(checkpoint)
     checkpoint, base = aimed(checkpoint, base)
@@ -284,6 +284,7 @@ def convert_file(
 
 def _sent(source: Path, address: str, to: str, options: dict[str, Any], dry_run: bool) -> Result:
     """`convert_file` to a repository of the Hub, or what it would send."""
+    from llmconv.convert.cards.publishing import Row
     from llmconv.convert.quantizing import sent
 
     container = containers.by_name(to)
@@ -360,16 +361,6 @@ def _vocabulary(source: Path, dst: str | os.PathLike[str] | None, options: dict[
     )
 
 
-def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file holds, as plain data: see `llmconv.convert.reports.describe.describe`."""
-    from llmconv.convert.reports.describe import describe
-
-    checkpoint = open(path)
-    report = describe(checkpoint)
-    report["size"] = _size(checkpoint.source or Path(path), checkpoint)
-    return report
-
-
 _COMPARED = 16 << 20
 """Bytes that show how a document was laid out; writing all of a big one again would take longer than reading it."""
 
@@ -438,13 +429,3 @@ def _states_types(checkpoint: Checkpoint) -> bool:
         return False
 
     return document.get("format") == own_keys.OURS
-
-
-def _size(path: Path, checkpoint: Checkpoint) -> int:
-    """Bytes on disk of a file and of all others that hold tensors of it, or of a folder's files."""
-    try:
-        there = (p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        parts = {t.extent.path.resolve() for t in checkpoint.tensors.values() if t.extent is not None}
-        return sum(p.stat().st_size for p in parts | {p.resolve() for p in there})
-    except OSError as error:
-        raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None

@@ -13,7 +13,7 @@ import llmconv.formats as containers
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import read_config
-from llmconv.convert.towers import translate as towers, untold
+from llmconv.convert.towers import untold, which
 from llmconv.convert.translate import translate
 from llmconv.convert.writing import tasks
 from llmconv.errors import BadFile, LlmconvError, UsageError, at, cut, more
@@ -67,15 +67,15 @@ def parted(
 
 def _halves(folder: Checkpoint, target: Path, tower_only: bool, text_only: bool, options: dict[str, Any]) -> list[Part]:
     folder = Reading(exclude=options.pop("exclude", ())).open(folder) if options.get("exclude") else folder
-    if towers.tower_of(folder) is None:
+    if which.tower_of(folder) is None:
         if not (tower_only or text_only):
             return [Part(folder, target, options), *_adapters(folder, target, options)]
         if tower_only:
-            towers.tower_half(folder)  # says why not
+            which.tower_half(folder)  # says why not
         if text_only and not untold.settings_of_towers(read_config(folder)):
             raise UsageError(f"{folder.where}: has no tower to leave out, by its config.json; drop --text-only")
         return [Part(folder, target, options)]
-    text, count = towers.text_half(folder)
+    text, count = which.text_half(folder)
     made: Checkpoint | None = None
     notes = [f"left out, {count} tensors of its tower, as asked"]
     if not text_only:
@@ -111,6 +111,8 @@ def _adapters(folder: Checkpoint, target: Path, options: Mapping[str, Any]) -> l
 def _tower(folder: Checkpoint, count: int, strict: bool, alone: bool) -> tuple[Checkpoint | None, list[str]]:
     """The tower's GGUF, and notes for the text model's; who has not asked for a tower that can't be converted is told
     how to do without it, or does without it, where not strict."""
+    from llmconv.convert.towers import translate as towers  # and every scheme of stored weights
+
     try:
         return towers.to_gguf(folder, strict=strict), []
     except BadFile as error:
@@ -133,7 +135,7 @@ def _whole(
     """A text model's GGUF with its tower, as one folder; as it is where it has none."""
     if mmproj is True:
         raise UsageError("--mmproj needs the tower's file where a GGUF becomes a folder: --mmproj mmproj-NAME.gguf")
-    if towers.is_tower(text):
+    if which.is_tower(text):
         if mmproj:
             raise UsageError(f"{text.where}: is a tower itself; give the text model's GGUF, and this one with --mmproj")
         return text
@@ -141,12 +143,14 @@ def _whole(
         return text
     found = Path(mmproj) if mmproj else _found(text)
     if found is None:
-        if not towers.is_text_half(text):
+        if not which.is_text_half(text):
             return text.but(*_without_towers(text))
         return text.but("its tower is in another file: --mmproj FILE puts it into the folder")
     tower = containers.open(found)
-    if not towers.is_tower(tower):
+    if not which.is_tower(tower):
         raise UsageError(f"{at(found)}: is no mmproj file but a model of its own; give the tower's GGUF with --mmproj")
+    from llmconv.convert.towers import translate as towers
+
     strict = bool(options.get("strict", True))
     rebuilt = own_keys.CONFIG not in text.metadata
     made = towers.together(translate(text, "hf", strict=strict), tower, rebuilt=rebuilt, strict=strict)
@@ -176,7 +180,7 @@ def _found(text: Checkpoint) -> Path | None:
             other = containers.open(path)
         except LlmconvError:
             continue
-        if towers.is_tower(other) and other.metadata.get("general.name") == name:
+        if which.is_tower(other) and other.metadata.get("general.name") == name:
             alike.append(path)
     if len(alike) > 1:
         names = [path.name for path in alike]
@@ -186,7 +190,7 @@ def _found(text: Checkpoint) -> Path | None:
 
 def is_multimodal(checkpoint: Checkpoint) -> bool:
     """Whether a folder has a tower known here."""
-    return towers.tower_of(checkpoint) is not None
+    return which.tower_of(checkpoint) is not None
 
 
 def main_type(checkpoint: Checkpoint, outtype: str) -> str:

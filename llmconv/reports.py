@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ __all__ = [
     "diff",
     "grids",
     "histogram",
+    "inspect_file",
+    "nbytes_on_disk",
     "shaped",
     "shares",
     "size",
@@ -52,6 +55,26 @@ Source = str | Path | Checkpoint
 
 def _open(source: Source) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else formats.open(source)
+
+
+def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a model file holds, as plain data: see `llmconv.convert.reports.describe.describe`."""
+    from llmconv.convert.reports.describe import describe
+
+    checkpoint = formats.open(path)
+    report = describe(checkpoint)
+    report["size"] = nbytes_on_disk(checkpoint.source or Path(path), checkpoint)
+    return report
+
+
+def nbytes_on_disk(path: Path, checkpoint: Checkpoint) -> int:
+    """Bytes on disk of a file and of all others that hold tensors of it, or of a folder's files."""
+    try:
+        there = (p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        parts = {t.extent.path.resolve() for t in checkpoint.tensors.values() if t.extent is not None}
+        return sum(p.stat().st_size for p in parts | {p.resolve() for p in there})
+    except OSError as error:
+        raise BadFile(f"{at(path)}: can't be read ({error.strerror})") from None
 
 
 def verify(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 import logging
 import math
@@ -15,7 +14,7 @@ import numpy as np
 
 from llmconv.errors import worded
 
-__all__ = ["Shown", "for_json", "html_table", "log_written", "one_line"]
+__all__ = ["Shown", "escaped", "for_json", "html_table", "log_written"]
 
 MOST = 60
 """Rows of a list that a notebook shows."""
@@ -23,9 +22,16 @@ FEW = 8
 """Items of a list or mapping that a repr shows in full; of a longer one, half as many."""
 
 
+def escaped(text: str) -> str:
+    """The text as HTML."""
+    import html  # for notebooks alone
+
+    return html.escape(text)
+
+
 def html_table(head: list[str], rows: list[list[str]]) -> str:
     """A table; the cells are HTML already."""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    top = "".join(f"<th>{escaped(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
 
@@ -39,7 +45,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return html_table([], [[html.escape(str(k)), _cell(v)] for k, v in list(value.items())[:MOST]])
+        return html_table([], [[escaped(str(k)), _cell(v)] for k, v in list(value.items())[:MOST]])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
     if isinstance(value, list | tuple):
@@ -51,11 +57,11 @@ def _cell(value: Any) -> str:
         return ", ".join(_cell(v) for v in value[:MOST])
     if isinstance(value, np.ndarray):
         return _cell(value.reshape(-1)[:MOST].tolist())
-    return html.escape(str(value))
+    return escaped(str(value))
 
 
 def _fields(value: Any) -> str:
-    return html_table([], [[html.escape(f.name), _cell(getattr(value, f.name))] for f in dataclasses.fields(value)])
+    return html_table([], [[escaped(f.name), _cell(getattr(value, f.name))] for f in dataclasses.fields(value)])
 
 
 def _few(value: Any) -> str:
@@ -128,9 +134,3 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return f"<p>{type(self).__name__}</p>{_fields(self)}"
-
-
-def one_line(text: str) -> str:
-    """A message as one printable line: control characters and undecodable bytes escaped."""
-    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
-    return safe.encode("utf-8", "backslashreplace").decode()

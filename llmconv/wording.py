@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["as_keywords", "in_short_words", "shortened"]
+__all__ = ["as_keywords", "in_short_words", "one_line", "shortened"]
 
 MOST = 300
 """Characters of a sentence, its file's name aside."""
@@ -66,3 +66,9 @@ def _without_middle(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most * 2 // 3 - 1]}…{text[-(most // 3) :]}"
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line: control characters and undecodable bytes escaped."""
+    safe = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return safe.encode("utf-8", "backslashreplace").decode()

@@ -19,7 +19,7 @@ from llmconv.convert.decoders.facts import Decoder
 from llmconv.convert.decoders.side import alone
 from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects.carried import with_kept
-from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import of_others, otherwise_in_llama_cpp
 from llmconv.convert.dialects.ones import with_ones
 from llmconv.convert.dialects.scales import folded, scales_of
 from llmconv.convert.reports.streaming import Sizes, plan_streaming
@@ -128,7 +128,7 @@ def load(
     """
     checkpoint = path if isinstance(path, Checkpoint) else _formats.open(path)
     check_model(checkpoint)
-    otherwise = otherwise_in_llama_cpp(checkpoint) if checkpoint.dialect == "gguf" else []
+    otherwise = otherwise_in_llama_cpp(checkpoint, of_others(checkpoint)) if checkpoint.dialect == "gguf" else []
     checkpoint = with_ones(with_kept(_with_scales(translate(checkpoint, "gguf"))))
     where = pick_device(device)
     kind = pick_dtype(dtype, where, checkpoint)

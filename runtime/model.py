@@ -266,8 +266,7 @@ class Model(Pieces):
 
     @property
     def device(self) -> torch.device:
-        weight: Tensor = self.token_embd.weight
-        return self.home or weight.device
+        return self.home or self.token_embd.device
 
     @property
     def context_length(self) -> int:

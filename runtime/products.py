@@ -21,7 +21,7 @@ from llmconv.quant import integer_products
 from llmconv.quant.block import BlockType
 from llmconv.runtime import decoding
 
-__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "matmul", "straight_through", "workers"]
+__all__ = ["ACTIVATIONS", "TILE_BYTES", "dense", "embed", "forget_scratch", "matmul", "straight_through", "workers"]
 
 ACTIVATIONS = ("float", "int8")
 """What the inputs of products with quantized weights may be: as they are, or rounded (see `quant.integer_products`)."""
@@ -42,6 +42,11 @@ def _scratch(numbers: int) -> Tensor:
         with torch.inference_mode(False):  # it outlives this call, and a later one may be made in training
             found = _local.scratch = torch.empty(numbers)
     return found
+
+
+def forget_scratch() -> None:
+    """Give this thread's back."""
+    _local.scratch = None
 
 
 def workers() -> ThreadPoolExecutor:

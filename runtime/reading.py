@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from llmconv.errors import BadWeight, cut
 from llmconv.formats.source import read_extent
 from llmconv.formats.tensor import SLAB_BYTES, Tensor
 
-__all__ = ["PLAIN", "fill_tensor", "put", "read_tensor", "slots_of", "tensor_of"]
+__all__ = ["PLAIN", "fill_tensor", "put", "read_tensor", "room", "slots_of", "tensor_of"]
 
 T = TypeVar("T")
 
@@ -51,18 +52,18 @@ def put(module: torch.nn.Module, part: str, values: torch.Tensor) -> None:
 
 def read_tensor(tensor: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor's blocks (dtype uint8) or numbers, on the device, read slab by slab, or at once where they will live."""
-    return fill_tensor(tensor, _room(shape, dtype, device))
+    return fill_tensor(tensor, room(shape, dtype, device))
 
 
-def _room(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """Memory for a tensor.  On the CPU it is numpy's, which asks the system for large pages: of a token's time, which
     goes by all weights once, a quarter would be spent on finding small ones."""
-    if device.type != "cpu":
+    if device is not None and device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    nbytes = shape.numel() * dtype.itemsize
-    room = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(room[start : start + nbytes]).view(dtype).view(shape)
+    nbytes = math.prod(shape) * dtype.itemsize
+    found = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -found.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(found[start : start + nbytes]).view(dtype).view(tuple(shape))
 
 
 def _copied(to: torch.Tensor, values: torch.Tensor) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from llmconv.convert import archs
 from llmconv.convert.dialects.ones import with_ones
-from llmconv.convert.further import is_alone
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.rows import check
 from llmconv.errors import BadFile, MissingTensor, about, cut, more
@@ -76,8 +75,11 @@ def _check(checkpoint: Checkpoint) -> None:
             break
     if not dims["n_layer"] > 0 and any(n.startswith("blk.") for n in checkpoint.tensors):
         raise BadFile(f"{where}: has layers, and key '{arch.gguf}.block_count' says none; the file is damaged")
-    if missing and is_alone(checkpoint):  # layers for further tokens, without the model's others
-        return
+    if missing:
+        from llmconv.convert.further import is_alone  # cards and vocabularies come with it
+
+        if is_alone(checkpoint):  # layers for further tokens, without the model's others
+            return
     # A file with tensors that the table lacks is of a form of its own: what it must hold is not known here.
     if missing and all(n in known or n.startswith("blk.") for n in checkpoint.tensors):
         raise MissingTensor(where, missing, f"a {arch.gguf} model of these keys needs it")

@@ -7,14 +7,16 @@ A table of one token type (XLM-R's), a head of one number (a reranker's), a bias
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from llmconv.convert import archs
 from llmconv.convert.tables import own_keys
+from llmconv.convert.tables.rows import Slot
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
 
-__all__ = ["with_ones"]
+__all__ = ["in_shapes", "shapes_of", "with_ones"]
 
 
 def with_ones(gguf: Checkpoint) -> Checkpoint:
@@ -29,11 +31,20 @@ def with_ones(gguf: Checkpoint) -> Checkpoint:
         return gguf  # whoever computes with its sizes says what is wrong with them, and in which file
     layers = [int(found[1]) for n in gguf.tensors if (found := re.match(r"blk\.(\d{1,9})\.", n))]
     dims["n_layer"] = min(dims["n_layer"], max(layers, default=-1) + 1, len(gguf.tensors))  # not what a file claims
+    return in_shapes(gguf, shapes_of(arch.slots(dims)))
+
+
+def shapes_of(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:
+    """The shapes that a table says of its tensors."""
+    return {name: shape for slot in slots for name, shape in zip(slot.gguf, slot.shapes, strict=True)}
+
+
+def in_shapes(gguf: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """A GGUF with its tensors in these shapes, where all that they lack are leading ones."""
     made: dict[str, Tensor] = {}
-    for slot in arch.slots(dims):
-        for one, shape in zip(slot.gguf, slot.shapes, strict=True):
-            tensor = gguf.tensors.get(one)
-            lacking = 0 if tensor is None else len(shape) - len(tensor.shape)
-            if tensor is not None and lacking > 0 and shape == (1,) * lacking + tensor.shape:
-                made[one] = tensor.reshaped(shape)
-    return gguf.but(tensors={n: made.get(n, t) for n, t in gguf.tensors.items()}) if made else gguf
+    for name, tensor in gguf.tensors.items():
+        shape = shapes.get(name, ())
+        lacking = len(shape) - len(tensor.shape)
+        if lacking > 0 and shape == (1,) * lacking + tensor.shape:
+            made[name] = tensor.reshaped(shape)
+    return gguf.but(tensors=gguf.tensors | made) if made else gguf

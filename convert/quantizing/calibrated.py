@@ -39,7 +39,8 @@ class Made(Protocol):
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where an interrupted run leaves what it has done: `NAME.rounded.partial` and `NAME.calibration.partial`.
+    """Where an interrupted run leaves what it has done: `NAME.rounded.partial`, `NAME.calibration.partial`, and before
+    that is there, `NAME.statistics.partial`.
 
     made_of: JSON values that say what the run is of, besides the calibration.   force: begin anew where it is another.
     """
@@ -56,9 +57,13 @@ class Keeping:
     def calibration(self) -> Path:
         return self.output.with_name(self.output.name + ".calibration.partial")
 
+    @property
+    def statistics(self) -> Path:
+        return self.output.with_name(self.output.name + ".statistics.partial")
+
     def forget(self) -> None:
         """The outputs are there."""
-        for path in (self.rounded, self.calibration):
+        for path in (self.rounded, self.calibration, self.statistics):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -30,6 +30,7 @@ from llmconv.convert.quantizing.joined import beside, ragged, uncut, unequal, un
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import carried
+from llmconv.convert.scaled.kept import with_codes_remembered
 from llmconv.convert.scaled.unpack import unpack
 from llmconv.convert.tables import own_keys
 from llmconv.errors import BadWeight, Unsupported, cut, more
@@ -78,7 +79,7 @@ def written(checkpoint: Checkpoint, kind: str, to_hf: Callable[[Checkpoint], Che
     stored: dict[str, Coded] = {}
 
     def look(coded: Coded) -> Tensor:
-        stored[coded.weight] = coded
+        stored[coded.weight] = coded = with_codes_remembered(coded)
         return coded.floats()
 
     floats = unpack(checkpoint, look)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.grid import Grid
+from llmconv.convert.scaled.kept import remembered
 from llmconv.convert.scaled.ordered import settled
 from llmconv.errors import Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
@@ -153,7 +154,7 @@ def moved(
     if not found:
         return {}
     there = to_hf(checkpoint.but(tensors=tensors, metadata=bare)).tensors
-    return {n: Tensor(n, t.shape, found[t.type], t.read) for n, t in there.items() if t.type in found}
+    return {n: Tensor(n, t.shape, found[t.type], remembered(t.read)) for n, t in there.items() if t.type in found}
 
 
 class _Kept:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from llmconv.convert import archs
 from llmconv.convert.dialects.scales import scales_of
+from llmconv.convert.quantizing import mlx_experts
 from llmconv.convert.quantizing.folder_layers import (
     BLOCKS,
     FLOATS,
@@ -52,6 +53,7 @@ from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.compressed_tensors import is_linear
 from llmconv.convert.scaled.exact import are_said, carried
 from llmconv.convert.scaled.four_bit_floats import E2M1
+from llmconv.convert.scaled.kept import with_codes_remembered
 from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import TEXT_MODELS, read_config
@@ -91,7 +93,7 @@ def written(
     stored: dict[str, Coded] = {}
 
     def look(coded: Coded) -> Tensor:
-        stored[coded.weight] = coded
+        stored[coded.weight] = coded = with_codes_remembered(coded)
         return coded.floats()
 
     floats = unpack(checkpoint, look)
@@ -139,7 +141,9 @@ def written(
     if layers:
         _say_dtype(config, "float16" if half else "bfloat16")  # in which the scales are
     if kind.startswith("MLX"):
-        config["quantization"] = config["quantization_config"] = _mlx_settings(layers, size, small)
+        tensors = mlx_experts.stacked(tensors, config, checkpoint.where)
+        said_of = {mlx_experts.named(name, config): said for name, said in _mlx_settings(layers, size, small).items()}
+        config["quantization"] = config["quantization_config"] = said_of
     else:
         config["quantization_config"] = _packed_settings(layers, size, model, kind)
     files: dict[str, Path | bytes] = dict(model.files)
@@ -154,9 +158,14 @@ def written(
         what = "bits or groups, or some are in floats: transformers loads them, vLLM doesn't"
         notes += unequal(schemes, what) + unequal_experts(schemes, what)
         notes += uncut({name: (layer.shape[-1], size or layer.group) for name, layer in layers.items()})
+    else:
+        notes += mlx_experts.unread((*layers, *small), config)
     written: dict[str, Layer | SmallFloats] = {**layers, **small}
     wants = {name: layer.want for name, layer in written.items() if layer.want is not None}
     bits = tuple(layers[name].bits if name in layers else 4 for name in wants)
+    if kind.startswith("MLX"):
+        wants = mlx_experts.stacked(wants, config, checkpoint.where)
+        wants = {name: want for name, want in wants.items() if want.n_rows == tensors[name].n_rows}
     return Written(model.but(*notes, tensors=tensors, files=files), wants, stored, bits, reasons)
 
 

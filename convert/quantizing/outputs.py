@@ -16,13 +16,15 @@ from llmconv.formats.places.outbox import Outbox
 from llmconv.formats.tensor import Tensor
 from llmconv.formats.writing.outputs import Output, Outputs
 from llmconv.formats.writing.stream import stream
-from llmconv.formats.writing.target import Item, Sink, Target
+from llmconv.formats.writing.target import Item, Sink, Target, Told
 from llmconv.progress import Meter
 from llmconv.quant.plain import F32, F64
 
 __all__ = ["fingerprints", "inputs_of", "opened_outputs", "parts_of", "runnable", "write_plans"]
 
 StrPath = str | os.PathLike[str]
+Proving = Callable[[], Callable[[str], Told | None]]
+"""Gives for the name of a source what is told of its rows when they are written (`Item.written`)."""
 
 
 def runnable(checkpoint: Checkpoint, opened: Checkpoint) -> Checkpoint:
@@ -113,9 +115,9 @@ def write_plans(
     where: str,
     writing: Writing,
     meter: Meter,
-    done: Callable[[str], None] | None = None,
+    proving: Proving | None = None,
 ) -> None:
-    """Write the header of every file, then all tensors, each read once.   done: told of each source that is written."""
+    """Write the header of every file, then all tensors, each read once.   proving: called between the two."""
     files = [f for plan in plans for f in plan.files]
     sources: dict[str, Tensor] = {}
     wanted: dict[str, list[tuple[Output, str, Target]]] = {}
@@ -137,10 +139,11 @@ def write_plans(
     def finished(item: Item) -> None:
         for out, name, _ in wanted[item.tensor.name]:
             out.complete(name)
-        if done is not None:
-            done(item.tensor.name)
 
-    items = [Item(sources[name], [t for *_, t in places], where) for name, places in wanted.items() if places]
+    told = (lambda name: None) if proving is None else proving()
+    items = [
+        Item(sources[name], [t for *_, t in places], where, told(name)) for name, places in wanted.items() if places
+    ]
     stream(
         items,
         jobs=writing.jobs,

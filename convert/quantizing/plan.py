@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,10 @@ from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
 from llmconv.quant.filetypes import COPY, QUANTIZATION_VERSION, FileType, guessed_number
-from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import Choice, Model, Options, assign, order
+
+if TYPE_CHECKING:
+    from llmconv.quant.imatrix import Importance
 
 __all__ = ["FilePlan", "Plan", "PlannedTensor", "Recipe", "cuts", "make_plan", "parse_override"]
 

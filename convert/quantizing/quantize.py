@@ -7,16 +7,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmconv.convert.quantizing.importance import read_importance
-from llmconv.convert.quantizing.mix import TYPES, Wish
 from llmconv.convert.quantizing.plan import Recipe, parse_override
 from llmconv.convert.quantizing.quantized import Quantized, QuantizedFile, QuantizedTensor
-from llmconv.convert.quantizing.to_folder import CALIBRATED, to_folder
 from llmconv.convert.quantizing.to_gguf import to_gguf
-from llmconv.convert.quantizing.to_mix import to_mix
-from llmconv.convert.quantizing.to_repacked import to_repacked
 from llmconv.convert.reading import Reading
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadFile, UsageError, at, cut, kind_of
@@ -28,8 +23,11 @@ from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Progress
 from llmconv.quant import by_name
 from llmconv.quant.filetypes import FOLDERS, INT8, INTEGERS, REPACKS, file_type
-from llmconv.quant.imatrix import Importance
 from llmconv.quant.recipe import tensor_type_rules
+
+if TYPE_CHECKING:
+    from llmconv.convert.quantizing.mix import Wish
+    from llmconv.quant.imatrix import Importance
 
 __all__ = ["Quantized", "QuantizedFile", "QuantizedTensor", "quantize"]
 
@@ -190,11 +188,18 @@ def quantize(
         raise UsageError(f"--split-max-size is for GGUF of chosen types, not {wanted[0].upper()}; leave it out")
 
     def make(dst: StrPath | None, recipe: Recipe = recipe, writing: Writing = writing) -> Quantized:
+        # Of these four most runs need the last one, and import no other.
         if wish is not None:
+            from llmconv.convert.quantizing.to_mix import to_mix
+
             return to_mix(src, dst, reading, recipe, writing, (wish, calibration, save_recipe))
         if as_repack:
+            from llmconv.convert.quantizing.to_repacked import to_repacked
+
             return to_repacked(src, dst, reading, writing, by_name(fallback) if fallback else None, round_sums)
         if as_int8:
+            from llmconv.convert.quantizing.to_folder import to_folder
+
             return to_folder(src, dst, wanted, reading, writing, group_size, calibration)
         chosen = list(dict.fromkeys(file_type(name, pure) for name in wanted))
         return to_gguf(src, dst, chosen, reading, recipe, writing, calibration)
@@ -216,12 +221,16 @@ def _wish(
         if types or least:
             raise UsageError("--types and --min-type are of a mix; give --target-size, --bpw or --target-kld")
         return None
+    from llmconv.convert.quantizing.mix import TYPES, Wish
+
     known = [by_name(name).name for name in types] or TYPES
     return Wish(size, bpw, kld, known, tensor_type_rules(least))
 
 
 def _check_calibration(recipe: Recipe, writing: Writing, types: Sequence[str], group: int | None) -> None:
     """What does not go with a calibration."""
+    from llmconv.convert.quantizing.to_folder import CALIBRATED
+
     if recipe.matrix is not None:
         raise UsageError("a calibration knows more than an importance matrix; leave --imatrix out")
     if recipe.prune_layers:
@@ -264,6 +273,8 @@ def _matrix(path: StrPath | None, include: Sequence[str], exclude: Sequence[str]
         if include or exclude:
             raise UsageError("--include-weights and --exclude-weights choose from an importance matrix; give --imatrix")
         return None
+    from llmconv.convert.quantizing.importance import read_importance
+
     whole = read_importance(path)
     for flag, parts in (("--include-weights", include), ("--exclude-weights", exclude)):
         for part in parts:

@@ -1,29 +1,27 @@
 """`-t REPACK`: a quantized model folder into a GGUF, every layer in the smallest type that says its numbers exactly.
 
 Codes and scales are carried (`scaled.exact`); layers that no type says are read as F32, or become the fallback type.
-Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking ends with a proof: the
-written bytes are read back and compared with the source, code by code (`by_codes`), or else what both decode to, weight
-by weight.
+Matrices in floats that lie on a type's grid return to it (`scaled.lattice`).  Every repacking is proved while it is
+written (`proving.written`): code by code, or else, weight by weight, by what both decode to.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.quantizing.by_codes import both, equal, is_record, record_for
+from llmconv.convert.quantizing.proving.by_codes import is_record, record_for, same
+from llmconv.convert.quantizing.proving.written import Pair
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import WIDER, Carried, carried
+from llmconv.convert.scaled.kept import with_codes_remembered
 from llmconv.convert.scaled.lattice import encoder, grid_of
 from llmconv.convert.scaled.ordered import Folding, foldings
 from llmconv.convert.scaled.unpack import READ_AS_FLOATS, unpack
@@ -32,15 +30,11 @@ from llmconv.convert.tables.storage import stays_f32
 from llmconv.errors import LlmconvError, Unsupported, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
-from llmconv.progress import Meter
 from llmconv.quant import block, plain
-from llmconv.quant.block import Bytes
 
-__all__ = ["PROOF", "Pair", "Proof", "Repacked", "fallen_back", "in_bits", "read_again", "repacked"]
+__all__ = ["Repacked", "fallen_back", "pair_of", "repacked"]
 
-PROOF = "repacked, every weight equal"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_SLAB = 1 << 21
 
 
 @dataclass
@@ -82,7 +76,7 @@ def repacked(
     layers: dict[str, Coded] = {}
 
     def look(coded: Coded) -> Tensor:
-        layers[coded.weight] = coded
+        layers[coded.weight] = coded = with_codes_remembered(coded)
         found[coded.weight] = carried(coded, round_sums)
         return coded.floats()
 
@@ -215,158 +209,15 @@ def fallen_back(checkpoint: Checkpoint, kind: BlockClass) -> Checkpoint:
     return checkpoint.but(tensors=tensors)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A tensor as it is in a file, at an offset, and what it must say: a record, or floats.
+def pair_of(written: Tensor, found: Repacked) -> Pair:
+    """A tensor of the file that is written, and what it must say."""
+    name, want = written.name, found.said[written.name]
+    by_record = None
+    if is_record(want):
+        record = record_for(written, written.type)
+        by_record = None if record is None else same(record, want)
 
-    decoded: gives what all tensors must decode to, by name, should its record be another.
-    """
+    def floats() -> tuple[Tensor, Tensor]:
+        return written, found.decoded()[name] if is_record(want) else want
 
-    tensor: Tensor
-    want: Tensor
-    offset: int
-    decoded: Callable[[], Mapping[str, Tensor]]
-
-    def compared(self, descriptor: int, start: int, stop: int) -> None:
-        """Raises `LlmconvError` at the first weight of rows start..stop that differs."""
-        kind, row = self.tensor.type, self.tensor.row_bytes
-
-        def read(low: int, high: int) -> Bytes:
-            raw = os.pread(descriptor, (high - low) * row, self.offset + low * row)
-            return np.frombuffer(raw, np.uint8).reshape(high - low, row)
-
-        want = self.want
-        if is_record(want):
-            found = record_for(dataclasses.replace(self.tensor, read=read, extent=None), kind)
-            if found is not None and equal(found, want, start, stop):
-                return
-            want = self.decoded()[self.tensor.name]
-        expected = want.rows(start, stop)
-        got = kind.decode(read(start, stop)).astype(expected.dtype, copy=False)  # of a grid, in its floats' own type
-        if not np.array_equal(got, expected) and not np.array_equal(got, expected, equal_nan=True):
-            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
-            raise LlmconvError(
-                f"tensor {cut(self.tensor.name)}: weight {start * self.tensor.row_len + at} reads "
-                f"{got.reshape(-1)[at]} from the written {kind.name}, expected {expected.reshape(-1)[at]}; nothing was "
-                "written, report this as a bug"
-            )
-
-
-class Proof:
-    """Compares tensors in a file with what they must decode to, on threads, each as soon as it is written: while the
-    pages of what it was made from are at hand, and the disk is busy.
-
-    A context manager; `compared` of them all, at its end, is how many weights that were.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], descriptor: int, jobs: int):
-        self._left = {pair.tensor.name: pair for pair in pairs}
-        self._descriptor = descriptor
-        self._pool = ThreadPoolExecutor(jobs) if jobs > 1 else None
-        self._slabs: list[tuple[Tensor, int, Future[None] | None]] = []
-        self._failed = False
-
-    def __enter__(self) -> Proof:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def begin(self, name: str) -> None:
-        """The tensor of that name is written."""
-        pair = self._left.pop(name, None)
-        if pair is None:
-            return
-        step = max(1, _SLAB // max(1, pair.tensor.row_len))
-        for start in range(0, pair.tensor.n_rows, step):
-            stop = min(pair.tensor.n_rows, start + step)
-            slab = self._pool.submit(self._compare, pair, start, stop) if self._pool else None
-            if slab is None:
-                self._compare(pair, start, stop)
-            self._slabs.append((pair.tensor, stop - start, slab))
-
-    def _compare(self, pair: Pair, start: int, stop: int) -> None:
-        if self._failed:  # the first difference ends it
-            return
-        try:
-            pair.compared(self._descriptor, start, stop)
-        except BaseException:
-            self._failed = True
-            raise
-
-    def compared(self, meter: Meter) -> int:
-        """Wait for all of them, those that an earlier run wrote too; raises `LlmconvError` where a weight differs."""
-        for name in list(self._left):
-            self.begin(name)
-        count = 0
-        for tensor, rows, slab in self._slabs:
-            if slab is not None:
-                slab.result()
-            meter(rows * tensor.row_bytes, tensor.name)
-            count += rows * tensor.row_len
-        return count
-
-
-def read_again(
-    written: Checkpoint, wants: Mapping[str, Tensor], stored: Mapping[str, Coded], jobs: int, meter: Meter
-) -> str:
-    """Compare the layers of a folder, read again, with what they must say; in words what was compared.
-
-    wants: floats, or blocks.   stored: the codes that some of them are of.
-    Raises `LlmconvError` at the first weight that differs.
-    """
-    layers: dict[str, Coded] = {}
-
-    def coded(layer: Coded) -> Tensor:
-        layers[layer.weight] = layer
-        return layer.floats()
-
-    found = unpack(written, coded).tensors
-    records = {n: both(layers[n], stored.get(n, want)) for n, want in wants.items() if n in layers}
-    compared = sum(want.n_elements for want in wants.values())
-
-    def slabs() -> Iterator[tuple[str, int, int]]:
-        for name, want in wants.items():
-            step = max(1, _SLAB // max(1, want.row_len))
-            for start in range(0, want.n_rows, step):
-                yield name, start, min(want.n_rows, start + step)
-
-    def look(slab: tuple[str, int, int]) -> tuple[str, int]:
-        name, start, stop = slab
-        done, pair = (name, (stop - start) * wants[name].row_bytes), records.get(name)
-        if pair is not None and equal(*pair, start, stop):
-            return done
-        got, expected = found[name].rows(start, stop), wants[name].rows(start, stop)
-        if not np.array_equal(got, expected):
-            at = int(np.flatnonzero((got != expected).reshape(-1))[0])
-            raise LlmconvError(
-                f"{written.where}: tensor {cut(name)}: weight {start * wants[name].row_len + at} reads "
-                f"{got.reshape(-1)[at]}, expected {expected.reshape(-1)[at]}; don't use it, report this as a bug"
-            )
-        return done
-
-    _each(look, slabs(), jobs, lambda done: meter(done[1], done[0]))
-    total = sum(t.n_elements for t in found.values())
-    rest = f", {total - compared:,} others rounded or as they were" if total > compared else ""
-    return f"{PROOF} ({compared:,} compared{rest})"
-
-
-def in_bits(found: Iterable[int]) -> str:
-    """For people: "4 bits, ", "4 and 8 bits, ", or nothing."""
-    each = sorted(set(found))
-    return f"{' and '.join(map(str, each))} bits, " if each else ""
-
-
-def _each(work: Callable[[Any], Any], items: Iterator[Any], jobs: int, done: Callable[[Any], None]) -> None:
-    """`work` on every item, on threads where there may be several; the first failure ends it."""
-    if jobs == 1:
-        for item in items:
-            done(work(item))
-        return
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for result in pool.map(work, items):
-                done(result)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return Pair(written, by_record, floats)

@@ -19,10 +19,10 @@ from llmconv.convert.reading import Reading
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.writing.options import Writing
 from llmconv.errors import BadWeight, LlmconvError, MissingTensor, Unsupported, UsageError, WrongShape, cut
+from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.checks import check_target
-from llmconv.formats.writing.stream import threads
 from llmconv.quant import plain
 from llmconv.quant.block import Bytes, by_name
 from llmconv.quant.filetypes import INT8, INTEGERS, MLX_MXFP4, FileType
@@ -87,13 +87,16 @@ def to_folder(
     meter = writing.meter("quantize", model.nbytes)
     if not writing.allow_nonfinite:
         model = model.but(tensors={name: _finite(tensor, model.where) for name, tensor in model.tensors.items()})
-    paths = container.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter)
-    proof = ""
+    proof, proving = "", None
     if wants:
-        from llmconv.convert.quantizing.repack import in_bits, read_again
+        from llmconv.convert.quantizing.proving.written import PROOF, Proof, in_bits, of_folder
 
-        check = writing.meter("verify", sum(t.nbytes for t in wants.values()))
-        proof = in_bits(widths) + read_again(reading.open(path), wants, stored, threads(writing.jobs), check)
+        proving = of_folder(Proof(), model, wants, stored)
+        compared = sum(t.n_elements for t in wants.values())
+        rest = floats.n_elements - compared
+        others = f", {rest:,} others rounded or as they were" if rest else ""
+        proof = f"{in_bits(widths)}{PROOF} ({compared:,} compared{others})"
+    paths = safetensors_file.save(model, path, force=writing.force, jobs=writing.jobs, meter=meter, proving=proving)
     size = sum(p.stat().st_size for p in paths)
     made = dataclasses.replace(result.output, paths=tuple(paths), size=size, proof=proof)
     return dataclasses.replace(result, outputs=(made,), written=True)

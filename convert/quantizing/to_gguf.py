@@ -9,9 +9,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmconv.convert.quantizing import quantized
-from llmconv.convert.quantizing.calibrated import Keeping, Rounder, calibrated, plainly
 from llmconv.convert.quantizing.names import targets
 from llmconv.convert.quantizing.outputs import (
     fingerprints,
@@ -25,15 +25,16 @@ from llmconv.convert.quantizing.plan import Plan, Recipe, cuts, make_plan
 from llmconv.convert.quantizing.quantized import Quantized
 from llmconv.convert.reading import Reading
 from llmconv.convert.tables.config import read_config
-from llmconv.convert.writing import tasks
 from llmconv.convert.writing.options import Writing
-from llmconv.convert.writing.portable import portable as without_own_keys
 from llmconv.errors import UsageError, about, at, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.places import names as places, outbox, remote
 from llmconv.formats.writing.checks import check_target, new_folder
 from llmconv.quant.filetypes import COPY, FileType
 from llmconv.show import log_written
+
+if TYPE_CHECKING:
+    from llmconv.convert.quantizing.calibrated import Keeping, Rounder
 
 __all__ = ["to_gguf"]
 
@@ -59,6 +60,8 @@ def to_gguf(
     canonical = reading.translated(opened, "gguf")
     checkpoint = runnable(canonical, opened)
     if writing.portable:
+        from llmconv.convert.writing.portable import portable as without_own_keys  # and all of vocabularies
+
         checkpoint = without_own_keys(checkpoint)
     records: list[dict[str, str]] = [{}] * len(types)
     if writing.provenance:
@@ -112,7 +115,11 @@ def to_gguf(
 
 def _own_adapters(folder: Checkpoint) -> list[str]:
     """A note about a folder whose model has an adapter for each of several tasks (Jina 3)."""
-    names = tasks.tasks_of(read_config(folder)) if folder.dialect == "hf" else []
+    if folder.dialect != "hf":
+        return []
+    from llmconv.convert.writing import tasks
+
+    names = tasks.tasks_of(read_config(folder))
     if not names:
         return []
     return [
@@ -130,6 +137,8 @@ def _calibrated(
     keeping: Sequence[Keeping],
 ) -> tuple[list[Plan], Quantized]:
     """The plans with calibrated bytes, and the result with what they are predicted to cost."""
+    from llmconv.convert.quantizing.calibrated import calibrated, plainly
+
     done, outputs, notes = [], [], dict[str, None]()
     for i, (plan, output) in enumerate(zip(plans, result.outputs, strict=True)):
         ready, made = calibrated(plan, checkpoint, calibration, writing, keeping[i] if keeping else None)
@@ -149,6 +158,7 @@ def _keeping(plans: Sequence[Plan], inputs: Sequence[Path], writing: Writing) ->
     if not writing.resumable:
         return []
     from llmconv.convert.quantizing import journal  # hashes, by OpenSSL
+    from llmconv.convert.quantizing.calibrated import Keeping
 
     known = fingerprints(inputs)
     digests = [[journal.digest(f, writing.allow_nonfinite) for f in plan.files] for plan in plans]

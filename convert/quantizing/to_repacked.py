@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 
 from llmconv.convert.quantizing import quantized
 from llmconv.convert.quantizing.names import targets
@@ -22,6 +23,7 @@ from llmconv.formats.places.names import place
 from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import BlockClass
 from llmconv.formats.writing.stream import threads
+from llmconv.formats.writing.target import Told
 from llmconv.quant.filetypes import COPY, REPACK
 from llmconv.show import log_written
 
@@ -39,7 +41,8 @@ def to_repacked(
     round_sums: bool,
 ) -> Quantized:
     """A GGUF that says what the source says; nothing is left where it doesn't."""
-    from llmconv.convert.quantizing.repack import PROOF, Pair, Proof, fallen_back, in_bits, repacked
+    from llmconv.convert.quantizing.proving.written import PROOF, Proof, in_bits, of_gguf
+    from llmconv.convert.quantizing.repack import fallen_back, pair_of, repacked
 
     source = src.source if isinstance(src, Checkpoint) else place(src)
     opened = reading.open(src)
@@ -65,12 +68,20 @@ def to_repacked(
     meter = writing.meter("quantize", sum(t.source.nbytes for t in plan.tensors))
     with opened_outputs([plan], inputs_of(opened, checkpoint), "", writing) as outputs:
         kept = [t for t in plan.tensors if t.source.type is exact[t.source.name].type and t.source.name in found.said]
-        pairs = [Pair(t.source, found.said[t.source.name], t.offset, found.decoded) for t in kept]
-        with Proof(pairs, outputs[0].file.fileno(), threads(writing.jobs)) as proof:
-            begin = proof.begin if current() is None else None  # of several processes each writes a part
-            write_plans([plan], outputs, at(source) if source else "", writing, meter, begin)
-            compared = proof.compared(writing.meter("verify", sum(t.nbytes for t in kept)))
-    total = checkpoint.n_elements
+        proof = Proof()
+
+        def proving() -> Callable[[str], Told | None]:
+            there = of_gguf(outputs[0], plan.tensors)
+            for tensor in kept:
+                name = tensor.source.name
+                proof.add(name, pair_of(there[tensor.name].renamed(name), found))
+            return proof.of
+
+        write_plans([plan], outputs, at(source) if source else "", writing, meter, proving)
+        if current() is None:  # of several processes each compares what it has written itself
+            proof.rest(threads(writing.jobs), lambda nbytes: writing.meter("verify", nbytes))
+        proof.require()
+    compared, total = sum(t.source.n_elements for t in kept), checkpoint.n_elements
     rounded = f", {total - compared:,} others rounded to {fallback.name} or beside them" if fallback else ""
     codes = (re.search(r"\d", t.source.type.name) for t in kept if not t.source.type.is_plain())
     said = f"{in_bits(int(n[0]) for n in codes if n)}{PROOF} ({compared:,} compared{rounded})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.towers import which
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -59,10 +59,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _half(checkpoint: Checkpoint, model: Checkpoint) -> dict[str, Any] | None:
     """Which half of a multimodal model a file is, and what its partner is called; None for any whole model."""
-    if towers.tower_of(checkpoint) is not None:
+    if which.tower_of(checkpoint) is not None:
         return {"is": "both", "partner": "", "there": True}
-    is_tower = towers.is_tower(model)
-    if not is_tower and not towers.is_text_half(model):
+    is_tower = which.is_tower(model)
+    if not is_tower and not which.is_text_half(model):
         return None
     name = checkpoint.source.name if checkpoint.source else "model.gguf"
     partner = name.replace("mmproj-", "", 1) if is_tower else f"mmproj-{name}"

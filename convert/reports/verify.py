@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmconv.convert import archs, vocab as vocabulary
-from llmconv.convert.dialects.ones import with_ones
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.dialects.ones import in_shapes, with_ones
+from llmconv.convert.towers import translate as towers, which
 from llmconv.convert.translate import translate
 from llmconv.errors import LlmconvError
 from llmconv.formats.checkpoint import Checkpoint
@@ -251,16 +251,23 @@ def _vocab_differences(a: Checkpoint, b: Checkpoint) -> Iterable[str]:
 def comparable(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both in GGUF's names: with their towers where both have one, and a folder's tower where the other is one."""
     (text_a, tower_a), (text_b, tower_b) = towers.halves(a), towers.halves(b)
-    if tower_a is not None and towers.is_tower(b):
-        return tower_a, b
-    if tower_b is not None and towers.is_tower(a):
-        return a, tower_b
+    if tower_a is not None and which.is_tower(b):
+        return tower_a, _alike(b, tower_a)
+    if tower_b is not None and which.is_tower(a):
+        return _alike(a, tower_b), tower_b
+    if which.is_tower(a) and which.is_tower(b):
+        return _alike(a, b), _alike(b, a)
     a, b = (with_ones(translate(text, "gguf")) for text in (text_a, text_b))
     if tower_a is None or tower_b is None:
         return a, b
     return tuple(  # type: ignore[return-value]
         text.but(tensors={**text.tensors, **tower.tensors}) for text, tower in ((a, tower_a), (b, tower_b))
     )
+
+
+def _alike(tower: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """An mmproj file with the leading ones that who quantized it dropped."""
+    return in_shapes(tower, {name: tensor.shape for name, tensor in other.tensors.items()})
 
 
 def verify_checkpoints(

@@ -18,7 +18,7 @@ from llmconv.quant.kernels import codes
 
 __all__ = ["across", "columns", "stored_words", "transposed", "unpacked"]
 
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20
 """Of matrices that are read by columns: the last strips stay in memory, or every slab would read all rows again."""
 _STRIP_BYTES = 16 << 20
 _STEP_BYTES, _STEP_AFAR = 1 << 19, 8 << 20

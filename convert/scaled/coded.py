@@ -140,14 +140,19 @@ class Coded:
         alike = isinstance(self.zero, int) or self.zero.order is order
         if order is None or k % 16 or not alike or self.bias is not None or self.table is not None:
             return False
-        scale, given = self.by_group(start, stop), self.codes(start, stop)
+        scale = self.by_group(start, stop)
+        room = 16 * scale.shape[1]
         zero = np.asarray(self.zero if isinstance(self.zero, int) else self.zero.by_group(start, stop), np.float32)
         zeros = np.ascontiguousarray(np.broadcast_to(zero, scale.shape)).reshape(-1)
+        scales, places = np.ascontiguousarray(scale).reshape(-1), order.astype(np.int32)
+        if self.words is not None and room <= k:
+            words, table = self.words(start, stop).reshape(-1), np.empty(room, np.float32)
+            zeros = zeros - np.float32(self.low)
+            kernels.words_to_floats_in_order(words, places, scale.shape[1], zeros, scales, table, out.reshape(-1))
+            return True
+        given = self.codes(start, stop)
         flip, numbers = 128 if given.dtype == np.int8 else 0, np.ascontiguousarray(given).view(np.uint8).reshape(-1)
-        scales = np.ascontiguousarray(scale).reshape(-1)
-        kernels.to_floats_in_order(
-            numbers, flip, order.astype(np.int32), scale.shape[1], zeros, scales, out.reshape(-1)
-        )
+        kernels.to_floats_in_order(numbers, flip, places, scale.shape[1], zeros, scales, out.reshape(-1))
         return True
 
     def scales(self, start: int, stop: int) -> NDArray[np.float32]:

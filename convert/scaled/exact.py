@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
+from llmconv.convert.scaled.kept import in_chunks
 from llmconv.convert.scaled.ordered import settled
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant import block
@@ -38,7 +39,7 @@ WIDER = ("TQ2_0", "Q4_0", "Q5_0", "Q8_0")
 """Types of integers under a scale, each of which says all that the ones before it say."""
 _RANGES = {"TQ2_0": (-1, 1, 256), "Q4_0": (-8, 7, 32), "Q5_0": (-16, 15, 32), "Q8_0": (-128, 127, 32)}
 _SLAB = 1 << 20
-_AT_ONCE = 1 << 19
+_AT_ONCE = 1 << 21
 """Weights that are carried at a time, so that what they pass through stays in the processor's cache."""
 
 
@@ -286,14 +287,13 @@ def _filled(
     kind: BlockClass,
     fill: Callable[[NDArray[np.void], int, int], None],
     shape: tuple[int, ...],
-    at_once: int = _AT_ONCE,
 ) -> Callable[[int, int], Bytes]:
-    """Rows of blocks, whose fields `fill` writes, so many weights at a time."""
+    """Rows of blocks, whose fields `fill` writes."""
     blocks = shape[-1] // kind.block_size
 
     def read(start: int, stop: int) -> Bytes:
         out = np.empty((stop - start, blocks), kind.layout)
-        step = max(1, at_once // max(1, shape[-1]))
+        step = max(1, _AT_ONCE // max(1, shape[-1]))
         for low in range(start, stop, step):
             high = min(stop, low + step)
             fill(out[low - start : high - start], low, high)
@@ -328,34 +328,39 @@ def _quants(coded: Coded, kind: BlockClass) -> Callable[[int, int], Bytes]:
     scale, bias, zero = coded.scale, coded.bias, coded.zero
     assert isinstance(scale, Grid) and (bias is None or isinstance(bias, Grid))
     none = np.empty(0, np.int32)
+    groups = most_groups(coded) if coded.words is not None else k // 32
 
-    def points(start: int, stop: int, groups: int) -> NDArray[np.int32]:
-        """The zero point of each group."""
+    def points(start: int, stop: int) -> NDArray[np.int32]:
+        """The zero point of each group; of words, less the least code."""
+        less = np.int32(coded.low if coded.words is not None else 0)
         if isinstance(zero, int):
-            return np.full((stop - start) * groups, zero, np.int32)
+            return np.full((stop - start) * groups, zero - less, np.int32)
         assert isinstance(zero, Grid)
-        return spread(zero.by_group(start, stop), groups)
+        return spread(zero.by_group(start, stop), groups) - less
+
+    def shared(start: int, stop: int) -> tuple[NDArray[np.int32], ...]:
+        """Scales, and zero points or sums."""
+        scales = bits_of(scale.by_group(start, stop), groups)
+        return scales, points(start, stop) if bias is None else bits_of(bias.by_group(start, stop), groups)
+
+    numbers = in_chunks(shared, coded.shape)
 
     def fill(out: NDArray[np.void], start: int, stop: int) -> None:
         raw = out.reshape(-1).view(np.uint8)
+        scales, beside = numbers(start, stop)
         if coded.words is not None:
-            groups = most_groups(coded)
-            scales = bits_of(scale.by_group(start, stop), groups)
-            sums = none if bias is None else bits_of(bias.by_group(start, stop), groups)
-            zeros = none if bias is not None else points(start, stop, groups) - np.int32(coded.low)
+            zeros, sums = (beside, none) if bias is None else (none, beside)
             words = coded.words(start, stop).reshape(-1)
             kernels.words_to_blocks(words, k // groups, zeros, scales, sums, width, raw)
             return
-        blocks = out.shape[1]
-        scales = bits_of(scale.by_group(start, stop), blocks)
         codes = np.ascontiguousarray(coded.codes(start, stop))
-        flip, numbers = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
+        flip, given = 128 if codes.dtype == np.int8 else 0, codes.view(np.uint8).reshape(-1)
         if bias is not None:
-            kernels.to_affine(numbers, scales, bits_of(bias.by_group(start, stop), blocks), width, raw)
+            kernels.to_affine(given, scales, beside, width, raw)
             return
-        kernels.to_blocks(numbers, flip, points(start, stop, blocks), scales, width, raw)
+        kernels.to_blocks(given, flip, beside, scales, width, raw)
 
-    return _filled(kind, fill, coded.shape, _SLAB if coded.words is not None else _AT_ONCE)
+    return _filled(kind, fill, coded.shape)
 
 
 def most_groups(coded: Coded) -> int:

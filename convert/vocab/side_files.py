@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -334,6 +333,12 @@ def _cut(name: str, vocab: Vocab, data: bytes) -> dict[str, Any] | None:
     return None
 
 
+def _sha256(data: bytes) -> str:
+    import hashlib  # loads OpenSSL, which few files need
+
+    return hashlib.sha256(data).hexdigest()
+
+
 def keep(vocab: Vocab) -> dict[str, Any]:
     """GGUF keys that hold the folder's own tokenizer files."""
     out: dict[str, Any] = {}
@@ -343,7 +348,7 @@ def keep(vocab: Vocab) -> dict[str, Any]:
             out |= {HF_JSON: vocab.json} if left is None else {own_keys.WHOLE_JSON: True}
             left = left or {"whole": True}
         if left is not None:
-            left["sha256"] = hashlib.sha256(data).hexdigest()
+            left["sha256"] = _sha256(data)
             out[CUT + name] = packed(orjson.dumps(left))
         elif len(data) <= SMALL:
             value = packed(data)
@@ -383,7 +388,7 @@ class _Kept(Mapping[str, bytes]):
             data = _fill(name, self.vocab, left)
         except _FAULTS:
             raise BadFile(f"{key}: is damaged: the file that it stands for can't be rebuilt") from None
-        if left.get("sha256") not in (None, hashlib.sha256(data).hexdigest()):
+        if left.get("sha256") not in (None, _sha256(data)):
             self.vocab.notes.append(f"{name}: is not the one that was converted, the GGUF's keys were changed since")
         return data
 

@@ -17,7 +17,6 @@ import numpy as np
 from llmconv.errors import BadFile, Unsupported, at
 from llmconv.formats import safetensors_file
 from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.foreign.torch import torch_file
 from llmconv.formats.safetensors_header import read_tensors
 from llmconv.formats.tensor import Tensor
 
@@ -63,12 +62,12 @@ def opened(folder: Path) -> Checkpoint:
     if loose.is_file():
         found = Checkpoint(source=loose)
         read_tensors(found, loose)
-    elif packed.is_file():
-        found = torch_file.open(packed)
     elif list(folder.glob("adapter_model-*-of-*.safetensors")):  # in parts, which their names count
         found = safetensors_file.open(folder)
-    elif list(folder.glob("adapter_model-*-of-*.bin")):
-        found = torch_file.open(folder)
+    elif packed.is_file() or list(folder.glob("adapter_model-*-of-*.bin")):
+        from llmconv.formats.foreign.torch import torch_file  # which few adapters need
+
+        found = torch_file.open(packed if packed.is_file() else folder)
     else:
         raise BadFile(f"{at(folder)}: has no adapter_model.safetensors or .bin, expected a PEFT adapter's folder")
     return found

@@ -30,6 +30,7 @@ def is_copied(item: Item, check: bool) -> bool:
         extent is None
         or isinstance(extent.path, RemotePath)
         or len(item.targets) != 1
+        or item.written is not None
         or (check and item.tensor.type.is_float)
     ):
         return False

@@ -54,6 +54,8 @@ class Worker:
             if data.size:
                 data = np.ascontiguousarray(data)
                 target.sink.write(data.reshape(-1).data, target.offset + start * data.shape[1])
+        if item.written is not None:
+            item.written(start, stop)
         return blocks.nbytes
 
     def _encoded(

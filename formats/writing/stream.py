@@ -21,7 +21,7 @@ from llmconv.formats.tensor import SLAB_BYTES, Tensor
 from llmconv.formats.writing import copying
 from llmconv.formats.writing.encoding import Worker
 from llmconv.formats.writing.outputs import Output
-from llmconv.formats.writing.target import Item, Sink, Target
+from llmconv.formats.writing.target import Item, Sink, Target, Told
 from llmconv.progress import Meter
 from llmconv.quant import warm
 from llmconv.quant.block import Bytes
@@ -32,9 +32,10 @@ SLAB_WEIGHTS = 1 << 20
 """Weights encoded at a time by a thread; fewer when there are many threads or outputs (see `_MOST_BYTES`)."""
 _MOST_BYTES = 96 << 20  # slabs of all threads together, as they are read and as they are written
 _FEWEST = 1 << 14
-_CODES_BYTES = 2 << 20
-"""Of packed codes, which are made row by row: they are written while they are in the processor's cache.  Floats may
-have been transposed, and their whole matrix is read for each slab."""
+_CODES_BYTES = 9 << 17
+"""Of packed codes, which are made row by row: two million in four bits, with their scales.  They are written, and
+perhaps compared, while they are in the processor's cache; with more of them the kernel's copying takes longer.  Floats
+may have been transposed, and their whole matrix is read for each slab."""
 _PARTS, _ROWS = 8, 16  # of a process's share that a part is at most; what rows are cut by
 _ARITHMETIC = 8  # bytes that could be moved while a weight is encoded, for most types
 
@@ -140,10 +141,11 @@ def write_tensors(
     jobs: int | None = None,
     meter: Meter | None = None,
     change: Callable[[Tensor, Bytes], Bytes] | None = None,
+    told: Callable[[str], Told | None] = lambda name: None,
 ) -> None:
-    """Write each tensor of `plan`, as it is, at its offset in a file; see `stream` and `Target`."""
+    """Write each tensor of `plan`, as it is, at its offset in a file; see `stream`, `Target` and `Item.written`."""
     sink = Sink(out.path, out.file.fileno())
-    items = [Item(t, [Target(sink, t.type, offset, change=change)]) for t, offset in plan]
+    items = [Item(t, [Target(sink, t.type, offset, change=change)], written=told(t.name)) for t, offset in plan]
     stream(items, jobs=jobs, meter=meter)
 
 
@@ -200,8 +202,8 @@ def _step(item: Item, jobs: int) -> int:
     """Rows of a slab."""
     tensor, row_len = item.tensor, max(1, item.tensor.row_len)
     if tensor.extent is None and not item.encodes:  # only moved: what is read from a file is looked at, too
-        most = SLAB_BYTES if tensor.type.is_float else _CODES_BYTES
-        return max(1, most // max(1, tensor.row_bytes if tensor.type.is_plain() else 4 * row_len))  # decoded
+        most = SLAB_BYTES if tensor.type.is_float and tensor.type.is_plain() else _CODES_BYTES
+        return max(1, most // max(1, tensor.row_bytes))
     row_bytes = tensor.row_bytes + sum(t.type.row_bytes(tensor.row_len) for t in item.targets)
     if not tensor.type.is_plain():
         row_bytes += 4 * row_len  # decoded

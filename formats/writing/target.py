@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.formats.writing.checks import output_errors
 from llmconv.quant.block import Bytes
 
-__all__ = ["Item", "Sink", "Target", "to_disk", "write_at"]
+__all__ = ["Item", "Proving", "Sink", "Target", "Told", "to_disk", "write_at"]
+
+Told = Callable[[int, int], None]
+"""Told of rows that are written, by the thread that wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,20 @@ class Target:
     change: Callable[[Tensor, Bytes], Bytes] | None = None
 
 
+@dataclass(frozen=True)
+class Proving:
+    """How a file is compared, while it is written, with what it was made of.
+
+    last: tensors whose rows are told of; all others are written before them.
+    begin: given the file with those others in it, its tensors to be read back; gives whom to tell of a name's rows.
+    end: called when all is written, and the file has no name yet.
+    """
+
+    last: Set[str]
+    begin: Callable[[Checkpoint], Callable[[str], Told | None]]
+    end: Callable[[], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A tensor to read, and what is made of it."""
@@ -61,6 +79,7 @@ class Item:
     targets: Sequence[Target]
     where: str = ""
     """The source file, for messages."""
+    written: Told | None = None
 
     @property
     def encodes(self) -> bool:

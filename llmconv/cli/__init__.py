@@ -19,8 +19,7 @@ import click
 import llmconv
 from llmconv.cli import envelope
 from llmconv.errors import LlmconvError, MissingExtra, cut, in_command, nearest
-from llmconv.show import one_line
-from llmconv.wording import shortened
+from llmconv.wording import one_line, shortened
 
 # Name -> (module of this folder, one-line help).  In a module, the command is the function of that name, "_" for "-".
 COMMANDS: dict[str, tuple[str, str]] = {

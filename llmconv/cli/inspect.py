@@ -13,7 +13,7 @@ import llmconv
 from llmconv.cli import envelope
 from llmconv.cli.options import PATH, Bar, cache_option, human, json_option
 from llmconv.cli.reports import number, table
-from llmconv.show import one_line
+from llmconv.wording import one_line
 
 if TYPE_CHECKING:
     from llmconv.convert.reports.grids import TensorGrid

@@ -13,7 +13,7 @@ import click
 
 from llmconv.cli import complete
 from llmconv.progress import Step
-from llmconv.show import one_line
+from llmconv.wording import one_line
 
 __all__ = [
     "PATH",

@@ -13,7 +13,7 @@ from llmconv.cli import envelope
 from llmconv.cli.options import PATH, Bar, Number, cache_option, json_option, notes
 from llmconv.cli.running.measuring import chunks_option, context_option
 from llmconv.quant import by_name
-from llmconv.show import one_line
+from llmconv.wording import one_line
 
 __all__ = ["diff", "verify"]
 

@@ -28,6 +28,7 @@ u8 = np.uint64
 _OUT_U64 = out(types.uint64)
 _PLACES = np.array([0, 4, 8, 12, 16, 20, 24, 28] * 2, np.int32)
 """Bits before each number of a word, of two words."""
+_SIXTEEN = np.arange(16, dtype=np.int32)
 
 
 @inner
@@ -226,6 +227,32 @@ def blocks_differ(blocks, width, words, span, zeros, scales, sums, out):
             return
 
 
+@kernel(U8, types.int64, U8, types.int64, I32, I32, I32, OUT_U8)
+def blocks_differ_from_codes(blocks, width, codes, flip, zeros, scales, sums, out):
+    """As `blocks_differ`, of codes, with a zero point, a scale and a sum for each 32 of them (`to_blocks`)."""
+    out[0] = 0
+    fields = 4 if sums.size else 2
+    size, flip = fields + 4 * width, i4(flip)
+    half = i4(0) if width == 8 else i4(1) << i4(width - 1)
+    for block in range(scales.size):
+        at = size * block
+        odd = (i4(blocks[at]) | (i4(blocks[at + 1]) << 8)) ^ (scales[block] & 0xFFFF)
+        if sums.size:
+            odd |= (i4(blocks[at + 2]) | (i4(blocks[at + 3]) << 8)) ^ (sums[block] & 0xFFFF)
+            shift = i4(0)
+        else:
+            shift = half - zeros[block]
+        if width == 8:
+            low, high = _codes(blocks, at + fields, i4(128)), _codes(blocks, at + fields + 16, i4(128))
+        else:
+            low, high = get_quants(blocks, at + fields, width)
+        low = low - _codes(codes, 32 * block, flip) - shift
+        high = high - _codes(codes, 32 * block + 16, flip) - shift
+        if odd != 0 or any_lane((low | high) != i4(0)):
+            out[0] = 1
+            return
+
+
 @kernel(F32, out(types.int32))
 def half_bits(numbers, out):
     """The bits of float32 numbers as float16."""
@@ -325,6 +352,21 @@ def to_floats_in_order(codes, flip, order, groups, zeros, scales, out):
         for column in range(0, k, 16):
             at, group = row * k + column, load_i32(order, column) + first
             store(out, at, (to_float(_codes(codes, at, flip)) - gather(zeros, group)) * gather(scales, group))
+
+
+@kernel(I32, I32, types.int64, F32, F32, OUT_F32, OUT_F32)
+def words_to_floats_in_order(words, order, groups, zeros, scales, table, out):
+    """The same of numbers of four bits.   table: room for what each of the sixteen is in each group of a row.
+
+    One number is looked up for a weight then, not a zero point and a scale.
+    """
+    k, numbers = order.size, to_float(load_i32(_SIXTEEN, 0))
+    for row in range(8 * words.size // k):
+        for group in range(groups):
+            store(table, 16 * group, (numbers - zeros[row * groups + group]) * scales[row * groups + group])
+        for at in range(row * k, (row + 1) * k, 16):
+            place = load_i32(order, at - row * k) << i4(4)
+            store(out, at, gather(table, place + _sixteen(words, at >> 3)))
 
 
 @kernel(I32, types.int64, F32, F32, F32, OUT_F32)

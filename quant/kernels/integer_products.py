@@ -40,7 +40,7 @@ _OUT_I32 = out(types.int32)
 
 
 @inner
-def _magnitude(x, at, n):
+def magnitude(x, at, n):
     """The bits of the largest magnitude among n numbers; a NaN is the largest."""
     most = splat(i4(0))
     for i in range(0, n, 16):
@@ -62,7 +62,7 @@ def _largest(x, at, n, size):
 @inner
 def scale_of(x, at, block):
     """What 32 or 256 numbers are multiplied with to become bytes, and the bytes to become them."""
-    size = _magnitude(x, at, block)
+    size = magnitude(x, at, block)
     inverse, d = f4(0), f4(0)
     if size >= _INFINITE:
         d = f4(np.nan)

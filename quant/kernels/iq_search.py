@@ -11,7 +11,7 @@ Source of the rules: `quantize_row_iq2_xxs_impl` and the like, and `make_qp_quan
 import numpy as np
 
 from llmconv.quant.kernels.compiling.build import I32, U8, U16, inlined, inner
-from llmconv.quant.kernels.vectors.choosing import choose4, choose8
+from llmconv.quant.kernels.vectors.choosing import choose4, choose8, repeat4, repeat8
 from llmconv.quant.kernels.vectors.codegen import LANES
 from llmconv.quant.kernels.vectors.lanes import LANE, f4, i4
 from llmconv.quant.kernels.vectors.memory import load, load_halves, load_i32, prefetch, store, transpose
@@ -58,9 +58,12 @@ _SCORE = 192  # when the search is over
 _SQUARES, _PRODUCTS = 192, 192 + _LISTED
 SCRATCH = 192 + 2 * _LISTED
 _PLACES = 256 + LANES  # for each try of each part
-SPACE = 5 * _PLACES + 32 + _LISTED
+_SOME = 6 * _PLACES + 32
+SPACE = _SOME + _LISTED + LANES
 """Integers in which a search works."""
 NOTHING = f4(np.nan)
+_NONE = 255
+_BIT = (1 << np.arange(2 * LANES, dtype=np.int64)).astype(np.uint32).view(np.int32)
 
 
 @inner
@@ -159,18 +162,18 @@ def _greatest(s, count, negative):
 
 @inner
 def _reach(s, at, size, most, furthest):
-    """By how much distances of `size` weights from `at` on must differ to differ surely: this, and this times the
-    scale's square.
+    """By how much distances of `size` weights from `at` on must differ to differ surely, but for a factor that
+    `_slack` has: this, and this times the scale's square.
 
     A distance's terms add up to R * (m^2 + (v * scale)^2) at most, for the importances' sum R, the greatest magnitude
     m and value v; rounding changes it by less than 25 * 2^-24 of that as the reference computes it, and by less than 20
-    by way of squares and products; twice both is less than 2^-17.
+    by way of squares and products; twice both is less than 96 * 2^-24.
     """
     total = f4(0)
     for i in range(size):
         total += s[_ROOT + at + i]
-    total = total * f4(2**-17)
-    precise = total > f4(1e-25) and most > f4(1e-15)
+    total = total * f4(2**-24)
+    precise = total > f4(1e-27) and most > f4(1e-15)
     return total * (most * most) if precise else NOTHING, total * furthest
 
 
@@ -184,6 +187,9 @@ def _fitter(targets, tries, count, size, step, top, again):
     parts, slots = count // size, 1 << step
     spread, costs_of, nearest_of, (lines_of, draw, nearest_under) = nearest_entry(size)
     to_qx, to_q2 = choose4[:2] if size == 8 else choose8
+    repeat = repeat8[0] if size == 8 else repeat4[0]
+    few = parts == 2 and tries > LANES  # otherwise tries that differ fill as many vectors
+    every_part = u4((1 << parts) - 1)
     stands_for = 2 * (np.arange(LANES, dtype=np.float32) % slots) + 1
     once_more = np.where(np.arange(LANES) < slots, np.float32(1), stands_for)
     places = (step * (np.arange(LANES) % size)).astype(np.int32)
@@ -215,24 +221,28 @@ def _fitter(targets, tries, count, size, step, top, again):
         return load_i32(points, 32 * part + v) ^ load_i32(points, 32 * part + v + 1)
 
     @inlined
-    def list_runs(points, runs, tables):
-        """Tries in a row that share a point: their part and end, and where its neighbours are; how many runs."""
+    def list_runs(points, on_grid, runs, tables):
+        """Tries in a row that share a point off the grid: their part and start, their part and end, and where the
+        point's neighbours are; how many runs.   on_grid: of each part, the other tries as bits."""
         entry, first, numbers = tables[1], tables[2], tables[3]
-        count = 0
+        count = u8(0)
         for part in range(parts):
-            base = 32 * part
+            base, start, on = u4(32 * part), u4(0), u4(0)
             ends = u4(0)  # greater scales never lower a level, so equal points are neighbours
             for v in range(0, tries, LANES):
                 ends |= mask_bits(changes(points, part, v) != i4(0)) << u4(v)
             ends = (ends & u4((1 << (tries - 1)) - 1)) | u4(1 << (tries - 1))
             while ends:
-                t = np.int64(trailing_zeros(ends))
+                last = trailing_zeros(ends)
                 ends &= ends - u4(1)
-                which = entry[points[base + t]]
-                if which < 0:
-                    prefetch(numbers, np.int64(first[-1 - which]))
-                runs[2 * count], runs[2 * count + 1] = base + t, which
-                count += 1
+                which = entry[u8(points[u8(base + last)])]
+                off = which >> i4(31)
+                prefetch(numbers, np.int64(first[u8(off & ~which)]))
+                runs[count], runs[count + u8(1)], runs[count + u8(2)] = base + start, base + last, which
+                count += u8(off & i4(3))
+                on |= ((u4(2) << last) - (u4(1) << start)) & ~u4(off)
+                start = last + u4(1)
+            on_grid[part] = on
         return count
 
     @inlined
@@ -247,7 +257,7 @@ def _fitter(targets, tries, count, size, step, top, again):
         while t <= last:
             scales = load_halves(s, _SCALE + t, _SCALE + t)
             found, nearer = nearest_under(scales, half, squares, products, points)
-            slack = reach[0] + reach[1] * (scales * scales)
+            slack = (reach[0] + reach[1] * (scales * scales)) * f4(128)
             sure = (nearer > slack) & (slack > f4(1e-36)) & (slack < f4(1e30))
             store(picks, base + t, found)
             doubtful = mask_bits(not_(sure)) & ((u4(2) << u4(min(7, last - t))) - u4(1))
@@ -262,30 +272,28 @@ def _fitter(targets, tries, count, size, step, top, again):
         """The numbers of entries for all parts under every try."""
         first, numbers = tables[2], tables[3]
         squares, products = s[_SQUARES : _SQUARES + _LISTED], s[_PRODUCTS : _PRODUCTS + _LISTED]
-        lists = numbers, squares, products, some
+        lists, on_grid = (numbers, squares, products, some), some[_LISTED:]
         most = _greatest(s, parts * size, True)
         known = spread(s, _X, s, _ROOT)
         lines, reach = lines_of(known), (f4(0), f4(0))
-        t, ready = 0, -1
-        for run in range(list_runs(points, runs, tables)):
-            last, which = np.int64(runs[2 * run]), np.int64(runs[2 * run + 1])
-            part = last >> 5
+        ready = -1
+        for run in range(u8(0), list_runs(points, on_grid, runs, tables), u8(3)):
+            t, last, which = np.int64(runs[run]), np.int64(runs[run + u8(1)]), np.int64(runs[run + u8(2)])
+            part = t >> 5
             base = 32 * part
-            t = max(t, base)
-            if which >= 0:
-                store(picks, t, splat(points[last]))
-                if last - t >= LANES:
-                    store(picks, t + LANES, splat(points[last]))
-            else:
-                if part != ready:
-                    known = spread(s, _X + part * size, s, _ROOT + part * size)
-                    lines = lines_of(known)
-                    reach = _reach(s, part * size, size, most, furthest)
-                    ready = part
-                listed = np.int64(first[-1 - which]), np.int64(first[-which])
-                draw(lines, listed, numbers, squares, products, some)
-                near_run((t - base, last - base), base, listed, known, reach, s, picks, lists)
-            t = last + 1
+            if part != ready:
+                known = spread(s, _X + part * size, s, _ROOT + part * size)
+                lines = lines_of(known)
+                reach = _reach(s, part * size, size, most, furthest)
+                ready = part
+            listed = np.int64(first[u8(-1 - which)]), np.int64(first[u8(-which)])
+            draw(lines, listed, numbers, squares, products, some)
+            near_run((t - base, last - base), base, listed, known, reach, s, picks, lists)
+        for part in range(parts):
+            for v in range(0, tries, LANES):
+                at = 32 * part + v
+                on = (load_i32(_BIT, v) & i4(on_grid[part])) != i4(0)
+                store(picks, at, select(on, load_i32(points, at), load_i32(picks, at)))
 
     @inlined
     def line_up(points, picks, lined, order):
@@ -310,20 +318,30 @@ def _fitter(targets, tries, count, size, step, top, again):
         return count
 
     @inlined
+    def add_up(lined, s, both):
+        """The sums of sixteen tries, or (`both`) of thirty-two."""
+        qx, q2, other_qx, other_q2 = splat(f4(0)), splat(f4(0)), splat(f4(0)), splat(f4(0))
+        for part in range(parts):
+            number, other = load_i32(lined, 32 * part), load_i32(lined, 32 * part + LANES)
+            for i in range(part * size, (part + 1) * size):
+                sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
+                qx, q2 = qx + to_qx(sums, number), q2 + to_q2(sums, number)
+                number = number >> i4(step)
+                if both:
+                    other_qx, other_q2 = other_qx + to_qx(sums, other), other_q2 + to_q2(sums, other)
+                    other = other >> i4(step)
+        store(s, _QX, qx)
+        store(s, _Q2, q2)
+        store(s, _QX + LANES, other_qx)
+        store(s, _Q2 + LANES, other_q2)
+
+    @inlined
     def sum_up(count, lined, s):
         """What each try's entries give: weight times value, and squared values.  Which may be the best, as bits."""
+        add_up(lined, s, count > LANES)
         least, faint = splat(f4(0)), u4(0)
         for v in range(0, count, LANES):
-            qx, q2 = splat(f4(0)), splat(f4(0))
-            for part in range(parts):
-                number = load_i32(lined, 32 * part + v)
-                for i in range(part * size, (part + 1) * size):
-                    sums = sums_of(s[_W + i] * s[_X + i], s[_W + i])
-                    qx = qx + to_qx(sums, number)
-                    q2 = q2 + to_q2(sums, number)
-                    number = number >> i4(step)
-            store(s, _QX + v, qx)
-            store(s, _Q2 + v, q2)
+            qx, q2 = load(s, _QX + v), load(s, _Q2 + v)
             counts, square = (q2 > f4(0)) & (load_i32(LANE, 0) < i4(count - v)), qx * qx
             faint |= mask_bits(counts & (square < f4(1e-30)))  # too near the least float32 to be precise
             score = select(counts, square / q2, f4(0))
@@ -340,16 +358,50 @@ def _fitter(targets, tries, count, size, step, top, again):
         return near if precise else u4((u8(1) << u8(count)) - u8(1))
 
     @inlined
+    def round_again(scale, skip, s, some, chosen, tables):
+        """The parts' points under `scale` in place of the chosen ones, but for those in `skip` (bits); the scale that
+        suits them."""
+        entry, first, numbers = tables[1], tables[2], tables[3]
+        inverse = f4(1) / scale
+        for v in range(0, count, LANES):
+            level = clamp(nearest_int((inverse * load(s, _X + v) - f4(1)) * f4(0.5)), i4(0), i4(top))
+            store(some, v, level << load_i32(places, 0))
+        for part in range(parts):
+            if skip >> u4(part) & u4(1):
+                continue
+            point = i4(0)
+            for i in range(part * size, (part + 1) * size):
+                point |= some[i]
+            which = entry[u8(point)]
+            if which < 0:
+                known = spread(s, _X + part * size, s, _ROOT + part * size)
+                listed = np.int64(first[u8(-1 - which)]), np.int64(first[u8(-which)])
+                point = np.int32(nearest_of(costs_of(scale, f4(0), known), listed, numbers))
+            chosen[part] = point
+        for v in range(0, count, LANES):
+            level = (repeat(load_i32(chosen, v // size)) >> load_i32(places, 0)) & i4(slots - 1)
+            q, w = to_float((level << i4(1)) | i4(1)), load(s, _W + v)
+            store(s, _QX + v, w * load(s, _X + v) * q)
+            store(s, _Q2 + v, w * q * q)
+        qx, q2 = f4(0), f4(0)
+        for i in range(count):
+            qx += s[_QX + i]
+            q2 += s[_Q2 + i]
+        return qx / q2 if q2 > f4(0) else scale
+
+    @inlined
     def fit(peak, scale, s, space, picked, tables):
         """The best scale for the weights in the scratch (`scale` when no try succeeds), the entries in `picked`."""
         points, picks, lined = space[:_PLACES], space[_PLACES : 2 * _PLACES], space[2 * _PLACES : 3 * _PLACES]
-        runs, order, some = space[3 * _PLACES : 5 * _PLACES], space[5 * _PLACES : -_LISTED], space[-_LISTED:]
-        levels, entry, first, numbers = tables
+        runs, order, some = space[3 * _PLACES : 6 * _PLACES], space[6 * _PLACES : _SOME], space[_SOME:]
+        entry, chosen = tables[1], some[_LISTED:]
         round_to_points(peak, s, points)
         round_all(s, points, picks, runs, some, tables)
-        tried = line_up(points, picks, lined, order)
-        likely = sum_up(tried, lined, s)
-        best, winner = f4(0), -1
+        if few:
+            likely = sum_up(line_up(points, picks, lined, order), lined, s)
+        else:
+            likely = sum_up(tries, picks, s)
+        best, winner = f4(0), u8(_NONE)
         while likely:
             t = u8(trailing_zeros(likely))
             likely &= likely - u4(1)
@@ -357,39 +409,20 @@ def _fitter(targets, tries, count, size, step, top, again):
             if q2 > f4(0) and qx * qx > best * q2:
                 scale = qx / q2
                 best = scale * qx
-                winner = np.int64(order[t])
-        off_grid = again == 2 or (again == 1 and winner < 0)
+                winner = u8(order[t]) if few else t
+        on_grid = u4(0)
         for part in range(parts):
-            picked[part] = entry[0]
-            if winner >= 0:
-                at = u8(32 * part) + u8(winner)
-                picked[part] = entry[picks[at]]
-                off_grid |= entry[points[at]] < 0
-        if off_grid and scale > f4(0):
-            inverse = f4(1) / scale
-            for v in range(0, count, LANES):
-                level = clamp(nearest_int((inverse * load(s, _X + v) - f4(1)) * f4(0.5)), i4(0), i4(top))
-                store(some, v, level << load_i32(places, 0))
-            for part in range(parts):
-                if again == 0 and (winner < 0 or entry[points[u8(32 * part) + u8(winner)]] >= 0):
-                    continue
-                point = i4(0)
-                for i in range(part * size, (part + 1) * size):
-                    point |= some[i]
-                if entry[point] < 0:
-                    which = np.int64(entry[point])
-                    known = spread(s, _X + part * size, s, _ROOT + part * size)
-                    listed = np.int64(first[-1 - which]), np.int64(first[-which])
-                    point = nearest_of(costs_of(scale, f4(0), known), listed, numbers)
-                picked[part] = entry[point]
-            qx, q2 = f4(0), f4(0)
-            for i in range(count):
-                w = s[_W + i]
-                q = f4(2 * levels[picked[i // size] * size + i % size] + 1)
-                qx += w * s[_X + i] * q
-                q2 += w * q * q
-            if q2 > f4(0):
-                scale = qx / q2
+            chosen[part] = i4(0)
+            if winner != u8(_NONE):
+                at = u8(32 * part) + winner
+                chosen[part] = picks[at]
+                on_grid |= u4(entry[u8(points[at])] >= 0) << u4(part)
+        if again == 0 and winner == u8(_NONE):
+            on_grid = every_part  # none is rounded again
+        if (on_grid != every_part or again == 2) and scale > f4(0):
+            scale = round_again(scale, on_grid if again == 0 else u4(0), s, some, chosen, tables)
+        for part in range(parts):
+            picked[part] = entry[u8(chosen[part])]
         return scale
 
     return fit

@@ -8,9 +8,10 @@ begun.  Who waits does so busily for a moment, then sleeps.
 import numpy as np
 from numba import types
 
-from llmconv.quant.kernels.compiling.build import inner, kernel, out
+from llmconv.quant.kernels.compiling.build import U8, inner, kernel, out
 from llmconv.quant.kernels.single import parts
-from llmconv.quant.kernels.single.products import BLOCKS, SIGNED, plain
+from llmconv.quant.kernels.single.abreast import lay_rows
+from llmconv.quant.kernels.single.products import BLOCKS, abreast, plain
 from llmconv.quant.kernels.terms.steps import (
     CHUNK_ROWS,
     CHUNKS,
@@ -58,8 +59,7 @@ def _product(name, multiply):
 
 
 def _of_blocks(name, rounded):
-    how, *given = BLOCKS[name]
-    return _product(f"{'bytes' if rounded else 'floats'}_{name}", how(*given, rounded, name in SIGNED))
+    return _product(f"{'bytes' if rounded else 'floats'}_{name}", abreast(BLOCKS[name], rounded))
 
 
 @inner
@@ -99,6 +99,15 @@ SHORT = tuple(_alone(name, do) for name, do in parts.ALONE.items())
 @_INSTRUCTION
 def attend(table, start, position, head):
     parts.attend(table, start, position, head)
+
+
+# ---- weights
+
+
+@kernel(U8, out(types.uint8), *[types.int64] * 7)
+def lay(source, target, rows, row_bytes, size, narrow, leading, trailing, back):
+    """Rows of blocks abreast, or back (see `single.abreast`)."""
+    lay_rows(source, target, rows, row_bytes, size, narrow, leading, trailing, back)
 
 
 # ---- threads

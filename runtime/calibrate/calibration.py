@@ -19,18 +19,21 @@ from llmconv.convert.quantizing.calibrated import Keeping
 from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
+from llmconv.formats.sharing.team import current
 from llmconv.formats.tensor import Tensor as Stored
+from llmconv.formats.writing.checks import check_target
 from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import Gradients, gather
-from llmconv.runtime.calibrate.kept import Rounds, of_another
+from llmconv.runtime.calibrate.kept import Rounds
 from llmconv.runtime.calibrate.layered import loaded, prepare
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
+from llmconv.runtime.calibrate.sofar import SoFar, of_another
 from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, works
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
-from llmconv.runtime.measure.texts import TextSource, read as read_text
+from llmconv.runtime.measure.texts import Text, TextSource, read as read_text
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
 from llmconv.show import Shown
@@ -193,6 +196,7 @@ def _settings(model: Model) -> dict[str, int | str]:
 def calibrate(
     model: Source,
     text: TextSource | Sequence[TextSource],
+    output: str | os.PathLike[str] | None = None,
     *,
     effort: str = "standard",
     context: int | None = None,
@@ -201,34 +205,67 @@ def calibrate(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     memory: Memory = None,
+    resumable: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Look at a model on texts, so that `quantize(calibration=…)` rounds what matters there best.
 
     model: a path, a checkpoint or a loaded model: the float model that will be quantized.
     text: one or several, as `perplexity` takes them, of the kind that the model is for; there is no default.
+    output: a file for it, as `Calibration.save` writes it; nothing is written when None.
     effort: "fast": what goes into each matrix; "standard": and what errors in its results cost the predictions;
         "best": the same, for a search that goes on until it hardly finds anything.
     context: tokens in a chunk; default 512, or what the model takes.
     chunks: of all texts together, shared out among them; default as many as make 16,384 tokens (of pairs all).
     seed: of the labels that are drawn from the model's predictions.   device, dtype: as `load` takes them.
     memory: as `perplexity` takes it; a larger model is looked at layer by layer, forward and back, with equal results.
+    resumable: keep what is found so far in `OUTPUT.partial`, about every minute: the same call goes on from it, with
+        equal results.   force: an existing output, and a `.partial` of another run, is replaced.
 
     Raises `UsageError` for texts of less than a chunk, `LlmconvError` where the model computes what is not finite.
     """
     _check_effort(effort)
     texts = [text] if isinstance(text, str | os.PathLike) else list(text)
+    target, kept = None if output is None else Path(output), None
+    if target is not None:
+        files = [*texts, *([] if isinstance(model, Checkpoint | Model) else [model])]
+        inputs = [Path(file) for file in files if not isinstance(file, Text)]
+        check_target(target, force=force, inputs=inputs)
+    if resumable:
+        kept = _partial(target, force)
     running = loaded(Running(device, dtype, memory=memory), model, effort != "fast")
-    found = works(running, Reading(texts, context, chunks), TOKENS)
+    made = _looked_at(running, Reading(texts, context, chunks), effort, seed, progress, kept)
+    made.device, made.memory = device, memory
+    if target is not None:
+        made.save(target, force=force)
+    if kept is not None:
+        kept.forget()
+    return made
+
+
+def _partial(target: Path | None, force: bool) -> SoFar:
+    if target is None:
+        raise UsageError("--resumable keeps what there is beside the output; give one (-o)")
+    if current() is not None:
+        raise UsageError("--resumable is for one process here; leave it out, or run without torchrun")
+    return SoFar(target.with_name(target.name + ".partial"), force)
+
+
+def _looked_at(
+    model: Model, reading: Reading, effort: str, seed: int, progress: Progress | None, kept: SoFar | None
+) -> Calibration:
+    """What a loaded model's calibration on texts knows; arguments as `calibrate`'s."""
+    found = works(model, reading, TOKENS)
     batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
     meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")
     gradients = Gradients()
-    prepare(running, batches)
+    prepare(model, batches)
     if effort != "fast":
-        with one_thread(), device_errors(running.device, "use a smaller context (-c) or --effort fast"):
-            gradients = gather(running, batches, seed, meter)
-    notes = [*running.notes, *(note for work in found for note in work.notes)]
-    return Calibration(batches, effort, gradients, _settings(running), notes, device, memory)
+        with one_thread(), device_errors(model.device, "use a smaller context (-c) or --effort fast"):
+            gradients = gather(model, batches, seed, meter, kept)
+    notes = [*model.notes, *(note for work in found for note in work.notes)]
+    return Calibration(batches, effort, gradients, _settings(model), notes)
 
 
 def _check_effort(effort: str) -> None:
@@ -260,8 +297,7 @@ class OnText:
 
     def identity(self) -> Any:
         """What it is made of."""
-        texts = [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
-        read = [hashlib.sha256(repr(read_text(text)).encode()).hexdigest() for text in texts]
+        read = [hashlib.sha256(repr(read_text(text)).encode()).hexdigest() for text in self._texts()]
         return [read, self.effort, self.context, self.chunks, self.seed]
 
     def round(
@@ -296,14 +332,24 @@ class OnText:
         if self.made is None and kept is not None:
             self.made = self._kept(kept)
         if self.made is None:
-            how: dict[str, Any] = {"context": self.context, "chunks": self.chunks, "seed": self.seed}
-            how |= {"effort": self.effort, "device": self.device, "progress": progress}
-            how |= {"memory": self.memory}
-            with without_context():
-                self.made = calibrate(checkpoint, self.text, **how)
+            self.made = self._looked_at(checkpoint, progress, kept)
             if kept is not None:
                 self._keep(kept)
         return self.made
+
+    def _looked_at(self, checkpoint: Checkpoint, progress: Progress | None, kept: Keeping | None) -> Calibration:
+        so_far = None
+        if kept is not None and current() is None:  # of several processes each has sums of its own
+            so_far = SoFar(kept.statistics, kept.force)
+        reading = Reading(self._texts(), self.context, self.chunks)
+        with without_context():
+            model = loaded(Running(self.device, memory=self.memory), checkpoint, self.in_nats)
+            made = _looked_at(model, reading, self.effort, self.seed, progress, so_far)
+        made.device, made.memory = self.device, self.memory
+        return made
+
+    def _texts(self) -> list[TextSource]:
+        return [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
 
     def _mark(self, kept: Keeping) -> str:
         said = json.dumps([kept.made_of[0], self.identity()], sort_keys=True)  # the inputs, whatever they become
@@ -312,6 +358,7 @@ class OnText:
     def _keep(self, kept: Keeping) -> None:
         assert self.made is not None
         self.made._save(kept.calibration, True, {_RUN: self._mark(kept)})
+        SoFar(kept.statistics, kept.force).forget()
 
     def _kept(self, kept: Keeping) -> Calibration | None:
         """What an earlier run found, if it is of the same texts and model."""

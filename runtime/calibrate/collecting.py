@@ -1,11 +1,8 @@
-"""Sums of squared inputs, collected while texts are run, kept in a file that an interrupted run goes on from."""
+"""Sums of squared inputs, collected while texts are run."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmconv.errors import BadFile, OutputError, at
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor as Stored
@@ -25,7 +21,7 @@ from llmconv.runtime.linear import ExpertLinear
 from llmconv.runtime.model import Model
 from llmconv.runtime.reading import slots_of
 
-__all__ = ["Collector", "Kept", "coverage", "write_gguf"]
+__all__ = ["Collector", "coverage", "sums_of_tensors_exactly", "tensors_of", "write_gguf"]
 
 _FEW = 32
 """An expert with fewer tokens says little of its columns."""
@@ -67,64 +63,19 @@ def name_of_experts(name: str) -> bool:
     return name.endswith(("_exps.weight", "_chexps.weight"))
 
 
-def write_gguf(
-    path: Path, sums: Sums, *, force: bool, dtype: Any = np.float32, extra: dict[str, Any] | None = None
-) -> None:
-    """The GGUF form; complete or not at all."""
-    made = Checkpoint(metadata=sums.metadata() | (extra or {}))
+def tensors_of(sums: Sums, dtype: Any = np.float32) -> Iterator[Stored]:
+    """Those of the GGUF form."""
     for name, values in sums.arrays(dtype):
-        made.add(Stored.from_array(name, values))
-    gguf_file.save(made, path, force=force)
+        yield Stored.from_array(name, values)
 
 
-_IDENTITY, _DONE = "llmconv.identity", "llmconv.batches"
-
-
-class Kept:
-    """`NAME.partial`: the sums so far, for the same command to go on from.
-
-    identity: JSON values that say what the run is.   every: batches between two writings; 0: nothing is kept.
-    """
-
-    def __init__(self, output: Path, identity: dict[str, Any], every: int, force: bool):
-        self.path = output.with_name(output.name + ".partial")
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.every, self.force, self._last = every, force, 0
-
-    def found(self) -> tuple[Sums, int] | None:
-        """What an earlier run left, and how many chunks of it are done."""
-        if not self.every or not self.path.exists():
-            return None
-        if self.force:
-            self.forget()
-            return None
-        try:
-            opened = gguf_file.open(self.path)
-            same = opened.metadata.get(_IDENTITY) == self.identity
-            if same:
-                self._last = int(opened.metadata[_DONE])
-                return sums_of_tensors_exactly(opened), self._last
-        except (BadFile, KeyError, TypeError, ValueError):
-            same = False
-        raise OutputError(
-            f"{at(self.path)}: is of a run with other texts, model or options; give the same, delete it, or start over "
-            "with --force"
-        )
-
-    def keep(self, sums: Sums, done: int) -> None:
-        """Write, if it is time."""
-        if self.every and done - self._last >= self.every:
-            self._last = done
-            extra = {_IDENTITY: self.identity, _DONE: np.uint32(done)}
-            write_gguf(self.path, sums, force=True, dtype=np.float64, extra=extra)
-
-    def forget(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+def write_gguf(path: Path, sums: Sums, *, force: bool) -> None:
+    """The GGUF form; complete or not at all."""
+    gguf_file.save(Checkpoint({t.name: t for t in tensors_of(sums)}, sums.metadata()), path, force=force)
 
 
 def sums_of_tensors_exactly(opened: Checkpoint) -> Sums:
-    """The float64 sums of a file that `Kept` wrote."""
+    """The float64 sums of what was kept of an interrupted run."""
     narrow = {n: Stored.from_array(n, t.numpy().astype(np.float32)) for n, t in opened.tensors.items()}
     found = sums_of_tensors(narrow, opened.metadata, opened.where)
     for name, entry in found.entries.items():

@@ -6,10 +6,13 @@ information: ½ e' E[g g'] e is the KL divergence that a small error e makes (Ma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from llmconv.runtime.calibrate.inputs import clipped
 from llmconv.runtime.calibrate.layered import Back, back_by_layers
 from llmconv.runtime.calibrate.moments import add_moments, mirrored
 from llmconv.runtime.calibrate.shared import Sum, merged, turns
+from llmconv.runtime.calibrate.sofar import SoFar
 from llmconv.runtime.calibrate.threads import given_back
 from llmconv.runtime.calibrate.watching import layer_of, matrices, often, watching
 from llmconv.runtime.checks import not_finite
@@ -81,19 +85,22 @@ def row_groups(rows: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> Gradients:
-    """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn."""
+def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter, kept: SoFar | None = None) -> Gradients:
+    """Run batches (rows, tokens) forward and back.   seed: of the labels that are drawn.   kept: by one process, what
+    an earlier run has found, and where this one keeps it."""
     found, generator = _Gathering(model, sum(t.numel() for t in batches)), generator_of(seed)
     model.token_embd.watch_rows = found.embedded
     parts = list(_parts(model, batches))
     heights = [torch.rand(part.numel(), 1, generator=generator) for part in parts]
+    if kept is not None:
+        found.known_by = [_digest(parts), seed, isinstance(model.wants, Weights)]
     try:
         with _weights_fixed(model), torch.enable_grad(), watching(matrices(model), found.seen):
             if isinstance(model.wants, Weights):
                 with back_by_layers(model, model.wants, parts) as run:
-                    _by_layers(run, found, heights, meter)
+                    _by_layers(run, found, heights, meter, kept)
             else:
-                _at_once(model, found, parts, heights, meter)
+                _at_once(model, found, parts, heights, meter, kept)
     finally:
         model.token_embd.watch_rows = None
     result = found.result()
@@ -103,21 +110,43 @@ def gather(model: Model, batches: Sequence[Tensor], seed: int, meter: Meter) -> 
     return result
 
 
-def _at_once(model: Model, found: _Gathering, parts: Sequence[Tensor], heights: Sequence[Tensor], meter: Meter) -> None:
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """A hash of their shapes and numbers."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(str(tuple(tensor.shape)).encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _at_once(
+    model: Model,
+    found: _Gathering,
+    parts: Sequence[Tensor],
+    heights: Sequence[Tensor],
+    meter: Meter,
+    kept: SoFar | None,
+) -> None:
     # room before all else: sums that lie between what a backward pass frees would keep it
-    every = found.expect(*found.layers)
+    every, done = found.expect(*found.layers), 0
+    if kept is not None:
+        with torch.no_grad():
+            done = found.go_on(kept, model.hidden(parts[0].to(model.device)))
+        meter(sum(map(len, parts[:done])), "gradients, already done")
 
     def run(i: int) -> None:
         found.part = i
         hidden = model.hidden(parts[i].to(model.device))
         hidden.backward(found.at_the_head(hidden.detach(), heights[i]))  # type: ignore[no-untyped-call]
 
-    for some in turns(len(parts), run):
+    for some in turns(len(parts), run, done):
         found.ran(every, some)
+        if kept is not None and kept.due():
+            kept.keep(found.so_far(), some.stop)
         meter(sum(len(parts[i]) for i in some), "gradients")
 
 
-def _by_layers(run: Back, found: _Gathering, heights: Sequence[Tensor], meter: Meter) -> None:
+def _by_layers(run: Back, found: _Gathering, heights: Sequence[Tensor], meter: Meter, kept: SoFar | None) -> None:
     def head(i: int) -> None:
         found.part = i
         run.at_the_end(i, lambda hidden: found.at_the_head(hidden, heights[i]))
@@ -127,15 +156,19 @@ def _by_layers(run: Back, found: _Gathering, heights: Sequence[Tensor], meter: M
         run.back(layer, i)
 
     run.forward()
-    ends = found.expect(-1)
-    for some in turns(len(heights), head):
+    ends, layers, done = found.expect(-1), len(run.model.blk), 0
+    if kept is not None:
+        done = found.go_on(kept, run.hidden(0), run.go_on)
+    for some in turns(len(heights), head) if not done else ():
         found.ran(ends, some)
         meter(sum(len(run.parts[i]) for i in some), "gradients")
-    for layer in reversed(range(len(run.model.blk))):
+    for layer in reversed(range(layers - done)):
         names = found.expect(layer)
         for some in turns(len(heights), functools.partial(back, layer)):
             found.ran(names, some)
         found.settle(names)
+        if kept is not None and kept.due():
+            kept.keep([*found.so_far(), *run.so_far(layer)], layers - layer, pieces=[found.settled()])
     for some in turns(len(heights), functools.partial(back, -1)):
         found.ran(ends, some)
 
@@ -172,12 +205,15 @@ def _weights_fixed(model: Model) -> Iterator[None]:
 
 Floats = NDArray[np.float32]
 _EMBEDDING, _HEAD, _SPREAD = ":embedding", ":head", ":spread"
+_SUM, _TOKENS = "sum.", "tokens."  # of tensors that are kept of an interrupted run
+_ALIKE = 8  # tokens by whose logits a model is recognised
 
 
 class _Gathering:
     """Sums, while batches run; of all processes together when they are asked for.
 
     layers: the names of what is summed, by layer; -1: outside of them.   part: the number of what runs now.
+    known_by: JSON values that say what is run through which model, with `go_on`.
     """
 
     def __init__(self, model: Model, tokens: int):
@@ -200,6 +236,8 @@ class _Gathering:
         self._left = np.empty(_ROOM, np.float32)
         self._sums: dict[str, list[Sum]] = {}
         self._met: dict[str, None] = {}
+        self.known_by: list[Any] = []
+        self._kept = 0
 
     def expect(self, *layers: int) -> list[str]:
         """Make room for what is summed there; its names."""
@@ -220,6 +258,48 @@ class _Gathering:
         for name in names:
             for total in self._sums[name]:
                 total.add(some)
+
+    def so_far(self) -> Iterator[Stored]:
+        """What is known when some parts have been run, without what is settled."""
+        for name in self._met:
+            for i, total in enumerate(self._sums.get(name, ())):
+                yield Stored.from_array(f"{_SUM}{i}.{name}", total.so_far().numpy())
+        for name, values in self._joined().items():
+            yield Stored.from_array(f"{_TOKENS}{name}", values.numpy())
+
+    def settled(self) -> Iterator[Stored]:
+        """What has been settled since the last time."""
+        for name in [*self._settled][self._kept :]:
+            for i, part in enumerate(self._settled[name]):
+                yield dataclasses.replace(part, name=f"{_SUM}{i}.{name}")
+        self._kept = len(self._settled)
+
+    def go_on(
+        self, kept: SoFar, hidden: Tensor, others: Callable[[int, Mapping[str, Stored]], None] | None = None
+    ) -> int:
+        """From what an earlier run has kept: how much it had done.
+
+        hidden: of the first part, by which the model is recognised.   others: is given that and what is kept beside.
+        """
+        logits = self.model.head(hidden.detach().flatten(0, 1)[:_ALIKE])
+        found = kept.found([*self.known_by, _digest([hidden, logits])])
+        if found is None:
+            return 0
+        done, (main, *pieces) = found
+        for name, values in _numbered(main.tensors).items():
+            self._met[name] = None
+            for total, part in zip(self._sums[name], values, strict=True):
+                total.go_on(torch.from_numpy(np.array(part.numpy())))
+        for piece in pieces:
+            for name, values in _numbered(piece.tensors).items():
+                matrices = [torch.from_numpy(np.array(part.numpy())) for part in values]
+                self._settled[name] = [self._aside(name, matrix) for matrix in matrices]
+        self._kept = len(self._settled)
+        tokens = {n.removeprefix(_TOKENS): t for n, t in main.tensors.items() if n.startswith(_TOKENS)}
+        self._tokens[-1] = {name: [np.array(t.numpy())] for name, t in tokens.items()}
+        if others is not None:
+            others(done, main.tensors)
+        return done
 
     def embedded(self, ids: Tensor, rows: Tensor) -> None:
         rows.requires_grad_(True)
@@ -337,3 +417,12 @@ class _Gathering:
 def _moments(found: Tensor) -> Tensor:
     """A sum of moments, whole; one of other figures as it is."""
     return mirrored(found) if found.dim() == 2 else found
+
+
+def _numbered(tensors: Mapping[str, Stored]) -> dict[str, list[Stored]]:
+    """`sum.NUMBER.NAME` by name, in their order."""
+    found: dict[str, list[Stored]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_SUM):
+            found.setdefault(name.removeprefix(_SUM).partition(".")[2], []).append(tensor)
+    return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,16 @@ from llmconv.formats.writing.outputs import Output
 from llmconv.progress import Meter, Progress
 from llmconv.quant.importance.statistics import TensorStatistics, statistics_of
 from llmconv.quant.importance.sums import Sums
-from llmconv.runtime.calibrate.collecting import Collector, Kept, at_end, coverage, wanted, write_gguf
+from llmconv.runtime.calibrate.collecting import (
+    Collector,
+    at_end,
+    coverage,
+    sums_of_tensors_exactly,
+    tensors_of,
+    wanted,
+    write_gguf,
+)
+from llmconv.runtime.calibrate.sofar import SoFar
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.watching import watching
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
@@ -120,7 +130,7 @@ def imatrix(
     if target is not None:
         _write(target, sums, kind, force)
         if kept is not None:
-            kept.forget()
+            kept.file.forget()
     return ImportanceMatrix(
         path=target,
         entries=len(sums.entries),
@@ -143,28 +153,58 @@ def _format(output: Any, wanted: str | None) -> str:
     return wanted
 
 
+@dataclass
+class _Kept:
+    """`OUTPUT.partial`: the sums so far.   identity: what the run is.   every: chunks between two writings."""
+
+    file: SoFar
+    identity: dict[str, Any]
+    every: int
+    last: int = 0
+
+    def found(self) -> tuple[Sums, int] | None:
+        """What an earlier run left, and how many chunks of it are done."""
+        found = self.file.found(self.identity)
+        if found is None:
+            return None
+        self.last, (opened, *_) = found
+        return sums_of_tensors_exactly(opened), self.last
+
+    def keep(self, sums: Sums, done: int) -> None:
+        """Write, if it is time."""
+        if done - self.last >= self.every:
+            self.last = done
+            self.file.keep(tensors_of(sums, np.float64), done, sums.metadata())
+
+
 def _kept(
     target: Path | None, model: Source, reading: Reading, every: int, force: bool, process_output: bool
-) -> Kept | None:
+) -> _Kept | None:
     """Where an interrupted run is kept, if it is."""
     if not every or target is None:
         return None
     if every < 0:
         raise UsageError(f"output_frequency is {every}, expected a number of chunks")
     files = [t for t in reading.texts if not isinstance(t, Text)]
-    source = [Path(model)] if isinstance(model, str | os.PathLike) and Path(model).is_file() else []
+    source = _files(Path(model)) if isinstance(model, str | os.PathLike) else []
     identity = {
         "model": [journal.fingerprint(p) for p in source] or str(getattr(model, "where", model)),
         "texts": [journal.fingerprint(Path(t)) for t in files],
         "memory": [str(t) for t in reading.texts if isinstance(t, Text)],
         "options": [reading.context, reading.chunks, process_output],
     }
-    return Kept(target, identity, every, force)
+    return _Kept(SoFar(target.with_name(target.name + ".partial"), force), identity, every)
+
+
+def _files(model: Path) -> list[Path]:
+    """What it is made of, as far as it lies here."""
+    inside = sorted(model.iterdir()) if model.is_dir() else [model]
+    return [path for path in inside if path.is_file()]
 
 
 @torch.inference_mode()
 def _collect(
-    model: Model, reading: Reading, head: bool, kept: Kept | None, progress: Progress | None
+    model: Model, reading: Reading, head: bool, kept: _Kept | None, progress: Progress | None
 ) -> tuple[Sums, list[str], int]:
     """The sums of a model over texts, notes, and how many tokens were run."""
     found, team = works(model, reading), current()
@@ -206,7 +246,7 @@ def _added(parts: Sequence[Sums], chunks: int) -> Sums:
     return found
 
 
-def _together(batches: Iterable[Tensor], kept: Kept | None) -> Iterator[list[Tensor]]:
+def _together(batches: Iterable[Tensor], kept: _Kept | None) -> Iterator[list[Tensor]]:
     """All batches, or as many as make up what is kept at a time."""
     some: list[Tensor] = []
     for rows in batches:

@@ -19,7 +19,7 @@ from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
 
-__all__ = ["Inputs", "clipped", "inputs_of"]
+__all__ = ["Inputs", "Sums", "clipped", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
@@ -37,9 +37,9 @@ class Inputs:
     half: Tensor | None = None
 
 
-class _Sums:
+class Sums:
     """Of one tensor's inputs, or of several that have the same; of a single matrix for each half of the text apart.
-    apart: as `shared.Sum`'s."""
+    weights: of tokens.   apart: as `shared.Sum`'s."""
 
     def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool):
         sums = 2 if matrices == 1 else matrices
@@ -47,7 +47,7 @@ class _Sums:
         apart = apart or (shared and matrices > 1)
         self._halves = matrices == 1 and not shared
         self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else sums)]
-        self.counts, self.weights, self.at, self._late = [0] * matrices, weights, 0, False
+        self.counts, self.weights, self.at, self._late = [0] * matrices, clipped(weights), 0, False
 
     def begin(self, before: int, tokens: int) -> None:
         """A batch with so many of all tokens before it."""
@@ -94,7 +94,7 @@ class _Watching:
         self, model: Model, unit: Unit, names: Collection[str], weights: Mapping[str, Tensor], until: Collection[str]
     ):
         self.model, self.unit, self.names, self.weights, self.until = model, unit, names, weights, until
-        self.sums: dict[str, _Sums] = {}
+        self.sums: dict[str, Sums] = {}
         self.leaders: dict[str, str] = {}  # of each name, whose sums it has: its own, or those of one of the same input
         self.last: tuple[Tensor, str] | None = None
         self.order: list[str] = []  # of a batch's products
@@ -143,10 +143,10 @@ class _Watching:
         for sums in self.sums.values():
             sums.ran(some)
 
-    def _sums(self, name: str, columns: int) -> _Sums:
+    def _sums(self, name: str, columns: int) -> Sums:
         module = self.unit.modules[name]
         matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-        found = _Sums(matrices, columns, clipped(self.weights.get(name)), often(self.model))
+        found = Sums(matrices, columns, self.weights.get(name), often(self.model))
         found.begin(self.before, self.tokens)
         return found
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import zlib
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -20,17 +19,11 @@ from llmconv.errors import OutputError, at
 from llmconv.formats.sharing.team import current
 from llmconv.formats.writing.checks import output_errors
 from llmconv.runtime.calibrate.matrices import Rounded
+from llmconv.runtime.calibrate.sofar import of_another
 
-__all__ = ["Rounds", "of_another"]
+__all__ = ["Rounds"]
 
 _MOST_LINE = 1 << 20
-
-
-def of_another(path: Path) -> OutputError:
-    return OutputError(
-        f"{at(path)}: is of a run with another model, text, type or options; give the same, delete it, or start over "
-        "with --force"
-    )
 
 
 class Rounds:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from llmconv.convert.reports.streaming import TooLittle
 from llmconv.errors import UsageError
+from llmconv.formats.tensor import Tensor as Stored
 from llmconv.runtime.calibrate.shared import agreed_least, as_one, mine, several
 from llmconv.runtime.calibrate.watching import layer_of, matrices
 from llmconv.runtime.measure.chunks import Running, Source
@@ -25,6 +28,8 @@ _SEARCHED = 16
 """float32 of each weight that a search for better codes works with."""
 _SUMS = 1 << 29
 """Of sums over a tensor's inputs: see `inputs._MOST_BYTES`."""
+_GRADIENT = "gradient."
+"""Of tensors that are kept of an interrupted run."""
 _FACTORED = 40
 """Bytes of each number of a matrix of inputs while it is factored: a few float64 at a time."""
 
@@ -188,6 +193,21 @@ class Back:
             return
         entered = self._entered(layer, i)
         self._return(layer, i, entered, self._through(layer, i, entered), self._entered(layer + 1, i))
+
+    def hidden(self, i: int) -> Tensor:
+        """What the head is given of part `i`, after `forward`."""
+        return self.model.end(self._entered(len(self.model.blk), i))
+
+    def so_far(self, layer: int) -> Iterator[Stored]:
+        """The gradients of what the layer is given, part by part, by one process alone."""
+        for i in range(len(self.parts)):
+            yield Stored.from_array(f"{_GRADIENT}{i}", self._entered(layer, i).detach())
+
+    def go_on(self, done: int, kept: Mapping[str, Stored]) -> None:
+        """From `so_far` of another time, when so many layers were done."""
+        for i in range(len(self.parts)):
+            value = torch.from_numpy(np.array(kept[f"{_GRADIENT}{i}"].numpy()))
+            self._put(len(self.model.blk) - done, i, value.to(self._entered(0, i)))
 
     def _begun(self, i: int) -> Tensor:
         tokens = self.parts[i].to(self.model.device)

@@ -34,6 +34,7 @@ from llmconv.runtime.calibrate.matrices import (
     plain_losses,
     round_tensors,
 )
+from llmconv.runtime.calibrate.stages import Stages, Waiting, may_wait, stages_of
 from llmconv.runtime.calibrate.targets import Shift, aimed, shifts_of
 from llmconv.runtime.calibrate.threads import given_back, one_thread
 from llmconv.runtime.calibrate.units import Unit, embedded, groups, units
@@ -155,9 +156,7 @@ def round_model(
                 run.shifts = shifts_of(unit, run.kinds.keys() & unit.modules, known.gradients.tokens, run.exact, states)
                 if onward:
                     run.exact.advance(unit.run)
-            _unit(run, unit, states)
-            if onward:
-                states.advance(unit.run)
+            _unit(run, unit, states, onward)
             given_back()
         if run.exact is not None:
             run.exact.close()
@@ -252,14 +251,30 @@ def _at_rows(metric: Tensor, known: Calibrated) -> Inputs:
     return Inputs([metric.float()], [sum(batch.numel() for batch in known.batches)])
 
 
-def _unit(run: _Pass, unit: Unit, states: Between) -> None:
-    for names, later in _layers(run.model, unit):
-        if run.redo({name: unit.modules[name] for name in names}):
-            continue
-        wanted = [name for name in names if name in run.kinds and name not in run.found]
-        found = _inputs(run.model, run.known, unit, wanted, later, states)
-        run.round({name: found[name] for name in wanted if name in found}, unit.modules)
-        run.settle(names[0])
+def _unit(run: _Pass, unit: Unit, states: Between, onward: bool) -> None:
+    """Round a unit's tensors; `states` become what it gives, if another one follows."""
+    finish: Callable[[], None] = functools.partial(states.advance, unit.run)
+    with contextlib.ExitStack() as stack:
+        for names, later in _layers(run.model, unit):
+            if run.redo({name: unit.modules[name] for name in names}):
+                continue
+            wanted = [name for name in names if name in run.kinds and name not in run.found]
+            if wanted:
+                way = stack.enter_context(contextlib.closing(_way(run, unit, wanted, later, states)))
+                for i in range(len(way.stages)):
+                    found = way.inputs(i, run.known.gradients.tokens)
+                    run.round(_reached(run.model, found), unit.modules)
+                finish = way.finish
+            run.settle(names[0])
+        if onward:
+            finish()
+
+
+def _way(run: _Pass, unit: Unit, wanted: list[str], later: Collection[str], states: Between) -> Stages:
+    """How batches go through a unit; as one stage where whole layers are to give what the float model's do."""
+    stages = [wanted] if run.exact is not None else stages_of(run.model, unit, wanted, states)
+    kind = Waiting if len(stages) > 1 and may_wait(run.model, unit, states) else Stages
+    return kind(run.model, unit, states, stages, later)
 
 
 def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:
@@ -272,11 +287,16 @@ def _layers(model: Model, unit: Unit) -> Iterator[tuple[list[str], set[str]]]:
 def _inputs(
     model: Model, known: Calibrated, unit: Unit, wanted: Sequence[str], later: Collection[str], states: Between
 ) -> dict[str, Inputs]:
-    """What goes into those tensors of a layer that are wanted and that tokens, not only zeros, go through."""
+    """What goes into those tensors of a layer that are wanted; see `_reached`."""
     if not wanted:
         return {}
-    found = inputs_of(model, unit, wanted, known.gradients.tokens, states, later)
-    there(model, _part(wanted[0]))  # in a process that has no batches too
+    return _reached(model, inputs_of(model, unit, wanted, known.gradients.tokens, states, later))
+
+
+def _reached(model: Model, found: Mapping[str, Inputs]) -> dict[str, Inputs]:
+    """Of those tensors, which are seen to be in the model, the ones that not only zeros go through."""
+    for name in [*found][:1]:
+        there(model, _part(name))  # in a process that has no batches too
     return {name: own for name, own in found.items() if any(bool(h.diagonal().any()) for h in own.h)}
 
 

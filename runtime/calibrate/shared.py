@@ -50,11 +50,12 @@ def as_one(run: Callable[[], None]) -> None:
         raise error
 
 
-def turns(count: int, run: Callable[[int], None]) -> Iterator[range]:
-    """`run(i)` for each of so many batches, one by each process at a time; those that have been run since."""
+def turns(count: int, run: Callable[[int], None], done: int = 0) -> Iterator[range]:
+    """`run(i)` for each of so many batches after those that are done, one by each process at a time; those that have
+    been run since."""
     team = current()
     size, rank = several(), 0 if team is None else team.rank
-    for first in range(0, count, size):
+    for first in range(done, count, size):
         some = range(first, min(first + size, count))
 
         def one(i: int = first + rank, known: range = some) -> None:
@@ -112,6 +113,17 @@ class Sum:
         else:
             self._handed(len(some))
         self.here.zero_()
+
+    def so_far(self) -> Tensor:
+        """What one process alone has added up, flat."""
+        return self._flat if self._total is None else self._total
+
+    def go_on(self, found: Tensor) -> None:
+        """From `so_far` of another time."""
+        if self._apart:
+            self._total = found
+        else:
+            self._flat.copy_(found)
 
     def whole(self) -> Tensor:
         """The sum, in `here`."""

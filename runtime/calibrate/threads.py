@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from llmconv.formats.sharing.team import current, shared_out
 
-__all__ = ["each", "given_back", "one_thread", "product", "root"]
+__all__ = ["by_turns", "each", "given_back", "one_thread", "product", "root"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,6 +65,55 @@ def _here(work: Callable[[T], R], items: Sequence[T], costs: Sequence[float], jo
             yield made.pop(i).result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Left(BaseException):
+    """Nobody waits for this work any more."""
+
+
+def by_turns(work: Callable[[Callable[[], None]], R]) -> Generator[None, None, R]:
+    """`work`, on a thread of its own, as far as it calls what it is given: there it waits until it is called on.
+
+    The two threads never run at once, so that what either has made the other may use.
+    """
+    on, back = threading.Semaphore(0), threading.Semaphore(0)
+    left, ended = False, list[Callable[[], R]]()
+
+    def rest() -> None:
+        back.release()
+        on.acquire()
+        if left:
+            raise _Left
+
+    def run() -> None:
+        on.acquire()
+        try:
+            with torch.inference_mode(inference):
+                torch.set_num_threads(1)
+                made = work(rest)
+            ended.append(lambda: made)
+        except BaseException as error:
+            ended.append(functools.partial(_raised, error))
+        back.release()
+
+    inference = torch.is_inference_mode_enabled()
+    thread = threading.Thread(target=run, name="llmconv-turns", daemon=True)
+    thread.start()
+    try:
+        while True:
+            on.release()
+            back.acquire()
+            if ended:
+                return ended[0]()
+            yield
+    finally:
+        left = True
+        on.release()
+        thread.join()
+
+
+def _raised(error: BaseException) -> NoReturn:
+    raise error
 
 
 def given_back() -> None:

@@ -116,6 +116,7 @@ def _dense(block: LayerPieces, spec: Mlp, x: Tensor) -> Tensor:
     elif spec.gate == "behind":
         up, gate = up.chunk(2, -1)
     inner = _join(spec, gate, up, spec.clamp)
+    del gate, up  # of many tokens that is much
     if block.ffn_sub_norm is not None:
         inner = block.ffn_sub_norm(inner)
     out: Tensor = block.ffn_down(inner)

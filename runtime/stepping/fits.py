@@ -102,7 +102,7 @@ def _plain(module: nn.Module) -> bool:
             and not getattr(module, "scaled", False)
             and getattr(module, "watch_rows", None) is None
             and (module.bias is None or _float32(module.bias))
-            and _at_hand(module.weight)
+            and (module.laid is not None or _at_hand(module.weight))
             and kind_of(module) is not None
         )
     return isinstance(module, Model | Block | nn.ModuleList)

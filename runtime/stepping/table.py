@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmconv.convert.decoders.facts import Rope
+from llmconv.quant.abreast import ROWS
 from llmconv.quant.kernels.terms import steps
 from llmconv.runtime.cache import Cache
 from llmconv.runtime.layers.norms import Norm
@@ -182,33 +183,30 @@ class Table:
             assert kind is not None
             rows = weight.shape[0]
             chunk = max(-(-rows // (CHUNKS_A_THREAD * self._threads)), -(-LEAST_CHUNK // columns))
-            chunk = rows if self._threads == 1 else min(rows, chunk)
-            values, scales, sums = inputs[kind.form]
-            self._kept.append(weight.weight)
+            chunk = -(-(rows if self._threads == 1 else chunk) // ROWS) * ROWS
+            matrix = weight.weight if weight.block_type is None else weight.abreast()
+            self._kept.append(matrix)
             fields = {
                 steps.CHUNKS: -(-rows // chunk),
                 steps.FOLLOWERS: len(wanted) - 1 if i == 0 else 0,
-                steps.WEIGHTS: weight.weight.data_ptr(),
-                steps.ROW_BYTES: weight.weight.stride(0) * weight.weight.element_size(),
+                steps.WEIGHTS: matrix.data_ptr(),
+                steps.ROW_BYTES: matrix.stride(0) * matrix.element_size(),
                 steps.ROW_COUNT: rows,
                 steps.COLUMNS: columns,
-                steps.VALUES: values,
-                steps.STEPS: scales,
-                steps.SUMS: sums,
+                steps.VALUES: inputs[kind.form],
                 steps.RESULTS: results,
                 steps.BIAS: self._vector(weight.bias),
                 steps.CHUNK_ROWS: chunk,
             }
             self._put(steps.ROWS, kind.product, fields)
 
-    def _input(self, source: int, columns: int, form: str | None) -> tuple[int, int, int]:
-        """Where an input of a form is, with its steps and sums."""
+    def _input(self, source: int, columns: int, form: str | None) -> int:
+        """Where an input of a form is."""
         if form is None:
-            return source, 0, 0
-        values, scales, sums = (self._room(f"{part} {form}", self._widest) for part in ("values", "steps", "sums"))
-        fields = {steps.SOURCE: source, steps.TARGET: values, steps.COUNT: columns}
-        self._put(steps.ALONE, form, fields | {steps.WEIGHT: scales, steps.SHIFT: sums})
-        return values, scales, sums
+            return source
+        values = self._room(form, self._widest)
+        self._put(steps.ALONE, form, {steps.SOURCE: source, steps.TARGET: values, steps.COUNT: columns})
+        return values
 
 
 def _at(array: NDArray[Any]) -> int:

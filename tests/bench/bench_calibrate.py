@@ -5,8 +5,8 @@
 MODEL is any file that llmconv opens; what is quantized in it counts as the original, dequantized to F16.  Rows that
 `--kept FILE` has from an earlier run are not measured again.  A row's share is of the importance matrix's divergence
 with the first number of chunks.  With `--llama FOLDER` of llama.cpp's programs also what llama-perplexity finds on the
-same text (it rounds what goes into matrices to 8 bits), with `--stock` too a row of the file that llama-imatrix and
-llama-quantize make.
+same text (it rounds what goes into matrices to 8 bits), with `--stock` too the importance matrix's file is theirs:
+llama-quantize's with a matrix of llama-imatrix.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ Row = dict[str, Any]
 KEYS = ("model", "text", "test", "context", "chunks", "test_chunks", "type", "method", "embedding")
 """What a row is of."""
 MATRIX, STOCK, PLAIN = "importance matrix", "llama-quantize --imatrix", "no text"
+
+_LABELS = {"mean": "Mean    KLD:", "99": "99.0%   KLD:", "ratio": "Mean PPL(Q)/PPL(base)"}
+"""Of what llama-perplexity says, what a row takes."""
+_TRIES = 5
+"""It sometimes ends before its last lines are out."""
 
 
 @dataclass
@@ -81,13 +86,14 @@ class Llama:
             made = ["--kl-divergence-base", logits.with_suffix(".part")]
             self.run("llama-perplexity", "-m", self.original, "-f", test, "-t", 1, *window, *made)
             logits.with_suffix(".part").rename(logits)
-        base = ["--kl-divergence-base", logits, "--kl-divergence"]
-        said = self.run("llama-perplexity", "-m", path, "-f", test, "-t", 1, *window, *base).out["said"]
-        found = {}
-        for name, words in (("mean", "Mean    KLD:"), ("99", "99.0%   KLD:"), ("ratio", "Mean PPL(Q)/PPL(base)")):
-            number = re.search(re.escape(words) + r"[ :]*([-\d.]+)", said)
-            found[f"llama_{name}"] = float(number[1]) if number else float("nan")
-        return found
+        words = ["-m", path, "-f", test, "-t", 1, *window, "--kl-divergence-base", logits, "--kl-divergence"]
+        for _ in range(_TRIES):
+            said = self.run("llama-perplexity", *words).out["said"]
+            found = {name: re.search(re.escape(label) + r"[ :]*([-\d.]+)", said) for name, label in _LABELS.items()}
+            numbers = {f"llama_{name}": float(number[1]) for name, number in found.items() if number}
+            if len(numbers) == len(_LABELS):
+                return numbers
+        raise SystemExit(f"llama-perplexity did not say all of {', '.join(_LABELS.values())} of {path}: {said[-2000:]}")
 
 
 class Bench:
@@ -95,6 +101,7 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace, folder: Path):
         self.given, self.folder = given, folder
+        self.base = STOCK if given.stock else MATRIX
         self.f16 = functools.cache(self._f16)
         self.known = functools.cache(self._known)
         self.made = functools.cache(self._made)
@@ -139,7 +146,7 @@ class Bench:
         if method == STOCK:
             return out, self.once(out, lambda: self.llama().run("llama-quantize", *how, self.f16(), out, kind, 1))
         if method.endswith(", mix"):
-            size = self.made(kind, MATRIX, int(self.given.chunks.split(",")[0]))[0].stat().st_size
+            size = self.made(kind, self.base, int(self.given.chunks.split(",")[0]))[0].stat().st_size
             types = ["--types", self.given.mix_types] if self.given.mix_types else []
             words = ("quantize", self.f16(), "-o", out, "-f", "--target-size", size, *types, *how)
         else:
@@ -168,7 +175,7 @@ class Bench:
         calibrated = []
         for effort in given.efforts.split(","):
             calibrated += [f"calibrated, {effort}", *([f"calibrated, {effort}, mix"] if given.mix else [])]
-        first = [MATRIX, *[STOCK] * given.stock, *([PLAIN] * given.plain)]
+        first = [self.base, *([PLAIN] * given.plain)]
         for i, chunks in enumerate(map(int, given.chunks.split(","))):
             for kind in given.types.split(","):
                 for method in [*(first if i == 0 or given.every else []), *calibrated]:
@@ -195,7 +202,7 @@ def options() -> argparse.Namespace:
     found.add_argument("--every", action="store_true", help="an importance matrix of each number of chunks")
     found.add_argument("--llama", type=Path, help="the folder of llama-perplexity, llama-imatrix, llama-quantize")
     found.add_argument("--llama-chunks", type=int, help="of the test, for llama-perplexity [as --test-chunks]")
-    found.add_argument("--stock", action="store_true", help="a row of llama.cpp's own file, too; needs --llama")
+    found.add_argument("--stock", action="store_true", help="llama.cpp's own file as the other side; needs --llama")
     found.add_argument("--folder", type=Path, help="where files stay, for a later run of the same model and texts")
     found.add_argument("--kept", type=Path, help="rows of earlier runs, to which new ones are added")
     return found.parse_args()

@@ -2,9 +2,9 @@
 
     python tests/bench/bench_startup.py [--base CHECKOUT] [--rounds 9] [--columns 1024] [--only WORD]
 
-Makes a Llama in F16 with that many columns (1024: 306 MB), a small one (12 MB) and a simple-llm in JSON in a temporary
-folder, converts and quantizes each in turn by either checkout, each time in a process of its own, and prints the least
-of all rounds: what other programs take of the machine comes on top.  Outputs of both must be the same bytes.
+Makes a Llama in F16 with that many columns (1024: 306 MB), a small one (12 MB) and two simple-llms in JSON in a
+temporary folder, converts and quantizes each in turn by either checkout, each time in a process of its own, and prints
+the least of all rounds: what other programs take of the machine comes on top.  Outputs of both must be the same bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ RUNS = {
     "`import numpy`": ("-c", "import numpy"),
     "`import llmconv`": ("-c", "import llmconv"),
     "`llmconv --help`": ("-m", "llmconv", "--help"),
+    "small, inspect": ("-m", "llmconv", "inspect", "small.gguf"),
+    "small JSON to GGUF": ("-m", "llmconv", "json-to-gguf", "tiny.json", "{out}.gguf"),
     "small, quantize to Q8_0": ("-m", "llmconv", "quantize", "small.gguf", "-o", "{out}.gguf", "-t", "Q8_0"),
     "small, quantize to Q4_K_M": ("-m", "llmconv", "quantize", "small.gguf", "-o", "{out}.gguf", "-t", "Q4_K_M"),
     "quantize to Q4_K_M": ("-m", "llmconv", "quantize", "large.gguf", "-o", "{out}.gguf", "-t", "Q4_K_M"),
@@ -122,6 +124,7 @@ def main() -> None:
         make_llama(folder / "large.gguf", options.columns, 10, 12000)
         make_llama(folder / "small.gguf", 256, 2, 8000)
         make_json(folder / "small.json", 20000, 128)
+        make_json(folder / "tiny.json", 400, 32)
         spent(HERE, folder, ("-m", "llmconv", "gguf-to-safetensors", "large.gguf", "folder"), "folder")
         for name, arguments in ((name, run) for name, run in RUNS.items() if options.only in name):
             times: dict[str, list[float]] = {side: [] for side in roots}

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 from sources import nodes, tree
+from synthetic import write
 
 ROOT = Path(__file__).resolve().parents[2]
 LOWER = {
@@ -60,6 +61,27 @@ def test_import_llmconv_is_light() -> None:
     code = "import sys, llmconv; print(sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "numba", "click", "transformers", "numpy"} & set(ast.literal_eval(out))
+
+
+def loaded(*words: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    code = f"import sys; from llmconv.__main__ import main\nsys.argv = {['llmconv', *words]}\n"
+    code += "try: main()\nexcept SystemExit as end: assert not end.code\nprint(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return set(ast.literal_eval(out.splitlines()[-1]))
+
+
+def test_commands_import_what_they_need(tmp_path: Path) -> None:
+    """Of a start, imports are nearly all: what a GGUF's quantizing loads is 0.1 s of CPU."""
+    assert not {"numpy", "torch", "llmconv.formats"} & loaded("--help")
+    source, target = tmp_path / "a.gguf", str(tmp_path / "b.gguf")
+    write(source, n_vocab=32)
+    found = loaded("quantize", str(source), "-o", target, "-t", "Q8_0")
+    assert not {"numba", "hashlib", "html", "simdjson"} & found
+    rooms = {".".join(name.split(".")[:3]) for name in found if name.startswith("llmconv.")}
+    assert not {"llmconv.convert.vocab", "llmconv.convert.cards", "llmconv.formats.documents"} & rooms
+    found = loaded("inspect", str(source))
+    assert not {"llmconv.api", "llmconv.convert.scaled.unpack", "hashlib", "torch"} & found
 
 
 def test_every_package_is_installed() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 from llama_cpp_logits import logits
 from stored_layers import awq, four_bit_floats, gptq, mlx
 from stored_models import folder, llama
@@ -259,3 +261,24 @@ def test_floats_are_rounded_as_well_as_by_mlx(tmp_path: Path, kind: str) -> None
             assert np.allclose(np.array(got), want[f"{stem}.weight"].numpy(), rtol=1e-6, atol=1e-6)
         off, their_off = (float(np.square(np.array(y) - x).mean()) for y in (got, theirs))
         assert off <= 1.01 * their_off
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-moe", "qwen3-moe", "mellum", "mixtral"])
+def test_mlx_lm_loads_and_computes_the_same(tmp_path: Path, name: str) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
+    utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
+    mx.set_default_device(mx.cpu)
+    tiny_models.build(name, tmp_path / "in")
+    llmconv.quantize(tmp_path / "in", tmp_path / "out", "MLX", group_size=32)
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())  # in which mlx-lm looks for older names than transformers 5 writes
+    rope = config.get("rope_parameters", {})
+    rope = rope.get("full_attention", rope)
+    old = {"num_experts": config.get("num_local_experts"), "rope_theta": rope.get("rope_theta"), "rope_scaling": None}
+    path.write_text(json.dumps({**old, **config}))
+    model, _ = utils.load_model(tmp_path / "out")
+    model.set_dtype(mx.float32)
+    ids = [1, 5, 9, 13, 17, 3, 2, 8]
+    got = np.array(model(mx.array([ids])))[0]
+    want = llmconv.load(tmp_path / "out", "cpu", "f32")(torch.tensor([ids]))[0].detach().numpy()
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()

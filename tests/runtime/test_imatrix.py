@@ -135,12 +135,32 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(models: Any, text: Path, t
     with pytest.raises(Cancelled):
         llmconv.imatrix(path, long, out, context=64, device="cpu", output_frequency=8, progress=stop)
     assert not out.exists() and (tmp_path / "i.gguf.partial").exists()
-    with pytest.raises(OutputError, match="run with other texts"):
+    with pytest.raises(OutputError, match="of a run with another model, text"):
         llmconv.imatrix(path, text, out, context=64, device="cpu", output_frequency=8)
     made = llmconv.imatrix(path, long, out, context=64, device="cpu", output_frequency=8)
     assert made.tokens < made.chunks * 64
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert not (tmp_path / "i.gguf.partial").exists()
+
+
+def test_a_folder_is_known_by_what_is_in_it(models: Any, text: Path, tmp_path: Path) -> None:
+    """Not by its name: other weights under it are another model."""
+    folder, out = tmp_path / "m", tmp_path / "i.gguf"
+    llmconv.convert_file(models("llama"), folder, to="safetensors")
+    how: dict[str, Any] = {"context": 16, "device": "cpu", "output_frequency": 1}
+
+    def stop(step: llmconv.Step) -> None:
+        if step.done:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        llmconv.imatrix(folder, text, out, progress=stop, **how)
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(OutputError, match="of a run with another model, text"):
+        llmconv.imatrix(folder, text, out, **how)
 
 
 def test_coverage_names_experts(models: Any, tmp_path: Path) -> None:

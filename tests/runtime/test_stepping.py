@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmconv.formats.checkpoint import Checkpoint
-from llmconv.formats.tensor import Tensor
 from llmconv.quant import integer_products
 from llmconv.quant.block import by_name
-from llmconv.quant.kernels import one_token
 from llmconv.quant.kernels.terms import steps
 
 torch = pytest.importorskip("torch")
 
 import runnable
+from one_by_one import TOKENS, by_table, near, stored, tiny
 
 import llmconv
 from llmconv.runtime import products
@@ -28,40 +26,10 @@ from llmconv.runtime.banned import Banned
 from llmconv.runtime.generate import _tokens
 from llmconv.runtime.linear import Linear
 from llmconv.runtime.sampling import Sampling, generator_of
-from llmconv.runtime.stepping.inputs import TABLE, code, kind_of
 from llmconv.runtime.stepping.stepper import LATE, STAY, TRIAL, _together, stepper
 from llmconv.runtime.stepping.table import Table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def by_table(x: Any, weight: Linear) -> Any:
-    """x (k,) times a weight, through a table of two instructions."""
-    kind, k = kind_of(weight), len(x)
-    assert kind is not None
-    room = [np.zeros(k + 128, np.float32) for _ in range(3)]
-    results = np.full(weight.shape[0], np.nan, np.float32)
-    table = np.zeros((4, steps.WIDTH), np.int64)
-    inputs = [x.ctypes.data, 0, 0]
-    if kind.form is not None:
-        inputs = [part.ctypes.data for part in room]
-        table[1, [steps.HOW, steps.CODE]] = steps.ALONE, code(kind.form)
-        table[1, [steps.SOURCE, steps.COUNT]] = x.ctypes.data, k
-        table[1, [steps.TARGET, steps.WEIGHT, steps.SHIFT]] = inputs
-    table[2, [steps.HOW, steps.CODE]] = steps.ROWS, code(kind.product)
-    table[2, [steps.CHUNKS, steps.CHUNK_ROWS]] = 3, -(-len(results) // 3)
-    table[2, [steps.WEIGHTS, steps.ROW_COUNT]] = weight.weight.data_ptr(), len(results)
-    table[2, steps.ROW_BYTES] = weight.weight.stride(0) * weight.weight.element_size()
-    table[2, [steps.COLUMNS, steps.RESULTS]] = k, results.ctypes.data
-    table[2, [steps.VALUES, steps.STEPS, steps.SUMS]] = inputs
-    if weight.bias is not None:
-        table[2, steps.BIAS] = weight.bias.data_ptr()
-    one_token.lead(table.reshape(-1), np.zeros(steps.SHARED, TABLE), 3, 0, 0, 0)
-    return results
-
-
-def near(found: Any, expected: Any, scale: Any) -> None:
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=3e-6 * float(scale))
 
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["floats", "bytes"])
@@ -79,12 +47,13 @@ def test_a_row_of_blocks_times_an_input(name: str, rounded: bool) -> None:
         weight.weight = torch.from_numpy(any_bytes)
     weight.activations = "int8" if rounded else "float"
     x = rng.standard_normal(k, np.float32) * np.float32(3)
-    decoded = kind.decode(weight.weight.numpy()).astype(np.float64)
+    blocks = weight.weight.numpy()
+    decoded = kind.decode(blocks).astype(np.float64)
     expected = decoded @ x
     if rounded:
         out = np.zeros((1, 37), np.float32)
         inputs = integer_products.round_inputs(x[None], kind.block_size)
-        integer_products.multiply(inputs, kind, weight.weight.numpy(), out)
+        integer_products.multiply(inputs, kind, blocks, out)
         expected = out[0]
     near(by_table(x, weight), expected, (np.abs(decoded) @ np.abs(x)).max())
 
@@ -102,21 +71,6 @@ def test_a_row_of_numbers_times_an_input(dtype: str, k: int) -> None:
         fits = dtype == "bfloat16" or float(given.abs().max()) <= 65504
         expected = weight.weight.double() @ (given.to(kind) if fits else given).double() + torch.arange(5)
         near(by_table(x, weight), expected.detach().numpy(), np.abs(x).sum() * 3)
-
-
-def tiny(**sizes: int) -> Checkpoint:
-    return runnable.checkpoint(**({"dim": 64, "layers": 2, "heads": 2, "ffn": 96} | sizes))
-
-
-def stored(source: Checkpoint, name: str) -> Checkpoint:
-    """With its matrices as a type."""
-    kind = by_name(name)
-
-    def matrix(tensor: Tensor) -> Tensor:
-        return Tensor(tensor.name, tensor.shape, kind, lambda a, b: kind.encode(np.float32(tensor.rows(a, b))))
-
-    tensors = {n: matrix(t) if len(t.shape) > 1 else t for n, t in source.tensors.items()}
-    return source.but(tensors=tensors)
 
 
 def steps_of(model: Any, tokens: Any, first: int, capacity: int = 64, off: float = 1e-4) -> Any:
@@ -138,9 +92,6 @@ def steps_of(model: Any, tokens: Any, first: int, capacity: int = 64, off: float
             for found, wanted in zip(layer, expected, strict=True):
                 torch.testing.assert_close(found[:, :, : cache.length], wanted[:, :, : cache.length], atol=off, rtol=0)
         return torch.cat(ours), torch.cat(theirs)
-
-
-TOKENS = [[3, 9, 4, 4, 17, 30, 12, 5, 8, 21, 22, 7]]
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from llmconv.convert import archs
 from llmconv.convert.dialects import hf
 from llmconv.convert.tables.config import normalized
+from llmconv.convert.tables.rows import Form
 from llmconv.convert.tables.scalars import WholeNumbers
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -135,7 +136,7 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
             continue
         if changes.get("without", "?") in slot.gguf[0] and len(slot.gguf) > 1:
             continue
-        number = min(form, len(slot.row.forms) - 1)
+        number = _number_of(slot.row.forms, form, config)
         whole = slot.row.forms[number].stored_as
         parts = tuple(
             Tensor(n, shape, whole or by_name(kind), lambda a, b: np.empty((b - a, 0), np.uint8))
@@ -154,6 +155,14 @@ def model(config: dict[str, Any], kind: str = "BF16", form: int = 0, **changes: 
                 values = np.sort(rng.integers(0, dims["n_vocab"] - size + 1, size))
             out.add(Tensor.from_array(name, values.astype(dtype).reshape(part.shape)))
     return out
+
+
+def _number_of(forms: Sequence[Form], form: int, config: Mapping[str, Any]) -> int:
+    """The last of the row's forms up to this one; DeepSeek's names for its drafts' stages are its own."""
+    own = [i for i, f in enumerate(forms) if not f.patterns[0].startswith("mtp.")]
+    if not own or "DeepseekV4DSparkModel" in config["architectures"]:
+        own = list(range(len(forms)))
+    return own[min(form, len(own) - 1)]
 
 
 def _whole_numbers(name: str, config: Mapping[str, Any], count: int) -> Any:

@@ -25,7 +25,7 @@ from llmconv.convert.tables.windows import PATTERN
 from llmconv.errors import LlmconvError, more
 from llmconv.formats.checkpoint import Checkpoint
 
-__all__ = ["beyond_llama_cpp", "otherwise_in_a_folder", "otherwise_in_llama_cpp"]
+__all__ = ["beyond_llama_cpp", "of_others", "otherwise_in_a_folder", "otherwise_in_llama_cpp"]
 
 
 def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
@@ -82,31 +82,40 @@ def beyond_llama_cpp(arch: Architecture, checkpoint: Checkpoint, config: Mapping
     return notes
 
 
-def otherwise_in_llama_cpp(checkpoint: Checkpoint) -> list[str]:
-    """Notes about a GGUF that somebody else made: what it says of its model, and llama.cpp does otherwise."""
+def of_others(checkpoint: Checkpoint) -> Decoder | None:
+    """What a GGUF that somebody else made says of its model; None for one of ours, and for one that can't be run."""
+    if own_keys.CONFIG in checkpoint.metadata:
+        return None
+    try:
+        return describe(checkpoint)
+    except LlmconvError:
+        return None
+
+
+def otherwise_in_llama_cpp(checkpoint: Checkpoint, ours: Decoder | None) -> list[str]:
+    """Notes about a GGUF that somebody else made: what it says of its model (`ours`), and llama.cpp does otherwise."""
     arch = archs.by_gguf(str(checkpoint.metadata.get("general.architecture")))
-    if arch is None or not arch.loader.exists or own_keys.CONFIG in checkpoint.metadata:
+    if ours is None or arch is None or not arch.loader.exists:
         return []
     try:
-        ours = describe(checkpoint)
         found = _otherwise(arch, checkpoint, ours, _unread(arch, ours) - {PATTERN})
         return [f"{what}, which llama.cpp will not do" for what in found]
     except LlmconvError:
         return []
 
 
-def otherwise_in_a_folder(checkpoint: Checkpoint, again: Mapping[str, Any]) -> list[str]:
-    """Notes about what a GGUF that somebody else made says of its model, and the folder made of it does not.
+def otherwise_in_a_folder(checkpoint: Checkpoint, ours: Decoder | None, again: Mapping[str, Any]) -> list[str]:
+    """Notes about what a GGUF that somebody else made says of its model (`ours`), and the folder made of it does not.
 
     again: the keys that the folder gives when it is converted back.
     """
     start = f"{checkpoint.metadata.get('general.architecture')}."
-    if own_keys.CONFIG in checkpoint.metadata or not any(key.startswith(start) for key in again):
+    if ours is None or not any(key.startswith(start) for key in again):
         return []
     others = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(start)}
     said = others | {key: value for key, value in again.items() if key.startswith(start)}
     try:
-        ours, theirs = describe(checkpoint), describe(checkpoint.but(metadata=said))
+        theirs = describe(checkpoint.but(metadata=said))
         return [f"{what}, which config.json does not say" for what in _differences(ours, theirs)]
     except LlmconvError:
         return []

@@ -38,6 +38,8 @@ def folder_files(
             notes += [*found.notes, *found.twice()]
         except Unsupported as error:
             notes.append(f"no tokenizer files are written, the vocabulary's keys are kept as they are: {error}")
+    elif dims["n_vocab"]:
+        notes.append("no tokenizer files are written: the GGUF holds no tokens")
     if "config.json" not in files and not arch.unsaid:
         files["config.json"] = _rebuilt(arch, checkpoint, dims, present, out)
     yield from files.items()

@@ -7,7 +7,6 @@ tokenizer's key that the files said otherwise from the start, a hash of what the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +83,8 @@ def put_back(metadata: dict[str, Any], folder: Mapping[str, str], where: str) ->
 
 
 def _hash(value: Any) -> str:
+    import hashlib  # loads OpenSSL, which few files need
+
     return hashlib.sha256(encode_value(value, "")).hexdigest()[:16]
 
 

@@ -36,7 +36,7 @@ from llmconv.convert.tables.rows import Told, at_layer, forward, prefix_of
 from llmconv.convert.tables.scalars import scalar_keys
 from llmconv.convert.tables.settings import ignored_by_transformers, unaccounted
 from llmconv.convert.tables.storage import gguf_type
-from llmconv.convert.towers import translate as towers, untold
+from llmconv.convert.towers import untold, which
 from llmconv.errors import BadFile, cut, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -57,7 +57,7 @@ def to_gguf(
     """
     checkpoint = unpack(checkpoint)
     config = read_config(checkpoint)
-    checkpoint, count = towers.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
+    checkpoint, count = which.text_half(checkpoint) if layout != "plain" else (checkpoint, 0)
     if count:
         checkpoint = checkpoint.but(f"left out, {count} tensors of its tower: llmconv convert --mmproj writes them")
     arch = archs.by_hf(config) if config else None

@@ -24,7 +24,7 @@ from llmconv.convert.dialects.hugging_face import (
     target,
 )
 from llmconv.convert.dialects.hugging_face.again import as_edited, general_again
-from llmconv.convert.dialects.hugging_face.beyond import otherwise_in_a_folder, otherwise_in_llama_cpp
+from llmconv.convert.dialects.hugging_face.beyond import of_others, otherwise_in_a_folder, otherwise_in_llama_cpp
 from llmconv.convert.dialects.hugging_face.folder_files import folder_files
 from llmconv.convert.dialects.hugging_face.present import as_present, unknown_tensors
 from llmconv.convert.dialects.ones import with_ones
@@ -37,7 +37,7 @@ from llmconv.convert.tables.ops import evaluate
 from llmconv.convert.tables.rows import Slot, Told, at_layer, backward
 from llmconv.convert.tables.scalars import scalar_tensors
 from llmconv.convert.tables.settings import ignored_by_transformers
-from llmconv.convert.towers import translate as towers
+from llmconv.convert.towers import translate as towers, which
 from llmconv.errors import BadFile, Unsupported, WrongShape, about, more
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.tensor import Tensor
@@ -52,7 +52,7 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
     Quantized tensors are decoded to the type that the model had (a note says what that rounds), or to F32.
     """
     where, name = checkpoint.where, checkpoint.metadata.get("general.architecture")
-    if towers.is_known(checkpoint):
+    if which.is_known(checkpoint):
         return towers.from_gguf(checkpoint, strict=strict)
     arch = archs.by_gguf(name) if isinstance(name, str) else None
     if arch is None or own_keys.is_plain(checkpoint.metadata):
@@ -111,10 +111,11 @@ def from_gguf(checkpoint: Checkpoint, *, strict: bool = True, **options: Any) ->
         notes += ignored_by_transformers(arch, read_config(out))
     if again:
         again |= general_again(metadata, out, checkpoint.n_elements, notes)
-    notes += otherwise_in_a_folder(checkpoint, again)
+    ours = of_others(checkpoint)
+    notes += otherwise_in_a_folder(checkpoint, ours, again)
     unmapped, said = foreign_keys.keep(metadata, again, arch.gguf)
     out.metadata |= unmapped
-    out.notes += [*notes, *said, *(note for note in otherwise_in_llama_cpp(checkpoint) if note not in out.notes)]
+    out.notes += [*notes, *said, *(n for n in otherwise_in_llama_cpp(checkpoint, ours) if n not in out.notes)]
     return out
 
 

@@ -48,8 +48,8 @@ _SAM_ROWS = (
     row("v.sam.net_3.weight", _SAM + "net_3.weight", "n_net_3, n_net, 3, 3"),
 )
 _SIZES = {
-    "n_sam_high": ("v.sam.pos_embd.weight", 1),
-    "n_sam_wide": ("v.sam.pos_embd.weight", 2),
+    "n_sam_high": ("v.sam.pos_embd.weight", -3),
+    "n_sam_wide": ("v.sam.pos_embd.weight", -2),
     "n_sam_patch": ("v.sam.patch_embd.weight", 2),
     "n_sam_ff": ("v.sam.blk.0.mlp.lin1.weight", 0),
     "n_neck": ("v.sam.neck.0.weight", 0),

@@ -51,6 +51,7 @@ __all__ = ["calibrate", "calibration_of"]
     help="Of the labels drawn.",
 )
 @memory_option
+@click.option("--resumable", is_flag=True, help="When interrupted keep FILE.partial; the same command goes on.")
 @device_option
 @force_option
 @json_option
@@ -65,6 +66,7 @@ def calibrate(
     chunks: int | None,
     seed: int,
     memory: int | None,
+    resumable: bool,
     device: str,
     force: bool,
     as_json: bool,
@@ -85,15 +87,17 @@ def calibrate(
         made = llmconv.calibrate(
             model,
             named,
+            output,
             effort=effort,
             context=context,
             chunks=chunks,
             seed=seed,
             device=device,
             memory=memory,
+            resumable=resumable,
+            force=force,
             progress=progress,
         )
-        made.save(output, force=force)
     notes(made.notes, quiet)
     facts = {"path": str(output), "tokens": made.tokens, "effort": made.effort, "notes": list(made.notes)}
     if as_json and not quiet:

@@ -10,7 +10,7 @@ import click
 
 import llmconv
 from llmconv.cli.options import notes
-from llmconv.show import one_line
+from llmconv.wording import one_line
 
 __all__ = ["converse"]
 

@@ -8,8 +8,9 @@ import math
 import numpy as np
 
 from llmconv.quant.kernels.compiling.build import inner
-from llmconv.quant.kernels.integer_products import bytes_of, scale_of
+from llmconv.quant.kernels.integer_products import bytes_of, magnitude, scale_of
 from llmconv.quant.kernels.single.functions import exp, sigmoid, tanh
+from llmconv.quant.kernels.single.products import BASE
 from llmconv.quant.kernels.terms.steps import (
     ATTENDED,
     CAPACITY,
@@ -31,9 +32,8 @@ from llmconv.quant.kernels.terms.steps import (
     WEIGHT,
     WINDOW,
 )
-from llmconv.quant.kernels.vectors.byte_lanes import dot_fours
 from llmconv.quant.kernels.vectors.lanes import f4, i4
-from llmconv.quant.kernels.vectors.memory import load, load_bytes, store
+from llmconv.quant.kernels.vectors.memory import load, store
 from llmconv.quant.kernels.vectors.places import bytes_at, floats_at
 from llmconv.quant.kernels.vectors.simd import (
     bits,
@@ -42,14 +42,18 @@ from llmconv.quant.kernels.vectors.simd import (
     from_bits,
     max_,
     reduce_fmax,
+    rint,
     splat,
     to_float,
+    to_int,
     to_u8,
 )
 from llmconv.quant.kernels.vectors.stack import empty
 from llmconv.quant.kernels.vectors.sums import fuse, sum_lanes
 
-_ONE_BYTES = i4(0x01010101)
+_UNITS = f4(127 * BASE * BASE)
+"""What the largest magnitude becomes, so that no digit is -128."""
+_LEAST, _MOST = f4(1e-30), f4(np.finfo(np.float32).max)
 _MOST_F16 = f4(65504)
 _GELU = f4(math.sqrt(2 / math.pi))
 
@@ -58,42 +62,55 @@ _GELU = f4(math.sqrt(2 / math.pi))
 
 
 @inner
+def _put_sums(floats, at, step, first, second):
+    """Where a record's digits end: what a unit is, and sums of units of each half."""
+    floats[at], floats[at + 1], floats[at + 2], floats[at + 3] = (
+        step,
+        step * first,
+        step * second,
+        step * (first + second),
+    )
+
+
+@inner
 def round_floats(table, at, position):
-    """Of each 64 numbers the first of every four, then the second, ..."""
-    x, k = floats_at(table[at + SOURCE]), table[at + COUNT]
-    values, sums = floats_at(table[at + TARGET]), floats_at(table[at + SHIFT])
-    for start in range(0, k, 64):
-        for lane in range(16):
-            total = f4(0)
-            for i in range(4):
-                place = start + 4 * lane + i
-                number = x[place] if place < k else f4(0)
-                values[start + 16 * i + lane] = number
-                total += number
-            sums[start // 4 + lane] = total
+    """To three digits under the largest magnitude of 32 numbers; none can be multiplied where one is infinite."""
+    x, target = floats_at(table[at + SOURCE]), table[at + TARGET]
+    base, square = f4(BASE), f4(BASE * BASE)
+    for start in range(0, table[at + COUNT], 32):
+        first = second = f4(0)
+        most = from_bits(magnitude(x, start, 32))
+        step = max(most, _LEAST) / _UNITS
+        inverse = _UNITS / max(most, _LEAST)
+        if not most <= _MOST:
+            inverse, step = f4(0), f4(np.nan)
+        for i in range(0, 32, 16):
+            units = rint(load(x, start + i) * inverse)
+            high = rint(units * (f4(1) / square))
+            rest = units - high * square
+            middle = rint(rest * (f4(1) / base))
+            digits = bytes_at(target)
+            store(digits, i, to_u8(to_int(high)))
+            store(digits, i + 32, to_u8(to_int(middle)))
+            store(digits, i + 64, to_u8(to_int(rest - middle * base)))
+            first, second = second, sum_lanes(units)
+        _put_sums(floats_at(target), 24, step, first, second)
+        target += 4 * 28
 
 
 def _round_bytes(block):
     @inner
     def round_bytes(table, at, position):
-        x, k = floats_at(table[at + SOURCE]), table[at + COUNT]
-        values, steps, sums = (
-            bytes_at(table[at + TARGET]),
-            floats_at(table[at + WEIGHT]),
-            floats_at(table[at + SHIFT]),
-        )
-        for start in range(0, k, block):
-            inverse, d = scale_of(x, start, block)
-            for i in range(start, start + block, 16):
-                store(values, i, to_u8(bytes_of(x, i, inverse, block)))
-            for i in range(start // 4, (start + block) // 4, 8):  # eight more are the next block's, or unused
-                store(steps, i, splat(d))
-        for i in range(k, (k + 63) // 64 * 64):
-            values[i] = 0
-            steps[i // 4] = f4(0)
-        for i in range(0, k, 64):
-            four = dot_fours(splat(_ONE_BYTES), load_bytes(values, i))
-            store(sums, i // 4, to_float(four) * load(steps, i // 4))
+        x, target = floats_at(table[at + SOURCE]), table[at + TARGET]
+        for start in range(0, table[at + COUNT], block):
+            inverse, step = scale_of(x, start, block)
+            for part in range(start, start + block, 32):
+                first, second = bytes_of(x, part, inverse, block), bytes_of(x, part + 16, inverse, block)
+                digits = bytes_at(target)
+                store(digits, 0, to_u8(first))
+                store(digits, 16, to_u8(second))
+                _put_sums(floats_at(target), 8, step, sum_lanes(to_float(first)), sum_lanes(to_float(second)))
+                target += 4 * 12
 
     return round_bytes
 

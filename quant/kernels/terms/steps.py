@@ -18,8 +18,9 @@ HOW, CODE, CHUNKS, FOLLOWERS = range(4)
 """Of every instruction.  CHUNKS: how many threads may share.   FOLLOWERS: how many more run at the same time, which
 stand behind it."""
 
-WEIGHTS, ROW_BYTES, ROW_COUNT, COLUMNS, VALUES, STEPS, SUMS, RESULTS, BIAS, CHUNK_ROWS = range(4, 14)
-"""Products: rows of weights times an input, whose parts are those of `single.products`."""
+WEIGHTS, ROW_BYTES, ROW_COUNT, COLUMNS, VALUES, RESULTS, BIAS, CHUNK_ROWS = range(4, 12)
+"""Products: rows of weights times an input, both as `single.products` has them.   CHUNK_ROWS: of blocks, which lie
+abreast, a multiple of sixteen."""
 
 QUERY, KEYS, VALUES_KEPT, HEAD_COUNT, HEADS_KEPT, HEAD, VALUE_HEAD, CAPACITY, WINDOW, SCALE, SCORES, ATTENDED = range(
     4, 16
@@ -28,7 +29,7 @@ QUERY, KEYS, VALUES_KEPT, HEAD_COUNT, HEADS_KEPT, HEAD, VALUE_HEAD, CAPACITY, WI
 theirs.   SCORES: room for as many numbers as the cache has tokens, for each head."""
 
 SOURCE, TARGET, COUNT, SIZE, WEIGHT, SHIFT, FACTOR = range(4, 11)
-"""`round_...`: COUNT numbers to VALUES' form at TARGET, steps at WEIGHT, sums at SHIFT.
+"""`round_...`: COUNT numbers to VALUES' form at TARGET.
 `norm_...`: COUNT vectors of SIZE, times WEIGHT, plus SHIFT; FACTOR: epsilon.
 `join_...`: the activation of SOURCE, times what is at WEIGHT.   `add`: SOURCE times FACTOR, to TARGET.
 `rotate_...`: COUNT vectors of SIZE at TARGET, by FACTOR numbers of each position at WEIGHT (cosines), SHIFT (sines)."""

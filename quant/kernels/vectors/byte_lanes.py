@@ -94,17 +94,20 @@ def _pairs_of_shorts(context, builder, x, y):
     return _dot_parts(builder, x, y, _I32, True)
 
 
-def _fours(context, builder, x, y):
+def _fours(context, builder, x, y, total=None):
     if has_vnni(context):
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", _WORDS, [ir.Constant(_WORDS, [0] * LANES), x, y])
+        total = ir.Constant(_WORDS, [0] * LANES) if total is None else total
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", _WORDS, [total, x, y])
     ones = ir.Constant(_WORDS, [0x00010001] * LANES)
-    return _pairs_of_shorts(context, builder, _pairs_of_bytes(context, builder, x, y), ones)
+    four = _pairs_of_shorts(context, builder, _pairs_of_bytes(context, builder, x, y), ones)
+    return four if total is None else builder.add(total, four)
 
 
-def _signed_fours(context, builder, x, y):
+def _signed_fours(context, builder, x, y, total=None):
     if not has_avx2(context):
         ones = ir.Constant(_WORDS, [0x00010001] * LANES)
-        return _dot_parts(builder, _dot_parts(builder, x, y, _I16, True), ones, _I32, True)
+        four = _dot_parts(builder, _dot_parts(builder, x, y, _I16, True), ones, _I32, True)
+        return four if total is None else builder.add(total, four)
     zero = ir.Constant(_BYTES, [0] * 4 * LANES)
     wide, other = builder.bitcast(x, _BYTES), builder.bitcast(y, _BYTES)
     negative = builder.icmp_signed("<", wide, zero)
@@ -113,7 +116,7 @@ def _signed_fours(context, builder, x, y):
         turned = builder.bitcast(builder.select(negative, builder.sub(zero, other), other), _WORDS)
     else:
         turned = by_registers(context, builder, ("llvm.x86.avx2.psign.b",), _I8, _I8, y, x)
-    return _fours(context, builder, builder.bitcast(size, _WORDS), turned)
+    return _fours(context, builder, builder.bitcast(size, _WORDS), turned, total)
 
 
 def _dot(generate, doc):
@@ -134,6 +137,19 @@ dot_fours = _dot(
     _fours, "Unsigned bytes of x times signed bytes of y, added up in each lane; int16 must hold the sum of two."
 )
 dot_signed_fours = _dot(_signed_fours, "The same for signed bytes of x; those of y are not -128.")
+
+
+def _adding(generate, doc):
+    @intrinsic
+    def add(typingctx, x, y, total):
+        return i32x16(x, y, total), lambda context, builder, sig, args: generate(context, builder, *args)
+
+    add.__doc__ = doc
+    return add
+
+
+add_fours = _adding(_fours, "`dot_fours` plus a total.")
+add_signed_fours = _adding(_signed_fours, "`dot_signed_fours` plus a total.")
 
 
 @intrinsic

@@ -101,18 +101,24 @@ def store(typingctx, array, index, value):
     return types.void(array, types.intp, value), generate
 
 
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of `array[index]`, which may be past the end, ahead of its use."""
+def _prefetch(caches, doc):
+    @intrinsic
+    def ask(typingctx, array, index):
+        def generate(context, builder, sig, args):
+            place = pointer(context, builder, sig.args[0], args[0], args[1], I8)
+            function_type = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], function_type)
+            builder.call(function, [place, i32(0), i32(caches), i32(1)])  # to read, data
+            return context.get_dummy_value()
 
-    def generate(context, builder, sig, args):
-        place = pointer(context, builder, sig.args[0], args[0], args[1], I8)
-        function_type = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], function_type)
-        builder.call(function, [place, i32(0), i32(3), i32(1)])  # to read, into every cache, data
-        return context.get_dummy_value()
+        return types.void(array, types.intp), generate
 
-    return types.void(array, types.intp), generate
+    ask.__doc__ = doc
+    return ask
+
+
+prefetch = _prefetch(3, "Ask for the cache line of `array[index]`, which may be past the end, ahead of its use.")
+prefetch_far = _prefetch(2, "Well ahead of its use: into the second cache, since the first has room for few requests.")
 
 
 @intrinsic
@@ -263,14 +269,19 @@ note_max, max_of_blocks = _of_blocks(f32x16, "greatest", _choice(">"))
 note_min, min_of_blocks = _of_blocks(f32x16, "least", _choice("<"))
 
 
-@intrinsic
-def store_u16(typingctx, array, index, value):
-    """The low two bytes of an integer, little-endian, into a uint8 array."""
+def _store_integer(kind, doc):
+    @intrinsic
+    def put(typingctx, array, index, value):
+        def generate(context, builder, sig, args):
+            place = pointer(context, builder, sig.args[0], args[0], args[1], context.get_value_type(kind))
+            builder.store(context.cast(builder, args[2], sig.args[2], kind), place).align = 1
+            return context.get_dummy_value()
 
-    def generate(context, builder, sig, args):
-        place = pointer(context, builder, sig.args[0], args[0], args[1], I16)
-        done = builder.store(context.cast(builder, args[2], sig.args[2], types.uint16), place)
-        done.align = 1
-        return context.get_dummy_value()
+        return types.void(array, types.intp, types.unliteral(value)), generate
 
-    return types.void(array, types.intp, types.unliteral(value)), generate
+    put.__doc__ = doc
+    return put
+
+
+store_u16 = _store_integer(types.uint16, "The low two bytes of an integer, little-endian, into a uint8 array.")
+store_word = _store_integer(types.int32, "The low four bytes of an integer likewise.")

@@ -15,7 +15,7 @@ import llmconv
 from llmconv.convert.decoders.describe import describe
 from llmconv.convert.decoders.unread import unread
 from llmconv.convert.dialects import hf
-from llmconv.convert.dialects.hugging_face import foreign_keys
+from llmconv.convert.dialects.hugging_face import beyond, foreign_keys
 from llmconv.convert.tables import own_keys
 from llmconv.convert.tables.config import text_config
 from llmconv.formats import safetensors_file
@@ -53,6 +53,32 @@ def test_keys_of_a_gguf_come_back(tmp_path: Path, through: str) -> None:
     llmconv.convert_file(tmp_path / through, tmp_path / "b.gguf")
     assert lost(source, tmp_path / "b.gguf") == []
     assert llmconv.open(tmp_path / "b.gguf").metadata["mine.numbers"].dtype == np.int8
+
+
+@pytest.mark.parametrize("gone", ["tokenizer.ggml.tokens", "tokenizer."])
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path, gone: str) -> None:
+    source = write_gguf(tmp_path / "a.gguf", somebodys)
+    whole = llmconv.convert_file(source, tmp_path / "whole")
+    assert (tmp_path / "whole" / "tokenizer.json").is_file() and not [n for n in whole.notes if "no tokenizer" in n]
+    checkpoint = llmconv.open(source)
+    bare = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(gone)}
+    made = llmconv.save(checkpoint.but(metadata=bare), tmp_path / "folder")
+    assert not [p.name for p in (tmp_path / "folder").iterdir() if "token" in p.name]
+    assert [n for n in made.notes if n == "no tokenizer files are written: the GGUF holds no tokens"]
+
+
+def test_a_gguf_is_described_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read through for two kinds of notes; the other reading is of what its folder says."""
+    seen: list[Checkpoint] = []
+
+    def counted(checkpoint: Checkpoint, pieces: Any = None) -> Any:
+        seen.extend([checkpoint] if pieces is None else [])
+        return describe(checkpoint, pieces)
+
+    source = llmconv.open(write_gguf(tmp_path / "a.gguf", somebodys))
+    monkeypatch.setattr(beyond, "describe", counted)
+    hf.from_gguf(source)
+    assert ["llama.nobody.knows" in checkpoint.metadata for checkpoint in seen] == [True, False]
 
 
 def test_a_folder_of_ours_carries_nothing_more(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from stored_kinds import KINDS
 from stored_models import folder, in_memory, llama
 
 import llmconv
-from llmconv.convert.quantizing import by_codes, by_words, repack
+from llmconv.convert.quantizing import repack
+from llmconv.convert.quantizing.proving import by_codes, by_words, written
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.exact import Carried, carried
 from llmconv.convert.scaled.grid import Grid
@@ -48,7 +49,7 @@ def test_blocks_and_what_they_are_of(name: str) -> None:
     made = found.tensor()
     got = by_codes.record_for(made, kind)
     assert want is not None and got is not None
-    assert by_codes.equal(got, want, 0, 32) and by_codes.equal(got, want, 5, 9) and by_codes.equal(got, want, 3, 3)
+    assert all(by_codes.same(got, want)(*rows) for rows in ((0, 32), (5, 9), (3, 3)))
     raw, values, rng = made.blocks(), coded.floats().numpy(), np.random.default_rng(0)
     for _ in range(200):
         row, byte, bit = int(rng.integers(32)), int(rng.integers(raw.shape[1])), int(rng.integers(8))
@@ -56,7 +57,7 @@ def test_blocks_and_what_they_are_of(name: str) -> None:
         spoiled[row, byte] ^= 1 << bit
         other = by_codes.record_for(blocks_of(made, spoiled), kind)
         assert other is not None
-        if by_codes.equal(other, want, 0, 32):
+        if by_codes.same(other, want)(0, 32):
             with np.errstate(all="ignore"):
                 assert np.array_equal(kind.decode(spoiled), values)
 
@@ -87,14 +88,14 @@ def test_what_has_no_record() -> None:
     less = Coded("a", (2, 64), lambda a, b: codes[a:b].view(np.int8), -128, 127, scale, 0)
     assert not (wide.floats().numpy() == less.floats().numpy()).any()  # 200 and -56: the same byte
     one, other = by_codes.record(wide, 32, False), by_codes.record(less, 32, False)
-    assert one is not None and other is not None and not by_codes.equal(one, other, 0, 2)
+    assert one is not None and other is not None and not by_codes.same(one, other)(0, 2)
     for bad in (
         dataclasses.replace(wide, high=200, scale=grid([[1.0000001, 0.5]] * 2, 64), zero=128),
         dataclasses.replace(wide, zero=grid([[0.5, 0]] * 2, 64)),
         dataclasses.replace(wide, zero=grid([[300, 0]] * 2, 64)),
     ):
         found = by_codes.record(bad, 32, True)
-        assert found is not None and not by_codes.equal(found, found, 0, 2)
+        assert found is not None and not by_codes.same(found, found)(0, 2)
     for none in (
         dataclasses.replace(wide, after=np.float32(2)),
         dataclasses.replace(wide, scale=grid(np.ones((2, 4)), 64)),
@@ -127,14 +128,20 @@ FOLDERS = {"MXFP4": ("MXFP4A16", "MLX"), "NVFP4": ("NVFP4A16",), "NVFP4 of Model
                                   "MXFP4", "NVFP4", "NVFP4 of ModelOpt"])  # fmt: skip
 def test_no_weight_is_decoded_for_a_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Into a GGUF, and into the folders that say the same: every slab of every layer is proved by its record."""
-    kind, asked, true = KINDS[name], Counter[bool](), by_codes.equal
+    kind, asked, true = KINDS[name], Counter[bool](), by_codes.same
 
-    def equal(*args: Any) -> bool:
-        found = true(*args)
-        asked[found] += 1
-        return found
+    def same(*args: Any) -> Any:
+        ask = true(*args)
 
-    monkeypatch.setattr(repack, "equal", equal)
+        def asking(start: int, stop: int) -> bool:
+            found = ask(start, stop)
+            asked[found] += 1
+            return found
+
+        return asking
+
+    for module in (repack, written):
+        monkeypatch.setattr(module, "same", same)
     arrays = llama(lambda stem, shape: dict(kind.stored(stem, shape, len(stem))[0]))
     source = folder(tmp_path / "in", arrays, kind.settings, **kind.more)
     ways = FOLDERS.get(name, ("W4A16_ASYM",))

@@ -314,3 +314,52 @@ def test_a_wrong_byte_is_found_and_nothing_is_left(tmp_path: Path, monkeypatch: 
     with pytest.raises(llmconv.LlmconvError, match=r"reads .* from the written Q4_0, expected"):
         llmconv.quantize(source, tmp_path / "o.gguf", "REPACK")
     assert not list(tmp_path.glob("o*"))
+
+
+@pytest.mark.parametrize("kind", ["W4A16", "MLX"])
+def test_a_wrong_byte_of_a_folder_is_found_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from llmconv.convert.quantizing import four_bits
+
+    true = four_bits._packed_words
+
+    def wrong(layer: Any, bits: int) -> Any:
+        read = true(layer, bits)
+
+        def spoiled(start: int, stop: int) -> Any:
+            out = np.array(read(start, stop))
+            out[-1:, -1] ^= 16
+            return out
+
+        return spoiled
+
+    monkeypatch.setattr(four_bits, "_packed_words", wrong)
+    source, _ = models(tmp_path, gptq, {"quant_method": "gptq"})
+    with pytest.raises(llmconv.LlmconvError, match=r"reads .* from the written F32, expected .*; nothing was written"):
+        llmconv.quantize(source, tmp_path / "o", kind)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("kind", ["REPACK", "W4A16"])
+def test_a_header_that_says_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is compared lies where the header says: a tensor in another's place reads as other weights."""
+    from llmconv.formats import safetensors_file
+    from llmconv.formats.gguf import gguf_file
+
+    for module in (safetensors_file, gguf_file):
+        true = module.open_alone
+
+        def exchanged(path: Path, true: Any = true) -> Any:
+            found = true(path)
+            if path.suffix == ".tmp":
+                ends = (".gate_proj.weight_packed", ".up_proj.weight_packed", "ffn_gate.weight", "ffn_up.weight")
+                one, other = (t for n, t in found.tensors.items() if ".0." in n and n.endswith(ends))
+                found.tensors[one.name], found.tensors[other.name] = other.renamed(one.name), one.renamed(other.name)
+            return found
+
+        monkeypatch.setattr(module, "open_alone", exchanged)
+    source, _ = models(tmp_path, gptq, {"quant_method": "gptq"})
+    with pytest.raises(llmconv.LlmconvError, match="nothing was written"):
+        llmconv.quantize(source, tmp_path / "o", kind)
+    assert not (tmp_path / "o").exists()

@@ -14,7 +14,7 @@ from good_models import CONFIG, tensors, write_hf
 import llmconv
 from llmconv.convert import towers
 from llmconv.convert.tables.tower import Tower
-from llmconv.convert.towers import translate
+from llmconv.convert.towers import translate, which
 from llmconv.errors import BadFile, OutputError, UnknownTensor, Unsupported, UsageError, WrongShape
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
@@ -59,6 +59,21 @@ def test_somebody_elses_file_gives_the_same_tensors(tower: Tower) -> None:
     for key, value in keys.items():
         assert np.array_equal(np.asarray(foreign.metadata[key]), np.asarray(value)), key
     same(made, again)
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=NAMES)
+def test_leading_ones_need_not_be_there(tower: Tower) -> None:
+    """ggml does not count dimensions of one at the end of its shapes, so who quantizes an mmproj file drops them."""
+    folder = tower_folders.tower_folder(tower, tower.classes[0])
+    made = translate.to_gguf(folder)
+    shapes = {
+        name: tensor.shape[next((i for i, n in enumerate(tensor.shape[:-1]) if n > 1), -1) :]
+        for name, tensor in made.tensors.items()
+    }
+    bare = {name: tensor.reshaped(shapes[name]) if tensor.shape else tensor for name, tensor in made.tensors.items()}
+    quantized = made.but(tensors=bare)
+    same(folder, translate.from_gguf(quantized))
+    assert llmconv.verify(made, quantized).same and llmconv.verify(quantized, made).same
 
 
 def _with_text(folder: Checkpoint) -> bytes:
@@ -363,7 +378,7 @@ def test_another_models_encoder_is_read_and_told_of(tmp_path: Path) -> None:
 def test_another_models_tower_is_refused(tmp_path: Path) -> None:
     whole = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
     made = translate.to_gguf(whole)
-    text = translate.text_half(whole)[0]
+    text = which.text_half(whole)[0]
     made.metadata["clip.vision.projection_dim"] = np.uint32(128)
     with pytest.raises((BadFile, WrongShape)):
         translate.together(text, made)
@@ -372,7 +387,7 @@ def test_another_models_tower_is_refused(tmp_path: Path) -> None:
 def test_two_halves_of_different_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another class, of the same class in other sizes, and a text model that has no tower."""
     folder = tower_folders.multimodal(GEMMA, GEMMA.classes[0])
-    text, own = translate.text_half(folder)[0], translate.to_gguf(folder)
+    text, own = which.text_half(folder)[0], translate.to_gguf(folder)
     same(folder, translate.together(text, own))
     pixtral = _of("idefics3")
     another = translate.to_gguf(tower_folders.tower_folder(pixtral, pixtral.classes[0]))

@@ -28,8 +28,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from llmconv.convert.quantizing.by_words import compared, require_exact, zeros_of
 from llmconv.convert.quantizing.folder_layers import BLOCKS, FLOATS, TERNARY, of_ternary
+from llmconv.convert.quantizing.proving.by_words import Same, compared, require_exact, zeros_of
 from llmconv.convert.scaled.coded import Coded
 from llmconv.convert.scaled.four_bit_floats import E2M1
 from llmconv.convert.scaled.grid import Grid
@@ -39,7 +39,7 @@ from llmconv.formats.tensor import BlockClass, Tensor
 from llmconv.quant.block import BlockType, Bytes
 from llmconv.quant.kernels import codes as kernels
 
-__all__ = ["both", "equal", "is_record", "record", "record_for"]
+__all__ = ["Same", "both", "is_record", "record", "record_for", "same"]
 
 _AT_ONCE = 1 << 19
 """Weights of which records are compared at a time, so that what they pass through stays in the processor's cache."""
@@ -99,27 +99,32 @@ def both(one: Coded | Tensor, other: Coded | Tensor) -> tuple[Tensor, Tensor] | 
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
-def equal(one: Tensor, other: Tensor, start: int, stop: int) -> bool:
-    """Whether rows start..stop of two records are the same; False says nothing of the weights."""
+def same(one: Tensor, other: Tensor) -> Same:
+    """What says of rows start..stop of two records whether they are the same; a False says nothing of the weights."""
     if one.type is not other.type:
-        return False
+        return lambda start, stop: False
+    found = None
     if isinstance(one.read, _Read) and isinstance(other.read, _Read):  # neither was moved
-        same = compared(one.read.given, other.read.given)
-        if same is not None:
-            try:
-                return same(start, stop)
-            except Unsupported:
-                return False
+        found = compared(one.read.given, other.read.given)
+    ask = found or functools.partial(_equal, one, other)
+
+    def asked(start: int, stop: int) -> bool:
+        try:
+            return ask(start, stop)
+        except Unsupported:
+            return False
+
+    return asked
+
+
+def _equal(one: Tensor, other: Tensor, start: int, stop: int) -> bool:
     step, found = max(1, _AT_ONCE // max(1, one.row_len)), np.zeros(1, np.uint8)
-    try:
-        for low in range(start, stop, step):
-            slab = low, min(stop, low + step)
-            records = (np.ascontiguousarray(t.blocks(*slab)).reshape(-1).view(np.int32) for t in (one, other))
-            kernels.differ(*records, found)
-            if found[0]:
-                return False
-    except Unsupported:
-        return False
+    for low in range(start, stop, step):
+        slab = low, min(stop, low + step)
+        records = (np.ascontiguousarray(t.blocks(*slab)).reshape(-1).view(np.int32) for t in (one, other))
+        kernels.differ(*records, found)
+        if found[0]:
+            return False
     return True
 
 
