@@ -24,29 +24,35 @@ __all__ = ["Inputs", "Sums", "clipped", "inputs_of"]
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
 _MOST_BYTES = 1 << 29
-"""Of the matrices of all experts of a tensor; where they would take more, experts share one."""
+"""Of the matrices of all experts of a tensor, or of both halves of a text; where they would take more, there is one."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """h: one (columns, columns) float32 a matrix of the tensor, or one for all.   counts: tokens that each has seen."""
+    """h: one (columns, columns) float32 a matrix of the tensor, or one for all.   counts: tokens that each has seen.
+    half: what the first half of the text adds to `h`, where that is of one matrix and known."""
 
     h: list[Tensor]
     counts: list[int]
+    half: Tensor | None = None
 
 
 class Sums:
-    """Of one tensor's inputs, or of several that have the same.   weights: of tokens.   apart: as `shared.Sum`'s."""
+    """Of one tensor's inputs, or of several that have the same; of a single matrix for each half of the text apart.
+    weights: of tokens.   apart: as `shared.Sum`'s."""
 
     def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool):
-        shared = matrices * columns * columns * 4 > _MOST_BYTES
+        sums = 2 if matrices == 1 else matrices
+        shared = sums * columns * columns * 4 > _MOST_BYTES
         apart = apart or (shared and matrices > 1)
-        self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else matrices)]
-        self.counts, self.weights, self.at = [0] * matrices, clipped(weights), 0
+        self._halves = matrices == 1 and not shared
+        self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else sums)]
+        self.counts, self.weights, self.at, self._late = [0] * matrices, clipped(weights), 0, False
 
     def begin(self, before: int, tokens: int) -> None:
         """A batch with so many of all tokens before it."""
         self.at = 0 if self.weights is None else len(self.weights) * before // tokens
+        self._late = 2 * before >= tokens
 
     def add(self, x: Tensor, part: int) -> bool:
         """Whether the inputs are finite."""
@@ -54,7 +60,7 @@ class Sums:
         if self.weights is not None:
             weights = self.weights[self.at : self.at + len(flat)].to(flat.device)
             self.at += len(flat)
-        h = self.h[min(part, len(self.h) - 1)].here
+        h = self.h[self._late if self._halves else min(part, len(self.h) - 1)].here
         add_moments(h, flat, weights)
         self.counts[min(part, len(self.counts) - 1)] += len(flat)
         return bool(h.diagonal().sum().isfinite())
@@ -67,6 +73,10 @@ class Sums:
         """Means; an expert's, where it saw few tokens, is drawn towards that of all."""
         every, counts = [mirrored(h.whole()) for h in self.h], added(self.counts)
         total = max(1, sum(counts))
+        if self._halves:
+            first, second = (h.div_(total) for h in every)
+            tried = bool(first.diagonal().any()) and bool(second.diagonal().any())
+            return Inputs([second.add_(first)], counts, first if tried else None)
         if len(every) == 1:
             return Inputs([every[0].div_(total)], counts)
         whole = torch.zeros_like(every[0])

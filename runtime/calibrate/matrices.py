@@ -23,7 +23,7 @@ from llmconv.quant.rounding.grid import Codes, Grid
 from llmconv.quant.rounding.groups import grid_of
 from llmconv.runtime.calibrate.gradients import row_groups
 from llmconv.runtime.calibrate.inputs import Inputs
-from llmconv.runtime.calibrate.threads import each, product, root
+from llmconv.runtime.calibrate.threads import axes, each, product, root
 
 __all__ = [
     "LONG",
@@ -39,9 +39,10 @@ __all__ = [
 R = TypeVar("R")
 Floats = NDArray[np.float32]
 
-_DAMP, _DAMP_ROWS = 0.01, 0.03
-"""Shares of the mean diagonal that are added to it, beside one of dimensions by tokens: what few tokens say of many
-columns is mostly chance (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, whose share falls in this way)."""
+_DAMP, _DAMP_ROWS, _DAMP_TRIED = 0.01, 0.03, 0.05
+"""Shares of the mean diagonal that are added to it: of columns, of rows, and of columns whose moments one half of the
+text has tried on the other.  The first two beside one of dimensions by tokens: what few tokens say of many columns is
+mostly chance (Ledoit and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4, whose share falls in this way)."""
 _COUNTING = 0.5
 """About how much of the tokens counts, as weights differ: (sum w)^2 / sum w^2 of what is clipped at four means."""
 _MOST_DAMP = 1.0
@@ -115,8 +116,10 @@ class ToRound:
 class _Columns:
     """What errors in columns cost.   h: (columns, columns) float32, of inputs.   tokens: of how many it is the mean."""
 
-    def __init__(self, h: Floats, tokens: int):
-        self.h, self.tokens, self._one = h, tokens, threading.Lock()
+    def __init__(self, inputs: Inputs, matrix: int):
+        self.h, self.tokens = inputs.h[matrix].numpy(), sum(inputs.counts)
+        self._half = None if inputs.half is None else inputs.half.numpy()
+        self._one = threading.Lock()
         self._damped: Floats | None = None
         self._order: Order | None = None
 
@@ -132,17 +135,25 @@ class _Columns:
                 self._order = Order.of(self._as_damped(), product, root)
             return self._order
 
-    def gradient(self, error: Floats, turned: Floats) -> Floats:
-        """E times the damped matrix.   turned: E H."""
-        mean = _mean(self.h)
-        added = np.diag(self.damped) - np.diag(self.h) / mean
-        found: Floats = error * added + turned / mean
-        return found
-
     def _as_damped(self) -> Floats:
         if self._damped is None:
-            self._damped = _damped(self.h, _DAMP, self.tokens)
+            if self._half is None:
+                self._damped = _damped(self.h, _DAMP, self.tokens)
+            else:
+                self._damped = _damped(_tried(self.h, self._half), _DAMP_TRIED, 0)
         return self._damped
+
+
+def _tried(h: Floats, half: Floats) -> Floats:
+    """Each half's principal axes with the moments that the other half has along them, summed: the text's own moments
+    are too small where chance made them so (Lam 2016, doi:10.1214/15-AOS1393)."""
+    parts = [half, h - half]
+    found = np.zeros_like(h)
+    for own, other in (parts, parts[::-1]):
+        turn = axes(own)
+        moments = np.einsum("ij,ij->j", turn, product(other, turn))
+        found += product(turn * moments, turn.T)
+    return found
 
 
 @dataclass(frozen=True)
@@ -155,9 +166,8 @@ class _Piece:
     counts: Floats | None
     share: float
 
-    def loss(self, error: Floats, turned: Floats | None = None) -> float:
-        """turned: E H, where that is there."""
-        turned = product(error, self.columns.h) if turned is None else turned
+    def loss(self, error: Floats) -> float:
+        turned = product(error, self.columns.h)
         if self.counts is None:
             turned = turned if self.f is None else product(self.f, turned)
             return self.share * float(np.einsum("ij,ij->", error, turned, dtype=np.float64))
@@ -215,9 +225,9 @@ class _Shared:
 
     def of(self, inputs: Inputs, matrix: int) -> _Columns:
         if len(inputs.h) > 1:
-            return _Columns(inputs.h[matrix].numpy(), sum(inputs.counts))
+            return _Columns(inputs, matrix)
         with self._one:
-            return self._made.setdefault(id(inputs), _Columns(inputs.h[0].numpy(), sum(inputs.counts)))
+            return self._made.setdefault(id(inputs), _Columns(inputs, 0))
 
     def done(self, inputs: Inputs) -> None:
         with self._one:
@@ -321,34 +331,36 @@ def losses_of_blocks(tensors: Sequence[ToRound], blocks: Sequence[Bytes | Rows],
 def _rounded(weights: Floats, kind: type[BlockType], piece: _Piece, search: Search) -> tuple[Bytes, float, float]:
     """The blocks of some rows, and what they cost before and after."""
     plain = piece.plain(weights, kind)
-    error = kind.decode(plain) - weights
-    turned = product(error, piece.columns.h)
-    before = piece.loss(error, turned)
+    before = piece.error(kind, plain, weights)
     grid = grid_of(kind)
     if grid is None or not before > 0:
         return plain, before, before
-    start = _Start(grid.unpack(plain), error, piece.columns.gradient(error, turned))
-    blocks = _searched(grid, start, weights, piece, search)
+    blocks = _searched(grid, grid.unpack(plain), weights, piece, search)
     after = piece.loss(kind.decode(blocks) - weights)
     return (blocks, before, after) if after <= before else (plain, before, before)
 
 
 class _Start(NamedTuple):
-    """Codes, their errors, and the gradient there in the metric of inputs alone."""
+    """Codes, and their loss and its gradient in the metric of inputs alone."""
 
     codes: Codes
-    error: Floats
+    loss: float
     gradient: Floats
 
+    @staticmethod
+    def of(grid: Grid, codes: Codes, weights: Floats, metric: Metric) -> _Start:
+        error = grid.values(codes) - weights
+        gradient = metric.gradient(error)
+        return _Start(codes, float(np.vdot(error, gradient)), gradient)
 
-def _searched(grid: Grid, start: _Start, weights: Floats, piece: _Piece, search: Search) -> Bytes:
+
+def _searched(grid: Grid, plain: Codes, weights: Floats, piece: _Piece, search: Search) -> Bytes:
     """GPTQ where each weight has a code, then descent in the inputs' metric, then in that of inputs and results."""
     metric = Metric(piece.columns.damped, None, product)
+    start = _Start.of(grid, plain, weights, metric)
     if grid.book is None:
-        codes = spread_errors(grid, start.codes, weights, piece.columns.order, product)
-        error = grid.values(codes) - weights
-        ordered = _Start(codes, error, metric.gradient(error))
-        start = min(ordered, start, key=lambda found: np.vdot(found.error, found.gradient))
+        codes = spread_errors(grid, plain, weights, piece.columns.order, product)
+        start = min(_Start.of(grid, codes, weights, metric), start, key=lambda found: found.loss)
     alone = search.alone if piece.f is None and len(grid.levels) < _FINE else _FIRST_SWEEPS
     found = rounded(grid, start.codes, weights, metric, alone, search.little, start.gradient)
     if piece.f is not None and piece.f.any():

@@ -131,3 +131,8 @@ def product(a: Any, b: Any) -> Any:
 def root(a: Any) -> Any:
     """The Cholesky factor of a numpy matrix, by torch: lower triangular, on this thread's number of threads."""
     return torch.linalg.cholesky(torch.from_numpy(a)).numpy()
+
+
+def axes(a: Any) -> Any:
+    """The eigenvectors of a symmetric numpy matrix, in columns, by torch, on this thread's number of threads."""
+    return torch.linalg.eigh(torch.from_numpy(a))[1].numpy()

@@ -18,12 +18,14 @@ import llmconv
 from llmconv.errors import BadFile, LlmconvError, OutputExists, UsageError
 from llmconv.formats.gguf import gguf_file
 from llmconv.formats.tensor import Tensor
+from llmconv.quant.block import by_name
 
 torch = pytest.importorskip("torch")
 
 from llmconv.runtime.calibrate.gradients import drawn, gather
-from llmconv.runtime.calibrate.inputs import inputs_of
+from llmconv.runtime.calibrate.inputs import Inputs, inputs_of
 from llmconv.runtime.calibrate.layered import Between
+from llmconv.runtime.calibrate.matrices import ToRound, round_tensors
 from llmconv.runtime.calibrate.targets import Shift, target
 from llmconv.runtime.calibrate.units import embedded, groups, units
 
@@ -170,8 +172,28 @@ def test_inputs_are_a_plain_loops(model: Path) -> None:
     w = w / w.mean()
     wanted = sum(float(w[i]) * torch.outer(x[i], x[i]) for i in range(32)) / 32
     np.testing.assert_allclose(found["blk.0.attn_q.weight"].h[0], wanted, rtol=1e-5, atol=1e-6)
+    early = sum(float(w[i]) * torch.outer(x[i], x[i]) for i in range(16)) / 32
+    np.testing.assert_allclose(found["blk.0.attn_q.weight"].half, early, rtol=1e-5, atol=1e-6)
     plain = sum(torch.outer(row, row) for row in x) / 32
     np.testing.assert_allclose(found["blk.0.attn_k.weight"].h[0], plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [128, 512])
+def test_halves_of_a_text_try_each_other(tokens: int) -> None:
+    """Of inputs whose covariance is known, so that other tokens of theirs need not be drawn."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((128, 128)))[0]
+    covariance = (turn * np.geomspace(1, 1e-4, 128)) @ turn.T
+    x = rng.standard_normal((tokens, 128)) @ np.linalg.cholesky(covariance).T
+    w = rng.standard_normal((64, 128)).astype(np.float32)
+    whole, half = (torch.from_numpy((part.T @ part / tokens).astype(np.float32)) for part in (x, x[: tokens // 2]))
+
+    def costs(inputs: Inputs) -> float:
+        (made,) = round_tensors([ToRound((1, 64, 128), lambda _, rows: w[rows], by_name("Q4_0"), inputs, None)])
+        error = by_name("Q4_0").decode(made.blocks[:]) - w
+        return float(np.vdot(error @ covariance, error))
+
+    assert costs(Inputs([whole], [tokens], half)) < 0.8 * costs(Inputs([whole], [tokens]))
 
 
 def test_every_expert_is_seen(tmp_path: Path) -> None:
