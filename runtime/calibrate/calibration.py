@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmconv.convert.quantizing.calibrated import Keeping
+from llmconv.convert.reports import streaming
 from llmconv.errors import BadFile, UsageError, at, cut
 from llmconv.formats.checkpoint import Checkpoint
 from llmconv.formats.gguf import gguf_file
@@ -26,7 +27,7 @@ from llmconv.progress import Meter, Progress
 from llmconv.quant.block import BlockType
 from llmconv.runtime.calibrate.gradients import EMBEDDING, Gradients, gather
 from llmconv.runtime.calibrate.kept import Rounds
-from llmconv.runtime.calibrate.layered import loaded, prepare
+from llmconv.runtime.calibrate.layered import loaded, prepare, there
 from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, losses_of, round_model
 from llmconv.runtime.calibrate.sofar import SoFar, of_another
@@ -37,6 +38,7 @@ from llmconv.runtime.measure.chunks import Running, Source, device_errors
 from llmconv.runtime.measure.texts import Text, TextSource, read as read_text
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
+from llmconv.runtime.streamed.weights import Weights
 from llmconv.show import Shown
 
 __all__ = ["EFFORTS", "Calibration", "OnText", "calibrate"]
@@ -220,8 +222,12 @@ class Calibration(Shown):
 
 @torch.no_grad()
 def _embedded(model: Model, batches: Sequence[Tensor]) -> Tensor:
-    first = batches[0].flatten()[:_KNOWN_BY]
-    return model.token_embd(first.to(model.device), torch.float32).cpu()
+    there(model, streaming.EMBEDDING)
+    try:
+        return model.token_embd(batches[0].flatten()[:_KNOWN_BY].to(model.device), torch.float32).cpu()
+    finally:
+        if isinstance(model.wants, Weights):
+            model.wants.rest()
 
 
 def _settings(model: Model) -> dict[str, int | str]:
