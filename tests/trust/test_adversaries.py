@@ -236,7 +236,7 @@ GGUFS: dict[str, tuple[Callable[[Checkpoint], object], str]] = {
     "divisors of another size": (tensor("rope_freqs.weight", np.ones(3, np.float32)), "'rope_freqs.weight' has shape [3]"),
     "divisors": (tensor("rope_freqs.weight", np.ones(8, np.float32)), "'rope_freqs.weight' has values that no config.json"),
     "capitals": (tensor("BLK.0.ATTN_Q.WEIGHT", np.zeros((2, 2), np.float32)), "nothing here computes with it: BLK.0.ATTN_Q.WEIGHT"),
-    "a base of 0": (keys(llama__rope__freq_base=np.float32(0)), "llama.rope.freq_base' is np.float32(0.0), expected"),
+    "a base of 0": (keys(llama__rope__freq_base=np.float32(0)), "llama.rope.freq_base' is 0.0, expected"),
     "a scaling of nobody": (keys(llama__rope__scaling__type="spiral"), "has no place for 'llama.rope.scaling.type'"),
     "an end beyond": (keys(tokenizer__ggml__eos_token_id=np.uint32(9999)), "do not say what tokenizer.ggml.eos_token_id"),
     "a list of templates": (keys(tokenizer__chat_template=["a"]), "do not say what tokenizer.chat_template"),
