@@ -224,7 +224,8 @@ class Calibration(Shown):
 def _embedded(model: Model, batches: Sequence[Tensor]) -> Tensor:
     there(model, streaming.EMBEDDING)
     try:
-        return model.token_embd(batches[0].flatten()[:_KNOWN_BY].to(model.device), torch.float32).cpu()
+        found: Tensor = model.token_embd(batches[0].flatten()[:_KNOWN_BY].to(model.device), torch.float32)
+        return found.cpu()
     finally:
         if isinstance(model.wants, Weights):
             model.wants.rest()
