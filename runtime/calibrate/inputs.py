@@ -19,7 +19,7 @@ from llmconv.runtime.checks import not_finite
 from llmconv.runtime.linear import ExpertLinear, Linear
 from llmconv.runtime.model import Model
 
-__all__ = ["Inputs", "Sums", "clipped", "in_halves", "inputs_of"]
+__all__ = ["Inputs", "Sums", "clipped", "inputs_of"]
 
 CLIP = 4.0
 """A token counts at most as much as this many mean ones: weights are heavy-tailed, and few tokens would decide."""
@@ -37,22 +37,15 @@ class Inputs:
     half: Tensor | None = None
 
 
-def in_halves(model: Model, columns: int) -> bool:
-    """Whether inputs are not wider than the model.  Axes take some twenty times columns^3 operations, a search some
-    times rows columns^2: rounding a down projection would take a half longer, for a hundredth of its loss."""
-    return columns <= model.decoder.dim
-
-
 class Sums:
-    """Of one tensor's inputs, or of several that have the same.   weights: of tokens.   apart: as `shared.Sum`'s.
-    halves: whether of a single matrix each half of the text is kept apart."""
+    """Of one tensor's inputs, or of several that have the same; of a single matrix for each half of the text apart.
+    weights: of tokens.   apart: as `shared.Sum`'s."""
 
-    def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool, halves: bool):
-        halves = halves and matrices == 1
-        sums = 2 if halves else matrices
+    def __init__(self, matrices: int, columns: int, weights: Tensor | None, apart: bool):
+        sums = 2 if matrices == 1 else matrices
         shared = sums * columns * columns * 4 > _MOST_BYTES
         apart = apart or (shared and matrices > 1)
-        self._halves = halves and not shared
+        self._halves = matrices == 1 and not shared
         self.h = [Sum(torch.zeros(columns, columns), apart) for _ in range(1 if shared else sums)]
         self.counts, self.weights, self.at, self._late = [0] * matrices, clipped(weights), 0, False
 
@@ -153,7 +146,7 @@ class _Watching:
     def _sums(self, name: str, columns: int) -> Sums:
         module = self.unit.modules[name]
         matrices = module.shape[0] if isinstance(module, ExpertLinear) and name_of_experts(name) else 1
-        found = Sums(matrices, columns, self.weights.get(name), often(self.model), in_halves(self.model, columns))
+        found = Sums(matrices, columns, self.weights.get(name), often(self.model))
         found.begin(self.before, self.tokens)
         return found
 

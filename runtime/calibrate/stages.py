@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmconv.runtime.calibrate.inputs import Inputs, Sums, in_halves, inputs_of
+from llmconv.runtime.calibrate.inputs import Inputs, Sums, inputs_of
 from llmconv.runtime.calibrate.layered import Between
 from llmconv.runtime.calibrate.shared import as_one, merged, mine, turns
 from llmconv.runtime.calibrate.threads import by_turns
@@ -133,10 +133,10 @@ class Waiting(Stages):
         names = self.stages[stage]
         alike = next((name for name in names if name not in weights), "")
         leaders = {name: name if name in weights else alike for name in names}
-        columns = {name: self.unit.modules[name].shape[-1] for name in names if leaders[name] == name}
         self._sums = {
-            name: Sums(1, width, weights.get(name), False, in_halves(self.model, width))
-            for name, width in columns.items()
+            name: Sums(1, self.unit.modules[name].shape[-1], weights.get(name), False)
+            for name in names
+            if leaders[name] == name
         }
 
         def run(i: int) -> None:
