@@ -21,6 +21,7 @@ from llmconv.quant.kernels.terms.steps import (
     HEADS,
     HOW,
     NAPS,
+    POSITION,
     ROW_COUNT,
     ROWS,
     START,
@@ -137,8 +138,9 @@ def _chunks(table, at):
 
 
 @inner
-def _work(table, shared, position):
-    """Take chunks of what is open until there are none left."""
+def _work(table, shared):
+    """Take chunks of what is open until there are none left: of the token that is made by now, which for a thread that
+    slept is not the one that it came for."""
     while True:
         ticket = seen(shared, TICKET)
         if (ticket & 0xFFFFFFFF) >= _chunks(table, (ticket >> 32) * WIDTH):
@@ -146,7 +148,7 @@ def _work(table, shared, position):
         ticket = take(shared, TICKET)  # of what is open by now
         at = (ticket >> 32) * WIDTH
         if (ticket & 0xFFFFFFFF) < _chunks(table, at):
-            _chunk(table, at, ticket & 0xFFFFFFFF, position)
+            _chunk(table, at, ticket & 0xFFFFFFFF, seen(shared, POSITION))
             take(shared, DONE)
 
 
@@ -156,6 +158,7 @@ def lead(table, shared, count, position, rest, moment):
 
     rest, moment: the address of the system's function that lets a thread sleep, and for how long.
     """
+    show(shared, POSITION, position)
     instruction = np.int64(0)
     while instruction < count:
         at = instruction * WIDTH
@@ -167,7 +170,7 @@ def lead(table, shared, count, position, rest, moment):
             continue
         show(shared, DONE, np.int64(0))
         show(shared, TICKET, (instruction - 1) << 32)
-        _work(table, shared, position)
+        _work(table, shared)
         looks = 0
         while seen(shared, DONE) < wanted:
             looks += 1
@@ -180,12 +183,12 @@ def lead(table, shared, count, position, rest, moment):
     show(shared, TICKET, count << 32)
 
 
-@kernel(_TABLE, _TABLE, types.int64, types.int64, types.int64, types.int64)
-def assist(table, shared, count, position, rest, moment):
+@kernel(_TABLE, _TABLE, types.int64, types.int64, types.int64)
+def assist(table, shared, count, rest, moment):
     """Beside a thread that leads, until it is through."""
     looks, before = 0, np.int64(-1)
     while True:
-        _work(table, shared, position)
+        _work(table, shared)
         ticket = seen(shared, TICKET)
         if ticket >> 32 >= count:
             return

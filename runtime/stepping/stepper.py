@@ -99,13 +99,13 @@ class Stepper:
         started = time.perf_counter()
         try:
             for _ in range(self._threads - 1 if self._helped else 0):
-                products.workers().submit(_assist, table, shared, position)
+                products.workers().submit(_assist, table, shared)
             one_token.lead(table.instructions.reshape(-1), shared, count, position, *_rest())
         finally:
             shared[steps.TICKET] = count << 32  # also where none led: nobody waits for ever
         self._helped = self._together.send((time.perf_counter() - started, int(shared[steps.NAPS])))
 
 
-def _assist(table: Table, shared: np.ndarray[tuple[int], np.dtype[np.int64]], position: int) -> None:
+def _assist(table: Table, shared: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
     """Takes the table itself, so that its memory lasts as long as this runs."""
-    one_token.assist(table.instructions.reshape(-1), shared, len(table.instructions) - 1, position, *_rest())
+    one_token.assist(table.instructions.reshape(-1), shared, len(table.instructions) - 1, *_rest())

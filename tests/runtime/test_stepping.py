@@ -163,6 +163,35 @@ def test_a_thread_that_comes_when_all_is_over_goes_again(two_threads: None) -> N
     assert time.perf_counter() - started < 5
 
 
+def test_a_thread_that_sleeps_over_a_token_helps_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token's help comes when the next one is made: it works at that one's position."""
+
+    class Late:
+        def __init__(self) -> None:
+            self.work: list[Any] = []
+            self.threads: list[threading.Thread] = []
+
+        def submit(self, *work: Any) -> None:
+            for late in self.work:
+                self.threads.append(threading.Thread(target=late[0], args=late[1:]))
+                self.threads[-1].start()
+            self.work = [work]
+
+    late = Late()
+    monkeypatch.setattr("llmconv.runtime.stepping.table.LEAST_CHUNK", 1)
+    tokens = torch.tensor(TOKENS * 3).view(1, -1)
+    alone, _ = steps_of(llmconv.load(stored(tiny(), "Q4_0"), "cpu"), tokens, 5)
+    monkeypatch.setattr(products, "workers", lambda: late)
+    torch.set_num_threads(2)
+    try:
+        ours, _ = steps_of(llmconv.load(stored(tiny(), "Q4_0"), "cpu"), tokens, 5)
+    finally:
+        torch.set_num_threads(1)
+        for thread in late.threads:
+            thread.join(10)
+    torch.testing.assert_close(ours, alone, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("faster", [True, False])
 def test_where_one_comes_late_the_faster_way_is_gone_for_a_while(faster: bool) -> None:
     pace = _together()

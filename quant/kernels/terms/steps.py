@@ -37,6 +37,7 @@ SOURCE, TARGET, COUNT, SIZE, WEIGHT, SHIFT, FACTOR = range(4, 11)
 ACTIVATIONS: Sequence[str] = ("silu", "gelu_tanh", "quick_gelu", "relu", "relu2", "identity", "tanh")
 """What there is a `join_...` of."""
 
-TICKET, DONE, NAPS, SHARED = 0, 16, 32, 48
+TICKET, DONE, NAPS, POSITION, SHARED = 0, 16, 32, 48, 64
 """What threads share, in int64s that are a cache line apart: which instruction is open and how many of its chunks are
-taken (the instruction in the upper half); how many are done; how often the first thread slept.   SHARED: their size."""
+taken (the instruction in the upper half); how many are done; how often the first thread slept; the token's
+position.   SHARED: their size."""
