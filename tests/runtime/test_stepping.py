@@ -175,6 +175,7 @@ def test_a_thread_that_sleeps_over_a_token_helps_with_the_next(monkeypatch: pyte
             for late in self.work:
                 self.threads.append(threading.Thread(target=late[0], args=late[1:]))
                 self.threads[-1].start()
+            time.sleep(0.005)  # till it waits for what is opened
             self.work = [work]
 
     late = Late()
