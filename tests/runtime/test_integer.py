@@ -173,8 +173,8 @@ def test_lanes_without_their_instructions(features: tuple[str, ...], monkeypatch
         store(out, 16, byte_lanes.dot_shorts(a, b))
         store(out, 32, byte_lanes.add_shorts(a, b))
         store(out, 48, byte_lanes.look_up(table, a))
-        store(out, 64, byte_lanes.dot_fours(a, b))
-        store(out, 80, byte_lanes.dot_signed_fours(b, load_i32(z, 0)))
+        store(out, 64, byte_lanes.add_fours(a, b, a))
+        store(out, 80, byte_lanes.add_signed_fours(b, load_i32(z, 0), b))
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 16, 64, np.uint8), rng.integers(-128, 128, 64).astype(np.int8)
@@ -187,6 +187,8 @@ def test_lanes_without_their_instructions(features: tuple[str, ...], monkeypatch
     np.testing.assert_array_equal(out[16:32], pairs.reshape(-1, 2).sum(1))
     np.testing.assert_array_equal(out[32:48].view(np.int16), x.view(np.int16) + y.view(np.int16))
     np.testing.assert_array_equal(out[48:64].view(np.uint8), table[x])
+    out[64:80] -= x.view(np.int32)  # the totals
+    out[80:] -= y.view(np.int32)
     np.testing.assert_array_equal(out[64:80], (x.astype(np.int32) * y).reshape(-1, 4).sum(1))
     np.testing.assert_array_equal(out[80:], (y.astype(np.int32) * z).reshape(-1, 4).sum(1))
 

@@ -94,20 +94,17 @@ def _pairs_of_shorts(context, builder, x, y):
     return _dot_parts(builder, x, y, _I32, True)
 
 
-def _fours(context, builder, x, y, total=None):
+def _fours(context, builder, x, y, total):
     if has_vnni(context):
-        total = ir.Constant(_WORDS, [0] * LANES) if total is None else total
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", _WORDS, [total, x, y])
     ones = ir.Constant(_WORDS, [0x00010001] * LANES)
-    four = _pairs_of_shorts(context, builder, _pairs_of_bytes(context, builder, x, y), ones)
-    return four if total is None else builder.add(total, four)
+    return builder.add(total, _pairs_of_shorts(context, builder, _pairs_of_bytes(context, builder, x, y), ones))
 
 
-def _signed_fours(context, builder, x, y, total=None):
+def _signed_fours(context, builder, x, y, total):
     if not has_avx2(context):
         ones = ir.Constant(_WORDS, [0x00010001] * LANES)
-        four = _dot_parts(builder, _dot_parts(builder, x, y, _I16, True), ones, _I32, True)
-        return four if total is None else builder.add(total, four)
+        return builder.add(total, _dot_parts(builder, _dot_parts(builder, x, y, _I16, True), ones, _I32, True))
     zero = ir.Constant(_BYTES, [0] * 4 * LANES)
     wide, other = builder.bitcast(x, _BYTES), builder.bitcast(y, _BYTES)
     negative = builder.icmp_signed("<", wide, zero)
@@ -133,10 +130,6 @@ dot_bytes = _dot(
     "Unsigned bytes of x times signed bytes of y, neighbours added: two int16 a lane, which must hold the sums.",
 )
 dot_shorts = _dot(_pairs_of_shorts, "Signed int16 of x times those of y, neighbours added: one int32 a lane.")
-dot_fours = _dot(
-    _fours, "Unsigned bytes of x times signed bytes of y, added up in each lane; int16 must hold the sum of two."
-)
-dot_signed_fours = _dot(_signed_fours, "The same for signed bytes of x; those of y are not -128.")
 
 
 def _adding(generate, doc):
@@ -148,8 +141,11 @@ def _adding(generate, doc):
     return add
 
 
-add_fours = _adding(_fours, "`dot_fours` plus a total.")
-add_signed_fours = _adding(_signed_fours, "`dot_signed_fours` plus a total.")
+add_fours = _adding(
+    _fours,
+    "Unsigned bytes of x times signed bytes of y, added to a total in each lane; int16 must hold the sum of two.",
+)
+add_signed_fours = _adding(_signed_fours, "The same for signed bytes of x; those of y are not -128.")
 
 
 @intrinsic
