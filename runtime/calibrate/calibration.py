@@ -35,7 +35,7 @@ from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, w
 from llmconv.runtime.calibrate.threads import one_thread
 from llmconv.runtime.calibrate.watching import matrices
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
-from llmconv.runtime.measure.texts import Text, TextSource, read as read_text
+from llmconv.runtime.measure.texts import Text, TextSource, each_of, read as read_text
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
 from llmconv.runtime.streamed.weights import Weights
@@ -269,7 +269,7 @@ def calibrate(
     Raises `UsageError` for texts of less than a chunk, `LlmconvError` where the model computes what is not finite.
     """
     _check_effort(effort)
-    texts = [text] if isinstance(text, str | os.PathLike) else list(text)
+    texts = each_of(text)
     target, kept = None if output is None else Path(output), None
     if target is not None:
         files = [*texts, *([] if isinstance(model, Checkpoint | Model) else [model])]
@@ -277,9 +277,8 @@ def calibrate(
         check_target(target, force=force, inputs=inputs)
     if resumable:
         kept = _partial(target, force)
-    running = loaded(Running(device, dtype, memory=memory), model, effort != "fast")
-    made = _looked_at(running, Reading(texts, context, chunks), effort, seed, progress, kept)
-    made.device, made.memory = device, memory
+    how = Running(device, dtype, memory=memory)
+    made = _looked_at(how, model, Reading(texts, context, chunks), effort, seed, progress, kept)
     if target is not None:
         made.save(target, force=force)
     if kept is not None:
@@ -292,13 +291,20 @@ def _partial(target: Path | None, force: bool) -> SoFar:
         raise UsageError("--resumable keeps what there is beside the output; give one (-o)")
     if current() is not None:
         raise UsageError("--resumable is for one process here; leave it out, or run without torchrun")
-    return SoFar(target.with_name(target.name + ".partial"), force)
+    return SoFar.beside(target, force)
 
 
 def _looked_at(
-    model: Model, reading: Reading, effort: str, seed: int, progress: Progress | None, kept: SoFar | None
+    how: Running,
+    source: Source,
+    reading: Reading,
+    effort: str,
+    seed: int,
+    progress: Progress | None,
+    kept: SoFar | None,
 ) -> Calibration:
-    """What a loaded model's calibration on texts knows; arguments as `calibrate`'s."""
+    """What a model's calibration on texts knows; arguments as `calibrate`'s."""
+    model = loaded(how, source, effort != "fast")
     found = works(model, reading, TOKENS)
     batches = [part for rows in rows_of(found) for part in _cut(rows.cpu())]
     meter = Meter(progress, "calibrate", sum(len(b) for b in batches), f"{found[0].unit}s")
@@ -308,7 +314,8 @@ def _looked_at(
         with one_thread(), device_errors(model.device, "use a smaller context (-c) or --effort fast"):
             gradients = gather(model, batches, seed, meter, kept)
     notes = [*model.notes, *(note for work in found for note in work.notes)]
-    return Calibration(batches, effort, gradients, _settings(model), notes, embedded=_embedded(model, batches))
+    embedded = _embedded(model, batches)
+    return Calibration(batches, effort, gradients, _settings(model), notes, how.device, how.memory, embedded)
 
 
 def _check_effort(effort: str) -> None:
@@ -340,7 +347,7 @@ class OnText:
 
     def identity(self) -> Any:
         """What it is made of."""
-        read = [hashlib.sha256(repr(read_text(text)).encode()).hexdigest() for text in self._texts()]
+        read = [hashlib.sha256(repr(read_text(text)).encode()).hexdigest() for text in each_of(self.text)]
         return [read, self.effort, self.context, self.chunks, self.seed]
 
     def round(
@@ -384,15 +391,10 @@ class OnText:
         so_far = None
         if kept is not None and current() is None:  # of several processes each has sums of its own
             so_far = SoFar(kept.statistics, kept.force)
-        reading = Reading(self._texts(), self.context, self.chunks)
+        reading = Reading(each_of(self.text), self.context, self.chunks)
+        how = Running(self.device, memory=self.memory)
         with without_context():
-            model = loaded(Running(self.device, memory=self.memory), checkpoint, self.in_nats)
-            made = _looked_at(model, reading, self.effort, self.seed, progress, so_far)
-        made.device, made.memory = self.device, self.memory
-        return made
-
-    def _texts(self) -> list[TextSource]:
-        return [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
+            return _looked_at(how, checkpoint, reading, self.effort, self.seed, progress, so_far)
 
     def _mark(self, kept: Keeping) -> str:
         said = json.dumps([kept.made_of[0], self.identity()], sort_keys=True)  # the inputs, whatever they become

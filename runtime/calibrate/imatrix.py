@@ -36,7 +36,7 @@ from llmconv.runtime.calibrate.sofar import SoFar
 from llmconv.runtime.calibrate.texts import Reading, rows_of, works
 from llmconv.runtime.calibrate.watching import watching
 from llmconv.runtime.measure.chunks import Running, Source, device_errors
-from llmconv.runtime.measure.texts import Text, TextSource
+from llmconv.runtime.measure.texts import Text, TextSource, each_of
 from llmconv.runtime.model import Model
 from llmconv.runtime.streamed.memory import Memory
 from llmconv.runtime.streamed.passing import Passed
@@ -102,7 +102,7 @@ def imatrix(
     Sums, counts and file forms are llama-imatrix's.  Raises `UsageError` for a text of less than a chunk, `BadFile`
     for files of another model, `LlmconvError` for inputs that are not finite: it names the tensor.
     """
-    texts = [text] if isinstance(text, str | os.PathLike) else list(text)
+    texts = each_of(text)
     kind = _format(output, output_format)
     target = Path(output) if output is not None else None
     if (model is None) != (not texts):
@@ -193,7 +193,7 @@ def _kept(
         "memory": [str(t) for t in reading.texts if isinstance(t, Text)],
         "options": [reading.context, reading.chunks, process_output],
     }
-    return _Kept(SoFar(target.with_name(target.name + ".partial"), force), identity, every)
+    return _Kept(SoFar.beside(target, force), identity, every)
 
 
 def _files(model: Path) -> list[Path]:

@@ -46,6 +46,11 @@ class SoFar:
         self.path, self._force = path, force
         self._identity, self._written, self._took, self._pieces = "", time.monotonic(), 0.0, 0
 
+    @staticmethod
+    def beside(output: Path, force: bool) -> SoFar:
+        """`OUTPUT.partial`."""
+        return SoFar(output.with_name(output.name + ".partial"), force)
+
     def found(self, identity: Any) -> tuple[int, list[Checkpoint]] | None:
         """How much an earlier run has done, and the file and the pieces that it left; None where there was none.
 
@@ -101,7 +106,4 @@ class SoFar:
 
     @staticmethod
     def _write(path: Path, tensors: Iterable[Tensor], said: dict[str, Any]) -> None:
-        made = Checkpoint(metadata=said)
-        for tensor in tensors:
-            made.add(tensor)
-        gguf_file.save(made, path, force=True)
+        gguf_file.save(Checkpoint({tensor.name: tensor for tensor in tensors}, said), path, force=True)

@@ -16,7 +16,7 @@ import torch
 
 from llmconv.formats.sharing.team import current, shared_out
 
-__all__ = ["by_turns", "each", "given_back", "one_thread", "product", "root"]
+__all__ = ["axes", "by_turns", "each", "given_back", "one_thread", "product", "root"]
 
 T = TypeVar("T")
 R = TypeVar("R")

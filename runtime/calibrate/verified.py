@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from llmconv.runtime.calibrate.matrices import Rounded
 from llmconv.runtime.calibrate.sequence import Calibrated, Offers, compare_losses
 from llmconv.runtime.calibrate.texts import Reading, rows_of, without_context, works
 from llmconv.runtime.measure.compare import compare
-from llmconv.runtime.measure.texts import TextSource, read
+from llmconv.runtime.measure.texts import TextSource, each_of, read
 
 __all__ = ["Verified"]
 
@@ -89,9 +88,6 @@ class Verified:
             )
         return mixed
 
-    def _texts(self) -> list[TextSource]:
-        return [self.text] if isinstance(self.text, str | os.PathLike) else list(self.text)
-
     def _worse(
         self, checkpoint: Checkpoint, kinds: Kinds, made: Mapping[str, Rounded], jobs: int | None, progress: Any
     ) -> set[str]:
@@ -100,7 +96,7 @@ class Verified:
         assert known is not None
         model = known.loaded(checkpoint)
         with without_context():
-            found = works(model, Reading(self._texts(), self.context, self.chunks), TOKENS)
+            found = works(model, Reading(each_of(self.text), self.context, self.chunks), TOKENS)
         batches = [rows.cpu() for rows in rows_of(found)]
         g = known.gradients  # each token counts alike here: the weights are those of the calibration's tokens
         alike = Calibrated(batches, Gradients({}, g.rows, g.embedding, g.head))
@@ -113,7 +109,7 @@ class Verified:
         ready = {name: _tensor(checkpoint.tensors[name], kinds[name], found) for name, found in made.items()}
         rounded = checkpoint.but(tensors=checkpoint.tensors | ready)
         total = tokens = 0.0
-        for text in self._texts():
+        for text in each_of(self.text):
             chunks = self.chunks or (_CHUNKS if read(text).pairs is None else None)
             how: dict[str, Any] = {"context": self.context, "chunks": chunks, "progress": progress}
             how |= {"device": self.calibration.device, "memory": self.calibration.memory}

@@ -11,7 +11,7 @@ from typing import Any
 from llmconv.errors import BadFile, at, cut
 from llmconv.formats.files import open_regular
 
-__all__ = ["Passage", "Text", "TextSource", "read", "unknown"]
+__all__ = ["Passage", "Text", "TextSource", "each_of", "read", "unknown"]
 
 
 class Text(str):
@@ -22,6 +22,11 @@ class Text(str):
 
 TextSource = str | os.PathLike[str]
 """A path, or a `Text`."""
+
+
+def each_of(texts: TextSource | Sequence[TextSource]) -> list[TextSource]:
+    """One or several, as a list."""
+    return [texts] if isinstance(texts, str | os.PathLike) else list(texts)
 
 
 @dataclass(frozen=True)
