@@ -12,7 +12,7 @@ import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -179,7 +179,7 @@ def _differs(out: Output, name: str) -> NoReturn:
     )
 
 
-def in_bits(found: Any) -> str:
+def in_bits(found: Iterable[int]) -> str:
     """For people: "4 bits, ", "4 and 8 bits, ", or nothing."""
     each = sorted(set(found))
     return f"{' and '.join(map(str, each))} bits, " if each else ""
